@@ -1,0 +1,167 @@
+"""Spiking neurons as functions: the dynamics, the argument checks, and the choice of kernel.
+
+For t = 1..T and each neuron on its own, with `u` the membrane potential:
+
+    u <- decay * u + x[t] - eps1               eps1 ~ law   membrane ("diffusive") noise
+    spike[t] = [u - threshold > eps2]          eps2 ~ law   threshold ("escape") noise
+    u <- u * (1 - spike[t])                    reset="zero"; "subtract": u - threshold * spike[t]; "none": u
+
+so that P(spike | u) = F(u - threshold), F being the distribution function of the law. One draw
+decides both the spike and the reset. The backward pass takes d spike / d u = F'(u - threshold),
+the density of the law at the (noisy) potential, and flows through the reset as well.
+"""
+
+import dataclasses
+import math
+
+import torch
+
+from .kernels import eager
+from .noise import NoiseLaw
+
+PLACEMENTS = ("both", "escape", "membrane")
+RESETS = ("zero", "subtract", "none")
+MODES = ("noisy", "noiseless", "mean_field")
+KERNELS = {"eager": eager.lif_sequence}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """What a kernel has to know of a neuron besides its tensors."""
+
+    threshold: float
+    reset: str
+    detach_reset: bool
+    decay_input: bool
+    membrane_noise: bool
+    threshold_noise: bool
+    mean_field: bool
+
+
+def noisy_lif(
+    x,
+    noise,
+    *,
+    threshold=1.0,
+    decay=0.5,
+    placement="both",
+    reset="zero",
+    detach_reset=False,
+    decay_input=False,
+    state=None,
+    scale=None,
+    mode="noisy",
+    backend="auto",
+):
+    """Noisy leaky integrate-and-fire neurons over a sequence; the module's docstring has the equations.
+
+    Args:
+        x: input current, time first.
+        noise: the `NoiseLaw` of eps1 and eps2; its density is the gradient.
+        threshold: firing threshold, in the units of the potential.
+        decay: factor of the potential per step, in [0, 1]; a 0-d tensor is learnt. The command
+            line's tau is 1 / decay; SpikingJelly's tau is 1 / (1 - decay); snnTorch's beta is decay.
+        placement: "both" noises (the spike's marginal noise is then wider than the law), "escape"
+            (threshold noise alone) or "membrane" (membrane noise alone: fires where u > threshold).
+        reset: "zero", "subtract" (by the threshold) or "none".
+        detach_reset: if true, the gradient does not flow through the spike in the reset.
+        decay_input: if true, the input enters as (1 - decay) * x[t].
+        state: membrane potential before the first step; None means 0, at rest.
+        scale: a 0-d tensor that replaces the scale of `noise`, and is learnt.
+        mode: "noisy"; "noiseless" fires where u > threshold with no noise at all; "mean_field"
+            replaces spikes by their probabilities F(u - threshold), in the reset too.
+        backend: "auto" or the name of a kernel.
+
+    Shape:
+        x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential
+        after the last step [B, ...] in float32 (float64 for float64 input), as all arithmetic is.
+
+    Raises:
+        ValueError, TypeError: for an argument out of range, saying what came and what is allowed.
+
+    Note:
+        With `scale`, the gradient is that of the firing probability: by F(u - threshold) directly
+        where the threshold is noisy, and through eps1 = loc + scale * (standard draw) where the
+        membrane is. Ma, Yan and Tang, Patterns 4 (2023) 100831, give the model and the learning rule.
+    """
+    check_choice("placement", placement, PLACEMENTS)
+    check_choice("reset", reset, RESETS)
+    check_choice("mode", mode, MODES)
+    check_decay(decay)
+    check_threshold(threshold)
+    check_law("noise", noise)
+    dynamics = Dynamics(
+        threshold=threshold,
+        reset=reset,
+        detach_reset=detach_reset,
+        decay_input=decay_input,
+        membrane_noise=mode == "noisy" and placement in ("both", "membrane"),
+        threshold_noise=mode == "noisy" and placement in ("both", "escape"),
+        mean_field=mode == "mean_field",
+    )
+    return _kernel(backend)(x, _initial_state(x, state), decay, scale, noise, dynamics)
+
+
+def lif(x, surrogate, *, threshold=1.0, decay=0.5, reset="zero", detach_reset=False, decay_input=False, state=None, backend="auto"):
+    """Deterministic leaky integrate-and-fire neurons over a sequence.
+
+    They fire where u > threshold, strictly; backward takes the density of `surrogate` (a `NoiseLaw`)
+    for d spike / d u. Arguments, shapes and errors are those of `noisy_lif`.
+    """
+    return noisy_lif(
+        x,
+        surrogate,
+        threshold=threshold,
+        decay=decay,
+        reset=reset,
+        detach_reset=detach_reset,
+        decay_input=decay_input,
+        state=state,
+        mode="noiseless",
+        backend=backend,
+    )
+
+
+def check_decay(decay):
+    """Raise ValueError unless `decay` is in [0, 1]; a tensor is trusted (it lives on the device)."""
+    if not isinstance(decay, torch.Tensor) and not 0.0 <= decay <= 1.0:
+        raise ValueError(f"decay must be in [0, 1], got {decay}")
+
+
+def check_threshold(threshold):
+    """Raise ValueError unless `threshold` is positive and finite."""
+    if not 0.0 < threshold < math.inf:
+        raise ValueError(f"threshold must be positive and finite, got {threshold}")
+
+
+def check_law(name, law):
+    """Raise TypeError unless `law` is a `NoiseLaw`."""
+    if not isinstance(law, NoiseLaw):
+        raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}")
+
+
+def check_choice(name, value, allowed):
+    """Raise ValueError unless `value` is one of `allowed`, naming them."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _kernel(backend):
+    if backend == "auto":
+        return KERNELS["eager"]
+    check_choice("backend", backend, ("auto", *KERNELS))
+    return KERNELS[backend]
+
+
+def _initial_state(x, state):
+    """Check `x` and `state`; return the state in the dtype of the arithmetic."""
+    if not x.is_floating_point():
+        raise TypeError(f"the input current must be floating point, got {x.dtype}")
+    if x.dim() < 2:
+        raise ValueError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if state is None:
+        return torch.zeros(x.shape[1:], dtype=dtype, device=x.device)
+    if state.shape != x.shape[1:]:
+        raise ValueError(f"the state must be {list(x.shape[1:])}, one step of the input; got shape {list(state.shape)}")
+    return state.to(dtype)

@@ -1,0 +1,127 @@
+"""The reference kernel in plain PyTorch: any law, any device. Faster kernels are tested against it."""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..noise import Rescaled
+
+
+def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None)):
+    """Run one layer of neurons over a sequence; `models.functional` states the dynamics.
+
+    Args:
+        x: input current [T, B, ...].
+        state: membrane potential before the first step [B, ...], in the dtype of the arithmetic.
+        decay: a number, or a 0-d tensor where it is learnt.
+        scale: None, or the learnt scale of `law` as a 0-d tensor.
+        law: `NoiseLaw`; for a deterministic neuron, the density used as surrogate gradient.
+        dynamics: `models.functional.Dynamics`.
+        noise: membrane and threshold noise, each [T, B, ...]; what is None is drawn from `law`.
+
+    Returns:
+        spikes [T, B, ...] in the dtype of `x`, and the potential after the last step [B, ...].
+    """
+    return _LIFSequence.apply(x, state, decay, scale, *noise, law, dynamics)
+
+
+def _empty_sequence(x, dtype):
+    """Uninitialised [T, B, ...] whose steps have the memory format of a step of `x`.
+
+    `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
+    """
+    step = torch.empty_like(x[0], dtype=dtype)
+    return step.new_empty_strided((x.shape[0], *step.shape), (step.numel(), *step.stride()))
+
+
+def _reset(u, fired, dynamics):
+    """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""
+    if dynamics.reset == "zero":
+        return torch.addcmul(u, u, fired, value=-1)
+    if dynamics.reset == "subtract":
+        return torch.sub(u, fired, alpha=dynamics.threshold)
+    return u
+
+
+def _reset_backward(grad_v, u, fired, dynamics):
+    """Gradients of `_reset` with respect to `u` and to `fired` (None where there is none)."""
+    if dynamics.reset == "zero":
+        return torch.addcmul(grad_v, grad_v, fired, value=-1), -u * grad_v
+    if dynamics.reset == "subtract":
+        return grad_v, -dynamics.threshold * grad_v
+    return grad_v, None
+
+
+class _LIFSequence(torch.autograd.Function):
+    """One autograd node for the whole sequence, instead of T small graphs.
+
+    Saved for backward: the spikes (which the next layer holds anyway) and z = u - threshold;
+    the membrane noise and `x` only where a learnt scale or decay needs them.
+    """
+
+    @staticmethod
+    def forward(ctx, x, state, decay, scale, eps_membrane, eps_threshold, law, dynamics):
+        law = law if scale is None else Rescaled(law, scale)
+        spikes, z = _empty_sequence(x, x.dtype), _empty_sequence(x, state.dtype)
+        keep_eps = scale is not None and dynamics.membrane_noise
+        eps_kept = _empty_sequence(x, state.dtype) if keep_eps else None
+
+        def draw(given, t):
+            return law.sample(state.shape, device=x.device, dtype=state.dtype) if given is None else given[t]
+
+        v = state
+        for t in range(x.shape[0]):
+            current = x[t].to(state.dtype)
+            u = v * decay + (current * (1 - decay) if dynamics.decay_input else current)
+            if dynamics.membrane_noise:
+                eps = draw(eps_membrane, t)
+                u -= eps
+                if keep_eps:
+                    eps_kept[t] = eps
+            z_t = u - dynamics.threshold
+            if dynamics.mean_field:
+                fired = law.cdf(z_t)
+            else:
+                fired = (z_t > (draw(eps_threshold, t) if dynamics.threshold_noise else 0)).to(z_t.dtype)
+            z[t], spikes[t] = z_t, fired
+            v = _reset(u, fired, dynamics)
+
+        ctx.law, ctx.dynamics, ctx.decay, ctx.scale = law, dynamics, decay, scale
+        needs_x = dynamics.decay_input and isinstance(decay, torch.Tensor)
+        ctx.save_for_backward(state, spikes, z, eps_kept, x if needs_x else None)
+        ctx.set_materialize_grads(False)
+        return spikes, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_spikes, grad_v):
+        state, spikes, z, eps, x = ctx.saved_tensors
+        law, dynamics, decay, scale = ctx.law, ctx.dynamics, ctx.decay, ctx.scale
+        learns_decay, learns_scale = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+        grad_x = _empty_sequence(z, spikes.dtype)
+        grad_decay = z.new_zeros(()) if learns_decay else None
+        grad_scale = z.new_zeros(()) if learns_scale else None
+        grad_v = torch.zeros_like(state) if grad_v is None else grad_v
+
+        def fired_at(t):
+            return law.cdf(z[t]) if dynamics.mean_field else spikes[t].to(z.dtype)
+
+        for t in reversed(range(z.shape[0])):
+            slope, fired = law.pdf(z[t]), fired_at(t)
+            grad_u, grad_fired = _reset_backward(grad_v, z[t] + dynamics.threshold, fired, dynamics)
+            if grad_fired is None or dynamics.detach_reset:
+                grad_fired = torch.zeros_like(fired)
+            if grad_spikes is not None:
+                grad_fired = grad_fired + grad_spikes[t]
+            grad_u = torch.addcmul(grad_u, grad_fired, slope)
+
+            if learns_scale:
+                if dynamics.threshold_noise or dynamics.mean_field:  # P(fire) = F(z), F stretched by scale
+                    grad_scale -= (grad_fired * slope * (z[t] - law.loc)).sum() / scale
+                if dynamics.membrane_noise:  # u holds -(loc + scale * standard draw)
+                    grad_scale -= (grad_u * (eps[t] - law.loc)).sum() / scale
+            if learns_decay:
+                v = _reset(z[t - 1] + dynamics.threshold, fired_at(t - 1), dynamics) if t > 0 else state
+                grad_decay += (grad_u * (v - x[t] if dynamics.decay_input else v)).sum()
+            grad_x[t] = grad_u * (1 - decay) if dynamics.decay_input else grad_u
+            grad_v = grad_u * decay
+        return grad_x, grad_v, grad_decay, grad_scale, None, None, None, None

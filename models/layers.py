@@ -1,0 +1,94 @@
+"""Layers without memory, and the frame that all networks share."""
+
+import torch
+from torch import nn
+
+
+def over_time(layer, x):
+    """Apply a layer without memory to every time step at once: time is folded into the batch.
+
+    Shape:
+        x [T, B, ...] -> layer(x as [T * B, ...]) as [T, B, ...]
+    """
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel; as a layer of the model, attacks and perturbations see raw pixels.
+
+    Args:
+        mean, std: one number per channel, in pixel units ([0, 1] images).
+
+    Shape:
+        x [..., C, H, W] -> the same.
+    """
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
+        if self.mean.shape != self.std.shape or not (self.std > 0).all():
+            raise ValueError(f"mean and std need one number per channel, std positive; got {mean} and {std}")
+
+    def forward(self, x):
+        return (x - self.mean) / self.std
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution and, where `norm` is "bn", batch normalisation: [N, C, H, W] -> [N, C', H', W']."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, norm="bn", bias=False):
+        super().__init__()
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+        if norm == "bn":
+            self.norm = nn.BatchNorm2d(out_channels)
+
+
+def scaled(channels, width):
+    """Number of channels of a network of the given relative width; at least 1."""
+    return max(1, round(channels * width))
+
+
+class SpikingNetwork(nn.Module):
+    """Frame of all networks: normalisation, the stem, and the direct coding of images.
+
+    A subclass has `stem`, the layers before the first neurons ([N, C, H, W] -> [N, ...]), and
+    `body`, all that follows ([T, B, ...] -> logits [T, B, K]).
+
+    Args:
+        in_shape: (C, H, W) of one image or event frame.
+
+    Shape:
+        x [T, B, C, H, W] -> logits [T, B, K]; or, with `timesteps` = T, an image [B, C, H, W] that
+        is the same at every step ("direct coding"): the stem then runs once, not T times.
+
+    Raises:
+        ValueError: if `x` has another shape, saying what came and what was wanted.
+    """
+
+    def __init__(self, in_shape):
+        super().__init__()
+        self.in_shape = tuple(in_shape)
+        self.normalize = nn.Identity()
+
+    def forward(self, x, timesteps=None):
+        self._check_shape(x, timesteps)
+        if timesteps is None:
+            current = over_time(self.stem, self.normalize(x))
+        else:
+            current = self.stem(self.normalize(x))
+            current = current.expand(timesteps, *current.shape)
+        return self.body(current)
+
+    def _check_shape(self, x, timesteps):
+        wanted = f"[T, B, {', '.join(map(str, self.in_shape))}]"
+        if timesteps is not None:
+            wanted = f"[B, {', '.join(map(str, self.in_shape))}] together with timesteps"
+            if timesteps < 1:
+                raise ValueError(f"timesteps must be at least 1, got {timesteps}")
+        if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:
+            raise ValueError(
+                f"expected input {wanted}, got {list(x.shape)}"
+                + (" without timesteps" if timesteps is None else f" with timesteps={timesteps}")
+            )

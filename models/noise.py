@@ -1,0 +1,272 @@
+"""Noise laws: one object for the noise of a neuron and for its surrogate gradient.
+
+A neuron that fires when its potential `u` exceeds a noisy threshold does so with probability
+`F(u - threshold)`, F being the distribution function of the noise. The derivative of that
+probability is the density `F'`, which the field calls a surrogate gradient. A noise law holds
+both, and samples.
+
+All laws are symmetric about `loc`. With `z = (x - loc) / scale`:
+
+| law        | density of z                     | standard deviation | as a surrogate |
+|------------|----------------------------------|--------------------|----------------|
+| Gaussian   | exp(-z^2 / 2) / sqrt(2 pi)       | scale              | erf            |
+| Logistic   | 1 / (4 cosh^2(z / 2))            | scale pi / sqrt(3) | sigmoid        |
+| Triangular | 1 - |z| on [-1, 1]               | scale / sqrt(6)    | triangular     |
+| Uniform    | 1/2 on [-1, 1]                   | scale / sqrt(3)    | rectangular    |
+| Cauchy     | 1 / (pi (1 + z^2))               | infinite           | arctangent     |
+"""
+
+import abc
+import contextlib
+import math
+
+import torch
+
+_active_generator = None
+
+
+@contextlib.contextmanager
+def noise_generator(generator):
+    """Draw all noise inside the block from `generator`, instead of from torch's default one.
+
+    The numbers are drawn on the generator's own device and then moved, so a CPU generator gives
+    the same noise to a network on any device (and a CUDA generator gives it faster on CUDA).
+
+    Args:
+        generator: a `torch.Generator`.
+    """
+    global _active_generator
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"noise_generator takes a torch.Generator, got {type(generator).__name__}")
+    outer, _active_generator = _active_generator, generator
+    try:
+        yield generator
+    finally:
+        _active_generator = outer
+
+
+def _draw(sampler, shape, generator, device, dtype):
+    """Call `sampler` (torch.rand or torch.randn) with the generator that applies here."""
+    generator = generator if generator is not None else _active_generator
+    dtype = dtype or torch.get_default_dtype()
+    if generator is None:
+        return sampler(shape, device=device, dtype=dtype)
+    numbers = sampler(shape, generator=generator, device=generator.device, dtype=dtype)
+    return numbers.to(device) if device is not None else numbers
+
+
+class NoiseLaw(abc.ABC):
+    """A symmetric noise law; subclass it with `cdf`, `pdf` and `icdf` to add your own.
+
+    Args:
+        scale: width of the law, in units of the membrane potential; positive and finite.
+        loc: mean (centre) of the law, in the same units.
+
+    Raises:
+        ValueError: if `scale` is not positive and finite, or `loc` is not finite.
+
+    Note:
+        A subclass that does not call `super().__init__` keeps the class attributes `scale = 1`
+        and `loc = 0`; they matter for `learnable_scale` (which stretches the law about `loc`).
+    """
+
+    scale = 1.0
+    loc = 0.0
+
+    def __init__(self, scale, loc=0.0):
+        if not (0.0 < scale < math.inf):
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        if not math.isfinite(loc):
+            raise ValueError(f"loc must be finite, got {loc}")
+        self.scale = float(scale)
+        self.loc = float(loc)
+
+    def __repr__(self):
+        loc = f", loc={self.loc:g}" if self.loc else ""
+        return f"{type(self).__name__}({self.scale:g}{loc})"
+
+    @abc.abstractmethod
+    def cdf(self, x):
+        """Distribution function F(x) = P(noise <= x). Shape of the result: that of `x`."""
+
+    @abc.abstractmethod
+    def pdf(self, x):
+        """Density F'(x), per unit of `x`. Shape of the result: that of `x`."""
+
+    @abc.abstractmethod
+    def icdf(self, p):
+        """Quantile: the x with F(x) = p, for p in (0, 1). Shape of the result: that of `p`."""
+
+    @property
+    def std(self):
+        """Standard deviation; here by quadrature of the density on a grid dense near `loc`."""
+        t = torch.linspace(-20.0, 20.0, 200_001, dtype=torch.float64)
+        deviation = self.scale * torch.sinh(t)
+        density = self.pdf(self.loc + deviation) * self.scale * torch.cosh(t)
+        return math.sqrt(torch.trapezoid(deviation.square() * density, t).item())
+
+    def sample(self, shape, generator=None, device=None, dtype=None):
+        """Draw independent noise.
+
+        Args:
+            shape: shape of the result.
+            generator: `torch.Generator`; by default that of `noise_generator`, else torch's own.
+            device, dtype: of the result; by default the generator's device, torch's dtype.
+        """
+        p = _draw(torch.rand, shape, generator, device, dtype)
+        # torch.rand includes 0, whose quantile may be infinite; it never returns 1.
+        return self.icdf(p.clamp_(min=torch.finfo(p.dtype).eps / 4))
+
+    def _standardise(self, x):
+        """z = (x - loc) / scale, limited so that neither z nor z^2 overflows.
+
+        Where the limit acts, every density here is 0 or as good as 0, and so is its slope:
+        clamping keeps 0 * infinity, a NaN, out of the backward pass.
+        """
+        limit = math.sqrt(torch.finfo(x.dtype).max) / 4
+        return ((x - self.loc) / self.scale).clamp(-limit, limit)
+
+    def _destandardise(self, z):
+        return z * self.scale + self.loc
+
+
+class Gaussian(NoiseLaw):
+    """Normal noise of standard deviation `scale`; as a surrogate: "erf".
+
+        F(x) = Phi(z),  F'(x) = exp(-z^2 / 2) / (scale sqrt(2 pi)),  z = (x - loc) / scale
+    """
+
+    def cdf(self, x):
+        return torch.special.ndtr(self._standardise(x))
+
+    def pdf(self, x):
+        z = self._standardise(x)
+        return torch.exp(-0.5 * z * z) * (1 / (self.scale * math.sqrt(2 * math.pi)))
+
+    def icdf(self, p):
+        return self._destandardise(torch.special.ndtri(p))
+
+    @property
+    def std(self):
+        return self.scale
+
+    def sample(self, shape, generator=None, device=None, dtype=None):
+        numbers = _draw(torch.randn, shape, generator, device, dtype)
+        return numbers.mul_(self.scale).add_(self.loc) if self.loc else numbers.mul_(self.scale)
+
+
+class Logistic(NoiseLaw):
+    """Logistic noise; as a surrogate: "sigmoid" with slope 1 / scale.
+
+        F(x) = 1 / (1 + exp(-z)),  F'(x) = F(x) (1 - F(x)) / scale,  z = (x - loc) / scale
+    """
+
+    def cdf(self, x):
+        return torch.sigmoid(self._standardise(x))
+
+    def pdf(self, x):
+        z = self._standardise(x)
+        return torch.sigmoid(z) * torch.sigmoid(-z) / self.scale
+
+    def icdf(self, p):
+        return self._destandardise(torch.logit(p))
+
+    @property
+    def std(self):
+        return self.scale * math.pi / math.sqrt(3)
+
+
+class Triangular(NoiseLaw):
+    """Triangular noise on [loc - scale, loc + scale]; as a surrogate: "triangular".
+
+        F'(x) = (1 - |z|) / scale for |z| < 1, else 0,  z = (x - loc) / scale
+        F(x)  = (1 + z)^2 / 2 for z < 0,  1 - (1 - z)^2 / 2 for z > 0
+    """
+
+    def cdf(self, x):
+        z = self._standardise(x).clamp(-1.0, 1.0)
+        return 0.5 + z * (1 - 0.5 * z.abs())
+
+    def pdf(self, x):
+        return (1 - self._standardise(x).abs()).clamp(min=0.0) / self.scale
+
+    def icdf(self, p):
+        tail = torch.minimum(p, 1 - p)
+        return self._destandardise(torch.sign(p - 0.5) * (1 - torch.sqrt(2 * tail)))
+
+    @property
+    def std(self):
+        return self.scale / math.sqrt(6)
+
+
+class Uniform(NoiseLaw):
+    """Uniform noise on [loc - scale, loc + scale]; as a surrogate: "rectangular".
+
+        F'(x) = 1 / (2 scale) for |z| <= 1, else 0;  F(x) = (1 + z) / 2,  z = (x - loc) / scale
+    """
+
+    def cdf(self, x):
+        return 0.5 * (1 + self._standardise(x).clamp(-1.0, 1.0))
+
+    def pdf(self, x):
+        z = self._standardise(x)
+        # `z * 0` ties the (piecewise constant) density to x, so that its gradient is 0, not an error.
+        return (z.abs() <= 1).to(z.dtype) * (0.5 / self.scale) + z * 0
+
+    def icdf(self, p):
+        return self._destandardise(2 * p - 1)
+
+    @property
+    def std(self):
+        return self.scale / math.sqrt(3)
+
+
+class Cauchy(NoiseLaw):
+    """Cauchy noise of half-width `scale` at half-maximum; as a surrogate: "arctangent".
+
+        F(x) = 1/2 + arctan(z) / pi,  F'(x) = 1 / (pi scale (1 + z^2)),  z = (x - loc) / scale
+
+    The tails are so heavy that mean and variance do not exist: `std` is infinite.
+    """
+
+    def cdf(self, x):
+        z = self._standardise(x)
+        # arctan(z) + pi/2 as the angle of (-z, 1): keeps its digits in the lower tail.
+        return torch.atan2(torch.ones_like(z), -z) / math.pi
+
+    def pdf(self, x):
+        z = self._standardise(x)
+        return 1 / (math.pi * self.scale * (1 + z * z))
+
+    def icdf(self, p):
+        return self._destandardise(-1 / torch.tan(math.pi * p))
+
+    @property
+    def std(self):
+        return math.inf
+
+
+class Rescaled(NoiseLaw):
+    """Another law, stretched about its `loc` to a new scale (a number or a 0-d tensor)."""
+
+    def __init__(self, law, scale):
+        self.law = law
+        self.loc = law.loc
+        self.scale = scale
+        self._ratio = scale / law.scale
+
+    def cdf(self, x):
+        return self.law.cdf((x - self.loc) / self._ratio + self.loc)
+
+    def pdf(self, x):
+        return self.law.pdf((x - self.loc) / self._ratio + self.loc) / self._ratio
+
+    def icdf(self, p):
+        return (self.law.icdf(p) - self.loc) * self._ratio + self.loc
+
+    @property
+    def std(self):
+        return self.law.std * self._ratio
+
+    def sample(self, shape, generator=None, device=None, dtype=None):
+        return (self.law.sample(shape, generator, device, dtype) - self.loc) * self._ratio + self.loc

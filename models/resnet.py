@@ -1,0 +1,86 @@
+"""Spiking residual networks."""
+
+from torch import nn
+
+from .layers import ConvNorm, SpikingNetwork, over_time, scaled
+
+
+class ResidualBlock(nn.Module):
+    """conv3x3-norm-spike-conv3x3-norm, plus the identity (1x1 conv-norm where the shape changes), then spike."""
+
+    def __init__(self, neuron, in_channels, out_channels, stride, norm):
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride, norm)
+        self.neuron1 = neuron()
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, 1, norm)
+        self.neuron2 = neuron()
+        changes_shape = stride != 1 or in_channels != out_channels
+        self.downsample = ConvNorm(in_channels, out_channels, 1, stride, norm) if changes_shape else None
+
+    def forward(self, x):  # [T, B, C, H, W] -> [T, B, C', H / stride, W / stride]
+        identity = x if self.downsample is None else over_time(self.downsample, x)
+        x = self.neuron1(over_time(self.conv1, x))
+        return self.neuron2(over_time(self.conv2, x) + identity)
+
+
+class SpikingResNet(SpikingNetwork):
+    """Residual network of spiking neurons, without max-pool; sizes after "->" are for 32x32 images.
+
+    Args:
+        neuron: zero-argument callable that makes a fresh neuron.
+        in_shape: (C, H, W).
+        num_classes: K.
+        channels: of each stage, before `width`.
+        blocks: number of residual blocks of each stage.
+        hidden: size of a hidden linear layer before the last, or None.
+        large_stem: if true, images other than 32x32 get a 7x7 stem of stride 2.
+        norm: "bn" or None.
+        width: factor on all channel counts.
+    """
+
+    def __init__(self, neuron, in_shape, num_classes, channels, blocks, hidden, large_stem, norm, width):
+        super().__init__(in_shape)
+        stem_channels = scaled(64, width)
+        kernel_size, stride = (7, 2) if large_stem and self.in_shape[1:] != (32, 32) else (3, 1)
+        self.stem = ConvNorm(in_shape[0], stem_channels, kernel_size, stride, norm)
+        self.stem_neuron = neuron()
+        stages, in_channels = [], stem_channels
+        for stage, (stage_channels, count) in enumerate(zip(channels, blocks)):
+            out_channels = scaled(stage_channels, width)
+            strides = [1 if stage == 0 else 2] + [1] * (count - 1)
+            stage_blocks = []
+            for stride in strides:
+                stage_blocks.append(ResidualBlock(neuron, in_channels, out_channels, stride, norm))
+                in_channels = out_channels
+            stages.append(nn.Sequential(*stage_blocks))
+        self.stages = nn.Sequential(*stages)
+        self.hidden = self.hidden_neuron = None
+        if hidden is not None:
+            features = scaled(hidden, width)
+            self.hidden = nn.Linear(in_channels, features)
+            self.hidden_neuron = neuron()
+            in_channels = features
+        self.classifier = nn.Linear(in_channels, num_classes)
+
+    def body(self, current):
+        x = self.stem_neuron(current)  # [T, B, 64, H, W]
+        x = self.stages(x)  # -> [T, B, 512, 4, 4] (sresnet19: 8, 8)
+        x = x.mean((-2, -1))  # -> [T, B, 512]
+        if self.hidden is not None:
+            x = self.hidden_neuron(self.hidden(x))  # -> [T, B, 256]
+        return self.classifier(x)  # -> [T, B, K]
+
+
+def sresnet18(neuron, in_shape, num_classes, norm="bn", width=1.0):
+    """Stages 64-128-256-512 of 2, 2, 2, 2 blocks."""
+    return SpikingResNet(neuron, in_shape, num_classes, (64, 128, 256, 512), (2, 2, 2, 2), None, True, norm, width)
+
+
+def sresnet34(neuron, in_shape, num_classes, norm="bn", width=1.0):
+    """Stages 64-128-256-512 of 3, 4, 6, 3 blocks."""
+    return SpikingResNet(neuron, in_shape, num_classes, (64, 128, 256, 512), (3, 4, 6, 3), None, True, norm, width)
+
+
+def sresnet19(neuron, in_shape, num_classes, norm="bn", width=1.0):
+    """Stages 128-256-512 of 3, 3, 2 blocks, a hidden linear layer of 256, always a 3x3 stem."""
+    return SpikingResNet(neuron, in_shape, num_classes, (128, 256, 512), (3, 3, 2), 256, False, norm, width)
