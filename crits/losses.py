@@ -1,0 +1,79 @@
+"""Losses on the logits of every time step: criterion(logits [T, B, K], target [B]) -> scalar."""
+
+import torch.nn.functional as F
+from torch import nn
+
+
+def _check(logits, target):
+    if logits.dim() != 3 or target.shape != logits.shape[1:2]:
+        raise ValueError(f"expected logits [T, B, K] and target [B], got {list(logits.shape)} and {list(target.shape)}")
+
+
+class RateCrossEntropy(nn.Module):
+    """Cross-entropy of the time-averaged logits.
+
+        L = CE(mean_t logits[t], target)
+
+    Args:
+        label_smoothing: in [0, 1).
+
+    Shape:
+        logits [T, B, K], target [B] of class indices -> scalar.
+    """
+
+    def __init__(self, label_smoothing=0.0):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits, target):
+        _check(logits, target)
+        return F.cross_entropy(logits.mean(0), target, label_smoothing=self.label_smoothing)
+
+
+class PerStepCrossEntropy(nn.Module):
+    """Cross-entropy of each step's logits, averaged over time.
+
+        L = mean_t CE(logits[t], target)
+
+    Arguments and shapes are those of `RateCrossEntropy`.
+    """
+
+    def __init__(self, label_smoothing=0.0):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits, target):
+        _check(logits, target)
+        every_step = target.expand(logits.shape[0], -1).flatten()
+        return F.cross_entropy(logits.flatten(0, 1), every_step, label_smoothing=self.label_smoothing)
+
+
+class TET(nn.Module):
+    """Temporal efficient training: per-step cross-entropy, and a pull of the logits towards a mean.
+
+        L = (1 - l) mean_t CE(logits[t], target) + l mean (logits - mean)^2
+
+    Args:
+        lambda_tet: the weight l, in [0, 1].
+        mean: the value towards which logits are pulled.
+        label_smoothing: in [0, 1).
+
+    Shape:
+        logits [T, B, K], target [B] of class indices -> scalar.
+
+    Note:
+        Deng et al., "Temporal efficient training of spiking neural network via gradient
+        re-weighting", ICLR 2022, equations 10 to 12.
+    """
+
+    def __init__(self, lambda_tet=0.05, mean=1.0, label_smoothing=0.0):
+        super().__init__()
+        if not 0.0 <= lambda_tet <= 1.0:
+            raise ValueError(f"lambda_tet must be in [0, 1], got {lambda_tet}")
+        self.lambda_tet = lambda_tet
+        self.mean = mean
+        self.per_step = PerStepCrossEntropy(label_smoothing)
+
+    def forward(self, logits, target):
+        pull = (logits - self.mean).square().mean()
+        return (1 - self.lambda_tet) * self.per_step(logits, target) + self.lambda_tet * pull

@@ -1,0 +1,113 @@
+"""Penalties on a network's weights or firing rates: regularizer(net) -> scalar."""
+
+import contextlib
+
+import torch
+from torch import nn
+
+
+def _weight_matrices(net):
+    """The weights of all convolutions and linear layers as matrices [out, in * k * k]."""
+    weights = [m.weight.flatten(1) for m in net.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
+    if not weights:
+        raise ValueError(f"{type(net).__name__} has no convolution and no linear layer to regularise")
+    return weights
+
+
+def _minus_identity(gram):
+    return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
+class Regularizer:
+    """Base: `regularizer(net)` is a penalty; `watching(net)` surrounds the forward pass it may need to see."""
+
+    def __call__(self, net):
+        raise TypeError(f"{type(self).__name__} is no regulariser by itself: use one of its subclasses")
+
+    def watching(self, net):
+        """Context manager around the forward pass; weight penalties need to see nothing."""
+        return contextlib.nullcontext()
+
+
+class Gramian(Regularizer):
+    """Soft orthogonality of the rows of every layer's weight.
+
+        R = sum_layers || W W^T - I ||_F,   W as [out, in * k * k]
+
+    Note:
+        Xie, Xiong and Pu, "All you need is beyond a good init", CVPR 2017 (there squared).
+    """
+
+    def __call__(self, net):
+        return sum(torch.linalg.matrix_norm(_minus_identity(w @ w.T)) for w in _weight_matrices(net))
+
+
+class SRIP(Regularizer):
+    """Spectral restricted isometry property: the largest deviation of a layer from an isometry.
+
+        R = sum_layers sigma(W^T W - I)^2
+
+    The spectral norm sigma is estimated by one power step from a random start: with A = W^T W - I
+    and v random, sigma ~ |A A v| / |A v|. Of W^T W and W W^T the smaller matrix is taken: it costs
+    less, and the larger one is singular, so that its deviation could never fall below 1.
+
+    Note:
+        Bansal, Chen and Wang, "Can we gain more from orthogonality regularizations in training deep
+        networks?", NeurIPS 2018, equations 9 to 11.
+    """
+
+    def __call__(self, net):
+        return sum(self._squared_spectral_norm(w) for w in _weight_matrices(net))
+
+    @staticmethod
+    def _squared_spectral_norm(w):
+        deviation = _minus_identity(w @ w.T if w.shape[0] < w.shape[1] else w.T @ w)
+        start = torch.randn(len(deviation), dtype=w.dtype, device=w.device)
+        once = deviation @ start
+        twice = deviation @ once
+        # An exactly orthogonal W has A v = 0: the estimate is then 0, not 0 / 0.
+        return twice.square().sum() / once.square().sum().clamp(min=torch.finfo(w.dtype).tiny)
+
+
+class FiringRate(Regularizer):
+    """Keeps each layer's mean firing rate near a target.
+
+        R = mean_layers (mean spikes of the layer - target)^2
+
+    The spikes are those of the last forward pass inside `with regularizer.watching(net):`.
+
+    Args:
+        target: spikes per neuron and time step, in [0, 1].
+    """
+
+    def __init__(self, target=0.1):
+        if not 0.0 <= target <= 1.0:
+            raise ValueError(f"the target rate must be in [0, 1] spikes per step, got {target}")
+        self.target = target
+        self._rates = None
+
+    def __call__(self, net):
+        if not self._rates:
+            raise RuntimeError("FiringRate needs spikes: run the network inside `with regularizer.watching(net):`")
+        return torch.stack([(rate - self.target).square() for rate in self._rates.values()]).mean()
+
+    @contextlib.contextmanager
+    def watching(self, net):
+        neurons = {name: module for name, module in net.named_modules() if getattr(module, "emits_spikes", False)}
+        if not neurons:
+            raise ValueError(f"{type(net).__name__} has no spiking neuron to regularise")
+        self._rates = {}
+
+        def keep(name):
+            def hook(module, args, spikes):
+                self._rates[name] = spikes.float().mean()
+
+            return hook
+
+        handles = [module.register_forward_hook(keep(name)) for name, module in neurons.items()]
+        try:
+            yield self
+        finally:
+            self._rates = None  # nothing of the graph outlives the block
+            for handle in handles:
+                handle.remove()
