@@ -102,7 +102,18 @@ def noisy_lif(
     return _kernel(backend)(x, _initial_state(x, state), decay, scale, noise, dynamics)
 
 
-def lif(x, surrogate, *, threshold=1.0, decay=0.5, reset="zero", detach_reset=False, decay_input=False, state=None, backend="auto"):
+def lif(
+    x,
+    surrogate,
+    *,
+    threshold=1.0,
+    decay=0.5,
+    reset="zero",
+    detach_reset=False,
+    decay_input=False,
+    state=None,
+    backend="auto",
+):
     """Deterministic leaky integrate-and-fire neurons over a sequence.
 
     They fire where u > threshold, strictly; backward takes the density of `surrogate` (a `NoiseLaw`)
@@ -161,7 +172,8 @@ def _initial_state(x, state):
         raise ValueError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if state is None:
-        return torch.zeros(x.shape[1:], dtype=dtype, device=x.device)
+        step = x[0] if len(x) else x.new_empty(x.shape[1:])
+        return torch.zeros_like(step, dtype=dtype)  # in the memory format of x, which the kernels keep
     if state.shape != x.shape[1:]:
         raise ValueError(f"the state must be {list(x.shape[1:])}, one step of the input; got shape {list(state.shape)}")
     return state.to(dtype)

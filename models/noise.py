@@ -133,7 +133,7 @@ class NoiseLaw(abc.ABC):
 class Gaussian(NoiseLaw):
     """Normal noise of standard deviation `scale`; as a surrogate: "erf".
 
-        F(x) = Phi(z),  F'(x) = exp(-z^2 / 2) / (scale sqrt(2 pi)),  z = (x - loc) / scale
+    F(x) = Phi(z),  F'(x) = exp(-z^2 / 2) / (scale sqrt(2 pi)),  z = (x - loc) / scale
     """
 
     def cdf(self, x):
@@ -158,7 +158,7 @@ class Gaussian(NoiseLaw):
 class Logistic(NoiseLaw):
     """Logistic noise; as a surrogate: "sigmoid" with slope 1 / scale.
 
-        F(x) = 1 / (1 + exp(-z)),  F'(x) = F(x) (1 - F(x)) / scale,  z = (x - loc) / scale
+    F(x) = 1 / (1 + exp(-z)),  F'(x) = F(x) (1 - F(x)) / scale,  z = (x - loc) / scale
     """
 
     def cdf(self, x):
@@ -179,8 +179,8 @@ class Logistic(NoiseLaw):
 class Triangular(NoiseLaw):
     """Triangular noise on [loc - scale, loc + scale]; as a surrogate: "triangular".
 
-        F'(x) = (1 - |z|) / scale for |z| < 1, else 0,  z = (x - loc) / scale
-        F(x)  = (1 + z)^2 / 2 for z < 0,  1 - (1 - z)^2 / 2 for z > 0
+    F'(x) = (1 - |z|) / scale for |z| < 1, else 0,  z = (x - loc) / scale
+    F(x)  = (1 + z)^2 / 2 for z < 0,  1 - (1 - z)^2 / 2 for z > 0
     """
 
     def cdf(self, x):
@@ -202,7 +202,7 @@ class Triangular(NoiseLaw):
 class Uniform(NoiseLaw):
     """Uniform noise on [loc - scale, loc + scale]; as a surrogate: "rectangular".
 
-        F'(x) = 1 / (2 scale) for |z| <= 1, else 0;  F(x) = (1 + z) / 2,  z = (x - loc) / scale
+    F'(x) = 1 / (2 scale) for |z| <= 1, else 0;  F(x) = (1 + z) / 2,  z = (x - loc) / scale
     """
 
     def cdf(self, x):

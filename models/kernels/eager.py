@@ -24,13 +24,13 @@ def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None)):
     return _LIFSequence.apply(x, state, decay, scale, *noise, law, dynamics)
 
 
-def _empty_sequence(x, dtype):
-    """Uninitialised [T, B, ...] whose steps have the memory format of a step of `x`.
+def _empty_sequence(state, timesteps, dtype):
+    """Uninitialised [T, B, ...] whose steps have the memory format of `state` [B, ...].
 
     `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
     """
-    step = torch.empty_like(x[0], dtype=dtype)
-    return step.new_empty_strided((x.shape[0], *step.shape), (step.numel(), *step.stride()))
+    step = torch.empty_like(state, dtype=dtype)
+    return step.new_empty_strided((timesteps, *step.shape), (step.numel(), *step.stride()))
 
 
 def _reset(u, fired, dynamics):
@@ -61,15 +61,16 @@ class _LIFSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, state, decay, scale, eps_membrane, eps_threshold, law, dynamics):
         law = law if scale is None else Rescaled(law, scale)
-        spikes, z = _empty_sequence(x, x.dtype), _empty_sequence(x, state.dtype)
+        T = x.shape[0]
+        spikes, z = _empty_sequence(state, T, x.dtype), _empty_sequence(state, T, state.dtype)
         keep_eps = scale is not None and dynamics.membrane_noise
-        eps_kept = _empty_sequence(x, state.dtype) if keep_eps else None
+        eps_kept = torch.empty_like(z) if keep_eps else None
 
         def draw(given, t):
             return law.sample(state.shape, device=x.device, dtype=state.dtype) if given is None else given[t]
 
         v = state
-        for t in range(x.shape[0]):
+        for t in range(T):
             current = x[t].to(state.dtype)
             u = v * decay + (current * (1 - decay) if dynamics.decay_input else current)
             if dynamics.membrane_noise:
@@ -97,7 +98,7 @@ class _LIFSequence(torch.autograd.Function):
         state, spikes, z, eps, x = ctx.saved_tensors
         law, dynamics, decay, scale = ctx.law, ctx.dynamics, ctx.decay, ctx.scale
         learns_decay, learns_scale = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-        grad_x = _empty_sequence(z, spikes.dtype)
+        grad_x = _empty_sequence(state, z.shape[0], spikes.dtype)
         grad_decay = z.new_zeros(()) if learns_decay else None
         grad_scale = z.new_zeros(()) if learns_scale else None
         grad_v = torch.zeros_like(state) if grad_v is None else grad_v

@@ -1,0 +1,82 @@
+"""Augmentation of whole batches on their device; every image of a batch gets its own draw."""
+
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+
+def random_crop(images, padding):
+    """Pad with zeros and cut out the original size at a random place.
+
+    Shape:
+        images [B, C, H, W] -> the same.
+    """
+    count, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), device=images.device)
+    rows = top + torch.arange(height, device=images.device)  # [B, H]
+    columns = left + torch.arange(width, device=images.device)  # [B, W]
+    which = torch.arange(count, device=images.device)[:, None, None]
+    # Indexing around the channel axis puts it last: [B, H, W, C].
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def random_flip(images):
+    """Mirror left and right with probability 1/2. Shape: images [B, C, H, W] -> the same."""
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(chosen, images.flip(-1), images)
+
+
+def cutout(images, side):
+    """Set a square to zero, its centre anywhere in the image (so it may stick out over the edge).
+
+    Args:
+        side: in pixels.
+
+    Shape:
+        images [B, C, H, W] -> the same.
+
+    Note:
+        DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
+    """
+    count, _, height, width = images.shape
+
+    def inside(size):  # [B, size]
+        start = torch.randint(0, size, (count, 1), device=images.device) - side // 2
+        position = torch.arange(size, device=images.device)
+        return (position >= start) & (position < start + side)
+
+    hole = inside(height)[:, None, :, None] & inside(width)[:, None, None, :]
+    return images.masked_fill(hole, 0)
+
+
+class Augment:
+    """The augmentation of training images: crop, flip, AutoAugment, cutout, in this order.
+
+    Args:
+        crop_padding: pixels around the image before a random crop; 0: no crop.
+        flip: mirror half of the images.
+        cutout_side: side of a random square set to zero, in pixels; 0: none.
+        autoaugment: AutoAugment's CIFAR-10 policy (torchvision's), drawn for each image.
+
+    Shape:
+        uint8 [B, C, H, W] -> float32 in [0, 1], [B, C, H, W].
+    """
+
+    def __init__(self, crop_padding=0, flip=False, cutout_side=0, autoaugment=False):
+        self.crop_padding = crop_padding
+        self.flip = flip
+        self.cutout_side = cutout_side
+        self.policy = AutoAugment(AutoAugmentPolicy.CIFAR10) if autoaugment else None
+
+    def __call__(self, images):
+        if self.crop_padding:
+            images = random_crop(images, self.crop_padding)
+        if self.flip:
+            images = random_flip(images)
+        if self.policy:  # torchvision draws once per call, so each image is a call of its own
+            images = torch.stack([self.policy(image) for image in images])
+        images = images.float() / 255
+        if self.cutout_side:
+            images = cutout(images, self.cutout_side)
+        return images

@@ -1,0 +1,158 @@
+"""Checkpoints: ours, which carry their whole configuration, and those of the published NSNN code."""
+
+import os
+import pickle
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import build_model, build_neuron
+
+FORMAT = 1
+
+# From our key names to those of the published networks; of a network's rules (pattern, replacement), all are tried.
+_RESNET = (
+    (r"^stem\.", "conv1."),
+    (r"^stages\.(\d+)\.", lambda match: f"layer{int(match[1]) + 1}."),
+    (r"\.conv\.(?=\w+$)", ".layer.module."),
+    (r"\.norm\.", ".bn.bn.module."),
+)
+_VGG = (
+    (r"^stem\.", "features.0.fwd."),
+    (r"^features\.(\d+)\.conv\.", lambda match: f"features.{int(match[1]) + 1}.fwd."),
+)
+_VGG_NORM = (
+    *_VGG,
+    (r"\.fwd\.conv\.", ".fwd.module.0."),
+    (r"\.fwd\.norm\.", ".fwd.module.1."),
+    (r"^classifier\.0\.", "classifier.module."),
+)
+PUBLISHED_KEYS = {
+    "sresnet18": (*_RESNET, (r"^classifier\.", "fc1.layer.module.")),
+    "sresnet34": (*_RESNET, (r"^classifier\.", "fc1.layer.module.")),
+    "sresnet19": (*_RESNET, (r"^hidden\.", "fc1.layer.module."), (r"^classifier\.", "fc2.layer.module.")),
+    "vgg": _VGG_NORM,
+    "vggwoap": _VGG_NORM,
+    "cifarnet": (*_VGG, (r"\.fwd\.conv\.", ".fwd.module."), (r"^classifier\.(\d+)\.", r"classifier.\1.module.")),
+    "toynet": ((r"^stem\.1\.", "layer.bn."), (r"^classifier\.", "fc.layer.module.")),
+}
+
+
+class CheckpointError(ValueError):
+    """A file is no checkpoint, or not one that fits; the message names the file and what is wrong."""
+
+
+def save(path, content):
+    """Write a checkpoint so that a crash leaves the old file or the new one, never half of one."""
+    path = Path(path)
+    part = path.with_suffix(".part")
+    torch.save({"format": FORMAT, **content}, part)
+    os.replace(part, path)
+
+
+def read(path):
+    """Read any checkpoint onto the CPU, with `weights_only=True`: no code in the file is run.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is no checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is no checkpoint that can be loaded safely: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary")
+    return content
+
+
+def is_published(content):
+    """Whether a checkpoint's content is that of the published code: {"net", "acc", "epoch"}."""
+    return "net" in content and "format" not in content
+
+
+def load_published(path, *, model, neuron, sigma, tau, threshold, in_shape, num_classes, norm="bn", width=1.0):
+    """Build a network from a checkpoint of the published NSNN code.
+
+    Args:
+        path: a torch.save'd dictionary {"net": state_dict, "acc": float, "epoch": int}, or the
+            state_dict itself; its keys may carry the prefix `module.` of DataParallel.
+        model: name of the network.
+        neuron: name of a neuron, or a zero-argument callable that makes one.
+        sigma, tau, threshold: of the neuron (`build_neuron`); such files do not say them.
+        in_shape: (C, H, W).
+        num_classes: K.
+        norm: "bn" or None.
+        width: factor on all channel counts.
+
+    Returns:
+        The network, on the CPU, in evaluation mode. It takes inputs as the published one did:
+        normalised, since its `normalize` layer is the identity.
+
+    Raises:
+        CheckpointError: naming missing and unexpected keys, and shapes that do not fit.
+    """
+    content = read(path)
+    if not callable(neuron):
+        neuron = build_neuron(neuron, sigma=sigma, tau=tau, threshold=threshold)
+    net = build_model(model, neuron=neuron, in_shape=in_shape, num_classes=num_classes, norm=norm, width=width)
+    theirs = {key.removeprefix("module."): value for key, value in content.get("net", content).items()}
+    load_weights(net, theirs, path, rename=lambda key: _published_key(key, model))
+    return net.eval()
+
+
+def load_weights(net, weights, path, rename=str):
+    """Copy weights into a network, or say all that does not fit.
+
+    Args:
+        net: the network.
+        weights: {key: tensor}, as read from `path`.
+        path: for the message.
+        rename: from a key of the network to the key in `weights`.
+
+    Raises:
+        CheckpointError: naming missing and unexpected keys, and shapes that do not fit.
+    """
+    wanted = {rename(key): (key, tensor) for key, tensor in net.state_dict().items()}
+    problems = []
+    if missing := [key for key in wanted if key not in weights]:
+        problems.append(f"missing keys: {', '.join(missing)}")
+    if unexpected := [key for key in weights if key not in wanted]:
+        problems.append(f"unexpected keys: {', '.join(unexpected)}")
+    for key in wanted.keys() & weights.keys():
+        came, needed = getattr(weights[key], "shape", None), wanted[key][1].shape
+        if came != needed:
+            problems.append(f"{key} has shape {list(came) if came is not None else came}, wanted {list(needed)}")
+    if problems:
+        raise CheckpointError(f"{path} does not fit {type(net).__name__}: " + "; ".join(problems))
+    net.load_state_dict({key: weights[theirs] for theirs, (key, _) in wanted.items()})
+
+
+def _published_key(key, model):
+    for pattern, replacement in PUBLISHED_KEYS[model]:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def rng_state():
+    """The state of every random generator a run may use, as plain data."""
+    algorithm, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [algorithm, keys.tolist(), position, has_gauss, cached],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state):
+    """Put back what `rng_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    algorithm, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    random.setstate(state["python"])

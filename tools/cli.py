@@ -1,0 +1,50 @@
+"""What the scripts main_<dataset>.py and testing_<dataset>.py hand over to."""
+
+import logging
+import sys
+
+from . import engine
+from .checkpoint import CheckpointError
+from .config import TrainConfig, parse
+from .experiment import Training
+
+logger = logging.getLogger(__name__)
+
+
+def train(dataset, defaults=None, argv=None):
+    """Train a network on a data set as the command line says.
+
+    Args:
+        dataset: has name, in_shape, num_classes, mean, std, and load(root, download, workers).
+        defaults: settings that suit this data set; recipe and flags override them.
+        argv: arguments; None means sys.argv[1:].
+
+    Returns:
+        {"loss", "accuracy"} on the test images.
+
+    Raises:
+        SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite.
+    """
+    config, given = parse(TrainConfig, argv, defaults, dataset.name, f"Train a spiking network on {dataset.name}.")
+    _configure_logging(config.debug)
+    with _readable_errors():
+        return Training(config, dataset, given).run()
+
+
+class _readable_errors:
+    """Turn errors that the user can act on into one line and exit code 1; all others stay tracebacks."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, (engine.NonFiniteLoss, CheckpointError, FileNotFoundError, ValueError)):
+            logger.debug("where it came from", exc_info=(kind, error, traceback))
+            logger.error("error: %s", error)
+            sys.exit(1)
+
+
+def _configure_logging(debug):
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in ("matplotlib", "PIL", "tensorboard"):
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -1,0 +1,250 @@
+"""Configurations: dataclasses whose fields are the command-line flags and the keys of a recipe.
+
+Precedence, lowest first: the field's default, the script's defaults for its data set, the recipe
+(`--config configs/x.yaml`), the command line. All go through the same checks of type and choice.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import sys
+from pathlib import Path
+
+import yaml
+
+from models.registry import MODELS, NEURONS
+
+
+def option(default, help, choices=None, low=None, high=None, type=None, nargs=None):
+    """A dataclass field that is also a flag.
+
+    Args:
+        default: its type is the type of the field, unless `type` is given.
+        help: text for --help.
+        choices: allowed values.
+        low, high: allowed range, bounds included.
+        nargs: "*" for a list.
+    """
+    kind = type or default.__class__
+    meta = dict(help=help, choices=choices, low=low, high=high, kind=kind, nargs=nargs)
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """Everything that determines a training run, besides the data set."""
+
+    # network and neuron
+    model: str = option("vgg", "network", choices=tuple(MODELS))
+    width: float = option(1.0, "factor on all channel counts", low=1e-3)
+    nobn: bool = option(False, "no batch normalisation")
+    neuron: str = option(
+        "NILIF", "neuron; NILIF* are noisy, LIF, PLIF (learns its decay) and IF are not", choices=NEURONS
+    )
+    timestep: int = option(2, "number of time steps T", low=1)
+    threshold: float = option(1.0, "firing threshold", low=1e-6)
+    tau: float = option(2.0, "decay of the potential is 1/tau (SpikingJelly's tau means decay 1 - 1/tau)", low=1.0)
+    sigma: float = option(0.3, "scale of the noise of a noisy neuron", low=1e-6)
+    alpha: float = option(1.0, "sharpness of the erf surrogate of a deterministic neuron", low=1e-6)
+    placement: str = option("both", "where a noisy neuron has noise", choices=("both", "escape", "membrane"))
+    reset: str = option("zero", "reset after a spike", choices=("zero", "subtract", "none"))
+    detach_reset: bool = option(False, "no gradient through the spike in the reset")
+    decay_input: bool = option(False, "input enters as (1 - decay) * x")
+    learnable_scale: bool = option(False, "each noisy layer learns the scale of its noise")
+    init: str = option("uniform", "weights: PyTorch's uniform, or orthogonal", choices=("uniform", "orthog"))
+    # criterion
+    tet: bool = option(False, "TET loss: cross-entropy of every step, and a pull of the logits to 1")
+    lambda_tet: float = option(0.05, "weight of the pull in the TET loss", low=0.0, high=1.0)
+    label_smoothing: float = option(0.0, "label smoothing, in [0, 1)", low=0.0, high=1.0)
+    reg: str = option("no", "regulariser", choices=("no", "gram", "srip", "rate"))
+    lambda1: float = option(1e-4, "weight of the regulariser", low=0.0)
+    target_rate: float = option(0.1, "target of --reg rate, spikes per neuron and step", low=0.0, high=1.0)
+    # optimisation
+    epochs: int = option(100, "passes over the training images", low=1)
+    minibatch: int = option(64, "images per batch", low=1)
+    lr: float = option(3e-3, "learning rate (the highest one of a schedule)", low=0.0)
+    optim: str = option("adam", "optimiser", choices=("adam", "adamw", "sgdm", "radam"))
+    weight_decay: float = option(0.0, "weight decay (not of learnt decays and noise scales)", low=0.0)
+    scheduler: str = option("cos", "learning rate schedule, per step", choices=("cos", "cyclic", "onecycle", "none"))
+    clip_grad: float = option(0.0, "largest norm of the gradient; 0: no clipping", low=0.0)
+    ema: float = option(0.0, "decay of the moving average of weights that is evaluated; 0: off", low=0.0, high=1.0)
+    amp: str = option("no", "automatic mixed precision", choices=("bf16", "fp16", "no"))
+    channels_last: bool = option(False, "channels-last memory format")
+    compile: bool = option(False, "torch.compile the network for training")
+    # augmentation of training images
+    crop_padding: int = option(0, "random crop after padding by this many pixels; 0: none", low=0)
+    flip: bool = option(False, "random horizontal flip")
+    cutout: int = option(0, "side in pixels of a random square set to zero; 0: none", low=0)
+    autoaugment: bool = option(False, "AutoAugment, CIFAR-10 policy")
+    # run
+    seed: int = option(0, "seed of weights, data order, augmentation and noise", low=0)
+    device: str = option("auto", "torch device; auto: CUDA where there is one")
+    threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0)
+    workers: int = option(4, "threads that decode an image folder, the first time it is read", low=1)
+    data_root: str = option("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT of dataset_utils.py")
+    download: bool = option(False, "download the data set if it is not there")
+    results: str = option("results", "folder of all results")
+    run_dir: str = option("", "folder of this run, instead of <results>/<dataset>/<model>-<neuron>/<time>-s<seed>")
+    resume: str = option("", "continue a run: its folder or last.pth", type=str)
+    plot_spike_rate: bool = option(False, "log the firing rate of every layer")
+    histograms: bool = option(True, "log histograms of weights and gradients, every epoch")
+    debug: bool = option(False, "anomaly detection, verbose log, at most 5 batches per pass")
+
+
+@dataclasses.dataclass
+class TestConfig:
+    """What to evaluate and how. Where a default is None, the snapshot's own value is used."""
+
+    snapshot: str = option("", "checkpoint: a best.pth or last.pth of ours, or a published one")
+    n_ensembles: int = option(1, "noise draws whose softmax is averaged into one prediction", low=1)
+    draws: int = option(5, "independent repetitions, reported as mean and standard deviation", low=1)
+    perturbation: list = option([], "one or more perturbations of the test; none: clean only", type=str, nargs="*")
+    gaussian_sigma: float = option(0.1, "strength of add_gaussian and multi_gaussian: standard deviation", low=0.0)
+    sp_alpha: float = option(0.05, "strength of sp (salt and pepper): fraction of pixels", low=0.0, high=1.0)
+    spike_p: float = option(
+        0.01, "strength of spike_level: probability of a flip per neuron and step", low=0.0, high=1.0
+    )
+    membrane_sigma: float = option(0.3, "strength of membrane: standard deviation of extra membrane noise", low=0.0)
+    range: bool = option(False, "sweep the strength from --left to --right by --step")
+    left: float = option(0.0, "first strength of a sweep", low=0.0)
+    right: float = option(0.5, "last strength of a sweep", low=0.0)
+    step: float = option(0.1, "increment of a sweep", low=1e-9)
+    # the network, for a checkpoint that does not carry its configuration; otherwise overrides
+    model: str = option(None, "network of a published checkpoint", choices=tuple(MODELS), type=str)
+    neuron: str = option(None, "neuron of a published checkpoint", choices=NEURONS, type=str)
+    width: float = option(None, "width of the network", type=float, low=1e-3)
+    nobn: bool = option(None, "network without batch normalisation", type=bool)
+    timestep: int = option(None, "time steps T", type=int, low=1)
+    threshold: float = option(None, "firing threshold", type=float, low=1e-6)
+    tau: float = option(None, "decay is 1/tau", type=float, low=1.0)
+    sigma: float = option(None, "scale of the noise", type=float, low=1e-6)
+    alpha: float = option(None, "sharpness of the erf surrogate", type=float, low=1e-6)
+    # run
+    minibatch: int = option(200, "images per batch", low=1)
+    seed: int = option(0, "seed of noise and perturbations: the same for every compared network", low=0)
+    device: str = option("auto", "torch device; auto: CUDA where there is one")
+    threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0)
+    workers: int = option(4, "threads that decode an image folder, the first time it is read", low=1)
+    data_root: str = option("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT of dataset_utils.py")
+    download: bool = option(False, "download the data set if it is not there")
+    out: str = option("", "folder of the results; default: evaluation/ beside the snapshot")
+
+
+def parse(config_class, argv=None, defaults=None, dataset=None, description=None):
+    """Build a configuration from defaults, recipe and command line.
+
+    Args:
+        config_class: `TrainConfig` or `TestConfig`.
+        argv: arguments; None means sys.argv[1:].
+        defaults: values of the script, below the recipe.
+        dataset: name of the script's data set; a recipe's key `dataset` must agree with it.
+        description: first line of --help.
+
+    Returns:
+        The configuration, and the set of the names of fields given in the recipe or on the command line.
+
+    Raises:
+        SystemExit: with a message, as argparse does, for anything wrong in recipe or flags.
+    """
+    parser = _parser(config_class, description, defaults or {})
+    given = vars(parser.parse_args(_underscored(parser, sys.argv[1:] if argv is None else argv)))
+    recipe_path = given.pop("config", None)
+    try:
+        values = _read_recipe(recipe_path, config_class, dataset) if recipe_path else {}
+        config = config_class(**{**(defaults or {}), **values, **given})
+        for field in dataclasses.fields(config):
+            _check(field, getattr(config, field.name))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return config, {*values, *given}
+
+
+def _parser(config_class, description, defaults):
+    parser = argparse.ArgumentParser(description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="recipe; flags override it")
+    for field in dataclasses.fields(config_class):
+        meta = field.metadata
+        default = defaults.get(field.name, field.default)
+        text = meta["help"].replace("%", "%%")
+        if default not in (None, "", dataclasses.MISSING):
+            text += f" (default: {default})"
+        name = f"--{field.name}"
+        if meta["kind"] is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            metavar = None if meta["choices"] and not meta["nargs"] else meta["kind"].__name__.upper()
+            choices = None if meta["nargs"] else meta["choices"]
+            parser.add_argument(
+                name, type=meta["kind"], choices=choices, nargs=meta["nargs"], metavar=metavar, help=text
+            )
+    return parser
+
+
+def _underscored(parser, argv):
+    """Accept --weight-decay for --weight_decay: flags are listed once, and can be typed either way."""
+    known = parser._option_string_actions
+    result = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and flag not in known:
+            prefix = "--no-" if flag.startswith("--no-") else "--"
+            candidate = prefix + flag[len(prefix) :].replace("-", "_")
+            flag = candidate if candidate in known else flag
+        result.append(flag + equals + value)
+    return result
+
+
+def _read_recipe(path, config_class, dataset):
+    """The recipe's values by field name; a ValueError names the nearest valid key."""
+    try:
+        recipe = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"recipe {path} must be a list of `key: value` lines")
+    recipe.pop("provenance", None)  # a run's config.yaml is a recipe too
+    wanted = recipe.pop("dataset", dataset)
+    if wanted != dataset:
+        raise ValueError(f"recipe {path} is for the data set {wanted!r}, this script is for {dataset!r}")
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    values = {}
+    for key, value in recipe.items():
+        if key not in fields:
+            nearest = difflib.get_close_matches(str(key), fields, n=1, cutoff=0)[0]
+            raise ValueError(f"recipe {path} has the unknown key {key!r}; did you mean {nearest!r}?")
+        values[key] = _convert(fields[key], value, f"recipe {path}: {key}")
+    return values
+
+
+def _convert(field, value, where):
+    """Check a recipe's value as argparse would; an integer, or 1e-3 (a string in YAML 1.1), may be a float."""
+    kind = field.metadata["kind"]
+    if field.metadata["nargs"] == "*":
+        value = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, kind) for item in value):
+            raise ValueError(f"{where} must be a list of {kind.__name__}, got {value!r}")
+        return value
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if type(value) is not kind:
+        raise ValueError(f"{where} must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def _check(field, value):
+    """Raise ValueError if a field's value is not among its choices or out of its range."""
+    meta = field.metadata
+    for item in value if isinstance(value, list) else [value]:
+        if item is None:
+            continue
+        if meta["choices"] and item not in meta["choices"]:
+            raise ValueError(f"{field.name} must be one of {', '.join(map(str, meta['choices']))}; got {item!r}")
+        if meta["low"] is not None and not item >= meta["low"]:
+            raise ValueError(f"{field.name} must be at least {meta['low']}, got {item!r}")
+        if meta["high"] is not None and not item <= meta["high"]:
+            raise ValueError(f"{field.name} must be at most {meta['high']}, got {item!r}")

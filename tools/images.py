@@ -1,0 +1,187 @@
+"""Labelled images held as one uint8 tensor, the batches made of them, and folders of image files."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
+
+
+@dataclasses.dataclass
+class LabelledImages:
+    """images: uint8 [N, C, H, W]; labels: int64 [N]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+    def subset(self, indices):
+        return LabelledImages(self.images[indices], self.labels[indices])
+
+
+def stratified_split(labels, fraction, seed):
+    """Split indices so that each class gives the same share.
+
+    Args:
+        labels: int64 [N].
+        fraction: share of each class in the second part, in (0, 1).
+        seed: fixes the split.
+
+    Returns:
+        Two sorted index tensors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    second = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        second[members[: round(fraction * len(members))]] = True
+    return (~second).nonzero().flatten(), second.nonzero().flatten()
+
+
+class ImageBatches:
+    """Iterate over batches of float images in [0, 1] on a device, with their labels.
+
+    Args:
+        data: `LabelledImages`.
+        batch_size: images per batch. A training pass (`augment` or `shuffle`) drops an incomplete
+            last batch, which would weigh its images more; an evaluation pass keeps it.
+        device: where the batches go. On CUDA, the whole uint8 tensor moves there, once.
+        shuffle: a new order for every pass, from torch's default CPU generator.
+        augment: function of a uint8 batch on the device to a float one, or None.
+        channels_last: memory format of the batches.
+        limit: largest number of batches per pass, or None.
+    """
+
+    def __init__(self, data, batch_size, device, shuffle=False, augment=None, channels_last=False, limit=None):
+        self.data = LabelledImages(data.images.to(device), data.labels.to(device))
+        self.batch_size = batch_size
+        self.device = device
+        self.shuffle = shuffle
+        self.augment = augment
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        drop_last = shuffle and len(data) >= batch_size
+        batches = len(data) // batch_size if drop_last else -(-len(data) // batch_size)
+        self.batches = min(batches, limit or batches)
+
+    def __len__(self):
+        return self.batches
+
+    def __iter__(self):
+        order = torch.randperm(len(self.data)) if self.shuffle else torch.arange(len(self.data))
+        order = order.to(self.device)
+        for batch in range(self.batches):
+            part = self.data.subset(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+            images = self.augment(part.images) if self.augment else part.images.float() / 255
+            yield images.contiguous(memory_format=self.memory_format), part.labels
+
+
+def read_image_folder(folder, workers=4):
+    """Read `folder`/{train,test}/<class>/* into memory; decoded once, then cached.
+
+    The cache is keyed by the names, sizes and modification times of all files; it lies in
+    $NSNN_CACHE, by default ~/.cache/nsnn.
+
+    Args:
+        folder: the folder that has `train` and `test`.
+        workers: number of threads that decode.
+
+    Returns:
+        (train, test) as `LabelledImages`; class indices follow the sorted names of the classes.
+
+    Raises:
+        FileNotFoundError: if there are no images where they should be.
+        ValueError: for a file that is no image, or of another size than the first; it names the file.
+    """
+    folder = Path(folder)
+    files = {split: _list_split(folder / split) for split in ("train", "test")}
+    classes = {split: sorted({path.parent.name for path in files[split]}) for split in files}
+    if classes["train"] != classes["test"]:
+        raise ValueError(f"{folder}: train has the classes {classes['train']}, test has {classes['test']}")
+    key = hashlib.sha256()
+    for path in files["train"] + files["test"]:
+        stat = path.stat()
+        key.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    cache = cache_folder() / f"images-{key.hexdigest()[:32]}.npz"
+    arrays = _read_cache(cache)
+    if arrays is None:
+        arrays = {}
+        for split in files:
+            arrays[f"{split}_images"] = _decode(files[split], workers, f"decoding {folder / split}")
+            names = [classes[split].index(path.parent.name) for path in files[split]]
+            arrays[f"{split}_labels"] = np.array(names, dtype=np.int64)
+        _write_cache(cache, arrays)
+    return tuple(
+        LabelledImages(torch.from_numpy(arrays[f"{split}_images"]), torch.from_numpy(arrays[f"{split}_labels"]))
+        for split in ("train", "test")
+    )
+
+
+def cache_folder():
+    """Folder of all caches: $NSNN_CACHE, else $XDG_CACHE_HOME/nsnn, else ~/.cache/nsnn."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("NSNN_CACHE") or Path(home) / "nsnn")
+
+
+def _list_split(folder):
+    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f"no images in {folder.resolve()}/<class>/*")
+    return files
+
+
+def _decode(files, workers, description):
+    def read(path):
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is no readable image: {error}") from error
+
+    first = read(files[0])
+    images = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        decoded = tqdm(pool.map(read, files), description, len(files), unit="image", disable=None, leave=False)
+        for index, pixels in enumerate(decoded):
+            if pixels.shape != first.shape:
+                sizes = f"{pixels.shape[1]}x{pixels.shape[0]}, others {first.shape[1]}x{first.shape[0]}"
+                raise ValueError(f"all images must have one size; {files[index]} is {sizes}")
+            images[index] = pixels.transpose(2, 0, 1)
+    return images
+
+
+def _read_cache(path):
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in ("train_images", "train_labels", "test_images", "test_labels")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("the cache %s is damaged (%s); it is made anew", path, error)
+        return None
+
+
+def _write_cache(path, arrays):
+    """Write atomically: other processes see the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

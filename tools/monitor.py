@@ -1,0 +1,49 @@
+"""Watch the firing rates of a network."""
+
+import contextlib
+
+from models import SpikingNeuron
+
+
+class FiringRates:
+    """Mean firing rate per layer, over everything that ran inside `firing_rates`."""
+
+    def __init__(self):
+        self._sums = {}
+        self._counts = {}
+
+    def add(self, name, spikes):
+        """Add the spikes [T, B, ...] of one call of a layer."""
+        # The sums stay on the device: reading them here would stall it at every layer.
+        self._sums[name] = self._sums.get(name, 0) + spikes.detach().float().mean() * spikes.numel()
+        self._counts[name] = self._counts.get(name, 0) + spikes.numel()
+
+    def rates(self):
+        """{layer name: spikes per neuron and time step}, in the order of the layers."""
+        return {name: (total / self._counts[name]).item() for name, total in self._sums.items()}
+
+
+@contextlib.contextmanager
+def firing_rates(net):
+    """Context manager: record the firing rates of every neuron layer of `net` in the block.
+
+    The hooks that record are gone after the block.
+
+    Yields:
+        `FiringRates`, whose `rates()` can be read inside the block and after it.
+    """
+    record = FiringRates()
+
+    def recorder(name):
+        return lambda module, args, spikes: record.add(name, spikes)
+
+    handles = [
+        module.register_forward_hook(recorder(name))
+        for name, module in net.named_modules()
+        if isinstance(module, SpikingNeuron)
+    ]
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()

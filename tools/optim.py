@@ -1,0 +1,78 @@
+"""Optimisers, learning-rate schedules, and the initialisation of weights, by name."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgdm": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, **options),
+    "radam": torch.optim.RAdam,
+}
+
+
+def build_optimizer(name, net, lr, weight_decay):
+    """Make an optimiser; 0-d parameters (learnt decays and noise scales) are not decayed.
+
+    Args:
+        name: one of OPTIMIZERS.
+        net: the network whose parameters it changes.
+        lr: learning rate.
+        weight_decay: coefficient of the weight decay.
+    """
+    parameters = list(net.parameters())
+    groups = [{"params": [p for p in parameters if p.dim() > 0], "weight_decay": weight_decay}]
+    if scalars := [p for p in parameters if p.dim() == 0]:
+        groups.append({"params": scalars, "weight_decay": 0.0})
+    return OPTIMIZERS[name](groups, lr=lr)
+
+
+def build_scheduler(name, optimizer, total_steps):
+    """Make a learning-rate schedule that is stepped after every batch.
+
+    Args:
+        name: "cos" (from lr to 0), "cyclic" (triangles between lr / 10 and lr, four over the run),
+            "onecycle" (warm up to lr, then down to nearly 0) or "none".
+        optimizer: its learning rate is the schedule's highest.
+        total_steps: number of batches of the whole run.
+    """
+    return SCHEDULERS[name](optimizer, optimizer.param_groups[0]["lr"], total_steps)
+
+
+def _cosine(optimizer, lr, total_steps):
+    return lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total_steps, 1))))
+
+
+def _cyclic(optimizer, lr, total_steps):
+    up = max(1, total_steps // 8)
+    return lr_scheduler.CyclicLR(optimizer, lr / 10, lr, step_size_up=up, cycle_momentum=False)
+
+
+def _onecycle(optimizer, lr, total_steps):
+    return lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total_steps)
+
+
+def _constant(optimizer, lr, total_steps):
+    return lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+SCHEDULERS = {"cos": _cosine, "cyclic": _cyclic, "onecycle": _onecycle, "none": _constant}
+
+
+def initialise(net, scheme):
+    """Set the weights of convolutions and linear layers.
+
+    Args:
+        scheme: "uniform" (PyTorch's own, as the layers came) or "orthog" (orthogonal matrices
+            [out, in * k * k] of gain 1, biases 0).
+    """
+    if scheme == "uniform":
+        return
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.orthogonal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,114 @@
+"""What a run leaves behind: its folder, config.yaml, metrics.jsonl, TensorBoard events."""
+
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+
+def make_run_folder(results, dataset, model, neuron, seed):
+    """Make <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/, which no other run has."""
+    parent = Path(results) / dataset / f"{model}-{neuron}"
+    parent.mkdir(parents=True, exist_ok=True)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
+    for attempt in range(1, 1000):
+        folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # another run of the same second
+            continue
+    raise FileExistsError(f"{parent} has 999 runs named {name}")
+
+
+def provenance():
+    """Which code, libraries and machine: plain data for config.yaml and for results."""
+    return {
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": str(np.__version__),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_revision():
+    """Commit of this source tree, with "-dirty" if it was changed since; "unknown" outside git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+class RunLog:
+    """Writes one run's metrics.jsonl and TensorBoard events.
+
+    Args:
+        folder: the run's folder.
+        first_epoch: rows of this epoch and later ones, of an interrupted run, are dropped.
+    """
+
+    def __init__(self, folder, first_epoch=0):
+        self.folder = Path(folder)
+        self.metrics = self.folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.metrics) if row["epoch"] < first_epoch]
+        self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.board = SummaryWriter(self.folder, purge_step=first_epoch)
+
+    def write_config(self, config):
+        """Write config.yaml, itself a recipe: all settings, the data set, and where the code came from."""
+        content = {**config, "provenance": provenance()}
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def epoch(self, row):
+        """Add the numbers of one epoch: a row of metrics.jsonl, and a TensorBoard scalar each."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name == "firing_rates":
+                for layer, rate in value.items():
+                    self.board.add_scalar(f"firing_rate/{layer}", rate, row["epoch"])
+            elif name != "epoch":
+                self.board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
+
+    def histograms(self, net, epoch):
+        """Add histograms of all weights, and of the gradients of the last batch."""
+        for name, parameter in net.named_parameters():
+            self.board.add_histogram(f"weights/{name}", parameter.detach().float(), epoch)
+            if parameter.grad is not None:
+                self.board.add_histogram(f"gradients/{name}", parameter.grad.float(), epoch)
+
+    def close(self):
+        self.board.close()
+
+
+def read_metrics(path):
+    """The rows of a metrics.jsonl; an incomplete last line (of a killed run) is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
