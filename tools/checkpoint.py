@@ -49,8 +49,11 @@ def save(path, content):
     """Write a checkpoint so that a crash leaves the old file or the new one, never half of one."""
     path = Path(path)
     part = path.with_suffix(".part")
-    torch.save({"format": FORMAT, **content}, part)
-    os.replace(part, path)
+    try:
+        torch.save({"format": FORMAT, **content}, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read(path):
@@ -60,21 +63,19 @@ def read(path):
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is no checkpoint.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is no checkpoint that can be loaded safely: {error}") from error
+    with open(path, "rb") as file:  # so that an absent file is told apart from a damaged one
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} is no checkpoint that can be loaded safely: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary")
     return content
 
 
-def is_published(content):
-    """Whether a checkpoint's content is that of the published code: {"net", "acc", "epoch"}."""
-    return "net" in content and "format" not in content
-
-
-def load_published(path, *, model, neuron, sigma, tau, threshold, in_shape, num_classes, norm="bn", width=1.0):
+def load_published(
+    path, *, model, neuron, sigma=0.3, tau=2.0, threshold=1.0, in_shape, num_classes, norm="bn", width=1.0
+):
     """Build a network from a checkpoint of the published NSNN code.
 
     Args:
@@ -82,7 +83,7 @@ def load_published(path, *, model, neuron, sigma, tau, threshold, in_shape, num_
             state_dict itself; its keys may carry the prefix `module.` of DataParallel.
         model: name of the network.
         neuron: name of a neuron, or a zero-argument callable that makes one.
-        sigma, tau, threshold: of the neuron (`build_neuron`); such files do not say them.
+        sigma, tau, threshold: of a neuron given by name (see `build_neuron`); such files do not say them.
         in_shape: (C, H, W).
         num_classes: K.
         norm: "bn" or None.

@@ -5,7 +5,8 @@ import sys
 
 from . import engine
 from .checkpoint import CheckpointError
-from .config import TrainConfig, parse
+from .config import EvaluationConfig, TrainConfig, parse
+from .evaluation import Evaluation
 from .experiment import Training
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,26 @@ def train(dataset, defaults=None, argv=None):
     _configure_logging(config.debug)
     with _readable_errors():
         return Training(config, dataset, given).run()
+
+
+def test(dataset, defaults=None, argv=None):
+    """Test a snapshot on a data set as the command line says.
+
+    Args:
+        dataset, defaults, argv: as for `train`.
+
+    Returns:
+        {perturbation, or "clean": list of points}, as `Evaluation.run` has it.
+
+    Raises:
+        SystemExit: with a message, for wrong settings, absent data, or a snapshot that does not fit.
+    """
+    config, _ = parse(EvaluationConfig, argv, defaults, dataset.name, f"Test a spiking network on {dataset.name}.")
+    _configure_logging(debug=False)
+    with _readable_errors():
+        if not config.snapshot:
+            raise ValueError("which checkpoint? Give --snapshot PATH")
+        return Evaluation(config, dataset).run()
 
 
 class _readable_errors:

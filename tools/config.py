@@ -14,6 +14,8 @@ import yaml
 
 from models.registry import MODELS, NEURONS
 
+from .perturb import PERTURBATIONS
+
 
 def option(default, help, choices=None, low=None, high=None, type=None, nargs=None):
     """A dataclass field that is also a flag.
@@ -94,13 +96,15 @@ class TrainConfig:
 
 
 @dataclasses.dataclass
-class TestConfig:
+class EvaluationConfig:
     """What to evaluate and how. Where a default is None, the snapshot's own value is used."""
 
     snapshot: str = option("", "checkpoint: a best.pth or last.pth of ours, or a published one")
     n_ensembles: int = option(1, "noise draws whose softmax is averaged into one prediction", low=1)
     draws: int = option(5, "independent repetitions, reported as mean and standard deviation", low=1)
-    perturbation: list = option([], "one or more perturbations of the test; none: clean only", type=str, nargs="*")
+    perturbation: list = option(
+        [], "one or more perturbations of the test; none: clean only", choices=tuple(PERTURBATIONS), type=str, nargs="*"
+    )
     gaussian_sigma: float = option(0.1, "strength of add_gaussian and multi_gaussian: standard deviation", low=0.0)
     sp_alpha: float = option(0.05, "strength of sp (salt and pepper): fraction of pixels", low=0.0, high=1.0)
     spike_p: float = option(
@@ -136,7 +140,7 @@ def parse(config_class, argv=None, defaults=None, dataset=None, description=None
     """Build a configuration from defaults, recipe and command line.
 
     Args:
-        config_class: `TrainConfig` or `TestConfig`.
+        config_class: `TrainConfig` or `EvaluationConfig`.
         argv: arguments; None means sys.argv[1:].
         defaults: values of the script, below the recipe.
         dataset: name of the script's data set; a recipe's key `dataset` must agree with it.
@@ -174,10 +178,9 @@ def _parser(config_class, description, defaults):
         if meta["kind"] is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
         else:
-            metavar = None if meta["choices"] and not meta["nargs"] else meta["kind"].__name__.upper()
-            choices = None if meta["nargs"] else meta["choices"]
+            metavar = None if meta["choices"] else meta["kind"].__name__.upper()
             parser.add_argument(
-                name, type=meta["kind"], choices=choices, nargs=meta["nargs"], metavar=metavar, help=text
+                name, type=meta["kind"], choices=meta["choices"], nargs=meta["nargs"], metavar=metavar, help=text
             )
     return parser
 

@@ -15,6 +15,7 @@ from models.layers import Normalize
 
 from . import checkpoint, engine, optim
 from .augment import Augment
+from .config import TrainConfig
 from .images import ImageBatches
 from .monitor import firing_rates
 from .runlog import RunLog, make_run_folder
@@ -22,6 +23,7 @@ from .runlog import RunLog, make_run_folder
 logger = logging.getLogger(__name__)
 EVALUATION_SEED = 1_000_003  # of the noise in validation and in the final test: separate from training's
 DEBUG_BATCHES = 5
+NETWORK_SETTINGS = {"model", "neuron", "width", "nobn", "timestep", "threshold", "tau", "sigma", "alpha"}
 RESUMABLE = {"resume", "epochs", "device", "threads", "workers", "data_root", "download", "plot_spike_rate"}
 REGULARIZERS = {
     "gram": lambda config: Gramian(),
@@ -39,9 +41,9 @@ def set_up_torch(config):
     return torch.device(config.device)
 
 
-def build_network(config, dataset):
-    """The network of a configuration, for raw pixels in [0, 1] of a data set."""
-    neuron = build_neuron(
+def neuron_factory(config):
+    """The zero-argument callable that makes the neurons of a configuration."""
+    return build_neuron(
         config.neuron,
         sigma=config.sigma,
         tau=config.tau,
@@ -53,9 +55,13 @@ def build_network(config, dataset):
         decay_input=config.decay_input,
         learnable_scale=config.learnable_scale,
     )
+
+
+def build_network(config, dataset):
+    """The network of a configuration, for raw pixels in [0, 1] of a data set."""
     net = build_model(
         config.model,
-        neuron=neuron,
+        neuron=neuron_factory(config),
         in_shape=dataset.in_shape,
         num_classes=dataset.num_classes,
         norm=None if config.nobn else "bn",
@@ -63,6 +69,56 @@ def build_network(config, dataset):
     )
     net.normalize = Normalize(dataset.mean, dataset.std)
     return net
+
+
+def load_snapshot(evaluation_config, dataset):
+    """The network of a checkpoint, ours or a published one, ready for raw pixels in [0, 1].
+
+    Args:
+        evaluation_config: `EvaluationConfig`; what it says of network and neuron overrides a checkpoint of ours.
+        dataset: has name, in_shape, num_classes, mean, std.
+
+    Returns:
+        The network in evaluation mode, and its `TrainConfig`.
+
+    Raises:
+        CheckpointError: if the file is none, or does not fit; it says what is missing.
+    """
+    path = evaluation_config.snapshot
+    content = checkpoint.read(path)
+    overrides = {
+        field.name: value
+        for field in dataclasses.fields(TrainConfig)
+        if field.name in NETWORK_SETTINGS and (value := getattr(evaluation_config, field.name)) is not None
+    }
+    if "config" in content:
+        if content["dataset"] != dataset.name:
+            raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")
+        config = dataclasses.replace(TrainConfig(**content["config"]), **overrides)
+        net = build_network(config, dataset)
+        averaged = content.get("ema")
+        weights = content["model"] if averaged is None else _without_prefix(averaged)
+        checkpoint.load_weights(net, weights, path)
+        return net.eval(), config
+    if not {"model", "neuron"} <= overrides.keys():
+        raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
+    config = TrainConfig(**overrides)
+    net = checkpoint.load_published(
+        path,
+        model=config.model,
+        neuron=neuron_factory(config),
+        in_shape=dataset.in_shape,
+        num_classes=dataset.num_classes,
+        norm=None if config.nobn else "bn",
+        width=config.width,
+    )
+    net.normalize = Normalize(dataset.mean, dataset.std)
+    return net, config
+
+
+def _without_prefix(averaged):
+    """The weights in the state of an `AveragedModel`."""
+    return {key.removeprefix("module."): value for key, value in averaged.items() if key.startswith("module.")}
 
 
 def build_criterion(config):

@@ -1,0 +1,18 @@
+"""Train a spiking network on Fashion-MNIST.
+
+`python main_fashionmnist.py --help` lists all settings; configs/ has recipes.
+"""
+
+from dataset_utils import DATASETS
+from tools.cli import train
+
+DEFAULTS = {
+    "model": "vgg",
+    "width": 0.5,
+    "epochs": 30,
+    "crop_padding": 2,
+    "flip": True,
+}
+
+if __name__ == "__main__":
+    train(DATASETS["fashionmnist"], DEFAULTS)

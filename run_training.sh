@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Train spiking networks.
+#
+#   bash run_training.sh                      demonstration: a noisy network (NSNN) and its deterministic
+#                                             twin (SNN) on 5,000 real digits, trained and tested
+#   bash run_training.sh RECIPE [FLAGS ...]   a recipe of configs/, e.g. configs/cifar10_sresnet18.yaml;
+#                                             flags override it, e.g. --download --data-root ~/data
+set -euo pipefail
+recipe=""
+if [ $# -gt 0 ]; then
+    recipe="$1"
+    shift
+    [ ! -f "$recipe" ] || recipe="$(cd "$(dirname "$recipe")" && pwd)/$(basename "$recipe")"
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source tools/environment.sh
+prepare_python requirements.txt
+
+if [ -n "$recipe" ]; then
+    if [ ! -f "$recipe" ]; then
+        echo "error: no recipe $recipe; there are:" configs/*.yaml >&2
+        exit 1
+    fi
+    dataset="$(sed -n 's/^dataset: *\([A-Za-z0-9_]*\).*/\1/p' "$recipe")"
+    if [ ! -f "main_$dataset.py" ]; then
+        echo "error: $recipe needs a line \"dataset: NAME\", where main_NAME.py exists; it says \"$dataset\"" >&2
+        exit 1
+    fi
+    exec "$PYTHON" "main_$dataset.py" --config "$recipe" "$@"
+fi
+
+demo="results/mnist5k/demo/$(date +%Y%m%d-%H%M%S)-$$"
+for network in nsnn snn; do
+    echo "== $network: training and testing ==" >&2
+    "$PYTHON" main_mnist5k.py --config "configs/mnist5k_$network.yaml" --run_dir "$demo/$network"
+    "$PYTHON" testing_mnist5k.py --snapshot "$demo/$network/best.pth" --draws 3 \
+        --perturbation add_gaussian sp --range --left 0 --right 0.4 --step 0.1
+done
+"$PYTHON" -m tools.summary "$demo"

@@ -1,0 +1,31 @@
+"""What several tests share: a tiny data set that can be learnt in seconds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dataset_utils import ImageDataset
+from tools.images import LabelledImages
+
+
+def _stripes(count, seed):
+    """Class 0: horizontal stripes, class 1: vertical ones; 8x8 pixels, noisy."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    pattern = (torch.arange(8) % 2 * 200).float()
+    images = torch.where(labels[:, None, None] == 1, pattern[None, None, :], pattern[None, :, None])
+    images = (images + 40 * torch.rand(count, 8, 8, generator=generator)).to(torch.uint8)
+    return LabelledImages(images.unsqueeze(1), labels)
+
+
+@pytest.fixture
+def stripes():
+    """An `ImageDataset` of 200 training and 50 test images, two classes, [1, 8, 8]."""
+    return ImageDataset("stripes", (1, 8, 8), 2, (0.4,), (0.4,), lambda *args: (_stripes(200, 0), _stripes(50, 1)))
+
+
+@pytest.fixture
+def repository():
+    """The root folder of the repository."""
+    return Path(__file__).resolve().parent.parent

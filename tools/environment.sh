@@ -1,0 +1,62 @@
+# Sourced by run_training.sh and run_tests.sh.
+#
+# prepare_python REQUIREMENTS sets $PYTHON to an interpreter that has the packages of that file: the
+# active one if it has them all, else that of .venv, which is made and filled if need be.
+
+satisfies() { # PYTHON REQUIREMENTS
+    "$1" - "$2" 2>/dev/null <<'PY'
+import pathlib, sys
+from importlib.metadata import version
+from packaging.requirements import Requirement
+
+def check(path):
+    for line in path.read_text().splitlines():
+        line = line.split("#")[0].strip()
+        if line.startswith("-r"):
+            check(path.parent / line[2:].strip())
+        elif line:
+            requirement = Requirement(line)
+            if not requirement.specifier.contains(version(requirement.name), prereleases=True):
+                raise SystemExit(1)
+
+if sys.version_info < (3, 10):
+    raise SystemExit(1)
+check(pathlib.Path(sys.argv[1]))
+PY
+}
+
+find_python() {
+    local candidate
+    for candidate in python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: Python 3.10 or newer is needed, and none is on the PATH" >&2
+    return 1
+}
+
+prepare_python() {
+    local requirements="$1" candidate
+    for candidate in python python3; do
+        if command -v "$candidate" >/dev/null && satisfies "$candidate" "$requirements"; then
+            PYTHON="$candidate"
+            return
+        fi
+    done
+    if [ ! -x .venv/bin/python ]; then
+        candidate="$(find_python)"
+        echo "Making .venv with $("$candidate" --version) ..." >&2
+        if ! "$candidate" -m venv .venv; then
+            rm -rf .venv
+            echo "error: \"$candidate -m venv\" failed; on Debian and Ubuntu: apt install python3-venv" >&2
+            return 1
+        fi
+    fi
+    PYTHON=.venv/bin/python
+    if ! satisfies "$PYTHON" "$requirements"; then
+        echo "Installing the packages of $requirements into .venv (a few minutes, several GB with CUDA) ..." >&2
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+    fi
+}

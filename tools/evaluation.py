@@ -1,0 +1,151 @@
+"""Test a snapshot: clean, and against the strength of perturbations; results as JSON and PNG."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import statistics
+from pathlib import Path
+
+import torch
+
+from models import NoisyLIF
+
+from . import engine
+from .experiment import evaluation_noise, load_snapshot, set_up_torch
+from .images import ImageBatches
+from .perturb import PERTURBATIONS
+from .plots import plot_curves
+from .runlog import provenance
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluation:
+    """The tests of one snapshot.
+
+    Args:
+        config: `EvaluationConfig`.
+        dataset: has name, in_shape, num_classes, mean, std, and load(root, download, workers).
+
+    Raises:
+        CheckpointError, FileNotFoundError: for a snapshot or data that are not there, or do not fit.
+        ValueError: for strengths out of range.
+    """
+
+    def __init__(self, config, dataset):
+        self.config = config
+        self.dataset = dataset
+        self.device = set_up_torch(config)
+        self.strengths = {name: _strengths(config, name) for name in config.perturbation}
+        self.net, self.trained = load_snapshot(config, dataset)
+        self.net.to(self.device)
+        self.numerics = engine.Numerics(self.device, self.trained.timestep)
+        test = dataset.load(config.data_root, config.download, config.workers)["test"]
+        self.batches = ImageBatches(test, config.minibatch, self.device)
+        self.images = len(test)
+        self.is_noisy = any(isinstance(module, NoisyLIF) for module in self.net.modules())
+
+    def run(self):
+        """Run all tests of the configuration, and write them.
+
+        Returns:
+            {perturbation, or "clean": list of points}; a point has strength, and accuracy and loss
+            as mean, standard deviation over draws, and the draws themselves.
+        """
+        folder = self._folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        results = {}
+        for name in self.config.perturbation or ["clean"]:
+            strengths = self.strengths.get(name, [0.0])
+            points = [self._point(name, strength) for strength in strengths]
+            results[name] = points
+            self._write(folder, name, points)
+        return results
+
+    def _point(self, name, strength):
+        """Accuracy and loss at one strength: R draws of the network's noise and of the perturbation."""
+        is_random = self.is_noisy or strength > 0
+        draws = [self._draw(name, strength, draw) for draw in range(self.config.draws if is_random else 1)]
+        point = {"strength": strength}
+        for quantity in ("accuracy", "loss"):
+            values = [draw[quantity] for draw in draws]
+            point[f"{quantity}_mean"] = statistics.fmean(values)
+            point[f"{quantity}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+            point[f"{quantity}_draws"] = values
+        logger.info(
+            "%-14s %8.4g   accuracy %6.2f +- %.2f %%   loss %.4f",
+            name,
+            strength,
+            100 * point["accuracy_mean"],
+            100 * point["accuracy_std"],
+            point["loss_mean"],
+        )
+        return point
+
+    def _draw(self, name, strength, draw):
+        """One pass over the test images, with seeds that depend on nothing but `seed` and the draw."""
+        seed = 2 * (1000 * self.config.seed + draw)
+        hidden, transform = contextlib.nullcontext(), None
+        if strength > 0:
+            perturbation = PERTURBATIONS[name]
+            generator = torch.Generator(self.device if perturbation.is_hidden else "cpu").manual_seed(seed + 1)
+            if perturbation.is_hidden:
+                hidden = perturbation.apply(self.net, strength, generator)
+            else:
+
+                def transform(images):
+                    return perturbation.apply(images, strength, generator)
+
+        with evaluation_noise(self.device, seed), hidden:
+            return engine.evaluate(
+                self.net,
+                self.batches,
+                self.numerics,
+                n_ensembles=self.config.n_ensembles,
+                transform=transform,
+                description=f"{name} {strength:g}, draw {draw + 1}",
+            )
+
+    def _folder(self):
+        if self.config.out:
+            return Path(self.config.out)
+        snapshot = Path(self.config.snapshot)
+        return snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
+
+    def _write(self, folder, name, points):
+        ensemble = f"-k{self.config.n_ensembles}" if self.config.n_ensembles > 1 else ""
+        path = folder / f"{name}{ensemble}.json"
+        content = {
+            "dataset": self.dataset.name,
+            "test_images": self.images,
+            "snapshot": self.config.snapshot,
+            "model": self.trained.model,
+            "neuron": self.trained.neuron,
+            "timestep": self.trained.timestep,
+            "perturbation": name,
+            "points": points,
+            "settings": dataclasses.asdict(self.config),
+            "provenance": provenance(),
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n")
+        logger.info("written: %s", path)
+        if name != "clean":
+            picture = path.with_suffix(".png")
+            label = f"{self.trained.model}, {self.trained.neuron}"
+            plot_curves(picture, {label: points}, PERTURBATIONS[name].unit, self.dataset.name)
+            logger.info("written: %s", picture)
+
+
+def _strengths(config, name):
+    """The strengths at which a perturbation is tested, the clean test (0) among them."""
+    perturbation = PERTURBATIONS[name]
+    strengths = [0.0, getattr(config, perturbation.flag)]
+    if config.range:
+        if config.right < config.left:
+            raise ValueError(f"--right ({config.right}) must not be below --left ({config.left})")
+        count = int((config.right - config.left) / config.step + 1e-6) + 1
+        strengths = [round(config.left + index * config.step, 10) for index in range(count)]
+    if strengths[-1] > perturbation.highest:
+        raise ValueError(f"the strength of {name} is a {perturbation.unit}: at most {perturbation.highest:g}")
+    return strengths

@@ -1,0 +1,70 @@
+"""One table and one picture per perturbation for several tested networks: python -m tools.summary FOLDER.
+
+FOLDER holds a run folder for each network, whose evaluation/ has the results of testing_<dataset>.py.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+from .perturb import PERTURBATIONS
+from .plots import plot_curves
+
+logger = logging.getLogger(__name__)
+
+
+def read_results(folder):
+    """{perturbation: {network: results}} of all evaluation/*.json of the runs in `folder`."""
+    results = {}
+    for path in sorted(Path(folder).glob("*/evaluation/*.json")):
+        content = json.loads(path.read_text())
+        results.setdefault(content["perturbation"], {})[path.parent.parent.name] = content
+    return results
+
+
+def table(results):
+    """Accuracy in per cent for each perturbation and strength, a column for each network; as text."""
+    networks = sorted({network for by_network in results.values() for network in by_network})
+    lines = ["test accuracy, %".ljust(24) + "".join(f"{network:>18}" for network in networks)]
+    seen_clean = False
+    for perturbation, by_network in results.items():
+        points = {
+            network: {point["strength"]: point for point in content["points"]} for network, content in by_network.items()
+        }
+        for strength in sorted({strength for by_strength in points.values() for strength in by_strength}):
+            if strength == 0 and seen_clean:  # every sweep repeats the clean test
+                continue
+            seen_clean = seen_clean or strength == 0
+            name = "clean" if strength == 0 else f"{perturbation} {strength:g}"
+            cells = []
+            for network in networks:
+                point = points.get(network, {}).get(strength)
+                text = f"{100 * point['accuracy_mean']:.2f} +- {100 * point['accuracy_std']:.2f}" if point else "-"
+                cells.append(f"{text:>18}")
+            lines.append(name.ljust(24) + "".join(cells))
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    results = read_results(folder)
+    if not results:
+        parser.error(f"no results in {folder}/*/evaluation/*.json")
+    logger.info("%s", table(results))
+    logger.info("(mean and standard deviation over noise draws; test images never trained on)")
+    for perturbation, by_network in results.items():
+        if perturbation == "clean":
+            continue
+        curves = {network: content["points"] for network, content in by_network.items()}
+        path = folder / f"{perturbation}.png"
+        plot_curves(path, curves, PERTURBATIONS[perturbation].unit, next(iter(by_network.values()))["dataset"])
+        logger.info("plot: %s", path)
+
+
+if __name__ == "__main__":
+    main()
