@@ -19,7 +19,7 @@ def _stripes(count, seed):
     return LabelledImages(images.unsqueeze(1), labels)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stripes():
     """An `ImageDataset` of 200 training and 50 test images, two classes, [1, 8, 8]."""
     return ImageDataset("stripes", (1, 8, 8), 2, (0.4,), (0.4,), lambda *args: (_stripes(200, 0), _stripes(50, 1)))

@@ -1,0 +1,206 @@
+"""Testing a snapshot: what is measured, what is written, and that perturbations really perturb."""
+
+import dataclasses
+import json
+import statistics
+
+import pytest
+import torch
+from PIL import Image
+
+from tools import engine, summary
+from tools.checkpoint import CheckpointError
+from tools.config import EvaluationConfig, TrainConfig
+from tools.evaluation import Evaluation
+from tools.experiment import Training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, stripes):
+    """Snapshots of a noisy network and of its deterministic twin: {neuron: path}."""
+    paths = {}
+    for neuron in ("NILIF", "LIF"):
+        config = TrainConfig(
+            model="vggwoap",
+            width=0.1,
+            epochs=8,
+            minibatch=20,
+            lr=0.01,
+            neuron=neuron,
+            histograms=False,
+            run_dir=str(tmp_path_factory.mktemp("runs") / neuron),
+        )
+        training = Training(config, stripes)
+        training.run()
+        paths[neuron] = training.folder / "best.pth"
+    return paths
+
+
+def evaluation(trained, stripes, tmp_path, neuron="NILIF", **options):
+    return Evaluation(EvaluationConfig(snapshot=str(trained[neuron]), out=str(tmp_path), **options), stripes)
+
+
+def test_draws_are_reported_as_mean_and_standard_deviation(trained, stripes, tmp_path):
+    (point,) = evaluation(trained, stripes, tmp_path, draws=4).run()["clean"]
+    losses = point["loss_draws"]
+    assert len(losses) == 4 and len(set(losses)) == 4  # each draw has noise of its own
+    assert point["loss_mean"] == pytest.approx(statistics.fmean(losses))
+    assert point["loss_std"] == pytest.approx(statistics.stdev(losses))
+    assert point["accuracy_mean"] > 0.9
+
+
+def test_a_deterministic_network_needs_one_clean_draw_but_several_perturbed_ones(trained, stripes, tmp_path):
+    results = evaluation(trained, stripes, tmp_path, "LIF", draws=3, perturbation=["sp"]).run()["sp"]
+    assert [len(point["loss_draws"]) for point in results] == [1, 3]
+
+
+def test_the_same_seed_repeats_and_another_differs(trained, stripes, tmp_path):
+    options = dict(perturbation=["add_gaussian"], gaussian_sigma=0.5, draws=2)
+    first = evaluation(trained, stripes, tmp_path, **options).run()
+    torch.rand(7)  # the state of torch's own generator does not matter
+    assert evaluation(trained, stripes, tmp_path, **options).run() == first
+    assert evaluation(trained, stripes, tmp_path, seed=1, **options).run() != first
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("add_gaussian", {"gaussian_sigma": 1.5}),
+        ("multi_gaussian", {"gaussian_sigma": 3.0}),
+        ("sp", {"sp_alpha": 0.6}),
+        ("spike_level", {"spike_p": 0.4}),
+        ("membrane", {"membrane_sigma": 3.0}),
+    ],
+)
+@pytest.mark.parametrize("neuron", ["NILIF", "LIF"])
+def test_every_perturbation_does_harm(trained, stripes, tmp_path, name, options, neuron):
+    clean, disturbed = evaluation(trained, stripes, tmp_path, neuron, perturbation=[name], draws=3, **options).run()[
+        name
+    ]
+    assert (clean["strength"], disturbed["strength"]) == (0.0, *options.values())
+    assert disturbed["loss_mean"] > 1.5 * clean["loss_mean"]
+
+
+def test_perturbed_pixels_reach_the_network_before_its_normalisation(trained, stripes, tmp_path):
+    test = evaluation(trained, stripes, tmp_path, perturbation=["add_gaussian"], gaussian_sigma=0.3, draws=1)
+    seen = []
+    test.net.normalize.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    test.run()
+    clean, disturbed = seen
+    assert (disturbed - clean).abs().mean() > 0.05
+    assert disturbed.min() >= 0 and disturbed.max() <= 1
+
+
+def test_all_networks_meet_the_same_perturbed_pixels(trained, stripes, tmp_path):
+    seen = {}
+    for neuron in ("NILIF", "LIF"):
+        test = evaluation(trained, stripes, tmp_path, neuron, perturbation=["sp"], draws=2)
+        test.net.normalize.register_forward_pre_hook(
+            lambda module, args, neuron=neuron: seen.setdefault(neuron, []).append(args[0].clone())
+        )
+        test.run()
+    noisy, deterministic = seen["NILIF"][2:], seen["LIF"][1:]  # after two clean draws, and after one
+    assert len(noisy) == len(deterministic) == 2
+    assert all(torch.equal(a, b) for a, b in zip(noisy, deterministic))
+    assert not torch.equal(*noisy)
+
+
+def test_a_sweep_has_all_strengths(trained, stripes, tmp_path):
+    test = evaluation(
+        trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.1, right=0.3, step=0.1, draws=1
+    )
+    assert [point["strength"] for point in test.run()["sp"]] == [0.1, 0.2, 0.3]
+
+
+def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
+    with pytest.raises(ValueError, match="must not be below"):
+        evaluation(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=0.1)
+    with pytest.raises(ValueError, match="at most 1"):
+        evaluation(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=1.5)
+
+
+def test_an_ensemble_lowers_the_loss_of_a_noisy_network(trained, stripes, tmp_path):
+    (one,) = evaluation(trained, stripes, tmp_path, draws=5).run()["clean"]
+    (many,) = evaluation(trained, stripes, tmp_path, draws=5, n_ensembles=16).run()["clean"]
+    assert many["loss_mean"] < one["loss_mean"]
+    assert many["loss_std"] < one["loss_std"]
+    assert {path.name for path in tmp_path.iterdir()} == {"clean.json", "clean-k16.json"}
+
+
+def test_results_are_written_as_json_and_as_a_picture(trained, stripes, tmp_path):
+    results = evaluation(trained, stripes, tmp_path, perturbation=["sp", "membrane"], draws=2).run()
+    content = json.loads((tmp_path / "sp.json").read_text())
+    assert content["points"] == results["sp"]
+    assert content["dataset"] == "stripes" and content["test_images"] == 50
+    assert content["settings"]["draws"] == 2 and content["settings"]["seed"] == 0
+    with Image.open(tmp_path / "membrane.png") as picture:
+        assert picture.width > 400 and len(picture.convert("RGB").getcolors(1 << 24)) > 2
+
+
+def test_without_out_results_lie_beside_the_snapshot(trained, stripes):
+    path = trained["LIF"]
+    Evaluation(EvaluationConfig(snapshot=str(path)), stripes).run()
+    assert (path.parent / "evaluation" / "clean.json").exists()
+    Evaluation(EvaluationConfig(snapshot=str(path.parent / "last.pth")), stripes).run()
+    assert (path.parent / "evaluation-last" / "clean.json").exists()
+
+
+def test_the_accuracy_is_that_of_training_s_own_test(trained, stripes, tmp_path):
+    (point,) = evaluation(trained, stripes, tmp_path, "LIF").run()["clean"]
+    assert point["accuracy_mean"] == json.loads((trained["LIF"].parent / "test.json").read_text())["accuracy"]
+
+
+def test_settings_given_override_those_of_the_snapshot(trained, stripes, tmp_path):
+    test = evaluation(trained, stripes, tmp_path, sigma=0.01, timestep=5)
+    assert test.net.stem_neuron.noise.scale == 0.01
+    assert test.numerics.timesteps == 5
+    assert evaluation(trained, stripes, tmp_path).numerics.timesteps == 2
+
+
+def test_a_published_snapshot_needs_model_and_neuron_and_then_just_works(tmp_path, stripes):
+    path = tmp_path / "theirs.pth"
+    weights = {"module.layer.bn.weight": torch.randn(64, 64), "module.fc.layer.module.weight": torch.randn(2, 64)}
+    torch.save({"net": weights, "acc": 50.0, "epoch": 3}, path)
+    with pytest.raises(CheckpointError, match="give --model and --neuron"):
+        Evaluation(EvaluationConfig(snapshot=str(path)), stripes)
+    config = EvaluationConfig(snapshot=str(path), model="toynet", neuron="NILIF", sigma=0.3, draws=2)
+    test = Evaluation(config, stripes)
+    assert torch.equal(test.net.stem[1].weight, weights["module.layer.bn.weight"])
+    assert torch.equal(test.net.normalize.mean.flatten(), torch.tensor([0.4]))
+    assert 0 <= test.run()["clean"][0]["accuracy_mean"] <= 1
+    assert (tmp_path / "evaluation-theirs" / "clean.json").exists()
+
+
+def test_a_snapshot_of_another_data_set_is_refused(trained, stripes, tmp_path):
+    with pytest.raises(CheckpointError, match="was trained on stripes, this is mnist5k"):
+        evaluation(trained, dataclasses.replace(stripes, name="mnist5k"), tmp_path)
+
+
+def test_the_summary_shows_all_networks_in_one_table_and_one_picture_each(
+    trained, stripes, tmp_path, monkeypatch, capsys
+):
+    for neuron, name in (("NILIF", "nsnn"), ("LIF", "snn")):
+        out = tmp_path / name / "evaluation"
+        evaluation(trained, stripes, out, neuron, perturbation=["sp"], draws=2).run()
+    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path)])
+    text = summary.table(summary.read_results(tmp_path))
+    header, clean, disturbed = text.splitlines()
+    assert header.split()[-2:] == ["nsnn", "snn"]
+    assert clean.startswith("clean") and disturbed.startswith("sp 0.05")
+    nsnn = json.loads((tmp_path / "nsnn" / "evaluation" / "sp.json").read_text())["points"][1]
+    assert f"{100 * nsnn['accuracy_mean']:.2f} +- {100 * nsnn['accuracy_std']:.2f}" in disturbed
+    summary.main()
+    assert (tmp_path / "sp.png").exists()
+
+
+def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeypatch):
+    ranges = []
+    original = engine.predict
+
+    def spy(net, images, *args):
+        ranges.append((images.min().item(), images.max().item()))
+        return original(net, images, *args)
+
+    monkeypatch.setattr(engine, "predict", spy)
+    evaluation(trained, stripes, tmp_path, perturbation=["multi_gaussian"], gaussian_sigma=2.0, draws=1).run()
+    assert ranges and all(low >= 0 and high <= 1 for low, high in ranges)
