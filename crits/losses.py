@@ -9,7 +9,15 @@ def _check(logits, target):
         raise ValueError(f"expected logits [T, B, K] and target [B], got {list(logits.shape)} and {list(target.shape)}")
 
 
-class RateCrossEntropy(nn.Module):
+class _SmoothedCriterion(nn.Module):
+    def __init__(self, label_smoothing=0.0):
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.label_smoothing = label_smoothing
+
+
+class RateCrossEntropy(_SmoothedCriterion):
     """Cross-entropy of the time-averaged logits.
 
         L = CE(mean_t logits[t], target)
@@ -21,26 +29,18 @@ class RateCrossEntropy(nn.Module):
         logits [T, B, K], target [B] of class indices -> scalar.
     """
 
-    def __init__(self, label_smoothing=0.0):
-        super().__init__()
-        self.label_smoothing = label_smoothing
-
     def forward(self, logits, target):
         _check(logits, target)
         return F.cross_entropy(logits.mean(0), target, label_smoothing=self.label_smoothing)
 
 
-class PerStepCrossEntropy(nn.Module):
+class PerStepCrossEntropy(_SmoothedCriterion):
     """Cross-entropy of each step's logits, averaged over time.
 
         L = mean_t CE(logits[t], target)
 
     Arguments and shapes are those of `RateCrossEntropy`.
     """
-
-    def __init__(self, label_smoothing=0.0):
-        super().__init__()
-        self.label_smoothing = label_smoothing
 
     def forward(self, logits, target):
         _check(logits, target)

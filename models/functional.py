@@ -90,6 +90,8 @@ def noisy_lif(
     check_decay(decay)
     check_threshold(threshold)
     check_law("noise", noise)
+    if scale is not None and scale.dim() > 0:
+        raise ValueError(f"a learnt scale must be a 0-d tensor, one value per layer; got shape {list(scale.shape)}")
     dynamics = Dynamics(
         threshold=threshold,
         reset=reset,
@@ -134,8 +136,11 @@ def lif(
 
 
 def check_decay(decay):
-    """Raise ValueError unless `decay` is in [0, 1]; a tensor is trusted (it lives on the device)."""
-    if not isinstance(decay, torch.Tensor) and not 0.0 <= decay <= 1.0:
+    """Raise ValueError unless `decay` is in [0, 1], or a 0-d tensor (whose value stays on its device, unread)."""
+    if isinstance(decay, torch.Tensor):
+        if decay.dim() > 0:
+            raise ValueError(f"a learnt decay must be a 0-d tensor, one value per layer; got shape {list(decay.shape)}")
+    elif not 0.0 <= decay <= 1.0:
         raise ValueError(f"decay must be in [0, 1], got {decay}")
 
 

@@ -71,7 +71,7 @@ class SpikingNeuron(nn.Module):
         )
 
     def extra_repr(self):
-        decay = float(self.decay)
+        decay = self.decay.item() if isinstance(self.decay, torch.Tensor) else self.decay
         return f"threshold={self.threshold:g}, decay={decay:.4g}, reset={self.reset!r}"
 
 

@@ -1,5 +1,6 @@
 """What several tests share: a tiny data set that can be learnt in seconds."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,23 @@ def stripes():
 def repository():
     """The root folder of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def cifar10_folder():
+    """A folder that has CIFAR-10: $NSNN_DATA; without it, tests of real data are skipped."""
+    root = os.environ.get("NSNN_DATA")
+    if not root or not any(
+        (Path(root) / name).is_dir() for name in ("cifar-10-batches-py", "cifar10", "cifar10-images")
+    ):
+        pytest.skip("set NSNN_DATA to a folder that has CIFAR-10")
+    return Path(root)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """The tensors here are tiny: waking more threads takes ten times longer than computing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

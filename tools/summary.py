@@ -31,7 +31,8 @@ def table(results):
     seen_clean = False
     for perturbation, by_network in results.items():
         points = {
-            network: {point["strength"]: point for point in content["points"]} for network, content in by_network.items()
+            network: {point["strength"]: point for point in content["points"]}
+            for network, content in by_network.items()
         }
         for strength in sorted({strength for by_strength in points.values() for strength in by_strength}):
             if strength == 0 and seen_clean:  # every sweep repeats the clean test

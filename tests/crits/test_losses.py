@@ -1,0 +1,161 @@
+"""Losses over time against sums written out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from crits import TET, PerStepCrossEntropy, RateCrossEntropy
+
+T, B, K = 4, 3, 5
+
+
+def logits_and_target(dtype=torch.float64):
+    logits = torch.randn(T, B, K, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2
+    return logits.requires_grad_(), torch.tensor([0, 4, 2])
+
+
+def cross_entropy(row, label, smoothing=0.0):
+    """-sum_k q_k log softmax(row)_k with q = (1 - smoothing) one-hot + smoothing / K, for one row of numbers."""
+    log_sum = math.log(sum(math.exp(value) for value in row))
+    q = [smoothing / len(row) + (1 - smoothing) * (k == label) for k in range(len(row))]
+    return -sum(weight * (value - log_sum) for weight, value in zip(q, row))
+
+
+def rate_by_hand(logits, target, smoothing=0.0):
+    T, B, K = logits.shape
+    means = [[sum(logits[t, b, k].item() for t in range(T)) / T for k in range(K)] for b in range(B)]
+    return sum(cross_entropy(means[b], target[b].item(), smoothing) for b in range(B)) / B
+
+
+def per_step_by_hand(logits, target, smoothing=0.0):
+    T, B, _ = logits.shape
+    terms = [cross_entropy(logits[t, b].tolist(), target[b].item(), smoothing) for t in range(T) for b in range(B)]
+    return sum(terms) / (T * B)
+
+
+def pull_by_hand(logits, mean):
+    return sum((value - mean) ** 2 for value in logits.flatten().tolist()) / logits.numel()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_rate_cross_entropy(smoothing):
+    logits, target = logits_and_target()
+    loss = RateCrossEntropy(label_smoothing=smoothing)(logits, target)
+    assert loss.shape == () and loss.item() == pytest.approx(rate_by_hand(logits, target, smoothing), rel=1e-10)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_per_step_cross_entropy(smoothing):
+    logits, target = logits_and_target()
+    loss = PerStepCrossEntropy(label_smoothing=smoothing)(logits, target)
+    assert loss.shape == () and loss.item() == pytest.approx(per_step_by_hand(logits, target, smoothing), rel=1e-10)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mean", [1.0, -0.5])
+@pytest.mark.parametrize("weight", [0.0, 0.05, 0.3, 1.0])
+def test_tet(weight, mean, smoothing):
+    logits, target = logits_and_target()
+    loss = TET(weight, mean, smoothing)(logits, target)
+    entropy, pull = per_step_by_hand(logits, target, smoothing), pull_by_hand(logits, mean)
+    assert loss.shape == () and loss.item() == pytest.approx((1 - weight) * entropy + weight * pull, rel=1e-10)
+
+
+def test_tet_at_the_ends_is_one_of_its_two_terms():
+    logits, target = logits_and_target()
+    torch.testing.assert_close(TET(0.0)(logits, target), PerStepCrossEntropy()(logits, target))
+    torch.testing.assert_close(TET(1.0)(logits, target), (logits - 1.0).square().mean())
+    other = torch.tensor([1, 1, 1])
+    torch.testing.assert_close(TET(1.0)(logits, target), TET(1.0)(logits, other))
+
+
+def test_tet_defaults_are_those_of_the_paper():
+    logits, target = logits_and_target()
+    torch.testing.assert_close(
+        TET()(logits, target), TET(lambda_tet=0.05, mean=1.0, label_smoothing=0.0)(logits, target)
+    )
+
+
+def test_rate_and_per_step_differ_unless_all_steps_are_alike():
+    logits, target = logits_and_target()
+    constant = logits[:1].expand(T, -1, -1)
+    torch.testing.assert_close(PerStepCrossEntropy()(constant, target), RateCrossEntropy()(constant, target))
+    # cross-entropy is convex, so by Jensen's inequality the mean over steps is the larger
+    assert PerStepCrossEntropy()(logits, target) > RateCrossEntropy()(logits, target) + 0.1
+
+
+def test_one_step_is_plain_cross_entropy():
+    logits, target = logits_and_target()
+    expected = sum(cross_entropy(logits[0, b].tolist(), target[b].item()) for b in range(B)) / B
+    for criterion in (RateCrossEntropy(), PerStepCrossEntropy()):
+        assert criterion(logits[:1], target).item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("make", [RateCrossEntropy, PerStepCrossEntropy, lambda: TET(0.3)])
+def test_gradient_matches_finite_differences(make):
+    logits, target = logits_and_target()
+    assert torch.autograd.gradcheck(lambda x: make()(x, target), (logits,))
+
+
+def test_gradient_of_the_rate_loss_by_hand():
+    """(softmax(mean) - one-hot) / (B T), the same at every step."""
+    logits, target = logits_and_target()
+    RateCrossEntropy()(logits, target).backward()
+    expected = torch.softmax(logits.detach().mean(0), -1)
+    expected[range(B), target] -= 1
+    torch.testing.assert_close(logits.grad, (expected / (B * T)).expand(T, B, K))
+
+
+@pytest.mark.parametrize("make", [RateCrossEntropy, PerStepCrossEntropy, TET])
+@pytest.mark.parametrize("T, B", [(3, 3), (5, 2)])
+def test_the_batch_is_the_second_dimension(make, T, B):
+    """With T = B a mix-up would not be an error, only wrong: permuting the batch changes nothing, its target does."""
+    logits = torch.randn(T, B, K, generator=torch.Generator().manual_seed(2))
+    target, order = torch.arange(B), torch.arange(B).flip(0)
+    loss = make()(logits, target)
+    torch.testing.assert_close(make()(logits[:, order], target[order]), loss)
+    torch.testing.assert_close(make()(logits.flip(0), target), loss)
+    assert (make()(logits[:, order], target) - loss).abs() > 1e-3
+
+
+@pytest.mark.parametrize("make", [RateCrossEntropy, PerStepCrossEntropy, TET])
+@pytest.mark.parametrize(
+    "logits, target",
+    [
+        ((B, K), (B,)),
+        ((T, B, K), (T,)),
+        ((T, B, K), (B, 1)),
+        ((T, B, K), (B, K)),
+        ((T, B, K), ()),
+        ((T, B, K, 1), (B,)),
+    ],
+)
+def test_wrong_shapes_show_what_came_and_what_was_wanted(make, logits, target):
+    with pytest.raises(ValueError) as error:
+        make()(torch.zeros(logits), torch.zeros(target, dtype=torch.long))
+    message = str(error.value)
+    assert "[T, B, K]" in message and "[B]" in message
+    assert str(list(logits)) in message and str(list(target)) in message
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan])
+def test_tet_weight_out_of_range(weight):
+    with pytest.raises(ValueError, match=rf"lambda_tet.*\[0, 1\].*{weight}"):
+        TET(weight)
+
+
+@pytest.mark.parametrize("make", [RateCrossEntropy, PerStepCrossEntropy, TET])
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan])
+def test_label_smoothing_out_of_range_is_refused_at_construction(make, smoothing):
+    with pytest.raises(ValueError, match=rf"label_smoothing.*{smoothing}"):
+        make(label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("make", [RateCrossEntropy, PerStepCrossEntropy, TET])
+def test_bfloat16_logits_give_a_finite_loss_under_autocast(make):
+    logits, target = logits_and_target(torch.float32)
+    expected = make()(logits, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = make()(logits.bfloat16(), target)
+    torch.testing.assert_close(loss.float(), expected, rtol=0.03, atol=0.03)

@@ -1,0 +1,643 @@
+"""The neuron modules: streaming, statelessness, switches, learnt parameters."""
+
+import copy
+import io
+import math
+import pickle
+import warnings
+import weakref
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from models import (
+    IF,
+    LIF,
+    Cauchy,
+    Gaussian,
+    Logistic,
+    NoiseLaw,
+    NoisyLIF,
+    ParametricLIF,
+    SpikingNeuron,
+    Triangular,
+    Uniform,
+    mean_field,
+    noise_generator,
+    noiseless,
+)
+
+MAKERS = {
+    "IF": IF,
+    "LIF": LIF,
+    "LIF-subtract": lambda: LIF(Triangular(0.5), threshold=0.4, decay=0.8, reset="subtract", decay_input=True),
+    "PLIF": ParametricLIF,
+    "NoisyLIF": NoisyLIF,
+    "NoisyLIF-escape": lambda: NoisyLIF(Logistic(0.2), placement="escape", reset="none", detach_reset=True),
+    "NoisyLIF-membrane": lambda: NoisyLIF(Uniform(0.5, loc=0.1), placement="membrane", decay=0.9, reset="subtract"),
+    "NoisyLIF-learnt": lambda: NoisyLIF(Cauchy(0.2), learnable_scale=True),
+}
+every_neuron = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+
+
+class Laplace(NoiseLaw):
+    """A user's own law at module level, so that it pickles; its scale stays 1, its width is `b`."""
+
+    def __init__(self, b):
+        self.b = b
+
+    def cdf(self, x):
+        return 0.5 + 0.5 * torch.sign(x) * -torch.expm1(-x.abs() / self.b)
+
+    def pdf(self, x):
+        return torch.exp(-x.abs() / self.b) / (2 * self.b)
+
+    def icdf(self, p):
+        return -self.b * torch.sign(p - 0.5) * torch.log1p(-2 * (p - 0.5).abs())
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def number(value):
+    """A float, be it of a number or of a learnt 0-d tensor."""
+    return value.detach().item() if isinstance(value, torch.Tensor) else value
+
+
+def currents(T=6, B=4, N=5, dtype=torch.float32):
+    return torch.rand(T, B, N, generator=seeded(42), dtype=dtype) * 1.6
+
+
+# ---- streaming
+
+
+@every_neuron
+def test_forward_is_run_from_rest(make):
+    neuron, x = make(), currents()
+    with noise_generator(seeded(1)):
+        spikes = neuron(x)
+    with noise_generator(seeded(1)):
+        same, state = neuron.run(x)
+    assert torch.equal(spikes, same)
+    assert state.shape == x.shape[1:] and state.dtype == torch.float32
+    with noise_generator(seeded(1)):
+        from_zero, _ = neuron.run(x, state=torch.zeros(4, 5))
+    assert torch.equal(spikes, from_zero)
+    assert 0 < spikes.mean() < 1
+
+
+@every_neuron
+@pytest.mark.parametrize("cuts", [(0, 3, 6), (0, 1, 5, 6), (0, 0, 6)])
+def test_running_in_pieces_equals_running_in_one(make, cuts):
+    neuron, x = make(), currents()
+    with noise_generator(seeded(1)):
+        whole, end = neuron.run(x)
+    state, pieces = None, []
+    with noise_generator(seeded(1)):
+        for a, b in zip(cuts, cuts[1:]):
+            spikes, state = neuron.run(x[a:b], state)
+            pieces.append(spikes)
+    assert torch.equal(torch.cat(pieces), whole) and torch.equal(state, end)
+
+
+@every_neuron
+def test_stepping_equals_running(make):
+    neuron, x = make(), currents()
+    with noise_generator(seeded(1)):
+        whole, end = neuron.run(x)
+    state, steps = None, []
+    with noise_generator(seeded(1)):
+        for x_t in x:
+            spike, state = neuron.step(x_t, state)
+            assert spike.shape == x_t.shape and state.shape == x_t.shape
+            steps.append(spike)
+    assert torch.equal(torch.stack(steps), whole) and torch.equal(state, end)
+
+
+@every_neuron
+def test_gradient_through_steps_equals_gradient_through_run(make):
+    gradients = []
+    for stepped in (False, True):
+        neuron, x = make(), currents(dtype=torch.float64).requires_grad_()
+        with noise_generator(seeded(1)):
+            if stepped:
+                state, steps = None, []
+                for x_t in x:
+                    spike, state = neuron.step(x_t, state)
+                    steps.append(spike)
+                spikes = torch.stack(steps)
+            else:
+                spikes = neuron(x)
+        spikes.cumsum(0).sum().backward()
+        gradients.append([x.grad, *(p.grad for p in neuron.parameters())])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+# ---- nothing is kept
+
+
+@every_neuron
+def test_two_calls_are_independent_and_start_from_rest(make):
+    neuron = make()
+    x = torch.full((1, 3, 4), 0.4)  # below threshold: only a state left over could add up
+    with noise_generator(seeded(1)):
+        first = neuron(x)
+    for _ in range(5):
+        neuron(torch.full((4, 2, 4), 3.0))  # another shape, too
+    with noise_generator(seeded(1)):
+        assert torch.equal(neuron(x), first)
+
+
+@every_neuron
+def test_no_tensor_is_kept_between_calls(make):
+    neuron = make()
+    before = set(vars(neuron))
+    neuron(currents().requires_grad_()).sum().backward()
+    neuron.run(currents(), torch.zeros(4, 5))
+    assert set(vars(neuron)) == before
+    for name, value in vars(neuron).items():
+        assert not isinstance(value, torch.Tensor), name
+    assert not list(neuron.buffers())
+    law = neuron.noise if isinstance(neuron, NoisyLIF) else neuron.surrogate
+    assert not any(isinstance(value, torch.Tensor) for value in vars(law).values())
+
+
+@every_neuron
+def test_the_graph_is_freed_with_the_output(make):
+    neuron, x = make(), currents().requires_grad_()
+    spikes, state = neuron.run(x)
+    node = weakref.ref(spikes.grad_fn)
+    assert node() is not None
+    del spikes, state
+    assert node() is None
+
+
+# ---- noiseless and mean field
+
+
+LAWS = [Gaussian(0.3), Logistic(0.2), Triangular(0.6), Uniform(0.5), Cauchy(0.2), Gaussian(0.3, loc=0.2), Laplace(0.3)]
+every_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: f"{law!r}")
+
+
+@every_law
+@pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
+@pytest.mark.parametrize("placement", ["both", "escape", "membrane"])
+def test_noiseless_noisy_lif_is_lif_with_that_surrogate(law, reset, placement):
+    options = dict(threshold=0.8, decay=0.7, reset=reset, decay_input=True)
+    noisy, plain = NoisyLIF(law, placement=placement, **options), LIF(law, **options)
+    outputs, before = [], torch.get_rng_state()
+    with noiseless(noisy):
+        for neuron in (noisy, plain):
+            x = (2 * currents()).requires_grad_()
+            spikes, state = neuron.run(x)
+            (spikes.cumsum(0).sum() + state.sum()).backward()
+            outputs.append((spikes, state, x.grad))
+    assert torch.equal(torch.get_rng_state(), before)
+    for ours, theirs in zip(*outputs):
+        assert torch.equal(ours, theirs)
+    assert 0 < outputs[0][0].mean() < 1 and outputs[0][2].abs().sum() > 0
+
+
+@every_law
+def test_mean_field_puts_out_the_firing_probability(law):
+    neuron, x = NoisyLIF(law, threshold=0.8), currents(dtype=torch.float64)
+    before = torch.get_rng_state()
+    with mean_field(neuron):
+        probabilities = neuron(x)
+    assert torch.equal(torch.get_rng_state(), before)
+    v = torch.zeros_like(x[0])
+    for t in range(len(x)):
+        u = 0.5 * v + x[t]
+        p = law.cdf(u - 0.8)
+        torch.testing.assert_close(probabilities[t], p, rtol=1e-9, atol=1e-12)
+        v = u * (1 - p)
+
+
+@pytest.mark.parametrize("context", [noiseless, mean_field])
+def test_mean_field_and_noiseless_reach_nested_neurons_only_inside_the_block(context):
+    net = nn.Sequential(NoisyLIF(), nn.Sequential(nn.Identity(), NoisyLIF()), LIF())
+    neurons = [net[0], net[1][1]]
+    x = currents()
+    with context(net) as inside:
+        assert inside is net
+        assert torch.equal(net(x), net(x))
+    assert not torch.equal(neurons[0](x), neurons[0](x))
+    assert not torch.equal(neurons[1](x), neurons[1](x))
+
+
+@pytest.mark.parametrize("context", [noiseless, mean_field])
+def test_switch_is_undone_after_an_exception(context):
+    neuron, x = NoisyLIF(), currents()
+    with noise_generator(seeded(1)):
+        noisy = neuron(x)
+    with pytest.raises(KeyError), context(neuron):
+        raise KeyError
+    with noise_generator(seeded(1)):
+        assert torch.equal(neuron(x), noisy)
+
+
+def test_switches_nest():
+    neuron, x = NoisyLIF(), currents()
+    plain = LIF(Gaussian(0.3))(x)
+    with mean_field(neuron):
+        p = neuron(x)
+        with noiseless(neuron):
+            assert torch.equal(neuron(x), plain)
+            with mean_field(neuron):
+                assert torch.equal(neuron(x), p)
+            assert torch.equal(neuron(x), plain)
+        assert torch.equal(neuron(x), p)
+    assert not torch.equal(neuron(x), neuron(x))
+
+
+def test_switching_one_part_of_a_net_leaves_the_rest():
+    net = nn.Sequential(NoisyLIF(), NoisyLIF())
+    x = currents()
+    with noiseless(net[0]):
+        assert torch.equal(net[0](x), net[0](x))
+        assert not torch.equal(net[1](x), net[1](x))
+
+
+def test_training_and_evaluation_are_alike():
+    """The noise is part of the model: eval() does not switch it off."""
+    neuron, x = NoisyLIF(), currents()
+    with noise_generator(seeded(1)):
+        training = neuron.train()(x)
+    with noise_generator(seeded(1)):
+        assert torch.equal(neuron.eval()(x), training)
+    assert not torch.equal(neuron(x), training)
+
+
+# ---- what the deterministic neurons are
+
+
+@pytest.mark.parametrize("make", [LIF, IF, ParametricLIF])
+def test_default_surrogate_is_the_erf_surrogate_of_sharpness_one(make):
+    x = torch.linspace(-2, 4, 61, dtype=torch.float64).reshape(1, -1).requires_grad_()
+    make()(x).sum().backward()
+    expected = torch.exp(-((x - 1) ** 2)) / math.sqrt(math.pi)
+    torch.testing.assert_close(x.grad, expected.detach(), rtol=1e-9, atol=1e-12)
+
+
+def test_defaults_are_threshold_one_decay_half_hard_reset():
+    x = torch.tensor([0.8, 0.7, 0.9, 1.0, 0.5]).reshape(5, 1)
+    # u = 0.8; 1.1 fires, 0; 0.9; 1.45 fires, 0; 0.5
+    spikes, state = LIF().run(x)
+    assert spikes.flatten().tolist() == [0, 1, 0, 1, 0]
+    assert state.item() == pytest.approx(0.5)
+    assert torch.equal(ParametricLIF()(x), spikes)
+
+
+def test_if_does_not_leak():
+    x = torch.full((9, 1), 0.3)
+    spikes, state = IF().run(x)  # 0.3 0.6 0.9 1.2: every fourth step
+    assert IF().decay == 1.0
+    assert spikes.flatten().tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0]
+    assert state.item() == pytest.approx(0.3)
+
+
+def test_if_with_reset_by_subtraction_counts_like_a_quantiser():
+    """u_T = sum x - threshold * spikes, with a positive input of less than a threshold per step."""
+    x = torch.rand(200, 7, generator=seeded(1), dtype=torch.float64) * 0.9
+    spikes, state = IF(reset="subtract").run(x)
+    torch.testing.assert_close(spikes.sum(0) + state, x.sum(0))
+    assert (state >= 0).all() and (state <= 1).all()
+
+
+# ---- ParametricLIF
+
+
+@pytest.mark.parametrize("decay", [0.01, 0.3, 0.5, 0.99])
+def test_parametric_lif_starts_at_its_decay(decay):
+    neuron, x = ParametricLIF(decay=decay), currents()
+    assert number(neuron.decay) == pytest.approx(decay, rel=1e-6)
+    assert torch.equal(neuron(x), LIF(decay=number(neuron.decay))(x))
+    assert len(list(neuron.parameters())) == 1
+
+
+@pytest.mark.parametrize("decay_input", [False, True])
+def test_parametric_lif_gradient_of_its_decay_is_that_of_a_hand_recursion(decay_input):
+    neuron = ParametricLIF(Gaussian(0.5), decay=0.6, decay_input=decay_input).double()
+    x = currents(dtype=torch.float64) * 2
+    neuron(x).cumsum(0).sum().backward()
+
+    logit = torch.tensor(math.log(0.6 / 0.4), dtype=torch.float64, requires_grad=True)
+    decay = torch.sigmoid(logit)
+    v, total, steps = torch.zeros_like(x[0]), torch.zeros_like(x[0]), 0.0
+    for x_t in x:
+        u = decay * v + (x_t * (1 - decay) if decay_input else x_t)
+        F = 0.5 * (1 + torch.erf((u - 1) / (0.5 * math.sqrt(2))))
+        s = (u > 1).double() + F - F.detach()
+        v, total = u * (1 - s), total + s
+        steps = steps + total
+    steps.sum().backward()
+    assert neuron.decay_logit.grad.item() == pytest.approx(logit.grad.item(), rel=1e-5)
+    assert logit.grad.abs() > 1e-2
+
+
+def test_parametric_lif_decay_stays_in_the_open_interval_and_learns():
+    torch.manual_seed(0)
+    neuron = ParametricLIF(decay=0.2)
+    optimiser = torch.optim.SGD(neuron.parameters(), lr=1.0)
+    x = torch.full((8, 16), 0.6)  # at decay 0.2 it never fires, at 0.9 every second step
+    rates = []
+    for _ in range(100):
+        spikes = neuron(x)
+        rates.append(spikes.mean().item())
+        optimiser.zero_grad()
+        (spikes.mean() - 0.5).square().backward()
+        optimiser.step()
+        assert 0 < number(neuron.decay) < 1
+    assert rates[0] == 0 and rates[-1] >= 0.25
+    assert number(neuron.decay) > 0.5
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_parametric_lif_cannot_start_at_the_ends(decay):
+    with pytest.raises(ValueError, match=rf"decay.*\(0, 1\).*{decay}"):
+        ParametricLIF(decay=decay)
+
+
+# ---- learnable scale
+
+
+def test_learnable_scale_starts_at_the_law_and_changes_nothing_at_first():
+    x = currents()
+    learnt, fixed = NoisyLIF(Gaussian(0.3), learnable_scale=True), NoisyLIF(Gaussian(0.3))
+    assert number(learnt.scale) == pytest.approx(0.3) and fixed.scale == 0.3
+    assert [name for name, _ in learnt.named_parameters()] == ["log_scale"]
+    assert not list(fixed.parameters())
+    with noise_generator(seeded(1)):
+        a = learnt(x)
+    with noise_generator(seeded(1)):
+        assert torch.equal(fixed(x), a)
+
+
+@pytest.mark.parametrize("mode", [noiseless, mean_field])
+def test_learnable_scale_in_the_other_modes(mode):
+    """Mean field: the probabilities depend on the scale. Noiseless: nothing but the slope does."""
+    neuron, x = NoisyLIF(Gaussian(0.3), learnable_scale=True), currents().requires_grad_()
+    with mode(neuron):
+        neuron(x).sum().backward()
+    if mode is mean_field:
+        assert neuron.log_scale.grad.abs() > 0
+    else:
+        assert neuron.log_scale.grad is None or neuron.log_scale.grad == 0
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("placement", ["both", "escape"])
+@pytest.mark.parametrize(
+    "law", [Gaussian(0.3), Logistic(0.3), Triangular(0.6), Uniform(0.6), Cauchy(0.3), Laplace(0.3)], ids=repr
+)
+def test_learnable_scale_trains_towards_a_firing_rate_and_stays_positive(law, placement):
+    """Input 0.4 below threshold: more noise, more spikes. Target: the rate at 1.8 times the scale."""
+    torch.manual_seed(0)
+    n, x = 20_000, torch.full((1, 20_000), 0.6)
+    with noise_generator(seeded(1)):
+        wider = NoisyLIF(law, placement=placement, learnable_scale=True)
+        with torch.no_grad():
+            wider.log_scale += math.log(1.8)
+        target = wider(x).mean().item()
+    neuron = NoisyLIF(law, placement=placement, learnable_scale=True)
+    optimiser = torch.optim.Adam(neuron.parameters(), lr=0.05)
+    start = neuron(x).mean().item()
+    for _ in range(60):
+        optimiser.zero_grad()
+        (neuron(x).mean() - target).square().backward()
+        optimiser.step()
+        assert neuron.scale > 0
+    rate = neuron(x).mean().item()
+    noise_of_rates = math.sqrt(2 * 0.25 / n)
+    assert target - start > 10 * noise_of_rates
+    assert abs(rate - target) < 5 * noise_of_rates + 0.1 * (target - start)
+    assert neuron.scale.item() / (law.scale * 1.8) == pytest.approx(1.0, abs=0.2)
+
+
+def test_user_law_works_in_a_noisy_lif():
+    b, n = 0.4, 200_000
+    neuron, x = NoisyLIF(Laplace(b), placement="escape"), torch.full((1, n), 1.3)
+    with noise_generator(seeded(1)):
+        rate = neuron(x).mean().item()
+    p = stats.laplace(0, b).cdf(0.3)
+    assert abs(rate - p) < 5 * math.sqrt(p * (1 - p) / n)
+
+
+def test_user_law_works_with_learnable_scale():
+    """log_scale 0 is the law as it is; log 2 doubles its width."""
+    b, n = 0.4, 200_000
+    neuron, x = NoisyLIF(Laplace(b), placement="escape", learnable_scale=True), torch.full((1, n), 1.3)
+    with torch.no_grad():
+        neuron.log_scale += math.log(2.0)
+    with noise_generator(seeded(1)):
+        spikes = neuron(x)
+    spikes.mean().backward()
+    wide = stats.laplace(0, 2 * b)
+    p = wide.cdf(0.3)
+    assert abs(spikes.mean().item() - p) < 5 * math.sqrt(p * (1 - p) / n)
+    # d/d log s F(0.3 / s) = -0.3 pdf(0.3)
+    assert neuron.log_scale.grad.item() == pytest.approx(-0.3 * wide.pdf(0.3), rel=1e-3)
+
+
+# ---- construction
+
+
+@pytest.mark.parametrize("make", [LIF, IF, ParametricLIF, NoisyLIF])
+@pytest.mark.parametrize("threshold", [0.0, -1.0, math.inf, math.nan])
+def test_threshold_out_of_range(make, threshold):
+    with pytest.raises(ValueError, match=f"threshold.*positive and finite.*{threshold}"):
+        make(threshold=threshold)
+
+
+@pytest.mark.parametrize("make", [LIF, ParametricLIF, NoisyLIF])
+@pytest.mark.parametrize("decay", [-0.5, 1.5, math.nan])
+def test_decay_out_of_range(make, decay):
+    with pytest.raises(ValueError, match=rf"decay.*\[0, 1\].*{decay}"):
+        make(decay=decay)
+
+
+@pytest.mark.parametrize("make", [LIF, IF, ParametricLIF, NoisyLIF])
+def test_unknown_reset_lists_the_valid_ones(make):
+    with pytest.raises(ValueError, match="reset.*'zero', 'subtract', 'none'.*'soft'"):
+        make(reset="soft")
+
+
+def test_unknown_placement_lists_the_valid_ones():
+    with pytest.raises(ValueError, match="placement.*'both', 'escape', 'membrane'.*'synapse'"):
+        NoisyLIF(placement="synapse")
+
+
+@pytest.mark.parametrize("wrong", [0.3, None, Gaussian, "NILIF"])
+def test_law_of_the_wrong_type(wrong):
+    with pytest.raises(TypeError, match="noise.*NoiseLaw"):
+        NoisyLIF(noise=wrong)
+    for make in (LIF, IF, ParametricLIF):
+        with pytest.raises(TypeError, match="surrogate.*NoiseLaw"):
+            make(surrogate=wrong)
+
+
+def test_the_base_class_is_no_neuron():
+    with pytest.raises(TypeError, match="SpikingNeuron"):
+        SpikingNeuron(1.0, 0.5, "zero", False, False)(currents())
+
+
+@every_neuron
+def test_wrong_input_reports_what_came(make):
+    with pytest.raises(ValueError, match=r"\[T, B, \.\.\.\].*\[7\]"):
+        make()(torch.zeros(7))
+    with pytest.raises(TypeError, match="torch.int64"):
+        make()(torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"\[4, 5\].*\[5\]"):
+        make().run(currents(), torch.zeros(5))
+    with pytest.raises(ValueError, match=r"\[4, 5\].*\[5, 4\]"):
+        make().step(currents()[0], torch.zeros(5, 4))
+
+
+@every_neuron
+def test_repr_names_law_threshold_and_decay(make):
+    neuron = make()
+    text = repr(neuron)
+    law = neuron.noise if isinstance(neuron, NoisyLIF) else neuron.surrogate
+    assert text.startswith(type(neuron).__name__) and repr(law) in text
+    assert (
+        f"threshold={neuron.threshold:g}" in text
+        and f"decay={number(neuron.decay):.4g}" in text
+        and neuron.reset in text
+    )
+    assert ("placement" in text) == isinstance(neuron, NoisyLIF)
+    assert text in repr(nn.Sequential(neuron))
+
+
+@every_neuron
+def test_repr_is_silent(make):
+    """Printing a network must not warn that a learnt tensor was converted to a number."""
+    torch.set_warn_always(True)  # otherwise torch says it once per process, to whoever comes first
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            repr(make())
+    finally:
+        torch.set_warn_always(False)
+
+
+def test_repr_shows_the_learnt_scale():
+    neuron = NoisyLIF(Gaussian(0.3), learnable_scale=True)
+    with torch.no_grad():
+        neuron.log_scale.fill_(math.log(0.625))
+    assert "0.625" in repr(neuron)
+
+
+# ---- copies
+
+
+def spikes_of(neuron):
+    with noise_generator(seeded(1)):
+        return neuron(currents())
+
+
+@pytest.mark.parametrize("copied", ["deepcopy", "pickle", "torch.save", "state_dict"])
+@every_neuron
+def test_copies_behave_alike(make, copied):
+    neuron = make()
+    with torch.no_grad():
+        for parameter in neuron.parameters():
+            parameter += 0.7
+    if copied == "pickle" or copied == "torch.save":
+        if copied == "pickle":
+            twin = pickle.loads(pickle.dumps(neuron))
+        else:
+            buffer = io.BytesIO()
+            torch.save(neuron, buffer)
+            buffer.seek(0)
+            twin = torch.load(buffer, weights_only=False)
+    elif copied == "deepcopy":
+        twin = copy.deepcopy(neuron)
+    else:
+        twin = make()
+        twin.load_state_dict(neuron.state_dict())
+    assert torch.equal(spikes_of(twin), spikes_of(neuron))
+    for a, b in zip(neuron.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+
+
+def test_a_user_law_pickles_with_its_neuron():
+    neuron = NoisyLIF(Laplace(0.3), learnable_scale=True)
+    assert torch.equal(spikes_of(pickle.loads(pickle.dumps(neuron))), spikes_of(neuron))
+
+
+def test_state_dicts_hold_learnt_scalars_only():
+    assert list(LIF().state_dict()) == list(IF().state_dict()) == list(NoisyLIF().state_dict()) == []
+    assert list(ParametricLIF().state_dict()) == ["decay_logit"]
+    assert list(NoisyLIF(learnable_scale=True).state_dict()) == ["log_scale"]
+
+
+def test_two_neurons_do_not_share_parameters():
+    """Default laws are shared instances; nothing learnt may live in them."""
+    one, two = NoisyLIF(learnable_scale=True), NoisyLIF(learnable_scale=True)
+    one.log_scale.data += 1
+    assert number(two.scale) == pytest.approx(0.3) and two.noise.scale == 0.3
+
+
+# ---- precision
+
+
+def small_addition(dtype):
+    """1 + 2^-9 is 1 in bfloat16: whether step 2 fires tells the precision of the arithmetic."""
+    return torch.tensor([1.0, 2.0**-9], dtype=dtype).reshape(2, 1), 1 + 2.0**-10
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("make", [IF, lambda threshold: NoisyLIF(Uniform(1e-4), threshold, decay=1.0)])
+def test_bfloat16_input_is_integrated_in_float32(make, autocast):
+    x, threshold = small_addition(torch.bfloat16)
+    neuron = make(threshold=threshold)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        spikes, state = neuron.run(x)
+    assert spikes.dtype == torch.bfloat16 and state.dtype == torch.float32
+    assert spikes.flatten().tolist() == [0.0, 1.0]
+
+
+@every_neuron
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_autocast_changes_nothing_inside_a_neuron(make, dtype):
+    results = []
+    for enabled in (False, True):
+        neuron, x = make(), currents().to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), noise_generator(seeded(1)):
+            spikes, state = neuron.run(x)
+            assert spikes.dtype == dtype
+            assert state.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+            (spikes.float().cumsum(0).sum() + state.sum()).backward()
+        results.append((spikes, state, x.grad, *(p.grad for p in neuron.parameters())))
+    for plain, under_autocast in zip(*results):
+        assert torch.equal(plain, under_autocast)
+
+
+def test_spikes_after_a_linear_layer_under_autocast_are_bfloat16():
+    net = nn.Sequential(nn.Linear(5, 7), ParametricLIF(), nn.Linear(7, 6), NoisyLIF(learnable_scale=True))
+    with torch.autocast("cpu", torch.bfloat16):
+        spikes = net(currents())
+    assert spikes.dtype == torch.bfloat16 and set(spikes.flatten().tolist()) <= {0.0, 1.0}
+    spikes.float().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@every_neuron
+def test_a_module_converted_to_double_or_bfloat16_still_runs(make):
+    for dtype in (torch.float64, torch.bfloat16):
+        neuron, x = make().to(dtype), currents().to(dtype).requires_grad_()
+        spikes = neuron(x)
+        spikes.sum().backward()
+        assert spikes.dtype == dtype and x.grad.dtype == dtype
+        assert all(p.grad is not None and p.grad.dtype == dtype for p in neuron.parameters())
+
+
+def test_float64_arithmetic_is_float64():
+    """2^-40 above the threshold is visible in float64 alone."""
+    x = torch.tensor([[1.0], [2.0**-40]], dtype=torch.float64)
+    spikes, _ = IF(threshold=1 + 2.0**-41).run(x)
+    assert spikes.flatten().tolist() == [0.0, 1.0]

@@ -1,0 +1,125 @@
+"""The scripts as a user runs them, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPTS = [
+    f"{kind}_{dataset}.py"
+    for kind in ("main", "testing")
+    for dataset in ("mnist5k", "mnist", "fashionmnist", "cifar10", "cifar100")
+]
+
+
+def run(repository, *command, cwd=None, **environment):
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=cwd or repository, env=env, capture_output=True, text=True, timeout=600)
+
+
+def test_main_mnist5k_learns_resumes_and_is_tested(repository, tmp_path):
+    options = ["--width", "0.05", "--minibatch", "100", "--run_dir", str(tmp_path / "run"), "--threads", "1"]
+    trained = run(repository, sys.executable, "main_mnist5k.py", "--epochs", "3", "--scheduler", "none", *options)
+    assert trained.returncode == 0, trained.stderr
+    assert "test accuracy" in trained.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[2]["train_loss"] < rows[1]["train_loss"] < rows[0]["train_loss"]
+    assert "\r" not in trained.stderr  # no progress bar where the output is no terminal
+
+    longer = run(repository, sys.executable, "main_mnist5k.py", "--resume", str(tmp_path / "run"), "--epochs", "4")
+    assert longer.returncode == 0, longer.stderr
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+
+    snapshot = str(tmp_path / "run" / "best.pth")
+    tested = run(
+        repository, sys.executable, "testing_mnist5k.py", "--snapshot", snapshot, "--perturbation", "sp", "--draws", "2"
+    )
+    assert tested.returncode == 0, tested.stderr
+    points = json.loads((tmp_path / "run" / "evaluation" / "sp.json").read_text())["points"]
+    assert points[0]["accuracy_mean"] > 0.5 and len(points[1]["accuracy_draws"]) == 2
+    assert (tmp_path / "run" / "evaluation" / "sp.png").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_has_help_and_names_its_data_set(repository, script):
+    shown = run(repository, sys.executable, script, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert script.split("_")[1].removesuffix(".py") in shown.stdout
+    assert ("--snapshot" if script.startswith("testing") else "--epochs") in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["main_cifar10.py", "--data_root", "/nowhere"], "/nowhere"),
+        (["main_mnist5k.py", "--resume", "/nowhere"], "/nowhere"),
+        (["testing_mnist5k.py"], "--snapshot"),
+        (["testing_mnist5k.py", "--snapshot", "README.md"], "README.md is no checkpoint"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(repository, command, message):
+    failed = run(repository, sys.executable, *command)
+    assert failed.returncode == 1
+    assert message in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_path):
+    """sresnet18 of the published code, random weights, on a CIFAR-10 folder of a few images."""
+    import numpy as np
+    from PIL import Image
+
+    from models import build_model, build_neuron
+    from tools.checkpoint import _published_key
+
+    for split in ("train", "test"):
+        for label in range(10):
+            folder = tmp_path / "data" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for index in range(10 if split == "train" else 1):
+                Image.fromarray(np.full((32, 32, 3), 20 * label + index, np.uint8)).save(folder / f"{index}.png")
+    net = build_model("sresnet18", neuron=build_neuron("NILIF"), in_shape=(3, 32, 32), num_classes=10)
+    weights = {f"module.{_published_key(key, 'sresnet18')}": value for key, value in net.state_dict().items()}
+    torch.save({"net": weights, "acc": 90.0, "epoch": 1}, tmp_path / "theirs.pth")
+    tested = run(
+        repository,
+        *(sys.executable, "testing_cifar10.py", "--snapshot", str(tmp_path / "theirs.pth")),
+        *("--model", "sresnet18", "--neuron", "NILIF", "--sigma", "0.3", "--draws", "1"),
+        *("--data_root", str(tmp_path / "data")),
+        NSNN_CACHE=str(tmp_path / "cache"),
+    )
+    assert tested.returncode == 0, tested.stderr
+    content = json.loads((tmp_path / "evaluation-theirs" / "clean.json").read_text())
+    assert content["test_images"] == 10 and content["model"] == "sresnet18"
+
+
+def test_run_training_refuses_an_unknown_recipe_and_lists_those_there_are(repository, tmp_path):
+    failed = run(repository, "bash", str(repository / "run_training.sh"), "nosuch.yaml", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "no recipe nosuch.yaml" in failed.stderr and "configs/mnist5k_nsnn.yaml" in failed.stderr
+
+
+def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, tmp_path):
+    (tmp_path / "mine.yaml").write_text("dataset: mnist5k\nwidth: 0.05\nepochs: 1\nminibatch: 100\n")
+    folder = tmp_path / "run"
+    done = run(
+        repository, "bash", str(repository / "run_training.sh"), "mine.yaml", "--run_dir", str(folder), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert (folder / "best.pth").exists()
+    (tmp_path / "bad.yaml").write_text("dataset: nosuch\n")
+    failed = run(repository, "bash", str(repository / "run_training.sh"), "bad.yaml", cwd=tmp_path)
+    assert failed.returncode == 1 and "dataset: NAME" in failed.stderr
+
+
+def test_the_environment_check_sees_what_is_missing(repository, tmp_path):
+    """`satisfies` decides whether an active Python is good enough."""
+    script = 'source tools/environment.sh; satisfies "$1" "$2"'
+    for content, code in (("torch>=2.0\n# comment\n", 0), ("torch>=99\n", 1), ("no-such-package>=1\n", 1)):
+        (tmp_path / "requirements.txt").write_text(content)
+        (tmp_path / "dev.txt").write_text("-r requirements.txt\n")
+        for name in ("requirements.txt", "dev.txt"):
+            checked = run(repository, "bash", "-c", script, "bash", sys.executable, str(tmp_path / name))
+            assert checked.returncode == code
