@@ -137,7 +137,8 @@ class Gaussian(NoiseLaw):
     """
 
     def cdf(self, x):
-        return torch.special.ndtr(self._standardise(x))
+        # erfc, and not torch.special.ndtr: that loses all digits of the lower tail in float32.
+        return 0.5 * torch.erfc(self._standardise(x) * -math.sqrt(0.5))
 
     def pdf(self, x):
         z = self._standardise(x)

@@ -143,16 +143,21 @@ def test_symmetric_about_loc(law_class, scale, loc):
 
 
 @every_law
-def test_both_tails_keep_their_digits(law_class):
+def test_both_tails_of_the_density_keep_their_digits(law_class):
     """F (1 - F) in place of F(z) F(-z) would lose the upper tail of the logistic density to rounding."""
     law, reference = law_class(1.0), SCIPY[law_class](1.0, 0.0)
     d = torch.tensor([2.0, 5.0, 10.0, 14.0, 20.0, 30.0])
     for x in (d, -d):
         expected = torch.as_tensor(reference.pdf(x.double().numpy()))
         torch.testing.assert_close(law.pdf(x).double(), expected, rtol=1e-4, atol=1e-37)
-    if law_class is not Triangular:  # whose lower tail ends at -1
-        expected = torch.as_tensor(reference.cdf(-d.double().numpy()))
-        torch.testing.assert_close(law.cdf(-d).double(), expected, rtol=1e-4, atol=1e-37)
+
+
+@pytest.mark.parametrize("law_class", [Gaussian, Logistic, Cauchy], ids=lambda c: c.__name__)
+def test_lower_tail_of_the_distribution_keeps_its_digits(law_class):
+    """Small firing probabilities are no differences of numbers near 1/2 (as those of torch.special.ndtr are)."""
+    x = -torch.tensor([2.0, 5.0, 10.0, 14.0, 20.0, 30.0, 60.0])
+    expected = torch.as_tensor(SCIPY[law_class](1.0, 0.0).cdf(x.double().numpy()))
+    torch.testing.assert_close(law_class(1.0).cdf(x).double(), expected, rtol=1e-4, atol=1e-37)
 
 
 @every_law
