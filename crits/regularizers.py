@@ -8,7 +8,8 @@ from torch import nn
 
 def _weight_matrices(net):
     """The weights of all convolutions and linear layers as matrices [out, in * k * k]."""
-    weights = [m.weight.flatten(1) for m in net.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))]
+    layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    weights = [module.weight.flatten(1) for module in net.modules() if isinstance(module, layers)]
     if not weights:
         raise ValueError(f"{type(net).__name__} has no convolution and no linear layer to regularise")
     return weights

@@ -90,8 +90,8 @@ def noisy_lif(
     check_decay(decay)
     check_threshold(threshold)
     check_law("noise", noise)
-    if scale is not None and scale.dim() > 0:
-        raise ValueError(f"a learnt scale must be a 0-d tensor, one value per layer; got shape {list(scale.shape)}")
+    if scale is not None:
+        _check_learnt("scale", scale)
     dynamics = Dynamics(
         threshold=threshold,
         reset=reset,
@@ -138,10 +138,16 @@ def lif(
 def check_decay(decay):
     """Raise ValueError unless `decay` is in [0, 1], or a 0-d tensor (whose value stays on its device, unread)."""
     if isinstance(decay, torch.Tensor):
-        if decay.dim() > 0:
-            raise ValueError(f"a learnt decay must be a 0-d tensor, one value per layer; got shape {list(decay.shape)}")
+        _check_learnt("decay", decay)
     elif not 0.0 <= decay <= 1.0:
         raise ValueError(f"decay must be in [0, 1], got {decay}")
+
+
+def _check_learnt(name, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"a learnt {name} must be a 0-d tensor, got {value!r}")
+    if value.dim() > 0:
+        raise ValueError(f"a learnt {name} must be a 0-d tensor, one value per layer; got shape {list(value.shape)}")
 
 
 def check_threshold(threshold):
@@ -171,14 +177,16 @@ def _kernel(backend):
 
 def _initial_state(x, state):
     """Check `x` and `state`; return the state in the dtype of the arithmetic."""
-    if not x.is_floating_point():
-        raise TypeError(f"the input current must be floating point, got {x.dtype}")
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+        raise TypeError(f"the input current must be a floating point tensor, got {came}")
     if x.dim() < 2:
         raise ValueError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if state is None:
         step = x[0] if len(x) else x.new_empty(x.shape[1:])
         return torch.zeros_like(step, dtype=dtype)  # in the memory format of x, which the kernels keep
-    if state.shape != x.shape[1:]:
-        raise ValueError(f"the state must be {list(x.shape[1:])}, one step of the input; got shape {list(state.shape)}")
+    if not isinstance(state, torch.Tensor) or state.shape != x.shape[1:]:
+        came = f"shape {list(state.shape)}" if isinstance(state, torch.Tensor) else type(state).__name__
+        raise ValueError(f"the state must be {list(x.shape[1:])}, one step of the input; got {came}")
     return state.to(dtype)

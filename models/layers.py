@@ -85,8 +85,8 @@ class SpikingNetwork(nn.Module):
         wanted = f"[T, B, {', '.join(map(str, self.in_shape))}]"
         if timesteps is not None:
             wanted = f"[B, {', '.join(map(str, self.in_shape))}] together with timesteps"
-            if timesteps < 1:
-                raise ValueError(f"timesteps must be at least 1, got {timesteps}")
+            if not isinstance(timesteps, int) or timesteps < 1:
+                raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
         if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:
             raise ValueError(
                 f"expected input {wanted}, got {list(x.shape)}"

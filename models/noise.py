@@ -99,7 +99,10 @@ class NoiseLaw(abc.ABC):
 
     @property
     def std(self):
-        """Standard deviation; here by quadrature of the density on a grid dense near `loc`."""
+        """Standard deviation; here by quadrature of the density about `loc`, on a grid dense there.
+
+        A subclass with infinite variance, or whose centre is not its `loc`, must say its own.
+        """
         t = torch.linspace(-20.0, 20.0, 200_001, dtype=torch.float64)
         deviation = self.scale * torch.sinh(t)
         density = self.pdf(self.loc + deviation) * self.scale * torch.cosh(t)

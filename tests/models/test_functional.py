@@ -729,3 +729,10 @@ def test_a_user_law_runs_and_learns_on_the_eager_path():
     assert abs(spikes.mean().item() - p) < 5 * math.sqrt(p * (1 - p) / n)
     np.testing.assert_allclose(x.grad.numpy() * n, law.pdf(0.5), rtol=1e-4)
     assert scale.grad.item() == pytest.approx(-0.5 * law.pdf(0.5), rel=1e-3)
+
+
+@pytest.mark.parametrize("arguments", [{"scale": 0.5}, {"x": [[1.0, 2.0]]}, {"state": [0.0] * 3}])
+def test_what_is_no_tensor_is_refused_with_a_message(arguments):
+    x = arguments.pop("x", torch.zeros(2, 3))
+    with pytest.raises((TypeError, ValueError), match="tensor|state must be"):
+        noisy_lif(x, Gaussian(0.3), **arguments)

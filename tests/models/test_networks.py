@@ -650,3 +650,10 @@ def test_inductor_equals_eager(neuron):
     assert eager[0].abs().sum() > 0
     for ours, theirs in zip(compiled, eager):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("timesteps", [0, 2.5, float("nan"), "3"])
+def test_timesteps_must_be_a_positive_whole_number(timesteps):
+    net = build_model("toynet", neuron=build_neuron("LIF"), in_shape=(1, 4, 4), num_classes=2)
+    with pytest.raises(ValueError, match="timesteps must be a whole number"):
+        net(torch.zeros(1, 1, 4, 4), timesteps=timesteps)

@@ -120,8 +120,9 @@ def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
 
 
 def test_an_ensemble_lowers_the_loss_of_a_noisy_network(trained, stripes, tmp_path):
-    (one,) = evaluation(trained, stripes, tmp_path, draws=5).run()["clean"]
-    (many,) = evaluation(trained, stripes, tmp_path, draws=5, n_ensembles=16).run()["clean"]
+    """More noise than in training, so that a single draw errs often."""
+    (one,) = evaluation(trained, stripes, tmp_path, draws=5, sigma=1.0).run()["clean"]
+    (many,) = evaluation(trained, stripes, tmp_path, draws=5, sigma=1.0, n_ensembles=16).run()["clean"]
     assert many["loss_mean"] < one["loss_mean"]
     assert many["loss_std"] < one["loss_std"]
     assert {path.name for path in tmp_path.iterdir()} == {"clean.json", "clean-k16.json"}
