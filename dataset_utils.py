@@ -51,10 +51,21 @@ class ImageDataset:
 
         Raises:
             FileNotFoundError: if the data are not there: which folder was searched, how to get them.
+            ValueError: if they are there, but not those of this data set.
         """
         train, test = self.read(data_root(root), download, workers)
+        for part in (train, test):
+            self._check(part)
         fit, validation = stratified_split(train.labels, VALIDATION_FRACTION, SPLIT_SEED)
         return {"train": train.subset(fit), "val": train.subset(validation), "test": test}
+
+    def _check(self, part):
+        shape, classes = tuple(part.images.shape[1:]), part.labels.unique()
+        if shape != self.in_shape or classes.tolist() != list(range(self.num_classes)):
+            raise ValueError(
+                f"{self.name} has images {self.in_shape} of {self.num_classes} classes; "
+                f"what was read has images {shape} of {len(classes)} classes"
+            )
 
 
 def data_root(root=""):
@@ -77,10 +88,14 @@ def _torchvision_reader(dataset_class, hint=""):
     def read(root, download, workers):
         try:
             parts = [dataset_class(root, train=train, download=download) for train in (True, False)]
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
+            if download:
+                raise FileNotFoundError(
+                    f"{dataset_class.__name__} could not be downloaded to {root.resolve()}: {error}"
+                ) from error
             raise FileNotFoundError(
-                f"{dataset_class.__name__} is not in {root.resolve()}{hint}. Pass --download to fetch it, or "
-                "--data-root (or NSNN_DATA) to say where it is."
+                f"{dataset_class.__name__} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download "
+                "to fetch it, or --data-root (or NSNN_DATA) to say where it is."
             ) from error
         return tuple(_labelled(part) for part in parts)
 

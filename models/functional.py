@@ -4,7 +4,8 @@ For t = 1..T and each neuron on its own, with `u` the membrane potential:
 
     u <- decay * u + x[t] - eps1               eps1 ~ law   membrane ("diffusive") noise
     spike[t] = [u - threshold > eps2]          eps2 ~ law   threshold ("escape") noise
-    u <- u * (1 - spike[t])                    reset="zero"; "subtract": u - threshold * spike[t]; "none": u
+    u <- u * (1 - spike[t])                    reset="zero" ("hard"); "subtract" ("soft"): u - threshold * spike[t];
+                                               "none": u
 
 so that P(spike | u) = F(u - threshold), F being the distribution function of the law. One draw
 decides both the spike and the reset. The backward pass takes d spike / d u = F'(u - threshold),

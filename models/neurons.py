@@ -32,13 +32,15 @@ class SpikingNeuron(nn.Module):
         ValueError, TypeError: for an argument out of range.
     """
 
-    emits_spikes = True  # lets regularisers and monitors find neurons without importing this package
+    emits_spikes = True  # lets regularisers find neurons without importing this package
 
     def __init__(self, threshold, decay, reset, detach_reset, decay_input):
         super().__init__()
         check_threshold(threshold)
         check_decay(decay)
         check_choice("reset", reset, RESETS)
+        if decay_input and decay == 1:
+            raise ValueError("decay_input=True with decay=1 would keep all input out: it enters as (1 - decay) * x")
         self.threshold = float(threshold)
         self.decay = float(decay)
         self.reset = reset
@@ -124,13 +126,20 @@ class ParametricLIF(LIF):
 
     @property
     def decay(self):
-        return torch.sigmoid(self.decay_logit)
+        decay = torch.sigmoid(self.decay_logit)
+        eps = torch.finfo(decay.dtype).eps  # where the sigmoid is rounded to 0 or 1, its slope is 0 already
+        return decay.clamp(eps, 1 - eps)
 
     @decay.setter
     def decay(self, value):
         if not 0.0 < value < 1.0:
-            raise ValueError(f"a learnable decay must start in (0, 1), got {value}")
-        self.decay_logit = nn.Parameter(torch.tensor(math.log(value / (1 - value))))
+            raise ValueError(f"a learnable decay must be in (0, 1), got {value}")
+        logit = torch.tensor(math.log(value / (1 - value)))
+        if "decay_logit" in self._parameters:  # keep the parameter that an optimiser may hold
+            with torch.no_grad():
+                self.decay_logit.copy_(logit)
+        else:
+            self.decay_logit = nn.Parameter(logit)
 
 
 class NoisyLIF(SpikingNeuron):

@@ -243,7 +243,8 @@ class Cauchy(NoiseLaw):
         return 1 / (math.pi * self.scale * (1 + z * z))
 
     def icdf(self, p):
-        return self._destandardise(-1 / torch.tan(math.pi * p))
+        tail = torch.minimum(p, 1 - p)
+        return self._destandardise(torch.sign(p - 0.5) / torch.tan(math.pi * tail))
 
     @property
     def std(self):

@@ -1,5 +1,6 @@
 """Checkpoints: ours, which carry their whole configuration, and those of the published NSNN code."""
 
+import logging
 import os
 import pickle
 import random
@@ -11,7 +12,8 @@ import torch
 
 from models import build_model, build_neuron
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+FORMAT = 1  # of our own checkpoints; a reader refuses any other
 
 # From our key names to those of the published networks; of a network's rules (pattern, replacement), all are tried.
 _RESNET = (
@@ -46,7 +48,7 @@ class CheckpointError(ValueError):
 
 
 def save(path, content):
-    """Write a checkpoint so that a crash leaves the old file or the new one, never half of one."""
+    """Write a checkpoint so that a process killed meanwhile leaves the old file or the new one, never half of one."""
     path = Path(path)
     part = path.with_suffix(".part")
     try:
@@ -70,6 +72,8 @@ def read(path):
             raise CheckpointError(f"{path} is no checkpoint that can be loaded safely: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary")
+    if "config" in content and content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
     return content
 
 
@@ -83,7 +87,8 @@ def load_published(
             state_dict itself; its keys may carry the prefix `module.` of DataParallel.
         model: name of the network.
         neuron: name of a neuron, or a zero-argument callable that makes one.
-        sigma, tau, threshold: of a neuron given by name (see `build_neuron`); such files do not say them.
+        sigma, tau, threshold: of a neuron given by name; such files do not say them. The decay is
+            1 / tau (SpikingJelly's tau means decay 1 - 1 / tau).
         in_shape: (C, H, W).
         num_classes: K.
         norm: "bn" or None.
@@ -152,8 +157,13 @@ def rng_state():
 def set_rng_state(state):
     """Put back what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if len(state["cuda"]) == devices:
         torch.cuda.set_rng_state_all(state["cuda"])
+    else:
+        logger.warning(
+            "the run had %d CUDA devices, here are %d: its noise will not be continued", len(state["cuda"]), devices
+        )
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])

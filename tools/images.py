@@ -57,8 +57,8 @@ class ImageBatches:
 
     Args:
         data: `LabelledImages`.
-        batch_size: images per batch. A training pass (`augment` or `shuffle`) drops an incomplete
-            last batch, which would weigh its images more; an evaluation pass keeps it.
+        batch_size: images per batch. A shuffled pass drops an incomplete last batch, which would
+            weigh its images more; an ordered one keeps it.
         device: where the batches go. On CUDA, the whole uint8 tensor moves there, once.
         shuffle: a new order for every pass, from torch's default CPU generator.
         augment: function of a uint8 batch on the device to a float one, or None.
@@ -92,8 +92,8 @@ class ImageBatches:
 def read_image_folder(folder, workers=4):
     """Read `folder`/{train,test}/<class>/* into memory; decoded once, then cached.
 
-    The cache is keyed by the names, sizes and modification times of all files; it lies in
-    $NSNN_CACHE, by default ~/.cache/nsnn.
+    The cache is keyed by the names and the content of all files; it lies in $NSNN_CACHE, by default
+    ~/.cache/nsnn.
 
     Args:
         folder: the folder that has `train` and `test`.
@@ -113,8 +113,8 @@ def read_image_folder(folder, workers=4):
         raise ValueError(f"{folder}: train has the classes {classes['train']}, test has {classes['test']}")
     key = hashlib.sha256()
     for path in files["train"] + files["test"]:
-        stat = path.stat()
-        key.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        content = path.read_bytes()
+        key.update(f"{path.relative_to(folder)}\0{len(content)}\n".encode() + content)
     cache = cache_folder() / f"images-{key.hexdigest()[:32]}.npz"
     arrays = _read_cache(cache)
     if arrays is None:
@@ -123,7 +123,10 @@ def read_image_folder(folder, workers=4):
             arrays[f"{split}_images"] = _decode(files[split], workers, f"decoding {folder / split}")
             names = [classes[split].index(path.parent.name) for path in files[split]]
             arrays[f"{split}_labels"] = np.array(names, dtype=np.int64)
-        _write_cache(cache, arrays)
+        try:
+            _write_cache(cache, arrays)
+        except OSError as error:
+            logger.warning("the decoded images cannot be cached in %s: %s", cache.parent, error)
     return tuple(
         LabelledImages(torch.from_numpy(arrays[f"{split}_images"]), torch.from_numpy(arrays[f"{split}_labels"]))
         for split in ("train", "test")
@@ -132,8 +135,9 @@ def read_image_folder(folder, workers=4):
 
 def cache_folder():
     """Folder of all caches: $NSNN_CACHE, else $XDG_CACHE_HOME/nsnn, else ~/.cache/nsnn."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("NSNN_CACHE") or Path(home) / "nsnn")
+    if chosen := os.environ.get("NSNN_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsnn"
 
 
 def _list_split(folder):

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from models import SpikingNeuron
+from .hooks import neuron_hooks
 
 
 class FiringRates:
@@ -34,16 +34,8 @@ def firing_rates(net):
     """
     record = FiringRates()
 
-    def recorder(name):
-        return lambda module, args, spikes: record.add(name, spikes)
+    def attach(name, neuron):
+        return neuron.register_forward_hook(lambda module, args, spikes: record.add(name, spikes))
 
-    handles = [
-        module.register_forward_hook(recorder(name))
-        for name, module in net.named_modules()
-        if isinstance(module, SpikingNeuron)
-    ]
-    try:
+    with neuron_hooks(net, attach):
         yield record
-    finally:
-        for handle in handles:
-            handle.remove()

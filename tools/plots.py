@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
-
-matplotlib.use("agg")
+from matplotlib.figure import Figure  # and not pyplot, which would choose a backend for everybody
 
 
 def plot_curves(path, curves, xlabel, title):
@@ -17,7 +14,8 @@ def plot_curves(path, curves, xlabel, title):
         xlabel: what the strength is.
         title: above the picture.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
     for label, points in curves.items():
         strengths = [point["strength"] for point in points]
         means = [100 * point["accuracy_mean"] for point in points]
@@ -28,4 +26,3 @@ def plot_curves(path, curves, xlabel, title):
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(Path(path), dpi=130)
-    plt.close(figure)

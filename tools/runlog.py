@@ -1,6 +1,7 @@
 """What a run leaves behind: its folder, config.yaml, metrics.jsonl, TensorBoard events."""
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -38,24 +39,20 @@ def provenance():
         "numpy": str(np.__version__),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
 def _git_revision():
     """Commit of this source tree, with "-dirty" if it was changed since; "unknown" outside git."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # a copy inside another repository is not that repository's revision
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return described.stdout.strip()
 
 
 class RunLog:
@@ -70,7 +67,9 @@ class RunLog:
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
         rows = [row for row in read_metrics(self.metrics) if row["epoch"] < first_epoch]
-        self.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        part = self.metrics.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(part, self.metrics)
         self.board = SummaryWriter(self.folder, purge_step=first_epoch)
 
     def write_config(self, config):

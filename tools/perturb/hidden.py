@@ -1,25 +1,9 @@
 """Perturbations inside the network, at its spiking neurons, as context managers: seeded, and gone afterwards."""
 
-import contextlib
-
 import torch
 
-from models import SpikingNeuron
-
+from ..hooks import neuron_hooks
 from .pixels import draw
-
-
-@contextlib.contextmanager
-def _hooks(net, attach):
-    neurons = [module for module in net.modules() if isinstance(module, SpikingNeuron)]
-    if not neurons:
-        raise ValueError(f"{type(net).__name__} has no spiking neuron to perturb")
-    handles = [attach(neuron) for neuron in neurons]
-    try:
-        yield net
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def flip_spikes(net, p, generator):
@@ -31,7 +15,7 @@ def flip_spikes(net, p, generator):
     def flip(module, args, spikes):
         return torch.where(draw(torch.rand, spikes.shape, generator, spikes) < p, 1 - spikes, spikes)
 
-    return _hooks(net, lambda neuron: neuron.register_forward_hook(flip))
+    return neuron_hooks(net, lambda name, neuron: neuron.register_forward_hook(flip))
 
 
 def membrane_noise(net, sigma, generator):
@@ -46,4 +30,4 @@ def membrane_noise(net, sigma, generator):
         gain = 1 - module.decay if module.decay_input else 1
         return (x + sigma / gain * draw(torch.randn, x.shape, generator, x),)
 
-    return _hooks(net, lambda neuron: neuron.register_forward_pre_hook(disturb))
+    return neuron_hooks(net, lambda name, neuron: neuron.register_forward_pre_hook(disturb))
