@@ -10,7 +10,6 @@ from PIL import Image
 
 import dataset_utils
 from dataset_utils import DATASETS, data_root
-from tools.experiment import build_network, load_snapshot  # noqa: F401  (the layers import without a cycle)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +67,29 @@ def test_cifar10_is_read_from_a_folder_of_images(tmp_path, monkeypatch, place):
     assert parts["val"].labels.bincount().tolist() == [1] * 10
     means = parts["train"].images.float().mean((1, 2, 3))
     assert torch.allclose(means, 20.0 * parts["train"].labels, atol=2)
+
+
+@pytest.mark.parametrize(("size", "classes"), [(8, 10), (32, 12)])
+def test_a_folder_of_other_images_is_not_taken_for_cifar10(tmp_path, monkeypatch, size, classes):
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "test"):
+        for label in range(classes):
+            folder = tmp_path / split / f"class{label:02}"
+            folder.mkdir(parents=True)
+            Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(folder / "0.png")
+    with pytest.raises(
+        ValueError, match=f"cifar10 has images .* what was read has images .3, {size}, .* {classes} classes"
+    ):
+        DATASETS["cifar10"].load(root=str(tmp_path))
+
+
+def test_a_failed_download_says_why(tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    with pytest.raises(FileNotFoundError, match="could not be downloaded .* no route to host"):
+        DATASETS["cifar100"].load(root=str(tmp_path), download=True)
 
 
 def test_cifar10_in_the_published_format_is_preferred(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ def imports(path, package):
                 yield from ([module] if node.module else [f"{module}.{alias.name}" for alias in node.names])
             else:
                 yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)  # from tools import cli
 
 
 def sources(repository):

@@ -16,7 +16,8 @@ SCRIPTS = [
 
 
 def run(repository, *command, cwd=None, **environment):
-    env = {**os.environ, **environment}
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # so that bash scripts find this Python
+    env = {**os.environ, "PATH": path, **environment}
     return subprocess.run(command, cwd=cwd or repository, env=env, capture_output=True, text=True, timeout=600)
 
 

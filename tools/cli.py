@@ -1,10 +1,10 @@
 """What the scripts main_<dataset>.py and testing_<dataset>.py hand over to."""
 
+import contextlib
 import logging
 import sys
 
 from . import engine
-from .checkpoint import CheckpointError
 from .config import EvaluationConfig, TrainConfig, parse
 from .evaluation import Evaluation
 from .experiment import Training
@@ -28,7 +28,7 @@ def train(dataset, defaults=None, argv=None):
     """
     config, given = parse(TrainConfig, argv, defaults, dataset.name, f"Train a spiking network on {dataset.name}.")
     _configure_logging(config.debug)
-    with _readable_errors():
+    with _readable_errors(config.debug):
         return Training(config, dataset, given).run()
 
 
@@ -45,24 +45,21 @@ def test(dataset, defaults=None, argv=None):
         SystemExit: with a message, for wrong settings, absent data, or a snapshot that does not fit.
     """
     config, _ = parse(EvaluationConfig, argv, defaults, dataset.name, f"Test a spiking network on {dataset.name}.")
-    _configure_logging(debug=False)
-    with _readable_errors():
+    _configure_logging(config.debug)
+    with _readable_errors(config.debug):
         if not config.snapshot:
             raise ValueError("which checkpoint? Give --snapshot PATH")
         return Evaluation(config, dataset).run()
 
 
-class _readable_errors:
-    """Turn errors that the user can act on into one line and exit code 1; all others stay tracebacks."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, (engine.NonFiniteLoss, CheckpointError, FileNotFoundError, ValueError)):
-            logger.debug("where it came from", exc_info=(kind, error, traceback))
-            logger.error("error: %s", error)
-            sys.exit(1)
+@contextlib.contextmanager
+def _readable_errors(debug):
+    """Turn errors that the user can act on into one line and exit code 1; with --debug, show where they arose."""
+    try:
+        yield
+    except (engine.Diverged, OSError, ValueError) as error:  # CheckpointError is a ValueError
+        logger.error("error: %s", error, exc_info=debug)
+        sys.exit(1)
 
 
 def _configure_logging(debug):

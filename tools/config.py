@@ -7,14 +7,20 @@ Precedence, lowest first: the field's default, the script's defaults for its dat
 import argparse
 import dataclasses
 import difflib
+import math
 import sys
 from pathlib import Path
 
 import yaml
 
+from models.functional import PLACEMENTS, RESETS
 from models.registry import MODELS, NEURONS
 
+from .engine import AMP_DTYPES
+from .optim import OPTIMIZERS, SCHEDULERS
 from .perturb import PERTURBATIONS
+
+AMP = ("no", *AMP_DTYPES)
 
 
 def option(default, help, choices=None, low=None, high=None, type=None, nargs=None):
@@ -35,7 +41,20 @@ def option(default, help, choices=None, low=None, high=None, type=None, nargs=No
 
 
 @dataclasses.dataclass
-class TrainConfig:
+class RunConfig:
+    """What training and testing have in common."""
+
+    seed: int = option(0, "seed; training: of weights, data order, augmentation, noise; testing: of all draws", low=0)
+    device: str = option("auto", "torch device; auto: CUDA where there is one")
+    threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0)
+    workers: int = option(4, "threads that decode an image folder, the first time it is read", low=1)
+    data_root: str = option("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT of dataset_utils.py")
+    download: bool = option(False, "download the data set if it is not there")
+    debug: bool = option(False, "verbose log, where errors arose; training: also anomaly detection, 5 batches a pass")
+
+
+@dataclasses.dataclass
+class TrainConfig(RunConfig):
     """Everything that determines a training run, besides the data set."""
 
     # network and neuron
@@ -50,8 +69,8 @@ class TrainConfig:
     tau: float = option(2.0, "decay of the potential is 1/tau (SpikingJelly's tau means decay 1 - 1/tau)", low=1.0)
     sigma: float = option(0.3, "scale of the noise of a noisy neuron", low=1e-6)
     alpha: float = option(1.0, "sharpness of the erf surrogate of a deterministic neuron", low=1e-6)
-    placement: str = option("both", "where a noisy neuron has noise", choices=("both", "escape", "membrane"))
-    reset: str = option("zero", "reset after a spike", choices=("zero", "subtract", "none"))
+    placement: str = option("both", "where a noisy neuron has noise", choices=PLACEMENTS)
+    reset: str = option("zero", "reset after a spike", choices=RESETS)
     detach_reset: bool = option(False, "no gradient through the spike in the reset")
     decay_input: bool = option(False, "input enters as (1 - decay) * x")
     learnable_scale: bool = option(False, "each noisy layer learns the scale of its noise")
@@ -67,12 +86,12 @@ class TrainConfig:
     epochs: int = option(100, "passes over the training images", low=1)
     minibatch: int = option(64, "images per batch", low=1)
     lr: float = option(3e-3, "learning rate (the highest one of a schedule)", low=0.0)
-    optim: str = option("adam", "optimiser", choices=("adam", "adamw", "sgdm", "radam"))
+    optim: str = option("adam", "optimiser", choices=tuple(OPTIMIZERS))
     weight_decay: float = option(0.0, "weight decay (not of learnt decays and noise scales)", low=0.0)
-    scheduler: str = option("cos", "learning rate schedule, per step", choices=("cos", "cyclic", "onecycle", "none"))
+    scheduler: str = option("cos", "learning rate schedule, per step", choices=tuple(SCHEDULERS))
     clip_grad: float = option(0.0, "largest norm of the gradient; 0: no clipping", low=0.0)
     ema: float = option(0.0, "decay of the moving average of weights that is evaluated; 0: off", low=0.0, high=1.0)
-    amp: str = option("no", "automatic mixed precision", choices=("bf16", "fp16", "no"))
+    amp: str = option("no", "automatic mixed precision", choices=AMP)
     channels_last: bool = option(False, "channels-last memory format")
     compile: bool = option(False, "torch.compile the network for training")
     # augmentation of training images
@@ -81,22 +100,15 @@ class TrainConfig:
     cutout: int = option(0, "side in pixels of a random square set to zero; 0: none", low=0)
     autoaugment: bool = option(False, "AutoAugment, CIFAR-10 policy")
     # run
-    seed: int = option(0, "seed of weights, data order, augmentation and noise", low=0)
-    device: str = option("auto", "torch device; auto: CUDA where there is one")
-    threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0)
-    workers: int = option(4, "threads that decode an image folder, the first time it is read", low=1)
-    data_root: str = option("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT of dataset_utils.py")
-    download: bool = option(False, "download the data set if it is not there")
     results: str = option("results", "folder of all results")
     run_dir: str = option("", "folder of this run, instead of <results>/<dataset>/<model>-<neuron>/<time>-s<seed>")
     resume: str = option("", "continue a run: its folder or last.pth", type=str)
     plot_spike_rate: bool = option(False, "log the firing rate of every layer")
     histograms: bool = option(True, "log histograms of weights and gradients, every epoch")
-    debug: bool = option(False, "anomaly detection, verbose log, at most 5 batches per pass")
 
 
 @dataclasses.dataclass
-class EvaluationConfig:
+class EvaluationConfig(RunConfig):
     """What to evaluate and how. Where a default is None, the snapshot's own value is used."""
 
     snapshot: str = option("", "checkpoint: a best.pth or last.pth of ours, or a published one")
@@ -115,24 +127,22 @@ class EvaluationConfig:
     left: float = option(0.0, "first strength of a sweep", low=0.0)
     right: float = option(0.5, "last strength of a sweep", low=0.0)
     step: float = option(0.1, "increment of a sweep", low=1e-9)
-    # the network, for a checkpoint that does not carry its configuration; otherwise overrides
+    # the network: for a checkpoint that does not carry its configuration; otherwise these override it
     model: str = option(None, "network of a published checkpoint", choices=tuple(MODELS), type=str)
-    neuron: str = option(None, "neuron of a published checkpoint", choices=NEURONS, type=str)
-    width: float = option(None, "width of the network", type=float, low=1e-3)
+    width: float = option(None, "factor on all channel counts", low=1e-3, type=float)
     nobn: bool = option(None, "network without batch normalisation", type=bool)
-    timestep: int = option(None, "time steps T", type=int, low=1)
-    threshold: float = option(None, "firing threshold", type=float, low=1e-6)
-    tau: float = option(None, "decay is 1/tau", type=float, low=1.0)
-    sigma: float = option(None, "scale of the noise", type=float, low=1e-6)
-    alpha: float = option(None, "sharpness of the erf surrogate", type=float, low=1e-6)
+    neuron: str = option(None, "neuron of a published checkpoint", choices=NEURONS, type=str)
+    timestep: int = option(None, "number of time steps T", low=1, type=int)
+    threshold: float = option(None, "firing threshold", low=1e-6, type=float)
+    tau: float = option(None, "decay is 1/tau (SpikingJelly's tau means decay 1 - 1/tau)", low=1.0, type=float)
+    sigma: float = option(None, "scale of the noise of a noisy neuron", low=1e-6, type=float)
+    alpha: float = option(None, "sharpness of the erf surrogate (no effect in a test)", low=1e-6, type=float)
+    placement: str = option(None, "where a noisy neuron has noise", choices=PLACEMENTS, type=str)
+    reset: str = option(None, "reset after a spike", choices=RESETS, type=str)
+    decay_input: bool = option(None, "input enters as (1 - decay) * x", type=bool)
+    amp: str = option(None, "automatic mixed precision", choices=AMP, type=str)
     # run
     minibatch: int = option(200, "images per batch", low=1)
-    seed: int = option(0, "seed of noise and perturbations: the same for every compared network", low=0)
-    device: str = option("auto", "torch device; auto: CUDA where there is one")
-    threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0)
-    workers: int = option(4, "threads that decode an image folder, the first time it is read", low=1)
-    data_root: str = option("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT of dataset_utils.py")
-    download: bool = option(False, "download the data set if it is not there")
     out: str = option("", "folder of the results; default: evaluation/ beside the snapshot")
 
 
@@ -234,6 +244,8 @@ def _convert(field, value, where):
             return float(value)
         except ValueError:
             pass
+    if value is False and "no" in (field.metadata["choices"] or ()):
+        return "no"  # YAML 1.1 reads an unquoted no as false
     if type(value) is not kind:
         raise ValueError(f"{where} must be {kind.__name__}, got {value!r}")
     return value
@@ -245,6 +257,8 @@ def _check(field, value):
     for item in value if isinstance(value, list) else [value]:
         if item is None:
             continue
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{field.name} must be finite, got {item!r}")
         if meta["choices"] and item not in meta["choices"]:
             raise ValueError(f"{field.name} must be one of {', '.join(map(str, meta['choices']))}; got {item!r}")
         if meta["low"] is not None and not item >= meta["low"]:

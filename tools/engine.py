@@ -13,13 +13,13 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_EVERY = 25  # steps between looks at the losses on an accelerator: each look waits for it
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss became infinite or not a number; the message names epoch and step."""
+class Diverged(RuntimeError):
+    """Loss, gradient or weights became infinite or not a number; the message names epoch and step."""
 
 
 @dataclasses.dataclass
-class Numerics:
-    """How the arithmetic of a network is run.
+class ForwardPass:
+    """How a network is run on a batch of images: forward(net, images) -> logits [T, B, K], float32.
 
     Args:
         device: torch.device.
@@ -31,14 +31,17 @@ class Numerics:
     timesteps: int
     amp: str = "no"
 
-    def autocast(self):
-        if self.amp == "no":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp])
+    def __call__(self, net, images):
+        autocast = contextlib.nullcontext()
+        if self.amp != "no":
+            autocast = torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp])
+        with autocast:
+            logits = net(images, timesteps=self.timesteps)
+        return logits.float()
 
 
 def train_one_epoch(
-    net, criterion, optimizer, scheduler, scaler, batches, numerics, *, epoch, regularizer=None, clip_grad=0.0, ema=None
+    net, criterion, optimizer, scheduler, scaler, batches, forward, *, epoch, regularizer=None, clip_grad=0.0, ema=None
 ):
     """One pass over the training batches.
 
@@ -48,7 +51,7 @@ def train_one_epoch(
         optimizer, scheduler: both stepped after every batch.
         scaler: `torch.amp.GradScaler` (disabled unless amp is "fp16").
         batches: iterable with a length, of (images, target) on the device.
-        numerics: `Numerics`.
+        forward: `ForwardPass`.
         epoch: its number, for messages.
         regularizer: None, or (weight, penalty): penalty(net) -> scalar, penalty.watching(net) -> context.
         clip_grad: largest norm of the gradient; 0: no clipping.
@@ -58,27 +61,20 @@ def train_one_epoch(
         {"loss", "accuracy", "images_per_s"} of the pass.
 
     Raises:
-        NonFiniteLoss: naming epoch and step, before the step's numbers reach any checkpoint.
+        Diverged: naming epoch and step.
     """
     net.train()
-    losses, correct, seen = [], torch.zeros((), device=numerics.device), 0
-    check_every = 1 if numerics.device.type == "cpu" else CHECK_EVERY
-    weight, penalty = regularizer or (0.0, None)
+    watch = _DivergenceWatch(epoch, forward.device)
+    correct, seen = torch.zeros((), dtype=torch.int64, device=forward.device), 0
     start = time.perf_counter()
-    for step, (images, target) in enumerate(tqdm(batches, f"epoch {epoch}", unit="batch", disable=None, leave=False)):
+    for images, target in tqdm(batches, f"epoch {epoch}", unit="batch", disable=None, leave=False):
         optimizer.zero_grad(set_to_none=True)
-        with penalty.watching(net) if penalty else contextlib.nullcontext():
-            with numerics.autocast():
-                logits = net(images, timesteps=numerics.timesteps)
-            loss = criterion(logits.float(), target)
-            total = loss + weight * penalty(net) if penalty else loss
-            losses.append(total.detach())
-            if (step + 1) % check_every == 0:
-                _check_finite(losses, epoch, check_every)
-            scaler.scale(total).backward()
+        logits, loss = _loss(net, criterion, images, target, forward, regularizer)
+        scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        if clip_grad:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), clip_grad)
+        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip_grad or math.inf)
+        # fp16 has gradients that overflow now and then; the scaler then skips the step.
+        watch.add(loss.detach(), None if scaler.is_enabled() else norm)
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
@@ -86,26 +82,64 @@ def train_one_epoch(
             ema.update_parameters(net)
         correct += (logits.detach().mean(0).argmax(-1) == target).sum()
         seen += len(target)
-    _check_finite(losses, epoch, check_every)
+    watch.finish(net)
     return {
-        "loss": torch.stack(losses).mean().item(),
+        "loss": torch.stack(watch.losses).mean().item(),
         "accuracy": correct.item() / seen,
         "images_per_s": seen / (time.perf_counter() - start),
     }
 
 
-def _check_finite(losses, epoch, last):
-    """Raise NonFiniteLoss if one of the last losses is not finite."""
-    recent = losses[-last:]
-    finite = torch.isfinite(torch.stack(recent)) if recent else torch.ones(1)
-    if not finite.all():
-        position = finite.logical_not().nonzero()[0].item()
-        step = len(losses) - len(recent) + position
-        raise NonFiniteLoss(f"the loss became {recent[position].item()} in epoch {epoch}, step {step}")
+def _loss(net, criterion, images, target, forward, regularizer):
+    """Logits, and the loss with its penalty."""
+    if regularizer is None:
+        logits = forward(net, images)
+        return logits, criterion(logits, target)
+    weight, penalty = regularizer
+    with penalty.watching(net):
+        logits = forward(net, images)
+        return logits, criterion(logits, target) + weight * penalty(net)
+
+
+class _DivergenceWatch:
+    """Looks for losses, gradients and weights that are not finite.
+
+    The loss alone would not do: a comparison with a threshold turns a NaN potential into "no spike",
+    so that a network of NaN weights may have a finite loss.
+    """
+
+    def __init__(self, epoch, device):
+        self.epoch = epoch
+        self.check_every = 1 if device.type == "cpu" else CHECK_EVERY
+        self.losses = []
+        self.norms = []
+
+    def add(self, loss, norm):
+        """Loss and norm of the gradient (or None) of one step, before the step changes the weights."""
+        self.losses.append(loss)
+        self.norms.append(torch.zeros_like(loss) if norm is None else norm)
+        if len(self.losses) % self.check_every == 0:
+            self._check()
+
+    def finish(self, net):
+        """After the last step: its numbers, and all weights and buffers."""
+        self._check()
+        for name, value in net.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {len(self.losses)}")
+
+    def _check(self):
+        first = max(0, len(self.losses) - self.check_every)
+        for what, values in (("loss", self.losses[first:]), ("norm of the gradient", self.norms[first:])):
+            bad = torch.isfinite(torch.stack(values)).logical_not().nonzero() if values else []
+            if len(bad):
+                index = bad[0].item()
+                step = first + index + 1
+                raise Diverged(f"the {what} became {values[index].item()} in epoch {self.epoch}, step {step}")
 
 
 @torch.no_grad()
-def predict(net, images, numerics, n_ensembles=1):
+def predict(net, images, forward, n_ensembles=1):
     """Class probabilities: softmax of the time-averaged logits, averaged over noise draws.
 
     Shape:
@@ -113,21 +147,19 @@ def predict(net, images, numerics, n_ensembles=1):
     """
     total = None
     for _ in range(n_ensembles):
-        with numerics.autocast():
-            logits = net(images, timesteps=numerics.timesteps)
-        draw = F.log_softmax(logits.float().mean(0), dim=-1)
+        draw = F.log_softmax(forward(net, images).mean(0), dim=-1)
         total = draw if total is None else torch.logaddexp(total, draw)
     return total - math.log(n_ensembles)
 
 
 @torch.no_grad()
-def evaluate(net, batches, numerics, *, n_ensembles=1, transform=None, description="evaluating"):
+def evaluate(net, batches, forward, *, n_ensembles=1, transform=None, description="evaluating"):
     """One pass over test or validation batches.
 
     Args:
         net: images [B, C, H, W], timesteps -> logits [T, B, K].
         batches: iterable with a length, of (images, target) on the device.
-        numerics: `Numerics`.
+        forward: `ForwardPass`.
         n_ensembles: noise draws whose softmax is averaged.
         transform: None, or a function of a batch of images in [0, 1], applied to the pixels first.
         description: of the progress bar.
@@ -136,14 +168,13 @@ def evaluate(net, batches, numerics, *, n_ensembles=1, transform=None, descripti
         {"loss", "accuracy"}: cross-entropy of the averaged softmax (nats per image), and share correct.
     """
     net.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=numerics.device)
-    correct = torch.zeros((), dtype=torch.int64, device=numerics.device)
-    seen = 0
+    losses, hits, seen = [], [], 0
     for images, target in tqdm(batches, description, unit="batch", disable=None, leave=False):
         if transform is not None:
             images = transform(images)
-        log_probabilities = predict(net, images, numerics, n_ensembles)
-        loss += F.nll_loss(log_probabilities, target, reduction="sum")
-        correct += (log_probabilities.argmax(-1) == target).sum()
+        log_probabilities = predict(net, images, forward, n_ensembles)
+        losses.append(F.nll_loss(log_probabilities, target, reduction="sum"))
+        hits.append((log_probabilities.argmax(-1) == target).sum())
         seen += len(target)
-    return {"loss": loss.item() / seen, "accuracy": correct.item() / seen}
+    loss = torch.stack(losses).cpu().double().sum().item()
+    return {"loss": loss / seen, "accuracy": torch.stack(hits).sum().item() / seen}

@@ -12,8 +12,9 @@ import torch
 from models import NoisyLIF
 
 from . import engine
-from .experiment import evaluation_noise, load_snapshot, set_up_torch
+from .experiment import evaluation_noise
 from .images import ImageBatches
+from .networks import load_snapshot, set_up_torch
 from .perturb import PERTURBATIONS
 from .plots import plot_curves
 from .runlog import provenance
@@ -37,10 +38,12 @@ class Evaluation:
         self.config = config
         self.dataset = dataset
         self.device = set_up_torch(config)
+        if config.range and not config.perturbation:
+            raise ValueError("--range needs to know of what: give --perturbation")
         self.strengths = {name: _strengths(config, name) for name in config.perturbation}
         self.net, self.trained = load_snapshot(config, dataset)
         self.net.to(self.device)
-        self.numerics = engine.Numerics(self.device, self.trained.timestep)
+        self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp)
         test = dataset.load(config.data_root, config.download, config.workers)["test"]
         self.batches = ImageBatches(test, config.minibatch, self.device)
         self.images = len(test)
@@ -56,7 +59,7 @@ class Evaluation:
         folder = self._folder()
         folder.mkdir(parents=True, exist_ok=True)
         results = {}
-        for name in self.config.perturbation or ["clean"]:
+        for name in dict.fromkeys(self.config.perturbation or ["clean"]):
             strengths = self.strengths.get(name, [0.0])
             points = [self._point(name, strength) for strength in strengths]
             results[name] = points
@@ -101,7 +104,7 @@ class Evaluation:
             return engine.evaluate(
                 self.net,
                 self.batches,
-                self.numerics,
+                self.forward,
                 n_ensembles=self.config.n_ensembles,
                 transform=transform,
                 description=f"{name} {strength:g}, draw {draw + 1}",
@@ -124,6 +127,7 @@ class Evaluation:
             "neuron": self.trained.neuron,
             "timestep": self.trained.timestep,
             "perturbation": name,
+            "n_ensembles": self.config.n_ensembles,
             "points": points,
             "settings": dataclasses.asdict(self.config),
             "provenance": provenance(),
@@ -140,7 +144,7 @@ class Evaluation:
 def _strengths(config, name):
     """The strengths at which a perturbation is tested, the clean test (0) among them."""
     perturbation = PERTURBATIONS[name]
-    strengths = [0.0, getattr(config, perturbation.flag)]
+    strengths = sorted({0.0, getattr(config, perturbation.flag)})
     if config.range:
         if config.right < config.left:
             raise ValueError(f"--right ({config.right}) must not be below --left ({config.left})")

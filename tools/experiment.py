@@ -4,121 +4,31 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 from pathlib import Path
 
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crits import SRIP, TET, FiringRate, Gramian, RateCrossEntropy
-from models import build_model, build_neuron, noise_generator
-from models.layers import Normalize
+from models import noise_generator
 
 from . import checkpoint, engine, optim
 from .augment import Augment
-from .config import TrainConfig
 from .images import ImageBatches
 from .monitor import firing_rates
+from .networks import build_network, set_up_torch, stored_config
 from .runlog import RunLog, make_run_folder
 
 logger = logging.getLogger(__name__)
 EVALUATION_SEED = 1_000_003  # of the noise in validation and in the final test: separate from training's
 DEBUG_BATCHES = 5
-NETWORK_SETTINGS = {"model", "neuron", "width", "nobn", "timestep", "threshold", "tau", "sigma", "alpha"}
 RESUMABLE = {"resume", "epochs", "device", "threads", "workers", "data_root", "download", "plot_spike_rate"}
 REGULARIZERS = {
     "gram": lambda config: Gramian(),
     "srip": lambda config: SRIP(),
     "rate": lambda config: FiringRate(config.target_rate),
 }
-
-
-def set_up_torch(config):
-    """Apply `threads`, and return the device."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
-
-
-def neuron_factory(config):
-    """The zero-argument callable that makes the neurons of a configuration."""
-    return build_neuron(
-        config.neuron,
-        sigma=config.sigma,
-        tau=config.tau,
-        threshold=config.threshold,
-        alpha=config.alpha,
-        placement=config.placement,
-        reset=config.reset,
-        detach_reset=config.detach_reset,
-        decay_input=config.decay_input,
-        learnable_scale=config.learnable_scale,
-    )
-
-
-def build_network(config, dataset):
-    """The network of a configuration, for raw pixels in [0, 1] of a data set."""
-    net = build_model(
-        config.model,
-        neuron=neuron_factory(config),
-        in_shape=dataset.in_shape,
-        num_classes=dataset.num_classes,
-        norm=None if config.nobn else "bn",
-        width=config.width,
-    )
-    net.normalize = Normalize(dataset.mean, dataset.std)
-    return net
-
-
-def load_snapshot(evaluation_config, dataset):
-    """The network of a checkpoint, ours or a published one, ready for raw pixels in [0, 1].
-
-    Args:
-        evaluation_config: `EvaluationConfig`; what it says of network and neuron overrides a checkpoint of ours.
-        dataset: has name, in_shape, num_classes, mean, std.
-
-    Returns:
-        The network in evaluation mode, and its `TrainConfig`.
-
-    Raises:
-        CheckpointError: if the file is none, or does not fit; it says what is missing.
-    """
-    path = evaluation_config.snapshot
-    content = checkpoint.read(path)
-    overrides = {
-        field.name: value
-        for field in dataclasses.fields(TrainConfig)
-        if field.name in NETWORK_SETTINGS and (value := getattr(evaluation_config, field.name)) is not None
-    }
-    if "config" in content:
-        if content["dataset"] != dataset.name:
-            raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")
-        config = dataclasses.replace(TrainConfig(**content["config"]), **overrides)
-        net = build_network(config, dataset)
-        averaged = content.get("ema")
-        weights = content["model"] if averaged is None else _without_prefix(averaged)
-        checkpoint.load_weights(net, weights, path)
-        return net.eval(), config
-    if not {"model", "neuron"} <= overrides.keys():
-        raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
-    config = TrainConfig(**overrides)
-    net = checkpoint.load_published(
-        path,
-        model=config.model,
-        neuron=neuron_factory(config),
-        in_shape=dataset.in_shape,
-        num_classes=dataset.num_classes,
-        norm=None if config.nobn else "bn",
-        width=config.width,
-    )
-    net.normalize = Normalize(dataset.mean, dataset.std)
-    return net, config
-
-
-def _without_prefix(averaged):
-    """The weights in the state of an `AveragedModel`."""
-    return {key.removeprefix("module."): value for key, value in averaged.items() if key.startswith("module.")}
 
 
 def build_criterion(config):
@@ -134,11 +44,9 @@ def build_regularizer(config):
     return config.lambda1, REGULARIZERS[config.reg](config)
 
 
-@contextlib.contextmanager
 def evaluation_noise(device, seed=EVALUATION_SEED):
-    """All noise in the block comes from a generator of its own, so that training's goes on undisturbed."""
-    with noise_generator(torch.Generator(device).manual_seed(seed)):
-        yield
+    """Context manager: noise comes from a generator of its own, so that training's goes on undisturbed."""
+    return noise_generator(torch.Generator(device).manual_seed(seed))
 
 
 class Training:
@@ -163,12 +71,12 @@ class Training:
         self.config = config
         self.dataset = dataset
         self.device = set_up_torch(config)
-        self.numerics = engine.Numerics(self.device, config.timestep, config.amp)
+        self.forward = engine.ForwardPass(self.device, config.timestep, config.amp)
         data = dataset.load(config.data_root, config.download, config.workers)
         self._make_batches(data)
         torch.manual_seed(config.seed)
         self._build()
-        self.first_epoch, self.best = 0, None
+        self.first_epoch, self.best = 1, None
         if resumed is not None:
             self._restore(resumed)
         self.folder = self._make_folder()
@@ -230,19 +138,23 @@ class Training:
             {"loss", "accuracy"} on the test images.
 
         Raises:
-            engine.NonFiniteLoss: last.pth is then that of the last good epoch.
+            engine.Diverged: last.pth is then that of the last good epoch.
         """
         config = self.config
         logger.info("%s: %s", self.folder, _describe(self.net))
-        if self.first_epoch == 0:
-            self.log.write_config({"dataset": self.dataset.name, **dataclasses.asdict(config)})
-            self._save(0)
+        if self.first_epoch > config.epochs and (self.folder / "test.json").exists():
+            logger.info("all %d epochs are done, and the test too; --epochs asks for more", config.epochs)
+            return json.loads((self.folder / "test.json").read_text())
+        settings = {**dataclasses.asdict(config), "resume": ""}  # so that config.yaml is a recipe of the whole run
+        self.log.write_config({"dataset": self.dataset.name, **settings})
+        if self.first_epoch == 1:
+            self._save(0)  # so that a run that diverges at once leaves a checkpoint too
         with torch.autograd.set_detect_anomaly(config.debug), contextlib.closing(self.log):
-            for epoch in range(self.first_epoch, config.epochs):
+            for epoch in range(self.first_epoch, config.epochs + 1):
                 row = self._epoch(epoch)
                 logger.info(
                     "epoch %d/%d: loss %.4f, validation loss %.4f, accuracy %.2f %%, %.0f images/s",
-                    epoch + 1,
+                    epoch,
                     config.epochs,
                     row["train_loss"],
                     row["val_loss"],
@@ -260,7 +172,7 @@ class Training:
             self.scheduler,
             self.scaler,
             self.batches["train"],
-            self.numerics,
+            self.forward,
             epoch=epoch,
             regularizer=self.regularizer,
             clip_grad=self.config.clip_grad,
@@ -268,7 +180,9 @@ class Training:
         )
         watch = firing_rates(self.evaluated) if self.config.plot_spike_rate else contextlib.nullcontext()
         with evaluation_noise(self.device), watch as record:
-            validated = engine.evaluate(self.evaluated, self.batches["val"], self.numerics, description="validation")
+            validated = engine.evaluate(self.evaluated, self.batches["val"], self.forward, description="validation")
+        if not math.isfinite(validated["loss"]):
+            raise engine.Diverged(f"the validation loss became {validated['loss']} after epoch {epoch}")
         row = {
             "epoch": epoch,
             "lr": lr,
@@ -290,7 +204,7 @@ class Training:
             self.best = {"epoch": epoch, **validated}
             content = {"model": self.evaluated.state_dict(), "metrics": self.best, **self._identity()}
             checkpoint.save(self.folder / "best.pth", content)
-        self._save(epoch + 1)
+        self._save(epoch)
 
     def _identity(self):
         return {"config": dataclasses.asdict(self.config), "dataset": self.dataset.name}
@@ -316,21 +230,21 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.first_epoch, self.best = state["epochs_done"], state["best"]
+        self.first_epoch, self.best = state["epochs_done"] + 1, state["best"]
         checkpoint.set_rng_state(state["rng"])  # last: everything above may draw numbers
 
     def _test(self):
         best = checkpoint.read(self.folder / "best.pth")
         self.evaluated.load_state_dict(best["model"])
         with evaluation_noise(self.device):
-            result = engine.evaluate(self.evaluated, self.batches["test"], self.numerics, description="test")
+            result = engine.evaluate(self.evaluated, self.batches["test"], self.forward, description="test")
         report = {"epoch": best["metrics"]["epoch"], "val_accuracy": best["metrics"]["accuracy"], **result}
         (self.folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
         logger.info(
             "test accuracy %.2f %%, loss %.4f (epoch %d, the best in validation); results are in %s",
             100 * result["accuracy"],
             result["loss"],
-            best["metrics"]["epoch"] + 1,
+            best["metrics"]["epoch"],
             self.folder,
         )
         return result
@@ -354,7 +268,7 @@ def _read_run(config, dataset, given):
         raise ValueError(f"{path} cannot be resumed: it holds a network only; take the run's last.pth")
     if state["dataset"] != dataset.name:
         raise ValueError(f"{path} was trained on {state['dataset']}, this script is for {dataset.name}")
-    stored = type(config)(**state["config"])
+    stored = stored_config(state, path)
     for name in sorted(given):
         value = getattr(config, name)
         if name not in RESUMABLE and value != getattr(stored, name):

@@ -63,7 +63,7 @@ class RunLog:
         first_epoch: rows of this epoch and later ones, of an interrupted run, are dropped.
     """
 
-    def __init__(self, folder, first_epoch=0):
+    def __init__(self, folder, first_epoch=1):
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
         rows = [row for row in read_metrics(self.metrics) if row["epoch"] < first_epoch]

@@ -16,11 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def read_results(folder):
-    """{perturbation: {network: results}} of all evaluation/*.json of the runs in `folder`."""
+    """{test: {network: results}} of all evaluation/*.json of the runs in `folder`; a test is a file's name."""
     results = {}
     for path in sorted(Path(folder).glob("*/evaluation/*.json")):
         content = json.loads(path.read_text())
-        results.setdefault(content["perturbation"], {})[path.parent.parent.name] = content
+        results.setdefault(path.stem, {})[path.parent.parent.name] = content
     return results
 
 
@@ -29,16 +29,17 @@ def table(results):
     networks = sorted({network for by_network in results.values() for network in by_network})
     lines = ["test accuracy, %".ljust(24) + "".join(f"{network:>18}" for network in networks)]
     seen_clean = False
-    for perturbation, by_network in results.items():
+    for test, by_network in results.items():
         points = {
             network: {point["strength"]: point for point in content["points"]}
             for network, content in by_network.items()
         }
         for strength in sorted({strength for by_strength in points.values() for strength in by_strength}):
-            if strength == 0 and seen_clean:  # every sweep repeats the clean test
+            is_clean = strength == 0 and "-k" not in test
+            if is_clean and seen_clean:  # every sweep repeats the clean test
                 continue
-            seen_clean = seen_clean or strength == 0
-            name = "clean" if strength == 0 else f"{perturbation} {strength:g}"
+            seen_clean = seen_clean or is_clean
+            name = "clean" if is_clean else f"{test} {strength:g}"
             cells = []
             for network in networks:
                 point = points.get(network, {}).get(strength)
@@ -58,12 +59,13 @@ def main():
         parser.error(f"no results in {folder}/*/evaluation/*.json")
     logger.info("%s", table(results))
     logger.info("(mean and standard deviation over noise draws; test images never trained on)")
-    for perturbation, by_network in results.items():
-        if perturbation == "clean":
+    for test, by_network in results.items():
+        first = next(iter(by_network.values()))
+        if first["perturbation"] == "clean":
             continue
         curves = {network: content["points"] for network, content in by_network.items()}
-        path = folder / f"{perturbation}.png"
-        plot_curves(path, curves, PERTURBATIONS[perturbation].unit, next(iter(by_network.values()))["dataset"])
+        path = folder / f"{test}.png"
+        plot_curves(path, curves, PERTURBATIONS[first["perturbation"]].unit, first["dataset"])
         logger.info("plot: %s", path)
 
 

@@ -1,6 +1,8 @@
 """Published checkpoints load; what does not fit, or is no checkpoint, is refused with a message."""
 
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,88 +13,32 @@ from models.layers import over_time
 from tools import checkpoint
 from tools.checkpoint import CheckpointError, load_published
 
-
-def block(prefix, shape, norm):
-    """Keys of one conv-norm of the published residual networks."""
-    keys = {f"{prefix}.layer.module.weight": shape}
-    if norm:
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            keys[f"{prefix}.bn.bn.module.{name}"] = shape[:1]
-        keys[f"{prefix}.bn.bn.module.num_batches_tracked"] = ()
-    return keys
-
-
-def resnet_keys(norm, stem_size=3):
-    """sresnet18 of the published code: names and shapes."""
-    keys = block("conv1", (64, 3, stem_size, stem_size), norm)
-    channels = 64
-    for stage, out in enumerate((64, 128, 256, 512), start=1):
-        for index in range(2):
-            prefix = f"layer{stage}.{index}"
-            keys |= block(f"{prefix}.conv1", (out, channels, 3, 3), norm)
-            keys |= block(f"{prefix}.conv2", (out, out, 3, 3), norm)
-            if channels != out:
-                keys |= block(f"{prefix}.downsample", (out, channels, 1, 1), norm)
-            channels = out
-    return keys | {"fc1.layer.module.weight": (10, 512), "fc1.layer.module.bias": (10,)}
-
-
-def vgg_keys(indices):
-    keys, channels = {}, 2
-    for index, out in zip(indices, (64, 128, 256, 256, 512, 512, 512, 512)):
-        keys[f"features.{index}.fwd.module.0.weight"] = (out, channels, 3, 3)
-        keys[f"features.{index}.fwd.module.0.bias"] = (out,)
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            keys[f"features.{index}.fwd.module.1.{name}"] = (out,)
-        keys[f"features.{index}.fwd.module.1.num_batches_tracked"] = ()
-        channels = out
-    return keys | {"classifier.module.weight": (10, 4608), "classifier.module.bias": (10,)}
-
-
-def cifarnet_keys():
-    keys, channels = {}, 3
-    for index, out in zip((0, 1, 3, 5, 6), (128, 256, 512, 1024, 512)):
-        keys[f"features.{index}.fwd.module.weight"] = (out, channels, 3, 3)
-        keys[f"features.{index}.fwd.module.bias"] = (out,)
-        channels = out
-    for index, (out, into) in enumerate(((1024, 32768), (512, 1024), (10, 512))):
-        keys[f"classifier.{index}.module.weight"] = (out, into)
-        keys[f"classifier.{index}.module.bias"] = (out,)
-    return keys
-
-
-TOYNET = {"layer.bn.weight": (64, 784), "fc.layer.module.weight": (10, 64)}
-PUBLISHED = [
-    ("sresnet18", "bn", (3, 32, 32), resnet_keys(True)),
-    ("sresnet18", None, (3, 32, 32), resnet_keys(False)),
-    ("vgg", "bn", (2, 48, 48), vgg_keys((0, 1, 3, 4, 6, 7, 9, 10))),
-    ("vggwoap", "bn", (2, 48, 48), vgg_keys(range(8))),
-    ("cifarnet", None, (3, 32, 32), cifarnet_keys()),
-    ("toynet", None, (1, 28, 28), TOYNET),
-]
+# Names and shapes in the published checkpoints: {"sresnet18-cifar10-bn": {"state_dict": {key: shape}, ...}, ...}
+PUBLISHED = json.loads((Path(__file__).parent.parent / "fixtures" / "published_state_dicts.json").read_text())
+TOYNET = PUBLISHED["toynet-mnist"]["state_dict"]
 
 
 def random_weights(keys, prefix="module."):
     torch.manual_seed(0)
-    return {prefix + key: torch.rand(shape) + 0.1 if shape != () else torch.tensor(5) for key, shape in keys.items()}
+    return {prefix + key: torch.rand(shape) + 0.1 if shape else torch.tensor(5) for key, shape in keys.items()}
 
 
-@pytest.mark.parametrize(("model", "norm", "in_shape", "keys"), PUBLISHED, ids=lambda value: str(value)[:12])
+@pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_a_published_checkpoint_fills_every_weight(tmp_path, model, norm, in_shape, keys, prefix):
+def test_a_published_checkpoint_fills_every_weight(tmp_path, name, prefix):
     path = tmp_path / "theirs.pth"
-    weights = random_weights(keys, prefix)
+    weights = random_weights(PUBLISHED[name]["state_dict"], prefix)
     torch.save({"net": weights, "acc": 93.5, "epoch": 299}, path)
     net = load_published(
         path,
-        model=model,
+        model=name.split("-")[0],
         neuron="NILIF",
         sigma=0.3,
         tau=2.0,
         threshold=1.0,
-        in_shape=in_shape,
-        num_classes=10,
-        norm=norm,
+        in_shape=PUBLISHED[name]["input_shape_BTCHW"][-3:],
+        num_classes=PUBLISHED[name]["output_shape_BTK"][-1],
+        norm=None if name.endswith("nobn") else "bn",
     )
     ours = net.state_dict()
     assert len(ours) == len(weights)
@@ -106,7 +52,7 @@ def test_a_published_checkpoint_fills_every_weight(tmp_path, model, norm, in_sha
 def test_the_weights_go_where_they_belong(tmp_path):
     """Spot checks by role: the published names say which layer it is."""
     path = tmp_path / "theirs.pth"
-    weights = random_weights(resnet_keys(True))
+    weights = random_weights(PUBLISHED["sresnet18-cifar10-bn"]["state_dict"])
     torch.save({"net": weights, "acc": 1.0, "epoch": 1}, path)
     net = load_published(
         path, model="sresnet18", neuron="LIF", sigma=0.3, tau=2.0, threshold=1.0, in_shape=(3, 32, 32), num_classes=10

@@ -42,6 +42,7 @@ def test_boolean_flags_have_a_negative():
         ("flip: 1", "flip must be bool"),
         ("epochs: true", "epochs must be int"),
         ("lr: fast", "lr must be float"),
+        ("lr: .inf", "lr must be finite"),
         ("sigma: -0.1", "sigma must be at least"),
         ("minibatch: 0", "minibatch must be at least 1"),
         ("lambda_tet: 1.5", "lambda_tet must be at most 1"),
@@ -71,6 +72,12 @@ def test_numbers_that_yaml_reads_as_strings_or_integers_can_be_floats(tmp_path):
     config, _ = parse(TrainConfig, ["--config", recipe(tmp_path, "lr: 1e-3\nsigma: 1\n")])
     assert (config.lr, config.sigma) == (1e-3, 1.0)
     assert isinstance(config.sigma, float)
+
+
+@pytest.mark.parametrize("key", ["reg", "amp"])
+def test_an_unquoted_no_of_yaml_is_the_choice_no(tmp_path, key):
+    config, _ = parse(TrainConfig, ["--config", recipe(tmp_path, f"{key}: no")])
+    assert getattr(config, key) == "no"
 
 
 def test_a_list_of_perturbations_is_checked_item_by_item(tmp_path):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from crits import FiringRate, RateCrossEntropy
-from tools.engine import NonFiniteLoss, Numerics, evaluate, predict, train_one_epoch
+from crits import RateCrossEntropy, Regularizer
+from models import build_model, build_neuron
+from tools.engine import Diverged, ForwardPass, evaluate, predict, train_one_epoch
 
-CPU = Numerics(torch.device("cpu"), timesteps=2)
+CPU = ForwardPass(torch.device("cpu"), timesteps=2)
 
 
 class Scripted(nn.Module):
@@ -98,10 +99,28 @@ def test_a_loss_that_is_not_finite_stops_at_once_naming_epoch_and_step(bad):
     data = batches()
     data[3][0][0, 0] = bad
     before = [p.clone() for p in net.parameters()]
-    with pytest.raises(NonFiniteLoss, match="epoch 4, step 3"):
+    with pytest.raises(Diverged, match="loss became (nan|inf) in epoch 4, step 4"):
         train(net, data)
     assert all(p.isfinite().all() for p in net.parameters())
     assert not torch.equal(before[0], next(net.parameters()))  # the steps before it counted
+
+
+def test_weights_that_spikes_hide_from_the_loss_are_found():
+    """[NaN > threshold] is "no spike": the loss of a network of NaN weights stays finite."""
+    torch.manual_seed(0)
+    net = build_model("toynet", neuron=build_neuron("NILIF"), in_shape=(1, 2, 1), num_classes=2)
+    with torch.no_grad():
+        net.stem[1].weight.fill_(math.nan)
+    data = [(images.reshape(-1, 1, 2, 1), target) for images, target in batches()]
+    assert RateCrossEntropy()(CPU(net, data[0][0]), data[0][1]).isfinite()
+    with pytest.raises(Diverged, match="norm of the gradient became nan in epoch 4, step 1"):
+        train(net, data)
+
+
+def test_weights_spoilt_by_the_last_step_are_found_before_anything_is_saved():
+    net = Linear()
+    with pytest.raises(Diverged, match="layer.weight is not finite after epoch 4, step 1"):
+        train(net, batches(1), lr=math.inf)
 
 
 def test_gradients_are_clipped_to_the_norm():
@@ -113,15 +132,7 @@ def test_gradients_are_clipped_to_the_norm():
 
 
 def test_a_regulariser_adds_its_gradient():
-    class Pull(FiringRate):
-        def __init__(self):
-            pass
-
-        def watching(self, net):
-            import contextlib
-
-            return contextlib.nullcontext()
-
+    class Pull(Regularizer):
         def __call__(self, net):
             return net.layer.weight.square().sum()
 

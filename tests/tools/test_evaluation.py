@@ -115,6 +115,8 @@ def test_a_sweep_has_all_strengths(trained, stripes, tmp_path):
 def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
     with pytest.raises(ValueError, match="must not be below"):
         evaluation(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=0.1)
+    with pytest.raises(ValueError, match="give --perturbation"):
+        evaluation(trained, stripes, tmp_path, range=True)
     with pytest.raises(ValueError, match="at most 1"):
         evaluation(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=1.5)
 
@@ -154,8 +156,28 @@ def test_the_accuracy_is_that_of_training_s_own_test(trained, stripes, tmp_path)
 def test_settings_given_override_those_of_the_snapshot(trained, stripes, tmp_path):
     test = evaluation(trained, stripes, tmp_path, sigma=0.01, timestep=5)
     assert test.net.stem_neuron.noise.scale == 0.01
-    assert test.numerics.timesteps == 5
-    assert evaluation(trained, stripes, tmp_path).numerics.timesteps == 2
+    assert test.forward.timesteps == 5
+    assert evaluation(trained, stripes, tmp_path).forward.timesteps == 2
+
+
+def test_settings_that_a_network_has_learnt_cannot_be_overridden(tmp_path, stripes):
+    for neuron, changes, flag in (("PLIF", {}, {"tau": 5.0}), ("NILIF", {"learnable_scale": True}, {"sigma": 0.5})):
+        run_dir = tmp_path / neuron
+        config = TrainConfig(model="toynet", neuron=neuron, epochs=1, histograms=False, run_dir=str(run_dir), **changes)
+        Training(config, stripes).run()
+        with pytest.raises(ValueError, match="would have no effect"):
+            Evaluation(EvaluationConfig(snapshot=str(run_dir / "best.pth"), **flag), stripes)
+
+
+def test_a_snapshot_of_another_version_is_refused_by_name(trained, stripes, tmp_path):
+    content = torch.load(trained["LIF"], weights_only=True)
+    content["config"]["colour"] = "red"
+    torch.save(content, tmp_path / "newer.pth")
+    with pytest.raises(CheckpointError, match="does not know: colour"):
+        Evaluation(EvaluationConfig(snapshot=str(tmp_path / "newer.pth")), stripes)
+    torch.save({**content, "format": 2}, tmp_path / "format.pth")
+    with pytest.raises(CheckpointError, match="format 2"):
+        Evaluation(EvaluationConfig(snapshot=str(tmp_path / "format.pth")), stripes)
 
 
 def test_a_published_snapshot_needs_model_and_neuron_and_then_just_works(tmp_path, stripes):

@@ -36,12 +36,12 @@ class Interrupted(Exception):
     pass
 
 
-def interrupt_after(monkeypatch, epochs):
+def interrupt_at(monkeypatch, interrupted):
     """Make training stop, as by a kill, at the beginning of the given epoch."""
     original = engine.train_one_epoch
 
     def stop(*args, epoch, **options):
-        if epoch == epochs:
+        if epoch == interrupted:
             raise Interrupted
         return original(*args, epoch=epoch, **options)
 
@@ -62,7 +62,7 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, stripes):
     written = yaml.safe_load((folder / "config.yaml").read_text())
     assert written["dataset"] == "stripes" and written["width"] == 0.1 and "git" in written["provenance"]
     history = rows(folder)
-    assert [row["epoch"] for row in history] == list(range(6))
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
     assert len(history[0]["firing_rates"]) == 8
     assert json.loads((folder / "test.json").read_text())["accuracy"] == result["accuracy"]
@@ -112,7 +112,14 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, str
     "changes",
     [
         {},
-        {"neuron": "PLIF", "scheduler": "onecycle", "optim": "sgdm"},
+        {
+            "neuron": "PLIF",
+            "scheduler": "onecycle",
+            "optim": "sgdm",
+            "channels_last": True,
+            "amp": "bf16",
+            "model": "vgg",
+        },
         {"scheduler": "cyclic", "ema": 0.9, "optim": "adamw", "learnable_scale": True},
         {"scheduler": "none", "amp": "fp16", "optim": "radam", "tet": True, "reg": "srip", "model": "toynet"},
     ],
@@ -121,13 +128,13 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, str
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stripes, monkeypatch, changes):
     whole, result = run(tmp_path, stripes, **changes)
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
+        interrupt_at(patch, 3)
         broken = Training(config(tmp_path, **changes), stripes)
         with pytest.raises(Interrupted):
             broken.run()
     torch.manual_seed(12345)  # a new process starts from another state
     resumed = Training(config(tmp_path, resume=str(broken.folder)), stripes)
-    assert resumed.first_epoch == 2
+    assert resumed.first_epoch == 3
     assert resumed.run() == result
     assert rows(resumed.folder, "train_images_per_s") == rows(whole.folder, "train_images_per_s")
     a, b = (checkpoint.read(training.folder / "last.pth") for training in (whole, resumed))
@@ -139,23 +146,29 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stripes, monkeypatch
 
 def test_rows_of_a_half_done_epoch_are_dropped_when_resuming(tmp_path, stripes, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
+        interrupt_at(patch, 3)
         broken = Training(config(tmp_path), stripes)
         with pytest.raises(Interrupted):
             broken.run()
     with (broken.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 2, "lr": 1}\n{"epo')  # written, but the kill came before the checkpoint
+        file.write('{"epoch": 3, "lr": 1}\n{"epo')  # written, but the kill came before the checkpoint
     Training(config(tmp_path, resume=str(broken.folder / "last.pth")), stripes).run()
-    assert [row["epoch"] for row in rows(broken.folder)] == [0, 1, 2]
+    assert [row["epoch"] for row in rows(broken.folder)] == [1, 2, 3]
 
 
-def test_a_resumed_run_keeps_its_settings(tmp_path, stripes):
+def test_a_resumed_run_keeps_its_settings(tmp_path, stripes, monkeypatch):
     training, _ = run(tmp_path, stripes, epochs=1)
     with pytest.raises(ValueError, match="keeps its lr = 0.01; 0.5 was asked for"):
         Training(config(tmp_path, resume=str(training.folder), lr=0.5), stripes, given={"lr"})
     longer = Training(config(tmp_path, resume=str(training.folder), epochs=2), stripes, given={"epochs"})
     longer.run()
-    assert [row["epoch"] for row in rows(training.folder)] == [0, 1]
+    assert [row["epoch"] for row in rows(training.folder)] == [1, 2]
+    written = yaml.safe_load((training.folder / "config.yaml").read_text())
+    assert (written["epochs"], written["resume"]) == (2, "")
+    passes = []
+    monkeypatch.setattr(engine, "evaluate", lambda *args, **options: passes.append(1))
+    again = Training(config(tmp_path, resume=str(training.folder)), stripes).run()
+    assert again == json.loads((training.folder / "test.json").read_text()) and not passes  # nothing left to do
 
 
 def test_a_network_alone_cannot_be_resumed(tmp_path, stripes):
@@ -167,18 +180,19 @@ def test_a_network_alone_cannot_be_resumed(tmp_path, stripes):
         Training(config(tmp_path, resume=str(training.folder)), other)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path, stripes, monkeypatch):
+@pytest.mark.parametrize("spoilt", ["classifier.0.weight", "stem.conv.weight"])
+def test_divergence_leaves_the_last_good_checkpoint(tmp_path, stripes, monkeypatch, spoilt):
     training = Training(config(tmp_path), stripes)
     original = experiment.engine.train_one_epoch
 
     def spoil(net, *args, epoch, **options):
-        if epoch == 1:
+        if epoch == 2:
             with torch.no_grad():
-                training.net.classifier[0].weight.fill_(float("nan"))
+                training.net.get_parameter(spoilt).fill_(float("nan"))
         return original(net, *args, epoch=epoch, **options)
 
     monkeypatch.setattr(engine, "train_one_epoch", spoil)
-    with pytest.raises(engine.NonFiniteLoss, match="epoch 1, step 0"):
+    with pytest.raises(engine.Diverged, match="epoch 2, step 1"):
         training.run()
     state = checkpoint.read(training.folder / "last.pth")
     assert state["epochs_done"] == 1
@@ -202,7 +216,8 @@ def test_every_regulariser_runs_with_tet(tmp_path, stripes, reg):
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_and_channels_last_learn(tmp_path, stripes, amp):
-    _, result = run(tmp_path, stripes, epochs=6, amp=amp, channels_last=True)
+    """Not vggwoap: on some CPUs, oneDNN's bf16 convolution of stride 2 on a 1x1 map has a wrong weight gradient."""
+    _, result = run(tmp_path, stripes, epochs=6, amp=amp, channels_last=True, model="vgg")
     assert result["accuracy"] > 0.9
 
 

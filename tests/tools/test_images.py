@@ -1,5 +1,8 @@
 """Batches, splits, and image folders with their cache."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -43,10 +46,28 @@ def test_a_folder_is_decoded_once_and_again_when_it_changes(folder, monkeypatch)
     assert decoded == [6, 2]
     assert torch.equal(first[0].images, second[0].images)
     assert torch.equal(first[1].labels, second[1].labels)
-    Image.fromarray(np.full((6, 4, 3), 55, np.uint8)).save(folder / "train" / "cat" / "0.png")
+    path = folder / "train" / "cat" / "0.png"
+    stat = path.stat()
+    Image.fromarray(np.full((6, 4, 3), 55, np.uint8)).save(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the content counts, not the date
     changed, _ = read_image_folder(folder)
     assert decoded == [6, 2, 6, 2]
     assert changed.images[0, 1, 0, 0] == 55
+
+
+def test_a_copy_of_a_folder_uses_the_same_cache(folder, tmp_path):
+    read_image_folder(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    read_image_folder(tmp_path / "copy")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_without_a_place_for_the_cache_images_are_read_all_the_same(folder, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "file"))
+    train, _ = read_image_folder(folder)
+    assert len(train) == 6
+    assert "cannot be cached" in caplog.text
 
 
 def test_a_damaged_cache_is_made_anew(folder, tmp_path):

@@ -1,0 +1,119 @@
+"""The network of a configuration, or of a checkpoint with its configuration."""
+
+import dataclasses
+
+import torch
+
+from models import build_model, build_neuron
+from models.layers import Normalize
+
+from . import checkpoint
+from .config import TrainConfig
+
+NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoint, or over a checkpoint of ours
+    *("model", "width", "nobn", "neuron", "timestep", "threshold", "tau", "sigma", "alpha"),
+    *("placement", "reset", "decay_input", "amp"),
+)
+
+
+def set_up_torch(config):
+    """Apply `threads`, and return the device."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def neuron_factory(config):
+    """The zero-argument callable that makes the neurons of a configuration."""
+    return build_neuron(
+        config.neuron,
+        sigma=config.sigma,
+        tau=config.tau,
+        threshold=config.threshold,
+        alpha=config.alpha,
+        placement=config.placement,
+        reset=config.reset,
+        detach_reset=config.detach_reset,
+        decay_input=config.decay_input,
+        learnable_scale=config.learnable_scale,
+    )
+
+
+def build_network(config, dataset):
+    """The network of a configuration, for raw pixels in [0, 1] of a data set."""
+    net = build_model(
+        config.model,
+        neuron=neuron_factory(config),
+        in_shape=dataset.in_shape,
+        num_classes=dataset.num_classes,
+        norm=None if config.nobn else "bn",
+        width=config.width,
+    )
+    net.normalize = Normalize(dataset.mean, dataset.std)
+    return net
+
+
+def load_snapshot(evaluation_config, dataset):
+    """The network of a checkpoint, ours or a published one, ready for raw pixels in [0, 1].
+
+    Args:
+        evaluation_config: `EvaluationConfig`; what it says of the network overrides a checkpoint of ours.
+        dataset: has name, in_shape, num_classes, mean, std.
+
+    Returns:
+        The network in evaluation mode, and its `TrainConfig`.
+
+    Raises:
+        CheckpointError: if the file is none, or does not fit; it says what is missing.
+        ValueError: if a setting cannot be overridden because the network has learnt it.
+    """
+    path = evaluation_config.snapshot
+    content = checkpoint.read(path)
+    overrides = {name: value for name in NETWORK_SETTINGS if (value := getattr(evaluation_config, name)) is not None}
+    if "config" not in content:
+        return _load_published(path, overrides, dataset)
+    if content["dataset"] != dataset.name:
+        raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")
+    config = dataclasses.replace(stored_config(content, path), **overrides)
+    if "tau" in overrides and config.neuron == "PLIF":
+        raise ValueError("--tau would have no effect: PLIF has learnt its decay")
+    if "sigma" in overrides and config.learnable_scale:
+        raise ValueError("--sigma would have no effect: this network has learnt the scale of its noise")
+    net = build_network(config, dataset)
+    averaged = content.get("ema")
+    checkpoint.load_weights(net, content["model"] if averaged is None else _without_prefix(averaged), path)
+    return net.eval(), config
+
+
+def stored_config(content, path):
+    """The `TrainConfig` in a checkpoint of ours; CheckpointError if this version does not know its settings."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    if unknown := content["config"].keys() - known:
+        raise checkpoint.CheckpointError(
+            f"{path} has settings this version does not know: {', '.join(sorted(unknown))}"
+        )
+    return TrainConfig(**content["config"])
+
+
+def _load_published(path, overrides, dataset):
+    if not {"model", "neuron"} <= overrides.keys():
+        raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
+    config = TrainConfig(**overrides)
+    net = checkpoint.load_published(
+        path,
+        model=config.model,
+        neuron=neuron_factory(config),
+        in_shape=dataset.in_shape,
+        num_classes=dataset.num_classes,
+        norm=None if config.nobn else "bn",
+        width=config.width,
+    )
+    net.normalize = Normalize(dataset.mean, dataset.std)
+    return net, config
+
+
+def _without_prefix(averaged):
+    """The weights in the state of an `AveragedModel`."""
+    return {key.removeprefix("module."): value for key, value in averaged.items() if key.startswith("module.")}
