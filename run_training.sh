@@ -5,7 +5,10 @@
 #                                             twin (SNN) on 5,000 real digits, trained and tested
 #   bash run_training.sh RECIPE [FLAGS ...]   a recipe of configs/, e.g. configs/cifar10_sresnet18.yaml;
 #                                             flags override it, e.g. --download --data-root ~/data
+#
+# It works in the repository's folder: results go to its results/, and relative paths in flags start there.
 set -euo pipefail
+unset CDPATH
 recipe=""
 if [ $# -gt 0 ]; then
     recipe="$1"
@@ -21,7 +24,7 @@ if [ -n "$recipe" ]; then
         echo "error: no recipe $recipe; there are:" configs/*.yaml >&2
         exit 1
     fi
-    dataset="$(sed -n 's/^dataset: *\([A-Za-z0-9_]*\).*/\1/p' "$recipe")"
+    dataset="$(sed -n "s/^dataset: *[\"']\{0,1\}\([A-Za-z0-9_]*\).*/\1/p" "$recipe")"
     if [ ! -f "main_$dataset.py" ]; then
         echo "error: $recipe needs a line \"dataset: NAME\", where main_NAME.py exists; it says \"$dataset\"" >&2
         exit 1

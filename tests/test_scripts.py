@@ -103,10 +103,17 @@ def test_run_training_refuses_an_unknown_recipe_and_lists_those_there_are(reposi
 
 
 def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, tmp_path):
-    (tmp_path / "mine.yaml").write_text("dataset: mnist5k\nwidth: 0.05\nepochs: 1\nminibatch: 100\n")
+    (tmp_path / "mine.yaml").write_text('dataset: "mnist5k"  # embedded\nwidth: 0.05\nepochs: 1\nminibatch: 100\n')
     folder = tmp_path / "run"
     done = run(
-        repository, "bash", str(repository / "run_training.sh"), "mine.yaml", "--run_dir", str(folder), cwd=tmp_path
+        repository,
+        "bash",
+        str(repository / "run_training.sh"),
+        "mine.yaml",
+        "--run_dir",
+        str(folder),
+        cwd=tmp_path,
+        CDPATH="/tmp",
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "best.pth").exists()

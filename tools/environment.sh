@@ -37,26 +37,47 @@ find_python() {
     return 1
 }
 
+is_environment() { # PYTHON: whether it is of a virtual or conda environment, where packages may be added
+    "$1" -c 'import os, sys; sys.exit(sys.prefix == sys.base_prefix and "CONDA_PREFIX" not in os.environ)'
+}
+
+install() { # PYTHON REQUIREMENTS
+    "$1" -m pip --version >/dev/null 2>&1 || "$1" -m ensurepip --upgrade >/dev/null
+    "$1" -m pip install --quiet --disable-pip-version-check -r "$2"
+}
+
+make_venv() {
+    local candidate
+    candidate="$(find_python)"
+    echo "Making .venv with $("$candidate" --version) ..." >&2
+    if ! "$candidate" -m venv .venv; then
+        echo "error: \"$candidate -m venv\" failed; on Debian and Ubuntu: apt install python3-venv" >&2
+        return 1
+    fi
+}
+
 prepare_python() {
     local requirements="$1" candidate
     for candidate in python python3; do
-        if command -v "$candidate" >/dev/null && satisfies "$candidate" "$requirements"; then
+        command -v "$candidate" >/dev/null || continue
+        if satisfies "$candidate" "$requirements"; then
+            PYTHON="$candidate"
+            return
+        fi
+        # Everything but the test runner: add it, rather than install all a second time.
+        if satisfies "$candidate" requirements.txt && is_environment "$candidate"; then
+            echo "Installing what $requirements adds into the active environment ..." >&2
+            install "$candidate" "$requirements"
             PYTHON="$candidate"
             return
         fi
     done
     if [ ! -x .venv/bin/python ]; then
-        candidate="$(find_python)"
-        echo "Making .venv with $("$candidate" --version) ..." >&2
-        if ! "$candidate" -m venv .venv; then
-            rm -rf .venv
-            echo "error: \"$candidate -m venv\" failed; on Debian and Ubuntu: apt install python3-venv" >&2
-            return 1
-        fi
+        make_venv
     fi
     PYTHON=.venv/bin/python
     if ! satisfies "$PYTHON" "$requirements"; then
         echo "Installing the packages of $requirements into .venv (a few minutes, several GB with CUDA) ..." >&2
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+        install "$PYTHON" "$requirements"
     fi
 }

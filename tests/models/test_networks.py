@@ -657,3 +657,19 @@ def test_timesteps_must_be_a_positive_whole_number(timesteps):
     net = build_model("toynet", neuron=build_neuron("LIF"), in_shape=(1, 4, 4), num_classes=2)
     with pytest.raises(ValueError, match="timesteps must be a whole number"):
         net(torch.zeros(1, 1, 4, 4), timesteps=timesteps)
+
+
+@pytest.mark.parametrize("law", ["NILIF", "NILIF_sigmoid", "NILIF_atan"])
+def test_backward_of_a_mean_field_network_is_its_derivative(law):
+    """Against finite differences in float64, through all layers and steps, for the pixels and every weight."""
+    torch.manual_seed(0)
+    neuron = build_neuron(law, sigma=0.5, learnable_scale=True)
+    net = build_model("vgg", neuron=neuron, in_shape=(1, 4, 4), num_classes=2, width=0.03, norm=None).double()
+    x = torch.rand(2, 1, 4, 4, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*net.named_parameters())
+    with mean_field(net):
+        assert torch.autograd.gradcheck(
+            lambda x, *values: torch.func.functional_call(net, dict(zip(names, values)), (x,), {"timesteps": 2}),
+            (x, *values),
+            fast_mode=True,
+        )
