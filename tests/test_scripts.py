@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -120,6 +122,24 @@ def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, t
     (tmp_path / "bad.yaml").write_text("dataset: nosuch\n")
     failed = run(repository, "bash", str(repository / "run_training.sh"), "bad.yaml", cwd=tmp_path)
     assert failed.returncode == 1 and "dataset: NAME" in failed.stderr
+
+
+@pytest.mark.slow
+def test_the_demonstration_trains_both_networks_and_shows_them_in_a_table(repository, tmp_path):
+    """`bash run_training.sh` in a copy of the repository, from another folder."""
+    copy = tmp_path / "a copy"  # paths may have spaces
+    unwanted = shutil.ignore_patterns(".git", ".venv", "results", "data", "__pycache__", ".pytest_cache")
+    shutil.copytree(repository, copy, ignore=unwanted)
+    done = run(repository, "bash", str(copy / "run_training.sh"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    header, clean = (line for line in done.stdout.splitlines() if line.startswith(("test accuracy", "clean")))
+    assert header.split()[-2:] == ["nsnn", "snn"]
+    accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", clean)]
+    assert (
+        len(accuracies) == 2 and min(accuracies) > 96.5
+    )  # about 98, less more than three standard errors of 1,000 images
+    plots = re.findall(r"^plot: (.*\.png)$", done.stdout, re.MULTILINE)
+    assert len(plots) == 2 and all((copy / plot).exists() for plot in plots)
 
 
 def test_the_environment_check_sees_what_is_missing(repository, tmp_path):

@@ -83,7 +83,11 @@ class TrainConfig(RunConfig):
     lambda1: float = option(1e-4, "weight of the regulariser", low=0.0)
     target_rate: float = option(0.1, "target of --reg rate, spikes per neuron and step", low=0.0, high=1.0)
     # optimisation
-    epochs: int = option(100, "passes over the training images", low=1)
+    epochs: int = option(
+        100,
+        "passes over the training images; with --resume it may be raised, and the schedule is the longer one's",
+        low=1,
+    )
     minibatch: int = option(64, "images per batch", low=1)
     lr: float = option(3e-3, "learning rate (the highest one of a schedule)", low=0.0)
     optim: str = option("adam", "optimiser", choices=tuple(OPTIMIZERS))
