@@ -1,4 +1,4 @@
-"""Build everything that a configuration describes, and run it: training, and reading a snapshot."""
+"""A training run: build everything that a configuration describes, and run it."""
 
 import contextlib
 import dataclasses
