@@ -37,6 +37,6 @@ for network in nsnn snn; do
     echo "== $network: training and testing ==" >&2
     "$PYTHON" main_mnist5k.py --config "configs/mnist5k_$network.yaml" --run_dir "$demo/$network"
     "$PYTHON" testing_mnist5k.py --snapshot "$demo/$network/best.pth" --draws 3 \
-        --perturbation add_gaussian sp --range --left 0 --right 0.4 --step 0.1
+        --perturbation add_gaussian sp --range --left 0 --right 0.3 --step 0.1
 done
 "$PYTHON" -m tools.summary "$demo"
