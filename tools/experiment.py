@@ -73,6 +73,7 @@ class Training:
         self.device = set_up_torch(config)
         self.forward = engine.ForwardPass(self.device, config.timestep, config.amp)
         data = dataset.load(config.data_root, config.download, config.workers)
+        self.validation_images = len(data["val"])
         self._make_batches(data)
         torch.manual_seed(config.seed)
         self._build()
@@ -198,10 +199,10 @@ class Training:
         return row
 
     def _keep(self, epoch, validated):
-        """Save the state after an epoch, and the network if no epoch before was better."""
-        rank = (validated["accuracy"], -validated["loss"])
-        if self.best is None or rank > (self.best["accuracy"], -self.best["loss"]):
-            self.best = {"epoch": epoch, **validated}
+        """Save the state after an epoch, and the network if `is_as_good` as the best before."""
+        highest = self.best["highest_accuracy"] if self.best else 0.0
+        if is_as_good(validated["accuracy"], highest, self.validation_images):
+            self.best = {"epoch": epoch, **validated, "highest_accuracy": max(highest, validated["accuracy"])}
             content = {"model": self.evaluated.state_dict(), "metrics": self.best, **self._identity()}
             checkpoint.save(self.folder / "best.pth", content)
         self._save(epoch)
@@ -241,13 +242,31 @@ class Training:
         report = {"epoch": best["metrics"]["epoch"], "val_accuracy": best["metrics"]["accuracy"], **result}
         (self.folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
         logger.info(
-            "test accuracy %.2f %%, loss %.4f (epoch %d, the best in validation); results are in %s",
+            "test accuracy %.2f %%, loss %.4f (epoch %d, chosen in validation); results are in %s",
             100 * result["accuracy"],
             result["loss"],
             best["metrics"]["epoch"],
             self.folder,
         )
         return result
+
+
+def is_as_good(accuracy, highest, images):
+    """Whether an epoch becomes the best one: not worse than the highest accuracy so far by a standard error.
+
+    On few validation images, accuracies of neighbouring epochs differ by chance; the highest of them
+    would often be a lucky early epoch, from before the learning rate has come down. So the latest epoch
+    within one standard error is chosen.
+
+    Args:
+        accuracy: of this epoch, in [0, 1].
+        highest: of all epochs before.
+        images: number of validation images.
+
+    Note:
+        The one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, section 3.4.3.
+    """
+    return accuracy >= highest - math.sqrt(highest * (1 - highest) / images)
 
 
 def _describe(net):
