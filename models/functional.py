@@ -12,31 +12,18 @@ decides both the spike and the reset. The backward pass takes d spike / d u = F'
 the density of the law at the (noisy) potential, and flows through the reset as well.
 """
 
-import dataclasses
 import math
 
 import torch
 
-from .kernels import eager
+from .kernels import eager, fused
+from .kernels.common import Dynamics, arithmetic_dtype
 from .noise import NoiseLaw
 
 PLACEMENTS = ("both", "escape", "membrane")
 RESETS = ("zero", "subtract", "none")
 MODES = ("noisy", "noiseless", "mean_field")
-KERNELS = {"eager": eager.lif_sequence}
-
-
-@dataclasses.dataclass(frozen=True)
-class Dynamics:
-    """What a kernel has to know of a neuron besides its tensors."""
-
-    threshold: float
-    reset: str
-    detach_reset: bool
-    decay_input: bool
-    membrane_noise: bool
-    threshold_noise: bool
-    mean_field: bool
+KERNELS = {"eager": eager.lif_sequence, "fused": fused.lif_sequence}
 
 
 def noisy_lif(
@@ -71,7 +58,8 @@ def noisy_lif(
         scale: a 0-d tensor that replaces the scale of `noise`, and is learnt.
         mode: "noisy"; "noiseless" fires where u > threshold with no noise at all; "mean_field"
             replaces spikes by their probabilities F(u - threshold), in the reset too.
-        backend: "auto" or the name of a kernel.
+        backend: "eager" (plain PyTorch, any law and device), "fused" (compiled; the laws of this package), or
+            "auto": fused where it can be.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential
@@ -102,7 +90,9 @@ def noisy_lif(
         threshold_noise=mode == "noisy" and placement in ("both", "escape"),
         mean_field=mode == "mean_field",
     )
-    return _kernel(backend)(x, _initial_state(x, state), decay, scale, noise, dynamics)
+    _check_input(x)
+    kernel = _choose_kernel(backend, x, noise)
+    return kernel(x, _checked_state(x, state), decay, scale, noise, dynamics)
 
 
 def lif(
@@ -169,25 +159,27 @@ def check_choice(name, value, allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _kernel(backend):
-    if backend == "auto":
-        return KERNELS["eager"]
+def _choose_kernel(backend, x, noise):
     check_choice("backend", backend, ("auto", *KERNELS))
-    return KERNELS[backend]
+    can_fuse = backend != "eager" and fused.serves(x, noise)
+    if backend == "fused" and not can_fuse:
+        raise ValueError(f"no fused kernel runs {noise!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
+    return KERNELS["fused" if can_fuse else "eager"]
 
 
-def _initial_state(x, state):
-    """Check `x` and `state`; return the state in the dtype of the arithmetic."""
+def _check_input(x):
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"the input current must be a floating point tensor, got {came}")
     if x.dim() < 2:
         raise ValueError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _checked_state(x, state):
+    """The state in the dtype of the arithmetic; None is rest."""
     if state is None:
-        step = x[0] if len(x) else x.new_empty(x.shape[1:])
-        return torch.zeros_like(step, dtype=dtype)  # in the memory format of x, which the kernels keep
+        return None
     if not isinstance(state, torch.Tensor) or state.shape != x.shape[1:]:
         came = f"shape {list(state.shape)}" if isinstance(state, torch.Tensor) else type(state).__name__
         raise ValueError(f"the state must be {list(x.shape[1:])}, one step of the input; got {came}")
-    return state.to(dtype)
+    return state.to(arithmetic_dtype(x.dtype))

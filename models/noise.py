@@ -18,6 +18,7 @@ All laws are symmetric about `loc`. With `z = (x - loc) / scale`:
 
 import abc
 import contextlib
+import functools
 import math
 
 import torch
@@ -46,13 +47,18 @@ def noise_generator(generator):
 
 
 def _draw(sampler, shape, generator, device, dtype):
-    """Call `sampler` (torch.rand or torch.randn) with the generator that applies here."""
+    """Call `sampler` (such as torch.rand) with the generator that applies here."""
     generator = generator if generator is not None else _active_generator
     dtype = dtype or torch.get_default_dtype()
     if generator is None:
         return sampler(shape, device=device, dtype=dtype)
     numbers = sampler(shape, generator=generator, device=generator.device, dtype=dtype)
     return numbers.to(device) if device is not None else numbers
+
+
+def draw_seeds(count, device):
+    """Independent 64-bit seeds for the fused kernels: int64 [count], from the generator that applies here."""
+    return _draw(functools.partial(torch.randint, -(2**63), 2**63 - 1), (count,), None, device, torch.int64)
 
 
 class NoiseLaw(abc.ABC):

@@ -4,6 +4,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..noise import Rescaled
+from .common import arithmetic_dtype, empty_sequence, step_of
 
 
 def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None)):
@@ -11,26 +12,19 @@ def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None)):
 
     Args:
         x: input current [T, B, ...].
-        state: membrane potential before the first step [B, ...], in the dtype of the arithmetic.
+        state: membrane potential before the first step [B, ...], in the dtype of the arithmetic; None is rest.
         decay: a number, or a 0-d tensor where it is learnt.
         scale: None, or the learnt scale of `law` as a 0-d tensor.
         law: `NoiseLaw`; for a deterministic neuron, the density used as surrogate gradient.
-        dynamics: `models.functional.Dynamics`.
+        dynamics: `Dynamics`.
         noise: membrane and threshold noise, each [T, B, ...]; what is None is drawn from `law`.
 
     Returns:
         spikes [T, B, ...] in the dtype of `x`, and the potential after the last step [B, ...].
     """
+    if state is None:  # zeros in the memory format of x, which the outputs keep
+        state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
     return _LIFSequence.apply(x, state, decay, scale, *noise, law, dynamics)
-
-
-def _empty_sequence(state, timesteps, dtype):
-    """Uninitialised [T, B, ...] whose steps have the memory format of `state` [B, ...].
-
-    `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
-    """
-    step = torch.empty_like(state, dtype=dtype)
-    return step.new_empty_strided((timesteps, *step.shape), (step.numel(), *step.stride()))
 
 
 def _reset(u, fired, dynamics):
@@ -62,7 +56,7 @@ class _LIFSequence(torch.autograd.Function):
     def forward(ctx, x, state, decay, scale, eps_membrane, eps_threshold, law, dynamics):
         law = law if scale is None else Rescaled(law, scale)
         T = x.shape[0]
-        spikes, z = _empty_sequence(state, T, x.dtype), _empty_sequence(state, T, state.dtype)
+        spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
         keep_eps = scale is not None and dynamics.membrane_noise
         eps_kept = torch.empty_like(z) if keep_eps else None
 
@@ -98,7 +92,7 @@ class _LIFSequence(torch.autograd.Function):
         state, spikes, z, eps, x = ctx.saved_tensors
         law, dynamics, decay, scale = ctx.law, ctx.dynamics, ctx.decay, ctx.scale
         learns_decay, learns_scale = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-        grad_x = _empty_sequence(state, z.shape[0], spikes.dtype)
+        grad_x = empty_sequence(state, z.shape[0], spikes.dtype)
         grad_decay = z.new_zeros(()) if learns_decay else None
         grad_scale = z.new_zeros(()) if learns_scale else None
         grad_v = torch.zeros_like(state) if grad_v is None else grad_v

@@ -346,8 +346,8 @@ def test_the_stem_runs_once(model, direct):
 
 @every_model
 def test_a_network_keeps_nothing_between_calls(model):
-    net = build(model).eval()
-    x = torch.rand(3, 2, 3, 8, 8, generator=seeded(1))
+    net = awaken(build(model)).eval()
+    x = 4 * torch.rand(3, 2, 3, 8, 8, generator=seeded(1))
     with noise_generator(seeded(2)):
         first = net(x)
     net(torch.rand(4, 5, 3, 8, 8) * 4)

@@ -1,0 +1,131 @@
+"""Compile C with the machine's compiler, once: what is built is kept in a cache.
+
+Environment: `CC` names a compiler; `NSNN_CACHE` is the folder of the cache (default: `nsnn` in the user's
+cache folder).
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+# Not -ffast-math: comparisons with NaN must stay false, and infinities must not become numbers.
+FLAGS = ("-std=c11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
+TUNINGS = ("-march=native", "-mcpu=native", "")
+BUILD_TIMEOUT_S = 120
+_warnings_given = set()
+
+
+class BuildError(RuntimeError):
+    """A compiler fails, or what it makes is wrong."""
+
+
+def load(source, definition, prepare):
+    """Compile `source` unless the cache has it, load it, and return `prepare` of it.
+
+    Compilers and flags are tried from the best to the plainest.
+
+    Args:
+        source: path of a C file.
+        definition: one "-DNAME=value" for it.
+        prepare: takes a `ctypes.CDLL`; may raise BuildError if the library's results are wrong.
+
+    Returns:
+        What `prepare` returned; None, after a warning, where no attempt succeeded.
+    """
+    failures = []
+    for compiler, flags, runtime in _attempts():
+        try:
+            return prepare(ctypes.CDLL(str(_compiled(source, compiler, (*flags, definition), runtime))))
+        except (BuildError, OSError, AttributeError) as error:  # AttributeError: a symbol is missing
+            failures.append(f"{' '.join((*compiler, *flags))}: {error}")
+    _warn_once(failures[0] if failures else "there is no C compiler ($CC, cc, gcc or clang)")
+    return None
+
+
+def _warn_once(reason):
+    if not _warnings_given:
+        _warnings_given.add(reason)
+        message = f"spiking neurons run on the slower eager kernel, for want of a compiled one: {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _attempts():
+    """(compiler, flags, OpenMP library or None) to try."""
+    named = shlex.split(os.environ.get("CC", ""))
+    commands = ([named] if named else []) + [[name] for name in ("cc", "gcc", "clang")]
+    runtime = openmp_runtime()
+    for linked in [runtime, None] if runtime else [None]:
+        for command in commands:
+            if shutil.which(command[0]):
+                for tuning in TUNINGS:
+                    openmp = ("-fopenmp",) if linked else ()
+                    yield command, (*FLAGS, *filter(None, [tuning]), *openmp), linked
+
+
+def openmp_runtime():
+    """Path of the OpenMP library that PyTorch has loaded, or None.
+
+    Kernels link to that one: with a second runtime, two pools of threads would fight for the cores.
+    """
+    folder = Path(torch.__file__).parent
+    maps = Path("/proc/self/maps")
+    paths = re.findall(r"/.*", maps.read_text()) if maps.exists() else []
+    paths += sorted(map(str, (folder / "lib").glob("lib*omp*")))
+    paths = [path for path in dict.fromkeys(paths) if re.search(r"/lib(gomp|iomp5|omp)\b[^/]*$", path)]
+    own = [path for path in paths if path.startswith(str(folder.parent))]
+    return (own + paths or [None])[0]
+
+
+def _compiled(source, compiler, flags, runtime):
+    """Path of the library in the cache; it is built there if need be."""
+    parts = (Path(source).read_text(), *compiler, *flags, str(runtime), _version(compiler), _processor())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    target = cache_folder() / f"{Path(source).stem}-{key}.so"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            compiled, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
+            _run(*compiler, *flags, "-c", str(source), "-o", str(compiled))
+            # Linking without -fopenmp keeps the compiler's own OpenMP library out.
+            _run(*compiler, "-shared", str(compiled), *filter(None, [runtime]), "-lm", "-o", str(linked))
+            linked.replace(target)  # atomic: another process sees the whole file or none
+    return target
+
+
+def cache_folder():
+    """Folder of compiled kernels."""
+    if own := os.environ.get("NSNN_CACHE"):
+        return Path(own) / "kernels"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsnn" / "kernels"
+
+
+def _run(*command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"took over {BUILD_TIMEOUT_S} s") from error
+    if done.returncode:
+        raise BuildError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0])
+    return done.stdout
+
+
+def _version(compiler):
+    return _run(*compiler, "--version")
+
+
+def _processor():
+    """What -march=native depends on: a home folder may be shared between machines."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    features = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))][:2]
+    return "\n".join([platform.machine(), platform.processor(), *features])

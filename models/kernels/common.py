@@ -1,0 +1,77 @@
+"""What all kernels share: the description of a neuron, and the order of neurons in memory."""
+
+import dataclasses
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamics:
+    """What a kernel has to know of a neuron besides its tensors and its law."""
+
+    threshold: float
+    reset: str
+    detach_reset: bool
+    decay_input: bool
+    membrane_noise: bool
+    threshold_noise: bool
+    mean_field: bool
+
+
+def arithmetic_dtype(dtype):
+    """The dtype of potentials and densities, for inputs of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def step_of(x):
+    """The first step [B, ...] of x [T, B, ...]; where there is none, an empty one."""
+    return x[0] if len(x) else x.new_empty(x.shape[1:])
+
+
+def dense(x):
+    """`x` [T, B, ...], copied if its steps have gaps or overlaps in memory."""
+    return x if memory_order(step_of(x)) else x.contiguous()
+
+
+def empty_sequence(step, timesteps, dtype):
+    """Uninitialised [T, B, ...] whose steps have the memory format of `step` [B, ...].
+
+    `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
+    """
+    like = torch.empty_like(step, dtype=dtype)
+    return like.new_empty_strided((timesteps, *like.shape), (like.numel(), *like.stride()))
+
+
+def memory_order(step):
+    """How the neurons of one step [B, ...] lie in memory.
+
+    Returns:
+        None if there are gaps or overlaps; else (sizes, index_strides) of the fewest nested loops,
+        outermost first, that visit the neurons as they lie in memory: dimension d has sizes[d]
+        neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
+    """
+    index_strides, index_stride = [], 1
+    for size in reversed(step.shape):
+        index_strides.insert(0, index_stride)
+        index_stride *= size
+    dims = [dim for dim in zip(step.stride(), step.shape, index_strides) if dim[1] != 1]
+    sizes, strides, expected = [1], [1], 1
+    for stride, size, index_stride in sorted(dims, key=lambda dim: dim[0]):  # innermost first
+        if stride != expected:
+            return None
+        expected *= size
+        if index_stride == sizes[0] * strides[0]:
+            sizes[0] *= size
+        elif sizes == [1]:
+            sizes, strides = [size], [index_stride]
+        else:
+            sizes.insert(0, size)
+            strides.insert(0, index_stride)
+    return sizes, strides
+
+
+def laid_out_as(template, tensor):
+    """`tensor` with the dtype and the strides of `template`; itself if it has them; None for None."""
+    if tensor is None or (tensor.stride() == template.stride() and tensor.dtype == template.dtype):
+        return tensor
+    return torch.empty_like(template).copy_(tensor)

@@ -1,0 +1,174 @@
+"""The fused kernels as custom operators of PyTorch, with their gradient; opaque to torch.compile.
+
+The namespace of the operators comes from the name of this package, so that copies of it under other
+names live beside each other.
+"""
+
+import dataclasses
+import os
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from .. import noise
+from . import cpu
+from .common import Dynamics, arithmetic_dtype, dense, empty_sequence, step_of
+
+NAMESPACE = "nsnn_" + __package__.replace(".", "_")
+LAWS = {getattr(noise, name): name for name in cpu.LAWS}
+
+
+def serves(x, law):
+    """Whether a fused kernel can run these neurons: a law of this package (itself, no subclass) on a device with a kernel."""
+    return type(law) in LAWS and _has_kernel(x.device.type, x.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _has_kernel(device_type, dtype):
+    if os.environ.get("NSNN_KERNELS") == "eager":
+        return False
+    return device_type == "cpu" and cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) is not None
+
+
+def lif_sequence(x, state, decay, scale, law, dynamics):
+    """Run one layer of neurons over a sequence; the arguments are those of `eager.lif_sequence`."""
+    if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
+        spikes, last = lif_sequence(x.float(), state, decay, scale, law, dynamics)
+        return spikes.to(x.dtype), last
+    learnt_decay = decay if isinstance(decay, Tensor) else None
+    random = dynamics.membrane_noise or dynamics.threshold_noise
+    tensors = (x, state, learnt_decay, scale)
+    spikes, last, _ = lif_forward(
+        *tensors,
+        random_seeds(len(x), x.device) if random else None,
+        0.0 if learnt_decay is not None else decay,
+        LAWS[type(law)],
+        law.scale,
+        law.loc,
+        *dataclasses.astuple(dynamics),
+        torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors),
+    )
+    return spikes, last
+
+
+@custom_op(f"{NAMESPACE}::random_seeds", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def random_seeds(timesteps: int, device: torch.device) -> Tensor:
+    """A seed for each step, int64 [T], from the generator that applies when it runs (`models.noise`)."""
+    return noise.draw_seeds(timesteps, device)
+
+
+@random_seeds.register_fake
+def _(timesteps, device):
+    return torch.empty(timesteps, dtype=torch.int64, device=device)
+
+
+@custom_op(f"{NAMESPACE}::lif_forward", mutates_args=())
+def lif_forward(
+    x: Tensor,
+    state: Optional[Tensor],
+    learnt_decay: Optional[Tensor],
+    learnt_scale: Optional[Tensor],
+    seeds: Optional[Tensor],
+    decay: float,
+    law: str,
+    scale: float,
+    loc: float,
+    threshold: float,
+    reset: str,
+    detach_reset: bool,
+    decay_input: bool,
+    membrane_noise: bool,
+    threshold_noise: bool,
+    mean_field: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...] (empty unless `keep`)."""
+    if x.numel() == 0:
+        spikes, last, z = _empty_outputs(x, keep)
+        return spikes, last.zero_() if state is None else last.copy_(state), z
+    dynamics = Dynamics(threshold, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field)
+    decay, scale = _value(learnt_decay, decay), _value(learnt_scale, scale)
+    return _kernel(x).forward(dense(x), state, seeds, decay, scale, law, loc, dynamics, keep)
+
+
+@lif_forward.register_fake
+def _(x, state, learnt_decay, learnt_scale, seeds, *options):
+    return _empty_outputs(x, keep=options[-1])
+
+
+@custom_op(f"{NAMESPACE}::lif_backward", mutates_args=())
+def lif_backward(
+    grad_spikes: Optional[Tensor],
+    grad_last: Optional[Tensor],
+    x: Optional[Tensor],
+    state: Optional[Tensor],
+    learnt_decay: Optional[Tensor],
+    learnt_scale: Optional[Tensor],
+    seeds: Optional[Tensor],
+    spikes: Tensor,
+    z: Tensor,
+    decay: float,
+    law: str,
+    scale: float,
+    loc: float,
+    threshold: float,
+    reset: str,
+    detach_reset: bool,
+    decay_input: bool,
+    membrane_noise: bool,
+    threshold_noise: bool,
+    mean_field: bool,
+    learns_decay: bool,
+    learns_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x [T, B, ...], of the state [B, ...], of decay and scale (0 where they are not learnt)."""
+    grad_decay, grad_scale = z.new_zeros(()), z.new_zeros(())
+    if spikes.numel() == 0:
+        grad_state = z.new_zeros(z.shape[1:]) if grad_last is None else grad_last.clone()
+        return torch.empty_like(spikes), grad_state, grad_decay, grad_scale
+    dynamics = Dynamics(threshold, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field)
+    decay, scale = _value(learnt_decay, decay), _value(learnt_scale, scale)
+    grad_x, grad_state, *sums = _kernel(spikes).backward(
+        *(grad_spikes, grad_last, x, state, seeds, spikes, z),
+        *(decay, scale, law, loc, dynamics, learns_decay, learns_scale),
+    )
+    return grad_x, grad_state, grad_decay.fill_(sums[0]), grad_scale.fill_(sums[1])
+
+
+@lif_backward.register_fake
+def _(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
+    return torch.empty_like(spikes), torch.empty_like(step_of(z)), z.new_empty(()), z.new_empty(())
+
+
+def _save_for_backward(ctx, inputs, output):
+    x, state, learnt_decay, learnt_scale, seeds, *ctx.options, _keep = inputs
+    *_, decay_input, _membrane_noise, _threshold_noise, _mean_field = ctx.options
+    spikes, _, z = output
+    needs_x = decay_input and learnt_decay is not None
+    ctx.save_for_backward(x if needs_x else None, state, learnt_decay, learnt_scale, seeds, spikes, z)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_spikes, grad_last, _):
+    needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
+    grads = lif_backward(grad_spikes, grad_last, *ctx.saved_tensors, *ctx.options, *needed[2:])
+    return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * (len(ctx.options) + 2)
+
+
+lif_forward.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _kernel(x):
+    return cpu.kernel(x.dtype)
+
+
+def _value(learnt, number):
+    return number if learnt is None else learnt.item()
+
+
+def _empty_outputs(x, keep):
+    step, dtype = step_of(dense(x)), arithmetic_dtype(x.dtype)
+    z = empty_sequence(step, len(x), dtype) if keep else step.new_empty(0, dtype=dtype)
+    return empty_sequence(step, len(x), x.dtype), torch.empty_like(step, dtype=dtype), z
