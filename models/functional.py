@@ -40,6 +40,7 @@ def noisy_lif(
     scale=None,
     mode="noisy",
     backend="auto",
+    keep_state=True,
 ):
     """Noisy leaky integrate-and-fire neurons over a sequence; the module's docstring has the equations.
 
@@ -60,6 +61,7 @@ def noisy_lif(
             replaces spikes by their probabilities F(u - threshold), in the reset too.
         backend: "eager" (plain PyTorch, any law and device), "fused" (compiled; the laws of this package), or
             "auto": fused where it can be.
+        keep_state: if false, the potential after the last step is not computed; the second result is then None.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential
@@ -92,7 +94,8 @@ def noisy_lif(
     )
     _check_input(x)
     kernel = _choose_kernel(backend, x, noise)
-    return kernel(x, _checked_state(x, state), decay, scale, noise, dynamics)
+    spikes, last = kernel(x, _checked_state(x, state), decay, scale, noise, dynamics, keep_state=keep_state)
+    return spikes, last if keep_state else None
 
 
 def lif(
@@ -106,6 +109,7 @@ def lif(
     decay_input=False,
     state=None,
     backend="auto",
+    keep_state=True,
 ):
     """Deterministic leaky integrate-and-fire neurons over a sequence.
 
@@ -123,6 +127,7 @@ def lif(
         state=state,
         mode="noiseless",
         backend=backend,
+        keep_state=keep_state,
     )
 
 

@@ -48,7 +48,7 @@ class SpikingNeuron(nn.Module):
         self.decay_input = decay_input
 
     def forward(self, x):
-        spikes, _ = self.run(x)
+        spikes, _ = self._integrate(x, keep_state=False)
         return spikes
 
     def step(self, x_t, state=None):
@@ -61,6 +61,9 @@ class SpikingNeuron(nn.Module):
 
         The state is the membrane potential (float32, or float64 for float64 input); None is rest.
         """
+        return self._integrate(x, state)
+
+    def _integrate(self, x, state=None, keep_state=True):
         raise TypeError(f"{type(self).__name__} is no neuron by itself: use one of its subclasses")
 
     def _dynamics(self):
@@ -99,8 +102,8 @@ class LIF(SpikingNeuron):
         check_law("surrogate", surrogate)
         self.surrogate = surrogate
 
-    def run(self, x, state=None):
-        return lif(x, self.surrogate, state=state, **self._dynamics())
+    def _integrate(self, x, state=None, keep_state=True):
+        return lif(x, self.surrogate, state=state, keep_state=keep_state, **self._dynamics())
 
     def extra_repr(self):
         return f"{self.surrogate}, {super().extra_repr()}"
@@ -181,10 +184,16 @@ class NoisyLIF(SpikingNeuron):
         """Scale of the noise: a number, or the current value (0-d tensor) where it is learnt."""
         return self.noise.scale if self.log_scale is None else torch.exp(self.log_scale)
 
-    def run(self, x, state=None):
-        scale = None if self.log_scale is None else self.scale
+    def _integrate(self, x, state=None, keep_state=True):
         return noisy_lif(
-            x, self.noise, placement=self.placement, state=state, scale=scale, mode=self.mode, **self._dynamics()
+            x,
+            self.noise,
+            placement=self.placement,
+            state=state,
+            scale=None if self.log_scale is None else self.scale,
+            mode=self.mode,
+            keep_state=keep_state,
+            **self._dynamics(),
         )
 
     def extra_repr(self):

@@ -70,8 +70,9 @@ def memory_order(step):
     return sizes, strides
 
 
-def laid_out_as(template, tensor):
-    """`tensor` with the dtype and the strides of `template`; itself if it has them; None for None."""
-    if tensor is None or (tensor.stride() == template.stride() and tensor.dtype == template.dtype):
+def laid_out_as(template, tensor, dtype=None):
+    """`tensor` with the strides, and the dtype, of `template`; itself if it has them; None for None."""
+    dtype = dtype or template.dtype
+    if tensor is None or (tensor.stride() == template.stride() and tensor.dtype == dtype):
         return tensor
-    return torch.empty_like(template).copy_(tensor)
+    return torch.empty_like(template, dtype=dtype).copy_(tensor)

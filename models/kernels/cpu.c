@@ -3,10 +3,11 @@
    models/functional.py states the dynamics, eager.py is the oracle. A thread takes a block of neurons
    through all time steps, so the potential and the noise stay in its first-level cache.
 
-   Noise is counter-based. Neuron n at step t owns the first two words (a, b) of Philox 4x32-10 (Salmon,
-   Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) under the key seeds[t] and
-   the counter (n, 0, 0, 0), n being its row-major index in [B, ...]. So noise depends neither on threads
-   nor on blocks nor on the memory layout, and a stream cut in two draws what the whole one draws.
+   Noise is counter-based: Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
+   1, 2, 3", SC 2011), with a key of its own, seeds[t], for each step. Neuron n, its row-major index in [B, ...]
+   of N neurons, owns two of the four words of the counter (n mod H, 0, 0, 0), H = ceil(N / 2): the first two if
+   n < H, else the last two. So noise depends neither on threads nor on blocks nor on the memory layout, and a
+   stream cut in two draws what the whole one draws.
    Standard draws of (a, b), the first for the membrane, the second for the threshold:
      Gaussian         Box-Muller: radius sqrt(-2 log((a + 1/2) / 2^32)), angle in b: the top bit is the sign of
                       both, the next one swaps cosine and sine, the rest is an angle in [-pi/4, pi/4)
@@ -20,9 +21,14 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
-#define BLOCK 512 /* neurons; about ten arrays of this length are live */
+#define BLOCK 1024 /* neurons; about ten arrays of this length are live */
+#define INLINE static inline __attribute__((always_inline))
 #define MAX_RANK 8
+#define MIN_BYTES_FOR_LARGE_PAGES (8 << 20)
 #define PI 3.14159265358979323846
 
 #if INPUT_BITS == 64
@@ -52,14 +58,14 @@ typedef struct {
     const int64_t *seeds; /* [T] */
 } Layer;
 
-static inline float float_of(uint32_t bits)
+INLINE float float_of(uint32_t bits)
 {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline uint32_t bits_of(float value)
+INLINE uint32_t bits_of(float value)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -67,151 +73,174 @@ static inline uint32_t bits_of(float value)
 }
 
 #if INPUT_BITS == 16
-static inline real load(input x) { return float_of((uint32_t)x << 16); }
-static inline input store(real y)
+INLINE real load(input x) { return float_of((uint32_t)x << 16); }
+INLINE input store(real y)
 {
     uint32_t bits = bits_of(y);
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16; /* to the nearest, ties to even */
     return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;   /* NaN stays NaN */
 }
 #else
-static inline real load(input x) { return x; }
-static inline input store(real y) { return y; }
+INLINE real load(input x) { return x; }
+INLINE input store(real y) { return y; }
+#endif
+
+/* a * b + c, rounded once where the machine can. The compiler is not left to fuse operations as it likes: it would do so
+   one way in the vectors of a loop and another way in its remainder, and results would depend on memory layout. */
+#ifdef FP_FAST_FMAF
+INLINE float fused_f(float a, float b, float c) { return fmaf(a, b, c); }
+INLINE real fused(real a, real b, real c) { return INPUT_BITS == 64 ? (real)fma(a, b, c) : (real)fmaf(a, b, c); }
+#else
+INLINE float fused_f(float a, float b, float c) { return a * b + c; }
+INLINE real fused(real a, real b, real c) { return a * b + c; }
 #endif
 
 /* Natural logarithm of a positive normal float; relative error below 2e-7 (polynomial: Moshier, Cephes, logf). */
-static inline float fast_log(float x)
+INLINE float fast_log(float x)
 {
     uint32_t from_sqrt_half = bits_of(x) - 0x3f3504f3u;
     float exponent = (float)((int32_t)from_sqrt_half >> 23);
     float m = float_of((from_sqrt_half & 0x007fffffu) + 0x3f3504f3u) - 1.0f; /* in [sqrt(1/2), sqrt(2)) - 1 */
-    float p = 7.0376836292e-2f;
-    p = p * m - 1.1514610310e-1f;
-    p = p * m + 1.1676998740e-1f;
-    p = p * m - 1.2420140846e-1f;
-    p = p * m + 1.4249322787e-1f;
-    p = p * m - 1.6668057665e-1f;
-    p = p * m + 2.0000714765e-1f;
-    p = p * m - 2.4999993993e-1f;
-    p = p * m + 3.3333331174e-1f;
-    return (m - 0.5f * m * m + p * m * m * m) + 0.693147181f * exponent;
+    float p = fused_f(7.0376836292e-2f, m, -1.1514610310e-1f);
+    p = fused_f(p, m, 1.1676998740e-1f);
+    p = fused_f(p, m, -1.2420140846e-1f);
+    p = fused_f(p, m, 1.4249322787e-1f);
+    p = fused_f(p, m, -1.6668057665e-1f);
+    p = fused_f(p, m, 2.0000714765e-1f);
+    p = fused_f(p, m, -2.4999993993e-1f);
+    p = fused_f(p, m, 3.3333331174e-1f);
+    p = fused_f(p, m, -0.5f);
+    return fused_f(0.693147181f, exponent, fused_f(p, m * m, m));
 }
 
 /* exp(x) for x <= 0; relative error below 2e-7 down to -87, and 0 below (polynomial: Cephes, expf). */
-static inline float fast_exp(float x)
+INLINE float fast_exp(float x)
 {
     float limited = x < -87.0f ? -87.0f : x;
-    float n = floorf(limited * 1.44269504f + 0.5f);
-    float r = limited - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    float scaled = (p * r * r + r + 1.0f) * float_of((uint32_t)((int32_t)n + 127) << 23);
+    float n = floorf(fused_f(limited, 1.44269504f, 0.5f));
+    float r = fused_f(n, 2.12194440e-4f, fused_f(n, -0.693359375f, limited));
+    float p = fused_f(1.9875691500e-4f, r, 1.3981999507e-3f);
+    p = fused_f(p, r, 8.3334519073e-3f);
+    p = fused_f(p, r, 4.1665795894e-2f);
+    p = fused_f(p, r, 1.6666665459e-1f);
+    p = fused_f(p, r, 5.0000001201e-1f);
+    float scaled = fused_f(p, r * r, r + 1.0f) * float_of((uint32_t)((int32_t)n + 127) << 23);
     return x < -87.0f ? 0.0f : scaled;
 }
 
 /* sin and cos for |x| <= pi / 4; absolute error below 1e-7 (polynomials: Cephes, sinf and cosf). */
-static inline float fast_sin(float x)
+INLINE float fast_sin(float x)
 {
     float s = x * x;
-    return x + x * s * ((-1.9515295891e-4f * s + 8.3321608736e-3f) * s - 1.6666654611e-1f);
+    float p = fused_f(fused_f(-1.9515295891e-4f, s, 8.3321608736e-3f), s, -1.6666654611e-1f);
+    return fused_f(p * s, x, x);
 }
 
-static inline float fast_cos(float x)
+INLINE float fast_cos(float x)
 {
     float s = x * x;
-    return 1.0f - 0.5f * s + s * s * ((2.443315711809948e-5f * s - 1.388731625493765e-3f) * s + 4.166664568298827e-2f);
+    float p = fused_f(fused_f(2.443315711809948e-5f, s, -1.388731625493765e-3f), s, 4.166664568298827e-2f);
+    return fused_f(fused_f(p, s, -0.5f), s, 1.0f);
 }
 
-static inline real exp_of(real x) { return INPUT_BITS == 64 ? (real)exp(x) : (real)fast_exp((float)x); }
+INLINE real exp_of(real x) { return INPUT_BITS == 64 ? (real)exp(x) : (real)fast_exp((float)x); }
 
-/* The two random words of each neuron at a step. */
-static void random_block(int64_t seed, const uint32_t *restrict index, int n, uint32_t *restrict a, uint32_t *restrict b)
+/* Vectors of 64-bit lanes, whose lower halves hold the 32-bit numbers of Philox; upper halves are not looked at.
+   The product of lower halves is the one operation that compilers do not find by themselves. */
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define LANES 8
+typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
+INLINE Lanes product(Lanes a, Lanes b) { return (Lanes)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define LANES 4
+typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
+INLINE Lanes product(Lanes a, Lanes b) { return (Lanes)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
+#else
+#define LANES 2
+typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
+INLINE Lanes product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
+#endif
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+
+/* The four words of each counter, under a key. The arrays are as long as BLOCK: what is behind n is filled up to
+   whole vectors. */
+static void philox(int64_t key, const uint32_t *counter, int n, uint32_t words[4][BLOCK])
 {
-    const uint32_t key0 = (uint32_t)seed, key1 = (uint32_t)((uint64_t)seed >> 32);
-    for (int i = 0; i < n; i++) {
-        uint32_t c0 = index[i], c1 = 0, c2 = 0, c3 = 0, k0 = key0, k1 = key1;
+    const Lanes none = {0}, factor0 = none + 0xD2511F53u, factor2 = none + 0xCD9E8D57u;
+    Lanes key0[10], key1[10];
+    for (uint32_t round = 0; round < 10; round++) {
+        key0[round] = none + (uint32_t)((uint64_t)key + round * 0x9E3779B9u);
+        key1[round] = none + (uint32_t)(((uint64_t)key >> 32) + round * 0xBB67AE85u);
+    }
+    for (int i = 0; i < n; i += LANES) {
+        Words word;
+        memcpy(&word, counter + i, sizeof word);
+        Lanes c[4] = {__builtin_convertvector(word, Lanes), none, none, none};
 #pragma GCC unroll 10
         for (int round = 0; round < 10; round++) {
-            uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
-            uint32_t next0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, next2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-            c0 = next0, c1 = (uint32_t)p1, c2 = next2, c3 = (uint32_t)p0;
-            k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+            Lanes product0 = product(c[0], factor0), product2 = product(c[2], factor2);
+            c[0] = (product2 >> 32) ^ c[1] ^ key0[round], c[1] = product2;
+            c[2] = (product0 >> 32) ^ c[3] ^ key1[round], c[3] = product0;
         }
-        a[i] = c0, b[i] = c1;
+        for (int k = 0; k < 4; k++) {
+            word = __builtin_convertvector(c[k], Words);
+            memcpy(words[k] + i, &word, sizeof word);
+        }
     }
 }
 
-static inline float tail_of(uint32_t word) { return (float)(int32_t)(word >> 1) * 0x1p-32f + 0x1p-33f; }
+INLINE float tail_of(uint32_t word) { return fused_f((float)(int32_t)(word >> 1), 0x1p-32f, 0x1p-33f); }
 
-static inline float signed_by(uint32_t word, float magnitude) { return float_of(bits_of(magnitude) ^ (word << 31)); }
+INLINE float signed_by(uint32_t word, float magnitude) { return float_of(bits_of(magnitude) ^ (word << 31)); }
 
-static inline float triangular_draw(uint32_t w) { return signed_by(w, 1.0f - sqrtf(2.0f * tail_of(w))); }
-
-static inline float uniform_draw(uint32_t w) { return signed_by(w, 1.0f - 2.0f * tail_of(w)); }
-
-static inline float logistic_draw(uint32_t w)
+/* A standard draw from one word, of any law but the Gaussian. */
+INLINE float draw(int law, uint32_t word)
 {
-    float q = tail_of(w);
-    return signed_by(w, fast_log((1.0f - q) / q));
+    float q = tail_of(word), magnitude;
+    if (law == LOGISTIC)
+        magnitude = fast_log((1.0f - q) / q);
+    else if (law == TRIANGULAR)
+        magnitude = 1.0f - sqrtf(2.0f * q);
+    else if (law == UNIFORM)
+        magnitude = 1.0f - 2.0f * q;
+    else { /* Cauchy: 1 / tan(pi q), by the octant of the angle */
+        float octant = (float)PI * (q < 0.25f ? q : 0.5f - q);
+        float s = fast_sin(octant), c = fast_cos(octant);
+        magnitude = q < 0.25f ? c / s : s / c;
+    }
+    return float_of(bits_of(magnitude) ^ (word << 31));
 }
 
-static inline float cauchy_draw(uint32_t w)
+/* Firing probability F(z), z = u - threshold. Only the mean field needs it: libm is fast enough. */
+INLINE real probability(int law, const Layer *l, real z)
 {
-    float q = tail_of(w), octant = q < 0.25f ? q : 0.5f - q; /* 1 / tan(pi q) by the octant of the angle */
-    float s = fast_sin((float)PI * octant), c = fast_cos((float)PI * octant);
-    return signed_by(w, q < 0.25f ? c / s : s / c);
+    double y = (z - l->loc) / l->scale;
+    if (law == GAUSSIAN) return (real)(0.5 * erfc(y * -0.70710678118654752440));
+    if (law == LOGISTIC) return (real)(y > 0 ? 1 / (1 + exp(-y)) : exp(y) / (1 + exp(y)));
+    if (law == CAUCHY) return (real)(atan2(1, -y) / PI);
+    y = y < -1 ? -1 : y > 1 ? 1 : y;
+    return (real)(law == UNIFORM ? 0.5 * (1 + y) : 0.5 + y * (1 - 0.5 * fabs(y)));
 }
 
-static void gaussian_draws(const uint32_t *restrict a, const uint32_t *restrict b, int n, float scale, float loc,
-                           float *restrict membrane, float *restrict threshold)
+/* Density F'(z), which stands for d spike / d u; `loc` and `inverse` = 1 / scale come in the type of z. */
+INLINE real density(int law, real z, real loc, real inverse)
 {
-    for (int i = 0; i < n; i++) {
-        float radius = sqrtf(-2.0f * fast_log((float)a[i] * 0x1p-32f + 0x1p-33f));
-        float angle = (float)(int32_t)(b[i] << 2) * (float)(PI * 0x1p-33);
-        float sine = fast_sin(angle), cosine = fast_cos(angle);
-        int swap = b[i] >> 30 & 1;
-        radius = float_of(bits_of(radius) ^ (b[i] & 0x80000000u)) * scale;
-        membrane[i] = loc + radius * (swap ? sine : cosine);
-        threshold[i] = loc + radius * (swap ? cosine : sine);
+    real y = (z - loc) * inverse;
+    y = y < 0 ? -y : y;
+    if (law == GAUSSIAN) return inverse * (real)0.39894228040143267794 * exp_of((real)-0.5 * y * y);
+    if (law == LOGISTIC) {
+        real e = exp_of(-y);
+        return inverse * e / ((1 + e) * (1 + e));
     }
-}
-
-#define DRAW(draw)                                                                             \
-    do {                                                                                       \
-        if (l->membrane_noise)                                                                 \
-            for (int i = 0; i < n; i++) membrane[i] = loc + scale * draw(a[i]);                \
-        if (l->threshold_noise)                                                                \
-            for (int i = 0; i < n; i++) threshold[i] = loc + scale * draw(b[i]);               \
-    } while (0)
-
-/* The noise of a block at step t; the arrays of a place without noise hold 0 and are left alone. */
-static void draw_noise(const Layer *l, int64_t t, const uint32_t *index, int n, float *restrict membrane,
-                       float *restrict threshold)
-{
-    uint32_t a[BLOCK], b[BLOCK];
-    const float scale = (float)l->scale, loc = (float)l->loc;
-    if (!l->membrane_noise && !l->threshold_noise) return;
-    random_block(l->seeds[t], index, n, a, b);
-    switch (l->law) {
-    case GAUSSIAN: {
-        float unused[BLOCK];
-        gaussian_draws(a, b, n, scale, loc, l->membrane_noise ? membrane : unused,
-                       l->threshold_noise ? threshold : unused);
-        break;
-    }
-    case LOGISTIC: DRAW(logistic_draw); break;
-    case TRIANGULAR: DRAW(triangular_draw); break;
-    case UNIFORM: DRAW(uniform_draw); break;
-    case CAUCHY: DRAW(cauchy_draw); break;
-    }
+    if (law == TRIANGULAR) return y < 1 ? inverse * (1 - y) : 0;
+    if (law == UNIFORM) return y <= 1 ? (real)0.5 * inverse : 0;
+    return inverse / ((real)PI * fused(y, y, 1));
 }
 
 /* Row-major indices of the neurons at `start`, `start` + 1, ... in memory. */
-static void index_block(const Layer *l, int64_t start, int n, uint32_t *restrict index)
+static void index_block(const Layer *l, int64_t start, int n, uint32_t *index)
 {
     const int64_t inner = l->size[l->rank - 1], step = l->index_stride[l->rank - 1];
     for (int done = 0; done < n;) {
@@ -227,84 +256,148 @@ static void index_block(const Layer *l, int64_t start, int n, uint32_t *restrict
     }
 }
 
-/* Firing probability F(z). Only the mean field needs it: libm is fast enough. */
-static void probabilities(const Layer *l, const real *restrict z, int n, real *restrict p)
+/* Neurons are visited in blocks of one or two rows of memory. The second row, H neurons behind the first in memory
+   and in index alike, takes the words that the first leaves over. */
+typedef struct {
+    int rows, length[2];
+    int64_t start[2];         /* of the rows, in memory */
+    uint32_t counter[BLOCK];
+    uint8_t upper[BLOCK];     /* in a block of one row: whether a neuron has the last two words */
+    uint32_t words[4][BLOCK]; /* of the current step */
+    float membrane[2][BLOCK], threshold[2][BLOCK]; /* noise of the current step; 0 in a place without noise */
+} Block;
+
+static int64_t half_of(const Layer *l) { return (l->neurons + 1) / 2; }
+
+/* Whether memory, cut in half, is cut between the indices below H and the others. */
+static int has_halves(const Layer *l)
 {
-    const real loc = (real)l->loc, inverse = (real)(1 / l->scale);
-#define FOR_Y(value)                       \
-    for (int i = 0; i < n; i++) {          \
-        real y = (z[i] - loc) * inverse;   \
-        p[i] = (real)(value);              \
-    }                                      \
-    break
-    switch (l->law) {
-    case GAUSSIAN: FOR_Y(0.5 * erfc((double)y * -0.70710678118654752440));
-    case LOGISTIC: FOR_Y(y > 0 ? 1 / (1 + exp(-(double)y)) : exp((double)y) / (1 + exp((double)y)));
-    case TRIANGULAR: FOR_Y(y <= -1 ? 0 : y >= 1 ? 1 : (real)0.5 + y * (1 - (real)0.5 * (y < 0 ? -y : y)));
-    case UNIFORM: FOR_Y(y <= -1 ? 0 : y >= 1 ? 1 : (real)0.5 * (1 + y));
-    case CAUCHY: FOR_Y(atan2(1, -(double)y) / PI);
-    }
-#undef FOR_Y
+    if (l->rank == 1) return l->index_stride[0] == 1;
+    return l->size[0] % 2 == 0 && l->size[0] * l->index_stride[0] == l->neurons;
 }
 
-/* Density F'(z), which stands for d spike / d u. */
-static void densities(const Layer *l, const real *restrict z, int n, real *restrict slope)
-{
-    const real loc = (real)l->loc, inverse = (real)(1 / l->scale);
-    const real gaussian = (real)(1 / (l->scale * sqrt(2 * PI))), cauchy = (real)(1 / (l->scale * PI));
-#define FOR_Y(value)                       \
-    for (int i = 0; i < n; i++) {          \
-        real y = (z[i] - loc) * inverse;   \
-        y = y < 0 ? -y : y;                \
-        slope[i] = (value);                \
-    }                                      \
-    break
-    switch (l->law) {
-    case GAUSSIAN: FOR_Y(gaussian * exp_of((real)-0.5 * y * y));
-    case LOGISTIC: FOR_Y(inverse * exp_of(-y) / ((1 + exp_of(-y)) * (1 + exp_of(-y))));
-    case TRIANGULAR: FOR_Y(y < 1 ? inverse * (1 - y) : 0);
-    case UNIFORM: FOR_Y(y <= 1 ? (real)0.5 * inverse : 0);
-    case CAUCHY: FOR_Y(cauchy / (1 + y * y));
-    }
-#undef FOR_Y
-}
+static int64_t blocks_of(const Layer *l) { return ((has_halves(l) ? half_of(l) : l->neurons) + BLOCK - 1) / BLOCK; }
 
-static int64_t blocks_of(const Layer *l) { return (l->neurons + BLOCK - 1) / BLOCK; }
+static int row_length(int64_t length) { return length < 0 ? 0 : length > BLOCK ? BLOCK : (int)length; }
 
-static int length_of(const Layer *l, int64_t start)
+static void start_block(const Layer *l, int64_t number, Block *b)
 {
-    return l->neurons - start < BLOCK ? (int)(l->neurons - start) : BLOCK;
-}
-
-/* x [T, ...], state [...] or NULL (rest) -> spikes [T, ...], z = u - threshold [T, ...] unless NULL, last state [...]. */
-static void forward_block(const Layer *l, int64_t start, int n, const input *x, const real *state, input *spikes,
-                          real *z, real *last)
-{
-    uint32_t index[BLOCK];
-    float eps_membrane[BLOCK] = {0}, eps_threshold[BLOCK] = {0};
-    real v[BLOCK], potential[BLOCK], fired[BLOCK];
-    const real decay = (real)l->decay, gain = l->decay_input ? 1 - decay : 1, threshold = (real)l->threshold;
-    const real soft = l->reset == RESET_SUBTRACT ? threshold : 0;
-    const int hard = l->reset == RESET_ZERO;
-    index_block(l, start, n, index);
-    for (int i = 0; i < n; i++) v[i] = state ? state[start + i] : 0;
-    for (int64_t t = 0; t < l->timesteps; t++) {
-        const input *restrict current = x + t * l->x_stride + start;
-        input *restrict out = spikes + t * l->neurons + start;
-        real *restrict kept = z ? z + t * l->neurons + start : potential;
-        draw_noise(l, t, index, n, eps_membrane, eps_threshold);
-        for (int i = 0; i < n; i++) kept[i] = decay * v[i] + gain * load(current[i]) - eps_membrane[i] - threshold;
-        if (l->mean_field)
-            probabilities(l, kept, n, fired);
-        else
-            for (int i = 0; i < n; i++) fired[i] = kept[i] > eps_threshold[i] ? 1 : 0;
-        for (int i = 0; i < n; i++) {
-            real u = kept[i] + threshold;
-            out[i] = store(fired[i]);
-            v[i] = u - fired[i] * (hard ? u : soft);
+    const int64_t half = half_of(l), start = number * BLOCK;
+    if (!l->membrane_noise) memset(b->membrane, 0, sizeof b->membrane);
+    if (!l->threshold_noise) memset(b->threshold, 0, sizeof b->threshold);
+    b->rows = has_halves(l) ? 2 : 1;
+    b->start[0] = start, b->start[1] = half + start;
+    b->length[0] = row_length((b->rows == 2 ? half : l->neurons) - start);
+    b->length[1] = row_length(l->neurons - half - start);
+    index_block(l, start, b->length[0], b->counter);
+    memset(b->counter + b->length[0], 0, (BLOCK - b->length[0]) * sizeof b->counter[0]);
+    if (b->rows == 1)
+        for (int i = 0; i < b->length[0]; i++) {
+            b->upper[i] = b->counter[i] >= half;
+            b->counter[i] -= b->upper[i] ? (uint32_t)half : 0;
         }
+}
+
+static void draw_words(const Layer *l, int64_t t, Block *b)
+{
+    philox(l->seeds[t], b->counter, b->length[0], b->words);
+    if (b->rows == 1)
+        for (int k = 0; k < 2; k++)
+            for (int i = 0; i < b->length[0]; i++) b->words[k][i] = b->words[b->upper[i] ? k + 2 : k][i];
+}
+
+/* The noise of a row from its words. */
+INLINE void draw_row(int law, const Layer *l, Block *b, int row)
+{
+    const float scale = (float)l->scale, loc = (float)l->loc;
+    const uint32_t *restrict first = b->words[2 * row], *restrict second = b->words[2 * row + 1];
+    float *restrict membrane = b->membrane[row], *restrict threshold = b->threshold[row];
+    const int n = b->length[row];
+    if (law == GAUSSIAN) {
+        float unused[BLOCK];
+        if (!l->membrane_noise) membrane = unused;
+        if (!l->threshold_noise) threshold = unused;
+        for (int i = 0; i < n; i++) {
+            float radius = scale * sqrtf(-2.0f * fast_log(fused_f((float)first[i], 0x1p-32f, 0x1p-33f)));
+            float angle = (float)(int32_t)(second[i] << 2) * (float)(PI * 0x1p-33);
+            float sine = fast_sin(angle), cosine = fast_cos(angle);
+            radius = float_of(bits_of(radius) ^ (second[i] & 0x80000000u));
+            membrane[i] = fused_f(radius, second[i] >> 30 & 1 ? sine : cosine, loc);
+            threshold[i] = fused_f(radius, second[i] >> 30 & 1 ? cosine : sine, loc);
+        }
+        return;
     }
-    memcpy(last + start, v, n * sizeof(real));
+    if (l->membrane_noise)
+        for (int i = 0; i < n; i++) membrane[i] = fused_f(scale, draw(law, first[i]), loc);
+    if (l->threshold_noise)
+        for (int i = 0; i < n; i++) threshold[i] = fused_f(scale, draw(law, second[i]), loc);
+}
+
+/* The reset: v = u - fired * (u, the threshold, or nothing), here from locals for the sake of the vectoriser. */
+typedef struct {
+    int hard;
+    real soft;
+} Reset;
+
+INLINE Reset reset_of(const Layer *l)
+{
+    return (Reset){l->reset == RESET_ZERO, l->reset == RESET_SUBTRACT ? (real)l->threshold : 0};
+}
+
+INLINE real removed(Reset reset, real u) { return reset.hard ? u : reset.soft; }
+
+INLINE void forward_row(int law, const Layer *l, Block *b, int row, int64_t t, const input *x, input *spikes, real *z,
+                        real *restrict v)
+{
+    const int n = b->length[row];
+    const real decay = (real)l->decay, gain = l->decay_input ? 1 - decay : 1, threshold = (real)l->threshold;
+    const input *restrict current = x + t * l->x_stride + b->start[row];
+    input *restrict out = spikes + t * l->neurons + b->start[row];
+    real discarded[BLOCK], *restrict kept = z ? z + t * l->neurons + b->start[row] : discarded;
+    const float *restrict eps_membrane = b->membrane[row], *restrict eps_threshold = b->threshold[row];
+    const Reset reset = reset_of(l);
+    if (l->membrane_noise || l->threshold_noise) draw_row(law, l, b, row);
+    if (l->mean_field) {
+        for (int i = 0; i < n; i++) {
+            real u = fused(decay, v[i], gain * load(current[i])), z_t = u - threshold;
+            real p = probability(law, l, z_t);
+            kept[i] = z_t;
+            out[i] = store(p);
+            v[i] = fused(-p, removed(reset, u), u);
+        }
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        real u = fused(decay, v[i], gain * load(current[i])) - eps_membrane[i], z_t = u - threshold;
+        int fires = z_t > eps_threshold[i];
+        kept[i] = z_t;
+        out[i] = store(fires ? 1 : 0);
+        v[i] = fires ? u - removed(reset, u) : u;
+    }
+}
+
+#define BY_LAW(function, ...)                                             \
+    switch (l->law) {                                                     \
+    case GAUSSIAN: function(GAUSSIAN, __VA_ARGS__); break;                \
+    case LOGISTIC: function(LOGISTIC, __VA_ARGS__); break;                \
+    case TRIANGULAR: function(TRIANGULAR, __VA_ARGS__); break;            \
+    case UNIFORM: function(UNIFORM, __VA_ARGS__); break;                  \
+    case CAUCHY: function(CAUCHY, __VA_ARGS__); break;                    \
+    }
+
+/* x [T, ...], state [...] or NULL (rest) -> spikes [T, ...], z = u - threshold [T, ...] and last state [...] unless NULL. */
+static void forward_block(const Layer *l, int64_t number, const input *x, const real *state, input *spikes, real *z,
+                          real *last)
+{
+    Block b;
+    real v[2][BLOCK] = {{0}};
+    start_block(l, number, &b);
+    for (int row = 0; state && row < b.rows; row++) memcpy(v[row], state + b.start[row], b.length[row] * sizeof(real));
+    for (int64_t t = 0; t < l->timesteps; t++) {
+        if (l->membrane_noise || l->threshold_noise) draw_words(l, t, &b);
+        for (int row = 0; row < b.rows; row++) BY_LAW(forward_row, l, &b, row, t, x, spikes, z, v[row])
+    }
+    for (int row = 0; last && row < b.rows; row++) memcpy(last + b.start[row], v[row], b.length[row] * sizeof(real));
 }
 
 static double sum(const real *values, int n)
@@ -315,95 +408,139 @@ static double sum(const real *values, int n)
     return total;
 }
 
-/* grad_spikes [T, ...] and grad_last [...], or NULL for zeros -> grad_x [T, ...], grad_state [...], and what
-   the block adds to the gradients of decay and scale. */
-static void backward_block(const Layer *l, int64_t start, int n, const input *x, const real *state,
-                           const input *spikes, const real *z, const input *grad_spikes, const real *grad_last,
-                           input *grad_x, real *grad_state, double *grad_decay, double *grad_scale)
+/* Spikes of a row at a step, or probabilities: not rounded, as the spikes that went out may be. */
+INLINE void fired_row(int law, const Layer *l, const real *restrict z, const input *restrict spikes, int n,
+                      real *restrict fired)
 {
-    uint32_t index[BLOCK];
-    float eps_membrane[BLOCK] = {0}, eps_threshold[BLOCK] = {0};
-    real grad_v[BLOCK], slope[BLOCK], fired[BLOCK], before[BLOCK], part[BLOCK];
+    if (l->mean_field)
+        for (int i = 0; i < n; i++) fired[i] = probability(law, l, z[i]);
+    else
+        for (int i = 0; i < n; i++) fired[i] = load(spikes[i]);
+}
+
+/* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one
+   before; where decay or scale are learnt, their parts are added to sums[0] and sums[1]. */
+INLINE void backward_row(int law, const Layer *l, Block *b, int row, int64_t t, const input *x, const real *state,
+                         const input *spikes, const real *z, const input *grad_spikes, input *grad_x,
+                         real *restrict grad_v, double *sums)
+{
+    const int n = b->length[row];
+    const int64_t at = t * l->neurons + b->start[row];
     const real decay = (real)l->decay, gain = l->decay_input ? 1 - decay : 1, threshold = (real)l->threshold;
-    const real soft = l->reset == RESET_SUBTRACT ? threshold : 0, loc = (real)l->loc;
-    const int hard = l->reset == RESET_ZERO, redraws = l->learns_scale && l->membrane_noise;
-    const int spreads = l->threshold_noise || l->mean_field; /* P(fire) = F(z), F stretched by the scale */
-    double decay_sum = 0, scale_sum = 0;
-    if (redraws) index_block(l, start, n, index);
-    for (int i = 0; i < n; i++) grad_v[i] = grad_last ? grad_last[start + i] : 0;
-    for (int64_t t = l->timesteps - 1; t >= 0; t--) {
-        const int64_t at = t * l->neurons + start;
-        const real *restrict z_t = z + at;
-        const input *restrict given = grad_spikes ? grad_spikes + at : NULL;
-        input *restrict out = grad_x + at;
-        densities(l, z_t, n, slope);
-        if (l->mean_field)
-            probabilities(l, z_t, n, fired);
-        else
-            for (int i = 0; i < n; i++) fired[i] = load(spikes[at + i]);
-        if (l->learns_scale && redraws) draw_noise(l, t, index, n, eps_membrane, eps_threshold);
-        for (int i = 0; i < n; i++) {
-            real removed = hard ? z_t[i] + threshold : soft; /* what the reset takes from a neuron that fires */
-            real grad_fired = (given ? load(given[i]) : 0) - (l->detach_reset ? 0 : grad_v[i] * removed);
-            real grad_u = grad_v[i] - (hard ? grad_v[i] * fired[i] : 0) + grad_fired * slope[i];
-            part[i] = (spreads ? grad_fired * slope[i] * (z_t[i] - loc) : 0) + (redraws ? grad_u * (eps_membrane[i] - loc) : 0);
-            out[i] = store(gain * grad_u);
-            slope[i] = grad_u;
-            grad_v[i] = decay * grad_u;
-        }
-        if (l->learns_scale) scale_sum -= sum(part, n);
-        if (l->learns_decay) {
-            if (t == 0)
-                for (int i = 0; i < n; i++) before[i] = state ? state[start + i] : 0;
-            else {
-                const real *restrict z_before = z_t - l->neurons;
-                if (l->mean_field)
-                    probabilities(l, z_before, n, fired);
-                else
-                    for (int i = 0; i < n; i++) fired[i] = load(spikes[at - l->neurons + i]);
-                for (int i = 0; i < n; i++) {
-                    real u = z_before[i] + threshold;
-                    before[i] = u - fired[i] * (hard ? u : soft);
-                }
-            }
-            for (int i = 0; i < n; i++)
-                part[i] = slope[i] * (before[i] - (l->decay_input ? load(x[t * l->x_stride + start + i]) : 0));
-            decay_sum += sum(part, n);
+    const real loc = (real)l->loc, inverse = (real)(1 / l->scale);
+    const real *restrict z_t = z + at;
+    const input *restrict fired_t = spikes + at, *restrict given = grad_spikes ? grad_spikes + at : fired_t;
+    const real given_counts = grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
+    input *restrict out = grad_x + at;
+    const Reset reset = reset_of(l);
+    real grad_u[BLOCK], spread[BLOCK], fired[BLOCK];
+    fired_row(law, l, z_t, fired_t, n, fired);
+    for (int i = 0; i < n; i++) {
+        real by_reset = flows * grad_v[i] * removed(reset, z_t[i] + threshold);
+        real by_spike = density(law, z_t[i], loc, inverse) * fused(given_counts, load(given[i]), -by_reset);
+        real directly = reset.hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
+        spread[i] = by_spike * (z_t[i] - loc);
+        grad_u[i] = directly + by_spike;
+        out[i] = store(gain * grad_u[i]);
+        grad_v[i] = decay * grad_u[i];
+    }
+    if (l->learns_scale) {
+        if (l->threshold_noise || l->mean_field) /* P(fire) = F(z), and the scale stretches F */
+            sums[1] -= sum(spread, n) / l->scale;
+        if (l->membrane_noise) { /* u holds -(loc + scale * standard draw) */
+            draw_row(law, l, b, row);
+            for (int i = 0; i < n; i++) spread[i] = grad_u[i] * (b->membrane[row][i] - loc);
+            sums[1] -= sum(spread, n) / l->scale;
         }
     }
-    memcpy(grad_state + start, grad_v, n * sizeof(real));
-    *grad_decay = decay_sum;
-    *grad_scale = scale_sum / l->scale;
+    if (l->learns_decay) { /* u holds decay * (potential before) and, with decay_input, (1 - decay) * x */
+        real before[BLOCK] = {0};
+        if (t > 0) {
+            const real *restrict z_before = z_t - l->neurons;
+            fired_row(law, l, z_before, fired_t - l->neurons, n, fired);
+            for (int i = 0; i < n; i++) {
+                real u = z_before[i] + threshold;
+                before[i] = fused(-fired[i], removed(reset, u), u);
+            }
+        } else if (state)
+            memcpy(before, state + b->start[row], n * sizeof(real));
+        if (l->decay_input)
+            for (int i = 0; i < n; i++) before[i] -= load(x[t * l->x_stride + b->start[row] + i]);
+        for (int i = 0; i < n; i++) spread[i] = grad_u[i] * before[i];
+        sums[0] += sum(spread, n);
+    }
+}
+
+/* grad_spikes [T, ...] and grad_last [...], or NULL for zeros -> grad_x [T, ...], grad_state [...] unless NULL, and
+   what the block adds to the gradients of decay and scale. */
+static void backward_block(const Layer *l, int64_t number, const input *x, const real *state, const input *spikes,
+                           const real *z, const input *grad_spikes, const real *grad_last, input *grad_x,
+                           real *grad_state, double *grad_decay, double *grad_scale)
+{
+    Block b;
+    real grad_v[2][BLOCK] = {{0}};
+    double sums[2] = {0, 0};
+    start_block(l, number, &b);
+    for (int row = 0; grad_last && row < b.rows; row++)
+        memcpy(grad_v[row], grad_last + b.start[row], b.length[row] * sizeof(real));
+    for (int64_t t = l->timesteps - 1; t >= 0; t--) {
+        if (l->learns_scale && l->membrane_noise) draw_words(l, t, &b);
+        for (int row = 0; row < b.rows; row++)
+            BY_LAW(backward_row, l, &b, row, t, x, state, spikes, z, grad_spikes, grad_x, grad_v[row], sums)
+    }
+    for (int row = 0; grad_state && row < b.rows; row++)
+        memcpy(grad_state + b.start[row], grad_v[row], b.length[row] * sizeof(real));
+    *grad_decay = sums[0], *grad_scale = sums[1];
+}
+
+/* Ask for large pages for memory that is about to be written first: a fault for each 4 KiB of a fresh allocation
+   would cost more than the neurons. */
+static void want_large_pages(void *memory, int64_t bytes)
+{
+#if defined(__linux__)
+    const uintptr_t page = 1 << 21, first = ((uintptr_t)memory + page - 1) & ~(page - 1);
+    const uintptr_t end = ((uintptr_t)memory + bytes) & ~(page - 1);
+    if (memory && bytes >= MIN_BYTES_FOR_LARGE_PAGES && end > first) madvise((void *)first, end - first, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
 }
 
 void lif_forward(const Layer *l, const input *x, const real *state, input *spikes, real *z, real *last)
 {
+    want_large_pages(spikes, l->timesteps * l->neurons * sizeof *spikes);
+    want_large_pages(z, l->timesteps * l->neurons * sizeof *z);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++)
-        forward_block(l, block * BLOCK, length_of(l, block * BLOCK), x, state, spikes, z, last);
+    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, block, x, state, spikes, z, last);
 }
 
-/* parts [2][blocks]: what each block adds to the gradient of decay and of scale; summed by the caller in the
-   order of blocks, so that the number of threads does not matter. */
+/* parts [2][number_of_blocks]: what each block adds to the gradient of decay and of scale; the caller sums them
+   in the order of blocks, so that the number of threads does not matter. */
 void lif_backward(const Layer *l, const input *x, const real *state, const input *spikes, const real *z,
                   const input *grad_spikes, const real *grad_last, input *grad_x, real *grad_state, double *parts)
 {
+    want_large_pages(grad_x, l->timesteps * l->neurons * sizeof *grad_x);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
     for (int64_t block = 0; block < blocks_of(l); block++)
-        backward_block(l, block * BLOCK, length_of(l, block * BLOCK), x, state, spikes, z, grad_spikes, grad_last,
-                       grad_x, grad_state, parts + block, parts + blocks_of(l) + block);
+        backward_block(l, block, x, state, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts + block,
+                       parts + blocks_of(l) + block);
 }
 
-/* The words a [T, ...] and b [T, ...] of every neuron and step, for tests. */
-void random_words(const Layer *l, uint32_t *a, uint32_t *b)
+int64_t number_of_blocks(const Layer *l) { return blocks_of(l); }
+
+/* The words of every neuron and step, first [T, ...] and second [T, ...]; for tests. */
+void random_words(const Layer *l, uint32_t *first, uint32_t *second)
 {
-    for (int64_t t = 0; t < l->timesteps; t++)
-        for (int64_t start = 0; start < l->neurons; start += BLOCK) {
-            uint32_t index[BLOCK];
-            index_block(l, start, length_of(l, start), index);
-            random_block(l->seeds[t], index, length_of(l, start), a + t * l->neurons + start,
-                         b + t * l->neurons + start);
+    for (int64_t block = 0; block < blocks_of(l); block++) {
+        Block b;
+        start_block(l, block, &b);
+        for (int64_t t = 0; t < l->timesteps; t++) {
+            draw_words(l, t, &b);
+            for (int row = 0; row < b.rows; row++) {
+                int64_t at = t * l->neurons + b.start[row], bytes = b.length[row] * sizeof(uint32_t);
+                memcpy(first + at, b.words[2 * row], bytes);
+                memcpy(second + at, b.words[2 * row + 1], bytes);
+            }
         }
+    }
 }
-
-int64_t block_length(void) { return BLOCK; }

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..noise import Gaussian
-from . import build, eager
+from . import build
 from .common import Dynamics, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
 
 SOURCE = Path(__file__).with_name("cpu.c")
@@ -78,9 +78,10 @@ class Kernel:
         for function, pointers in ((library.lif_forward, 5), (library.lif_backward, 9), (library.random_words, 2)):
             function.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * pointers
             function.restype = None
-        library.block_length.restype = ctypes.c_int64
+        library.number_of_blocks.argtypes = [ctypes.POINTER(_Layer)]
+        library.number_of_blocks.restype = ctypes.c_int64
 
-    def forward(self, x, state, seeds, decay, scale, law, loc, dynamics, keep):
+    def forward(self, x, state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state):
         """Run a layer over a sequence; `models.functional` states the dynamics.
 
         Args:
@@ -90,21 +91,37 @@ class Kernel:
             decay, scale, loc: numbers.
             law: one of `LAWS`.
             dynamics: `Dynamics`.
-            keep: whether backward will follow.
+            keep_z: whether backward will follow.
+            keep_state: whether the last potential is wanted.
 
         Returns:
-            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], empty unless `keep`.
+            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...]. What is not kept is empty.
         """
         spikes = empty_sequence(x[0], len(x), x.dtype)
-        last = torch.empty_like(x[0], dtype=self.arithmetic)
-        z = empty_sequence(x[0], len(x), self.arithmetic) if keep else None
-        state = laid_out_as(last, state)
+        unwanted = x.new_empty(0, dtype=self.arithmetic)
+        last = torch.empty_like(x[0], dtype=self.arithmetic) if keep_state else unwanted
+        z = empty_sequence(x[0], len(x), self.arithmetic) if keep_z else unwanted.clone()
+        state = laid_out_as(x[0], state, self.arithmetic)
         layer = _describe(x, seeds, decay, scale, law, loc, dynamics)
         self._library.lif_forward(layer, *map(_pointer, (x, state, spikes, z, last)))
-        return spikes, last, last.new_empty(0) if z is None else z
+        return spikes, last, z
 
     def backward(
-        self, grad_spikes, grad_last, x, state, seeds, spikes, z, decay, scale, law, loc, dynamics, learns_decay, learns_scale
+        self,
+        grad_spikes,
+        grad_last,
+        x,
+        state,
+        seeds,
+        spikes,
+        z,
+        decay,
+        scale,
+        law,
+        loc,
+        dynamics,
+        learns_decay,
+        learns_scale,
     ):
         """The gradients of `forward`.
 
@@ -114,14 +131,15 @@ class Kernel:
             spikes, z: from `forward`.
 
         Returns:
-            Gradients of x [T, B, ...] and of the state [B, ...]; of decay and scale, numbers, 0 if not learnt.
+            Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale
+            (numbers, 0 if not learnt).
         """
         grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
         state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
-        grad_x, grad_state = torch.empty_like(spikes), torch.empty_like(z[0])
+        grad_x, grad_state = torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(z[0])
         layer = _describe(spikes, seeds, decay, scale, law, loc, dynamics)
         layer.learns_decay, layer.learns_scale = learns_decay, learns_scale
-        parts = torch.zeros(2, -(-layer.neurons // self._library.block_length()), dtype=torch.float64)
+        parts = torch.empty(2, self._library.number_of_blocks(layer), dtype=torch.float64)
         tensors = (x, state, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts)
         self._library.lif_backward(layer, *map(_pointer, tensors))
         return grad_x, grad_state, *parts.sum(1).tolist()
@@ -134,28 +152,34 @@ class Kernel:
         return [word.long() % 2**32 for word in words]
 
     def checked(self):
-        """Itself, if it computes what it should; else BuildError. A few neurons in the mean field, and known random words."""
-        x = torch.linspace(-1.0, 3.0, 3 * 37).reshape(3, 1, 37).to(self.dtype)
+        """Itself, if it computes what it should; else BuildError.
+
+        Checked are random words that are known, and three steps of the mean field: its probabilities, and its
+        gradient against differences. (Not against autograd, which is off where an operator loads its kernel.)
+        """
+        x = torch.arange(-64.0, 128.0).reshape(1, 64, 3).div(64).permute(2, 0, 1).to(self.dtype).contiguous()
         words = self.random_words(x, torch.zeros(3, dtype=torch.int64))
         if [word[0, 0, 0].item() for word in words] != KNOWN_WORDS:
             raise build.BuildError("the compiled random generator is wrong")
-        dynamics = Dynamics(1.0, "zero", False, False, False, False, True)
-        law = Gaussian(0.5)
-        with torch.enable_grad():
-            given = x.clone().requires_grad_()
-            expected, last = eager.lif_sequence(given, None, 0.5, None, law, dynamics)
-            (grad,) = torch.autograd.grad(expected.sum() + last.sum(), given)
-        spikes, last_here, z = self.forward(x, None, None, 0.5, 0.5, "Gaussian", 0.0, dynamics, True)
-        ones = torch.ones_like(spikes), torch.ones_like(last_here)
-        grad_here, *_ = self.backward(*ones, None, None, None, spikes, z, 0.5, 0.5, "Gaussian", 0.0, dynamics, 0, 0)
-        for computed, wanted in ((spikes, expected), (last_here, last), (grad_here, grad)):
-            if not torch.allclose(computed.double(), wanted.double(), rtol=1e-2, atol=1e-2):
-                raise build.BuildError("the compiled neurons are wrong")
+        law, threshold, decay, h = Gaussian(0.5), 1.0, 0.5, 1 / 32  # x and x + h are exact in bfloat16
+        neuron = (decay, law.scale, "Gaussian", law.loc, Dynamics(threshold, "zero", False, False, False, False, True))
+        spikes, last, z = self.forward(x, None, None, *neuron, True, True)
+        v = torch.zeros(1, 64, dtype=torch.float64)
+        for x_t, spikes_t in zip(x.double(), spikes.double()):
+            u = decay * v + x_t
+            p = law.cdf(u - threshold)
+            v = u * (1 - p)
+            if not torch.allclose(spikes_t, p, rtol=0.01, atol=1e-4):
+                raise build.BuildError("the compiled firing probabilities are wrong")
+        grad_x, *_ = self.backward(None, torch.ones_like(last), None, None, None, spikes, z, *neuron, False, False)
+        above, below = (self.forward(x + sign * h, None, None, *neuron, True, True)[1] for sign in (1, -1))
+        if not torch.allclose(grad_x.double().sum(0), (above - below).double() / (2 * h), rtol=0.02, atol=0.02):
+            raise build.BuildError("the compiled gradients are wrong")
         return self
 
 
 def _pointer(tensor):
-    return None if tensor is None else tensor.data_ptr()
+    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
 def _describe(x, seeds, decay, scale, law, loc, dynamics):

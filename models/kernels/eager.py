@@ -7,7 +7,7 @@ from ..noise import Rescaled
 from .common import arithmetic_dtype, empty_sequence, step_of
 
 
-def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None)):
+def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None), keep_state=True):
     """Run one layer of neurons over a sequence; `models.functional` states the dynamics.
 
     Args:
@@ -17,6 +17,7 @@ def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None)):
         scale: None, or the learnt scale of `law` as a 0-d tensor.
         law: `NoiseLaw`; for a deterministic neuron, the density used as surrogate gradient.
         dynamics: `Dynamics`.
+        keep_state: of no account: the potential is there anyway.
         noise: membrane and threshold noise, each [T, B, ...]; what is None is drawn from `law`.
 
     Returns:

@@ -6,7 +6,6 @@ names live beside each other.
 
 import dataclasses
 import os
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ LAWS = {getattr(noise, name): name for name in cpu.LAWS}
 
 
 def serves(x, law):
-    """Whether a fused kernel can run these neurons: a law of this package (itself, no subclass) on a device with a kernel."""
+    """Whether a fused kernel can run these neurons: a law of this package, itself and not a subclass, and a kernel here."""
     return type(law) in LAWS and _has_kernel(x.device.type, x.dtype)
 
 
@@ -32,10 +31,13 @@ def _has_kernel(device_type, dtype):
     return device_type == "cpu" and cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) is not None
 
 
-def lif_sequence(x, state, decay, scale, law, dynamics):
-    """Run one layer of neurons over a sequence; the arguments are those of `eager.lif_sequence`."""
+def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True):
+    """Run one layer of neurons over a sequence; the arguments are those of `eager.lif_sequence`.
+
+    Without `keep_state` the second result is empty, and the time to write it is saved.
+    """
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
-        spikes, last = lif_sequence(x.float(), state, decay, scale, law, dynamics)
+        spikes, last = lif_sequence(x.float(), state, decay, scale, law, dynamics, keep_state)
         return spikes.to(x.dtype), last
     learnt_decay = decay if isinstance(decay, Tensor) else None
     random = dynamics.membrane_noise or dynamics.threshold_noise
@@ -49,6 +51,7 @@ def lif_sequence(x, state, decay, scale, law, dynamics):
         law.loc,
         *dataclasses.astuple(dynamics),
         torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors),
+        keep_state,
     )
     return spikes, last
 
@@ -67,10 +70,10 @@ def _(timesteps, device):
 @custom_op(f"{NAMESPACE}::lif_forward", mutates_args=())
 def lif_forward(
     x: Tensor,
-    state: Optional[Tensor],
-    learnt_decay: Optional[Tensor],
-    learnt_scale: Optional[Tensor],
-    seeds: Optional[Tensor],
+    state: Tensor | None,
+    learnt_decay: Tensor | None,
+    learnt_scale: Tensor | None,
+    seeds: Tensor | None,
     decay: float,
     law: str,
     scale: float,
@@ -82,31 +85,34 @@ def lif_forward(
     membrane_noise: bool,
     threshold_noise: bool,
     mean_field: bool,
-    keep: bool,
+    keep_z: bool,
+    keep_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...] (empty unless `keep`)."""
+    """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...]; what is not kept is empty."""
     if x.numel() == 0:
-        spikes, last, z = _empty_outputs(x, keep)
-        return spikes, last.zero_() if state is None else last.copy_(state), z
+        spikes, last, z = _empty_outputs(x, keep_z, keep_state)
+        if keep_state:
+            last = last.zero_() if state is None else last.copy_(state)
+        return spikes, last, z
     dynamics = Dynamics(threshold, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field)
     decay, scale = _value(learnt_decay, decay), _value(learnt_scale, scale)
-    return _kernel(x).forward(dense(x), state, seeds, decay, scale, law, loc, dynamics, keep)
+    return _kernel(x).forward(dense(x), state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state)
 
 
 @lif_forward.register_fake
 def _(x, state, learnt_decay, learnt_scale, seeds, *options):
-    return _empty_outputs(x, keep=options[-1])
+    return _empty_outputs(x, *options[-2:])
 
 
 @custom_op(f"{NAMESPACE}::lif_backward", mutates_args=())
 def lif_backward(
-    grad_spikes: Optional[Tensor],
-    grad_last: Optional[Tensor],
-    x: Optional[Tensor],
-    state: Optional[Tensor],
-    learnt_decay: Optional[Tensor],
-    learnt_scale: Optional[Tensor],
-    seeds: Optional[Tensor],
+    grad_spikes: Tensor | None,
+    grad_last: Tensor | None,
+    x: Tensor | None,
+    state: Tensor | None,
+    learnt_decay: Tensor | None,
+    learnt_scale: Tensor | None,
+    seeds: Tensor | None,
     spikes: Tensor,
     z: Tensor,
     decay: float,
@@ -123,10 +129,12 @@ def lif_backward(
     learns_decay: bool,
     learns_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x [T, B, ...], of the state [B, ...], of decay and scale (0 where they are not learnt)."""
+    """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (0 if not learnt)."""
     grad_decay, grad_scale = z.new_zeros(()), z.new_zeros(())
     if spikes.numel() == 0:
-        grad_state = z.new_zeros(z.shape[1:]) if grad_last is None else grad_last.clone()
+        grad_state = z.new_zeros(z.shape[1:] if state is not None else 0)
+        if state is not None and grad_last is not None:
+            grad_state.copy_(grad_last)
         return torch.empty_like(spikes), grad_state, grad_decay, grad_scale
     dynamics = Dynamics(threshold, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field)
     decay, scale = _value(learnt_decay, decay), _value(learnt_scale, scale)
@@ -139,11 +147,12 @@ def lif_backward(
 
 @lif_backward.register_fake
 def _(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
-    return torch.empty_like(spikes), torch.empty_like(step_of(z)), z.new_empty(()), z.new_empty(())
+    grad_state = z.new_empty(0) if state is None else torch.empty_like(step_of(z))
+    return torch.empty_like(spikes), grad_state, z.new_empty(()), z.new_empty(())
 
 
 def _save_for_backward(ctx, inputs, output):
-    x, state, learnt_decay, learnt_scale, seeds, *ctx.options, _keep = inputs
+    x, state, learnt_decay, learnt_scale, seeds, *ctx.options, _keep_z, ctx.keep_state = inputs
     *_, decay_input, _membrane_noise, _threshold_noise, _mean_field = ctx.options
     spikes, _, z = output
     needs_x = decay_input and learnt_decay is not None
@@ -153,8 +162,9 @@ def _save_for_backward(ctx, inputs, output):
 
 def _backward(ctx, grad_spikes, grad_last, _):
     needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
+    grad_last = grad_last if ctx.keep_state else None
     grads = lif_backward(grad_spikes, grad_last, *ctx.saved_tensors, *ctx.options, *needed[2:])
-    return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * (len(ctx.options) + 2)
+    return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * (len(ctx.options) + 3)
 
 
 lif_forward.register_autograd(_backward, setup_context=_save_for_backward)
@@ -168,7 +178,8 @@ def _value(learnt, number):
     return number if learnt is None else learnt.item()
 
 
-def _empty_outputs(x, keep):
+def _empty_outputs(x, keep_z, keep_state):
     step, dtype = step_of(dense(x)), arithmetic_dtype(x.dtype)
-    z = empty_sequence(step, len(x), dtype) if keep else step.new_empty(0, dtype=dtype)
-    return empty_sequence(step, len(x), x.dtype), torch.empty_like(step, dtype=dtype), z
+    last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
+    z = empty_sequence(step, len(x), dtype) if keep_z else step.new_empty(0, dtype=dtype)
+    return empty_sequence(step, len(x), x.dtype), last, z

@@ -1,0 +1,59 @@
+"""What the benchmarks share: fair timing, and one JSON line per result."""
+
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+
+def in_turns(candidates, repeats, device):
+    """Time candidates in turn, so that a drift of the machine meets all of them.
+
+    Args:
+        candidates: {name: function without arguments}.
+        repeats: rounds; one more comes before them, untimed.
+
+    Returns:
+        {name: list of seconds}.
+    """
+    times = {name: [] for name in candidates}
+    for turn in range(repeats + 1):
+        for name, run in candidates.items():
+            synchronise(device)
+            start = time.perf_counter()
+            run()
+            synchronise(device)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def synchronise(device):
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def spread(values):
+    """Median and quartiles, as {"median", "q25", "q75"}."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": median, "q25": low, "q75": high}
+
+
+def report(benchmark, device, **result):
+    """Print one JSON line: the result, and on what it was measured."""
+    machine = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
+    line = {"benchmark": benchmark, **result, "device": machine, "threads": torch.get_num_threads()}
+    sys.stdout.write(json.dumps({**line, "torch": torch.__version__}) + "\n")
+    sys.stdout.flush()
+
+
+def _processor():
+    cpuinfo = Path("/proc/cpuinfo")
+    names = (
+        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    )
+    return names[0].split(":")[1].strip() if names else platform.processor() or platform.machine()

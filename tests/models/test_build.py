@@ -1,0 +1,129 @@
+"""Building the C kernel: cache, processes at once, failures, threads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models.kernels import build, cpu
+
+RUN = """
+import warnings
+import torch
+from models import Gaussian, NoisyLIF
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        spikes = NoisyLIF(Gaussian(0.3))(torch.full((2, 1, 1000), 1.0, dtype=dtype))
+        assert 0.2 < spikes.mean() < 0.8
+    from models.kernels import cpu
+    print("fused" if cpu.kernel(torch.float32) else "eager", len(caught), *(str(w.message) for w in caught))
+"""
+
+
+def start(repository, cache, **environment):
+    env = {**os.environ, "NSNN_CACHE": str(cache), "OMP_NUM_THREADS": "1", **environment}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", RUN], cwd=repository, env=env, **pipes)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def test_processes_that_start_at_once_share_one_build(repository, tmp_path):
+    outputs = [finish(process) for process in [start(repository, tmp_path) for _ in range(3)]]
+    assert outputs == ["fused 0\n"] * 3
+    files = sorted((tmp_path / "kernels").iterdir())
+    assert len(files) == 2 and all(file.suffix == ".so" for file in files)  # one for each dtype, nothing else
+    times = [file.stat().st_mtime_ns for file in files]
+    assert finish(start(repository, tmp_path)) == "fused 0\n"
+    assert [file.stat().st_mtime_ns for file in files] == times
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        ("#!/bin/sh\necho 'fatal: broken compiler' >&2; exit 1", "broken compiler"),
+        ("#!/bin/sh\nexit 0", ""),  # claims success and makes nothing
+    ],
+)
+def test_a_failed_build_is_one_warning_and_the_eager_kernel(repository, tmp_path, compiler, reason):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("cc", "gcc", "clang"):
+        (folder / name).write_text(compiler)
+        (folder / name).chmod(0o755)
+    out = finish(start(repository, tmp_path / "cache", PATH=str(folder), CC=""))
+    assert out.startswith("eager 1 spiking neurons run on the slower eager kernel") and reason in out
+
+
+def test_no_compiler_is_one_warning_and_the_eager_kernel(repository, tmp_path):
+    out = finish(start(repository, tmp_path / "cache", PATH=str(tmp_path), CC=""))
+    assert out.startswith("eager 1 ") and "no C compiler" in out
+
+
+def test_a_library_with_wrong_results_is_not_used(tmp_path, monkeypatch):
+    """As a compiler's bug would make one: the reset is lost."""
+    source = tmp_path / "cpu.c"
+    text = cpu.SOURCE.read_text()
+    assert text.count("l->reset == RESET_ZERO,") == 1
+    source.write_text(text.replace("l->reset == RESET_ZERO,", "0,"))
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_warnings_given", set())
+    right = build.load(cpu.SOURCE, "-DINPUT_BITS=32", lambda library: cpu.Kernel(library, torch.float32).checked())
+    assert right is not None
+    with pytest.warns(RuntimeWarning, match="compiled"):
+        assert (
+            build.load(source, "-DINPUT_BITS=32", lambda library: cpu.Kernel(library, torch.float32).checked()) is None
+        )
+
+
+@pytest.mark.parametrize("pieces", [("other source", "-O3"), ("source", "-O2")])
+def test_the_cache_tells_sources_and_flags_apart(tmp_path, monkeypatch, pieces):
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
+    paths = set()
+    for text, flag in (
+        ("int f(void) { return 1; }", "-O3"),
+        ("int f(void) { return 2; }", "-O3"),
+        ("int f(void) { return 1; }", "-O2"),
+    ):
+        (tmp_path / "f.c").write_text(text)
+        paths.add(build._compiled(tmp_path / "f.c", ["cc"], ("-fPIC", flag), None))
+    assert len(paths) == 3
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_one_openmp_runtime_and_the_threads_that_pytorch_has(repository, tmp_path):
+    code = """
+import torch, os
+from models import Gaussian, NoisyLIF
+x = torch.randn(4, 64, 10_000)
+(x @ torch.randn(10_000, 50)).sum()  # PyTorch's own pool of threads
+before = len(os.listdir("/proc/self/task"))
+NoisyLIF(Gaussian(0.3))(x)
+after = len(os.listdir("/proc/self/task"))
+maps = [line.split()[-1] for line in open("/proc/self/maps")]
+runtimes = {path for path in maps if any(name in path for name in ("libgomp", "libomp", "libiomp"))}
+print(after - before, len(runtimes))
+"""
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "1"]
+
+
+def test_set_num_threads_is_respected(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert cpu._threads(10**9) == threads and cpu._threads(100) == 1
+    finally:
+        torch.set_num_threads(before)

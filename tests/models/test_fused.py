@@ -1,0 +1,354 @@
+"""The fused CPU kernel against the eager oracle, which is fed the same noise; statistics; layouts; the operator."""
+
+import itertools
+
+import pytest
+import torch
+from scipy import stats
+
+from models import Cauchy, Gaussian, Logistic, Triangular, Uniform, noise_generator
+from models.functional import noisy_lif
+from models.kernels import cpu, fused
+from models.kernels.common import Dynamics, dense
+from models.kernels.eager import lif_sequence
+from tests.models.reference_noise import noise as reference_noise
+from tests.models.reference_noise import philox, random_words
+
+LAWS = [Gaussian(0.3), Logistic(0.2, loc=0.1), Triangular(0.6), Uniform(0.5, loc=-0.1), Cauchy(0.2)]
+PLACEMENTS = {"both": (True, True), "escape": (False, True), "membrane": (True, False)}
+NEAR = 1e-5  # where the potential is so near its draw, rounding may decide
+
+every_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
+every_placement = pytest.mark.parametrize("placement", PLACEMENTS)
+every_reset = pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def dynamics(placement="both", reset="zero", detach_reset=False, decay_input=False, mode="noisy"):
+    membrane, threshold = PLACEMENTS[placement] if mode == "noisy" else (False, False)
+    return Dynamics(0.9, reset, detach_reset, decay_input, membrane, threshold, mode == "mean_field")
+
+
+class Layer:
+    """One layer run by both kernels from the same inputs, parameters and noise."""
+
+    def __init__(self, law, settings, shape, dtype=torch.float32, state=True, seed=0):
+        generator = seeded(seed)
+        self.law, self.settings, self.dtype = law, settings, dtype
+        self.arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+        self.x = (1.5 * torch.rand(shape, generator=generator, dtype=torch.float64) - 0.2).to(dtype)
+        self.state = torch.rand(shape[1:], generator=generator).to(self.arithmetic) if state else None
+        self.seeds = torch.randint(-(2**63), 2**63 - 1, (shape[0],), generator=generator)
+        self.g_spikes = torch.randn(shape, generator=generator).to(dtype)
+        self.g_last = torch.randn(shape[1:], generator=generator).to(self.arithmetic)
+
+    def run(self, kernel):
+        """(spikes, last), gradients of (x, state, decay, scale)."""
+        x = self.x.clone().requires_grad_()
+        state = None if self.state is None else self.state.clone().requires_grad_()
+        decay = torch.tensor(0.7, dtype=self.arithmetic, requires_grad=True)
+        scale = torch.tensor(1.3 * self.law.scale, dtype=self.arithmetic, requires_grad=True)
+        inputs = [tensor for tensor in (x, state, decay, scale) if tensor is not None]
+        outputs = kernel(x, state, decay, scale)
+        grads = torch.autograd.grad(outputs, inputs, (self.g_spikes, self.g_last), allow_unused=True)
+        return [output.detach() for output in outputs], grads
+
+    def fused(self, x, state, decay, scale):
+        options = (0.0, type(self.law).__name__, self.law.scale, self.law.loc)
+        settings = self.settings
+        flags = (settings.threshold, settings.reset, settings.detach_reset, settings.decay_input)
+        flags += (settings.membrane_noise, settings.threshold_noise, settings.mean_field)
+        spikes, last, self.z = fused.lif_forward(x, state, decay, scale, self.seeds, *options, *flags, True, True)
+        return spikes, last
+
+    def eager(self, x, state, decay, scale):
+        law = type(self.law)(scale.item(), self.law.loc)
+        self.noise = reference_noise(law, x.shape, self.seeds, self.arithmetic)
+        return lif_sequence(x, state, decay, scale, self.law, self.settings, self.noise)
+
+
+def assert_equal_but_for_close_calls(layer):
+    """Both kernels agree; a neuron whose potential came near its draw is left out from then on."""
+    (spikes, last), grads = layer.run(layer.fused)
+    (expected, expected_last), expected_grads = layer.run(layer.eager)
+    z = layer.z.detach().to(torch.float64)
+    draw = layer.noise[1].double() if layer.settings.threshold_noise else torch.zeros_like(z)
+    size = torch.ones_like(z)  # of the numbers that led here: a Cauchy draw of 1e4 is rounded by 1e-3
+    if layer.settings.membrane_noise:
+        size = layer.noise[0].double().abs().clamp(min=1.0).cummax(0).values
+    close = ((z - draw).abs() <= NEAR * torch.maximum(size, draw.abs())).any(0)
+    assert close.float().mean() < 0.01
+    clear = ~close
+    if layer.settings.mean_field:
+        close.fill_(False)
+        clear.fill_(True)
+        torch.testing.assert_close(spikes, expected, rtol=1e-5 if layer.dtype != torch.bfloat16 else 1e-2, atol=1e-6)
+    else:
+        assert torch.equal(spikes[:, clear], expected[:, clear])
+    torch.testing.assert_close(last[clear], expected_last[clear], rtol=1e-5, atol=1e-5)
+    tolerance = dict(rtol=1e-5, atol=1e-5) if layer.dtype != torch.bfloat16 else dict(rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(grads[0][:, clear], expected_grads[0][:, clear], **tolerance)
+    if layer.state is not None:
+        torch.testing.assert_close(grads[1][clear], expected_grads[1][clear], rtol=1e-5, atol=1e-5)
+    if not close.any():  # decay and scale sum over all neurons
+        for ours, theirs in zip(grads[-2:], expected_grads[-2:]):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+@every_law
+@every_placement
+@every_reset
+@every_dtype
+@pytest.mark.parametrize("timesteps", [1, 2, 7])
+def test_fused_equals_the_oracle_given_the_same_noise(law, placement, reset, dtype, timesteps):
+    layer = Layer(law, dynamics(placement, reset), (timesteps, 2, 3, 37), dtype)
+    assert_equal_but_for_close_calls(layer)
+
+
+@every_law
+@pytest.mark.parametrize("mode", ["noiseless", "mean_field"])
+@every_reset
+@every_dtype
+def test_modes_without_noise_equal_the_oracle(law, mode, reset, dtype):
+    assert_equal_but_for_close_calls(Layer(law, dynamics("both", reset, mode=mode), (5, 2, 3, 37), dtype))
+
+
+@every_law
+@pytest.mark.parametrize("mode", ["noisy", "noiseless", "mean_field"])
+@pytest.mark.parametrize(("detach_reset", "decay_input"), [(True, False), (False, True), (True, True)])
+def test_detached_reset_and_scaled_input_equal_the_oracle(law, mode, detach_reset, decay_input):
+    settings = dynamics("both", "zero", detach_reset, decay_input, mode)
+    assert_equal_but_for_close_calls(Layer(law, settings, (4, 2, 3, 37), state=False))
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 1), (2, 1, 1), (1, 2), (2, 511), (2, 512), (2, 513), (2, 1025), (3, 5, 409), (2, 4097)]
+)
+@pytest.mark.parametrize("law", LAWS[:2], ids=["Gaussian", "Logistic"])
+def test_sizes_that_are_no_multiple_of_a_block(shape, law):
+    assert_equal_but_for_close_calls(Layer(law, dynamics(), shape))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0)])
+def test_empty_tensors(shape):
+    x = torch.zeros(shape, requires_grad=True)
+    spikes, state = noisy_lif(x, Gaussian(0.3), backend="fused")
+    assert spikes.shape == shape and state.shape == shape[1:]
+    spikes.sum().backward()
+    assert x.grad.shape == shape
+
+
+def test_known_answers_of_philox():
+    """kat_vectors of Random123, philox4x32 10: counter 0 and key 0; and the reference against the kernel."""
+    words = philox(0, torch.zeros(1, dtype=torch.int64))
+    assert [word.item() for word in words] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+
+
+def layouts(shape):
+    """Tensors of one shape [T, B, C, H, W] that lie differently in memory."""
+    T, B, C, H, W = shape
+    yield "contiguous", torch.empty(shape)
+    yield "channels last", torch.empty(T, B, H, W, C).permute(0, 1, 4, 2, 3)
+    yield "transposed", torch.empty(T, W, H, C, B).permute(0, 4, 3, 2, 1)
+    yield "with gaps", torch.empty(T, B, C, H, 2 * W)[..., ::2]
+    yield "time innermost", torch.empty(B, C, H, W, T).permute(4, 0, 1, 2, 3)
+    yield "expanded over time", torch.empty(1, B, C, H, W).expand(T, -1, -1, -1, -1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@every_dtype
+def test_words_do_not_depend_on_the_memory_layout(batch, dtype):
+    shape, seeds = (3, batch, 5, 4, 9), torch.tensor([1, -5, 2**62 + 12345])
+    expected = random_words(shape, seeds)
+    for name, x in layouts(shape):
+        words = cpu.kernel(dtype).random_words(dense(x.to(dtype)), seeds)
+        for ours, theirs in zip(words, expected):
+            assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_results_do_not_depend_on_the_memory_layout(batch):
+    shape = (3, batch, 6, 5, 4)
+    values = torch.rand(1, *shape[1:], generator=seeded(1)).expand(shape) * 1.5  # equal at all steps, for "expanded"
+    gradient, results = torch.randn(shape, generator=seeded(2)), []
+    for _, x in layouts(shape):
+        if x.stride(0):
+            x.copy_(values)
+        else:
+            x[0].copy_(values[0])
+        x = x.detach().requires_grad_()
+        with noise_generator(seeded(3)):
+            spikes, state = noisy_lif(x, Gaussian(0.3), backend="fused")
+        (grad,) = torch.autograd.grad(spikes, x, gradient)
+        results.append((spikes.detach(), state.detach(), grad))
+    assert results[0][0].mean() not in (0.0, 1.0)
+    for result in results[1:]:
+        for ours, theirs in zip(result, results[0]):
+            assert torch.equal(ours, theirs)
+
+
+def test_the_number_of_threads_does_not_matter():
+    results = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            layer = Layer(LAWS[0], dynamics(), (4, 7, 40_001))
+            results.append(layer.run(layer.fused))
+        finally:
+            torch.set_num_threads(before)
+    for ours, theirs in zip(itertools.chain(*results[0]), itertools.chain(*results[1])):
+        assert torch.equal(ours, theirs)
+
+
+def noise_of(law, placement, shape, seed=0):
+    """The membrane noise that a layer adds: with x = 0 and no reset, u = -eps (minus nothing else, at decay 0)."""
+    with noise_generator(seeded(seed)):
+        _, state = noisy_lif(torch.zeros(1, *shape), law, decay=0.0, reset="none", placement=placement, backend="fused")
+    return -state
+
+
+@every_law
+def test_membrane_noise_passes_kolmogorov_smirnov(law):
+    sample = noise_of(law, "both", (1, 100_000)).flatten().double()
+    distance = stats.kstest(law.cdf(sample).numpy(), "uniform")
+    assert distance.pvalue > 1e-4
+    assert abs((sample > law.loc).double().mean() - 0.5) < 4 * 0.5 / 100_000**0.5
+
+
+@every_law
+@every_placement
+def test_firing_frequency_is_that_of_the_oracle(law, placement):
+    x = torch.linspace(0.0, 1.8, 10).repeat_interleave(40_000).reshape(1, 1, -1)
+    rates = []
+    for backend in ("fused", "eager"):
+        with noise_generator(seeded(1)):
+            spikes, _ = noisy_lif(x, law, threshold=0.9, placement=placement, backend=backend)
+        rates.append(spikes.reshape(10, -1).mean(1))
+    error = torch.sqrt(2 * rates[1] * (1 - rates[1]) / 40_000)
+    assert ((rates[0] - rates[1]).abs() <= 4.5 * error + 1e-9).all()
+
+
+@every_law
+def test_noise_of_steps_neurons_places_and_calls_is_uncorrelated(law):
+    """Correlations of the ranks (a Cauchy draw has no variance), within 4.5 standard errors."""
+    words = random_words((2, 1, 80_000), torch.tensor([3, 4]))
+    kernel = cpu.kernel(torch.float32)
+    ours = kernel.random_words(torch.empty(2, 1, 80_000), torch.tensor([3, 4]))
+    assert torch.equal(ours[0], words[0])
+    first, second = (word.double().div(2**32) - 0.5 for word in ours)
+    calls = [law.cdf(noise_of(law, "both", (1, 80_000), seed).double()).flatten() - 0.5 for seed in (1, 2)]
+    pairs = {
+        "steps": (first[0, 0], first[1, 0]),
+        "places": (first[0, 0], second[0, 0]),
+        "neighbours": (first[0, 0, 1:], first[0, 0, :-1]),
+        "halves": (first[0, 0, :40_000], first[0, 0, 40_000:]),
+        "calls": tuple(calls),
+    }
+    for name, (a, b) in pairs.items():
+        correlation = (a * b).mean() / (a.std() * b.std())
+        assert abs(correlation) < 4.5 / len(a) ** 0.5, name
+
+
+def test_consecutive_calls_do_not_repeat():
+    x = torch.full((3, 1, 1000), 0.9)
+    torch.manual_seed(0)
+    first, second = (noisy_lif(x, Gaussian(0.3), backend="fused")[0] for _ in range(2))
+    assert not torch.equal(first, second) and not torch.equal(first[0], first[1])
+    torch.manual_seed(0)
+    assert torch.equal(noisy_lif(x, Gaussian(0.3), backend="fused")[0], first)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_a_stream_cut_in_two_is_the_whole_stream(cut):
+    x = torch.rand(5, 3, 40, generator=seeded(1)) * 1.5
+    with noise_generator(seeded(2)):
+        whole, end = noisy_lif(x, Gaussian(0.3), backend="fused")
+    with noise_generator(seeded(2)):
+        head, state = noisy_lif(x[:cut], Gaussian(0.3), backend="fused")
+        tail, state = noisy_lif(x[cut:], Gaussian(0.3), state=state, backend="fused")
+    assert torch.equal(torch.cat([head, tail]), whole) and torch.equal(state, end)
+
+
+def test_no_gradient_means_nothing_is_kept_for_it():
+    layer = Layer(LAWS[0], dynamics(), (2, 3, 5))
+    options = (0.5, "Gaussian", 0.3, 0.0, 0.9, "zero", False, False, True, True, False)
+    spikes, last, z = fused.lif_forward(layer.x, None, None, None, layer.seeds, *options, False, False)
+    assert spikes.shape == layer.x.shape and last.numel() == z.numel() == 0
+
+
+def operator_samples():
+    x = torch.rand(3, 2, 4, 5, generator=seeded(1))
+    channels_last = torch.rand(3, 2, 5, 4, generator=seeded(1)).transpose(2, 3)
+    state, seeds = torch.rand(2, 4, 5, generator=seeded(2)), torch.tensor([1, 2, 3])
+    learnt = torch.tensor(0.6), torch.tensor(0.4)
+    tail = (0.9, "zero", False, True, True, True, False, True)
+    yield (x, None, None, None, seeds, 0.5, "Gaussian", 0.3, 0.0, *tail, True)
+    yield (channels_last, state, *learnt, seeds, 0.5, "Cauchy", 0.3, 0.0, *tail, True)
+    yield (x.bfloat16(), state, None, learnt[1], seeds, 0.5, "Uniform", 0.3, 0.1, *tail, False)
+    yield (x[:, :, ::2], None, learnt[0], None, seeds, 0.5, "Logistic", 0.3, 0.0, *tail, True)
+
+
+@pytest.mark.parametrize("sample", list(operator_samples()))
+def test_operator_passes_opcheck(sample):
+    sample = [
+        value.clone().requires_grad_() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for value in sample
+    ]
+    torch.library.opcheck(fused.lif_forward, tuple(sample))
+
+
+def test_learnt_parameters_pass_gradcheck_in_the_mean_field():
+    x = torch.rand(4, 2, 5, generator=seeded(1), dtype=torch.float64).mul(1.5).requires_grad_()
+    state = torch.rand(2, 5, generator=seeded(2), dtype=torch.float64).requires_grad_()
+    decay, scale = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.6, 0.4))
+    for law, decay_input in itertools.product((Gaussian(0.3), Logistic(0.3), Cauchy(0.3)), (False, True)):
+
+        def run(x, state, decay, scale, law=law, decay_input=decay_input):
+            options = dict(mode="mean_field", decay_input=decay_input, backend="fused")
+            return noisy_lif(x, law, state=state, decay=decay, scale=scale, **options)
+
+        assert torch.autograd.gradcheck(run, (x, state, decay, scale), atol=1e-6)
+
+
+def test_compiled_layer_draws_the_noise_of_the_uncompiled_one():
+    """One graph, no break; the seeds come from the same generator, inside noise_generator too."""
+
+    def run(x):
+        return noisy_lif(noisy_lif(x, Gaussian(0.3))[0] * 1.5, Gaussian(0.3))[0]
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    x = torch.rand(3, 2, 500, generator=seeded(1)) * 1.5
+    for _ in range(2):
+        results = []
+        for function in (run, compiled):
+            torch.manual_seed(5)
+            given = x.clone().requires_grad_()
+            spikes = function(given)
+            with noise_generator(seeded(6)):
+                again = function(given)
+            (spikes.sum() + again.sum()).backward()
+            results.append((spikes, again, given.grad))
+        for ours, theirs in zip(*results):
+            assert torch.equal(ours, theirs)
+        assert not torch.equal(*results[0][:2])
+
+
+def test_fused_refuses_what_it_cannot_run():
+    class Mine(Gaussian):
+        pass
+
+    with pytest.raises(ValueError, match="no fused kernel runs Mine"):
+        noisy_lif(torch.zeros(1, 2), Mine(0.3), backend="fused")
+    noisy_lif(torch.zeros(1, 2), Mine(0.3))  # auto: eager
+
+
+def test_switched_off_by_the_environment(monkeypatch):
+    monkeypatch.setenv("NSNN_KERNELS", "eager")
+    assert not fused.serves(torch.zeros(1, 2), Gaussian(0.3))
+    monkeypatch.setenv("NSNN_KERNELS", "auto")
+    assert fused.serves(torch.zeros(1, 2), Gaussian(0.3))

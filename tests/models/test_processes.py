@@ -1,0 +1,60 @@
+"""Neurons in other processes: forked, spawned, and workers of a DataLoader."""
+
+import multiprocessing
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from models import Gaussian, NoisyLIF, noise_generator
+from models.kernels.cpu import UPDATES_PER_THREAD
+
+
+class Spikes(Dataset):
+    """Items that are made by neurons, as a data set of spike trains would."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return spike_count(index)
+
+
+def spike_count(seed):
+    """Just enough neurons for two threads of ours, too few for two of PyTorch's (they may wait for ever after a fork)."""
+    assert 2 * UPDATES_PER_THREAD == 4 * 8 * 1024
+    with noise_generator(torch.Generator().manual_seed(seed)):
+        return NoisyLIF(Gaussian(0.3))(torch.full((4, 8, 1024), 0.9)).sum().item()
+
+
+def send(queue, seed):
+    queue.put(spike_count(seed))
+
+
+@pytest.fixture
+def two_threads():
+    """The parent has used its pool of threads before it forks: the case in which GCC's OpenMP would wait for ever."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    spike_count(0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_child_computes_what_the_parent_does(method, two_threads):
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    child = context.Process(target=send, args=(queue, 3))
+    child.start()
+    try:
+        assert queue.get(timeout=120) == spike_count(3)
+        child.join(timeout=30)
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+
+
+def test_data_loader_workers(two_threads):
+    loader = DataLoader(Spikes(), batch_size=2, num_workers=2, timeout=120)
+    assert torch.cat(list(loader)).tolist() == [spike_count(index) for index in range(4)]
