@@ -17,11 +17,10 @@ import math
 import torch
 
 from .kernels import eager, fused
-from .kernels.common import Dynamics, arithmetic_dtype
+from .kernels.common import RESETS, Dynamics, arithmetic_dtype
 from .noise import NoiseLaw
 
 PLACEMENTS = ("both", "escape", "membrane")
-RESETS = ("zero", "subtract", "none")
 MODES = ("noisy", "noiseless", "mean_field")
 KERNELS = {"eager": eager.lif_sequence, "fused": fused.lif_sequence}
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on CPU tensors
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from dataset_utils import ImageDataset
 from tools.images import LabelledImages
 

@@ -19,7 +19,10 @@ from pathlib import Path
 import torch
 
 # Not -ffast-math: comparisons with NaN must stay false. Fused operations are written out in the source.
-FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
+FLAGS = (
+    *("-std=gnu11", "-fPIC", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"),  # as fast as -O3, built sooner
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+)
 TUNINGS = ("-march=native", "-mcpu=native", "")
 BUILD_TIMEOUT_S = 120
 _warnings_given = set()
@@ -48,11 +51,11 @@ def load(source, definition, prepare):
             return prepare(ctypes.CDLL(str(_compiled(source, compiler, (*flags, definition), runtime))))
         except (BuildError, OSError, AttributeError) as error:  # AttributeError: a symbol is missing
             failures.append(f"{' '.join((*compiler, *flags))}: {error}")
-    _warn_once(failures[0] if failures else "there is no C compiler ($CC, cc, gcc or clang)")
+    warn_once(failures[0] if failures else "there is no C compiler ($CC, cc, gcc or clang)")
     return None
 
 
-def _warn_once(reason):
+def warn_once(reason):
     if not _warnings_given:
         _warnings_given.add(reason)
         message = f"spiking neurons run on the slower eager kernel, for want of a compiled one: {reason}"

@@ -4,6 +4,9 @@ import dataclasses
 
 import torch
 
+LAWS = ("Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy")  # of the fused kernels, in the order of cpu.c
+RESETS = ("zero", "subtract", "none")
+
 
 @dataclasses.dataclass(frozen=True)
 class Dynamics:

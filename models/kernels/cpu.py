@@ -9,12 +9,10 @@ import torch
 
 from ..noise import Gaussian
 from . import build
-from .common import Dynamics, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
+from .common import LAWS, RESETS, Dynamics, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
 
 SOURCE = Path(__file__).with_name("cpu.c")
 INPUT_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16}
-LAWS = ("Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy")  # in the order of cpu.c
-RESETS = ("zero", "subtract", "none")
 MAX_RANK = 8
 MAX_NEURONS = 2**32  # of one step: the random generator's counter has 32 bits for them
 UPDATES_PER_THREAD = 16384  # with fewer neurons times steps, waking a thread costs more than it saves
@@ -88,7 +86,8 @@ class Kernel:
             x: input current [T, B, ...], its steps dense in memory; at least one element.
             state: membrane potential before the first step [B, ...], or None for rest.
             seeds: int64 [T], or None where nothing is random.
-            decay, scale, loc: numbers.
+            decay, scale: numbers, or 0-d tensors where they are learnt.
+            loc: centre of the law.
             law: one of `LAWS`.
             dynamics: `Dynamics`.
             keep_z: whether backward will follow.
@@ -192,8 +191,8 @@ def _describe(x, seeds, decay, scale, law, loc, dynamics):
         size=(ctypes.c_int64 * MAX_RANK)(*sizes),
         index_stride=(ctypes.c_int64 * MAX_RANK)(*index_strides),
         threshold=dynamics.threshold,
-        decay=decay,
-        scale=scale,
+        decay=float(decay),
+        scale=float(scale),
         loc=loc,
         law=LAWS.index(law),
         reset=RESETS.index(dynamics.reset),

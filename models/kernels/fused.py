@@ -5,6 +5,7 @@ names live beside each other.
 """
 
 import dataclasses
+import functools
 import os
 
 import torch
@@ -12,15 +13,15 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .. import noise
-from . import cpu
+from . import build, common, cpu
 from .common import Dynamics, arithmetic_dtype, dense, empty_sequence, step_of
 
 NAMESPACE = "nsnn_" + __package__.replace(".", "_")
-LAWS = {getattr(noise, name): name for name in cpu.LAWS}
+LAWS = {getattr(noise, name): name for name in common.LAWS}
 
 
 def serves(x, law):
-    """Whether a fused kernel can run these neurons: a law of this package, itself and not a subclass, and a kernel here."""
+    """Whether a fused kernel runs these neurons: a law of this package, not a subclass of one, and a kernel here."""
     return type(law) in LAWS and _has_kernel(x.device.type, x.dtype)
 
 
@@ -28,6 +29,8 @@ def serves(x, law):
 def _has_kernel(device_type, dtype):
     if os.environ.get("NSNN_KERNELS") == "eager":
         return False
+    if device_type == "cuda":
+        return _cuda() is not None
     return device_type == "cpu" and cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) is not None
 
 
@@ -95,7 +98,7 @@ def lif_forward(
             last = last.zero_() if state is None else last.copy_(state)
         return spikes, last, z
     dynamics = Dynamics(threshold, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field)
-    decay, scale = _value(learnt_decay, decay), _value(learnt_scale, scale)
+    decay, scale = _either(learnt_decay, decay), _either(learnt_scale, scale)
     return _kernel(x).forward(dense(x), state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state)
 
 
@@ -137,7 +140,7 @@ def lif_backward(
             grad_state.copy_(grad_last)
         return torch.empty_like(spikes), grad_state, grad_decay, grad_scale
     dynamics = Dynamics(threshold, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field)
-    decay, scale = _value(learnt_decay, decay), _value(learnt_scale, scale)
+    decay, scale = _either(learnt_decay, decay), _either(learnt_scale, scale)
     grad_x, grad_state, *sums = _kernel(spikes).backward(
         *(grad_spikes, grad_last, x, state, seeds, spikes, z),
         *(decay, scale, law, loc, dynamics, learns_decay, learns_scale),
@@ -171,11 +174,23 @@ lif_forward.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def _kernel(x):
-    return cpu.kernel(x.dtype)
+    """What has `forward` and `backward` for the device and the dtype of `x`."""
+    return _cuda() if x.device.type == "cuda" else cpu.kernel(x.dtype)
 
 
-def _value(learnt, number):
-    return number if learnt is None else learnt.item()
+@functools.cache
+def _cuda():
+    """The CUDA kernel; None, after a warning, without Triton (which comes with PyTorch for CUDA on Linux)."""
+    try:
+        from . import cuda
+    except ImportError as error:
+        build.warn_once(str(error))
+        return None
+    return cuda
+
+
+def _either(learnt, number):
+    return number if learnt is None else learnt
 
 
 def _empty_outputs(x, keep_z, keep_state):

@@ -21,7 +21,7 @@ class Spikes(Dataset):
 
 
 def spike_count(seed):
-    """Just enough neurons for two threads of ours, too few for two of PyTorch's (they may wait for ever after a fork)."""
+    """Just enough neurons for two threads of ours, too few for two of PyTorch's (which a fork may stop)."""
     assert 2 * UPDATES_PER_THREAD == 4 * 8 * 1024
     with noise_generator(torch.Generator().manual_seed(seed)):
         return NoisyLIF(Gaussian(0.3))(torch.full((4, 8, 1024), 0.9)).sum().item()

@@ -1,0 +1,425 @@
+"""The CUDA kernel, in Triton: the dynamics, the random words and the draws of cpu.c.
+
+A program takes a block of neurons through all time steps, with the potential and the noise in registers.
+Seeds are read from device memory, so that a CUDA graph can capture a launch and draw fresh noise at each
+replay. `TRITON_INTERPRET=1` runs the same code on CPU tensors, for tests.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .common import LAWS, RESETS, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
+
+BLOCK = 512
+MAX_RANK = 3  # loops over memory that a program knows: batch, pixels, channels
+WARPS = 4
+
+GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM = (tl.constexpr(LAWS.index(law)) for law in LAWS[:4])
+RESET_ZERO, RESET_SUBTRACT = (tl.constexpr(RESETS.index(reset)) for reset in ("zero", "subtract"))
+PI = tl.constexpr(3.14159265358979323846)
+
+
+@triton.jit
+def _index(at, size1, size2, stride0, stride1, stride2):
+    """Row-major indices in [B, ...] of the neurons at places `at` of memory."""
+    outer = at // size2
+    return (outer // size1) * stride0 + (outer % size1) * stride1 + (at % size2) * stride2
+
+
+@triton.jit
+def _at(t, stride, at):
+    """Offsets of the neurons at step t; in 64 bits, as `at` is."""
+    return (at * 0 + t) * stride + at
+
+
+@triton.jit
+def _words(seed, index, neurons):
+    """The two random words of each neuron: Philox 4x32-10, shared by the neurons n and n + H."""
+    half = (neurons + 1) // 2
+    upper = index >= half
+    c0 = tl.where(upper, index - half, index).to(tl.uint32)
+    c1 = c0 * 0
+    c2 = c1
+    c3 = c1
+    key0 = (seed & 0xFFFFFFFF).to(tl.uint32)
+    key1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    factor0 = c1 + 0xD2511F53
+    factor2 = c1 + 0xCD9E8D57
+    for _ in tl.static_range(10):
+        next0 = tl.umulhi(c2, factor2) ^ c1 ^ key0
+        next2 = tl.umulhi(c0, factor0) ^ c3 ^ key1
+        c1 = c2 * factor2
+        c3 = c0 * factor0
+        c0 = next0
+        c2 = next2
+        key0 += 0x9E3779B9
+        key1 += 0xBB67AE85
+    return tl.where(upper, c2, c0), tl.where(upper, c3, c1)
+
+
+@triton.jit
+def _draw(word, LAW: tl.constexpr):
+    """A standard draw from one word, of any law but the Gaussian."""
+    q = (word >> 1).to(tl.float32) * 2.0**-32 + 2.0**-33
+    if LAW == LOGISTIC:
+        magnitude = tl.log((1.0 - q) / q)
+    elif LAW == TRIANGULAR:
+        magnitude = 1.0 - tl.sqrt(2.0 * q)
+    elif LAW == UNIFORM:
+        magnitude = 1.0 - 2.0 * q
+    else:  # Cauchy: 1 / tan(pi q), by the octant of the angle
+        octant = tl.where(q < 0.25, q, 0.5 - q) * PI
+        s = tl.sin(octant)
+        c = tl.cos(octant)
+        magnitude = tl.where(q < 0.25, c / s, s / c)
+    return tl.where((word & 1) != 0, -magnitude, magnitude)
+
+
+@triton.jit
+def _noise(seed, index, neurons, scale, LOC: tl.constexpr, LAW: tl.constexpr):
+    """Membrane and threshold noise, float32."""
+    first, second = _words(seed, index, neurons)
+    if LAW == GAUSSIAN:
+        radius = tl.sqrt(-2.0 * tl.log(first.to(tl.float32) * 2.0**-32 + 2.0**-33))
+        radius = tl.where((second >> 31) != 0, -radius, radius)
+        angle = (second << 2).to(tl.int32, bitcast=True).to(tl.float32) * (PI * 2.0**-33)
+        s = tl.sin(angle)
+        c = tl.cos(angle)
+        swaps = ((second >> 30) & 1) != 0
+        membrane = radius * tl.where(swaps, s, c)
+        threshold = radius * tl.where(swaps, c, s)
+    else:
+        membrane = _draw(first, LAW)
+        threshold = _draw(second, LAW)
+    return LOC + scale.to(tl.float32) * membrane, LOC + scale.to(tl.float32) * threshold
+
+
+@triton.jit
+def _arctan(y):
+    """Absolute error below 2e-7 (reduction and polynomial: Cephes, atanf)."""
+    a = tl.abs(y)
+    large = a > 2.414213562373095
+    middle = a > 0.4142135623730950
+    x = tl.where(large, -1.0 / tl.maximum(a, 1.0), tl.where(middle, (a - 1.0) / (a + 1.0), a))
+    s = x * x
+    p = ((8.05374449538e-2 * s - 1.38776856032e-1) * s + 1.99777106478e-1) * s - 3.33329491539e-1
+    angle = tl.where(large, PI / 2, tl.where(middle, PI / 4, 0.0)) + (p * s * x + x)
+    return tl.where(y < 0, -angle, angle)
+
+
+@triton.jit
+def _probability(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
+    """F(z), z = u - threshold."""
+    y = (z - LOC) / scale
+    limited = tl.minimum(tl.maximum(y, -1.0), 1.0)
+    if LAW == GAUSSIAN:
+        p = 0.5 * (1.0 + tl.erf(y * 0.70710678118654752440))
+    elif LAW == LOGISTIC:
+        e = tl.exp(-tl.abs(y))
+        p = tl.where(y > 0, 1.0, e) / (1.0 + e)
+    elif LAW == TRIANGULAR:
+        p = 0.5 + limited * (1.0 - 0.5 * tl.abs(limited))
+    elif LAW == UNIFORM:
+        p = 0.5 * (1.0 + limited)
+    else:
+        p = 0.5 + _arctan(y) / PI
+    return p
+
+
+@triton.jit
+def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
+    """F'(z), which stands for d spike / d u."""
+    y = tl.abs((z - LOC) / scale)
+    if LAW == GAUSSIAN:
+        f = 0.39894228040143267794 * tl.exp(-0.5 * y * y) / scale
+    elif LAW == LOGISTIC:
+        e = tl.exp(-y)
+        f = e / ((1.0 + e) * (1.0 + e)) / scale
+    elif LAW == TRIANGULAR:
+        f = tl.maximum(1.0 - y, 0.0) / scale
+    elif LAW == UNIFORM:
+        f = tl.where(y <= 1.0, 0.5, 0.0) / scale
+    else:
+        f = 1.0 / (PI * scale * (1.0 + y * y))
+    return f
+
+
+@triton.jit
+def _removed(u, THRESHOLD: tl.constexpr, RESET: tl.constexpr):
+    """What the reset takes from a neuron that fires at potential u."""
+    if RESET == RESET_ZERO:
+        taken = u
+    elif RESET == RESET_SUBTRACT:
+        taken = u * 0.0 + THRESHOLD
+    else:
+        taken = u * 0.0
+    return taken
+
+
+@triton.jit
+def _parameter(learnt, VALUE: tl.constexpr, REAL: tl.constexpr):
+    """Decay or scale: a learnt one is read from device memory."""
+    return tl.load(learnt).to(REAL) if learnt is not None else tl.full((), VALUE, REAL)
+
+
+@triton.jit
+def _forward(
+    # fmt: off
+    x,
+    state,
+    seeds,
+    learnt_decay,
+    learnt_scale,
+    spikes,
+    last,
+    z,
+    timesteps,
+    neurons,
+    x_stride,
+    size1,
+    size2,
+    stride0,
+    stride1,
+    stride2,
+    DECAY: tl.constexpr,
+    SCALE: tl.constexpr,
+    LAW: tl.constexpr,
+    LOC: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    RESET: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    MEMBRANE_NOISE: tl.constexpr,
+    THRESHOLD_NOISE: tl.constexpr,
+    MEAN_FIELD: tl.constexpr,
+    REAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    # fmt: on
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < neurons
+    index = _index(at, size1, size2, stride0, stride1, stride2)
+    decay = _parameter(learnt_decay, DECAY, REAL)
+    scale = _parameter(learnt_scale, SCALE, REAL)
+    v = tl.load(state + at, inside, 0.0) if state is not None else tl.zeros((BLOCK,), REAL)
+    for t in range(timesteps):
+        current = tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
+        if DECAY_INPUT:
+            current = (1.0 - decay) * current
+        u = decay * v + current
+        if MEMBRANE_NOISE or THRESHOLD_NOISE:
+            eps_membrane, eps_threshold = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
+        if MEMBRANE_NOISE:
+            u -= eps_membrane
+        z_t = u - THRESHOLD
+        if MEAN_FIELD:
+            fired = _probability(z_t, scale, LOC, LAW)
+        elif THRESHOLD_NOISE:
+            fired = (z_t > eps_threshold).to(REAL)
+        else:
+            fired = (z_t > 0.0).to(REAL)
+        tl.store(spikes + _at(t, neurons, at), fired.to(spikes.dtype.element_ty), inside)
+        if z is not None:
+            tl.store(z + _at(t, neurons, at), z_t, inside)
+        v = u - fired * _removed(u, THRESHOLD, RESET)
+    if last is not None:
+        tl.store(last + at, v, inside)
+
+
+@triton.jit
+def _backward(
+    # fmt: off
+    x,
+    state,
+    seeds,
+    learnt_decay,
+    learnt_scale,
+    spikes,
+    z,
+    grad_spikes,
+    grad_last,
+    grad_x,
+    grad_state,
+    parts,
+    timesteps,
+    neurons,
+    x_stride,
+    size1,
+    size2,
+    stride0,
+    stride1,
+    stride2,
+    DECAY: tl.constexpr,
+    SCALE: tl.constexpr,
+    LAW: tl.constexpr,
+    LOC: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    RESET: tl.constexpr,
+    DETACH_RESET: tl.constexpr,
+    DECAY_INPUT: tl.constexpr,
+    MEMBRANE_NOISE: tl.constexpr,
+    THRESHOLD_NOISE: tl.constexpr,
+    MEAN_FIELD: tl.constexpr,
+    LEARNS_DECAY: tl.constexpr,
+    LEARNS_SCALE: tl.constexpr,
+    REAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    # fmt: on
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < neurons
+    index = _index(at, size1, size2, stride0, stride1, stride2)
+    decay = _parameter(learnt_decay, DECAY, REAL)
+    scale = _parameter(learnt_scale, SCALE, REAL)
+    decay_sum = tl.zeros((BLOCK,), REAL)
+    scale_sum = tl.zeros((BLOCK,), REAL)
+    grad_v = tl.load(grad_last + at, inside, 0.0) if grad_last is not None else tl.zeros((BLOCK,), REAL)
+    for step in range(timesteps):
+        t = timesteps - 1 - step
+        z_t = tl.load(z + _at(t, neurons, at), inside, 0.0)
+        if MEAN_FIELD:
+            fired = _probability(z_t, scale, LOC, LAW)
+        else:
+            fired = tl.load(spikes + _at(t, neurons, at), inside, 0.0).to(REAL)
+        grad_fired = tl.zeros((BLOCK,), REAL)
+        if grad_spikes is not None:
+            grad_fired += tl.load(grad_spikes + _at(t, neurons, at), inside, 0.0).to(REAL)
+        if not DETACH_RESET:
+            grad_fired -= grad_v * _removed(z_t + THRESHOLD, THRESHOLD, RESET)
+        by_spike = grad_fired * _density(z_t, scale, LOC, LAW)
+        grad_u = grad_v + by_spike
+        if RESET == RESET_ZERO:
+            grad_u -= grad_v * fired
+        if LEARNS_SCALE:
+            if THRESHOLD_NOISE or MEAN_FIELD:  # P(fire) = F(z), and the scale stretches F
+                scale_sum -= tl.where(inside, by_spike * (z_t - LOC) / scale, 0.0)
+            if MEMBRANE_NOISE:  # u holds -(loc + scale * standard draw)
+                eps_membrane, _ = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
+                scale_sum -= tl.where(inside, grad_u * (eps_membrane - LOC) / scale, 0.0)
+        if LEARNS_DECAY:
+            before = tl.zeros((BLOCK,), REAL)
+            if t > 0:
+                z_before = tl.load(z + _at(t - 1, neurons, at), inside, 0.0)
+                if MEAN_FIELD:
+                    fired = _probability(z_before, scale, LOC, LAW)
+                else:
+                    fired = tl.load(spikes + _at(t - 1, neurons, at), inside, 0.0).to(REAL)
+                u = z_before + THRESHOLD
+                before += u - fired * _removed(u, THRESHOLD, RESET)
+            else:
+                if state is not None:
+                    before += tl.load(state + at, inside, 0.0)
+            if DECAY_INPUT:
+                before -= tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
+            decay_sum += tl.where(inside, grad_u * before, 0.0)
+        grad_current = grad_u
+        if DECAY_INPUT:
+            grad_current = (1.0 - decay) * grad_u
+        tl.store(grad_x + _at(t, neurons, at), grad_current.to(grad_x.dtype.element_ty), inside)
+        grad_v = decay * grad_u
+    if grad_state is not None:
+        tl.store(grad_state + at, grad_v, inside)
+    if LEARNS_DECAY:
+        tl.store(parts + tl.program_id(0), tl.sum(decay_sum, 0))
+    if LEARNS_SCALE:
+        tl.store(parts + tl.num_programs(0) + tl.program_id(0), tl.sum(scale_sum, 0))
+
+
+@triton.jit
+def _store_words(seeds, first, second, neurons, size1, size2, stride0, stride1, stride2, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    t = tl.program_id(1)
+    index = _index(at, size1, size2, stride0, stride1, stride2)
+    a, b = _words(tl.load(seeds + t), index, neurons)
+    tl.store(first + _at(t, neurons, at), a.to(tl.int64), at < neurons)
+    tl.store(second + _at(t, neurons, at), b.to(tl.int64), at < neurons)
+
+
+def simple_layout(x):
+    """`x` [T, B, ...], copied if its steps lie in memory in an order that needs more than `MAX_RANK` loops."""
+    return x if len(memory_order(x[0])[0]) <= MAX_RANK else x.contiguous()
+
+
+def forward(x, state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state):
+    """As `cpu.Kernel.forward`; decay and scale may also be 0-d tensors on the device, which are not waited for."""
+    x, dtype = simple_layout(x), arithmetic_dtype(x.dtype)
+    unwanted = x.new_empty(0, dtype=dtype)
+    spikes = empty_sequence(x[0], len(x), x.dtype)
+    last = torch.empty_like(x[0], dtype=dtype) if keep_state else unwanted
+    z = empty_sequence(x[0], len(x), dtype) if keep_z else unwanted.clone()
+    state = laid_out_as(x[0], state, dtype)
+    tensors = (x, state, seeds, *_learnt(decay, scale), spikes, last if keep_state else None, z if keep_z else None)
+    _launch(
+        _forward,
+        x,
+        tensors,
+        *_values(decay, scale, law, loc),
+        *(dynamics.threshold, RESETS.index(dynamics.reset), dynamics.decay_input),
+        *(dynamics.membrane_noise, dynamics.threshold_noise, dynamics.mean_field),
+    )
+    return spikes, last, z
+
+
+def backward(
+    grad_spikes,
+    grad_last,
+    x,
+    state,
+    seeds,
+    spikes,
+    z,
+    decay,
+    scale,
+    law,
+    loc,
+    dynamics,
+    learns_decay,
+    learns_scale,
+):
+    """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
+    grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
+    state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
+    grad_x, grad_state = torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(z[0])
+    parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK))
+    _launch(
+        _backward,
+        spikes,
+        (x, state, seeds, *_learnt(decay, scale), spikes, z, grad_spikes, grad_last, grad_x)
+        + (None if state is None else grad_state, parts),
+        *_values(decay, scale, law, loc),
+        *(dynamics.threshold, RESETS.index(dynamics.reset), dynamics.detach_reset, dynamics.decay_input),
+        *(dynamics.membrane_noise, dynamics.threshold_noise, dynamics.mean_field, learns_decay, learns_scale),
+    )
+    return grad_x, grad_state, *parts.sum(1)
+
+
+def random_words(x, seeds):
+    """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
+    words = [empty_sequence(x[0], len(x), torch.int64) for _ in range(2)]
+    grid = (triton.cdiv(x[0].numel(), BLOCK), len(x))
+    _store_words[grid](seeds, *words, x[0].numel(), *_loops(x), BLOCK=BLOCK)
+    return words
+
+
+def _launch(kernel, x, tensors, *constants):
+    neurons = x[0].numel()
+    real = tl.float64 if x.dtype == torch.float64 else tl.float32
+    grid = (triton.cdiv(neurons, BLOCK),)
+    kernel[grid](*tensors, len(x), neurons, x.stride(0), *_loops(x), *constants, real, BLOCK, num_warps=WARPS)
+
+
+def _loops(x):
+    """(size1, size2, stride0, stride1, stride2) of the loops over memory, padded in front by loops of one turn."""
+    sizes, strides = memory_order(x[0])
+    padding = MAX_RANK - len(sizes)
+    sizes, strides = [1] * padding + sizes, [0] * padding + strides
+    return *sizes[1:], *strides
+
+
+def _learnt(*parameters):
+    return [parameter if isinstance(parameter, torch.Tensor) else None for parameter in parameters]
+
+
+def _values(decay, scale, law, loc):
+    numbers = [0.0 if isinstance(parameter, torch.Tensor) else float(parameter) for parameter in (decay, scale)]
+    return *numbers, LAWS.index(law), float(loc)

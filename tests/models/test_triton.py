@@ -1,0 +1,141 @@
+"""The Triton kernel against the C kernel, from the same seeds: compiled where there is CUDA, else interpreted."""
+
+import pytest
+import torch
+
+from models import Gaussian, noise_generator
+from models.functional import noisy_lif
+from models.kernels import cpu
+from models.kernels.common import LAWS, Dynamics
+from tests.models.reference_noise import random_words
+
+cuda = pytest.importorskip("models.kernels.cuda")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PLACEMENTS = {"both": (True, True), "escape": (False, True), "membrane": (True, False), "noiseless": (False, False)}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def moved(value, device):
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def close_calls(z, spikes, others):
+    """Neurons of which a spike differs; from there on they are different neurons."""
+    differ = (spikes != others).any(0)
+    assert differ.float().mean() < 0.005
+    return differ
+
+
+def compare(law, dynamics, shape, dtype=torch.float32, state=True, learns=(True, True), layout=lambda x: x):
+    """Run both kernels forward and backward, and compare all that they return."""
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    x = layout((1.5 * torch.rand(shape, generator=seeded(1), dtype=torch.float64)).to(dtype))
+    given = torch.rand(shape[1:], generator=seeded(2)).to(arithmetic) if state else None
+    seeds = torch.randint(-(2**63), 2**63 - 1, (shape[0],), generator=seeded(3))
+    g_spikes = torch.randn(shape, generator=seeded(4)).to(dtype)
+    g_last = torch.randn(shape[1:], generator=seeded(5)).to(arithmetic)
+    decay = torch.tensor(0.7, dtype=arithmetic) if learns[0] else 0.7
+    scale = torch.tensor(0.3, dtype=arithmetic) if learns[1] else 0.3
+    results = []
+    for kernel, device in ((cpu.kernel(dtype), "cpu"), (cuda, DEVICE)):
+        on_device = [moved(value, device) for value in (x, given, seeds, decay, scale)]
+        forward = kernel.forward(*on_device, law, 0.1, dynamics, True, True)
+        spikes, last, z = forward
+        gradients = [moved(value, device) for value in (g_spikes, g_last)]
+        tail = (spikes, z, *on_device[3:], law, 0.1, dynamics, *learns)
+        backward = kernel.backward(*gradients, *on_device[:3], *tail)
+        results.append([torch.as_tensor(value).cpu() for value in (*forward, *backward)])
+    (spikes, last, z, *grads), (spikes2, last2, z2, *grads2) = results
+    if dynamics.mean_field:
+        torch.testing.assert_close(spikes2, spikes, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+        same = torch.ones(shape[1:], dtype=torch.bool)
+    else:
+        same = ~close_calls(z, spikes, spikes2)
+    torch.testing.assert_close(last2[same], last[same], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(z2[:, same], z[:, same], rtol=1e-5, atol=1e-5)
+    tolerance = dict(rtol=1e-2, atol=1e-2) if dtype == torch.bfloat16 else dict(rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads2[0][:, same], grads[0][:, same], **tolerance)
+    if state:
+        torch.testing.assert_close(grads2[1][same], grads[1][same], rtol=1e-5, atol=1e-5)
+    if same.all():
+        for ours, theirs, learnt in zip(grads2[2:], grads[2:], learns):
+            if learnt:
+                torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize(("reset", "timesteps"), [("zero", 2), ("subtract", 1), ("none", 3)])
+def test_triton_equals_c(law, placement, reset, timesteps, dtype):
+    compare(law, Dynamics(0.9, reset, False, False, *PLACEMENTS[placement], False), (timesteps, 2, 3, 37), dtype)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
+def test_mean_field(law, reset):
+    compare(law, Dynamics(0.9, reset, False, False, False, False, True), (3, 2, 50))
+
+
+@pytest.mark.parametrize(("detach_reset", "decay_input"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("learns", [(False, False), (True, False), (False, True)])
+def test_detached_reset_scaled_input_and_numbers(detach_reset, decay_input, learns):
+    dynamics = Dynamics(0.9, "zero", detach_reset, decay_input, True, True, False)
+    compare("Gaussian", dynamics, (3, 2, 50), state=False, learns=learns)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 1, 511), (1, 3, 512), (2, 1, 513), (1, 5, 409)])
+def test_sizes_that_are_no_multiple_of_a_block(shape):
+    compare("Gaussian", Dynamics(0.9, "zero", False, False, True, True, False), shape)
+
+
+LAYOUTS = {
+    "channels last": lambda x: x.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3),
+    "transposed": lambda x: x.permute(0, 4, 3, 2, 1).contiguous().permute(0, 4, 3, 2, 1),
+    "expanded over time": lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(batch, layout):
+    dynamics = Dynamics(0.9, "zero", False, True, True, True, False)
+    compare("Gaussian", dynamics, (3, batch, 5, 4, 3), layout=LAYOUTS[layout])
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5, 4), (2, 3, 3, 3), (1, 1, 700)])
+def test_random_words_are_those_of_the_reference(shape):
+    seeds = torch.tensor([1, -5, 2**62 + 12345])[: shape[0]]
+    words = cuda.random_words(torch.empty(shape, device=DEVICE), seeds.to(DEVICE))
+    for ours, theirs in zip(words, random_words(shape, seeds)):
+        assert torch.equal(ours.cpu(), theirs)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+def test_a_cuda_graph_draws_fresh_noise_at_each_replay():
+    x = torch.full((2, 4, 1000), 0.9, device="cuda")
+    for _ in range(3):
+        noisy_lif(x, Gaussian(0.3), backend="fused")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        spikes, _ = noisy_lif(x, Gaussian(0.3), backend="fused")
+    replays = []
+    for _ in range(2):
+        graph.replay()
+        replays.append(spikes.clone())
+    assert not torch.equal(*replays)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+def test_cpu_and_cuda_fire_alike_under_a_cpu_generator():
+    x = torch.rand(3, 2, 1000, generator=seeded(1)) * 1.5
+    results = []
+    for device in ("cpu", "cuda"):
+        with noise_generator(seeded(2)):
+            results.append(noisy_lif(x.to(device), Gaussian(0.3), backend="fused")[0].cpu())
+    assert (results[0] != results[1]).float().mean() < 1e-3
