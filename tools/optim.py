@@ -12,6 +12,8 @@ OPTIMIZERS = {
     "sgdm": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, **options),
     "radam": torch.optim.RAdam,
 }
+# One kernel for all parameters, where PyTorch has it for CPU and CUDA; RAdam takes its grouped form by itself.
+FASTEST = {name: {"fused": True} for name in ("adam", "adamw", "sgdm")}
 
 
 def build_optimizer(name, net, lr, weight_decay):
@@ -27,7 +29,7 @@ def build_optimizer(name, net, lr, weight_decay):
     groups = [{"params": [p for p in parameters if p.dim() > 0], "weight_decay": weight_decay}]
     if scalars := [p for p in parameters if p.dim() == 0]:
         groups.append({"params": scalars, "weight_decay": 0.0})
-    return OPTIMIZERS[name](groups, lr=lr)
+    return OPTIMIZERS[name](groups, lr=lr, **FASTEST.get(name, {}))
 
 
 def build_scheduler(name, optimizer, total_steps):

@@ -1,6 +1,6 @@
 """What all kernels share: the description of a neuron, and the order of neurons in memory."""
 
-import dataclasses
+from typing import NamedTuple
 
 import torch
 
@@ -8,8 +8,7 @@ LAWS = ("Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy")  # of the fus
 RESETS = ("zero", "subtract", "none")
 
 
-@dataclasses.dataclass(frozen=True)
-class Dynamics:
+class Dynamics(NamedTuple):
     """What a kernel has to know of a neuron besides its tensors and its law."""
 
     threshold: float

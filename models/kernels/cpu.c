@@ -162,6 +162,7 @@ INLINE Lanes product(Lanes a, Lanes b) { return (Lanes)_mm256_mul_epu32((__m256i
 typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
 INLINE Lanes product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
 #endif
+#define TOGETHER 2 /* vectors in flight: while one waits for a product, the other goes on */
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
 /* The four words of each counter, under a key. The arrays are as long as BLOCK: what is behind n is filled up to
@@ -174,20 +175,26 @@ static void philox(int64_t key, const uint32_t *counter, int n, uint32_t words[4
         key0[round] = none + (uint32_t)((uint64_t)key + round * 0x9E3779B9u);
         key1[round] = none + (uint32_t)(((uint64_t)key >> 32) + round * 0xBB67AE85u);
     }
-    for (int i = 0; i < n; i += LANES) {
-        Words word;
-        memcpy(&word, counter + i, sizeof word);
-        Lanes c[4] = {__builtin_convertvector(word, Lanes), none, none, none};
+    for (int i = 0; i < n; i += TOGETHER * LANES) {
+        Lanes c[TOGETHER][4];
+        for (int m = 0; m < TOGETHER; m++) {
+            Words word;
+            memcpy(&word, counter + i + m * LANES, sizeof word);
+            c[m][0] = __builtin_convertvector(word, Lanes), c[m][1] = c[m][2] = c[m][3] = none;
+        }
 #pragma GCC unroll 10
-        for (int round = 0; round < 10; round++) {
-            Lanes product0 = product(c[0], factor0), product2 = product(c[2], factor2);
-            c[0] = (product2 >> 32) ^ c[1] ^ key0[round], c[1] = product2;
-            c[2] = (product0 >> 32) ^ c[3] ^ key1[round], c[3] = product0;
-        }
-        for (int k = 0; k < 4; k++) {
-            word = __builtin_convertvector(c[k], Words);
-            memcpy(words[k] + i, &word, sizeof word);
-        }
+        for (int round = 0; round < 10; round++)
+#pragma GCC unroll 4
+            for (int m = 0; m < TOGETHER; m++) {
+                Lanes product0 = product(c[m][0], factor0), product2 = product(c[m][2], factor2);
+                c[m][0] = (product2 >> 32) ^ c[m][1] ^ key0[round], c[m][1] = product2;
+                c[m][2] = (product0 >> 32) ^ c[m][3] ^ key1[round], c[m][3] = product0;
+            }
+        for (int m = 0; m < TOGETHER; m++)
+            for (int k = 0; k < 4; k++) {
+                Words word = __builtin_convertvector(c[m][k], Words);
+                memcpy(words[k] + i + m * LANES, &word, sizeof word);
+            }
     }
 }
 
@@ -408,19 +415,22 @@ static double sum(const real *values, int n)
     return total;
 }
 
-/* Spikes of a row at a step, or probabilities: not rounded, as the spikes that went out may be. */
-INLINE void fired_row(int law, const Layer *l, const real *restrict z, const input *restrict spikes, int n,
-                      real *restrict fired)
+/* Spikes of a row at a step, or probabilities: not rounded, as the spikes that went out may be. `space` is for n. */
+INLINE const real *fired_row(int law, const Layer *l, const real *restrict z, const input *spikes, int n,
+                             real *restrict space)
 {
     if (l->mean_field)
-        for (int i = 0; i < n; i++) fired[i] = probability(law, l, z[i]);
+        for (int i = 0; i < n; i++) space[i] = probability(law, l, z[i]);
+    else if (sizeof(input) == sizeof(real))
+        return (const real *)spikes;
     else
-        for (int i = 0; i < n; i++) fired[i] = load(spikes[i]);
+        for (int i = 0; i < n; i++) space[i] = load(spikes[i]);
+    return space;
 }
 
 /* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one
-   before; where decay or scale are learnt, their parts are added to sums[0] and sums[1]. */
-INLINE void backward_row(int law, const Layer *l, Block *b, int row, int64_t t, const input *x, const real *state,
+   before; where decay or scale are learnt (`learning`), their parts are added to sums[0] and sums[1]. */
+INLINE void backward_row(int law, const int learning, const Layer *l, Block *b, int row, int64_t t, const input *x, const real *state,
                          const input *spikes, const real *z, const input *grad_spikes, input *grad_x,
                          real *restrict grad_v, double *sums)
 {
@@ -433,17 +443,21 @@ INLINE void backward_row(int law, const Layer *l, Block *b, int row, int64_t t, 
     const real given_counts = grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
     input *restrict out = grad_x + at;
     const Reset reset = reset_of(l);
-    real grad_u[BLOCK], spread[BLOCK], fired[BLOCK];
-    fired_row(law, l, z_t, fired_t, n, fired);
+    real grad_u[BLOCK], spread[BLOCK], space[BLOCK];
+    const real *restrict fired = fired_row(law, l, z_t, fired_t, n, space);
     for (int i = 0; i < n; i++) {
         real by_reset = flows * grad_v[i] * removed(reset, z_t[i] + threshold);
         real by_spike = density(law, z_t[i], loc, inverse) * fused(given_counts, load(given[i]), -by_reset);
         real directly = reset.hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
-        spread[i] = by_spike * (z_t[i] - loc);
-        grad_u[i] = directly + by_spike;
-        out[i] = store(gain * grad_u[i]);
-        grad_v[i] = decay * grad_u[i];
+        real grad = directly + by_spike;
+        out[i] = store(gain * grad);
+        grad_v[i] = decay * grad;
+        if (learning) {
+            spread[i] = by_spike * (z_t[i] - loc);
+            grad_u[i] = grad;
+        }
     }
+    if (!learning) return;
     if (l->learns_scale) {
         if (l->threshold_noise || l->mean_field) /* P(fire) = F(z), and the scale stretches F */
             sums[1] -= sum(spread, n) / l->scale;
@@ -457,10 +471,10 @@ INLINE void backward_row(int law, const Layer *l, Block *b, int row, int64_t t, 
         real before[BLOCK] = {0};
         if (t > 0) {
             const real *restrict z_before = z_t - l->neurons;
-            fired_row(law, l, z_before, fired_t - l->neurons, n, fired);
+            const real *restrict fired_before = fired_row(law, l, z_before, fired_t - l->neurons, n, space);
             for (int i = 0; i < n; i++) {
                 real u = z_before[i] + threshold;
-                before[i] = fused(-fired[i], removed(reset, u), u);
+                before[i] = fused(-fired_before[i], removed(reset, u), u);
             }
         } else if (state)
             memcpy(before, state + b->start[row], n * sizeof(real));
@@ -486,7 +500,10 @@ static void backward_block(const Layer *l, int64_t number, const input *x, const
     for (int64_t t = l->timesteps - 1; t >= 0; t--) {
         if (l->learns_scale && l->membrane_noise) draw_words(l, t, &b);
         for (int row = 0; row < b.rows; row++)
-            BY_LAW(backward_row, l, &b, row, t, x, state, spikes, z, grad_spikes, grad_x, grad_v[row], sums)
+            if (l->learns_decay || l->learns_scale)
+                BY_LAW(backward_row, 1, l, &b, row, t, x, state, spikes, z, grad_spikes, grad_x, grad_v[row], sums)
+            else
+                BY_LAW(backward_row, 0, l, &b, row, t, x, state, spikes, z, grad_spikes, grad_x, grad_v[row], sums)
     }
     for (int row = 0; grad_state && row < b.rows; row++)
         memcpy(grad_state + b.start[row], grad_v[row], b.length[row] * sizeof(real));

@@ -4,19 +4,18 @@ The namespace of the operators comes from the name of this package, so that copi
 names live beside each other.
 """
 
-import dataclasses
 import functools
 import os
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+from torch.autograd.function import once_differentiable
 
 from .. import noise
 from . import build, common, cpu
 from .common import Dynamics, arithmetic_dtype, dense, empty_sequence, step_of
 
-NAMESPACE = "nsnn_" + __package__.replace(".", "_")
+LIBRARY = torch.library.Library("nsnn_" + __package__.replace(".", "_"), "DEF")
 LAWS = {getattr(noise, name): name for name in common.LAWS}
 
 
@@ -43,35 +42,56 @@ def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True):
         spikes, last = lif_sequence(x.float(), state, decay, scale, law, dynamics, keep_state)
         return spikes.to(x.dtype), last
     learnt_decay = decay if isinstance(decay, Tensor) else None
-    random = dynamics.membrane_noise or dynamics.threshold_noise
     tensors = (x, state, learnt_decay, scale)
-    spikes, last, _ = lif_forward(
+    traced = torch.compiler.is_compiling() or type(x) is not Tensor  # or fake tensors, of another tracer
+    seeds = None
+    if dynamics.membrane_noise or dynamics.threshold_noise:
+        seeds = random_seeds(x.detach()) if traced else noise.draw_seeds(len(x), x.device)
+    spikes, last, _ = (lif_forward if traced else _Direct.apply)(
         *tensors,
-        random_seeds(len(x), x.device) if random else None,
+        seeds,
         0.0 if learnt_decay is not None else decay,
         LAWS[type(law)],
         law.scale,
         law.loc,
-        *dataclasses.astuple(dynamics),
+        *dynamics,
         torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors),
         keep_state,
     )
     return spikes, last
 
 
-@custom_op(f"{NAMESPACE}::random_seeds", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def random_seeds(timesteps: int, device: torch.device) -> Tensor:
-    """A seed for each step, int64 [T], from the generator that applies when it runs (`models.noise`)."""
-    return noise.draw_seeds(timesteps, device)
+def _operator(function, tags=()):
+    """Define an operator by an implementation for CPU and CUDA; returned is what calls it.
+
+    Not `torch.library.custom_op`: its wrappers in Python take 150 microseconds per call.
+    """
+    name = function.__name__.removeprefix("_")
+    LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()), tags=tags)
+    for key in ("CPU", "CUDA"):
+        LIBRARY.impl(name, function, key)
+    return getattr(getattr(torch.ops, LIBRARY.ns), name).default
 
 
-@random_seeds.register_fake
-def _(timesteps, device):
-    return torch.empty(timesteps, dtype=torch.int64, device=device)
+def _fake(operator):
+    """Decorator: shapes, strides and dtypes of an operator's results, for torch.compile."""
+    return torch.library.register_fake(operator, lib=LIBRARY)
 
 
-@custom_op(f"{NAMESPACE}::lif_forward", mutates_args=())
-def lif_forward(
+def _random_seeds(x: Tensor) -> Tensor:
+    """A seed for each step of x [T, ...], int64 [T], from the generator that applies when it runs (`models.noise`)."""
+    return noise.draw_seeds(len(x), x.device)
+
+
+random_seeds = _operator(_random_seeds, tags=(torch.Tag.nondeterministic_seeded,))
+
+
+@_fake(random_seeds)
+def _(x):
+    return x.new_empty(len(x), dtype=torch.int64)
+
+
+def _lif_forward(
     x: Tensor,
     state: Tensor | None,
     learnt_decay: Tensor | None,
@@ -102,13 +122,15 @@ def lif_forward(
     return _kernel(x).forward(dense(x), state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state)
 
 
-@lif_forward.register_fake
+lif_forward = _operator(_lif_forward)
+
+
+@_fake(lif_forward)
 def _(x, state, learnt_decay, learnt_scale, seeds, *options):
     return _empty_outputs(x, *options[-2:])
 
 
-@custom_op(f"{NAMESPACE}::lif_backward", mutates_args=())
-def lif_backward(
+def _lif_backward(
     grad_spikes: Tensor | None,
     grad_last: Tensor | None,
     x: Tensor | None,
@@ -148,7 +170,10 @@ def lif_backward(
     return grad_x, grad_state, grad_decay.fill_(sums[0]), grad_scale.fill_(sums[1])
 
 
-@lif_backward.register_fake
+lif_backward = _operator(_lif_backward)
+
+
+@_fake(lif_backward)
 def _(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
     grad_state = z.new_empty(0) if state is None else torch.empty_like(step_of(z))
     return torch.empty_like(spikes), grad_state, z.new_empty(()), z.new_empty(())
@@ -163,14 +188,27 @@ def _save_for_backward(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_spikes, grad_last, _):
-    needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
-    grad_last = grad_last if ctx.keep_state else None
-    grads = lif_backward(grad_spikes, grad_last, *ctx.saved_tensors, *ctx.options, *needed[2:])
-    return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * (len(ctx.options) + 3)
+def _backward_by(backward):
+    """The backward function of autograd, by the operator `lif_backward` or by its implementation."""
+
+    def _backward(ctx, grad_spikes, grad_last, _):
+        needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
+        grad_last = grad_last if ctx.keep_state else None
+        grads = backward(grad_spikes, grad_last, *ctx.saved_tensors, *ctx.options, *needed[2:])
+        return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * (len(ctx.options) + 3)
+
+    return _backward
 
 
-lif_forward.register_autograd(_backward, setup_context=_save_for_backward)
+torch.library.register_autograd(lif_forward, _backward_by(lif_backward), setup_context=_save_for_backward, lib=LIBRARY)
+
+
+class _Direct(torch.autograd.Function):
+    """The operator without PyTorch's dispatcher, which would cost small layers more than their neurons."""
+
+    forward = staticmethod(_lif_forward)
+    setup_context = staticmethod(_save_for_backward)
+    backward = staticmethod(once_differentiable(_backward_by(_lif_backward)))
 
 
 def _kernel(x):

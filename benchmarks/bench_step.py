@@ -1,0 +1,134 @@
+"""Training step and inference of whole networks, with noisy neurons, deterministic ones, and ReLUs in their place.
+
+    python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--repeats 7] [--device cpu] [--plain]
+
+One JSON line per network and neuron: seconds (median and quartiles, candidates taking turns), the ratio to the
+ReLU network, and the peak memory of a training step, each measured in a process of its own. `--plain` leaves
+out what training sets up for speed (channels-last, the fused optimiser, keeping freed memory).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.common import in_turns, report, spread, synchronise  # noqa: E402
+from models import build_model, build_neuron  # noqa: E402
+from tools.networks import keep_freed_memory  # noqa: E402
+from tools.optim import build_optimizer  # noqa: E402
+
+NETWORKS = {  # in_shape, T, B
+    "sresnet18": ((3, 32, 32), 2, 16),
+    "cifarnet": ((3, 32, 32), 2, 16),
+    "vgg": ((2, 48, 48), 10, 4),
+}
+NEURONS = {"ReLU": nn.ReLU, "NILIF": build_neuron("NILIF"), "LIF": build_neuron("LIF")}
+
+
+class Step:
+    """A network with its optimiser and a batch; images are repeated over time as event frames would be.
+
+    Args:
+        network: key of `NETWORKS`.
+        neuron: key of `NEURONS`.
+        plain: whether to do without what training sets up for speed.
+    """
+
+    def __init__(self, network, neuron, device, plain):
+        in_shape, self.timesteps, batch = NETWORKS[network]
+        torch.manual_seed(0)
+        self.net = build_model(network, neuron=NEURONS[neuron], in_shape=in_shape, num_classes=10).to(device)
+        self.images = torch.rand(batch, *in_shape, device=device)
+        self.target = torch.randint(10, (batch,), device=device)
+        if plain:
+            self.optimizer = torch.optim.Adam(self.net.parameters(), foreach=False)
+        else:
+            self.net.to(memory_format=torch.channels_last)
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
+            self.optimizer = build_optimizer("adam", self.net, 1e-3, 0.0)
+
+    def train(self):
+        self.net.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self.net(self.images, timesteps=self.timesteps)
+        F.cross_entropy(logits.mean(0), self.target).backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def infer(self):
+        self.net.eval()
+        self.net(self.images, timesteps=self.timesteps)
+
+
+def peak_memory_mib(network, neuron, device, plain):
+    """Peak memory of three training steps over what the process held before, in MiB."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step = Step(network, neuron, device, plain)
+        for _ in range(3):
+            step.train()
+        synchronise(device)
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    command = [sys.executable, __file__, "--device", device, "--memory_of", network, neuron]
+    done = subprocess.run(command + ["--plain"] * plain, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def peak_resident_mib(network, neuron, device, plain):
+    """As `peak_memory_mib`, of this process, by Linux' account of resident memory."""
+    warm_up = nn.Conv2d(3, 8, 3)
+    warm_up(torch.rand(1, 3, 8, 8)).sum().backward()  # loads libraries
+    before = _peak_kib()
+    step = Step(network, neuron, device, plain)
+    for _ in range(3):
+        step.train()
+    return (_peak_kib() - before) / 2**10
+
+
+def _peak_kib():
+    # Not getrusage: its peak begins with that of the process that started this one.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not args.plain:
+        keep_freed_memory()
+    if args.memory_of:
+        sys.stdout.write(json.dumps(peak_resident_mib(*args.memory_of, args.device, args.plain)) + "\n")
+        return
+    for network in args.networks:
+        steps = {neuron: Step(network, neuron, args.device, args.plain) for neuron in NEURONS}
+        seconds = {}
+        for what in ("train", "infer"):
+            runs = {neuron: getattr(step, what) for neuron, step in steps.items()}
+            times = in_turns(runs, args.repeats, args.device)
+            seconds[what] = {neuron: spread(values) for neuron, values in times.items()}
+        del steps, runs
+        memory = {neuron: peak_memory_mib(network, neuron, args.device, args.plain) for neuron in NEURONS}
+        in_shape, timesteps, batch = NETWORKS[network]
+        for neuron in NEURONS:
+            result = dict(network=network, neuron=neuron, T=timesteps, B=batch, in_shape=in_shape, plain=args.plain)
+            for what, times in seconds.items():
+                result[f"{what}_s"] = {key: round(value, 5) for key, value in times[neuron].items()}
+                result[f"{what}_ratio_to_relu"] = round(times[neuron]["median"] / times["ReLU"]["median"], 3)
+            result["peak_memory_mib"] = round(memory[neuron], 1)
+            result["memory_ratio_to_relu"] = round(memory[neuron] / memory["ReLU"], 3)
+            report("step", args.device, **result, repeats=args.repeats)
+
+
+if __name__ == "__main__":
+    main()
