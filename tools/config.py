@@ -96,7 +96,7 @@ class TrainConfig(RunConfig):
     clip_grad: float = option(0.0, "largest norm of the gradient; 0: no clipping", low=0.0)
     ema: float = option(0.0, "decay of the moving average of weights that is evaluated; 0: off", low=0.0, high=1.0)
     amp: str = option("no", "automatic mixed precision", choices=AMP)
-    channels_last: bool = option(False, "channels-last memory format")
+    channels_last: bool = option(True, "channels-last memory format, which convolutions are fastest in")
     compile: bool = option(False, "torch.compile the network for training")
     # augmentation of training images
     crop_padding: int = option(0, "random crop after padding by this many pixels; 0: none", low=0)

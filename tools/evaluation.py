@@ -14,7 +14,7 @@ from models import NoisyLIF
 from . import engine
 from .experiment import evaluation_noise
 from .images import ImageBatches
-from .networks import load_snapshot, set_up_torch
+from .networks import load_snapshot, memory_format, set_up_torch
 from .perturb import PERTURBATIONS
 from .plots import plot_curves
 from .runlog import provenance
@@ -42,10 +42,11 @@ class Evaluation:
             raise ValueError("--range needs to know of what: give --perturbation")
         self.strengths = {name: _strengths(config, name) for name in config.perturbation}
         self.net, self.trained = load_snapshot(config, dataset)
-        self.net.to(self.device)
+        self.net.to(self.device, memory_format=memory_format(self.trained))
         self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp)
         test = dataset.load(config.data_root, config.download, config.workers)["test"]
-        self.batches = ImageBatches(test, config.minibatch, self.device)
+        options = dict(device=self.device, channels_last=self.trained.channels_last)
+        self.batches = ImageBatches(test, config.minibatch, **options)
         self.images = len(test)
         self.is_noisy = any(isinstance(module, NoisyLIF) for module in self.net.modules())
 

@@ -17,7 +17,7 @@ from . import checkpoint, engine, optim
 from .augment import Augment
 from .images import ImageBatches
 from .monitor import firing_rates
-from .networks import build_network, set_up_torch, stored_config
+from .networks import build_network, memory_format, set_up_torch, stored_config
 from .runlog import RunLog, make_run_folder
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,7 @@ class Training:
         config = self.config
         self.net = build_network(config, self.dataset)
         optim.initialise(self.net, config.init)
-        memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.net.to(self.device, memory_format=memory_format)
+        self.net.to(self.device, memory_format=memory_format(config))
         self.trained = torch.compile(self.net) if config.compile else self.net
         self.criterion = build_criterion(config)
         self.regularizer = build_regularizer(config)

@@ -18,7 +18,8 @@ NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoin
 
 
 def set_up_torch(config):
-    """Apply `threads`, and return the device."""
+    """Apply `threads`, let memory be reused, and return the device."""
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.device == "auto":
@@ -29,8 +30,8 @@ def set_up_torch(config):
 def keep_freed_memory():
     """Let the C library keep the memory of freed tensors, instead of handing it back and fetching it anew.
 
-    Activations are allocated and freed in every step; by default each of them of 32 MiB or more is mapped
-    from the system and faulted in page by page, which can cost more than what computes on it. Does nothing
+    Activations are allocated and freed in every step; by default each of 32 MiB or more is mapped from
+    the system and faulted in page by page, which can cost more than what computes on it. Does nothing
     where the C library is not glibc.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # of glibc's malloc.h
@@ -40,6 +41,11 @@ def keep_freed_memory():
         return
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def memory_format(config):
+    """Memory format of the network of a configuration."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
 def neuron_factory(config):

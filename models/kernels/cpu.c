@@ -249,17 +249,20 @@ INLINE real density(int law, real z, real loc, real inverse)
 /* Row-major indices of the neurons at `start`, `start` + 1, ... in memory. */
 static void index_block(const Layer *l, int64_t start, int n, uint32_t *index)
 {
-    const int64_t inner = l->size[l->rank - 1], step = l->index_stride[l->rank - 1];
+    const int64_t innermost = l->rank - 1, step = l->index_stride[innermost];
+    int64_t at[MAX_RANK], rest = start, base = 0;
+    for (int64_t d = innermost; d >= 0; rest /= l->size[d--]) {
+        at[d] = rest % l->size[d];
+        base += at[d] * l->index_stride[d];
+    }
     for (int done = 0; done < n;) {
-        int64_t outer = (start + done) / inner, first = (start + done) % inner;
-        int64_t base = first * step;
-        for (int64_t d = l->rank - 2; d >= 0; d--) {
-            base += outer % l->size[d] * l->index_stride[d];
-            outer /= l->size[d];
-        }
-        int row = inner - first < n - done ? (int)(inner - first) : n - done;
+        const int64_t row = l->size[innermost] - at[innermost] < n - done ? l->size[innermost] - at[innermost] : n - done;
         for (int i = 0; i < row; i++) index[done + i] = (uint32_t)base + (uint32_t)i * (uint32_t)step;
-        done += row;
+        done += (int)row, at[innermost] += row, base += row * step;
+        for (int64_t d = innermost; d > 0 && at[d] == l->size[d]; d--) { /* carry, as an odometer does */
+            base += l->index_stride[d - 1] - l->size[d] * l->index_stride[d];
+            at[d] = 0, at[d - 1]++;
+        }
     }
 }
 

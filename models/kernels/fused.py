@@ -206,8 +206,12 @@ torch.library.register_autograd(lif_forward, _backward_by(lif_backward), setup_c
 class _Direct(torch.autograd.Function):
     """The operator without PyTorch's dispatcher, which would cost small layers more than their neurons."""
 
-    forward = staticmethod(_lif_forward)
-    setup_context = staticmethod(_save_for_backward)
+    @staticmethod
+    def forward(ctx, *inputs):  # not by setup_context, with which PyTorch inspects the signature at every call
+        output = _lif_forward(*inputs)
+        _save_for_backward(ctx, inputs, output)
+        return output
+
     backward = staticmethod(once_differentiable(_backward_by(_lif_backward)))
 
 
