@@ -6,6 +6,8 @@ import torch
 
 LAWS = ("Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy")  # of the fused kernels, in the order of cpu.c
 RESETS = ("zero", "subtract", "none")
+MAX_RANK = 3  # loops over memory that fused kernels know, such as batch, pixels, channels
+MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
 
 
 class Dynamics(NamedTuple):
@@ -31,8 +33,9 @@ def step_of(x):
 
 
 def dense(x):
-    """`x` [T, B, ...], copied if its steps have gaps or overlaps in memory."""
-    return x if memory_order(step_of(x)) else x.contiguous()
+    """`x` [T, B, ...], copied if its steps have gaps or overlaps in memory, or need more than `MAX_RANK` loops."""
+    order = memory_order(step_of(x))
+    return x if order and len(order[0]) <= MAX_RANK else x.contiguous()
 
 
 def empty_sequence(step, timesteps, dtype):

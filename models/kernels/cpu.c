@@ -27,7 +27,7 @@
 
 #define BLOCK 1024 /* neurons; about ten arrays of this length are live */
 #define INLINE static inline __attribute__((always_inline))
-#define MAX_RANK 8
+#define MAX_RANK 3
 #define MIN_BYTES_FOR_LARGE_PAGES (8 << 20)
 #define PI 3.14159265358979323846
 

@@ -9,12 +9,10 @@ import torch
 
 from ..noise import Gaussian
 from . import build
-from .common import LAWS, RESETS, Dynamics, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
+from .common import LAWS, MAX_RANK, RESETS, Dynamics, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
 
 SOURCE = Path(__file__).with_name("cpu.c")
 INPUT_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16}
-MAX_RANK = 8
-MAX_NEURONS = 2**32  # of one step: the random generator's counter has 32 bits for them
 UPDATES_PER_THREAD = 16384  # with fewer neurons times steps, waking a thread costs more than it saves
 # Philox 4x32-10 of key 0 and counter 0: the first known answer of its authors' library, Random123.
 KNOWN_WORDS = [0x6627E8D5, 0xE169C58D]

@@ -9,10 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import LAWS, RESETS, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
+from .common import LAWS, MAX_RANK, RESETS, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
 
 BLOCK = 512
-MAX_RANK = 3  # loops over memory that a program knows: batch, pixels, channels
 WARPS = 4
 
 GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM = (tl.constexpr(LAWS.index(law)) for law in LAWS[:4])
@@ -335,14 +334,9 @@ def _store_words(seeds, first, second, neurons, size1, size2, stride0, stride1, 
     tl.store(second + _at(t, neurons, at), b.to(tl.int64), at < neurons)
 
 
-def simple_layout(x):
-    """`x` [T, B, ...], copied if its steps lie in memory in an order that needs more than `MAX_RANK` loops."""
-    return x if len(memory_order(x[0])[0]) <= MAX_RANK else x.contiguous()
-
-
 def forward(x, state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state):
     """As `cpu.Kernel.forward`; decay and scale may also be 0-d tensors on the device, which are not waited for."""
-    x, dtype = simple_layout(x), arithmetic_dtype(x.dtype)
+    dtype = arithmetic_dtype(x.dtype)
     unwanted = x.new_empty(0, dtype=dtype)
     spikes = empty_sequence(x[0], len(x), x.dtype)
     last = torch.empty_like(x[0], dtype=dtype) if keep_state else unwanted

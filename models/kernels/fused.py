@@ -21,7 +21,7 @@ LAWS = {getattr(noise, name): name for name in common.LAWS}
 
 def serves(x, law):
     """Whether a fused kernel runs these neurons: a law of this package, not a subclass of one, and a kernel here."""
-    return type(law) in LAWS and _has_kernel(x.device.type, x.dtype)
+    return type(law) in LAWS and x.shape[1:].numel() <= common.MAX_NEURONS and _has_kernel(x.device.type, x.dtype)
 
 
 @torch.compiler.assume_constant_result

@@ -6,7 +6,7 @@ import torch
 from models import Gaussian, noise_generator
 from models.functional import noisy_lif
 from models.kernels import cpu
-from models.kernels.common import LAWS, Dynamics
+from models.kernels.common import LAWS, Dynamics, dense
 from tests.models.reference_noise import random_words
 
 cuda = pytest.importorskip("models.kernels.cuda")
@@ -32,7 +32,7 @@ def close_calls(z, spikes, others):
 def compare(law, dynamics, shape, dtype=torch.float32, state=True, learns=(True, True), layout=lambda x: x):
     """Run both kernels forward and backward, and compare all that they return."""
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
-    x = layout((1.5 * torch.rand(shape, generator=seeded(1), dtype=torch.float64)).to(dtype))
+    x = dense(layout((1.5 * torch.rand(shape, generator=seeded(1), dtype=torch.float64)).to(dtype)))
     given = torch.rand(shape[1:], generator=seeded(2)).to(arithmetic) if state else None
     seeds = torch.randint(-(2**63), 2**63 - 1, (shape[0],), generator=seeded(3))
     g_spikes = torch.randn(shape, generator=seeded(4)).to(dtype)
