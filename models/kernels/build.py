@@ -25,7 +25,7 @@ FLAGS = (
 )
 TUNINGS = ("-march=native", "-mcpu=native", "")
 BUILD_TIMEOUT_S = 120
-_warnings_given = set()
+_warnings_given = []
 
 
 class BuildError(RuntimeError):
@@ -48,17 +48,23 @@ def load(source, definition, prepare):
     failures = []
     for compiler, flags, runtime in _attempts():
         try:
-            return prepare(ctypes.CDLL(str(_compiled(source, compiler, (*flags, definition), runtime))))
+            loaded = prepare(ctypes.CDLL(str(_compiled(source, compiler, (*flags, definition), runtime))))
         except (BuildError, OSError, AttributeError) as error:  # AttributeError: a symbol is missing
             failures.append(f"{' '.join((*compiler, *flags))}: {error}")
-    warn_once(failures[0] if failures else "there is no C compiler ($CC, cc, gcc or clang)")
+            continue
+        if runtime is None and torch.get_num_threads() > 1:
+            reason = failures[0] if failures else "no OpenMP library is loaded"
+            warn_once(f"spiking neurons run on one thread, for want of OpenMP: {reason}")
+        return loaded
+    reason = failures[0] if failures else "there is no C compiler ($CC, cc, gcc or clang)"
+    warn_once(f"spiking neurons run on the slower eager kernel, for want of a compiled one: {reason}")
     return None
 
 
-def warn_once(reason):
+def warn_once(message):
+    """Give the first warning of this process about kernels; those that follow would say the same of other dtypes."""
     if not _warnings_given:
-        _warnings_given.add(reason)
-        message = f"spiking neurons run on the slower eager kernel, for want of a compiled one: {reason}"
+        _warnings_given.append(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 

@@ -226,7 +226,7 @@ def _cuda():
     try:
         from . import cuda
     except ImportError as error:
-        build.warn_once(str(error))
+        build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA, for want of Triton: {error}")
         return None
     return cuda
 

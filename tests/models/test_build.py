@@ -1,6 +1,7 @@
 """Building the C kernel: cache, processes at once, failures, threads."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -67,6 +68,19 @@ def test_no_compiler_is_one_warning_and_the_eager_kernel(repository, tmp_path):
     assert out.startswith("eager 1 ") and "no C compiler" in out
 
 
+def test_a_compiler_without_openmp_gives_one_thread_and_a_warning(repository, tmp_path):
+    """Such as clang beside a PyTorch that uses GCC's OpenMP."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    refuse = 'for word in "$@"; do [ "$word" != -fopenmp ] || { echo "no OpenMP here" >&2; exit 1; }; done\n'
+    for name in ("cc", "gcc", "clang"):
+        (folder / name).write_text(f'#!/bin/sh\n{refuse}exec {shutil.which("cc")} "$@"\n')
+        (folder / name).chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    out = finish(start(repository, tmp_path / "cache", PATH=path, CC="", OMP_NUM_THREADS="2"))
+    assert out.startswith("fused 1 spiking neurons run on one thread") and "no OpenMP here" in out
+
+
 def test_a_library_with_wrong_results_is_not_used(tmp_path, monkeypatch):
     """As a compiler's bug would make one: the reset is lost."""
     source = tmp_path / "cpu.c"
@@ -74,7 +88,7 @@ def test_a_library_with_wrong_results_is_not_used(tmp_path, monkeypatch):
     assert text.count("l->reset == RESET_ZERO,") == 1
     source.write_text(text.replace("l->reset == RESET_ZERO,", "0,"))
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_warnings_given", set())
+    monkeypatch.setattr(build, "_warnings_given", [])
     right = build.load(cpu.SOURCE, "-DINPUT_BITS=32", lambda library: cpu.Kernel(library, torch.float32).checked())
     assert right is not None
     with pytest.warns(RuntimeWarning, match="compiled"):
