@@ -39,7 +39,7 @@ def synchronise(device):
 
 def spread(values):
     """Median and quartiles, as {"median", "q25", "q75"}."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": median, "q25": low, "q75": high}
 
 

@@ -186,4 +186,6 @@ def _checked_state(x, state):
     if not isinstance(state, torch.Tensor) or state.shape != x.shape[1:]:
         came = f"shape {list(state.shape)}" if isinstance(state, torch.Tensor) else type(state).__name__
         raise ValueError(f"the state must be {list(x.shape[1:])}, one step of the input; got {came}")
+    if state.device != x.device:
+        raise ValueError(f"the state is on {state.device}, the input current on {x.device}")
     return state.to(arithmetic_dtype(x.dtype))

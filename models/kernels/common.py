@@ -34,7 +34,7 @@ def step_of(x):
 
 def dense(x):
     """`x` [T, B, ...], copied if its steps have gaps or overlaps in memory, or need more than `MAX_RANK` loops."""
-    order = memory_order(step_of(x))
+    order, x = memory_order(step_of(x)), x.resolve_neg()
     return x if order and len(order[0]) <= MAX_RANK else x.contiguous()
 
 
@@ -77,7 +77,9 @@ def memory_order(step):
 
 def laid_out_as(template, tensor, dtype=None):
     """`tensor` with the strides, and the dtype, of `template`; itself if it has them; None for None."""
-    dtype = dtype or template.dtype
-    if tensor is None or (tensor.stride() == template.stride() and tensor.dtype == dtype):
+    if tensor is None:
+        return None
+    dtype, tensor = dtype or template.dtype, tensor.resolve_neg()  # kernels read memory, where a negation may be due
+    if tensor.stride() == template.stride() and tensor.dtype == dtype:
         return tensor
     return torch.empty_like(template, dtype=dtype).copy_(tensor)

@@ -87,7 +87,7 @@ INLINE input store(real y) { return y; }
 
 /* a * b + c, rounded once where the machine can. The compiler is not left to fuse operations as it likes: it would do so
    one way in the vectors of a loop and another way in its remainder, and results would depend on memory layout. */
-#ifdef FP_FAST_FMAF
+#if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 INLINE float fused_f(float a, float b, float c) { return fmaf(a, b, c); }
 INLINE real fused(real a, real b, real c) { return INPUT_BITS == 64 ? (real)fma(a, b, c) : (real)fmaf(a, b, c); }
 #else
@@ -241,8 +241,8 @@ INLINE real density(int law, real z, real loc, real inverse)
         real e = exp_of(-y);
         return inverse * e / ((1 + e) * (1 + e));
     }
-    if (law == TRIANGULAR) return y < 1 ? inverse * (1 - y) : 0;
-    if (law == UNIFORM) return y <= 1 ? (real)0.5 * inverse : 0;
+    if (law == TRIANGULAR) return y >= 1 ? 0 : inverse * (1 - y); /* so written that a NaN remains one */
+    if (law == UNIFORM) return y > 1 ? 0 : (real)0.5 * inverse + 0 * y;
     return inverse / ((real)PI * fused(y, y, 1));
 }
 

@@ -131,6 +131,7 @@ class Kernel:
             Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale
             (numbers, 0 if not learnt).
         """
+        z = laid_out_as(spikes, z, self.arithmetic)  # hooks on saved tensors may have changed it
         grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
         state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
         grad_x, grad_state = torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(z[0])

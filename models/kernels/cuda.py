@@ -136,9 +136,9 @@ def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
         e = tl.exp(-y)
         f = e / ((1.0 + e) * (1.0 + e)) / scale
     elif LAW == TRIANGULAR:
-        f = tl.maximum(1.0 - y, 0.0) / scale
+        f = tl.where(y >= 1.0, 0.0, 1.0 - y) / scale  # so written that a NaN remains one
     elif LAW == UNIFORM:
-        f = tl.where(y <= 1.0, 0.5, 0.0) / scale
+        f = tl.where(y > 1.0, 0.0, 0.5 + 0.0 * y) / scale
     else:
         f = 1.0 / (PI * scale * (1.0 + y * y))
     return f
@@ -371,6 +371,7 @@ def backward(
     learns_scale,
 ):
     """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
+    z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
     grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
     state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
     grad_x, grad_state = torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(z[0])
@@ -391,7 +392,8 @@ def random_words(x, seeds):
     """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
     words = [empty_sequence(x[0], len(x), torch.int64) for _ in range(2)]
     grid = (triton.cdiv(x[0].numel(), BLOCK), len(x))
-    _store_words[grid](seeds, *words, x[0].numel(), *_loops(x), BLOCK=BLOCK)
+    with torch.cuda.device_of(x):
+        _store_words[grid](seeds, *words, x[0].numel(), *_loops(x), BLOCK=BLOCK)
     return words
 
 
@@ -399,7 +401,8 @@ def _launch(kernel, x, tensors, *constants):
     neurons = x[0].numel()
     real = tl.float64 if x.dtype == torch.float64 else tl.float32
     grid = (triton.cdiv(neurons, BLOCK),)
-    kernel[grid](*tensors, len(x), neurons, x.stride(0), *_loops(x), *constants, real, BLOCK, num_warps=WARPS)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        kernel[grid](*tensors, len(x), neurons, x.stride(0), *_loops(x), *constants, real, BLOCK, num_warps=WARPS)
 
 
 def _loops(x):

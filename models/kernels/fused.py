@@ -10,12 +10,26 @@ import os
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import noise
 from . import build, common, cpu
 from .common import Dynamics, arithmetic_dtype, dense, empty_sequence, step_of
 
-LIBRARY = torch.library.Library("nsnn_" + __package__.replace(".", "_"), "DEF")
+
+def _library():
+    """A namespace for the operators; with a number where this package is imported a second time."""
+    name, taken = "nsnn_" + __package__.replace(".", "_"), None
+    for number in range(1, 100):
+        try:
+            return torch.library.Library(name if number == 1 else f"{name}_{number}", "DEF")
+        except RuntimeError as error:
+            taken = error
+    raise taken
+
+
+LIBRARY = _library()
 LAWS = {getattr(noise, name): name for name in common.LAWS}
 
 
@@ -41,12 +55,12 @@ def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True):
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
         spikes, last = lif_sequence(x.float(), state, decay, scale, law, dynamics, keep_state)
         return spikes.to(x.dtype), last
-    learnt_decay = decay if isinstance(decay, Tensor) else None
-    tensors = (x, state, learnt_decay, scale)
-    traced = torch.compiler.is_compiling() or type(x) is not Tensor  # or fake tensors, of another tracer
+    learnt_decay = decay.to(x.device) if isinstance(decay, Tensor) else None
+    tensors = (x, state, learnt_decay, scale if scale is None else scale.to(x.device))
+    traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode()
     seeds = None
     if dynamics.membrane_noise or dynamics.threshold_noise:
-        seeds = random_seeds(x.detach()) if traced else noise.draw_seeds(len(x), x.device)
+        seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
     spikes, last, _ = (lif_forward if traced else _Direct.apply)(
         *tensors,
         seeds,
@@ -179,6 +193,13 @@ def _(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spike
     return torch.empty_like(spikes), grad_state, z.new_empty(()), z.new_empty(())
 
 
+def _refuse_second_derivative(ctx, *grads):
+    raise RuntimeError("spiking neurons are once differentiable: there is no gradient of their gradient")
+
+
+torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIBRARY)
+
+
 def _save_for_backward(ctx, inputs, output):
     x, state, learnt_decay, learnt_scale, seeds, *ctx.options, _keep_z, ctx.keep_state = inputs
     *_, decay_input, _membrane_noise, _threshold_noise, _mean_field = ctx.options
@@ -225,7 +246,9 @@ def _cuda():
     """The CUDA kernel; None, after a warning, without Triton (which comes with PyTorch for CUDA on Linux)."""
     try:
         from . import cuda
-    except ImportError as error:
+
+        cuda.random_words(torch.empty(1, 1, 1, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda"))
+    except Exception as error:  # Triton is not there, or cannot compile here, which it says in many ways
         build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA, for want of Triton: {error}")
         return None
     return cuda

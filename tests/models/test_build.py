@@ -63,6 +63,22 @@ def test_a_failed_build_is_one_warning_and_the_eager_kernel(repository, tmp_path
     assert out.startswith("eager 1 spiking neurons run on the slower eager kernel") and reason in out
 
 
+def test_other_compilers_than_gcc_get_flags_that_they_know(repository, tmp_path):
+    """clang refuses GCC's -fvect-cost-model, and knows -O3."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    refuse = 'for word in "$@"; do case "$word" in -fvect-cost-model*) echo "unknown $word" >&2; exit 1; esac; done\n'
+    (folder / "mycc").write_text(f'#!/bin/sh\n{refuse}exec {shutil.which("cc")} "$@"\n')
+    (folder / "mycc").chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    assert finish(start(repository, tmp_path / "cache", PATH=path, CC="mycc -g0")) == "fused 0\n"
+
+
+@pytest.mark.parametrize("environment", [{"NSNN_CACHE": "/proc/nowhere"}, {"NSNN_CACHE": "", "HOME": "/proc/nowhere"}])
+def test_a_cache_that_cannot_be_written_costs_a_build_and_no_more(repository, tmp_path, environment):
+    assert finish(start(repository, tmp_path, **environment)) == "fused 0\n"
+
+
 def test_no_compiler_is_one_warning_and_the_eager_kernel(repository, tmp_path):
     out = finish(start(repository, tmp_path / "cache", PATH=str(tmp_path), CC=""))
     assert out.startswith("eager 1 ") and "no C compiler" in out

@@ -1,10 +1,13 @@
 """The fused CPU kernel against the eager oracle, which is fed the same noise; statistics; layouts; the operator."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
 from scipy import stats
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from models import Cauchy, Gaussian, Logistic, Triangular, Uniform, noise_generator
 from models.functional import noisy_lif
@@ -336,6 +339,63 @@ def test_compiled_layer_draws_the_noise_of_the_uncompiled_one():
         for ours, theirs in zip(*results):
             assert torch.equal(ours, theirs)
         assert not torch.equal(*results[0][:2])
+
+
+def test_tensors_that_are_not_what_lies_in_memory():
+    """A negation that is due, and a state that is elsewhere."""
+    x = torch.rand(3, 2, 50, generator=seeded(1)) * 1.5
+    results = []
+    for given in (x, torch._neg_view(-x)):
+        with noise_generator(seeded(2)):
+            results.append(noisy_lif(given, Gaussian(0.3), backend="fused")[0])
+    assert torch.equal(*results)
+    with pytest.raises(ValueError, match="the state is on meta"):
+        noisy_lif(x, Gaussian(0.3), state=torch.ones(2, 50, device="meta"))
+
+
+def test_a_tracer_sees_the_operator():
+    x = torch.rand(3, 2, 50, generator=seeded(1)) * 1.5
+
+    def run(x):
+        return noisy_lif(x, Gaussian(0.3), mode="noiseless", backend="fused")[0]
+
+    assert torch.equal(make_fx(run)(x)(x), run(x))
+
+
+@pytest.mark.parametrize("leaf", [torch.Tensor, torch.nn.Parameter])
+@pytest.mark.parametrize("traced", [False, True])
+def test_there_is_no_second_derivative_and_no_silent_zero(leaf, traced, monkeypatch):
+    x = leaf(torch.rand(3, 2, 50, generator=seeded(1)) * 1.5).requires_grad_()
+    monkeypatch.setattr(fused, "is_in_torch_dispatch_mode", lambda: traced)
+    spikes, _ = noisy_lif(x, Gaussian(0.3), mode="mean_field", backend="fused")
+    (grad,) = torch.autograd.grad(spikes.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once.differentiable|does not require grad"):
+        grad.sum().backward()
+
+
+def test_saved_tensors_may_come_back_in_another_order():
+    x = torch.rand(2, 3, 5, 4, generator=seeded(1)).transpose(2, 3).bfloat16()
+    grads = []
+    for pack in (lambda t: t, lambda t: t.contiguous() if t.dtype == torch.float32 else t):
+        given = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            spikes, _ = noisy_lif(given, Gaussian(0.3), mode="noiseless", backend="fused")
+        spikes.backward(torch.randn(spikes.shape, generator=seeded(2)).bfloat16())
+        grads.append(given.grad)
+    assert torch.equal(*grads)
+
+
+def test_nan_goes_through_to_the_gradient():
+    for law in LAWS:
+        x = torch.full((1, 1, 20), float("nan"), requires_grad=True)
+        noisy_lif(x, law, reset="none", mode="noiseless", backend="fused")[0].sum().backward()
+        assert x.grad.isnan().all(), law
+
+
+def test_the_package_can_be_imported_twice_in_a_process():
+    code = "import sys, models; [sys.modules.pop(m) for m in list(sys.modules) if m.split('.')[0] == 'models']\n"
+    code += "import models, torch; assert models.LIF()(torch.full((1, 1, 9), 2.0)).all()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100, cwd=cpu.SOURCE.parents[2])
 
 
 def test_fused_refuses_what_it_cannot_run():
