@@ -64,8 +64,7 @@ def _snntorch():
 def _norse():
     import norse.torch
 
-    layer = norse.torch.LIFBoxCell()
-    lifted = norse.torch.Lift(layer)
+    lifted = norse.torch.Lift(norse.torch.LIFBoxCell())
     return lambda x: lifted(x)[0]
 
 

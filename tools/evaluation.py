@@ -42,11 +42,11 @@ class Evaluation:
             raise ValueError("--range needs to know of what: give --perturbation")
         self.strengths = {name: _strengths(config, name) for name in config.perturbation}
         self.net, self.trained = load_snapshot(config, dataset)
-        self.net.to(self.device, memory_format=memory_format(self.trained))
+        layout = memory_format(self.trained)
+        self.net.to(self.device, memory_format=layout)
         self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp)
         test = dataset.load(config.data_root, config.download, config.workers)["test"]
-        options = dict(device=self.device, channels_last=self.trained.channels_last)
-        self.batches = ImageBatches(test, config.minibatch, **options)
+        self.batches = ImageBatches(test, config.minibatch, self.device, memory_format=layout)
         self.images = len(test)
         self.is_noisy = any(isinstance(module, NoisyLIF) for module in self.net.modules())
 

@@ -89,7 +89,7 @@ class Training:
         options = dict(
             batch_size=config.minibatch,
             device=self.device,
-            channels_last=config.channels_last,
+            memory_format=memory_format(config),
             limit=DEBUG_BATCHES if config.debug else None,
         )
         self.batches = {

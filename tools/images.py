@@ -62,17 +62,19 @@ class ImageBatches:
         device: where the batches go. On CUDA, the whole uint8 tensor moves there, once.
         shuffle: a new order for every pass, from torch's default CPU generator.
         augment: function of a uint8 batch on the device to a float one, or None.
-        channels_last: memory format of the batches.
+        memory_format: of the batches.
         limit: largest number of batches per pass, or None.
     """
 
-    def __init__(self, data, batch_size, device, shuffle=False, augment=None, channels_last=False, limit=None):
+    def __init__(
+        self, data, batch_size, device, shuffle=False, augment=None, memory_format=torch.contiguous_format, limit=None
+    ):
         self.data = LabelledImages(data.images.to(device), data.labels.to(device))
         self.batch_size = batch_size
         self.device = device
         self.shuffle = shuffle
         self.augment = augment
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = memory_format
         drop_last = shuffle and len(data) >= batch_size
         batches = len(data) // batch_size if drop_last else -(-len(data) // batch_size)
         self.batches = min(batches, limit or batches)

@@ -20,10 +20,7 @@ from pathlib import Path
 import torch
 
 # Not -ffast-math: comparisons with NaN must stay false. Fused operations are written out in the source.
-FLAGS = (
-    *("-std=gnu11", "-fPIC"),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
-)
+FLAGS = ("-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 # For GCC, -O2 with these is as fast as -O3 and built in half the time; clang does not know the second.
 OPTIMISATIONS = (("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"), ("-O3",))
 TUNINGS = ("-march=native", "-mcpu=native", "")

@@ -47,6 +47,19 @@ def empty_sequence(step, timesteps, dtype):
     return like.new_empty_strided((timesteps, *like.shape), (like.numel(), *like.stride()))
 
 
+def empty_outputs(x, keep_z, keep_state):
+    """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...] for a dense x; not kept is empty."""
+    step, dtype = step_of(x), arithmetic_dtype(x.dtype)
+    last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
+    z = empty_sequence(step, len(x), dtype) if keep_z else step.new_empty(0, dtype=dtype)
+    return empty_sequence(step, len(x), x.dtype), last, z
+
+
+def empty_gradients(spikes, z, state):
+    """Uninitialised gradients of x [T, B, ...] and of the state [B, ...], which is empty where there was none."""
+    return torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(step_of(z))
+
+
 def memory_order(step):
     """How the neurons of one step [B, ...] lie in memory.
 

@@ -85,8 +85,8 @@ INLINE real load(input x) { return x; }
 INLINE input store(real y) { return y; }
 #endif
 
-/* a * b + c, rounded once where the machine can. The compiler is not left to fuse operations as it likes: it would do so
-   one way in the vectors of a loop and another way in its remainder, and results would depend on memory layout. */
+/* a * b + c, rounded once where the machine can. The compiler is not left to fuse operations as it likes: it would do
+   so one way in the vectors of a loop and another way in its remainder, and results would depend on memory layout. */
 #if defined(FP_FAST_FMAF) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 INLINE float fused_f(float a, float b, float c) { return fmaf(a, b, c); }
 INLINE real fused(real a, real b, real c) { return INPUT_BITS == 64 ? (real)fma(a, b, c) : (real)fmaf(a, b, c); }
@@ -217,7 +217,7 @@ INLINE float draw(int law, uint32_t word)
         float s = fast_sin(octant), c = fast_cos(octant);
         magnitude = q < 0.25f ? c / s : s / c;
     }
-    return float_of(bits_of(magnitude) ^ (word << 31));
+    return signed_by(word, magnitude);
 }
 
 /* Firing probability F(z), z = u - threshold. Only the mean field needs it: libm is fast enough. */

@@ -9,7 +9,17 @@ import torch
 
 from ..noise import Gaussian
 from . import build
-from .common import LAWS, MAX_RANK, RESETS, Dynamics, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
+from .common import (
+    LAWS,
+    MAX_RANK,
+    RESETS,
+    Dynamics,
+    empty_gradients,
+    empty_outputs,
+    empty_sequence,
+    laid_out_as,
+    memory_order,
+)
 
 SOURCE = Path(__file__).with_name("cpu.c")
 INPUT_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16}
@@ -69,7 +79,6 @@ class Kernel:
 
     def __init__(self, library, dtype):
         self.dtype = dtype
-        self.arithmetic = arithmetic_dtype(dtype)
         self._library = library
         for function, pointers in ((library.lif_forward, 5), (library.lif_backward, 9), (library.random_words, 2)):
             function.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * pointers
@@ -94,11 +103,8 @@ class Kernel:
         Returns:
             spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...]. What is not kept is empty.
         """
-        spikes = empty_sequence(x[0], len(x), x.dtype)
-        unwanted = x.new_empty(0, dtype=self.arithmetic)
-        last = torch.empty_like(x[0], dtype=self.arithmetic) if keep_state else unwanted
-        z = empty_sequence(x[0], len(x), self.arithmetic) if keep_z else unwanted.clone()
-        state = laid_out_as(x[0], state, self.arithmetic)
+        spikes, last, z = empty_outputs(x, keep_z, keep_state)
+        state = laid_out_as(x[0], state, last.dtype)
         layer = _describe(x, seeds, decay, scale, law, loc, dynamics)
         self._library.lif_forward(layer, *map(_pointer, (x, state, spikes, z, last)))
         return spikes, last, z
@@ -131,10 +137,10 @@ class Kernel:
             Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale
             (numbers, 0 if not learnt).
         """
-        z = laid_out_as(spikes, z, self.arithmetic)  # hooks on saved tensors may have changed it
+        z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
         grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
         state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
-        grad_x, grad_state = torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(z[0])
+        grad_x, grad_state = empty_gradients(spikes, z, state)
         layer = _describe(spikes, seeds, decay, scale, law, loc, dynamics)
         layer.learns_decay, layer.learns_scale = learns_decay, learns_scale
         parts = torch.empty(2, self._library.number_of_blocks(layer), dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import LAWS, MAX_RANK, RESETS, arithmetic_dtype, empty_sequence, laid_out_as, memory_order
+from .common import LAWS, MAX_RANK, RESETS, empty_gradients, empty_outputs, empty_sequence, laid_out_as, memory_order
 
 BLOCK = 512
 WARPS = 4
@@ -164,7 +164,6 @@ def _parameter(learnt, VALUE: tl.constexpr, REAL: tl.constexpr):
 
 @triton.jit
 def _forward(
-    # fmt: off
     x,
     state,
     seeds,
@@ -193,7 +192,6 @@ def _forward(
     MEAN_FIELD: tl.constexpr,
     REAL: tl.constexpr,
     BLOCK: tl.constexpr,
-    # fmt: on
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < neurons
@@ -227,7 +225,6 @@ def _forward(
 
 @triton.jit
 def _backward(
-    # fmt: off
     x,
     state,
     seeds,
@@ -263,7 +260,6 @@ def _backward(
     LEARNS_SCALE: tl.constexpr,
     REAL: tl.constexpr,
     BLOCK: tl.constexpr,
-    # fmt: on
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < neurons
@@ -336,12 +332,8 @@ def _store_words(seeds, first, second, neurons, size1, size2, stride0, stride1, 
 
 def forward(x, state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state):
     """As `cpu.Kernel.forward`; decay and scale may also be 0-d tensors on the device, which are not waited for."""
-    dtype = arithmetic_dtype(x.dtype)
-    unwanted = x.new_empty(0, dtype=dtype)
-    spikes = empty_sequence(x[0], len(x), x.dtype)
-    last = torch.empty_like(x[0], dtype=dtype) if keep_state else unwanted
-    z = empty_sequence(x[0], len(x), dtype) if keep_z else unwanted.clone()
-    state = laid_out_as(x[0], state, dtype)
+    spikes, last, z = empty_outputs(x, keep_z, keep_state)
+    state = laid_out_as(x[0], state, last.dtype)
     tensors = (x, state, seeds, *_learnt(decay, scale), spikes, last if keep_state else None, z if keep_z else None)
     _launch(
         _forward,
@@ -374,7 +366,7 @@ def backward(
     z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
     grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
     state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
-    grad_x, grad_state = torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(z[0])
+    grad_x, grad_state = empty_gradients(spikes, z, state)
     parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK))
     _launch(
         _backward,

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import noise
 from . import build, common, cpu
-from .common import Dynamics, arithmetic_dtype, dense, empty_sequence, step_of
+from .common import Dynamics, dense, empty_gradients, empty_outputs
 
 
 def _library():
@@ -75,13 +75,20 @@ def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True):
     return spikes, last
 
 
-def _operator(function, tags=()):
+# The numbers and switches of a layer: decay and scale (where they are not learnt), law and loc, and `Dynamics`.
+SETTINGS = (
+    "float decay, str law, float scale, float loc, float threshold, str reset, bool detach_reset, bool decay_input, "
+    "bool membrane_noise, bool threshold_noise, bool mean_field"
+)
+
+
+def _operator(schema, function, tags=()):
     """Define an operator by an implementation for CPU and CUDA; returned is what calls it.
 
     Not `torch.library.custom_op`: its wrappers in Python take 150 microseconds per call.
     """
-    name = function.__name__.removeprefix("_")
-    LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()), tags=tags)
+    LIBRARY.define(schema, tags=tags)
+    name = schema.partition("(")[0]
     for key in ("CPU", "CUDA"):
         LIBRARY.impl(name, function, key)
     return getattr(getattr(torch.ops, LIBRARY.ns), name).default
@@ -92,12 +99,12 @@ def _fake(operator):
     return torch.library.register_fake(operator, lib=LIBRARY)
 
 
-def _random_seeds(x: Tensor) -> Tensor:
+def _random_seeds(x):
     """A seed for each step of x [T, ...], int64 [T], from the generator that applies when it runs (`models.noise`)."""
     return noise.draw_seeds(len(x), x.device)
 
 
-random_seeds = _operator(_random_seeds, tags=(torch.Tag.nondeterministic_seeded,))
+random_seeds = _operator("random_seeds(Tensor x) -> Tensor", _random_seeds, (torch.Tag.nondeterministic_seeded,))
 
 
 @_fake(random_seeds)
@@ -105,92 +112,65 @@ def _(x):
     return x.new_empty(len(x), dtype=torch.int64)
 
 
-def _lif_forward(
-    x: Tensor,
-    state: Tensor | None,
-    learnt_decay: Tensor | None,
-    learnt_scale: Tensor | None,
-    seeds: Tensor | None,
-    decay: float,
-    law: str,
-    scale: float,
-    loc: float,
-    threshold: float,
-    reset: str,
-    detach_reset: bool,
-    decay_input: bool,
-    membrane_noise: bool,
-    threshold_noise: bool,
-    mean_field: bool,
-    keep_z: bool,
-    keep_state: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _lif_forward(x, state, learnt_decay, learnt_scale, seeds, *options):
     """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...]; what is not kept is empty."""
+    *settings, keep_z, keep_state = options
     if x.numel() == 0:
-        spikes, last, z = _empty_outputs(x, keep_z, keep_state)
+        spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
         if keep_state:
             last = last.zero_() if state is None else last.copy_(state)
         return spikes, last, z
-    dynamics = Dynamics(threshold, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field)
-    decay, scale = _either(learnt_decay, decay), _either(learnt_scale, scale)
-    return _kernel(x).forward(dense(x), state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state)
+    neuron = _neuron(learnt_decay, learnt_scale, settings)
+    return _kernel(x).forward(dense(x), state, seeds, *neuron, keep_z, keep_state)
 
 
-lif_forward = _operator(_lif_forward)
+lif_forward = _operator(
+    "lif_forward(Tensor x, Tensor? state, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? seeds, "
+    f"{SETTINGS}, bool keep_z, bool keep_state) -> (Tensor, Tensor, Tensor)",
+    _lif_forward,
+)
 
 
 @_fake(lif_forward)
 def _(x, state, learnt_decay, learnt_scale, seeds, *options):
-    return _empty_outputs(x, *options[-2:])
+    return empty_outputs(dense(x), *options[-2:])
 
 
-def _lif_backward(
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    x: Tensor | None,
-    state: Tensor | None,
-    learnt_decay: Tensor | None,
-    learnt_scale: Tensor | None,
-    seeds: Tensor | None,
-    spikes: Tensor,
-    z: Tensor,
-    decay: float,
-    law: str,
-    scale: float,
-    loc: float,
-    threshold: float,
-    reset: str,
-    detach_reset: bool,
-    decay_input: bool,
-    membrane_noise: bool,
-    threshold_noise: bool,
-    mean_field: bool,
-    learns_decay: bool,
-    learns_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _lif_backward(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
     """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (0 if not learnt)."""
+    *settings, learns_decay, learns_scale = options
     grad_decay, grad_scale = z.new_zeros(()), z.new_zeros(())
     if spikes.numel() == 0:
-        grad_state = z.new_zeros(z.shape[1:] if state is not None else 0)
-        if state is not None and grad_last is not None:
-            grad_state.copy_(grad_last)
-        return torch.empty_like(spikes), grad_state, grad_decay, grad_scale
-    dynamics = Dynamics(threshold, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field)
-    decay, scale = _either(learnt_decay, decay), _either(learnt_scale, scale)
+        grad_x, grad_state = empty_gradients(spikes, z, state)
+        if state is not None:
+            grad_state = grad_state.zero_() if grad_last is None else grad_state.copy_(grad_last)
+        return grad_x, grad_state, grad_decay, grad_scale
+    neuron = _neuron(learnt_decay, learnt_scale, settings)
     grad_x, grad_state, *sums = _kernel(spikes).backward(
-        *(grad_spikes, grad_last, x, state, seeds, spikes, z),
-        *(decay, scale, law, loc, dynamics, learns_decay, learns_scale),
+        grad_spikes, grad_last, x, state, seeds, spikes, z, *neuron, learns_decay, learns_scale
     )
     return grad_x, grad_state, grad_decay.fill_(sums[0]), grad_scale.fill_(sums[1])
 
 
-lif_backward = _operator(_lif_backward)
+lif_backward = _operator(
+    "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? x, Tensor? state, Tensor? learnt_decay, "
+    f"Tensor? learnt_scale, Tensor? seeds, Tensor spikes, Tensor z, {SETTINGS}, bool learns_decay, bool learns_scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _lif_backward,
+)
 
 
 @_fake(lif_backward)
 def _(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
-    grad_state = z.new_empty(0) if state is None else torch.empty_like(step_of(z))
-    return torch.empty_like(spikes), grad_state, z.new_empty(()), z.new_empty(())
+    return *empty_gradients(spikes, z, state), z.new_empty(()), z.new_empty(())
+
+
+def _neuron(learnt_decay, learnt_scale, settings):
+    """(decay, scale, law, loc, dynamics), as the kernels take them."""
+    decay, law, scale, loc, *dynamics = settings
+    decay = decay if learnt_decay is None else learnt_decay
+    scale = scale if learnt_scale is None else learnt_scale
+    return decay, scale, law, loc, Dynamics(*dynamics)
 
 
 def _refuse_second_derivative(ctx, *grads):
@@ -201,10 +181,10 @@ torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIB
 
 
 def _save_for_backward(ctx, inputs, output):
-    x, state, learnt_decay, learnt_scale, seeds, *ctx.options, _keep_z, ctx.keep_state = inputs
-    *_, decay_input, _membrane_noise, _threshold_noise, _mean_field = ctx.options
+    x, state, learnt_decay, learnt_scale, seeds, *ctx.settings, _keep_z, ctx.keep_state = inputs
     spikes, _, z = output
-    needs_x = decay_input and learnt_decay is not None
+    *_, dynamics = _neuron(learnt_decay, learnt_scale, ctx.settings)
+    needs_x = dynamics.decay_input and learnt_decay is not None
     ctx.save_for_backward(x if needs_x else None, state, learnt_decay, learnt_scale, seeds, spikes, z)
     ctx.set_materialize_grads(False)
 
@@ -215,8 +195,9 @@ def _backward_by(backward):
     def _backward(ctx, grad_spikes, grad_last, _):
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
         grad_last = grad_last if ctx.keep_state else None
-        grads = backward(grad_spikes, grad_last, *ctx.saved_tensors, *ctx.options, *needed[2:])
-        return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * (len(ctx.options) + 3)
+        grads = backward(grad_spikes, grad_last, *ctx.saved_tensors, *ctx.settings, *needed[2:])
+        others = len(ctx.needs_input_grad) - len(needed)
+        return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
 
     return _backward
 
@@ -252,14 +233,3 @@ def _cuda():
         build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA, for want of Triton: {error}")
         return None
     return cuda
-
-
-def _either(learnt, number):
-    return number if learnt is None else learnt
-
-
-def _empty_outputs(x, keep_z, keep_state):
-    step, dtype = step_of(dense(x)), arithmetic_dtype(x.dtype)
-    last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
-    z = empty_sequence(step, len(x), dtype) if keep_z else step.new_empty(0, dtype=dtype)
-    return empty_sequence(step, len(x), x.dtype), last, z

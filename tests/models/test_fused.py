@@ -61,11 +61,8 @@ class Layer:
         return [output.detach() for output in outputs], grads
 
     def fused(self, x, state, decay, scale):
-        options = (0.0, type(self.law).__name__, self.law.scale, self.law.loc)
-        settings = self.settings
-        flags = (settings.threshold, settings.reset, settings.detach_reset, settings.decay_input)
-        flags += (settings.membrane_noise, settings.threshold_noise, settings.mean_field)
-        spikes, last, self.z = fused.lif_forward(x, state, decay, scale, self.seeds, *options, *flags, True, True)
+        options = (0.0, type(self.law).__name__, self.law.scale, self.law.loc, *self.settings)
+        spikes, last, self.z = fused.lif_forward(x, state, decay, scale, self.seeds, *options, True, True)
         return spikes, last
 
     def eager(self, x, state, decay, scale):
