@@ -76,11 +76,11 @@ PEERS = {
 
 
 def forward_and_backward(layer, x, gradient):
-    """A function that runs a layer and its backward pass once."""
+    """A function that runs a layer and its backward pass once, and frees what it allocated: each pays for its own."""
 
     def run():
-        x.grad = None
         layer(x).backward(gradient)
+        x.grad = None
 
     return run
 

@@ -34,7 +34,10 @@ def step_of(x):
 
 def dense(x):
     """`x` [T, B, ...], copied if its steps have gaps or overlaps in memory, or need more than `MAX_RANK` loops."""
-    order, x = memory_order(step_of(x)), x.resolve_neg()
+    step, x = step_of(x), x.resolve_neg()
+    if step.is_contiguous() or step.is_contiguous(memory_format=torch.channels_last):  # without the loops below
+        return x
+    order = memory_order(step.shape, step.stride())
     return x if order and len(order[0]) <= MAX_RANK else x.contiguous()
 
 
@@ -60,8 +63,8 @@ def empty_gradients(spikes, z, state):
     return torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(step_of(z))
 
 
-def memory_order(step):
-    """How the neurons of one step [B, ...] lie in memory.
+def memory_order(shape, strides):
+    """How the neurons of one step [B, ...] lie in memory, by its shape and strides.
 
     Returns:
         None if there are gaps or overlaps; else (sizes, index_strides) of the fewest nested loops,
@@ -69,10 +72,10 @@ def memory_order(step):
         neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
     """
     index_strides, index_stride = [], 1
-    for size in reversed(step.shape):
+    for size in reversed(shape):
         index_strides.insert(0, index_stride)
         index_stride *= size
-    dims = [dim for dim in zip(step.stride(), step.shape, index_strides) if dim[1] != 1]
+    dims = [dim for dim in zip(strides, shape, index_strides) if dim[1] != 1]
     sizes, strides, expected = [1], [1], 1
     for stride, size, index_stride in sorted(dims, key=lambda dim: dim[0]):  # innermost first
         if stride != expected:

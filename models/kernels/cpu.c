@@ -55,7 +55,6 @@ typedef struct {
     int64_t law, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field;
     int64_t learns_decay, learns_scale;
     int64_t threads;
-    const int64_t *seeds; /* [T] */
 } Layer;
 
 INLINE float float_of(uint32_t bits)
@@ -308,9 +307,9 @@ static void start_block(const Layer *l, int64_t number, Block *b)
         }
 }
 
-static void draw_words(const Layer *l, int64_t t, Block *b)
+static void draw_words(const Layer *l, int64_t seed, Block *b)
 {
-    philox(l->seeds[t], b->counter, b->length[0], b->words);
+    philox(seed, b->counter, b->length[0], b->words);
     if (b->rows == 1)
         for (int k = 0; k < 2; k++)
             for (int i = 0; i < b->length[0]; i++) b->words[k][i] = b->words[b->upper[i] ? k + 2 : k][i];
@@ -395,16 +394,16 @@ INLINE void forward_row(int law, const Layer *l, Block *b, int row, int64_t t, c
     case CAUCHY: function(CAUCHY, __VA_ARGS__); break;                    \
     }
 
-/* x [T, ...], state [...] or NULL (rest) -> spikes [T, ...], z = u - threshold [T, ...] and last state [...] unless NULL. */
-static void forward_block(const Layer *l, int64_t number, const input *x, const real *state, input *spikes, real *z,
-                          real *last)
+/* x [T, ...], state [...] or NULL (rest), seeds [T] -> spikes [T, ...], z = u - threshold [T, ...] and last state [...] unless NULL. */
+static void forward_block(const Layer *l, int64_t number, const input *x, const real *state, const int64_t *seeds,
+                          input *spikes, real *z, real *last)
 {
     Block b;
     real v[2][BLOCK] = {{0}};
     start_block(l, number, &b);
     for (int row = 0; state && row < b.rows; row++) memcpy(v[row], state + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = 0; t < l->timesteps; t++) {
-        if (l->membrane_noise || l->threshold_noise) draw_words(l, t, &b);
+        if (l->membrane_noise || l->threshold_noise) draw_words(l, seeds[t], &b);
         for (int row = 0; row < b.rows; row++) BY_LAW(forward_row, l, &b, row, t, x, spikes, z, v[row])
     }
     for (int row = 0; last && row < b.rows; row++) memcpy(last + b.start[row], v[row], b.length[row] * sizeof(real));
@@ -490,9 +489,9 @@ INLINE void backward_row(int law, const int learning, const Layer *l, Block *b, 
 
 /* grad_spikes [T, ...] and grad_last [...], or NULL for zeros -> grad_x [T, ...], grad_state [...] unless NULL, and
    what the block adds to the gradients of decay and scale. */
-static void backward_block(const Layer *l, int64_t number, const input *x, const real *state, const input *spikes,
-                           const real *z, const input *grad_spikes, const real *grad_last, input *grad_x,
-                           real *grad_state, double *grad_decay, double *grad_scale)
+static void backward_block(const Layer *l, int64_t number, const input *x, const real *state, const int64_t *seeds,
+                           const input *spikes, const real *z, const input *grad_spikes, const real *grad_last,
+                           input *grad_x, real *grad_state, double *grad_decay, double *grad_scale)
 {
     Block b;
     real grad_v[2][BLOCK] = {{0}};
@@ -501,7 +500,7 @@ static void backward_block(const Layer *l, int64_t number, const input *x, const
     for (int row = 0; grad_last && row < b.rows; row++)
         memcpy(grad_v[row], grad_last + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = l->timesteps - 1; t >= 0; t--) {
-        if (l->learns_scale && l->membrane_noise) draw_words(l, t, &b);
+        if (l->learns_scale && l->membrane_noise) draw_words(l, seeds[t], &b);
         for (int row = 0; row < b.rows; row++)
             if (l->learns_decay || l->learns_scale)
                 BY_LAW(backward_row, 1, l, &b, row, t, x, state, spikes, z, grad_spikes, grad_x, grad_v[row], sums)
@@ -510,7 +509,8 @@ static void backward_block(const Layer *l, int64_t number, const input *x, const
     }
     for (int row = 0; grad_state && row < b.rows; row++)
         memcpy(grad_state + b.start[row], grad_v[row], b.length[row] * sizeof(real));
-    *grad_decay = sums[0], *grad_scale = sums[1];
+    if (l->learns_decay) *grad_decay = sums[0];
+    if (l->learns_scale) *grad_scale = sums[1];
 }
 
 /* Ask for large pages for memory that is about to be written first: a fault for each 4 KiB of a fresh allocation
@@ -526,36 +526,38 @@ static void want_large_pages(void *memory, int64_t bytes)
 #endif
 }
 
-void lif_forward(const Layer *l, const input *x, const real *state, input *spikes, real *z, real *last)
+void lif_forward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
+                 real *last)
 {
     want_large_pages(spikes, l->timesteps * l->neurons * sizeof *spikes);
     want_large_pages(z, l->timesteps * l->neurons * sizeof *z);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, block, x, state, spikes, z, last);
+    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, block, x, state, seeds, spikes, z, last);
 }
 
-/* parts [2][number_of_blocks]: what each block adds to the gradient of decay and of scale; the caller sums them
+/* parts [2][number_of_blocks]: what each block adds to the gradients of decay and scale, if learnt; the caller sums them
    in the order of blocks, so that the number of threads does not matter. */
-void lif_backward(const Layer *l, const input *x, const real *state, const input *spikes, const real *z,
-                  const input *grad_spikes, const real *grad_last, input *grad_x, real *grad_state, double *parts)
+void lif_backward(const Layer *l, const input *x, const real *state, const int64_t *seeds, const input *spikes,
+                  const real *z, const input *grad_spikes, const real *grad_last, input *grad_x, real *grad_state,
+                  double *parts)
 {
     want_large_pages(grad_x, l->timesteps * l->neurons * sizeof *grad_x);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
     for (int64_t block = 0; block < blocks_of(l); block++)
-        backward_block(l, block, x, state, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts + block,
+        backward_block(l, block, x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts + block,
                        parts + blocks_of(l) + block);
 }
 
 int64_t number_of_blocks(const Layer *l) { return blocks_of(l); }
 
 /* The words of every neuron and step, first [T, ...] and second [T, ...]; for tests. */
-void random_words(const Layer *l, uint32_t *first, uint32_t *second)
+void random_words(const Layer *l, const int64_t *seeds, uint32_t *first, uint32_t *second)
 {
     for (int64_t block = 0; block < blocks_of(l); block++) {
         Block b;
         start_block(l, block, &b);
         for (int64_t t = 0; t < l->timesteps; t++) {
-            draw_words(l, t, &b);
+            draw_words(l, seeds[t], &b);
             for (int row = 0; row < b.rows; row++) {
                 int64_t at = t * l->neurons + b.start[row], bytes = b.length[row] * sizeof(uint32_t);
                 memcpy(first + at, b.words[2 * row], bytes);

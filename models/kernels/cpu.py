@@ -65,7 +65,6 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("law", "reset", "detach_reset", "decay_input")),
         *((name, ctypes.c_int64) for name in ("membrane_noise", "threshold_noise", "mean_field")),
         *((name, ctypes.c_int64) for name in ("learns_decay", "learns_scale", "threads")),
-        ("seeds", ctypes.c_void_p),
     ]
 
 
@@ -80,7 +79,7 @@ class Kernel:
     def __init__(self, library, dtype):
         self.dtype = dtype
         self._library = library
-        for function, pointers in ((library.lif_forward, 5), (library.lif_backward, 9), (library.random_words, 2)):
+        for function, pointers in ((library.lif_forward, 6), (library.lif_backward, 10), (library.random_words, 3)):
             function.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * pointers
             function.restype = None
         library.number_of_blocks.argtypes = [ctypes.POINTER(_Layer)]
@@ -105,8 +104,8 @@ class Kernel:
         """
         spikes, last, z = empty_outputs(x, keep_z, keep_state)
         state = laid_out_as(x[0], state, last.dtype)
-        layer = _describe(x, seeds, decay, scale, law, loc, dynamics)
-        self._library.lif_forward(layer, *map(_pointer, (x, state, spikes, z, last)))
+        layer = _describe(x, decay, scale, law, loc, dynamics)
+        self._library.lif_forward(layer, *map(_pointer, (x, state, seeds, spikes, z, last)))
         return spikes, last, z
 
     def backward(
@@ -141,18 +140,21 @@ class Kernel:
         grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
         state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
         grad_x, grad_state = empty_gradients(spikes, z, state)
-        layer = _describe(spikes, seeds, decay, scale, law, loc, dynamics)
-        layer.learns_decay, layer.learns_scale = learns_decay, learns_scale
-        parts = torch.empty(2, self._library.number_of_blocks(layer), dtype=torch.float64)
-        tensors = (x, state, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts)
+        layer = _describe(spikes, decay, scale, law, loc, dynamics, learns_decay, learns_scale)
+        parts, sums = None, (0.0, 0.0)
+        if learns_decay or learns_scale:
+            parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
+        tensors = (x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts)
         self._library.lif_backward(layer, *map(_pointer, tensors))
-        return grad_x, grad_state, *parts.sum(1).tolist()
+        if parts is not None:
+            sums = parts.sum(1).tolist()
+        return grad_x, grad_state, *sums
 
     def random_words(self, x, seeds):
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
         words = [empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
-        layer = _describe(x, seeds, 0.0, 1.0, "Uniform", 0.0, Dynamics(1.0, "zero", False, False, True, True, False))
-        self._library.random_words(layer, *map(_pointer, words))
+        layer = _describe(x, 0.0, 1.0, "Uniform", 0.0, Dynamics(1.0, "zero", False, False, True, True, False))
+        self._library.random_words(layer, *map(_pointer, (seeds, *words)))
         return [word.long() % 2**32 for word in words]
 
     def checked(self):
@@ -186,18 +188,25 @@ def _pointer(tensor):
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
-def _describe(x, seeds, decay, scale, law, loc, dynamics):
-    sizes, index_strides = memory_order(x[0])
+def _describe(x, decay, scale, law, loc, dynamics, learns_decay=False, learns_scale=False):
+    """The `_Layer` of neurons that get x [T, B, ...]."""
+    layout = (x.shape[0], x.shape[1:], x.stride(), _threads(x.numel()))
+    return _layer(*layout, float(decay), float(scale), law, loc, dynamics, learns_decay, learns_scale)
+
+
+@functools.lru_cache(maxsize=512)  # to fill in the structure takes longer than a small layer's neurons
+def _layer(timesteps, shape, strides, threads, decay, scale, law, loc, dynamics, learns_decay, learns_scale):
+    sizes, index_strides = memory_order(shape, strides[1:])
     return _Layer(
-        timesteps=len(x),
-        neurons=x[0].numel(),
-        x_stride=x.stride(0),
+        timesteps=timesteps,
+        neurons=shape.numel(),
+        x_stride=strides[0],
         rank=len(sizes),
         size=(ctypes.c_int64 * MAX_RANK)(*sizes),
         index_stride=(ctypes.c_int64 * MAX_RANK)(*index_strides),
         threshold=dynamics.threshold,
-        decay=float(decay),
-        scale=float(scale),
+        decay=decay,
+        scale=scale,
         loc=loc,
         law=LAWS.index(law),
         reset=RESETS.index(dynamics.reset),
@@ -206,6 +215,7 @@ def _describe(x, seeds, decay, scale, law, loc, dynamics):
         membrane_noise=dynamics.membrane_noise,
         threshold_noise=dynamics.threshold_noise,
         mean_field=dynamics.mean_field,
-        threads=_threads(x.numel()),
-        seeds=_pointer(seeds),
+        learns_decay=learns_decay,
+        learns_scale=learns_scale,
+        threads=threads,
     )

@@ -399,7 +399,7 @@ def _launch(kernel, x, tensors, *constants):
 
 def _loops(x):
     """(size1, size2, stride0, stride1, stride2) of the loops over memory, padded in front by loops of one turn."""
-    sizes, strides = memory_order(x[0])
+    sizes, strides = memory_order(x.shape[1:], x.stride()[1:])
     padding = MAX_RANK - len(sizes)
     sizes, strides = [1] * padding + sizes, [0] * padding + strides
     return *sizes[1:], *strides

@@ -139,17 +139,17 @@ def _(x, state, learnt_decay, learnt_scale, seeds, *options):
 def _lif_backward(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
     """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (0 if not learnt)."""
     *settings, learns_decay, learns_scale = options
-    grad_decay, grad_scale = z.new_zeros(()), z.new_zeros(())
     if spikes.numel() == 0:
         grad_x, grad_state = empty_gradients(spikes, z, state)
         if state is not None:
             grad_state = grad_state.zero_() if grad_last is None else grad_state.copy_(grad_last)
-        return grad_x, grad_state, grad_decay, grad_scale
+        return grad_x, grad_state, z.new_zeros(()), z.new_zeros(())
     neuron = _neuron(learnt_decay, learnt_scale, settings)
     grad_x, grad_state, *sums = _kernel(spikes).backward(
         grad_spikes, grad_last, x, state, seeds, spikes, z, *neuron, learns_decay, learns_scale
     )
-    return grad_x, grad_state, grad_decay.fill_(sums[0]), grad_scale.fill_(sums[1])
+    grad_decay, grad_scale = (z.new_empty(()).fill_(value) for value in sums)
+    return grad_x, grad_state, grad_decay, grad_scale
 
 
 lif_backward = _operator(

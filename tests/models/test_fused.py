@@ -230,12 +230,12 @@ def test_firing_frequency_is_that_of_the_oracle(law, placement):
             spikes, _ = noisy_lif(x, law, threshold=0.9, placement=placement, backend=backend)
         rates.append(spikes.reshape(10, -1).mean(1))
     error = torch.sqrt(2 * rates[1] * (1 - rates[1]) / 40_000)
-    assert ((rates[0] - rates[1]).abs() <= 4.5 * error + 1e-9).all()
+    assert ((rates[0] - rates[1]).abs() <= 4 * error + 1e-9).all()
 
 
 @every_law
 def test_noise_of_steps_neurons_places_and_calls_is_uncorrelated(law):
-    """Correlations of the ranks (a Cauchy draw has no variance), within 4.5 standard errors."""
+    """Correlations of the ranks (a Cauchy draw has no variance), within 4 standard errors."""
     words = random_words((2, 1, 80_000), torch.tensor([3, 4]))
     kernel = cpu.kernel(torch.float32)
     ours = kernel.random_words(torch.empty(2, 1, 80_000), torch.tensor([3, 4]))
@@ -251,7 +251,7 @@ def test_noise_of_steps_neurons_places_and_calls_is_uncorrelated(law):
     }
     for name, (a, b) in pairs.items():
         correlation = (a * b).mean() / (a.std() * b.std())
-        assert abs(correlation) < 4.5 / len(a) ** 0.5, name
+        assert abs(correlation) < 4 / len(a) ** 0.5, name
 
 
 def test_consecutive_calls_do_not_repeat():
