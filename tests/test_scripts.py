@@ -13,7 +13,17 @@ import torch
 SCRIPTS = [
     f"{kind}_{dataset}.py"
     for kind in ("main", "testing")
-    for dataset in ("mnist5k", "mnist", "fashionmnist", "cifar10", "cifar100")
+    for dataset in (
+        "mnist5k",
+        "mnist",
+        "fashionmnist",
+        "cifar10",
+        "cifar100",
+        "motions",
+        "nmnist",
+        "dvsgesture",
+        "dvscifar10",
+    )
 ]
 
 

@@ -69,7 +69,7 @@ class Augment:
         self.cutout_side = cutout_side
         self.policy = AutoAugment(AutoAugmentPolicy.CIFAR10) if autoaugment else None
 
-    def __call__(self, images):
+    def __call__(self, images, labels=None):
         if self.crop_padding:
             images = random_crop(images, self.crop_padding)
         if self.flip:

@@ -17,6 +17,7 @@ from models.functional import PLACEMENTS, RESETS
 from models.registry import MODELS, NEURONS
 
 from .engine import AMP_DTYPES
+from .events.frames import SPLITS, VALUES
 from .optim import OPTIMIZERS, SCHEDULERS
 from .perturb import PERTURBATIONS
 
@@ -49,6 +50,7 @@ class RunConfig:
     threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0)
     workers: int = option(4, "threads that decode an image folder, the first time it is read", low=1)
     data_root: str = option("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT of dataset_utils.py")
+    lenient: bool = option(False, "event data: skip what is damaged, and say how much, instead of stopping there")
     download: bool = option(False, "download the data set if it is not there")
     debug: bool = option(False, "verbose log, where errors arose; training: also anomaly detection, 5 batches a pass")
 
@@ -103,6 +105,12 @@ class TrainConfig(RunConfig):
     flip: bool = option(False, "random horizontal flip")
     cutout: int = option(0, "side in pixels of a random square set to zero; 0: none", low=0)
     autoaugment: bool = option(False, "AutoAugment, CIFAR-10 policy")
+    # event data
+    frames_by: str = option("count", "frames of equally many events, or equally long ones", choices=tuple(SPLITS))
+    frame_values: str = option("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
+    split: str = option("9:1", "training to test, where a data set has no official split", choices=("9:1", "7:3"))
+    roll: int = option(0, "shift of the frames of a training recording, at most so many pixels", low=0)
+    event_drop: bool = option(False, "EventDrop: lose events at random, in a stretch of time, or in an area")
     # run
     results: str = option("results", "folder of all results")
     run_dir: str = option("", "folder of this run, instead of <results>/<dataset>/<model>-<neuron>/<time>-s<seed>")
@@ -123,6 +131,16 @@ class EvaluationConfig(RunConfig):
     )
     gaussian_sigma: float = option(0.1, "strength of add_gaussian and multi_gaussian: standard deviation", low=0.0)
     sp_alpha: float = option(0.05, "strength of sp (salt and pepper): fraction of pixels", low=0.0, high=1.0)
+    drop_p: float = option(0.3, "strength of eventdrop: fraction of events dropped", low=0.0, high=1.0)
+    drop_ratio: float = option(
+        0.3, "strength of drop_time and drop_area: share of the time, of the sides", low=0.0, high=1.0
+    )
+    background_hz: float = option(5.0, "strength of background: events per pixel and second", low=0.0)
+    pixel_fraction: float = option(
+        0.01, "strength of hot_pixels and dead_pixels: fraction of pixels", low=0.0, high=1.0
+    )
+    jitter_us: float = option(10000.0, "strength of time_jitter: standard deviation in microseconds", low=0.0)
+    polarity_p: float = option(0.1, "strength of polarity_flip: fraction of events", low=0.0, high=1.0)
     spike_p: float = option(
         0.01, "strength of spike_level: probability of a flip per neuron and step", low=0.0, high=1.0
     )

@@ -19,11 +19,11 @@ class Diverged(RuntimeError):
 
 @dataclasses.dataclass
 class ForwardPass:
-    """How a network is run on a batch of images: forward(net, images) -> logits [T, B, K], float32.
+    """How a network is run on a batch: images [B, C, H, W], or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
 
     Args:
         device: torch.device.
-        timesteps: T of the direct coding of images.
+        timesteps: T of the direct coding of images; frames have their own.
         amp: "no", "bf16" or "fp16".
     """
 
@@ -36,7 +36,7 @@ class ForwardPass:
         if self.amp != "no":
             autocast = torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp])
         with autocast:
-            logits = net(images, timesteps=self.timesteps)
+            logits = net(images) if images.dim() == 5 else net(images, timesteps=self.timesteps)
         return logits.float()
 
 

@@ -13,7 +13,6 @@ from models import NoisyLIF
 
 from . import engine
 from .experiment import evaluation_noise
-from .images import ImageBatches
 from .networks import load_snapshot, memory_format, set_up_torch
 from .perturb import PERTURBATIONS
 from .plots import plot_curves
@@ -27,7 +26,7 @@ class Evaluation:
 
     Args:
         config: `EvaluationConfig`.
-        dataset: has name, in_shape, num_classes, mean, std, and load(root, download, workers).
+        dataset: has name, in_shape, num_classes, mean, std, and load() of `dataset_utils`.
 
     Raises:
         CheckpointError, FileNotFoundError: for a snapshot or data that are not there, or do not fit.
@@ -45,10 +44,18 @@ class Evaluation:
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)
         self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp)
-        test = dataset.load(config.data_root, config.download, config.workers)["test"]
-        self.batches = ImageBatches(test, config.minibatch, self.device, memory_format=layout)
-        self.images = len(test)
+        data = dataset.load(config.data_root, config.download, config.workers, config.lenient, self.trained)
+        self.test = data["test"]
+        self._check_perturbations()
+        self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
+        self.batches = self.test.batches(**self.batch_options)
         self.is_noisy = any(isinstance(module, NoisyLIF) for module in self.net.modules())
+
+    def _check_perturbations(self):
+        other = "pixels" if hasattr(self.test, "perturbed") else "events"
+        for name in self.config.perturbation:
+            if PERTURBATIONS[name].where == other:
+                raise ValueError(f"{name} perturbs {other}, which {self.dataset.name} has not")
 
     def run(self):
         """Run all tests of the configuration, and write them.
@@ -90,12 +97,15 @@ class Evaluation:
     def _draw(self, name, strength, draw):
         """One pass over the test images, with seeds that depend on nothing but `seed` and the draw."""
         seed = 2 * (1000 * self.config.seed + draw)
-        hidden, transform = contextlib.nullcontext(), None
+        hidden, transform, batches = contextlib.nullcontext(), None, self.batches
         if strength > 0:
             perturbation = PERTURBATIONS[name]
-            generator = torch.Generator(self.device if perturbation.is_hidden else "cpu").manual_seed(seed + 1)
-            if perturbation.is_hidden:
+            is_hidden = perturbation.where == "hidden"
+            generator = torch.Generator(self.device if is_hidden else "cpu").manual_seed(seed + 1)
+            if is_hidden:
                 hidden = perturbation.apply(self.net, strength, generator)
+            elif perturbation.where == "events":
+                batches = self.test.perturbed(perturbation.apply, strength, seed + 1).batches(**self.batch_options)
             else:
 
                 def transform(images):
@@ -104,7 +114,7 @@ class Evaluation:
         with evaluation_noise(self.device, seed), hidden:
             return engine.evaluate(
                 self.net,
-                self.batches,
+                batches,
                 self.forward,
                 n_ensembles=self.config.n_ensembles,
                 transform=transform,
@@ -122,7 +132,7 @@ class Evaluation:
         path = folder / f"{name}{ensemble}.json"
         content = {
             "dataset": self.dataset.name,
-            "test_images": self.images,
+            "test_images": len(self.test),
             "snapshot": self.config.snapshot,
             "model": self.trained.model,
             "neuron": self.trained.neuron,

@@ -14,8 +14,6 @@ from crits import SRIP, TET, FiringRate, Gramian, RateCrossEntropy
 from models import noise_generator
 
 from . import checkpoint, engine, optim
-from .augment import Augment
-from .images import ImageBatches
 from .monitor import firing_rates
 from .networks import build_network, memory_format, set_up_torch, stored_config
 from .runlog import RunLog, make_run_folder
@@ -23,7 +21,7 @@ from .runlog import RunLog, make_run_folder
 logger = logging.getLogger(__name__)
 EVALUATION_SEED = 1_000_003  # of the noise in validation and in the final test: separate from training's
 DEBUG_BATCHES = 5
-RESUMABLE = {"resume", "epochs", "device", "threads", "workers", "data_root", "download", "plot_spike_rate"}
+RESUMABLE = {"resume", "epochs", "device", "threads", "workers", "data_root", "download", "lenient", "plot_spike_rate"}
 REGULARIZERS = {
     "gram": lambda config: Gramian(),
     "srip": lambda config: SRIP(),
@@ -54,7 +52,7 @@ class Training:
 
     Args:
         config: `TrainConfig`; with `config.resume`, the run's own configuration replaces it.
-        dataset: has name, in_shape, num_classes, mean, std, and load(root, download, workers).
+        dataset: has name, in_shape, num_classes, mean, std, and load() and augmentation() of `dataset_utils`.
         given: names of the settings that the user gave; in a resumed run, few may differ.
 
     Raises:
@@ -72,7 +70,7 @@ class Training:
         self.dataset = dataset
         self.device = set_up_torch(config)
         self.forward = engine.ForwardPass(self.device, config.timestep, config.amp)
-        data = dataset.load(config.data_root, config.download, config.workers)
+        data = dataset.load(config.data_root, config.download, config.workers, config.lenient, config)
         self.validation_images = len(data["val"])
         self._make_batches(data)
         torch.manual_seed(config.seed)
@@ -85,7 +83,6 @@ class Training:
 
     def _make_batches(self, data):
         config = self.config
-        augment = Augment(config.crop_padding, config.flip, config.cutout, config.autoaugment)
         options = dict(
             batch_size=config.minibatch,
             device=self.device,
@@ -93,9 +90,9 @@ class Training:
             limit=DEBUG_BATCHES if config.debug else None,
         )
         self.batches = {
-            "train": ImageBatches(data["train"], shuffle=True, augment=augment, **options),
-            "val": ImageBatches(data["val"], **options),
-            "test": ImageBatches(data["test"], **options),
+            "train": data["train"].batches(shuffle=True, augment=self.dataset.augmentation(config), **options),
+            "val": data["val"].batches(**options),
+            "test": data["test"].batches(**options),
         }
 
     def _build(self):

@@ -31,6 +31,9 @@ class LabelledImages:
     def subset(self, indices):
         return LabelledImages(self.images[indices], self.labels[indices])
 
+    def batches(self, batch_size, device, **options):
+        return ImageBatches(self, batch_size, device, **options)
+
 
 def stratified_split(labels, fraction, seed):
     """Split indices so that each class gives the same share.
@@ -61,7 +64,7 @@ class ImageBatches:
             weigh its images more; an ordered one keeps it.
         device: where the batches go. On CUDA, the whole uint8 tensor moves there, once.
         shuffle: a new order for every pass, from torch's default CPU generator.
-        augment: function of a uint8 batch on the device to a float one, or None.
+        augment: function of a uint8 batch on the device, and its labels, to a float batch; or None.
         memory_format: of the batches.
         limit: largest number of batches per pass, or None.
     """
@@ -87,7 +90,7 @@ class ImageBatches:
         order = order.to(self.device)
         for batch in range(self.batches):
             part = self.data.subset(order[batch * self.batch_size : (batch + 1) * self.batch_size])
-            images = self.augment(part.images) if self.augment else part.images.float() / 255
+            images = self.augment(part.images, part.labels) if self.augment else part.images.float() / 255
             yield images.contiguous(memory_format=self.memory_format), part.labels
 
 

@@ -8,7 +8,7 @@ from tools.perturb import PERTURBATIONS
 from tools.perturb.hidden import flip_spikes, membrane_noise
 from tools.perturb.pixels import add_gaussian, multiply_gaussian, salt_and_pepper
 
-PIXEL = [name for name, perturbation in PERTURBATIONS.items() if not perturbation.is_hidden]
+PIXEL = [name for name, perturbation in PERTURBATIONS.items() if perturbation.where == "pixels"]
 
 
 def generator(seed=0):

@@ -1,0 +1,136 @@
+"""Augmentation of whole batches of event frames on their device; every sample gets its own draw.
+
+A batch is counts of events, [B, T, 2, H, W] (channel 0 OFF, 1 ON), of any integer or float dtype,
+which is kept; its labels are int64 [B].
+"""
+
+import torch
+
+
+def flip_where_allowed(frames, labels, flippable):
+    """Mirror left and right, with probability 1/2, the samples of classes that stay themselves in the mirror.
+
+    Args:
+        flippable: whether a class does. Shape: bool [K].
+
+    Shape:
+        frames [B, T, 2, H, W], labels [B] -> frames of the same shape.
+    """
+    chosen = flippable.to(labels.device)[labels] & (torch.rand(len(labels), device=labels.device) < 0.5)
+    return torch.where(chosen[:, None, None, None, None], frames.flip(-1), frames)
+
+
+def random_roll(frames, pixels):
+    """Shift in a circle by whole numbers, uniform in [-pixels, pixels], independent in x and y.
+
+    Shape:
+        frames [B, T, 2, H, W] -> the same.
+    """
+    count, *_, height, width = frames.shape
+    down, right = torch.randint(-pixels, pixels + 1, (2, count, 1), device=frames.device)
+    rows = (torch.arange(height, device=frames.device) - down) % height  # [B, H]
+    columns = (torch.arange(width, device=frames.device) - right) % width  # [B, W]
+    source = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1)
+    images = frames.reshape(count, -1, height * width)
+    # Gathering whole images, unlike indexing around T and channels, keeps the order of memory.
+    return images.gather(2, source.expand_as(images)).view_as(frames)
+
+
+def window_share(timesteps, ratio):
+    """Share of each frame that a window of time covers, its start uniform in [0, T - length].
+
+    Args:
+        timesteps: T.
+        ratio: length of the window over T. Shape: [B].
+
+    Shape:
+        [B, T], in [0, 1].
+    """
+    length = ratio * timesteps
+    start = torch.rand_like(ratio) * (timesteps - length)
+    frame = torch.arange(timesteps, device=ratio.device)
+    end = torch.minimum((start + length)[:, None], frame + 1)
+    return (end - torch.maximum(start[:, None], frame)).clamp(0, 1)
+
+
+def box(height, width, ratio):
+    """Pixels of one box per sample, placed uniformly inside, with sides of at least one pixel.
+
+    Args:
+        ratio: sides of the box over `height` and `width`. Shape: [B].
+
+    Shape:
+        bool [B, H, W].
+    """
+
+    def inside(size):  # [B, size]
+        side = (ratio * size).round().clamp(min=1)
+        start = (torch.rand_like(ratio) * (size - side + 1)).floor()
+        position = torch.arange(size, device=ratio.device)
+        return (position >= start[:, None]) & (position < (start + side)[:, None])
+
+    return inside(height)[:, :, None] & inside(width)[:, None, :]
+
+
+def event_drop(frames):
+    """EventDrop: each sample stays, or loses a window of time, an area, or random events, with chance 1/4 each.
+
+    Ratios are multiples of 1/10 in 0.1..0.9 for time and random events, of 1/20 in 0.05..0.25 for the
+    sides of the area. Counts are thinned binomially: an event in a frame that the window covers in
+    part is lost with a probability equal to the covered share.
+
+    Shape:
+        frames [B, T, 2, H, W] -> the same.
+
+    Note:
+        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The ratios are
+        those of their code; unlike there, window and box are fully inside, and the area is the box
+        alone, not all rows and columns that it touches.
+    """
+    count, timesteps, _, height, width = frames.shape
+    option, tenths, twentieths = torch.stack(
+        [torch.randint(low, high, (count,), device=frames.device) for low, high in ((0, 4), (1, 10), (1, 6))]
+    )
+    by_time, by_area, at_random = (option == number for number in (1, 2, 3))
+
+    ratio = tenths / 10
+    lost = window_share(timesteps, ratio) * by_time[:, None] + (ratio * at_random)[:, None]  # [B, T]
+    area = box(height, width, twentieths / 20) & by_area[:, None, None]
+    frames = frames.masked_fill((lost == 1)[:, :, None, None, None], 0)
+    frames.masked_fill_(area[:, None, None], 0)
+    thinned = (lost > 0) & (lost < 1)  # only these frames need random numbers for each pixel
+    counts = frames[thinned].float()
+    kept = 1 - lost[thinned][:, None, None, None]
+    frames[thinned] = torch.binomial(counts, kept.expand_as(counts)).to(frames.dtype)
+    return frames
+
+
+class EventAugment:
+    """The augmentation of training recordings: flip, roll, EventDrop, in this order.
+
+    Args:
+        flip: mirror half of the samples of the classes that allow it.
+        flippable: whether a class stays itself in the mirror, needed for `flip`. Shape: bool [K].
+        roll: largest circular shift in x and in y, in pixels; 0: none.
+        event_drop: whether to apply EventDrop.
+
+    Shape:
+        frames [B, T, 2, H, W], labels [B] -> frames of the same shape and dtype.
+    """
+
+    def __init__(self, flip=False, flippable=None, roll=0, event_drop=False):
+        if flip and flippable is None:
+            raise ValueError("flip needs flippable: which classes stay themselves in the mirror")
+        self.flip = flip
+        self.flippable = flippable
+        self.roll = roll
+        self.event_drop = event_drop
+
+    def __call__(self, frames, labels):
+        if self.flip:
+            frames = flip_where_allowed(frames, labels, self.flippable)
+        if self.roll:
+            frames = random_roll(frames, self.roll)
+        if self.event_drop:
+            frames = event_drop(frames)
+        return frames

@@ -1,0 +1,111 @@
+"""Frames [T, 2, H, W] made from events: split in time, counted per pixel and polarity, scaled."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from . import POLARITIES
+
+VALUES = ("normalised", "count", "average", "binary")
+
+
+@dataclasses.dataclass(frozen=True)
+class Framing:
+    """How a recording becomes frames.
+
+    Args:
+        timesteps: number of frames T.
+        split: "count" (frames of equally many events, the published preprocessing) or "time" (equally long ones).
+        sensor: (width, height) of the camera, in pixels.
+        size: (width, height) of the frames; not larger than the sensor.
+    """
+
+    timesteps: int
+    split: str
+    sensor: tuple
+    size: tuple
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(f"frames are split by {' or '.join(map(repr, SPLITS))}, got {self.split!r}")
+        if self.timesteps < 1:
+            raise ValueError(f"there must be at least one frame, got {self.timesteps}")
+        if not all(1 <= small <= large for small, large in zip(self.size, self.sensor)):
+            raise ValueError(f"frames must be from 1x1 to the sensor's {self.sensor}, got {self.size}")
+
+
+def edges_by_count(events, timesteps):
+    """Indices [T + 1] that cut events into T parts of equal number, give or take one."""
+    return np.arange(timesteps + 1) * len(events) // timesteps
+
+
+def edges_by_time(events, timesteps):
+    """Indices [T + 1] that cut events into T equally long parts of the time from the first event to the last."""
+    if len(events) == 0:
+        return np.zeros(timesteps + 1, dtype=np.int64)
+    start, duration = int(events["t"][0]), int(events["t"][-1] - events["t"][0]) + 1
+    cuts = [start + -(-duration * step // timesteps) for step in range(1, timesteps)]
+    return np.concatenate([[0], np.searchsorted(events["t"], cuts), [len(events)]])
+
+
+SPLITS = {"count": edges_by_count, "time": edges_by_time}
+
+
+def count_frames(events, framing):
+    """Number of events per frame, polarity and cell; cells are the sensor's pixels, or blocks of them.
+
+    No event is lost: the counts sum to the number of events.
+
+    Args:
+        events: of dtype `EVENT`, in the order of time, on the sensor.
+        framing: `Framing`.
+
+    Shape:
+        events [N] -> uint32 [T, 2, H, W]; channel 0 is OFF, 1 is ON.
+    """
+    width, height = framing.size
+    columns, rows = cell_index(framing.sensor[0], width), cell_index(framing.sensor[1], height) * width
+    cells = rows[events["y"]] + columns[events["x"]]
+    cells += events["p"] * np.int32(width * height)
+    edges = SPLITS[framing.split](events, framing.timesteps)
+    frames = np.empty((framing.timesteps, POLARITIES * height * width), dtype=np.uint32)
+    for frame, start, stop in zip(frames, edges[:-1], edges[1:]):
+        frame[:] = np.bincount(cells[start:stop], minlength=len(frame))
+    return frames.reshape(framing.timesteps, POLARITIES, height, width)
+
+
+def cell_index(pixels, cells):
+    """The cell of each pixel along one axis, int32 [pixels]: floor(pixel * cells / pixels)."""
+    return np.arange(pixels, dtype=np.int32) * cells // pixels
+
+
+def cell_area(framing):
+    """Sensor pixels in each cell, float32 [H, W]: counts divided by it are averages instead of sums."""
+    (width, height), (columns, rows) = framing.sensor, framing.size
+    wide = np.bincount(cell_index(width, columns), minlength=columns)
+    high = np.bincount(cell_index(height, rows), minlength=rows)
+    return torch.from_numpy(np.outer(high, wide).astype(np.float32))
+
+
+def frame_values(counts, values, area):
+    """What the network sees, from counts.
+
+    Args:
+        values: "count"; "average" (over the sensor pixels of a cell); "binary" (1 where there was an event); or
+            "normalised": each frame, of both polarities, divided by its own maximum, an empty one staying zero.
+        area: `cell_area` of the framing.
+
+    Shape:
+        counts [..., 2, H, W] -> float32 of the same shape.
+    """
+    if values not in VALUES:
+        raise ValueError(f"values of frames are {', '.join(VALUES)}; got {values!r}")
+    counts = counts.float()
+    if values == "count":
+        return counts
+    if values == "average":
+        return counts / area
+    if values == "binary":
+        return (counts > 0).float()
+    return counts / counts.amax((-3, -2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,0 +1,159 @@
+"""Recordings: where their events are, and the labelled sets of them that networks are trained and tested on."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .formats import EventFormatError, read_events
+from .frames import cell_area, count_frames, frame_values
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """The events of one recording, in a file.
+
+    Args:
+        path: of the file.
+        label: index of the class.
+        window_us: (start, end) of the part of the file that is meant, in microseconds; None: all of it.
+        slice: (first, last) index of events in a `.npy` file of ours; None: all of the file, of any format.
+    """
+
+    path: Path
+    label: int
+    window_us: tuple = None
+    slice: tuple = None
+
+    def load(self, sensor, lenient=False):
+        """Read the events.
+
+        Args:
+            sensor: (width, height) of the camera.
+            lenient: drop events out of range or order, instead of raising.
+
+        Returns:
+            events [N] of dtype `EVENT`, and {reason: number of events dropped}.
+
+        Raises:
+            EventFormatError: for a damaged file, or one without events in the window.
+        """
+        if self.slice is not None:
+            first, last = self.slice
+            return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[first:last]), {}
+        events, dropped = _read_file(self.path, sensor, lenient)
+        if self.window_us is not None:
+            start, end = self.window_us
+            first, last = np.searchsorted(events["t"], [start, end])
+            if first == last:
+                raise EventFormatError(self.path, 0, f"expected events from {start} to {end} us, as its labels say")
+            events = events[first:last]
+        return events, dropped
+
+
+@functools.lru_cache(maxsize=1)  # recordings of one file follow each other
+def _read_file(path, sensor, lenient):
+    return read_events(path, *sensor, lenient)
+
+
+@dataclasses.dataclass
+class LabelledRecordings:
+    """Recordings with their frames.
+
+    Args:
+        recordings: list of `Recording`.
+        counts: frames, indexable by an array of rows: [..., T, 2, H, W], unsigned; may lie on disk.
+        rows: the row of each recording in `counts`, int64 [N].
+        labels: int64 [N].
+        framing: `Framing`.
+        values: what the network sees, see `frame_values`.
+        lenient: see `Recording.load`.
+    """
+
+    recordings: list
+    counts: object
+    rows: np.ndarray
+    labels: torch.Tensor
+    framing: object
+    values: str
+    lenient: bool = False
+
+    def __len__(self):
+        return len(self.labels)
+
+    def subset(self, indices):
+        indices = np.asarray(indices)
+        return dataclasses.replace(
+            self,
+            recordings=[self.recordings[index] for index in indices],
+            rows=self.rows[indices],
+            labels=self.labels[torch.from_numpy(indices)],
+        )
+
+    def batches(self, batch_size, device, **options):
+        return FrameBatches(self, batch_size, device, **options)
+
+    def events(self, index):
+        """The events of one recording, of dtype `EVENT`."""
+        return self.recordings[index].load(self.framing.sensor, self.lenient)[0]
+
+    def perturbed(self, perturb, strength, seed):
+        """The same recordings with perturbed events, framed anew; in memory.
+
+        Args:
+            perturb: one of `tools.perturb.events`.
+            strength: its strength.
+            seed: each recording has a generator of its own, from this and its index.
+        """
+        frames = []
+        for index in range(len(self)):
+            random = np.random.default_rng([seed, index])
+            events = perturb(self.events(index), strength, random, self.framing.sensor)
+            frames.append(count_frames(events, self.framing))
+        return dataclasses.replace(self, counts=np.stack(frames), rows=np.arange(len(self)))
+
+
+class FrameBatches:
+    """Iterate over batches of frames [T, B, 2, H, W], float32 on a device, with their labels [B].
+
+    Args:
+        data: `LabelledRecordings`.
+        batch_size: recordings per batch. A shuffled pass drops an incomplete last batch.
+        device: where the batches go.
+        shuffle: a new order for every pass, from torch's default CPU generator.
+        augment: function of counts [B, T, 2, H, W] on the device and labels to such counts, or None.
+        memory_format: of the frames of a batch.
+        limit: largest number of batches per pass, or None.
+    """
+
+    def __init__(
+        self, data, batch_size, device, shuffle=False, augment=None, memory_format=torch.contiguous_format, limit=None
+    ):
+        self.data = data
+        self.batch_size = batch_size
+        self.device = device
+        self.shuffle = shuffle
+        self.augment = augment
+        self.memory_format = memory_format
+        drop_last = shuffle and len(data) >= batch_size
+        batches = len(data) // batch_size if drop_last else -(-len(data) // batch_size)
+        self.batches = min(batches, limit or batches)
+        self.area = cell_area(data.framing).to(device)
+
+    def __len__(self):
+        return self.batches
+
+    def __iter__(self):
+        order = torch.randperm(len(self.data)) if self.shuffle else torch.arange(len(self.data))
+        for batch in range(self.batches):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            labels = self.data.labels[chosen].to(self.device)
+            counts = self.data.counts[self.data.rows[chosen.numpy()]].astype(np.int32)  # torch has no unsigned ones
+            counts = torch.from_numpy(counts).to(self.device)
+            if self.augment is not None:
+                counts = self.augment(counts, labels)
+            frames = frame_values(counts, self.data.values, self.area).transpose(0, 1)  # [T, B, 2, H, W]
+            folded = frames.flatten(0, 1).contiguous(memory_format=self.memory_format)
+            yield folded.unflatten(0, frames.shape[:2]), labels

@@ -1,0 +1,173 @@
+"""Frames of many recordings on disk: counted once, by several processes, then mapped into memory.
+
+A store is a folder of shards; shard `00003` holds the frames of a fixed run of recordings (`00003.npy`) and what
+became of each (`00003.json`, written last, with a checksum). Files appear whole or not at all, so that a store which
+was interrupted, or is being made by several processes, is completed; a damaged shard is made anew.
+"""
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..images import cache_folder
+from . import POLARITIES
+from .formats import EventFormatError
+from .frames import count_frames
+from .recordings import Recording
+
+logger = logging.getLogger(__name__)
+SHARD = 64  # recordings
+VERSION = 1  # of what is stored: a new one makes all stores anew
+
+
+class FrameStore:
+    """The frames of recordings; `store[indices]` are counts [N, T, 2, H, W], unsigned.
+
+    Args:
+        name: of the data set and its part, for the folder's name and the progress bar.
+        recordings: list of `Recording`.
+        framing: `Framing`.
+        lenient: skip recordings that cannot be read and events out of range or order, and count them.
+        workers: processes that read.
+        folder: where stores are; None: `cache_folder()`.
+
+    Raises:
+        EventFormatError: for the first recording that cannot be read, unless `lenient`.
+    """
+
+    def __init__(self, name, recordings, framing, lenient=False, workers=4, folder=None):
+        self.folder = Path(folder or cache_folder()) / f"frames-{name}-{_key(recordings, framing, lenient)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        starts = range(0, len(recordings), SHARD)
+        self._fill(name, [recordings[start : start + SHARD] for start in starts], framing, lenient, workers)
+        self._frames = [np.load(self._path(shard, "npy"), mmap_mode="r") for shard in range(len(starts))]
+        reports = [json.loads(self._path(shard, "json").read_text()) for shard in range(len(starts))]
+        self.skipped = {}  # index of a recording: why it could not be read
+        for shard, report in enumerate(reports):
+            self.skipped.update({SHARD * shard + int(row): why for row, why in report["skipped"].items()})
+        self.dropped = collections.Counter()
+        for report in reports:
+            self.dropped.update(report["dropped"])
+
+    def __getitem__(self, indices):
+        rows = [self._frames[index // SHARD][index % SHARD] for index in np.asarray(indices)]
+        return np.stack(rows)
+
+    def _path(self, shard, suffix):
+        return self.folder / f"{shard:05d}.{suffix}"
+
+    def _fill(self, name, shards, framing, lenient, workers):
+        """Make the shards that are not there, or damaged."""
+        todo = [shard for shard in range(len(shards)) if _checked_report(self._path(shard, "npy")) is None]
+        if not todo:
+            return
+        jobs = [(shards[shard], framing, lenient, self._path(shard, "npy")) for shard in todo]
+        progress = tqdm(total=len(jobs), desc=f"framing {name}", unit="shard", disable=None, leave=False)
+        with progress:
+            if workers == 1 or len(jobs) == 1:
+                for job in jobs:
+                    make_shard(*job)
+                    progress.update()
+                return
+            # Not forked: a fork copies locks that other threads of this process may hold.
+            context = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+                for done in concurrent.futures.as_completed([pool.submit(make_shard, *job) for job in jobs]):
+                    done.result()
+                    progress.update()
+
+
+def stored_streams(name, make, folder=None):
+    """Simulated recordings: made once, then read from the cache.
+
+    Args:
+        name: of the files; it must change where what is made changes.
+        make: function without arguments -> events of all streams, ends int64 [S], labels int64 [S].
+        folder: where the files are; None: `cache_folder()`.
+
+    Returns:
+        List of `Recording`, one for each stream.
+    """
+    path = Path(folder or cache_folder()) / f"{name}.npy"
+    report = _checked_report(path)
+    if report is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        events, ends, labels = make()
+        _write(path, lambda file: np.save(file, events))
+        report = {"ends": ends.tolist(), "labels": labels.tolist()}
+        _write_report(path, report)
+    starts = [0, *report["ends"][:-1]]
+    return [Recording(path, label, slice=tuple(part)) for label, *part in zip(report["labels"], starts, report["ends"])]
+
+
+def _checked_report(path):
+    """What was written beside the array `path`; None if it is not there, or one of the two is damaged."""
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        return None
+    try:
+        report = json.loads(beside.read_text())
+        if report["crc32"] == zlib.crc32(path.read_bytes()):
+            return report
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    logger.warning("%s in the cache is damaged; it is made anew", path)
+    return None
+
+
+def _write_report(path, report):
+    report = {"crc32": zlib.crc32(path.read_bytes()), **report}
+    _write(path.with_suffix(".json"), lambda file: file.write(json.dumps(report).encode()))
+
+
+def make_shard(recordings, framing, lenient, path):
+    """Frame some recordings and write them to `path`, and what became of them beside it."""
+    width, height = framing.size
+    counts = np.zeros((len(recordings), framing.timesteps, POLARITIES, height, width), dtype=np.uint32)
+    skipped, dropped = {}, collections.Counter()
+    for row, recording in enumerate(recordings):
+        try:
+            events, lost = recording.load(framing.sensor, lenient)
+        except (EventFormatError, OSError) as error:
+            if not lenient:
+                raise
+            skipped[row] = str(error)
+            continue
+        dropped.update(lost)
+        counts[row] = count_frames(events, framing)
+    counts = counts.astype(np.min_scalar_type(counts.max()))
+    _write(path, lambda file: np.save(file, counts))
+    _write_report(path, {"skipped": skipped, "dropped": dict(dropped)})
+
+
+def _write(path, write):
+    """Write a file atomically: other processes see the whole file or none."""
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _key(recordings, framing, lenient):
+    """Of the files (name, size, time of change), the parts of them that are recordings, and the framing."""
+    key, stamps = hashlib.sha256(f"{VERSION} {framing} {lenient}\n".encode()), {}
+    for recording in recordings:
+        if recording.path not in stamps:
+            stat = recording.path.stat()
+            stamps[recording.path] = f"{recording.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        key.update(f"{stamps[recording.path]} {recording.window_us} {recording.slice}\n".encode())
+    return key.hexdigest()[:24]

@@ -1,0 +1,80 @@
+"""Where the published event data sets have their recordings: folder -> (training, test) lists of `Recording`."""
+
+import re
+from pathlib import Path
+
+from .formats import read_gesture_labels
+from .recordings import Recording
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of each class's recordings
+
+
+def list_nmnist(folder, split=None):
+    """N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
+    parts = [sorted((folder / part).glob("[0-9]/*.bin")) for part in ("Train", "Test")]
+    _require(all(parts), folder, "{Train,Test}/<digit>/*.bin of N-MNIST")
+    return tuple([Recording(path, int(path.parent.name)) for path in files] for files in parts)
+
+
+def list_dvsgesture(folder, split=None):
+    """DVS-Gesture (Amir et al., CVPR 2017), whose training and test users are apart.
+
+    Either the official folder, with trials_to_train.txt and trials_to_test.txt, one `.aedat` file a line, and the
+    gestures of each in its `_labels.csv`; or what SpikingJelly (events_np/{train,test}/<label>/*.npz) or tonic
+    (ibmGesture{Train,Test}/<user>/<label>.npy) have extracted from it.
+    """
+    for read in (_official_gestures, _spikingjelly_gestures, _tonic_gestures):
+        parts = read(folder)
+        if all(parts):
+            return parts
+    _require(
+        False, folder, "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture"
+    )
+
+
+def _official_gestures(folder):
+    lists = [folder / f"trials_to_{part}.txt" for part in ("train", "test")]
+    if not all(path.exists() for path in lists):
+        return [], []
+    return tuple(
+        [gesture for name in path.read_text().split() for gesture in _gestures(folder / name)] for path in lists
+    )
+
+
+def _gestures(path):
+    labels = read_gesture_labels(path.with_name(f"{path.stem}_labels.csv"))
+    return [Recording(path, label, window_us=(start, end)) for label, start, end in labels]
+
+
+def _spikingjelly_gestures(folder):
+    files = [sorted((folder / "events_np" / part).glob("*/*.npz")) for part in ("train", "test")]
+    return tuple([Recording(path, int(path.parent.name)) for path in part] for part in files)
+
+
+def _tonic_gestures(folder):
+    files = [sorted((folder / f"ibmGesture{part}").glob("*/*.npy")) for part in ("Train", "Test")]
+    return tuple([Recording(path, int(path.stem)) for path in part] for part in files)
+
+
+def list_dvscifar10(folder, split="9:1"):
+    """DVS-CIFAR10 (Li et al. 2017): <class>/*, as .aedat, .npz, .npy or .mat files.
+
+    The data set has no official split. Here the recordings of a class, in the order of their numbers, are cut:
+    the first 90 % (or 70 %, split "7:3") train, the last 10 % (30 %) test; so the split is the same everywhere.
+    """
+    folder = folder / "events_np" if (folder / "events_np").is_dir() else folder
+    train, test = [], []
+    for label, name in enumerate(CIFAR10_CLASSES):
+        files = [path for path in (folder / name).glob("*") if path.suffix in (".aedat", ".npz", ".npy", ".mat")]
+        _require(files, folder / name, "recordings (.aedat, .npz, .npy or .mat) of DVS-CIFAR10")
+        files.sort(key=lambda path: (int(re.findall(r"\d+", path.stem)[-1]), path.name))
+        cut = round(CIFAR10_TRAINING[split] * len(files))
+        train += [Recording(path, label) for path in files[:cut]]
+        test += [Recording(path, label) for path in files[cut:]]
+    return train, test
+
+
+def _require(found, folder, what):
+    if not found:
+        raise FileNotFoundError(f"{Path(folder).resolve()} has no {what}")
