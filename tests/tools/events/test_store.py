@@ -1,0 +1,137 @@
+"""Stores of frames: complete after interruptions, made anew when damaged, keyed by what they hold."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from tools.events import EVENT, store
+from tools.events.formats import EventFormatError
+from tools.events.frames import Framing, count_frames
+from tools.events.recordings import LabelledRecordings, Recording
+from tools.events.store import FrameStore, stored_streams
+from tools.perturb.events import drop_random
+
+FRAMING = Framing(4, "count", (34, 34), (17, 17))
+
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    """Ten recordings in N-MNIST's format, two classes; stores have three recordings in a shard."""
+    monkeypatch.setattr(store, "SHARD", 3)
+    random = np.random.default_rng(0)
+    found = []
+    for number in range(10):
+        events = b"".join(
+            bytes([*random.integers(34, size=2)]) + (int(p) << 23 | time).to_bytes(3, "big")
+            for time, p in enumerate(random.random(50 + number) < 0.5)
+        )
+        path = tmp_path / f"{number}.bin"
+        path.write_bytes(events)
+        found.append(Recording(path, number % 2))
+    return found
+
+
+def frames_of(recordings):
+    return np.stack([count_frames(recording.load((34, 34))[0], FRAMING) for recording in recordings])
+
+
+def make(recordings, tmp_path, **options):
+    return FrameStore("test", recordings, FRAMING, workers=1, folder=tmp_path / "cache", **options)
+
+
+def test_a_store_has_the_frames_of_each_recording_in_a_small_type(recordings, tmp_path):
+    made = make(recordings, tmp_path)
+    assert (made[[9, 0, 4]] == frames_of(recordings)[[9, 0, 4]]).all()
+    assert made[[0]].dtype == np.uint8
+
+
+def test_several_processes_make_the_same_store(recordings, tmp_path):
+    made = FrameStore("test", recordings, FRAMING, workers=2, folder=tmp_path / "cache")
+    assert (made[range(10)] == frames_of(recordings)).all()
+
+
+def test_an_interrupted_store_is_completed_and_whole_shards_are_kept(recordings, tmp_path, monkeypatch):
+    original, calls = store.make_shard, []
+
+    def fails_at_the_third(*job):
+        calls.append(job)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        original(*job)
+
+    monkeypatch.setattr(store, "make_shard", fails_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        make(recordings, tmp_path)
+    made = make(recordings, tmp_path)
+    assert len(calls) == 3 + 2 and (made[range(10)] == frames_of(recordings)).all()
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+@pytest.mark.parametrize("suffix", ["npy", "json"])
+@pytest.mark.parametrize(
+    "damage", [lambda raw: raw[:-1], lambda raw: raw[:60] + bytes([raw[60] ^ 1]) + raw[61:], lambda raw: b""]
+)
+def test_a_damaged_shard_is_made_anew(recordings, tmp_path, suffix, damage, caplog):
+    path = make(recordings, tmp_path).folder / f"00001.{suffix}"
+    path.write_bytes(damage(path.read_bytes()))
+    made = make(recordings, tmp_path)
+    assert (made[range(10)] == frames_of(recordings)).all()
+
+
+def test_another_framing_or_a_changed_file_has_a_store_of_its_own(recordings, tmp_path):
+    folder = make(recordings, tmp_path).folder
+    other = FrameStore(
+        "test", recordings, dataclasses.replace(FRAMING, timesteps=5), folder=tmp_path / "cache", workers=1
+    )
+    assert other.folder != folder and other[[0]].shape[1] == 5
+    recordings[3].path.write_bytes(recordings[3].path.read_bytes()[:-5])
+    assert make(recordings, tmp_path).folder not in (folder, other.folder)
+
+
+def test_a_damaged_recording_stops_a_strict_store_and_is_reported_by_a_lenient_one(recordings, tmp_path):
+    recordings[4].path.write_bytes(b"\x01\x02\x03")
+    with pytest.raises(EventFormatError, match="4.bin"):
+        make(recordings, tmp_path)
+    made = make(recordings, tmp_path, lenient=True)
+    assert list(made.skipped) == [4] and "truncated" in made.skipped[4]
+    assert make(recordings, tmp_path, lenient=True).skipped == made.skipped
+    assert (made[[3, 5]] == frames_of([recordings[3], recordings[5]])).all()
+
+
+def test_streams_are_made_once(tmp_path, caplog):
+    calls = []
+
+    def maker():
+        calls.append(1)
+        events = np.zeros(30, EVENT)
+        events["t"] = np.arange(30)
+        return events, np.array([10, 12, 30]), np.array([1, 0, 1])
+
+    for _ in range(2):
+        streams = stored_streams("streams", maker, tmp_path)
+    assert len(calls) == 1 and [stream.label for stream in streams] == [1, 0, 1]
+    assert [stream.load((34, 34))[0]["t"].tolist() for stream in streams] == [[*range(10)], [10, 11], [*range(12, 30)]]
+    (tmp_path / "streams.npy").write_bytes(b"garbage")
+    with caplog.at_level(logging.WARNING):
+        stored_streams("streams", maker, tmp_path)
+    assert len(calls) == 2 and "damaged" in caplog.text
+
+
+def test_batches_have_time_first_and_perturbed_recordings_are_framed_anew(recordings, tmp_path):
+    labels = torch.tensor([recording.label for recording in recordings])
+    data = LabelledRecordings(recordings, make(recordings, tmp_path), np.arange(10), labels, FRAMING, "count")
+    (frames, target), _ = data.batches(6, "cpu")
+    assert frames.shape == (4, 6, 2, 17, 17) and target.tolist() == labels[:6].tolist()
+    assert (frames.numpy() == frames_of(recordings)[:6].swapaxes(0, 1)).all()
+    odd = data.subset([1, 3]).subset([1])
+    assert (next(iter(odd.batches(1, "cpu")))[0][:, 0].numpy() == frames_of(recordings)[3]).all()
+    fewer = data.perturbed(drop_random, 0.5, seed=1)
+    sums = [batch.sum((0, 2, 3, 4)) for batch, _ in fewer.batches(10, "cpu")]
+    assert sums[0].tolist() == [50 + number - round(0.5 * (50 + number)) for number in range(10)]
+    again = data.perturbed(drop_random, 0.5, seed=1)
+    assert (again.counts == fewer.counts).all() and (
+        data.perturbed(drop_random, 0.5, seed=2).counts != fewer.counts
+    ).any()
