@@ -30,8 +30,8 @@ def random_roll(frames, pixels):
     down, right = torch.randint(-pixels, pixels + 1, (2, count, 1), device=frames.device)
     rows = (torch.arange(height, device=frames.device) - down) % height  # [B, H]
     columns = (torch.arange(width, device=frames.device) - right) % width  # [B, W]
-    source = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1)
-    images = frames.reshape(count, -1, height * width)
+    source = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, height * width)
+    images = frames.flatten(1, 2).flatten(2)
     # Gathering whole images, unlike indexing around T and channels, keeps the order of memory.
     return images.gather(2, source.expand_as(images)).view_as(frames)
 

@@ -7,6 +7,7 @@ file that is empty, truncated, damaged or of another format.
 import csv
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ _AEDAT3_HEADER = np.dtype(
     [("type", "<i2"), ("source", "<i2")]
     + [(name, "<i4") for name in ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")]
 )
+_MAT_MATRIX, _MAT_COMPRESSED = 14, 15
+_MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 _AEDAT3_TYPES = 14  # special, polarity, frame, IMU6, ... matrix
 _POLARITY_TYPE, _POLARITY_BYTES, _POLARITY_TS_OFFSET = 1, 8, 4
 
@@ -168,14 +171,10 @@ def read_array(path):
     A `.npy` file is a structured array with the fields x, y, t, p, or has the columns x, y, p and the time in
     milliseconds, as in tonic's DVS-Gesture.
     """
-    try:
-        if Path(path).suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                columns = {name: _npy(path, archive.read(_small(path, archive, f"{name}.npy"))) for name in "xytp"}
-            return _from_columns(path, **columns)
-        array = _npy(path, _read(path))
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, zipfile.zlib.error) as error:
-        raise EventFormatError(path, 0, f"expected an array file with x, y, t and p: {error}") from error
+    raw = _read(path)
+    if Path(path).suffix == ".npz":
+        return _from_columns(path, **{name: _npy(path, _member(path, raw, f"{name}.npy")) for name in "xytp"})
+    array = _npy(path, raw)
     if array.dtype.names:
         if not set("xytp") <= set(array.dtype.names):
             raise EventFormatError(path, 0, f"expected the fields x, y, t, p, got {array.dtype.names}")
@@ -186,12 +185,18 @@ def read_array(path):
     return _from_columns(path, x, y, milliseconds * 1000, p)
 
 
-def _small(path, archive, name):
-    """The member's name; an error if it would unpack to more than any recording has."""
-    size = archive.getinfo(name).file_size
-    if size > min(MAX_ARRAY_BYTES, 2000 * Path(path).stat().st_size):  # deflate packs at most 1032 to 1
-        raise EventFormatError(path, 0, f"expected an array of a recording, got {name} of {size} bytes")
-    return name
+def _member(path, raw, name):
+    """The content of one file in a zip archive; an error if it would unpack to more than any recording has."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            size = archive.getinfo(name).file_size
+            if size > min(MAX_ARRAY_BYTES, 1100 * len(raw)):  # deflate packs at most 1032 to 1
+                raise EventFormatError(path, 0, f"expected an array of a recording, got {name} of {size} bytes")
+            return archive.read(name)
+    except EventFormatError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for damaged archives
+        raise EventFormatError(path, 0, f"expected an archive of t, x, y, p: {error}") from error
 
 
 def _npy(path, raw):
@@ -201,7 +206,7 @@ def _npy(path, raw):
         version = np.lib.format.read_magic(file)
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = reader(file)
-    except (ValueError, KeyError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+    except Exception as error:  # numpy parses the header as Python text, and raises many kinds
         raise EventFormatError(path, 0, f"expected the header of a .npy array: {error}") from error
     count = 1
     for size in shape:
@@ -216,18 +221,61 @@ def read_mat(path):
     """MATLAB 5 files of DVS-CIFAR10, made by the data set's dat2mat.m: the variable `out1`.
 
     Its six columns are the time in microseconds, two more, x, y and polarity; with four, they are t, x, y, p.
-    """
-    from scipy.io import loadmat  # here, for the one format that needs it: it takes longer than all else to import
 
+    Note:
+        "MAT-File Format" of The MathWorks, chapter 1. Read here and not by scipy, which crashes on damaged files.
+    """
     raw = _read(path)
+    if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
+        raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")
+    at = 128
+    while at < len(raw):
+        kind, body, following = _mat_element(path, raw, at)
+        if kind == _MAT_COMPRESSED:
+            kind, body, _ = _mat_element(path, _inflated(path, at, body), 0)
+        if kind == _MAT_MATRIX and (table := _mat_table(path, body)) is not None:
+            p = table[:, -1]
+            return _from_columns(path, table[:, -3], table[:, -2], table[:, 0], np.where(p == -1, 0, p))
+        at = following
+    raise EventFormatError(path, len(raw), "expected the variable out1, got the end of the file")
+
+
+def _inflated(path, at, body):
     try:
-        table = np.asarray(loadmat(io.BytesIO(raw), variable_names=["out1"])["out1"])
-    except Exception as error:  # scipy raises many kinds for damaged files
-        raise EventFormatError(path, 0, f"expected a MATLAB 5 file with the variable out1: {error}") from error
-    if table.ndim != 2 or table.shape[1] not in (4, 6) or table.dtype.kind not in "iufb":
-        raise EventFormatError(path, 0, f"expected out1 [N, 6] or [N, 4], got {table.dtype} {table.shape}")
-    p = table[:, -1]
-    return _from_columns(path, table[:, -3], table[:, -2], table[:, 0], np.where(p == -1, 0, p))
+        return zlib.decompressobj().decompress(body, min(MAX_ARRAY_BYTES, 1100 * len(body)))
+    except zlib.error as error:
+        raise EventFormatError(path, at, f"expected compressed data: {error}") from error
+
+
+def _mat_element(path, raw, at):
+    """(type, content, where the next one starts) of the data element at a byte; small ones have both in one word."""
+    if len(raw) - at < 8:
+        raise EventFormatError(path, at, "expected a data element, got the end of the file: truncated")
+    kind, size = (int(word) for word in np.frombuffer(raw, "<u4", 2, at))
+    start = at + 8
+    if kind >> 16:
+        kind, size, start = kind & 0xFFFF, kind >> 16, at + 4
+    if size > len(raw) - start:
+        raise EventFormatError(path, at, f"expected {size} bytes, got {len(raw) - start}: truncated")
+    end = start + size
+    return kind, raw[start:end], end if kind == _MAT_COMPRESSED else max(at + 8, -(-end // 8) * 8)
+
+
+def _mat_table(path, body):
+    """`out1` as [N, 4] or [N, 6], from the content of a matrix element; None for another variable."""
+    parts, at = [], 0
+    for _ in range(4):  # flags, dimensions, name, real part
+        kind, content, at = _mat_element(path, body, at)
+        parts.append((kind, content))
+    (_, _), (_, dims), (_, name), (kind, content) = parts
+    if name != b"out1":
+        return None
+    shape = tuple(np.frombuffer(dims[: len(dims) // 4 * 4], "<i4").tolist())
+    numbers = np.dtype(_MAT_NUMBERS.get(kind, "V1"))
+    fits = len(shape) == 2 and shape[0] >= 0 and shape[1] in (4, 6) and numbers.kind != "V"
+    if not fits or shape[0] * shape[1] * numbers.itemsize != len(content):
+        raise EventFormatError(path, 0, f"expected out1 [N, 6] or [N, 4], got {shape}, {len(content)} bytes")
+    return np.frombuffer(content, numbers).reshape(shape, order="F")
 
 
 def _from_columns(path, x, y, t, p):

@@ -15,7 +15,7 @@ def seed():
 
 
 def recordings(count=8, dtype=torch.uint8, mean=0.5, shape=(4, 2, 6, 8)):
-    return torch.poisson(torch.full((count, *shape), mean)).to(dtype)
+    return torch.poisson(torch.full((count, *shape), float(mean))).to(dtype)
 
 
 def close(values, expected, deviation):
@@ -28,14 +28,11 @@ def what_happened(before, after):
     """The option of each sample, from counts so high that thinning touches every pixel. Shape: [B]."""
     lost = (before != after).flatten(2)  # [B, T, pixels]
     untouched, touched = ~lost.any(2), lost.all(2)
-    return torch.where(
-        untouched.all(1),
-        STAYS,
-        # An area leaves pixels in each frame; a window leaves whole frames or empties whole ones.
-        torch.where(
-            (~untouched & ~touched).all(1), AREA, torch.where(touched.all(1) & (after > 0).any(1), RANDOM, TIME)
-        ),
-    )
+    same_in_all = (lost == lost[:, :1]).all((1, 2))  # an area is the same in each frame, and leaves pixels
+    some_frame_is_empty = ~(after > 0).flatten(2).any(2).all(1)
+    kind = torch.where(touched.all(1) & ~some_frame_is_empty, RANDOM, TIME)
+    kind = torch.where(same_in_all & ~touched.all(1), AREA, kind)
+    return torch.where(untouched.all(1), STAYS, kind)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -211,6 +208,7 @@ def test_all_together_repeat_with_the_seed():
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_augmentation_stays_on_its_device():
     frames, labels = recordings(200, mean=3).cuda(), torch.zeros(200, dtype=torch.long).cuda()
     augment = EventAugment(flip=True, flippable=torch.ones(1, dtype=torch.bool), roll=2, event_drop=True)

@@ -1,0 +1,182 @@
+"""Readers, on files that are written here byte by byte from the specifications of their formats."""
+
+import os
+import random
+import struct
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from tools.events import EVENT
+from tools.events.formats import EventFormatError, check_events, read_events, read_gesture_labels
+
+SIZE = (128, 128)
+EVENTS = [(5, 7, 10, 1), (127, 0, 12, 0), (0, 127, 12, 1), (64, 32, 500, 0)]  # x, y, t, p
+
+
+def aedat3(events=EVENTS, overflow=0):
+    """Two polarity packets around a packet of special events; each has an invalid event too."""
+    file = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
+    for part in (events[:2], events[2:]):
+        body = b"".join(struct.pack("<Ii", 1 | p << 1 | y << 2 | x << 17, t) for x, y, t, p in part)
+        body += struct.pack("<Ii", 3 << 17, 0)  # not valid
+        count = len(part) + 1
+        file += struct.pack("<hhiiiiii", 1, 1, 8, 4, overflow, count, count, len(part)) + body
+        file += struct.pack("<hhiiiiii", 0, 1, 12, 4, 0, 1, 1, 1) + bytes(12)
+    return file
+
+
+def aedat2(events=EVENTS):
+    file = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n# Timestamps tick is 1 us\n"
+    for x, y, t, p in events:
+        file += struct.pack(">Ii", p | (127 - x) << 1 | (127 - y) << 8, t)
+    return file + struct.pack(">Ii", 1 << 15, 600)  # an external event
+
+
+def nmnist(events=EVENTS):
+    return b"".join(
+        struct.pack(">BBI", x, y, p << 23 | t)[:2] + (p << 23 | t).to_bytes(3, "big") for x, y, t, p in events
+    )
+
+
+def columns(dtype=np.int64):
+    return {name: np.array([event[at] for event in EVENTS], dtype) for at, name in enumerate("xytp")}
+
+
+def written(path, kind):
+    """A valid file of EVENTS."""
+    path = path / {"aedat3": "a.aedat", "aedat2": "b.aedat", "nmnist": "c.bin"}.get(kind, f"d.{kind}")
+    if kind == "npz":
+        np.savez(path, **columns())
+    elif kind == "npy":
+        table = np.zeros(4, [("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "?")])
+        for name, column in columns().items():
+            table[name] = column
+        np.save(path, table)
+    elif kind == "mat":
+        by_name = columns(float)
+        unused = np.zeros(4)
+        savemat(path, {"out1": np.stack([by_name["t"], unused, unused, *(by_name[name] for name in "xyp")], 1)})
+    else:
+        path.write_bytes({"aedat3": aedat3, "aedat2": aedat2, "nmnist": nmnist}[kind]())
+    return path
+
+
+KINDS = ["aedat3", "aedat2", "nmnist", "npz", "npy", "mat"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_format_gives_its_events(tmp_path, kind):
+    events, dropped = read_events(written(tmp_path, kind), *SIZE)
+    assert events.dtype == EVENT and [tuple(map(int, event)) for event in events.tolist()] == EVENTS
+    assert dropped == {"outside": 0, "decreasing": 0}
+
+
+def test_the_overflow_counter_is_the_upper_part_of_the_time(tmp_path):
+    path = tmp_path / "late.aedat"
+    path.write_bytes(aedat3(overflow=3))
+    assert read_events(path, *SIZE)[0]["t"].tolist() == [(3 << 31) + t for _, _, t, _ in EVENTS]
+
+
+def test_tonics_gestures_are_in_milliseconds(tmp_path):
+    np.save(tmp_path / "3.npy", np.array([[1, 2, 1, 5], [3, 4, 0, 7]]))
+    assert read_events(tmp_path / "3.npy", *SIZE)[0].tolist() == [(1, 2, 5000, True), (3, 4, 7000, False)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truncated_empty_and_foreign_files_are_refused_by_name(tmp_path, kind):
+    path = written(tmp_path, kind)
+    raw = path.read_bytes()
+    for damaged in (b"", raw[:-1], raw[: len(raw) // 3], b"MZ" + bytes(50)):
+        path.write_bytes(damaged)
+        with pytest.raises(EventFormatError, match=path.name):
+            read_events(path, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("<h", (0, 77)),
+        ("<i", (4, 0)),
+        ("<i", (4, 16)),
+        ("<i", (8, 0)),
+        ("<i", (12, -1)),
+        ("<i", (20, 2**31 - 1)),
+        ("<i", (24, 9)),
+    ],
+)
+def test_garbled_packet_headers_are_refused_with_their_place(tmp_path, field, value):
+    raw, (offset, number) = bytearray(aedat3()), value
+    start = raw.index(b"END-HEADER\r\n") + 12
+    struct.pack_into(field, raw, start + offset, number)
+    (tmp_path / "x.aedat").write_bytes(raw)
+    with pytest.raises(EventFormatError, match=f"byte {start}"):
+        read_events(tmp_path / "x.aedat", *SIZE)
+
+
+def test_events_outside_or_out_of_order_are_refused_or_dropped_and_counted():
+    events = np.array([(1, 1, 5, 1), (40, 1, 6, 1), (1, 1, 9, 0), (1, 1, 7, 0), (1, 1, 8, 0), (1, 1, 9, 0)], EVENT)
+    with pytest.raises(EventFormatError, match="f.bin.*event 1"):
+        check_events(events, 34, 34, "f.bin")
+    with pytest.raises(EventFormatError, match="event 3.*at least 9"):
+        check_events(events, 41, 34, "f.bin")
+    kept, dropped = check_events(events, 34, 34, "f.bin", lenient=True)
+    assert kept["t"].tolist() == [5, 9, 9] and dropped == {"outside": 1, "decreasing": 2}
+
+
+@pytest.mark.parametrize("wrong", [dict(x=-1), dict(x=70000), dict(y=0.5), dict(p=2), dict(t=-1), dict(x=np.nan)])
+def test_numbers_that_a_conversion_would_change_are_refused(tmp_path, wrong):
+    ((name, value),) = wrong.items()
+    arrays = columns(float)
+    arrays[name][1] = value
+    np.savez(tmp_path / "w.npz", **arrays)
+    with pytest.raises(EventFormatError, match=f"{name}"):
+        read_events(tmp_path / "w.npz", *SIZE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_damage_gives_an_error_or_events_and_never_much_memory(tmp_path, kind):
+    path, chance = written(tmp_path, kind), random.Random(kind)
+    raw = path.read_bytes()
+    tracemalloc.start()
+    for _ in range(350):
+        damaged = bytearray(raw)
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(damaged))
+            part = bytes(chance.randrange(256) for _ in range(chance.randint(0, 5)))
+            damaged[at : at + chance.randint(0, 5)] = part
+            damaged = damaged or bytearray(b"x")
+        path.write_bytes(damaged)
+        try:
+            events, _ = read_events(path, *SIZE, lenient=bool(chance.getrandbits(1)))
+        except EventFormatError:
+            continue
+        assert events.dtype == EVENT and 0 < len(events) <= len(damaged)
+        assert (events["x"] < 128).all() and (events["y"] < 128).all() and (np.diff(events["t"]) >= 0).all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_labels_of_gestures(tmp_path):
+    path = tmp_path / "user01_labels.csv"
+    path.write_text("class,startTime_usec,endTime_usec\n1,10,20\n11,30,40\n")
+    assert read_gesture_labels(path) == [(0, 10, 20), (10, 30, 40)]
+    path.write_text("class,startTime_usec,endTime_usec\n12,10,20\n")
+    with pytest.raises(EventFormatError, match="line 2"):
+        read_gesture_labels(path)
+
+
+@pytest.mark.realdata
+def test_real_recordings_of_nmnist():
+    folder = Path(os.environ.get("NSNN_DATA", "/nowhere")) / "nmnist-small"
+    if not folder.is_dir():
+        pytest.skip("set NSNN_DATA to a folder that has nmnist-small")
+    files = sorted(folder.glob("*/*/*.bin"))
+    assert len(files) == 900
+    for path in files:
+        events, _ = read_events(path, 34, 34)
+        assert len(events) > 500 and 200_000 < events["t"][-1] - events["t"][0] < 400_000
