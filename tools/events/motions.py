@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from . import EVENT
 
+VERSION = 2  # of the recordings: a new one makes them anew
 WIDTH = HEIGHT = 48
 STEPS = 50  # rendered images per recording, besides the first
 STEP_US = 10_000  # microseconds from one to the next

@@ -26,13 +26,12 @@ def close(values, expected, deviation):
 
 def what_happened(before, after):
     """The option of each sample, from counts so high that thinning touches every pixel. Shape: [B]."""
-    lost = (before != after).flatten(2)  # [B, T, pixels]
-    untouched, touched = ~lost.any(2), lost.all(2)
-    same_in_all = (lost == lost[:, :1]).all((1, 2))  # an area is the same in each frame, and leaves pixels
-    some_frame_is_empty = ~(after > 0).flatten(2).any(2).all(1)
-    kind = torch.where(touched.all(1) & ~some_frame_is_empty, RANDOM, TIME)
-    kind = torch.where(same_in_all & ~touched.all(1), AREA, kind)
-    return torch.where(untouched.all(1), STAYS, kind)
+    lost, empty = (before != after).flatten(2), (after == 0).flatten(2).all(2)  # [B, T, pixels], [B, T]
+    untouched = ~lost.any(2)
+    option = torch.where(lost.flatten(1).all(1), RANDOM, AREA)
+    option[(untouched | empty).any(1)] = TIME  # a window spares a whole frame or empties one
+    option[untouched.all(1)] = STAYS
+    return option
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
