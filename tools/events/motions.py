@@ -76,7 +76,7 @@ def trajectories(labels, random):
 
     with progress s, time tau from 0 to 1, and the numbers (r, d, q, g, a, b, omega) of the class. Random
     are the speed v, log-uniform in [0.7, 1.4], the place (x_0, y_0) on the torus, the size z_0 in
-    [0.7, 1.1], the phase phi, and the sign.
+    [0.8, 1.2], the phase phi, and the sign.
 
     Args:
         labels: int [S], indices in `MOTIONS`.
@@ -89,7 +89,7 @@ def trajectories(labels, random):
     column = (len(labels), 1)
     speed = np.exp(random.uniform(math.log(0.7), math.log(1.4), column))
     x, y = random.uniform(0, WIDTH, column), random.uniform(0, HEIGHT, column)
-    size, phase = random.uniform(0.7, 1.1, column), random.uniform(0, 2 * math.pi, column)
+    size, phase = random.uniform(0.8, 1.2, column), random.uniform(0, 2 * math.pi, column)
     sense = random.choice([-1, 1], column)
     right, down, turn, growth, swing_right, swing_down, pace = np.array(list(_MOTIONS.values()))[labels].T[..., None]
     progress = speed * np.linspace(-0.5, 0.5, STEPS + 1)  # [S, STEPS + 1]
