@@ -30,7 +30,11 @@ class EventFormatError(ValueError):
     """A file is not what it should be: which file, where in it, what was expected, and what came."""
 
     def __init__(self, path, offset, problem):
-        super().__init__(f"{path}, byte {offset}: {problem}")
+        super().__init__(path, offset, problem)  # all three, so that it can be pickled: workers raise it too
+
+    def __str__(self):
+        path, offset, problem = self.args
+        return f"{path}, byte {offset}: {problem}"
 
 
 def read_aedat3(path):
@@ -86,10 +90,10 @@ def _packet_header(path, raw, at):
 
 def _polarity_events(path, words, overflow, at):
     data, time = words[:, 0], words[:, 1]
-    late = np.flatnonzero(time >> 31)
+    valid = (data & 1).astype(bool)
+    late = np.flatnonzero((time >> 31).astype(bool) & valid)
     if len(late):
         raise EventFormatError(path, at + 8 * late[0] + 4, "expected a time of 31 bits, got a negative one")
-    valid = (data & 1).astype(bool)
     if not valid.all():
         data, time = data[valid], time[valid]
     events = np.empty(len(data), EVENT)
@@ -181,8 +185,11 @@ def read_array(path):
         return _from_columns(path, **{name: array[name] for name in "xytp"})
     if array.ndim != 2 or array.shape[1] != 4:
         raise EventFormatError(path, 0, f"expected [N, 4] of x, y, p, t, got {array.shape}")
+    if array.dtype.kind not in "iuf":
+        raise EventFormatError(path, 0, f"expected numbers, got {array.dtype}")
     x, y, p, milliseconds = array.T
-    return _from_columns(path, x, y, milliseconds * 1000, p)
+    # Not in the array's own type, which may be too narrow for microseconds.
+    return _from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
 
 
 def _member(path, raw, name):
@@ -214,7 +221,10 @@ def _npy(path, raw):
     wanted, came = count * dtype.itemsize, len(raw) - file.tell()
     if dtype.hasobject or min(shape, default=1) < 0 or wanted != came or dtype.itemsize == 0:
         raise EventFormatError(path, file.tell(), f"expected {wanted} bytes of {dtype} {shape}, got {came}")
-    return np.frombuffer(raw, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
+    try:
+        return np.frombuffer(raw, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # more dimensions than numpy has
+        raise EventFormatError(path, file.tell(), f"expected an array: {error}") from error
 
 
 def read_mat(path):
@@ -312,7 +322,7 @@ def _whole_events(path, raw, at, size):
 
 def _some(path, offset, events):
     if len(events) == 0:
-        raise EventFormatError(path, offset, "expected events, got none")
+        raise EventFormatError(path, offset, "expected events or labels, got none")
     return events
 
 
@@ -377,8 +387,11 @@ def read_gesture_labels(path):
     Returns:
         List of (label from 0, start in microseconds, end in microseconds).
     """
-    with open(path, newline="") as file:
-        rows = list(csv.reader(file))
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EventFormatError(path, 0, f"expected a table of labels: {error}") from error
     if not rows or [name.strip() for name in rows[0]] != ["class", "startTime_usec", "endTime_usec"]:
         raise EventFormatError(path, 0, "expected the line class,startTime_usec,endTime_usec")
     gestures = []
@@ -392,4 +405,4 @@ def read_gesture_labels(path):
         if not 1 <= label <= GESTURES or not 0 <= start < end:
             raise EventFormatError(path, 0, f"line {number}: expected class 1 to {GESTURES} and start < end, got {row}")
         gestures.append((label - 1, start, end))
-    return gestures
+    return _some(path, 0, gestures)

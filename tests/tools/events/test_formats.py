@@ -1,6 +1,7 @@
 """Readers, on files that are written here byte by byte from the specifications of their formats."""
 
 import os
+import pickle
 import random
 import struct
 import tracemalloc
@@ -86,6 +87,30 @@ def test_tonics_gestures_are_in_milliseconds(tmp_path):
     assert read_events(tmp_path / "3.npy", *SIZE)[0].tolist() == [(1, 2, 5000, True), (3, 4, 7000, False)]
 
 
+@pytest.mark.parametrize("dtype", ["<u2", "<i2", "<i4", "<f4", "<f8"])
+def test_times_in_milliseconds_do_not_wrap_in_narrow_types(tmp_path, dtype):
+    np.save(tmp_path / "3.npy", np.array([[1, 2, 1, 5], [3, 4, 0, 30_000]], dtype))
+    assert read_events(tmp_path / "3.npy", *SIZE)[0]["t"].tolist() == [5000, 30_000_000]
+
+
+def test_plain_arrays_of_other_types_are_refused(tmp_path):
+    for dtype in ("S4", "M8[s]", "V8", "?"):
+        np.save(tmp_path / "3.npy", np.zeros((2, 4), dtype))
+        with pytest.raises(EventFormatError, match="3.npy"):
+            read_events(tmp_path / "3.npy", *SIZE)
+
+
+def test_an_invalid_event_is_left_out_whatever_its_time(tmp_path):
+    raw = aedat3().replace(struct.pack("<Ii", 3 << 17, 0), struct.pack("<Ii", 3 << 17, -1))
+    (tmp_path / "x.aedat").write_bytes(raw)
+    assert len(read_events(tmp_path / "x.aedat", *SIZE)[0]) == len(EVENTS)
+
+
+def test_errors_survive_the_way_from_a_worker_process():
+    error = pickle.loads(pickle.dumps(EventFormatError("f.bin", 7, "expected events")))
+    assert str(error) == "f.bin, byte 7: expected events"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_truncated_empty_and_foreign_files_are_refused_by_name(tmp_path, kind):
     path = written(tmp_path, kind)
@@ -168,6 +193,10 @@ def test_labels_of_gestures(tmp_path):
     path.write_text("class,startTime_usec,endTime_usec\n12,10,20\n")
     with pytest.raises(EventFormatError, match="line 2"):
         read_gesture_labels(path)
+    for content in (b"class,startTime_usec,endTime_usec\n", b"\xff\xfe", b""):
+        path.write_bytes(content)
+        with pytest.raises(EventFormatError, match="user01"):
+            read_gesture_labels(path)
 
 
 @pytest.mark.realdata
