@@ -18,7 +18,8 @@ from tools.events.frames import Framing
 from tools.events.recordings import LabelledRecordings
 from tools.events.store import FrameStore, stored_streams
 from tools.events.trees import list_dvscifar10, list_dvsgesture, list_nmnist
-from tools.images import LabelledImages, cache_folder, read_image_folder, stratified_split
+from tools.files import cache_folder
+from tools.images import LabelledImages, read_image_folder, stratified_split
 
 # Folder of the data sets. Edit it here, or set the environment variable NSNN_DATA, or pass --data-root.
 DATA_ROOT = "data"
@@ -163,12 +164,11 @@ class EventDataset:
         _, height, width = self.in_shape
         framing = Framing(how.timestep, how.frames_by, self.sensor, (width, height))
         store = FrameStore(f"{self.name}-{part}", recordings, framing, lenient, workers)
-        for index, why in store.skipped.items():
+        for why in store.skipped.values():
             logger.warning("skipped: %s", why)
-            recordings[index] = None
         if any(store.dropped.values()):
             logger.warning("%s, %s part: events dropped: %s", self.name, part, dict(store.dropped))
-        kept = np.array([index for index, recording in enumerate(recordings) if recording is not None])
+        kept = np.array([index for index in range(len(recordings)) if index not in store.skipped])
         recordings = [recordings[index] for index in kept]
         labels = torch.tensor([recording.label for recording in recordings])
         if labels.unique().tolist() != list(range(self.num_classes)):

@@ -18,6 +18,7 @@ from models.registry import MODELS, NEURONS
 
 from .engine import AMP_DTYPES
 from .events.frames import SPLITS, VALUES
+from .events.trees import CIFAR10_TRAINING
 from .optim import OPTIMIZERS, SCHEDULERS
 from .perturb import PERTURBATIONS
 
@@ -108,7 +109,9 @@ class TrainConfig(RunConfig):
     # event data
     frames_by: str = option("count", "frames of equally many events, or equally long ones", choices=tuple(SPLITS))
     frame_values: str = option("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
-    split: str = option("9:1", "training to test, where a data set has no official split", choices=("9:1", "7:3"))
+    split: str = option(
+        "9:1", "training to test, where a data set has no official split", choices=tuple(CIFAR10_TRAINING)
+    )
     roll: int = option(0, "shift of the frames of a training recording, at most so many pixels", low=0)
     event_drop: bool = option(False, "EventDrop: lose events at random, in a stretch of time, or in an area")
     # run

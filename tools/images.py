@@ -4,8 +4,6 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import logging
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -13,6 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
+
+from .batches import Batches
+from .files import cache_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
@@ -55,43 +56,22 @@ def stratified_split(labels, fraction, seed):
     return (~second).nonzero().flatten(), second.nonzero().flatten()
 
 
-class ImageBatches:
-    """Iterate over batches of float images in [0, 1] on a device, with their labels.
+class ImageBatches(Batches):
+    """Batches of float images in [0, 1], with their labels.
 
     Args:
-        data: `LabelledImages`.
-        batch_size: images per batch. A shuffled pass drops an incomplete last batch, which would
-            weigh its images more; an ordered one keeps it.
-        device: where the batches go. On CUDA, the whole uint8 tensor moves there, once.
-        shuffle: a new order for every pass, from torch's default CPU generator.
+        data: `LabelledImages`; on CUDA, the whole uint8 tensor moves there, once.
         augment: function of a uint8 batch on the device, and its labels, to a float batch; or None.
-        memory_format: of the batches.
-        limit: largest number of batches per pass, or None.
+        batch_size, device, shuffle, memory_format, limit: see `Batches`.
     """
 
-    def __init__(
-        self, data, batch_size, device, shuffle=False, augment=None, memory_format=torch.contiguous_format, limit=None
-    ):
-        self.data = LabelledImages(data.images.to(device), data.labels.to(device))
-        self.batch_size = batch_size
-        self.device = device
-        self.shuffle = shuffle
-        self.augment = augment
-        self.memory_format = memory_format
-        drop_last = shuffle and len(data) >= batch_size
-        batches = len(data) // batch_size if drop_last else -(-len(data) // batch_size)
-        self.batches = min(batches, limit or batches)
+    def __init__(self, data, batch_size, device, **options):
+        super().__init__(LabelledImages(data.images.to(device), data.labels.to(device)), batch_size, device, **options)
 
-    def __len__(self):
-        return self.batches
-
-    def __iter__(self):
-        order = torch.randperm(len(self.data)) if self.shuffle else torch.arange(len(self.data))
-        order = order.to(self.device)
-        for batch in range(self.batches):
-            part = self.data.subset(order[batch * self.batch_size : (batch + 1) * self.batch_size])
-            images = self.augment(part.images, part.labels) if self.augment else part.images.float() / 255
-            yield images.contiguous(memory_format=self.memory_format), part.labels
+    def _batch(self, chosen):
+        part = self.data.subset(chosen.to(self.device))
+        images = self.augment(part.images, part.labels) if self.augment else part.images.float() / 255
+        return images.contiguous(memory_format=self.memory_format), part.labels
 
 
 def read_image_folder(folder, workers=4):
@@ -129,20 +109,13 @@ def read_image_folder(folder, workers=4):
             names = [classes[split].index(path.parent.name) for path in files[split]]
             arrays[f"{split}_labels"] = np.array(names, dtype=np.int64)
         try:
-            _write_cache(cache, arrays)
+            write_atomically(cache, lambda file: np.savez(file, **arrays))
         except OSError as error:
             logger.warning("the decoded images cannot be cached in %s: %s", cache.parent, error)
     return tuple(
         LabelledImages(torch.from_numpy(arrays[f"{split}_images"]), torch.from_numpy(arrays[f"{split}_labels"]))
         for split in ("train", "test")
     )
-
-
-def cache_folder():
-    """Folder of all caches: $NSNN_CACHE, else $XDG_CACHE_HOME/nsnn, else ~/.cache/nsnn."""
-    if chosen := os.environ.get("NSNN_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsnn"
 
 
 def _list_split(folder):
@@ -181,16 +154,3 @@ def _read_cache(path):
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logger.warning("the cache %s is damaged (%s); it is made anew", path, error)
         return None
-
-
-def _write_cache(path, arrays):
-    """Write atomically: other processes see the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..batches import Batches
 from .formats import EventFormatError, read_events
 from .frames import cell_area, count_frames, frame_values
 
@@ -115,45 +116,25 @@ class LabelledRecordings:
         return dataclasses.replace(self, counts=np.stack(frames), rows=np.arange(len(self)))
 
 
-class FrameBatches:
-    """Iterate over batches of frames [T, B, 2, H, W], float32 on a device, with their labels [B].
+class FrameBatches(Batches):
+    """Batches of frames [T, B, 2, H, W], float32, with their labels [B].
 
     Args:
         data: `LabelledRecordings`.
-        batch_size: recordings per batch. A shuffled pass drops an incomplete last batch.
-        device: where the batches go.
-        shuffle: a new order for every pass, from torch's default CPU generator.
         augment: function of counts [B, T, 2, H, W] on the device and labels to such counts, or None.
-        memory_format: of the frames of a batch.
-        limit: largest number of batches per pass, or None.
+        batch_size, device, shuffle, memory_format, limit: see `Batches`.
     """
 
-    def __init__(
-        self, data, batch_size, device, shuffle=False, augment=None, memory_format=torch.contiguous_format, limit=None
-    ):
-        self.data = data
-        self.batch_size = batch_size
-        self.device = device
-        self.shuffle = shuffle
-        self.augment = augment
-        self.memory_format = memory_format
-        drop_last = shuffle and len(data) >= batch_size
-        batches = len(data) // batch_size if drop_last else -(-len(data) // batch_size)
-        self.batches = min(batches, limit or batches)
+    def __init__(self, data, batch_size, device, **options):
+        super().__init__(data, batch_size, device, **options)
         self.area = cell_area(data.framing).to(device)
 
-    def __len__(self):
-        return self.batches
-
-    def __iter__(self):
-        order = torch.randperm(len(self.data)) if self.shuffle else torch.arange(len(self.data))
-        for batch in range(self.batches):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            labels = self.data.labels[chosen].to(self.device)
-            counts = self.data.counts[self.data.rows[chosen.numpy()]].astype(np.int32)  # torch has no unsigned ones
-            counts = torch.from_numpy(counts).to(self.device)
-            if self.augment is not None:
-                counts = self.augment(counts, labels)
-            frames = frame_values(counts, self.data.values, self.area).transpose(0, 1)  # [T, B, 2, H, W]
-            folded = frames.flatten(0, 1).contiguous(memory_format=self.memory_format)
-            yield folded.unflatten(0, frames.shape[:2]), labels
+    def _batch(self, chosen):
+        labels = self.data.labels[chosen].to(self.device)
+        counts = self.data.counts[self.data.rows[chosen.numpy()]].astype(np.int32)  # torch has no unsigned ones
+        counts = torch.from_numpy(counts).to(self.device)
+        if self.augment is not None:
+            counts = self.augment(counts, labels)
+        frames = frame_values(counts, self.data.values, self.area).transpose(0, 1)  # [T, B, 2, H, W]
+        folded = frames.flatten(0, 1).contiguous(memory_format=self.memory_format)
+        return folded.unflatten(0, frames.shape[:2]), labels

@@ -11,15 +11,13 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
-import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from ..images import cache_folder
+from ..files import cache_folder, write_atomically
 from . import POLARITIES
 from .formats import EventFormatError
 from .frames import count_frames
@@ -47,7 +45,6 @@ class FrameStore:
 
     def __init__(self, name, recordings, framing, lenient=False, workers=4, folder=None):
         self.folder = Path(folder or cache_folder()) / f"frames-{name}-{_key(recordings, framing, lenient)}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         starts = range(0, len(recordings), SHARD)
         self._fill(name, [recordings[start : start + SHARD] for start in starts], framing, lenient, workers)
         self._frames = [np.load(self._path(shard, "npy"), mmap_mode="r") for shard in range(len(starts))]
@@ -101,9 +98,8 @@ def stored_streams(name, make, folder=None):
     path = Path(folder or cache_folder()) / f"{name}.npy"
     report = _checked_report(path)
     if report is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         events, ends, labels = make()
-        _write(path, lambda file: np.save(file, events))
+        write_atomically(path, lambda file: np.save(file, events))
         report = {"ends": ends.tolist(), "labels": labels.tolist()}
         _write_report(path, report)
     starts = [0, *report["ends"][:-1]]
@@ -127,7 +123,7 @@ def _checked_report(path):
 
 def _write_report(path, report):
     report = {"crc32": zlib.crc32(path.read_bytes()), **report}
-    _write(path.with_suffix(".json"), lambda file: file.write(json.dumps(report).encode()))
+    write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps(report).encode()))
 
 
 def make_shard(recordings, framing, lenient, path):
@@ -146,20 +142,8 @@ def make_shard(recordings, framing, lenient, path):
         dropped.update(lost)
         counts[row] = count_frames(events, framing)
     counts = counts.astype(np.min_scalar_type(counts.max()))
-    _write(path, lambda file: np.save(file, counts))
+    write_atomically(path, lambda file: np.save(file, counts))
     _write_report(path, {"skipped": skipped, "dropped": dict(dropped)})
-
-
-def _write(path, write):
-    """Write a file atomically: other processes see the whole file or none."""
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _key(recordings, framing, lenient):

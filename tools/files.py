@@ -1,0 +1,30 @@
+"""The cache folder, and files that appear whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_folder():
+    """Folder of all caches: $NSNN_CACHE, else $XDG_CACHE_HOME/nsnn, else ~/.cache/nsnn."""
+    if chosen := os.environ.get("NSNN_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsnn"
+
+
+def write_atomically(path, write):
+    """Write a file so that other processes see the whole of it or nothing; its folder is made if need be.
+
+    Args:
+        path: `Path` of the file.
+        write: function that is given the open binary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
