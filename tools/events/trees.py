@@ -62,6 +62,10 @@ def list_dvscifar10(folder, split="9:1"):
 
     The data set has no official split. Here the recordings of a class, in the order of their numbers, are cut:
     the first 90 % (or 70 %, split "7:3") train, the last 10 % (30 %) test; so the split is the same everywhere.
+
+    Note:
+        The data set's dat2mat.m, and SpikingJelly after it, count y from below: their `.mat` and `.npz` files are
+        upside down beside the `.aedat` files, so test a network on the kind of files it was trained on.
     """
     folder = folder / "events_np" if (folder / "events_np").is_dir() else folder
     train, test = [], []

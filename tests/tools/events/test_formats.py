@@ -2,13 +2,15 @@
 
 import os
 import pickle
-import random
 import struct
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.io import savemat
 
 from tools.events import EVENT
@@ -33,7 +35,7 @@ def aedat3(events=EVENTS, overflow=0):
 def aedat2(events=EVENTS):
     file = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n# Timestamps tick is 1 us\n"
     for x, y, t, p in events:
-        file += struct.pack(">Ii", p | (127 - x) << 1 | (127 - y) << 8, t)
+        file += struct.pack(">Ii", 1 - p | (127 - x) << 1 | (127 - y) << 8, t)
     return file + struct.pack(">Ii", 1 << 15, 600)  # an external event
 
 
@@ -162,28 +164,98 @@ def test_numbers_that_a_conversion_would_change_are_refused(tmp_path, wrong):
         read_events(tmp_path / "w.npz", *SIZE)
 
 
+EDITS = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 5), st.binary(max_size=5)), min_size=1, max_size=4
+)  # where, how many bytes are taken, what is put there
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # numpy reads headers of arrays as Python text
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_damage_gives_an_error_or_events_and_never_much_memory(tmp_path, kind):
-    path, chance = written(tmp_path, kind), random.Random(kind)
+    path = written(tmp_path, kind)
     raw = path.read_bytes()
-    tracemalloc.start()
-    for _ in range(350):
+
+    @settings(max_examples=350, derandomize=True, deadline=1000, database=None)
+    @given(edits=EDITS, lenient=st.booleans())
+    def check(edits, lenient):
         damaged = bytearray(raw)
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randrange(len(damaged))
-            part = bytes(chance.randrange(256) for _ in range(chance.randint(0, 5)))
-            damaged[at : at + chance.randint(0, 5)] = part
-            damaged = damaged or bytearray(b"x")
+        for where, taken, put in edits:
+            at = int(where * len(damaged))
+            damaged[at : at + taken] = put
         path.write_bytes(damaged)
+        tracemalloc.start()
         try:
-            events, _ = read_events(path, *SIZE, lenient=bool(chance.getrandbits(1)))
+            events, _ = read_events(path, *SIZE, lenient=lenient)
         except EventFormatError:
-            continue
+            return
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < 20e6
         assert events.dtype == EVENT and 0 < len(events) <= len(damaged)
         assert (events["x"] < 128).all() and (events["y"] < 128).all() and (np.diff(events["t"]) >= 0).all()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 20e6
+
+    check()
+
+
+@pytest.mark.parametrize("per_packet", [1, 3, 500])
+def test_packets_of_any_size_with_any_overflow_make_one_recording(tmp_path, per_packet):
+    random = np.random.default_rng(0)
+    times = np.sort(random.integers(3 << 31, size=500))
+    wanted = [
+        (int(x), int(y), int(t), int(p)) for (x, y), t, p in zip(random.integers(128, size=(500, 2)), times, times % 2)
+    ]
+    file = b"#!AER-DAT3.1\r\n#!END-HEADER\r\n"
+    at = 0
+    while at < len(wanted):
+        high = wanted[at][2] >> 31
+        part = [event for event in wanted[at : at + per_packet] if event[2] >> 31 == high]
+        body = b"".join(struct.pack("<II", 1 | p << 1 | y << 2 | x << 17, t & 0x7FFFFFFF) for x, y, t, p in part)
+        file += struct.pack("<hhiiiiii", 1, 1, 8, 4, high, len(part), len(part), len(part)) + body
+        at += len(part)
+    (tmp_path / "a.aedat").write_bytes(file)
+    events, _ = read_events(tmp_path / "a.aedat", *SIZE)
+    assert [tuple(map(int, event)) for event in events.tolist()] == wanted
+
+
+def test_a_wrong_packet_is_named_by_its_first_byte_and_a_wrong_time_by_its_own(tmp_path):
+    raw, header = aedat3(), len(b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n")
+    third = header + 2 * 28 + 3 * 8 + 12  # after a packet of three events and one of 12 bytes
+    wrong = {
+        third: ("<h", -1, "an event type"),
+        third + 4: ("<i", 64, "truncated"),
+        third + 8: ("<i", 0, "the time at 4"),
+        third + 12: ("<i", -1, "overflow"),
+        third + 24: ("<i", 9, "agree"),
+    }
+    for at, (kind, value, message) in wrong.items():
+        path = tmp_path / "x.aedat"
+        path.write_bytes(raw[:at] + struct.pack(kind, value) + raw[at + struct.calcsize(kind) :])
+        with pytest.raises(EventFormatError, match=f"byte {third}: .*{message}"):
+            read_events(path, *SIZE)
+    time = third + 28 + 8 + 4  # of the third packet's second event
+    path.write_bytes(raw[:time] + struct.pack("<i", -5) + raw[time + 4 :])
+    with pytest.raises(EventFormatError, match=f"byte {time}: .*31 bits"):
+        read_events(path, *SIZE)
+
+
+def test_other_versions_of_a_format_are_refused_and_suffixes_may_be_capital(tmp_path):
+    for version in (b"3.10", b"3.0", b"2.01", b"4.0"):
+        (tmp_path / "a.aedat").write_bytes(aedat3().replace(b"3.1", version, 1))
+        with pytest.raises(EventFormatError, match="#!AER-DAT"):
+            read_events(tmp_path / "a.aedat", *SIZE)
+    for version in ("3", "2"):
+        (tmp_path / "B.AEDAT").write_bytes({"3": aedat3, "2": aedat2}[version]())
+        assert len(read_events(tmp_path / "B.AEDAT", *SIZE)[0]) == len(EVENTS)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_packed_as_numpy_never_does_are_refused(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
+        for name in "txyp":
+            archive.writestr(f"{name}.npy", b"")
+    with pytest.raises(EventFormatError, match="stored or deflated"):
+        read_events(tmp_path / "a.npz", *SIZE)
 
 
 def test_labels_of_gestures(tmp_path):
