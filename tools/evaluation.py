@@ -15,6 +15,7 @@ from . import engine
 from .experiment import evaluation_noise
 from .networks import load_snapshot, memory_format, set_up_torch
 from .perturb import PERTURBATIONS
+from .pictures import picture_recordings, picture_spikes
 from .plots import plot_curves
 from .runlog import provenance
 
@@ -26,7 +27,7 @@ class Evaluation:
 
     Args:
         config: `EvaluationConfig`.
-        dataset: has name, in_shape, num_classes, mean, std, and load() of `dataset_utils`.
+        dataset: has name, classes, mean, std, and input_shape() and load() of `dataset_utils`.
 
     Raises:
         CheckpointError, FileNotFoundError: for a snapshot or data that are not there, or do not fit.
@@ -72,7 +73,20 @@ class Evaluation:
             points = [self._point(name, strength) for strength in strengths]
             results[name] = points
             self._write(folder, name, points)
+        if self.config.pictures:
+            self._picture(folder)
         return results
+
+    def _picture(self, folder):
+        """Pictures of a test sample of each class, and of the network's spikes."""
+        names = self.dataset.classes
+        if hasattr(self.test, "events"):
+            picture_recordings(folder / "recordings.png", self.test, names)
+            logger.info("written: %s", folder / "recordings.png")
+        title = f"{self.trained.model}, {self.trained.neuron}, on {self.dataset.name}"
+        with evaluation_noise(self.device, self.config.seed):
+            picture_spikes(folder / "rasters.png", self.net.eval(), self.test, names, self.forward, title)
+        logger.info("written: %s", folder / "rasters.png")
 
     def _point(self, name, strength):
         """Accuracy and loss at one strength: R draws of the network's noise and of the perturbation."""

@@ -52,7 +52,7 @@ class Training:
 
     Args:
         config: `TrainConfig`; with `config.resume`, the run's own configuration replaces it.
-        dataset: has name, in_shape, num_classes, mean, std, and load() and augmentation() of `dataset_utils`.
+        dataset: has name, num_classes, mean, std, and input_shape(), load() and augmentation() of `dataset_utils`.
         given: names of the settings that the user gave; in a resumed run, few may differ.
 
     Raises:

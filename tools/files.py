@@ -1,7 +1,7 @@
 """The cache folder, and files that appear whole or not at all."""
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
@@ -20,11 +20,11 @@ def write_atomically(path, write):
         write: function that is given the open binary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # not tempfile, which would hide it from other users
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "xb") as file:
             write(file)
-        os.replace(name, path)
+        os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise

@@ -13,7 +13,7 @@ from .config import TrainConfig
 
 NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoint, or over a checkpoint of ours
     *("model", "width", "nobn", "neuron", "timestep", "threshold", "tau", "sigma", "alpha"),
-    *("placement", "reset", "decay_input", "amp"),
+    *("placement", "reset", "decay_input", "amp", "frame_size"),
 )
 
 
@@ -69,7 +69,7 @@ def build_network(config, dataset):
     net = build_model(
         config.model,
         neuron=neuron_factory(config),
-        in_shape=dataset.in_shape,
+        in_shape=dataset.input_shape(config),
         num_classes=dataset.num_classes,
         norm=None if config.nobn else "bn",
         width=config.width,
@@ -83,7 +83,7 @@ def load_snapshot(evaluation_config, dataset):
 
     Args:
         evaluation_config: `EvaluationConfig`; what it says of the network overrides a checkpoint of ours.
-        dataset: has name, in_shape, num_classes, mean, std.
+        dataset: has name, num_classes, mean, std, and input_shape() of `dataset_utils`.
 
     Returns:
         The network in evaluation mode, and its `TrainConfig`.
@@ -128,7 +128,7 @@ def _load_published(path, overrides, dataset):
         path,
         model=config.model,
         neuron=neuron_factory(config),
-        in_shape=dataset.in_shape,
+        in_shape=dataset.input_shape(config),
         num_classes=dataset.num_classes,
         norm=None if config.nobn else "bn",
         width=config.width,

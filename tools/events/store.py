@@ -27,7 +27,7 @@ from .recordings import Recording
 logger = logging.getLogger(__name__)
 SHARD = 64  # recordings
 BYTES_PER_PROCESS = 2**28  # to be read: for less, starting one more process costs more than it saves
-VERSION = 1  # of what is stored: a new one makes all stores anew
+VERSION = 2  # of what is stored: a new one makes all stores anew
 
 
 class FrameStore:
@@ -37,7 +37,8 @@ class FrameStore:
         name: of the data set and its part, for the folder's name and the progress bar.
         recordings: list of `Recording`.
         framing: `Framing`.
-        lenient: skip recordings that cannot be read and events out of range or order, and count them.
+        lenient: skip recordings that cannot be read and events out of range or order, and count them; otherwise
+            they are errors.
         workers: largest number of processes that read; few recordings are read by fewer.
         folder: where stores are; None: `cache_folder()`.
 
@@ -46,8 +47,9 @@ class FrameStore:
     """
 
     def __init__(self, name, recordings, framing, lenient=False, workers=4, folder=None):
-        self.folder = Path(folder or cache_folder()) / f"frames-{name}-{_key(recordings, framing, lenient)}"
+        self.folder = Path(folder or cache_folder()) / f"frames-{name}-{_key(recordings, framing)}"
         self._fill(name, recordings, framing, lenient, workers)
+        self._length = len(recordings)
         shards = range(-(-len(recordings) // SHARD))
         self._frames = [np.load(self._path(shard, "npy"), mmap_mode="r") for shard in shards]
         reports = [json.loads(self._path(shard, "json").read_text()) for shard in shards]
@@ -57,6 +59,9 @@ class FrameStore:
         self.dropped = collections.Counter()
         for report in reports:
             self.dropped.update(report["dropped"])
+
+    def __len__(self):
+        return self._length
 
     def __getitem__(self, indices):
         rows = [self._frames[index // SHARD][index % SHARD] for index in np.asarray(indices)]
@@ -68,11 +73,12 @@ class FrameStore:
     def _fill(self, name, recordings, framing, lenient, workers):
         """Make the shards that are not there, or damaged."""
         shards = [recordings[start : start + SHARD] for start in range(0, len(recordings), SHARD)]
-        todo = [shard for shard in range(len(shards)) if _checked_report(self._path(shard, "npy")) is None]
+        reports = [_checked_report(self._path(shard, "npy")) for shard in range(len(shards))]
+        todo = [shard for shard, report in enumerate(reports) if not _is_usable(report, lenient)]
         if not todo:
             return
         files = {recording.path for shard in todo for recording in shards[shard]}
-        size = sum(path.stat().st_size for path in files)
+        size = sum(path.stat().st_size for path in files if path.exists())
         processes = min(workers, os.cpu_count() or 1, len(todo), 1 + size // BYTES_PER_PROCESS)
         jobs = [(shards[shard], framing, lenient, self._path(shard, "npy")) for shard in todo]
         progress = tqdm(total=len(jobs), desc=f"framing {name}", unit="shard", disable=None, leave=False)
@@ -88,6 +94,11 @@ class FrameStore:
                 for done in concurrent.futures.as_completed([pool.submit(make_shard, *job) for job in jobs]):
                     done.result()
                     progress.update()
+
+
+def _is_usable(report, lenient):
+    """Whether a shard need not be made: where a strict store finds a lenient one's omissions, it meets the error."""
+    return report is not None and (lenient or not (report["skipped"] or any(report["dropped"].values())))
 
 
 def stored_streams(name, make, folder=None):
@@ -152,12 +163,19 @@ def make_shard(recordings, framing, lenient, path):
     _write_report(path, {"skipped": skipped, "dropped": dict(dropped)})
 
 
-def _key(recordings, framing, lenient):
+def _key(recordings, framing):
     """Of the files (name, size, time of change), the parts of them that are recordings, and the framing."""
-    key, stamps = hashlib.sha256(f"{VERSION} {framing} {lenient}\n".encode()), {}
+    key, stamps = hashlib.sha256(f"{VERSION} {framing}\n".encode()), {}
     for recording in recordings:
         if recording.path not in stamps:
-            stat = recording.path.stat()
-            stamps[recording.path] = f"{recording.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+            stamps[recording.path] = _stamp(recording.path)
         key.update(f"{stamps[recording.path]} {recording.window_us} {recording.slice}\n".encode())
     return key.hexdigest()[:24]
+
+
+def _stamp(path):
+    try:
+        stat = path.stat()
+    except OSError:  # reading it will fail, and say so
+        return f"{path.resolve()} absent"
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"

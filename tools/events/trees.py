@@ -1,13 +1,37 @@
 """Where the published event data sets have their recordings: folder -> (training, test) lists of `Recording`."""
 
+import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from .formats import read_gesture_labels
 from .recordings import Recording
 
+GESTURE_CLASSES = (
+    *("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counterclockwise"),
+    *("left arm clockwise", "left arm counterclockwise", "arm roll", "air drums", "air guitar", "other gestures"),
+)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of each class's recordings
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """How a data set lies on the disk, and its camera.
+
+    Args:
+        classes: their names, in the order of the labels.
+        sensor: (width, height) of the camera, in pixels.
+        size: (width, height) of the frames that networks usually see.
+        list_recordings: (folder, split) -> (training, test), lists of `Recording`; FileNotFoundError where it is
+            not there.
+    """
+
+    classes: tuple
+    sensor: tuple
+    size: tuple
+    list_recordings: Callable
 
 
 def list_nmnist(folder, split=None):
@@ -77,6 +101,31 @@ def list_dvscifar10(folder, split="9:1"):
         train += [Recording(path, label) for path in files[:cut]]
         test += [Recording(path, label) for path in files[cut:]]
     return train, test
+
+
+TREES = {
+    "nmnist": Tree(tuple("0123456789"), (34, 34), (34, 34), list_nmnist),
+    "dvsgesture": Tree(GESTURE_CLASSES, (128, 128), (48, 48), list_dvsgesture),
+    "dvscifar10": Tree(CIFAR10_CLASSES, (128, 128), (48, 48), list_dvscifar10),
+}
+
+
+def recognise(folder, split="9:1"):
+    """The data set that a folder holds.
+
+    Returns:
+        Its name in `TREES`, and its (training, test) lists of `Recording`.
+
+    Raises:
+        FileNotFoundError: if it is none of them; it says what was looked for.
+    """
+    problems = []
+    for name, tree in TREES.items():
+        try:
+            return name, tree.list_recordings(Path(folder), split)
+        except FileNotFoundError as error:
+            problems.append(f"{name}: {error}")
+    raise FileNotFoundError("\n".join([f"{folder} is none of the data sets {', '.join(TREES)}:", *problems]))
 
 
 def _require(found, folder, what):
