@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,10 @@ from PIL import Image
 
 import dataset_utils
 from dataset_utils import DATASETS, data_root
+from tests.tools.events.written import striped_nmnist_tree
+from tools.config import TrainConfig
+from tools.events import EVENT
+from tools.events.errors import EventFormatError
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +160,111 @@ def test_real_fashionmnist_of_debian(tmp_path):
     assert {name: len(part) for name, part in parts.items()} == {"train": 54_000, "val": 6_000, "test": 10_000}
     mean = parts["train"].images.float().mean().item() / 255
     assert mean == pytest.approx(DATASETS["fashionmnist"].mean[0], abs=0.002)
+
+
+@pytest.fixture
+def events_folder(tmp_path, monkeypatch):
+    """A folder of data sets with a small N-MNIST, and a cache of its own."""
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
+    striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2)
+    return tmp_path
+
+
+def test_an_event_data_set_is_framed_and_split_by_class(events_folder):
+    parts = DATASETS["nmnist"].load(events_folder, workers=1)
+    assert {name: len(part) for name, part in parts.items()} == {"train": 40, "val": 10, "test": 20}
+    assert parts["val"].labels.bincount().tolist() == [1] * 10
+    paths = [{recording.path for recording in part.recordings} for part in parts.values()]
+    assert sum(map(len, paths)) == len(set().union(*paths)) == 70
+    frames, labels = next(iter(parts["test"].batches(4, torch.device("cpu"))))
+    assert frames.shape == (2, 4, 2, 34, 34) and frames.amax() == 1
+    again = DATASETS["nmnist"].load(events_folder, workers=1)
+    assert [recording.path for recording in again["val"].recordings] == [
+        recording.path for recording in parts["val"].recordings
+    ]
+
+
+def test_the_settings_of_frames_are_those_of_the_configuration(events_folder):
+    how = TrainConfig(timestep=5, frames_by="time", frame_values="count", frame_size=17)
+    data = DATASETS["nmnist"].load(events_folder, workers=1, how=how)["test"]
+    frames, _ = next(iter(data.batches(3, torch.device("cpu"))))
+    assert frames.shape == (5, 3, 2, 17, 17) == (5, 3, *DATASETS["nmnist"].input_shape(how))
+    assert frames.sum((0, 2, 3, 4)).tolist() == [200] * 3
+    with pytest.raises(ValueError, match="34"):
+        DATASETS["nmnist"].load(events_folder, how=TrainConfig(frame_size=35))
+
+
+def test_a_damaged_recording_stops_unless_lenient(events_folder, caplog):
+    damaged = events_folder / "nmnist" / "Train" / "7" / "00003.bin"
+    damaged.write_bytes(b"123")
+    with pytest.raises(EventFormatError, match="00003.bin"):
+        DATASETS["nmnist"].load(events_folder, workers=1)
+    parts = DATASETS["nmnist"].load(events_folder, workers=1, lenient=True)
+    assert len(parts["train"]) + len(parts["val"]) == 49 and f"skipped: {damaged}" in caplog.text
+    left = [recording.path for part in parts.values() for recording in part.recordings]
+    assert damaged not in left
+    labels = [int(path.parent.name) for path in left]
+    assert labels == [label for part in parts.values() for label in part.labels.tolist()]
+
+
+@pytest.mark.parametrize("name", ["nmnist", "dvsgesture", "dvscifar10"])
+def test_absent_recordings_say_where_they_were_looked_for_and_how_to_get_them(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match="https://") as error:
+        DATASETS[name].load(tmp_path)
+    assert str(tmp_path) in str(error.value) and "--data-root" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mnist5k", dict(roll=3)),
+        ("mnist5k", dict(event_drop=True)),
+        ("mnist5k", dict(frame_size=24)),
+        ("motions", dict(crop_padding=2)),
+        ("motions", dict(cutout=8)),
+        ("motions", dict(autoaugment=True)),
+        ("nmnist", dict(flip=True)),
+    ],
+)
+def test_settings_without_meaning_for_a_data_set_are_refused(name, settings):
+    with pytest.raises(ValueError, match=f"--{next(iter(settings))} has no meaning for {name}"):
+        DATASETS[name].augmentation(TrainConfig(**settings))
+
+
+def test_only_classes_that_stay_themselves_are_mirrored():
+    gestures = DATASETS["dvsgesture"].augmentation(TrainConfig(flip=True)).flippable
+    assert gestures.tolist() == [True, *[False] * 6, True, True, True, True]
+    motions = DATASETS["motions"]
+    flippable = motions.augmentation(TrainConfig(flip=True)).flippable
+    mirrored = {"left", "right", "rotate_clockwise", "rotate_counterclockwise"}
+    assert {name for name, mirror in zip(motions.classes, flippable) if not mirror} == mirrored
+
+
+@pytest.mark.slow
+def test_motions_are_made_once_with_digits_apart_and_have_as_many_streams_as_promised(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
+    start = time.perf_counter()
+    parts = DATASETS["motions"].load(how=TrainConfig(timestep=10))
+    assert time.perf_counter() - start < 60  # about 15 s; a busy machine is given more
+    assert {name: len(part) for name, part in parts.items()} == {"train": 1980, "val": 220, "test": 550}
+    for part, each in zip(parts.values(), (180, 20, 50)):
+        assert part.labels.bincount().tolist() == [each] * 11
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    DATASETS["motions"].load(how=TrainConfig(timestep=10))
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    assert len(parts["test"].events(5)) > 200
+
+
+def test_the_digits_of_motions_are_those_of_mnist5k_apart(tmp_path, monkeypatch):
+    given = []
+
+    def watch(digits, streams_per_class, seed):
+        given.append((digits, streams_per_class, seed))
+        events = np.zeros(11, EVENT)
+        return events, np.arange(1, 12), np.arange(11)
+
+    monkeypatch.setattr(dataset_utils.motions, "make_streams", watch)
+    dataset_utils._list_motions(tmp_path, None)
+    images = [{image.numpy().tobytes() for image in digits} for digits, _, _ in given]
+    assert [len(digits) for digits in images] == [4000, 1000] and not images[0] & images[1]
+    assert given[0][1] >= 200 and given[1][1] >= 50 and given[0][2] != given[1][2]

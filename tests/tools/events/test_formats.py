@@ -13,36 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
+from tests.tools.events.written import EVENTS, aedat2, aedat3, nmnist
 from tools.events import EVENT
 from tools.events.formats import EventFormatError, check_events, read_events, read_gesture_labels
 
 SIZE = (128, 128)
-EVENTS = [(5, 7, 10, 1), (127, 0, 12, 0), (0, 127, 12, 1), (64, 32, 500, 0)]  # x, y, t, p
-
-
-def aedat3(events=EVENTS, overflow=0):
-    """Two polarity packets around a packet of special events; each has an invalid event too."""
-    file = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
-    for part in (events[:2], events[2:]):
-        body = b"".join(struct.pack("<Ii", 1 | p << 1 | y << 2 | x << 17, t) for x, y, t, p in part)
-        body += struct.pack("<Ii", 3 << 17, 0)  # not valid
-        count = len(part) + 1
-        file += struct.pack("<hhiiiiii", 1, 1, 8, 4, overflow, count, count, len(part)) + body
-        file += struct.pack("<hhiiiiii", 0, 1, 12, 4, 0, 1, 1, 1) + bytes(12)
-    return file
-
-
-def aedat2(events=EVENTS):
-    file = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n# Timestamps tick is 1 us\n"
-    for x, y, t, p in events:
-        file += struct.pack(">Ii", 1 - p | (127 - x) << 1 | (127 - y) << 8, t)
-    return file + struct.pack(">Ii", 1 << 15, 600)  # an external event
-
-
-def nmnist(events=EVENTS):
-    return b"".join(
-        struct.pack(">BBI", x, y, p << 23 | t)[:2] + (p << 23 | t).to_bytes(3, "big") for x, y, t, p in events
-    )
 
 
 def columns(dtype=np.int64):

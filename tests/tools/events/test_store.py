@@ -1,7 +1,12 @@
 """Stores of frames: complete after interruptions, made anew when damaged, keyed by what they hold."""
 
+import concurrent.futures
 import dataclasses
 import logging
+import multiprocessing
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,7 +53,8 @@ def test_a_store_has_the_frames_of_each_recording_in_a_small_type(recordings, tm
     assert made[[0]].dtype == np.uint8
 
 
-def test_several_processes_make_the_same_store(recordings, tmp_path):
+def test_several_processes_make_the_same_store(recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "BYTES_PER_PROCESS", 1)
     made = FrameStore("test", recordings, FRAMING, workers=2, folder=tmp_path / "cache")
     assert (made[range(10)] == frames_of(recordings)).all()
 
@@ -68,6 +74,55 @@ def test_an_interrupted_store_is_completed_and_whole_shards_are_kept(recordings,
     made = make(recordings, tmp_path)
     assert len(calls) == 3 + 2 and (made[range(10)] == frames_of(recordings)).all()
     assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+KILLED = """
+import pathlib, sys, time
+sys.path.insert(0, {repository!r})
+from tools.events import store
+from tools.events.frames import Framing
+from tools.events.recordings import Recording
+
+store.SHARD = 3
+frame, recordings = store.count_frames, [Recording(pathlib.Path(path), 0) for path in {paths!r}]
+seen = []
+
+def slow(events, framing):
+    seen.append(1)
+    if len(seen) > 4:  # in the second shard
+        print("waiting", flush=True)
+        time.sleep(60)
+    return frame(events, framing)
+
+store.count_frames = slow
+store.FrameStore("test", recordings, Framing(4, "count", (34, 34), (17, 17)), workers=1, folder={folder!r})
+"""
+
+
+def test_a_store_survives_that_its_process_is_killed(recordings, tmp_path, repository):
+    paths = [str(recording.path) for recording in recordings]
+    script = KILLED.format(repository=str(repository), paths=paths, folder=str(tmp_path / "cache"))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "waiting\n"
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    (folder,) = (tmp_path / "cache").iterdir()
+    first = (folder / "00000.npy").stat().st_mtime_ns
+    assert not (folder / "00001.json").exists()
+    made = make(recordings, tmp_path)
+    assert made.folder == folder and (made[range(10)] == frames_of(recordings)).all()
+    assert (folder / "00000.npy").stat().st_mtime_ns == first
+
+
+def test_two_processes_may_make_the_same_store_at_once(recordings, tmp_path):
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_frame, [recordings] * 4, [tmp_path / "cache"] * 4))
+    assert (make(recordings, tmp_path)[range(10)] == frames_of(recordings)).all()
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+def _frame(recordings, folder):
+    FrameStore("test", recordings, FRAMING, workers=1, folder=folder)
 
 
 @pytest.mark.parametrize("suffix", ["npy", "json"])
@@ -93,12 +148,30 @@ def test_another_framing_or_a_changed_file_has_a_store_of_its_own(recordings, tm
 
 def test_a_damaged_recording_stops_a_strict_store_and_is_reported_by_a_lenient_one(recordings, tmp_path):
     recordings[4].path.write_bytes(b"\x01\x02\x03")
+    recordings[6].path.unlink()
     with pytest.raises(EventFormatError, match="4.bin"):
         make(recordings, tmp_path)
     made = make(recordings, tmp_path, lenient=True)
-    assert list(made.skipped) == [4] and "truncated" in made.skipped[4]
+    assert list(made.skipped) == [4, 6] and "truncated" in made.skipped[4] and "6.bin" in made.skipped[6]
     assert make(recordings, tmp_path, lenient=True).skipped == made.skipped
     assert (made[[3, 5]] == frames_of([recordings[3], recordings[5]])).all()
+    with pytest.raises(EventFormatError, match="4.bin"):  # what a lenient store has left out is no strict one's
+        make(recordings, tmp_path)
+
+
+def test_a_lenient_store_counts_the_events_it_drops(recordings, tmp_path):
+    raw = bytearray(recordings[2].path.read_bytes())
+    raw[0], raw[-1] = 200, 0  # the first outside the sensor, the last earlier than the one before
+    recordings[2].path.write_bytes(raw)
+    made = make(recordings, tmp_path, lenient=True)
+    assert not made.skipped and made.dropped == {"outside": 1, "decreasing": 1}
+    assert made[[2]].sum() == 52 - 2
+
+
+def test_whole_recordings_have_one_store_for_strict_and_lenient(recordings, tmp_path, monkeypatch):
+    made = make(recordings, tmp_path)
+    monkeypatch.setattr(store, "make_shard", None)
+    assert make(recordings, tmp_path, lenient=True).folder == made.folder
 
 
 def test_streams_are_made_once(tmp_path, caplog):

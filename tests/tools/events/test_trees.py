@@ -1,0 +1,82 @@
+"""The folders in which the event data sets are published: every layout gives the same recordings and splits."""
+
+import pytest
+
+from tests.tools.events.written import (
+    cifar10_tree,
+    nmnist_tree,
+    official_gestures,
+    spikingjelly_gestures,
+    tonic_gestures,
+)
+from tools.events.trees import CIFAR10_CLASSES, GESTURE_CLASSES, TREES, list_dvscifar10, list_dvsgesture, recognise
+
+
+def test_nmnist(tmp_path):
+    nmnist_tree(tmp_path)
+    train, test = TREES["nmnist"].list_recordings(tmp_path, "9:1")
+    assert [len(train), len(test)] == [30, 20]
+    assert all(recording.label == int(recording.path.parent.name) for recording in train + test)
+    assert {recording.path.parent.parent.name for recording in train} == {"Train"}
+
+
+@pytest.mark.parametrize("write", [official_gestures, spikingjelly_gestures, tonic_gestures])
+def test_every_layout_of_dvsgesture_has_its_users_apart(tmp_path, write):
+    write(tmp_path)
+    train, test = list_dvsgesture(tmp_path)
+    assert sorted(recording.label for recording in train) == [0, 0, 1, 1, 10, 10]
+    assert sorted(recording.label for recording in test) == [0, 1, 10]
+    assert {"user03" in str(recording.path) for recording in train} == {False}
+    assert {"user03" in str(recording.path) for recording in test} == {True}
+    assert len(train[0].load((128, 128))[0]) >= 3
+    assert recognise(tmp_path) == ("dvsgesture", (train, test))
+
+
+def test_a_gesture_is_the_part_of_its_recording_that_the_labels_name(tmp_path):
+    official_gestures(tmp_path)
+    train, _ = list_dvsgesture(tmp_path)
+    times = [recording.load((128, 128))[0]["t"].tolist() for recording in train[:3]]
+    assert times == [[start, start + 1, start + 2] for start in (0, 1000, 2000)]  # the end does not belong to it
+
+
+@pytest.mark.parametrize("suffix", ["aedat", "npz", "mat"])
+@pytest.mark.parametrize(("split", "training"), [("9:1", 9), ("7:3", 7)])
+def test_dvscifar10_is_cut_in_the_order_of_the_numbers(tmp_path, suffix, split, training):
+    folder = tmp_path / "events_np" if suffix == "npz" else tmp_path
+    cifar10_tree(folder, suffix, 12)
+    train, test = list_dvscifar10(tmp_path, split)
+    wanted = round(training / 10 * 12)
+    for label, name in enumerate(CIFAR10_CLASSES):
+        for part, numbers in ((train, range(wanted)), (test, range(wanted, 12))):
+            paths = [recording.path.stem for recording in part if recording.label == label]
+            assert paths == [f"cifar10_{name}_{number}" for number in numbers]  # 2 comes before 10
+
+
+def test_the_splits_of_dvscifar10_are_disjoint_and_the_same_for_every_kind_of_file(tmp_path):
+    stems = {}
+    for suffix in ("aedat", "mat", "npz"):
+        cifar10_tree(tmp_path / suffix, suffix)
+        for split in ("9:1", "7:3"):
+            parts = list_dvscifar10(tmp_path / suffix, split)
+            sets = [{recording.path.stem for recording in part} for part in parts]
+            assert not sets[0] & sets[1] and len(sets[0] | sets[1]) == 100
+            stems.setdefault(split, []).append(sets)
+    assert all(sets == by_suffix[0] for by_suffix in stems.values() for sets in by_suffix)
+
+
+def test_what_is_no_data_set_says_what_was_looked_for(tmp_path):
+    for name, tree in TREES.items():
+        with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+            tree.list_recordings(tmp_path, "9:1")
+        with pytest.raises(FileNotFoundError, match=name):
+            recognise(tmp_path)
+    cifar10_tree(tmp_path, "aedat")
+    for path in (tmp_path / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="dog"):
+        list_dvscifar10(tmp_path)
+
+
+def test_there_are_as_many_names_as_classes():
+    assert [len(tree.classes) for tree in TREES.values()] == [10, 11, 10]
+    assert len(set(GESTURE_CLASSES)) == 11
