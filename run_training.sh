@@ -3,6 +3,7 @@
 #
 #   bash run_training.sh                      demonstration: a noisy network (NSNN) and its deterministic
 #                                             twin (SNN) on 5,000 real digits, trained and tested
+#   bash run_training.sh events               the same on simulated recordings of an event camera, with pictures
 #   bash run_training.sh RECIPE [FLAGS ...]   a recipe of configs/, e.g. configs/cifar10_sresnet18.yaml;
 #                                             flags override it, e.g. --download --data-root ~/data
 #
@@ -19,9 +20,27 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/environment.sh
 prepare_python requirements.txt
 
-if [ -n "$recipe" ]; then
+demonstrate() { # DATASET TESTING_FLAGS ...: train and test the data set's two small networks
+    local dataset="$1" network
+    local folder="results/$dataset/demo/$(date +%Y%m%d-%H%M%S)-$$"
+    shift
+    for network in nsnn snn; do
+        echo "== $network: training and testing ==" >&2
+        "$PYTHON" "main_$dataset.py" --config "configs/${dataset}_$network.yaml" --run_dir "$folder/$network"
+        "$PYTHON" "testing_$dataset.py" --snapshot "$folder/$network/best.pth" --draws 3 "$@"
+    done
+    "$PYTHON" -m tools.summary "$folder"
+}
+
+if [ "$recipe" = events ]; then
+    if [ $# -gt 0 ]; then
+        echo "error: the demonstration takes no flags, got $*; configs/motions_nsnn.yaml does" >&2
+        exit 1
+    fi
+    demonstrate motions --pictures --perturbation eventdrop polarity_flip --range --left 0 --right 0.6 --step 0.3
+elif [ -n "$recipe" ]; then
     if [ ! -f "$recipe" ]; then
-        echo "error: no recipe $recipe; there are:" configs/*.yaml >&2
+        echo "error: no recipe $recipe; there are: events" configs/*.yaml >&2
         exit 1
     fi
     dataset="$(sed -n "s/^dataset: *[\"']\{0,1\}\([A-Za-z0-9_]*\).*/\1/p" "$recipe")"
@@ -30,13 +49,6 @@ if [ -n "$recipe" ]; then
         exit 1
     fi
     exec "$PYTHON" "main_$dataset.py" --config "$recipe" "$@"
+else
+    demonstrate mnist5k --perturbation add_gaussian sp --range --left 0 --right 0.3 --step 0.1
 fi
-
-demo="results/mnist5k/demo/$(date +%Y%m%d-%H%M%S)-$$"
-for network in nsnn snn; do
-    echo "== $network: training and testing ==" >&2
-    "$PYTHON" main_mnist5k.py --config "configs/mnist5k_$network.yaml" --run_dir "$demo/$network"
-    "$PYTHON" testing_mnist5k.py --snapshot "$demo/$network/best.pth" --draws 3 \
-        --perturbation add_gaussian sp --range --left 0 --right 0.3 --step 0.1
-done
-"$PYTHON" -m tools.summary "$demo"

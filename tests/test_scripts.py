@@ -10,6 +10,9 @@ import sys
 import pytest
 import torch
 
+from tests.tools.events.written import striped_nmnist_tree
+from tools.perturb import PERTURBATIONS
+
 SCRIPTS = [
     f"{kind}_{dataset}.py"
     for kind in ("main", "testing")
@@ -27,10 +30,10 @@ SCRIPTS = [
 ]
 
 
-def run(repository, *command, cwd=None, **environment):
+def run(repository, *command, cwd=None, timeout=600, **environment):
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # so that bash scripts find this Python
     env = {**os.environ, "PATH": path, **environment}
-    return subprocess.run(command, cwd=cwd or repository, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=cwd or repository, env=env, capture_output=True, text=True, timeout=timeout)
 
 
 def test_main_mnist5k_learns_resumes_and_is_tested(repository, tmp_path):
@@ -54,6 +57,41 @@ def test_main_mnist5k_learns_resumes_and_is_tested(repository, tmp_path):
     points = json.loads((tmp_path / "run" / "evaluation" / "sp.json").read_text())["points"]
     assert points[0]["accuracy_mean"] > 0.5 and len(points[1]["accuracy_draws"]) == 2
     assert (tmp_path / "run" / "evaluation" / "sp.png").exists()
+
+
+def test_main_nmnist_learns_and_is_tested_on_perturbed_events_with_pictures(repository, tmp_path):
+    striped_nmnist_tree(tmp_path / "nmnist")
+    folder, environment = tmp_path / "run", {"NSNN_DATA": str(tmp_path), "NSNN_CACHE": str(tmp_path / "cache")}
+    options = ["--width", "0.05", "--epochs", "12", "--timestep", "4", "--minibatch", "20"]
+    options += ["--roll", "1", "--lr", "0.01", "--no-histograms", "--run_dir", str(folder)]
+    trained = run(repository, sys.executable, "main_nmnist.py", *options, **environment)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((folder / "test.json").read_text())["accuracy"] > 0.5
+
+    names = [name for name, perturbation in PERTURBATIONS.items() if perturbation.where == "events"]
+    assert len(names) == 8
+    command = [
+        sys.executable,
+        "testing_nmnist.py",
+        "--snapshot",
+        str(folder / "best.pth"),
+        "--draws",
+        "2",
+        "--pictures",
+    ]
+    tested = run(repository, *command, "--pictures", "--drop_p", "1.0", "--perturbation", *names, **environment)
+    assert tested.returncode == 0, tested.stderr
+    for name in names:
+        clean, perturbed = json.loads((folder / "evaluation" / f"{name}.json").read_text())["points"]
+        assert clean["strength"] == 0 < perturbed["strength"] and clean["accuracy_mean"] > 0.5
+        assert perturbed["loss_draws"] != clean["loss_draws"]
+    dropped = json.loads((folder / "evaluation" / "eventdrop.json").read_text())["points"][-1]
+    assert dropped["strength"] == 1 and dropped["accuracy_mean"] < 0.35  # nothing is left to see
+    for picture in ("recordings", "rasters"):
+        assert (folder / "evaluation" / f"{picture}.png").stat().st_size > 10_000
+
+    refused = run(repository, *command, "--perturbation", "sp", **environment)
+    assert refused.returncode == 1 and "sp perturbs pixels" in refused.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -114,6 +152,11 @@ def test_run_training_refuses_an_unknown_recipe_and_lists_those_there_are(reposi
     assert "no recipe nosuch.yaml" in failed.stderr and "configs/mnist5k_nsnn.yaml" in failed.stderr
 
 
+def test_the_demonstration_of_events_takes_no_flags(repository):
+    failed = run(repository, "bash", "run_training.sh", "events", "--epochs", "1")
+    assert failed.returncode == 1 and "takes no flags, got --epochs 1" in failed.stderr
+
+
 def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, tmp_path):
     (tmp_path / "mine.yaml").write_text('dataset: "mnist5k"  # embedded\nwidth: 0.05\nepochs: 1\nminibatch: 100\n')
     folder = tmp_path / "run"
@@ -135,21 +178,29 @@ def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, t
 
 
 @pytest.mark.slow
-def test_the_demonstration_trains_both_networks_and_shows_them_in_a_table(repository, tmp_path):
+@pytest.mark.parametrize(
+    ("arguments", "least", "pictures"),
+    [
+        ([], 96.5, 0),  # about 98, less more than three standard errors of 1,000 images
+        (["events"], 90, 3),  # what one image does not tell (see test_motions), a spiking network reads from time
+    ],
+)
+def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_path, arguments, least, pictures):
     """`bash run_training.sh` in a copy of the repository, from another folder."""
     copy = tmp_path / "a copy"  # paths may have spaces
     unwanted = shutil.ignore_patterns(".git", ".venv", "results", "data", "__pycache__", ".pytest_cache")
     shutil.copytree(repository, copy, ignore=unwanted)
-    done = run(repository, "bash", str(copy / "run_training.sh"), cwd=tmp_path)
+    cache = {"NSNN_CACHE": str(tmp_path / "cache")} if arguments else {}
+    done = run(repository, "bash", str(copy / "run_training.sh"), *arguments, cwd=tmp_path, timeout=1200, **cache)
     assert done.returncode == 0, done.stderr
     header, clean = (line for line in done.stdout.splitlines() if line.startswith(("test accuracy", "clean")))
     assert header.split()[-2:] == ["nsnn", "snn"]
     accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", clean)]
-    assert (
-        len(accuracies) == 2 and min(accuracies) > 96.5
-    )  # about 98, less more than three standard errors of 1,000 images
+    assert len(accuracies) == 2 and min(accuracies) > least
     plots = re.findall(r"^plot: (.*\.png)$", done.stdout, re.MULTILINE)
-    assert len(plots) == 2 and all((copy / plot).exists() for plot in plots)
+    shown = re.findall(r"^picture: (.*\.png)$", done.stdout, re.MULTILINE)
+    assert len(plots) == 2 and len(shown) == pictures
+    assert all((copy / path).exists() for path in plots + shown)
 
 
 def test_the_environment_check_sees_what_is_missing(repository, tmp_path):

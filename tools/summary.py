@@ -67,6 +67,9 @@ def main():
         path = folder / f"{test}.png"
         plot_curves(path, curves, PERTURBATIONS[first["perturbation"]].unit, first["dataset"])
         logger.info("plot: %s", path)
+    recordings, rasters = (sorted(folder.glob(f"*/evaluation/{name}.png")) for name in ("recordings", "rasters"))
+    for path in recordings[:1] + rasters:  # the recordings are the same for every network
+        logger.info("picture: %s", path)
 
 
 if __name__ == "__main__":

@@ -305,3 +305,20 @@ def test_the_exact_number_of_polarities_flips_uniformly(p):
 def test_impossible_strengths_are_errors(apply, strength):
     with pytest.raises(ValueError):
         apply(stream(), strength, generator(), SIZE)
+
+
+@every
+def test_negative_strengths_are_refused(apply):
+    with pytest.raises(ValueError):
+        apply(stream(), -0.1, generator(), SIZE)
+
+
+@pytest.mark.parametrize("wrong", [1.5, float("nan")])
+@pytest.mark.parametrize(
+    "apply",
+    [perturb.drop_random, perturb.drop_time, perturb.drop_area, perturb.dead_pixels, perturb.hot_pixels]
+    + [perturb.flip_polarity],
+)
+def test_shares_are_from_zero_to_one(apply, wrong):
+    with pytest.raises(ValueError, match="share"):
+        apply(stream(), wrong, generator(), SIZE)

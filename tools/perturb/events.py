@@ -1,9 +1,9 @@
 """Perturbations of raw event streams, before they are framed. Pure functions, seeded.
 
 All are called as f(events, strength, random, size). `events` has the dtype `EVENT` and is in the
-order of time, `random` is a numpy.random.Generator, `size` is (width, height) of the sensor in pixels.
-They return a new array, again in the order of time (stable: events of one microsecond keep their
-order). Strength 0 changes nothing. Shape: events [N] -> [M].
+order of time and on the sensor, `random` is a numpy.random.Generator, `size` is (width, height) of
+the sensor in pixels. They return a new array, again in the order of time (stable: events of one
+microsecond keep their order). Strength 0 changes nothing. Shape: events [N] -> [M].
 """
 
 import numpy as np
@@ -13,10 +13,17 @@ from ..events import EVENT
 HOT_PIXEL_RATE_HZ = 100.0
 
 
+def as_share(value):
+    """A number in [0, 1] as it is; ValueError for others."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"a share is from 0 to 1, got {value}")
+    return value
+
+
 def choose(count, share, random):
     """Which of `count` things are chosen: exactly round(share * count), uniformly. Shape: bool [count]."""
     chosen = np.zeros(count, bool)
-    chosen[random.choice(count, round(share * count), replace=False, shuffle=False)] = True
+    chosen[random.choice(count, round(as_share(share) * count), replace=False, shuffle=False)] = True
     return chosen
 
 
@@ -64,7 +71,7 @@ def drop_time(events, ratio, random, size):
         Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. Their
         code starts the window anywhere from time 0 on, so it can stick out over the end.
     """
-    length = ratio * duration(events)
+    length = as_share(ratio) * duration(events)
     if not length:
         return events.copy()
     elapsed = events["t"] - events["t"][0]  # recordings need not begin at 0
@@ -85,7 +92,7 @@ def drop_area(events, ratio, random, size):
     """
     inside = np.ones(len(events), bool)
     for axis, pixels in zip("xy", size):
-        side = round(ratio * pixels)
+        side = round(as_share(ratio) * pixels)
         start = random.integers(0, pixels - side, endpoint=True)
         inside &= (events[axis] >= start) & (events[axis] < start + side)
     return events[~inside]
