@@ -140,7 +140,7 @@ class EventDataset:
             download: event data sets cannot be fetched by a script: the error says where they are.
             workers: processes that read recordings.
             lenient: skip what is damaged, and log how much, instead of raising.
-            how: has timestep, frames_by, frame_values, frame_size and split; None: a `TrainConfig` with its defaults.
+            how: has the settings of frames and split of a `TrainConfig`; None: its defaults.
 
         Returns:
             {"train", "val", "test"}: `LabelledRecordings`.
@@ -190,12 +190,12 @@ class EventDataset:
             logger.warning("skipped: %s", why)
         if any(store.dropped.values()):
             logger.warning("%s, %s part: events dropped: %s", self.name, part, dict(store.dropped))
-        kept = np.array([index for index in range(len(recordings)) if index not in store.skipped])
+        kept = np.array([index for index in range(len(recordings)) if index not in store.skipped], np.int64)
         recordings = [recordings[index] for index in kept]
         labels = torch.tensor([recording.label for recording in recordings])
         if labels.unique().tolist() != list(range(self.num_classes)):
             raise ValueError(f"{self.name} has {self.num_classes} classes, its {part} part here {len(labels.unique())}")
-        return LabelledRecordings(recordings, store, kept, labels, framing, how.frame_values, lenient)
+        return LabelledRecordings(recordings, store, kept, labels, framing, how.frame_values, how.frame_cells, lenient)
 
 
 def _refuse(name, config, **neutral):

@@ -17,7 +17,7 @@ from models.functional import PLACEMENTS, RESETS
 from models.registry import MODELS, NEURONS
 
 from .engine import AMP_DTYPES
-from .events.frames import SPLITS, VALUES
+from .events.frames import CELLS, SPLITS, VALUES
 from .events.trees import CIFAR10_TRAINING
 from .optim import OPTIMIZERS, SCHEDULERS
 from .perturb import PERTURBATIONS
@@ -49,7 +49,9 @@ class RunConfig:
     seed: int = option(0, "seed; training: of weights, data order, augmentation, noise; testing: of all draws", low=0)
     device: str = option("auto", "torch device; auto: CUDA where there is one")
     threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0)
-    workers: int = option(4, "threads that decode an image folder, the first time it is read", low=1)
+    workers: int = option(
+        4, "threads that decode an image folder, or processes that read recordings, the first time", low=1
+    )
     data_root: str = option("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT of dataset_utils.py")
     lenient: bool = option(False, "event data: skip what is damaged, and say how much, instead of stopping there")
     download: bool = option(False, "download the data set if it is not there")
@@ -109,6 +111,7 @@ class TrainConfig(RunConfig):
     # event data
     frames_by: str = option("count", "frames of equally many events, or equally long ones", choices=tuple(SPLITS))
     frame_values: str = option("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
+    frame_cells: str = option("sum", "frames smaller than the sensor: sum over its pixels, or average", choices=CELLS)
     frame_size: int = option(0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual", low=0)
     split: str = option(
         "9:1", "training to test, where a data set has no official split", choices=tuple(CIFAR10_TRAINING)
@@ -161,7 +164,13 @@ class EvaluationConfig(RunConfig):
     timestep: int = option(None, "number of time steps T", low=1, type=int)
     threshold: float = option(None, "firing threshold", low=1e-6, type=float)
     tau: float = option(None, "decay is 1/tau (SpikingJelly's tau means decay 1 - 1/tau)", low=1.0, type=float)
+    frames_by: str = option(
+        None, "frames of equally many events, or equally long ones", choices=tuple(SPLITS), type=str
+    )
+    frame_values: str = option(None, "values of frames", choices=VALUES, type=str)
+    frame_cells: str = option(None, "frames smaller than the sensor: sum or average", choices=CELLS, type=str)
     frame_size: int = option(None, "side of the frames of event data in pixels", low=0, type=int)
+    split: str = option(None, "training to test", choices=tuple(CIFAR10_TRAINING), type=str)
     sigma: float = option(None, "scale of the noise of a noisy neuron", low=1e-6, type=float)
     alpha: float = option(None, "sharpness of the erf surrogate (no effect in a test)", low=1e-6, type=float)
     placement: str = option(None, "where a noisy neuron has noise", choices=PLACEMENTS, type=str)

@@ -13,7 +13,8 @@ from .config import TrainConfig
 
 NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoint, or over a checkpoint of ours
     *("model", "width", "nobn", "neuron", "timestep", "threshold", "tau", "sigma", "alpha"),
-    *("placement", "reset", "decay_input", "amp", "frame_size"),
+    *("placement", "reset", "decay_input", "amp"),
+    *("frames_by", "frame_values", "frame_cells", "frame_size", "split"),
 )
 
 

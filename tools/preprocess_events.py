@@ -16,7 +16,6 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, so that Python looks for modules in tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tools.events.formats import EventFormatError
 from tools.events.frames import SPLITS, Framing
 from tools.events.store import FrameStore
 from tools.events.trees import CIFAR10_TRAINING, TREES, recognise
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 PARTS = ("train", "test")
 
 
-def preprocess(source, out, timestep=10, frames_by="count", frame_size=0, split="9:1", workers=4, strict=False):
+def preprocess(source, out, timestep=10, frames_by="count", frame_size=0, split="9:1", workers=4, lenient=True):
     """Frame all recordings of a data set.
 
     Args:
@@ -34,20 +33,20 @@ def preprocess(source, out, timestep=10, frames_by="count", frame_size=0, split=
         out: folder of the frames.
         timestep, frames_by, frame_size, split: as for training (`tools.config`).
         workers: largest number of processes.
-        strict: stop at the first damaged recording, instead of skipping it.
+        lenient: skip damaged recordings and events, and count them, instead of stopping there.
 
     Returns:
         The data set's name, and {part: `FrameStore`}.
 
     Raises:
         FileNotFoundError: if no data set is recognised in `source`.
-        EventFormatError: for the first damaged recording, if `strict`.
+        EventFormatError: for the first damaged recording, unless `lenient`.
     """
     name, recordings = recognise(source, split)
     tree = TREES[name]
     framing = Framing(timestep, frames_by, tree.sensor, (frame_size, frame_size) if frame_size else tree.size)
     return name, {
-        part: FrameStore(f"{name}-{part}", found, framing, not strict, workers, out)
+        part: FrameStore(f"{name}-{part}", found, framing, lenient, workers, out)
         for part, found in zip(PARTS, recordings)
     }
 
@@ -72,12 +71,19 @@ def main(argv=None):
     parser.add_argument("--frame_size", type=int, default=0, help="side in pixels; 0: the data set's usual")
     parser.add_argument("--split", choices=CIFAR10_TRAINING, default="9:1", help="of a data set without official one")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: %(default)s)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first damaged recording")
+    parser.add_argument(
+        "--lenient",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="skip what is damaged, and say how much, instead of stopping there",
+    )
     options = vars(parser.parse_args(argv))
+    if options["workers"] < 1:
+        parser.error(f"--workers must be at least 1, got {options['workers']}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         name, stores = preprocess(**options)
-    except (EventFormatError, FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:  # EventFormatError is a ValueError
         logger.error("error: %s", error)
         sys.exit(1)
     skipped = {part: list(store.skipped.values()) for part, store in stores.items()}

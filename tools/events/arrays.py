@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from . import EVENT
-from .errors import EventFormatError, read_bytes, some
+from .errors import EventFormatError, Reading, read_bytes, some
 
-MAX_ARRAY_BYTES = 2**31  # of one array in a compressed file: more is no recording
+MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file: more is no recording
 _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 
@@ -18,13 +18,19 @@ _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "
 def read_array(path):
     """Arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
 
-    A `.npy` file is a structured array with the fields x, y, t, p, or has the columns x, y, p and the time in
-    milliseconds, as in tonic's DVS-Gesture.
+    A structured array has the fields x, y, t, p, with the time in microseconds; a plain one, as in tonic's
+    DVS-Gesture, the columns x, y, p and the time in milliseconds.
     """
     raw = read_bytes(path)
     if Path(path).suffix.lower() == ".npz":
-        return from_columns(path, **{name: _npy(path, _member(path, raw, f"{name}.npy")) for name in "xytp"})
-    array = _npy(path, raw)
+        arrays = _unzipped(path, raw)
+        if {f"{name}.npy" for name in "xytp"} <= arrays.keys():
+            return from_columns(path, **{name: arrays[f"{name}.npy"] for name in "xytp"})
+        if len(arrays) != 1:
+            raise EventFormatError(path, 0, f"expected the arrays t, x, y, p, or one, got {sorted(arrays)}")
+        (array,) = arrays.values()
+    else:
+        array = _npy(path, raw)
     if array.dtype.names:
         if not set("xytp") <= set(array.dtype.names):
             raise EventFormatError(path, 0, f"expected the fields x, y, t, p, got {array.dtype.names}")
@@ -38,32 +44,39 @@ def read_array(path):
     return from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
 
 
-def _member(path, raw, name):
-    """The content of one file in a zip archive; an error if it would unpack to more than any recording has."""
+def _unzipped(path, raw):
+    """{name: array} of all arrays in a zip archive, none unpacked before all claim to be those of one recording."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            entry = archive.getinfo(name)
-            size = entry.file_size
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # numpy writes no others
-                raise EventFormatError(path, 0, f"expected {name} stored or deflated")
-            if size > min(MAX_ARRAY_BYTES, 1100 * len(raw)):  # deflate packs at most 1032 to 1
-                raise EventFormatError(path, 0, f"expected an array of a recording, got {name} of {size} bytes")
-            return archive.read(name)
+            entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+            # numpy packs in no other way; deflate packs at most 1032 to 1
+            if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+                raise EventFormatError(path, 0, "expected arrays stored or deflated")
+            size = sum(entry.file_size for entry in entries)
+            lengths = {_npy_header(path, archive.open(entry))[0][:1] for entry in entries}
+            if size > min(MAX_ARRAY_BYTES, 1100 * len(raw)) or len(lengths) != 1:
+                raise EventFormatError(path, 0, f"expected arrays of one length, got {lengths}, {size} bytes")
+            return {entry.filename: _npy(path, archive.read(entry)) for entry in entries}
     except EventFormatError:
         raise
     except Exception as error:  # zipfile raises many kinds for damaged archives
         raise EventFormatError(path, 0, f"expected an archive of t, x, y, p: {error}") from error
 
 
-def _npy(path, raw):
-    """The array in the bytes of a .npy file, whose header must agree with their number."""
-    file = io.BytesIO(raw)
+def _npy_header(path, file):
+    """(shape, whether in Fortran's order, dtype) of a .npy file that is open at its start."""
     try:
         version = np.lib.format.read_magic(file)
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = reader(file)
+        return reader(file)
     except Exception as error:  # numpy parses the header as Python text, and raises many kinds
         raise EventFormatError(path, 0, f"expected the header of a .npy array: {error}") from error
+
+
+def _npy(path, raw):
+    """The array in the bytes of a .npy file, whose header must agree with their number."""
+    file = io.BytesIO(raw)
+    shape, fortran, dtype = _npy_header(path, file)
     count = 1
     for size in shape:
         count *= size
@@ -72,7 +85,7 @@ def _npy(path, raw):
         raise EventFormatError(path, file.tell(), f"expected {wanted} bytes of {dtype} {shape}, got {came}")
     try:
         return np.frombuffer(raw, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
-    except ValueError as error:  # more dimensions than numpy has
+    except (ValueError, TypeError) as error:  # more dimensions than numpy has, or none of numbers
         raise EventFormatError(path, file.tell(), f"expected an array: {error}") from error
 
 
@@ -93,17 +106,20 @@ def read_mat(path):
         if kind == _MAT_COMPRESSED:
             kind, body, _ = _mat_element(path, _inflated(path, at, body), 0)
         if kind == _MAT_MATRIX and (table := _mat_table(path, body)) is not None:
-            p = table[:, -1]
-            return from_columns(path, table[:, -3], table[:, -2], table[:, 0], np.where(p == -1, 0, p))
+            return from_columns(path, table[:, -3], table[:, -2], table[:, 0], table[:, -1])
         at = following
     raise EventFormatError(path, len(raw), "expected the variable out1, got the end of the file")
 
 
 def _inflated(path, at, body):
+    inflater = zlib.decompressobj()
     try:
-        return zlib.decompressobj().decompress(body, min(MAX_ARRAY_BYTES, 1100 * len(body)))
+        content = inflater.decompress(body, min(MAX_ARRAY_BYTES, 1100 * len(body)))
     except zlib.error as error:
         raise EventFormatError(path, at, f"expected compressed data: {error}") from error
+    if not inflater.eof:
+        raise EventFormatError(path, at, "expected the end of the compressed data: truncated")
+    return content
 
 
 def _mat_element(path, raw, at):
@@ -138,20 +154,25 @@ def _mat_table(path, body):
 
 
 def from_columns(path, x, y, t, p):
-    """Events from four arrays of any kind of number, none of which may change by the conversion."""
+    """The `Reading` of four arrays of any kind of number, none of which may change by the conversion.
+
+    OFF is 0 or -1 in p.
+    """
     shapes = {column.shape for column in (x, y, t, p)}
     if len(shapes) != 1 or x.ndim != 1:
         raise EventFormatError(path, 0, f"expected x, y, t, p of one length, got {shapes}")
+    if p.dtype.kind in "if":
+        p = np.where(p == -1, 0, p)
     events = np.empty(len(x), EVENT)
-    for name, column, low, high in (("x", x, 0, 2**16), ("y", y, 0, 2**16), ("t", t, 0, 2**62), ("p", p, 0, 2)):
+    for name, column, high in (("x", x, 2**16), ("y", y, 2**16), ("t", t, 2**62), ("p", p, 2)):
         if column.dtype.kind not in "iufb":
             raise EventFormatError(path, 0, f"expected numbers for {name}, got {column.dtype}")
-        wrong = np.flatnonzero(~((column >= low) & (column < high)))
+        fits = (column >= 0) & (column < high)
+        if column.dtype.kind == "f":
+            fits &= column == np.floor(column)
+        wrong = np.flatnonzero(~fits)
         if len(wrong):
-            raise EventFormatError(
-                path, 0, f"event {wrong[0]}: expected {name} in [{low}, {high}), got {column[wrong[0]]}"
-            )
+            wanted = f"event {wrong[0]}: expected a whole {name} from 0 to {high - 1}, got {column[wrong[0]]}"
+            raise EventFormatError(path, 0, wanted)
         events[name] = column
-        if name != "t" and column.dtype.kind == "f" and (events[name] != column).any():
-            raise EventFormatError(path, 0, f"expected whole numbers for {name}")
-    return some(path, 0, events)
+    return Reading(some(path, 0, events), lambda index: 0)  # bytes of columns, perhaps packed, tell nobody anything

@@ -1,6 +1,9 @@
-"""What is wrong with a file of events."""
+"""What a file of events holds, and what is wrong with it."""
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import NamedTuple
+
+MAX_FILE_BYTES = 2**32  # more is no recording of these data sets, and would not fit into memory
 
 
 class EventFormatError(ValueError):
@@ -14,12 +17,22 @@ class EventFormatError(ValueError):
         return f"{path}, byte {offset}: {problem}"
 
 
+class Reading(NamedTuple):
+    """The events of a file, [N] of the dtype `EVENT`, and a function: index of an event -> its first byte."""
+
+    events: object
+    byte_of: Callable
+
+
 def read_bytes(path):
-    """The content of a file; an `EventFormatError` if it is empty."""
-    raw = Path(path).read_bytes()
-    if not raw:
-        raise EventFormatError(path, 0, "expected events, got an empty file")
-    return raw
+    """The content of a file; an `EventFormatError` if it is empty or huge."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        if not 0 < size <= MAX_FILE_BYTES:
+            came = "an empty file" if size == 0 else f"{size} bytes"
+            raise EventFormatError(path, 0, f"expected events, at most {MAX_FILE_BYTES} bytes, got {came}")
+        file.seek(0)
+        return file.read(size)
 
 
 def some(path, offset, found):

@@ -1,7 +1,7 @@
 """Readers of published formats of event-camera recordings, vectorised; see each for its specification.
 
-All return events [N] of the dtype `EVENT` with the origin in the upper left, and raise `EventFormatError` for a
-file that is empty, truncated, damaged or of another format.
+All return a `Reading`: events [N] of the dtype `EVENT` with the origin in the upper left, and where they are in the
+file. They raise `EventFormatError` for a file that is empty, truncated, damaged or of another format.
 """
 
 import csv
@@ -13,9 +13,10 @@ import numpy as np
 
 from . import EVENT
 from .arrays import read_array, read_mat
-from .errors import EventFormatError, read_bytes, some
+from .errors import EventFormatError, Reading, read_bytes, some
 
 GESTURES = 11
+_NMNIST_MARKER = 240
 _PACKET = np.dtype(
     [("type", "<i2"), ("source", "<i2")]
     + [(name, "<i4") for name in ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")]
@@ -45,13 +46,17 @@ def read_aedat3(path):
     joined = b"".join([view[start:stop] for start, stop in zip(starts.tolist(), stops.tolist())])
     data, time = np.frombuffer(joined, "<u4").reshape(-1, 2).T
     valid = (data & 1).astype(bool)
+    high = np.repeat(packets["ts_overflow"].astype(np.int64) << 31, packets["number"])
+
+    def joined_byte(index):
+        ends = packets["number"].cumsum(dtype=np.int64)
+        packet = np.searchsorted(ends, index, side="right")
+        return int(stops[packet] - _POLARITY_BYTES * (ends[packet] - index))
+
     late = np.flatnonzero((time >> 31).astype(bool) & valid)
     if len(late):
-        ends = packets["number"].cumsum(dtype=np.int64)
-        packet = np.searchsorted(ends, late[0], side="right")
-        offset = stops[packet] - _POLARITY_BYTES * (ends[packet] - late[0]) + _POLARITY_TS_OFFSET
+        offset = joined_byte(late[0]) + _POLARITY_TS_OFFSET
         raise EventFormatError(path, offset, "expected a time of 31 bits, got a negative one")
-    high = np.repeat(packets["ts_overflow"].astype(np.int64) << 31, packets["number"])
     if not valid.all():
         data, time, high = data[valid], time[valid], high[valid]
     events = np.empty(len(data), EVENT)
@@ -59,7 +64,7 @@ def read_aedat3(path):
     events["y"] = (data >> 2) & 0x7FFF
     events["p"] = (data >> 1) & 1
     events["t"] = time + high
-    return some(path, len(raw), events)
+    return Reading(some(path, len(raw), events), lambda index: joined_byte(np.flatnonzero(valid)[index]))
 
 
 def _end_of_header(path, raw):
@@ -149,16 +154,18 @@ def read_aedat2(path):
     events["y"] = 127 - ((address >> 8) & 127)
     events["t"] = time
     events["p"] = 1 - (address & 1)
-    return some(path, len(raw), events)
+    return Reading(some(path, len(raw), events), lambda index: at + 8 * int(np.flatnonzero(inner)[index]))
 
 
 def read_nmnist(path):
     """The .bin format of N-MNIST and N-Caltech101: 40 bits an event.
 
-    Bits from the highest: 8 x, 8 y, 1 polarity, 23 time in microseconds.
+    Bits from the highest: 8 x, 8 y, 1 polarity, 23 time in microseconds. An event with y = 240, below every sensor of
+    these data sets, is none: it says that all later times are 2^13 microseconds later.
 
     Note:
-        Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, and the data set's readme.
+        Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, the data set's readme, and its
+        authors' event-Python for y = 240.
     """
     raw = read_bytes(path)
     _whole_events(path, raw, 0, 5)
@@ -172,7 +179,11 @@ def read_nmnist(path):
         time <<= 8
         time |= columns[:, byte]
     events["t"] = time
-    return events
+    marker = columns[:, 1] == _NMNIST_MARKER
+    if not marker.any():
+        return Reading(events, lambda index: 5 * index)
+    events["t"] += np.cumsum(marker) << 13
+    return Reading(some(path, len(raw), events[~marker]), lambda index: 5 * int(np.flatnonzero(~marker)[index]))
 
 
 def _whole_events(path, raw, at, size):
@@ -180,7 +191,7 @@ def _whole_events(path, raw, at, size):
         raise EventFormatError(path, len(raw), f"expected events of {size} bytes each, got a part of one: truncated")
 
 
-def check_events(events, width, height, path, lenient=False):
+def check_events(events, width, height, path, lenient=False, byte_of=lambda index: 0):
     """See that events are on the sensor and in the order of time.
 
     Args:
@@ -188,6 +199,7 @@ def check_events(events, width, height, path, lenient=False):
         width, height: of the sensor in pixels.
         path: for messages.
         lenient: drop those that are not, instead of raising.
+        byte_of: index of an event -> where it is in the file, for messages.
 
     Returns:
         The events, and {"outside": number dropped, "decreasing": number dropped}.
@@ -199,7 +211,8 @@ def check_events(events, width, height, path, lenient=False):
     count = int(outside.sum())
     if count and not lenient:
         index = int(outside.argmax())
-        raise EventFormatError(path, 0, f"event {index}: expected a pixel of {width}x{height}, got {events[index]}")
+        wanted = f"event {index}: expected a pixel of {width}x{height}, got {events[index]}"
+        raise EventFormatError(path, byte_of(index), wanted)
     if count:
         events = some(path, 0, events[~outside])
     time = events["t"]
@@ -208,9 +221,8 @@ def check_events(events, width, height, path, lenient=False):
         return events, {"outside": count, "decreasing": 0}
     if not lenient:
         index = int(early.argmax()) + 1
-        raise EventFormatError(
-            path, 0, f"event {index}: expected a time of at least {time[index - 1]}, got {time[index]}"
-        )
+        wanted = f"event {index}: expected a time of at least {time[index - 1]}, got {time[index]}"
+        raise EventFormatError(path, byte_of(index), wanted)
     in_order = time >= np.maximum.accumulate(time)
     return events[in_order], {"outside": count, "decreasing": int((~in_order).sum())}
 
@@ -223,15 +235,21 @@ def _read_aedat(path):
 READERS = {".aedat": _read_aedat, ".bin": read_nmnist, ".npy": read_array, ".npz": read_array, ".mat": read_mat}
 
 
-def read_events(path, width, height, lenient=False):
-    """Read a recording in any of the formats, by the suffix of its name, and check its events.
-
-    Args, Returns and Raises are those of `check_events`, and an OSError where the file cannot be opened.
-    """
+def read_recording(path):
+    """The `Reading` of a file in any of the formats, by the suffix of its name; its events are not checked."""
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
         raise EventFormatError(path, 0, f"expected a file {', '.join(READERS)}, got {suffix!r}")
-    return check_events(READERS[suffix](path), width, height, path, lenient)
+    return READERS[suffix](path)
+
+
+def read_events(path, width, height, lenient=False):
+    """Read a recording in any of the formats, and check its events.
+
+    Args, Returns and Raises are those of `check_events`, and an OSError where the file cannot be opened.
+    """
+    events, byte_of = read_recording(path)
+    return check_events(events, width, height, path, lenient, byte_of)
 
 
 def read_gesture_labels(path):

@@ -7,7 +7,8 @@ import torch
 
 from . import POLARITIES
 
-VALUES = ("normalised", "count", "average", "binary")
+VALUES = ("normalised", "count", "binary")
+CELLS = ("sum", "average")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +89,25 @@ def cell_area(framing):
     return torch.from_numpy(np.outer(high, wide).astype(np.float32))
 
 
-def frame_values(counts, values, area):
+def frame_values(counts, values, area=None):
     """What the network sees, from counts.
 
     Args:
-        values: "count"; "average" (over the sensor pixels of a cell); "binary" (1 where there was an event); or
-            "normalised": each frame, of both polarities, divided by its own maximum, an empty one staying zero.
-        area: `cell_area` of the framing.
+        values: "count"; "binary" (1 where there was an event); or "normalised": each frame, of both polarities, divided
+            by its own maximum, an empty one staying zero.
+        area: None: a cell has the sum over its sensor pixels; or `cell_area` of the framing: it has their average,
+            which is even where cells have different numbers of pixels.
 
     Shape:
         counts [..., 2, H, W] -> float32 of the same shape.
     """
     if values not in VALUES:
         raise ValueError(f"values of frames are {', '.join(VALUES)}; got {values!r}")
-    counts = counts.float()
-    if values == "count":
-        return counts
-    if values == "average":
-        return counts / area
     if values == "binary":
         return (counts > 0).float()
+    counts = counts.float()
+    if area is not None:
+        counts = counts / area
+    if values == "count":
+        return counts
     return counts / counts.amax((-3, -2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

@@ -9,7 +9,7 @@ import torch
 
 from ..batches import Batches
 from .errors import EventFormatError
-from .formats import read_events
+from .formats import check_events, read_events, read_recording
 from .frames import cell_area, count_frames, frame_values
 
 
@@ -20,14 +20,16 @@ class Recording:
     Args:
         path: of the file.
         label: index of the class.
-        window_us: (start, end) of the part of the file that is meant, in microseconds; None: all of it.
+        window_us: (start, end) of the part of the file that is meant, in microseconds, the end not included; None: all.
         slice: (first, last) index of events in a `.npy` file of ours; None: all of the file, of any format.
+        problem: why it cannot be read, where that is known already; loading raises it.
     """
 
     path: Path
     label: int
     window_us: tuple = None
     slice: tuple = None
+    problem: str = None
 
     def load(self, sensor, lenient=False):
         """Read the events.
@@ -42,22 +44,31 @@ class Recording:
         Raises:
             EventFormatError: for a damaged file, or one without events in the window.
         """
+        if self.problem is not None:
+            raise EventFormatError(self.path, 0, self.problem)
         if self.slice is not None:
             first, last = self.slice
             return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[first:last]), {}
-        events, dropped = _read_file(self.path, sensor, lenient)
-        if self.window_us is not None:
-            start, end = self.window_us
-            first, last = np.searchsorted(events["t"], [start, end])
-            if first == last:
-                raise EventFormatError(self.path, 0, f"expected events from {start} to {end} us, as its labels say")
-            events = events[first:last]
-        return events, dropped
+        if self.window_us is None:
+            return read_events(self.path, *sensor, lenient)
+        whole = _read_whole(self.path, stamp(self.path))
+        start, end = self.window_us
+        chosen = np.flatnonzero((whole.events["t"] >= start) & (whole.events["t"] < end))
+        if len(chosen) == 0:
+            raise EventFormatError(self.path, 0, f"expected events from {start} to {end} us, as its labels say")
+        events = whole.events[chosen]
+        return check_events(events, *sensor, self.path, lenient, lambda index: whole.byte_of(chosen[index]))
 
 
-@functools.lru_cache(maxsize=1)  # recordings of one file follow each other
-def _read_file(path, sensor, lenient):
-    return read_events(path, *sensor, lenient)
+def stamp(path):
+    """Text that changes when a file does: its place, size and time of change."""
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@functools.lru_cache(maxsize=1)  # the parts of one file follow each other
+def _read_whole(path, stamp):
+    return read_recording(path)
 
 
 @dataclasses.dataclass
@@ -70,7 +81,7 @@ class LabelledRecordings:
         rows: the row of each recording in `counts`, int64 [N].
         labels: int64 [N].
         framing: `Framing`.
-        values: what the network sees, see `frame_values`.
+        values, cells: what the network sees, see `frame_values`.
         lenient: see `Recording.load`.
     """
 
@@ -80,6 +91,7 @@ class LabelledRecordings:
     labels: torch.Tensor
     framing: object
     values: str
+    cells: str = "sum"
     lenient: bool = False
 
     def __len__(self):
@@ -128,7 +140,7 @@ class FrameBatches(Batches):
 
     def __init__(self, data, batch_size, device, **options):
         super().__init__(data, batch_size, device, **options)
-        self.area = cell_area(data.framing).to(device)
+        self.area = cell_area(data.framing).to(device) if data.cells == "average" else None
 
     def _batch(self, chosen):
         labels = self.data.labels[chosen].to(self.device)

@@ -22,12 +22,12 @@ from ..files import cache_folder, write_atomically
 from . import POLARITIES
 from .errors import EventFormatError
 from .frames import count_frames
-from .recordings import Recording
+from .recordings import Recording, stamp
 
 logger = logging.getLogger(__name__)
 SHARD = 64  # recordings
 BYTES_PER_PROCESS = 2**28  # to be read: for less, starting one more process costs more than it saves
-VERSION = 2  # of what is stored: a new one makes all stores anew
+VERSION = 3  # of what is stored: a new one makes all stores anew
 
 
 class FrameStore:
@@ -43,7 +43,7 @@ class FrameStore:
         folder: where stores are; None: `cache_folder()`.
 
     Raises:
-        EventFormatError: for the first recording that cannot be read, unless `lenient`.
+        EventFormatError: for a recording that cannot be read, unless `lenient`.
     """
 
     def __init__(self, name, recordings, framing, lenient=False, workers=4, folder=None):
@@ -52,7 +52,7 @@ class FrameStore:
         self._length = len(recordings)
         shards = range(-(-len(recordings) // SHARD))
         self._frames = [np.load(self._path(shard, "npy"), mmap_mode="r") for shard in shards]
-        reports = [json.loads(self._path(shard, "json").read_text()) for shard in shards]
+        reports = [json.loads(self._path(shard, "json").read_bytes())["report"] for shard in shards]
         self.skipped = {}  # index of a recording: why it could not be read
         for shard, report in enumerate(reports):
             self.skipped.update({SHARD * shard + int(row): why for row, why in report["skipped"].items()})
@@ -91,9 +91,13 @@ class FrameStore:
             # Not forked: a fork copies locks that other threads of this process may hold.
             context = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-                for done in concurrent.futures.as_completed([pool.submit(make_shard, *job) for job in jobs]):
-                    done.result()
-                    progress.update()
+                try:
+                    for done in concurrent.futures.as_completed([pool.submit(make_shard, *job) for job in jobs]):
+                        done.result()
+                        progress.update()
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)  # else the others would be made first
+                    raise
 
 
 def _is_usable(report, lenient):
@@ -116,31 +120,37 @@ def stored_streams(name, make, folder=None):
     report = _checked_report(path)
     if report is None:
         events, ends, labels = make()
-        write_atomically(path, lambda file: np.save(file, events))
         report = {"ends": ends.tolist(), "labels": labels.tolist()}
-        _write_report(path, report)
+        _write(path, events, report)
     starts = [0, *report["ends"][:-1]]
     return [Recording(path, label, slice=tuple(part)) for label, *part in zip(report["labels"], starts, report["ends"])]
 
 
 def _checked_report(path):
-    """What was written beside the array `path`; None if it is not there, or one of the two is damaged."""
+    """The report beside the array `path`; None if it is not there, or one of the two is damaged."""
     beside = path.with_suffix(".json")
     if not beside.exists():
         return None
     try:
-        report = json.loads(beside.read_text())
-        if report["crc32"] == zlib.crc32(path.read_bytes()):
-            return report
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads(beside.read_bytes())
+        sums = {"array": zlib.crc32(path.read_bytes()), "report": _checksum(content["report"])}
+        if content["crc32"] == sums:
+            return content["report"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     logger.warning("%s in the cache is damaged; it is made anew", path)
     return None
 
 
-def _write_report(path, report):
-    report = {"crc32": zlib.crc32(path.read_bytes()), **report}
-    write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps(report).encode()))
+def _write(path, array, report):
+    """Write an array, and a report beside it, with checksums of both: last, so that it vouches for the array."""
+    write_atomically(path, lambda file: np.save(file, array))
+    content = {"crc32": {"array": zlib.crc32(path.read_bytes()), "report": _checksum(report)}, "report": report}
+    write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps(content).encode()))
+
+
+def _checksum(report):
+    return zlib.crc32(json.dumps(report, sort_keys=True).encode())
 
 
 def make_shard(recordings, framing, lenient, path):
@@ -151,16 +161,14 @@ def make_shard(recordings, framing, lenient, path):
     for row, recording in enumerate(recordings):
         try:
             events, lost = recording.load(framing.sensor, lenient)
-        except (EventFormatError, OSError) as error:
+        except (EventFormatError, FileNotFoundError) as error:  # what passes, as too many open files, is no reason
             if not lenient:
                 raise
-            skipped[row] = str(error)
+            skipped[str(row)] = str(error)  # as JSON has it
             continue
         dropped.update(lost)
         counts[row] = count_frames(events, framing)
-    counts = counts.astype(np.min_scalar_type(counts.max()))
-    write_atomically(path, lambda file: np.save(file, counts))
-    _write_report(path, {"skipped": skipped, "dropped": dict(dropped)})
+    _write(path, counts.astype(np.min_scalar_type(counts.max())), {"skipped": skipped, "dropped": dict(dropped)})
 
 
 def _key(recordings, framing):
@@ -168,14 +176,9 @@ def _key(recordings, framing):
     key, stamps = hashlib.sha256(f"{VERSION} {framing}\n".encode()), {}
     for recording in recordings:
         if recording.path not in stamps:
-            stamps[recording.path] = _stamp(recording.path)
-        key.update(f"{stamps[recording.path]} {recording.window_us} {recording.slice}\n".encode())
+            try:
+                stamps[recording.path] = stamp(recording.path)
+            except OSError:  # reading it will fail, and say so
+                stamps[recording.path] = f"{recording.path.resolve()} absent"
+        key.update(f"{stamps[recording.path]} {recording.window_us} {recording.slice} {recording.problem}\n".encode())
     return key.hexdigest()[:24]
-
-
-def _stamp(path):
-    try:
-        stat = path.stat()
-    except OSError:  # reading it will fail, and say so
-        return f"{path.resolve()} absent"
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from .errors import EventFormatError
 from .formats import read_gesture_labels
 from .recordings import Recording
 
@@ -67,40 +68,60 @@ def _official_gestures(folder):
 
 
 def _gestures(path):
-    labels = read_gesture_labels(path.with_name(f"{path.stem}_labels.csv"))
+    try:
+        labels = read_gesture_labels(path.with_name(f"{path.stem}_labels.csv"))
+    except (EventFormatError, FileNotFoundError) as error:  # one damaged file shall not hide all others
+        return [Recording(path, None, problem=str(error))]
     return [Recording(path, label, window_us=(start, end)) for label, start, end in labels]
 
 
 def _spikingjelly_gestures(folder):
-    files = [sorted((folder / "events_np" / part).glob("*/*.npz")) for part in ("train", "test")]
-    return tuple([Recording(path, int(path.parent.name)) for path in part] for part in files)
+    files = [sorted((folder / "events_np" / part).glob("[0-9]*/[!.]*.npz")) for part in ("train", "test")]
+    return tuple([Recording(path, _number(path.parent)) for path in part] for part in files)
 
 
 def _tonic_gestures(folder):
-    files = [sorted((folder / f"ibmGesture{part}").glob("*/*.npy")) for part in ("Train", "Test")]
-    return tuple([Recording(path, int(path.stem)) for path in part] for part in files)
+    files = [sorted((folder / f"ibmGesture{part}").glob("*/[!.]*.npy")) for part in ("Train", "Test")]
+    return tuple([Recording(path, _number(path)) for path in part] for part in files)
 
 
 def list_dvscifar10(folder, split="9:1"):
     """DVS-CIFAR10 (Li et al. 2017): <class>/*, as .aedat, .npz, .npy or .mat files.
 
-    The data set has no official split. Here the recordings of a class, in the order of their numbers, are cut:
-    the first 90 % (or 70 %, split "7:3") train, the last 10 % (30 %) test; so the split is the same everywhere.
+    The data set has no official split. Here a recording belongs to the training part if its number is below 90 % (or
+    70 %, split "7:3") of the numbers of its class, from 0 to the highest: of the complete data set 0 to 899 train, and
+    900 to 999 test, whatever files are missing.
 
     Note:
-        The data set's dat2mat.m, and SpikingJelly after it, count y from below: their `.mat` and `.npz` files are
-        upside down beside the `.aedat` files, so test a network on the kind of files it was trained on.
+        The data set's dat2mat.m and SpikingJelly mirror or swap the axes in their own ways, so that their `.mat` and
+        `.npz` files are not turned as the `.aedat` files are here: test a network on the kind it was trained on.
     """
     folder = folder / "events_np" if (folder / "events_np").is_dir() else folder
     train, test = [], []
     for label, name in enumerate(CIFAR10_CLASSES):
-        files = [path for path in (folder / name).glob("*") if path.suffix in (".aedat", ".npz", ".npy", ".mat")]
-        _require(files, folder / name, "recordings (.aedat, .npz, .npy or .mat) of DVS-CIFAR10")
-        files.sort(key=lambda path: (int(re.findall(r"\d+", path.stem)[-1]), path.name))
-        cut = round(CIFAR10_TRAINING[split] * len(files))
-        train += [Recording(path, label) for path in files[:cut]]
-        test += [Recording(path, label) for path in files[cut:]]
+        numbered = sorted((_number(path), path) for path in _of_one_kind(folder / name))
+        cut = round(CIFAR10_TRAINING[split] * (numbered[-1][0] + 1))
+        train += [Recording(path, label) for number, path in numbered if number < cut]
+        test += [Recording(path, label) for number, path in numbered if number >= cut]
+    _require(train and test, folder, "recordings of DVS-CIFAR10 for training and for testing")
     return train, test
+
+
+def _of_one_kind(folder):
+    """The recordings in a folder; where it has several kinds of files, they are the same recordings twice."""
+    files = [path for path in folder.glob("*") if not path.name.startswith(".")]
+    for suffix in (".aedat", ".npz", ".npy", ".mat"):
+        if chosen := [path for path in files if path.suffix.lower() == suffix]:
+            return chosen
+    _require(False, folder, "recordings (.aedat, .npz, .npy or .mat) of DVS-CIFAR10")
+
+
+def _number(path):
+    """The number at the end of a name, before the suffix."""
+    found = re.search(r"(\d+)$", path.stem)
+    if found is None:
+        raise ValueError(f"{path} has no number at the end of its name, as this data set's recordings have")
+    return int(found[1])
 
 
 TREES = {

@@ -233,6 +233,64 @@ def test_archives_packed_as_numpy_never_does_are_refused(tmp_path, compression):
         read_events(tmp_path / "a.npz", *SIZE)
 
 
+@pytest.mark.parametrize("kind", ["aedat3", "aedat2", "nmnist"])
+def test_a_wrong_event_is_named_by_its_first_byte(tmp_path, kind):
+    """The third event is later than the fourth; in two formats others that are left out come before it."""
+    events = [*EVENTS[:3], (1, 1, 11, 1), *EVENTS[3:]]
+    path = tmp_path / ("a.bin" if kind == "nmnist" else "a.aedat")
+    raw = {"aedat3": aedat3, "aedat2": aedat2, "nmnist": nmnist}[kind](events)
+    path.write_bytes(raw)
+    wrong = {
+        "aedat3": struct.pack("<II", 1 | 1 << 1 | 1 << 2 | 1 << 17, 11),
+        "aedat2": struct.pack(">II", 126 << 1 | 126 << 8, 11),
+        "nmnist": bytes([1, 1, 128, 0, 11]),
+    }[kind]
+    with pytest.raises(EventFormatError, match=f"byte {raw.index(wrong)}: event 3: expected a time of at least 12"):
+        read_events(path, *SIZE)
+
+
+def test_markers_of_nmnist_put_all_later_times_back(tmp_path):
+    (tmp_path / "a.bin").write_bytes(nmnist([(1, 2, 5, 1), (0, 240, 0, 0), (3, 4, 7, 0), (9, 240, 0, 0), (5, 6, 8, 1)]))
+    events, dropped = read_events(tmp_path / "a.bin", *SIZE)
+    assert events.tolist() == [(1, 2, 5, True), (3, 4, 7 + 2**13, False), (5, 6, 8 + 2**14, True)]
+    assert not any(dropped.values())
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_off_may_be_minus_one_and_an_archive_may_hold_one_table(tmp_path, kind):
+    table = np.zeros(3, [("x", "<i2"), ("y", "<i2"), ("t", "<i8"), ("p", "i1")])
+    table["p"], table["t"] = [-1, 1, -1], [4, 5, 6]
+    path = tmp_path / f"a.{kind}"
+    (np.save if kind == "npy" else np.savez_compressed)(path, table)
+    events, _ = read_events(path, *SIZE)
+    assert events["p"].tolist() == [False, True, False] and events["t"].tolist() == [4, 5, 6]
+
+
+def test_seconds_do_not_become_microseconds(tmp_path):
+    np.savez(tmp_path / "a.npz", **{**columns(), "t": np.array([0.1, 0.2, 0.3, 0.9])})
+    with pytest.raises(EventFormatError, match="whole t"):
+        read_events(tmp_path / "a.npz", *SIZE)
+
+
+def test_an_archive_that_promises_different_lengths_is_not_unpacked(tmp_path):
+    big = {name: np.zeros(3_000_000, np.int64) for name in "txy"}
+    np.savez_compressed(tmp_path / "a.npz", **big, p=np.zeros(3))
+    tracemalloc.start()
+    with pytest.raises(EventFormatError, match="one length"):
+        read_events(tmp_path / "a.npz", *SIZE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+@pytest.mark.parametrize("suffix", ["bin", "aedat", "npy", "npz", "mat"])
+def test_a_huge_file_is_refused_unread(tmp_path, suffix):
+    with open(tmp_path / f"a.{suffix}", "wb") as file:
+        file.truncate(2**33)  # takes no room on the disk
+    with pytest.raises(EventFormatError, match="at most"):
+        read_events(tmp_path / f"a.{suffix}", *SIZE)
+
+
 def test_labels_of_gestures(tmp_path):
     path = tmp_path / "user01_labels.csv"
     path.write_text("class,startTime_usec,endTime_usec\n1,10,20\n11,30,40\n")

@@ -49,13 +49,24 @@ def test_frames_by_count_have_equally_many_events_and_by_time_are_equally_long()
 
 def test_values_of_frames():
     counts = torch.tensor([[[[4, 0]], [[0, 2]]], [[[0, 0]], [[0, 0]]]])  # [T=2, 2, 1, 2]; the second frame is empty
-    area = torch.tensor([[2.0, 1.0]])
-    assert frame_values(counts, "normalised", area).tolist() == [[[[1, 0]], [[0, 0.5]]], [[[0, 0]], [[0, 0]]]]
-    assert frame_values(counts, "binary", area).sum() == 2
-    assert frame_values(counts, "count", area).tolist() == counts.tolist()
-    assert frame_values(counts, "average", area)[0].tolist() == [[[2, 0]], [[0, 2]]]
+    assert frame_values(counts, "normalised").tolist() == [[[[1, 0]], [[0, 0.5]]], [[[0, 0]], [[0, 0]]]]
+    assert frame_values(counts, "count").tolist() == counts.tolist()
+    area = torch.tensor([[4.0, 1.0]])
+    assert frame_values(counts, "normalised", area).tolist() == [[[[0.5, 0]], [[0, 1]]], [[[0, 0]], [[0, 0]]]]
+    assert frame_values(counts, "count", area)[0].tolist() == [[[1, 0]], [[0, 2]]]
+    for pixels in (None, area):
+        assert frame_values(counts, "binary", pixels).sum() == 2
     with pytest.raises(ValueError, match="normalised"):
         frame_values(counts, "mean", area)
+
+
+def test_an_even_scene_is_even_on_average_where_cells_have_different_numbers_of_pixels():
+    framing = Framing(1, "count", (128, 128), (48, 48))
+    events = np.zeros(128 * 128, EVENT)
+    events["y"], events["x"] = np.divmod(np.arange(128 * 128), 128)
+    counts = torch.from_numpy(count_frames(events, framing).astype(np.int64))
+    assert frame_values(counts, "normalised", cell_area(framing))[0, 0].unique().tolist() == [1]
+    assert len(frame_values(counts, "normalised")[0, 0].unique()) == 3
 
 
 def test_cells_cover_the_sensor():

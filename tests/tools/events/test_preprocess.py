@@ -16,7 +16,7 @@ from tools.preprocess_events import main, preprocess
 
 
 def run(*arguments):
-    return main([*map(str, arguments), "--workers", "1"])
+    return main(["--workers", "1", *map(str, arguments)])
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_what_is_skipped_is_counted_and_said_why(tmp_path, caplog):
     report = json.loads((tmp_path / "out" / "skipped-nmnist.json").read_text())
     assert len(report["train"]) == 1 and not report["test"]
     with pytest.raises(SystemExit):
-        run(tmp_path, tmp_path / "out", "--strict")
+        run(tmp_path, tmp_path / "out", "--no-lenient")
     assert "error: " in caplog.text
 
 
@@ -73,9 +73,20 @@ def test_a_folder_without_a_data_set_is_one_line(tmp_path, caplog):
     assert "none of the data sets nmnist, dvsgesture, dvscifar10" in caplog.text
 
 
-def test_it_runs_as_a_file_with_several_processes(tmp_path, repository):
+def test_folders_and_numbers_that_cannot_be_used_are_one_line(tmp_path, caplog, capsys):
+    nmnist_tree(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        run(tmp_path, tmp_path / "file")
+    assert "error: " in caplog.text and "file" in caplog.text
+    with pytest.raises(SystemExit):
+        run(tmp_path, tmp_path / "out", "--workers", 0)
+    assert "--workers must be at least 1" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_file(tmp_path, repository):
     nmnist_tree(tmp_path)
     command = [sys.executable, repository / "tools" / "preprocess_events.py", tmp_path, tmp_path / "out"]
-    done = subprocess.run([*command, "--workers", "2"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^train +30 +30 +0 +0$", done.stdout, re.MULTILINE)

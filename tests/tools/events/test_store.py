@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tools.events.written import aedat3
 from tools.events import EVENT, store
 from tools.events.formats import EventFormatError
 from tools.events.frames import Framing, count_frames
@@ -136,6 +137,49 @@ def test_a_damaged_shard_is_made_anew(recordings, tmp_path, suffix, damage, capl
     assert (made[range(10)] == frames_of(recordings)).all()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw.replace(b'"skipped": {}', b'"skipped": {"0": "x"}'),
+        lambda raw: raw.replace(b"skipped", b"skjpped"),
+        lambda raw: raw.replace(b'"crc32"', b'"crc33"'),
+        lambda raw: b"[" * 100_000,
+        lambda raw: b"7",
+    ],
+)
+def test_a_damaged_report_is_seen(recordings, tmp_path, damage):
+    path = make(recordings, tmp_path).folder / "00001.json"
+    raw = path.read_bytes()
+    path.write_bytes(damage(raw))
+    assert path.read_bytes() != raw
+    assert not make(recordings, tmp_path).skipped and path.read_bytes() == raw
+
+
+def test_what_may_pass_is_no_reason_to_skip_a_recording(recordings, tmp_path, monkeypatch):
+    def too_many(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Recording, "load", too_many)
+    with pytest.raises(OSError, match="Too many"):
+        make(recordings, tmp_path, lenient=True)
+    monkeypatch.undo()
+    assert not make(recordings, tmp_path, lenient=True).skipped
+
+
+def test_parts_of_one_file_count_their_own_dropped_events_and_see_it_change(tmp_path):
+    path = tmp_path / "a.aedat"
+    path.write_bytes(aedat3([(5, 7, 10, 1), (200, 7, 20, 1), (5, 7, 30, 1), (6, 7, 40, 0)]))
+    parts = [Recording(path, 0, window_us=window) for window in ((0, 15), (15, 35), (35, 50))]
+    assert [len(part.load((128, 128), lenient=True)[0]) for part in parts] == [1, 1, 1]
+    made = FrameStore("test", parts, Framing(2, "count", (128, 128), (8, 8)), True, workers=1, folder=tmp_path / "c")
+    assert made.dropped == {"outside": 1, "decreasing": 0} and made[range(3)].sum() == 3
+    with pytest.raises(EventFormatError, match=r"expected a pixel of 128x128, got \(200"):
+        parts[1].load((128, 128))
+    parts[2].load((128, 128))  # what is wrong elsewhere in the file does not matter
+    path.write_bytes(aedat3([(5, 7, 10, 1), (9, 9, 11, 1)]))
+    assert len(parts[0].load((128, 128))[0]) == 2
+
+
 def test_another_framing_or_a_changed_file_has_a_store_of_its_own(recordings, tmp_path):
     folder = make(recordings, tmp_path).folder
     other = FrameStore(
@@ -191,6 +235,10 @@ def test_streams_are_made_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         stored_streams("streams", maker, tmp_path)
     assert len(calls) == 2 and "damaged" in caplog.text
+    report = tmp_path / "streams.json"
+    report.write_bytes(report.read_bytes().replace(b"[10, 12, 30]", b"[10, 18, 30]"))
+    streams = stored_streams("streams", maker, tmp_path)
+    assert len(calls) == 3 and [len(stream.load((34, 34))[0]) for stream in streams] == [10, 2, 18]
 
 
 def test_batches_have_time_first_and_perturbed_recordings_are_framed_anew(recordings, tmp_path):

@@ -8,7 +8,11 @@ from tests.tools.events.written import (
     official_gestures,
     spikingjelly_gestures,
     tonic_gestures,
+    touch,
 )
+from tools.events.errors import EventFormatError
+from tools.events.frames import Framing
+from tools.events.store import FrameStore
 from tools.events.trees import CIFAR10_CLASSES, GESTURE_CLASSES, TREES, list_dvscifar10, list_dvsgesture, recognise
 
 
@@ -62,6 +66,53 @@ def test_the_splits_of_dvscifar10_are_disjoint_and_the_same_for_every_kind_of_fi
             assert not sets[0] & sets[1] and len(sets[0] | sets[1]) == 100
             stems.setdefault(split, []).append(sets)
     assert all(sets == by_suffix[0] for by_suffix in stems.values() for sets in by_suffix)
+
+
+def test_a_missing_recording_moves_no_other_to_another_part(tmp_path):
+    cifar10_tree(tmp_path, "aedat", 20)
+    before = [{recording.path for recording in part} for part in list_dvscifar10(tmp_path)]
+    gone = {path for path in (tmp_path / "dog").glob("*") if int(path.stem.split("_")[-1]) < 10}
+    for path in gone:
+        path.unlink()
+    after = [{recording.path for recording in part} for part in list_dvscifar10(tmp_path)]
+    assert len(gone) == 10 and after == [part - gone for part in before]
+
+
+def test_the_same_recordings_in_two_kinds_of_file_are_listed_once(tmp_path):
+    for suffix in ("mat", "AEDAT"):
+        cifar10_tree(tmp_path, suffix)
+    touch(tmp_path / "dog" / "._cifar10_dog_0.AEDAT")
+    recordings = sum(list_dvscifar10(tmp_path), [])
+    assert len(recordings) == 100 and {recording.path.suffix for recording in recordings} == {".AEDAT"}
+
+
+def test_a_recording_without_number_is_named(tmp_path):
+    cifar10_tree(tmp_path, "aedat")
+    touch(tmp_path / "dog" / "notes.aedat")
+    with pytest.raises(ValueError, match="notes.aedat has no number"):
+        list_dvscifar10(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"\xff\xfe"), lambda path: path.unlink()])
+def test_a_trial_whose_labels_cannot_be_read_is_one_recording_with_a_problem(tmp_path, damage):
+    official_gestures(tmp_path)
+    damage(tmp_path / "user01_fluorescent_labels.csv")
+    train, test = list_dvsgesture(tmp_path)
+    assert [len(train), len(test)] == [1 + 3, 3] and recognise(tmp_path)[0] == "dvsgesture"
+    with pytest.raises(EventFormatError, match="user01"):
+        train[0].load((128, 128))
+    store = FrameStore("test", train, Framing(2, "count", (128, 128), (8, 8)), True, 1, tmp_path / "cache")
+    assert list(store.skipped) == [0] and "user01" in store.skipped[0]
+
+
+def test_files_that_other_programs_leave_are_not_taken_for_recordings(tmp_path):
+    spikingjelly_gestures(tmp_path)
+    tonic_gestures(tmp_path / "tonic")
+    touch(tmp_path / "events_np" / "train" / ".ipynb_checkpoints" / "a.npz")
+    touch(tmp_path / "events_np" / "train" / "0" / "._user01_0.npz")
+    touch(tmp_path / "tonic" / "ibmGestureTrain" / "user01_led" / "._0.npy")
+    for folder in (tmp_path, tmp_path / "tonic"):
+        assert [len(part) for part in list_dvsgesture(folder)] == [6, 3]
 
 
 def test_what_is_no_data_set_says_what_was_looked_for(tmp_path):
