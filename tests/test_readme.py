@@ -14,7 +14,7 @@ def test_the_python_example_runs(repository):
 
 def test_the_recipes_and_scripts_it_names_exist(repository):
     text = (repository / "README.md").read_text()
-    for path in set(re.findall(r"(?:configs|models|tools|docs)/[\w/]+\.(?:yaml|py|png|md)", text)):
+    for path in set(re.findall(r"(?:tests|configs|models|tools|docs)/[\w/]+\.(?:yaml|py|png|md)", text)):
         assert (repository / path).exists(), path
     for script in set(re.findall(r"\b(?:main|testing)_[a-z0-9]+\.py", text)):
         assert (repository / script).exists(), script
