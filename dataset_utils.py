@@ -50,6 +50,7 @@ class ImageDataset:
     mean: tuple
     std: tuple
     read: Callable
+    has_pixels = True  # which tests perturb
 
     def load(self, root="", download=False, workers=4, lenient=False, how=None):
         """Read the data set and hold out the validation images.
@@ -115,6 +116,7 @@ class EventDataset:
     folders: tuple
     download: str
     validation_fraction: float = VALIDATION_FRACTION
+    has_pixels = False  # but events
     mean = (0.0, 0.0)  # frames go in as they are
     std = (1.0, 1.0)
 

@@ -143,7 +143,7 @@ def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_pat
     )
     assert tested.returncode == 0, tested.stderr
     content = json.loads((tmp_path / "evaluation-theirs" / "clean.json").read_text())
-    assert content["test_images"] == 10 and content["model"] == "sresnet18"
+    assert content["identity"]["test_images"] == 10 and content["identity"]["network"]["model"] == "sresnet18"
 
 
 def test_run_training_refuses_an_unknown_recipe_and_lists_those_there_are(repository, tmp_path):

@@ -16,6 +16,7 @@ import yaml
 from models.functional import PLACEMENTS, RESETS
 from models.registry import MODELS, NEURONS
 
+from .conditions import SEVERITIES
 from .engine import AMP_DTYPES
 from .events.frames import CELLS, SPLITS, VALUES
 from .events.trees import CIFAR10_TRAINING
@@ -134,10 +135,27 @@ class EvaluationConfig(RunConfig):
     n_ensembles: int = option(1, "noise draws whose softmax is averaged into one prediction", low=1)
     draws: int = option(5, "independent repetitions, reported as mean and standard deviation", low=1)
     perturbation: list = option(
-        [], "one or more perturbations of the test; none: clean only", choices=tuple(PERTURBATIONS), type=str, nargs="*"
+        [],
+        "one or more perturbations of the test, or all at all severities; none: clean only",
+        choices=("all", *PERTURBATIONS),
+        type=str,
+        nargs="*",
+    )
+    severity: list = option(
+        [],
+        "test the perturbations at these severities, as in CIFAR-10-C, instead of the strengths below",
+        choices=SEVERITIES,
+        type=int,
+        nargs="*",
     )
     gaussian_sigma: float = option(0.1, "strength of add_gaussian and multi_gaussian: standard deviation", low=0.0)
     sp_alpha: float = option(0.05, "strength of sp (salt and pepper): fraction of pixels", low=0.0, high=1.0)
+    photons: float = option(100.0, "strength of shot: photons of a white pixel", low=1.0)
+    blur_sigma: float = option(1.0, "strength of blur: standard deviation in pixels", low=0.0)
+    contrast_factor: float = option(0.5, "strength of contrast: its factor", low=0.0)
+    brightness_delta: float = option(0.1, "strength of brightness: added to the value", low=0.0, high=1.0)
+    jpeg_quality: float = option(50.0, "strength of jpeg: quality", low=1.0, high=95.0)
+    pixelate_factor: float = option(0.5, "strength of pixelate: size after shrinking", low=0.01, high=1.0)
     drop_p: float = option(0.3, "strength of eventdrop: fraction of events dropped", low=0.0, high=1.0)
     drop_ratio: float = option(
         0.3, "strength of drop_time and drop_area: share of the time, of the sides", low=0.0, high=1.0
@@ -149,7 +167,7 @@ class EvaluationConfig(RunConfig):
     jitter_us: float = option(10000.0, "strength of time_jitter: standard deviation in microseconds", low=0.0)
     polarity_p: float = option(0.1, "strength of polarity_flip: fraction of events", low=0.0, high=1.0)
     spike_p: float = option(
-        0.01, "strength of spike_level: probability of a flip per neuron and step", low=0.0, high=1.0
+        0.01, "strength of spike_level, spike_delete, spike_insert: probability per neuron and step", low=0.0, high=1.0
     )
     membrane_sigma: float = option(0.3, "strength of membrane: standard deviation of extra membrane noise", low=0.0)
     range: bool = option(False, "sweep the strength from --left to --right by --step")

@@ -153,7 +153,7 @@ def predict(net, images, forward, n_ensembles=1):
 
 
 @torch.no_grad()
-def evaluate(net, batches, forward, *, n_ensembles=1, transform=None, description="evaluating"):
+def predict_all(net, batches, forward, *, n_ensembles=1, transform=None, description="evaluating"):
     """One pass over test or validation batches.
 
     Args:
@@ -165,16 +165,29 @@ def evaluate(net, batches, forward, *, n_ensembles=1, transform=None, descriptio
         description: of the progress bar.
 
     Returns:
-        {"loss", "accuracy"}: cross-entropy of the averaged softmax (nats per image), and share correct.
+        Log-probabilities of all samples [N, K] and their labels [N], on the device.
     """
     net.eval()
-    losses, hits, seen = [], [], 0
+    outputs, targets = [], []
     for images, target in tqdm(batches, description, unit="batch", disable=None, leave=False):
         if transform is not None:
             images = transform(images)
-        log_probabilities = predict(net, images, forward, n_ensembles)
-        losses.append(F.nll_loss(log_probabilities, target, reduction="sum"))
-        hits.append((log_probabilities.argmax(-1) == target).sum())
-        seen += len(target)
-    loss = torch.stack(losses).cpu().double().sum().item()
-    return {"loss": loss / seen, "accuracy": torch.stack(hits).sum().item() / seen}
+        outputs.append(predict(net, images, forward, n_ensembles))
+        targets.append(target)
+    return torch.cat(outputs), torch.cat(targets)
+
+
+def evaluate(net, batches, forward, **options):
+    """`predict_all`, and how good the predictions are.
+
+    Returns:
+        {"loss", "accuracy"}: cross-entropy of the averaged softmax (nats per image), and share correct.
+    """
+    log_probabilities, target = predict_all(net, batches, forward, **options)
+    return score(log_probabilities, target)
+
+
+def score(log_probabilities, target):
+    """{"loss", "accuracy"} of log-probabilities [N, K] for labels [N]."""
+    loss = F.nll_loss(log_probabilities.double(), target).item()
+    return {"loss": loss, "accuracy": (log_probabilities.argmax(-1) == target).double().mean().item()}

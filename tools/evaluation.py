@@ -1,10 +1,10 @@
 """Test a snapshot: clean, and against the strength of perturbations; results as JSON and PNG."""
 
 import contextlib
-import dataclasses
 import json
 import logging
 import statistics
+import zlib
 from pathlib import Path
 
 import torch
@@ -12,8 +12,10 @@ import torch
 from models import NoisyLIF
 
 from . import engine
+from .conditions import CLEAN, conditions
 from .experiment import evaluation_noise
-from .networks import load_snapshot, memory_format, set_up_torch
+from .files import write_atomically
+from .networks import NETWORK_SETTINGS, load_snapshot, memory_format, set_up_torch
 from .perturb import PERTURBATIONS
 from .pictures import picture_recordings, picture_spikes
 from .plots import plot_curves
@@ -27,7 +29,7 @@ class Evaluation:
 
     Args:
         config: `EvaluationConfig`.
-        dataset: has name, classes, mean, std, and input_shape() and load() of `dataset_utils`.
+        dataset: has name, classes, mean, std, has_pixels, and input_shape() and load() of `dataset_utils`.
 
     Raises:
         CheckpointError, FileNotFoundError: for a snapshot or data that are not there, or do not fit.
@@ -37,42 +39,42 @@ class Evaluation:
     def __init__(self, config, dataset):
         self.config = config
         self.dataset = dataset
+        self.conditions = conditions(config, dataset.has_pixels)
         self.device = set_up_torch(config)
-        if config.range and not config.perturbation:
-            raise ValueError("--range needs to know of what: give --perturbation")
-        self.strengths = {name: _strengths(config, name) for name in config.perturbation}
         self.net, self.trained = load_snapshot(config, dataset)
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)
         self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp)
         data = dataset.load(config.data_root, config.download, config.workers, config.lenient, self.trained)
         self.test = data["test"]
-        self._check_perturbations()
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
         self.batches = self.test.batches(**self.batch_options)
+        self.clean = None  # its point, measured once
+        self.checksum = zlib.crc32(Path(config.snapshot).read_bytes())
         self.is_noisy = any(isinstance(module, NoisyLIF) for module in self.net.modules())
 
-    def _check_perturbations(self):
-        other = "pixels" if hasattr(self.test, "perturbed") else "events"
-        for name in self.config.perturbation:
-            if PERTURBATIONS[name].where == other:
-                raise ValueError(f"{name} perturbs {other}, which {self.dataset.name} has not")
-
     def run(self):
-        """Run all tests of the configuration, and write them.
+        """Run all tests of the configuration, and write them; what an earlier run has written is not run again.
 
         Returns:
-            {perturbation, or "clean": list of points}; a point has strength, and accuracy and loss
-            as mean, standard deviation over draws, and the draws themselves.
+            {perturbation, or "clean": list of points}; a point has severity and strength, accuracy and loss as mean,
+            standard deviation over draws and the draws themselves, and for each test sample in how many draws it was
+            classified correctly (`times_correct`).
         """
         folder = self._folder()
         folder.mkdir(parents=True, exist_ok=True)
         results = {}
-        for name in dict.fromkeys(self.config.perturbation or ["clean"]):
-            strengths = self.strengths.get(name, [0.0])
-            points = [self._point(name, strength) for strength in strengths]
-            results[name] = points
-            self._write(folder, name, points)
+        for name, tests in self.conditions.items():
+            done = self._points_of_before(folder, name)
+            results[name] = []
+            for condition in tests:
+                point = done.get((condition.severity, condition.strength)) or self._point(condition)
+                if condition.is_clean:
+                    self.clean = point
+                results[name].append(point)
+                self._log(name, point)
+                self._write(folder, name, results[name])
+            self._plot(folder, name, results[name])
         if self.config.pictures:
             self._picture(folder)
         return results
@@ -88,32 +90,44 @@ class Evaluation:
             picture_spikes(folder / "rasters.png", self.net.eval(), self.test, names, self.forward, title)
         logger.info("written: %s", folder / "rasters.png")
 
-    def _point(self, name, strength):
-        """Accuracy and loss at one strength: R draws of the network's noise and of the perturbation."""
-        is_random = self.is_noisy or strength > 0
-        draws = [self._draw(name, strength, draw) for draw in range(self.config.draws if is_random else 1)]
-        point = {"strength": strength}
+    def _point(self, condition):
+        """Accuracy and loss under one condition: several draws of the network's noise and of the perturbation."""
+        if condition.is_clean and self.clean is not None:
+            return {**self.clean, "strength": condition.strength}
+        is_random = self.is_noisy or not condition.is_clean
+        predictions = [self._draw(condition, draw) for draw in range(self.config.draws if is_random else 1)]
+        point = {"severity": condition.severity, "strength": condition.strength}
+        scores = [engine.score(*prediction) for prediction in predictions]
         for quantity in ("accuracy", "loss"):
-            values = [draw[quantity] for draw in draws]
+            values = [score[quantity] for score in scores]
             point[f"{quantity}_mean"] = statistics.fmean(values)
             point[f"{quantity}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
             point[f"{quantity}_draws"] = values
+        hits = [log_probabilities.argmax(-1) == target for log_probabilities, target in predictions]
+        point["times_correct"] = torch.stack(hits).sum(0).tolist()
+        return point
+
+    def _log(self, name, point):
+        strength = "clean" if point["severity"] == 0 else f"{point['strength']:.4g}"
         logger.info(
-            "%-14s %8.4g   accuracy %6.2f +- %.2f %%   loss %.4f",
+            "%-14s %8s   accuracy %6.2f +- %.2f %%   loss %.4f",
             name,
             strength,
             100 * point["accuracy_mean"],
             100 * point["accuracy_std"],
             point["loss_mean"],
         )
-        return point
 
-    def _draw(self, name, strength, draw):
-        """One pass over the test images, with seeds that depend on nothing but `seed` and the draw."""
+    def _draw(self, condition, draw):
+        """One pass over the test samples, with seeds that depend on nothing but `seed` and the draw.
+
+        Returns:
+            Log-probabilities [N, K], labels [N].
+        """
         seed = 2 * (1000 * self.config.seed + draw)
         hidden, transform, batches = contextlib.nullcontext(), None, self.batches
-        if strength > 0:
-            perturbation = PERTURBATIONS[name]
+        if not condition.is_clean:
+            perturbation, strength = PERTURBATIONS[condition.name], condition.strength
             is_hidden = perturbation.where == "hidden"
             generator = torch.Generator(self.device if is_hidden else "cpu").manual_seed(seed + 1)
             if is_hidden:
@@ -126,13 +140,13 @@ class Evaluation:
                     return perturbation.apply(images, strength, generator)
 
         with evaluation_noise(self.device, seed), hidden:
-            return engine.evaluate(
+            return engine.predict_all(
                 self.net,
                 batches,
                 self.forward,
                 n_ensembles=self.config.n_ensembles,
                 transform=transform,
-                description=f"{name} {strength:g}, draw {draw + 1}",
+                description=f"{condition.name} {condition.strength}, draw {draw + 1}",
             )
 
     def _folder(self):
@@ -141,40 +155,45 @@ class Evaluation:
         snapshot = Path(self.config.snapshot)
         return snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
 
-    def _write(self, folder, name, points):
+    def _file(self, folder, name):
         ensemble = f"-k{self.config.n_ensembles}" if self.config.n_ensembles > 1 else ""
-        path = folder / f"{name}{ensemble}.json"
-        content = {
+        return folder / f"{name}{ensemble}.json"
+
+    def _identity(self):
+        """All that the points of one condition depend on: where it is the same, they need not be measured again."""
+        return {
             "dataset": self.dataset.name,
             "test_images": len(self.test),
             "snapshot": self.config.snapshot,
-            "model": self.trained.model,
-            "neuron": self.trained.neuron,
-            "timestep": self.trained.timestep,
-            "perturbation": name,
-            "n_ensembles": self.config.n_ensembles,
-            "points": points,
-            "settings": dataclasses.asdict(self.config),
+            "checksum": self.checksum,
+            "network": {name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
+            **{name: getattr(self.config, name) for name in ("seed", "draws", "n_ensembles", "minibatch")},
             "provenance": provenance(),
         }
-        path.write_text(json.dumps(content, indent=2) + "\n")
+
+    def _points_of_before(self, folder, name):
+        """{(severity, strength): point} that an earlier run of the same tests has written."""
+        try:
+            content = json.loads(self._file(folder, name).read_text())
+            if content["identity"] == self._identity() and not content["identity"]["provenance"]["git"].endswith(
+                "-dirty"
+            ):
+                return {(point["severity"], point["strength"]): point for point in content["points"]}
+        except (OSError, ValueError, KeyError, TypeError):  # none, or not one of this version
+            pass
+        return {}
+
+    def _write(self, folder, name, points):
+        head = json.dumps({"perturbation": name, "identity": self._identity()}, indent=2).removesuffix("\n}")
+        rows = ",\n".join(f"    {json.dumps(point)}" for point in points)  # a line each: they are long
+        text = f'{head},\n  "points": [\n{rows}\n  ]\n}}\n'
+        write_atomically(self._file(folder, name), lambda file: file.write(text.encode()))
+
+    def _plot(self, folder, name, points):
+        path = self._file(folder, name)
         logger.info("written: %s", path)
-        if name != "clean":
+        if name != CLEAN:
             picture = path.with_suffix(".png")
             label = f"{self.trained.model}, {self.trained.neuron}"
             plot_curves(picture, {label: points}, PERTURBATIONS[name].unit, self.dataset.name)
             logger.info("written: %s", picture)
-
-
-def _strengths(config, name):
-    """The strengths at which a perturbation is tested, the clean test (0) among them."""
-    perturbation = PERTURBATIONS[name]
-    strengths = sorted({0.0, getattr(config, perturbation.flag)})
-    if config.range:
-        if config.right < config.left:
-            raise ValueError(f"--right ({config.right}) must not be below --left ({config.left})")
-        count = int((config.right - config.left) / config.step + 1e-6) + 1
-        strengths = [round(config.left + index * config.step, 10) for index in range(count)]
-    if strengths[-1] > perturbation.highest:
-        raise ValueError(f"the strength of {name} is a {perturbation.unit}: at most {perturbation.highest:g}")
-    return strengths

@@ -31,18 +31,18 @@ def table(results):
     seen_clean = False
     for test, by_network in results.items():
         points = {
-            network: {point["strength"]: point for point in content["points"]}
+            network: {(point["severity"], point["strength"]): point for point in content["points"]}
             for network, content in by_network.items()
         }
-        for strength in sorted({strength for by_strength in points.values() for strength in by_strength}):
-            is_clean = strength == 0 and "-k" not in test
+        for severity, strength in dict.fromkeys(key for by_key in points.values() for key in by_key):
+            is_clean = severity == 0 and "-k" not in test
             if is_clean and seen_clean:  # every sweep repeats the clean test
                 continue
             seen_clean = seen_clean or is_clean
-            name = "clean" if is_clean else f"{test} {strength:g}"
+            name = "clean" if is_clean else test if severity == 0 else f"{test} {strength:g}"
             cells = []
             for network in networks:
-                point = points.get(network, {}).get(strength)
+                point = points.get(network, {}).get((severity, strength))
                 text = f"{100 * point['accuracy_mean']:.2f} +- {100 * point['accuracy_std']:.2f}" if point else "-"
                 cells.append(f"{text:>18}")
             lines.append(name.ljust(24) + "".join(cells))
@@ -65,7 +65,7 @@ def main():
             continue
         curves = {network: content["points"] for network, content in by_network.items()}
         path = folder / f"{test}.png"
-        plot_curves(path, curves, PERTURBATIONS[first["perturbation"]].unit, first["dataset"])
+        plot_curves(path, curves, PERTURBATIONS[first["perturbation"]].unit, first["identity"]["dataset"])
         logger.info("plot: %s", path)
     recordings, rasters = (sorted(folder.glob(f"*/evaluation/{name}.png")) for name in ("recordings", "rasters"))
     for path in recordings[:1] + rasters:  # the recordings are the same for every network

@@ -13,6 +13,7 @@ from tools.checkpoint import CheckpointError
 from tools.config import EvaluationConfig, TrainConfig
 from tools.evaluation import Evaluation
 from tools.experiment import Training
+from tools.perturb import PERTURBATIONS
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +135,51 @@ def test_results_are_written_as_json_and_as_a_picture(trained, stripes, tmp_path
     results = evaluation(trained, stripes, tmp_path, perturbation=["sp", "membrane"], draws=2).run()
     content = json.loads((tmp_path / "sp.json").read_text())
     assert content["points"] == results["sp"]
-    assert content["dataset"] == "stripes" and content["test_images"] == 50
-    assert content["settings"]["draws"] == 2 and content["settings"]["seed"] == 0
+    identity = content["identity"]
+    assert identity["dataset"] == "stripes" and identity["test_images"] == 50
+    assert identity["draws"] == 2 and identity["seed"] == 0 and identity["network"]["neuron"] == "NILIF"
+    for point in content["points"]:
+        assert len(point["times_correct"]) == 50
+        assert sum(point["times_correct"]) == pytest.approx(100 * point["accuracy_mean"])
     with Image.open(tmp_path / "membrane.png") as picture:
         assert picture.width > 400 and len(picture.convert("RGB").getcolors(1 << 24)) > 2
+
+
+def test_all_perturbations_of_the_data_at_all_severities(trained, stripes, tmp_path):
+    test = evaluation(trained, stripes, tmp_path, perturbation=["all"], draws=1)
+    results = test.run()
+    assert set(results) == {name for name, one in PERTURBATIONS.items() if one.where != "events"}
+    for name, points in results.items():
+        assert [point["severity"] for point in points] == [0, 1, 2, 3, 4, 5]
+        assert tuple(point["strength"] for point in points[1:]) == PERTURBATIONS[name].severities
+    assert len({points[0]["loss_mean"] for points in results.values()}) == 1  # clean is clean
+    chosen = evaluation(trained, stripes, tmp_path / "two", perturbation=["shot", "jpeg"], severity=[5], draws=1).run()
+    assert [point["severity"] for point in chosen["shot"]] == [0, 5] and chosen["jpeg"][1] == results["jpeg"][5]
+
+
+def test_what_was_measured_before_is_not_measured_again(trained, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.evaluation.provenance", lambda: {"git": "abc"})
+    options = dict(perturbation=["sp", "blur"], draws=2)
+    original, calls = engine.predict_all, []
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs["description"])
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "predict_all", counting)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation(trained, stripes, tmp_path, **options).run()
+    results = evaluation(trained, stripes, tmp_path, **options).run()
+    assert len(calls) == 5 + 2  # clean and sp were there; clean is not measured for blur again
+    assert evaluation(trained, stripes, tmp_path, **options).run() == results and len(calls) == 7
+    evaluation(trained, stripes, tmp_path, **options, seed=1).run()
+    assert len(calls) == 7 + 6
+    monkeypatch.setattr("tools.evaluation.provenance", lambda: {"git": "abc-dirty"})  # who knows what was changed
+    for _ in range(2):
+        evaluation(trained, stripes, tmp_path, **options).run()
+    assert len(calls) == 13 + 12
 
 
 def test_without_out_results_lie_beside_the_snapshot(trained, stripes):

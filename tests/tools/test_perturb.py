@@ -1,12 +1,28 @@
 """Perturbations do what they say: the published code only printed that it perturbed."""
 
+import colorsys
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from models import LIF, NoisyLIF, build_model, build_neuron
 from tools.perturb import PERTURBATIONS
-from tools.perturb.hidden import flip_spikes, membrane_noise
-from tools.perturb.pixels import add_gaussian, multiply_gaussian, salt_and_pepper
+from tools.perturb.hidden import delete_spikes, flip_spikes, insert_spikes, membrane_noise
+from tools.perturb.pixels import (
+    add_gaussian,
+    blur,
+    brightness,
+    contrast,
+    jpeg,
+    multiply_gaussian,
+    pixelate,
+    salt_and_pepper,
+    shot_noise,
+)
 
 PIXEL = [name for name, perturbation in PERTURBATIONS.items() if perturbation.where == "pixels"]
 
@@ -15,18 +31,90 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", PIXEL)
-def test_pixels_change_stay_in_range_and_repeat_with_the_seed(name):
-    images = torch.rand(8, 3, 16, 16, generator=generator(9))
+def test_pixels_change_more_with_severity_stay_in_range_and_repeat_with_the_seed(name, channels):
+    smooth = torch.nn.functional.interpolate(torch.rand(8, channels, 5, 5, generator=generator(9)), 32, mode="bicubic")
+    images = (smooth + 0.05 * torch.rand(8, channels, 32, 32, generator=generator(8))).clamp(0, 1)
     before = images.clone()
-    apply = PERTURBATIONS[name].apply
-    disturbed = apply(images, 0.3, generator())
-    assert (disturbed - images).abs().mean() > 0.02
-    assert disturbed.min() >= 0 and disturbed.max() <= 1
-    assert torch.equal(disturbed, apply(images, 0.3, generator()))
-    assert not torch.equal(disturbed, apply(images, 0.3, generator(1)))
+    perturbation = PERTURBATIONS[name]
+    changes = []
+    for strength in perturbation.severities:
+        disturbed = perturbation.apply(images, strength, generator())
+        assert disturbed.shape == images.shape and disturbed.dtype == images.dtype
+        assert disturbed.min() >= 0 and disturbed.max() <= 1
+        assert torch.equal(disturbed, perturbation.apply(images, strength, generator()))
+        other_draw = perturbation.apply(images, strength, generator(1))
+        assert torch.equal(disturbed, other_draw) == (name in ("blur", "contrast", "brightness", "jpeg", "pixelate"))
+        changes.append((disturbed - images).abs().mean().item())
     assert torch.equal(images, before)  # the input itself is untouched
-    assert torch.equal(apply(images, 0.0, generator()), images)
+    # Whole pixels of a shrunk image meet those of the original now better, now worse.
+    assert changes == sorted(changes) or name == "pixelate"
+    assert changes[0] > 0.001 and changes[4] > 1.25 * changes[0]
+    if perturbation.neutral is not None:
+        neutral = perturbation.apply(images, perturbation.neutral, generator())
+        assert torch.allclose(neutral, images, atol=1e-6 if name != "pixelate" else 0.5 / 255 + 1e-6)  # of 8 bits
+
+
+def test_the_severities_of_pixels_are_those_of_cifar_10_c():
+    """The table of the data set's make_cifar_c.py, for images of 32 pixels."""
+    assert {name: PERTURBATIONS[name].severities for name in PIXEL} == {
+        "add_gaussian": (0.04, 0.06, 0.08, 0.09, 0.10),
+        "multi_gaussian": (0.06, 0.1, 0.12, 0.16, 0.2),
+        "shot": (500, 250, 100, 75, 50),
+        "sp": (0.01, 0.02, 0.03, 0.05, 0.07),
+        "blur": (0.4, 0.6, 0.7, 0.8, 1.0),
+        "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),
+        "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),
+        "jpeg": (80, 65, 58, 50, 40),
+        "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
+    }
+    assert all(len(perturbation.severities) == 5 for perturbation in PERTURBATIONS.values())
+
+
+def test_shot_noise_is_a_count_of_photons():
+    level, photons = 0.3, 100
+    disturbed = shot_noise(torch.full((50, 1, 32, 32), level), photons, generator())
+    assert torch.allclose(disturbed * photons, (disturbed * photons).round(), atol=1e-4)
+    variance = level / photons
+    assert disturbed.mean().item() == pytest.approx(level, abs=4.5 * (variance / disturbed.numel()) ** 0.5)
+    assert disturbed.var().item() == pytest.approx(variance, rel=0.03)
+
+
+def test_blur_is_the_gaussian_of_scipy():
+    images = torch.rand(2, 3, 32, 32, generator=generator())
+    for sigma in (0.4, 1.0):
+        expected = gaussian_filter(images.double().numpy(), sigma, truncate=4, mode="mirror", axes=(2, 3))
+        assert np.abs(blur(images, sigma, None).numpy() - expected).max() < 2e-4  # scipy's cut is at 4 sigma too
+
+
+def test_contrast_is_about_the_mean_of_each_channel():
+    images = torch.tensor([[[[0.2, 0.4]], [[0.5, 0.9]]]])
+    assert torch.allclose(contrast(images, 0.5, None), torch.tensor([[[[0.25, 0.35]], [[0.6, 0.8]]]]))
+
+
+def test_brightness_is_added_to_the_value_of_hsv():
+    images = torch.rand(1, 3, 8, 8, generator=generator())
+    images[..., 0, 0] = 0
+    expected = []
+    for red, green, blue in images[0].flatten(1).T.tolist():
+        hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+        expected.append(colorsys.hsv_to_rgb(hue, saturation, min(value + 0.2, 1)))
+    assert torch.allclose(brightness(images, 0.2, None)[0].flatten(1).T, torch.tensor(expected), atol=1e-6)
+    assert torch.allclose(
+        brightness(torch.tensor([[[[0.0, 0.5, 0.95]]]]), 0.2, None), torch.tensor([[[[0.2, 0.7, 1]]]])
+    )
+
+
+def test_jpeg_is_what_pillow_writes_and_pixels_become_boxes():
+    images = (torch.rand(2, 3, 32, 32, generator=generator()) * 255).round() / 255
+    file = io.BytesIO()
+    Image.fromarray((images[1] * 255).byte().permute(1, 2, 0).numpy()).save(file, "JPEG", quality=50)
+    expected = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1) / 255
+    assert torch.equal(jpeg(images, 50, None)[1], expected)
+    boxes = pixelate(images, 0.5, None).unfold(2, 2, 2).unfold(3, 2, 2)
+    assert torch.equal(boxes, boxes[..., :1, :1].expand_as(boxes))
+    assert (boxes[..., 0, 0] - torch.nn.functional.avg_pool2d(images, 2)).abs().max() < 1.01 / 255
 
 
 def test_added_noise_has_the_stated_deviation():
@@ -52,14 +140,18 @@ def test_salt_and_pepper_hit_the_stated_fraction_in_all_channels():
 
 
 @pytest.mark.parametrize("spiking", [True, False])
-def test_spikes_flip_with_the_stated_probability(spiking):
+@pytest.mark.parametrize(
+    ("apply", "of_spikes", "of_silence"), [(flip_spikes, 1, 1), (delete_spikes, 1, 0), (insert_spikes, 0, 1)]
+)
+def test_spikes_change_with_the_stated_probability(spiking, apply, of_spikes, of_silence):
     neuron = LIF()
     x = torch.full((4, 100, 100), 5.0 if spiking else -5.0)
-    with flip_spikes(neuron, 0.1, generator()):
+    with apply(neuron, 0.1, generator()):
         spikes = neuron(x)
-    flipped = (spikes != float(spiking)).float().mean().item()
-    assert flipped == pytest.approx(0.1, abs=4.5 * (0.09 / x.numel()) ** 0.5)
-    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    changed = (spikes != float(spiking)).float().mean().item()
+    expected = 0.1 * (of_spikes if spiking else of_silence)
+    assert changed == pytest.approx(expected, abs=4.5 * (expected * (1 - expected) / x.numel()) ** 0.5)
+    assert set(spikes.unique().tolist()) <= {0.0, 1.0}
     assert torch.equal(neuron(x), torch.full_like(x, float(spiking)))  # gone after the block
 
 

@@ -9,13 +9,27 @@ from .pixels import draw
 def flip_spikes(net, p, generator):
     """Every output of every neuron flips (0 to 1, 1 to 0) with probability `p` per time step.
 
-    What the neuron passes on flips; its own reset follows the spike it fired.
+    What the neuron passes on flips; its own reset follows the spike it fired. So it is for `delete_spikes` and
+    `insert_spikes` too.
     """
+    return _change_spikes(net, p, generator, lambda spikes: 1 - spikes)
 
-    def flip(module, args, spikes):
-        return torch.where(draw(torch.rand, spikes.shape, generator, spikes) < p, 1 - spikes, spikes)
 
-    return neuron_hooks(net, lambda name, neuron: neuron.register_forward_hook(flip))
+def delete_spikes(net, p, generator):
+    """Every spike is lost with probability `p`."""
+    return _change_spikes(net, p, generator, torch.zeros_like)
+
+
+def insert_spikes(net, p, generator):
+    """Every neuron that is silent in a time step passes on a spike all the same, with probability `p`."""
+    return _change_spikes(net, p, generator, torch.ones_like)
+
+
+def _change_spikes(net, p, generator, changed):
+    def change(module, args, spikes):
+        return torch.where(draw(torch.rand, spikes.shape, generator, spikes) < p, changed(spikes), spikes)
+
+    return neuron_hooks(net, lambda name, neuron: neuron.register_forward_hook(change))
 
 
 def membrane_noise(net, sigma, generator):

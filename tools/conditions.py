@@ -1,0 +1,85 @@
+"""The conditions under which a network is tested: which perturbations, how strong."""
+
+import dataclasses
+
+from .perturb import PERTURBATIONS, applicable
+
+SEVERITIES = (1, 2, 3, 4, 5)
+CLEAN = "clean"
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One test.
+
+    Args:
+        name: of a perturbation, or "clean".
+        severity: 0 where nothing is changed, 1 to 5, or None where the strength was chosen by hand.
+        strength: of the perturbation; None where nothing is changed and no strength says so.
+    """
+
+    name: str
+    severity: int
+    strength: float
+
+    @property
+    def is_clean(self):
+        return self.severity == 0
+
+
+def conditions(config, has_pixels):
+    """The tests that a configuration asks for.
+
+    Args:
+        config: `EvaluationConfig`.
+        has_pixels: whether the data set has pixels; it has events otherwise.
+
+    Returns:
+        {name of a perturbation: list of `Condition`}; {"clean": [one]} where it asks for none.
+
+    Raises:
+        ValueError: for perturbations of what the data set has not, or strengths out of range.
+    """
+    if config.range and not config.perturbation:
+        raise ValueError("--range needs to know of what: give --perturbation")
+    if config.range and config.severity:
+        raise ValueError("--range and --severity are two ways to say how strong; give one")
+    if "all" in config.perturbation and config.range:
+        raise ValueError("--range is of one unit, the perturbations of all have many: give --severity")
+    names = list(dict.fromkeys(config.perturbation))
+    severities = config.severity
+    if "all" in names:
+        names, severities = applicable(has_pixels), severities or SEVERITIES
+    for name in names:
+        if name not in applicable(has_pixels):
+            raise ValueError(f"{name} perturbs {PERTURBATIONS[name].where}, which this data set has not")
+    if not names:
+        return {CLEAN: [Condition(CLEAN, 0, 0.0)]}
+    return {name: _of(name, config, severities) for name in names}
+
+
+def _of(name, config, severities):
+    perturbation = PERTURBATIONS[name]
+    clean = Condition(name, 0, perturbation.neutral)
+    if severities:
+        return [clean, *(Condition(name, severity, perturbation.severities[severity - 1]) for severity in severities)]
+    strengths = _sweep(config) if config.range else [perturbation.neutral, getattr(config, perturbation.flag)]
+    return [
+        clean if strength == perturbation.neutral else Condition(name, None, _in_range(strength, name))
+        for strength in dict.fromkeys(strengths)
+    ]
+
+
+def _in_range(strength, name):
+    perturbation = PERTURBATIONS[name]
+    if not perturbation.lowest <= strength <= perturbation.highest:
+        allowed = f"at least {perturbation.lowest:g} and at most {perturbation.highest:g}"
+        raise ValueError(f"the strength of {name} is a {perturbation.unit}: {allowed}, got {strength:g}")
+    return strength
+
+
+def _sweep(config):
+    if config.right < config.left:
+        raise ValueError(f"--right ({config.right}) must not be below --left ({config.left})")
+    count = int((config.right - config.left) / config.step + 1e-6) + 1
+    return [round(config.left + index * config.step, 10) for index in range(count)]
