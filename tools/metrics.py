@@ -1,0 +1,130 @@
+"""How good predictions are, how well calibrated and how certain; from log-probabilities of several noise draws.
+
+Everywhere N are samples, C classes and K independent draws of a network's noise; log-probabilities are natural.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from scipy.stats import rankdata
+
+BINS = 15  # of the calibration error
+
+
+def mean_prediction(draws):
+    """The mean of the draws' probabilities, as log-probabilities. Shape: [K, N, C] -> [N, C], float64."""
+    return draws.double().logsumexp(0) - math.log(len(draws))
+
+
+def accuracy(log_probabilities, target):
+    """Share of samples whose most probable class is the right one. Shape: [N, C], [N] -> float."""
+    return (log_probabilities.argmax(-1) == target).double().mean().item()
+
+
+def negative_log_likelihood(log_probabilities, target):
+    """Mean of -ln p(right class), in nats per sample. Shape: [N, C], [N] -> float."""
+    return F.nll_loss(log_probabilities.double(), target).item()
+
+
+def brier_score(log_probabilities, target):
+    """Mean over samples of the squared distance between probabilities and the right answer, in [0, 2].
+
+    Shape:
+        [N, C], [N] -> float.
+
+    Note:
+        Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    """
+    probabilities = log_probabilities.double().exp()
+    return (probabilities - F.one_hot(target, probabilities.shape[-1])).square().sum(-1).mean().item()
+
+
+def calibration_error(log_probabilities, target, bins=BINS):
+    """Expected calibration error: mean over samples of |accuracy - mean confidence| of the sample's bin.
+
+    Bins have equally many samples, give or take one, in the order of confidence.
+
+    Shape:
+        [N, C], [N] -> float in [0, 1].
+
+    Note:
+        Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et al.,
+        "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
+        values of equally many.
+    """
+    confidence, predicted = log_probabilities.double().exp().max(-1)
+    order = confidence.argsort(stable=True)
+    gap = ((predicted == target).double() - confidence)[order]
+    return sum(part.sum().abs().item() for part in gap.tensor_split(bins)) / len(target)
+
+
+def fit_temperature(log_probabilities, target):
+    """The temperature T that gives softmax(ln p / T) the lowest negative log-likelihood.
+
+    Args:
+        log_probabilities, target: of validation data, not of those that are then tested.
+
+    Shape:
+        [N, C], [N] -> float in [exp(-4), exp(4)].
+
+    Note:
+        Guo et al., ICML 2017. For several draws ln p is that of their mean probability.
+    """
+    found = minimize_scalar(
+        lambda log_t: negative_log_likelihood(with_temperature(log_probabilities, math.exp(log_t)), target),
+        bounds=(-4, 4),
+        method="bounded",
+    )
+    return math.exp(found.x)
+
+
+def with_temperature(log_probabilities, temperature):
+    """ln softmax(ln p / T). Shape: [N, C] -> [N, C], float64."""
+    return F.log_softmax(log_probabilities.double() / temperature, dim=-1)
+
+
+def entropy(log_probabilities):
+    """-sum p ln p, in nats. Shape: [..., C] -> [...], float64."""
+    log_probabilities = log_probabilities.double()
+    return -torch.where(log_probabilities > -math.inf, log_probabilities.exp() * log_probabilities, 0.0).sum(-1)
+
+
+def uncertainty(draws):
+    """Where the uncertainty of each sample comes from, in nats.
+
+    Shape:
+        [K, N, C] -> {"predictive": [N] entropy of the mean prediction, "expected": [N] mean entropy of the draws,
+        "mutual_information": [N] their difference, what the draws disagree about}.
+
+    Note:
+        Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
+        draws are of the neurons' noise and not of weights.
+    """
+    predictive, expected = entropy(mean_prediction(draws)), entropy(draws).mean(0)
+    return {"predictive": predictive, "expected": expected, "mutual_information": predictive - expected}
+
+
+def risk_coverage_area(log_probabilities, target):
+    """Mean, over n = 1..N, of the share of errors among the n most confident samples.
+
+    Shape:
+        [N, C], [N] -> float in [0, 1]; samples of equal confidence in the order given.
+
+    Note:
+        Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
+    """
+    confidence, predicted = log_probabilities.max(-1)
+    wrong = (predicted != target)[confidence.argsort(descending=True, stable=True)].double()
+    return (wrong.cumsum(0) / torch.arange(1, len(wrong) + 1, device=wrong.device)).mean().item()
+
+
+def auroc(inside, outside):
+    """Probability that a sample from outside has the higher uncertainty, ties counting half.
+
+    Args:
+        inside, outside: uncertainties of samples of the data set, [N], and of another one, [M].
+    """
+    ranks = rankdata(torch.cat([inside, outside]).cpu().numpy())[len(inside) :]
+    return float((ranks.sum() - len(outside) * (len(outside) + 1) / 2) / (len(inside) * len(outside)))
