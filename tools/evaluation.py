@@ -13,8 +13,10 @@ from models import NoisyLIF
 
 from . import engine
 from .conditions import CLEAN, conditions
+from .efficiency import count_operations
 from .experiment import evaluation_noise
 from .files import write_atomically
+from .monitor import firing_rates
 from .networks import NETWORK_SETTINGS, load_snapshot, memory_format, set_up_torch
 from .perturb import PERTURBATIONS
 from .pictures import picture_recordings, picture_spikes
@@ -75,9 +77,26 @@ class Evaluation:
                 self._log(name, point)
                 self._write(folder, name, results[name])
             self._plot(folder, name, results[name])
+        if self.config.efficiency:
+            self._efficiency(folder)
         if self.config.pictures:
             self._picture(folder)
         return results
+
+    def _efficiency(self, folder):
+        """Firing rates, synaptic operations and their energy, over the test samples; one draw of the noise."""
+        noise = evaluation_noise(self.device, 2 * 1000 * self.config.seed)
+        with noise, firing_rates(self.net) as rates, count_operations(self.net) as operations:
+            engine.predict_all(self.net, self.batches, self.forward, description="counting operations")
+        report = operations.report()
+        content = {"identity": self._identity(), "firing_rates": rates.rates(), **report}
+        path = folder / "efficiency.json"
+        write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+        logger.info(
+            "operations per sample: %.4g accumulates, %.4g multiply-accumulates, %.4g nJ; ReLU network: %.4g, %.4g nJ",
+            *(report[key] for key in ("ac", "mac", "energy_nj", "relu_mac", "relu_energy_nj")),
+        )
+        logger.info("written: %s", path)
 
     def _picture(self, folder):
         """Pictures of a test sample of each class, and of the network's spikes."""

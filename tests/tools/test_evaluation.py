@@ -182,6 +182,16 @@ def test_what_was_measured_before_is_not_measured_again(trained, stripes, tmp_pa
     assert len(calls) == 13 + 12
 
 
+def test_the_efficiency_of_a_tested_network_is_written(trained, stripes, tmp_path):
+    evaluation(trained, stripes, tmp_path, "LIF", efficiency=True).run()
+    content = json.loads((tmp_path / "efficiency.json").read_text())
+    assert len(content["firing_rates"]) == 8 and all(0 <= rate <= 1 for rate in content["firing_rates"].values())
+    assert content["layers"]["stem.conv"]["kind"] == "MAC" and content["layers"]["features.0.conv.conv"]["kind"] == "AC"
+    # A layer's neurons send on average rate * T spikes to each of their connections.
+    expected = 2 * content["firing_rates"]["features.6.neuron"] * content["layers"]["classifier.0"]["dense"]
+    assert content["layers"]["classifier.0"]["operations"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_without_out_results_lie_beside_the_snapshot(trained, stripes):
     path = trained["LIF"]
     Evaluation(EvaluationConfig(snapshot=str(path)), stripes).run()
