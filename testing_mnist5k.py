@@ -7,4 +7,4 @@ from dataset_utils import DATASETS
 from tools.cli import test
 
 if __name__ == "__main__":
-    test(DATASETS["mnist5k"])
+    test(DATASETS["mnist5k"], other_datasets=DATASETS)

@@ -32,11 +32,12 @@ def train(dataset, defaults=None, argv=None):
         return Training(config, dataset, given).run()
 
 
-def test(dataset, defaults=None, argv=None):
+def test(dataset, defaults=None, argv=None, other_datasets=None):
     """Test a snapshot on a data set as the command line says.
 
     Args:
         dataset, defaults, argv: as for `train`.
+        other_datasets: {name: data set}, of which --ood may choose one.
 
     Returns:
         {perturbation, or "clean": list of points}, as `Evaluation.run` has it.
@@ -49,7 +50,7 @@ def test(dataset, defaults=None, argv=None):
     with _readable_errors(config.debug):
         if not config.snapshot:
             raise ValueError("which checkpoint? Give --snapshot PATH")
-        return Evaluation(config, dataset).run()
+        return Evaluation(config, dataset, other_datasets).run()
 
 
 @contextlib.contextmanager

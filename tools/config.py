@@ -196,6 +196,8 @@ class EvaluationConfig(RunConfig):
     decay_input: bool = option(None, "input enters as (1 - decay) * x", type=bool)
     amp: str = option(None, "automatic mixed precision", choices=AMP, type=str)
     # run
+    uncertainty: bool = option(False, "also score calibration and uncertainty against the number of averaged draws")
+    ood: str = option("", "with --uncertainty: another data set, whose test part must look uncertain")
     efficiency: bool = option(False, "also count synaptic operations, beside those of the same network with ReLU")
     pictures: bool = option(False, "also draw spike rasters of a test sample of each class, and recordings of events")
     minibatch: int = option(200, "images per batch", low=1)

@@ -1,6 +1,7 @@
 """Test a snapshot: clean, and against the strength of perturbations; results as JSON and PNG."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import statistics
@@ -11,7 +12,7 @@ import torch
 
 from models import NoisyLIF
 
-from . import engine
+from . import engine, metrics
 from .conditions import CLEAN, conditions
 from .efficiency import count_operations
 from .experiment import evaluation_noise
@@ -22,6 +23,7 @@ from .perturb import PERTURBATIONS
 from .pictures import picture_recordings, picture_spikes
 from .plots import plot_curves
 from .runlog import provenance
+from .uncertainty import SIZES, ensemble_curve, out_of_distribution
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ class Evaluation:
 
     Args:
         config: `EvaluationConfig`.
+        other_datasets: {name: data set}, for `config.ood`.
         dataset: has name, classes, mean, std, has_pixels, and input_shape() and load() of `dataset_utils`.
 
     Raises:
@@ -38,22 +41,36 @@ class Evaluation:
         ValueError: for strengths out of range.
     """
 
-    def __init__(self, config, dataset):
+    def __init__(self, config, dataset, other_datasets=None):
         self.config = config
         self.dataset = dataset
+        self.other_datasets = other_datasets or {}
         self.conditions = conditions(config, dataset.has_pixels)
+        if config.ood and not config.uncertainty:
+            raise ValueError("--ood is a test of uncertainty: give --uncertainty too")
         self.device = set_up_torch(config)
         self.net, self.trained = load_snapshot(config, dataset)
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)
         self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp)
         data = dataset.load(config.data_root, config.download, config.workers, config.lenient, self.trained)
-        self.test = data["test"]
+        self.test, self.validation = data["test"], data["val"]
+        self.outside = self._load_outside() if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
         self.batches = self.test.batches(**self.batch_options)
         self.clean = None  # its point, measured once
         self.checksum = zlib.crc32(Path(config.snapshot).read_bytes())
         self.is_noisy = any(isinstance(module, NoisyLIF) for module in self.net.modules())
+
+    def _load_outside(self):
+        """The test part of another data set with images of the same shape, none of which belong to our classes."""
+        if self.other_datasets.get(self.config.ood) is None:
+            raise ValueError(f"--ood must be one of {', '.join(self.other_datasets)}; got {self.config.ood}")
+        other, config = self.other_datasets[self.config.ood], self.config
+        shapes = [dataset.input_shape(self.trained) for dataset in (self.dataset, other)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"--ood {other.name} has inputs {shapes[1]}, {self.dataset.name} has {shapes[0]}")
+        return other.load(config.data_root, config.download, config.workers, config.lenient, self.trained)["test"]
 
     def run(self):
         """Run all tests of the configuration, and write them; what an earlier run has written is not run again.
@@ -77,6 +94,8 @@ class Evaluation:
                 self._log(name, point)
                 self._write(folder, name, results[name])
             self._plot(folder, name, results[name])
+        if self.config.uncertainty:
+            self._uncertainty(folder)
         if self.config.efficiency:
             self._efficiency(folder)
         if self.config.pictures:
@@ -89,14 +108,66 @@ class Evaluation:
         with noise, firing_rates(self.net) as rates, count_operations(self.net) as operations:
             engine.predict_all(self.net, self.batches, self.forward, description="counting operations")
         report = operations.report()
-        content = {"identity": self._identity(), "firing_rates": rates.rates(), **report}
-        path = folder / "efficiency.json"
-        write_atomically(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+        self._write_report(folder / "efficiency.json", {"firing_rates": rates.rates(), **report})
         logger.info(
             "operations per sample: %.4g accumulates, %.4g multiply-accumulates, %.4g nJ; ReLU network: %.4g, %.4g nJ",
             *(report[key] for key in ("ac", "mac", "energy_nj", "relu_mac", "relu_energy_nj")),
         )
+
+    def _write_report(self, path, report):
+        text = json.dumps({"identity": self._identity(), **report}, indent=2) + "\n"
+        write_atomically(path, lambda file: file.write(text.encode()))
         logger.info("written: %s", path)
+
+    def _uncertainty(self, folder):
+        """Scores against the number of averaged draws; equal-compute control; another data set, if one is given."""
+        sizes = SIZES if self.is_noisy else (1,)
+        parts = {
+            name: data.batches(**self.batch_options) for name, data in (("test", self.test), ("val", self.validation))
+        }
+        draws = {name: self._predictions(batches, max(sizes), name) for name, batches in parts.items()}
+        targets = {"test": self.test.labels.to(self.device), "val": self.validation.labels.to(self.device)}
+        report = {
+            "validation_images": len(self.validation),
+            "bins": metrics.BINS,
+            "curve": ensemble_curve(draws["test"], targets["test"], draws["val"], targets["val"], sizes),
+        }
+        if self.dataset.has_pixels:
+            report["more_time_steps"] = [self._with_time_steps(factor, parts, targets) for factor in SIZES]
+        if self.config.ood:
+            others = self.outside.batches(**self.batch_options)
+            outside = self._predictions(others, max(sizes), self.config.ood)
+            report["out_of_distribution"] = {
+                "dataset": self.config.ood,
+                "test_images": len(self.outside),
+                "curve": out_of_distribution(draws["test"], outside, sizes),
+            }
+        for row in report["curve"]:
+            logger.info(
+                "%2d draws: accuracy %.2f %%, NLL %.4f, calibration error %.4f (%.4f with temperature %.2f)",
+                *(row["draws"], 100 * row["accuracy"], row["nll"], row["calibration_error"]),
+                *(row["calibration_error_scaled"], row["temperature"]),
+            )
+        self._write_report(folder / "uncertainty.json", report)
+
+    def _predictions(self, batches, count, what, forward=None):
+        """Log-probabilities of independent noise draws, [count, N, K]."""
+        draws = []
+        for draw in range(count):
+            with evaluation_noise(self.device, 2 * (1000 * self.config.seed + draw)):
+                description = f"{what}, draw {draw + 1} of {count}"
+                draws.append(engine.predict_all(self.net, batches, forward or self.forward, description=description)[0])
+        return torch.stack(draws)
+
+    def _with_time_steps(self, factor, parts, targets):
+        """Scores of one draw with more time steps: what the computing of `factor` draws buys without an ensemble."""
+        forward = dataclasses.replace(self.forward, timesteps=factor * self.forward.timesteps)
+        draws = {
+            name: self._predictions(batches, 1, f"{name}, {forward.timesteps} time steps", forward)
+            for name, batches in parts.items()
+        }
+        (row,) = ensemble_curve(draws["test"], targets["test"], draws["val"], targets["val"], (1,))
+        return {"timesteps": forward.timesteps, **row}
 
     def _picture(self, folder):
         """Pictures of a test sample of each class, and of the network's spikes."""

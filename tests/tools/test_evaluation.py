@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataset_utils import DATASETS
 from tools import engine, summary
 from tools.checkpoint import CheckpointError
 from tools.config import EvaluationConfig, TrainConfig
@@ -190,6 +191,23 @@ def test_the_efficiency_of_a_tested_network_is_written(trained, stripes, tmp_pat
     # A layer's neurons send on average rate * T spikes to each of their connections.
     expected = 2 * content["firing_rates"]["features.6.neuron"] * content["layers"]["classifier.0"]["dense"]
     assert content["layers"]["classifier.0"]["operations"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_uncertainty_is_scored_against_draws_time_steps_and_another_data_set(trained, stripes, tmp_path):
+    others = {"noise": dataclasses.replace(stripes, name="noise"), "large": DATASETS["mnist5k"]}
+    options = EvaluationConfig(snapshot=str(trained["NILIF"]), out=str(tmp_path), uncertainty=True, ood="noise")
+    Evaluation(options, stripes, others).run()
+    report = json.loads((tmp_path / "uncertainty.json").read_text())
+    assert [row["draws"] for row in report["curve"]] == [1, 2, 4, 8, 16]
+    assert [row["timesteps"] for row in report["more_time_steps"]] == [2, 4, 8, 16, 32]
+    assert report["curve"][-1]["nll"] < report["curve"][0]["nll"] and report["validation_images"] == 20
+    assert report["out_of_distribution"]["curve"][-1]["predictive"] == pytest.approx(0.5, abs=0.01)  # the same images
+    for ood, message in (("nosuch", "must be one of noise, large"), ("large", "has inputs")):
+        with pytest.raises(ValueError, match=message):
+            Evaluation(dataclasses.replace(options, ood=ood), stripes, others)
+    evaluation(trained, stripes, tmp_path, "LIF", uncertainty=True).run()
+    (row,) = json.loads((tmp_path / "uncertainty.json").read_text())["curve"]
+    assert row["draws"] == 1 and row["mutual_information"] == pytest.approx(0, abs=1e-9)
 
 
 def test_without_out_results_lie_beside_the_snapshot(trained, stripes):
