@@ -265,9 +265,8 @@ class Evaluation:
         """{(severity, strength): point} that an earlier run of the same tests has written."""
         try:
             content = json.loads(self._file(folder, name).read_text())
-            if content["identity"] == self._identity() and not content["identity"]["provenance"]["git"].endswith(
-                "-dirty"
-            ):
+            is_known = not content["identity"]["provenance"]["git"].endswith("-dirty")  # else who knows what it was
+            if is_known and content["identity"] == self._identity():
                 return {(point["severity"], point["strength"]): point for point in content["points"]}
         except (OSError, ValueError, KeyError, TypeError):  # none, or not one of this version
             pass
