@@ -14,7 +14,7 @@ ALLOWED = {
     "testing": {"dataset_utils", "tools"},
 }
 # tools.engine receives model, criterion and batches; these modules know nothing above them either.
-LOWEST = {"engine", "optim", "augment", "batches", "files", "images", "plots", "runlog"}
+LOWEST = {"engine", "optim", "augment", "batches", "files", "images", "metrics", "plots", "runlog"}
 ABOVE_EXPERIMENT = {"cli", "evaluation"}
 PROJECT = {"models", "crits", "tools", "dataset_utils", "main", "testing"}
 

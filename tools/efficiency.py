@@ -7,6 +7,8 @@ from torch import nn
 
 from models.resnet import ResidualBlock
 
+from .hooks import removed_afterwards
+
 ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6
 
 
@@ -76,30 +78,32 @@ def count_operations(net):
     Yields:
         `Operations`.
     """
-    record, handles = Operations(), []
+    record = Operations()
 
     def count_samples(module, args):
         record.samples += args[0].shape[0 if args[0].dim() == 4 else 1]
 
-    handles.append(net.register_forward_pre_hook(count_samples))
+    handles = [net.register_forward_pre_hook(count_samples)]
     for name, module in net.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             handles.append(module.register_forward_pre_hook(_counter(record, name, _fan_out)))
         elif isinstance(module, ResidualBlock) and module.downsample is None:
             handles.append(module.register_forward_pre_hook(_counter(record, f"{name}.identity", _one)))
-    try:
+    with removed_afterwards(handles):
         yield record
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _counter(record, name, fan_out):
+    fan, dense = None, 0
+
     def count(module, args):
+        nonlocal fan, dense
         (x,) = args
-        fan = fan_out(module, x)
+        if fan is None:  # the same in every call; to read its sum each time would stall an accelerator
+            fan = fan_out(module, x)
+            dense = int(fan.sum())
         per_input = (x != 0).flatten(0, -1 - fan.dim()).sum(0)  # of all samples and time steps; [C, H, W] or [features]
-        record.add(name, (per_input * fan).sum(), ((x != 0) & (x != 1)).any(), int(fan.sum()))
+        record.add(name, (per_input * fan).sum(), ((x != 0) & (x != 1)).any(), dense)
 
     return count
 

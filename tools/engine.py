@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from .metrics import accuracy, negative_log_likelihood
+
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_EVERY = 25  # steps between looks at the losses on an accelerator: each look waits for it
 
@@ -183,11 +185,5 @@ def evaluate(net, batches, forward, **options):
     Returns:
         {"loss", "accuracy"}: cross-entropy of the averaged softmax (nats per image), and share correct.
     """
-    log_probabilities, target = predict_all(net, batches, forward, **options)
-    return score(log_probabilities, target)
-
-
-def score(log_probabilities, target):
-    """{"loss", "accuracy"} of log-probabilities [N, K] for labels [N]."""
-    loss = F.nll_loss(log_probabilities.double(), target).item()
-    return {"loss": loss, "accuracy": (log_probabilities.argmax(-1) == target).double().mean().item()}
+    prediction = predict_all(net, batches, forward, **options)
+    return {"loss": negative_log_likelihood(*prediction), "accuracy": accuracy(*prediction)}

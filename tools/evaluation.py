@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import statistics
@@ -16,7 +17,7 @@ from . import engine, metrics
 from .conditions import CLEAN, conditions
 from .efficiency import count_operations
 from .experiment import evaluation_noise
-from .files import write_atomically
+from .files import write_text_atomically
 from .monitor import firing_rates
 from .networks import NETWORK_SETTINGS, load_snapshot, memory_format, set_up_torch
 from .perturb import PERTURBATIONS
@@ -53,7 +54,7 @@ class Evaluation:
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)
         self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp)
-        data = dataset.load(config.data_root, config.download, config.workers, config.lenient, self.trained)
+        data = self._load(dataset)
         self.test, self.validation = data["test"], data["val"]
         self.outside = self._load_outside() if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
@@ -62,15 +63,20 @@ class Evaluation:
         self.checksum = zlib.crc32(Path(config.snapshot).read_bytes())
         self.is_noisy = any(isinstance(module, NoisyLIF) for module in self.net.modules())
 
+    def _load(self, dataset):
+        """The parts of a data set, as this network sees it."""
+        config = self.config
+        return dataset.load(config.data_root, config.download, config.workers, config.lenient, self.trained)
+
     def _load_outside(self):
         """The test part of another data set with images of the same shape, none of which belong to our classes."""
-        if self.other_datasets.get(self.config.ood) is None:
+        if self.config.ood not in self.other_datasets:
             raise ValueError(f"--ood must be one of {', '.join(self.other_datasets)}; got {self.config.ood}")
-        other, config = self.other_datasets[self.config.ood], self.config
+        other = self.other_datasets[self.config.ood]
         shapes = [dataset.input_shape(self.trained) for dataset in (self.dataset, other)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"--ood {other.name} has inputs {shapes[1]}, {self.dataset.name} has {shapes[0]}")
-        return other.load(config.data_root, config.download, config.workers, config.lenient, self.trained)["test"]
+        return self._load(other)["test"]
 
     def run(self):
         """Run all tests of the configuration, and write them; what an earlier run has written is not run again.
@@ -87,11 +93,15 @@ class Evaluation:
             done = self._points_of_before(folder, name)
             results[name] = []
             for condition in tests:
-                point = done.get((condition.severity, condition.strength)) or self._point(condition)
+                before = done.get((condition.severity, condition.strength))
+                point = before or self._point(condition)
                 if condition.is_clean:
                     self.clean = point
                 results[name].append(point)
                 self._log(name, point)
+                if before is None:
+                    self._write(folder, name, results[name])
+            if done:  # its points may have been more, or in another order
                 self._write(folder, name, results[name])
             self._plot(folder, name, results[name])
         if self.config.uncertainty:
@@ -104,7 +114,7 @@ class Evaluation:
 
     def _efficiency(self, folder):
         """Firing rates, synaptic operations and their energy, over the test samples; one draw of the noise."""
-        noise = evaluation_noise(self.device, 2 * 1000 * self.config.seed)
+        noise = evaluation_noise(self.device, self._seed(0))
         with noise, firing_rates(self.net) as rates, count_operations(self.net) as operations:
             engine.predict_all(self.net, self.batches, self.forward, description="counting operations")
         report = operations.report()
@@ -115,16 +125,13 @@ class Evaluation:
         )
 
     def _write_report(self, path, report):
-        text = json.dumps({"identity": self._identity(), **report}, indent=2) + "\n"
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_text_atomically(path, json.dumps({"identity": self.identity, **report}, indent=2) + "\n")
         logger.info("written: %s", path)
 
     def _uncertainty(self, folder):
         """Scores against the number of averaged draws; equal-compute control; another data set, if one is given."""
         sizes = SIZES if self.is_noisy else (1,)
-        parts = {
-            name: data.batches(**self.batch_options) for name, data in (("test", self.test), ("val", self.validation))
-        }
+        parts = {"test": self.batches, "val": self.validation.batches(**self.batch_options)}
         draws = {name: self._predictions(batches, max(sizes), name) for name, batches in parts.items()}
         targets = {"test": self.test.labels.to(self.device), "val": self.validation.labels.to(self.device)}
         report = {
@@ -154,7 +161,7 @@ class Evaluation:
         """Log-probabilities of independent noise draws, [count, N, K]."""
         draws = []
         for draw in range(count):
-            with evaluation_noise(self.device, 2 * (1000 * self.config.seed + draw)):
+            with evaluation_noise(self.device, self._seed(draw)):
                 description = f"{what}, draw {draw + 1} of {count}"
                 draws.append(engine.predict_all(self.net, batches, forward or self.forward, description=description)[0])
         return torch.stack(draws)
@@ -172,7 +179,7 @@ class Evaluation:
     def _picture(self, folder):
         """Pictures of a test sample of each class, and of the network's spikes."""
         names = self.dataset.classes
-        if hasattr(self.test, "events"):
+        if not self.dataset.has_pixels:
             picture_recordings(folder / "recordings.png", self.test, names)
             logger.info("written: %s", folder / "recordings.png")
         title = f"{self.trained.model}, {self.trained.neuron}, on {self.dataset.name}"
@@ -187,9 +194,8 @@ class Evaluation:
         is_random = self.is_noisy or not condition.is_clean
         predictions = [self._draw(condition, draw) for draw in range(self.config.draws if is_random else 1)]
         point = {"severity": condition.severity, "strength": condition.strength}
-        scores = [engine.score(*prediction) for prediction in predictions]
-        for quantity in ("accuracy", "loss"):
-            values = [score[quantity] for score in scores]
+        for quantity, score in (("accuracy", metrics.accuracy), ("loss", metrics.negative_log_likelihood)):
+            values = [score(*prediction) for prediction in predictions]
             point[f"{quantity}_mean"] = statistics.fmean(values)
             point[f"{quantity}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
             point[f"{quantity}_draws"] = values
@@ -214,7 +220,7 @@ class Evaluation:
         Returns:
             Log-probabilities [N, K], labels [N].
         """
-        seed = 2 * (1000 * self.config.seed + draw)
+        seed = self._seed(draw)
         hidden, transform, batches = contextlib.nullcontext(), None, self.batches
         if not condition.is_clean:
             perturbation, strength = PERTURBATIONS[condition.name], condition.strength
@@ -239,6 +245,10 @@ class Evaluation:
                 description=f"{condition.name} {condition.strength}, draw {draw + 1}",
             )
 
+    def _seed(self, draw):
+        """Seed of the network's noise in a draw; the next number is that of the draw's perturbation."""
+        return 2 * (1000 * self.config.seed + draw)
+
     def _folder(self):
         if self.config.out:
             return Path(self.config.out)
@@ -249,7 +259,8 @@ class Evaluation:
         ensemble = f"-k{self.config.n_ensembles}" if self.config.n_ensembles > 1 else ""
         return folder / f"{name}{ensemble}.json"
 
-    def _identity(self):
+    @functools.cached_property
+    def identity(self):
         """All that the points of one condition depend on: where it is the same, they need not be measured again."""
         return {
             "dataset": self.dataset.name,
@@ -266,17 +277,17 @@ class Evaluation:
         try:
             content = json.loads(self._file(folder, name).read_text())
             is_known = not content["identity"]["provenance"]["git"].endswith("-dirty")  # else who knows what it was
-            if is_known and content["identity"] == self._identity():
+            if is_known and content["identity"] == self.identity:
                 return {(point["severity"], point["strength"]): point for point in content["points"]}
         except (OSError, ValueError, KeyError, TypeError):  # none, or not one of this version
             pass
         return {}
 
     def _write(self, folder, name, points):
-        head = json.dumps({"perturbation": name, "identity": self._identity()}, indent=2).removesuffix("\n}")
+        head = json.dumps({"perturbation": name, "identity": self.identity}, indent=2).removesuffix("\n}")
         rows = ",\n".join(f"    {json.dumps(point)}" for point in points)  # a line each: they are long
         text = f'{head},\n  "points": [\n{rows}\n  ]\n}}\n'
-        write_atomically(self._file(folder, name), lambda file: file.write(text.encode()))
+        write_text_atomically(self._file(folder, name), text)
 
     def _plot(self, folder, name, points):
         path = self._file(folder, name)

@@ -12,6 +12,11 @@ def cache_folder():
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsnn"
 
 
+def write_text_atomically(path, text):
+    """`write_atomically` for text, in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def write_atomically(path, write):
     """Write a file so that other processes see the whole of it or nothing; its folder is made if need be.
 

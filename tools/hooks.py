@@ -19,9 +19,15 @@ def neuron_hooks(net, attach):
     neurons = [(name, module) for name, module in net.named_modules() if isinstance(module, SpikingNeuron)]
     if not neurons:
         raise ValueError(f"{type(net).__name__} has no spiking neuron")
-    handles = [attach(name, neuron) for name, neuron in neurons]
-    try:
+    with removed_afterwards([attach(name, neuron) for name, neuron in neurons]):
         yield net
+
+
+@contextlib.contextmanager
+def removed_afterwards(handles):
+    """Context manager: the hooks of these handles are gone after the block."""
+    try:
+        yield
     finally:
         for handle in handles:
             handle.remove()

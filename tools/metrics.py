@@ -7,8 +7,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
-from scipy.stats import rankdata
+
+# SciPy is imported where it is used: it takes a second, which every script would pay.
 
 BINS = 15  # of the calibration error
 
@@ -72,6 +72,8 @@ def fit_temperature(log_probabilities, target):
     Note:
         Guo et al., ICML 2017. For several draws ln p is that of their mean probability.
     """
+    from scipy.optimize import minimize_scalar
+
     found = minimize_scalar(
         lambda log_t: negative_log_likelihood(with_temperature(log_probabilities, math.exp(log_t)), target),
         bounds=(-4, 4),
@@ -126,5 +128,7 @@ def auroc(inside, outside):
     Args:
         inside, outside: uncertainties of samples of the data set, [N], and of another one, [M].
     """
+    from scipy.stats import rankdata
+
     ranks = rankdata(torch.cat([inside, outside]).cpu().numpy())[len(inside) :]
     return float((ranks.sum() - len(outside) * (len(outside) + 1) / 2) / (len(inside) * len(outside)))

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a file, so that Python looks for modules
 from tools.events.frames import SPLITS, Framing
 from tools.events.store import FrameStore
 from tools.events.trees import CIFAR10_TRAINING, TREES, recognise
-from tools.files import write_atomically
+from tools.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "test")
@@ -88,7 +88,7 @@ def main(argv=None):
         sys.exit(1)
     skipped = {part: list(store.skipped.values()) for part, store in stores.items()}
     report = options["out"] / f"skipped-{name}.json"
-    write_atomically(report, lambda file: file.write(json.dumps(skipped, indent=2).encode()))
+    write_text_atomically(report, json.dumps(skipped, indent=2))
     logger.info("%s, frames in %s\n%s", name, options["out"], table(stores))
     for why in [why for reasons in skipped.values() for why in reasons][:20]:
         logger.info("skipped: %s", why)

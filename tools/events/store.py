@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..files import cache_folder, write_atomically
+from ..files import cache_folder, write_atomically, write_text_atomically
 from . import POLARITIES
 from .errors import EventFormatError
 from .frames import count_frames
@@ -146,7 +146,7 @@ def _write(path, array, report):
     """Write an array, and a report beside it, with checksums of both: last, so that it vouches for the array."""
     write_atomically(path, lambda file: np.save(file, array))
     content = {"crc32": {"array": zlib.crc32(path.read_bytes()), "report": _checksum(report)}, "report": report}
-    write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps(content).encode()))
+    write_text_atomically(path.with_suffix(".json"), json.dumps(content))
 
 
 def _checksum(report):

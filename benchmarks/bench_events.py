@@ -1,0 +1,75 @@
+"""Events per second that are read and framed; one JSON line per result. On one thread: the code has no others."""
+
+import argparse
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from common import in_turns, report, spread
+
+from tools.events import EVENT
+from tools.events.formats import read_events
+from tools.events.frames import SPLITS, Framing, count_frames
+
+SENSOR = (128, 128)
+
+
+def simulated(count):
+    """Events at random pixels of the sensor, in the order of time."""
+    random = np.random.default_rng(0)
+    events = np.empty(count, EVENT)
+    events["x"], events["y"] = random.integers(128, size=(2, count))
+    events["t"] = np.sort(random.integers(6_000_000, size=count))
+    events["p"] = random.random(count) < 0.5
+    return events
+
+
+def as_aedat3(events, per_packet):
+    """The bytes of an AEDAT 3.1 file."""
+    words = np.empty((len(events), 2), "<u4")
+    x, y, p = (events[name].astype(np.uint32) for name in "xyp")
+    words[:, 0], words[:, 1] = 1 | p << 1 | y << 2 | x << 17, events["t"]
+    parts = [b"#!AER-DAT3.1\r\n#!END-HEADER\r\n"]
+    for first in range(0, len(words), per_packet):
+        part = words[first : first + per_packet]
+        parts += [struct.pack("<hhiiiiii", 1, 1, 8, 4, 0, len(part), len(part), len(part)), part.tobytes()]
+    return b"".join(parts)
+
+
+def as_nmnist(events):
+    """The bytes of a .bin file of N-MNIST."""
+    columns = np.empty((len(events), 5), np.uint8)
+    columns[:, 0], columns[:, 1] = events["x"], events["y"]
+    low = events["p"].astype(np.int64) << 23 | events["t"]
+    for column, shift in ((2, 16), (3, 8), (4, 0)):
+        columns[:, column] = low >> shift & 255
+    return columns.tobytes()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--events", type=int, default=4_000_000)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+    events = simulated(args.events)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"nmnist": ("nmnist.bin", as_nmnist(events))}
+        for per_packet in (4096, 1000, 100, 30, 8):
+            files[f"aedat3, {per_packet} events a packet"] = (f"{per_packet}.aedat", as_aedat3(events, per_packet))
+        runs = {}
+        for name, (file, raw) in files.items():
+            path = Path(folder) / file
+            path.write_bytes(raw)
+            runs[f"read {name}"] = lambda path=path: read_events(path, *SENSOR)
+        for split in SPLITS:
+            for size in (SENSOR, (48, 48)):
+                framing = Framing(10, split, SENSOR, size)
+                runs[f"frame by {split} to {size[0]}x{size[1]}"] = lambda framing=framing: count_frames(events, framing)
+        for name, times in in_turns(runs, args.repeats, "cpu").items():
+            rates = {key: round(args.events / time_s / 1e6, 1) for key, time_s in spread(times).items()}
+            report("events", "cpu", work=name, events=args.events, repeats=args.repeats, million_per_s=rates)
+
+
+if __name__ == "__main__":
+    main()
