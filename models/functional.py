@@ -37,6 +37,7 @@ def noisy_lif(
     decay_input=False,
     state=None,
     scale=None,
+    surrogate=None,
     mode="noisy",
     backend="auto",
     keep_state=True,
@@ -56,6 +57,8 @@ def noisy_lif(
         decay_input: if true, the input enters as (1 - decay) * x[t].
         state: membrane potential before the first step; None means 0, at rest.
         scale: a 0-d tensor that replaces the scale of `noise`, and is learnt.
+        surrogate: the `NoiseLaw` whose density is the gradient, in place of that of `noise`; the mean field, whose
+            gradient is exact, has no use for it.
         mode: "noisy"; "noiseless" fires where u > threshold with no noise at all; "mean_field"
             replaces spikes by their probabilities F(u - threshold), in the reset too.
         backend: "eager" (plain PyTorch, any law and device), "fused" (compiled; the laws of this package), or
@@ -82,6 +85,12 @@ def noisy_lif(
     check_law("noise", noise)
     if scale is not None:
         _check_learnt("scale", scale)
+    if surrogate is not None:
+        check_law("surrogate", surrogate)
+        if scale is not None and scale.requires_grad:
+            raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
+        if mode == "mean_field":
+            surrogate = None
     dynamics = Dynamics(
         threshold=threshold,
         reset=reset,
@@ -92,8 +101,9 @@ def noisy_lif(
         mean_field=mode == "mean_field",
     )
     _check_input(x)
-    kernel = _choose_kernel(backend, x, noise)
-    spikes, last = kernel(x, _checked_state(x, state), decay, scale, noise, dynamics, keep_state=keep_state)
+    kernel = _choose_kernel(backend, x, noise, surrogate)
+    state = _checked_state(x, state)
+    spikes, last = kernel(x, state, decay, scale, noise, dynamics, keep_state=keep_state, surrogate=surrogate)
     return spikes, last if keep_state else None
 
 
@@ -163,11 +173,11 @@ def check_choice(name, value, allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _choose_kernel(backend, x, noise):
+def _choose_kernel(backend, x, *laws):
     check_choice("backend", backend, ("auto", *KERNELS))
-    can_fuse = backend != "eager" and fused.serves(x, noise)
+    can_fuse = backend != "eager" and all(law is None or fused.serves(x, law) for law in laws)
     if backend == "fused" and not can_fuse:
-        raise ValueError(f"no fused kernel runs {noise!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
+        raise ValueError(f"no fused kernel runs {laws[0]!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
     return KERNELS["fused" if can_fuse else "eager"]
 
 

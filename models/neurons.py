@@ -154,6 +154,7 @@ class NoisyLIF(SpikingNeuron):
         threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
         learnable_scale: if true, the layer learns the scale of its noise, kept positive by
             scale = exp(log_scale), by the gradient of the firing probability.
+        surrogate: a law whose density is the gradient, in place of that of `noise`; None: that of `noise`.
 
     Note:
         Noise is drawn in training and in evaluation alike: the noise is part of the model. Use
@@ -170,11 +171,17 @@ class NoisyLIF(SpikingNeuron):
         detach_reset=False,
         decay_input=False,
         learnable_scale=False,
+        surrogate=None,
     ):
         super().__init__(threshold, decay, reset, detach_reset, decay_input)
         check_law("noise", noise)
         check_choice("placement", placement, PLACEMENTS)
+        if surrogate is not None:
+            check_law("surrogate", surrogate)
+            if learnable_scale:
+                raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
         self.noise = noise
+        self.surrogate = surrogate
         self.placement = placement
         self.mode = "noisy"  # switched by `noiseless` and `mean_field`
         self.log_scale = nn.Parameter(torch.tensor(math.log(noise.scale))) if learnable_scale else None
@@ -191,6 +198,7 @@ class NoisyLIF(SpikingNeuron):
             placement=self.placement,
             state=state,
             scale=None if self.log_scale is None else self.scale,
+            surrogate=self.surrogate,
             mode=self.mode,
             keep_state=keep_state,
             **self._dynamics(),

@@ -103,6 +103,11 @@ class NoiseLaw(abc.ABC):
     def icdf(self, p):
         """Quantile: the x with F(x) = p, for p in (0, 1). Shape of the result: that of `p`."""
 
+    def widened(self, factor):
+        """The same law, stretched about its `loc`: its scale times `factor`."""
+        scale = self.scale * factor
+        return type(self)(scale, self.loc) if type(self) in LAWS else Rescaled(self, scale)
+
     @property
     def std(self):
         """Standard deviation; here by quadrature of the density about `loc`, on a grid dense there.
@@ -255,6 +260,9 @@ class Cauchy(NoiseLaw):
     @property
     def std(self):
         return math.inf
+
+
+LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy)
 
 
 class Rescaled(NoiseLaw):

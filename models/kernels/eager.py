@@ -7,7 +7,7 @@ from ..noise import Rescaled
 from .common import arithmetic_dtype, empty_sequence, step_of
 
 
-def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None), keep_state=True):
+def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None), keep_state=True, surrogate=None):
     """Run one layer of neurons over a sequence; `models.functional` states the dynamics.
 
     Args:
@@ -19,13 +19,14 @@ def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None), keep
         dynamics: `Dynamics`.
         keep_state: of no account: the potential is there anyway.
         noise: membrane and threshold noise, each [T, B, ...]; what is None is drawn from `law`.
+        surrogate: None, or the law whose density is the gradient; the scale of `law` is not learnt then.
 
     Returns:
         spikes [T, B, ...] in the dtype of `x`, and the potential after the last step [B, ...].
     """
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
-    return _LIFSequence.apply(x, state, decay, scale, *noise, law, dynamics)
+    return _LIFSequence.apply(x, state, decay, scale, *noise, law, surrogate, dynamics)
 
 
 def _reset(u, fired, dynamics):
@@ -54,7 +55,7 @@ class _LIFSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, state, decay, scale, eps_membrane, eps_threshold, law, dynamics):
+    def forward(ctx, x, state, decay, scale, eps_membrane, eps_threshold, law, surrogate, dynamics):
         law = law if scale is None else Rescaled(law, scale)
         T = x.shape[0]
         spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
@@ -81,7 +82,8 @@ class _LIFSequence(torch.autograd.Function):
             z[t], spikes[t] = z_t, fired
             v = _reset(u, fired, dynamics)
 
-        ctx.law, ctx.dynamics, ctx.decay, ctx.scale = law, dynamics, decay, scale
+        ctx.law = law if surrogate is None else surrogate
+        ctx.dynamics, ctx.decay, ctx.scale = dynamics, decay, scale
         needs_x = dynamics.decay_input and isinstance(decay, torch.Tensor)
         ctx.save_for_backward(state, spikes, z, eps_kept, x if needs_x else None)
         ctx.set_materialize_grads(False)
@@ -120,4 +122,4 @@ class _LIFSequence(torch.autograd.Function):
                 grad_decay += (grad_u * (v - x[t] if dynamics.decay_input else v)).sum()
             grad_x[t] = grad_u * (1 - decay) if dynamics.decay_input else grad_u
             grad_v = grad_u * decay
-        return grad_x, grad_v, grad_decay, grad_scale, None, None, None, None
+        return grad_x, grad_v, grad_decay, grad_scale, None, None, None, None, None

@@ -47,13 +47,13 @@ def _has_kernel(device_type, dtype):
     return device_type == "cpu" and cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) is not None
 
 
-def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True):
+def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True, surrogate=None):
     """Run one layer of neurons over a sequence; the arguments are those of `eager.lif_sequence`.
 
     Without `keep_state` the second result is empty, and the time to write it is saved.
     """
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
-        spikes, last = lif_sequence(x.float(), state, decay, scale, law, dynamics, keep_state)
+        spikes, last = lif_sequence(x.float(), state, decay, scale, law, dynamics, keep_state, surrogate)
         return spikes.to(x.dtype), last
     learnt_decay = decay.to(x.device) if isinstance(decay, Tensor) else None
     tensors = (x, state, learnt_decay, scale if scale is None else scale.to(x.device))
@@ -69,6 +69,7 @@ def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True):
         law.scale,
         law.loc,
         *dynamics,
+        *((None, 0.0, 0.0) if surrogate is None else (LAWS[type(surrogate)], surrogate.scale, surrogate.loc)),
         torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors),
         keep_state,
     )
@@ -80,6 +81,8 @@ SETTINGS = (
     "float decay, str law, float scale, float loc, float threshold, str reset, bool detach_reset, bool decay_input, "
     "bool membrane_noise, bool threshold_noise, bool mean_field"
 )
+# The law whose density is the gradient, where it is not that of the noise.
+SURROGATE = "str? surrogate, float surrogate_scale, float surrogate_loc"
 
 
 def _operator(schema, function, tags=()):
@@ -114,7 +117,7 @@ def _(x):
 
 def _lif_forward(x, state, learnt_decay, learnt_scale, seeds, *options):
     """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...]; what is not kept is empty."""
-    *settings, keep_z, keep_state = options
+    *settings, _, _, _, keep_z, keep_state = options
     if x.numel() == 0:
         spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
         if keep_state:
@@ -126,7 +129,7 @@ def _lif_forward(x, state, learnt_decay, learnt_scale, seeds, *options):
 
 lif_forward = _operator(
     "lif_forward(Tensor x, Tensor? state, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? seeds, "
-    f"{SETTINGS}, bool keep_z, bool keep_state) -> (Tensor, Tensor, Tensor)",
+    f"{SETTINGS}, {SURROGATE}, bool keep_z, bool keep_state) -> (Tensor, Tensor, Tensor)",
     _lif_forward,
 )
 
@@ -181,9 +184,13 @@ torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIB
 
 
 def _save_for_backward(ctx, inputs, output):
-    x, state, learnt_decay, learnt_scale, seeds, *ctx.settings, _keep_z, ctx.keep_state = inputs
+    x, state, learnt_decay, learnt_scale, seeds, *settings, surrogate, scale, loc, _keep_z, ctx.keep_state = inputs
     spikes, _, z = output
-    *_, dynamics = _neuron(learnt_decay, learnt_scale, ctx.settings)
+    *_, dynamics = _neuron(learnt_decay, learnt_scale, settings)
+    if surrogate is not None:
+        decay, _, _, _, *switches = settings
+        settings, learnt_scale = [decay, surrogate, scale, loc, *switches], None
+    ctx.settings = settings
     needs_x = dynamics.decay_input and learnt_decay is not None
     ctx.save_for_backward(x if needs_x else None, state, learnt_decay, learnt_scale, seeds, spikes, z)
     ctx.set_materialize_grads(False)

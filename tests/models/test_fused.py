@@ -1,5 +1,6 @@
 """The fused CPU kernel against the eager oracle, which is fed the same noise; statistics; layouts; the operator."""
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -22,6 +23,7 @@ PLACEMENTS = {"both": (True, True), "escape": (False, True), "membrane": (True, 
 NEAR = 1e-5  # where the potential is so near its draw, rounding may decide
 
 every_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
+NO_SURROGATE = (None, 0.0, 0.0)
 every_placement = pytest.mark.parametrize("placement", PLACEMENTS)
 every_reset = pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -62,7 +64,7 @@ class Layer:
 
     def fused(self, x, state, decay, scale):
         options = (0.0, type(self.law).__name__, self.law.scale, self.law.loc, *self.settings)
-        spikes, last, self.z = fused.lif_forward(x, state, decay, scale, self.seeds, *options, True, True)
+        spikes, last, self.z = fused.lif_forward(x, state, decay, scale, self.seeds, *options, *NO_SURROGATE, True, True)
         return spikes, last
 
     def eager(self, x, state, decay, scale):
@@ -277,7 +279,7 @@ def test_a_stream_cut_in_two_is_the_whole_stream(cut):
 def test_no_gradient_means_nothing_is_kept_for_it():
     layer = Layer(LAWS[0], dynamics(), (2, 3, 5))
     options = (0.5, "Gaussian", 0.3, 0.0, 0.9, "zero", False, False, True, True, False)
-    spikes, last, z = fused.lif_forward(layer.x, None, None, None, layer.seeds, *options, False, False)
+    spikes, last, z = fused.lif_forward(layer.x, None, None, None, layer.seeds, *options, *NO_SURROGATE, False, False)
     assert spikes.shape == layer.x.shape and last.numel() == z.numel() == 0
 
 
@@ -286,11 +288,13 @@ def operator_samples():
     channels_last = torch.rand(3, 2, 5, 4, generator=seeded(1)).transpose(2, 3)
     state, seeds = torch.rand(2, 4, 5, generator=seeded(2)), torch.tensor([1, 2, 3])
     learnt = torch.tensor(0.6), torch.tensor(0.4)
-    tail = (0.9, "zero", False, True, True, True, False, True)
+    switches = (0.9, "zero", False, True, True, True, False)
+    tail = (*switches, *NO_SURROGATE, True)
     yield (x, None, None, None, seeds, 0.5, "Gaussian", 0.3, 0.0, *tail, True)
     yield (channels_last, state, *learnt, seeds, 0.5, "Cauchy", 0.3, 0.0, *tail, True)
     yield (x.bfloat16(), state, None, learnt[1], seeds, 0.5, "Uniform", 0.3, 0.1, *tail, False)
     yield (x[:, :, ::2], None, learnt[0], None, seeds, 0.5, "Logistic", 0.3, 0.0, *tail, True)
+    yield (x, None, None, None, seeds, 0.5, "Gaussian", 0.3, 0.0, *switches, "Cauchy", 0.4, 0.1, True, True)
 
 
 @pytest.mark.parametrize("sample", list(operator_samples()))
@@ -300,6 +304,35 @@ def test_operator_passes_opcheck(sample):
         for value in sample
     ]
     torch.library.opcheck(fused.lif_forward, tuple(sample))
+
+
+@every_law
+@every_placement
+def test_the_gradient_of_another_law_equals_the_oracle(law, placement):
+    """Spikes are those of the noise, the gradient that of the surrogate; as an operator, too."""
+    layer = Layer(LAWS[0], dynamics(placement), (5, 2, 3, 37))
+    other = type(law)(0.7, 0.1)
+
+    def by_fused(forward, x):
+        options = (0.7, type(layer.law).__name__, layer.law.scale, 0.0, *layer.settings)
+        surrogate = (type(other).__name__, other.scale, other.loc)
+        return forward(x, None, None, None, layer.seeds, *options, *surrogate, True, True)[:2]
+
+    def by_eager(x):
+        layer.noise = reference_noise(layer.law, x.shape, layer.seeds, torch.float32)
+        return lif_sequence(x, None, 0.7, None, layer.law, layer.settings, layer.noise, surrogate=other)
+
+    results = []
+    direct, operator = (functools.partial(by_fused, forward) for forward in (fused._Direct.apply, fused.lif_forward))
+    for kernel in (by_eager, direct, operator):
+        x = layer.x.clone().requires_grad_()
+        spikes, last = kernel(x)
+        results.append((spikes.detach(), *torch.autograd.grad((spikes, last), x, (layer.g_spikes, layer.g_last))))
+    (spikes, grad), *others = results
+    for ours, ours_grad in others:
+        same = (ours == spikes).all(0)
+        assert same.float().mean() > 0.99
+        torch.testing.assert_close(ours_grad[:, same], grad[:, same], rtol=1e-5, atol=1e-5)
 
 
 def test_learnt_parameters_pass_gradcheck_in_the_mean_field():

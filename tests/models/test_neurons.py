@@ -28,6 +28,7 @@ from models import (
     noise_generator,
     noiseless,
 )
+from models.functional import noisy_lif
 
 MAKERS = {
     "IF": IF,
@@ -416,6 +417,41 @@ def test_learnable_scale_trains_towards_a_firing_rate_and_stays_positive(law, pl
     assert target - start > 10 * noise_of_rates
     assert abs(rate - target) < 5 * noise_of_rates + 0.1 * (target - start)
     assert neuron.scale.item() / (law.scale * 1.8) == pytest.approx(1.0, abs=0.2)
+
+
+def test_the_gradient_may_be_the_density_of_another_law():
+    """Spikes are those of the noise itself; the gradient is that of a neuron whose noise is the surrogate's."""
+    x = torch.linspace(-1, 3, 200).reshape(1, 1, 200)
+    with noise_generator(seeded(1)):
+        expected = NoisyLIF(Gaussian(0.3), placement="escape")(x)
+    for surrogate in (Cauchy(0.4), Laplace(0.4)):
+        given = x.clone().requires_grad_()
+        with noise_generator(seeded(1)):
+            spikes = NoisyLIF(Gaussian(0.3), placement="escape", surrogate=surrogate)(given)
+        if isinstance(surrogate, Cauchy):  # the eager kernel, which runs other laws, has other draws
+            assert spikes.equal(expected)
+        spikes.sum().backward()
+        torch.testing.assert_close(given.grad, surrogate.pdf(x - 1.0))
+
+
+def test_a_surrogate_and_a_learnt_scale_exclude_each_other():
+    with pytest.raises(ValueError, match="no surrogate"):
+        NoisyLIF(surrogate=Cauchy(0.3), learnable_scale=True)
+    with pytest.raises(TypeError, match="surrogate"):
+        NoisyLIF(surrogate=0.3)
+    x = torch.rand(1, 1, 3)
+    with pytest.raises(ValueError, match="no surrogate"):
+        noisy_lif(x, Gaussian(0.3), scale=torch.tensor(0.3, requires_grad=True), surrogate=Cauchy(0.3))
+
+
+def test_the_mean_field_has_its_exact_gradient_whatever_the_surrogate():
+    x = torch.rand(3, 2, 5).requires_grad_()
+    grads = []
+    for surrogate in (None, Cauchy(0.5)):
+        neuron = NoisyLIF(Gaussian(0.3), surrogate=surrogate)
+        with mean_field(neuron):
+            grads.append(torch.autograd.grad(neuron(x).sum(), x)[0])
+    assert grads[0].equal(grads[1])
 
 
 def test_user_law_works_in_a_noisy_lif():

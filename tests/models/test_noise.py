@@ -269,6 +269,8 @@ def test_density_far_out_is_exactly_zero(law):
 @every_law
 @every_width
 def test_rescaled_law_equals_the_law_built_at_that_scale(law_class, scale, loc):
+    widened = law_class(scale, loc).widened(1.7)
+    assert type(widened) is law_class and widened.scale == 1.7 * scale and widened.loc == loc
     stretched, direct = Rescaled(law_class(scale, loc), 1.7 * scale), law_class(1.7 * scale, loc)
     x, p = grid(scale, loc), torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     torch.testing.assert_close(stretched.cdf(x), direct.cdf(x), rtol=1e-9, atol=1e-12)
