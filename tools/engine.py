@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from .metrics import accuracy, negative_log_likelihood
+from .metrics import accuracy, mean_prediction, negative_log_likelihood
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_EVERY = 25  # steps between looks at the losses on an accelerator: each look waits for it
@@ -27,11 +27,14 @@ class ForwardPass:
         device: torch.device.
         timesteps: T of the direct coding of images; frames have their own.
         amp: "no", "bf16" or "fp16".
+        fold: where noise draws are folded into the batch, at most so many images go in one pass (but one draw of a
+            batch always does); halved where memory does not suffice.
     """
 
     device: torch.device
     timesteps: int
     amp: str = "no"
+    fold: int = 256
 
     def __call__(self, net, images):
         autocast = contextlib.nullcontext()
@@ -140,50 +143,68 @@ class _DivergenceWatch:
                 raise Diverged(f"the {what} became {values[index].item()} in epoch {self.epoch}, step {step}")
 
 
-@torch.no_grad()
-def predict(net, images, forward, n_ensembles=1):
-    """Class probabilities: softmax of the time-averaged logits, averaged over noise draws.
+def folded_draws(net, images, forward, draws):
+    """Log-probabilities of independent noise draws, in one pass: softmax of the time-averaged logits.
 
     Shape:
-        images [B, C, H, W] -> log-probabilities [B, K], float32.
+        images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32; differentiable.
     """
-    total = None
-    for _ in range(n_ensembles):
-        draw = F.log_softmax(forward(net, images).mean(0), dim=-1)
-        total = draw if total is None else torch.logaddexp(total, draw)
-    return total - math.log(n_ensembles)
+    batch_dim = images.dim() - 4
+    if draws > 1:
+        channels_last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)
+        images = torch.cat([images] * draws, batch_dim)
+        images = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+    return F.log_softmax(forward(net, images).mean(0), dim=-1).unflatten(0, (draws, -1))
 
 
 @torch.no_grad()
-def predict_all(net, batches, forward, *, n_ensembles=1, transform=None, description="evaluating"):
+def predict(net, images, forward, draws=1):
+    """`folded_draws`, without gradients, in as few passes as `forward.fold` and the memory allow."""
+    parts, missing = [], draws
+    while missing:
+        count = min(missing, max(1, forward.fold // images.shape[images.dim() - 4]))
+        try:
+            parts.append(folded_draws(net, images, forward, count))
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+            forward.fold //= 2
+            continue
+        missing -= count
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def predict_all(net, batches, forward, *, draws=1, transform=None, description="evaluating"):
     """One pass over test or validation batches.
 
     Args:
         net: images [B, C, H, W], timesteps -> logits [T, B, K].
         batches: iterable with a length, of (images, target) on the device.
         forward: `ForwardPass`.
-        n_ensembles: noise draws whose softmax is averaged.
-        transform: None, or a function of a batch of images in [0, 1], applied to the pixels first.
+        draws: independent noise draws of each sample.
+        transform: None, or a function of a batch of images in [0, 1] and their labels, applied to the pixels first.
         description: of the progress bar.
 
     Returns:
-        Log-probabilities of all samples [N, K] and their labels [N], on the device.
+        Log-probabilities of all samples [draws, N, K] and their labels [N], on the device.
     """
     net.eval()
     outputs, targets = [], []
     for images, target in tqdm(batches, description, unit="batch", disable=None, leave=False):
         if transform is not None:
-            images = transform(images)
-        outputs.append(predict(net, images, forward, n_ensembles))
+            images = transform(images, target)
+        outputs.append(predict(net, images, forward, draws))
         targets.append(target)
-    return torch.cat(outputs), torch.cat(targets)
+    return torch.cat(outputs, 1), torch.cat(targets)
 
 
 def evaluate(net, batches, forward, **options):
-    """`predict_all`, and how good the predictions are.
+    """`predict_all`, and how good the mean prediction of the draws is.
 
     Returns:
         {"loss", "accuracy"}: cross-entropy of the averaged softmax (nats per image), and share correct.
     """
-    prediction = predict_all(net, batches, forward, **options)
+    log_probabilities, target = predict_all(net, batches, forward, **options)
+    prediction = mean_prediction(log_probabilities), target
     return {"loss": negative_log_likelihood(*prediction), "accuracy": accuracy(*prediction)}

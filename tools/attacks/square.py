@@ -1,0 +1,76 @@
+"""Square attack: black box, by queries alone.
+
+Note:
+    Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search", ECCV
+    2020, for Linf: the start, the squares and the schedule of their size are theirs. What is ours is the account of
+    noise: a query is the margin averaged over draws, and what was accepted is measured again now and then, as an
+    estimate that won by luck would never be beaten again.
+"""
+
+import math
+
+import torch
+
+START_SHARE = 0.8  # of the pixels in the first squares
+HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
+MEASURED_AGAIN = 10  # queries of a noisy network between fresh estimates of what was accepted
+CONFIDENT = 1.0  # margin (nats) at which a noisy network counts as fooled; without noise 0 does
+
+
+def square_attack(victim, images, target, eps, queries, generator, is_noisy, on_query=None):
+    """Random search over squares of +-eps.
+
+    Args:
+        victim: has `margins(images, target)`, above 0 where the network errs.
+        eps: Linf radius, in pixel units.
+        queries: of each image at most; those that are fooled need no more.
+        generator: on the CPU, of the search.
+        is_noisy: whether two queries of the same image may differ.
+        on_query: called after each query, for a progress bar.
+
+    Shape:
+        images [B, C, H, W] in [0, 1], target [B] -> attacked images [B, C, H, W].
+    """
+    _, channels, _, width = images.shape
+    stripes = _signs((len(images), channels, 1, width), generator).to(images)
+    best = (images + eps * stripes).clamp(0, 1)
+    margins = victim.margins(best, target)
+    for query in range(1, queries):
+        active = (margins <= (CONFIDENT if is_noisy else 0)).nonzero()[:, 0]
+        if not len(active):
+            break
+        if is_noisy and query % MEASURED_AGAIN == 0:
+            margins[active] = victim.margins(best[active], target[active])
+        else:
+            share = _share(query, queries)
+            proposed = _with_square(best[active], images[active], eps, share, generator)
+            found = victim.margins(proposed, target[active])
+            better = found > margins[active]
+            best[active[better]], margins[active[better]] = proposed[better], found[better]
+        if on_query:
+            on_query()
+    return best
+
+
+def _share(query, queries):
+    """Share of the pixels in the square of a query; the schedule is stretched to the number of queries."""
+    return START_SHARE / 2 ** sum(query * 10_000 / queries > bound for bound in HALVED_AT)
+
+
+def _with_square(attacked, images, eps, share, generator):
+    """The attacked images with one square each, anywhere, of -eps or +eps in each channel."""
+    count, channels, height, width = images.shape
+    side = max(1, min(round(math.sqrt(share * height * width)), height - 1, width - 1))
+    inside = torch.ones(count, height, width, dtype=torch.bool)
+    for axis, size in ((1, height), (2, width)):
+        first = torch.randint(0, size - side + 1, (count,), generator=generator)
+        position = torch.arange(size)
+        along = (position >= first[:, None]) & (position < first[:, None] + side)
+        inside &= along.unsqueeze(3 - axis)
+    inside = inside[:, None].to(images.device)
+    change = _signs((count, channels, 1, 1), generator).to(images)
+    return torch.where(inside, (images + eps * change).clamp(0, 1), attacked)
+
+
+def _signs(shape, generator):
+    return torch.randint(0, 2, shape, generator=generator) * 2.0 - 1

@@ -1,0 +1,69 @@
+"""A network as attacks see it: images in [0, 1] -> the mean prediction of several draws of its noise."""
+
+import torch
+
+from .. import engine
+from ..metrics import mean_prediction
+
+
+def cross_entropy(log_probabilities, target):
+    """-ln p(right class), of the draws' mean probability: large is bad for the network. Shape: [B, C], [B] -> [B]."""
+    return -log_probabilities.gather(1, target[:, None])[:, 0]
+
+
+def margin(log_probabilities, target):
+    """ln p of the most probable wrong class - ln p of the right one; above 0 the network errs. [B, C], [B] -> [B]."""
+    right = log_probabilities.gather(1, target[:, None])
+    others = log_probabilities.scatter(1, target[:, None], -torch.inf)
+    return others.amax(1) - right[:, 0]
+
+
+class Victim:
+    """A network that is attacked through one of its twins.
+
+    Args:
+        net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it normalises for itself. Its weights should
+            not require gradients, which would be computed for nothing.
+        forward: `engine.ForwardPass`.
+        draws: of the noise, averaged in every gradient and in every query; 1 for a network without noise.
+    """
+
+    def __init__(self, net, forward, draws):
+        self.net, self.forward, self.draws = net, forward, draws
+
+    def gradient(self, images, target, objective):
+        """Gradient of an objective of the mean probability: expectation over the noise.
+
+        The mean is inside the objective, as the network that is defended averages probabilities, and not gradients.
+
+        Args:
+            objective: `cross_entropy` or `margin`.
+
+        Shape:
+            images [B, C, H, W], target [B] -> [B, C, H, W].
+
+        Note:
+            Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security", ICML 2018.
+        """
+        return torch.cat([self._gradient(*part, objective) for part in self._parts(images, target)])
+
+    def _gradient(self, images, target, objective):
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            log_probabilities = mean_prediction(engine.folded_draws(self.net, images, self.forward, self.draws))
+            (gradient,) = torch.autograd.grad(objective(log_probabilities, target).sum(), images)
+        return gradient
+
+    def margins(self, images, target, draws=None):
+        """`margin` of the mean prediction. Shape: images [B, C, H, W], target [B] -> [B]."""
+        return torch.cat(
+            [
+                margin(mean_prediction(engine.predict(self.net, *part[:1], self.forward, draws or self.draws)), part[1])
+                for part in self._parts(images, target)
+            ]
+        )
+
+    def _parts(self, images, target):
+        """Parts of a batch, whose draws together fit into one pass."""
+        size = max(1, self.forward.fold // self.draws)
+        return zip(images.split(size), target.split(size))
