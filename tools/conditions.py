@@ -27,15 +27,16 @@ class Condition:
         return self.severity == 0
 
 
-def conditions(config, has_pixels):
+def conditions(config, has_pixels, corruptions=()):
     """The tests that a configuration asks for.
 
     Args:
         config: `EvaluationConfig`.
         has_pixels: whether the data set has pixels; it has events otherwise.
+        corruptions: names of the corruptions of a folder, each at all severities.
 
     Returns:
-        {name of a perturbation: list of `Condition`}; {"clean": [one]} where it asks for none.
+        {"clean": [one], name of a perturbation or corruption: list of `Condition`}.
 
     Raises:
         ValueError: for perturbations of what the data set has not, or strengths out of range.
@@ -49,13 +50,24 @@ def conditions(config, has_pixels):
     names = list(dict.fromkeys(config.perturbation))
     severities = config.severity
     if "all" in names:
-        names, severities = applicable(has_pixels), severities or SEVERITIES
+        names = [name for name in applicable(has_pixels) if PERTURBATIONS[name].where != "attack"]
+        severities = severities or SEVERITIES
     for name in names:
         if name not in applicable(has_pixels):
-            raise ValueError(f"{name} perturbs {PERTURBATIONS[name].where}, which this data set has not")
-    if not names:
-        return {CLEAN: [Condition(CLEAN, 0, 0.0)]}
-    return {name: _of(name, config, severities) for name in names}
+            wanted = "events" if PERTURBATIONS[name].where == "events" else "pixels"
+            raise ValueError(f"{name} perturbs {wanted}, which this data set has not")
+    if clashing := PERTURBATIONS.keys() & set(corruptions):
+        raise ValueError(f"a file of --corruptions has the name of a perturbation: {', '.join(sorted(clashing))}")
+    return {
+        CLEAN: [Condition(CLEAN, 0, 0.0)],
+        **{name: _of(name, config, severities) for name in names},
+        **{name: [Condition(name, severity, severity) for severity in (0, *SEVERITIES)] for name in corruptions},
+    }
+
+
+def unit(name):
+    """What the strength of a perturbation, or of a corruption from a folder, is."""
+    return PERTURBATIONS[name].unit if name in PERTURBATIONS else "severity"
 
 
 def _of(name, config, severities):

@@ -16,6 +16,7 @@ import yaml
 from models.functional import PLACEMENTS, RESETS
 from models.registry import MODELS, NEURONS
 
+from .attacks.campaign import PRESETS
 from .conditions import SEVERITIES
 from .engine import AMP_DTYPES
 from .events.frames import CELLS, SPLITS, VALUES
@@ -136,7 +137,7 @@ class EvaluationConfig(RunConfig):
     draws: int = option(5, "independent repetitions, reported as mean and standard deviation", low=1)
     perturbation: list = option(
         [],
-        "one or more perturbations of the test, or all at all severities; none: clean only",
+        "one or more perturbations of the test, or all (but adversarial) at all severities; none: clean only",
         choices=("all", *PERTURBATIONS),
         type=str,
         nargs="*",
@@ -170,6 +171,12 @@ class EvaluationConfig(RunConfig):
         0.01, "strength of spike_level, spike_delete, spike_insert: probability per neuron and step", low=0.0, high=1.0
     )
     membrane_sigma: float = option(0.3, "strength of membrane: standard deviation of extra membrane noise", low=0.0)
+    adv_gamma: float = option(1.0, "strength of adversarial: L2 norm of the attack, pixel range 1", low=0.0)
+    adv_draws: int = option(5, "noise draws averaged in each gradient of adversarial", low=1)
+    corruptions: str = option("", "also test a folder of .npy files as CIFAR-10-C has them")
+    attack_preset: str = option(
+        None, "also attack the network; what is left is an upper bound on its robustness", tuple(PRESETS), type=str
+    )
     range: bool = option(False, "sweep the strength from --left to --right by --step")
     left: float = option(0.0, "first strength of a sweep", low=0.0)
     right: float = option(0.5, "last strength of a sweep", low=0.0)
@@ -201,6 +208,7 @@ class EvaluationConfig(RunConfig):
     efficiency: bool = option(False, "also count synaptic operations, beside those of the same network with ReLU")
     pictures: bool = option(False, "also draw spike rasters of a test sample of each class, and recordings of events")
     minibatch: int = option(200, "images per batch", low=1)
+    fold: int = option(256, "images of one pass at most, where noise draws are folded into the batch", low=1)
     out: str = option("", "folder of the results; default: evaluation/ beside the snapshot")
 
 

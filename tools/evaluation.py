@@ -1,29 +1,26 @@
-"""Test a snapshot: clean, and against the strength of perturbations; results as JSON and PNG."""
+"""Test a snapshot: clean, against perturbations and attacks, and how certain it is; results as JSON and PNG."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 import logging
-import statistics
 import zlib
 from pathlib import Path
 
 import torch
 
-from models import NoisyLIF
-
 from . import engine, metrics
-from .conditions import CLEAN, conditions
+from .attacks.campaign import PRESETS, SUBSET, Campaign
+from .conditions import CLEAN, conditions, unit
 from .efficiency import count_operations
 from .experiment import evaluation_noise
-from .files import write_text_atomically
 from .monitor import firing_rates
 from .networks import NETWORK_SETTINGS, load_snapshot, memory_format, set_up_torch
-from .perturb import PERTURBATIONS
+from .perturb.corruptions import CorruptionFolder
 from .pictures import picture_recordings, picture_spikes
 from .plots import plot_curves
+from .results import ResultFolder
 from .runlog import provenance
+from .trials import Trials
 from .uncertainty import SIZES, ensemble_curve, out_of_distribution
 
 logger = logging.getLogger(__name__)
@@ -46,22 +43,28 @@ class Evaluation:
         self.config = config
         self.dataset = dataset
         self.other_datasets = other_datasets or {}
-        self.conditions = conditions(config, dataset.has_pixels)
         if config.ood and not config.uncertainty:
             raise ValueError("--ood is a test of uncertainty: give --uncertainty too")
+        if config.attack_preset and not dataset.has_pixels:
+            raise ValueError(f"--attack_preset is for images, {dataset.name} has events")
+        self.corruptions = None
+        if config.corruptions:
+            self.corruptions = CorruptionFolder(config.corruptions, dataset.input_shape(config), dataset.num_classes)
+        corrupted = self.corruptions.names if self.corruptions else ()
+        self.conditions = conditions(config, dataset.has_pixels, corrupted)
         self.device = set_up_torch(config)
         self.net, self.trained = load_snapshot(config, dataset)
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)
-        self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp)
+        self.forward = engine.ForwardPass(self.device, self.trained.timestep, self.trained.amp, config.fold)
         data = self._load(dataset)
         self.test, self.validation = data["test"], data["val"]
         self.outside = self._load_outside() if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
-        self.batches = self.test.batches(**self.batch_options)
-        self.clean = None  # its point, measured once
+        self.trials = Trials(self.net, self.forward, self.test, self.batch_options, config, self.corruptions)
         self.checksum = zlib.crc32(Path(config.snapshot).read_bytes())
-        self.is_noisy = any(isinstance(module, NoisyLIF) for module in self.net.modules())
+        suffix = f"-k{config.n_ensembles}" if config.n_ensembles > 1 else ""
+        self.folder = ResultFolder(self._path(), self.identity, suffix)
 
     def _load(self, dataset):
         """The parts of a data set, as this network sees it."""
@@ -78,130 +81,68 @@ class Evaluation:
             raise ValueError(f"--ood {other.name} has inputs {shapes[1]}, {self.dataset.name} has {shapes[0]}")
         return self._load(other)["test"]
 
+    def _path(self):
+        if self.config.out:
+            return Path(self.config.out)
+        snapshot = Path(self.config.snapshot)
+        return snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
+
+    @functools.cached_property
+    def identity(self):
+        """All that the points of one condition depend on: where it is the same, they need not be measured again."""
+        return {
+            "dataset": self.dataset.name,
+            "test_images": len(self.test),
+            "snapshot": self.config.snapshot,
+            "checksum": self.checksum,
+            "network": {name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
+            "training_seed": self.trained.seed,
+            **{name: getattr(self.config, name) for name in ("seed", "draws", "n_ensembles", "minibatch", "adv_draws")},
+            "corruptions": self.config.corruptions,
+            "provenance": provenance(),
+        }
+
     def run(self):
         """Run all tests of the configuration, and write them; what an earlier run has written is not run again.
 
         Returns:
-            {perturbation, or "clean": list of points}; a point has severity and strength, accuracy and loss as mean,
-            standard deviation over draws and the draws themselves, and for each test sample in how many draws it was
-            classified correctly (`times_correct`).
+            {"perturbations": {perturbation, or "clean": list of points of `Trials.point`}; and, where they were asked
+            for, the reports "uncertainty", "attacks" and "efficiency"}.
         """
-        folder = self._folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        results = {}
+        results = {"perturbations": {}}
         for name, tests in self.conditions.items():
-            done = self._points_of_before(folder, name)
-            results[name] = []
-            for condition in tests:
-                before = done.get((condition.severity, condition.strength))
-                point = before or self._point(condition)
-                if condition.is_clean:
-                    self.clean = point
-                results[name].append(point)
-                self._log(name, point)
-                if before is None:
-                    self._write(folder, name, results[name])
-            if done:  # its points may have been more, or in another order
-                self._write(folder, name, results[name])
-            self._plot(folder, name, results[name])
-        if self.config.uncertainty:
-            self._uncertainty(folder)
-        if self.config.efficiency:
-            self._efficiency(folder)
+            clean = results["perturbations"].get(CLEAN, [None])[0]
+            results["perturbations"][name] = self._points(name, tests, clean)
+        for name, measure in (
+            ("uncertainty", self._uncertainty),
+            ("attacks", self._attacks),
+            ("efficiency", self._efficiency),
+        ):
+            if report := measure():
+                results[name] = report
         if self.config.pictures:
-            self._picture(folder)
+            self._picture()
         return results
 
-    def _efficiency(self, folder):
-        """Firing rates, synaptic operations and their energy, over the test samples; one draw of the noise."""
-        noise = evaluation_noise(self.device, self._seed(0))
-        with noise, firing_rates(self.net) as rates, count_operations(self.net) as operations:
-            engine.predict_all(self.net, self.batches, self.forward, description="counting operations")
-        report = operations.report()
-        self._write_report(folder / "efficiency.json", {"firing_rates": rates.rates(), **report})
-        logger.info(
-            "operations per sample: %.4g accumulates, %.4g multiply-accumulates, %.4g nJ; ReLU network: %.4g, %.4g nJ",
-            *(report[key] for key in ("ac", "mac", "energy_nj", "relu_mac", "relu_energy_nj")),
-        )
-
-    def _write_report(self, path, report):
-        write_text_atomically(path, json.dumps({"identity": self.identity, **report}, indent=2) + "\n")
+    def _points(self, name, tests, clean):
+        """The points of one perturbation; `clean` is the point without any, where it was measured before."""
+        done, points = self.folder.points(name), []
+        for condition in tests:
+            before = done.get((condition.severity, condition.strength))
+            if before is None and condition.is_clean and clean is not None:
+                before = {**clean, "strength": condition.strength}
+                del before["confusion"], before["worst"]
+            points.append(before or self.trials.point(condition))
+            self._log(name, points[-1])
+            self.folder.write_points(name, points)
+        path = self.folder.points_file(name)
         logger.info("written: %s", path)
-
-    def _uncertainty(self, folder):
-        """Scores against the number of averaged draws; equal-compute control; another data set, if one is given."""
-        sizes = SIZES if self.is_noisy else (1,)
-        parts = {"test": self.batches, "val": self.validation.batches(**self.batch_options)}
-        draws = {name: self._predictions(batches, max(sizes), name) for name, batches in parts.items()}
-        targets = {"test": self.test.labels.to(self.device), "val": self.validation.labels.to(self.device)}
-        report = {
-            "validation_images": len(self.validation),
-            "bins": metrics.BINS,
-            "curve": ensemble_curve(draws["test"], targets["test"], draws["val"], targets["val"], sizes),
-        }
-        if self.dataset.has_pixels:
-            report["more_time_steps"] = [self._with_time_steps(factor, parts, targets) for factor in SIZES]
-        if self.config.ood:
-            others = self.outside.batches(**self.batch_options)
-            outside = self._predictions(others, max(sizes), self.config.ood)
-            report["out_of_distribution"] = {
-                "dataset": self.config.ood,
-                "test_images": len(self.outside),
-                "curve": out_of_distribution(draws["test"], outside, sizes),
-            }
-        for row in report["curve"]:
-            logger.info(
-                "%2d draws: accuracy %.2f %%, NLL %.4f, calibration error %.4f (%.4f with temperature %.2f)",
-                *(row["draws"], 100 * row["accuracy"], row["nll"], row["calibration_error"]),
-                *(row["calibration_error_scaled"], row["temperature"]),
-            )
-        self._write_report(folder / "uncertainty.json", report)
-
-    def _predictions(self, batches, count, what, forward=None):
-        """Log-probabilities of independent noise draws, [count, N, K]."""
-        draws = []
-        for draw in range(count):
-            with evaluation_noise(self.device, self._seed(draw)):
-                description = f"{what}, draw {draw + 1} of {count}"
-                draws.append(engine.predict_all(self.net, batches, forward or self.forward, description=description)[0])
-        return torch.stack(draws)
-
-    def _with_time_steps(self, factor, parts, targets):
-        """Scores of one draw with more time steps: what the computing of `factor` draws buys without an ensemble."""
-        forward = dataclasses.replace(self.forward, timesteps=factor * self.forward.timesteps)
-        draws = {
-            name: self._predictions(batches, 1, f"{name}, {forward.timesteps} time steps", forward)
-            for name, batches in parts.items()
-        }
-        (row,) = ensemble_curve(draws["test"], targets["test"], draws["val"], targets["val"], (1,))
-        return {"timesteps": forward.timesteps, **row}
-
-    def _picture(self, folder):
-        """Pictures of a test sample of each class, and of the network's spikes."""
-        names = self.dataset.classes
-        if not self.dataset.has_pixels:
-            picture_recordings(folder / "recordings.png", self.test, names)
-            logger.info("written: %s", folder / "recordings.png")
-        title = f"{self.trained.model}, {self.trained.neuron}, on {self.dataset.name}"
-        with evaluation_noise(self.device, self.config.seed):
-            picture_spikes(folder / "rasters.png", self.net.eval(), self.test, names, self.forward, title)
-        logger.info("written: %s", folder / "rasters.png")
-
-    def _point(self, condition):
-        """Accuracy and loss under one condition: several draws of the network's noise and of the perturbation."""
-        if condition.is_clean and self.clean is not None:
-            return {**self.clean, "strength": condition.strength}
-        is_random = self.is_noisy or not condition.is_clean
-        predictions = [self._draw(condition, draw) for draw in range(self.config.draws if is_random else 1)]
-        point = {"severity": condition.severity, "strength": condition.strength}
-        for quantity, score in (("accuracy", metrics.accuracy), ("loss", metrics.negative_log_likelihood)):
-            values = [score(*prediction) for prediction in predictions]
-            point[f"{quantity}_mean"] = statistics.fmean(values)
-            point[f"{quantity}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
-            point[f"{quantity}_draws"] = values
-        hits = [log_probabilities.argmax(-1) == target for log_probabilities, target in predictions]
-        point["times_correct"] = torch.stack(hits).sum(0).tolist()
-        return point
+        if name != CLEAN:
+            picture = path.with_suffix(".png")
+            label = f"{self.trained.model}, {self.trained.neuron}"
+            plot_curves(picture, {label: points}, unit(name), self.dataset.name)
+            logger.info("written: %s", picture)
+        return points
 
     def _log(self, name, point):
         strength = "clean" if point["severity"] == 0 else f"{point['strength']:.4g}"
@@ -214,86 +155,111 @@ class Evaluation:
             point["loss_mean"],
         )
 
-    def _draw(self, condition, draw):
-        """One pass over the test samples, with seeds that depend on nothing but `seed` and the draw.
-
-        Returns:
-            Log-probabilities [N, K], labels [N].
-        """
-        seed = self._seed(draw)
-        hidden, transform, batches = contextlib.nullcontext(), None, self.batches
-        if not condition.is_clean:
-            perturbation, strength = PERTURBATIONS[condition.name], condition.strength
-            is_hidden = perturbation.where == "hidden"
-            generator = torch.Generator(self.device if is_hidden else "cpu").manual_seed(seed + 1)
-            if is_hidden:
-                hidden = perturbation.apply(self.net, strength, generator)
-            elif perturbation.where == "events":
-                batches = self.test.perturbed(perturbation.apply, strength, seed + 1).batches(**self.batch_options)
-            else:
-
-                def transform(images):
-                    return perturbation.apply(images, strength, generator)
-
-        with evaluation_noise(self.device, seed), hidden:
-            return engine.predict_all(
-                self.net,
-                batches,
-                self.forward,
-                n_ensembles=self.config.n_ensembles,
-                transform=transform,
-                description=f"{condition.name} {condition.strength}, draw {draw + 1}",
+    def _uncertainty(self):
+        """Scores against the number of averaged draws; equal-compute control; another data set, if one is given."""
+        if not self.config.uncertainty:
+            return None
+        report = self.folder.report("uncertainty", ood=self.config.ood) or self._measure_uncertainty()
+        for row in report["curve"]:
+            logger.info(
+                "%2d draws: accuracy %.2f %%, NLL %.4f, calibration error %.4f (%.4f with temperature %.2f)",
+                *(row["draws"], 100 * row["accuracy"], row["nll"], row["calibration_error"]),
+                *(row["calibration_error_scaled"], row["temperature"]),
             )
+        logger.info("%.0f images per second (%d draws)", report["images_per_s"], report["curve"][-1]["draws"])
+        return report
 
-    def _seed(self, draw):
-        """Seed of the network's noise in a draw; the next number is that of the draw's perturbation."""
-        return 2 * (1000 * self.config.seed + draw)
-
-    def _folder(self):
-        if self.config.out:
-            return Path(self.config.out)
-        snapshot = Path(self.config.snapshot)
-        return snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
-
-    def _file(self, folder, name):
-        ensemble = f"-k{self.config.n_ensembles}" if self.config.n_ensembles > 1 else ""
-        return folder / f"{name}{ensemble}.json"
-
-    @functools.cached_property
-    def identity(self):
-        """All that the points of one condition depend on: where it is the same, they need not be measured again."""
-        return {
-            "dataset": self.dataset.name,
-            "test_images": len(self.test),
-            "snapshot": self.config.snapshot,
-            "checksum": self.checksum,
-            "network": {name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
-            **{name: getattr(self.config, name) for name in ("seed", "draws", "n_ensembles", "minibatch")},
-            "provenance": provenance(),
+    def _measure_uncertainty(self):
+        sizes = SIZES if self.trials.is_noisy else (1,)
+        parts = {"val": self.validation.batches(**self.batch_options), "test": self.trials.batches}
+        draws = {name: self.trials.draws(batches, max(sizes), name) for name, batches in parts.items()}
+        targets = {"test": self.test.labels.to(self.device), "val": self.validation.labels.to(self.device)}
+        report = {
+            "ood": self.config.ood,
+            "validation_images": len(self.validation),
+            "bins": metrics.BINS,
+            "images_per_s": self.trials.images_per_s,
+            "curve": ensemble_curve(draws["test"], targets["test"], draws["val"], targets["val"], sizes),
+            "reliability": {
+                str(size): metrics.reliability(metrics.mean_prediction(draws["test"][:size]), targets["test"])
+                for size in (1, max(sizes))
+            },
         }
+        if self.dataset.has_pixels:
+            report["more_time_steps"] = [self._with_time_steps(factor, parts, targets) for factor in SIZES]
+        if self.config.ood:
+            outside = self.trials.draws(self.outside.batches(**self.batch_options), max(sizes), self.config.ood)
+            report["out_of_distribution"] = {
+                "dataset": self.config.ood,
+                "test_images": len(self.outside),
+                "curve": out_of_distribution(draws["test"], outside, sizes),
+            }
+        return self.folder.write_report("uncertainty", report)
 
-    def _points_of_before(self, folder, name):
-        """{(severity, strength): point} that an earlier run of the same tests has written."""
-        try:
-            content = json.loads(self._file(folder, name).read_text())
-            is_known = not content["identity"]["provenance"]["git"].endswith("-dirty")  # else who knows what it was
-            if is_known and content["identity"] == self.identity:
-                return {(point["severity"], point["strength"]): point for point in content["points"]}
-        except (OSError, ValueError, KeyError, TypeError):  # none, or not one of this version
-            pass
-        return {}
+    def _with_time_steps(self, factor, parts, targets):
+        """Scores of one draw with more time steps: what the computing of `factor` draws buys without an ensemble."""
+        forward = dataclasses.replace(self.forward, timesteps=factor * self.forward.timesteps)
+        draws = {
+            name: self.trials.draws(batches, 1, f"{name}, {forward.timesteps} time steps", forward)
+            for name, batches in parts.items()
+        }
+        (row,) = ensemble_curve(draws["test"], targets["test"], draws["val"], targets["val"], (1,))
+        return {"timesteps": forward.timesteps, **row}
 
-    def _write(self, folder, name, points):
-        head = json.dumps({"perturbation": name, "identity": self.identity}, indent=2).removesuffix("\n}")
-        rows = ",\n".join(f"    {json.dumps(point)}" for point in points)  # a line each: they are long
-        text = f'{head},\n  "points": [\n{rows}\n  ]\n}}\n'
-        write_text_atomically(self._file(folder, name), text)
+    def _attacks(self):
+        """All attacks of a preset, their scores, and the gates that say whether to believe them."""
+        name = self.config.attack_preset
+        if not name:
+            return None
+        preset = PRESETS[name]
+        report = self.folder.report("attacks", preset=name) or self._attack(name, preset)
+        for row in report["attacks"]:
+            logger.info(
+                "%-4s %-8.4g %-22s accuracy %6.2f %%, mean of %d draws: %6.2f %%",
+                *(row["norm"], row["eps"], row["attack"], 100 * row["accuracy"]),
+                *(min(preset.draws, row["draws"]), 100 * row["accuracy_ensemble"]),
+            )
+        for gate in report["gates"]:
+            logger.info("%s: %s: %s", "passed" if gate["passed"] else "FAILED", gate["name"], gate["detail"])
+        logger.info(
+            "%s: %s",
+            report["label"],
+            "all gates passed" if report["reliable"] else "NOT RELIABLE, as gates failed",
+        )
+        return report
 
-    def _plot(self, folder, name, points):
-        path = self._file(folder, name)
-        logger.info("written: %s", path)
-        if name != CLEAN:
-            picture = path.with_suffix(".png")
-            label = f"{self.trained.model}, {self.trained.neuron}"
-            plot_curves(picture, {label: points}, PERTURBATIONS[name].unit, self.dataset.name)
-            logger.info("written: %s", picture)
+    def _attack(self, name, preset):
+        chosen = torch.randperm(len(self.test), generator=torch.Generator().manual_seed(SUBSET))[: preset.images]
+        subset = self.test.subset(chosen.sort().values)
+        ((images, target),) = subset.batches(**{**self.batch_options, "batch_size": len(subset)})
+        report = Campaign(self.net, self.forward, images, target, preset, self.config.seed).run()
+        head = {"preset": name, "settings": dataclasses.asdict(preset), "images": len(subset)}
+        return self.folder.write_report("attacks", {"label": "upper bound on robustness", **head, **report})
+
+    def _efficiency(self):
+        """Firing rates, synaptic operations and their energy, over the test samples; one draw of the noise."""
+        if not self.config.efficiency:
+            return None
+        report = self.folder.report("efficiency")
+        if report is None:
+            noise = evaluation_noise(self.device, self.trials.seed(0))
+            with noise, firing_rates(self.net) as rates, count_operations(self.net) as operations:
+                engine.predict_all(self.net, self.trials.batches, self.forward, description="counting operations")
+            report = {"firing_rates": rates.rates(), **operations.report()}
+            report = self.folder.write_report("efficiency", report)
+        logger.info(
+            "operations per sample: %.4g accumulates, %.4g multiply-accumulates, %.4g nJ; ReLU network: %.4g, %.4g nJ",
+            *(report[key] for key in ("ac", "mac", "energy_nj", "relu_mac", "relu_energy_nj")),
+        )
+        return report
+
+    def _picture(self):
+        """Pictures of a test sample of each class, and of the network's spikes."""
+        names, folder = self.dataset.classes, self.folder.path
+        if not self.dataset.has_pixels:
+            picture_recordings(folder / "recordings.png", self.test, names)
+            logger.info("written: %s", folder / "recordings.png")
+        title = f"{self.trained.model}, {self.trained.neuron}, on {self.dataset.name}"
+        with evaluation_noise(self.device, self.config.seed):
+            picture_spikes(folder / "rasters.png", self.net.eval(), self.test, names, self.forward, title)
+        logger.info("written: %s", folder / "rasters.png")

@@ -54,10 +54,24 @@ def calibration_error(log_probabilities, target, bins=BINS):
         "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
         values of equally many.
     """
+    rows = reliability(log_probabilities, target, bins)
+    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(target)
+
+
+def reliability(log_probabilities, target, bins=BINS):
+    """The bins of `calibration_error`, for a reliability diagram.
+
+    Shape:
+        [N, C], [N] -> list of {"confidence", "accuracy", "count"}, in the order of confidence.
+    """
     confidence, predicted = log_probabilities.double().exp().max(-1)
     order = confidence.argsort(stable=True)
-    gap = ((predicted == target).double() - confidence)[order]
-    return sum(part.sum().abs().item() for part in gap.tensor_split(bins)) / len(target)
+    parts = zip(confidence[order].tensor_split(bins), (predicted == target)[order].double().tensor_split(bins))
+    return [
+        {"confidence": sure.mean().item(), "accuracy": right.mean().item(), "count": len(sure)}
+        for sure, right in parts
+        if len(sure)
+    ]
 
 
 def fit_temperature(log_probabilities, target):

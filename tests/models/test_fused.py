@@ -64,7 +64,9 @@ class Layer:
 
     def fused(self, x, state, decay, scale):
         options = (0.0, type(self.law).__name__, self.law.scale, self.law.loc, *self.settings)
-        spikes, last, self.z = fused.lif_forward(x, state, decay, scale, self.seeds, *options, *NO_SURROGATE, True, True)
+        spikes, last, self.z = fused.lif_forward(
+            x, state, decay, scale, self.seeds, *options, *NO_SURROGATE, True, True
+        )
         return spikes, last
 
     def eager(self, x, state, decay, scale):

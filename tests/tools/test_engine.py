@@ -1,5 +1,6 @@
 """The loops: ensembles, exact averages over uneven batches, non-finite losses."""
 
+import dataclasses
 import math
 
 import pytest
@@ -31,9 +32,44 @@ def test_an_ensemble_averages_probabilities_not_logits():
     a, b = torch.tensor([4.0, 0.0]), torch.tensor([0.0, 1.0])
     net = Scripted([a.expand(1, 1, 2), b.expand(1, 1, 2)])
     wanted = (a.softmax(-1) + b.softmax(-1)) / 2
-    found = predict(net, torch.zeros(3, 1), CPU, n_ensembles=2).exp()
+    forward = dataclasses.replace(CPU, fold=3)  # one draw of the batch in each pass
+    found = evaluate(net, [(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))], forward, draws=2)
     assert net.calls == 2
-    assert torch.allclose(found, wanted.expand(3, 2))
+    assert found["loss"] == pytest.approx(-math.log(wanted[0]))
+
+
+@pytest.mark.parametrize(("fold", "calls"), [(1, 5), (3, 5), (6, 3), (100, 1)])
+def test_draws_are_folded_into_the_batch_as_far_as_they_fit(fold, calls):
+    sizes = []
+
+    class Net(nn.Module):
+        def forward(self, images, timesteps):
+            sizes.append(len(images))
+            return images.flatten(1).expand(timesteps, -1, -1)
+
+    images = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    draws = predict(Net(), images, dataclasses.replace(CPU, fold=fold), draws=5)
+    assert len(sizes) == calls and sum(sizes) == 15
+    torch.testing.assert_close(draws, images.flatten(1).log_softmax(-1).expand(5, 3, 4))
+
+
+def test_draws_of_frames_are_folded_behind_time():
+    frames = torch.rand(4, 3, 2, 5, 5)
+    draws = predict(lambda frames: frames.flatten(2), frames, dataclasses.replace(CPU, fold=100), draws=2)
+    torch.testing.assert_close(draws, frames.flatten(2).mean(0).log_softmax(-1).expand(2, 3, 50))
+
+
+def test_where_memory_does_not_suffice_fewer_draws_are_folded():
+    def net(images, timesteps):
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return images.flatten(1).expand(timesteps, -1, -1)
+
+    forward = dataclasses.replace(CPU, fold=20)
+    assert predict(net, torch.rand(2, 1, 1, 3), forward, draws=7).shape == (7, 2, 3)
+    assert forward.fold in (4, 5)
+    with pytest.raises(torch.OutOfMemoryError):
+        predict(net, torch.rand(5, 1, 1, 3), forward, draws=2)
 
 
 def test_evaluation_weighs_every_image_the_same_in_uneven_batches():
@@ -57,7 +93,7 @@ def test_evaluation_applies_the_transform_to_the_pixels_and_keeps_no_graph():
             seen.append((images.clone(), torch.is_grad_enabled(), self.training))
             return (self.w * images).expand(timesteps, -1, -1)
 
-    evaluate(Net(), [(torch.ones(2, 2), torch.tensor([0, 1]))], CPU, transform=lambda x: x * 0.25)
+    evaluate(Net(), [(torch.ones(2, 2), torch.tensor([0, 1]))], CPU, transform=lambda x, target: x * 0.25)
     ((images, grad, training),) = seen
     assert torch.equal(images, torch.full((2, 2), 0.25))
     assert not grad and not training

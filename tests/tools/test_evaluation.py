@@ -43,7 +43,7 @@ def evaluation(trained, stripes, tmp_path, neuron="NILIF", **options):
 
 
 def test_draws_are_reported_as_mean_and_standard_deviation(trained, stripes, tmp_path):
-    (point,) = evaluation(trained, stripes, tmp_path, draws=4).run()["clean"]
+    (point,) = evaluation(trained, stripes, tmp_path, draws=4).run()["perturbations"]["clean"]
     losses = point["loss_draws"]
     assert len(losses) == 4 and len(set(losses)) == 4  # each draw has noise of its own
     assert point["loss_mean"] == pytest.approx(statistics.fmean(losses))
@@ -52,7 +52,7 @@ def test_draws_are_reported_as_mean_and_standard_deviation(trained, stripes, tmp
 
 
 def test_a_deterministic_network_needs_one_clean_draw_but_several_perturbed_ones(trained, stripes, tmp_path):
-    results = evaluation(trained, stripes, tmp_path, "LIF", draws=3, perturbation=["sp"]).run()["sp"]
+    results = evaluation(trained, stripes, tmp_path, "LIF", draws=3, perturbation=["sp"]).run()["perturbations"]["sp"]
     assert [len(point["loss_draws"]) for point in results] == [1, 3]
 
 
@@ -76,9 +76,8 @@ def test_the_same_seed_repeats_and_another_differs(trained, stripes, tmp_path):
 )
 @pytest.mark.parametrize("neuron", ["NILIF", "LIF"])
 def test_every_perturbation_does_harm(trained, stripes, tmp_path, name, options, neuron):
-    clean, disturbed = evaluation(trained, stripes, tmp_path, neuron, perturbation=[name], draws=3, **options).run()[
-        name
-    ]
+    test = evaluation(trained, stripes, tmp_path, neuron, perturbation=[name], draws=3, **options)
+    clean, disturbed = test.run()["perturbations"][name]
     assert (clean["strength"], disturbed["strength"]) == (0.0, *options.values())
     assert disturbed["loss_mean"] > 1.5 * clean["loss_mean"]
 
@@ -111,7 +110,7 @@ def test_a_sweep_has_all_strengths(trained, stripes, tmp_path):
     test = evaluation(
         trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.1, right=0.3, step=0.1, draws=1
     )
-    assert [point["strength"] for point in test.run()["sp"]] == [0.1, 0.2, 0.3]
+    assert [point["strength"] for point in test.run()["perturbations"]["sp"]] == [0.1, 0.2, 0.3]
 
 
 def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
@@ -125,8 +124,8 @@ def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
 
 def test_an_ensemble_lowers_the_loss_of_a_noisy_network(trained, stripes, tmp_path):
     """More noise than in training, so that a single draw errs often."""
-    (one,) = evaluation(trained, stripes, tmp_path, draws=5, sigma=1.0).run()["clean"]
-    (many,) = evaluation(trained, stripes, tmp_path, draws=5, sigma=1.0, n_ensembles=16).run()["clean"]
+    (one,) = evaluation(trained, stripes, tmp_path, draws=5, sigma=1.0).run()["perturbations"]["clean"]
+    (many,) = evaluation(trained, stripes, tmp_path, draws=5, sigma=1.0, n_ensembles=16).run()["perturbations"]["clean"]
     assert many["loss_mean"] < one["loss_mean"]
     assert many["loss_std"] < one["loss_std"]
     assert {path.name for path in tmp_path.iterdir()} == {"clean.json", "clean-k16.json"}
@@ -135,7 +134,7 @@ def test_an_ensemble_lowers_the_loss_of_a_noisy_network(trained, stripes, tmp_pa
 def test_results_are_written_as_json_and_as_a_picture(trained, stripes, tmp_path):
     results = evaluation(trained, stripes, tmp_path, perturbation=["sp", "membrane"], draws=2).run()
     content = json.loads((tmp_path / "sp.json").read_text())
-    assert content["points"] == results["sp"]
+    assert content["points"] == results["perturbations"]["sp"]
     identity = content["identity"]
     assert identity["dataset"] == "stripes" and identity["test_images"] == 50
     assert identity["draws"] == 2 and identity["seed"] == 0 and identity["network"]["neuron"] == "NILIF"
@@ -148,13 +147,15 @@ def test_results_are_written_as_json_and_as_a_picture(trained, stripes, tmp_path
 
 def test_all_perturbations_of_the_data_at_all_severities(trained, stripes, tmp_path):
     test = evaluation(trained, stripes, tmp_path, perturbation=["all"], draws=1)
-    results = test.run()
-    assert set(results) == {name for name, one in PERTURBATIONS.items() if one.where != "events"}
+    results = test.run()["perturbations"]
+    (clean,) = results.pop("clean")
+    assert set(results) == {name for name, one in PERTURBATIONS.items() if one.where in ("pixels", "hidden")}
     for name, points in results.items():
         assert [point["severity"] for point in points] == [0, 1, 2, 3, 4, 5]
         assert tuple(point["strength"] for point in points[1:]) == PERTURBATIONS[name].severities
-    assert len({points[0]["loss_mean"] for points in results.values()}) == 1  # clean is clean
-    chosen = evaluation(trained, stripes, tmp_path / "two", perturbation=["shot", "jpeg"], severity=[5], draws=1).run()
+    assert {points[0]["loss_mean"] for points in results.values()} == {clean["loss_mean"]}
+    chosen = evaluation(trained, stripes, tmp_path / "two", perturbation=["shot", "jpeg"], severity=[5], draws=1)
+    chosen = chosen.run()["perturbations"]
     assert [point["severity"] for point in chosen["shot"]] == [0, 5] and chosen["jpeg"][1] == results["jpeg"][5]
 
 
@@ -219,7 +220,7 @@ def test_without_out_results_lie_beside_the_snapshot(trained, stripes):
 
 
 def test_the_accuracy_is_that_of_training_s_own_test(trained, stripes, tmp_path):
-    (point,) = evaluation(trained, stripes, tmp_path, "LIF").run()["clean"]
+    (point,) = evaluation(trained, stripes, tmp_path, "LIF").run()["perturbations"]["clean"]
     assert point["accuracy_mean"] == json.loads((trained["LIF"].parent / "test.json").read_text())["accuracy"]
 
 
@@ -260,7 +261,7 @@ def test_a_published_snapshot_needs_model_and_neuron_and_then_just_works(tmp_pat
     test = Evaluation(config, stripes)
     assert torch.equal(test.net.stem[1].weight, weights["module.layer.bn.weight"])
     assert torch.equal(test.net.normalize.mean.flatten(), torch.tensor([0.4]))
-    assert 0 <= test.run()["clean"][0]["accuracy_mean"] <= 1
+    assert 0 <= test.run()["perturbations"]["clean"][0]["accuracy_mean"] <= 1
     assert (tmp_path / "evaluation-theirs" / "clean.json").exists()
 
 

@@ -1,4 +1,4 @@
-"""Perturbations of the test by name: of the pixels, of the events, or hidden inside the network.
+"""Perturbations of the test by name: of the pixels, of the events, hidden inside the network, or by an attack.
 
 Each is a `Perturbation`: seeded, so that every compared network meets the same draws.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+from ..attacks.gradients import direct_optimisation
 from . import events, hidden, pixels
 
 
@@ -17,8 +18,9 @@ class Perturbation:
     Args:
         apply: for pixels, (images [B, C, H, W] in [0, 1], strength, generator) -> the same, in [0, 1];
             for events, (events [N], strength, numpy Generator, sensor's (width, height)) -> events;
-            for hidden ones, (net, strength, generator) -> context manager.
-        where: "pixels", "events" or "hidden": which of the three it is.
+            for hidden ones, (net, strength, generator) -> context manager;
+            for attacks, (gradient, images, target, strength, generator) -> attacked images in [0, 1].
+        where: "pixels", "events", "hidden" or "attack": which of the four it is.
         flag: the command line's name of its strength.
         unit: what the strength is, for the axis of a plot.
         severities: the strengths of severity 1 to 5.
@@ -183,10 +185,17 @@ PERTURBATIONS = {
         "standard deviation of extra membrane noise",
         (0.1, 0.2, 0.3, 0.5, 1.0),
     ),
+    "adversarial": Perturbation(
+        direct_optimisation,
+        "attack",
+        "adv_gamma",
+        "L2 norm of the attack (pixel range 1)",
+        (0.25, 0.5, 1.0, 1.5, 2.0),
+    ),
 }
 
 
 def applicable(has_pixels):
     """Names of the perturbations for a data set that has pixels, or else events: of its inputs, and hidden ones."""
-    other = "events" if has_pixels else "pixels"
-    return [name for name, perturbation in PERTURBATIONS.items() if perturbation.where != other]
+    others = ("events",) if has_pixels else ("pixels", "attack")
+    return [name for name, perturbation in PERTURBATIONS.items() if perturbation.where not in others]
