@@ -25,11 +25,12 @@ demonstrate() { # DATASET TESTING_FLAGS ...: train and test the data set's two s
     local folder="results/$dataset/demo/$(date +%Y%m%d-%H%M%S)-$$"
     shift
     for network in nsnn snn; do
-        echo "== $network: training and testing ==" >&2
+        echo "== $network: training ==" >&2
         "$PYTHON" "main_$dataset.py" --config "configs/${dataset}_$network.yaml" --run_dir "$folder/$network"
-        "$PYTHON" "testing_$dataset.py" --snapshot "$folder/$network/best.pth" --draws 3 "$@"
     done
-    "$PYTHON" -m tools.summary "$folder"
+    echo "== testing both ==" >&2
+    "$PYTHON" "testing_$dataset.py" --draws 3 --uncertainty --efficiency --pictures "$@" --out "$folder" \
+        --compare "NSNN=$folder/nsnn/best.pth" "SNN=$folder/snn/best.pth"
 }
 
 if [ "$recipe" = events ]; then
@@ -37,7 +38,7 @@ if [ "$recipe" = events ]; then
         echo "error: the demonstration takes no flags, got $*; configs/motions_nsnn.yaml does" >&2
         exit 1
     fi
-    demonstrate motions --pictures --perturbation eventdrop polarity_flip --range --left 0 --right 0.6 --step 0.3
+    demonstrate motions --perturbation eventdrop polarity_flip --range --left 0 --right 0.6 --step 0.3
 elif [ -n "$recipe" ]; then
     if [ ! -f "$recipe" ]; then
         echo "error: no recipe $recipe; there are: events" configs/*.yaml >&2

@@ -6,8 +6,8 @@ import sys
 
 from . import engine
 from .config import EvaluationConfig, TrainConfig, parse
-from .evaluation import Evaluation
 from .experiment import Training
+from .testing import run_tests
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def test(dataset, defaults=None, argv=None, other_datasets=None):
         other_datasets: {name: data set}, of which --ood may choose one.
 
     Returns:
-        {perturbation, or "clean": list of points}, as `Evaluation.run` has it.
+        {kind: list of results}, as `run_tests` has it.
 
     Raises:
         SystemExit: with a message, for wrong settings, absent data, or a snapshot that does not fit.
@@ -48,9 +48,7 @@ def test(dataset, defaults=None, argv=None, other_datasets=None):
     config, _ = parse(EvaluationConfig, argv, defaults, dataset.name, f"Test a spiking network on {dataset.name}.")
     _configure_logging(config.debug)
     with _readable_errors(config.debug):
-        if not config.snapshot:
-            raise ValueError("which checkpoint? Give --snapshot PATH")
-        return Evaluation(config, dataset, other_datasets).run()
+        return run_tests(config, dataset, other_datasets)
 
 
 @contextlib.contextmanager

@@ -133,6 +133,9 @@ class EvaluationConfig(RunConfig):
     """What to evaluate and how. Where a default is None, the snapshot's own value is used."""
 
     snapshot: str = option("", "checkpoint: a best.pth or last.pth of ours, or a published one")
+    compare: list = option(
+        [], "instead: kinds of networks, several seeds of each, as NSNN=a.pth,b.pth", type=str, nargs="*"
+    )
     n_ensembles: int = option(1, "noise draws whose softmax is averaged into one prediction", low=1)
     draws: int = option(5, "independent repetitions, reported as mean and standard deviation", low=1)
     perturbation: list = option(

@@ -27,6 +27,26 @@ def seed_interval(values, level=LEVEL):
     return {"mean": mean, "low": low, "high": high, "seeds": count}
 
 
+def seed_difference(first, second, level=LEVEL):
+    """Welch's t-interval for the difference of two kinds of networks, over training seeds.
+
+    Args:
+        first, second: one number per seed of each kind.
+
+    Returns:
+        {"low", "high", "p"} of mean(first) - mean(second); all None where a kind has a single seed, and p where no
+        seed differs from another of its kind.
+    """
+    if min(len(first), len(second)) < 2:
+        return {"low": None, "high": None, "p": None}
+    difference = float(np.mean(first) - np.mean(second))
+    if np.std(first) == np.std(second) == 0:
+        return {"low": difference, "high": difference, "p": None}
+    test = stats.ttest_ind(first, second, equal_var=False)
+    interval = test.confidence_interval(level)
+    return {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
+
+
 def paired_difference(first, second, level=LEVEL, resamples=RESAMPLES, seed=0):
     """Bootstrap over test samples of the mean difference of two kinds of networks on the same samples.
 

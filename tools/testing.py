@@ -1,0 +1,95 @@
+"""One call of a testing script: the evaluation of one snapshot, or of several kinds of networks; and its report."""
+
+import dataclasses
+import datetime
+import logging
+from pathlib import Path
+
+import torch
+
+from .comparison import compare, parse_kinds, table
+from .evaluation import Evaluation
+from .files import write_text_atomically
+from .report import assemble, render, write
+from .uncertainty import ensemble_curve
+
+logger = logging.getLogger(__name__)
+
+
+def run_tests(config, dataset, other_datasets=None):
+    """Evaluate what the configuration names, and write results.json and report.html.
+
+    Args:
+        config: `EvaluationConfig`, with `snapshot` or `compare`.
+        dataset, other_datasets: as for `Evaluation`.
+
+    Returns:
+        {kind: list of results of `Evaluation.run`}; a single snapshot is of the kind of its neuron.
+
+    Raises:
+        ValueError: where neither or both are given; and what `Evaluation` raises.
+    """
+    if bool(config.snapshot) == bool(config.compare):
+        raise ValueError("which checkpoint? Give --snapshot PATH, or --compare KIND=PATH,PATH KIND=PATH,PATH")
+    kinds = parse_kinds(config.compare) if config.compare else {"": [config.snapshot]}
+    out = config.out if config.snapshot else ""  # in a comparison, the snapshots' own results lie beside them
+    configs = {
+        kind: [dataclasses.replace(config, snapshot=path, compare=[], out=out) for path in paths]
+        for kind, paths in kinds.items()
+    }
+    evaluations = {kind: [Evaluation(one, dataset, other_datasets) for one in ones] for kind, ones in configs.items()}
+    if not config.compare:
+        evaluations = {evaluations[""][0].trained.neuron: evaluations[""]}
+    results = {}
+    for kind, ones in evaluations.items():
+        results[kind] = []
+        for evaluation in ones:
+            if config.compare:
+                logger.info("== %s: %s ==", kind, evaluation.config.snapshot)
+            results[kind].append(evaluation.run())
+    _report(config, dataset, evaluations, results)
+    return results
+
+
+def _report(config, dataset, evaluations, results):
+    first = next(iter(evaluations.values()))[0]
+    rows = compare(results)
+    ensembles = {kind: _ensembles(ones) for kind, ones in evaluations.items()} if config.uncertainty else {}
+    measured = {
+        kind: [(one.identity, result) for one, result in zip(ones, results[kind])] for kind, ones in evaluations.items()
+    }
+    document = assemble(dataset.name, measured, rows, ensembles)
+    folder = _folder(config, dataset) if config.compare else first.folder.path
+    write(folder / "results.json", document)
+    page = render(document, dataset.classes, lambda index: _sample(first, index))
+    write_text_atomically(folder / "report.html", page)
+    if config.compare:
+        logger.info("%s", table(rows))
+        logger.info("(mean [95 %% interval over seeds], or +- deviation over %d noise draws for one seed)", config.draws)
+    logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
+
+
+def _folder(config, dataset):
+    if config.out:
+        return Path(config.out)
+    return Path("results", dataset.name, "comparison", datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
+
+
+def _sample(evaluation, index):
+    """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""
+    ((inputs, _),) = evaluation.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
+    return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
+
+
+def _ensembles(evaluations):
+    """Scores of ensembles of the first snapshots, one noise draw each: a control of equal compute for noise draws."""
+    sizes = tuple(range(2, len(evaluations) + 1))
+    if not sizes:
+        return []
+    test, validation = (
+        torch.stack([one.trials.draws(batches(one), 1, "ensemble of snapshots")[0] for one in evaluations])
+        for batches in (lambda one: one.trials.batches, lambda one: one.validation.batches(**one.batch_options))
+    )
+    first = evaluations[0]
+    targets = [part.labels.to(first.device) for part in (first.test, first.validation)]
+    return ensemble_curve(test, targets[0], validation, targets[1], sizes)
