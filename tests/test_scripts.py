@@ -181,8 +181,12 @@ def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, t
 @pytest.mark.parametrize(
     ("arguments", "least", "pictures"),
     [
-        ([], 96.5, 0),  # about 98, less more than three standard errors of 1,000 images
-        (["events"], 90, 3),  # what one image does not tell (see test_motions), a spiking network reads from time
+        ([], 96.5, {"rasters.png"}),  # about 98, less more than three standard errors of 1,000 images
+        (
+            ["events"],
+            90,
+            {"rasters.png", "recordings.png"},
+        ),  # what one image does not tell (see test_motions), a spiking network reads from time
     ],
 )
 def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_path, arguments, least, pictures):
@@ -193,14 +197,18 @@ def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_pa
     cache = {"NSNN_CACHE": str(tmp_path / "cache")} if arguments else {}
     done = run(repository, "bash", str(copy / "run_training.sh"), *arguments, cwd=tmp_path, timeout=1200, **cache)
     assert done.returncode == 0, done.stderr
-    header, clean = (line for line in done.stdout.splitlines() if line.startswith(("test accuracy", "clean")))
-    assert header.split()[-2:] == ["nsnn", "snn"]
-    accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", clean)]
+    table = done.stderr[done.stderr.index("test accuracy, %") :].splitlines()
+    assert table[0].split()[-2:] == ["NSNN", "SNN"] and table[1].startswith("clean")
+    accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", table[1])]
     assert len(accuracies) == 2 and min(accuracies) > least
-    plots = re.findall(r"^plot: (.*\.png)$", done.stdout, re.MULTILINE)
-    shown = re.findall(r"^picture: (.*\.png)$", done.stdout, re.MULTILINE)
-    assert len(plots) == 2 and len(shown) == pictures
-    assert all((copy / path).exists() for path in plots + shown)
+    (report,) = re.findall(r"^report: (.*\.html)$", done.stderr, re.MULTILINE)
+    assert (copy / report).stat().st_size > 100_000
+    folder = (copy / report).parent
+    document = json.loads((folder / "results.json").read_text())
+    assert len(document["kinds"]["NSNN"][0]["perturbations"]) == 3 and "uncertainty" in document["kinds"]["SNN"][0]
+    for network in ("nsnn", "snn"):
+        shown = {path.name for path in (folder / network / "evaluation").glob("*.png")}
+        assert shown - {f"{name}.png" for name in document["kinds"]["SNN"][0]["perturbations"]} == pictures
 
 
 def test_the_environment_check_sees_what_is_missing(repository, tmp_path):

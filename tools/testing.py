@@ -65,7 +65,9 @@ def _report(config, dataset, evaluations, results):
     write_text_atomically(folder / "report.html", page)
     if config.compare:
         logger.info("%s", table(rows))
-        logger.info("(mean [95 %% interval over seeds], or +- deviation over %d noise draws for one seed)", config.draws)
+        logger.info(
+            "(mean [95 %% interval over seeds], or +- deviation over %d noise draws for one seed)", config.draws
+        )
     logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
 
 

@@ -4,17 +4,21 @@ import dataclasses
 import json
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from dataset_utils import DATASETS
-from tools import engine, summary
+from tools import engine
+from tools.attacks.campaign import PRESETS, Preset
 from tools.checkpoint import CheckpointError
+from tools.conditions import conditions
 from tools.config import EvaluationConfig, TrainConfig
 from tools.evaluation import Evaluation
 from tools.experiment import Training
 from tools.perturb import PERTURBATIONS
+from tools.perturb.corruptions import CorruptionFolder
 
 
 @pytest.fixture(scope="module")
@@ -270,23 +274,6 @@ def test_a_snapshot_of_another_data_set_is_refused(trained, stripes, tmp_path):
         evaluation(trained, dataclasses.replace(stripes, name="mnist5k"), tmp_path)
 
 
-def test_the_summary_shows_all_networks_in_one_table_and_one_picture_each(
-    trained, stripes, tmp_path, monkeypatch, capsys
-):
-    for neuron, name in (("NILIF", "nsnn"), ("LIF", "snn")):
-        out = tmp_path / name / "evaluation"
-        evaluation(trained, stripes, out, neuron, perturbation=["sp"], draws=2).run()
-    monkeypatch.setattr("sys.argv", ["summary", str(tmp_path)])
-    text = summary.table(summary.read_results(tmp_path))
-    header, clean, disturbed = text.splitlines()
-    assert header.split()[-2:] == ["nsnn", "snn"]
-    assert clean.startswith("clean") and disturbed.startswith("sp 0.05")
-    nsnn = json.loads((tmp_path / "nsnn" / "evaluation" / "sp.json").read_text())["points"][1]
-    assert f"{100 * nsnn['accuracy_mean']:.2f} +- {100 * nsnn['accuracy_std']:.2f}" in disturbed
-    summary.main()
-    assert (tmp_path / "sp.png").exists()
-
-
 def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeypatch):
     ranges = []
     original = engine.predict
@@ -298,3 +285,105 @@ def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeyp
     monkeypatch.setattr(engine, "predict", spy)
     evaluation(trained, stripes, tmp_path, perturbation=["multi_gaussian"], gaussian_sigma=2.0, draws=1).run()
     assert ranges and all(low >= 0 and high <= 1 for low, high in ranges)
+
+
+def test_the_published_attack_is_a_perturbation_of_the_test(trained, stripes, tmp_path):
+    """Crafted with noise of its own, on the sphere of its norm, and it does more harm than noise of that norm."""
+    for neuron in ("NILIF", "LIF"):
+        test = evaluation(
+            trained, stripes, tmp_path / neuron, neuron, perturbation=["adversarial"], severity=[2, 5], draws=2
+        )
+        seen = []
+        test.net.normalize.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].clone()))
+        clean, weak, strong = test.run()["perturbations"]["adversarial"]
+        assert strong["loss_mean"] > weak["loss_mean"] > clean["loss_mean"]
+        images = torch.cat([batch for batch, _ in test.trials.batches])
+        distance = (seen[-1] - images[: len(seen[-1])]).flatten(1).norm(dim=1)
+        assert (distance <= PERTURBATIONS["adversarial"].severities[-1] + 1e-4).all() and (distance > 0.5).all()
+    with pytest.raises(ValueError, match="has not"):
+        conditions(EvaluationConfig(perturbation=["adversarial"]), has_pixels=False)
+
+
+def write_corruptions(folder, images, labels):
+    """Files as CIFAR-10-C has them; severity k has the pixels of the images raised by k."""
+    folder.mkdir()
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    for name in ("fog", "snow"):
+        np.save(
+            folder / f"{name}.npy", np.concatenate([np.minimum(pixels + k, 255) for k in range(1, 6)]).astype("uint8")
+        )
+    np.save(folder / "labels.npy", np.tile(labels.numpy(), 5))
+
+
+def test_a_folder_in_the_format_of_cifar10c_is_tested(trained, stripes, tmp_path):
+    data = stripes.load()["test"]
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # not that of the test part
+    write_corruptions(tmp_path / "c", data.images[order], data.labels[order])
+    test = evaluation(trained, stripes, tmp_path / "out", "LIF", corruptions=str(tmp_path / "c"), draws=2)
+    seen = []
+    test.net.normalize.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
+    results = test.run()["perturbations"]
+    assert list(results) == ["clean", "fog", "snow"]
+    assert [point["severity"] for point in results["fog"]] == [0, 1, 2, 3, 4, 5]
+    third = seen[1 + 2 * 2]  # a clean pass, then two draws of each severity
+    torch.testing.assert_close(third, (data.images[order] + 3).clamp(max=255) / 255)
+    assert results["fog"][1]["accuracy_mean"] > 0.9 and (tmp_path / "out" / "snow.png").exists()
+
+
+def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, tmp_path):
+    data = stripes.load()["test"]
+
+    def refused(message, error=ValueError):
+        with pytest.raises(error, match=message):
+            CorruptionFolder(tmp_path / "c", stripes.in_shape, 2)
+
+    refused("needs labels.npy", FileNotFoundError)
+    write_corruptions(tmp_path / "c", data.images, data.labels)
+    folder = CorruptionFolder(tmp_path / "c", stripes.in_shape, 2)
+    assert folder.names == ["fog", "snow"] and len(folder.part("snow", 5)) == 50
+    labels = np.load(tmp_path / "c" / "labels.npy")
+    for content, message in (
+        (labels + 1, "outside of 0 to 1"),
+        (labels[:-1], "equally many"),
+        (labels.astype(float), "integers"),
+        (np.where(np.arange(250) == 249, 1 - labels, labels), "differs between severities"),
+    ):
+        np.save(tmp_path / "c" / "labels.npy", content)
+        refused(message)
+    np.save(tmp_path / "c" / "labels.npy", labels[:50])  # once is enough
+    assert CorruptionFolder(tmp_path / "c", stripes.in_shape, 2).labels.equal(data.labels)
+    snow = np.load(tmp_path / "c" / "snow.npy")
+    for content, message in (
+        (snow[:-5], "equally many"),
+        (snow[:, :4], "snow.npy must be uint8"),
+        (snow / 255, "uint8"),
+    ):
+        np.save(tmp_path / "c" / "snow.npy", content)
+        refused(message)
+    (tmp_path / "c" / "snow.npy").write_bytes(b"no array")
+    refused("snow.npy is no readable")
+    np.save(tmp_path / "c" / "snow.npy", np.array([{}], dtype=object), allow_pickle=True)  # a pickle is not run
+    refused("snow.npy is no readable")
+
+
+def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.evaluation.provenance", lambda: {"git": "abc"})
+    tiny = Preset(8, 2, 2, 1, ("own",), (("linf", 8 / 255),), 4)
+    monkeypatch.setitem(PRESETS, "quick", tiny)
+    report = evaluation(trained, stripes, tmp_path, attack_preset="quick").run()["attacks"]
+    assert report["images"] == 8 and report["clean"]["draws"] == 100 and report["settings"]["steps"] == 2
+    monkeypatch.setattr("tools.evaluation.Campaign", None)
+    assert evaluation(trained, stripes, tmp_path, attack_preset="quick").run()["attacks"] == json.loads(
+        (tmp_path / "attacks.json").read_text()
+    )
+
+
+def test_confusion_and_worst_samples_are_those_of_the_clean_test(trained, stripes, tmp_path):
+    (point,) = evaluation(trained, stripes, tmp_path, draws=3, sigma=1.0).run()["perturbations"]["clean"]
+    confusion = torch.tensor(point["confusion"])
+    labels = stripes.load()["test"].labels
+    assert confusion.sum(1).tolist() == pytest.approx(labels.bincount().tolist())
+    assert confusion.diagonal().sum().item() == pytest.approx(50 * point["accuracy_mean"], rel=1e-5)
+    losses = [one["loss"] for one in point["worst"]]
+    assert len(losses) == 12 and losses == sorted(losses, reverse=True)
+    assert all(labels[one["index"]] == one["label"] for one in point["worst"])

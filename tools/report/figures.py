@@ -70,7 +70,7 @@ def draws(document):
     measured = _with_report(document, "uncertainty")
     if not measured:
         return None
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     for axes, (quantity, label) in zip(figure.subplots(1, len(quantities)), quantities.items()):
         for number, (kind, reports) in enumerate(measured.items()):
             style = dict(color=f"C{number}", marker="o", markersize=4)
@@ -96,7 +96,7 @@ def draws(document):
         axes.set(xlabel="compute: draws, or time steps / T, or snapshots", ylabel=label)
         axes.xaxis.label.set_fontsize(7)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
 
 

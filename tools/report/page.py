@@ -137,10 +137,11 @@ def _gates(document):
 
 
 def _uncertainty(document):
-    rows = []
+    rows, speeds = [], []
     for kind, snapshots in document["kinds"].items():
         reports = [one["uncertainty"] for one in snapshots if "uncertainty" in one]
         for report in reports[:1]:
+            speeds.append(f"{kind}, {report['curve'][-1]['draws']} draws: {report['images_per_s']:.0f}")
             for row in report["curve"]:
                 rows.append([kind, f"{row['draws']} draws", *_scores(row)])
             for row in report.get("more_time_steps", [])[1:]:
@@ -161,7 +162,7 @@ def _uncertainty(document):
         text += _html_table(head, outside)
     return text + _note(
         "First snapshot of each kind; calibration in 15 bins of equal mass, before and after a "
-        "temperature fitted on validation samples."
+        f"temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
     )
 
 
