@@ -50,8 +50,9 @@ def conditions(config, has_pixels, corruptions=()):
     names = list(dict.fromkeys(config.perturbation))
     severities = config.severity
     if "all" in names:
-        names = [name for name in applicable(has_pixels) if PERTURBATIONS[name].where != "attack"]
-        severities = severities or SEVERITIES
+        named = [name for name in names if name != "all"]  # an attack is not of all, but may be asked for beside
+        others = [name for name in applicable(has_pixels) if PERTURBATIONS[name].where != "attack"]
+        names, severities = list(dict.fromkeys([*others, *named])), severities or SEVERITIES
     for name in names:
         if name not in applicable(has_pixels):
             wanted = "events" if PERTURBATIONS[name].where == "events" else "pixels"

@@ -300,6 +300,8 @@ def test_the_published_attack_is_a_perturbation_of_the_test(trained, stripes, tm
         images = torch.cat([batch for batch, _ in test.trials.batches])
         distance = (seen[-1] - images[: len(seen[-1])]).flatten(1).norm(dim=1)
         assert (distance <= PERTURBATIONS["adversarial"].severities[-1] + 1e-4).all() and (distance > 0.5).all()
+    beside = conditions(EvaluationConfig(perturbation=["adversarial", "all"]), has_pixels=True)
+    assert list(beside)[-1] == "adversarial" and len(beside) == 15
     with pytest.raises(ValueError, match="has not"):
         conditions(EvaluationConfig(perturbation=["adversarial"]), has_pixels=False)
 
