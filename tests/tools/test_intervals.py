@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tools.intervals import holm, paired_difference, seed_interval
+from tools.intervals import holm, paired_difference, seed_difference, seed_interval
 
 
 def test_the_interval_over_seeds_by_hand():
@@ -23,6 +23,27 @@ def test_intervals_over_seeds_cover_the_truth_as_often_as_they_say(seeds):
         interval = seed_interval(random.normal(0.7, 0.1, seeds))
         covered += interval["low"] <= 0.7 <= interval["high"]
     assert covered / trials == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / trials) ** 0.5)
+
+
+@pytest.mark.parametrize(("seeds", "others"), [(3, 3), (3, 5)])
+def test_differences_over_seeds_cover_the_truth_about_as_often_as_they_say(seeds, others):
+    """Welch's interval is an approximation, a little too wide for few seeds of the same variance."""
+    random, covered, found, trials = np.random.default_rng(seeds), 0, 0, 2000
+    for _ in range(trials):
+        first, second = random.normal(0.7, 0.1, seeds), random.normal(0.6, 0.1, others)
+        interval = seed_difference(first, second)
+        covered += interval["low"] <= 0.1 <= interval["high"]
+        found += seed_difference(first - 0.1, second)["p"] < 0.05
+    assert 0.94 <= covered / trials <= 0.985
+    assert found / trials <= 0.06
+
+
+def test_the_difference_over_seeds_by_hand():
+    test = seed_difference([1.0, 3.0], [0.0, 0.0])  # variance 2 and 0: one degree of freedom, error 1
+    assert (test["low"], test["high"]) == pytest.approx((2 - 12.7062, 2 + 12.7062), rel=1e-4)
+    assert test["p"] == pytest.approx(2 * (0.5 - np.arctan(2.0) / np.pi), rel=1e-4)  # t of one degree is Cauchy
+    assert seed_difference([1.0], [0.0, 0.1]) == {"low": None, "high": None, "p": None}
+    assert seed_difference([1.0, 1.0], [0.5, 0.5]) == {"low": 0.5, "high": 0.5, "p": None}
 
 
 def correctness(random, count, chance):

@@ -39,6 +39,15 @@ def test_the_calibration_error_by_hand():
     assert metrics.calibration_error(logs([[1.0, 0.0]] * 5), torch.ones(5, dtype=torch.int64)) == 1
 
 
+def test_the_bins_of_a_reliability_diagram_by_hand():
+    low, high = metrics.reliability(PREDICTIONS, TARGET, bins=2)
+    assert low == {"confidence": pytest.approx(0.65), "accuracy": 0.5, "count": 2}
+    assert high == {"confidence": pytest.approx(0.85), "accuracy": 1.0, "count": 2}
+    assert (
+        sum(row["count"] for row in metrics.reliability(PREDICTIONS, TARGET, bins=15)) == 4
+    )  # no empty bins
+
+
 def test_calibrated_predictions_have_a_small_error_and_others_a_larger_one():
     log_p, target = simulated(20_000)
     assert metrics.calibration_error(log_p, target) < 0.015
