@@ -43,9 +43,7 @@ def test_the_bins_of_a_reliability_diagram_by_hand():
     low, high = metrics.reliability(PREDICTIONS, TARGET, bins=2)
     assert low == {"confidence": pytest.approx(0.65), "accuracy": 0.5, "count": 2}
     assert high == {"confidence": pytest.approx(0.85), "accuracy": 1.0, "count": 2}
-    assert (
-        sum(row["count"] for row in metrics.reliability(PREDICTIONS, TARGET, bins=15)) == 4
-    )  # no empty bins
+    assert sum(row["count"] for row in metrics.reliability(PREDICTIONS, TARGET, bins=15)) == 4  # no empty bins
 
 
 def test_calibrated_predictions_have_a_small_error_and_others_a_larger_one():

@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 WIDTH = 9.6  # inches
+WORST_COLUMNS = 6
 
 
 def severities(document):
@@ -165,17 +166,19 @@ def worst(document, classes, sample):
     """
     kinds = document["kinds"]
     rows = {kind: snapshots[0]["perturbations"]["clean"]["points"][0]["worst"] for kind, snapshots in kinds.items()}
-    columns = max(map(len, rows.values()))
-    figure = Figure(figsize=(WIDTH, 1.35 * len(rows) + 0.3), layout="constrained")
-    panels = figure.subplots(len(rows), columns, squeeze=False)
+    lines = -(-max(map(len, rows.values())) // WORST_COLUMNS)  # of each kind
+    figure = Figure(figsize=(WIDTH, 1.9 * lines * len(rows) + 0.3), layout="constrained")
+    panels = figure.subplots(lines * len(rows), WORST_COLUMNS, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    for line, (kind, samples) in zip(panels, rows.items()):
-        for axes, one in zip(line, samples):
+    for number, (kind, samples) in enumerate(rows.items()):
+        mine = panels[number * lines : (number + 1) * lines]
+        for axes, one in zip(mine.flat, samples):
             axes.imshow(_picture(sample(one["index"])), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             label, predicted = classes[one["label"]], classes[one["predicted"]]
             axes.set_title(f"{label}\nas {predicted}\n{100 * one['confidence']:.0f} %", fontsize=6)
-        line[0].text(-0.1, 0.5, kind, transform=line[0].transAxes, ha="right", va="center", fontsize=8, rotation=90)
+        first = mine[0, 0]
+        first.text(-0.1, 0.5, kind, transform=first.transAxes, ha="right", va="center", fontsize=8, rotation=90)
     return figure
 
 
