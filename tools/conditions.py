@@ -45,6 +45,8 @@ def conditions(config, has_pixels, corruptions=()):
         raise ValueError("--range needs to know of what: give --perturbation")
     if config.range and config.severity:
         raise ValueError("--range and --severity are two ways to say how strong; give one")
+    if config.severity and not config.perturbation:
+        raise ValueError("--severity needs to know of what: give --perturbation")
     if "all" in config.perturbation and config.range:
         raise ValueError("--range is of one unit, the perturbations of all have many: give --severity")
     names = list(dict.fromkeys(config.perturbation))
@@ -57,8 +59,8 @@ def conditions(config, has_pixels, corruptions=()):
         if name not in applicable(has_pixels):
             wanted = "events" if PERTURBATIONS[name].where == "events" else "pixels"
             raise ValueError(f"{name} perturbs {wanted}, which this data set has not")
-    if clashing := PERTURBATIONS.keys() & set(corruptions):
-        raise ValueError(f"a file of --corruptions has the name of a perturbation: {', '.join(sorted(clashing))}")
+    if clashing := {CLEAN, *PERTURBATIONS} & set(corruptions):
+        raise ValueError(f"a file of --corruptions has the name of another test: {', '.join(sorted(clashing))}")
     return {
         CLEAN: [Condition(CLEAN, 0, 0.0)],
         **{name: _of(name, config, severities) for name in names},
@@ -69,6 +71,11 @@ def conditions(config, has_pixels, corruptions=()):
 def unit(name):
     """What the strength of a perturbation, or of a corruption from a folder, is."""
     return PERTURBATIONS[name].unit if name in PERTURBATIONS else "severity"
+
+
+def is_random(name):
+    """Whether a perturbation draws; a corruption from a folder was drawn by who made it."""
+    return name in PERTURBATIONS and PERTURBATIONS[name].is_random
 
 
 def _of(name, config, severities):

@@ -64,7 +64,7 @@ class Evaluation:
         self.trials = Trials(self.net, self.forward, self.test, self.batch_options, config, self.corruptions)
         self.checksum = zlib.crc32(Path(config.snapshot).read_bytes())
         suffix = f"-k{config.n_ensembles}" if config.n_ensembles > 1 else ""
-        self.folder = ResultFolder(self._path(), self.identity, suffix)
+        self.folder = ResultFolder(self._path(), self.identity, self._identity_of_points(), suffix)
 
     def _load(self, dataset):
         """The parts of a data set, as this network sees it."""
@@ -73,8 +73,9 @@ class Evaluation:
 
     def _load_outside(self):
         """The test part of another data set with images of the same shape, none of which belong to our classes."""
-        if self.config.ood not in self.other_datasets:
-            raise ValueError(f"--ood must be one of {', '.join(self.other_datasets)}; got {self.config.ood}")
+        others = self.other_datasets.keys() - {self.dataset.name}
+        if self.config.ood not in others:
+            raise ValueError(f"--ood must be one of {', '.join(sorted(others))}; got {self.config.ood}")
         other = self.other_datasets[self.config.ood]
         shapes = [dataset.input_shape(self.trained) for dataset in (self.dataset, other)]
         if shapes[0] != shapes[1]:
@@ -89,18 +90,31 @@ class Evaluation:
 
     @functools.cached_property
     def identity(self):
-        """All that the points of one condition depend on: where it is the same, they need not be measured again."""
+        """All that results depend on: where it is the same, they need not be measured again."""
         return {
             "dataset": self.dataset.name,
             "test_images": len(self.test),
+            "data_checksums": [self._data_checksum(part) for part in (self.test, self.validation)],
             "snapshot": self.config.snapshot,
             "checksum": self.checksum,
             "network": {name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
             "training_seed": self.trained.seed,
-            **{name: getattr(self.config, name) for name in ("seed", "draws", "n_ensembles", "minibatch", "adv_draws")},
-            "corruptions": self.config.corruptions,
+            **{name: getattr(self.config, name) for name in ("seed", "minibatch", "fold")},
+            "device": str(self.device),
             "provenance": provenance(),
         }
+
+    def _identity_of_points(self):
+        settings = {name: getattr(self.config, name) for name in ("draws", "n_ensembles", "adv_draws")}
+        return {**settings, "corruptions": self.corruptions.stamps() if self.corruptions else []}
+
+    def _data_checksum(self, part):
+        """Of the samples of a part as they go into the network, and of their labels."""
+        checksum = 0
+        for batch in part.batches(self.config.minibatch, torch.device("cpu")):
+            for values in batch:
+                checksum = zlib.crc32(values.contiguous().numpy().data, checksum)
+        return checksum
 
     def run(self):
         """Run all tests of the configuration, and write them; what an earlier run has written is not run again.
@@ -128,13 +142,16 @@ class Evaluation:
         """The points of one perturbation; `clean` is the point without any, where it was measured before."""
         done, points = self.folder.points(name), []
         for condition in tests:
-            before = done.get((condition.severity, condition.strength))
-            if before is None and condition.is_clean and clean is not None:
-                before = {**clean, "strength": condition.strength}
-                del before["confusion"], before["worst"]
-            points.append(before or self.trials.point(condition))
+            key = (condition.severity, condition.strength)
+            if key not in done:
+                if condition.is_clean and clean is not None:
+                    done[key] = {**clean, "strength": condition.strength}
+                    del done[key]["confusion"], done[key]["worst"]
+                else:
+                    done[key] = self.trials.point(condition)
+                self.folder.write_points(name, done)
+            points.append(done[key])
             self._log(name, points[-1])
-            self.folder.write_points(name, points)
         path = self.folder.points_file(name)
         logger.info("written: %s", path)
         if name != CLEAN:
@@ -147,11 +164,11 @@ class Evaluation:
     def _log(self, name, point):
         strength = "clean" if point["severity"] == 0 else f"{point['strength']:.4g}"
         logger.info(
-            "%-14s %8s   accuracy %6.2f +- %.2f %%   loss %.4f",
+            "%-14s %8s   accuracy %6.2f %s %%   loss %.4f",
             name,
             strength,
             100 * point["accuracy_mean"],
-            100 * point["accuracy_std"],
+            "" if point["accuracy_std"] is None else f"+- {100 * point['accuracy_std']:.2f}",
             point["loss_mean"],
         )
 
@@ -186,7 +203,10 @@ class Evaluation:
             },
         }
         if self.dataset.has_pixels:
-            report["more_time_steps"] = [self._with_time_steps(factor, parts, targets) for factor in SIZES]
+            # as many passes for each row as the draws' own curve had
+            report["more_time_steps"] = [
+                self._with_time_steps(factor, max(sizes) // factor or 1, parts, targets) for factor in SIZES[1:]
+            ]
         if self.config.ood:
             outside = self.trials.draws(self.outside.batches(**self.batch_options), max(sizes), self.config.ood)
             report["out_of_distribution"] = {
@@ -196,15 +216,19 @@ class Evaluation:
             }
         return self.folder.write_report("uncertainty", report)
 
-    def _with_time_steps(self, factor, parts, targets):
-        """Scores of one draw with more time steps: what the computing of `factor` draws buys without an ensemble."""
+    def _with_time_steps(self, factor, count, parts, targets):
+        """Scores of single draws with more time steps: what the computing of `factor` draws buys without an ensemble.
+
+        Args:
+            count: draws over which the scores are averaged.
+        """
         forward = dataclasses.replace(self.forward, timesteps=factor * self.forward.timesteps)
         draws = {
-            name: self.trials.draws(batches, 1, f"{name}, {forward.timesteps} time steps", forward)
+            name: self.trials.draws(batches, count, f"{name}, {forward.timesteps} time steps", forward)
             for name, batches in parts.items()
         }
         (row,) = ensemble_curve(draws["test"], targets["test"], draws["val"], targets["val"], (1,))
-        return {"timesteps": forward.timesteps, **row}
+        return {"factor": factor, "timesteps": forward.timesteps, **row}
 
     def _attacks(self):
         """All attacks of a preset, their scores, and the gates that say whether to believe them."""

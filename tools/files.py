@@ -1,4 +1,4 @@
-"""The cache folder, and files that appear whole or not at all."""
+"""The cache folder, whether a file has changed, and files that appear whole or not at all."""
 
 import os
 import uuid
@@ -10,6 +10,12 @@ def cache_folder():
     if chosen := os.environ.get("NSNN_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsnn"
+
+
+def stamp(path):
+    """Text that changes when a file does: its place, size and time of change."""
+    stat = path.stat()
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def write_text_atomically(path, text):

@@ -1,6 +1,7 @@
 """Intervals and tests for comparisons of networks: over seeds, over test samples, over many comparisons."""
 
 import math
+import warnings
 
 import numpy as np
 from scipy import stats
@@ -40,10 +41,12 @@ def seed_difference(first, second, level=LEVEL):
     if min(len(first), len(second)) < 2:
         return {"low": None, "high": None, "p": None}
     difference = float(np.mean(first) - np.mean(second))
-    if np.std(first) == np.std(second) == 0:
+    if np.ptp(first) == np.ptp(second) == 0:
         return {"low": difference, "high": difference, "p": None}
-    test = stats.ttest_ind(first, second, equal_var=False)
-    interval = test.confidence_interval(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of SciPy, where the seeds of one kind are all the same
+        test = stats.ttest_ind(first, second, equal_var=False)
+        interval = test.confidence_interval(level)
     return {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
 
 

@@ -124,7 +124,7 @@ def stored_config(content, path):
 def _load_published(path, overrides, dataset):
     if not {"model", "neuron"} <= overrides.keys():
         raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
-    config = TrainConfig(**overrides)
+    config = TrainConfig(**overrides, seed=None)  # nobody knows which it was
     net = checkpoint.load_published(
         path,
         model=config.model,

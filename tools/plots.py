@@ -23,7 +23,7 @@ def plot_curves(path, curves, xlabel, title):
     for label, points in curves.items():
         strengths = [point["severity" if by_severity else "strength"] for point in points]
         means = [100 * point["accuracy_mean"] for point in points]
-        deviations = [100 * point["accuracy_std"] for point in points]
+        deviations = [100 * (point["accuracy_std"] or 0) for point in points]
         axes.errorbar(strengths, means, deviations, marker="o", capsize=3, label=label)
     axes.set(xlabel=f"severity of: {xlabel}" if by_severity else xlabel, ylabel="test accuracy (%)", title=title)
     axes.set_ylim(0, 101)

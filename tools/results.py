@@ -14,13 +14,16 @@ class ResultFolder:
 
     Args:
         path: the folder; it is made at the first result.
-        identity: dictionary of all that the results depend on; "provenance" is that of `runlog.provenance`.
+        identity: dictionary of all that the results depend on; "provenance" is that of `runlog.provenance`, and
+            "snapshot" only says where it lay.
+        of_points: what the points of perturbations depend on besides, and reports do not.
         suffix: of the names of the points' files.
     """
 
-    def __init__(self, path, identity, suffix=""):
+    def __init__(self, path, identity, of_points, suffix=""):
         self.path = Path(path)
         self.identity = identity
+        self.of_points = of_points
         self.suffix = suffix
 
     def points_file(self, name):
@@ -28,18 +31,24 @@ class ResultFolder:
 
     def points(self, name):
         """{(severity, strength): point} that an earlier run of the same tests has written."""
-        content = self._read(self.points_file(name))
+        content = self._read(self.points_file(name), {**self.identity, **self.of_points})
         return {(point["severity"], point["strength"]): point for point in content["points"]} if content else {}
 
     def write_points(self, name, points):
-        """Write the points of a perturbation, or "clean", a line each: they are long."""
-        head = json.dumps({"perturbation": name, "identity": self.identity}, indent=2).removesuffix("\n}")
-        rows = ",\n".join(f"    {json.dumps(point)}" for point in points)
+        """Write the points of a perturbation, or "clean", a line each: they are long.
+
+        Args:
+            points: as `points` gives them.
+        """
+        identity = {**self.identity, **self.of_points}
+        head = json.dumps({"perturbation": name, "identity": identity}, indent=2).removesuffix("\n}")
+        order = sorted(points, key=lambda key: [(value is None, value or 0) for value in key])
+        rows = ",\n".join(f"    {json.dumps(points[key])}" for key in order)
         write_text_atomically(self.points_file(name), f'{head},\n  "points": [\n{rows}\n  ]\n}}\n')
 
     def report(self, name, **settings):
         """A report that an earlier run with the same settings has written, or None."""
-        content = self._read(self.path / f"{name}.json")
+        content = self._read(self.path / f"{name}.json", self.identity)
         if content is None or any(content.get(key) != value for key, value in settings.items()):
             return None
         return content
@@ -51,10 +60,12 @@ class ResultFolder:
         logger.info("written: %s", path)
         return content
 
-    def _read(self, path):
+    def _read(self, path, identity):
         try:
             content = json.loads(path.read_text())
-            is_known = not content["identity"]["provenance"]["git"].endswith("-dirty")  # else who knows what it was
-            return content if is_known and content["identity"] == self.identity else None
+            source = content["identity"]["provenance"]["git"]
+            if source == "unknown" or source.endswith("-dirty"):  # who knows what it was
+                return None
+            return content if {**content["identity"], "snapshot": identity["snapshot"]} == identity else None
         except (OSError, ValueError, KeyError, TypeError):  # none, or not one of this version
             return None

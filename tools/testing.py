@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .comparison import compare, parse_kinds, table
+from .comparison import compare, parse_kinds, table, verdicts
 from .evaluation import Evaluation
 from .files import write_text_atomically
 from .report import assemble, render, write
@@ -40,6 +40,7 @@ def run_tests(config, dataset, other_datasets=None):
     evaluations = {kind: [Evaluation(one, dataset, other_datasets) for one in ones] for kind, ones in configs.items()}
     if not config.compare:
         evaluations = {evaluations[""][0].trained.neuron: evaluations[""]}
+    check_comparable(evaluations)
     results = {}
     for kind, ones in evaluations.items():
         results[kind] = []
@@ -51,14 +52,39 @@ def run_tests(config, dataset, other_datasets=None):
     return results
 
 
+def check_comparable(evaluations):
+    """Refuse comparisons that would not be of what they say; warn of doubtful ones.
+
+    Args:
+        evaluations: {kind: list of `Evaluation`}.
+
+    Raises:
+        ValueError: for the same network twice, or networks that would be tested on other samples.
+    """
+    first = next(iter(evaluations.values()))[0]
+    for kind, ones in evaluations.items():
+        by_checksum = {}
+        for one in ones:
+            same = by_checksum.setdefault(one.checksum, one)
+            if same is not one:
+                paths = f"{same.config.snapshot} and {one.config.snapshot}"
+                raise ValueError(f"--compare: two snapshots of {kind} are the same network: {paths}")
+            if not torch.equal(one.test.labels, first.test.labels):
+                paths = f"{first.config.snapshot} and {one.config.snapshot}"
+                raise ValueError(f"--compare: these were trained with other splits, so their tests differ: {paths}")
+        seeds = [one.trained.seed for one in ones]
+        if len(set(seeds)) < len(seeds):
+            logger.warning("%s: snapshots of the same training seed count as different seeds: %s", kind, seeds)
+
+
 def _report(config, dataset, evaluations, results):
     first = next(iter(evaluations.values()))[0]
-    rows = compare(results)
+    rows, summary = compare(results)
     ensembles = {kind: _ensembles(ones) for kind, ones in evaluations.items()} if config.uncertainty else {}
     measured = {
         kind: [(one.identity, result) for one, result in zip(ones, results[kind])] for kind, ones in evaluations.items()
     }
-    document = assemble(dataset.name, measured, rows, ensembles)
+    document = assemble(dataset.name, str(first.device), measured, rows, summary, ensembles)
     folder = _folder(config, dataset) if config.compare else first.folder.path
     write(folder / "results.json", document)
     page = render(document, dataset.classes, lambda index: _sample(first, index))
@@ -68,6 +94,7 @@ def _report(config, dataset, evaluations, results):
         logger.info(
             "(mean [95 %% interval over seeds], or +- deviation over %d noise draws for one seed)", config.draws
         )
+        logger.info("%s", "\n".join(verdicts(summary)))
     logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
 
 

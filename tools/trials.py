@@ -10,6 +10,7 @@ import torch
 from . import engine, metrics
 from .attacks.twins import is_noisy, with_gradient_path
 from .attacks.victim import Victim, cross_entropy
+from .conditions import is_random
 from .experiment import evaluation_noise
 from .perturb import PERTURBATIONS
 
@@ -39,18 +40,18 @@ class Trials:
         """Accuracy and loss under one condition: several draws of the network's noise and of the perturbation.
 
         Returns:
-            {"severity", "strength", "accuracy_mean", "accuracy_std", "accuracy_draws", the same of "loss", and of each
-            sample in how many draws it was classified correctly: "times_correct"}; without a perturbation also those
-            of `_mistakes`.
+            {"severity", "strength", "accuracy_mean", "accuracy_std" (None for a single draw, of which nothing can be
+            said; 0 where nothing is drawn), "accuracy_draws", the same of "loss", and of each sample in how many draws
+            it was classified correctly: "times_correct"}; without a perturbation also those of `_mistakes`.
         """
-        is_random = self.is_noisy or not condition.is_clean
-        passes = [self.predict(condition, draw) for draw in range(self.config.draws if is_random else 1)]
+        is_drawn = self.is_noisy or (not condition.is_clean and is_random(condition.name))
+        passes = [self.predict(condition, draw) for draw in range(self.config.draws if is_drawn else 1)]
         log_probabilities, (target, *_) = torch.stack([one for one, _ in passes]), [labels for _, labels in passes]
         point = {"severity": condition.severity, "strength": condition.strength}
         for quantity, score in (("accuracy", metrics.accuracy), ("loss", metrics.negative_log_likelihood)):
             values = [score(one, target) for one in log_probabilities]
             point[f"{quantity}_mean"] = statistics.fmean(values)
-            point[f"{quantity}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+            point[f"{quantity}_std"] = _deviation(values) if is_drawn else 0.0
             point[f"{quantity}_draws"] = values
         point["times_correct"] = (log_probabilities.argmax(-1) == target).sum(0).tolist()
         return {**point, **_mistakes(log_probabilities, target)} if condition.is_clean else point
@@ -121,6 +122,10 @@ class Trials:
     def seed(self, draw):
         """Seed of the network's noise in a draw; the next number is that of the draw's perturbation."""
         return 2 * (1000 * self.config.seed + draw)
+
+
+def _deviation(values):
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _mistakes(draws, target):

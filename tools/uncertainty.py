@@ -41,6 +41,7 @@ def scores(draws, target, temperature):
         "brier": metrics.brier_score(log_p, target),
         "calibration_error": metrics.calibration_error(log_p, target),
         "temperature": temperature,
+        "brier_scaled": metrics.brier_score(scaled, target),
         "nll_scaled": metrics.negative_log_likelihood(scaled, target),
         "calibration_error_scaled": metrics.calibration_error(scaled, target),
         "risk_coverage_area": metrics.risk_coverage_area(log_p, target),

@@ -55,9 +55,16 @@ def test_draws_are_reported_as_mean_and_standard_deviation(trained, stripes, tmp
     assert point["accuracy_mean"] > 0.9
 
 
-def test_a_deterministic_network_needs_one_clean_draw_but_several_perturbed_ones(trained, stripes, tmp_path):
-    results = evaluation(trained, stripes, tmp_path, "LIF", draws=3, perturbation=["sp"]).run()["perturbations"]["sp"]
-    assert [len(point["loss_draws"]) for point in results] == [1, 3]
+def test_a_deterministic_network_needs_several_draws_only_of_what_is_drawn(trained, stripes, tmp_path):
+    options = dict(draws=3, perturbation=["sp", "blur"])
+    results = evaluation(trained, stripes, tmp_path, "LIF", **options).run()["perturbations"]
+    assert [len(point["loss_draws"]) for point in results["sp"]] == [1, 3]
+    assert [(len(point["loss_draws"]), point["accuracy_std"]) for point in results["blur"]] == [(1, 0.0)] * 2
+
+
+def test_of_a_single_draw_nothing_is_known_about_the_others(trained, stripes, tmp_path):
+    (point,) = evaluation(trained, stripes, tmp_path, draws=1).run()["perturbations"]["clean"]
+    assert point["accuracy_std"] is None and point["loss_std"] is None
 
 
 def test_the_same_seed_repeats_and_another_differs(trained, stripes, tmp_path):
@@ -182,10 +189,59 @@ def test_what_was_measured_before_is_not_measured_again(trained, stripes, tmp_pa
     assert evaluation(trained, stripes, tmp_path, **options).run() == results and len(calls) == 7
     evaluation(trained, stripes, tmp_path, **options, seed=1).run()
     assert len(calls) == 7 + 6
-    monkeypatch.setattr("tools.evaluation.provenance", lambda: {"git": "abc-dirty"})  # who knows what was changed
-    for _ in range(2):
-        evaluation(trained, stripes, tmp_path, **options).run()
-    assert len(calls) == 13 + 12
+    for number, source in enumerate(("abc-dirty", "unknown")):  # who knows what was changed
+        monkeypatch.setattr("tools.evaluation.provenance", lambda: {"git": source})
+        for _ in range(2):
+            evaluation(trained, stripes, tmp_path, **options).run()
+        assert len(calls) == 13 + 12 * (number + 1)
+
+
+def test_a_narrower_run_keeps_what_a_wider_one_has_measured(trained, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.evaluation.provenance", lambda: {"git": "abc"})
+
+    def severities(*wanted):
+        results = evaluation(trained, stripes, tmp_path, "LIF", draws=1, perturbation=["sp"], severity=wanted).run()
+        stored = json.loads((tmp_path / "sp.json").read_text())["points"]
+        return [[point["severity"] for point in points] for points in (results["perturbations"]["sp"], stored)]
+
+    assert severities(2, 3) == [[0, 2, 3], [0, 2, 3]]
+    assert severities(1) == [[0, 1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("change", ["images", "labels", "corruption", "fold", "minibatch", "draws", "weights"])
+def test_what_results_depend_on_is_measured_again_when_it_changes(trained, stripes, tmp_path, monkeypatch, change):
+    monkeypatch.setattr("tools.evaluation.provenance", lambda: {"git": "abc"})
+    snapshot, data = tmp_path / "best.pth", stripes.load()["test"]
+    snapshot.write_bytes(trained["NILIF"].read_bytes())
+    write_corruptions(tmp_path / "c", data.images, data.labels)
+    options = dict(draws=2, n_ensembles=2, corruptions=str(tmp_path / "c"))
+    calls, original = [], engine.predict_all
+    monkeypatch.setattr(engine, "predict_all", lambda *a, **k: calls.append(k["description"]) or original(*a, **k))
+
+    def run(snapshot, data_set=stripes, **more):
+        calls.clear()
+        Evaluation(EvaluationConfig(snapshot=str(snapshot), out=str(tmp_path / "out"), **options, **more), data_set).run()
+        return len(calls)
+
+    assert run(snapshot) > 0 and run(snapshot) == 0
+    moved = snapshot.rename(tmp_path / "moved.pth")
+    assert run(moved) == 0  # the same network at another place
+    if change in ("images", "labels"):
+        train, (images, labels) = stripes.read("", False, 1)
+        other = (images.flip(-1), labels) if change == "images" else (images, 1 - labels)
+        assert run(moved, dataclasses.replace(stripes, read=lambda *args: (train, other))) > 0
+    elif change == "corruption":
+        snow = np.load(tmp_path / "c" / "snow.npy")
+        np.save(tmp_path / "c" / "snow.npy", np.zeros_like(snow))
+        assert run(moved) > 0
+    elif change == "weights":
+        moved.write_bytes(trained["LIF"].read_bytes())
+        assert run(moved) > 0
+    elif change == "draws":
+        options["draws"] = 3
+        assert run(moved) > 0
+    else:
+        assert run(moved, **{change: 7}) > 0
 
 
 def test_the_efficiency_of_a_tested_network_is_written(trained, stripes, tmp_path):
@@ -204,12 +260,15 @@ def test_uncertainty_is_scored_against_draws_time_steps_and_another_data_set(tra
     Evaluation(options, stripes, others).run()
     report = json.loads((tmp_path / "uncertainty.json").read_text())
     assert [row["draws"] for row in report["curve"]] == [1, 2, 4, 8, 16]
-    assert [row["timesteps"] for row in report["more_time_steps"]] == [2, 4, 8, 16, 32]
+    more = [(row["factor"], row["timesteps"], row["ensembles"]) for row in report["more_time_steps"]]
+    assert more == [(2, 4, 8), (4, 8, 4), (8, 16, 2), (16, 32, 1)]  # passes as many as those of the curve
+    assert [row["ensembles"] for row in report["curve"]] == [16, 8, 4, 2, 1]
+    assert report["curve"][0]["brier_scaled"] != report["curve"][0]["brier"]
     assert report["curve"][-1]["nll"] < report["curve"][0]["nll"] and report["validation_images"] == 20
     assert report["out_of_distribution"]["curve"][-1]["predictive"] == pytest.approx(0.5, abs=0.01)  # the same images
-    for ood, message in (("nosuch", "must be one of noise, large"), ("large", "has inputs")):
+    for ood, message in (("nosuch", "be one of large, noise;"), ("stripes", "be one of"), ("large", "has inputs")):
         with pytest.raises(ValueError, match=message):
-            Evaluation(dataclasses.replace(options, ood=ood), stripes, others)
+            Evaluation(dataclasses.replace(options, ood=ood), stripes, {**others, "stripes": stripes})
     evaluation(trained, stripes, tmp_path, "LIF", uncertainty=True).run()
     (row,) = json.loads((tmp_path / "uncertainty.json").read_text())["curve"]
     assert row["draws"] == 1 and row["mutual_information"] == pytest.approx(0, abs=1e-9)
@@ -327,7 +386,7 @@ def test_a_folder_in_the_format_of_cifar10c_is_tested(trained, stripes, tmp_path
     results = test.run()["perturbations"]
     assert list(results) == ["clean", "fog", "snow"]
     assert [point["severity"] for point in results["fog"]] == [0, 1, 2, 3, 4, 5]
-    third = seen[1 + 2 * 2]  # a clean pass, then two draws of each severity
+    third = seen[1 + 2]  # a clean pass, then one of each severity, as nothing is drawn
     torch.testing.assert_close(third, (data.images[order] + 3).clamp(max=255) / 255)
     assert results["fog"][1]["accuracy_mean"] > 0.9 and (tmp_path / "out" / "snow.png").exists()
 

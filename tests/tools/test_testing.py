@@ -4,17 +4,20 @@ import dataclasses
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from tools import comparison
 from tools.attacks import campaign
 from tools.config import EvaluationConfig, TrainConfig
+from tools.evaluation import Evaluation
 from tools.experiment import Training
 from tools.intervals import holm, seed_interval
-from tools.testing import run_tests
+from tools.testing import check_comparable, run_tests
 
 SECTIONS = [
     "Networks",
@@ -94,23 +97,63 @@ def test_the_report_has_all_parts_and_no_external_address(compared):
     assert page.tags.count("img") == 7 and len(page.addresses) == 7
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", re.sub(r'src="[^"]*"', "", text))
-    assert "Not measured" not in text
+    assert "Not part of this run" not in text
     assert "S&lt;N&gt;N" in text and "<N>" not in text  # names are escaped
     assert text.count("upper bound on robustness") == 4 and "planted adversarial example" in text
 
 
 def test_results_json_obeys_its_schema(compared, repository):
     document = json.loads((compared[0] / "results.json").read_text())
-    schema = json.loads((repository / "docs" / "results.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.Draft202012Validator(schema).validate(document)
+    schema(repository).validate(document)
     assert list(document["kinds"]) == ["NSNN", "S<N>N"]
     assert [one["identity"]["training_seed"] for one in document["kinds"]["NSNN"]] == [0, 1]
     assert "times_correct" not in json.dumps(document)
     assert [row["draws"] for row in document["ensembles"]["NSNN"]] == [2]
-    del document["tests"][0]["kinds"]["NSNN"]["seeds"]
+
+
+def schema(repository):
+    content = json.loads((repository / "docs" / "results.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(content)
+    return jsonschema.Draft202012Validator(content)
+
+
+SNAPSHOT = ("kinds", "NSNN", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("kinds",), {}),
+        (("tests",), []),
+        (("tests", 0, "kinds"), {}),
+        (("tests", 0, "kinds", "NSNN", "seeds"), None),
+        (("tests", 0, "differences", 0, "high"), "x"),
+        (("tests", 0, "differences", 0, "difference"), 5),
+        (("tests", 0, "differences", 0, "seeds"), {}),
+        (("summary", 0, "differences", 0, "p_holm"), 1.5),
+        ((*SNAPSHOT, "identity", "network"), "x"),
+        ((*SNAPSHOT, "perturbations", "clean", "points", 0, "loss_mean"), "abc"),
+        ((*SNAPSHOT, "perturbations", "clean", "points", 0, "confusion"), []),
+        ((*SNAPSHOT, "perturbations", "clean", "points", 0, "unknown"), 1),
+        ((*SNAPSHOT, "uncertainty", "curve"), []),
+        ((*SNAPSHOT, "uncertainty", "curve", 0, "nll"), None),
+        ((*SNAPSHOT, "uncertainty", "curve", 0, "temperature"), -1),
+        ((*SNAPSHOT, "attacks", "attacks"), []),
+        ((*SNAPSHOT, "attacks", "reliable"), "yes"),
+        ((*SNAPSHOT, "efficiency", "layers"), "x"),
+        ((*SNAPSHOT, "efficiency", "relu_mac"), None),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_the_schema_refuses_what_is_no_result(compared, repository, place, value):
+    document = json.loads((compared[0] / "results.json").read_text())
+    *path, last = place
+    part = document
+    for step in path:
+        part = part[step]
+    part[last] = value
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.Draft202012Validator(schema).validate(document)
+        schema(repository).validate(document)
 
 
 def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots):
@@ -129,7 +172,13 @@ def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots
     (difference,) = row["differences"]
     others = np.mean([one["perturbations"]["membrane"][2]["accuracy_mean"] for one in results["S<N>N"]])
     assert difference["difference"] == pytest.approx(np.mean(means) - others)
-    assert [one["differences"][0]["p_holm"] for one in rows] == holm([one["differences"][0]["p"] for one in rows])
+    summary = json.loads((folder / "results.json").read_text())["summary"]
+    tests = ["clean", "sp", "membrane", "attack (Linf): all", "attack (L2): all"]
+    assert [row["test"] for row in summary] == tests
+    strengths = [row["kinds"]["NSNN"]["mean"] for row in rows if row["test"] == "sp"]
+    assert summary[1]["kinds"]["NSNN"]["mean"] == pytest.approx(np.mean(strengths))
+    joint = [max(one["p"], one["seeds"]["p"] or 1.0) for row in summary for one in row["differences"]]
+    assert [one["p_holm"] for row in summary for one in row["differences"]] == holm(joint)
     for neuron in snapshots.values():
         for path in neuron:
             assert "attacks.json" in {file.name for file in (folder.__class__(path).parent / "evaluation").iterdir()}
@@ -142,7 +191,7 @@ def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes,
     text = (tmp_path / "report.html").read_text()
     assert Page(text).headings == SECTIONS
     for flag in ("--perturbation", "--attack_preset quick", "--uncertainty", "--efficiency"):
-        assert f"Not measured: {flag} does." in text
+        assert f"Not part of this run: {flag} measures it." in text
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["tests"][0]["kinds"]["LIF"]["low"] is None and document["ensembles"] == {}
 
@@ -166,20 +215,56 @@ def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
     def seeds(*rates):
         return [result(random.binomial(4, np.full(500, rate)).tolist()) for rate in rates]
 
-    clear = comparison.compare({"A": seeds(0.9, 0.91, 0.89), "B": seeds(0.5, 0.51, 0.49)})
-    assert [row["test"] for row in clear] == ["clean", "sp"]  # a perturbation of strength 0 is the clean test
-    assert all(comparison.survives(row["differences"][0]) for row in clear)
-    by_seeds = comparison.compare({"A": seeds(0.9, 0.5, 0.7), "B": seeds(0.5, 0.7, 0.6)})
-    assert by_seeds[0]["differences"][0]["p_holm"] < 0.05  # the samples agree,
-    assert not comparison.survives(by_seeds[0]["differences"][0])  # but another seed might not
-    single = comparison.compare({"A": seeds(0.9), "B": seeds(0.5)})
-    assert not comparison.survives(single[0]["differences"][0])
-    text = comparison.table(clear).splitlines()
-    assert text[0].split()[-2:] == ["A", "B"] and text[1].startswith("clean") and text[1].endswith("A better than B")
+    rows, clear = comparison.compare({"A": seeds(0.9, 0.91, 0.89), "B": seeds(0.5, 0.51, 0.49)})
+    assert [row["test"] for row in rows] == ["clean", "sp"]  # a perturbation of strength 0 is the clean test
+    (sentence,) = comparison.verdicts(clear)
+    assert re.fullmatch(r"A is more accurate than B: clean \(p 0\.0\d+\), sp \(p 0\.0\d+\)\.", sentence)
+    _, by_seeds = comparison.compare({"A": seeds(0.9, 0.5, 0.7), "B": seeds(0.5, 0.7, 0.6)})
+    assert by_seeds[0]["differences"][0]["p"] < 0.05  # the samples agree, but another seed might not
+    assert comparison.verdicts(by_seeds) == ["A and B, no difference beyond chance: clean, sp."]
+    _, single = comparison.compare({"A": seeds(0.9), "B": seeds(0.5)})
+    (sentence,) = comparison.verdicts(single)
+    assert "cannot be told apart by a single seed" in sentence
+    text = comparison.table(rows).splitlines()
+    assert text[0].split()[-2:] == ["A", "B"] and text[1].startswith("clean") and "[" in text[1]
+
+
+def test_of_kinds_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_difference():
+    random, wrong, families = np.random.default_rng(1), 0, 60
+    names = [f"{number}.npy" for number in range(20)]
+    for _ in range(families):
+
+        def kind():
+            seeds = []
+            for deviation in random.normal(0, 0.03, 3):
+                hits = random.binomial(1, 0.9 + deviation, (len(names), 300))  # a seed is good or bad in all tests
+                points = [result(one.tolist(), draws=1)["perturbations"]["clean"][0] for one in hits]
+                seeds.append({"perturbations": {n: [{**p, "severity": 1}] for n, p in zip(names, points)}})
+            return seeds
+
+        _, summary = comparison.compare({"A": kind(), "B": kind()})
+        wrong += any(row["differences"][0]["p_holm"] < 0.05 for row in summary)
+    assert wrong <= 7  # of 60 at 0.05: more than 7 has a chance of 1 %
+
+
+def test_attacks_whose_gates_failed_are_not_judged():
+    def attacked(hits, reliable):
+        row = {"norm": "linf", "eps": 8 / 255, "attack": "all", "draws": 4, "accuracy": sum(hits) / 4 / len(hits)}
+        report = {"attacks": [{**row, "accuracy_std": 0.0, "times_correct": hits}], "reliable": reliable}
+        return {**result([4, 4]), "attacks": report}
+
+    kinds = {"A": [attacked([4, 4], True)] * 2, "B": [attacked([0, 1], True), attacked([0, 0], False)]}
+    rows, summary = comparison.compare(kinds)
+    assert [row["reliable"] for row in rows] == [True, True, False]
+    assert comparison.label(rows[2]) == "attack (Linf): all 8/255"
+    assert "gates failed" in comparison.table(rows).splitlines()[3]
+    assert comparison.verdicts(summary)[-1] == (
+        "A and B, not judged, as gates of the attacks failed: attack (Linf): all."
+    )
 
 
 def test_three_kinds_are_compared_in_pairs():
-    rows = comparison.compare({"A": [result([4, 4])], "B": [result([4, 0])], "C": [result([0, 0])]})
+    rows, _ = comparison.compare({"A": [result([4, 4])], "B": [result([4, 0])], "C": [result([0, 0])]})
     pairs = [(one["first"], one["second"], one["difference"]) for one in rows[0]["differences"]]
     assert pairs == [("A", "B", 0.5), ("A", "C", 1.0), ("B", "C", 0.5)]
 
@@ -187,7 +272,24 @@ def test_three_kinds_are_compared_in_pairs():
 def test_tests_that_some_snapshot_lacks_are_left_out():
     other = result([4, 4])
     del other["perturbations"]["sp"]
-    assert [row["test"] for row in comparison.compare({"A": [result([4, 4])], "B": [other]})] == ["clean"]
+    rows, summary = comparison.compare({"A": [result([4, 4])], "B": [other]})
+    assert [row["test"] for row in rows] == [row["test"] for row in summary] == ["clean"]
+
+
+def test_the_same_network_twice_is_no_second_seed(snapshots, stripes, tmp_path):
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes(Path(snapshots["LIF"][0]).read_bytes())
+    config = EvaluationConfig(compare=[f"A={snapshots['LIF'][0]},{copy}"])
+    with pytest.raises(ValueError, match="the same network"):
+        run_tests(config, stripes)
+
+
+def test_other_tests_are_not_compared(snapshots, stripes):
+    first, second = snapshots["LIF"]
+    evaluations = [Evaluation(EvaluationConfig(snapshot=path), stripes) for path in (first, second)]
+    evaluations[1].test = evaluations[1].test.subset(torch.arange(5))
+    with pytest.raises(ValueError, match="their tests differ"):
+        check_comparable({"A": evaluations[:1], "B": evaluations[1:]})
 
 
 @pytest.mark.parametrize("texts", [["a.pth"], ["=a.pth"], ["NSNN="], ["NSNN=,"], ["A=a.pth", "A=b.pth"]])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..batches import Batches
+from ..files import stamp
 from .errors import EventFormatError
 from .formats import check_events, read_events, read_recording
 from .frames import cell_area, count_frames, frame_values
@@ -58,12 +59,6 @@ class Recording:
             raise EventFormatError(self.path, 0, f"expected events from {start} to {end} us, as its labels say")
         events = whole.events[chosen]
         return check_events(events, *sensor, self.path, lenient, lambda index: whole.byte_of(chosen[index]))
-
-
-def stamp(path):
-    """Text that changes when a file does: its place, size and time of change."""
-    stat = path.stat()
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 @functools.lru_cache(maxsize=1)  # the parts of one file follow each other

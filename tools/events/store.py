@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..files import cache_folder, write_atomically, write_text_atomically
+from ..files import cache_folder, stamp, write_atomically, write_text_atomically
 from . import POLARITIES
 from .errors import EventFormatError
 from .frames import count_frames
-from .recordings import Recording, stamp
+from .recordings import Recording
 
 logger = logging.getLogger(__name__)
 SHARD = 64  # recordings

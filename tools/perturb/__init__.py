@@ -26,6 +26,7 @@ class Perturbation:
         severities: the strengths of severity 1 to 5.
         neutral: the strength that changes nothing; None where there is none.
         lowest, highest: range of strengths that make sense.
+        is_random: whether it draws anything.
     """
 
     apply: Callable
@@ -36,6 +37,7 @@ class Perturbation:
     neutral: float = 0.0
     lowest: float = 0.0
     highest: float = math.inf
+    is_random: bool = True
 
 
 # Severities of pixels are those of CIFAR-10-C, for images of 32 pixels (Hendrycks and Dietterich, ICLR 2019).
@@ -72,10 +74,21 @@ PERTURBATIONS = {
         highest=1.0,
     ),
     "blur": Perturbation(
-        pixels.blur, "pixels", "blur_sigma", "standard deviation of the blur (pixels)", (0.4, 0.6, 0.7, 0.8, 1.0)
+        pixels.blur,
+        "pixels",
+        "blur_sigma",
+        "standard deviation of the blur (pixels)",
+        (0.4, 0.6, 0.7, 0.8, 1.0),
+        is_random=False,
     ),
     "contrast": Perturbation(
-        pixels.contrast, "pixels", "contrast_factor", "factor of contrast", (0.75, 0.5, 0.4, 0.3, 0.15), neutral=1.0
+        pixels.contrast,
+        "pixels",
+        "contrast_factor",
+        "factor of contrast",
+        (0.75, 0.5, 0.4, 0.3, 0.15),
+        neutral=1.0,
+        is_random=False,
     ),
     "brightness": Perturbation(
         pixels.brightness,
@@ -84,9 +97,18 @@ PERTURBATIONS = {
         "added to the value (pixel range 1)",
         (0.05, 0.1, 0.15, 0.2, 0.3),
         highest=1.0,
+        is_random=False,
     ),
     "jpeg": Perturbation(
-        pixels.jpeg, "pixels", "jpeg_quality", "JPEG quality", (80, 65, 58, 50, 40), neutral=None, lowest=1, highest=95
+        pixels.jpeg,
+        "pixels",
+        "jpeg_quality",
+        "JPEG quality",
+        (80, 65, 58, 50, 40),
+        neutral=None,
+        lowest=1,
+        highest=95,
+        is_random=False,
     ),
     "pixelate": Perturbation(
         pixels.pixelate,
@@ -96,6 +118,7 @@ PERTURBATIONS = {
         (0.95, 0.9, 0.85, 0.75, 0.65),
         neutral=1.0,
         highest=1.0,
+        is_random=False,
     ),
     "eventdrop": Perturbation(
         events.drop_random, "events", "drop_p", "fraction of events dropped", (0.1, 0.3, 0.5, 0.7, 0.9), highest=1.0

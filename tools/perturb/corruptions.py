@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..files import stamp
 from ..images import LabelledImages
 
 LABELS = "labels.npy"
@@ -59,6 +60,10 @@ class CorruptionFolder:
             wanted = f"uint8 [N, {height}, {width}, {channels}]"
             raise ValueError(f"{path} must be {wanted}, got {images.dtype} {list(images.shape)}")
         return images
+
+    def stamps(self):
+        """Text for each file that changes when the file does."""
+        return [stamp(self.folder / f"{name}.npy") for name in self.names] + [stamp(self.folder / LABELS)]
 
     def part(self, name, severity):
         """The images of a corruption at a severity from 1 to 5, as `LabelledImages`."""

@@ -45,10 +45,13 @@ def shot_noise(images, photons, generator):
 
 
 def blur(images, sigma, generator):
-    """Gaussian blur of standard deviation `sigma` in pixels, cut off at 4 sigma; the edge is mirrored."""
+    """Gaussian blur of standard deviation `sigma` in pixels, cut off at 4 sigma; the edge is mirrored.
+
+    A mirror shows one image's width at most: a wider blur is cut off there.
+    """
     if sigma == 0:
         return images
-    size = 2 * int(np.ceil(4 * sigma)) + 1
+    size = 2 * min(int(np.ceil(4 * sigma)), min(images.shape[-2:]) - 1) + 1
     return transforms.gaussian_blur(images, size, sigma).clamp(0, 1)
 
 

@@ -10,28 +10,30 @@ from ..conditions import unit
 from ..files import write_text_atomically
 from ..runlog import provenance
 
-FORMAT = 1
+FORMAT = 2
 
 
-def assemble(dataset, kinds, rows, ensembles):
+def assemble(dataset, device, kinds, rows, summary, ensembles):
     """The document.
 
     Args:
         dataset: its name.
+        device: that the networks were on, "cpu" or "cuda".
         kinds: {kind: list of (identity, results) of `Evaluation`}, one for each snapshot.
-        rows: of `comparison.compare`.
+        rows, summary: of `comparison.compare`.
         ensembles: {kind: list of scores of ensembles of its snapshots}.
     """
     return {
         "format": FORMAT,
         "dataset": dataset,
         "command": sys.argv,
-        "machine": {"processor": _processor(), "torch": torch.__version__, "threads": torch.get_num_threads()},
+        "machine": {"processor": _processor(device), "torch": torch.__version__, "threads": torch.get_num_threads()},
         "provenance": provenance(),
         "kinds": {
             kind: [_snapshot(identity, results) for identity, results in snapshots] for kind, snapshots in kinds.items()
         },
         "tests": rows,
+        "summary": summary,
         "ensembles": ensembles,
     }
 
@@ -63,10 +65,10 @@ def _without(content, key):
     return {name: value for name, value in content.items() if name != key}
 
 
-def _processor():
-    """The name of the processor, or of the accelerator where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def _processor(device):
+    """The name of the processor, or of the accelerator where the networks were on one."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         with open("/proc/cpuinfo") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]

@@ -3,7 +3,13 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..comparison import ATTACK
+from ..conditions import CLEAN
+from ..intervals import seed_interval
+from ..perturb import PERTURBATIONS
+
 WIDTH = 9.6  # inches
+COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # the same in all reports, and no measurement
 WORST_COLUMNS = 6
 
 
@@ -11,23 +17,25 @@ def severities(document):
     """Accuracy against severity or strength, a panel for each perturbation, with intervals over seeds."""
     by_test = {}
     for row in document["tests"]:
-        if row["test"] != "clean" and not row["test"].startswith("attack"):
+        if row["test"] != CLEAN and not row["test"].startswith(ATTACK):
             by_test.setdefault(row["test"], []).append(row)
     if not by_test:
         return None
-    clean = next(row for row in document["tests"] if row["test"] == "clean")
+    clean = next(row for row in document["tests"] if row["test"] == CLEAN)
     columns = min(4, len(by_test))
     count = -(-len(by_test) // columns)
     figure = Figure(figsize=(WIDTH, 2.3 * count + 0.6), layout="constrained")
-    panels = figure.subplots(count, columns, squeeze=False, sharey=True)
+    panels = figure.subplots(count, columns, squeeze=False)
     for axes, (name, rows) in zip(panels.flat, by_test.items()):
         by_severity = all(row["severity"] is not None for row in rows)
         key = "severity" if by_severity else "strength"
-        rows = [{**clean, key: 0}, *rows] if by_severity else rows
+        axes.set_xlabel("severity" if by_severity else _plain(rows[0]["of"]), fontsize=8)
+        nothing = 0 if by_severity else PERTURBATIONS[name].neutral  # there are strengths only of these
+        if nothing is not None:
+            rows = sorted([{**clean, key: nothing}, *rows], key=lambda row: row[key])
         for kind in document["kinds"]:
             _with_interval(axes, [row[key] for row in rows], [row["kinds"][kind] for row in rows], kind)
-        axes.set_title(name, fontsize=10)
-        axes.set_xlabel("severity" if by_severity else rows[0]["of"], fontsize=8)
+        axes.set_title(_plain(name), fontsize=10)
         _percent_axis(axes)
     for axes in panels.flat[len(by_test) :]:
         axes.set_axis_off()
@@ -37,29 +45,28 @@ def severities(document):
 
 
 def attacks(document):
-    """Accuracy against the radius of the attacks, a panel for each norm."""
-    rows = [row for row in document["tests"] if row["test"].startswith("attack")]
+    """Accuracy against the radius of the attacks, a panel for each norm; its title says where gates failed."""
+    rows = [row for row in document["tests"] if row["test"].startswith(ATTACK)]
     norms = list(dict.fromkeys(row["of"] for row in rows))
     if not norms:
         return None
-    clean = [
-        {kind: np.mean([one["attacks"]["clean"]["accuracy"] for one in snapshots])}
-        for kind, snapshots in document["kinds"].items()
-    ]
-    clean = {kind: value for part in clean for kind, value in part.items()}
+    reports = {kind: [one["attacks"] for one in snapshots] for kind, snapshots in document["kinds"].items()}
+    clean = {kind: seed_interval([one["clean"]["accuracy"] for one in ones]) for kind, ones in reports.items()}
+    doubtful = [kind for kind, ones in reports.items() if not all(one["reliable"] for one in ones)]
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     panels = figure.subplots(1, len(norms), squeeze=False, sharey=True)
-    styles = {"attack: all": "-", "attack: PGD": "--", "attack: random noise": ":"}
+    styles = {"all": "-", "PGD": "--", "random noise": ":"}
     for axes, norm in zip(panels.flat, norms):
         for number, kind in enumerate(document["kinds"]):
-            for test, style in styles.items():
-                shown = [row for row in rows if row["of"] == norm and row["test"] == test]
+            for attack, style in styles.items():
+                shown = [row for row in rows if row["of"] == norm and row["test"].endswith(f": {attack}")]
                 radii = [0, *(row["strength"] for row in shown)]
-                intervals = [{"mean": clean[kind], "low": None}, *(row["kinds"][kind] for row in shown)]
-                label = f"{kind}, {test.removeprefix('attack: ')}"
-                _with_interval(axes, radii, intervals, label, linestyle=style, color=f"C{number}")
+                intervals = [clean[kind], *(row["kinds"][kind] for row in shown)]
+                _with_interval(axes, radii, intervals, f"{kind}, {attack}", linestyle=style, color=f"C{number}")
         axes.set_xlabel(norm)
         _percent_axis(axes)
+    if doubtful:
+        figure.suptitle(_plain(f"not reliable, as gates failed: {', '.join(doubtful)}"), color="#b00")
     panels[0, 0].set_ylabel("test accuracy (%)")
     panels[0, 0].legend(fontsize=8)
     return figure
@@ -75,24 +82,16 @@ def draws(document):
     for axes, (quantity, label) in zip(figure.subplots(1, len(quantities)), quantities.items()):
         for number, (kind, reports) in enumerate(measured.items()):
             style = dict(color=f"C{number}", marker="o", markersize=4)
-            _mean_curve(axes, [report["curve"] for report in reports], "draws", quantity, f"{kind}, draws", style)
+            curve = mean_rows(reports, "curve")
+            _curve(axes, curve, "draws", quantity, f"{kind}, draws", style)
             if "more_time_steps" in reports[0]:
-                base = reports[0]["more_time_steps"][0]["timesteps"]
-                curves = [
-                    [{**row, "cost": row["timesteps"] / base} for row in one["more_time_steps"]] for one in reports
-                ]
+                more = [{**curve[0], "factor": 1}, *mean_rows(reports, "more_time_steps")]
                 style = dict(color=f"C{number}", marker="s", markersize=3, linestyle=":")
-                _mean_curve(axes, curves, "cost", quantity, f"{kind}, time steps", style)
+                _curve(axes, more, "factor", quantity, f"{kind}, time steps", style)
             members = document["ensembles"].get(kind, [])
             if members:
-                axes.plot(
-                    [row["draws"] for row in members],
-                    [row[quantity] for row in members],
-                    color=f"C{number}",
-                    marker="*",
-                    linestyle="--",
-                    label=f"{kind}, snapshots",
-                )
+                style = dict(color=f"C{number}", marker="*", linestyle="--")
+                _curve(axes, members, "draws", quantity, f"{kind}, snapshots", style)
         axes.set_xscale("log", base=2)
         axes.set(xlabel="compute: draws, or time steps / T, or snapshots", ylabel=label)
         axes.xaxis.label.set_fontsize(7)
@@ -102,7 +101,10 @@ def draws(document):
 
 
 def reliability(document):
-    """Accuracy against confidence in bins of equal mass, before temperature scaling; a panel for each kind."""
+    """Accuracy against confidence in bins of equal mass, before temperature scaling; a panel for each kind.
+
+    Bins of the same rank hold equally many samples of each snapshot, so that their means are those of all snapshots.
+    """
     measured = _with_report(document, "uncertainty")
     if not measured:
         return None
@@ -110,10 +112,11 @@ def reliability(document):
     panels = figure.subplots(1, len(measured), squeeze=False, sharey=True)
     for axes, (kind, reports) in zip(panels.flat, measured.items()):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-        for number, (size, bins) in enumerate(reports[0]["reliability"].items()):
+        for number, size in enumerate(reports[0]["reliability"]):
+            bins = mean_rows([report["reliability"] for report in reports], size)
             confidence, accuracy = ([row[key] for row in bins] for key in ("confidence", "accuracy"))
             axes.plot(confidence, accuracy, marker="o", color=f"C{number}", label=f"{size} draw{'s' * (size != '1')}")
-        axes.set(title=f"{kind} (first snapshot)", xlabel="confidence", ylabel="accuracy")
+        axes.set(title=_plain(kind), xlabel="confidence", ylabel="accuracy")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
@@ -126,11 +129,11 @@ def firing_rates(document):
         return None
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
-    layers = list(next(iter(measured.values()))[0]["firing_rates"])
+    layers = list(dict.fromkeys(layer for reports in measured.values() for layer in reports[0]["firing_rates"]))
     width = 0.8 / len(measured)
     for number, (kind, reports) in enumerate(measured.items()):
         means = [np.mean([one["firing_rates"].get(layer, np.nan) for one in reports]) for layer in layers]
-        axes.bar(np.arange(len(layers)) + number * width, means, width, label=kind)
+        axes.bar(np.arange(len(layers)) + number * width, means, width, label=_plain(kind))
     axes.set_xticks(np.arange(len(layers)) + 0.4 - width / 2, layers, rotation=30, ha="right", fontsize=8)
     axes.set_ylabel("spikes per neuron and step")
     axes.legend(fontsize=8)
@@ -141,9 +144,10 @@ def confusion(document, classes):
     """Confusion matrices, the mean over snapshots and draws, a panel for each kind."""
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     panels = figure.subplots(1, len(document["kinds"]), squeeze=False)
+    names = [_plain(name) for name in classes]
     for axes, (kind, snapshots) in zip(panels.flat, document["kinds"].items()):
-        counts = np.mean([one["perturbations"]["clean"]["points"][0]["confusion"] for one in snapshots], axis=0)
-        shares = counts / counts.sum(1, keepdims=True)
+        counts = np.mean([one["perturbations"][CLEAN]["points"][0]["confusion"] for one in snapshots], axis=0)
+        shares = counts / counts.sum(1, keepdims=True).clip(min=1e-9)  # a class may have no sample
         image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)  # a root, so that rare mistakes are seen
         if len(classes) <= 12:
             for row, column in np.ndindex(shares.shape):
@@ -151,9 +155,9 @@ def confusion(document, classes):
                     colour = "white" if shares[row, column] > 0.4 else "black"
                     text = f"{100 * shares[row, column]:.0f}"
                     axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-            axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=7)
-            axes.set_yticks(range(len(classes)), classes, fontsize=7)
-        axes.set(title=f"{kind}: % of each class", xlabel="taken for", ylabel="class")
+            axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=7)
+            axes.set_yticks(range(len(classes)), names, fontsize=7)
+        axes.set(title=_plain(f"{kind}: % of each class"), xlabel="taken for", ylabel="class")
     figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.7, label="square root of the share")
     return figure
 
@@ -165,7 +169,7 @@ def worst(document, classes, sample):
         sample: index -> image [C, H, W] in [0, 1], numpy.
     """
     kinds = document["kinds"]
-    rows = {kind: snapshots[0]["perturbations"]["clean"]["points"][0]["worst"] for kind, snapshots in kinds.items()}
+    rows = {kind: snapshots[0]["perturbations"][CLEAN]["points"][0]["worst"] for kind, snapshots in kinds.items()}
     lines = -(-max(map(len, rows.values())) // WORST_COLUMNS)  # of each kind
     figure = Figure(figsize=(WIDTH, 1.9 * lines * len(rows) + 0.3), layout="constrained")
     panels = figure.subplots(lines * len(rows), WORST_COLUMNS, squeeze=False)
@@ -175,10 +179,10 @@ def worst(document, classes, sample):
         mine = panels[number * lines : (number + 1) * lines]
         for axes, one in zip(mine.flat, samples):
             axes.imshow(_picture(sample(one["index"])), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            label, predicted = classes[one["label"]], classes[one["predicted"]]
+            label, predicted = (_plain(classes[one[key]]) for key in ("label", "predicted"))
             axes.set_title(f"{label}\nas {predicted}\n{100 * one['confidence']:.0f} %", fontsize=6)
         first = mine[0, 0]
-        first.text(-0.1, 0.5, kind, transform=first.transAxes, ha="right", va="center", fontsize=8, rotation=90)
+        first.text(-0.1, 0.5, _plain(kind), transform=first.transAxes, ha="right", va="center", fontsize=8, rotation=90)
     return figure
 
 
@@ -196,16 +200,28 @@ def _with_report(document, name):
     return {kind: reports for kind, reports in found.items() if reports}
 
 
-def _mean_curve(axes, curves, x, y, label, style):
-    axes.plot(
-        [row[x] for row in curves[0]], np.mean([[row[y] for row in one] for one in curves], 0), label=label, **style
-    )
+def mean_rows(reports, name):
+    """The rows that each report has by a name, averaged over the reports."""
+    return [
+        {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+        | {key: rows[0][key] for key in COUNTS & rows[0].keys()}
+        for rows in zip(*(report[name] for report in reports))
+    ]
+
+
+def _curve(axes, rows, x, y, label, style):
+    axes.plot([row[x] for row in rows], [row[y] for row in rows], label=_plain(label), **style)
+
+
+def _plain(text):
+    """Text in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")
 
 
 def _with_interval(axes, x, intervals, label, **style):
     """A line of means, and their intervals where there are any, in per cent."""
     means = np.array([100 * one["mean"] for one in intervals])
-    (line,) = axes.plot(x, means, marker="o", markersize=3, label=label, **style)
+    (line,) = axes.plot(x, means, marker="o", markersize=3, label=_plain(label), **style)
     bounds = [
         (100 * one["low"], 100 * one["high"]) if one["low"] is not None else (m, m) for one, m in zip(intervals, means)
     ]
@@ -214,6 +230,9 @@ def _with_interval(axes, x, intervals, label, **style):
 
 
 def _percent_axis(axes):
-    axes.set_ylim(0, 101)
+    """From the tens below the lowest mean to the tens above the highest; intervals may reach beyond."""
+    means = np.concatenate([line.get_ydata() for line in axes.get_lines()])
+    low, high = 10 * np.floor((means.min() - 1) / 10), 10 * np.ceil((means.max() + 1) / 10)
+    axes.set_ylim(max(low, -1), min(high, 101))
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)

@@ -4,9 +4,10 @@ import base64
 import html
 import io
 
-from ..comparison import survives
+from ..comparison import label, verdicts
 from ..conditions import CLEAN
 from . import figures
+from .figures import mean_rows
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -51,66 +52,77 @@ def render(document, classes, sample):
 
 
 def _networks(document):
-    rows = [
-        [
-            kind,
-            one["identity"]["network"]["model"],
-            one["identity"]["network"]["neuron"],
-            one["identity"]["training_seed"],
-            _percent(one["perturbations"][CLEAN]["points"][0]["accuracy_mean"]),
-            _percent(one["perturbations"][CLEAN]["points"][0]["accuracy_std"]),
-            one["identity"]["snapshot"],
-        ]
-        for kind, snapshots in document["kinds"].items()
-        for one in snapshots
-    ]
-    head = ["kind", "model", "neuron", "seed", "clean accuracy, %", "over draws", "snapshot"]
-    images = next(iter(document["kinds"].values()))[0]["identity"]["test_images"]
-    return _html_table(head, rows) + _note(f"{images} test samples, none of which was trained on or chosen by.")
+    rows = []
+    for kind, snapshots in document["kinds"].items():
+        for one in snapshots:
+            identity, clean = one["identity"], one["perturbations"][CLEAN]["points"][0]
+            rows.append(
+                [
+                    kind,
+                    *(identity["network"][name] for name in ("model", "neuron", "width", "timestep", "sigma")),
+                    _or_dash(identity["training_seed"]),
+                    _percent(clean["accuracy_mean"]),
+                    _percent(clean["accuracy_std"]),
+                    identity["snapshot"],
+                ]
+            )
+    head = ["kind", "model", "neuron", "width", "T", "sigma", "seed", "clean accuracy, %", "over draws", "snapshot"]
+    identities = [one["identity"] for snapshots in document["kinds"].values() for one in snapshots]
+    note = f"{identities[0]['test_images']} test samples"
+    if all(identity["training_seed"] is not None for identity in identities):
+        note += ", none of which was trained on or chosen by"
+    return _html_table(head, rows) + _note(f"{note}. Sigma is the scale of the noise, where the neuron has any.")
 
 
 def _verdicts(document):
-    """In words: which differences are beyond chance."""
-    items = []
-    pairs = {(one["first"], one["second"]) for row in document["tests"] for one in row["differences"]}
-    for first, second in sorted(pairs):
-        found = {True: [], False: []}
-        for row in document["tests"]:
-            for one in row["differences"]:
-                if (one["first"], one["second"]) == (first, second) and survives(one):
-                    found[one["difference"] > 0].append(_name(row))
-        others = len(document["tests"]) - sum(map(len, found.values()))
-        for better, worse, names in ((first, second, found[True]), (second, first, found[False])):
-            if names:
-                items.append(f"{better} is more accurate than {worse}: {', '.join(names)}.")
-        items.append(f"{first} and {second}, no difference beyond chance: {others} of {len(document['tests'])} tests.")
-    if not items:
+    """In words: which differences are beyond chance; and the numbers."""
+    kinds = list(document["kinds"])
+    if len(kinds) == 1:
         return _note("One kind of network: nothing to compare. Give --compare NSNN=a.pth,b.pth SNN=c.pth,d.pth.")
     note = (
-        "Beyond chance: p below 0.05 both for the test samples (paired bootstrap, corrected by Holm for all tests of "
-        "the same two kinds) and for the training seeds (Welch's t-test). With few seeds, little is beyond chance."
+        "Each test is the mean over its strengths. p is the larger of two: over the test samples (paired bootstrap), "
+        "and over the training seeds (Welch's t-test), with Holm's correction for all tests of two kinds. Beyond "
+        "chance is p below 0.05; with few seeds, little is."
     )
-    return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>" + _note(note)
+    pairs = document["summary"][0]["differences"]
+    head = ["test, mean over strengths", *(f"{kind}, % [95 % over seeds]" for kind in kinds)]
+    for one in pairs:
+        head += [f"{one['first']} - {one['second']} [95 % over samples]", "[95 % over seeds]", "p (Holm)"]
+    rows = [[label(row), *_intervals(row, kinds), *_differences(row, with_p=True)] for row in document["summary"]]
+    items = "".join(f"<li>{_text(item)}</li>" for item in verdicts(document["summary"]))
+    return f"<ul>{items}</ul>{_note(note)}{_html_table(head, rows)}"
 
 
 def _table(document):
     kinds = list(document["kinds"])
-    pairs = document["tests"][0]["differences"] if document["tests"] else []
+    pairs = document["tests"][0]["differences"]
     head = ["test", *(f"{kind}, % [95 % over seeds]" for kind in kinds), *(f"{kind}, over draws" for kind in kinds)]
-    head += [f"{one['first']} - {one['second']} [95 % over samples], p (Holm), p (seeds)" for one in pairs]
+    for one in pairs:
+        head += [f"{one['first']} - {one['second']} [95 % over samples]", "[95 % over seeds]"]
     rows = [
         [
-            _name(row),
-            *(_interval(row["kinds"][kind]) for kind in kinds),
+            label(row) + ("" if row["reliable"] else " (not reliable)"),
+            *_intervals(row, kinds),
             *(_percent(row["kinds"][kind]["draws_std"]) for kind in kinds),
-            *(
-                f"{_interval({**one, 'mean': one['difference']})}, {one['p_holm']:.3f}, {_p(one['seeds']['p'])}"
-                for one in row["differences"]
-            ),
+            *_differences(row),
         ]
         for row in document["tests"]
     ]
-    return _html_table(head, rows)
+    note = "Intervals of single rows are not corrected for their number; the table above judges."
+    return _html_table(head, rows) + (_note(note) if pairs else "")
+
+
+def _intervals(row, kinds):
+    return [_interval(row["kinds"][kind]) for kind in kinds]
+
+
+def _differences(row, with_p=False):
+    """Cells of a row's differences: over samples, over seeds, and p."""
+    cells = []
+    for one in row["differences"]:
+        cells += [_interval({**one, "mean": one["difference"]}), _bounds(one["seeds"]) or "-"]
+        cells += [f"{one['p_holm']:.3f}"] if with_p else []
+    return cells
 
 
 def _gates(document):
@@ -127,7 +139,7 @@ def _gates(document):
                 f"{'passed' if gate['passed'] else 'failed'}</td><td>{_text(gate['detail'])}</td></tr>"
                 for gate in report["gates"]
             ]
-            seed = one["identity"]["training_seed"]
+            seed = _or_dash(one["identity"]["training_seed"])
             head = f"{kind}, seed {seed}: {report['label']}, preset {report['preset']}, {report['images']} images"
             parts.append(
                 f'<details><summary>{_text(head)}: <span class="{style}">{verdict}</span></summary>'
@@ -137,39 +149,50 @@ def _gates(document):
 
 
 def _uncertainty(document):
-    rows, speeds = [], []
+    rows, outside, speeds = [], [], []
     for kind, snapshots in document["kinds"].items():
         reports = [one["uncertainty"] for one in snapshots if "uncertainty" in one]
-        for report in reports[:1]:
-            speeds.append(f"{kind}, {report['curve'][-1]['draws']} draws: {report['images_per_s']:.0f}")
-            for row in report["curve"]:
-                rows.append([kind, f"{row['draws']} draws", *_scores(row)])
-            for row in report.get("more_time_steps", [])[1:]:
-                rows.append([kind, f"{row['timesteps']} time steps", *_scores(row)])
-        rows += [[kind, f"{row['draws']} snapshots", *_scores(row)] for row in document["ensembles"].get(kind, [])]
+        if not reports:
+            continue
+        last = reports[0]["curve"][-1]["draws"]
+        speeds.append(f"{kind}, {_count(last, 'draw')}: {reports[0]['images_per_s']:.0f}")
+        rows += [[kind, _count(row["draws"], "draw"), *_scores(row)] for row in mean_rows(reports, "curve")]
+        if "more_time_steps" in reports[0]:
+            more = mean_rows(reports, "more_time_steps")
+            rows += [[kind, f"{row['timesteps']} time steps", *_scores(row)] for row in more]
+        rows += [[kind, _count(row["draws"], "snapshot"), *_scores(row)] for row in document["ensembles"].get(kind, [])]
+        found = [report["out_of_distribution"] for report in reports if "out_of_distribution" in report]
+        for row in mean_rows(found, "curve") if found else []:
+            values = [f"{row[key]:.3f}" for key in ("confidence", "predictive", "mutual_information")]
+            outside.append([kind, f"{_count(row['draws'], 'draw')} against {found[0]['dataset']}", *values])
     if not rows:
         return ""
-    head = ["kind", "averaged", "accuracy, %", "NLL", "Brier", "calibration error", "with temperature", "risk-coverage"]
-    text = _html_table([*head, "entropy", "mutual information"], rows)
-    outside = []
-    for kind, snapshots in document["kinds"].items():
-        found = snapshots[0].get("uncertainty", {}).get("out_of_distribution")
-        for row in found["curve"] if found else []:
-            values = [f"{row[key]:.3f}" for key in ("confidence", "predictive", "mutual_information")]
-            outside.append([kind, f"{row['draws']} draws against {found['dataset']}", *values])
+    text = _html_table(["kind", "averaged", "accuracy, %", *SCORES.values()], rows)
     if outside:
         head = ["kind", "area under the ROC curve", "confidence", "predictive entropy", "mutual information"]
         text += _html_table(head, outside)
     return text + _note(
-        "First snapshot of each kind; calibration in 15 bins of equal mass, before and after a "
+        "Means over the snapshots of each kind. Calibration error (ECE) in 15 bins of equal mass; T: after a "
         f"temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
     )
 
 
+SCORES = {
+    "nll": "NLL",
+    "nll_scaled": "NLL, T",
+    "brier": "Brier",
+    "brier_scaled": "Brier, T",
+    "calibration_error": "ECE",
+    "calibration_error_scaled": "ECE, T",
+    "risk_coverage_area": "risk-coverage",
+    "predictive_entropy": "entropy",
+    "expected_entropy": "expected entropy",
+    "mutual_information": "mutual information",
+}
+
+
 def _scores(row):
-    names = ("nll", "brier", "calibration_error", "calibration_error_scaled", "risk_coverage_area")
-    numbers = [*(row[name] for name in names), row["predictive_entropy"], row["mutual_information"]]
-    return [_percent(row["accuracy"]), *(f"{number:.4f}" for number in numbers)]
+    return [_percent(row["accuracy"]), *(f"{row[name]:.4f}" for name in SCORES)]
 
 
 def _energy(document):
@@ -177,11 +200,13 @@ def _energy(document):
     for kind, snapshots in document["kinds"].items():
         for one in snapshots:
             if report := one.get("efficiency"):
-                numbers = [report[key] for key in ("ac", "mac", "energy_nj", "relu_mac", "relu_energy_nj")]
-                rows.append([kind, one["identity"]["training_seed"], *(f"{number:.4g}" for number in numbers)])
+                numbers = [report[key] for key in ("ac", "mac", "energy_nj", "relu_ac", "relu_mac", "relu_energy_nj")]
+                rows.append(
+                    [kind, _or_dash(one["identity"]["training_seed"]), *(f"{number:.4g}" for number in numbers)]
+                )
     if not rows:
         return ""
-    head = ["kind", "seed", "accumulates", "multiply-accumulates", "nJ", "ReLU network: MAC", "nJ"]
+    head = ["kind", "seed", "accumulates", "multiply-accumulates", "nJ", "ReLU network: AC", "MAC", "nJ"]
     return _html_table(head, rows) + _note("Of one sample; 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate (45 nm).")
 
 
@@ -195,7 +220,7 @@ def _made(document):
 def _picture(figure, flag=None):
     """A figure as part of the page; where there is none, how to get it."""
     if figure is None:
-        return _note(f"Not measured: {flag} does.")
+        return _note(f"Not part of this run: {flag} measures it.")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f'<p><img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'
@@ -207,21 +232,24 @@ def _html_table(head, rows):
     return f"<table><tr>{cells}</tr>{lines}</table>"
 
 
-def _name(row):
-    return row["test"] if row["test"] == CLEAN else f"{row['test']} {row['strength']:.3g}"
-
-
 def _interval(one):
-    bounds = "" if one["low"] is None else f" [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
-    return f"{100 * one['mean']:.2f}{bounds}"
+    return f"{100 * one['mean']:.2f} {_bounds(one)}".rstrip()
 
 
-def _p(value):
-    return "-" if value is None else f"{value:.3f}"
+def _bounds(one):
+    return "" if one["low"] is None else f"[{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+
+
+def _count(number, what):
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _or_dash(value):
+    return "-" if value is None else value
 
 
 def _percent(value):
-    return f"{100 * value:.2f}"
+    return "-" if value is None else f"{100 * value:.2f}"
 
 
 def _note(text):
