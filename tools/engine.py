@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import time
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from .metrics import accuracy, mean_prediction, negative_log_likelihood
 
+logger = logging.getLogger(__name__)
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CHECK_EVERY = 25  # steps between looks at the losses on an accelerator: each look waits for it
 
@@ -35,6 +37,11 @@ class ForwardPass:
     timesteps: int
     amp: str = "no"
     fold: int = 256
+
+    def halve(self):
+        """Halve `fold`, as memory does not suffice."""
+        self.fold = max(1, self.fold // 2)
+        logger.warning("out of memory: noise draws go on with at most %d images in a pass", self.fold)
 
     def __call__(self, net, images):
         autocast = contextlib.nullcontext()
@@ -168,7 +175,7 @@ def predict(net, images, forward, draws=1):
         except torch.OutOfMemoryError:
             if count == 1:
                 raise
-            forward.fold //= 2
+            forward.halve()
             continue
         missing -= count
     return torch.cat(parts)

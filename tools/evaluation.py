@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 import zlib
 from pathlib import Path
@@ -236,7 +237,7 @@ class Evaluation:
         if not name:
             return None
         preset = PRESETS[name]
-        report = self.folder.report("attacks", preset=name) or self._attack(name, preset)
+        report = self.folder.report(f"attacks-{name}", settings=_plain(preset)) or self._attack(name, preset)
         for row in report["attacks"]:
             logger.info(
                 "%-4s %-8.4g %-22s accuracy %6.2f %%, mean of %d draws: %6.2f %%",
@@ -257,8 +258,8 @@ class Evaluation:
         subset = self.test.subset(chosen.sort().values)
         ((images, target),) = subset.batches(**{**self.batch_options, "batch_size": len(subset)})
         report = Campaign(self.net, self.forward, images, target, preset, self.config.seed).run()
-        head = {"preset": name, "settings": dataclasses.asdict(preset), "images": len(subset)}
-        return self.folder.write_report("attacks", {"label": "upper bound on robustness", **head, **report})
+        head = {"preset": name, "settings": _plain(preset), "images": len(subset)}
+        return self.folder.write_report(f"attacks-{name}", {"label": "upper bound on robustness", **head, **report})
 
     def _efficiency(self):
         """Firing rates, synaptic operations and their energy, over the test samples; one draw of the noise."""
@@ -287,3 +288,8 @@ class Evaluation:
         with evaluation_noise(self.device, self.config.seed):
             picture_spikes(folder / "rasters.png", self.net.eval(), self.test, names, self.forward, title)
         logger.info("written: %s", folder / "rasters.png")
+
+
+def _plain(preset):
+    """A preset as JSON has it: with lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(preset)))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator
-from tools.attacks import gates
-from tools.attacks.campaign import PRESETS, Campaign, Preset
+from tools.attacks import checks, gates
+from tools.attacks.campaign import PRESETS, Campaign, Preset, RadiusTest
 from tools.attacks.gradients import direct_optimisation, fgsm, pgd, random_noise
 from tools.attacks.scores import choose, score
 from tools.attacks.square import square_attack
@@ -92,6 +92,31 @@ def test_attacks_reach_the_optimum_of_a_linear_network(norm):
     torch.testing.assert_close(many, (eps * best).expand(many.shape), rtol=0.02, atol=2e-3 if norm == "l2" else 1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_direct_optimisation_does_not_depend_on_the_scale_of_the_gradient(scale):
+    w = torch.randn(SHAPE, generator=seeded())
+
+    def attack(factor):
+        gradient = lambda images, target: (factor * w).expand(images.shape)  # noqa: E731
+        return direct_optimisation(gradient, grey(), torch.zeros(5), 0.1, seeded())
+
+    torch.testing.assert_close(attack(scale), attack(1.0), rtol=0, atol=1e-6)
+
+
+def test_pgd_starts_at_random_and_returns_the_best_point_where_it_is_told_how():
+    images, target = grey(), torch.zeros(5, dtype=torch.int64)
+    nowhere = lambda images, target: torch.zeros_like(images)  # noqa: E731
+    options = dict(eps=0.1, norm="linf", steps=3)
+    starts = [pgd(nowhere, images, target, generator=seeded(seed), **options) - images for seed in (0, 0, 1)]
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+    assert starts[0].abs().max() > 0.09 and len(starts[0].unique()) > 300
+    # Ascent that leads away from where the margin is highest: at the start, or at the end without margins.
+    down = lambda images, target: -torch.ones_like(images)  # noqa: E731
+    margins = lambda images, target: images.flatten(1).mean(1)  # noqa: E731
+    assert (pgd(down, images, target, generator=seeded(), margins=margins, **options) - images).mean() > -0.02
+    assert (pgd(down, images, target, generator=seeded(), **options) - images).mean() == pytest.approx(-0.1)
+
+
 def test_direct_optimisation_stays_on_its_sphere_and_nears_the_optimum():
     delta, best = linear_attack(direct_optimisation, "l2", gamma=0.1, generator=seeded())
     torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((5,), 0.1), rtol=1e-4, atol=0)
@@ -156,6 +181,36 @@ def test_draws_are_folded_and_chunks_change_nothing():
     for gradient, margins in results[1:]:
         torch.testing.assert_close(gradient, results[0][0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(margins, results[0][1], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_and_margins_go_on_in_smaller_parts_where_memory_does_not_suffice(caplog):
+    class Small(Linear):
+        def forward(self, images, timesteps):
+            if len(images) > 20:
+                raise torch.OutOfMemoryError
+            return super().forward(images, timesteps)
+
+    images, target = torch.rand(30, *SHAPE, generator=seeded(1)), torch.arange(30) % 2
+    plain = Victim(Linear(), CPU, draws=3)
+    for method in ("gradient", "margins"):
+        victim = Victim(Small(), ForwardPass(torch.device("cpu"), 2, fold=256), draws=3)
+        extra = (margin,) if method == "gradient" else ()
+        torch.testing.assert_close(
+            getattr(victim, method)(images, target, *extra),
+            getattr(plain, method)(images, target, *extra),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+        assert victim.forward.fold == 16 and "out of memory" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):  # all draws of one image go together
+        Victim(Small(), ForwardPass(torch.device("cpu"), 2), draws=21).gradient(images, target, margin)
+
+
+def test_gradients_are_not_taken_in_fp16(deterministic_net):
+    victim = Victim(with_gradient_path(deterministic_net, "own"), ForwardPass(torch.device("cpu"), 2, amp="fp16"), 1)
+    images, target = torch.rand(4, *SHAPE, generator=seeded(1)), torch.arange(4)
+    exact = Victim(victim.net, CPU, 1).gradient(images, target, cross_entropy)
+    assert torch.equal(victim.gradient(images, target, cross_entropy), exact)
 
 
 def test_objectives_by_hand():
@@ -237,6 +292,35 @@ def test_square_attack_finds_the_optimum_of_a_linear_network_by_queries_alone():
     assert (gain > 0.6 * low).all() or (victim.margins(attacked, torch.zeros(5, dtype=torch.int64)) > 0).all()
 
 
+def test_square_measures_a_noisy_network_again():
+    """Margins are pure chance: those accepted by luck, or called fooled, must be measured again."""
+
+    class Chance:
+        def __init__(self, scale):
+            self.scale, self.generator, self.seen = scale, seeded(), []
+
+        def margins(self, images, target):
+            self.seen.append(images.clone())
+            return self.scale * torch.randn(len(images), generator=self.generator)
+
+    def repeats(scale, is_noisy):
+        """Queries of an image that was asked for already."""
+        victim = Chance(scale)
+        square_attack(victim, grey(1), torch.zeros(1), 0.1, 60, seeded(), is_noisy)
+        return sum(
+            any(torch.equal(images, before) for before in victim.seen[:index])
+            for index, images in enumerate(victim.seen)
+        )
+
+    assert repeats(0.01, is_noisy=True) >= 5  # every tenth of 60
+    assert repeats(0.01, is_noisy=False) == 0
+    lucky = Chance(1.5)
+    lucky.margins_given = iter([2.0, 0.2, 2.0, 2.0])
+    lucky.margins = lambda images, target: torch.full((len(images),), next(lucky.margins_given))
+    square_attack(lucky, grey(1), torch.zeros(1), 0.1, 60, seeded(), is_noisy=True)
+    assert list(lucky.margins_given) == []  # 2.0 was not believed the first time, but the second
+
+
 def test_square_changes_one_square_by_plus_or_minus_eps():
     from tools.attacks.square import _share, _with_square
 
@@ -290,8 +374,10 @@ def test_gates_pass_what_is_sound_and_fail_what_is_not():
     assert gates.not_weaker("PGD", low, {"FGSM": high}).passed
     assert not gates.not_weaker("PGD", high, {"FGSM": high, "Square": low}).passed
     assert "stronger: Square" in gates.not_weaker("PGD", high, {"FGSM": high, "Square": low}).detail
-    assert gates.stronger_than_noise(low, high, high).passed and not gates.stronger_than_noise(high, high, high).passed
     zero = scored(*[0.0] * 50)
+    assert gates.stronger_than_noise("attack", low, high, high).passed
+    assert not gates.stronger_than_noise("attack", high, high, high).passed
+    assert gates.stronger_than_noise("attack", zero, zero, high).passed  # nothing was left for the attack to do
     assert gates.unbounded_attack_succeeds(zero).passed and not gates.unbounded_attack_succeeds(low).passed
     assert gates.planted_example_is_found(zero).passed and not gates.planted_example_is_found(low).passed
     assert (
@@ -302,6 +388,7 @@ def test_gates_pass_what_is_sound_and_fail_what_is_not():
     ones = torch.ones(10, 1, 4, 4)
     assert gates.gradients_are_there(ones, ones).passed and "1.000" in gates.gradients_are_there(ones, ones).detail
     assert not gates.gradients_are_there(torch.zeros_like(ones), ones).passed
+    assert not gates.gradients_are_there(ones, torch.where(torch.arange(4) == 1, torch.nan, ones)).passed
 
 
 def test_chance_alone_does_not_fail_a_gate_but_a_real_rise_does():
@@ -341,13 +428,129 @@ def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic
         at = {(row["norm"], row["attack"]): row["accuracy"] for row in report["attacks"]}
         attacks = ["random noise", "FGSM", "PGD", "transfer, noiseless", "transfer, mean field", "Square", "all"]
         assert set(at) == {("linf", name) for name in attacks} | {("l2", name) for name in attacks if name != "Square"}
-        assert len(report["gates"]) == (12 if draws == 1 else 14)
+        assert len(report["gates"]) == (13 if draws == 1 else 15)
         assert report["reliable"] == all(gate["passed"] for gate in report["gates"])
         passed = {gate["name"]: gate["passed"] for gate in report["gates"]}
         assert passed["no attack leaves the clean accuracy"]
         assert passed.get("scale -> 0 is the deterministic network", True)
         again = Campaign(net, CPU, images, target, TINY).run()
         assert again == report
+
+
+class Spied(Campaign):
+    """Remembers which networks were attacked how, and by which seeds of the noise."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.attacks, self.purposes, self.purpose = [], [], None
+
+    def victim(self, net=None, draws=None):
+        victim = super().victim(net, draws)
+        original = victim.gradient
+
+        def gradient(images, target, objective):
+            self.attacks.append((victim.net, objective, images))
+            return original(images, target, objective)
+
+        victim.gradient = gradient
+        return victim
+
+    def noise(self, purpose=0):
+        self.purposes.append(purpose)
+        return super().noise(purpose)
+
+
+@pytest.fixture
+def spied(noisy_net):
+    return Spied(noisy_net, CPU, torch.rand(12, *SHAPE, generator=seeded(1)), torch.arange(12) % 4, TINY)
+
+
+def test_making_choosing_and_scoring_have_draws_of_their_own(spied):
+    seeds = {}
+    for name, call in {
+        "making": lambda: spied.pgd(spied.net, "linf", 0.1, restart=TINY.restarts - 1, steps=1),
+        "choosing": lambda: spied.choose([spied.images] * 2),
+        "scoring": lambda: spied.score(spied.images),
+    }.items():
+        spied.purposes.clear()
+        call()
+        seeds[name] = set(spied.purposes)
+    assert all(len(purposes) == 1 for purposes in seeds.values()) and len(set.union(*seeds.values())) == 3
+    values = []
+    for purpose in set.union(*seeds.values()):
+        with spied.noise(purpose):
+            values.append(spied.net(spied.images, timesteps=2))
+    assert not any(torch.equal(one, other) for one, other in zip(values, values[1:]))
+    other_seed = Campaign(spied.net, CPU, spied.images, spied.target, TINY, seed=1)
+    assert other_seed.score(spied.images) != spied.score(spied.images)
+    draws = []
+    spied.net.register_forward_pre_hook(lambda module, args: draws.append(len(args[0])))
+    try:
+        spied.choose([spied.images])
+        assert sum(draws) == 20 * len(spied.images)
+    finally:
+        spied.net._forward_pre_hooks.clear()
+
+
+def test_restarts_differ_in_start_and_objective(spied):
+    spied._attack("linf", 8 / 255)
+    own = [record for record in spied.attacks if is_noisy(record[0])]
+    starts, objectives = {}, set()
+    for net, objective, images in own:
+        objectives.add(objective)
+        starts.setdefault(id(net), images)
+    assert objectives == {cross_entropy, margin}
+    first_steps = [images for images in starts.values() if not torch.equal(images, spied.images)]
+    assert len(first_steps) == 4  # two paths, two restarts
+    assert len({tuple(images.flatten().tolist()) for images in first_steps}) == 2  # the starts of the two restarts
+
+
+def test_transfer_comes_from_the_twins(spied):
+    spied._attack("l2", 0.5)
+    modes = {next(module.mode for module in net.modules() if isinstance(module, NoisyLIF)) for net, *_ in spied.attacks}
+    assert modes == {"noisy", "noiseless", "mean_field"}
+    order = []
+    original = spied.pgd
+    spied.pgd = lambda net, *args, **options: (
+        order.append(next(module.mode for module in net.modules() if isinstance(module, NoisyLIF)))
+        or original(net, *args, **options)
+    )
+    scores = spied._attack("l2", 0.5).scores
+    assert order[-2:] == ["noiseless", "mean_field"]
+    assert list(scores)[3:5] == ["transfer, noiseless", "transfer, mean field"]
+
+
+def test_the_gates_compare_what_they_say(spied, monkeypatch):
+    weaker = []
+    original = spied.pgd
+
+    def pgd(net, norm, eps, **options):
+        weaker.append({name: options[name] for name in ("steps", "draws") if options.get(name)})
+        return original(net, norm, eps, **options)
+
+    spied.pgd = pgd
+    test = RadiusTest([spied.images + 0.01, spied.images - 0.01], {})
+    assert checks._steps(spied, 8 / 255, test).name.endswith("steps")
+    assert checks._draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
+    assert weaker == [{"steps": 1}, {"draws": 1}]  # a quarter of the steps; else as the preset has it
+    low, high = scored(*[0.2] * 12), scored(*[0.8] * 12)
+    scores = {"PGD": high, "FGSM": low, "Square": low, "all": low, "random noise": high, "transfer, noiseless": high}
+    assert [gate.passed for gate in checks._rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
+    tests = {
+        ("linf", eps): RadiusTest([], {"PGD": scored(*[share] * 12)}) for eps, share in ((1, 0.7), (2, 0.3), (8, 0))
+    }
+    assert checks._telling_radius(high, tests) == 2
+
+
+def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, monkeypatch):
+    images = torch.rand(200, *SHAPE, generator=seeded(1))
+    with torch.no_grad():
+        logits, classes = deterministic_net(images, timesteps=2).mean(0).topk(2)
+    clear = logits[:, 0] > logits[:, 1] + 0.05  # what is turned round must not be a tie
+    campaign = Campaign(deterministic_net, CPU, images[clear], classes[clear, 0], TINY)
+    assert checks._planted(campaign).passed
+    monkeypatch.setattr("tools.attacks.gradients.STEP", 0.2)  # steps that do not reach the border
+    assert not checks._planted(campaign).passed
 
 
 def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):

@@ -1,6 +1,7 @@
 """Testing a snapshot: what is measured, what is written, and that perturbations really perturb."""
 
 import dataclasses
+import functools
 import json
 import statistics
 
@@ -17,6 +18,7 @@ from tools.conditions import conditions
 from tools.config import EvaluationConfig, TrainConfig
 from tools.evaluation import Evaluation
 from tools.experiment import Training
+from tools.images import LabelledImages
 from tools.perturb import PERTURBATIONS
 from tools.perturb.corruptions import CorruptionFolder
 
@@ -190,7 +192,7 @@ def test_what_was_measured_before_is_not_measured_again(trained, stripes, tmp_pa
     evaluation(trained, stripes, tmp_path, **options, seed=1).run()
     assert len(calls) == 7 + 6
     for number, source in enumerate(("abc-dirty", "unknown")):  # who knows what was changed
-        monkeypatch.setattr("tools.evaluation.provenance", lambda: {"git": source})
+        monkeypatch.setattr("tools.evaluation.provenance", functools.partial(dict, git=source))
         for _ in range(2):
             evaluation(trained, stripes, tmp_path, **options).run()
         assert len(calls) == 13 + 12 * (number + 1)
@@ -220,15 +222,18 @@ def test_what_results_depend_on_is_measured_again_when_it_changes(trained, strip
 
     def run(snapshot, data_set=stripes, **more):
         calls.clear()
-        Evaluation(EvaluationConfig(snapshot=str(snapshot), out=str(tmp_path / "out"), **options, **more), data_set).run()
+        Evaluation(
+            EvaluationConfig(snapshot=str(snapshot), out=str(tmp_path / "out"), **options, **more), data_set
+        ).run()
         return len(calls)
 
     assert run(snapshot) > 0 and run(snapshot) == 0
     moved = snapshot.rename(tmp_path / "moved.pth")
     assert run(moved) == 0  # the same network at another place
     if change in ("images", "labels"):
-        train, (images, labels) = stripes.read("", False, 1)
-        other = (images.flip(-1), labels) if change == "images" else (images, 1 - labels)
+        train, test = stripes.read("", False, 1)
+        flipped = LabelledImages(test.images.flip(-1), test.labels)
+        other = flipped if change == "images" else LabelledImages(test.images, 1 - test.labels)
         assert run(moved, dataclasses.replace(stripes, read=lambda *args: (train, other))) > 0
     elif change == "corruption":
         snow = np.load(tmp_path / "c" / "snow.npy")
@@ -435,7 +440,7 @@ def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, mon
     assert report["images"] == 8 and report["clean"]["draws"] == 100 and report["settings"]["steps"] == 2
     monkeypatch.setattr("tools.evaluation.Campaign", None)
     assert evaluation(trained, stripes, tmp_path, attack_preset="quick").run()["attacks"] == json.loads(
-        (tmp_path / "attacks.json").read_text()
+        (tmp_path / "attacks-quick.json").read_text()
     )
 
 

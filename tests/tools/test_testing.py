@@ -181,7 +181,9 @@ def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots
     assert [one["p_holm"] for row in summary for one in row["differences"]] == holm(joint)
     for neuron in snapshots.values():
         for path in neuron:
-            assert "attacks.json" in {file.name for file in (folder.__class__(path).parent / "evaluation").iterdir()}
+            assert "attacks-quick.json" in {
+                file.name for file in (folder.__class__(path).parent / "evaluation").iterdir()
+            }
 
 
 def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes, tmp_path):

@@ -24,10 +24,10 @@ MAKING, CHOOSING, SCORING = 0, 1000, 2000  # purposes of draws
 
 
 @dataclasses.dataclass(frozen=True)
-class Test:
-    """What was done at one radius: the white box's candidates by (path, restart), and {attack: score}."""
+class RadiusTest:
+    """What was done at one radius: the attacked images of each restart of the first path, and {attack: score}."""
 
-    candidates: dict
+    restarts: list
     scores: dict
 
 
@@ -108,7 +108,7 @@ class Campaign:
         }
 
     def _attack(self, norm, eps):
-        """All attacks at one radius, as `Test`; the last one, "all", takes the best attack on each image."""
+        """All attacks at one radius, as `RadiusTest`; the last one, "all", takes the best attack on each image."""
         gradient = functools.partial(self.victim().gradient, objective=cross_entropy)
         with self.noise(MAKING):
             found = {
@@ -124,24 +124,29 @@ class Campaign:
         found["transfer, noiseless"] = self.pgd(noiseless_twin(self.net), norm, eps)
         found["transfer, mean field"] = self.pgd(mean_field_twin(self.net), norm, eps)
         if norm == "linf":
-            found["Square"] = self._square(eps)
+            found["Square"] = self.choose([self.images, self._square(eps)])
         found["all"] = self.choose([self.images, *found.values()])
-        return Test(candidates, {name: self.score(images) for name, images in found.items()})
+        restarts = [images for (path, _), images in candidates.items() if path == self.preset.paths[0]]
+        return RadiusTest(restarts, {name: self.score(images) for name, images in found.items()})
 
     def victim(self, net=None, draws=None):
         """A network, or else that of this campaign, with the preset's draws (1 where there is no noise)."""
         net = self.net if net is None else net
         return Victim(net, self.forward, (draws or self.draws) if is_noisy(net) else 1)
 
-    def pgd(self, net, norm, eps, *, images=None, target=None, restart=0, steps=None, draws=None):
-        """Projected gradient descent on a network; all that is not said is as the preset has it."""
+    def pgd(self, net, norm, eps, *, images=None, target=None, restart=0, steps=None, draws=None, keeps_best=True):
+        """Projected gradient descent on a network; all that is not said is as the preset has it.
+
+        Args:
+            keeps_best: of a network without noise, the best point on the way is taken, and not the last one. With noise
+                it may have been the best by luck.
+        """
         images, target = (self.images, self.target) if images is None else (images, target)
         steps = steps or self.preset.steps
         self.bar.set_postfix_str(f"PGD, {norm} {eps:.2g}")
         with self.noise(MAKING + restart):
             victim, generator = self.victim(net, draws), self.generator(restart)
-            # Without noise the best point on the way is known to be the best; with noise it may have been luck.
-            margins = None if is_noisy(net) else victim.margins
+            margins = victim.margins if keeps_best and not is_noisy(net) else None
             gradient = functools.partial(victim.gradient, objective=OBJECTIVES[restart % len(OBJECTIVES)])
             return pgd(gradient, images, target, eps, norm, steps, generator, margins, self.bar.update)
 

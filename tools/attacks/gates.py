@@ -63,14 +63,16 @@ def not_weaker(name, strong, others):
     return Gate(name, not stronger, detail + (f"; stronger: {', '.join(stronger)}" if stronger else ""))
 
 
-def stronger_than_noise(attack, noise, clean):
-    """An attack must do more than random noise of the same norm, unless there was nothing left to attack."""
-    passed = excess(noise, attack, slack=0.0) > 0 or clean["accuracy"] <= NEARLY_ZERO
-    return Gate("attack stronger than random noise", passed, f"{percent(attack)} against {percent(noise)}")
+def stronger_than_noise(what, attack, noise, clean):
+    """An attack must do more than random noise of the same norm, unless there is nothing left to do."""
+    passed = excess(noise, attack, slack=0.0) > 0 or min(noise["accuracy"], clean["accuracy"]) <= NEARLY_ZERO
+    return Gate(f"{what} stronger than random noise", passed, f"{percent(attack)} against {percent(noise)}")
 
 
 def gradients_are_there(first, second):
-    """Few images may be without gradient; how far two independent estimates agree is reported.
+    """Few images may be without gradient, none with a gradient that is no number.
+
+    How far two independent estimates agree is reported.
 
     Shape:
         first, second: gradients of the same images from independent draws, [B, C, H, W].
@@ -83,7 +85,9 @@ def gradients_are_there(first, second):
         f"{100 * without:.1f} % of the images have none, {100 * elements:.1f} % of the pixels; "
         f"cosine of two independent estimates {cosine:.3f}"
     )
-    return Gate("gradients are there", without <= ZERO_GRADIENTS, detail)
+    is_finite = first.isfinite().all().item() and second.isfinite().all().item()
+    detail += "" if is_finite else "; some are not finite"
+    return Gate("gradients are there", without <= ZERO_GRADIENTS and is_finite, detail)
 
 
 def vanishing_noise_is_no_noise(vanishing, noiseless):
@@ -99,7 +103,7 @@ def planted_example_is_found(score):
 
 
 def nothing_comes_of_no_attack(chosen, clean):
-    """Choosing among copies of the clean image must leave the clean accuracy: draws are not used twice."""
+    """What was chosen among copies of the clean image, by its luck, must be scored as the clean image is."""
     passed = excess(chosen, clean) <= 0 and excess(clean, chosen) <= 0
     return Gate("no attack leaves the clean accuracy", passed, f"{percent(chosen)} and {percent(clean)}")
 

@@ -21,9 +21,12 @@ def choose(victim, candidates, target, draws):
     Shape:
         -> [B, C, H, W].
     """
-    margins = torch.stack([victim.margins(images, target, draws) for images in candidates])
-    chosen = margins.argmax(0)
-    return torch.stack(candidates)[chosen, torch.arange(len(target), device=target.device)]
+    best, highest = candidates[0], victim.margins(candidates[0], target, draws)
+    for images in candidates[1:]:
+        found = victim.margins(images, target, draws)
+        best = torch.where((found > highest).view(-1, 1, 1, 1), images, best)
+        highest = torch.maximum(found, highest)
+    return best
 
 
 def score(net, forward, images, target, draws, ensemble):
@@ -32,7 +35,7 @@ def score(net, forward, images, target, draws, ensemble):
     Args:
         net, forward: the network itself, and how it is run.
         draws: of the noise, of which none has been used to make or to choose the images; 1 without noise.
-        ensemble: draws averaged into one prediction of an ensemble; it divides `draws`.
+        ensemble: draws averaged into one prediction of an ensemble.
 
     Returns:
         {"accuracy": mean over draws, "accuracy_std": over draws, "accuracy_ensemble": mean over disjoint ensembles,
@@ -42,7 +45,8 @@ def score(net, forward, images, target, draws, ensemble):
     log_probabilities = torch.cat(draws_of_part, 1)
     hits = log_probabilities.argmax(-1) == target
     per_draw = hits.double().mean(1)
-    ensembles = [mean_prediction(group).argmax(-1) == target for group in log_probabilities.split(ensemble)]
+    groups = log_probabilities[: draws - draws % ensemble].split(ensemble)
+    ensembles = [mean_prediction(group).argmax(-1) == target for group in groups]
     return {
         "accuracy": per_draw.mean().item(),
         "accuracy_std": per_draw.std().item() if draws > 1 else 0.0,

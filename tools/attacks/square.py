@@ -3,8 +3,8 @@
 Note:
     Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search", ECCV
     2020, for Linf: the start, the squares and the schedule of their size are theirs. What is ours is the account of
-    noise: a query is the margin averaged over draws, and what was accepted is measured again now and then, as an
-    estimate that won by luck would never be beaten again.
+    noise: a query is the margin averaged over draws; what was accepted is measured again now and then, as an estimate
+    that won by luck would never be beaten again, and what fooled the network once more before it is left alone.
 """
 
 import math
@@ -35,13 +35,21 @@ def square_attack(victim, images, target, eps, queries, generator, is_noisy, on_
     stripes = _signs((len(images), channels, 1, width), generator).to(images)
     best = (images + eps * stripes).clamp(0, 1)
     margins = victim.margins(best, target)
+    enough = CONFIDENT if is_noisy else 0.0
+    done = torch.zeros_like(margins, dtype=torch.bool)
     for query in range(1, queries):
-        active = (margins <= (CONFIDENT if is_noisy else 0)).nonzero()[:, 0]
-        if not len(active):
+        fooled = ~done & (margins > enough)
+        again = torch.zeros_like(done)
+        if is_noisy:
+            again = ~done if query % MEASURED_AGAIN == 0 else fooled
+            if again.any():
+                margins[again] = victim.margins(best[again], target[again])
+            fooled &= margins > enough
+        done |= fooled
+        if done.all():
             break
-        if is_noisy and query % MEASURED_AGAIN == 0:
-            margins[active] = victim.margins(best[active], target[active])
-        else:
+        active = (~done & ~again).nonzero()[:, 0]
+        if len(active):
             share = _share(query, queries)
             proposed = _with_square(best[active], images[active], eps, share, generator)
             found = victim.margins(proposed, target[active])

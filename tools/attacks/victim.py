@@ -1,5 +1,8 @@
 """A network as attacks see it: images in [0, 1] -> the mean prediction of several draws of its noise."""
 
+import dataclasses
+import functools
+
 import torch
 
 from .. import engine
@@ -45,25 +48,37 @@ class Victim:
         Note:
             Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security", ICML 2018.
         """
-        return torch.cat([self._gradient(*part, objective) for part in self._parts(images, target)])
+        return self._in_parts(functools.partial(self._gradient, objective=objective), images, target)
 
     def _gradient(self, images, target, objective):
+        # Gradients of 16 bits with 5 bits of exponent would vanish where the network is certain.
+        forward = dataclasses.replace(self.forward, amp="no") if self.forward.amp == "fp16" else self.forward
         with torch.enable_grad():
             images = images.detach().requires_grad_()
-            log_probabilities = mean_prediction(engine.folded_draws(self.net, images, self.forward, self.draws))
+            log_probabilities = mean_prediction(engine.folded_draws(self.net, images, forward, self.draws))
             (gradient,) = torch.autograd.grad(objective(log_probabilities, target).sum(), images)
         return gradient
 
     def margins(self, images, target, draws=None):
         """`margin` of the mean prediction. Shape: images [B, C, H, W], target [B] -> [B]."""
-        return torch.cat(
-            [
-                margin(mean_prediction(engine.predict(self.net, *part[:1], self.forward, draws or self.draws)), part[1])
-                for part in self._parts(images, target)
-            ]
-        )
 
-    def _parts(self, images, target):
-        """Parts of a batch, whose draws together fit into one pass."""
-        size = max(1, self.forward.fold // self.draws)
-        return zip(images.split(size), target.split(size))
+        def measure(images, target):
+            return margin(mean_prediction(engine.predict(self.net, images, self.forward, draws or self.draws)), target)
+
+        return self._in_parts(measure, images, target)
+
+    def _in_parts(self, measure, images, target):
+        """A function of a batch, in parts whose draws together go in one pass, as large as memory allows."""
+        parts, start = [], 0
+        while start < len(images):
+            size = max(1, self.forward.fold // self.draws)
+            part = slice(start, start + size)
+            try:
+                parts.append(measure(images[part], target[part]))
+            except torch.OutOfMemoryError:
+                if size == 1:  # all draws of an image go together, as their mean is inside the objective
+                    raise
+                self.forward.halve()
+                continue
+            start += size
+        return torch.cat(parts)

@@ -212,7 +212,7 @@ PERTURBATIONS = {
         direct_optimisation,
         "attack",
         "adv_gamma",
-        "L2 norm of the attack (pixel range 1)",
+        "L2 norm of the attack, before it is cut to [0, 1]",
         (0.25, 0.5, 1.0, 1.5, 2.0),
     ),
 }
