@@ -4,6 +4,8 @@ import base64
 import html
 import io
 
+from models.registry import NOISY_NEURONS
+
 from ..comparison import label, verdicts
 from ..conditions import CLEAN
 from . import figures
@@ -12,8 +14,8 @@ from .figures import mean_rows
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; font-size: 13px; } td, th { padding: .15rem .6rem; text-align: right; }
-th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; }
+table { border-collapse: collapse; font-size: 13px; } td, th { padding: .15rem .5rem; text-align: right; }
+th { border-bottom: 1px solid #999; } td:first-child, th:first-child { text-align: left; } td { white-space: nowrap; }
 tr:nth-child(even) td { background: #f6f6f6; } img { max-width: 100%; } .passed { color: #060; }
 .failed { color: #b00; font-weight: bold; } .note { color: #555; font-size: 13px; } code { font-size: 12px; }
 """
@@ -56,10 +58,12 @@ def _networks(document):
     for kind, snapshots in document["kinds"].items():
         for one in snapshots:
             identity, clean = one["identity"], one["perturbations"][CLEAN]["points"][0]
+            network = identity["network"]
             rows.append(
                 [
                     kind,
-                    *(identity["network"][name] for name in ("model", "neuron", "width", "timestep", "sigma")),
+                    *(network[name] for name in ("model", "neuron", "width", "timestep")),
+                    network["sigma"] if network["neuron"] in NOISY_NEURONS else "-",
                     _or_dash(identity["training_seed"]),
                     _percent(clean["accuracy_mean"]),
                     _percent(clean["accuracy_std"]),
@@ -71,7 +75,7 @@ def _networks(document):
     note = f"{identities[0]['test_images']} test samples"
     if all(identity["training_seed"] is not None for identity in identities):
         note += ", none of which was trained on or chosen by"
-    return _html_table(head, rows) + _note(f"{note}. Sigma is the scale of the noise, where the neuron has any.")
+    return _html_table(head, rows) + _note(f"{note}. Sigma is the scale of the noise.")
 
 
 def _verdicts(document):
@@ -121,7 +125,8 @@ def _differences(row, with_p=False):
     cells = []
     for one in row["differences"]:
         cells += [_interval({**one, "mean": one["difference"]}), _bounds(one["seeds"]) or "-"]
-        cells += [f"{one['p_holm']:.3f}"] if with_p else []
+        if with_p:
+            cells.append("-" if one["seeds"]["low"] is None else f"{one['p_holm']:.3f}")
     return cells
 
 
