@@ -380,15 +380,23 @@ def test_gates_pass_what_is_sound_and_fail_what_is_not():
     assert gates.stronger_than_noise("attack", zero, zero, high).passed  # nothing was left for the attack to do
     assert gates.unbounded_attack_succeeds(zero).passed and not gates.unbounded_attack_succeeds(low).passed
     assert gates.planted_example_is_found(zero).passed and not gates.planted_example_is_found(low).passed
-    assert (
-        gates.vanishing_noise_is_no_noise(low, low).passed and not gates.vanishing_noise_is_no_noise(low, high).passed
-    )
     assert gates.nothing_comes_of_no_attack(low, low).passed
     assert not gates.nothing_comes_of_no_attack(low, high).passed
     ones = torch.ones(10, 1, 4, 4)
     assert gates.gradients_are_there(ones, ones).passed and "1.000" in gates.gradients_are_there(ones, ones).detail
     assert not gates.gradients_are_there(torch.zeros_like(ones), ones).passed
     assert not gates.gradients_are_there(ones, torch.where(torch.arange(4) == 1, torch.nan, ones)).passed
+
+
+def test_vanishing_noise_may_turn_images_both_ways_but_not_one_way():
+    some, others = (scored(*[float(i in turned) for i in range(50)], draws=1) for turned in (range(20), range(5, 25)))
+    assert gates.vanishing_noise_is_no_noise(some, some).passed
+    assert gates.vanishing_noise_is_no_noise(some, others).passed
+    many = scored(*[float(i < 35) for i in range(50)], draws=1)
+    assert not gates.vanishing_noise_is_no_noise(some, many).passed
+    assert not gates.vanishing_noise_is_no_noise(many, some).passed
+    everywhere = scored(*[0.2] * 50), scored(*[0.8] * 50)
+    assert not gates.vanishing_noise_is_no_noise(*everywhere).passed
 
 
 def test_chance_alone_does_not_fail_a_gate_but_a_real_rise_does():

@@ -124,9 +124,8 @@ def _no_attack(campaign, clean):
 
 
 def _vanishing(campaign, eps):
-    images, target = campaign.images[:IMAGES], campaign.target[:IMAGES]
     scores = []
     for twin in (vanishing_noise_twin(campaign.net), noiseless_twin(campaign.net)):
-        attacked = campaign.pgd(twin, "linf", eps, images=images, target=target, draws=1, keeps_best=False)
-        scores.append(campaign.score(attacked, twin, target))
+        attacked = campaign.pgd(twin, "linf", eps, draws=1, keeps_best=False)
+        scores.append(campaign.score(attacked, twin))
     return gates.vanishing_noise_is_no_noise(*scores)
