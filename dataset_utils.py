@@ -42,6 +42,7 @@ class ImageDataset:
         num_classes: K.
         mean, std: per channel of the training images, in [0, 1] pixel units.
         read: (root, download, workers) -> (train, test) as `LabelledImages`.
+        names: of the classes, in the order of the labels; none: the labels themselves.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ImageDataset:
     mean: tuple
     std: tuple
     read: Callable
+    names: tuple = ()
     has_pixels = True  # which tests perturb
 
     def load(self, root="", download=False, workers=4, lenient=False, how=None):
@@ -76,8 +78,8 @@ class ImageDataset:
 
     @property
     def classes(self):
-        """Names of the classes: their labels."""
-        return tuple(map(str, range(self.num_classes)))
+        """Names of the classes, in the order of the labels."""
+        return self.names or tuple(map(str, range(self.num_classes)))
 
     def input_shape(self, config):
         """(C, H, W) of the images that a network with this configuration sees."""
@@ -287,8 +289,13 @@ DATASETS = {
     for dataset in (
         ImageDataset("mnist5k", *_MNIST, _read_mnist5k),
         ImageDataset("mnist", *_MNIST, _torchvision_reader(torchvision.datasets.MNIST)),
-        ImageDataset("fashionmnist", *_FASHION, _torchvision_reader(torchvision.datasets.FashionMNIST)),
-        ImageDataset("cifar10", *_CIFAR10, _read_cifar10),
+        ImageDataset(
+            "fashionmnist",
+            *_FASHION,
+            _torchvision_reader(torchvision.datasets.FashionMNIST),
+            tuple(torchvision.datasets.FashionMNIST.classes),
+        ),
+        ImageDataset("cifar10", *_CIFAR10, _read_cifar10, CIFAR10_CLASSES),
         ImageDataset("cifar100", *_CIFAR100, _torchvision_reader(torchvision.datasets.CIFAR100)),
         EventDataset(
             "nmnist",

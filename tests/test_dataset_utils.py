@@ -74,6 +74,11 @@ def test_cifar10_is_read_from_a_folder_of_images(tmp_path, monkeypatch, place):
     assert torch.allclose(means, 20.0 * parts["train"].labels, atol=2)
 
 
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=lambda dataset: dataset.name)
+def test_every_class_has_a_name_of_its_own(dataset):
+    assert len(set(dataset.classes)) == len(dataset.classes) == dataset.num_classes
+
+
 @pytest.mark.parametrize(("size", "classes"), [(8, 10), (32, 12)])
 def test_a_folder_of_other_images_is_not_taken_for_cifar10(tmp_path, monkeypatch, size, classes):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
