@@ -49,7 +49,8 @@ def test_a_run_learns_and_resumes(tmp_path, stripes, amp):
     training = Training(config, stripes)
     assert training.device.type == "cuda"
     assert training.run()["accuracy"] > 0.9
-    assert len(checkpoint.read(training.folder / "last.pth")["rng"]["cuda"]) == torch.cuda.device_count()
+    (state,) = checkpoint.read(training.folder / "last.pth")["processes"]
+    assert len(state["rng"]["cuda"]) == torch.cuda.device_count()
 
 
 def test_a_network_compiles():

@@ -14,7 +14,10 @@ ALLOWED = {
     "testing": {"dataset_utils", "tools"},
 }
 # tools.engine receives model, criterion and batches; these modules know nothing above them either.
-LOWEST = {"engine", "optim", "augment", "batches", "files", "images", "metrics", "plots", "runlog"}
+LOWEST = {
+    *("engine", "distributed", "divergence", "interruption", "optim", "augment", "batches", "files", "images"),
+    *("metrics", "plots", "runlog"),
+}
 ENTRY_POINTS = ("evaluation", "testing", "cli")  # of which each may import those before it
 PROJECT = {"models", "crits", "tools", "dataset_utils", "main", "testing"}
 

@@ -1,10 +1,10 @@
 """Checkpoints: ours, which carry their whole configuration, and those of the published NSNN code."""
 
 import logging
-import os
 import pickle
 import random
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,11 @@ import torch
 
 from models import build_model, build_neuron
 
+from .files import write_atomically
+
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
+LAST, PREVIOUS = "last.pth", "previous.pth"  # of a run: its present state, and the one saved before
 
 # From our key names to those of the published networks; of a network's rules (pattern, replacement), all are tried.
 _RESNET = (
@@ -47,15 +50,83 @@ class CheckpointError(ValueError):
     """A file is no checkpoint, or not one that fits; the message names the file and what is wrong."""
 
 
-def save(path, content):
-    """Write a checkpoint so that a process killed meanwhile leaves the old file or the new one, never half of one."""
-    path = Path(path)
-    part = path.with_suffix(".part")
-    try:
-        torch.save({"format": FORMAT, **content}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def save(path, content, previous=None):
+    """Write a checkpoint so that a process killed meanwhile leaves the old file or the new one, never half of one.
+
+    Args:
+        path: of the file.
+        content: dictionary of tensors and plain data.
+        previous: None, or what the checkpoint that was there is renamed to.
+
+    Raises:
+        OSError: if it cannot be written, as where the disk is full; the old files are then as they were.
+    """
+    content = {"format": FORMAT, **content}
+    content["checksum"] = checksum(content)
+
+    def write(file):
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # of torch's writer, which has swallowed the reason
+            raise OSError(f"{path} cannot be written, is the disk full? {error}") from error
+
+    write_atomically(Path(path), write, previous)
+
+
+def save_last(folder, content):
+    """Write the checkpoint of a run's present state, `last.pth`, and keep the one before."""
+    save(Path(folder, LAST), content, previous=Path(folder, PREVIOUS))
+
+
+def holds_run(folder):
+    """Whether there is a checkpoint of a run in a folder, intact or not."""
+    return any(Path(folder, name).exists() for name in (LAST, PREVIOUS))
+
+
+def read_last(folder):
+    """The newest checkpoint of a run that is intact: (its path, its content).
+
+    Raises:
+        FileNotFoundError: if there is none.
+        CheckpointError: if there is, but none is intact.
+    """
+    paths = [path for name in (LAST, PREVIOUS) if (path := Path(folder, name)).exists()]
+    problems = []
+    for path in paths:
+        try:
+            content = read(path)
+        except CheckpointError as error:
+            logger.warning("%s; looking for the one before", error)
+            problems.append(str(error))
+            continue
+        return path, content
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    raise FileNotFoundError(f"no checkpoint in {Path(folder).resolve()}: neither {LAST} nor {PREVIOUS}")
+
+
+def checksum(content):
+    """CRC-32 of all tensors and plain data of a nested dictionary, in its order; what is named "checksum" is left out.
+
+    Against damage, not against forgery.
+    """
+    return _checksum({name: value for name, value in content.items() if name != "checksum"}, 0)
+
+
+def _checksum(value, crc):
+    if isinstance(value, torch.Tensor):
+        crc = zlib.crc32(f"{value.dtype} {list(value.shape)}".encode(), crc)
+        flat = value.detach().cpu().contiguous().flatten()
+        return zlib.crc32(flat.view(torch.uint8).numpy().data, crc) if len(flat) else crc
+    if isinstance(value, dict):
+        for key, item in value.items():
+            crc = _checksum(item, zlib.crc32(repr(key).encode(), crc))
+        return zlib.crc32(b"}", crc)
+    if isinstance(value, list | tuple):
+        for item in value:
+            crc = _checksum(item, crc)
+        return zlib.crc32(b"]", crc)
+    return zlib.crc32(repr(value).encode(), crc)
 
 
 def read(path):
@@ -63,7 +134,7 @@ def read(path):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is no checkpoint.
+        CheckpointError: if it is no checkpoint, or damaged.
     """
     with open(path, "rb") as file:  # so that an absent file is told apart from a damaged one
         try:
@@ -74,6 +145,8 @@ def read(path):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary")
     if "config" in content and content.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
+    if "checksum" in content and content["checksum"] != checksum(content):
+        raise CheckpointError(f"{path} is damaged: its content is not what its checksum says")
     return content
 
 
@@ -141,6 +214,13 @@ def _published_key(key, model):
     for pattern, replacement in PUBLISHED_KEYS[model]:
         key = re.sub(pattern, replacement, key)
     return key
+
+
+def seed_generators(seed):
+    """Seed every random generator a run may use."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def rng_state():

@@ -2,11 +2,14 @@
 
 import contextlib
 import logging
+import signal
 import sys
 
-from . import engine
+from . import distributed
 from .config import EvaluationConfig, TrainConfig, parse
+from .divergence import Diverged
 from .experiment import Training
+from .interruption import Interrupted
 from .testing import run_tests
 
 logger = logging.getLogger(__name__)
@@ -24,12 +27,15 @@ def train(dataset, defaults=None, argv=None):
         {"loss", "accuracy"} on the test images.
 
     Raises:
-        SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite.
+        SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite; when stopped by a
+            signal, with exit code 128 + its number, or at the end of --max_minutes with 0.
     """
     config, given = parse(TrainConfig, argv, defaults, dataset.name, f"Train a spiking network on {dataset.name}.")
     _configure_logging(config.debug)
-    with _readable_errors(config.debug):
-        return Training(config, dataset, given).run()
+    with _readable_errors(config.debug), distributed.joined() as processes:
+        if not processes.is_first:
+            logging.getLogger().setLevel(logging.ERROR)
+        return Training(config, dataset, given, processes).run()
 
 
 def test(dataset, defaults=None, argv=None, other_datasets=None):
@@ -56,7 +62,12 @@ def _readable_errors(debug):
     """Turn errors that the user can act on into one line and exit code 1; with --debug, show where they arose."""
     try:
         yield
-    except (engine.Diverged, OSError, ValueError) as error:  # CheckpointError is a ValueError
+    except Interrupted as error:
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # where nothing was to be saved
+        logger.error("stopped")
+        sys.exit(128 + signal.SIGINT)
+    except (Diverged, OSError, ValueError) as error:  # CheckpointError is a ValueError
         logger.error("error: %s", error, exc_info=debug)
         sys.exit(1)
 

@@ -95,7 +95,8 @@ class TrainConfig(RunConfig):
         "passes over the training images; with --resume it may be raised, and the schedule is the longer one's",
         low=1,
     )
-    minibatch: int = option(64, "images per batch", low=1)
+    minibatch: int = option(64, "images per batch, and of each process", low=1)
+    accumulate: int = option(1, "batches whose gradients make one step, as one large batch would", low=1)
     lr: float = option(3e-3, "learning rate (the highest one of a schedule)", low=0.0)
     optim: str = option("adam", "optimiser", choices=tuple(OPTIMIZERS))
     weight_decay: float = option(0.0, "weight decay (not of learnt decays and noise scales)", low=0.0)
@@ -105,6 +106,12 @@ class TrainConfig(RunConfig):
     amp: str = option("no", "automatic mixed precision", choices=AMP)
     channels_last: bool = option(True, "channels-last memory format, which convolutions are fastest in")
     compile: bool = option(False, "torch.compile the network for training")
+    sync_bn: bool = option(False, "several processes: batch normalisation over the batches of all (CUDA)")
+    on_nonfinite: str = option(
+        "stop",
+        "at a loss or gradient that is not finite: stop, skip the step, or roll back to the last checkpoint",
+        choices=("stop", "skip", "rollback"),
+    )
     # augmentation of training images
     crop_padding: int = option(0, "random crop after padding by this many pixels; 0: none", low=0)
     flip: bool = option(False, "random horizontal flip")
@@ -123,7 +130,12 @@ class TrainConfig(RunConfig):
     # run
     results: str = option("results", "folder of all results")
     run_dir: str = option("", "folder of this run, instead of <results>/<dataset>/<model>-<neuron>/<time>-s<seed>")
-    resume: str = option("", "continue a run: its folder or last.pth", type=str)
+    resume: str = option(
+        "", "continue a run: its folder or last.pth; auto: that in --run_dir, if there is one", type=str
+    )
+    save_minutes: float = option(10.0, "save the state so often, besides after every epoch; 0: no", low=0.0)
+    save_steps: int = option(0, "save the state every so many steps of an epoch; 0: no", low=0)
+    max_minutes: float = option(0.0, "stop after so long, with everything saved; 0: no limit", low=0.0)
     plot_spike_rate: bool = option(False, "log the firing rate of every layer")
     histograms: bool = option(True, "log histograms of weights and gradients, every epoch")
 

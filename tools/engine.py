@@ -10,15 +10,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from .distributed import Processes
+from .divergence import DivergenceWatch
 from .metrics import accuracy, mean_prediction, negative_log_likelihood
 
 logger = logging.getLogger(__name__)
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-CHECK_EVERY = 25  # steps between looks at the losses on an accelerator: each look waits for it
-
-
-class Diverged(RuntimeError):
-    """Loss, gradient or weights became infinite or not a number; the message names epoch and step."""
 
 
 @dataclasses.dataclass
@@ -52,54 +49,159 @@ class ForwardPass:
         return logits.float()
 
 
-def train_one_epoch(
-    net, criterion, optimizer, scheduler, scaler, batches, forward, *, epoch, regularizer=None, clip_grad=0.0, ema=None
-):
-    """One pass over the training batches.
+@dataclasses.dataclass
+class Learner:
+    """All that a training step needs.
 
     Args:
-        net: images [B, C, H, W], timesteps -> logits [T, B, K].
+        net: images, timesteps -> logits [T, B, K].
         criterion: logits [T, B, K], target [B] -> scalar.
-        optimizer, scheduler: both stepped after every batch.
+        optimizer, scheduler: both stepped after every step.
         scaler: `torch.amp.GradScaler` (disabled unless amp is "fp16").
-        batches: iterable with a length, of (images, target) on the device.
         forward: `ForwardPass`.
-        epoch: its number, for messages.
         regularizer: None, or (weight, penalty): penalty(net) -> scalar, penalty.watching(net) -> context.
         clip_grad: largest norm of the gradient; 0: no clipping.
         ema: None, or an averaged network with `update_parameters(net)`.
+        accumulate: batches whose gradients are averaged in one step.
+        recovery: None: a loss or gradient that is not finite is an error. Or one of `divergence`: has `remember()`,
+            called before a step, and `recover()`, which undoes it. Each step then waits for its numbers.
+        processes: `distributed.Processes`; with several, `net` averages gradients over them and has `no_sync()`.
+    """
+
+    net: torch.nn.Module
+    criterion: object
+    optimizer: torch.optim.Optimizer
+    scheduler: object
+    scaler: torch.amp.GradScaler
+    forward: ForwardPass
+    regularizer: tuple | None = None
+    clip_grad: float = 0.0
+    ema: torch.nn.Module | None = None
+    accumulate: int = 1
+    recovery: object | None = None
+    processes: Processes = Processes()
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a pass over the training batches has come: what a checkpoint needs to go on with the next step.
+
+    Args:
+        order: of the samples, int64 [N].
+        lr: learning rate of the first step.
+        losses: of each step, scalars on the device.
+        correct: number of samples classified correctly, int64 scalar on the device.
+        steps: that are done.
+        seen: samples in them.
+        skipped: of the steps, those that were not finite and were undone.
+        skipped_in_a_row: the latest of them.
+        seconds: that all took.
+    """
+
+    order: torch.Tensor
+    lr: float
+    losses: list
+    correct: torch.Tensor
+    steps: int = 0
+    seen: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def start(cls, learner, batches):
+        """Of a new pass over `batches.Batches`, in an order that all processes share."""
+        order = learner.processes.from_first(batches.order)
+        correct = torch.zeros((), dtype=torch.int64, device=learner.forward.device)
+        return cls(order, learner.scheduler.get_last_lr()[0], [], correct)
+
+    def state(self):
+        """As plain data and tensors."""
+        losses = torch.stack(self.losses).cpu() if self.losses else torch.zeros(0)
+        return {**vars(self), "losses": losses, "correct": self.correct.item()}
+
+    @classmethod
+    def from_state(cls, state, device):
+        losses = list(state["losses"].to(device))
+        return cls(**{**state, "losses": losses, "correct": torch.tensor(state["correct"], device=device)})
+
+
+def train_one_epoch(learner, batches, epoch, progress=None, after_step=None):
+    """One pass over the training batches.
+
+    Args:
+        learner: `Learner`.
+        batches: `batches.Batches` of (images, target) on the device; their number is a multiple of
+            `learner.accumulate`.
+        epoch: its number, for messages.
+        progress: None, or `Progress` of a pass that was interrupted.
+        after_step: None, or a function of the `Progress`, called between steps; it may raise to interrupt the pass.
 
     Returns:
-        {"loss", "accuracy", "images_per_s"} of the pass.
+        {"loss", "accuracy", "images_per_s"} of the pass, in all processes together, and with a recovery
+        "skipped_steps".
 
     Raises:
         Diverged: naming epoch and step.
     """
-    net.train()
-    watch = _DivergenceWatch(epoch, forward.device)
-    correct, seen = torch.zeros((), dtype=torch.int64, device=forward.device), 0
-    start = time.perf_counter()
-    for images, target in tqdm(batches, f"epoch {epoch}", unit="batch", disable=None, leave=False):
-        optimizer.zero_grad(set_to_none=True)
-        logits, loss = _loss(net, criterion, images, target, forward, regularizer)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(net.parameters(), clip_grad or math.inf)
-        # fp16 has gradients that overflow now and then; the scaler then skips the step.
-        watch.add(loss.detach(), None if scaler.is_enabled() else norm)
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        if ema is not None:
-            ema.update_parameters(net)
+    learner.net.train()
+    processes, device = learner.processes, learner.forward.device
+    progress = progress or Progress.start(learner, batches)
+    watch = DivergenceWatch(epoch, device, progress)
+    start = time.perf_counter() - progress.seconds
+    coming = batches.passing(progress.order, progress.steps * learner.accumulate)
+    steps = range(progress.steps, len(batches) // learner.accumulate)
+    options = dict(initial=progress.steps, total=steps.stop, disable=None if processes.is_first else True)
+    for _ in tqdm(steps, f"epoch {epoch}", unit="step", leave=False, **options):
+        progress.steps += 1
+        _step(learner, coming, watch, progress)
+        progress.seconds = time.perf_counter() - start
+        if after_step is not None:
+            after_step(progress)
+    watch.finish(learner.net)
+    of_this_process = [torch.stack(progress.losses).mean().item(), progress.correct.item(), progress.seen]
+    loss, correct, seen = processes.sum(torch.tensor(of_this_process, dtype=torch.float64)).tolist()
+    return {
+        "loss": loss / processes.count,
+        "accuracy": correct / seen,
+        "images_per_s": seen / progress.seconds,
+        **({} if learner.recovery is None else {"skipped_steps": progress.skipped}),
+    }
+
+
+def _step(learner, batches, watch, progress):
+    """One step of the optimiser, by the mean gradient of the next batches; or nothing, if that is not finite."""
+    net, scaler, optimizer = learner.net, learner.scaler, learner.optimizer
+    if learner.recovery is not None:
+        learner.recovery.remember()
+    optimizer.zero_grad(set_to_none=True)
+    losses, correct, seen = [], 0, 0
+    for missing in reversed(range(learner.accumulate)):
+        images, target = next(batches)
+        waits = learner.processes.count > 1 and missing  # gradients are exchanged once for all batches of the step
+        with net.no_sync() if waits else contextlib.nullcontext():
+            logits, loss = _loss(net, learner.criterion, images, target, learner.forward, learner.regularizer)
+            scaler.scale(loss / learner.accumulate).backward()
+        losses.append(loss.detach())
         correct += (logits.detach().mean(0).argmax(-1) == target).sum()
         seen += len(target)
-    watch.finish(net)
-    return {
-        "loss": torch.stack(watch.losses).mean().item(),
-        "accuracy": correct.item() / seen,
-        "images_per_s": seen / (time.perf_counter() - start),
-    }
+    loss = torch.stack(losses).mean()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), learner.clip_grad or math.inf)
+    if scaler.is_enabled():  # fp16 has gradients that overflow now and then; the scaler then skips the step
+        norm = torch.zeros_like(norm)
+    if learner.recovery is not None and not watch.allows(loss, norm, learner.processes):
+        scaler.update()
+        learner.recovery.recover()
+    else:
+        watch.add(loss, norm)
+        scaler.step(optimizer)
+        scaler.update()
+        if learner.ema is not None:
+            learner.ema.update_parameters(net)
+        progress.correct += correct
+        progress.seen += seen
+    learner.scheduler.step()
 
 
 def _loss(net, criterion, images, target, forward, regularizer):
@@ -111,43 +213,6 @@ def _loss(net, criterion, images, target, forward, regularizer):
     with penalty.watching(net):
         logits = forward(net, images)
         return logits, criterion(logits, target) + weight * penalty(net)
-
-
-class _DivergenceWatch:
-    """Looks for losses, gradients and weights that are not finite.
-
-    The loss alone would not do: a comparison with a threshold turns a NaN potential into "no spike",
-    so that a network of NaN weights may have a finite loss.
-    """
-
-    def __init__(self, epoch, device):
-        self.epoch = epoch
-        self.check_every = 1 if device.type == "cpu" else CHECK_EVERY
-        self.losses = []
-        self.norms = []
-
-    def add(self, loss, norm):
-        """Loss and norm of the gradient (or None) of one step, before the step changes the weights."""
-        self.losses.append(loss)
-        self.norms.append(torch.zeros_like(loss) if norm is None else norm)
-        if len(self.losses) % self.check_every == 0:
-            self._check()
-
-    def finish(self, net):
-        """After the last step: its numbers, and all weights and buffers."""
-        self._check()
-        for name, value in net.state_dict().items():
-            if not torch.isfinite(value).all():
-                raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {len(self.losses)}")
-
-    def _check(self):
-        first = max(0, len(self.losses) - self.check_every)
-        for what, values in (("loss", self.losses[first:]), ("norm of the gradient", self.norms[first:])):
-            bad = torch.isfinite(torch.stack(values)).logical_not().nonzero() if values else []
-            if len(bad):
-                index = bad[0].item()
-                step = first + index + 1
-                raise Diverged(f"the {what} became {values[index].item()} in epoch {self.epoch}, step {step}")
 
 
 def folded_draws(net, images, forward, draws):
@@ -182,7 +247,7 @@ def predict(net, images, forward, draws=1):
 
 
 @torch.no_grad()
-def predict_all(net, batches, forward, *, draws=1, transform=None, description="evaluating"):
+def predict_all(net, batches, forward, *, draws=1, transform=None, description="evaluating", processes=Processes()):
     """One pass over test or validation batches.
 
     Args:
@@ -192,18 +257,20 @@ def predict_all(net, batches, forward, *, draws=1, transform=None, description="
         draws: independent noise draws of each sample.
         transform: None, or a function of a batch of images in [0, 1] and their labels, applied to the pixels first.
         description: of the progress bar.
+        processes: `distributed.Processes`; each has batches of its own, and sees the results of all.
 
     Returns:
         Log-probabilities of all samples [draws, N, K] and their labels [N], on the device.
     """
     net.eval()
     outputs, targets = [], []
-    for images, target in tqdm(batches, description, unit="batch", disable=None, leave=False):
+    is_hidden = None if processes.is_first else True  # None: shown on a terminal
+    for images, target in tqdm(batches, description, unit="batch", disable=is_hidden, leave=False):
         if transform is not None:
             images = transform(images, target)
         outputs.append(predict(net, images, forward, draws))
         targets.append(target)
-    return torch.cat(outputs, 1), torch.cat(targets)
+    return processes.concatenated(torch.cat(outputs, 1), 1), processes.concatenated(torch.cat(targets))
 
 
 def evaluate(net, batches, forward, **options):

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -13,15 +15,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from crits import SRIP, TET, FiringRate, Gramian, RateCrossEntropy
 from models import noise_generator
 
-from . import checkpoint, engine, optim
+from . import checkpoint, distributed, engine, optim
+from .divergence import Diverged, Rollback, Skip
+from .files import check_writable, remove_parts, write_text_atomically
+from .interruption import Interrupted, Interruption
 from .monitor import firing_rates
-from .networks import build_network, memory_format, set_up_torch, stored_config
+from .networks import build_network, memory_format, set_up_torch
 from .runlog import RunLog, make_run_folder
+from .state import AUTO, RunState, read_run
 
 logger = logging.getLogger(__name__)
 EVALUATION_SEED = 1_000_003  # of the noise in validation and in the final test: separate from training's
 DEBUG_BATCHES = 5
-RESUMABLE = {"resume", "epochs", "device", "threads", "workers", "data_root", "download", "lenient", "plot_spike_rate"}
+RANK_SEEDS = 1_000_033  # between the seeds of two processes of a run
 REGULARIZERS = {
     "gram": lambda config: Gramian(),
     "srip": lambda config: SRIP(),
@@ -54,71 +60,113 @@ class Training:
         config: `TrainConfig`; with `config.resume`, the run's own configuration replaces it.
         dataset: has name, num_classes, mean, std, and input_shape(), load() and augmentation() of `dataset_utils`.
         given: names of the settings that the user gave; in a resumed run, few may differ.
+        processes: `distributed.Processes` that train together; `config.minibatch` is the number of images of each.
 
     Raises:
         ValueError: for settings that do not go together, or cannot change in a resumed run.
         FileNotFoundError: if the data, or the run to resume, are not there.
+        OSError: if nothing can be written into the folder of the run.
     """
 
-    def __init__(self, config, dataset, given=()):
+    def __init__(self, config, dataset, given=(), processes=distributed.Processes()):
+        config = _resolved(config)
         resumed = None
         if config.resume:
-            resumed, config = _read_run(config, dataset, given)
+            folder, resumed, config = processes.from_first(lambda: read_run(config, dataset, given, processes))
+        self.config, self.dataset, self.processes = config, dataset, processes
+        self.device = set_up_torch(config)
+        self._check()
+        self.folder = folder if resumed else processes.from_first(self._make_folder)
+        if processes.is_first:
+            check_writable(self.folder)
+            remove_parts(self.folder)
+        try:
+            self._load()
+            self._build()
+        except BaseException:
+            if processes.is_first and not any(self.folder.iterdir()):
+                self.folder.rmdir()
+            raise
+        self.first_epoch, self.best, self.progress = 1, None, None
+        if resumed is not None:
+            self.progress = self.state.restore(resumed)
+            self.first_epoch, self.best = resumed["epochs_done"] + 1, resumed["best"]
+        self.interruption = Interruption(config.max_minutes)
+        self.log = RunLog(self.folder, self.first_epoch) if processes.is_first else None
+
+    def _check(self):
+        config = self.config
         if config.compile and config.reg == "rate":
             raise ValueError("--compile and --reg rate do not go together: compiled networks run no hooks")
-        self.config = config
-        self.dataset = dataset
-        self.device = set_up_torch(config)
-        self.forward = engine.ForwardPass(self.device, config.timestep, config.amp)
-        data = dataset.load(config.data_root, config.download, config.workers, config.lenient, config)
-        self.validation_images = len(data["val"])
-        self._make_batches(data)
-        torch.manual_seed(config.seed)
-        self._build()
-        self.first_epoch, self.best = 1, None
-        if resumed is not None:
-            self._restore(resumed)
-        self.folder = self._make_folder()
-        self.log = RunLog(self.folder, self.first_epoch)
+        if config.sync_bn and self.device.type != "cuda":
+            raise ValueError("--sync_bn needs CUDA devices: PyTorch's SyncBatchNorm has no other implementation")
 
-    def _make_batches(self, data):
+    def _load(self):
         config = self.config
+        with self.processes.first_goes_ahead():  # of many that download or decode the same, one would do for all
+            data = self.dataset.load(config.data_root, config.download, config.workers, config.lenient, config)
+        self.validation_images = len(data["val"])
         options = dict(
             batch_size=config.minibatch,
             device=self.device,
             memory_format=memory_format(config),
             limit=DEBUG_BATCHES if config.debug else None,
         )
-        self.batches = {
-            "train": data["train"].batches(shuffle=True, augment=self.dataset.augmentation(config), **options),
-            "val": data["val"].batches(**options),
-            "test": data["test"].batches(**options),
-        }
+        augment = self.dataset.augmentation(config)
+        share = dict(shuffle=True, augment=augment, accumulate=config.accumulate, processes=self.processes)
+        self.batches = {"train": data["train"].batches(**share, **options)}
+        for part in ("val", "test"):
+            own = data[part]
+            if self.processes.count > 1:
+                own = own.subset(self.processes.part(len(own)))
+            self.batches[part] = own.batches(**options)
 
     def _build(self):
-        config = self.config
-        self.net = build_network(config, self.dataset)
-        optim.initialise(self.net, config.init)
-        self.net.to(self.device, memory_format=memory_format(config))
-        self.trained = torch.compile(self.net) if config.compile else self.net
-        self.criterion = build_criterion(config)
-        self.regularizer = build_regularizer(config)
-        self.optimizer = optim.build_optimizer(config.optim, self.net, config.lr, config.weight_decay)
-        steps = config.epochs * len(self.batches["train"])
-        self.scheduler = optim.build_scheduler(config.scheduler, self.optimizer, steps)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.ema = None
+        config, processes = self.config, self.processes
+        checkpoint.seed_generators(config.seed)  # the same weights everywhere
+        net = build_network(config, self.dataset)
+        optim.initialise(net, config.init)
+        if config.sync_bn:
+            net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        self.net = net.to(self.device, memory_format=memory_format(config))
+        trained = processes.replicated(self.net, self.device)
+        optimizer = optim.build_optimizer(config.optim, self.net, config.lr, config.weight_decay)
+        steps = config.epochs * len(self.batches["train"]) // config.accumulate
+        averaged = None
         if config.ema:
-            self.ema = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            averaged = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        learner = engine.Learner(
+            net=torch.compile(trained) if config.compile else trained,
+            criterion=build_criterion(config),
+            optimizer=optimizer,
+            scheduler=optim.build_scheduler(config.scheduler, optimizer, steps),
+            scaler=torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16"),
+            forward=engine.ForwardPass(self.device, config.timestep, config.amp),
+            regularizer=build_regularizer(config),
+            clip_grad=config.clip_grad,
+            ema=averaged,
+            accumulate=config.accumulate,
+            processes=processes,
+        )
+        self.learner, self.state = learner, RunState(learner, self.net)
+        learner.recovery = self._recovery()
+        if not processes.is_first:  # noise and augmentation differ
+            checkpoint.seed_generators(config.seed + RANK_SEEDS * processes.rank)
+
+    def _recovery(self):
+        if self.config.on_nonfinite == "skip":
+            return Skip(self.net)
+        if self.config.on_nonfinite == "rollback":
+            read = lambda: checkpoint.read_last(self.folder)[1]  # noqa: E731
+            return Rollback(lambda: self.state.roll_back(self.processes.from_first(read)))
+        return None
 
     def _make_folder(self):
         config = self.config
-        if config.resume:
-            return _last_checkpoint(config.resume).parent
         if not config.run_dir:
             return make_run_folder(config.results, self.dataset.name, config.model, config.neuron, config.seed)
         folder = Path(config.run_dir)
-        if (folder / "last.pth").exists():
+        if checkpoint.holds_run(folder):
             raise ValueError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -126,7 +174,7 @@ class Training:
     @property
     def evaluated(self):
         """The network that validation and test see: the averaged one, where there is one."""
-        return self.net if self.ema is None else self.ema.module
+        return self.net if self.learner.ema is None else self.learner.ema.module
 
     def run(self):
         """Train to the last epoch, then test the best epoch's network, once.
@@ -135,18 +183,25 @@ class Training:
             {"loss", "accuracy"} on the test images.
 
         Raises:
-            engine.Diverged: last.pth is then that of the last good epoch.
+            Diverged: last.pth is then as it was saved last.
+            Interrupted: by a signal, or as the time is over; last.pth then has the state of this moment.
         """
         config = self.config
-        logger.info("%s: %s", self.folder, _describe(self.net))
-        if self.first_epoch > config.epochs and (self.folder / "test.json").exists():
+        logger.info("%s: %s", self.folder, self._describe())
+        if self.first_epoch > config.epochs and (done := self.processes.from_first(self._tested)):
             logger.info("all %d epochs are done, and the test too; --epochs asks for more", config.epochs)
-            return json.loads((self.folder / "test.json").read_text())
-        settings = {**dataclasses.asdict(config), "resume": ""}  # so that config.yaml is a recipe of the whole run
-        self.log.write_config({"dataset": self.dataset.name, **settings})
-        if self.first_epoch == 1:
-            self._save(0)  # so that a run that diverges at once leaves a checkpoint too
-        with torch.autograd.set_detect_anomaly(config.debug), contextlib.closing(self.log):
+            return done
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.interruption)
+            stack.enter_context(self._saying_how_to_go_on())
+            stack.enter_context(torch.autograd.set_detect_anomaly(config.debug))
+            if self.log:
+                stack.callback(self.log.close)
+                settings = {**dataclasses.asdict(config), "resume": ""}  # so that it is a recipe of the whole run
+                self.log.write_config({"dataset": self.dataset.name, **settings})
+            if self.first_epoch == 1 and self.progress is None:
+                self._save(0)  # so that a run that diverges at once leaves a checkpoint too
+            self.saved_at = time.monotonic()
             for epoch in range(self.first_epoch, config.epochs + 1):
                 row = self._epoch(epoch)
                 logger.info(
@@ -158,41 +213,64 @@ class Training:
                     100 * row["val_accuracy"],
                     row["train_images_per_s"],
                 )
-        return self._test()
+            return self._test()
 
     def _epoch(self, epoch):
-        lr = self.scheduler.get_last_lr()[0]
-        trained = engine.train_one_epoch(
-            self.trained,
-            self.criterion,
-            self.optimizer,
-            self.scheduler,
-            self.scaler,
-            self.batches["train"],
-            self.forward,
-            epoch=epoch,
-            regularizer=self.regularizer,
-            clip_grad=self.config.clip_grad,
-            ema=self.ema,
-        )
-        watch = firing_rates(self.evaluated) if self.config.plot_spike_rate else contextlib.nullcontext()
-        with evaluation_noise(self.device), watch as record:
-            validated = engine.evaluate(self.evaluated, self.batches["val"], self.forward, description="validation")
+        batches = self.batches["train"]
+        progress, self.progress = self.progress or engine.Progress.start(self.learner, batches), None
+        try:
+            after_step = functools.partial(self._between_steps, epoch)
+            trained = engine.train_one_epoch(self.learner, batches, epoch, progress, after_step)
+            validated, rates = self._validate()
+        except Interrupted:
+            self._save(epoch - 1, progress)
+            raise
         if not math.isfinite(validated["loss"]):
-            raise engine.Diverged(f"the validation loss became {validated['loss']} after epoch {epoch}")
+            raise Diverged(f"the validation loss became {validated['loss']} after epoch {epoch}")
         row = {
             "epoch": epoch,
-            "lr": lr,
+            "lr": progress.lr,
             **{f"train_{name}": value for name, value in trained.items()},
             **{f"val_{name}": value for name, value in validated.items()},
+            **({"firing_rates": rates} if rates else {}),
         }
-        if record is not None:
-            row["firing_rates"] = record.rates()
-        self.log.epoch(row)
-        if self.config.histograms:
-            self.log.histograms(self.net, epoch)
+        if self.log:
+            self.log.epoch(row)
+            if self.config.histograms:
+                self.log.histograms(self.net, epoch)
         self._keep(epoch, validated)
         return row
+
+    def _between_steps(self, epoch, progress):
+        """Save where that is due, or stop where that was asked for: all processes after the same step."""
+        config = self.config
+        is_due = config.save_steps and progress.steps % config.save_steps == 0
+        is_due |= config.save_minutes and time.monotonic() - self.saved_at > 60 * config.save_minutes
+        request, is_due = self.processes.largest([self.interruption.request, int(is_due)])
+        if request:
+            raise Interrupted(request)
+        if is_due:
+            self._save(epoch - 1, progress)
+
+    def _validate(self):
+        """The results on the validation images, and the firing rates, or None."""
+        self.processes.share(self.evaluated)  # each has running statistics of its own
+        watch = firing_rates(self.evaluated) if self.config.plot_spike_rate else contextlib.nullcontext()
+        with watch as record:
+            validated = self._evaluate("val", "validation")
+        return validated, record and record.rates(self.processes)
+
+    def _evaluate(self, part, description):
+        # Several processes must stop at the same place, and here they have different numbers of batches.
+        at_once = self.interruption.at_once() if self.processes.count == 1 else contextlib.nullcontext()
+        with at_once, evaluation_noise(self.device, EVALUATION_SEED + RANK_SEEDS * self.processes.rank):
+            return engine.evaluate(
+                self.evaluated,
+                self.batches[part],
+                self.learner.forward,
+                description=description,
+                processes=self.processes,
+            )
 
     def _keep(self, epoch, validated):
         """Save the state after an epoch, and the network if `is_as_good` as the best before."""
@@ -200,43 +278,41 @@ class Training:
         if is_as_good(validated["accuracy"], highest, self.validation_images):
             self.best = {"epoch": epoch, **validated, "highest_accuracy": max(highest, validated["accuracy"])}
             content = {"model": self.evaluated.state_dict(), "metrics": self.best, **self._identity()}
-            checkpoint.save(self.folder / "best.pth", content)
+            if self.processes.is_first:
+                checkpoint.save(self.folder / "best.pth", content)
         self._save(epoch)
 
     def _identity(self):
         return {"config": dataclasses.asdict(self.config), "dataset": self.dataset.name}
 
-    def _save(self, epochs_done):
-        content = {
-            **self._identity(),
-            "epochs_done": epochs_done,
-            "best": self.best,
-            "model": self.net.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "rng": checkpoint.rng_state(),
-        }
-        checkpoint.save(self.folder / "last.pth", content)
+    def _save(self, epochs_done, progress=None):
+        """Save the state after an epoch, or with its `progress` within the next one."""
+        state = self.state.content(progress)
+        if self.processes.is_first:
+            content = {**self._identity(), "epochs_done": epochs_done, "best": self.best, **state}
+            checkpoint.save_last(self.folder, content)
+        self.saved_at = time.monotonic()
 
-    def _restore(self, state):
-        self.net.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.first_epoch, self.best = state["epochs_done"] + 1, state["best"]
-        checkpoint.set_rng_state(state["rng"])  # last: everything above may draw numbers
+    @contextlib.contextmanager
+    def _saying_how_to_go_on(self):
+        try:
+            yield
+        except Interrupted as error:
+            logger.info("stopped (%s); everything is saved: --resume %s continues", error, self.folder)
+            raise
+
+    def _tested(self):
+        """What the test gave, or None if there was none."""
+        path = self.folder / "test.json"
+        return json.loads(path.read_text()) if path.exists() else None
 
     def _test(self):
-        best = checkpoint.read(self.folder / "best.pth")
+        best = self.processes.from_first(lambda: checkpoint.read(self.folder / "best.pth"))
         self.evaluated.load_state_dict(best["model"])
-        with evaluation_noise(self.device):
-            result = engine.evaluate(self.evaluated, self.batches["test"], self.forward, description="test")
+        result = self._evaluate("test", "test")
         report = {"epoch": best["metrics"]["epoch"], "val_accuracy": best["metrics"]["accuracy"], **result}
-        (self.folder / "test.json").write_text(json.dumps(report, indent=2) + "\n")
+        if self.processes.is_first:
+            write_text_atomically(self.folder / "test.json", json.dumps(report, indent=2) + "\n")
         logger.info(
             "test accuracy %.2f %%, loss %.4f (epoch %d, chosen in validation); results are in %s",
             100 * result["accuracy"],
@@ -245,6 +321,15 @@ class Training:
             self.folder,
         )
         return result
+
+    def _describe(self):
+        parameters = sum(parameter.numel() for parameter in self.net.parameters())
+        config, count = self.config, self.processes.count
+        text = f"{type(self.net).__name__} with {parameters:,} parameters"
+        if config.accumulate * count > 1:
+            images = config.minibatch * config.accumulate * count
+            text += f"; {images} images a step: {config.minibatch} x {config.accumulate} batches x {count} processes"
+        return text
 
 
 def is_as_good(accuracy, highest, images):
@@ -265,30 +350,14 @@ def is_as_good(accuracy, highest, images):
     return accuracy >= highest - math.sqrt(highest * (1 - highest) / images)
 
 
-def _describe(net):
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    return f"{type(net).__name__} with {parameters:,} parameters"
-
-
-def _last_checkpoint(path):
-    path = Path(path)
-    return path / "last.pth" if path.is_dir() else path
-
-
-def _read_run(config, dataset, given):
-    """The checkpoint of the run to resume, and its configuration with the few changes allowed."""
-    path = _last_checkpoint(config.resume)
-    state = checkpoint.read(path)
-    if "optimizer" not in state:
-        raise ValueError(f"{path} cannot be resumed: it holds a network only; take the run's last.pth")
-    if state["dataset"] != dataset.name:
-        raise ValueError(f"{path} was trained on {state['dataset']}, this script is for {dataset.name}")
-    stored = stored_config(state, path)
-    for name in sorted(given):
-        value = getattr(config, name)
-        if name not in RESUMABLE and value != getattr(stored, name):
-            raise ValueError(f"a resumed run keeps its {name} = {getattr(stored, name)!r}; {value!r} was asked for")
-    if config.epochs != stored.epochs and "epochs" in given and stored.scheduler == "onecycle":
-        raise ValueError("the onecycle schedule ends where it was planned to end: its epochs cannot be changed")
-    changes = {name: getattr(config, name) for name in RESUMABLE & {*given, "resume"}}
-    return state, dataclasses.replace(stored, **changes)
+def _resolved(config):
+    """The configuration, with the run to resume where that is to be found out: by the user's wish, or torchrun's."""
+    restarted, may_restart = distributed.restarts()
+    if config.resume not in ("", AUTO):
+        return config
+    if not config.run_dir and (config.resume or may_restart):
+        reason = "--resume auto" if config.resume else "torchrun --max-restarts"
+        raise ValueError(f"{reason} needs --run_dir, to find the run again")
+    if not config.resume and not restarted:
+        return config
+    return dataclasses.replace(config, resume=config.run_dir if checkpoint.holds_run(config.run_dir) else "")

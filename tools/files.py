@@ -23,19 +23,39 @@ def write_text_atomically(path, text):
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def write_atomically(path, write):
+def write_atomically(path, write, previous=None):
     """Write a file so that other processes see the whole of it or nothing; its folder is made if need be.
 
     Args:
         path: `Path` of the file.
         write: function that is given the open binary file.
+        previous: None, or what the file that was there is renamed to; a process killed in between leaves no `path`.
+
+    Raises:
+        OSError: if it cannot be written; what was there is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # not tempfile, which would hide it from other users
     try:
         with open(part, "xb") as file:
             write(file)
+            file.flush()
+            os.fsync(file.fileno())  # else a machine that loses power may keep the new name and not the content
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def check_writable(folder):
+    """Raise PermissionError if no file can be made in a folder."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{Path(folder).resolve()} cannot be written into")
+
+
+def remove_parts(folder):
+    """Remove what processes that were killed while they wrote have left in a folder that nobody else writes into."""
+    for part in Path(folder).glob("*.part"):
+        part.unlink(missing_ok=True)

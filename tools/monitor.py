@@ -2,6 +2,9 @@
 
 import contextlib
 
+import torch
+
+from .distributed import Processes
 from .hooks import neuron_hooks
 
 
@@ -18,9 +21,11 @@ class FiringRates:
         self._sums[name] = self._sums.get(name, 0) + spikes.detach().float().mean() * spikes.numel()
         self._counts[name] = self._counts.get(name, 0) + spikes.numel()
 
-    def rates(self):
-        """{layer name: spikes per neuron and time step}, in the order of the layers."""
-        return {name: (total / self._counts[name]).item() for name, total in self._sums.items()}
+    def rates(self, processes=Processes()):
+        """{layer name: spikes per neuron and time step}, in the order of the layers, over all processes."""
+        counts = processes.sum(torch.tensor(list(self._counts.values()), dtype=torch.float64)).tolist()
+        sums = processes.sum(torch.tensor([float(total) for total in self._sums.values()], dtype=torch.float64))
+        return {name: total / count for name, total, count in zip(self._sums, sums.tolist(), counts)}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What a run leaves behind: its folder, config.yaml, metrics.jsonl, TensorBoard events."""
 
+import contextlib
 import json
-import os
 import platform
 import subprocess
 import time
@@ -12,6 +12,8 @@ import torch
 import torchvision
 import yaml
 from torch.utils.tensorboard import SummaryWriter
+
+from .files import write_text_atomically
 
 
 def make_run_folder(results, dataset, model, neuron, seed):
@@ -67,20 +69,22 @@ class RunLog:
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
         rows = [row for row in read_metrics(self.metrics) if row["epoch"] < first_epoch]
-        part = self.metrics.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(part, self.metrics)
+        write_text_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         self.board = SummaryWriter(self.folder, purge_step=first_epoch)
 
     def write_config(self, config):
         """Write config.yaml, itself a recipe: all settings, the data set, and where the code came from."""
         content = {**config, "provenance": provenance()}
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        write_text_atomically(self.folder / "config.yaml", yaml.safe_dump(content, sort_keys=False))
 
     def epoch(self, row):
         """Add the numbers of one epoch: a row of metrics.jsonl, and a TensorBoard scalar each."""
-        with self.metrics.open("a") as file:
+        with self._readable_errors(), self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        with self._readable_errors():
+            self._scalars(row)
+
+    def _scalars(self, row):
         for name, value in row.items():
             if name == "firing_rates":
                 for layer, rate in value.items():
@@ -90,13 +94,22 @@ class RunLog:
 
     def histograms(self, net, epoch):
         """Add histograms of all weights, and of the gradients of the last batch."""
-        for name, parameter in net.named_parameters():
-            self.board.add_histogram(f"weights/{name}", parameter.detach().float(), epoch)
-            if parameter.grad is not None:
-                self.board.add_histogram(f"gradients/{name}", parameter.grad.float(), epoch)
+        with self._readable_errors():
+            for name, parameter in net.named_parameters():
+                self.board.add_histogram(f"weights/{name}", parameter.detach().float(), epoch)
+                if parameter.grad is not None:
+                    self.board.add_histogram(f"gradients/{name}", parameter.grad.float(), epoch)
 
     def close(self):
-        self.board.close()
+        with self._readable_errors():
+            self.board.close()
+
+    @contextlib.contextmanager
+    def _readable_errors(self):
+        try:
+            yield
+        except OSError as error:  # TensorBoard's names no file
+            raise OSError(f"the log in {self.folder} cannot be written, is the disk full? {error}") from error
 
 
 def read_metrics(path):

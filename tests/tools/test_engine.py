@@ -9,7 +9,8 @@ from torch import nn
 
 from crits import RateCrossEntropy, Regularizer
 from models import build_model, build_neuron
-from tools.engine import Diverged, ForwardPass, evaluate, predict, train_one_epoch
+from tools.divergence import Diverged
+from tools.engine import ForwardPass, Learner, evaluate, predict, train_one_epoch
 
 CPU = ForwardPass(torch.device("cpu"), timesteps=2)
 
@@ -108,11 +109,22 @@ class Linear(nn.Module):
         return self.layer(images).expand(timesteps, -1, -1)
 
 
+class Listed(list):
+    """Ready batches, with the interface of `tools.batches.Batches`."""
+
+    def order(self):
+        return torch.arange(len(self))
+
+    def passing(self, order, first=0):
+        return iter(self[first:])
+
+
 def train(net, batches, lr=0.1, **options):
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return train_one_epoch(net, RateCrossEntropy(), optimizer, scheduler, scaler, batches, CPU, epoch=4, **options)
+    learner = Learner(net, RateCrossEntropy(), optimizer, scheduler, scaler, CPU, **options)
+    return train_one_epoch(learner, Listed(batches), epoch=4)
 
 
 def batches(count=5):

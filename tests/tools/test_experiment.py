@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tools import checkpoint, engine, experiment
 from tools.config import TrainConfig, parse
+from tools.divergence import Diverged
 from tools.experiment import Training, is_as_good
 
 TINY = {
@@ -40,10 +41,10 @@ def interrupt_at(monkeypatch, interrupted):
     """Make training stop, as by a kill, at the beginning of the given epoch."""
     original = engine.train_one_epoch
 
-    def stop(*args, epoch, **options):
+    def stop(learner, batches, epoch, *args):
         if epoch == interrupted:
             raise Interrupted
-        return original(*args, epoch=epoch, **options)
+        return original(learner, batches, epoch, *args)
 
     monkeypatch.setattr(engine, "train_one_epoch", stop)
 
@@ -151,6 +152,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stripes, monkeypatch
     for part in ("model", "ema"):
         if a[part] is not None:
             assert all(torch.equal(a[part][key], b[part][key]) for key in a[part])
+    (a,), (b,) = a["processes"], b["processes"]
     assert torch.equal(a["rng"]["torch"], b["rng"]["torch"])
 
 
@@ -195,14 +197,14 @@ def test_divergence_leaves_the_last_good_checkpoint(tmp_path, stripes, monkeypat
     training = Training(config(tmp_path), stripes)
     original = experiment.engine.train_one_epoch
 
-    def spoil(net, *args, epoch, **options):
+    def spoil(learner, batches, epoch, *args):
         if epoch == 2:
             with torch.no_grad():
                 training.net.get_parameter(spoilt).fill_(float("nan"))
-        return original(net, *args, epoch=epoch, **options)
+        return original(learner, batches, epoch, *args)
 
     monkeypatch.setattr(engine, "train_one_epoch", spoil)
-    with pytest.raises(engine.Diverged, match="epoch 2, step 1"):
+    with pytest.raises(Diverged, match="epoch 2, step 1"):
         training.run()
     state = checkpoint.read(training.folder / "last.pth")
     assert state["epochs_done"] == 1

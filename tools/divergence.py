@@ -1,0 +1,107 @@
+"""Losses, gradients and weights that are not finite: how they are found, and what is done about them."""
+
+import logging
+
+import torch
+
+logger = logging.getLogger(__name__)
+CHECK_EVERY = 25  # steps between looks at the losses on an accelerator: each look waits for it
+MOST_SKIPPED = 10  # steps in a row that may be not finite
+
+
+class Diverged(RuntimeError):
+    """The loss, the gradient or the weights are not finite."""
+
+
+class DivergenceWatch:
+    """Looks for losses, gradients and weights that are not finite.
+
+    The loss alone would not do: a comparison with a threshold turns a NaN potential into "no spike",
+    so that a network of NaN weights may have a finite loss.
+
+    Args:
+        epoch: its number, for messages.
+        device: of the network.
+        progress: `engine.Progress`, which counts the steps that were left out.
+    """
+
+    def __init__(self, epoch, device, progress):
+        self.epoch = epoch
+        self.progress = progress
+        self.check_every = 1 if device.type == "cpu" else CHECK_EVERY
+        self.pending = []  # (step, loss, norm of the gradient) that nobody has looked at
+
+    def allows(self, loss, norm, processes):
+        """Whether a step is finite in all processes; counts those that are not, and gives up after many in a row."""
+        progress = self.progress
+        is_finite = torch.isfinite(torch.stack([loss, norm])).all().item()
+        if not processes.largest([int(not is_finite)])[0]:
+            progress.skipped_in_a_row = 0
+            return True
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        where = f"in epoch {self.epoch}, step {progress.steps}"
+        if progress.skipped_in_a_row == MOST_SKIPPED:
+            raise Diverged(f"{MOST_SKIPPED} steps in a row were not finite, the last one {where}")
+        logger.warning("loss %.4g, norm of the gradient %.4g %s: the step is undone", loss.item(), norm.item(), where)
+        return False
+
+    def add(self, loss, norm):
+        """Loss and norm of the gradient of one step, before the step changes the weights."""
+        self.progress.losses.append(loss)
+        self.pending.append((self.progress.steps, loss, norm))
+        if len(self.pending) == self.check_every:
+            self._check()
+
+    def finish(self, net):
+        """After the last step: its numbers, and all weights and buffers."""
+        self._check()
+        if not self.progress.losses:
+            raise Diverged(f"no step of epoch {self.epoch} was finite")
+        for name, value in net.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {self.progress.steps}")
+
+    def _check(self):
+        for row, what in ((1, "loss"), (2, "norm of the gradient")):
+            values = torch.stack([entry[row] for entry in self.pending]) if self.pending else torch.zeros(0)
+            bad = torch.isfinite(values).logical_not().nonzero().flatten()
+            if len(bad):
+                step, value = self.pending[bad[0]][0], values[bad[0]].item()
+                raise Diverged(f"the {what} became {value} in epoch {self.epoch}, step {step}")
+        self.pending.clear()
+
+
+class Skip:
+    """Leave a step out: weights and optimiser were not touched, and running statistics are put back."""
+
+    def __init__(self, net):
+        self.buffers = list(net.buffers())
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def remember(self):
+        for kept, buffer in zip(self.before, self.buffers):
+            kept.copy_(buffer)
+
+    @torch.no_grad()
+    def recover(self):
+        for kept, buffer in zip(self.before, self.buffers):
+            buffer.copy_(kept)
+
+
+class Rollback:
+    """Go back to the weights of the last checkpoint; data order, noise and learning rate go on.
+
+    Args:
+        restore: function without arguments that puts network, optimiser and their like back.
+    """
+
+    def __init__(self, restore):
+        self.restore = restore
+
+    def remember(self):
+        pass
+
+    def recover(self):
+        self.restore()
