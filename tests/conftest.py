@@ -1,6 +1,8 @@
 """What several tests share: a tiny data set that can be learnt in seconds."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,39 @@ def stripes():
 def repository():
     """The root folder of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import conftest
+from dataset_utils import ImageDataset
+from tools import cli
+parts = conftest._stripes(200, 0), conftest._stripes(50, 1)
+stripes = ImageDataset("stripes", (1, 8, 8), 2, (0.4,), (0.4,), lambda *args: parts)
+cli.train(stripes, argv=sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def script(tmp_path, repository):
+    """Starts a training script of the stripes: arguments -> Popen, whose stdout has all that it says."""
+    path = tmp_path / "main_stripes.py"
+    path.write_text(SCRIPT.format(tests=str(repository / "tests")))
+    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+
+    def start(*arguments, launcher=(), **options):
+        return subprocess.Popen(
+            [sys.executable, *launcher, str(path), *arguments],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
+
+    return start
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -103,40 +101,6 @@ def test_time_makes_checkpoints_too(tmp_path, stripes):
         training.run()
     (of_process,) = checkpoint.read(training.folder / "last.pth")["processes"]
     assert of_process["progress"]["steps"] == 2
-
-
-SCRIPT = """
-import os, sys
-sys.path.insert(0, {tests!r})
-import conftest
-from dataset_utils import ImageDataset
-from tools import cli
-parts = conftest._stripes(200, 0), conftest._stripes(50, 1)
-stripes = ImageDataset("stripes", (1, 8, 8), 2, (0.4,), (0.4,), lambda *args: parts)
-cli.train(stripes, argv=sys.argv[1:])
-"""
-
-
-@pytest.fixture
-def script(tmp_path, repository):
-    """A training script of the stripes."""
-    path = tmp_path / "main_stripes.py"
-    path.write_text(SCRIPT.format(tests=str(repository / "tests")))
-    environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    common = [sys.executable, str(path)]
-
-    def start(*arguments, **options):
-        return subprocess.Popen(
-            [*common, *arguments],
-            env=environment,
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **options,
-        )
-
-    return start
 
 
 def flags(folder, **changes):
