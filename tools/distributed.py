@@ -118,9 +118,23 @@ def joined():
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, **_fresh_store())
     yield Processes(dist.get_rank(), dist.get_world_size())
     dist.destroy_process_group()  # not after an error: the others may wait in an exchange
+
+
+def _fresh_store():
+    """Arguments that let processes that torchrun restarted on one machine find each other.
+
+    The agent's store still has the addresses of those before, and they would be tried; see PyTorch's issue 135712. On
+    many machines the counts of restarts need not agree: there the store is not to be shared, which is a setting of
+    torchrun itself (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    """
+    count, most = restarts()
+    if not most or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        return {}
+    store, rank, size = next(dist.rendezvous("env://"))
+    return dict(store=dist.PrefixStore(f"restart{count}", store), rank=rank, world_size=size)
 
 
 def restarts():
