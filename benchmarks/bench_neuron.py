@@ -52,6 +52,7 @@ def _snntorch():
     leaky = snntorch.Leaky(beta=0.5)
 
     def run(x):
+        leaky.to(x.device)
         potential, spikes = leaky.init_leaky(), []
         for x_t in x:
             spike, potential = leaky(x_t, potential)

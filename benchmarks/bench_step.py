@@ -1,6 +1,7 @@
 """Training step and inference of whole networks, with noisy neurons, deterministic ones, and ReLUs in their place.
 
     python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--repeats 7] [--device cpu] [--plain]
+        [--minibatch B] [--amp bf16]
 
 One JSON line per network and neuron: seconds (median and quartiles, candidates taking turns), the ratio to the
 ReLU network, and the peak memory of a training step (on CPUs, the median of three processes of its own). `--plain`
@@ -24,7 +25,7 @@ from models import build_model, build_neuron  # noqa: E402
 from tools.networks import keep_freed_memory  # noqa: E402
 from tools.optim import build_optimizer  # noqa: E402
 
-NETWORKS = {  # in_shape, T, B
+NETWORKS = {  # in_shape, T, B (for CPUs)
     "sresnet18": ((3, 32, 32), 2, 16),
     "cifarnet": ((3, 32, 32), 2, 16),
     "vgg": ((2, 48, 48), 10, 4),
@@ -38,16 +39,18 @@ class Step:
     Args:
         network: key of `NETWORKS`.
         neuron: key of `NEURONS`.
-        plain: whether to do without what training sets up for speed.
+        args: of the command line.
     """
 
-    def __init__(self, network, neuron, device, plain):
+    def __init__(self, network, neuron, args):
         in_shape, self.timesteps, batch = NETWORKS[network]
+        batch, device = args.minibatch or batch, args.device
+        self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.amp == "bf16")
         torch.manual_seed(0)
         self.net = build_model(network, neuron=NEURONS[neuron], in_shape=in_shape, num_classes=10).to(device)
         self.images = torch.rand(batch, *in_shape, device=device)
         self.target = torch.randint(10, (batch,), device=device)
-        if plain:
+        if args.plain:
             self.optimizer = torch.optim.Adam(self.net.parameters(), foreach=False)
         else:
             self.net.to(memory_format=torch.channels_last)
@@ -57,36 +60,39 @@ class Step:
     def train(self):
         self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.net(self.images, timesteps=self.timesteps)
-        F.cross_entropy(logits.mean(0), self.target).backward()
+        with self.autocast:
+            logits = self.net(self.images, timesteps=self.timesteps)
+        F.cross_entropy(logits.float().mean(0), self.target).backward()
         self.optimizer.step()
 
     @torch.no_grad()
     def infer(self):
         self.net.eval()
-        self.net(self.images, timesteps=self.timesteps)
+        with self.autocast:
+            self.net(self.images, timesteps=self.timesteps)
 
 
-def peak_memory_mib(network, neuron, device, plain):
+def peak_memory_mib(network, neuron, args):
     """Peak memory of three training steps over what the process held before, in MiB."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        step = Step(network, neuron, device, plain)
+    if torch.device(args.device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(args.device)
+        before = torch.cuda.memory_allocated(args.device)
+        step = Step(network, neuron, args)
         for _ in range(3):
             step.train()
-        synchronise(device)
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    command = [sys.executable, __file__, "--device", device, "--memory_of", network, neuron] + ["--plain"] * plain
+        synchronise(args.device)
+        return (torch.cuda.max_memory_allocated(args.device) - before) / 2**20
+    command = [sys.executable, *sys.argv, "--memory_of", network, neuron]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
     return statistics.median(json.loads(run.stdout) for run in runs)
 
 
-def peak_resident_mib(network, neuron, device, plain):
+def peak_resident_mib(network, neuron, args):
     """As `peak_memory_mib`, of this process, by Linux' account of resident memory."""
     warm_up = nn.Conv2d(3, 8, 3)
     warm_up(torch.rand(1, 3, 8, 8)).sum().backward()  # loads libraries
     before = _peak_kib()
-    step = Step(network, neuron, device, plain)
+    step = Step(network, neuron, args)
     for _ in range(3):
         step.train()
     return (_peak_kib() - before) / 2**10
@@ -104,25 +110,28 @@ def main():
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--minibatch", type=int, default=0, help="0: that of `NETWORKS`")
+    parser.add_argument("--amp", choices=["no", "bf16"], default="no")
     parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.plain:
         keep_freed_memory()
     if args.memory_of:
-        sys.stdout.write(json.dumps(peak_resident_mib(*args.memory_of, args.device, args.plain)) + "\n")
+        sys.stdout.write(json.dumps(peak_resident_mib(*args.memory_of, args)) + "\n")
         return
     for network in args.networks:
-        steps = {neuron: Step(network, neuron, args.device, args.plain) for neuron in NEURONS}
+        steps = {neuron: Step(network, neuron, args) for neuron in NEURONS}
         seconds = {}
         for what in ("train", "infer"):
             runs = {neuron: getattr(step, what) for neuron, step in steps.items()}
             times = in_turns(runs, args.repeats, args.device)
             seconds[what] = {neuron: spread(values) for neuron, values in times.items()}
         del steps, runs
-        memory = {neuron: peak_memory_mib(network, neuron, args.device, args.plain) for neuron in NEURONS}
+        memory = {neuron: peak_memory_mib(network, neuron, args) for neuron in NEURONS}
         in_shape, timesteps, batch = NETWORKS[network]
         for neuron in NEURONS:
-            result = dict(network=network, neuron=neuron, T=timesteps, B=batch, in_shape=in_shape, plain=args.plain)
+            result = dict(network=network, neuron=neuron, T=timesteps, B=args.minibatch or batch, in_shape=in_shape)
+            result.update(plain=args.plain, amp=args.amp)
             for what, times in seconds.items():
                 result[f"{what}_s"] = {key: round(value, 5) for key, value in times[neuron].items()}
                 result[f"{what}_ratio_to_relu"] = round(times[neuron]["median"] / times["ReLU"]["median"], 3)

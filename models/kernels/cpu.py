@@ -134,21 +134,19 @@ class Kernel:
 
         Returns:
             Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale
-            (numbers, 0 if not learnt).
+            (0-d tensors, 0 for one that is not learnt; where neither is, both are None).
         """
         z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
         grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
         state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
         grad_x, grad_state = empty_gradients(spikes, z, state)
         layer = _describe(spikes, decay, scale, law, loc, dynamics, learns_decay, learns_scale)
-        parts, sums = None, (0.0, 0.0)
+        parts = None
         if learns_decay or learns_scale:
             parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
         tensors = (x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts)
         self._library.lif_backward(layer, *map(_pointer, tensors))
-        if parts is not None:
-            sums = parts.sum(1).tolist()
-        return grad_x, grad_state, *sums
+        return grad_x, grad_state, *((None, None) if parts is None else parts.sum(1).to(z.dtype))
 
     def random_words(self, x, seeds):
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""

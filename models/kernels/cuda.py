@@ -5,6 +5,8 @@ Seeds are read from device memory, so that a CUDA graph can capture a launch and
 replay. `TRITON_INTERPRET=1` runs the same code on CPU tensors, for tests.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -58,6 +60,20 @@ def _words(seed, index, neurons):
 
 
 @triton.jit
+def _sin(x):
+    """For |x| <= pi / 4; absolute error below 1e-7 (polynomial: Cephes, sinf). `tl.sin` takes any angle, and longer."""
+    s = x * x
+    return ((-1.9515295891e-4 * s + 8.3321608736e-3) * s - 1.6666654611e-1) * s * x + x
+
+
+@triton.jit
+def _cos(x):
+    """For |x| <= pi / 4; absolute error below 1e-7 (polynomial: Cephes, cosf)."""
+    s = x * x
+    return (((2.443315711809948e-5 * s - 1.388731625493765e-3) * s + 4.166664568298827e-2) * s - 0.5) * s + 1.0
+
+
+@triton.jit
 def _draw(word, LAW: tl.constexpr):
     """A standard draw from one word, of any law but the Gaussian."""
     q = (word >> 1).to(tl.float32) * 2.0**-32 + 2.0**-33
@@ -69,8 +85,8 @@ def _draw(word, LAW: tl.constexpr):
         magnitude = 1.0 - 2.0 * q
     else:  # Cauchy: 1 / tan(pi q), by the octant of the angle
         octant = tl.where(q < 0.25, q, 0.5 - q) * PI
-        s = tl.sin(octant)
-        c = tl.cos(octant)
+        s = _sin(octant)
+        c = _cos(octant)
         magnitude = tl.where(q < 0.25, c / s, s / c)
     return tl.where((word & 1) != 0, -magnitude, magnitude)
 
@@ -83,8 +99,8 @@ def _noise(seed, index, neurons, scale, LOC: tl.constexpr, LAW: tl.constexpr):
         radius = tl.sqrt(-2.0 * tl.log(first.to(tl.float32) * 2.0**-32 + 2.0**-33))
         radius = tl.where((second >> 31) != 0, -radius, radius)
         angle = (second << 2).to(tl.int32, bitcast=True).to(tl.float32) * (PI * 2.0**-33)
-        s = tl.sin(angle)
-        c = tl.cos(angle)
+        s = _sin(angle)
+        c = _cos(angle)
         swaps = ((second >> 30) & 1) != 0
         membrane = radius * tl.where(swaps, s, c)
         threshold = radius * tl.where(swaps, c, s)
@@ -362,12 +378,17 @@ def backward(
     learns_decay,
     learns_scale,
 ):
-    """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
+    """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device.
+
+    Where neither is learnt, both are None.
+    """
     z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
     grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
     state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
     grad_x, grad_state = empty_gradients(spikes, z, state)
-    parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK))
+    parts = None
+    if learns_decay or learns_scale:
+        parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK))
     _launch(
         _backward,
         spikes,
@@ -377,7 +398,7 @@ def backward(
         *(dynamics.threshold, RESETS.index(dynamics.reset), dynamics.detach_reset, dynamics.decay_input),
         *(dynamics.membrane_noise, dynamics.threshold_noise, dynamics.mean_field, learns_decay, learns_scale),
     )
-    return grad_x, grad_state, *parts.sum(1)
+    return grad_x, grad_state, *((None, None) if parts is None else parts.sum(1))
 
 
 def random_words(x, seeds):
@@ -399,7 +420,12 @@ def _launch(kernel, x, tensors, *constants):
 
 def _loops(x):
     """(size1, size2, stride0, stride1, stride2) of the loops over memory, padded in front by loops of one turn."""
-    sizes, strides = memory_order(x.shape[1:], x.stride()[1:])
+    return _padded_loops(x.shape[1:], x.stride()[1:])
+
+
+@functools.lru_cache(maxsize=1024)
+def _padded_loops(shape, strides):
+    sizes, strides = memory_order(shape, strides)
     padding = MAX_RANK - len(sizes)
     sizes, strides = [1] * padding + sizes, [0] * padding + strides
     return *sizes[1:], *strides

@@ -61,9 +61,7 @@ def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True, surroga
     seeds = None
     if dynamics.membrane_noise or dynamics.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
-    spikes, last, _ = (lif_forward if traced else _Direct.apply)(
-        *tensors,
-        seeds,
+    options = (
         0.0 if learnt_decay is not None else decay,
         LAWS[type(law)],
         law.scale,
@@ -73,6 +71,10 @@ def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True, surroga
         torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors),
         keep_state,
     )
+    if traced:
+        spikes, last, _ = lif_forward(*tensors, seeds, *options)
+    else:
+        spikes, last, _ = _Direct.apply(*tensors, seeds, options)
     return spikes, last
 
 
@@ -140,26 +142,32 @@ def _(x, state, learnt_decay, learnt_scale, seeds, *options):
 
 
 def _lif_backward(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
-    """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (0 if not learnt)."""
+    """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (None, None: 0)."""
     *settings, learns_decay, learns_scale = options
     if spikes.numel() == 0:
         grad_x, grad_state = empty_gradients(spikes, z, state)
         if state is not None:
             grad_state = grad_state.zero_() if grad_last is None else grad_state.copy_(grad_last)
-        return grad_x, grad_state, z.new_zeros(()), z.new_zeros(())
+        return grad_x, grad_state, None, None
     neuron = _neuron(learnt_decay, learnt_scale, settings)
-    grad_x, grad_state, *sums = _kernel(spikes).backward(
+    return _kernel(spikes).backward(
         grad_spikes, grad_last, x, state, seeds, spikes, z, *neuron, learns_decay, learns_scale
     )
-    grad_decay, grad_scale = (z.new_empty(()).fill_(value) for value in sums)
-    return grad_x, grad_state, grad_decay, grad_scale
+
+
+def _backward_in_tensors(*inputs):
+    """As `_lif_backward`; an operator has tensors for all results."""
+    grad_x, grad_state, *grads = _lif_backward(*inputs)
+    if grads == [None, None]:
+        grads = [grad_x.new_zeros((), dtype=common.arithmetic_dtype(grad_x.dtype)) for _ in grads]
+    return grad_x, grad_state, *grads
 
 
 lif_backward = _operator(
     "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? x, Tensor? state, Tensor? learnt_decay, "
     f"Tensor? learnt_scale, Tensor? seeds, Tensor spikes, Tensor z, {SETTINGS}, bool learns_decay, bool learns_scale) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    _lif_backward,
+    _backward_in_tensors,
 )
 
 
@@ -217,8 +225,9 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):  # not by setup_context, with which PyTorch inspects the signature at every call
-        output = _lif_forward(*inputs)
-        _save_for_backward(ctx, inputs, output)
+        *tensors, options = inputs  # one tuple, since each argument of its own would cost time
+        output = _lif_forward(*tensors, *options)
+        _save_for_backward(ctx, (*tensors, *options), output)
         return output
 
     backward = staticmethod(once_differentiable(_backward_by(_lif_backward)))

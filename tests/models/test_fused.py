@@ -318,14 +318,15 @@ def test_the_gradient_of_another_law_equals_the_oracle(law, placement):
     def by_fused(forward, x):
         options = (0.7, type(layer.law).__name__, layer.law.scale, 0.0, *layer.settings)
         surrogate = (type(other).__name__, other.scale, other.loc)
-        return forward(x, None, None, None, layer.seeds, *options, *surrogate, True, True)[:2]
+        return forward(x, None, None, None, layer.seeds, (*options, *surrogate, True, True))[:2]
 
     def by_eager(x):
         layer.noise = reference_noise(layer.law, x.shape, layer.seeds, torch.float32)
         return lif_sequence(x, None, 0.7, None, layer.law, layer.settings, layer.noise, surrogate=other)
 
     results = []
-    direct, operator = (functools.partial(by_fused, forward) for forward in (fused._Direct.apply, fused.lif_forward))
+    direct = functools.partial(by_fused, fused._Direct.apply)
+    operator = functools.partial(by_fused, lambda *tensors: fused.lif_forward(*tensors[:-1], *tensors[-1]))
     for kernel in (by_eager, direct, operator):
         x = layer.x.clone().requires_grad_()
         spikes, last = kernel(x)
