@@ -116,3 +116,42 @@ def plot_rasters(path, names, samples, title):
     figure.supylabel("neurons that fire for one of these samples")
     figure.suptitle(title)
     figure.savefig(Path(path), dpi=80)
+
+
+def plot_sweep(path, rows):
+    """Test accuracy against the first setting that has several values, a line for each combination of the others.
+
+    Args:
+        path: the PNG file to write.
+        rows: as `sweep.summarise` has them: {"settings": {name: value}, "mean", "std"}.
+    """
+    names = list(rows[0]["settings"])
+    varied = [name for name in names if len({row["settings"][name] for row in rows}) > 1]
+    axis = (varied or names or ["seed"])[0]
+    lines = {}
+    for row in rows:
+        others = ", ".join(f"{name} {row['settings'][name]}" for name in varied if name != axis)
+        place = row["settings"].get(axis, "")
+        lines.setdefault(others, []).append((place, 100 * row["mean"], 100 * (row["std"] or 0)))
+    places = list(dict.fromkeys(point[0] for points in lines.values() for point in points))
+    numbers = _numbers(places)
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for label, points in lines.items():
+        points = sorted((numbers[place], mean, std) for place, mean, std in points)
+        axes.errorbar(*zip(*points), marker="o", capsize=3, label=label)
+    if not all(isinstance(number, float) for number in numbers.values()):
+        axes.set_xticks(range(len(places)), places)
+    axes.set(xlabel=axis, ylabel="test accuracy (%)", title="mean and standard deviation over seeds")
+    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend()
+    figure.savefig(Path(path), dpi=130)
+
+
+def _numbers(texts):
+    """{text: the float that it is}, or where one is none, {text: its place among them, an int}."""
+    try:
+        return {text: float(text) for text in texts}
+    except ValueError:
+        return {text: place for place, text in enumerate(texts)}

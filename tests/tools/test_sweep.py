@@ -1,0 +1,83 @@
+"""Sweeps: combinations, what is left to do, the table; and a real one, where Ray is installed."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tools import sweep
+
+
+def test_all_combinations_each_with_a_folder_of_its_own(tmp_path):
+    settings = sweep.parse_settings(["config=configs/a.yaml,configs/b.yaml", "sigma=0.1,0.3", "seed=0,1"])
+    all_trials = sweep.trials(settings)
+    assert len(all_trials) == 8 and all_trials[-1] == {"config": "configs/b.yaml", "sigma": "0.3", "seed": "1"}
+    folders = {sweep.run_folder(tmp_path, trial) for trial in all_trials}
+    assert len(folders) == 8 and tmp_path / "runs" / "config=configs-a,sigma=0.1,seed=0" in folders
+
+
+@pytest.mark.parametrize("wrong", [["sigma"], ["sigma=0.1,"], ["=1"], ["a=1,1"], ["a=1", "a=2"]])
+def test_wrong_settings_are_refused(wrong, capsys):
+    with pytest.raises(SystemExit):
+        sweep.parse(["folder", *(f"--vary={text}" for text in wrong), "--", "main_mnist5k.py"])
+    assert "--vary" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sweep.parse(["folder", "--vary", "sigma=1", "--", "main_nosuch.py"])
+
+
+def complete(folder, trial, accuracy):
+    run = sweep.run_folder(folder, trial)
+    run.mkdir(parents=True)
+    (run / "test.json").write_text(json.dumps({"accuracy": accuracy}))
+
+
+def test_the_table_is_over_seeds_and_knows_what_is_missing(tmp_path):
+    settings = sweep.parse_settings(["sigma=0.1,0.3", "seed=0,1"])
+    for trial, accuracy in zip(sweep.trials(settings), (0.8, 0.9, 0.7)):
+        complete(tmp_path, trial, accuracy)
+    rows = sweep.summarise(tmp_path, settings)
+    assert [row["seeds"] for row in rows] == [2, 1]
+    assert rows[0]["mean"] == pytest.approx(0.85) and rows[0]["std"] == pytest.approx(0.0707, abs=1e-4)
+    assert rows[1] == {"settings": {"sigma": "0.3"}, "seeds": 1, "mean": 0.7, "std": None}
+    assert sweep.table(rows) == ["sigma  seeds  test accuracy, %", "0.1    2      85.00 +- 7.07", "0.3    1      70.00"]
+
+
+def test_a_folder_has_one_sweep(tmp_path):
+    sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
+    sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
+    with pytest.raises(ValueError, match="has another sweep"):
+        sweep.check_same(tmp_path, {"command": ["b"], "vary": {"sigma": ["1"]}})
+
+
+def test_a_run_that_fails_says_why(tmp_path):
+    with pytest.raises(RuntimeError, match=r"(?s)sigma=-1 ended with code 2.*sigma must be at least"):
+        sweep.run_trial(tmp_path, ["main_mnist5k.py"], {"sigma": "-1"})
+
+
+@pytest.mark.slow
+def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
+    pytest.importorskip("ray")
+    folder = tmp_path / "sweep"
+    flags = ["--model", "toynet", "--epochs", "30", "--no-histograms", "--threads", "1", "--device", "cpu"]
+    vary = ["--vary", "sigma=0.2,0.4", "--vary", "seed=0,1"]
+    command = [sys.executable, "-m", "tools.sweep", str(folder), *vary, "--", "main_mnist5k.py", *flags]
+    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 200
+    while not list(folder.glob("runs/*/metrics.jsonl")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=100)
+    assert len(list(folder.glob("runs/*/test.json"))) < 4
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(folder.glob("runs/*/test.json"))) == 4
+    for log in folder.glob("runs/*/metrics.jsonl"):
+        assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, 31))
+    assert done.stdout.splitlines()[-3].split() == ["sigma", "seeds", "test", "accuracy,", "%"]
+    assert (folder / "sweep.csv").exists() and (folder / "sweep.png").exists()
+    again = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=100)
+    assert again.returncode == 0 and "4 of 4 runs are done" in again.stderr
