@@ -91,6 +91,10 @@ class ImageDataset:
         return Augment(config.crop_padding, config.flip, config.cutout, config.autoaugment)
 
     def _check(self, part):
+        images, labels = part.images, part.labels
+        if (images.dtype, labels.dtype, labels.shape) != (torch.uint8, torch.int64, images.shape[:1]):
+            came = f"{images.dtype} {list(images.shape)}, {labels.dtype} {list(labels.shape)}"
+            raise ValueError(f"{self.name} has uint8 images with an int64 label each; what was read has {came}")
         shape, classes = tuple(part.images.shape[1:]), part.labels.unique()
         if shape != self.in_shape or classes.tolist() != list(range(self.num_classes)):
             raise ValueError(
@@ -229,7 +233,7 @@ def _torchvision_reader(dataset_class, hint=""):
 
     def read(root, download, workers):
         try:
-            parts = [dataset_class(root, train=train, download=download) for train in (True, False)]
+            return tuple(_labelled(dataset_class(root, train=train, download=download)) for train in (True, False))
         except (RuntimeError, OSError) as error:
             if download:
                 raise FileNotFoundError(
@@ -239,7 +243,8 @@ def _torchvision_reader(dataset_class, hint=""):
                 f"{dataset_class.__name__} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download "
                 "to fetch it, or --data-root (or NSNN_DATA) to say where it is."
             ) from error
-        return tuple(_labelled(part) for part in parts)
+        except Exception as error:  # torchvision asserts and indexes where a file is damaged
+            raise ValueError(f"{dataset_class.__name__} in {root.resolve()} is damaged: {error!r}") from error
 
     return read
 

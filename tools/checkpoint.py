@@ -1,7 +1,6 @@
 """Checkpoints: ours, which carry their whole configuration, and those of the published NSNN code."""
 
 import logging
-import pickle
 import random
 import re
 import zlib
@@ -13,6 +12,7 @@ import torch
 from models import build_model, build_neuron
 
 from .files import write_atomically
+from .untrusted import check_archive, check_content
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
@@ -134,18 +134,24 @@ def read(path):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is no checkpoint, or damaged.
+        CheckpointError: if it is no checkpoint, or damaged, or holds more than dense tensors and plain data
+            (`tools.untrusted`). PyTorch's format of before 1.6 is refused.
     """
     with open(path, "rb") as file:  # so that an absent file is told apart from a damaged one
         try:
+            check_archive(file)
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+            check_content(content, file.seek(0, 2))
+            computed = checksum(content)
+        except Exception as error:  # torch, zipfile and pickletools raise many kinds for damaged files
             raise CheckpointError(f"{path} is no checkpoint that can be loaded safely: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary")
-    if "config" in content and content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
-    if "checksum" in content and content["checksum"] != checksum(content):
+    if "config" in content:
+        if content.get("format") != FORMAT:
+            raise CheckpointError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
+        for name, kind in (("config", dict), ("dataset", str)):
+            if not isinstance(content.get(name), kind):
+                raise CheckpointError(f"{path} is no whole checkpoint: its {name} is no {kind.__name__}")
+    if "checksum" in content and content["checksum"] != computed:
         raise CheckpointError(f"{path} is damaged: its content is not what its checksum says")
     return content
 
@@ -178,7 +184,10 @@ def load_published(
     if not callable(neuron):
         neuron = build_neuron(neuron, sigma=sigma, tau=tau, threshold=threshold)
     net = build_model(model, neuron=neuron, in_shape=in_shape, num_classes=num_classes, norm=norm, width=width)
-    theirs = {key.removeprefix("module."): value for key, value in content.get("net", content).items()}
+    theirs = content.get("net", content)
+    if not isinstance(theirs, dict):
+        raise CheckpointError(f"{path} has no weights: its net is a {type(theirs).__name__}")
+    theirs = {str(key).removeprefix("module."): value for key, value in theirs.items()}
     load_weights(net, theirs, path, rename=lambda key: _published_key(key, model))
     return net.eval()
 
@@ -195,19 +204,24 @@ def load_weights(net, weights, path, rename=str):
     Raises:
         CheckpointError: naming missing and unexpected keys, and shapes that do not fit.
     """
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path} has no weights, but a {type(weights).__name__}")
     wanted = {rename(key): (key, tensor) for key, tensor in net.state_dict().items()}
     problems = []
     if missing := [key for key in wanted if key not in weights]:
         problems.append(f"missing keys: {', '.join(missing)}")
     if unexpected := [key for key in weights if key not in wanted]:
-        problems.append(f"unexpected keys: {', '.join(unexpected)}")
+        problems.append(f"unexpected keys: {', '.join(map(str, unexpected))}")
     for key in wanted.keys() & weights.keys():
         came, needed = getattr(weights[key], "shape", None), wanted[key][1].shape
         if came != needed:
             problems.append(f"{key} has shape {list(came) if came is not None else came}, wanted {list(needed)}")
     if problems:
         raise CheckpointError(f"{path} does not fit {type(net).__name__}: " + "; ".join(problems))
-    net.load_state_dict({key: weights[theirs] for theirs, (key, _) in wanted.items()})
+    try:
+        net.load_state_dict({key: weights[theirs] for theirs, (key, _) in wanted.items()})
+    except RuntimeError as error:  # as of a type that cannot be converted
+        raise CheckpointError(f"{path} does not fit {type(net).__name__}: {error}") from error
 
 
 def _published_key(key, model):

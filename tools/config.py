@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import math
 import sys
-from pathlib import Path
 
 import yaml
 
@@ -25,6 +24,7 @@ from .optim import OPTIMIZERS, SCHEDULERS
 from .perturb import PERTURBATIONS
 
 AMP = ("no", *AMP_DTYPES)
+MAX_RECIPE_BYTES = 2**16
 
 
 def option(default, help, choices=None, low=None, high=None, type=None, nargs=None):
@@ -249,11 +249,28 @@ def parse(config_class, argv=None, defaults=None, dataset=None, description=None
     try:
         values = _read_recipe(recipe_path, config_class, dataset) if recipe_path else {}
         config = config_class(**{**(defaults or {}), **values, **given})
-        for field in dataclasses.fields(config):
-            _check(field, getattr(config, field.name))
+        _check_all(config)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     return config, {*values, *given}
+
+
+def checked(config_class, values, where):
+    """A configuration made of plain values from a file, each checked as a recipe's is.
+
+    Args:
+        config_class: `TrainConfig` or `EvaluationConfig`.
+        values: {name of a field: value}.
+        where: for messages, what they are from.
+
+    Raises:
+        ValueError: for a value of the wrong type or out of its range.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    converted = {name: _convert(fields[name], value, f"{where}: {name}") for name, value in values.items()}
+    config = config_class(**converted)
+    _check_all(config, f"{where}: ")
+    return config
 
 
 def _parser(config_class, description, defaults):
@@ -292,10 +309,7 @@ def _underscored(parser, argv):
 
 def _read_recipe(path, config_class, dataset):
     """The recipe's values by field name; a ValueError names the nearest valid key."""
-    try:
-        recipe = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+    recipe = _read_yaml(path)
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe {path} must be a list of `key: value` lines")
     recipe.pop("provenance", None)  # a run's config.yaml is a recipe too
@@ -312,18 +326,35 @@ def _read_recipe(path, config_class, dataset):
     return values
 
 
+def _read_yaml(path):
+    """The content of a small YAML file, as plain data; no file is so written that it grows when it is read."""
+    with open(path, "rb") as file:
+        raw = file.read(MAX_RECIPE_BYTES + 1)
+    if len(raw) > MAX_RECIPE_BYTES:
+        raise ValueError(f"recipe {path} is no recipe: it has more than {MAX_RECIPE_BYTES} bytes")
+    depth = 0
+    try:
+        for event in yaml.parse(raw, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > 2:
+                raise ValueError("a recipe has values and lists of values, no aliases and nothing deeper")
+        return yaml.safe_load(raw)
+    except Exception as error:  # PyYAML raises many kinds for values that are not what their tags say
+        raise ValueError(f"recipe {path} is not valid YAML: {error}") from error
+
+
 def _convert(field, value, where):
     """Check a recipe's value as argparse would; an integer, or 1e-3 (a string in YAML 1.1), may be a float."""
     kind = field.metadata["kind"]
     if field.metadata["nargs"] == "*":
         value = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, kind) for item in value):
+        if not all(type(item) is kind for item in value):
             raise ValueError(f"{where} must be a list of {kind.__name__}, got {value!r}")
         return value
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if value is False and "no" in (field.metadata["choices"] or ()):
         return "no"  # YAML 1.1 reads an unquoted no as false
@@ -332,17 +363,23 @@ def _convert(field, value, where):
     return value
 
 
-def _check(field, value):
+def _check_all(config, where=""):
+    """Raise ValueError if any value is not among its field's choices or out of its range."""
+    for field in dataclasses.fields(config):
+        _check(field, getattr(config, field.name), where)
+
+
+def _check(field, value, where):
     """Raise ValueError if a field's value is not among its choices or out of its range."""
     meta = field.metadata
     for item in value if isinstance(value, list) else [value]:
         if item is None:
             continue
         if isinstance(item, float) and not math.isfinite(item):
-            raise ValueError(f"{field.name} must be finite, got {item!r}")
+            raise ValueError(f"{where}{field.name} must be finite, got {item!r}")
         if meta["choices"] and item not in meta["choices"]:
-            raise ValueError(f"{field.name} must be one of {', '.join(map(str, meta['choices']))}; got {item!r}")
+            raise ValueError(f"{where}{field.name} must be one of {', '.join(map(str, meta['choices']))}; got {item!r}")
         if meta["low"] is not None and not item >= meta["low"]:
-            raise ValueError(f"{field.name} must be at least {meta['low']}, got {item!r}")
+            raise ValueError(f"{where}{field.name} must be at least {meta['low']}, got {item!r}")
         if meta["high"] is not None and not item <= meta["high"]:
-            raise ValueError(f"{field.name} must be at most {meta['high']}, got {item!r}")
+            raise ValueError(f"{where}{field.name} must be at most {meta['high']}, got {item!r}")

@@ -1,6 +1,7 @@
 """The cache folder, whether a file has changed, and files that appear whole or not at all."""
 
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -47,6 +48,20 @@ def write_atomically(path, write, previous=None):
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def make_folder_of_now(parent, ending=""):
+    """Make and return <parent>/<time><ending>, or with a number behind it: a folder that no other process is given."""
+    parent.mkdir(parents=True, exist_ok=True)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}{ending}"
+    for attempt in range(1, 1000):
+        folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:  # made by another process in the same second
+            continue
+    raise FileExistsError(f"{parent} has 999 folders named {name}")
 
 
 def check_writable(folder):

@@ -4,19 +4,22 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import logging
-import zipfile
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from .batches import Batches
 from .files import cache_folder, write_atomically
+from .npy import read_npz
 
 logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")  # and no other: for some, PIL starts programs
+MAX_IMAGE_BYTES, MAX_PIXELS = 2**26, 2**24  # of a file
 
 
 @dataclasses.dataclass
@@ -90,6 +93,7 @@ def read_image_folder(folder, workers=4):
     Raises:
         FileNotFoundError: if there are no images where they should be.
         ValueError: for a file that is no image, or of another size than the first; it names the file.
+        OSError: for a file that cannot be opened.
     """
     folder = Path(folder)
     files = {split: _list_split(folder / split) for split in ("train", "test")}
@@ -98,8 +102,8 @@ def read_image_folder(folder, workers=4):
         raise ValueError(f"{folder}: train has the classes {classes['train']}, test has {classes['test']}")
     key = hashlib.sha256()
     for path in files["train"] + files["test"]:
-        content = path.read_bytes()
-        key.update(f"{path.relative_to(folder)}\0{len(content)}\n".encode() + content)
+        content = _read_file(path)
+        key.update(os.fsencode(path.relative_to(folder)) + f"\0{len(content)}\n".encode() + content)
     cache = cache_folder() / f"images-{key.hexdigest()[:32]}.npz"
     arrays = _read_cache(cache)
     if arrays is None:
@@ -125,16 +129,29 @@ def _list_split(folder):
     return files
 
 
+def _read_file(path):
+    if path.exists() and not path.is_file():  # who opens a pipe may wait for ever
+        raise ValueError(f"{path} is no readable image, but a folder, pipe or device")
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{path} is no readable image: it has more than {MAX_IMAGE_BYTES} bytes")
+    return path.read_bytes()
+
+
 def _decode(files, workers, description):
     def read(path):
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
                 return np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except Exception as error:  # PIL raises many kinds for damaged files
             raise ValueError(f"{path} is no readable image: {error}") from error
 
     first = read(files[0])
-    images = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
+    try:
+        images = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
+    except MemoryError as error:
+        raise ValueError(f"{len(files)} images like {files[0]} do not fit into memory: {error}") from error
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         decoded = tqdm(pool.map(read, files), description, len(files), unit="image", disable=None, leave=False)
         for index, pixels in enumerate(decoded):
@@ -149,8 +166,14 @@ def _read_cache(path):
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in ("train_images", "train_labels", "test_images", "test_labels")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        for split in ("train", "test"):
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            if (images.dtype, images.ndim, images.shape[1]) != (np.uint8, 4, 3):
+                raise ValueError(f"images are uint8 [N, 3, H, W], got {images.dtype} {images.shape}")
+            if (labels.dtype, labels.shape) != (np.int64, images.shape[:1]):
+                raise ValueError(f"labels are int64 [N], got {labels.dtype} {labels.shape}")
+        return arrays
+    except (OSError, ValueError, KeyError, IndexError) as error:
         logger.warning("the cache %s is damaged (%s); it is made anew", path, error)
         return None

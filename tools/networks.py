@@ -9,7 +9,7 @@ from models import build_model, build_neuron
 from models.layers import Normalize
 
 from . import checkpoint
-from .config import TrainConfig
+from .config import TrainConfig, checked
 
 NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoint, or over a checkpoint of ours
     *("model", "width", "nobn", "neuron", "timestep", "threshold", "tau", "sigma", "alpha"),
@@ -107,7 +107,8 @@ def load_snapshot(evaluation_config, dataset):
         raise ValueError("--sigma would have no effect: this network has learnt the scale of its noise")
     net = build_network(config, dataset)
     averaged = content.get("ema")
-    checkpoint.load_weights(net, content["model"] if averaged is None else _without_prefix(averaged), path)
+    weights = content.get("model") if averaged is None else _without_prefix(averaged)
+    checkpoint.load_weights(net, weights, path)
     return net.eval(), config
 
 
@@ -116,9 +117,12 @@ def stored_config(content, path):
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     if unknown := content["config"].keys() - known:
         raise checkpoint.CheckpointError(
-            f"{path} has settings this version does not know: {', '.join(sorted(unknown))}"
+            f"{path} has settings this version does not know: {', '.join(sorted(map(str, unknown)))}"
         )
-    return TrainConfig(**content["config"])
+    try:
+        return checked(TrainConfig, content["config"], path)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(str(error)) from error
 
 
 def _load_published(path, overrides, dataset):
@@ -139,5 +143,8 @@ def _load_published(path, overrides, dataset):
 
 
 def _without_prefix(averaged):
-    """The weights in the state of an `AveragedModel`."""
-    return {key.removeprefix("module."): value for key, value in averaged.items() if key.startswith("module.")}
+    """The weights in the state of an `AveragedModel`; None if it is none."""
+    if not isinstance(averaged, dict):
+        return None
+    names = {key: str(key) for key in averaged}
+    return {name.removeprefix("module."): averaged[key] for key, name in names.items() if name.startswith("module.")}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import zlib
 from pathlib import Path
 
 from .files import write_text_atomically
@@ -10,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class ResultFolder:
-    """Files of results, which are not measured again where all that they depend on is the same.
+    """Files of results, which are not measured again where all that they depend on is the same and none is damaged.
 
     Args:
         path: the folder; it is made at the first result.
@@ -41,9 +42,12 @@ class ResultFolder:
             points: as `points` gives them.
         """
         identity = {**self.identity, **self.of_points}
-        head = json.dumps({"perturbation": name, "identity": identity}, indent=2).removesuffix("\n}")
         order = sorted(points, key=lambda key: [(value is None, value or 0) for value in key])
-        rows = ",\n".join(f"    {json.dumps(points[key])}" for key in order)
+        content = {"perturbation": name, "identity": identity, "points": [points[key] for key in order]}
+        head = {**content, "crc32": _checksum(content)}
+        del head["points"]
+        head = json.dumps(head, indent=2).removesuffix("\n}")
+        rows = ",\n".join(f"    {json.dumps(point)}" for point in content["points"])
         write_text_atomically(self.points_file(name), f'{head},\n  "points": [\n{rows}\n  ]\n}}\n')
 
     def report(self, name, **settings):
@@ -56,16 +60,24 @@ class ResultFolder:
     def write_report(self, name, report):
         """Write a report, and return what `report` would read."""
         path, content = self.path / f"{name}.json", {"identity": self.identity, **report}
-        write_text_atomically(path, json.dumps(content, indent=1) + "\n")
+        write_text_atomically(path, json.dumps({**content, "crc32": _checksum(content)}, indent=1) + "\n")
         logger.info("written: %s", path)
         return content
 
     def _read(self, path, identity):
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_bytes())
+            if content.pop("crc32") != _checksum(content):
+                logger.warning("%s is damaged; what it holds is measured anew", path)
+                return None
             source = content["identity"]["provenance"]["git"]
             if source == "unknown" or source.endswith("-dirty"):  # who knows what it was
                 return None
             return content if {**content["identity"], "snapshot": identity["snapshot"]} == identity else None
-        except (OSError, ValueError, KeyError, TypeError):  # none, or not one of this version
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # none of this version
             return None
+
+
+def _checksum(content):
+    """CRC-32 of what JSON keeps of a dictionary: against damage, not against forgery."""
+    return zlib.crc32(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())

@@ -4,7 +4,6 @@ import contextlib
 import json
 import platform
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +12,12 @@ import torchvision
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from .files import write_text_atomically
+from .files import make_folder_of_now, write_text_atomically
 
 
 def make_run_folder(results, dataset, model, neuron, seed):
     """Make <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/, which no other run has."""
-    parent = Path(results) / dataset / f"{model}-{neuron}"
-    parent.mkdir(parents=True, exist_ok=True)
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-s{seed}"
-    for attempt in range(1, 1000):
-        folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:  # another run of the same second
-            continue
-    raise FileExistsError(f"{parent} has 999 runs named {name}")
+    return make_folder_of_now(Path(results) / dataset / f"{model}-{neuron}", f"-s{seed}")
 
 
 def provenance():
@@ -113,14 +102,20 @@ class RunLog:
 
 
 def read_metrics(path):
-    """The rows of a metrics.jsonl; an incomplete last line (of a killed run) is left out."""
+    """The rows of a metrics.jsonl, dictionaries with the whole number "epoch"; none if there is no such file.
+
+    It ends before the first line that is no such row, as the incomplete last one of a killed run.
+    """
     path = Path(path)
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or type(row.get("epoch")) is not int:
+            break
+        rows.append(row)
     return rows

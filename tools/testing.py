@@ -1,7 +1,6 @@
 """One call of a testing script: the evaluation of one snapshot, or of several kinds of networks; and its report."""
 
 import dataclasses
-import datetime
 import logging
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from .comparison import compare, parse_kinds, table, verdicts
 from .evaluation import Evaluation
-from .files import write_text_atomically
+from .files import make_folder_of_now, write_text_atomically
 from .report import assemble, render, write
 from .uncertainty import ensemble_curve
 
@@ -101,7 +100,7 @@ def _report(config, dataset, evaluations, results):
 def _folder(config, dataset):
     if config.out:
         return Path(config.out)
-    return Path("results", dataset.name, "comparison", datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
+    return make_folder_of_now(Path("results", dataset.name, "comparison"))
 
 
 def _sample(evaluation, index):

@@ -1,5 +1,6 @@
 """What a training run survives: kills, signals, full disks, damaged files, numbers that are not finite."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -187,8 +188,10 @@ def test_a_signal_in_validation_and_the_end_of_the_time_lose_nothing(tmp_path, s
     assert_same_run(resumed.folder, whole.folder)
 
 
-def test_a_second_signal_does_what_it_always_did():
-    before = signal.getsignal(signal.SIGINT)
+def test_a_second_signal_does_what_it_always_did(request):
+    # A shell's background job ignores SIGINT, as the tests may be.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, before := signal.default_int_handler)
     with Interruption() as interruption:
         assert interruption.request == 0
         signal.raise_signal(signal.SIGINT)

@@ -1,12 +1,14 @@
 """Readers of events in arrays of NumPy (`.npy`, `.npz`) and MATLAB (`.mat`), as other libraries write them."""
 
 import io
+import math
 import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from .. import npy
 from . import EVENT
 from .errors import EventFormatError, Reading, read_bytes, some
 
@@ -66,22 +68,18 @@ def _unzipped(path, raw):
 def _npy_header(path, file):
     """(shape, whether in Fortran's order, dtype) of a .npy file that is open at its start."""
     try:
-        version = np.lib.format.read_magic(file)
-        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        return reader(file)
-    except Exception as error:  # numpy parses the header as Python text, and raises many kinds
-        raise EventFormatError(path, 0, f"expected the header of a .npy array: {error}") from error
+        return npy.read_header(file)
+    except ValueError as error:
+        raise EventFormatError(path, 0, str(error)) from error
 
 
 def _npy(path, raw):
     """The array in the bytes of a .npy file, whose header must agree with their number."""
     file = io.BytesIO(raw)
     shape, fortran, dtype = _npy_header(path, file)
-    count = 1
-    for size in shape:
-        count *= size
+    count = math.prod(shape)
     wanted, came = count * dtype.itemsize, len(raw) - file.tell()
-    if dtype.hasobject or min(shape, default=1) < 0 or wanted != came or dtype.itemsize == 0:
+    if wanted != came:
         raise EventFormatError(path, file.tell(), f"expected {wanted} bytes of {dtype} {shape}, got {came}")
     try:
         return np.frombuffer(raw, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
@@ -161,6 +159,8 @@ def from_columns(path, x, y, t, p):
     shapes = {column.shape for column in (x, y, t, p)}
     if len(shapes) != 1 or x.ndim != 1:
         raise EventFormatError(path, 0, f"expected x, y, t, p of one length, got {shapes}")
+    if p.dtype.kind == "b":
+        p = p.view(np.uint8)  # a file may have other bytes than 0 and 1
     if p.dtype.kind in "if":
         p = np.where(p == -1, 0, p)
     events = np.empty(len(x), EVENT)

@@ -1,6 +1,7 @@
 """What a file of events holds, and what is wrong with it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 MAX_FILE_BYTES = 2**32  # more is no recording of these data sets, and would not fit into memory
@@ -24,13 +25,20 @@ class Reading(NamedTuple):
     byte_of: Callable
 
 
-def read_bytes(path):
-    """The content of a file; an `EventFormatError` if it is empty or huge."""
-    with open(path, "rb") as file:
+def open_file(path):
+    """A file, open for reading its bytes; an `EventFormatError` if it is none but a folder, pipe or device."""
+    if Path(path).exists() and not Path(path).is_file():  # who opens a pipe may wait for ever
+        raise EventFormatError(path, 0, "expected a file, got a folder, pipe or device")
+    return open(path, "rb")
+
+
+def read_bytes(path, most=MAX_FILE_BYTES):
+    """The content of a file; an `EventFormatError` if it is empty or huge, or none."""
+    with open_file(path) as file:
         size = file.seek(0, 2)
-        if not 0 < size <= MAX_FILE_BYTES:
+        if not 0 < size <= most:
             came = "an empty file" if size == 0 else f"{size} bytes"
-            raise EventFormatError(path, 0, f"expected events, at most {MAX_FILE_BYTES} bytes, got {came}")
+            raise EventFormatError(path, 0, f"expected events or labels, at most {most} bytes, got {came}")
         file.seek(0)
         return file.read(size)
 

@@ -5,6 +5,7 @@ file. They raise `EventFormatError` for a file that is empty, truncated, damaged
 """
 
 import csv
+import io
 import re
 import struct
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 
 from . import EVENT
 from .arrays import read_array, read_mat
-from .errors import EventFormatError, Reading, read_bytes, some
+from .errors import EventFormatError, Reading, open_file, read_bytes, some
 
 GESTURES = 11
+MAX_LABEL_BYTES = 2**20
 _NMNIST_MARKER = 240
 _PACKET = np.dtype(
     [("type", "<i2"), ("source", "<i2")]
@@ -228,7 +230,7 @@ def check_events(events, width, height, path, lenient=False, byte_of=lambda inde
 
 
 def _read_aedat(path):
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return (read_aedat3 if _is_aedat3(file.read(16)) else read_aedat2)(path)
 
 
@@ -257,10 +259,14 @@ def read_gesture_labels(path):
 
     Returns:
         List of (label from 0, start in microseconds, end in microseconds).
+
+    Raises:
+        OSError: if the file cannot be opened.
+        EventFormatError: for any other content.
     """
+    raw = read_bytes(path, MAX_LABEL_BYTES)
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.reader(file))
+        rows = list(csv.reader(io.StringIO(raw.decode(), newline="")))
     except (UnicodeDecodeError, csv.Error) as error:
         raise EventFormatError(path, 0, f"expected a table of labels: {error}") from error
     if not rows or [name.strip() for name in rows[0]] != ["class", "startTime_usec", "endTime_usec"]:
@@ -273,7 +279,7 @@ def read_gesture_labels(path):
             label, start, end = map(int, row)
         except ValueError as error:
             raise EventFormatError(path, 0, f"line {number}: expected three whole numbers, got {row}") from error
-        if not 1 <= label <= GESTURES or not 0 <= start < end:
+        if not 1 <= label <= GESTURES or not 0 <= start < end < 2**62:
             raise EventFormatError(path, 0, f"line {number}: expected class 1 to {GESTURES} and start < end, got {row}")
         gestures.append((label - 1, start, end))
     return some(path, 0, gestures)

@@ -9,6 +9,7 @@ import torch
 
 from ..batches import Batches
 from ..files import stamp
+from ..npy import open_npy
 from .errors import EventFormatError
 from .formats import check_events, read_events, read_recording
 from .frames import cell_area, count_frames, frame_values
@@ -44,12 +45,13 @@ class Recording:
 
         Raises:
             EventFormatError: for a damaged file, or one without events in the window.
+            OSError: for a file that cannot be opened.
         """
         if self.problem is not None:
             raise EventFormatError(self.path, 0, self.problem)
         if self.slice is not None:
             first, last = self.slice
-            return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[first:last]), {}
+            return check_events(np.array(open_npy(self.path)[first:last]), *sensor, self.path, lenient)
         if self.window_us is None:
             return read_events(self.path, *sensor, lenient)
         whole = _read_whole(self.path, stamp(self.path))

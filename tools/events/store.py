@@ -7,6 +7,7 @@ was interrupted, or is being made by several processes, is completed; a damaged 
 
 import collections
 import concurrent.futures
+import functools
 import hashlib
 import json
 import logging
@@ -19,7 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..files import cache_folder, stamp, write_atomically, write_text_atomically
-from . import POLARITIES
+from ..npy import open_npy
+from . import EVENT, POLARITIES
 from .errors import EventFormatError
 from .frames import count_frames
 from .recordings import Recording
@@ -51,7 +53,7 @@ class FrameStore:
         self._fill(name, recordings, framing, lenient, workers)
         self._length = len(recordings)
         shards = range(-(-len(recordings) // SHARD))
-        self._frames = [np.load(self._path(shard, "npy"), mmap_mode="r") for shard in shards]
+        self._frames = [open_npy(self._path(shard, "npy")) for shard in shards]
         reports = [json.loads(self._path(shard, "json").read_bytes())["report"] for shard in shards]
         self.skipped = {}  # index of a recording: why it could not be read
         for shard, report in enumerate(reports):
@@ -73,8 +75,12 @@ class FrameStore:
     def _fill(self, name, recordings, framing, lenient, workers):
         """Make the shards that are not there, or damaged."""
         shards = [recordings[start : start + SHARD] for start in range(0, len(recordings), SHARD)]
-        reports = [_checked_report(self._path(shard, "npy")) for shard in range(len(shards))]
-        todo = [shard for shard, report in enumerate(reports) if not _is_usable(report, lenient)]
+        (width, height), todo = framing.size, []
+        for shard, part in enumerate(shards):
+            shape = (len(part), framing.timesteps, POLARITIES, height, width)
+            report = _checked_report(self._path(shard, "npy"), functools.partial(_is_shard, shape))
+            if report is None or not (lenient or _is_complete(report)):
+                todo.append(shard)
         if not todo:
             return
         files = {recording.path for shard in todo for recording in shards[shard]}
@@ -100,9 +106,20 @@ class FrameStore:
                     raise
 
 
-def _is_usable(report, lenient):
-    """Whether a shard need not be made: where a strict store finds a lenient one's omissions, it meets the error."""
-    return report is not None and (lenient or not (report["skipped"] or any(report["dropped"].values())))
+def _is_complete(report):
+    """Whether nothing was left out: where a strict store finds a lenient one's omissions, it shall meet the error."""
+    return not (report["skipped"] or any(report["dropped"].values()))
+
+
+def _is_shard(shape, frames, report):
+    """Whether an array and the report beside it can be a shard of frames."""
+    skipped, dropped = report["skipped"], report["dropped"]
+    rows = {str(row) for row in range(shape[0])}
+    return (
+        (frames.dtype.kind, frames.shape) == ("u", shape)
+        and (isinstance(skipped, dict) and skipped.keys() <= rows)
+        and (isinstance(dropped, dict) and all(type(count) is int for count in dropped.values()))
+    )
 
 
 def stored_streams(name, make, folder=None):
@@ -117,7 +134,7 @@ def stored_streams(name, make, folder=None):
         List of `Recording`, one for each stream.
     """
     path = Path(folder or cache_folder()) / f"{name}.npy"
-    report = _checked_report(path)
+    report = _checked_report(path, _are_streams)
     if report is None:
         events, ends, labels = make()
         report = {"ends": ends.tolist(), "labels": labels.tolist()}
@@ -126,17 +143,33 @@ def stored_streams(name, make, folder=None):
     return [Recording(path, label, slice=tuple(part)) for label, *part in zip(report["labels"], starts, report["ends"])]
 
 
-def _checked_report(path):
-    """The report beside the array `path`; None if it is not there, or one of the two is damaged."""
+def _are_streams(events, report):
+    """Whether an array and the report beside it can be streams of events."""
+    ends, labels = report["ends"], report["labels"]
+    return (
+        (events.dtype, events.ndim) == (EVENT, 1)
+        and all(type(number) is int and number >= 0 for number in (*ends, *labels))
+        and len(ends) == len(labels)
+        and ends == sorted(ends)
+        and ends[-1:] == [len(events)]
+    )
+
+
+def _checked_report(path, fit):
+    """The report beside the array `path`; None if it is not there, or one of the two is damaged.
+
+    Args:
+        fit: function of both: whether they can be what is looked for.
+    """
     beside = path.with_suffix(".json")
     if not beside.exists():
         return None
     try:
         content = json.loads(beside.read_bytes())
         sums = {"array": zlib.crc32(path.read_bytes()), "report": _checksum(content["report"])}
-        if content["crc32"] == sums:
+        if content["crc32"] == sums and fit(open_npy(path), content["report"]):
             return content["report"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     logger.warning("%s in the cache is damaged; it is made anew", path)
     return None

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import EventFormatError
-from .formats import read_gesture_labels
+from .errors import EventFormatError, read_bytes
+from .formats import MAX_LABEL_BYTES, read_gesture_labels
 from .recordings import Recording
 
 GESTURE_CLASSES = (
@@ -26,7 +26,7 @@ class Tree:
         sensor: (width, height) of the camera, in pixels.
         size: (width, height) of the frames that networks usually see.
         list_recordings: (folder, split) -> (training, test), lists of `Recording`; FileNotFoundError where it is
-            not there.
+            not there, and a ValueError (EventFormatError is one) for lists or names that cannot be read.
     """
 
     classes: tuple
@@ -62,9 +62,16 @@ def _official_gestures(folder):
     lists = [folder / f"trials_to_{part}.txt" for part in ("train", "test")]
     if not all(path.exists() for path in lists):
         return [], []
-    return tuple(
-        [gesture for name in path.read_text().split() for gesture in _gestures(folder / name)] for path in lists
-    )
+    return tuple([gesture for name in _trials(path) for gesture in _gestures(folder / name)] for path in lists)
+
+
+def _trials(path):
+    """The names of files in a list, which are beside it and nowhere else."""
+    names = read_bytes(path, MAX_LABEL_BYTES).decode(errors="replace").split()
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*\.aedat", name):
+            raise EventFormatError(path, 0, f"expected names of .aedat files beside it, got {name[:80]!r}")
+    return names
 
 
 def _gestures(path):
@@ -119,7 +126,7 @@ def _of_one_kind(folder):
 def _number(path):
     """The number at the end of a name, before the suffix."""
     found = re.search(r"(\d+)$", path.stem)
-    if found is None:
+    if found is None or len(found[1]) > 9:
         raise ValueError(f"{path} has no number at the end of its name, as this data set's recordings have")
     return int(found[1])
 
@@ -139,6 +146,7 @@ def recognise(folder, split="9:1"):
 
     Raises:
         FileNotFoundError: if it is none of them; it says what was looked for.
+        ValueError: if it is one, but lists or names of its files cannot be read.
     """
     problems = []
     for name, tree in TREES.items():

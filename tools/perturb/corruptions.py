@@ -7,6 +7,7 @@ import torch
 
 from ..files import stamp
 from ..images import LabelledImages
+from ..npy import open_npy
 
 LABELS = "labels.npy"
 SEVERITIES = 5
@@ -22,6 +23,7 @@ class CorruptionFolder:
 
     Raises:
         FileNotFoundError: if there is no such folder, no labels, or no corruption.
+        OSError: for a file that cannot be opened.
         ValueError: for a file of another format, naming it.
 
     Note:
@@ -35,7 +37,7 @@ class CorruptionFolder:
         self.names = sorted(path.stem for path in self.folder.glob("*.npy") if path.name != LABELS)
         if not self.names or not (self.folder / LABELS).exists():
             raise FileNotFoundError(f"{self.folder.resolve()} needs {LABELS} and a .npy file for each corruption")
-        labels = _load(self.folder / LABELS)
+        labels = open_npy(self.folder / LABELS)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"{self.folder / LABELS} must be integers [N], got {labels.dtype} {list(labels.shape)}")
         self.files = {name: self._open(name) for name in self.names}
@@ -54,7 +56,7 @@ class CorruptionFolder:
 
     def _open(self, name):
         path = self.folder / f"{name}.npy"
-        images = _load(path)
+        images = open_npy(path)
         channels, height, width = self.in_shape
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
             wanted = f"uint8 [N, {height}, {width}, {channels}]"
@@ -69,11 +71,3 @@ class CorruptionFolder:
         """The images of a corruption at a severity from 1 to 5, as `LabelledImages`."""
         images = self.files[name][(severity - 1) * self.count : severity * self.count]
         return LabelledImages(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), self.labels)
-
-
-def _load(path):
-    """A memory map of a .npy file; nothing that it says is run."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no readable .npy file: {error}") from error
