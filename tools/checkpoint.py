@@ -137,6 +137,8 @@ def read(path):
         CheckpointError: if it is no checkpoint, or damaged, or holds more than dense tensors and plain data
             (`tools.untrusted`). PyTorch's format of before 1.6 is refused.
     """
+    if Path(path).exists() and not Path(path).is_file():  # who opens a pipe may wait for ever
+        raise CheckpointError(f"{path} is no file")
     with open(path, "rb") as file:  # so that an absent file is told apart from a damaged one
         try:
             check_archive(file)
