@@ -137,7 +137,7 @@ class TrainConfig(RunConfig):
     save_steps: int = option(0, "save the state every so many steps of an epoch; 0: no", low=0)
     max_minutes: float = option(0.0, "stop after so long, with everything saved; 0: no limit", low=0.0)
     plot_spike_rate: bool = option(False, "log the firing rate of every layer")
-    histograms: bool = option(True, "log histograms of weights and gradients, every epoch")
+    histograms: bool = option(True, "log histograms of weights and gradients, after 100 epochs at most")
 
 
 @dataclasses.dataclass

@@ -27,6 +27,7 @@ from .state import AUTO, RunState, read_run
 logger = logging.getLogger(__name__)
 EVALUATION_SEED = 1_000_003  # of the noise in validation and in the final test: separate from training's
 DEBUG_BATCHES = 5
+MOST_HISTOGRAMS = 100  # epochs that have them: of a long run, all would fill the disk and say no more
 RANK_SEEDS = 1_000_033  # between the seeds of two processes of a run
 REGULARIZERS = {
     "gram": lambda config: Gramian(),
@@ -236,7 +237,8 @@ class Training:
         }
         if self.log:
             self.log.epoch(row)
-            if self.config.histograms:
+            every = math.ceil(self.config.epochs / MOST_HISTOGRAMS)
+            if self.config.histograms and (epoch % every == 0 or epoch == self.config.epochs):
                 self.log.histograms(self.net, epoch)
         self._keep(epoch, validated)
         return row

@@ -214,12 +214,17 @@ CHANGES = st.one_of(
 )
 
 
-def repacked(path, change):
-    """Change an entry of a zip archive, so that the change gets past the archive's checksums."""
+def entries(path):
+    """[(name, bytes)] of what is in a zip archive."""
     with zipfile.ZipFile(path) as archive:
-        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, raw in entries:
+        return [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+
+
+def repacked(path, change, compression=zipfile.ZIP_STORED):
+    """Change entries of a zip archive, so that the change gets past the archive's checksums."""
+    before = entries(path)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, raw in before:
             archive.writestr(name, change(name, raw))
 
 
@@ -254,9 +259,8 @@ def test_a_changed_entry_of_an_archive_that_is_whole_gives_a_documented_error(tm
     @given(change=CHANGES, which=st.integers(0, 6))
     def check(change, which):
         path.write_bytes(raw)
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        chosen = names[which % len(names)] if which else names[0]
+        names = [name for name, _ in entries(path)]
+        chosen = names[which % len(names)]
         repacked(path, lambda entry, content: change(content) if entry == chosen else content)
         try:
             read()
@@ -395,11 +399,8 @@ def test_a_compressed_archive_is_no_checkpoint_and_no_cache(tmp_path, monkeypatc
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
     for make, entry in ((ours, "data/0"), (image_cache, "train_images.npy")):
         path, read = make(tmp_path)
-        with zipfile.ZipFile(path) as archive:
-            entries = [(one.filename, archive.read(one)) for one in archive.infolist()]
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, raw in entries:
-                archive.writestr(name, bytes(2**29) if name.endswith(entry) else raw)
+        bomb = lambda name, raw, entry=entry: bytes(2**29) if name.endswith(entry) else raw  # noqa: E731
+        repacked(path, bomb, zipfile.ZIP_DEFLATED)
         assert path.stat().st_size < 2**22
         with little():
             if make is ours:

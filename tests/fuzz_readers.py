@@ -1,0 +1,92 @@
+"""Feed all readers with damaged files for some minutes, guided by the branches that they take.
+
+    pip install atheris
+    PYTHONPATH=. python tests/fuzz_readers.py --minutes 10
+
+Atheris (a front end of libFuzzer) stops at the first exception that is not documented, at a hang of 30 s, and at 4 GB
+of memory; the file that caused it is in --folder, and given to this script as an argument it is tried again.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["tools", "dataset_utils"]):
+    from tests.tools.events.test_formats import KINDS, SIZE, written
+    from tests.tools.test_hostile_input import DOCUMENTED, READERS, entries, repacked
+    from tools.events.formats import read_events, read_gesture_labels
+
+
+def recording(folder, kind):
+    path = written(folder, kind)
+    return path, lambda: read_events(path, *SIZE)
+
+
+def gestures(folder):
+    path = folder / "user01_labels.csv"
+    path.write_text("class,startTime_usec,endTime_usec\n1,10,20\n2,25,30\n")
+    return path, lambda: read_gesture_labels(path)
+
+
+def entry_of(reader, folder):
+    """The largest part of an archive in place of the archive, so that its checksums do not keep damage away."""
+    path, read = reader(folder)
+    raw = path.read_bytes()
+    chosen = max(entries(path), key=lambda entry: (entry[0].endswith((".pkl", ".npy")), len(entry[1])))
+    inner = folder / "entry"
+    inner.write_bytes(chosen[1])
+
+    def read_changed():
+        path.write_bytes(raw)
+        repacked(path, lambda name, content: inner.read_bytes() if name == chosen[0] else content)
+        return read()
+
+    return inner, read_changed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--folder", type=Path, default=Path("results/fuzz"), help="for what is found")
+    parser.add_argument("crash", nargs="*", help="files to try once")
+    options = parser.parse_args()
+    makers = dict(READERS) | {kind: lambda folder, kind=kind: recording(folder, kind) for kind in KINDS}
+    makers["gesture labels"] = gestures
+    for name in ("our checkpoint", "published checkpoint", "image cache", "npz"):
+        makers[f"entry of {name}"] = lambda folder, maker=makers[name]: entry_of(maker, folder)
+    corpus = options.folder / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore")
+    targets = []
+    for number, (name, make) in enumerate(makers.items()):
+        folder = options.folder.resolve() / "work" / name.replace(" ", "_")
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["NSNN_CACHE"] = str(folder)
+        path, read = make(folder)
+        (corpus / f"{number}").write_bytes(bytes([number]) + path.read_bytes())
+        targets.append((folder, path, read))
+
+    def try_one(raw):
+        if not raw or raw[0] >= len(targets):
+            return
+        folder, path, read = targets[raw[0]]
+        os.environ["NSNN_CACHE"] = str(folder)
+        path.write_bytes(raw[1:])
+        with contextlib.suppress(DOCUMENTED):
+            read()
+
+    flags = [f"-max_total_time={60 * options.minutes:.0f}", f"-artifact_prefix={options.folder}/", "-timeout=30"]
+    flags += ["-rss_limit_mb=4096", "-max_len=100000", "-print_final_stats=1"]
+    if not options.crash:
+        flags.append("-close_fd_mask=2")  # what readers print about thousands of files
+    atheris.Setup([sys.argv[0], *flags, *(options.crash or [str(corpus)])], try_one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
