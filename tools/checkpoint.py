@@ -11,7 +11,7 @@ import torch
 
 from models import build_model, build_neuron
 
-from .files import write_atomically
+from .files import is_no_file, write_atomically
 from .untrusted import check_archive, check_content
 
 logger = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def read(path):
         CheckpointError: if it is no checkpoint, or damaged, or holds more than dense tensors and plain data
             (`tools.untrusted`). PyTorch's format of before 1.6 is refused.
     """
-    if Path(path).exists() and not Path(path).is_file():  # who opens a pipe may wait for ever
+    if is_no_file(path):
         raise CheckpointError(f"{path} is no file")
     with open(path, "rb") as file:  # so that an absent file is told apart from a damaged one
         try:

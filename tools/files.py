@@ -1,4 +1,4 @@
-"""The cache folder, whether a file has changed, and files that appear whole or not at all."""
+"""The cache folder, what is no file, whether one has changed, and files that appear whole or not at all."""
 
 import os
 import time
@@ -11,6 +11,12 @@ def cache_folder():
     if chosen := os.environ.get("NSNN_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nsnn"
+
+
+def is_no_file(path):
+    """Whether something else is at a path: a folder, or a pipe or device, for which a reader may wait without end."""
+    path = Path(path)
+    return path.exists() and not path.is_file()
 
 
 def stamp(path):

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .batches import Batches
-from .files import cache_folder, write_atomically
+from .files import cache_folder, is_no_file, write_atomically
 from .npy import read_npz
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _list_split(folder):
 
 
 def _read_file(path):
-    if path.exists() and not path.is_file():  # who opens a pipe may wait for ever
+    if is_no_file(path):
         raise ValueError(f"{path} is no readable image, but a folder, pipe or device")
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise ValueError(f"{path} is no readable image: it has more than {MAX_IMAGE_BYTES} bytes")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import is_no_file
+
 
 def read_header(file):
     """What a .npy file says that it holds: (shape, whether in Fortran's order, dtype), and leave it at its data.
@@ -42,30 +44,39 @@ def open_npy(path):
         OSError: if it cannot be opened.
         ValueError: naming the file, if it is broken, or no file but a pipe or a device.
     """
-    path = Path(path)
-    size = path.stat().st_size
-    if not path.is_file():
+    if is_no_file(path):
         raise ValueError(f"{path} is no file")
+    size = Path(path).stat().st_size
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             check_header(file, size)
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, TypeError) as error:  # TypeError: a type that memory cannot be mapped to
         raise ValueError(f"{path} is no readable .npy file: {error}") from error
 
 
-def read_npz(path):
-    """{name: array} of a file that `np.savez` wrote.
+def read_npz(path, most_unpacked=0):
+    """{name: array} of a file that `np.savez` or `np.savez_compressed` wrote.
+
+    Args:
+        path: of the file.
+        most_unpacked: bytes that its arrays may take although the file has fewer; 0: no more than the file has.
 
     Raises:
         OSError: if it cannot be opened.
-        ValueError: naming the file, if it is broken, or any array would take more memory than it has bytes here.
+        ValueError: naming the file, if it is broken, or its arrays would take more memory than they may.
     """
+    if is_no_file(path):
+        raise ValueError(f"{path} is no file")
     try:
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                    raise ValueError(f"{entry.filename} is compressed")
+            entries = archive.infolist()
+            claimed = sum(entry.file_size for entry in entries)
+            if claimed > max(Path(path).stat().st_size, most_unpacked):
+                raise ValueError(f"it claims to hold {claimed} bytes")
+            for entry in entries:
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{entry.filename} is compressed in a way that NumPy does not use")
                 with archive.open(entry) as file:
                     check_header(file, entry.file_size)
         with np.load(path, allow_pickle=False) as stored:

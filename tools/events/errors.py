@@ -1,8 +1,9 @@
 """What a file of events holds, and what is wrong with it."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
+
+from ..files import is_no_file
 
 MAX_FILE_BYTES = 2**32  # more is no recording of these data sets, and would not fit into memory
 
@@ -27,7 +28,7 @@ class Reading(NamedTuple):
 
 def open_file(path):
     """A file, open for reading its bytes; an `EventFormatError` if it is none but a folder, pipe or device."""
-    if Path(path).exists() and not Path(path).is_file():  # who opens a pipe may wait for ever
+    if is_no_file(path):
         raise EventFormatError(path, 0, "expected a file, got a folder, pipe or device")
     return open(path, "rb")
 
