@@ -17,8 +17,8 @@ import math
 import torch
 
 from .kernels import eager, fused
-from .kernels.common import RESETS, Dynamics, arithmetic_dtype
-from .noise import NoiseLaw
+from .kernels.common import RESETS, Dynamics, after_reset, arithmetic_dtype
+from .noise import NoiseLaw, Rescaled
 
 PLACEMENTS = ("both", "escape", "membrane")
 MODES = ("noisy", "noiseless", "mean_field")
@@ -138,6 +138,57 @@ def lif(
         backend=backend,
         keep_state=keep_state,
     )
+
+
+def firing_probability(
+    x, spikes, noise, *, threshold=1.0, decay=0.5, reset="zero", decay_input=False, state=None, scale=None
+):
+    r"""Probability of a spike at each step given the spikes before it, of neurons with threshold noise alone.
+
+    .. math::
+        P(s_t = 1 \mid s_1, \ldots, s_{t-1}) = F(u_t - \theta)
+
+    where the potential follows from the input and the given spikes, which need not be the neuron's own. The
+    probability of a whole train is the product over time of P where it has a spike and 1 - P where it has none: the
+    likelihood of recorded trains, to be maximised by its exact gradient.
+
+    Args:
+        x: input current.
+        spikes: what the neurons did, 0 or 1; the potential is reset after them.
+        noise, threshold, decay, reset, decay_input, state, scale: as for `noisy_lif`.
+
+    Shape:
+        x and spikes [T, B, ...] -> [T, B, ...] in float32 (float64 for float64 input).
+
+    Raises:
+        ValueError, TypeError: for an argument out of range, saying what came and what is allowed.
+
+    Note:
+        Pillow, Paninski and Simoncelli, "Maximum likelihood estimation of a stochastic integrate-and-fire neural
+        encoding model", Neural Computation 16, 2004; with escape noise, Gerstner et al., "Neuronal dynamics", 2014,
+        section 10.2. Plain PyTorch: differentiable as often as the law is.
+    """
+    check_choice("reset", reset, RESETS)
+    check_decay(decay)
+    check_threshold(threshold)
+    check_law("noise", noise)
+    _check_input(x)
+    if not isinstance(spikes, torch.Tensor) or spikes.shape != x.shape:
+        came = f"shape {list(spikes.shape)}" if isinstance(spikes, torch.Tensor) else type(spikes).__name__
+        raise ValueError(f"the spikes must be {list(x.shape)}, as the input current; got {came}")
+    if scale is not None:
+        _check_learnt("scale", scale)
+        noise = Rescaled(noise, scale)
+    x = x.to(arithmetic_dtype(x.dtype))
+    spikes = spikes.to(x.dtype)
+    v = _checked_state(x, state)
+    v = torch.zeros_like(x[0]) if v is None else v
+    z = []
+    for current, fired in zip(x, spikes):
+        u = v * decay + (current * (1 - decay) if decay_input else current)
+        z.append(u - threshold)
+        v = after_reset(u, fired, reset, threshold)
+    return noise.cdf(torch.stack(z))
 
 
 def check_decay(decay):

@@ -11,7 +11,17 @@ import math
 import torch
 from torch import nn
 
-from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold, lif, noisy_lif
+from .functional import (
+    PLACEMENTS,
+    RESETS,
+    check_choice,
+    check_decay,
+    check_law,
+    check_threshold,
+    firing_probability,
+    lif,
+    noisy_lif,
+)
 from .noise import Gaussian
 
 
@@ -202,6 +212,25 @@ class NoisyLIF(SpikingNeuron):
             mode=self.mode,
             keep_state=keep_state,
             **self._dynamics(),
+        )
+
+    def firing_probability(self, x, spikes):
+        """Probability of a spike at each step, given the input and the spikes before it, from rest.
+
+        See `models.functional.firing_probability`. With membrane noise it has no closed form: ValueError.
+
+        Shape:
+            x and spikes [T, B, ...] -> [T, B, ...].
+        """
+        if self.placement != "escape":
+            raise ValueError(
+                f"with membrane noise, spikes do not fix the potential: placement must be 'escape', is "
+                f"{self.placement!r}"
+            )
+        dynamics = self._dynamics()
+        del dynamics["detach_reset"]
+        return firing_probability(
+            x, spikes, self.noise, scale=None if self.log_scale is None else self.scale, **dynamics
         )
 
     def extra_repr(self):

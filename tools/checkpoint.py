@@ -12,7 +12,7 @@ import torch
 from models import build_model, build_neuron
 
 from .files import is_no_file, write_atomically
-from .untrusted import check_archive, check_content
+from .untrusted import check_content, checked_archive
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
@@ -141,9 +141,9 @@ def read(path):
         raise CheckpointError(f"{path} is no file")
     with open(path, "rb") as file:  # so that an absent file is told apart from a damaged one
         try:
-            check_archive(file)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-            check_content(content, file.seek(0, 2))
+            archive = checked_archive(file)
+            content = torch.load(archive, map_location="cpu", weights_only=True)
+            check_content(content, archive.seek(0, 2))
             computed = checksum(content)
         except Exception as error:  # torch, zipfile and pickletools raise many kinds for damaged files
             raise CheckpointError(f"{path} is no checkpoint that can be loaded safely: {error}") from error

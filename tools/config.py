@@ -20,11 +20,13 @@ from .conditions import SEVERITIES
 from .engine import AMP_DTYPES
 from .events.frames import CELLS, SPLITS, VALUES
 from .events.trees import CIFAR10_TRAINING
+from .files import read_bytes
 from .optim import OPTIMIZERS, SCHEDULERS
 from .perturb import PERTURBATIONS
 
 AMP = ("no", *AMP_DTYPES)
 MAX_RECIPE_BYTES = 2**16
+MOST_STEPS = 10_000  # of time: each keeps activations, and a checkpoint from anyone says how many there are
 
 
 def option(default, help, choices=None, low=None, high=None, type=None, nargs=None):
@@ -48,9 +50,11 @@ def option(default, help, choices=None, low=None, high=None, type=None, nargs=No
 class RunConfig:
     """What training and testing have in common."""
 
-    seed: int = option(0, "seed; training: of weights, data order, augmentation, noise; testing: of all draws", low=0)
+    seed: int = option(
+        0, "seed; training: of weights, data order, augmentation, noise; testing: of all draws", low=0, high=2**53
+    )
     device: str = option("auto", "torch device; auto: CUDA where there is one")
-    threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0)
+    threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0, high=4096)
     workers: int = option(
         4, "threads that decode an image folder, or processes that read recordings, the first time", low=1
     )
@@ -71,7 +75,7 @@ class TrainConfig(RunConfig):
     neuron: str = option(
         "NILIF", "neuron; NILIF* are noisy, LIF, PLIF (learns its decay) and IF are not", choices=NEURONS
     )
-    timestep: int = option(2, "number of time steps T", low=1)
+    timestep: int = option(2, "number of time steps T", low=1, high=MOST_STEPS)
     threshold: float = option(1.0, "firing threshold", low=1e-6)
     tau: float = option(2.0, "decay of the potential is 1/tau (SpikingJelly's tau means decay 1 - 1/tau)", low=1.0)
     sigma: float = option(0.3, "scale of the noise of a noisy neuron", low=1e-6)
@@ -201,7 +205,7 @@ class EvaluationConfig(RunConfig):
     width: float = option(None, "factor on all channel counts", low=1e-3, type=float)
     nobn: bool = option(None, "network without batch normalisation", type=bool)
     neuron: str = option(None, "neuron of a published checkpoint", choices=NEURONS, type=str)
-    timestep: int = option(None, "number of time steps T", low=1, type=int)
+    timestep: int = option(None, "number of time steps T", low=1, high=MOST_STEPS, type=int)
     threshold: float = option(None, "firing threshold", low=1e-6, type=float)
     tau: float = option(None, "decay is 1/tau (SpikingJelly's tau means decay 1 - 1/tau)", low=1.0, type=float)
     frames_by: str = option(
@@ -328,11 +332,7 @@ def _read_recipe(path, config_class, dataset):
 
 def _read_yaml(path):
     """The content of a small YAML file, as plain data; no file is so written that it grows when it is read."""
-    with open(path, "rb") as file:
-        raw = file.read(MAX_RECIPE_BYTES + 1)
-    if len(raw) > MAX_RECIPE_BYTES:
-        raise ValueError(f"recipe {path} is no recipe: it has more than {MAX_RECIPE_BYTES} bytes")
-    depth = 0
+    raw, depth = read_bytes(path, MAX_RECIPE_BYTES), 0
     try:
         for event in yaml.parse(raw, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

@@ -54,10 +54,14 @@ class DivergenceWatch:
             self._check()
 
     def finish(self, net):
-        """After the last step: its numbers, and all weights and buffers."""
-        self._check()
+        """After the last step: as `check`, and there must have been a step."""
+        self.check(net)
         if not self.progress.losses:
             raise Diverged(f"no step of epoch {self.epoch} was finite")
+
+    def check(self, net):
+        """Look at all numbers so far, and at all weights and buffers."""
+        self._check()
         for name, value in net.state_dict().items():
             if not torch.isfinite(value).all():
                 raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {self.progress.steps}")

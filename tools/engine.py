@@ -122,6 +122,9 @@ class Progress:
 
     @classmethod
     def from_state(cls, state, device):
+        """What `state` gave; ValueError for an order that is none."""
+        if not torch.equal(state["order"].sort().values, torch.arange(len(state["order"]))):
+            raise ValueError("the order of the samples is none")
         losses = list(state["losses"].to(device))
         return cls(**{**state, "losses": losses, "correct": torch.tensor(state["correct"], device=device)})
 
@@ -135,7 +138,9 @@ def train_one_epoch(learner, batches, epoch, progress=None, after_step=None):
             `learner.accumulate`.
         epoch: its number, for messages.
         progress: None, or `Progress` of a pass that was interrupted.
-        after_step: None, or a function of the `Progress`, called between steps; it may raise to interrupt the pass.
+        after_step: None, or a function called between steps; it may raise to interrupt the pass. It is given the
+            `Progress`, and a function that raises `Diverged` if a number so far is not finite: to be called before
+            anything is saved, as on an accelerator such numbers are noticed late.
 
     Returns:
         {"loss", "accuracy", "images_per_s"} of the pass, in all processes together, and with a recovery
@@ -157,7 +162,7 @@ def train_one_epoch(learner, batches, epoch, progress=None, after_step=None):
         _step(learner, coming, watch, progress)
         progress.seconds = time.perf_counter() - start
         if after_step is not None:
-            after_step(progress)
+            after_step(progress, lambda: watch.check(learner.net))
     watch.finish(learner.net)
     of_this_process = [torch.stack(progress.losses).mean().item(), progress.correct.item(), progress.seen]
     loss, correct, seen = processes.sum(torch.tensor(of_this_process, dtype=torch.float64)).tolist()

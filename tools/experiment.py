@@ -17,7 +17,7 @@ from models import noise_generator
 
 from . import checkpoint, distributed, engine, optim
 from .divergence import Diverged, Rollback, Skip
-from .files import check_writable, remove_parts, write_text_atomically
+from .files import MOST_TEXT, check_writable, read_bytes, remove_parts, write_text_atomically
 from .interruption import Interrupted, Interruption
 from .monitor import firing_rates
 from .networks import build_network, memory_format, set_up_torch
@@ -90,7 +90,7 @@ class Training:
             raise
         self.first_epoch, self.best, self.progress = 1, None, None
         if resumed is not None:
-            self.progress = self.state.restore(resumed)
+            self.progress = self.state.restore(resumed, config.resume)
             self.first_epoch, self.best = resumed["epochs_done"] + 1, resumed["best"]
         self.interruption = Interruption(config.max_minutes)
         self.log = RunLog(self.folder, self.first_epoch) if processes.is_first else None
@@ -243,12 +243,14 @@ class Training:
         self._keep(epoch, validated)
         return row
 
-    def _between_steps(self, epoch, progress):
+    def _between_steps(self, epoch, progress, check):
         """Save where that is due, or stop where that was asked for: all processes after the same step."""
         config = self.config
-        is_due = config.save_steps and progress.steps % config.save_steps == 0
-        is_due |= config.save_minutes and time.monotonic() - self.saved_at > 60 * config.save_minutes
-        request, is_due = self.processes.largest([self.interruption.request, int(is_due)])
+        after_steps = config.save_steps > 0 and progress.steps % config.save_steps == 0
+        after_minutes = 0 < 60 * config.save_minutes < time.monotonic() - self.saved_at
+        request, is_due = self.processes.largest([self.interruption.request, int(after_steps or after_minutes)])
+        if request or is_due:
+            check()
         if request:
             raise Interrupted(request)
         if is_due:
@@ -306,7 +308,7 @@ class Training:
     def _tested(self):
         """What the test gave, or None if there was none."""
         path = self.folder / "test.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(read_bytes(path, MOST_TEXT)) if path.exists() else None
 
     def _test(self):
         best = self.processes.from_first(lambda: checkpoint.read(self.folder / "best.pth"))

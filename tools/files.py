@@ -1,9 +1,11 @@
-"""The cache folder, what is no file, whether one has changed, and files that appear whole or not at all."""
+"""The cache folder, files from anyone, and files that appear whole or not at all."""
 
 import os
 import time
 import uuid
 from pathlib import Path
+
+MOST_TEXT = 2**30  # bytes of a file of results
 
 
 def cache_folder():
@@ -17,6 +19,26 @@ def is_no_file(path):
     """Whether something else is at a path: a folder, or a pipe or device, for which a reader may wait without end."""
     path = Path(path)
     return path.exists() and not path.is_file()
+
+
+def read_bytes(path, most):
+    """The content of a file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: naming it, if it has more, or is no file but a folder, pipe or device.
+    """
+    if is_no_file(path):
+        raise ValueError(f"{path} is no file")
+    with open(path, "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path} has more than {most} bytes")
+    return content
 
 
 def stamp(path):

@@ -11,6 +11,7 @@ from models.layers import Normalize
 from . import checkpoint
 from .config import TrainConfig, checked
 
+MOST_UNSAID = 10**8  # numbers of a network that may be built though its checkpoint has fewer, to say which do not fit
 NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoint, or over a checkpoint of ours
     *("model", "width", "nobn", "neuron", "timestep", "threshold", "tau", "sigma", "alpha"),
     *("placement", "reset", "decay_input", "amp"),
@@ -25,7 +26,10 @@ def set_up_torch(config):
         torch.set_num_threads(config.threads)
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    try:
+        return torch.device(config.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {config.device}: {error}") from error
 
 
 def keep_freed_memory():
@@ -67,7 +71,13 @@ def neuron_factory(config):
 
 def build_network(config, dataset):
     """The network of a configuration, for raw pixels in [0, 1] of a data set."""
-    net = build_model(
+    net = _bare_network(config, dataset)
+    net.normalize = Normalize(dataset.mean, dataset.std)
+    return net
+
+
+def _bare_network(config, dataset):
+    return build_model(
         config.model,
         neuron=neuron_factory(config),
         in_shape=dataset.input_shape(config),
@@ -75,8 +85,6 @@ def build_network(config, dataset):
         norm=None if config.nobn else "bn",
         width=config.width,
     )
-    net.normalize = Normalize(dataset.mean, dataset.std)
-    return net
 
 
 def load_snapshot(evaluation_config, dataset):
@@ -105,11 +113,35 @@ def load_snapshot(evaluation_config, dataset):
         raise ValueError("--tau would have no effect: PLIF has learnt its decay")
     if "sigma" in overrides and config.learnable_scale:
         raise ValueError("--sigma would have no effect: this network has learnt the scale of its noise")
-    net = build_network(config, dataset)
     averaged = content.get("ema")
     weights = content.get("model") if averaged is None else _without_prefix(averaged)
+    check_size(config, dataset, weights, path)
+    net = build_network(config, dataset)
     checkpoint.load_weights(net, weights, path)
     return net.eval(), config
+
+
+def check_size(config, dataset, weights, path):
+    """See that a checkpoint has the weights of the network that it describes, before memory is taken for that.
+
+    Args:
+        config: `TrainConfig` in the checkpoint.
+        dataset: as for `build_network`.
+        weights: {key: tensor} in it.
+        path: for the message.
+
+    Raises:
+        CheckpointError: if it has not.
+    """
+    values = weights.values() if isinstance(weights, dict) else ()
+    has = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
+    try:
+        with torch.device("meta"):  # shapes alone
+            wanted = sum(value.numel() for value in _bare_network(config, dataset).state_dict().values())
+    except RuntimeError as error:  # sizes beyond 2^63
+        raise checkpoint.CheckpointError(f"{path} describes a network that cannot be: {error}") from error
+    if wanted > 2 * has + MOST_UNSAID:  # whoever changes --model or --width by mistake is told which weights do not fit
+        raise checkpoint.CheckpointError(f"{path} describes a network of {wanted} numbers, and has {has}")
 
 
 def stored_config(content, path):

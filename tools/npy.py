@@ -51,7 +51,7 @@ def open_npy(path):
         with open(path, "rb") as file:
             check_header(file, size)
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, TypeError) as error:  # TypeError: a type that memory cannot be mapped to
+    except (ValueError, TypeError, OverflowError) as error:  # of types and sizes that memory cannot be mapped to
         raise ValueError(f"{path} is no readable .npy file: {error}") from error
 
 

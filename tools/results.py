@@ -5,7 +5,7 @@ import logging
 import zlib
 from pathlib import Path
 
-from .files import write_text_atomically
+from .files import MOST_TEXT, read_bytes, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class ResultFolder:
 
     def _read(self, path, identity):
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(read_bytes(path, MOST_TEXT))
             if content.pop("crc32") != _checksum(content):
                 logger.warning("%s is damaged; what it holds is measured anew", path)
                 return None

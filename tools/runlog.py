@@ -12,7 +12,7 @@ import torchvision
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from .files import make_folder_of_now, write_text_atomically
+from .files import MOST_TEXT, make_folder_of_now, read_bytes, write_text_atomically
 
 
 def make_run_folder(results, dataset, model, neuron, seed):
@@ -105,12 +105,15 @@ def read_metrics(path):
     """The rows of a metrics.jsonl, dictionaries with the whole number "epoch"; none if there is no such file.
 
     It ends before the first line that is no such row, as the incomplete last one of a killed run.
+
+    Raises:
+        ValueError: if there is no file but a pipe or device.
     """
     path = Path(path)
     if not path.exists():
         return []
     rows = []
-    for line in path.read_bytes().splitlines():
+    for line in read_bytes(path, MOST_TEXT).splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from . import checkpoint, engine
-from .networks import stored_config
+from .networks import check_size, stored_config
 
 logger = logging.getLogger(__name__)
 AUTO = "auto"  # --resume: the run in --run_dir, if there is one
@@ -44,19 +44,29 @@ class RunState:
             "processes": learner.processes.gathered(of_this_process),
         }
 
-    def restore(self, content):
+    def restore(self, content, path):
         """Put everything back.
+
+        Args:
+            content: as `content` gave it.
+            path: where it is from, for messages.
 
         Returns:
             `engine.Progress` of the epoch that was going on, or None.
+
+        Raises:
+            CheckpointError: if the content does not fit.
         """
         learner = self.learner
-        self._restore_weights(content)
-        learner.scheduler.load_state_dict(content["scheduler"])
-        of_this_process = content["processes"][learner.processes.rank]
-        checkpoint.set_rng_state(of_this_process["rng"])  # last: everything above may draw numbers
-        progress = of_this_process["progress"]
-        return progress and engine.Progress.from_state(progress, learner.forward.device)
+        try:
+            self._restore_weights(content)
+            learner.scheduler.load_state_dict(content["scheduler"])
+            of_this_process = content["processes"][learner.processes.rank]
+            checkpoint.set_rng_state(of_this_process["rng"])  # last: everything above may draw numbers
+            progress = of_this_process["progress"]
+            return progress and engine.Progress.from_state(progress, learner.forward.device)
+        except Exception as error:  # torch trusts what it is given, so that errors are of many kinds
+            raise checkpoint.CheckpointError(f"{path} cannot be resumed: {error!r}") from error
 
     def roll_back(self, content):
         """Put network and optimiser back, but not the place in the run, of which the learning rate is a part."""
@@ -73,6 +83,22 @@ class RunState:
             learner.ema.load_state_dict(content["ema"])
         learner.optimizer.load_state_dict(content["optimizer"])
         learner.scaler.load_state_dict(content["scaler"])
+
+
+def _check_kinds(content, path):
+    """Raise CheckpointError if what is read before everything is put back is not of its kind."""
+
+    def is_best(best):
+        return best is None or isinstance(best, dict) and isinstance(best.get("highest_accuracy"), float)
+
+    for name, is_of_its_kind in (
+        ("config", lambda config: isinstance(config, dict)),
+        ("processes", lambda processes: isinstance(processes, list)),
+        ("epochs_done", lambda epochs: type(epochs) is int and epochs >= 0),
+        ("best", is_best),
+    ):
+        if name not in content or not is_of_its_kind(content[name]):
+            raise checkpoint.CheckpointError(f"{path} cannot be resumed: its {name} is not that of a run")
 
 
 def read_run(config, dataset, given, processes):
@@ -99,6 +125,7 @@ def read_run(config, dataset, given, processes):
         raise checkpoint.CheckpointError(
             f"{path} cannot be resumed: it holds a network only; take the run's {checkpoint.LAST}"
         )
+    _check_kinds(content, path)
     if content["dataset"] != dataset.name:
         raise ValueError(f"{path} was trained on {content['dataset']}, this script is for {dataset.name}")
     if len(content["processes"]) != processes.count:
@@ -107,6 +134,7 @@ def read_run(config, dataset, given, processes):
             "their steps would be other ones"
         )
     stored = stored_config(content, path)
+    check_size(stored, dataset, content.get("model"), path)
     for name in sorted(given):
         value = getattr(config, name)
         if name not in RESUMABLE and value != getattr(stored, name):

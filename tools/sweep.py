@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from . import plots
-from .files import write_text_atomically
+from .files import MOST_TEXT, read_bytes, write_text_atomically
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,7 +165,7 @@ def check_same(folder, definition):
     """Note what a sweep is in its folder; ValueError if another one is there."""
     path = folder / DEFINITION
     if path.exists():
-        if (there := json.loads(path.read_text())) != definition:
+        if (there := json.loads(read_bytes(path, MOST_TEXT))) != definition:
             raise ValueError(f"{folder} has another sweep: {json.dumps(there)}")
         return
     write_text_atomically(path, json.dumps(definition, indent=2) + "\n")
@@ -183,7 +183,7 @@ def summarise(folder, settings):
         path = run_folder(folder, trial) / "test.json"
         if path.exists():
             key = tuple((name, value) for name, value in trial.items() if name != SEED)
-            accuracies.setdefault(key, []).append(json.loads(path.read_text())["accuracy"])
+            accuracies.setdefault(key, []).append(json.loads(read_bytes(path, MOST_TEXT))["accuracy"])
     return [
         {
             "settings": dict(key),

@@ -5,6 +5,7 @@ of any size that a pickle asks for, and leaves it to the caller what a structure
 """
 
 import collections
+import io
 import pickletools
 import re
 import zipfile
@@ -18,12 +19,19 @@ _KEYS = (str, int, float, bool)
 _SHARING = 4  # tensors may share memory, as tied weights do, but not many times
 
 
-def check_archive(file):
-    """See that an open file is an archive of `torch.save` that claims no more than it has.
+def checked_archive(file):
+    """What is in an open file, if it is an archive of `torch.save` that claims no more than it has, as one anew.
+
+    Python and PyTorch read a zip archive differently: a forged one has two directories, of which each takes another.
+    So PyTorch is given what Python has found in it, and not the file.
+
+    Returns:
+        io.BytesIO.
 
     Raises:
         Exception: of many kinds, if it is none.
     """
+    fresh = io.BytesIO()
     if file.read(4) != b"PK\x03\x04":
         raise ValueError("it is not in the format of PyTorch 1.6 and later")
     size = file.seek(0, 2)
@@ -38,7 +46,11 @@ def check_archive(file):
             raise ValueError("it claims to hold more than it does")
         (pickle,) = [entry for entry, name in zip(entries, names) if name.endswith("/data.pkl")]
         _check_pickle(archive.read(pickle))
-    file.seek(0)
+        with zipfile.ZipFile(fresh, "w") as copy:
+            for entry in entries:
+                copy.writestr(entry.filename, archive.read(entry))
+    fresh.seek(0)
+    return fresh
 
 
 def _check_pickle(raw):

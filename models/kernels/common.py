@@ -27,6 +27,15 @@ def arithmetic_dtype(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def after_reset(u, fired, reset, threshold):
+    """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""
+    if reset == "zero":
+        return torch.addcmul(u, u, fired, value=-1)
+    if reset == "subtract":
+        return torch.sub(u, fired, alpha=threshold)
+    return u
+
+
 def step_of(x):
     """The first step [B, ...] of x [T, B, ...]; where there is none, an empty one."""
     return x[0] if len(x) else x.new_empty(x.shape[1:])

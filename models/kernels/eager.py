@@ -4,7 +4,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..noise import Rescaled
-from .common import arithmetic_dtype, empty_sequence, step_of
+from .common import after_reset, arithmetic_dtype, empty_sequence, step_of
 
 
 def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None), keep_state=True, surrogate=None):
@@ -29,17 +29,8 @@ def lif_sequence(x, state, decay, scale, law, dynamics, noise=(None, None), keep
     return _LIFSequence.apply(x, state, decay, scale, *noise, law, surrogate, dynamics)
 
 
-def _reset(u, fired, dynamics):
-    """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""
-    if dynamics.reset == "zero":
-        return torch.addcmul(u, u, fired, value=-1)
-    if dynamics.reset == "subtract":
-        return torch.sub(u, fired, alpha=dynamics.threshold)
-    return u
-
-
 def _reset_backward(grad_v, u, fired, dynamics):
-    """Gradients of `_reset` with respect to `u` and to `fired` (None where there is none)."""
+    """Gradients of `after_reset` with respect to `u` and to `fired` (None where there is none)."""
     if dynamics.reset == "zero":
         return torch.addcmul(grad_v, grad_v, fired, value=-1), -u * grad_v
     if dynamics.reset == "subtract":
@@ -80,7 +71,7 @@ class _LIFSequence(torch.autograd.Function):
             else:
                 fired = (z_t > (draw(eps_threshold, t) if dynamics.threshold_noise else 0)).to(z_t.dtype)
             z[t], spikes[t] = z_t, fired
-            v = _reset(u, fired, dynamics)
+            v = after_reset(u, fired, dynamics.reset, dynamics.threshold)
 
         ctx.law = law if surrogate is None else surrogate
         ctx.dynamics, ctx.decay, ctx.scale = dynamics, decay, scale
@@ -118,7 +109,9 @@ class _LIFSequence(torch.autograd.Function):
                 if dynamics.membrane_noise:  # u holds -(loc + scale * standard draw)
                     grad_scale -= (grad_u * (eps[t] - law.loc)).sum() / scale
             if learns_decay:
-                v = _reset(z[t - 1] + dynamics.threshold, fired_at(t - 1), dynamics) if t > 0 else state
+                v = state
+                if t > 0:
+                    v = after_reset(z[t - 1] + dynamics.threshold, fired_at(t - 1), dynamics.reset, dynamics.threshold)
                 grad_decay += (grad_u * (v - x[t] if dynamics.decay_input else v)).sum()
             grad_x[t] = grad_u * (1 - decay) if dynamics.decay_input else grad_u
             grad_v = grad_u * decay

@@ -33,6 +33,7 @@ from tools.networks import build_network, load_snapshot
 from tools.perturb.corruptions import CorruptionFolder
 from tools.results import ResultFolder
 from tools.runlog import read_metrics
+from tools.sweep import DEFINITION, check_same
 
 SIZE = dict(in_shape=(1, 2, 2), num_classes=2)
 
@@ -414,7 +415,13 @@ def test_a_compressed_archive_is_no_checkpoint_and_no_cache(tmp_path, monkeypatc
 def test_an_array_that_claims_more_than_it_has_takes_no_memory(tmp_path, name, monkeypatch):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
     path, read = READERS[name](tmp_path)
-    for shape, kind in (((2**33, 4, 4, 3), "|u1"), ((2**60,), "<i8"), ((2**62, 2**62), "<f8"), ((10,), "|V1000000000")):
+    for shape, kind in (
+        ((0, 2**70), "|u1"),
+        ((2**33, 4, 4, 3), "|u1"),
+        ((2**60,), "<i8"),
+        ((2**62, 2**62), "<f8"),
+        ((10,), "|V1000000000"),
+    ):
         path.write_bytes(npy_header(shape, kind) + bytes(480))
         with little():
             try:
@@ -442,7 +449,7 @@ def test_a_picture_of_claimed_gigapixels_is_not_decoded(tmp_path):
         read()
 
 
-@pytest.mark.parametrize("name", ["PNG", "corrupted images", "our checkpoint"])
+@pytest.mark.parametrize("name", ["PNG", "corrupted images", "our checkpoint", "recipe", "metrics.jsonl"])
 def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path, name, monkeypatch):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
     path, read = READERS[name](tmp_path)
@@ -450,6 +457,68 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path, name, monkeypatch):
     os.mkfifo(path)
     with little(), pytest.raises(DOCUMENTED):
         read()
+
+
+def test_a_pipe_in_place_of_results_or_a_sweep_does_not_hang(tmp_path):
+    path, read = report(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    (tmp_path / DEFINITION).symlink_to(path)
+    with little():
+        assert read() is None  # it is measured anew
+        with pytest.raises(ValueError, match="is no file"):
+            check_same(tmp_path, {})
+
+
+def parts_of(raw):
+    """A zip archive without comment in its parts: entries, directory."""
+    size, start = struct.unpack("<II", raw[-10:-2])
+    return raw[:start], raw[start : start + size]
+
+
+def moved(directory, offset):
+    """A zip directory whose entries are said to be further on."""
+    result, place = bytearray(directory), 0
+    while place < len(directory):
+        lengths = struct.unpack("<HHH", directory[place + 28 : place + 34])
+        (at,) = struct.unpack("<I", directory[place + 42 : place + 46])
+        result[place + 42 : place + 46] = struct.pack("<I", at + offset)
+        place += 46 + sum(lengths)
+    return bytes(result)
+
+
+def test_what_was_checked_is_what_is_loaded(tmp_path):
+    """Python's zipfile takes the directory before the end of an archive, PyTorch the one at the place that it says."""
+    path, read = ours(tmp_path)
+    harmless = read()[0].state_dict()
+    inside, good = path.with_name("inside.pth"), entries(path)
+    archives = []
+    spoil = lambda name, raw: bytes([255]) * len(raw) if name.endswith("data/0") else raw  # noqa: E731
+    for change in (lambda name, raw: raw, spoil):
+        with zipfile.ZipFile(inside, "w") as archive:
+            for name, raw in good:
+                archive.writestr(name, change(name, raw))
+        archives.append(parts_of(inside.read_bytes()))
+    (entries_shown, shown), (entries_hidden, hidden) = archives
+    first = len(entries_hidden) + len(hidden)  # the hidden archive is in front of the one that is shown
+    between = first + len(entries_shown) - len(entries_hidden)  # by which Python corrects all places
+    end = struct.pack("<4s4xHHIIH", b"PK\5\6", len(good), len(good), len(shown), len(entries_hidden), 0)
+    path.write_bytes(entries_hidden + hidden + entries_shown + moved(shown, first - between) + end)
+    theirs = torch.load(path, weights_only=True)["model"]
+    assert any(not torch.equal(value, harmless[key]) for key, value in theirs.items() if key in harmless)
+    loaded = read()[0].state_dict()
+    assert all(torch.equal(value, harmless[key]) for key, value in loaded.items())
+
+
+def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
+    path, read = ours(tmp_path)
+    for width in (1e6, 1e12):
+        content = torch.load(path, weights_only=True)
+        content.pop("checksum", None)
+        content["config"]["width"] = width
+        torch.save(content, path)
+        with little(), pytest.raises(CheckpointError, match="describes a network"):
+            read()
 
 
 def test_a_list_of_trials_cannot_name_files_elsewhere(tmp_path):

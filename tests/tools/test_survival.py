@@ -1,5 +1,6 @@
 """What a training run survives: kills, signals, full disks, damaged files, numbers that are not finite."""
 
+import copy
 import functools
 import json
 import multiprocessing
@@ -13,9 +14,9 @@ import pytest
 import torch
 import yaml
 
-from tools import checkpoint, distributed, files
+from tools import checkpoint, distributed, engine, files
 from tools.config import TrainConfig
-from tools.divergence import MOST_SKIPPED, Diverged
+from tools.divergence import MOST_SKIPPED, Diverged, DivergenceWatch
 from tools.experiment import Training
 from tools.interruption import TIME_IS_OVER, Interrupted, Interruption
 from tools.runlog import RunLog
@@ -64,8 +65,8 @@ def stop_after(training, epoch, steps):
     """Make a run end without a word, as a kill would, after a step of an epoch."""
     original = training._between_steps
 
-    def between(now, progress):
-        original(now, progress)
+    def between(now, progress, check):
+        original(now, progress, check)
         if (now, progress.steps) == (epoch, steps):
             raise Stop
 
@@ -394,11 +395,85 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_logged(tmp_path, strip
     assert all(value.isfinite().all() for value in training.net.state_dict().values())
 
 
+RESUMED = {
+    "no configuration": lambda content: content.pop("config"),
+    "no processes": lambda content: content.update(processes=5),
+    "epochs": lambda content: content.update(epochs_done="x"),
+    "best": lambda content: content.update(best=3),
+    "a weight less": lambda content: content["model"].popitem(),
+    "no weights": lambda content: content.update(model=3),
+    "no average": lambda content: content.update(ema=None),
+    "optimiser": lambda content: content.update(optimizer={}),
+    "schedule": lambda content: content.update(scheduler=[]),
+    "process": lambda content: content.update(processes=[5]),
+    "generators": lambda content: content["processes"][0].update(rng={}),
+    "order": lambda content: content["processes"][0]["progress"].update(order=torch.tensor([10**9] * 180)),
+    "device": lambda content: content["config"].update(device="foo"),
+    "width": lambda content: content["config"].update(width=1e7),
+    "seed": lambda content: content["config"].update(seed=10**30),
+    "threads": lambda content: content["config"].update(threads=10**12),
+    "steps": lambda content: content["config"].update(timestep=10**7),
+}
+
+
+@pytest.fixture(scope="module")
+def in_mid_epoch(tmp_path_factory, stripes):
+    """The content of a checkpoint within an epoch, without the checksum, which is there against damage alone."""
+    training = Training(config(tmp_path_factory.mktemp("run"), save_steps=2), stripes)
+    stop_after(training, 1, 2)
+    with pytest.raises(Stop):
+        training.run()
+    content = checkpoint.read(training.folder / "last.pth")
+    del content["checksum"]
+    return content
+
+
+@pytest.mark.parametrize("change", RESUMED)
+def test_a_forged_checkpoint_is_not_resumed(tmp_path, stripes, in_mid_epoch, change):
+    forged = copy.deepcopy(in_mid_epoch)
+    RESUMED[change](forged)
+    torch.save(forged, tmp_path / "last.pth")
+    with pytest.raises(ValueError):  # CheckpointError is one
+        Training(config(tmp_path, resume=str(tmp_path)), stripes, {"resume"})
+
+
+def test_no_minutes_between_checkpoints_is_none_by_time(tmp_path, stripes):
+    training = Training(config(tmp_path, save_minutes=0.0), stripes)
+    training.run()
+    assert training.first_epoch == 1
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_numbers_that_are_noticed_late_are_not_saved(tmp_path, stripes, monkeypatch, stops):
+    class Late(DivergenceWatch):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.check_every = 25  # as on an accelerator
+
+    monkeypatch.setattr(engine, "DivergenceWatch", Late)
+    training = Training(config(tmp_path, save_steps=0 if stops else 2), stripes)
+    spoil_gradients(training, {4})
+    original = training._between_steps
+
+    def between(epoch, progress, check):
+        if stops and progress.steps == 6:
+            signal.raise_signal(signal.SIGTERM)
+        original(epoch, progress, check)
+
+    training._between_steps = between
+    with pytest.raises(Diverged, match="became nan in epoch 1, step [45]"):
+        training.run()
+    for name in ("last.pth", "previous.pth"):
+        if (training.folder / name).exists():
+            weights = checkpoint.read(training.folder / name)["model"]
+            assert all(torch.isfinite(value).all() for value in weights.values())
+
+
 def test_a_skipped_step_changes_nothing(tmp_path, stripes):
     training = Training(config(tmp_path, on_nonfinite="skip", epochs=1, ema=0.0), stripes)
     seen = {}
 
-    def between(epoch, progress):
+    def between(epoch, progress, check):
         seen[progress.steps] = checkpoint.checksum(training.net.state_dict())
 
     training._between_steps = between
@@ -411,10 +486,10 @@ def test_a_rollback_returns_to_the_last_checkpoint(tmp_path, stripes):
     training = Training(config(tmp_path, on_nonfinite="rollback", save_steps=4), stripes)
     original, seen, lr = training._between_steps, {}, {}
 
-    def between(epoch, progress):
+    def between(epoch, progress, check):
         seen[epoch, progress.steps] = checkpoint.checksum(training.net.state_dict())
         lr[epoch, progress.steps] = training.learner.scheduler.get_last_lr()[0]
-        original(epoch, progress)
+        original(epoch, progress, check)
 
     training._between_steps = between
     spoil_gradients(training, {16})
