@@ -1,5 +1,6 @@
-"""What the scripts main_<dataset>.py and testing_<dataset>.py hand over to."""
+"""What the scripts main_<...>.py and testing_<dataset>.py hand over to."""
 
+import argparse
 import contextlib
 import logging
 import signal
@@ -10,6 +11,7 @@ from .config import EvaluationConfig, TrainConfig, parse
 from .divergence import Diverged
 from .experiment import Training
 from .interruption import Interrupted
+from .study import run_study
 from .testing import run_tests
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,42 @@ def test(dataset, defaults=None, argv=None, other_datasets=None):
     _configure_logging(config.debug)
     with _readable_errors(config.debug):
         return run_tests(config, dataset, other_datasets)
+
+
+def study(name, description, experiments, argv=None, more_flags=None):
+    """Run a study as the command line says.
+
+    Args:
+        name: of the study, as in main_<name>.py.
+        description: what --help says first.
+        experiments: {name: function of a `tools.study.Study`}, or a function that makes them of the parsed arguments.
+        argv: arguments; None means sys.argv[1:].
+        more_flags: None, or a function that adds flags to an `argparse` parser.
+
+    Returns:
+        The folder of results and the content of its results.json.
+
+    Raises:
+        SystemExit: with a message, for wrong flags or files that cannot be read or written.
+    """
+    parser = argparse.ArgumentParser(f"main_{name}.py", description=description)
+    parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False, help="fewer repetitions")
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
+    parser.add_argument("--only", nargs="+", default=(), metavar="EXPERIMENT", help="some of the experiments")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: as many as processors)")
+    parser.add_argument("--out", default="", help=f"folder of the results (default: results/{name}/<time>-s<seed>)")
+    if more_flags is not None:
+        more_flags(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.seed < 0 or arguments.workers < 0:
+        parser.error("--seed and --workers must be at least 0")
+    _configure_logging(debug=False)
+    with _readable_errors(debug=False):
+        chosen = experiments(arguments) if callable(experiments) else experiments
+        options = {key: getattr(arguments, key) for key in ("seed", "quick", "workers", "out", "only")}
+        folder, content = run_study(name, chosen, **options)
+        logger.info("results and pictures are in %s", folder)
+        return folder, content
 
 
 @contextlib.contextmanager

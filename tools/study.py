@@ -1,0 +1,145 @@
+"""Studies: experiments that are run as a whole, with results as JSON and pictures, the same ones for the same seed."""
+
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import math
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .files import MOST_TEXT, check_writable, make_folder_of_now, read_bytes, write_text_atomically
+from .runlog import provenance
+
+logger = logging.getLogger(__name__)
+DIGITS = 5  # significant, of numbers in results: fewer than those that rounding differs in between machines
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What an experiment is given.
+
+    Args:
+        folder: for its pictures.
+        seed: fixes everything random.
+        quick: fewer repetitions.
+        workers: processes that work at once.
+    """
+
+    folder: Path
+    seed: int = 0
+    quick: bool = False
+    workers: int = 1
+
+    def map(self, function, jobs, description):
+        """[function(job) for job in jobs], by several processes of one thread each.
+
+        Args:
+            function: of a module, so that other processes find it.
+            jobs: list of arguments, each with all that the result depends on, its seed too.
+            description: of the progress bar.
+        """
+        progress = dict(desc=description, total=len(jobs), unit="job", disable=None, leave=False)
+        if self.workers == 1 or len(jobs) == 1:
+            with _threads(1):
+                return [function(job) for job in tqdm(jobs, **progress)]
+        # Not by fork, which PyTorch's threads do not survive.
+        pool = concurrent.futures.ProcessPoolExecutor(
+            min(self.workers, len(jobs)), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+        )
+        with pool:
+            try:
+                return list(tqdm(pool.map(function, jobs), **progress))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def seeds(self, full, quick):
+        """Seeds of repetitions, which differ for each seed of the study."""
+        return [1000 * self.seed + number for number in range(quick if self.quick else full)]
+
+
+class _threads:
+    """Context manager: PyTorch uses so many threads, as results may differ by rounding with another number."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __enter__(self):
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.count)
+
+    def __exit__(self, *error):
+        torch.set_num_threads(self.before)
+
+
+def run_study(name, experiments, *, seed, quick, workers=0, out="", only=(), results="results"):
+    """Run the experiments of a study, and write results.json after each.
+
+    Args:
+        name: of the study.
+        experiments: {name: function of a `Study` that draws pictures and returns its results, as plain data}.
+        seed, quick: see `Study`.
+        workers: processes; 0: as many as there are processors.
+        out: folder of the results; "": <results>/<name>/<time>-s<seed>. What results.json holds of other experiments
+            of the same seed and kind stays.
+        only: names of experiments; none: all.
+
+    Returns:
+        The folder and the content of results.json.
+
+    Raises:
+        ValueError: for names that there are not, or a folder with other results.
+    """
+    unknown = [which for which in only if which not in experiments]
+    if unknown:
+        raise ValueError(f"unknown experiment {unknown[0]!r}; choose from {', '.join(experiments)}")
+    folder = Path(out) if out else make_folder_of_now(Path(results) / name, f"-s{seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+    head = {"study": name, "seed": seed, "quick": quick}
+    content = _earlier(folder / "results.json", head)
+    study = Study(folder, seed, quick, workers or os.cpu_count() or 1)
+    for number, which in enumerate(only or experiments, 1):
+        logger.info("%s (%d of %d)", which.replace("_", " "), number, len(only or experiments))
+        content["experiments"][which] = rounded(experiments[which](study))
+        content["made_by"] = {key: value for key, value in provenance().items() if key not in ("gpu", "threads")}
+        write_text_atomically(folder / "results.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    return folder, content
+
+
+def _earlier(path, head):
+    """The content of an earlier results.json that is to be completed, or of a new one."""
+    if not path.exists():
+        return {**head, "experiments": {}}
+    try:
+        content = json.loads(read_bytes(path, MOST_TEXT))
+        is_the_same = all(content[key] == value for key, value in head.items())
+        content["experiments"] = dict(content["experiments"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of results of a study: {error!r}") from error
+    if not is_the_same:
+        raise ValueError(f"{path} has other results than of {head}; choose another folder")
+    return content
+
+
+def rounded(value):
+    """Plain data for JSON: numbers with `DIGITS` significant digits, null for what is no number or infinite."""
+    if isinstance(value, dict):
+        return {str(key): rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return rounded(value.tolist())
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
