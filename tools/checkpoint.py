@@ -17,6 +17,7 @@ from .untrusted import check_content, checked_archive
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
 LAST, PREVIOUS = "last.pth", "previous.pth"  # of a run: its present state, and the one saved before
+BEST = "best.pth"  # of a run: the network of its best epoch
 
 # From our key names to those of the published networks; of a network's rules (pattern, replacement), all are tried.
 _RESNET = (
@@ -73,9 +74,9 @@ def save(path, content, previous=None):
     write_atomically(Path(path), write, previous)
 
 
-def save_last(folder, content):
-    """Write the checkpoint of a run's present state, `last.pth`, and keep the one before."""
-    save(Path(folder, LAST), content, previous=Path(folder, PREVIOUS))
+def save_last(folder, content, keep=True):
+    """Write the checkpoint of a run's present state, `last.pth`, and unless told otherwise keep the one before."""
+    save(Path(folder, LAST), content, previous=Path(folder, PREVIOUS) if keep else None)
 
 
 def holds_run(folder):

@@ -34,7 +34,7 @@ def train(dataset, defaults=None, argv=None):
     """
     config, given = parse(TrainConfig, argv, defaults, dataset.name, f"Train a spiking network on {dataset.name}.")
     _configure_logging(config.debug)
-    with _readable_errors(config.debug), distributed.joined() as processes:
+    with _readable_errors(config.debug), distributed.joined(config.device) as processes:
         if not processes.is_first:
             logging.getLogger().setLevel(logging.ERROR)
         return Training(config, dataset, given, processes).run()

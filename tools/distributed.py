@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import datetime
 import os
 
 import torch
 import torch.distributed as dist
+
+LONGEST_WAIT = datetime.timedelta(hours=3)  # of one process for another, as while that decodes or downloads all data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,11 @@ class Processes:
         """The network as it is to be trained: its gradients are averaged over the processes."""
         if self.count == 1:
             return net
-        return torch.nn.parallel.DistributedDataParallel(net, [device] if device.type == "cuda" else None)
+        if device.type == "cuda":
+            return torch.nn.parallel.DistributedDataParallel(net, [device])
+        # Looking for unused parameters keeps gradients in one order. Else that changes after the first step, and a
+        # resumed run, whose first step is another one, would round its sums differently.
+        return torch.nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
 
     @contextlib.contextmanager
     def first_goes_ahead(self):
@@ -102,23 +109,32 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined():
+def joined(device="auto"):
     """Context manager: join the processes that torchrun started, if it did.
 
     Tensors on CUDA devices are exchanged by NCCL, those on the CPU by Gloo. Each process takes the CUDA device of its
     number on its machine.
 
+    Args:
+        device: as --device has it.
+
     Yields:
         `Processes`.
+
+    Raises:
+        ValueError: if there are more processes than CUDA devices for them.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device != "cpu":
+        here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if here > devices:
+            raise ValueError(f"{here} processes need a CUDA device each, and there are {devices}; or --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, **_fresh_store())
+    dist.init_process_group(backend, timeout=LONGEST_WAIT, **_fresh_store())
     yield Processes(dist.get_rank(), dist.get_world_size())
     dist.destroy_process_group()  # not after an error: the others may wait in an exchange
 

@@ -1,6 +1,7 @@
 """Losses, gradients and weights that are not finite: how they are found, and what is done about them."""
 
 import logging
+import math
 
 import torch
 
@@ -23,19 +24,25 @@ class DivergenceWatch:
         epoch: its number, for messages.
         device: of the network.
         progress: `engine.Progress`, which counts the steps that were left out.
+        processes: `distributed.Processes`.
+        scaler: `torch.amp.GradScaler`. Where it is enabled, a gradient that is not finite may be one that fp16 has no
+            numbers for; the scaler leaves the step out and lowers its scale, which then must not fall below 1.
     """
 
-    def __init__(self, epoch, device, progress):
+    def __init__(self, epoch, device, progress, processes, scaler):
         self.epoch = epoch
         self.progress = progress
+        self.processes = processes
+        self.scaler = scaler
         self.check_every = 1 if device.type == "cpu" else CHECK_EVERY
         self.pending = []  # (step, loss, norm of the gradient) that nobody has looked at
 
-    def allows(self, loss, norm, processes):
+    def allows(self, loss, norm):
         """Whether a step is finite in all processes; counts those that are not, and gives up after many in a row."""
         progress = self.progress
-        is_finite = torch.isfinite(torch.stack([loss, norm])).all().item()
-        if not processes.largest([int(not is_finite)])[0]:
+        judged = [loss] if self.scaler.is_enabled() else [loss, norm]
+        is_finite = torch.isfinite(torch.stack(judged)).all().item()
+        if not self.processes.largest([int(not is_finite)])[0]:
             progress.skipped_in_a_row = 0
             return True
         progress.skipped += 1
@@ -67,12 +74,19 @@ class DivergenceWatch:
                 raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {self.progress.steps}")
 
     def _check(self):
+        steps = [step for step, _, _ in self.pending]
         for row, what in ((1, "loss"), (2, "norm of the gradient")):
-            values = torch.stack([entry[row] for entry in self.pending]) if self.pending else torch.zeros(0)
-            bad = torch.isfinite(values).logical_not().nonzero().flatten()
-            if len(bad):
-                step, value = self.pending[bad[0]][0], values[bad[0]].item()
-                raise Diverged(f"the {what} became {value} in epoch {self.epoch}, step {step}")
+            values = torch.stack([entry[row] for entry in self.pending]).tolist() if self.pending else []
+            bad = [not math.isfinite(value) for value in values]
+            if self.scaler.is_enabled() and row == 2:
+                self.progress.skipped += sum(bad)
+                if self.scaler.get_scale() < 1:
+                    raise Diverged(f"no gradient is finite in fp16, with whatever scale, up to epoch {self.epoch}")
+            elif self.processes.largest([int(any(bad))])[0]:
+                if not any(bad):
+                    raise Diverged(f"the {what} of another process is not finite in epoch {self.epoch}")
+                first = bad.index(True)
+                raise Diverged(f"the {what} became {values[first]} in epoch {self.epoch}, step {steps[first]}")
         self.pending.clear()
 
 

@@ -93,7 +93,7 @@ class Progress:
         correct: number of samples classified correctly, int64 scalar on the device.
         steps: that are done.
         seen: samples in them.
-        skipped: of the steps, those that were not finite and were undone.
+        skipped: of the steps, those that were not finite and were undone, or left out by fp16's scaler.
         skipped_in_a_row: the latest of them.
         seconds: that all took.
     """
@@ -121,10 +121,10 @@ class Progress:
         return {**vars(self), "losses": losses, "correct": self.correct.item()}
 
     @classmethod
-    def from_state(cls, state, device):
-        """What `state` gave; ValueError for an order that is none."""
-        if not torch.equal(state["order"].sort().values, torch.arange(len(state["order"]))):
-            raise ValueError("the order of the samples is none")
+    def from_state(cls, state, device, samples):
+        """What `state` gave; ValueError for an order that is none of so many samples."""
+        if not torch.equal(state["order"].sort().values, torch.arange(samples)):
+            raise ValueError(f"its order of the samples is none of {samples}")
         losses = list(state["losses"].to(device))
         return cls(**{**state, "losses": losses, "correct": torch.tensor(state["correct"], device=device)})
 
@@ -143,7 +143,7 @@ def train_one_epoch(learner, batches, epoch, progress=None, after_step=None):
             anything is saved, as on an accelerator such numbers are noticed late.
 
     Returns:
-        {"loss", "accuracy", "images_per_s"} of the pass, in all processes together, and with a recovery
+        {"loss", "accuracy", "images_per_s"} of the pass, in all processes together, and with a recovery or fp16
         "skipped_steps".
 
     Raises:
@@ -152,7 +152,8 @@ def train_one_epoch(learner, batches, epoch, progress=None, after_step=None):
     learner.net.train()
     processes, device = learner.processes, learner.forward.device
     progress = progress or Progress.start(learner, batches)
-    watch = DivergenceWatch(epoch, device, progress)
+    has_skips = learner.recovery is not None or learner.scaler.is_enabled()
+    watch = DivergenceWatch(epoch, device, progress, processes, learner.scaler)
     start = time.perf_counter() - progress.seconds
     coming = batches.passing(progress.order, progress.steps * learner.accumulate)
     steps = range(progress.steps, len(batches) // learner.accumulate)
@@ -170,7 +171,7 @@ def train_one_epoch(learner, batches, epoch, progress=None, after_step=None):
         "loss": loss / processes.count,
         "accuracy": correct / seen,
         "images_per_s": seen / progress.seconds,
-        **({} if learner.recovery is None else {"skipped_steps": progress.skipped}),
+        **({"skipped_steps": progress.skipped} if has_skips else {}),
     }
 
 
@@ -193,9 +194,7 @@ def _step(learner, batches, watch, progress):
     loss = torch.stack(losses).mean()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), learner.clip_grad or math.inf)
-    if scaler.is_enabled():  # fp16 has gradients that overflow now and then; the scaler then skips the step
-        norm = torch.zeros_like(norm)
-    if learner.recovery is not None and not watch.allows(loss, norm, learner.processes):
+    if learner.recovery is not None and not watch.allows(loss, norm):
         scaler.update()
         learner.recovery.recover()
     else:

@@ -17,7 +17,7 @@ from models import noise_generator
 
 from . import checkpoint, distributed, engine, optim
 from .divergence import Diverged, Rollback, Skip
-from .files import MOST_TEXT, check_writable, read_bytes, remove_parts, write_text_atomically
+from .files import MOST_TEXT, alone_in, check_writable, read_bytes, remove_parts, write_text_atomically
 from .interruption import Interrupted, Interruption
 from .monitor import firing_rates
 from .networks import build_network, memory_format, set_up_torch
@@ -27,6 +27,7 @@ from .state import AUTO, RunState, read_run
 logger = logging.getLogger(__name__)
 EVALUATION_SEED = 1_000_003  # of the noise in validation and in the final test: separate from training's
 DEBUG_BATCHES = 5
+TEST = "test.json"  # of a complete run
 MOST_HISTOGRAMS = 100  # epochs that have them: of a long run, all would fill the disk and say no more
 RANK_SEEDS = 1_000_033  # between the seeds of two processes of a run
 REGULARIZERS = {
@@ -70,30 +71,38 @@ class Training:
     """
 
     def __init__(self, config, dataset, given=(), processes=distributed.Processes()):
-        config = _resolved(config)
-        resumed = None
+        restarted = processes.largest([distributed.restarts()[0]])[0]  # each machine counts those of its own
+        config = processes.from_first(lambda: _resolved(config, restarted))
+        self.resumed_from = resumed = None
         if config.resume:
-            folder, resumed, config = processes.from_first(lambda: read_run(config, dataset, given, processes))
+            asked = config
+            self.resumed_from, resumed, config = processes.from_first(
+                lambda: read_run(asked, dataset, given, processes)
+            )
         self.config, self.dataset, self.processes = config, dataset, processes
+        self.has_made_folder = False
         self.device = set_up_torch(config)
         self._check()
-        self.folder = folder if resumed else processes.from_first(self._make_folder)
+        self.folder = self.resumed_from.parent if resumed else processes.from_first(self._make_folder)
         if processes.is_first:
             check_writable(self.folder)
-            remove_parts(self.folder)
         try:
             self._load()
             self._build()
         except BaseException:
-            if processes.is_first and not any(self.folder.iterdir()):
+            if processes.is_first and self.has_made_folder:
                 self.folder.rmdir()
             raise
         self.first_epoch, self.best, self.progress = 1, None, None
         if resumed is not None:
-            self.progress = self.state.restore(resumed, config.resume)
+            if resumed["samples"] != self.samples:
+                raise checkpoint.CheckpointError(
+                    f"{config.resume} was trained on {resumed['samples']} samples, and here are {self.samples}"
+                )
+            self.progress = self.state.restore(resumed, config.resume, self.samples)
             self.first_epoch, self.best = resumed["epochs_done"] + 1, resumed["best"]
         self.interruption = Interruption(config.max_minutes)
-        self.log = RunLog(self.folder, self.first_epoch) if processes.is_first else None
+        self.log = None
 
     def _check(self):
         config = self.config
@@ -106,7 +115,7 @@ class Training:
         config = self.config
         with self.processes.first_goes_ahead():  # of many that download or decode the same, one would do for all
             data = self.dataset.load(config.data_root, config.download, config.workers, config.lenient, config)
-        self.validation_images = len(data["val"])
+        self.samples, self.validation_images = len(data["train"]), len(data["val"])
         options = dict(
             batch_size=config.minibatch,
             device=self.device,
@@ -164,11 +173,13 @@ class Training:
 
     def _make_folder(self):
         config = self.config
+        self.has_made_folder = True
         if not config.run_dir:
             return make_run_folder(config.results, self.dataset.name, config.model, config.neuron, config.seed)
         folder = Path(config.run_dir)
         if checkpoint.holds_run(folder):
             raise ValueError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another")
+        self.has_made_folder = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -196,12 +207,13 @@ class Training:
             stack.enter_context(self.interruption)
             stack.enter_context(self._saying_how_to_go_on())
             stack.enter_context(torch.autograd.set_detect_anomaly(config.debug))
-            if self.log:
-                stack.callback(self.log.close)
-                settings = {**dataclasses.asdict(config), "resume": ""}  # so that it is a recipe of the whole run
-                self.log.write_config({"dataset": self.dataset.name, **settings})
-            if self.first_epoch == 1 and self.progress is None:
+            if self.processes.is_first:
+                stack.enter_context(self._prepared_folder())
+            if self.resumed_from is None:
                 self._save(0)  # so that a run that diverges at once leaves a checkpoint too
+            elif self.resumed_from.name != checkpoint.LAST:
+                # last.pth is damaged, or of a time that the user has gone back behind; what is resumed stays.
+                self._save(self.first_epoch - 1, self.progress, keep=False)
             self.saved_at = time.monotonic()
             for epoch in range(self.first_epoch, config.epochs + 1):
                 row = self._epoch(epoch)
@@ -215,6 +227,17 @@ class Training:
                     row["train_images_per_s"],
                 )
             return self._test()
+
+    @contextlib.contextmanager
+    def _prepared_folder(self):
+        """In the first process: the run's folder is this process's own, and its log is open."""
+        with alone_in(self.folder):
+            remove_parts(self.folder)
+            self.log = RunLog(self.folder, self.first_epoch)
+            with contextlib.closing(self.log):
+                settings = {**dataclasses.asdict(self.config), "resume": ""}  # so that it is a recipe of the whole run
+                self.log.write_config({"dataset": self.dataset.name, **settings})
+                yield
 
     def _epoch(self, epoch):
         batches = self.batches["train"]
@@ -283,18 +306,19 @@ class Training:
             self.best = {"epoch": epoch, **validated, "highest_accuracy": max(highest, validated["accuracy"])}
             content = {"model": self.evaluated.state_dict(), "metrics": self.best, **self._identity()}
             if self.processes.is_first:
-                checkpoint.save(self.folder / "best.pth", content)
+                checkpoint.save(self.folder / checkpoint.BEST, content)
         self._save(epoch)
 
     def _identity(self):
         return {"config": dataclasses.asdict(self.config), "dataset": self.dataset.name}
 
-    def _save(self, epochs_done, progress=None):
-        """Save the state after an epoch, or with its `progress` within the next one."""
+    def _save(self, epochs_done, progress=None, keep=True):
+        """Save the state after an epoch, or with its `progress` within the next one; `keep` what was saved before."""
         state = self.state.content(progress)
         if self.processes.is_first:
-            content = {**self._identity(), "epochs_done": epochs_done, "best": self.best, **state}
-            checkpoint.save_last(self.folder, content)
+            where = {"epochs_done": epochs_done, "samples": self.samples, "best": self.best}
+            checkpoint.save_last(self.folder, {**self._identity(), **where, **state}, keep)
+            (self.folder / TEST).unlink(missing_ok=True)  # it says that a run is complete, which this state is not
         self.saved_at = time.monotonic()
 
     @contextlib.contextmanager
@@ -307,16 +331,16 @@ class Training:
 
     def _tested(self):
         """What the test gave, or None if there was none."""
-        path = self.folder / "test.json"
+        path = self.folder / TEST
         return json.loads(read_bytes(path, MOST_TEXT)) if path.exists() else None
 
     def _test(self):
-        best = self.processes.from_first(lambda: checkpoint.read(self.folder / "best.pth"))
+        best = self.processes.from_first(lambda: checkpoint.read(self.folder / checkpoint.BEST))
         self.evaluated.load_state_dict(best["model"])
         result = self._evaluate("test", "test")
         report = {"epoch": best["metrics"]["epoch"], "val_accuracy": best["metrics"]["accuracy"], **result}
         if self.processes.is_first:
-            write_text_atomically(self.folder / "test.json", json.dumps(report, indent=2) + "\n")
+            write_text_atomically(self.folder / TEST, json.dumps(report, indent=2) + "\n")
         logger.info(
             "test accuracy %.2f %%, loss %.4f (epoch %d, chosen in validation); results are in %s",
             100 * result["accuracy"],
@@ -354,9 +378,13 @@ def is_as_good(accuracy, highest, images):
     return accuracy >= highest - math.sqrt(highest * (1 - highest) / images)
 
 
-def _resolved(config):
-    """The configuration, with the run to resume where that is to be found out: by the user's wish, or torchrun's."""
-    restarted, may_restart = distributed.restarts()
+def _resolved(config, restarted):
+    """The configuration, with the run to resume where that is to be found out: by the user's wish, or torchrun's.
+
+    Args:
+        restarted: how often torchrun has restarted the processes.
+    """
+    _, may_restart = distributed.restarts()
     if config.resume not in ("", AUTO):
         return config
     if not config.run_dir and (config.resume or may_restart):

@@ -1,5 +1,7 @@
 """The cache folder, files from anyone, and files that appear whole or not at all."""
 
+import contextlib
+import fcntl
 import os
 import time
 import uuid
@@ -58,10 +60,10 @@ def write_atomically(path, write, previous=None):
     Args:
         path: `Path` of the file.
         write: function that is given the open binary file.
-        previous: None, or what the file that was there is renamed to; a process killed in between leaves no `path`.
+        previous: None, or the name that the file that was there gets.
 
     Raises:
-        OSError: if it cannot be written; what was there is unchanged.
+        OSError: naming the file, if it cannot be written; `path` is then as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # not tempfile, which would hide it from other users
@@ -71,11 +73,39 @@ def write_atomically(path, write, previous=None):
             file.flush()
             os.fsync(file.fileno())  # else a machine that loses power may keep the new name and not the content
         if previous is not None and path.exists():
-            os.replace(path, previous)
+            _also_named(path, previous)
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as for a full disk
+            raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
         raise
+
+
+def _also_named(path, name):
+    """Give a file a second name, which a file that has it loses; there is no moment without the first one."""
+    link = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        os.link(path, link)
+    except OSError:  # some file systems have no such links: there, for a moment, there is the second name alone
+        os.replace(path, name)
+    else:
+        os.replace(link, name)
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """Context manager: no other process is in such a block for the same folder.
+
+    Raises:
+        ValueError: if one is.
+    """
+    with open(Path(folder, ".lock"), "a") as file:  # the lock ends with the process, however that ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process is at work in {folder}") from error
+        yield
 
 
 def make_folder_of_now(parent, ending=""):
@@ -100,5 +130,5 @@ def check_writable(folder):
 
 def remove_parts(folder):
     """Remove what processes that were killed while they wrote have left in a folder that nobody else writes into."""
-    for part in Path(folder).glob("*.part"):
+    for part in Path(folder).glob(f"*.{'[0-9a-f]' * 32}.part"):
         part.unlink(missing_ok=True)

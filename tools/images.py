@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import hashlib
+import itertools
 import logging
 import os
 from pathlib import Path
@@ -137,27 +138,34 @@ def _read_file(path):
     return path.read_bytes()
 
 
+class _OtherSize(ValueError):
+    """An image is not of the size of the others."""
+
+
 def _decode(files, workers, description):
-    def read(path):
+    def read(path, size=None):
         try:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+                if size not in (None, image.size):  # so many are never decoded
+                    raise _OtherSize(f"{path} is {image.width}x{image.height}, others {size[0]}x{size[1]}")
                 return np.asarray(image.convert("RGB"))
+        except _OtherSize as error:
+            raise ValueError(f"all images must have one size; {error}") from error
         except Exception as error:  # PIL raises many kinds for damaged files
             raise ValueError(f"{path} is no readable image: {error}") from error
 
     first = read(files[0])
+    size = first.shape[1], first.shape[0]
     try:
         images = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
     except MemoryError as error:
         raise ValueError(f"{len(files)} images like {files[0]} do not fit into memory: {error}") from error
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        decoded = tqdm(pool.map(read, files), description, len(files), unit="image", disable=None, leave=False)
-        for index, pixels in enumerate(decoded):
-            if pixels.shape != first.shape:
-                sizes = f"{pixels.shape[1]}x{pixels.shape[0]}, others {first.shape[1]}x{first.shape[0]}"
-                raise ValueError(f"all images must have one size; {files[index]} is {sizes}")
+        decoded = pool.map(read, files, itertools.repeat(size))
+        progress = tqdm(decoded, description, len(files), unit="image", disable=None, leave=False)
+        for index, pixels in enumerate(progress):
             images[index] = pixels.transpose(2, 0, 1)
     return images
 

@@ -24,6 +24,11 @@ def set_up_torch(config):
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
+    return chosen_device(config)
+
+
+def chosen_device(config):
+    """The device that a configuration names, or the best one; ValueError for none."""
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -50,7 +55,10 @@ def keep_freed_memory():
 
 def memory_format(config):
     """Memory format of the network of a configuration."""
-    return torch.channels_last if config.channels_last else torch.contiguous_format
+    # On the CPU, PyTorch's channels-last convolutions in bfloat16 give gradients of weights that are read from memory
+    # nobody wrote, where the kernel is larger than the image.
+    is_unsafe = config.amp == "bf16" and chosen_device(config).type == "cpu"
+    return torch.channels_last if config.channels_last and not is_unsafe else torch.contiguous_format
 
 
 def neuron_factory(config):

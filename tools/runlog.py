@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import platform
 import subprocess
 from pathlib import Path
@@ -13,6 +14,8 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from .files import MOST_TEXT, make_folder_of_now, read_bytes, write_text_atomically
+
+logger = logging.getLogger(__name__)
 
 
 def make_run_folder(results, dataset, model, neuron, seed):
@@ -104,7 +107,7 @@ class RunLog:
 def read_metrics(path):
     """The rows of a metrics.jsonl, dictionaries with the whole number "epoch"; none if there is no such file.
 
-    It ends before the first line that is no such row, as the incomplete last one of a killed run.
+    A line that is no such row, as the incomplete last one of a killed run, is left out; any but the last is reported.
 
     Raises:
         ValueError: if there is no file but a pipe or device.
@@ -113,12 +116,14 @@ def read_metrics(path):
     if not path.exists():
         return []
     rows = []
-    for line in read_bytes(path, MOST_TEXT).splitlines():
+    lines = read_bytes(path, MOST_TEXT).splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            break
-        if not isinstance(row, dict) or type(row.get("epoch")) is not int:
-            break
-        rows.append(row)
+            row = None
+        if isinstance(row, dict) and type(row.get("epoch")) is int:
+            rows.append(row)
+        elif number < len(lines):
+            logger.warning("line %d of %s is damaged and left out", number, path)
     return rows

@@ -44,12 +44,13 @@ class RunState:
             "processes": learner.processes.gathered(of_this_process),
         }
 
-    def restore(self, content, path):
+    def restore(self, content, path, samples):
         """Put everything back.
 
         Args:
             content: as `content` gave it.
             path: where it is from, for messages.
+            samples: number of those to train on.
 
         Returns:
             `engine.Progress` of the epoch that was going on, or None.
@@ -64,7 +65,7 @@ class RunState:
             of_this_process = content["processes"][learner.processes.rank]
             checkpoint.set_rng_state(of_this_process["rng"])  # last: everything above may draw numbers
             progress = of_this_process["progress"]
-            return progress and engine.Progress.from_state(progress, learner.forward.device)
+            return progress and engine.Progress.from_state(progress, learner.forward.device, samples)
         except Exception as error:  # torch trusts what it is given, so that errors are of many kinds
             raise checkpoint.CheckpointError(f"{path} cannot be resumed: {error!r}") from error
 
@@ -95,6 +96,7 @@ def _check_kinds(content, path):
         ("config", lambda config: isinstance(config, dict)),
         ("processes", lambda processes: isinstance(processes, list)),
         ("epochs_done", lambda epochs: type(epochs) is int and epochs >= 0),
+        ("samples", lambda samples: type(samples) is int),
         ("best", is_best),
     ):
         if name not in content or not is_of_its_kind(content[name]):
@@ -109,7 +111,7 @@ def read_run(config, dataset, given, processes):
         processes: `distributed.Processes`, as many as the run had.
 
     Returns:
-        The folder of the run, the content of its newest checkpoint, and its `TrainConfig` with the few changes allowed.
+        Path and content of its newest checkpoint, and the run's `TrainConfig` with the few changes allowed.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
@@ -139,7 +141,9 @@ def read_run(config, dataset, given, processes):
         value = getattr(config, name)
         if name not in RESUMABLE and value != getattr(stored, name):
             raise ValueError(f"a resumed run keeps its {name} = {getattr(stored, name)!r}; {value!r} was asked for")
-    if config.epochs != stored.epochs and "epochs" in given and stored.scheduler == "onecycle":
-        raise ValueError("the onecycle schedule ends where it was planned to end: its epochs cannot be changed")
+    if config.epochs != stored.epochs and "epochs" in given and stored.scheduler in ("onecycle", "cyclic"):
+        raise ValueError(f"the {stored.scheduler} schedule was planned for its epochs: they cannot be changed")
     changes = {name: getattr(config, name) for name in RESUMABLE & {*given, "resume"}}
-    return path.parent, content, dataclasses.replace(stored, **changes)
+    if content["best"] is not None:  # else that would be found out when all is trained
+        checkpoint.read(path.with_name(checkpoint.BEST))
+    return path, content, dataclasses.replace(stored, **changes)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 SEED = "seed"  # the setting that results are averaged over
 DEFINITION = "sweep.json"
+OWN = ("run_dir", "resume")  # settings of each run that the sweep chooses
 ATTEMPTS = 3  # of a run that fails
 
 
@@ -74,7 +75,12 @@ def parse_settings(texts):
             raise ValueError(f"--vary needs SETTING=VALUE,VALUE with different values, got {text}")
         if name in settings:
             raise ValueError(f"--vary {name} was given twice")
+        if name in OWN:
+            raise ValueError(f"{name} is set by the sweep itself")
         settings[name] = values
+    folders = [run_folder("", trial) for trial in trials(settings)]
+    if len(set(folders)) < len(folders):
+        raise ValueError("two combinations would share a folder: their values differ in '/' and '-' or '.yaml' alone")
     return settings
 
 
@@ -85,7 +91,7 @@ def trials(settings):
 
 def run_folder(folder, trial):
     """Where the run of a combination is."""
-    name = ",".join(f"{name}={value.removesuffix('.yaml')}" for name, value in trial.items())
+    name = ",".join(f"{name}={value.removesuffix('.yaml')}" for name, value in sorted(trial.items()))
     return Path(folder) / "runs" / name.replace("/", "-")
 
 

@@ -3,6 +3,6 @@
 # A killed worker: all are started again, up to 3 times, and go on from the last checkpoint in RUN_DIR.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-RUN_DIR=${RUN_DIR:-results/$(date +%Y%m%d-%H%M%S)}
+RUN_DIR=${RUN_DIR:-results/$(date +%Y%m%d-%H%M%S)-$$}
 PROCESSES=${PROCESSES:-gpu} # as many as there are GPUs; a number for CPUs
 exec torchrun --standalone --nproc_per_node="$PROCESSES" --max-restarts=3 "$@" --run_dir "$RUN_DIR" --resume auto

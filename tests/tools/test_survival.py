@@ -309,7 +309,7 @@ def test_a_full_disk_is_an_error_and_leaves_earlier_files_as_they_were(tmp_path,
         try:
             Training(longer, stripes, {"epochs"}).run()
         except OSError as error:
-            os._exit(17 if error.args else 1)
+            os._exit(17 if str(folder) in str(error) else 1)
 
     process = multiprocessing.get_context("fork").Process(target=train)
     process.start()
@@ -439,15 +439,100 @@ def test_a_forged_checkpoint_is_not_resumed(tmp_path, stripes, in_mid_epoch, cha
 
 def test_no_minutes_between_checkpoints_is_none_by_time(tmp_path, stripes):
     training = Training(config(tmp_path, save_minutes=0.0), stripes)
+    stop_after(training, 1, 2)
+    with pytest.raises(Stop):
+        training.run()
+    assert checkpoint.read(training.folder / "last.pth")["processes"][0]["progress"] is None
+
+
+def test_gradients_that_are_never_finite_with_fp16_end_the_run(tmp_path, stripes):
+    training = Training(config(tmp_path, amp="fp16", epochs=4), stripes)
+    spoil_gradients(training, range(10**6))
+    with pytest.raises(Diverged, match="no gradient is finite in fp16, with whatever scale, up to epoch 2"):
+        training.run()
+
+
+def test_a_gradient_that_is_not_finite_with_fp16_is_left_out_and_counted(tmp_path, stripes):
+    training = Training(config(tmp_path, amp="fp16"), stripes)
+    spoil_gradients(training, {12, 13})
     training.run()
-    assert training.first_epoch == 1
+    assert [row["train_skipped_steps"] for row in rows(training.folder)][:2] == [0, 2]
+
+
+def test_what_is_resumed_from_the_checkpoint_before_is_not_overwritten_by_a_damaged_one(tmp_path, stripes):
+    training = Training(config(tmp_path), stripes)
+    training.run()
+    last, previous = (training.folder / name for name in ("last.pth", "previous.pth"))
+    last.write_bytes(last.read_bytes()[:-100])
+    before = previous.read_bytes()
+    resumed = Training(config(tmp_path, resume=str(training.folder)), stripes)
+    stop_after(resumed, resumed.first_epoch, 1)
+    with pytest.raises(Stop):
+        resumed.run()
+    assert previous.read_bytes() == before
+    assert checkpoint.read(last)["epochs_done"] == checkpoint.read(previous)["epochs_done"]
+
+
+def test_a_rollback_does_not_go_to_the_future(tmp_path, stripes):
+    training = Training(config(tmp_path), stripes)
+    training.run()
+    earlier = config(tmp_path, resume=str(training.folder / "previous.pth"), on_nonfinite="rollback")
+    resumed = Training(earlier, stripes, {"resume", "on_nonfinite"})
+    start = checkpoint.checksum(resumed.net.state_dict())
+    found, original = [], resumed.state.roll_back
+    resumed.state.roll_back = lambda content: (original(content), found.append(content))
+    spoil_gradients(resumed, {1})
+    resumed.run()
+    assert checkpoint.checksum(found[0]["model"]) == start
+
+
+def test_another_number_of_training_samples_is_refused(tmp_path, stripes, in_mid_epoch):
+    forged = {**copy.deepcopy(in_mid_epoch), "samples": 17}
+    torch.save(forged, tmp_path / "last.pth")
+    with pytest.raises(checkpoint.CheckpointError, match="was trained on 17 samples, and here are 180"):
+        Training(config(tmp_path, resume=str(tmp_path)), stripes, {"resume"})
+
+
+def test_a_damaged_best_network_is_found_out_before_training(tmp_path, stripes):
+    training = Training(config(tmp_path), stripes)
+    training.run()
+    (training.folder / "best.pth").write_bytes(b"PK")
+    with pytest.raises(checkpoint.CheckpointError, match=r"best\.pth"):
+        Training(config(tmp_path, resume=str(training.folder), epochs=9), stripes, {"resume", "epochs"})
+
+
+def test_a_complete_run_that_goes_on_is_no_longer_complete(tmp_path, stripes):
+    training = Training(config(tmp_path), stripes)
+    training.run()
+    assert (training.folder / "test.json").exists()
+    longer = config(tmp_path, resume=str(training.folder), epochs=training.config.epochs + 1, save_steps=1)
+    resumed = Training(longer, stripes, {"resume", "epochs", "save_steps"})
+    stop_after(resumed, resumed.first_epoch, 2)
+    with pytest.raises(Stop):
+        resumed.run()
+    assert not (training.folder / "test.json").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, stripes):
+    training = Training(config(tmp_path), stripes)
+    with files.alone_in(training.folder), pytest.raises(ValueError, match="another process is at work in"):
+        training.run()
+    training.run()
+
+
+@pytest.mark.parametrize("scheduler", ["onecycle", "cyclic"])
+def test_a_schedule_that_was_planned_to_its_end_cannot_be_prolonged(tmp_path, stripes, scheduler):
+    training = Training(config(tmp_path, scheduler=scheduler), stripes)
+    training.run()
+    with pytest.raises(ValueError, match=f"the {scheduler} schedule was planned"):
+        Training(config(tmp_path, resume=str(training.folder), epochs=9), stripes, {"resume", "epochs"})
 
 
 @pytest.mark.parametrize("stops", [False, True])
 def test_numbers_that_are_noticed_late_are_not_saved(tmp_path, stripes, monkeypatch, stops):
     class Late(DivergenceWatch):
-        def __init__(self, *args):
-            super().__init__(*args)
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
             self.check_every = 25  # as on an accelerator
 
     monkeypatch.setattr(engine, "DivergenceWatch", Late)

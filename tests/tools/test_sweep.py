@@ -16,7 +16,18 @@ def test_all_combinations_each_with_a_folder_of_its_own(tmp_path):
     all_trials = sweep.trials(settings)
     assert len(all_trials) == 8 and all_trials[-1] == {"config": "configs/b.yaml", "sigma": "0.3", "seed": "1"}
     folders = {sweep.run_folder(tmp_path, trial) for trial in all_trials}
-    assert len(folders) == 8 and tmp_path / "runs" / "config=configs-a,sigma=0.1,seed=0" in folders
+    assert len(folders) == 8 and tmp_path / "runs" / "config=configs-a,seed=0,sigma=0.1" in folders
+
+
+@pytest.mark.parametrize("texts", [["config=a/b.yaml,a-b"], ["run_dir=a,b"], ["resume=auto"], ["seed=1", "seed=2"]])
+def test_combinations_that_would_share_a_folder_are_refused(texts):
+    with pytest.raises(ValueError):
+        sweep.parse_settings(texts)
+
+
+def test_the_order_of_settings_does_not_matter(tmp_path):
+    trial = {"seed": "0", "sigma": "0.1"}
+    assert sweep.run_folder(tmp_path, trial) == sweep.run_folder(tmp_path, dict(reversed(trial.items())))
 
 
 @pytest.mark.parametrize("wrong", [["sigma"], ["sigma=0.1,"], ["=1"], ["a=1,1"], ["a=1", "a=2"]])
