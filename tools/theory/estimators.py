@@ -30,7 +30,7 @@ def ndl(network, draws, mode="noisy", detach_reset=False):
         detach_reset: see `noisy_lif`.
     """
     weights = _copies(network, draws)
-    spikes = _run(network, weights, draws, mode, detach_reset)
+    spikes = drawn_spikes(network, weights, draws, mode, detach_reset)
     return flat(torch.autograd.grad(network.loss_of(spikes[-1]).sum(), weights), 1)
 
 
@@ -46,7 +46,7 @@ def reinforce(network, draws, baseline=False):
     """
     weights = _copies(network, draws)
     with torch.no_grad():
-        spikes = _run(network, weights, draws)
+        spikes = drawn_spikes(network, weights, draws)
         loss = network.loss_of(spikes[-1])
         advantage = (loss - loss.mean()) * draws / (draws - 1) if baseline else loss
     score = 0.0
@@ -101,7 +101,7 @@ def _copies(network, draws):
     return [weight.expand(draws, *weight.shape).clone().requires_grad_() for weight in network.weights]
 
 
-def _run(network, weights, draws, mode="noisy", detach_reset=False):
+def drawn_spikes(network, weights, draws, mode="noisy", detach_reset=False):
     """Spikes of each layer [T, draws, neurons]."""
     below = network.inputs[:, None].expand(-1, draws, -1)
     spikes = []

@@ -1,0 +1,28 @@
+"""Variability and reliability of neural codes: metrics, the scale of the noise, and networks fitted to cells.
+
+`docs/neural-coding.md` tells what comes out. `python main_coding.py --help` lists all settings.
+"""
+
+from dataset_utils import DATASETS
+from tools.cli import study
+from tools.population.experiments import experiments
+from tools.population.recordings import read_recording
+
+
+def add_flags(parser):
+    parser.add_argument("--recording", metavar="FILE", help="fit to a recording: .npz (movie, spikes) or NWB")
+
+
+def chosen(arguments):
+    data = read_recording(arguments.recording) if arguments.recording else None
+    return experiments(DATASETS["mnist5k"].load()["train"].images[:, 0], data)
+
+
+if __name__ == "__main__":
+    study(
+        "coding",
+        "Variability and reliability of noisy neurons and of networks fitted to them.",
+        chosen,
+        None,
+        add_flags,
+    )
