@@ -120,8 +120,7 @@ def signal_power(responses):
         Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
     """
     responses = _trials(responses, 2)
-    count = len(responses)
-    return (count * responses.mean(0).var(0, ddof=1) - total_power(responses)) / (count - 1)
+    return responses.mean(0).var(0, ddof=1) - noise_power(responses) / len(responses)
 
 
 def total_power(responses):
@@ -130,14 +129,21 @@ def total_power(responses):
 
 
 def noise_power(responses):
-    """Power of what differs between trials: `total_power` less `signal_power`; [R, T, N] -> [N]."""
-    return total_power(responses) - signal_power(responses)
+    """Power of what differs between trials, exactly 0 if nothing does: `total_power` less `signal_power`.
+
+    Shape:
+        [R, T, N], R at least 2 -> [N].
+    """
+    responses = _trials(responses, 2)
+    count = len(responses)
+    # The variance of a trial around the mean trial; it is smaller than that around the true mean by a share of 1 / R.
+    return (responses - responses.mean(0)).var(1, ddof=1).mean(0) * count / (count - 1)
 
 
 def signal_to_noise(responses):
     """`signal_power` over `noise_power`; infinite without noise. [R, T, N] -> [N]."""
     signal, noise = signal_power(responses), noise_power(responses)
-    return np.where(np.isclose(noise, 0, atol=1e-12) & (signal > 0), np.inf, _ratio(signal, noise))
+    return np.where((noise == 0) & (signal > 0), np.inf, _ratio(signal, noise))
 
 
 def cc_norm(prediction, responses):

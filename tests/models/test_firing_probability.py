@@ -1,4 +1,4 @@
-"""The probability of given spikes: against frequencies of drawn ones, against sums over all trains, and its gradient."""
+"""The probability of given spikes: against the frequencies of drawn ones, and its gradient."""
 
 import itertools
 

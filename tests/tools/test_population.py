@@ -1,0 +1,262 @@
+"""Movies, cells, recordings in files, and networks fitted to them."""
+
+import datetime
+
+import numpy as np
+import pytest
+import torch
+
+from models import Gaussian
+from tools import coding
+from tools.population import fitting
+from tools.population.cells import LIFCells, LNCells, filtered, receptive_fields
+from tools.population.experiments import Split, compare, judge
+from tools.population.fitting import Fit, fit, simulate, trace_loss
+from tools.population.movie import digit_movie, natural_noise, stacked
+from tools.population.recordings import Recording, read_recording
+from tools.study import Study
+
+pynwb = pytest.importorskip("pynwb")
+
+
+def noise_movie(frames, size=8, seed=0):
+    return natural_noise(frames, size, np.random.RandomState(seed))
+
+
+@pytest.mark.parametrize("kind", ["digits", "noise"])
+def test_movies_are_standardised_and_repeat_with_their_seed(kind):
+    digits = (torch.rand(5, 28, 28, generator=torch.Generator().manual_seed(0)) > 0.8).to(torch.uint8) * 255
+    make = {
+        "digits": lambda seed: digit_movie(digits, 120, np.random.RandomState(seed)),
+        "noise": lambda seed: natural_noise(120, 16, np.random.RandomState(seed)),
+    }[kind]
+    movie = make(1)
+    assert movie.shape == (120, 16, 16) and movie.dtype == np.float32
+    assert movie.mean() == pytest.approx(0, abs=1e-4) and movie.std() == pytest.approx(1, abs=1e-4)
+    assert (movie == make(1)).all() and (movie != make(2)).any()
+    if kind == "digits":  # light on the torus moves on from frame to frame
+        change = np.square(np.diff(movie, axis=0)).mean((1, 2))
+        assert np.median(change) < 0.5 < change[50]  # a new scene
+
+
+def test_natural_noise_has_the_spectrum_of_its_formula():
+    power = sum(np.square(np.abs(np.fft.fft2(noise_movie(400, 16, seed)))).mean(0) for seed in range(4))
+    low, high = power[0, 2], power[0, 6]
+    assert low / high == pytest.approx(9, rel=0.4)  # 1 / k^2
+    movie = noise_movie(4000, 4)
+    f = np.fft.rfftfreq(4000, 0.01)
+    spectrum = np.square(np.abs(np.fft.rfft(movie, axis=0))).mean((1, 2))
+    slow, fast = spectrum[(f > 0.5) & (f < 2)].mean(), spectrum[(f > 28) & (f < 32)].mean()
+    assert slow / fast == pytest.approx((1 + 9) / (1 + 0.02), rel=0.25)
+
+
+def test_frames_are_stacked_with_the_present_one_last():
+    movie = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((1, 2, 3), np.float32)
+    frames = stacked(movie, 3)
+    assert frames.shape == (5, 3, 2, 3)
+    assert frames[:, :, 0, 0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4]]
+    fields = receptive_fields(4, (2, 3), np.random.RandomState(0))
+    assert np.square(fields).sum((1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    whole = stacked(movie, fields.shape[1])[4]
+    assert filtered(movie, fields)[4] == pytest.approx((fields * whole.numpy()).sum((1, 2, 3)), rel=1e-4)
+
+
+def arrays(frames=30, trials=3, cells=2):
+    random = np.random.default_rng(0)
+    return random.standard_normal((frames, 6, 5)), random.poisson(0.3, (trials, frames, cells)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_recording_in_arrays(tmp_path, save):
+    movie, spikes = arrays()
+    save(tmp_path / "retina.npz", movie=3 * movie + 7, spikes=spikes, frame_s=0.02)
+    found = read_recording(tmp_path / "retina.npz")
+    assert (found.spikes == spikes).all() and found.frame_s == 0.02
+    assert found.movie == pytest.approx((movie - movie.mean()) / movie.std(), abs=1e-5)
+
+
+def write_nwb(path, movie, spikes, frame_s=0.02, names=("film",), colours=False, **options):
+    """A session as a lab would write it: presentations with pauses, spike times of sorted units in seconds."""
+    random = np.random.default_rng(1)
+    nwb = pynwb.NWBFile("test", "test", datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
+    data = np.repeat(movie[..., None], 3, -1) if colours else movie
+    for name in names:
+        nwb.add_stimulus(
+            pynwb.image.ImageSeries(name=name, data=data, unit="n.a.", rate=1 / frame_s, starting_time=0.0)
+        )
+    nwb.add_trial_column("stimulus", "what was shown")
+    starts = 0.7 + np.arange(len(spikes)) * (len(movie) * frame_s + 0.5)
+    for start in starts:
+        nwb.add_trial(start_time=start, stop_time=start + len(movie) * frame_s, stimulus=names[0])
+    nwb.add_trial(start_time=starts[-1] + 100, stop_time=starts[-1] + 100.1, stimulus=names[0])  # broken off
+    for cell in range(spikes.shape[2]):
+        times = [0.1]  # before the first trial
+        for start, trial in zip(starts, spikes[:, :, cell]):
+            for frame, count in enumerate(trial):
+                times.extend(start + frame_s * (frame + random.uniform(0.01, 0.99, count)))
+        nwb.add_unit(spike_times=np.sort(times))
+    with pynwb.NWBHDF5IO(str(path), "w") as io:
+        io.write(nwb)
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_a_recording_in_nwb(tmp_path, colours):
+    movie, spikes = arrays()
+    write_nwb(tmp_path / "retina.nwb", movie, spikes, colours=colours)
+    found = read_recording(tmp_path / "retina.nwb")
+    assert (found.spikes == spikes).all() and found.frame_s == pytest.approx(0.02)
+    assert found.movie == pytest.approx((movie - movie.mean()) / movie.std(), abs=1e-5)
+
+
+def broken(tmp_path, name):
+    movie, spikes = arrays()
+    path = tmp_path / ("a.nwb" if "nwb" in name else "a.npz")
+    if name == "nwb without trials":
+        nwb = pynwb.NWBFile("test", "test", datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
+        nwb.add_stimulus(pynwb.image.ImageSeries(name="film", data=movie, unit="n.a.", rate=50.0, starting_time=0.0))
+        with pynwb.NWBHDF5IO(str(path), "w") as io:
+            io.write(nwb)
+    elif name == "nwb of two movies":
+        write_nwb(path, movie, spikes, names=("one", "two"))
+    elif name == "nwb of text":
+        path.write_text("no NWB")
+    elif name == "text":
+        path.write_text("no arrays")
+    else:
+        content = {
+            "no spikes": dict(movie=movie),
+            "another length": dict(movie=movie[:-1], spikes=spikes),
+            "rates": dict(movie=movie, spikes=spikes + 0.5),
+            "negative": dict(movie=movie, spikes=spikes.astype(int) - 1),
+            "nan": dict(movie=movie * np.nan, spikes=spikes),
+            "no movement": dict(movie=0 * movie, spikes=spikes),
+            "objects": dict(movie=np.array([None]), spikes=spikes),
+            "frame_s": dict(movie=movie, spikes=spikes, frame_s=-1.0),
+            "texts": dict(movie=np.full((30, 6, 5), "a"), spikes=spikes),
+        }[name]
+        np.savez(path, **content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no spikes", "it has no spikes, but movie"),
+        ("another length", r"got \[29, 6, 5\] and \[3, 30, 2\]"),
+        ("rates", "counts from 0 to 255"),
+        ("negative", "counts from 0 to 255"),
+        ("nan", "finite"),
+        ("no movement", "not the same everywhere"),
+        ("objects", "array of numbers"),
+        ("frame_s", "frame_s must be positive"),
+        ("texts", "are numbers"),
+        ("text", "no readable .npz"),
+        ("nwb without trials", "expected units and trials"),
+        ("nwb of two movies", "expected one movie among the stimuli, got one, two"),
+        ("nwb of text", "no recording that can be read"),
+    ],
+)
+def test_broken_recordings_are_named(tmp_path, name, message):
+    path = broken(tmp_path, name)
+    with pytest.raises(ValueError, match=message) as error:
+        read_recording(path)
+    assert str(path) in str(error.value)
+
+
+def test_an_absent_recording(tmp_path):
+    for name in ("a.npz", "a.nwb"):
+        with pytest.raises(FileNotFoundError):
+            read_recording(tmp_path / name)
+
+
+def test_the_trace_loss_is_van_rossums_distance():
+    random = np.random.default_rng(0)
+    x, y = random.poisson(0.2, (2, 1, 200, 3))
+    x[:, : fitting.WARM_UP], y[:, : fitting.WARM_UP] = 0, 0
+    x[:, -60:], y[:, -60:] = 0, 0  # so that all traces end within
+    loss = trace_loss(*(torch.from_numpy(z[0]).float()[:, None] for z in (x, y)))
+    tau = fitting.TRACE_BINS
+    squares = (coding.van_rossum_distance(x, y, tau).sum() * 2) / (1 - np.exp(-2 / tau))  # of a sum, not an integral
+    assert loss.item() == pytest.approx(squares / (200 - fitting.WARM_UP) / 3, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A movie, LN cells that see it, and a `Split` of their spikes."""
+    movie = noise_movie(1200)
+    drive = filtered(movie, receptive_fields(2, (8, 8), np.random.RandomState(1)))
+    cells = LNCells(2 * drive / drive.std(0), bias=-2.0)
+    spikes = cells.sample(60, 0)
+    return movie, cells, Split(movie, spikes[:30, :1000], spikes[30:, 1000:], 1000)
+
+
+def test_an_ln_model_finds_ln_cells(small):
+    movie, cells, split = small
+    net = fit(Fit("LN", movie[:1000], split.fitted, 0, 0))
+    spikes = simulate(net, movie, 400, 1)
+    assert coding.cc_norm(spikes.mean(0)[1000:], split.tested).min() > 0.8
+    assert (spikes == simulate(net, movie, 400, 1)).all()
+
+
+@pytest.mark.parametrize("kind", ["NSNN", "SNN", "SNN, noisy output"])
+def test_networks_learn_and_repeat_with_their_seed(small, kind):
+    movie, _, split = small
+    frames, trains = stacked(movie[:1000], fitting.DEPTH)[:, None], torch.from_numpy(split.fitted[:1]).float()
+    losses = []
+    for steps in (1, 60):
+        net = fit(Fit(kind, movie[:1000], split.fitted, steps, 3))
+        torch.manual_seed(0)
+        losses.append(net.loss(frames, trains.transpose(0, 1)).item())
+    assert losses[1] < 0.8 * losses[0]
+    again = fit(Fit(kind, movie[:1000], split.fitted, 60, 3))
+    assert all(torch.equal(one, other) for one, other in zip(net.state_dict().values(), again.state_dict().values()))
+    spikes = simulate(net, movie[:200], 5, 0)
+    assert spikes.shape == (5, 200, 2) and spikes.max() == 1
+    assert (spikes[0] == spikes[1]).all() == (kind == "SNN")
+
+
+def test_the_oracle_has_no_mismatch_and_a_certain_model_has_no_variability(small):
+    movie, cells, split = small
+    oracle = judge(cells.sample(30, 77)[:, 1000:], split.tested, cells.rates()[1000:])
+    assert oracle["cc_norm"] == pytest.approx(1, abs=0.05)
+    assert oracle["fano_mismatch"] < 0.15 and oracle["noise_power_mismatch"] < 0.1
+    assert oracle["distance_mismatch"] < 0.05 and abs(oracle["distance_excess"]) < 0.05
+    certain = cells.sample(1, 5)[:, 1000:].repeat(30, 0)
+    found = judge(certain, split.tested, certain.mean(0))
+    assert found["fano"] == found["noise_power"] == 0
+    assert found["noise_power_mismatch"] == found["distance_mismatch"] == pytest.approx(1)
+
+
+def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number_of_processes(small, tmp_path):
+    movie, _, split = small
+    found = [compare(Study(tmp_path, 0, True, workers), split, 3, "test") for workers in (1, 2)]
+    assert found[0] == found[1]
+    assert set(found[0]) == set(fitting.KINDS) and found[0]["NSNN"]["cc_norm"]["seeds"] == 5
+    assert found[0]["SNN"]["fano"]["mean"] == 0
+
+
+@pytest.mark.parametrize(
+    ("movie", "spikes", "message"),
+    [
+        (np.zeros((50, 8, 8)), np.zeros((2, 50, 1)), "at least 100 frames"),
+        (np.zeros((200, 4, 8)), np.zeros((2, 200, 1)), "5x5 pixels"),
+        (np.zeros((200, 8, 8)), np.zeros((2, 199, 1)), "as many bins"),
+        (np.zeros((200, 8, 8)), np.full((2, 200, 1), 2), "spikes of 0 or 1"),
+    ],
+)
+def test_what_cannot_be_fitted_is_named(movie, spikes, message):
+    with pytest.raises(ValueError, match=message):
+        fit(Fit("NSNN", movie, spikes, 1, 0))
+
+
+def test_recordings_are_checked():
+    movie, spikes = arrays()
+    assert Recording(movie, spikes).spikes.dtype == np.uint8
+    with pytest.raises(ValueError, match=r"expected movie \[frames, H, W\]"):
+        Recording(movie[0], spikes)
+
+
+def test_noise_makes_lif_cells_less_reliable():
+    drive = np.random.default_rng(0).standard_normal((400, 3))
+    found = [coding.reliability(LIFCells(drive, noise=Gaussian(std)).sample(20, 0)).mean() for std in (0.05, 0.3, 1.0)]
+    assert found[0] > found[1] > found[2]
