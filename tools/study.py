@@ -1,6 +1,7 @@
 """Studies: experiments that are run as a whole, with results as JSON and pictures, the same ones for the same seed."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import logging
@@ -49,10 +50,9 @@ class Study:
             with _threads(1):
                 return [function(job) for job in tqdm(jobs, **progress)]
         # Not by fork, which PyTorch's threads do not survive.
-        pool = concurrent.futures.ProcessPoolExecutor(
-            min(self.workers, len(jobs)), multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-        )
-        with pool:
+        spawned = multiprocessing.get_context("spawn")
+        pool = concurrent.futures.ProcessPoolExecutor(min(self.workers, len(jobs)), spawned)
+        with _single_threaded_children(), pool:
             try:
                 return list(tqdm(pool.map(function, jobs), **progress))
             except BaseException:
@@ -64,18 +64,31 @@ class Study:
         return [1000 * self.seed + number for number in range(quick if self.quick else full)]
 
 
-class _threads:
-    """Context manager: PyTorch uses so many threads, as results may differ by rounding with another number."""
+@contextlib.contextmanager
+def _threads(count):
+    """PyTorch uses so many threads in the block: with another number, results may differ by rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    def __init__(self, count):
-        self.count = count
 
-    def __enter__(self):
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(self.count)
-
-    def __exit__(self, *error):
-        torch.set_num_threads(self.before)
+@contextlib.contextmanager
+def _single_threaded_children():
+    """Processes that are started in the block use one thread each, in PyTorch and in NumPy's libraries."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def run_study(name, experiments, *, seed, quick, workers=0, out="", only=(), results="results"):

@@ -269,6 +269,7 @@ def judge(spikes, recorded, rate):
     spikes = spikes[:count]
     smooth = functools.partial(coding.smoothed, smoothing_bins=SMOOTHING)
     fano, fano_recorded = (coding.mean_fano_factor(one, WINDOW) for one in (spikes, recorded))
+    fano = np.nan_to_num(fano)  # a model cell that never fires varies as little as one that always does the same
     noise, noise_recorded = (coding.noise_power(one) for one in (spikes, recorded))
     rossum = functools.partial(coding.van_rossum_distance, tau_bins=TAU)
     victor = functools.partial(coding.victor_purpura_distance, cost_per_bin=COST)
