@@ -1,0 +1,148 @@
+"""Noise as regulariser: sharpness against exact Hessians, training on few images, learnt scales."""
+
+import pytest
+import torch
+
+from models import Gaussian, NoisyLIF, Uniform, build_model, mean_field
+from tools.regularisation import experiments
+from tools.regularisation.experiments import Run, evaluate, measure, whole
+from tools.regularisation.sharpness import hessian_trace, moved, perturbed_loss
+from tools.study import Study
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+class Quadratic(torch.nn.Module):
+    """1/2 w A w, whose Hessian is A."""
+
+    def __init__(self):
+        super().__init__()
+        root = torch.randn(6, 6, generator=generator(), dtype=torch.float64)
+        self.matrix = root @ root.T
+        self.weight = torch.nn.Parameter(torch.randn(6, generator=generator(), dtype=torch.float64))
+
+    def forward(self):
+        return 0.5 * self.weight @ self.matrix @ self.weight
+
+
+def test_the_trace_of_a_quadratic():
+    net = Quadratic()
+    before = net.weight.detach().clone()
+    mean, error = hessian_trace(net, lambda net: net(), 4000, generator())
+    assert abs(mean - net.matrix.trace().item()) < 4 * error
+    assert torch.equal(net.weight, before)
+
+
+def test_the_trace_of_a_mean_field_is_that_of_its_hessian():
+    torch.manual_seed(0)
+    options = dict(in_shape=(1, 2, 2), num_classes=2, width=3 / 64)
+    net = build_model("toynet", neuron=lambda: NoisyLIF(Gaussian(0.4)), **options).double()
+    x, y = torch.rand(5, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1])
+
+    def loss(net):
+        return experiments._loss(net, x, y)
+
+    with mean_field(net):
+        weights, exact, step = list(net.parameters()), 0.0, 1e-4
+        for weight in weights:  # the kernels have first derivatives alone: difference quotients of each weight
+            for index in range(weight.numel()):
+                direction = torch.zeros_like(weight).view(-1).index_fill(0, torch.tensor(index), 1).view_as(weight)
+                slopes = []
+                for sign in (1, -1):
+                    with moved([weight], [direction], sign * step):
+                        slopes.append((torch.autograd.grad(loss(net), weight)[0] * direction).sum())
+                exact += ((slopes[0] - slopes[1]) / (2 * step)).item()
+        mean, error = hessian_trace(net, loss, 600, generator())
+    assert abs(mean - exact) < 4 * error and error < 0.2 * abs(exact)
+
+
+def test_the_rise_under_perturbed_weights_is_half_the_trace_times_their_variance():
+    net = Quadratic()
+    variance = (0.1 * net.weight.square().mean().sqrt().item()) ** 2
+    rise = perturbed_loss(net, lambda net: net(), 0.1, 20_000, generator()) - net().item()
+    assert rise == pytest.approx(0.5 * variance * net.matrix.trace().item(), rel=0.2)
+
+
+def digits(count, seed):
+    """Ten classes of noisy random patterns, as `whole` gives them."""
+    labels = torch.arange(count) % 10
+    patterns = torch.rand(10, 1, 28, 28, generator=generator()) * 200
+    noise = 55 * torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+    return (patterns[labels] + noise).to(torch.uint8), labels
+
+
+def run(**changes):
+    settings = dict(images=40, law=Gaussian, std=0.3, noisy=True, steps=30, seed=0)
+    return Run(digits(200, 1), digits(100, 2), **{**settings, **changes})
+
+
+def test_few_images_have_as_many_of_each_class_and_larger_sets_hold_smaller_ones():
+    images, labels = experiments._some(run(images=45))
+    assert labels.bincount().tolist() in ([5 if label < 5 else 4 for label in range(10)], labels.bincount().tolist())
+    assert sorted(labels.bincount().tolist()) == [4] * 5 + [5] * 5
+    more, _ = experiments._some(run(images=100))
+    assert torch.equal(more[:45], images)
+    assert not torch.equal(experiments._some(run(images=45, seed=1))[0], images)
+
+
+def test_batches_have_as_many_steps_as_are_wanted():
+    images, labels = experiments._some(run())
+    for count, batch in ((40, 40), (200, 50)):
+        batches = experiments._Batches(torch.zeros(count, 1), torch.arange(count), 7)
+        found = [chosen for _, chosen in batches.passing(batches.order())]
+        assert [len(chosen) for chosen in found] == [batch] * 7
+        assert torch.equal(torch.cat(found[: count // batch]).sort().values, torch.arange(count))  # a pass
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_network_is_trained_measured_and_repeats(noisy):
+    found = measure(run(noisy=noisy, law=Uniform if noisy else Gaussian, steps=60))
+    assert found == measure(run(noisy=noisy, law=Uniform if noisy else Gaussian, steps=60))
+    assert found["train_accuracy"] > 0.9 and found["test_accuracy"] > 0.5
+    assert found["gap"] == pytest.approx(found["test_loss"] - found["train_loss"])
+    untrained = measure(run(noisy=noisy, steps=1))
+    assert untrained["train_loss"] > 2 * found["train_loss"]
+    assert (found["test_accuracy"] == found["ensemble_accuracy"]) or noisy
+
+
+def test_the_twin_of_a_deterministic_network_is_smooth_and_has_its_weights():
+    job = run(noisy=False)
+    net = experiments._network(job)
+    twin = experiments._mean_field_twin(net, job)
+    assert all(torch.equal(a.double(), b) for a, b in zip(net.state_dict().values(), twin.state_dict().values()))
+    assert any(isinstance(module, NoisyLIF) for module in twin.modules())
+
+
+def test_scales_are_learnt_and_move(tmp_path):
+    found = experiments._learn_scales((run(images=200, steps=4), 2))
+    assert len(found["scales"]) == 3 and len(found["scales"][0]) > 3
+    assert found["scales"][0] == pytest.approx([0.3] * len(found["scales"][0]))
+    assert any(abs(scale - 0.3) > 1e-3 for scale in found["scales"][-1])
+
+
+def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes):
+    monkeypatch.setattr(experiments, "measure", _measured)
+    found = experiments.generalisation(Study(tmp_path, quick=True), stripes.load())
+    assert {row["law"] for row in found["rows"]} == {"Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy"}
+    assert len(found["rows"]) == 3 * 4 * 6 and all(row["gap"]["seeds"] == 3 for row in found["rows"])
+    assert (tmp_path / "generalisation.png").stat().st_size > 10_000 < (tmp_path / "few_images.png").stat().st_size
+
+
+def _measured(job):
+    keys = ("gap", "sharpness", "hessian_trace", "test_accuracy")
+    return dict.fromkeys(keys, 0.5 + job.std + 0.01 * job.seed)
+
+
+def test_all_images_but_those_of_the_test_can_be_trained_on(stripes):
+    data = stripes.load()
+    train, test = whole(data)
+    assert len(train[0]) == len(train[1]) == 200 and len(test[0]) == 50
+
+
+def test_evaluation_of_uint8_images_is_that_of_pixels(stripes):
+    job = run(noisy=False)
+    net = experiments._network(job)
+    images, labels = job.test
+    assert evaluate(net, images, labels) == evaluate(net, images.float() / 255, labels)

@@ -1,0 +1,93 @@
+"""Pictures of `experiments`, as PNG files."""
+
+from matplotlib.figure import Figure
+
+_DPI = 110
+_QUANTITIES = (
+    ("gap", "test loss - training loss (nats)", "linear"),
+    ("sharpness", "rise of loss, perturbed weights", "log"),
+    ("hessian_trace", "trace of the Hessian", "log"),
+    ("test_accuracy", "test accuracy, one draw", "linear"),
+)
+
+
+def generalisation(path, rows):
+    """Gap, sharpness and accuracy against the scale: a column for each number of images, a line for each law."""
+    sizes = sorted({row["images"] for row in rows})
+    sizes = [size for size in sizes if size in (100, 1000, 4000)]
+    figure = Figure(figsize=(3.7 * len(sizes) + 1.6, 2.3 * len(_QUANTITIES)), layout="constrained")
+    panels = figure.subplots(len(_QUANTITIES), len(sizes), sharex=True, squeeze=False)
+    for line, (key, label, scale) in enumerate(_QUANTITIES):
+        for column, size in enumerate(sizes):
+            axes = panels[line, column]
+            for name, of_kind in _kinds([row for row in rows if row["images"] == size]).items():
+                _errorbars(axes, [row["std"] for row in of_kind], of_kind, key, name)
+            axes.set(xscale="log", yscale=scale)
+            axes.grid(alpha=0.3)
+            if line == 0:
+                axes.set_title(f"{size} training images")
+            if column == 0:
+                axes.set_ylabel(label, fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("standard deviation (thresholds)")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=_DPI)
+
+
+def accuracy(path, rows):
+    """Test accuracy against the number of training images: noisy and deterministic networks, each at its best scale."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, of_kind in _kinds(rows).items():
+        sizes = sorted({row["images"] for row in of_kind})
+        best = [
+            max((row for row in of_kind if row["images"] == size), key=lambda row: row["test_accuracy"]["mean"])
+            for size in sizes
+        ]
+        _errorbars(axes, sizes, best, "test_accuracy", name)
+    axes.set(xscale="log", xlabel="training images", ylabel="test accuracy, one draw", title="each at its best scale")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _kinds(rows):
+    """{name for the legend: rows of that kind}."""
+    kinds = {}
+    for row in rows:
+        kinds.setdefault(row["law"] if row["noisy"] else f"no noise, {row['law']} surrogate", []).append(row)
+    return kinds
+
+
+def _errorbars(axes, x, rows, key, name):
+    means = [row[key]["mean"] for row in rows]
+    halves = [row[key]["high"] - row[key]["mean"] if row[key]["high"] is not None else 0 for row in rows]
+    style = "s--" if name.startswith("no noise") else "o-"
+    axes.errorbar(
+        x,
+        means,
+        halves,
+        fmt=style,
+        color="black" if name.startswith("no noise") else None,
+        ms=4,
+        lw=1.2,
+        capsize=2,
+        label=name,
+    )
+
+
+def learnt_scales(path, stds, seeds, found, steps):
+    """Scale of each layer during training, a panel for each scale at first."""
+    figure = Figure(figsize=(3.6 * len(stds) + 1.0, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(stds), sharey=True)
+    for number, (axes, std) in enumerate(zip(panels, stds)):
+        for one in found[number * seeds : (number + 1) * seeds]:
+            for layer, scales in enumerate(zip(*one["scales"])):
+                axes.plot([steps * part for part in range(len(scales))], scales, color=f"C{layer}", lw=1.2)
+        axes.set(yscale="log", xlabel="step", title=f"at first {std}")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("learnt standard deviation (thresholds)")
+    layers = len(found[0]["scales"][0])
+    handles = [panels[0].plot([], [], color=f"C{layer}", label=f"layer {layer + 1}")[0] for layer in range(layers)]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=_DPI)
