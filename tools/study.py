@@ -8,6 +8,7 @@ import logging
 import math
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +123,14 @@ def run_study(name, experiments, *, seed, quick, workers=0, out="", only=(), res
         logger.info("%s (%d of %d)", which.replace("_", " "), number, len(only or experiments))
         content["experiments"][which] = rounded(experiments[which](study))
         content["made_by"] = {key: value for key, value in provenance().items() if key not in ("gpu", "threads")}
-        write_text_atomically(folder / "results.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text_atomically(folder / "results.json", _laid_out(content))
     return folder, content
+
+
+def _laid_out(content):
+    """JSON whose innermost lists and dictionaries have a line each."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\s*\n\s*", " ", match[0]), text) + "\n"
 
 
 def _earlier(path, head):

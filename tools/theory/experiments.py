@@ -123,9 +123,8 @@ def _exponent(scales, shares):
 def exactness(study):
     """Where noise-driven learning is exact: its bias with one layer, by loss, width and number of steps."""
     networks = study.seeds(full=30, quick=10)
-    cases = [("linear", 1, 1, width) for width in (1, 2, 4, 8, 12)]
-    cases += [("squared", 1, 1, width) for width in (1, 2, 4, 8, 12)]
-    cases += [("linear", 1, timesteps, 3) for timesteps in (2, 3, 4)]
+    cases = [(loss, 1, 1, width) for loss in ("linear", "squared") for width in (1, 2, 3, 6, 12)]
+    cases += [("linear", 1, timesteps, WIDTH) for timesteps in (2, 3, 4)]
     jobs = [(*case, Gaussian(0.3), seed, 4000, ("NDL",)) for case in cases for seed in networks]
     found = np.array([one["NDL"]["bias"] for one in study.map(_measure, jobs, "where it is exact")])
     rows = [
@@ -146,21 +145,23 @@ def gradients(study):
         for seed in networks
     ]
     found = study.map(_measure, jobs, "gradients")
-    rows = []
-    for number, (law, depth, std) in enumerate(cases):
-        of_case = found[number * len(networks) : (number + 1) * len(networks)]
+    of_cases = [found[first : first + len(networks)] for first in range(0, len(found), len(networks))]
+    medians = {}
+    for (law, depth, _), of_case in zip(cases, of_cases):
+        of_depth = medians.setdefault(law.__name__, {}).setdefault(f"{depth} layers", {})
         for name in of_case[0]:
-            medians = {key: float(np.median([one[name][key] for one in of_case])) for key in of_case[0][name]}
-            rows.append({"law": law.__name__, "layers": depth, "std": std, "estimator": name, **medians})
-    for law in LAWS:
-        of_law = [row for row in rows if row["law"] == law.__name__]
-        pictures.gradients(study.folder / f"gradients_{law.__name__.lower()}.png", of_law, law.__name__)
+            for key in of_case[0][name]:
+                values = of_depth.setdefault(name, {}).setdefault(key, [])
+                values.append(float(np.median([one[name][key] for one in of_case])))
+    for law, of_law in medians.items():
+        pictures.gradients(study.folder / f"gradients_{law.lower()}.png", SCALES, of_law, law)
     return {
         "networks": len(networks),
         "draws": draws,
         "width": WIDTH,
         "steps": TIMESTEPS,
-        "medians_over_networks": rows,
+        "std": SCALES,
+        "medians_over_networks": medians,
     }
 
 

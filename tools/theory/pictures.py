@@ -57,8 +57,7 @@ def exactness(path, rows):
     for loss in ("linear", "squared"):
         chosen = [row for row in rows if row["loss"] == loss and row["steps"] == 1]
         by_width.plot([row["width"] for row in chosen], [row["bias"] for row in chosen], "o-", label=f"{loss} loss")
-    chosen = [row for row in rows if row["loss"] == "linear" and row["width"] in (3, 4)]
-    chosen = sorted({row["steps"]: row["bias"] for row in chosen}.items())
+    chosen = sorted((row["steps"], row["bias"]) for row in rows if row["loss"] == "linear" and row["width"] == 3)
     by_steps.plot(*zip(*chosen), "o-", color="C0")
     by_width.set(xlabel="neurons of the layer", ylabel="bias / norm of the gradient", title="one layer, one step")
     by_steps.set(xlabel="time steps", title="one layer, linear loss", xticks=[steps for steps, _ in chosen])
@@ -68,31 +67,40 @@ def exactness(path, rows):
     figure.savefig(path, dpi=_DPI)
 
 
-def gradients(path, rows, law):
-    """Bias, variance and cosines against the scale, a column for each depth, a line for each estimator."""
-    depths = sorted({row["layers"] for row in rows})
+def gradients(path, scales, medians, law):
+    """Bias, variance and cosines against the scale, a column for each depth, a line for each estimator.
+
+    Bias that is less than what the number of draws can tell is drawn at that limit.
+
+    Args:
+        path: the PNG file to write.
+        scales: standard deviations.
+        medians: {depth: {estimator: {quantity: [scales]}}}.
+        law: its name.
+    """
     quantities = (
         ("bias", "bias / norm", "log"),
         ("variance", "variance of a draw / norm²", "log"),
         ("cosine", "cosine of the mean", "linear"),
         ("cosine_of_one", "mean cosine of a draw", "linear"),
     )
-    figure = Figure(figsize=(3.6 * len(depths) + 1.8, 2.4 * len(quantities)), layout="constrained")
-    panels = figure.subplots(len(quantities), len(depths), sharex=True, sharey="row")
+    figure = Figure(figsize=(3.6 * len(medians) + 1.8, 2.4 * len(quantities)), layout="constrained")
+    panels = figure.subplots(len(quantities), len(medians), sharex=True, sharey="row")
     for line, (quantity, label, scale) in enumerate(quantities):
-        for column, depth in enumerate(depths):
+        for column, (depth, estimators) in enumerate(medians.items()):
             axes = panels[line, column]
             for name, colour in _COLOURS.items():
-                chosen = [row for row in rows if row["layers"] == depth and row["estimator"] == name]
                 if quantity == "variance" and name in DETERMINISTIC:
                     continue
+                values = estimators[name][quantity]
+                if quantity == "bias":
+                    values = [max(pair) for pair in zip(values, estimators[name]["bias_error"])]
                 style = "o-" if name in STOCHASTIC else "s--"
-                values = [max(row[quantity], 1e-3) if scale == "log" else row[quantity] for row in chosen]
-                axes.plot([row["std"] for row in chosen], values, style, color=colour, ms=3.5, lw=1.2, label=name)
+                axes.plot(scales, values, style, color=colour, ms=3.5, lw=1.2, label=name)
             axes.set(xscale="log", yscale=scale)
             axes.grid(alpha=0.3)
             if line == 0:
-                axes.set_title(f"{depth} layer{'s' if depth > 1 else ''}")
+                axes.set_title(depth.replace("1 layers", "1 layer"))
             if column == 0:
                 axes.set_ylabel(label)
     for axes in panels[-1]:
