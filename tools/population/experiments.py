@@ -11,7 +11,7 @@ from .. import coding
 from ..intervals import seed_interval
 from . import pictures
 from .cells import LIFCells, LNCells, filtered, receptive_fields
-from .fitting import KINDS, Fit, fit, simulate
+from .fitting import KINDS, Fit, LNModel, fit, simulate
 from .movie import FRAME_S, digit_movie
 
 WINDOW = 10  # bins: 100 ms, of spike counts
@@ -231,19 +231,28 @@ def recording(study, data):
 def compare(study, split, steps, name):
     """{kind of network: what `judge` says of it, with intervals over seeds}."""
     seeds = study.seeds(full=5, quick=5)
-    jobs = [(split, kind, steps, seed) for kind in KINDS for seed in seeds]
-    found = study.map(_fitted, jobs, f"fitting to {name}")
-    return {
-        kind: _over_seeds(found[number * len(seeds) : (number + 1) * len(seeds)]) for number, kind in enumerate(KINDS)
-    }
+    # The fit of an LN model has nothing random in it: it is done once, and its trials are drawn for each seed.
+    jobs = [
+        (split, kind, steps, group)
+        for kind, net in KINDS.items()
+        for group in ([seeds] if net is LNModel else [[seed] for seed in seeds])
+    ]
+    found = {kind: [] for kind in KINDS}
+    for (_, kind, _, _), judged in zip(jobs, study.map(_fitted, jobs, f"fitting to {name}")):
+        found[kind] += judged
+    return {kind: _over_seeds(judged) for kind, judged in found.items()}
 
 
 def _fitted(job):
-    split, kind, steps, seed = job
-    net = fit(Fit(kind, split.movie[: split.start], split.fitted, steps, seed))
+    """What `judge` says of a network for each seed of its trials; it is fitted with the first of them."""
+    split, kind, steps, seeds = job
+    net = fit(Fit(kind, split.movie[: split.start], split.fitted, steps, seeds[0]))
     before = min(LEAD_IN, split.start)
-    spikes = simulate(net, split.movie[split.start - before :], 4 * len(split.tested), seed)[:, before:]
-    return judge(spikes, split.tested, spikes.mean(0))
+    judged = []
+    for seed in seeds:
+        spikes = simulate(net, split.movie[split.start - before :], 4 * len(split.tested), seed)[:, before:]
+        judged.append(judge(spikes, split.tested, spikes.mean(0)))
+    return judged
 
 
 def _over_seeds(found):

@@ -90,12 +90,13 @@ class LNModel(nn.Module):
         frames [T, B, DEPTH, H, W] -> log-odds of a spike [T, B, N].
     """
 
-    PENALTIES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # on the squared norm of a filter, in nats per bin
+    PENALTIES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)  # on the squared norm of a filter, in nats per bin
     HELD_OUT = 0.2  # of the frames, the last ones, choose the penalty of each cell
 
     def __init__(self, in_shape, cells):
         super().__init__()
         self.linear = nn.Linear(math.prod(in_shape), cells)
+        nn.init.zeros_(self.linear.weight)
 
     def forward(self, frames):
         return self.linear(frames.flatten(2))
@@ -113,9 +114,7 @@ class LNModel(nn.Module):
         self._maximise(x, y, torch.tensor(self.PENALTIES)[torch.stack(losses).argmin(0)])
 
     def _maximise(self, x, y, penalty):
-        """Fit to inputs [T, D] and mean spikes [T, N] with one penalty, or one for each cell."""
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        """Fit to inputs [T, D] and mean spikes [T, N], from where it is, with one penalty or one for each cell."""
         optimizer = torch.optim.LBFGS(self.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
         def closure():

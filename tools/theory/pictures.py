@@ -98,6 +98,8 @@ def gradients(path, scales, medians, law):
                 style = "o-" if name in STOCHASTIC else "s--"
                 axes.plot(scales, values, style, color=colour, ms=3.5, lw=1.2, label=name)
             axes.set(xscale="log", yscale=scale)
+            if quantity == "variance":
+                axes.set_ylim(bottom=1e-4)
             axes.grid(alpha=0.3)
             if line == 0:
                 axes.set_title(depth.replace("1 layers", "1 layer"))
