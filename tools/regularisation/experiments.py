@@ -53,7 +53,11 @@ class Run:
 
 
 def generalisation(study, data):
-    """Losses, gap, sharpness and accuracy against the scale, for all laws and numbers of training images."""
+    """Losses, gap, sharpness and accuracy against the scale, for all laws and numbers of training images.
+
+    "..._gain" is the mean difference to the network without noise, whose surrogate gradient is the Gaussian density of
+    the same standard deviation, over pairs of the same seed.
+    """
     sizes = (100, 1000, 4000) if study.quick else (100, 400, 1000, 4000)
     stds = (0.1, 0.3, 0.6, 1.2) if study.quick else (0.05, 0.1, 0.3, 0.6, 1.2, 2.0)
     seeds = study.seeds(full=5, quick=3)
@@ -62,13 +66,18 @@ def generalisation(study, data):
     cases = [(size, std, law, noisy) for size in sizes for std in stds for law, noisy in kinds]
     jobs = [Run(*whole(data), size, law, std, noisy, steps, seed) for size, std, law, noisy in cases for seed in seeds]
     found = study.map(measure, jobs, "networks")
+    found = {case: found[number * len(seeds) : (number + 1) * len(seeds)] for number, case in enumerate(cases)}
     rows = []
-    for number, (size, std, law, noisy) in enumerate(cases):
-        of_case = found[number * len(seeds) : (number + 1) * len(seeds)]
-        numbers = {key: seed_interval([one[key] for one in of_case]) for key in of_case[0]}
-        rows.append({"images": size, "std": std, "law": law.__name__, "noisy": noisy, **numbers})
+    for (size, std, law, noisy), of_case in found.items():
+        row = {"images": size, "std": std, "law": law.__name__, "noisy": noisy}
+        row |= {key: seed_interval([one[key] for one in of_case]) for key in of_case[0]}
+        if noisy:  # the same seed: the same images, weights at first, and order
+            pairs = list(zip(of_case, found[size, std, Gaussian, False]))
+            for key in ("test_accuracy", "gap"):
+                row[f"{key}_gain"] = seed_interval([one[key] - other[key] for one, other in pairs])
+        rows.append(row)
     pictures.generalisation(study.folder / "generalisation.png", rows)
-    pictures.accuracy(study.folder / "few_images.png", rows)
+    pictures.few_images(study.folder / "few_images.png", [row for row in rows if row["std"] == 0.3], 0.3)
     return {"seeds": len(seeds), "steps": steps, "rows": rows}
 
 

@@ -34,20 +34,23 @@ def generalisation(path, rows):
     figure.savefig(path, dpi=_DPI)
 
 
-def accuracy(path, rows):
-    """Test accuracy against the number of training images: noisy and deterministic networks, each at its best scale."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for name, of_kind in _kinds(rows).items():
-        sizes = sorted({row["images"] for row in of_kind})
-        best = [
-            max((row for row in of_kind if row["images"] == size), key=lambda row: row["test_accuracy"]["mean"])
-            for size in sizes
-        ]
-        _errorbars(axes, sizes, best, "test_accuracy", name)
-    axes.set(xscale="log", xlabel="training images", ylabel="test accuracy, one draw", title="each at its best scale")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+def few_images(path, rows, std):
+    """Against the number of training images: test accuracy, and what noise adds to it in networks of the same seed."""
+    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+    accuracy, gain = figure.subplots(1, 2)
+    for number, (name, of_kind) in enumerate(_kinds(rows).items()):
+        sizes = [row["images"] * 1.06 ** (number - 2) for row in of_kind]  # beside each other
+        _errorbars(accuracy, sizes, of_kind, "test_accuracy", name)
+        if of_kind[0]["noisy"]:
+            _errorbars(gain, sizes, of_kind, "test_accuracy_gain", name)
+    gain.axhline(0, color="black", lw=0.8)
+    accuracy.set(ylabel="test accuracy, one draw")
+    gain.set(ylabel="difference to no noise, same seed")
+    for axes in (accuracy, gain):
+        axes.set(xscale="log", xlabel="training images")
+        axes.grid(alpha=0.3)
+    accuracy.legend(fontsize=8)
+    figure.suptitle(f"standard deviation {std}; mean and 95 % interval over seeds")
     figure.savefig(path, dpi=_DPI)
 
 
