@@ -16,7 +16,7 @@ ALLOWED = {
 # tools.engine receives model, criterion and batches; these modules know nothing above them either.
 LOWEST = {
     *("engine", "distributed", "divergence", "interruption", "optim", "augment", "batches", "files", "images"),
-    *("metrics", "npy", "plots", "runlog"),
+    *("metrics", "npy", "plots", "runlog", "coding", "study"),
 }
 ENTRY_POINTS = ("evaluation", "testing", "cli")  # of which each may import those before it
 PROJECT = {"models", "crits", "tools", "dataset_utils", "main", "testing"}

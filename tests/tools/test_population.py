@@ -1,6 +1,7 @@
 """Movies, cells, recordings in files, and networks fitted to them."""
 
 import datetime
+import sys
 
 import numpy as np
 import pytest
@@ -161,6 +162,13 @@ def test_broken_recordings_are_named(tmp_path, name, message):
     with pytest.raises(ValueError, match=message) as error:
         read_recording(path)
     assert str(path) in str(error.value)
+
+
+def test_nwb_without_pynwb_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynwb", None)
+    (tmp_path / "a.nwb").touch()
+    with pytest.raises(ValueError, match="pip install pynwb"):
+        read_recording(tmp_path / "a.nwb")
 
 
 def test_an_absent_recording(tmp_path):

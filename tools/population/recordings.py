@@ -1,6 +1,7 @@
 """Recordings of cells that saw a movie, in files: arrays in a .npz, or NWB."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,7 @@ def read_recording(path):
 
     Raises:
         OSError: if it cannot be opened.
-        ValueError: naming the file, if it is none, or does not have what is expected.
-        ImportError: for NWB without the package pynwb.
+        ValueError: naming the file, if it is none, or does not have what is expected; and for NWB without pynwb.
     """
     path = Path(path)
     if is_no_file(path):
@@ -95,9 +95,7 @@ def read_nwb(path, stimulus=None):
     try:
         from pynwb import NWBHDF5IO
     except ImportError as error:
-        raise ImportError(
-            f"{path} is taken for NWB, for which the package pynwb is needed: pip install pynwb"
-        ) from error
+        raise ValueError("it is taken for NWB, which needs the package pynwb (pip install pynwb)") from error
     with open(path, "rb"):  # so that an absent file is told apart from a damaged one
         pass
     try:
@@ -118,7 +116,7 @@ def _from_nwb(content, stimulus):
     one = series[name]
     if content.units is None or content.trials is None:
         raise ValueError("expected units and trials")
-    size = int(np.prod(one.data.shape, dtype=object)) * one.data.dtype.itemsize
+    size = math.prod(one.data.shape) * np.dtype(float).itemsize
     if size > MOST_BYTES:
         raise ValueError(f"its movie has {size} bytes, more than {MOST_BYTES}")
     movie = np.asarray(one.data[:], float)
