@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+import main_coding
+from dataset_utils import DATASETS
 from models import Gaussian
-from tools import coding
-from tools.population import fitting
+from tools import cli, coding
+from tools.population import experiments, fitting
 from tools.population.cells import LIFCells, LNCells, filtered, receptive_fields
 from tools.population.experiments import Split, compare, judge
 from tools.population.fitting import Fit, fit, simulate, trace_loss
@@ -262,6 +264,50 @@ def test_recordings_are_checked():
     assert Recording(movie, spikes).spikes.dtype == np.uint8
     with pytest.raises(ValueError, match=r"expected movie \[frames, H, W\]"):
         Recording(movie[0], spikes)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return DATASETS["mnist5k"].load()["train"].images[:, 0]
+
+
+@pytest.mark.slow
+def test_metrics_recover_the_truth(digits, tmp_path):
+    rows = experiments.truth(Study(tmp_path, quick=True), digits)["rows"]
+    assert len(rows) == 19 and max(abs(row["z"]) for row in rows) < 4
+    assert all(abs(row["mean"] - row["truth"]) < 0.03 * max(abs(row["truth"]), 0.1) for row in rows)
+    assert (tmp_path / "truth.png").stat().st_size > 10_000
+
+
+def test_pooled_trials_are_decoded_best_with_some_noise(digits):
+    found = [
+        {key: np.mean([one[key] for one in of_scale]) for key in of_scale[0]}
+        for of_scale in (
+            [experiments._at_scale((digits, std, 1000, 40, seed)) for seed in range(3)] for std in (0.0, 0.3, 1.5)
+        )
+    ]
+    certain, some, much = found
+    assert certain["reliability"] == pytest.approx(1) and certain["fano"] == 0
+    assert certain["reliability"] > some["reliability"] > much["reliability"]
+    assert certain["fano"] < some["fano"] < much["fano"]
+    assert certain["decoding_1"] > some["decoding_1"] > much["decoding_1"]
+    assert certain["decoding_20"] + 0.03 < some["decoding_20"] > much["decoding_20"] + 0.1
+
+
+def test_the_script_fits_networks_to_a_recording(small, tmp_path, monkeypatch):
+    movie, _, split = small
+    monkeypatch.setitem(experiments.STEPS, True, 2)
+    spikes = np.concatenate([split.fitted, split.tested], axis=1)
+    np.savez_compressed(tmp_path / "retina.npz", movie=movie, spikes=spikes, frame_s=0.01)
+    arguments = ["--quick", "--recording", str(tmp_path / "retina.npz"), "--out", str(tmp_path / "out")]
+    _, content = cli.study("coding", "", main_coding.chosen, arguments, main_coding.add_flags)
+    found = content["experiments"]["recording"]
+    assert found["frames"] == 960 and found["test_frames"] == 240 and found["trials"] == 30
+    assert set(found["results"]) == set(fitting.KINDS)
+    assert (tmp_path / "out" / "fits_recording.png").stat().st_size > 10_000
+    with pytest.raises(SystemExit) as error:
+        cli.study("coding", "", main_coding.chosen, ["--recording", "nowhere.npz"], main_coding.add_flags)
+    assert error.value.code == 1
 
 
 def test_noise_makes_lif_cells_less_reliable():

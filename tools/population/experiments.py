@@ -18,6 +18,7 @@ WINDOW = 10  # bins: 100 ms, of spike counts
 SMOOTHING = 2.0  # bins, where rates and reliability are compared on a coarser time scale
 TAU, COST = 5.0, 0.2  # of van Rossum's distance in bins, of Victor and Purpura's per bin
 CELLS = 10
+STEPS = {True: 300, False: 1500}  # of a fit; of quick studies, and of others
 ORACLE = "oracle"
 
 
@@ -211,7 +212,7 @@ def fits(study, digits):
         recorded = cells.sample(20, study.seed + 1)
         tested = cells.sample(50, study.seed + 2)[:, start:]
         split = Split(movie, recorded[:, :start], tested, start)
-        results[name] = compare(study, split, steps=300 if study.quick else 1500, name=name)
+        results[name] = compare(study, split, steps=STEPS[study.quick], name=name)
         oracle = [cells.sample(50, 10_000 + seed)[:, start:] for seed in study.seeds(full=5, quick=5)]
         rate = cells.rates()[start:]
         results[name][ORACLE] = _over_seeds([judge(spikes, tested, rate) for spikes in oracle])
@@ -223,7 +224,7 @@ def recording(study, data):
     """The same networks fitted to a recording: its last fifth of frames is for the test."""
     start = int(0.8 * len(data.movie))
     split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], start)
-    results = compare(study, split, steps=300 if study.quick else 1500, name="recording")
+    results = compare(study, split, steps=STEPS[study.quick], name="recording")
     pictures.fits(study.folder / "fits_recording.png", results, "recording")
     return {"trials": len(data.spikes), "frames": start, "test_frames": len(data.movie) - start, "results": results}
 
