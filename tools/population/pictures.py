@@ -29,12 +29,12 @@ def scale(path, rows):
     shown = np.where(scales > 0, scales, scales[scales > 0].min() / 2.5)
     figure = Figure(figsize=(11.0, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
-    _line(panels[0], shown, rows, "reliability", "reliability (correlation of two trials)")
-    _line(panels[1], shown, rows, "fano", "Fano factor (100 ms)")
+    _line(panels[0], shown, rows, "reliability")
+    _line(panels[1], shown, rows, "fano")
     for number, key in enumerate(key for key in rows[0] if key.startswith("decoding_")):
-        _line(panels[2], shown, rows, key, f"{key.removeprefix('decoding_')} trials pooled", f"C{number}")
-    panels[2].legend(fontsize=8)
-    for axes, label in zip(panels, ("reliability", "Fano factor", "decoding accuracy")):
+        _line(panels[2], shown, rows, key, key.removeprefix("decoding_"), f"C{number}")
+    panels[2].legend(title="trials pooled", fontsize=8, title_fontsize=8)
+    for axes, label in zip(panels, ("reliability (correlation of two trials)", "Fano factor (100 ms)", "decoding accuracy")):
         axes.set(xscale="log", xlabel="standard deviation of the noise (thresholds)", ylabel=label)
         axes.set_xticks([shown[0], 0.05, 0.2, 0.5, 1.5], ["0", "0.05", "0.2", "0.5", "1.5"])
         axes.minorticks_off()
@@ -43,7 +43,7 @@ def scale(path, rows):
     figure.savefig(path, dpi=_DPI)
 
 
-def _line(axes, x, rows, key, label, colour="C0"):
+def _line(axes, x, rows, key, label=None, colour="C0"):
     mean, low, high = (np.array([_number(row[key][part]) for row in rows]) for part in ("mean", "low", "high"))
     axes.plot(x, mean, "o-", ms=4, color=colour, label=label)
     axes.fill_between(x, low, high, color=colour, alpha=0.2)

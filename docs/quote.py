@@ -1,0 +1,66 @@
+"""Writes the numbers of results into the pages that quote them.
+
+    python docs/quote.py        # after new results were copied to docs/results/
+
+A page marks a number by an invisible comment, as `0.12<!-- theory exactness/median_bias/loss=linear,steps=4/bias -->`: the
+name of a study, a path in docs/results/<study>.json, where a row of a list is named by its values, and where the
+page has another unit, a factor as x100. A number keeps its digits.
+"""
+
+import json
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+MARK = re.compile(r"([-\d.e+]+)<!-- (\w+) ([^>]+?)(?: x([\d.]+))? -->")
+
+
+def look_up(content, path):
+    """What a path means in the content of a JSON file.
+
+    Args:
+        content: dictionaries and lists.
+        path: keys joined by "/"; for a list a number, or `name=value,name=value` of the one row that has these values.
+
+    Raises:
+        KeyError: no such key, or not exactly one row.
+    """
+    for key in path.split("/"):
+        if isinstance(content, list) and "=" in key:
+            wanted = dict(pair.split("=", 1) for pair in re.split(r",(?! )", key))  # values have ", "
+            rows = [row for row in content if all(str(row[name]) == value for name, value in wanted.items())]
+            if len(rows) != 1:
+                raise KeyError(f"{len(rows)} rows are {key}, of {path}")
+            content = rows[0]
+        else:
+            content = content[int(key) if isinstance(content, list) else key]
+    return content
+
+
+def quoted(text, results):
+    """A page with each marked number as it is in the results.
+
+    Args:
+        text: of the page.
+        results: dictionary of the experiments of each study.
+    """
+
+    def number(match):
+        shown, study, path, factor = match.groups()
+        mantissa, _, exponent = shown.partition("e")
+        digits = len(mantissa.partition(".")[2])
+        value = look_up(results[study], path) * float(factor or 1)
+        return f"{value:.{digits}{'e' if exponent else 'f'}}" + match[0][len(shown) :]
+
+    return MARK.sub(number, text)
+
+
+def results_of(folder):
+    """The experiments of each study, from the JSON files of a folder."""
+    return {path.stem: json.loads(path.read_text())["experiments"] for path in folder.glob("*.json")}
+
+
+if __name__ == "__main__":
+    results = results_of(DOCS / "results")
+    for page in DOCS.glob("*.md"):
+        page.write_text(quoted(page.read_text(), results))

@@ -1,0 +1,57 @@
+"""The numbers of the pages are those of the results beside them, and the pictures exist."""
+
+import json
+import re
+
+import pytest
+
+from docs.quote import look_up, quoted, results_of
+
+PAGES = {"noise-driven-learning.md": 80, "noise-as-regulariser.md": 20, "neural-coding.md": 30}  # marks, at least
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_numbers_of_a_page_are_those_of_its_results(repository, page):
+    text = (repository / "docs" / page).read_text()
+    assert quoted(text, results_of(repository / "docs" / "results")) == text
+    marked, spoilt = re.subn(r"\d(?=<!-- )", lambda digit: str((int(digit[0]) + 5) % 10), text)
+    assert spoilt >= PAGES[page] and spoilt == text.count("<!--")
+    assert quoted(marked, results_of(repository / "docs" / "results")) == text  # so each mark is understood
+
+
+def test_results_are_of_the_command_that_the_pages_give(repository):
+    for path in (repository / "docs" / "results").glob("*.json"):
+        content = json.loads(path.read_text())
+        assert content["study"] == path.stem and content["quick"] and content["seed"] == 0
+        assert f"main_{path.stem}.py --quick --seed 0" in "".join(
+            page.read_text() for page in (repository / "docs").glob("*.md")
+        )
+
+
+@pytest.mark.parametrize(
+    ("shown", "value", "quotes"),
+    [
+        ("0.12", 0.1249, "0.12"),
+        ("0.12", 0.1251, "0.13"),
+        ("-3", -3.6, "-4"),
+        ("5e-16", 6.2e-16, "6e-16"),
+    ],
+)
+def test_numbers_are_quoted_with_the_digits_that_they_have(shown, value, quotes):
+    assert quoted(f"a {shown}<!-- s x -->", {"s": {"x": value}}) == f"a {quotes}<!-- s x -->"
+
+
+def test_rows_are_found_by_their_values():
+    rows = {"rows": [{"law": "Gaussian", "std": 0.1, "bias": 1}, {"law": "Gaussian", "std": 0.3, "bias": 2}]}
+    assert look_up(rows, "rows/law=Gaussian,std=0.3/bias") == 2
+    assert quoted("20<!-- s rows/std=0.1/bias x100 -->", {"s": rows}) == "100<!-- s rows/std=0.1/bias x100 -->"
+    for ambiguous in ("rows/law=Gaussian/bias", "rows/std=0.2/bias", "nothing"):
+        with pytest.raises(KeyError):
+            look_up(rows, ambiguous)
+
+
+def test_pictures_and_pages_that_are_linked_exist(repository):
+    docs = repository / "docs"
+    for page in docs.glob("*.md"):
+        for path in re.findall(r'(?:src="|\]\()([^":)#]+)["#)]', page.read_text()):
+            assert (docs / path).exists(), f"{page.name}: {path}"
