@@ -2,8 +2,8 @@
 
     python docs/quote.py        # after new results were copied to docs/results/
 
-A page marks a number by an invisible comment, as `0.12<!-- theory exactness/median_bias/loss=linear,steps=4/bias -->`: the
-name of a study, a path in docs/results/<study>.json, where a row of a list is named by its values, and where the
+A page marks a number by an invisible comment, as `0.09<!-- theory exactness/median_bias/loss=linear,steps=4/bias -->`:
+the name of a study, a path in docs/results/<study>.json, where a row of a list is named by its values, and where the
 page has another unit, a factor as x100. A number keeps its digits.
 """
 

@@ -34,7 +34,8 @@ def scale(path, rows):
     for number, key in enumerate(key for key in rows[0] if key.startswith("decoding_")):
         _line(panels[2], shown, rows, key, key.removeprefix("decoding_"), f"C{number}")
     panels[2].legend(title="trials pooled", fontsize=8, title_fontsize=8)
-    for axes, label in zip(panels, ("reliability (correlation of two trials)", "Fano factor (100 ms)", "decoding accuracy")):
+    labels = ("reliability (correlation of two trials)", "Fano factor (100 ms)", "decoding accuracy")
+    for axes, label in zip(panels, labels):
         axes.set(xscale="log", xlabel="standard deviation of the noise (thresholds)", ylabel=label)
         axes.set_xticks([shown[0], 0.05, 0.2, 0.5, 1.5], ["0", "0.05", "0.2", "0.5", "1.5"])
         axes.minorticks_off()
