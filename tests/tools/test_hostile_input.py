@@ -31,6 +31,7 @@ from tools.events.trees import TREES
 from tools.images import read_image_folder
 from tools.networks import build_network, load_snapshot
 from tools.perturb.corruptions import CorruptionFolder
+from tools.population.recordings import read_recording
 from tools.results import ResultFolder
 from tools.runlog import read_metrics
 from tools.sweep import DEFINITION, check_same
@@ -167,6 +168,13 @@ def streams(folder, suffix="json"):
     return folder / f"s.{suffix}", lambda: [part.load((8, 8)) for part in read()]
 
 
+def cells(folder):
+    path = folder / "cells.npz"
+    movie = np.arange(60, dtype=np.float32).reshape(15, 2, 2)
+    np.savez_compressed(path, movie=movie, spikes=np.eye(15, dtype=np.uint8)[None], frame_s=0.01)
+    return path, lambda: read_recording(path)
+
+
 READERS = {
     "our checkpoint": ours,
     "published checkpoint": published,
@@ -185,6 +193,7 @@ READERS = {
     "frames": functools.partial(store, suffix="npy"),
     "report of streams": streams,
     "streams": functools.partial(streams, suffix="npy"),
+    "recording of cells": cells,
 }
 DOCUMENTED = (ValueError, OSError)
 EDITS = st.lists(

@@ -264,6 +264,9 @@ def test_recordings_are_checked():
     assert Recording(movie, spikes).spikes.dtype == np.uint8
     with pytest.raises(ValueError, match=r"expected movie \[frames, H, W\]"):
         Recording(movie[0], spikes)
+    for wrong in (np.full(movie.shape, 0.1), 1e39 * movie, np.where(movie == movie.max(), np.nan, movie)):
+        with pytest.raises(ValueError, match="finite, and not the same everywhere"):
+            Recording(wrong, spikes)
 
 
 @pytest.fixture(scope="module")

@@ -38,14 +38,17 @@ class Recording:
             )
         if movie.dtype.kind not in "biuf" or spikes.dtype.kind not in "biuf":
             raise ValueError(f"movie and spikes are numbers, got {movie.dtype} and {spikes.dtype}")
-        if not np.isfinite(movie).all() or movie.std() == 0:
+        constant = movie.min() == movie.max()
+        with np.errstate(all="ignore"):  # what overflows is found below
+            movie = movie.astype(np.float32)
+            movie = (movie - movie.mean()) / movie.std()
+        if constant or not np.isfinite(movie).all():
             raise ValueError("the movie must be finite, and not the same everywhere")
         if not ((spikes >= 0) & (spikes <= 255) & (spikes == np.floor(spikes))).all():
             raise ValueError("spikes are counts from 0 to 255")
         if self.frame_s is not None and not 0 < self.frame_s < np.inf:
             raise ValueError(f"frame_s must be positive, got {self.frame_s}")
-        movie = movie.astype(np.float32)
-        object.__setattr__(self, "movie", (movie - movie.mean()) / movie.std())
+        object.__setattr__(self, "movie", movie)
         object.__setattr__(self, "spikes", spikes.astype(np.uint8))
 
 
