@@ -5,7 +5,11 @@ analogue responses too where counts are not asked for), and give one value for e
 meaning, as the Fano factor of a neuron that never fires, it is NaN.
 """
 
+import functools
+
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.signal import lfilter
 
 
 def psth(spikes, bin_s=1.0, smoothing_bins=0.0):
@@ -33,9 +37,8 @@ def smoothed(responses, smoothing_bins):
         return responses
     if not smoothing_bins > 0:
         raise ValueError(f"smoothing_bins must be 0 or positive, got {smoothing_bins}")
-    bins = np.arange(responses.shape[-2])
-    window = np.exp(-0.5 * ((bins[:, None] - bins) / smoothing_bins) ** 2)
-    return window / window.sum(1, keepdims=True) @ responses
+    window = functools.partial(gaussian_filter1d, sigma=smoothing_bins, mode="constant", truncate=8.0)
+    return window(responses, axis=-2) / window(np.ones(responses.shape[-2]))[:, None]
 
 
 def counts(spikes, window):
@@ -250,12 +253,16 @@ def van_rossum_distance(first, second, tau_bins):
     first, second = _two(first, second)
     if not tau_bins > 0:
         raise ValueError(f"tau_bins must be positive, got {tau_bins}")
-    bins = np.arange(first.shape[1])
-    kernel = np.exp(-np.abs(bins[:, None] - bins) / tau_bins)
     x, y = first.transpose(2, 0, 1), second.transpose(2, 0, 1)  # [N, R, T], [N, S, T]
-    products = x @ kernel @ y.transpose(0, 2, 1)
-    own_x, own_y = ((z @ kernel * z).sum(2) for z in (x, y))
+    products = x @ _around(y, tau_bins).transpose(0, 2, 1)
+    own_x, own_y = ((z * _around(z, tau_bins)).sum(2) for z in (x, y))
     return (0.5 * (own_x[:, :, None] + own_y[:, None, :]) - products).transpose(1, 2, 0).clip(0)
+
+
+def _around(trains, tau_bins):
+    """Sum over s of x_s exp(-|s - t| / tau) for trains [..., T]: what decayed until t, and the same backwards."""
+    trace = functools.partial(lfilter, [1.0], [1.0, -np.exp(-1 / tau_bins)])
+    return trace(trains) + trace(trains[..., ::-1])[..., ::-1] - trains
 
 
 def victor_purpura_distance(first, second, cost_per_bin):
