@@ -102,8 +102,8 @@ def build_model(name, *, neuron, in_shape, num_classes, norm="bn", width=1.0):
         raise ValueError(f'norm must be "bn" or None, got {norm!r}')
     if len(in_shape) != 3 or min(in_shape) < 1:
         raise ValueError(f"in_shape must be (C, H, W), got {tuple(in_shape)}")
-    if not width > 0:
-        raise ValueError(f"width must be positive, got {width}")
+    if not 0 < width <= 1000:
+        raise ValueError(f"width must be positive and at most 1000, got {width}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     return MODELS[name](neuron, in_shape, num_classes, norm=norm, width=width)

@@ -70,7 +70,7 @@ class TrainConfig(RunConfig):
 
     # network and neuron
     model: str = option("vgg", "network", choices=tuple(MODELS))
-    width: float = option(1.0, "factor on all channel counts", low=1e-3)
+    width: float = option(1.0, "factor on all channel counts", low=1e-3, high=1e3)
     nobn: bool = option(False, "no batch normalisation")
     neuron: str = option(
         "NILIF", "neuron; NILIF* are noisy, LIF, PLIF (learns its decay) and IF are not", choices=NEURONS
@@ -202,7 +202,7 @@ class EvaluationConfig(RunConfig):
     step: float = option(0.1, "increment of a sweep", low=1e-9)
     # the network: for a checkpoint that does not carry its configuration; otherwise these override it
     model: str = option(None, "network of a published checkpoint", choices=tuple(MODELS), type=str)
-    width: float = option(None, "factor on all channel counts", low=1e-3, type=float)
+    width: float = option(None, "factor on all channel counts", low=1e-3, high=1e3, type=float)
     nobn: bool = option(None, "network without batch normalisation", type=bool)
     neuron: str = option(None, "neuron of a published checkpoint", choices=NEURONS, type=str)
     timestep: int = option(None, "number of time steps T", low=1, high=MOST_STEPS, type=int)

@@ -521,12 +521,15 @@ def test_what_was_checked_is_what_is_loaded(tmp_path):
 
 def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
     path, read = ours(tmp_path)
-    for width in (1e6, 1e12):
+    for model, width, message in (
+        ("sresnet18", 1e3, "describes a network"),
+        ("toynet", 1e307, "width must be at most 1000"),
+    ):
         content = torch.load(path, weights_only=True)
         content.pop("checksum", None)
-        content["config"]["width"] = width
+        content["config"] |= {"model": model, "width": width}
         torch.save(content, path)
-        with little(), pytest.raises(CheckpointError, match="describes a network"):
+        with little(), pytest.raises(CheckpointError, match=message):
             read()
 
 
