@@ -256,7 +256,9 @@ def van_rossum_distance(first, second, tau_bins):
     x, y = first.transpose(2, 0, 1), second.transpose(2, 0, 1)  # [N, R, T], [N, S, T]
     products = x @ _around(y, tau_bins).transpose(0, 2, 1)
     own_x, own_y = ((z * _around(z, tau_bins)).sum(2) for z in (x, y))
-    return (0.5 * (own_x[:, :, None] + own_y[:, None, :]) - products).transpose(1, 2, 0).clip(0)
+    own = 0.5 * (own_x[:, :, None] + own_y[:, None, :])
+    squared = own - products
+    return np.where(squared > 1e-12 * own, squared, 0.0).transpose(1, 2, 0)  # exactly 0 between trains that are alike
 
 
 def _around(trains, tau_bins):

@@ -13,8 +13,9 @@ from models import Gaussian
 from tools import cli, coding
 from tools.population import experiments, fitting
 from tools.population.cells import LIFCells, LNCells, filtered, receptive_fields
-from tools.population.experiments import Split, compare, judge
+from tools.population.experiments import Split, compare
 from tools.population.fitting import Fit, fit, simulate, trace_loss
+from tools.population.judging import judge
 from tools.population.movie import digit_movie, natural_noise, stacked
 from tools.population.recordings import Recording, read_recording
 from tools.study import Study, rounded
@@ -234,7 +235,19 @@ def test_the_oracle_has_no_mismatch_and_a_certain_model_has_no_variability(small
     certain = cells.sample(1, 5)[:, 1000:].repeat(30, 0)
     found = judge(certain, split.tested, certain.mean(0))
     assert found["fano"] == found["noise_power"] == 0
-    assert found["noise_power_mismatch"] == found["distance_mismatch"] == pytest.approx(1)
+    assert found["noise_power_mismatch"] == found["distance_mismatch"] == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_silent_cells_are_left_out_where_they_have_no_value(small):
+    movie, cells, split = small
+    silent = split.tested.copy()
+    silent[..., 0] = 0
+    one = judge(cells.sample(30, 77)[:, 1000:], silent, cells.rates()[1000:])
+    assert all(np.isfinite(value) for value in one.values())
+    assert one["distance_mismatch"] < 0.05
+    none = judge(np.zeros_like(silent), np.zeros_like(silent), np.zeros(silent.shape[1:]))
+    assert np.isnan(none["cc_norm"]) and np.isnan(none["distance_mismatch"]) and none["noise_power"] == 0
 
 
 def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number_of_processes(small, tmp_path):
@@ -257,6 +270,12 @@ def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number
 def test_what_cannot_be_fitted_is_named(movie, spikes, message):
     with pytest.raises(ValueError, match=message):
         fit(Fit("NSNN", movie, spikes, 1, 0))
+
+
+def test_a_recording_of_one_trial_is_refused_before_anything_is_fitted(tmp_path):
+    movie, spikes = arrays()
+    with pytest.raises(ValueError, match="at least 2 trials"):
+        experiments.recording(Study(tmp_path), Recording(movie, spikes[:1]))
 
 
 def test_recordings_are_checked():

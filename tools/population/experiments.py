@@ -12,11 +12,9 @@ from ..intervals import seed_interval
 from . import pictures
 from .cells import LIFCells, LNCells, filtered, receptive_fields
 from .fitting import KINDS, Fit, LNModel, fit, simulate
+from .judging import TAU, WINDOW, judge, mean_over_cells
 from .movie import FRAME_S, digit_movie
 
-WINDOW = 10  # bins: 100 ms, of spike counts
-SMOOTHING = 2.0  # bins, where rates and reliability are compared on a coarser time scale
-TAU, COST = 5.0, 0.2  # of van Rossum's distance in bins, of Victor and Purpura's per bin
 CELLS = 10
 STEPS = {True: 300, False: 1500}  # of a fit; of quick studies, and of others
 ORACLE = "oracle"
@@ -164,20 +162,14 @@ def _at_scale(job):
     accuracies = coding.decoding_accuracy(spikes, WINDOW, POOLED, repeats=5, seed=seed)
     return {
         "rate_hz": spikes.mean() / FRAME_S,
-        "reliability": _mean(coding.reliability(spikes)),
-        "fano": _mean(coding.mean_fano_factor(spikes, WINDOW)),
-        "snr": _mean(np.minimum(coding.signal_to_noise(spikes), 1e6)),
+        "reliability": mean_over_cells(coding.reliability(spikes)),
+        "fano": mean_over_cells(coding.mean_fano_factor(spikes, WINDOW)),
+        "snr": mean_over_cells(np.minimum(coding.signal_to_noise(spikes), 1e6)),
         **{f"decoding_{count}": accuracy for count, accuracy in zip(POOLED, accuracies)},
     }
 
 
 POOLED = (1, 5, 20)  # trials for decoding
-
-
-def _mean(values):
-    """Mean over the cells that have a value; NaN, without a warning, where none has."""
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else float("nan")
 
 
 # C: networks fitted to cells.
@@ -221,7 +213,13 @@ def fits(study, digits):
 
 
 def recording(study, data):
-    """The same networks fitted to a recording: its last fifth of frames is for the test."""
+    """The same networks fitted to a recording: its last fifth of frames is for the test.
+
+    Raises:
+        ValueError: for less than two trials; and as `fit` does.
+    """
+    if len(data.spikes) < 2:
+        raise ValueError("variability needs at least 2 trials, the recording has 1")
     start = int(0.8 * len(data.movie))
     split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], start)
     results = compare(study, split, steps=STEPS[study.quick], name="recording")
@@ -258,56 +256,6 @@ def _fitted(job):
 
 def _over_seeds(found):
     return {key: seed_interval([one[key] for one in found]) for key in found[0]}
-
-
-def judge(spikes, recorded, rate):
-    """How like recorded trials the trials of a model are, in their mean and in their variability.
-
-    Args:
-        spikes: of the model, [S, T, N]; as many of its trials as were recorded are compared.
-        recorded: [R, T, N].
-        rate: the model's mean response [T, N].
-
-    Returns:
-        Means over cells: "cc_norm" and "cc_norm_smoothed" of the rate; "fano", "noise_power", "reliability" of the
-        model beside "..._recorded"; mismatches "fano_mismatch" (mean absolute difference over cells), and relative to
-        what was recorded "noise_power_mismatch", "distance_mismatch" (van Rossum, between two trials of the model
-        against two recorded ones) and "victor_purpura_mismatch"; "distance_excess": between a trial of the model and
-        a recorded one, relative to two recorded ones.
-    """
-    count = len(recorded)
-    spikes = spikes[:count]
-    smooth = functools.partial(coding.smoothed, smoothing_bins=SMOOTHING)
-    fano, fano_recorded = (coding.mean_fano_factor(one, WINDOW) for one in (spikes, recorded))
-    fano = np.nan_to_num(fano)  # a model cell that never fires varies as little as one that always does the same
-    noise, noise_recorded = (coding.noise_power(one) for one in (spikes, recorded))
-    rossum = functools.partial(coding.van_rossum_distance, tau_bins=TAU)
-    victor = functools.partial(coding.victor_purpura_distance, cost_per_bin=COST)
-    within, within_recorded = _between_halves(rossum, spikes), _between_halves(rossum, recorded)
-    edits, edits_recorded = _between_halves(victor, spikes[:10]), _between_halves(victor, recorded[:10])
-    across = np.sqrt(rossum(spikes[: count // 2], recorded[count // 2 :])).mean((0, 1))
-    return {
-        "cc_norm": _mean(coding.cc_norm(rate, recorded)),
-        "cc_norm_smoothed": _mean(coding.cc_norm(smooth(rate), smooth(recorded))),
-        "fano": _mean(fano),
-        "fano_recorded": _mean(fano_recorded),
-        "fano_mismatch": _mean(np.abs(fano - fano_recorded)),
-        "noise_power": _mean(noise),
-        "noise_power_recorded": _mean(noise_recorded),
-        "noise_power_mismatch": _mean(np.abs(noise / noise_recorded - 1)),
-        "reliability": _mean(coding.reliability(spikes)),
-        "reliability_recorded": _mean(coding.reliability(recorded)),
-        "distance_mismatch": _mean(np.abs(within / within_recorded - 1)),
-        "distance_excess": _mean(across / within_recorded - 1),
-        "victor_purpura_mismatch": _mean(np.abs(edits / edits_recorded - 1)),
-    }
-
-
-def _between_halves(distance, trials):
-    """Mean distance of a trial of the first half to one of the second, for each cell; of squares, the roots."""
-    half = len(trials) // 2
-    found = distance(trials[:half], trials[half:])
-    return (np.sqrt(found) if distance.func is coding.van_rossum_distance else found).mean((0, 1))
 
 
 def experiments(digits, data=None):
