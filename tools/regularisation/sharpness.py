@@ -3,7 +3,7 @@
 import torch
 
 
-def hessian_trace(net, loss, probes, generator, step=1e-3):
+def hessian_trace(net, loss, probes, generator, step=1e-5):
     r"""Trace of the Hessian of a loss by the weights, by Hutchinson's estimator.
 
     .. math::
