@@ -84,8 +84,8 @@ def study(name, description, experiments, argv=None, more_flags=None):
     if more_flags is not None:
         more_flags(parser)
     arguments = parser.parse_args(argv)
-    if arguments.seed < 0 or arguments.workers < 0:
-        parser.error("--seed and --workers must be at least 0")
+    if not 0 <= arguments.seed <= 10**6 or arguments.workers < 0:  # seeds of repetitions are 1,000 times as large
+        parser.error("--seed must be 0 to 1,000,000, --workers at least 0")
     _configure_logging(debug=False)
     with _readable_errors(debug=False):
         chosen = experiments(arguments) if callable(experiments) else experiments

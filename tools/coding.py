@@ -289,6 +289,7 @@ def victor_purpura_distance(first, second, cost_per_bin):
     first, second = _two(first, second)
     if not cost_per_bin >= 0:
         raise ValueError(f"cost_per_bin must be at least 0, got {cost_per_bin}")
+    cost_per_bin = min(cost_per_bin, 2.0)  # more changes nothing, and infinity could not be multiplied by 0
     distances = np.empty((len(first), len(second), first.shape[2]))
     for neuron in range(first.shape[2]):
         distances[:, :, neuron] = _edit_distances(*map(_times, (first[..., neuron], second[..., neuron])), cost_per_bin)

@@ -168,6 +168,7 @@ def test_victor_purpura_in_its_limits():
     assert (coding.victor_purpura_distance(x, y, 0.0) == numbers).all()
     different = (x[:, None] != y).sum(2)
     assert (coding.victor_purpura_distance(x, y, 2.0) == different).all()
+    assert (coding.victor_purpura_distance(x, y, np.inf) == different).all()
     middle = coding.victor_purpura_distance(x, y, 0.3)
     assert (numbers <= middle).all() and (middle <= different).all()
     assert middle == pytest.approx(coding.victor_purpura_distance(y, x, 0.3).transpose(1, 0, 2))

@@ -79,15 +79,14 @@ def test_a_recording_in_arrays(tmp_path, save):
     assert found.movie == pytest.approx((movie - movie.mean()) / movie.std(), abs=1e-5)
 
 
-def write_nwb(path, movie, spikes, frame_s=0.02, names=("film",), colours=False, **options):
+def write_nwb(path, movie, spikes, frame_s=0.02, names=("film",), colours=False, timestamps=None):
     """A session as a lab would write it: presentations with pauses, spike times of sorted units in seconds."""
     random = np.random.default_rng(1)
     nwb = pynwb.NWBFile("test", "test", datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
     data = np.repeat(movie[..., None], 3, -1) if colours else movie
     for name in names:
-        nwb.add_stimulus(
-            pynwb.image.ImageSeries(name=name, data=data, unit="n.a.", rate=1 / frame_s, starting_time=0.0)
-        )
+        timing = dict(rate=1 / frame_s, starting_time=0.0) if timestamps is None else dict(timestamps=timestamps)
+        nwb.add_stimulus(pynwb.image.ImageSeries(name=name, data=data, unit="n.a.", **timing))
     nwb.add_trial_column("stimulus", "what was shown")
     starts = 0.7 + np.arange(len(spikes)) * (len(movie) * frame_s + 0.5)
     for start in starts:
@@ -110,6 +109,19 @@ def test_a_recording_in_nwb(tmp_path, colours):
     found = read_recording(tmp_path / "retina.nwb")
     assert (found.spikes == spikes).all() and found.frame_s == pytest.approx(0.02)
     assert found.movie == pytest.approx((movie - movie.mean()) / movie.std(), abs=1e-5)
+
+
+def test_the_frames_of_nwb_may_have_timestamps_that_jitter_but_not_pause(tmp_path):
+    movie, spikes = arrays()
+    times = 5.0 + 0.02 * np.arange(len(movie))
+    times[1] -= 0.005
+    write_nwb(tmp_path / "retina.nwb", movie, spikes, timestamps=times)
+    found = read_recording(tmp_path / "retina.nwb")
+    assert (found.spikes == spikes).all() and found.frame_s == pytest.approx(0.02)
+    times[20:] += 0.1
+    write_nwb(tmp_path / "pause.nwb", movie, spikes, timestamps=times)
+    with pytest.raises(ValueError, match="do not follow each other regularly"):
+        read_recording(tmp_path / "pause.nwb")
 
 
 def broken(tmp_path, name):
@@ -272,10 +284,13 @@ def test_what_cannot_be_fitted_is_named(movie, spikes, message):
         fit(Fit("NSNN", movie, spikes, 1, 0))
 
 
-def test_a_recording_of_one_trial_is_refused_before_anything_is_fitted(tmp_path):
+def test_a_recording_of_one_trial_or_of_many_spikes_in_a_bin_is_refused_before_anything_is_fitted(tmp_path):
     movie, spikes = arrays()
     with pytest.raises(ValueError, match="at least 2 trials"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes[:1]))
+    spikes[:, -1] = 3
+    with pytest.raises(ValueError, match="a bin has 3: use shorter bins"):
+        experiments.recording(Study(tmp_path), Recording(movie, spikes))
 
 
 def test_recordings_are_checked():

@@ -216,10 +216,12 @@ def recording(study, data):
     """The same networks fitted to a recording: its last fifth of frames is for the test.
 
     Raises:
-        ValueError: for less than two trials; and as `fit` does.
+        ValueError: for less than two trials, or more than one spike in a bin; and as `fit` does.
     """
     if len(data.spikes) < 2:
         raise ValueError("variability needs at least 2 trials, the recording has 1")
+    if data.spikes.max() > 1:
+        raise ValueError(f"networks are fitted to spikes of 0 or 1, a bin has {data.spikes.max()}: use shorter bins")
     start = int(0.8 * len(data.movie))
     split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], start)
     results = compare(study, split, steps=STEPS[study.quick], name="recording")

@@ -124,7 +124,7 @@ def _from_nwb(content, stimulus):
         raise ValueError(f"its movie has {size} bytes, more than {MOST_BYTES}")
     movie = np.asarray(one.data[:], float)
     movie = movie.mean(-1) if movie.ndim == 4 else movie
-    frame_s = 1 / one.rate if one.rate else float(np.diff(one.timestamps[:2])[0])
+    frame_s = 1 / one.rate if one.rate else _interval(one.timestamps, len(movie))
     trials = content.trials.to_dataframe()
     shown = trials["stop_time"] - trials["start_time"] >= frame_s * (len(movie) - 0.5)
     if "stimulus" in trials:
@@ -136,3 +136,15 @@ def _from_nwb(content, stimulus):
     units = [np.sort(np.asarray(content.units["spike_times"][unit])) for unit in range(len(content.units))]
     counts = [np.diff(np.searchsorted(times, edges, side="left"), axis=1) for times in units]
     return Recording(movie, np.stack(counts, axis=2), frame_s)
+
+
+def _interval(timestamps, frames):
+    """Seconds from one frame to the next, which must be the same throughout."""
+    times = np.asarray(timestamps if timestamps is not None else (), float)
+    if len(times) != frames or frames < 2:
+        raise ValueError(f"a movie without a rate needs a timestamp for each of its {frames} frames, got {len(times)}")
+    frame_s = float((times[-1] - times[0]) / (frames - 1))
+    # Of where each frame should be: small errors of each interval do not matter, their sum does.
+    if not frame_s > 0 or np.abs(times - times[0] - frame_s * np.arange(frames)).max() > 0.5 * frame_s:
+        raise ValueError("the frames of the movie do not follow each other regularly")
+    return frame_s
