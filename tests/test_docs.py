@@ -12,11 +12,11 @@ PAGES = {"noise-driven-learning.md": 80, "noise-as-regulariser.md": 20, "neural-
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_numbers_of_a_page_are_those_of_its_results(repository, page):
-    text = (repository / "docs" / page).read_text()
-    assert quoted(text, results_of(repository / "docs" / "results")) == text
-    marked, spoilt = re.subn(r"\d(?=<!-- )", lambda digit: str((int(digit[0]) + 5) % 10), text)
+    text, results = (repository / "docs" / page).read_text(), results_of(repository / "docs" / "results")
+    assert quoted(text, results) == text
+    wrong, spoilt = re.subn(r"\d(?=<!-- )", lambda digit: str((int(digit[0]) + 5) % 10), text)
     assert spoilt >= PAGES[page] and spoilt == text.count("<!--")
-    assert quoted(marked, results_of(repository / "docs" / "results")) == text  # so each mark is understood
+    assert quoted(wrong, results) == text  # so each mark is understood
 
 
 def test_results_are_of_the_command_that_the_pages_give(repository):

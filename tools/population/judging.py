@@ -32,11 +32,10 @@ def judge(spikes, recorded, rate):
     fano, fano_recorded = (coding.mean_fano_factor(one, WINDOW) for one in (spikes, recorded))
     fano = np.nan_to_num(fano)  # a model cell that never fires varies as little as one that always does the same
     noise, noise_recorded = (coding.noise_power(one) for one in (spikes, recorded))
-    rossum = functools.partial(coding.van_rossum_distance, tau_bins=TAU)
     victor = functools.partial(coding.victor_purpura_distance, cost_per_bin=COST)
-    within, within_recorded = _between_halves(rossum, spikes), _between_halves(rossum, recorded)
+    within, within_recorded = _between_halves(_van_rossum, spikes), _between_halves(_van_rossum, recorded)
     edits, edits_recorded = _between_halves(victor, spikes[:10]), _between_halves(victor, recorded[:10])
-    across = np.sqrt(rossum(spikes[: count // 2], recorded[count // 2 :])).mean((0, 1))
+    across = _van_rossum(spikes[: count // 2], recorded[count // 2 :]).mean((0, 1))
     return {
         "cc_norm": mean_over_cells(coding.cc_norm(rate, recorded)),
         "cc_norm_smoothed": mean_over_cells(coding.cc_norm(smooth(rate), smooth(recorded))),
@@ -60,10 +59,13 @@ def _relative(found, recorded):
 
 
 def _between_halves(distance, trials):
-    """Mean distance of a trial of the first half to one of the second, for each cell; of squares, the roots."""
+    """Mean distance of a trial of the first half to one of the second, for each cell."""
     half = len(trials) // 2
-    found = distance(trials[:half], trials[half:])
-    return (np.sqrt(found) if distance.func is coding.van_rossum_distance else found).mean((0, 1))
+    return distance(trials[:half], trials[half:]).mean((0, 1))
+
+
+def _van_rossum(first, second):
+    return np.sqrt(coding.van_rossum_distance(first, second, TAU))
 
 
 def mean_over_cells(values):
