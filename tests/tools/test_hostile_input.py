@@ -523,6 +523,8 @@ def test_a_network_larger_than_its_weights_is_not_built(tmp_path):
     path, read = ours(tmp_path)
     for model, width, message in (
         ("sresnet18", 1e3, "describes a network"),
+        ("toynet", 1e6, "width must be at most 1000"),
+        ("toynet", 1e12, "width must be at most 1000"),
         ("toynet", 1e307, "width must be at most 1000"),
     ):
         content = torch.load(path, weights_only=True)
