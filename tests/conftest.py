@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Tests are of the CPU, which repeats bit for bit and lets processes fork, but for `NSNN_TEST_CUDA=1 pytest -m cuda`.
+if os.environ.get("NSNN_TEST_CUDA") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

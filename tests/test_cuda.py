@@ -7,11 +7,12 @@ from models import NoisyLIF, build_model, build_neuron, noise_generator
 from models.registry import NEURONS
 from tools import checkpoint
 from tools.config import TrainConfig
+from tools.events.augment import EventAugment
 from tools.experiment import Training
 
 pytestmark = [
     pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and NSNN_TEST_CUDA=1"),
 ]
 
 
@@ -41,6 +42,14 @@ def test_noise_comes_from_the_generator_of_the_device():
     assert torch.equal(*draws) and 0 < draws[0].mean() < 1
 
 
+def test_augmentation_of_events_stays_on_its_device():
+    frames = torch.poisson(torch.full((200, 4, 2, 6, 8), 3.0)).to(torch.uint8).cuda()
+    augment = EventAugment(flip=True, flippable=torch.ones(1, dtype=torch.bool), roll=2, event_drop=True)
+    augmented = augment(frames, torch.zeros(200, dtype=torch.long).cuda())
+    assert augmented.device == frames.device and augmented.dtype == frames.dtype
+    assert augmented.max() <= frames.max()
+
+
 @pytest.mark.parametrize("amp", ["no", "bf16", "fp16"])
 def test_a_run_learns_and_resumes(tmp_path, stripes, amp):
     config = TrainConfig(
@@ -53,8 +62,18 @@ def test_a_run_learns_and_resumes(tmp_path, stripes, amp):
     assert len(state["rng"]["cuda"]) == torch.cuda.device_count()
 
 
-def test_a_network_compiles():
-    net = build_model("cifarnet", neuron=build_neuron("NILIF"), in_shape=(3, 8, 8), num_classes=2, width=0.05).cuda()
-    logits = torch.compile(net)(torch.rand(2, 3, 8, 8, device="cuda"), timesteps=2)
+@pytest.mark.parametrize("model", ["sresnet18", "vgg", "cifarnet"])
+def test_a_network_compiles(model):
+    """Of 32x32 pixels: PyTorch fails to compile channels-last convolutions of 1x1 pixels (its issue 171622)."""
+    net = build_model(model, neuron=build_neuron("NILIF"), in_shape=(3, 32, 32), num_classes=2, width=0.1).cuda()
+    images = torch.rand(2, 3, 32, 32, device="cuda").contiguous(memory_format=torch.channels_last)
+    logits = torch.compile(net.to(memory_format=torch.channels_last))(images, timesteps=2)
     logits.sum().backward()
-    assert logits.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+
+
+def test_batch_normalisation_is_synchronised(script):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=1")
+    process = script("--sync_bn", "--epochs", "1", "--model", "vggwoap", "--width", "0.1", launcher=launcher)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "test accuracy" in said, said

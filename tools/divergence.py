@@ -74,19 +74,23 @@ class DivergenceWatch:
                 raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {self.progress.steps}")
 
     def _check(self):
-        steps = [step for step, _, _ in self.pending]
-        for row, what in ((1, "loss"), (2, "norm of the gradient")):
-            values = torch.stack([entry[row] for entry in self.pending]).tolist() if self.pending else []
-            bad = [not math.isfinite(value) for value in values]
-            if self.scaler.is_enabled() and row == 2:
-                self.progress.skipped += sum(bad)
-                if self.scaler.get_scale() < 1:
-                    raise Diverged(f"no gradient is finite in fp16, with whatever scale, up to epoch {self.epoch}")
-            elif self.processes.largest([int(any(bad))])[0]:
-                if not any(bad):
-                    raise Diverged(f"the {what} of another process is not finite in epoch {self.epoch}")
-                first = bad.index(True)
-                raise Diverged(f"the {what} became {values[first]} in epoch {self.epoch}, step {steps[first]}")
+        """Look at the numbers of `pending`: the first that is not finite is the one that is named."""
+        pairs = [torch.stack(numbers) for _, *numbers in self.pending]
+        values = torch.stack(pairs).tolist() if pairs else []  # once for all: an accelerator is waited for
+        names = ("loss", "norm of the gradient")
+        if self.scaler.is_enabled():
+            self.progress.skipped += sum(not math.isfinite(norm) for _, norm in values)
+            if self.scaler.get_scale() < 1:
+                raise Diverged(f"no gradient is finite in fp16, with whatever scale, up to epoch {self.epoch}")
+            names = names[:1]
+        bad = [
+            f"the {name} became {value} in epoch {self.epoch}, step {step}"
+            for (step, *_), row in zip(self.pending, values)
+            for name, value in zip(names, row)
+            if not math.isfinite(value)
+        ]
+        if self.processes.largest([int(bool(bad))])[0]:
+            raise Diverged(bad[0] if bad else f"another process has diverged in epoch {self.epoch}")
         self.pending.clear()
 
 

@@ -115,7 +115,7 @@ def test_random_words_are_those_of_the_reference(shape):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device, and NSNN_TEST_CUDA=1")
 def test_a_cuda_graph_draws_fresh_noise_at_each_replay():
     x = torch.full((2, 4, 1000), 0.9, device="cuda")
     for _ in range(3):
@@ -131,7 +131,7 @@ def test_a_cuda_graph_draws_fresh_noise_at_each_replay():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device, and NSNN_TEST_CUDA=1")
 def test_cpu_and_cuda_fire_alike_under_a_cpu_generator():
     x = torch.rand(3, 2, 1000, generator=seeded(1)) * 1.5
     results = []

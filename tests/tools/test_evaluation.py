@@ -23,25 +23,35 @@ from tools.perturb import PERTURBATIONS
 from tools.perturb.corruptions import CorruptionFolder
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, stripes):
+def snapshots(folder, stripes, epochs):
     """Snapshots of a noisy network and of its deterministic twin: {neuron: path}."""
     paths = {}
     for neuron in ("NILIF", "LIF"):
         config = TrainConfig(
             model="vggwoap",
             width=0.1,
-            epochs=8,
+            epochs=epochs,
             minibatch=20,
             lr=0.01,
             neuron=neuron,
             histograms=False,
-            run_dir=str(tmp_path_factory.mktemp("runs") / neuron),
+            run_dir=str(folder / neuron),
         )
         training = Training(config, stripes)
         training.run()
         paths[neuron] = training.folder / "best.pth"
     return paths
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, stripes):
+    return snapshots(tmp_path_factory.mktemp("trained"), stripes, epochs=8)
+
+
+@pytest.fixture(scope="module")
+def half_trained(tmp_path_factory, stripes):
+    """Networks whose loss is not so small that small changes of an image do nothing."""
+    return snapshots(tmp_path_factory.mktemp("half_trained"), stripes, epochs=3)
 
 
 def evaluation(trained, stripes, tmp_path, neuron="NILIF", **options):
@@ -352,11 +362,11 @@ def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeyp
     assert ranges and all(low >= 0 and high <= 1 for low, high in ranges)
 
 
-def test_the_published_attack_is_a_perturbation_of_the_test(trained, stripes, tmp_path):
-    """Crafted with noise of its own, on the sphere of its norm, and it does more harm than noise of that norm."""
+def test_the_published_attack_is_a_perturbation_of_the_test(half_trained, stripes, tmp_path):
+    """Crafted with noise of its own, within the sphere of its norm, and it does more harm the larger that is."""
     for neuron in ("NILIF", "LIF"):
         test = evaluation(
-            trained, stripes, tmp_path / neuron, neuron, perturbation=["adversarial"], severity=[2, 5], draws=2
+            half_trained, stripes, tmp_path / neuron, neuron, perturbation=["adversarial"], severity=[2, 5], draws=4
         )
         seen = []
         test.net.normalize.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].clone()))

@@ -204,13 +204,3 @@ def test_all_together_repeat_with_the_seed():
     torch.manual_seed(5)
     assert torch.equal(first, augment(frames, labels))
     assert not torch.equal(first, augment(frames, labels))
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_augmentation_stays_on_its_device():
-    frames, labels = recordings(200, mean=3).cuda(), torch.zeros(200, dtype=torch.long).cuda()
-    augment = EventAugment(flip=True, flippable=torch.ones(1, dtype=torch.bool), roll=2, event_drop=True)
-    augmented = augment(frames, labels)
-    assert augmented.device == frames.device and augmented.dtype == frames.dtype
-    assert augmented.max() <= frames.max()
