@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -59,6 +60,11 @@ class Study:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def map_groups(self, function, groups, description):
+        """As `map`, of lists of jobs that belong together: a list of results for each."""
+        found = iter(self.map(function, [job for group in groups for job in group], description))
+        return [list(itertools.islice(found, len(group))) for group in groups]
 
     def seeds(self, full, quick):
         """Seeds of repetitions, which differ for each seed of the study."""

@@ -1,9 +1,11 @@
 """Noise as regulariser: sharpness against exact Hessians, training on few images, learnt scales."""
 
+import math
+
 import pytest
 import torch
 
-from models import Gaussian, NoisyLIF, Uniform, build_model, mean_field
+from models import Gaussian, NoisyLIF, Uniform, build_model, mean_field, noise_generator
 from tools.regularisation import experiments
 from tools.regularisation.experiments import Run, evaluate, measure, whole
 from tools.regularisation.sharpness import hessian_trace, moved, perturbed_loss
@@ -110,13 +112,28 @@ def test_batches_have_as_many_steps_as_are_wanted():
 
 @pytest.mark.parametrize("noisy", [True, False])
 def test_a_network_is_trained_measured_and_repeats(noisy):
-    found = measure(run(noisy=noisy, law=Uniform if noisy else Gaussian, steps=60))
-    assert found == measure(run(noisy=noisy, law=Uniform if noisy else Gaussian, steps=60))
+    found = measure(run(noisy=noisy, steps=60))
+    assert found == measure(run(noisy=noisy, steps=60))
     assert found["train_accuracy"] > 0.9 and found["test_accuracy"] > 0.5
     assert found["gap"] == pytest.approx(found["test_loss"] - found["train_loss"])
     untrained = measure(run(noisy=noisy, steps=1))
     assert untrained["train_loss"] > 2 * found["train_loss"]
     assert (found["test_accuracy"] == found["ensemble_accuracy"]) or noisy
+
+
+def test_a_density_that_jumps_has_no_trace():
+    found = measure(run(law=Uniform, steps=2))
+    assert math.isnan(found["hessian_trace"]) and found["mean_field_loss"] > 0
+
+
+def test_a_noisy_network_fires_with_the_probability_that_its_mean_field_has():
+    net = experiments._network(run())
+    (neuron,) = (module for module in net.modules() if isinstance(module, NoisyLIF))
+    current = torch.linspace(0, 2, 20).expand(1, 20_000, -1)
+    with noise_generator(generator()):
+        share = neuron(current).mean(1)
+    with mean_field(net):
+        assert torch.allclose(share, neuron(current)[:, 0], atol=4 * 0.5 / 20_000**0.5)
 
 
 def test_the_twin_of_a_deterministic_network_is_smooth_and_has_its_weights():
@@ -127,11 +144,27 @@ def test_the_twin_of_a_deterministic_network_is_smooth_and_has_its_weights():
     assert any(isinstance(module, NoisyLIF) for module in twin.modules())
 
 
-def test_scales_are_learnt_and_move(tmp_path):
-    found = experiments._learn_scales((run(images=200, steps=4), 2))
-    assert len(found["scales"]) == 3 and len(found["scales"][0]) > 3
-    assert found["scales"][0] == pytest.approx([0.3] * len(found["scales"][0]))
-    assert any(abs(scale - 0.3) > 1e-3 for scale in found["scales"][-1])
+def test_learnt_scales_are_noted_from_first_to_last():
+    found = experiments._learn_scales(run(images=200, steps=20))
+    assert found["steps"] == list(range(0, 21, 2))
+    first, last = found["scales"][0], found["scales"][-1]
+    assert first == pytest.approx([0.3] * 8)
+    assert max(abs(scale - 0.3) for scale in last) > 0.03  # as far as their own rate lets them
+
+
+def test_learnt_scales_have_a_row_for_each_scale_at_first(tmp_path, monkeypatch, stripes):
+    monkeypatch.setattr(experiments, "_learn_scales", _learnt)
+    found = experiments.learnt_scales(Study(tmp_path, quick=True), stripes.load())
+    assert [row["initial"] for row in found["rows"]] == [0.1, 0.3, 1.0] and found["seeds"] == 3
+    for row in found["rows"]:
+        assert [layer["mean"] for layer in row["layers"]] == pytest.approx([10 * row["initial"], 20 * row["initial"]])
+        assert row["test_accuracy"]["mean"] == pytest.approx(1.0) and row["test_accuracy"]["low"] < 1.0
+    assert (tmp_path / "learnt_scales.png").stat().st_size > 10_000
+
+
+def _learnt(job):
+    std = job.std
+    return {"steps": [0, 1], "scales": [[std, std], [10 * std, 20 * std]], "accuracy": 0.9 + 0.1 * job.seed}
 
 
 def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes):

@@ -3,12 +3,13 @@
 import copy
 import dataclasses
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
 
 from crits import RateCrossEntropy
-from models import LIF, Gaussian, NoisyLIF, build_model, mean_field, noise_generator
+from models import LIF, Gaussian, NoisyLIF, Uniform, build_model, mean_field, noise_generator
 from models.layers import Normalize
 
 from ..checkpoint import seed_generators
@@ -20,7 +21,8 @@ from . import pictures
 from .sharpness import hessian_trace, perturbed_loss
 
 BATCH, TIMESTEPS, RATE = 50, 4, 1e-3
-SCALE_RATE = 1e-2  # of the logarithms of learnt scales, which have further to go than weights
+SCALE_RATE = 0.1  # of the logarithms of learnt scales, which have further to go than weights
+RECORDED = 10  # times that learnt scales are noted during training
 WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
 DRAWS = 8  # of the noise, when a network is measured
 MEASURED = 500  # training images at most, on which sharpness is measured
@@ -64,16 +66,16 @@ def generalisation(study, data):
     steps = 300 if study.quick else 1000
     kinds = [(law, True) for law in LAWS] + [(Gaussian, False)]
     cases = [(size, std, law, noisy) for size in sizes for std in stds for law, noisy in kinds]
-    jobs = [Run(*whole(data), size, law, std, noisy, steps, seed) for size, std, law, noisy in cases for seed in seeds]
-    found = study.map(measure, jobs, "networks")
-    found = {case: found[number * len(seeds) : (number + 1) * len(seeds)] for number, case in enumerate(cases)}
+    images = whole(data)
+    jobs = [[Run(*images, size, law, std, noisy, steps, seed) for seed in seeds] for size, std, law, noisy in cases]
+    found = dict(zip(cases, study.map_groups(measure, jobs, "networks")))
     rows = []
     for (size, std, law, noisy), of_case in found.items():
         row = {"images": size, "std": std, "law": law.__name__, "noisy": noisy}
         row |= {key: seed_interval([one[key] for one in of_case]) for key in of_case[0]}
         if noisy:  # the same seed: the same images, weights at first, and order
             pairs = list(zip(of_case, found[size, std, Gaussian, False]))
-            for key in ("test_accuracy", "gap"):
+            for key in ("test_accuracy", "gap", "sharpness", "hessian_trace"):
                 row[f"{key}_gain"] = seed_interval([one[key] - other[key] for one, other in pairs])
         rows.append(row)
     pictures.generalisation(study.folder / "generalisation.png", rows)
@@ -93,7 +95,9 @@ def measure(run):
     Returns:
         {"train_loss", "test_loss" (nats), "gap" of them, "train_accuracy", "test_accuracy" of single draws,
          "ensemble_accuracy" of the mean prediction of DRAWS draws,
-         "sharpness": rise of the training loss under perturbed weights, "hessian_trace" of the mean field}
+         "sharpness": rise of the training loss under perturbed weights,
+         "mean_field_loss": training loss of the network whose spikes are replaced by their probabilities, and the
+         "hessian_trace" of that; NaN for the uniform law, whose density jumps, so that there is no Hessian}
     """
     images, labels = _some(run)
     net = _network(run)
@@ -109,13 +113,16 @@ def measure(run):
     twin = _mean_field_twin(net, run)
     with mean_field(twin):
         doubles = functools.partial(_loss, images=few[0].double(), labels=few[1])
-        trace, _ = hessian_trace(twin, doubles, DRAWS, generator)
+        with torch.no_grad():
+            of_probabilities = doubles(twin).item()
+        trace = math.nan if run.law is Uniform else hessian_trace(twin, doubles, DRAWS, generator)[0]
     return {
         **{f"train_{key}": fitted[key] for key in ("loss", "accuracy")},
         **{f"test_{key}": tested[key] for key in ("loss", "accuracy")},
         "ensemble_accuracy": tested["ensemble_accuracy"],
         "gap": tested["loss"] - fitted["loss"],
         "sharpness": rise,
+        "mean_field_loss": of_probabilities,
         "hessian_trace": trace,
     }
 
@@ -134,8 +141,10 @@ def _some(run):
 
 
 def _network(run, learnable=False, model="toynet", width=WIDTH):
-    law = law_of_std(run.law, run.std)
-    neuron = functools.partial(NoisyLIF, law, learnable_scale=learnable) if run.noisy else functools.partial(LIF, law)
+    # Noise of the threshold alone: its distribution, not that of a sum of two, is then the probability of a spike, in
+    # the mean field too, and its density the gradient, as it is the surrogate of the network without noise.
+    noisy = functools.partial(NoisyLIF, placement="escape", learnable_scale=learnable)
+    neuron = functools.partial(noisy if run.noisy else LIF, law_of_std(run.law, run.std))
     seed_generators(run.seed)
     net = build_model(model, neuron=neuron, in_shape=(1, 28, 28), num_classes=10, width=width)
     net.normalize = Normalize(*NORMALISATION)
@@ -165,8 +174,8 @@ class _Batches:
             yield self.images[chosen], self.labels[chosen]
 
 
-def train(net, images, labels, steps, seed):
-    """Train a network for a number of steps, whatever the number of images is."""
+def train(net, images, labels, steps, seed, after_step=None):
+    """Train a network for a number of steps, whatever the number of images is; see `engine.train_one_epoch`."""
     is_scale = {True: [], False: []}
     for name, parameter in net.named_parameters():
         is_scale[name.endswith("log_scale")].append(parameter)
@@ -180,7 +189,7 @@ def train(net, images, labels, steps, seed):
         forward=ForwardPass(torch.device("cpu"), TIMESTEPS),
     )
     seed_generators(seed)
-    train_one_epoch(learner, _Batches(images, labels, steps), 1)
+    train_one_epoch(learner, _Batches(images, labels, steps), 1, after_step=after_step)
 
 
 @torch.no_grad()
@@ -208,41 +217,45 @@ def _mean_field_twin(net, run):
 
 def learnt_scales(study, data):
     """The scale that each layer of a convolutional network learns, from different scales at first."""
-    seeds = study.seeds(full=5, quick=2)
+    seeds = study.seeds(full=5, quick=3)
     stds = (0.1, 0.3, 1.0)
-    passes, steps = (8, 25) if study.quick else (20, 100)
-    jobs = [(Run(*whole(data), 4000, Gaussian, std, True, steps, seed), passes) for std in stds for seed in seeds]
-    found = study.map(_learn_scales, jobs, "learnt scales")
-    pictures.learnt_scales(study.folder / "learnt_scales.png", stds, len(seeds), found, steps)
-    rows = []
-    for number, std in enumerate(stds):
-        of_case = found[number * len(seeds) : (number + 1) * len(seeds)]
-        rows.append(
-            {
-                "initial": std,
-                "layers": [
-                    seed_interval([one["scales"][-1][layer] for one in of_case])
-                    for layer in range(len(of_case[0]["scales"][0]))
-                ],
-                "test_accuracy": seed_interval([one["accuracy"] for one in of_case]),
-            }
-        )
-    return {"model": "vggwoap", "width": 0.125, "seeds": len(seeds), "steps": passes * steps, "rows": rows}
+    steps = 200 if study.quick else 2000
+    images = whole(data)
+    jobs = [[Run(*images, 4000, Gaussian, std, True, steps, seed) for seed in seeds] for std in stds]
+    found = dict(zip(stds, study.map_groups(_learn_scales, jobs, "learnt scales")))
+    pictures.learnt_scales(study.folder / "learnt_scales.png", found)
+    rows = [
+        {
+            "initial": std,
+            "layers": [seed_interval(of_layer) for of_layer in zip(*(one["scales"][-1] for one in of_std))],
+            "test_accuracy": seed_interval([one["accuracy"] for one in of_std]),
+        }
+        for std, of_std in found.items()
+    ]
+    return {"model": "vggwoap", "width": 0.125, "seeds": len(seeds), "steps": steps, "rows": rows}
 
 
-def _learn_scales(job):
-    """Scales of the layers at first and after each part of the training, [parts + 1][layers], and test accuracy."""
-    run, passes = job
+def _learn_scales(run):
+    """Scales of the layers [RECORDED + 1][layers] at the "steps" of training, and test "accuracy"."""
     net = _network(run, learnable=True, model="vggwoap", width=0.125)
     images, labels = _some(run)
     neurons = [module for module in net.modules() if isinstance(module, NoisyLIF)]
-    scales = [[neuron.scale.item() for neuron in neurons]]
-    for part in range(passes):
-        train(net, images, labels, run.steps, run.seed + 100 * part)
+    steps, scales = [], []
+
+    def note(step):
+        steps.append(step)
         scales.append([neuron.scale.item() for neuron in neurons])
+
+    def after_step(progress, check):
+        if progress.steps % (run.steps // RECORDED) == 0:
+            note(progress.steps)
+
+    note(0)
+    train(net, images, labels, run.steps, run.seed, after_step)
     net.eval()
     with noise_generator(torch.Generator().manual_seed(run.seed)):
-        return {"scales": scales, "accuracy": evaluate(net, *run.test, draws=1)["accuracy"]}
+        accuracy = evaluate(net, *run.test, draws=1)["accuracy"]
+    return {"steps": steps, "scales": scales, "accuracy": accuracy}
 
 
 def experiments(data):

@@ -79,18 +79,23 @@ def _errorbars(axes, x, rows, key, name):
     )
 
 
-def learnt_scales(path, stds, seeds, found, steps):
-    """Scale of each layer during training, a panel for each scale at first."""
-    figure = Figure(figsize=(3.6 * len(stds) + 1.0, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(stds), sharey=True)
-    for number, (axes, std) in enumerate(zip(panels, stds)):
-        for one in found[number * seeds : (number + 1) * seeds]:
+def learnt_scales(path, found):
+    """Scale of each layer during training, a panel for each scale at first, a line for each network.
+
+    Args:
+        path: the PNG file to write.
+        found: {scale at first: [{"steps", "scales" [times][layers]} of each network]}.
+    """
+    figure = Figure(figsize=(3.6 * len(found) + 1.0, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True)
+    for axes, (std, networks) in zip(panels, found.items()):
+        for one in networks:
             for layer, scales in enumerate(zip(*one["scales"])):
-                axes.plot([steps * part for part in range(len(scales))], scales, color=f"C{layer}", lw=1.2)
+                axes.plot(one["steps"], scales, color=f"C{layer}", lw=1.2)
         axes.set(yscale="log", xlabel="step", title=f"at first {std}")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("learnt standard deviation (thresholds)")
-    layers = len(found[0]["scales"][0])
+    layers = len(networks[0]["scales"][0])
     handles = [panels[0].plot([], [], color=f"C{layer}", label=f"layer {layer + 1}")[0] for layer in range(layers)]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=_DPI)
