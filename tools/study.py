@@ -1,6 +1,6 @@
 """Studies: experiments that are run as a whole, with results as JSON and pictures, the same ones for the same seed."""
 
-import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import itertools
@@ -20,6 +20,7 @@ from .files import MOST_TEXT, check_writable, make_folder_of_now, read_bytes, wr
 from .runlog import provenance
 
 logger = logging.getLogger(__name__)
+DPI = 110  # of pictures
 DIGITS = 5  # significant, of numbers in results: fewer than those that rounding differs in between machines
 
 
@@ -46,6 +47,9 @@ class Study:
             function: of a module, so that other processes find it.
             jobs: list of arguments, each with all that the result depends on, its seed too.
             description: of the progress bar.
+
+        Raises:
+            ChildProcessError: if the system ends a process, as it does where memory is short.
         """
         progress = dict(desc=description, total=len(jobs), unit="job", disable=None, leave=False)
         if self.workers == 1 or len(jobs) == 1:
@@ -57,6 +61,10 @@ class Study:
         with _single_threaded_children(), pool:
             try:
                 return list(tqdm(pool.map(function, jobs), **progress))
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise ChildProcessError(
+                    f"a process was ended from outside during {description!r}; if for want of memory, use --workers 1"
+                ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -108,7 +116,7 @@ def run_study(name, experiments, *, seed, quick, workers=0, out="", only=(), res
         workers: processes; 0: as many as there are processors.
         out: folder of the results; "": <results>/<name>/<time>-s<seed>. What results.json holds of other experiments
             of the same seed and kind stays.
-        only: names of experiments; none: all.
+        only: names of experiments, of which each is run once; none: all.
 
     Returns:
         The folder and the content of results.json.
@@ -125,10 +133,12 @@ def run_study(name, experiments, *, seed, quick, workers=0, out="", only=(), res
     head = {"study": name, "seed": seed, "quick": quick}
     content = _earlier(folder / "results.json", head)
     study = Study(folder, seed, quick, workers or os.cpu_count() or 1)
-    for number, which in enumerate(only or experiments, 1):
-        logger.info("%s (%d of %d)", which.replace("_", " "), number, len(only or experiments))
+    made_by = {key: value for key, value in provenance().items() if key not in ("gpu", "threads")}
+    chosen = list(dict.fromkeys(only or experiments))
+    for number, which in enumerate(chosen, 1):
+        logger.info("%s (%d of %d)", which.replace("_", " "), number, len(chosen))
         content["experiments"][which] = rounded(experiments[which](study))
-        content["made_by"] = {key: value for key, value in provenance().items() if key not in ("gpu", "threads")}
+        content["made_by"][which] = made_by
         write_text_atomically(folder / "results.json", _laid_out(content))
     return folder, content
 
@@ -142,11 +152,11 @@ def _laid_out(content):
 def _earlier(path, head):
     """The content of an earlier results.json that is to be completed, or of a new one."""
     if not path.exists():
-        return {**head, "experiments": {}}
+        return {**head, "experiments": {}, "made_by": {}}
     try:
         content = json.loads(read_bytes(path, MOST_TEXT))
         is_the_same = all(content[key] == value for key, value in head.items())
-        content["experiments"] = dict(content["experiments"])
+        content.update({key: dict(content[key]) for key in ("experiments", "made_by")})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no file of results of a study: {error!r}") from error
     if not is_the_same:

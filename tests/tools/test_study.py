@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -33,6 +35,21 @@ def test_the_error_of_a_job_is_raised(tmp_path, workers):
         Study(tmp_path, workers=workers).map(failing, [5, 6], "failures")
 
 
+def dying(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_ended_from_outside_is_told(tmp_path):
+    with pytest.raises(ChildProcessError, match="ended from outside during 'deaths'; .* --workers 1"):
+        Study(tmp_path, workers=2).map(dying, [1, 2], "deaths")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_of_groups_stay_together(tmp_path, workers):
+    found = Study(tmp_path, workers=workers).map_groups(square, [[3, 1], [2], []], "squares")
+    assert found == [[(9, 1), (1, 1)], [(4, 1)], []]
+
+
 def test_seeds_differ_between_studies(tmp_path):
     assert Study(tmp_path, 0).seeds(full=5, quick=2) == [0, 1, 2, 3, 4]
     assert Study(tmp_path, 3, quick=True).seeds(full=5, quick=2) == [3000, 3001]
@@ -43,10 +60,10 @@ def test_results_are_completed_and_not_mixed(tmp_path):
     options = dict(seed=4, quick=True, workers=1, out=str(tmp_path / "out"))
     folder, content = run_study("test", experiments, only=["two"], **options)
     assert content["experiments"] == {"two": {"value": [0.33333]}}
-    run_study("test", experiments, only=["one"], **options)
+    run_study("test", experiments, only=["one", "one"], **options)
     whole = json.loads((folder / "results.json").read_text())
     assert whole["experiments"] == {"two": {"value": [0.33333]}, "one": {"value": 4}}
-    assert whole["seed"] == 4 and whole["quick"] and "torch" in whole["made_by"]
+    assert whole["seed"] == 4 and whole["quick"] and "torch" in whole["made_by"]["one"]
     with pytest.raises(ValueError, match="has other results"):
         run_study("test", experiments, **{**options, "seed": 5})
     with pytest.raises(ValueError, match="unknown experiment 'three'; choose from one, two"):

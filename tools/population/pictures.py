@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-_DPI = 110
+from ..study import DPI
 
 
 def truth(path, rows):
@@ -20,7 +20,7 @@ def truth(path, rows):
     axes.set(
         xlabel="estimate / truth (1 + estimate where the truth is 0), 95 % interval", title="metrics recover truth"
     )
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def scale(path, rows):
@@ -41,7 +41,7 @@ def scale(path, rows):
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.suptitle("noisy LIF cells: mean and 95 % interval over populations")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def _line(axes, x, rows, key, label=None, colour="C0"):
@@ -84,4 +84,4 @@ def fits(path, results, name):
         axes.set_title(label, fontsize=10)
         axes.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds], fontsize=8)
     figure.suptitle(f"fitted to {name}: mean and 95 % interval over seeds")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)

@@ -2,7 +2,8 @@
 
 from matplotlib.figure import Figure
 
-_DPI = 110
+from ..study import DPI
+
 _QUANTITIES = (
     ("gap", "test loss - training loss (nats)", "linear"),
     ("sharpness", "rise of loss, perturbed weights", "log"),
@@ -31,7 +32,7 @@ def generalisation(path, rows):
     for axes in panels[-1]:
         axes.set_xlabel("standard deviation (thresholds)")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def few_images(path, rows, std):
@@ -51,7 +52,7 @@ def few_images(path, rows, std):
         axes.grid(alpha=0.3)
     accuracy.legend(fontsize=8)
     figure.suptitle(f"standard deviation {std}; mean and 95 % interval over seeds")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def _kinds(rows):
@@ -98,4 +99,4 @@ def learnt_scales(path, found):
     layers = len(networks[0]["scales"][0])
     handles = [panels[0].plot([], [], color=f"C{layer}", label=f"layer {layer + 1}")[0] for layer in range(layers)]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)

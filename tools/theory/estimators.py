@@ -10,6 +10,8 @@ r"""Estimates of the gradient of a noisy network's expected loss, from draws of 
 | mean field | exact gradient of the network whose spikes are replaced by their probabilities | nothing |
 """
 
+import math
+
 import torch
 
 from models.functional import noisy_lif
@@ -18,6 +20,7 @@ from .enumeration import currents, flat
 
 STOCHASTIC = ("NDL", "NDL, reset detached", "REINFORCE", "REINFORCE, baseline")
 DETERMINISTIC = ("surrogate", "mean field")
+QUANTITIES = ("bias", "bias_error", "variance", "cosine", "cosine_of_one")  # that `compare` gives
 
 
 def ndl(network, draws, mode="noisy", detach_reset=False):
@@ -79,9 +82,12 @@ def compare(gradients, exact):
          "bias_error": standard deviation that chance alone gives to the mean, relative to g*,
          "variance": sum of variances of one draw, relative to :math:`|g^*|^2`,
          "cosine": of the mean with g*,
-         "cosine_of_one": mean cosine of one draw with g*; draws whose gradient is 0 count as 0}
+         "cosine_of_one": mean cosine of one draw with g*; draws whose gradient is 0 count as 0};
+        all of them NaN where g* is zero, to which nothing can be relative.
     """
     mean, norm = gradients.mean(0), exact.norm()
+    if norm == 0:
+        return dict.fromkeys(QUANTITIES, math.nan)
     count = len(gradients)
     variance = gradients.var(0).sum() if count > 1 else torch.zeros(())
     chance = variance / count

@@ -2,9 +2,9 @@
 
 from matplotlib.figure import Figure
 
+from ..study import DPI
 from .estimators import DETERMINISTIC, STOCHASTIC
 
-_DPI = 110
 _COLOURS = {name: f"C{number}" for number, name in enumerate((*STOCHASTIC, *DETERMINISTIC))}
 
 
@@ -14,7 +14,7 @@ def firing(path, u, rows, std):
     Args:
         path: the PNG file to write.
         u: potentials [K].
-        rows: {(law, placement): {"measured", "expected"}}, each {"probability", "gradient"} [K].
+        rows: {(law, placement): {"measured", "expected"}}, each {"probability", "gradient" [K], "slope" [K - 1]}.
         std: of the noise.
     """
     laws = list(dict.fromkeys(law for law, _ in rows))
@@ -26,15 +26,18 @@ def firing(path, u, rows, std):
             for axes, quantity in zip(panels[:, column], ("probability", "gradient")):
                 axes.plot(u, row["expected"][quantity], color=colour, label=f"{placement}: expected")
                 axes.plot(u, row["measured"][quantity], ".", color=colour, ms=5, label=f"{placement}: measured")
+            middles = (u[1:] + u[:-1]) / 2
+            slope = row["measured"]["slope"]
+            panels[1, column].plot(middles, slope, "x", color=colour, ms=3)
         panels[0, column].set_title(law)
         panels[1, column].set_xlabel("potential u (threshold 1)")
     panels[0, 0].set_ylabel("probability of a spike")
-    panels[1, 0].set_ylabel("mean gradient of the spike by u")
+    panels[1, 0].set_ylabel("mean gradient of the spike by u (.)\nslope of the probability (x)")
     panels[0, 0].legend(fontsize=8)
     for axes in panels.flat:
         axes.axvline(1.0, color="black", lw=0.5, ls=":")
     figure.suptitle(f"firing probability is F(u - threshold), its gradient the density (standard deviation {std})")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def limit(path, scales, shares):
@@ -47,7 +50,7 @@ def limit(path, scales, shares):
     axes.set_title("the deterministic LIF is the limit of vanishing noise")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def exactness(path, rows):
@@ -64,7 +67,7 @@ def exactness(path, rows):
     by_width.legend()
     for axes in (by_width, by_steps):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def gradients(path, scales, medians, law):
@@ -110,4 +113,4 @@ def gradients(path, scales, medians, law):
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     figure.suptitle(f"gradients against the exact one: {law}")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
