@@ -3,9 +3,11 @@
 `docs/neural-coding.md` tells what comes out. `python main_coding.py --help` lists all settings.
 """
 
+from pathlib import Path
+
 from dataset_utils import DATASETS
 from tools.cli import study
-from tools.population.experiments import experiments
+from tools.population.experiments import experiments, experiments_on
 from tools.population.recordings import read_recording
 
 
@@ -14,8 +16,9 @@ def add_flags(parser):
 
 
 def chosen(arguments):
-    data = read_recording(arguments.recording) if arguments.recording else None
-    return experiments(DATASETS["mnist5k"].load()["train"].images[:, 0], data)
+    if arguments.recording:
+        return experiments_on(read_recording(arguments.recording), Path(arguments.recording).name)
+    return experiments(DATASETS["mnist5k"].load()["train"].images[:, 0])
 
 
 if __name__ == "__main__":

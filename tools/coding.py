@@ -6,6 +6,7 @@ meaning, as the Fano factor of a neuron that never fires, it is NaN.
 """
 
 import functools
+import numbers
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
@@ -23,6 +24,8 @@ def psth(spikes, bin_s=1.0, smoothing_bins=0.0):
     Returns:
         Spikes per second [T, N].
     """
+    if not 0 < bin_s < np.inf:
+        raise ValueError(f"bin_s must be positive, got {bin_s}")
     return smoothed(_trials(spikes, 1).mean(0), smoothing_bins) / bin_s
 
 
@@ -45,14 +48,18 @@ def counts(spikes, window):
     """Spikes in windows that follow each other: [R, T, N] -> [R, T // window, N]; bins that fill none are left out.
 
     Raises:
-        ValueError: if no window of so many bins fits.
+        ValueError: if no window of so many bins fits, or counts are negative.
     """
-    spikes = _trials(spikes, 1)
-    trials, bins, neurons = spikes.shape
-    if not 1 <= window <= bins:
+    return _in_windows(_counts(spikes, 1), window)
+
+
+def _in_windows(responses, window):
+    """Sums over windows that follow each other, which spike counts and analogue responses have alike."""
+    trials, bins, neurons = responses.shape
+    if not isinstance(window, numbers.Integral) or not 1 <= window <= bins:
         raise ValueError(f"a window must have 1 to {bins} bins, as many as the trials, got {window}")
     whole = bins // window
-    return spikes[:, : whole * window].reshape(trials, whole, window, neurons).sum(2)
+    return responses[:, : whole * window].reshape(trials, whole, window, neurons).sum(2)
 
 
 def fano_factor(spikes, window):
@@ -68,7 +75,7 @@ def fano_factor(spikes, window):
     Note:
         Fano, Physical Review 72, 1947; for neurons: Teich, IEEE Transactions on Biomedical Engineering 36, 1989.
     """
-    in_windows = counts(_trials(spikes, 2), window)
+    in_windows = counts(_counts(spikes, 2), window)
     return _ratio(in_windows.var(0, ddof=1), in_windows.mean(0))
 
 
@@ -77,7 +84,7 @@ def mean_fano_factor(spikes, window):
 
     The mean of the factors of windows would give the same weight to a window of one spike as to one of many.
     """
-    in_windows = counts(_trials(spikes, 2), window)
+    in_windows = counts(_counts(spikes, 2), window)
     return _ratio(in_windows.var(0, ddof=1).mean(0), in_windows.mean((0, 1)))
 
 
@@ -95,12 +102,12 @@ def reliability(spikes, smoothing_bins=0.0):
         Schreiber et al., "A new correlation-based measure of spike timing reliability", Neurocomputing 52-54, 2003,
         there with the cosine of the trials instead of their correlation.
     """
-    responses = smoothed(_trials(spikes, 2), smoothing_bins)
+    responses = smoothed(_trials(spikes, 2, bins=2), smoothing_bins)
     centred = responses - responses.mean(1, keepdims=True)
-    norms = np.sqrt((centred**2).sum(1, keepdims=True))
-    varies = norms[:, 0] > 1e-9  # [R, N]
-    unit = np.divide(centred, norms, out=np.zeros_like(centred), where=norms > 1e-9)
-    kept = varies.sum(0)
+    squared = (centred**2).sum(1, keepdims=True)
+    varies = _is_more_than_rounding(squared, (responses**2).sum(1, keepdims=True))  # [R, 1, N]
+    unit = np.divide(centred, np.sqrt(squared), out=np.zeros_like(centred), where=varies)
+    kept = varies.sum((0, 1))
     # The squared norm of the sum of unit vectors is the number of them, and twice the sum over pairs.
     return _ratio((unit.sum(0) ** 2).sum(0) - kept, kept * (kept - 1))
 
@@ -122,13 +129,33 @@ def signal_power(responses):
     Note:
         Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
     """
-    responses = _trials(responses, 2)
+    responses = _trials(responses, 2, bins=2)
     return responses.mean(0).var(0, ddof=1) - noise_power(responses) / len(responses)
+
+
+def signal_power_error(responses, blocks=10):
+    """Standard error of `signal_power`, by the jackknife over stretches of time.
+
+    Args:
+        responses: [R, T, N], R at least 2.
+        blocks: number of stretches, one of which is left out at a time; T is at least twice that.
+
+    Returns:
+        [N]; a cell whose signal power is not above its error has no signal to speak of.
+
+    Note:
+        Kuensch, "The jackknife and the bootstrap for general stationary observations", Annals of Statistics 17, 1989;
+        Schoppe et al. 2016 leave out cells of little signal power for the same reason.
+    """
+    responses = _trials(responses, 2, bins=2 * blocks)
+    stretches = np.array_split(np.arange(responses.shape[1]), blocks)
+    left = np.stack([signal_power(np.delete(responses, stretch, axis=1)) for stretch in stretches])
+    return np.sqrt((blocks - 1) * left.var(0))
 
 
 def total_power(responses):
     """Mean over trials of a trial's variance over time: signal and noise power; [R, T, N] -> [N]."""
-    return _trials(responses, 1).var(1, ddof=1).mean(0)
+    return _trials(responses, 1, bins=2).var(1, ddof=1).mean(0)
 
 
 def noise_power(responses):
@@ -137,7 +164,7 @@ def noise_power(responses):
     Shape:
         [R, T, N], R at least 2 -> [N].
     """
-    responses = _trials(responses, 2)
+    responses = _trials(responses, 2, bins=2)
     count = len(responses)
     # The variance of a trial around the mean trial; it is smaller than that around the true mean by a share of 1 / R.
     return (responses - responses.mean(0)).var(1, ddof=1).mean(0) * count / (count - 1)
@@ -157,23 +184,30 @@ def cc_norm(prediction, responses):
         = \frac{\mathrm{Cov}_t(\hat y, \bar y)}{\sqrt{\mathrm{Var}_t(\hat y)\, SP}}
 
     Args:
-        prediction: of the mean response; [T, N].
+        prediction: of the mean response [T, N]; or trials of a model [S, T, N], S at least 2: their mean is the
+            prediction, and their signal power stands for its variance, which the noise of few trials makes too large.
         responses: the recorded trials [R, T, N].
 
     Returns:
-        [N], about 1 for the true rate (above by chance); 0 for a prediction that is constant, NaN for a cell without
-        signal power.
+        [N], about 1 for the true rate (above by chance); 0 for a prediction that is constant, or trials without signal
+        power; NaN for a cell without signal power.
 
     Note:
         Schoppe et al., "Measuring the performance of neural models", Frontiers in Computational Neuroscience 10, 2016,
         equations 5 to 8.
     """
-    responses = _trials(responses, 2)
-    prediction = _prediction(prediction, responses)
-    covariance = _covariance(prediction, responses.mean(0))
-    product = prediction.var(0, ddof=1) * signal_power(responses)
-    constant = (prediction == prediction[:1]).all(0) & (signal_power(responses) > 0)
-    return np.where(constant, 0.0, _ratio(covariance, np.sqrt(product.clip(0))))
+    responses = _trials(responses, 2, bins=2)
+    signal = signal_power(responses)
+    prediction = np.asarray(prediction, float)
+    if prediction.shape[-2:] != responses.shape[1:] or prediction.ndim not in (2, 3):
+        raise ValueError(
+            f"expected a prediction {list(responses.shape[1:])}, or trials of it, got shape {list(prediction.shape)}"
+        )
+    variance = signal_power(prediction) if prediction.ndim == 3 else prediction.var(0, ddof=1)
+    mean = prediction.mean(0) if prediction.ndim == 3 else prediction
+    varies = (variance > 0) & _is_more_than_rounding(variance, (mean**2).mean(0))
+    found = _ratio(_covariance(mean, responses.mean(0)), np.sqrt((variance * signal).clip(0)))
+    return np.where(signal > 0, np.where(varies, found, 0.0), np.nan)
 
 
 def cc_max(responses):
@@ -181,7 +215,7 @@ def cc_max(responses):
 
     See `cc_norm`; NaN without signal power.
     """
-    responses = _trials(responses, 2)
+    responses = _trials(responses, 2, bins=2)
     signal = signal_power(responses)
     return np.sqrt(_ratio(np.where(signal > 0, signal, np.nan), responses.mean(0).var(0, ddof=1)))
 
@@ -202,13 +236,13 @@ def signal_correlation(responses):
         Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
         Neuroscience 7, 2006; the correction is the shuffle of trials, in closed form.
     """
-    responses = _trials(responses, 2)
+    responses = _trials(responses, 2, bins=2)
     count, bins, _ = responses.shape
     centred = responses - responses.mean(1, keepdims=True)
     total = centred.sum(0)
     same_trial = np.einsum("rtn,rtm->nm", centred, centred)
     covariance = (total.T @ total - same_trial) / (count * (count - 1) * (bins - 1))
-    return _correlation(covariance)
+    return _correlation(covariance, (responses**2).mean((0, 1)))
 
 
 def noise_correlation(responses, window=1):
@@ -224,9 +258,9 @@ def noise_correlation(responses, window=1):
     Note:
         Averbeck, Latham and Pouget, as for `signal_correlation`.
     """
-    in_windows = counts(_trials(responses, 2), window)
+    in_windows = _in_windows(_trials(responses, 2), window)
     residuals = (in_windows - in_windows.mean(0)).reshape(-1, in_windows.shape[2])
-    return _correlation(residuals.T @ residuals)
+    return _correlation(residuals.T @ residuals / len(residuals), (in_windows**2).mean((0, 1)))
 
 
 def van_rossum_distance(first, second, tau_bins):
@@ -355,6 +389,8 @@ def decoding_accuracy(spikes, window, pooled, repeats=20, seed=0):
     spikes = _trials(spikes, 2)
     if not np.isin(spikes, (0, 1)).all():
         raise ValueError("decoding takes responses of 0 or 1: use shorter bins")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
     half = len(spikes) // 2
     if not all(1 <= number <= half for number in pooled):
         raise ValueError(f"of {len(spikes)} trials, 1 to {half} can be pooled for decoding, got {list(pooled)}")
@@ -380,8 +416,8 @@ def _share_of_ties(scores):
     return (np.diagonal(largest) / largest.sum(1)).mean()
 
 
-def _trials(responses, fewest):
-    """Responses as float64 [R, T, N], with a message for any other shape, or fewer trials than needed."""
+def _trials(responses, fewest, bins=1):
+    """Responses as float64 [R, T, N], with a message for any other shape, or fewer trials or bins than needed."""
     responses = np.asarray(responses, float)
     if responses.ndim != 3 or responses.size == 0:
         raise ValueError(f"expected responses [trials, bins, neurons], got shape {list(responses.shape)}")
@@ -389,7 +425,17 @@ def _trials(responses, fewest):
         raise ValueError("responses must be finite")
     if len(responses) < fewest:
         raise ValueError(f"variability needs at least {fewest} trials, got {len(responses)}")
+    if responses.shape[1] < bins:
+        raise ValueError(f"variance over time needs at least {bins} bins, got {responses.shape[1]}")
     return responses
+
+
+def _counts(spikes, fewest):
+    """As `_trials`, of spike counts."""
+    spikes = _trials(spikes, fewest)
+    if (spikes < 0).any():
+        raise ValueError("spike counts must be at least 0")
+    return spikes
 
 
 def _two(first, second):
@@ -401,23 +447,21 @@ def _two(first, second):
     return first, second
 
 
-def _prediction(prediction, responses):
-    prediction = np.asarray(prediction, float)
-    if prediction.shape != responses.shape[1:]:
-        raise ValueError(f"expected a prediction {list(responses.shape[1:])}, got shape {list(prediction.shape)}")
-    return prediction
-
-
 def _covariance(first, second):
     """Unbiased covariance over time of each neuron: [T, N], [T, N] -> [N]."""
     return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / (len(first) - 1)
 
 
-def _correlation(covariance):
-    """Covariances [N, N] as correlations; NaN where a variance is not positive."""
+def _correlation(covariance, mean_squares):
+    """Covariances [N, N] as correlations; NaN where a variance is none, beside the mean square of what varies [N]."""
     variance = np.diagonal(covariance)
-    deviation = np.sqrt(np.where(variance > 1e-12, variance, np.nan))
+    deviation = np.sqrt(np.where(_is_more_than_rounding(variance, mean_squares), variance, np.nan))
     return covariance / deviation / deviation[:, None]
+
+
+def _is_more_than_rounding(variance, mean_square):
+    """Whether a variance is larger than what rounding makes of numbers of this mean square (or both, their sums)."""
+    return variance > 1e-24 * mean_square
 
 
 def _ratio(above, below):

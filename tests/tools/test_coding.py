@@ -112,6 +112,39 @@ def test_cc_norm_does_not_depend_on_the_noise_and_is_1_for_the_truth():
     assert np.isnan(coding.cc_norm(p, np.zeros_like(spikes))).all()
 
 
+def test_cc_norm_of_few_trials_of_a_model_is_that_of_its_rate():
+    p, recorded = bernoulli(50)
+    mixed = 0.5 * p + 0.5 * p[:, ::-1]  # a model that is neither right nor wrong
+    draws = [np.random.default_rng(seed).random((40, *p.shape)) < mixed for seed in range(60)]
+    found = np.mean([coding.cc_norm(trials, recorded) for trials in draws], 0)
+    expected = coding.cc_norm(mixed, recorded)
+    assert (expected[[0, 2]] < 0.95).all() and found == pytest.approx(expected, abs=0.02)
+    uncorrected = np.mean([coding.cc_norm(trials.mean(0), recorded) for trials in draws], 0)
+    assert (uncorrected < expected - 0.05).all()
+    assert (coding.cc_norm(np.zeros((3, *p.shape)), recorded) == 0).all()
+
+
+def test_the_error_of_the_signal_power_is_its_spread():
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((200, 3, 500, 1))  # no signal: recordings differ by their noise alone
+    found = np.array([coding.signal_power(one)[0] for one in noise])
+    errors = np.array([coding.signal_power_error(one)[0] for one in noise])
+    assert abs(found.mean()) < 4 * found.std() / np.sqrt(200)
+    assert np.sqrt((errors**2).mean()) == pytest.approx(found.std(), rel=0.15)
+    assert 0.05 < (found > errors).mean() < 0.25
+
+
+def test_metrics_do_not_depend_on_the_unit_of_responses():
+    random = np.random.default_rng(0)
+    responses = np.sin(np.arange(60) / 5)[:, None] + random.standard_normal((8, 60, 2))
+    for metric in (coding.reliability, coding.signal_correlation, coding.noise_correlation, coding.signal_to_noise):
+        assert metric(1e-9 * responses) == pytest.approx(metric(responses), rel=1e-6)
+    assert coding.cc_norm(1e-9 * responses[0], responses) == pytest.approx(coding.cc_norm(responses[0], responses))
+    constant = np.full((4, 60, 1), 0.1)
+    assert np.isnan(coding.reliability(constant)).all() and np.isnan(coding.signal_correlation(constant)).all()
+    assert (coding.cc_norm(coding.smoothed(constant[0], 2.0), responses[..., :1]) == 0).all()
+
+
 def test_signal_and_noise_correlations_are_told_apart():
     random = np.random.default_rng(0)
     shared = random.standard_normal((400, 300, 1))  # noise of a trial that both cells have
@@ -211,7 +244,15 @@ def test_decoding_at_chance_and_ties():
         (lambda s: coding.signal_power(s[0]), r"\[trials, bins, neurons\], got shape \[20, 2\]"),
         (lambda s: coding.reliability(s * np.nan), "finite"),
         (lambda s: coding.reliability(s, -1.0), "smoothing_bins"),
-        (lambda s: coding.cc_norm(s, s), "expected a prediction"),
+        (lambda s: coding.cc_norm(s[0, :5], s), "expected a prediction"),
+        (lambda s: coding.cc_norm(s[:, :5], s), "expected a prediction"),
+        (lambda s: coding.cc_norm(s[None], s), "expected a prediction"),
+        (lambda s: coding.signal_power(s[:, :1]), "at least 2 bins, got 1"),
+        (lambda s: coding.signal_power_error(s[:, :19]), "at least 20 bins, got 19"),
+        (lambda s: coding.psth(s, bin_s=0.0), "bin_s must be positive"),
+        (lambda s: coding.counts(s, 2.5), "a window must have"),
+        (lambda s: coding.fano_factor(-s, 5), "at least 0"),
+        (lambda s: coding.decoding_accuracy(s, 5, [1], repeats=0), "repeats must be at least 1"),
         (lambda s: coding.van_rossum_distance(s, s[:, :5], 1.0), "same bins and neurons"),
         (lambda s: coding.van_rossum_distance(s, s, 0.0), "tau_bins"),
         (lambda s: coding.victor_purpura_distance(s + 0.5, s, 1.0), "whole numbers"),

@@ -1,5 +1,6 @@
 """Movies, cells, recordings in files, and networks fitted to them."""
 
+import dataclasses
 import datetime
 import sys
 
@@ -15,8 +16,8 @@ from tools.population import experiments, fitting
 from tools.population.cells import LIFCells, LNCells, filtered, receptive_fields
 from tools.population.experiments import Split, compare
 from tools.population.fitting import Fit, fit, simulate, trace_loss
-from tools.population.judging import judge
-from tools.population.movie import digit_movie, natural_noise, stacked
+from tools.population.judging import has_signal, judge
+from tools.population.movie import FRAME_S, digit_movie, natural_noise, stacked
 from tools.population.recordings import Recording, read_recording
 from tools.study import Study, rounded
 
@@ -210,7 +211,7 @@ def small():
     drive = filtered(movie, receptive_fields(2, (8, 8), np.random.RandomState(1)))
     cells = LNCells(2 * drive / drive.std(0), bias=-2.0)
     spikes = cells.sample(60, 0)
-    return movie, cells, Split(movie, spikes[:30, :1000], spikes[30:, 1000:], 1000)
+    return movie, cells, Split(movie, spikes[:30, :1000], spikes[30:, 1000:], 1000, FRAME_S)
 
 
 def test_an_ln_model_finds_ln_cells(small):
@@ -240,14 +241,43 @@ def test_networks_learn_and_repeat_with_their_seed(small, kind):
 
 def test_the_oracle_has_no_mismatch_and_a_certain_model_has_no_variability(small):
     movie, cells, split = small
-    oracle = judge(cells.sample(30, 77)[:, 1000:], split.tested, cells.rates()[1000:])
-    assert oracle["cc_norm"] == pytest.approx(1, abs=0.05)
+    oracle = judge(cells.sample(120, 77)[:, 1000:], split.tested, FRAME_S)
+    assert oracle["cc_norm"] == pytest.approx(1, abs=0.05) == oracle["cc_norm_smoothed"]
     assert oracle["fano_mismatch"] < 0.15 and oracle["noise_power_mismatch"] < 0.1
     assert oracle["distance_mismatch"] < 0.05 and abs(oracle["distance_excess"]) < 0.05
+    assert oracle["victor_purpura_mismatch"] < 0.2
+    assert oracle["fano"] == pytest.approx(oracle["fano_recorded"], rel=0.1)
+    assert oracle["noise_power"] == pytest.approx(oracle["noise_power_recorded"], rel=0.1)
+    assert oracle["reliability"] == pytest.approx(oracle["reliability_recorded"], rel=0.15)
     certain = cells.sample(1, 5)[:, 1000:].repeat(30, 0)
-    found = judge(certain, split.tested, certain.mean(0))
+    found = judge(certain, split.tested, FRAME_S)
     assert found["fano"] == found["noise_power"] == 0
-    assert found["noise_power_mismatch"] == found["distance_mismatch"] == 1
+    assert found["noise_power_mismatch"] == found["distance_mismatch"] == found["victor_purpura_mismatch"] == 1
+    assert found["fano_mismatch"] == pytest.approx(found["fano_recorded"])
+
+
+def test_another_rate_is_a_mismatch_in_each_quantity(small):
+    movie, cells, split = small
+    brisk = judge(dataclasses.replace(cells, bias=-0.5).sample(120, 3)[:, 1000:], split.tested, FRAME_S)
+    oracle = judge(cells.sample(120, 3)[:, 1000:], split.tested, FRAME_S)
+    for key in ("noise_power_mismatch", "distance_mismatch", "victor_purpura_mismatch", "distance_excess"):
+        assert brisk[key] > oracle[key] + 0.05
+    shifted = judge(np.roll(cells.sample(120, 3), 3, axis=1)[:, 1000:], split.tested, FRAME_S)
+    assert shifted["cc_norm"] < oracle["cc_norm"] - 0.2
+    assert shifted["cc_norm_smoothed"] > shifted["cc_norm"] and shifted["distance_mismatch"] < 0.05
+
+
+def test_windows_and_time_constants_are_in_seconds(small):
+    """Frames of twice the length: as with windows, smoothing and time constants of half the bins."""
+    movie, cells, split = small
+    model = cells.sample(120, 77)[:, 1000:]
+    found = judge(model, split.tested, 2 * FRAME_S)
+    assert found["fano_recorded"] == pytest.approx(coding.mean_fano_factor(split.tested, 5).mean())
+    smoothed = [coding.smoothed(one, 1.0) for one in (model, split.tested)]
+    assert found["cc_norm_smoothed"] == pytest.approx(coding.cc_norm(*smoothed).mean())
+    edits = [coding.victor_purpura_distance(one[:5], one[5:10], 0.4).mean((0, 1)) for one in (model, split.tested)]
+    assert found["victor_purpura_mismatch"] == pytest.approx(np.abs(edits[0] / edits[1] - 1).mean())
+    assert judge(model, split.tested, 1.0)["fano_recorded"] > 0  # windows of a bin, at least
 
 
 @pytest.mark.filterwarnings("error")
@@ -255,19 +285,50 @@ def test_silent_cells_are_left_out_where_they_have_no_value(small):
     movie, cells, split = small
     silent = split.tested.copy()
     silent[..., 0] = 0
-    one = judge(cells.sample(30, 77)[:, 1000:], silent, cells.rates()[1000:])
+    assert has_signal(silent).tolist() == [False, True]
+    one = judge(cells.sample(120, 77)[:, 1000:], silent, FRAME_S)
     assert all(np.isfinite(value) for value in one.values())
     assert one["distance_mismatch"] < 0.05
-    none = judge(np.zeros_like(silent), np.zeros_like(silent), np.zeros(silent.shape[1:]))
+    none = judge(np.zeros_like(silent), np.zeros_like(silent), FRAME_S)
     assert np.isnan(none["cc_norm"]) and np.isnan(none["distance_mismatch"]) and none["noise_power"] == 0
 
 
-def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number_of_processes(small, tmp_path):
+def test_a_cell_that_does_not_respond_to_the_movie_does_not_count_in_cc_norm(small):
+    _, cells, split = small
+    model = cells.sample(120, 77)[:, 1000:]
+    random = (np.random.default_rng(0).random((*split.tested.shape[:2], 6)) < 0.1).astype(np.uint8)
+    recorded = np.concatenate([split.tested, random], axis=2)
+    chosen = has_signal(recorded)
+    assert chosen[:2].all() and chosen[2:].sum() <= 2
+    of_all = judge(
+        np.concatenate([model, random.repeat(4, 0)], axis=2)[..., [0, 1, *np.flatnonzero(~chosen)]],
+        recorded[..., [0, 1, *np.flatnonzero(~chosen)]],
+        FRAME_S,
+    )
+    assert of_all["cc_norm"] == pytest.approx(judge(model, split.tested, FRAME_S)["cc_norm"])
+
+
+def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number_of_processes(
+    small, tmp_path, monkeypatch
+):
     movie, _, split = small
-    found = [compare(Study(tmp_path, 0, True, workers), split, 3, "test") for workers in (1, 2)]
+    monkeypatch.setattr(experiments, "QUICK_STEPS", 3)
+    found = [compare(Study(tmp_path, 0, True, workers), split, "test") for workers in (1, 2)]
     assert rounded(found[0]) == rounded(found[1])
     assert set(found[0]) == set(fitting.KINDS) and found[0]["NSNN"]["cc_norm"]["seeds"] == 5
-    assert found[0]["SNN"]["fano"]["mean"] == 0
+    assert found[0]["SNN"]["fano"]["mean"] == 0 < found[0]["NSNN"]["fano"]["mean"]
+
+
+def test_fits_have_all_networks_and_the_oracle_for_both_kinds_of_cells(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "QUICK_STEPS", 1)
+    monkeypatch.setattr(experiments, "KINDS", {"SNN": fitting.KINDS["SNN"]})
+    found = experiments.fits(Study(tmp_path, quick=True), digits)["results"]
+    for name, picture in (("LN cells", "fits_ln.png"), ("LIF cells", "fits_lif.png")):
+        assert set(found[name]) == {"SNN", "oracle"}
+        assert found[name]["oracle"]["cc_norm"]["mean"] == pytest.approx(1, abs=0.02)
+        assert found[name]["oracle"]["cc_norm"]["low"] < found[name]["oracle"]["cc_norm"]["high"]
+        assert found[name]["SNN"]["cc_norm"]["mean"] < 0.9 and found[name]["SNN"]["noise_power"]["mean"] == 0
+        assert (tmp_path / picture).stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
@@ -287,10 +348,10 @@ def test_what_cannot_be_fitted_is_named(movie, spikes, message):
 def test_a_recording_of_one_trial_or_of_many_spikes_in_a_bin_is_refused_before_anything_is_fitted(tmp_path):
     movie, spikes = arrays()
     with pytest.raises(ValueError, match="at least 2 trials"):
-        experiments.recording(Study(tmp_path), Recording(movie, spikes[:1]))
+        experiments.recording(Study(tmp_path), Recording(movie, spikes[:1]), "one")
     spikes[:, -1] = 3
     with pytest.raises(ValueError, match="a bin has 3: use shorter bins"):
-        experiments.recording(Study(tmp_path), Recording(movie, spikes))
+        experiments.recording(Study(tmp_path), Recording(movie, spikes), "many")
 
 
 def test_recordings_are_checked():
@@ -333,18 +394,47 @@ def test_pooled_trials_are_decoded_best_with_some_noise(digits):
 
 def test_the_script_fits_networks_to_a_recording(small, tmp_path, monkeypatch):
     movie, _, split = small
-    monkeypatch.setitem(experiments.STEPS, True, 2)
+    monkeypatch.setattr(experiments, "QUICK_STEPS", 2)
     spikes = np.concatenate([split.fitted, split.tested], axis=1)
-    np.savez_compressed(tmp_path / "retina.npz", movie=movie, spikes=spikes, frame_s=0.01)
+    np.savez_compressed(tmp_path / "retina.npz", movie=movie, spikes=spikes, frame_s=0.02)
     arguments = ["--quick", "--recording", str(tmp_path / "retina.npz"), "--out", str(tmp_path / "out")]
     _, content = cli.study("coding", "", main_coding.chosen, arguments, main_coding.add_flags)
     found = content["experiments"]["recording"]
     assert found["frames"] == 960 and found["test_frames"] == 240 and found["trials"] == 30
     assert set(found["results"]) == set(fitting.KINDS)
+    assert (found["file"], found["frame_s"], found["movie"]) == ("retina.npz", 0.02, [1200, 8, 8])
+    assert found["cells"] == found["cells_with_signal"] == 2
     assert (tmp_path / "out" / "fits_recording.png").stat().st_size > 10_000
     with pytest.raises(SystemExit) as error:
         cli.study("coding", "", main_coding.chosen, ["--recording", "nowhere.npz"], main_coding.add_flags)
     assert error.value.code == 1
+
+
+def test_the_scale_of_the_noise_has_gains_over_the_same_population_without(digits, tmp_path, monkeypatch):
+    def measured(job):
+        _, std, _, _, seed = job
+        return {
+            **dict.fromkeys(("reliability", "fano"), std + seed),
+            "decoding_1": seed - std,
+            "decoding_5": seed,
+            "decoding_20": seed + 2 * std,
+        }
+
+    monkeypatch.setattr(experiments, "_at_scale", measured)
+    rows = experiments.scale(Study(tmp_path, quick=True), digits)["rows"]
+    assert [row["std"] for row in rows][:2] == [0.0, 0.02] and rows[0]["fano"]["mean"] == 2
+    for row in rows:
+        assert row["decoding_1_gain"]["mean"] == pytest.approx(-row["std"])
+        assert row["decoding_20_gain"]["mean"] == pytest.approx(2 * row["std"]) == row["decoding_20_gain"]["low"]
+    assert (tmp_path / "noise_scale.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("frame_s", [None, 0.01])
+def test_a_recording_without_response_or_time_is_told(tmp_path, caplog, frame_s):
+    movie, spikes = noise_movie(400), (np.random.default_rng(1).random((10, 400, 2)) < 0.2).astype(np.uint8)
+    with pytest.raises(ValueError, match="no cell of it responds to the movie"):
+        experiments.recording(Study(tmp_path), Recording(movie, spikes, frame_s), "it")
+    assert ("how long a frame is" in caplog.text) == (frame_s is None)
 
 
 def test_noise_makes_lif_cells_less_reliable():

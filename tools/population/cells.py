@@ -8,9 +8,8 @@ from scipy.special import expit
 
 from models import Gaussian, NoiseLaw, NoisyLIF, noise_generator
 
-from .movie import FRAME_S, stacked
+from .movie import DEPTH, FRAME_S, stacked
 
-DEPTH = 8  # frames that a receptive field looks back
 TRIALS_AT_ONCE = 250
 
 
@@ -31,6 +30,10 @@ def receptive_fields(cells, size, random):
 
     Returns:
         float32 [N, DEPTH, H, W], each of norm 1; the present frame is last.
+
+    Note:
+        Jones and Palmer, Journal of Neurophysiology 58, 1987, for Gabor functions; Adelson and Bergen, JOSA A 2, 1985,
+        for biphasic responses in time, here of second order.
     """
     height, width = size
     column = (cells, 1, 1, 1)
@@ -102,6 +105,9 @@ class LIFCells:
         noise: the law.
         decay: beta, per frame.
         placement: where the noise acts.
+
+    Note:
+        `NoisyLIF` has the equations in full.
     """
 
     drive: np.ndarray

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 
 import numpy as np
 
@@ -12,11 +13,13 @@ from ..intervals import seed_interval
 from . import pictures
 from .cells import LIFCells, LNCells, filtered, receptive_fields
 from .fitting import KINDS, Fit, LNModel, fit, simulate
-from .judging import TAU, WINDOW, judge, mean_over_cells
+from .judging import TAU_S, bins_of_window, has_signal, judge, mean_over_cells
 from .movie import FRAME_S, digit_movie
 
+logger = logging.getLogger(__name__)
 CELLS = 10
-STEPS = {True: 300, False: 1500}  # of a fit; of quick studies, and of others
+WINDOW, TAU = bins_of_window(FRAME_S), TAU_S / FRAME_S  # in bins of a movie of ours
+STEPS, QUICK_STEPS = 1500, 300  # of a fit
 ORACLE = "oracle"
 
 
@@ -140,16 +143,21 @@ def _shared_noise(study, seeds):
 
 
 def scale(study, digits):
-    """Reliability, Fano factor and decoding of noisy LIF cells, against the scale of their noise."""
+    """Reliability, Fano factor and decoding of noisy LIF cells, against the scale of their noise.
+
+    "..._gain" is the mean difference to the same population without noise.
+    """
     seeds = study.seeds(full=10, quick=5)
     scales = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5)
-    jobs = [(digits, std, 1000, 40, seed) for std in scales for seed in seeds]
-    found = study.map(_at_scale, jobs, "scales of the noise")
+    jobs = [[(digits, std, 1000, 40, seed) for seed in seeds] for std in scales]
     rows = []
-    for number, std in enumerate(scales):
-        of_scale = found[number * len(seeds) : (number + 1) * len(seeds)]
-        rows.append({"std": std, **{key: seed_interval([one[key] for one in of_scale]) for key in of_scale[0]}})
-    pictures.scale(study.folder / "noise_scale.png", rows)
+    found = study.map_groups(_at_scale, jobs, "scales of the noise")
+    for std, of_scale in zip(scales, found):
+        row = {"std": std, **{key: seed_interval([one[key] for one in of_scale]) for key in of_scale[0]}}
+        for key in DECODING.values():
+            row[f"{key}_gain"] = seed_interval([one[key] - certain[key] for one, certain in zip(of_scale, found[0])])
+        rows.append(row)
+    pictures.scale(study.folder / "noise_scale.png", rows, DECODING)
     return {"cells": CELLS, "frames": 1000, "trials": 40, "seeds": len(seeds), "chance": WINDOW / 1000, "rows": rows}
 
 
@@ -159,17 +167,17 @@ def _at_scale(job):
     # Most of the drive is below the threshold: without noise, a cell is silent most of the time.
     cells = LIFCells(drive, gain=0.35, bias=0.3, noise=Gaussian(std or 1e-9))
     spikes = cells.sample(trials, seed)
-    accuracies = coding.decoding_accuracy(spikes, WINDOW, POOLED, repeats=5, seed=seed)
+    accuracies = coding.decoding_accuracy(spikes, WINDOW, list(DECODING), repeats=5, seed=seed)
     return {
         "rate_hz": spikes.mean() / FRAME_S,
         "reliability": mean_over_cells(coding.reliability(spikes)),
         "fano": mean_over_cells(coding.mean_fano_factor(spikes, WINDOW)),
-        "snr": mean_over_cells(np.minimum(coding.signal_to_noise(spikes), 1e6)),
-        **{f"decoding_{count}": accuracy for count, accuracy in zip(POOLED, accuracies)},
+        "snr": mean_over_cells(coding.signal_to_noise(spikes)),
+        **dict(zip(DECODING.values(), accuracies)),
     }
 
 
-POOLED = (1, 5, 20)  # trials for decoding
+DECODING = {count: f"decoding_{count}" for count in (1, 5, 20)}  # trials that are pooled: key of the accuracy
 
 
 # C: networks fitted to cells.
@@ -184,15 +192,18 @@ class Split:
         fitted: trials of the frames before, [R, start, N].
         tested: trials of those after, [R, T - start, N].
         start: first frame of the test.
+        frame_s: seconds from one frame to the next.
     """
 
     movie: np.ndarray
     fitted: np.ndarray
     tested: np.ndarray
     start: int
+    frame_s: float
 
 
 LEAD_IN = 100  # frames before the test that a network sees, so that it does not start from rest
+TRIALS = 4  # of a model, for each that was recorded: its mean response is better known than the recorded one
 
 
 def fits(study, digits):
@@ -201,47 +212,60 @@ def fits(study, digits):
     movie, drive = population(digits, frames, study.seed)
     results = {}
     for name, cells in (("LN cells", LNCells(drive)), ("LIF cells", LIFCells(drive))):
-        recorded = cells.sample(20, study.seed + 1)
-        tested = cells.sample(50, study.seed + 2)[:, start:]
-        split = Split(movie, recorded[:, :start], tested, start)
-        results[name] = compare(study, split, steps=STEPS[study.quick], name=name)
-        oracle = [cells.sample(50, 10_000 + seed)[:, start:] for seed in study.seeds(full=5, quick=5)]
-        rate = cells.rates()[start:]
-        results[name][ORACLE] = _over_seeds([judge(spikes, tested, rate) for spikes in oracle])
+        # Seeds of recordings differ from those of fits and of the oracle's trials.
+        of_recording, of_test, *of_oracle = [seed + 500 for seed in study.seeds(full=7, quick=7)]
+        recorded = cells.sample(20, of_recording)
+        tested = cells.sample(50, of_test)[:, start:]
+        split = Split(movie, recorded[:, :start], tested, start, FRAME_S)
+        results[name] = compare(study, split, name=name)
+        oracle = [cells.sample(TRIALS * len(tested), seed)[:, start:] for seed in of_oracle]
+        results[name][ORACLE] = _over_seeds([judge(spikes, tested, FRAME_S) for spikes in oracle])
         pictures.fits(study.folder / f"fits_{name.split()[0].lower()}.png", results[name], name)
     return {"frames": start, "trials": 20, "test_frames": frames - start, "test_trials": 50, "results": results}
 
 
-def recording(study, data):
+def recording(study, data, name):
     """The same networks fitted to a recording: its last fifth of frames is for the test.
 
     Raises:
-        ValueError: for less than two trials, or more than one spike in a bin; and as `fit` does.
+        ValueError: for less than two trials, more than one spike in a bin, or cells that do not respond to the movie;
+            and as `fit` does.
     """
     if len(data.spikes) < 2:
         raise ValueError("variability needs at least 2 trials, the recording has 1")
     if data.spikes.max() > 1:
         raise ValueError(f"networks are fitted to spikes of 0 or 1, a bin has {data.spikes.max()}: use shorter bins")
     start = int(0.8 * len(data.movie))
-    split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], start)
-    results = compare(study, split, steps=STEPS[study.quick], name="recording")
-    pictures.fits(study.folder / "fits_recording.png", results, "recording")
-    return {"trials": len(data.spikes), "frames": start, "test_frames": len(data.movie) - start, "results": results}
+    if data.frame_s is None:
+        logger.warning("%s does not say how long a frame is (frame_s): %g s is taken", name, FRAME_S)
+    frame_s = data.frame_s or FRAME_S
+    split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], start, frame_s)
+    with_signal = int(has_signal(split.tested).sum())
+    if with_signal == 0:
+        raise ValueError(f"no cell of {name} responds to the movie by more than chance in the last fifth of its frames")
+    results = compare(study, split, name=name)
+    pictures.fits(study.folder / "fits_recording.png", results, name)
+    return {
+        "file": name,
+        "movie": data.movie.shape,
+        "frame_s": frame_s,
+        "trials": len(data.spikes),
+        "cells": data.spikes.shape[2],
+        "cells_with_signal": with_signal,
+        "frames": start,
+        "test_frames": len(data.movie) - start,
+        "results": results,
+    }
 
 
-def compare(study, split, steps, name):
+def compare(study, split, name):
     """{kind of network: what `judge` says of it, with intervals over seeds}."""
-    seeds = study.seeds(full=5, quick=5)
+    seeds, steps = study.seeds(full=5, quick=5), QUICK_STEPS if study.quick else STEPS
     # The fit of an LN model has nothing random in it: it is done once, and its trials are drawn for each seed.
-    jobs = [
-        (split, kind, steps, group)
-        for kind, net in KINDS.items()
-        for group in ([seeds] if net is LNModel else [[seed] for seed in seeds])
-    ]
-    found = {kind: [] for kind in KINDS}
-    for (_, kind, _, _), judged in zip(jobs, study.map(_fitted, jobs, f"fitting to {name}")):
-        found[kind] += judged
-    return {kind: _over_seeds(judged) for kind, judged in found.items()}
+    fits_of = {kind: [seeds] if net is LNModel else [[seed] for seed in seeds] for kind, net in KINDS.items()}
+    jobs = [[(split, kind, steps, group) for group in groups] for kind, groups in fits_of.items()]
+    found = study.map_groups(_fitted, jobs, f"fitting to {name}")
+    return {kind: _over_seeds(sum(judged, [])) for kind, judged in zip(KINDS, found)}
 
 
 def _fitted(job):
@@ -249,19 +273,20 @@ def _fitted(job):
     split, kind, steps, seeds = job
     net = fit(Fit(kind, split.movie[: split.start], split.fitted, steps, seeds[0]))
     before = min(LEAD_IN, split.start)
-    judged = []
-    for seed in seeds:
-        spikes = simulate(net, split.movie[split.start - before :], 4 * len(split.tested), seed)[:, before:]
-        judged.append(judge(spikes, split.tested, spikes.mean(0)))
-    return judged
+    seen = split.movie[split.start - before :]
+    trials = TRIALS * len(split.tested)
+    return [judge(simulate(net, seen, trials, seed)[:, before:], split.tested, split.frame_s) for seed in seeds]
 
 
 def _over_seeds(found):
     return {key: seed_interval([one[key] for one in found]) for key in found[0]}
 
 
-def experiments(digits, data=None):
-    """{name: function of a `Study`} with these digits; of recorded data, that of the fits alone."""
-    if data is not None:
-        return {"recording": functools.partial(recording, data=data)}
+def experiments(digits):
+    """{name: function of a `Study`} with these digits."""
     return {function.__name__: functools.partial(function, digits=digits) for function in (truth, scale, fits)}
+
+
+def experiments_on(data, name):
+    """The same of a recording with this name."""
+    return {"recording": functools.partial(recording, data=data, name=name)}

@@ -12,9 +12,8 @@ from torch import nn
 from models import LIF, Gaussian, NoisyLIF, noise_generator
 from models.layers import over_time
 
-from .movie import stacked
+from .movie import DEPTH, stacked
 
-DEPTH = 8  # frames that a network sees at once, the present one last
 SEGMENT, WARM_UP = 100, 10  # frames of a training sample; the first of them, from rest, are not judged
 BATCH, RATE = 16, 1e-2  # samples of a step, and the highest learning rate
 NOISE = Gaussian(0.3)  # at first; where there is none, the same density is the surrogate gradient
@@ -33,7 +32,7 @@ class EncodingNetwork(nn.Module):
         output: whether those that stand for the cells are.
 
     Shape:
-        frames [T, B, DEPTH, H, W] -> current of the cells [T, B, N]; `spikes` has what they do with it.
+        frames [T, B, DEPTH, H, W] -> current of the cells [T, B, N]; `output` has what they do with it.
     """
 
     def __init__(self, in_shape, cells, hidden=True, output=True):
@@ -51,12 +50,10 @@ class EncodingNetwork(nn.Module):
         return LIF(NOISE)
 
     def forward(self, frames):
-        hidden = self.hidden(over_time(self.conv, frames))
-        return over_time(self.readout, hidden.flatten(2))
+        return self._after_convolution(over_time(self.conv, frames))
 
-    def spikes(self, frames):
-        """Of the cells, running freely: 0 or 1 [T, B, N]."""
-        return self.output(self(frames))
+    def _after_convolution(self, current):
+        return over_time(self.readout, self.hidden(current).flatten(2))
 
     def loss(self, frames, recorded):
         """Negative log-likelihood of recorded spikes (nats per bin), or where spikes are certain `trace_loss`."""
@@ -70,10 +67,11 @@ class EncodingNetwork(nn.Module):
     def predict(self, frames, trials):
         """Spikes of free-running trials: uint8 [R, T, N]; one trial stands for all where none has noise."""
         is_certain = not any(isinstance(module, NoisyLIF) for module in self.modules())
+        current = over_time(self.conv, frames[:, None])  # [T, 1, channels, h, w]: before any noise, once for all trials
         parts = []
         for done in range(0, 1 if is_certain else trials, FREE_TRIALS):
             count = 1 if is_certain else min(FREE_TRIALS, trials - done)
-            spikes = self.spikes(frames[:, None].expand(-1, count, -1, -1, -1))
+            spikes = self.output(self._after_convolution(current.expand(-1, count, -1, -1, -1).contiguous()))
             parts.append(spikes.transpose(0, 1).to(torch.uint8).numpy())
         spikes = np.concatenate(parts)
         return spikes.repeat(trials, 0) if is_certain else spikes

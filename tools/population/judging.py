@@ -6,39 +6,45 @@ import numpy as np
 
 from .. import coding
 
-WINDOW = 10  # bins: 100 ms, of spike counts
-SMOOTHING = 2.0  # bins, where rates are compared on a coarser time scale
-TAU, COST = 5.0, 0.2  # of van Rossum's distance in bins, of Victor and Purpura's per bin
+WINDOW_S = 0.1  # of spike counts
+SMOOTHING_S = 0.02  # where rates are compared on a coarser time scale: standard deviation
+TAU_S, COST_PER_S = 0.05, 20.0  # of van Rossum's distance, and of Victor and Purpura's
+PAIRS = 10  # trials of either kind that Victor and Purpura's distance takes, which is slow
 
 
-def judge(spikes, recorded, rate):
+def judge(spikes, recorded, frame_s):
     """How like recorded trials the trials of a model are, in their mean and in their variability.
 
     Args:
-        spikes: of the model, [S, T, N]; as many of its trials as were recorded are compared.
+        spikes: of the model, [S, T, N]; all say what its mean response is, and as many as were recorded are compared.
         recorded: [R, T, N].
-        rate: the model's mean response [T, N].
+        frame_s: seconds of a bin.
 
     Returns:
-        Means over cells: "cc_norm" and "cc_norm_smoothed" of the rate; "fano", "noise_power", "reliability" of the
-        model beside "..._recorded"; mismatches "fano_mismatch" (mean absolute difference over cells), and relative to
-        what was recorded "noise_power_mismatch", "distance_mismatch" (van Rossum, between two trials of the model
-        against two recorded ones) and "victor_purpura_mismatch"; "distance_excess": between a trial of the model and
-        a recorded one, relative to two recorded ones.
+        Means over cells: "cc_norm" and "cc_norm_smoothed" of the mean response, over the cells that have a signal;
+        "fano", "noise_power", "reliability" of the model beside "..._recorded"; mismatches "fano_mismatch" (mean
+        absolute difference over cells), and relative to what was recorded "noise_power_mismatch", "distance_mismatch"
+        (van Rossum, between two trials of the model against two recorded ones) and "victor_purpura_mismatch";
+        "distance_excess": between a trial of the model and a recorded one, relative to two recorded ones.
     """
     count = len(recorded)
+    smooth = functools.partial(coding.smoothed, smoothing_bins=SMOOTHING_S / frame_s)
+    chosen = has_signal(recorded)
+    cc_norm = coding.cc_norm(spikes, recorded)[chosen]
+    cc_norm_smoothed = coding.cc_norm(smooth(spikes), smooth(recorded))[chosen]
     spikes = spikes[:count]
-    smooth = functools.partial(coding.smoothed, smoothing_bins=SMOOTHING)
-    fano, fano_recorded = (coding.mean_fano_factor(one, WINDOW) for one in (spikes, recorded))
+    window = bins_of_window(frame_s)
+    fano, fano_recorded = (coding.mean_fano_factor(one, window) for one in (spikes, recorded))
     fano = np.nan_to_num(fano)  # a model cell that never fires varies as little as one that always does the same
     noise, noise_recorded = (coding.noise_power(one) for one in (spikes, recorded))
-    victor = functools.partial(coding.victor_purpura_distance, cost_per_bin=COST)
-    within, within_recorded = _between_halves(_van_rossum, spikes), _between_halves(_van_rossum, recorded)
-    edits, edits_recorded = _between_halves(victor, spikes[:10]), _between_halves(victor, recorded[:10])
-    across = _van_rossum(spikes[: count // 2], recorded[count // 2 :]).mean((0, 1))
+    van_rossum = functools.partial(_van_rossum, tau_bins=TAU_S / frame_s)
+    victor = functools.partial(coding.victor_purpura_distance, cost_per_bin=COST_PER_S * frame_s)
+    within, within_recorded = _between_halves(van_rossum, spikes), _between_halves(van_rossum, recorded)
+    edits, edits_recorded = _between_halves(victor, spikes[:PAIRS]), _between_halves(victor, recorded[:PAIRS])
+    across = van_rossum(spikes[: count // 2], recorded[count // 2 :]).mean((0, 1))
     return {
-        "cc_norm": mean_over_cells(coding.cc_norm(rate, recorded)),
-        "cc_norm_smoothed": mean_over_cells(coding.cc_norm(smooth(rate), smooth(recorded))),
+        "cc_norm": mean_over_cells(cc_norm),
+        "cc_norm_smoothed": mean_over_cells(cc_norm_smoothed),
         "fano": mean_over_cells(fano),
         "fano_recorded": mean_over_cells(fano_recorded),
         "fano_mismatch": mean_over_cells(np.abs(fano - fano_recorded)),
@@ -53,6 +59,16 @@ def judge(spikes, recorded, rate):
     }
 
 
+def has_signal(recorded):
+    """Which cells [N] respond to the stimulus by more than chance: CC_norm of others would be chance over chance."""
+    return coding.signal_power(recorded) > coding.signal_power_error(recorded)
+
+
+def bins_of_window(frame_s):
+    """Length of a window of spike counts, at least one bin."""
+    return max(1, round(WINDOW_S / frame_s))
+
+
 def _relative(found, recorded):
     """By what share something is larger than what was recorded; NaN where that is 0, as for a silent cell."""
     return np.divide(found, recorded, out=np.full(found.shape, np.nan), where=recorded > 0) - 1
@@ -64,8 +80,8 @@ def _between_halves(distance, trials):
     return distance(trials[:half], trials[half:]).mean((0, 1))
 
 
-def _van_rossum(first, second):
-    return np.sqrt(coding.van_rossum_distance(first, second, TAU))
+def _van_rossum(first, second, tau_bins):
+    return np.sqrt(coding.van_rossum_distance(first, second, tau_bins))
 
 
 def mean_over_cells(values):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from ..events import motions
 
 FRAME_S = motions.STEP_US / 1e6  # seconds from one frame to the next
+DEPTH = 8  # frames that receptive fields and networks see at once, the present one last
 _POOLING = 3  # pixels of the rendered scene that make one of the movie
 
 

@@ -23,16 +23,22 @@ def truth(path, rows):
     figure.savefig(path, dpi=DPI)
 
 
-def scale(path, rows):
-    """Reliability, Fano factor and decoding against the scale of the noise; no noise is the leftmost point."""
+def scale(path, rows, decoding):
+    """Reliability, Fano factor and decoding against the scale of the noise; no noise is the leftmost point.
+
+    Args:
+        path: the PNG file to write.
+        rows: one for each scale: {"std", quantity: interval}.
+        decoding: {number of trials pooled: key of the accuracy}.
+    """
     scales = np.array([row["std"] for row in rows])
     shown = np.where(scales > 0, scales, scales[scales > 0].min() / 2.5)
     figure = Figure(figsize=(11.0, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
     _line(panels[0], shown, rows, "reliability")
     _line(panels[1], shown, rows, "fano")
-    for number, key in enumerate(key for key in rows[0] if key.startswith("decoding_")):
-        _line(panels[2], shown, rows, key, key.removeprefix("decoding_"), f"C{number}")
+    for number, (pooled, key) in enumerate(decoding.items()):
+        _line(panels[2], shown, rows, key, str(pooled), f"C{number}")
     panels[2].legend(title="trials pooled", fontsize=8, title_fontsize=8)
     labels = ("reliability (correlation of two trials)", "Fano factor (100 ms)", "decoding accuracy")
     for axes, label in zip(panels, labels):
