@@ -22,6 +22,7 @@ from tools.population.recordings import Recording, read_recording
 from tools.study import Study, rounded
 
 pynwb = pytest.importorskip("pynwb")
+h5py = pytest.importorskip("h5py")
 
 
 def noise_movie(frames, size=8, seed=0):
@@ -80,7 +81,7 @@ def test_a_recording_in_arrays(tmp_path, save):
     assert found.movie == pytest.approx((movie - movie.mean()) / movie.std(), abs=1e-5)
 
 
-def write_nwb(path, movie, spikes, frame_s=0.02, names=("film",), colours=False, timestamps=None):
+def write_nwb(path, movie, spikes, frame_s=0.02, names=("film",), colours=False, timestamps=None, timed=True):
     """A session as a lab would write it: presentations with pauses, spike times of sorted units in seconds."""
     random = np.random.default_rng(1)
     nwb = pynwb.NWBFile("test", "test", datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
@@ -93,12 +94,14 @@ def write_nwb(path, movie, spikes, frame_s=0.02, names=("film",), colours=False,
     for start in starts:
         nwb.add_trial(start_time=start, stop_time=start + len(movie) * frame_s, stimulus=names[0])
     nwb.add_trial(start_time=starts[-1] + 100, stop_time=starts[-1] + 100.1, stimulus=names[0])  # broken off
+    if not timed:
+        nwb.add_unit_column("quality", "of sorting")
     for cell in range(spikes.shape[2]):
         times = [0.1]  # before the first trial
         for start, trial in zip(starts, spikes[:, :, cell]):
             for frame, count in enumerate(trial):
                 times.extend(start + frame_s * (frame + random.uniform(0.01, 0.99, count)))
-        nwb.add_unit(spike_times=np.sort(times))
+        nwb.add_unit(**({"spike_times": np.sort(times)} if timed else {"quality": 1.0}))
     with pynwb.NWBHDF5IO(str(path), "w") as io:
         io.write(nwb)
 
@@ -133,6 +136,12 @@ def broken(tmp_path, name):
         nwb.add_stimulus(pynwb.image.ImageSeries(name="film", data=movie, unit="n.a.", rate=50.0, starting_time=0.0))
         with pynwb.NWBHDF5IO(str(path), "w") as io:
             io.write(nwb)
+    elif name == "nwb of units without spikes":
+        write_nwb(path, movie, spikes, timed=False)
+    elif name == "nwb of no rate":
+        write_nwb(path, movie, spikes)
+        with h5py.File(path, "a") as file:
+            file["stimulus/presentation/film/starting_time"].attrs["rate"] = 0.0
     elif name == "nwb of two movies":
         write_nwb(path, movie, spikes, names=("one", "two"))
     elif name == "nwb of text":
@@ -168,7 +177,9 @@ def broken(tmp_path, name):
         ("frame_s", "frame_s must be positive"),
         ("texts", "are numbers"),
         ("text", "no readable .npz"),
-        ("nwb without trials", "expected units and trials"),
+        ("nwb without trials", "expected trials, and units that have spike_times"),
+        ("nwb of units without spikes", "expected trials, and units that have spike_times"),
+        ("nwb of no rate", "rate of its movie must be positive, got 0.0"),
         ("nwb of two movies", "expected one movie among the stimuli, got one, two"),
         ("nwb of text", "no recording that can be read"),
     ],

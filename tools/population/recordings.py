@@ -117,8 +117,10 @@ def _from_nwb(content, stimulus):
     if name not in series:
         raise ValueError(f"no movie {name!r} among the stimuli, but {', '.join(sorted(series)) or 'none'}")
     one = series[name]
-    if content.units is None or content.trials is None:
-        raise ValueError("expected units and trials")
+    if content.units is None or content.trials is None or "spike_times" not in content.units.colnames:
+        raise ValueError("expected trials, and units that have spike_times")
+    if one.rate is not None and not 0 < one.rate < math.inf:
+        raise ValueError(f"the rate of its movie must be positive, got {one.rate}")
     size = math.prod(one.data.shape) * np.dtype(float).itemsize
     if size > MOST_BYTES:
         raise ValueError(f"its movie has {size} bytes, more than {MOST_BYTES}")
