@@ -141,11 +141,10 @@ def signal_power_error(responses, blocks=10):
         blocks: number of stretches, one of which is left out at a time; T is at least twice that.
 
     Returns:
-        [N]; a cell whose signal power is not above its error has no signal to speak of.
+        [N]; a cell whose signal power is not well above its error has no signal to speak of.
 
     Note:
-        Kuensch, "The jackknife and the bootstrap for general stationary observations", Annals of Statistics 17, 1989;
-        Schoppe et al. 2016 leave out cells of little signal power for the same reason.
+        Kuensch, "The jackknife and the bootstrap for general stationary observations", Annals of Statistics 17, 1989.
     """
     responses = _trials(responses, 2, bins=2 * blocks)
     stretches = np.array_split(np.arange(responses.shape[1]), blocks)
@@ -159,7 +158,7 @@ def total_power(responses):
 
 
 def noise_power(responses):
-    """Power of what differs between trials, exactly 0 if nothing does: `total_power` less `signal_power`.
+    """Power of what differs between trials, exactly 0 for spikes that do not: `total_power` less `signal_power`.
 
     Shape:
         [R, T, N], R at least 2 -> [N].
@@ -190,7 +189,8 @@ def cc_norm(prediction, responses):
 
     Returns:
         [N], about 1 for the true rate (above by chance); 0 for a prediction that is constant, or trials without signal
-        power; NaN for a cell without signal power.
+        power; NaN for a cell without signal power. Where either has hardly any, the quotient is of any size: see
+        `signal_power_error`.
 
     Note:
         Schoppe et al., "Measuring the performance of neural models", Frontiers in Computational Neuroscience 10, 2016,

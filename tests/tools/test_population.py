@@ -264,6 +264,10 @@ def test_the_oracle_has_no_mismatch_and_a_certain_model_has_no_variability(small
     found = judge(certain, split.tested, FRAME_S)
     assert found["fano"] == found["noise_power"] == 0
     assert found["noise_power_mismatch"] == found["distance_mismatch"] == found["victor_purpura_mismatch"] == 1
+    assert found["signal_power"] == pytest.approx(certain[0].var(0, ddof=1).mean())
+    assert oracle["signal_power_mismatch"] < 0.1 and oracle["signal_power"] == pytest.approx(
+        oracle["signal_power_recorded"], rel=0.1
+    )
     assert found["fano_mismatch"] == pytest.approx(found["fano_recorded"])
 
 
@@ -300,6 +304,9 @@ def test_silent_cells_are_left_out_where_they_have_no_value(small):
     one = judge(cells.sample(120, 77)[:, 1000:], silent, FRAME_S)
     assert all(np.isfinite(value) for value in one.values())
     assert one["distance_mismatch"] < 0.05
+    assert one["fano"] == pytest.approx(one["fano_recorded"], rel=0.1)  # means over the same cells
+    weak = judge(dataclasses.replace(cells, gain=cells.gain / 2).sample(120, 77)[:, 1000:], split.tested, FRAME_S)
+    assert weak["signal_power"] < 0.5 * weak["signal_power_recorded"] and weak["signal_power_mismatch"] > 0.5
     none = judge(np.zeros_like(silent), np.zeros_like(silent), FRAME_S)
     assert np.isnan(none["cc_norm"]) and np.isnan(none["distance_mismatch"]) and none["noise_power"] == 0
 
@@ -310,7 +317,9 @@ def test_a_cell_that_does_not_respond_to_the_movie_does_not_count_in_cc_norm(sma
     random = (np.random.default_rng(0).random((*split.tested.shape[:2], 6)) < 0.1).astype(np.uint8)
     recorded = np.concatenate([split.tested, random], axis=2)
     chosen = has_signal(recorded)
-    assert chosen[:2].all() and chosen[2:].sum() <= 2
+    assert chosen[:2].all() and chosen[2:].sum() <= 1
+    flat = np.random.default_rng(1).random((120, 200, 2)) < 0.1  # a model that does not follow the movie
+    assert abs(judge(flat, split.tested, FRAME_S)["cc_norm"]) < 0.5
     of_all = judge(
         np.concatenate([model, random.repeat(4, 0)], axis=2)[..., [0, 1, *np.flatnonzero(~chosen)]],
         recorded[..., [0, 1, *np.flatnonzero(~chosen)]],
@@ -363,6 +372,9 @@ def test_a_recording_of_one_trial_or_of_many_spikes_in_a_bin_is_refused_before_a
     spikes[:, -1] = 3
     with pytest.raises(ValueError, match="a bin has 3: use shorter bins"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes), "many")
+    spikes[:] = 0
+    with pytest.raises(ValueError, match=f"few has {len(movie)} frames, of which 80 % are to be at least 100"):
+        experiments.recording(Study(tmp_path), Recording(movie, spikes), "few")
 
 
 def test_recordings_are_checked():
@@ -443,7 +455,7 @@ def test_the_scale_of_the_noise_has_gains_over_the_same_population_without(digit
 @pytest.mark.parametrize("frame_s", [None, 0.01])
 def test_a_recording_without_response_or_time_is_told(tmp_path, caplog, frame_s):
     movie, spikes = noise_movie(400), (np.random.default_rng(1).random((10, 400, 2)) < 0.2).astype(np.uint8)
-    with pytest.raises(ValueError, match="no cell of it responds to the movie"):
+    with pytest.raises(ValueError, match="no cell of it responds to the last fifth"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes, frame_s), "it")
     assert ("how long a frame is" in caplog.text) == (frame_s is None)
 

@@ -172,14 +172,18 @@ def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes)
     found = experiments.generalisation(Study(tmp_path, quick=True), stripes.load())
     assert {row["law"] for row in found["rows"]} == {"Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy"}
     assert len(found["rows"]) == 3 * 4 * 6 and all(row["gap"]["seeds"] == 3 for row in found["rows"])
-    gains = [row["test_accuracy_gain"]["mean"] for row in found["rows"] if row["noisy"]]
-    assert gains == pytest.approx([0.1] * len(gains))
+    for row in found["rows"]:
+        for number, key in enumerate(
+            experiments.GAINS, 1
+        ):  # of pairs of the same seed, so that the interval is a point
+            gain = row[f"{key}_gain"] if row["noisy"] else dict.fromkeys(("low", "mean", "high"), 0.1 * number)
+            assert [gain[part] for part in ("low", "mean", "high")] == pytest.approx([0.1 * number] * 3)
     assert (tmp_path / "generalisation.png").stat().st_size > 10_000 < (tmp_path / "few_images.png").stat().st_size
 
 
 def _measured(job):
-    keys = ("gap", "sharpness", "hessian_trace", "test_accuracy")
-    return dict.fromkeys(keys, 0.5 + job.std + 0.01 * job.seed + 0.1 * job.noisy)
+    value = 0.5 + job.std + 0.01 * job.seed**2
+    return {key: value + 0.1 * number * job.noisy for number, key in enumerate(experiments.GAINS, 1)}
 
 
 def test_all_images_but_those_of_the_test_can_be_trained_on(stripes):

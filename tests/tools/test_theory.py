@@ -131,6 +131,7 @@ def test_measured_probabilities_are_judged(tmp_path):
     assert max(row["largest_probability_error"] for row in rows) < 0.01
     assert all(1 < row["largest_slope_z"] < 4.5 and row["largest_slope_error"] > 0 for row in rows)
     assert all(10 <= row["tested"] <= 41 for row in rows)
+    assert 0.8 < np.mean([row["slope_z_square"] for row in rows]) < 1.25
     for law in found["laws"].values():
         assert max(law[place]["largest_gradient_error"] for place in ("escape", "both")) < 0.01
         assert law["membrane"]["largest_gradient_error"] > 0.05

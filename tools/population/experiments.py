@@ -12,7 +12,7 @@ from .. import coding
 from ..intervals import seed_interval
 from . import pictures
 from .cells import LIFCells, LNCells, filtered, receptive_fields
-from .fitting import KINDS, Fit, LNModel, fit, simulate
+from .fitting import KINDS, SEGMENT, Fit, LNModel, fit, simulate
 from .judging import TAU_S, bins_of_window, has_signal, judge, mean_over_cells
 from .movie import FRAME_S, digit_movie
 
@@ -172,7 +172,6 @@ def _at_scale(job):
         "rate_hz": spikes.mean() / FRAME_S,
         "reliability": mean_over_cells(coding.reliability(spikes)),
         "fano": mean_over_cells(coding.mean_fano_factor(spikes, WINDOW)),
-        "snr": mean_over_cells(coding.signal_to_noise(spikes)),
         **dict(zip(DECODING.values(), accuracies)),
     }
 
@@ -228,21 +227,23 @@ def recording(study, data, name):
     """The same networks fitted to a recording: its last fifth of frames is for the test.
 
     Raises:
-        ValueError: for less than two trials, more than one spike in a bin, or cells that do not respond to the movie;
-            and as `fit` does.
+        ValueError: for less than two trials, too few frames, more than one spike in a bin, or cells that do not
+            respond to the movie; and as `fit` does.
     """
     if len(data.spikes) < 2:
         raise ValueError("variability needs at least 2 trials, the recording has 1")
     if data.spikes.max() > 1:
         raise ValueError(f"networks are fitted to spikes of 0 or 1, a bin has {data.spikes.max()}: use shorter bins")
     start = int(0.8 * len(data.movie))
+    if start < SEGMENT:
+        raise ValueError(f"{name} has {len(data.movie)} frames, of which 80 % are to be at least {SEGMENT}")
     if data.frame_s is None:
         logger.warning("%s does not say how long a frame is (frame_s): %g s is taken", name, FRAME_S)
     frame_s = data.frame_s or FRAME_S
     split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], start, frame_s)
     with_signal = int(has_signal(split.tested).sum())
     if with_signal == 0:
-        raise ValueError(f"no cell of {name} responds to the movie by more than chance in the last fifth of its frames")
+        raise ValueError(f"no cell of {name} responds to the last fifth of its movie by more than two standard errors")
     results = compare(study, split, name=name)
     pictures.fits(study.folder / "fits_recording.png", results, name)
     return {

@@ -21,21 +21,24 @@ def judge(spikes, recorded, frame_s):
         frame_s: seconds of a bin.
 
     Returns:
-        Means over cells: "cc_norm" and "cc_norm_smoothed" of the mean response, over the cells that have a signal;
-        "fano", "noise_power", "reliability" of the model beside "..._recorded"; mismatches "fano_mismatch" (mean
-        absolute difference over cells), and relative to what was recorded "noise_power_mismatch", "distance_mismatch"
-        (van Rossum, between two trials of the model against two recorded ones) and "victor_purpura_mismatch";
-        "distance_excess": between a trial of the model and a recorded one, relative to two recorded ones.
+        Means over cells: "cc_norm" and "cc_norm_smoothed" of the mean response, over the cells that have a signal, 0
+        where the model has none; "fano", "signal_power", "noise_power", "reliability" of the model beside
+        "..._recorded"; mismatches "fano_mismatch" (mean absolute difference over cells), and relative to what was
+        recorded "signal_power_mismatch", "noise_power_mismatch", "distance_mismatch" (van Rossum, between two trials
+        of the model against two recorded ones) and "victor_purpura_mismatch"; "distance_excess": between a trial of
+        the model and a recorded one, relative to two recorded ones.
     """
     count = len(recorded)
+    signal, signal_recorded = coding.signal_power(spikes), coding.signal_power(recorded)
     smooth = functools.partial(coding.smoothed, smoothing_bins=SMOOTHING_S / frame_s)
-    chosen = has_signal(recorded)
-    cc_norm = coding.cc_norm(spikes, recorded)[chosen]
-    cc_norm_smoothed = coding.cc_norm(smooth(spikes), smooth(recorded))[chosen]
+    chosen, modelled = has_signal(recorded), has_signal(spikes)
+    cc_norm = np.where(modelled, coding.cc_norm(spikes, recorded), 0.0)[chosen]
+    cc_norm_smoothed = np.where(modelled, coding.cc_norm(smooth(spikes), smooth(recorded)), 0.0)[chosen]
     spikes = spikes[:count]
     window = bins_of_window(frame_s)
     fano, fano_recorded = (coding.mean_fano_factor(one, window) for one in (spikes, recorded))
-    fano = np.nan_to_num(fano)  # a model cell that never fires varies as little as one that always does the same
+    # A model cell that never fires varies as little as one that always does the same; a recorded one has no value.
+    fano = np.where(np.isnan(fano_recorded), np.nan, np.nan_to_num(fano))
     noise, noise_recorded = (coding.noise_power(one) for one in (spikes, recorded))
     van_rossum = functools.partial(_van_rossum, tau_bins=TAU_S / frame_s)
     victor = functools.partial(coding.victor_purpura_distance, cost_per_bin=COST_PER_S * frame_s)
@@ -48,6 +51,9 @@ def judge(spikes, recorded, frame_s):
         "fano": mean_over_cells(fano),
         "fano_recorded": mean_over_cells(fano_recorded),
         "fano_mismatch": mean_over_cells(np.abs(fano - fano_recorded)),
+        "signal_power": mean_over_cells(signal),
+        "signal_power_recorded": mean_over_cells(signal_recorded),
+        "signal_power_mismatch": mean_over_cells(np.abs(_relative(signal, signal_recorded))[chosen]),
         "noise_power": mean_over_cells(noise),
         "noise_power_recorded": mean_over_cells(noise_recorded),
         "noise_power_mismatch": mean_over_cells(np.abs(_relative(noise, noise_recorded))),
@@ -59,9 +65,12 @@ def judge(spikes, recorded, frame_s):
     }
 
 
-def has_signal(recorded):
-    """Which cells [N] respond to the stimulus by more than chance: CC_norm of others would be chance over chance."""
-    return coding.signal_power(recorded) > coding.signal_power_error(recorded)
+def has_signal(spikes):
+    """Which cells [N] respond to the stimulus: those with a signal power of more than twice its standard error.
+
+    CC_norm of others would be chance over chance.
+    """
+    return coding.signal_power(spikes) > 2 * coding.signal_power_error(spikes)
 
 
 def bins_of_window(frame_s):

@@ -70,8 +70,8 @@ def fits(path, results, name):
     """
     quantities = (
         ("cc_norm", "CC_norm", None),
-        ("cc_norm_smoothed", "CC_norm, 20 ms", None),
         ("fano", "Fano factor", "fano_recorded"),
+        ("signal_power", "signal power", "signal_power_recorded"),
         ("noise_power", "noise power", "noise_power_recorded"),
         ("reliability", "reliability", "reliability_recorded"),
         ("distance_mismatch", "mismatch of distances", None),

@@ -27,6 +27,7 @@ WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
 DRAWS = 8  # of the noise, when a network is measured
 MEASURED = 500  # training images at most, on which sharpness is measured
 PERTURBATION = 0.3  # of weights, relative
+GAINS = ("test_accuracy", "train_loss", "test_loss", "gap", "sharpness", "hessian_trace")  # compared in pairs
 NORMALISATION = ((0.1307,), (0.3081,))  # of mnist5k
 
 
@@ -75,7 +76,7 @@ def generalisation(study, data):
         row |= {key: seed_interval([one[key] for one in of_case]) for key in of_case[0]}
         if noisy:  # the same seed: the same images, weights at first, and order
             pairs = list(zip(of_case, found[size, std, Gaussian, False]))
-            for key in ("test_accuracy", "gap", "sharpness", "hessian_trace"):
+            for key in GAINS:
                 row[f"{key}_gain"] = seed_interval([one[key] - other[key] for one, other in pairs])
         rows.append(row)
     pictures.generalisation(study.folder / "generalisation.png", rows)
@@ -96,8 +97,9 @@ def measure(run):
         {"train_loss", "test_loss" (nats), "gap" of them, "train_accuracy", "test_accuracy" of single draws,
          "ensemble_accuracy" of the mean prediction of DRAWS draws,
          "sharpness": rise of the training loss under perturbed weights,
-         "mean_field_loss": training loss of the network whose spikes are replaced by their probabilities, and the
-         "hessian_trace" of that; NaN for the uniform law, whose density jumps, so that there is no Hessian}
+         "mean_field_loss": on the same images, of the network whose spikes are replaced by their probabilities, beside
+         the "trained_loss" of that which was trained, and the "hessian_trace" of the mean field; NaN for the uniform
+         law, whose density jumps, so that there is no Hessian}
     """
     images, labels = _some(run)
     net = _network(run)
@@ -122,6 +124,7 @@ def measure(run):
         "ensemble_accuracy": tested["ensemble_accuracy"],
         "gap": tested["loss"] - fitted["loss"],
         "sharpness": rise,
+        "trained_loss": before,
         "mean_field_loss": of_probabilities,
         "hessian_trace": trace,
     }

@@ -82,11 +82,13 @@ def _judge(measured, expected, draws):
     chi_squared = ((error["probability"][tested] / deviation[tested]) ** 2).sum()
     of_slope = np.sqrt(deviation[1:] ** 2 + deviation[:-1] ** 2) / np.diff(POTENTIALS)
     both_tested = tested[1:] & tested[:-1]
+    z = error["slope"][both_tested] / of_slope[both_tested]
     return {
         "tested": tested.sum(),
         "p": stats.chi2.sf(chi_squared, tested.sum()),
         **{f"largest_{key}_error": np.abs(values).max() for key, values in error.items()},
-        "largest_slope_z": np.abs(error["slope"][both_tested] / of_slope[both_tested]).max(),
+        "largest_slope_z": np.abs(z).max(),
+        "slope_z_square": (z**2).mean(),  # 1 but for chance
     }
 
 
