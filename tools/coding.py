@@ -133,23 +133,27 @@ def signal_power(responses):
     return responses.mean(0).var(0, ddof=1) - noise_power(responses) / len(responses)
 
 
-def signal_power_error(responses, blocks=10):
-    """Standard error of `signal_power`, by the jackknife over stretches of time.
+def signal_power_error(responses, shifts=20, seed=0):
+    """What `signal_power` is by chance: its root mean square where trials are shifted against each other in time.
+
+    A shift, circular and random for each trial, leaves every trial as it is, but nothing that is the same in all.
 
     Args:
         responses: [R, T, N], R at least 2.
-        blocks: number of stretches, one of which is left out at a time; T is at least twice that.
+        shifts: number of times that all trials are shifted.
+        seed: of the shifts.
 
     Returns:
-        [N]; a cell whose signal power is not well above its error has no signal to speak of.
-
-    Note:
-        Kuensch, "The jackknife and the bootstrap for general stationary observations", Annals of Statistics 17, 1989.
+        [N]; a cell whose signal power is not well above it has no signal to speak of.
     """
-    responses = _trials(responses, 2, bins=2 * blocks)
-    stretches = np.array_split(np.arange(responses.shape[1]), blocks)
-    left = np.stack([signal_power(np.delete(responses, stretch, axis=1)) for stretch in stretches])
-    return np.sqrt((blocks - 1) * left.var(0))
+    responses = _trials(responses, 2, bins=2)
+    trials, bins, _ = responses.shape
+    random = np.random.default_rng(seed)
+    squared = 0.0
+    for _ in range(shifts):
+        moved = (np.arange(bins) + random.integers(bins, size=(trials, 1))) % bins  # [R, T]
+        squared = squared + signal_power(np.take_along_axis(responses, moved[..., None], axis=1)) ** 2
+    return np.sqrt(squared / shifts)
 
 
 def total_power(responses):

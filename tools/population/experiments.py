@@ -243,7 +243,7 @@ def recording(study, data, name):
     split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], start, frame_s)
     with_signal = int(has_signal(split.tested).sum())
     if with_signal == 0:
-        raise ValueError(f"no cell of {name} responds to the last fifth of its movie by more than two standard errors")
+        raise ValueError(f"no cell of {name} responds to the last fifth of its movie by more than chance")
     results = compare(study, split, name=name)
     pictures.fits(study.folder / "fits_recording.png", results, name)
     return {

@@ -66,7 +66,7 @@ def judge(spikes, recorded, frame_s):
 
 
 def has_signal(spikes):
-    """Which cells [N] respond to the stimulus: those with a signal power of more than twice its standard error.
+    """Which cells [N] respond to the stimulus: those with a signal power of more than twice what chance makes.
 
     CC_norm of others would be chance over chance.
     """
