@@ -75,7 +75,7 @@ def fano_factor(spikes, window):
     Note:
         Fano, Physical Review 72, 1947; for neurons: Teich, IEEE Transactions on Biomedical Engineering 36, 1989.
     """
-    in_windows = counts(_counts(spikes, 2), window)
+    in_windows = _in_windows(_counts(spikes, 2), window)
     return _ratio(in_windows.var(0, ddof=1), in_windows.mean(0))
 
 
@@ -84,7 +84,7 @@ def mean_fano_factor(spikes, window):
 
     The mean of the factors of windows would give the same weight to a window of one spike as to one of many.
     """
-    in_windows = counts(_counts(spikes, 2), window)
+    in_windows = _in_windows(_counts(spikes, 2), window)
     return _ratio(in_windows.var(0, ddof=1).mean(0), in_windows.mean((0, 1)))
 
 
@@ -209,7 +209,7 @@ def cc_norm(prediction, responses):
         )
     variance = signal_power(prediction) if prediction.ndim == 3 else prediction.var(0, ddof=1)
     mean = prediction.mean(0) if prediction.ndim == 3 else prediction
-    varies = (variance > 0) & _is_more_than_rounding(variance, (mean**2).mean(0))
+    varies = _is_more_than_rounding(variance, (mean**2).mean(0))
     found = _ratio(_covariance(mean, responses.mean(0)), np.sqrt((variance * signal).clip(0)))
     return np.where(signal > 0, np.where(varies, found, 0.0), np.nan)
 
