@@ -3,8 +3,8 @@
     python docs/quote.py        # after new results were copied to docs/results/
 
 A page marks a number by an invisible comment, as `0.09<!-- theory exactness/median_bias/loss=linear,steps=4/bias -->`:
-the name of a study, a path in docs/results/<study>.json, where a row of a list is named by its values, and where the
-page has another unit, a factor as x100. A number keeps its digits.
+the name of a file of docs/results, a path in it, where a row of a list is named by its values, and where the page has
+another unit, a factor as x100. A number keeps its digits. Files are of `--quick`, "<study>_full" of runs without it.
 """
 
 import json
@@ -42,7 +42,7 @@ def quoted(text, results):
 
     Args:
         text: of the page.
-        results: dictionary of the experiments of each study.
+        results: dictionary of the experiments of each file.
     """
 
     def number(match):
@@ -56,7 +56,7 @@ def quoted(text, results):
 
 
 def results_of(folder):
-    """The experiments of each study, from the JSON files of a folder."""
+    """{name: experiments} of the JSON files of a folder."""
     return {path.stem: json.loads(path.read_text())["experiments"] for path in folder.glob("*.json")}
 
 

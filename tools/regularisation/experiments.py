@@ -80,7 +80,7 @@ def generalisation(study, data):
                 row[f"{key}_gain"] = seed_interval([one[key] - other[key] for one, other in pairs])
         rows.append(row)
     pictures.generalisation(study.folder / "generalisation.png", rows)
-    pictures.few_images(study.folder / "few_images.png", [row for row in rows if row["std"] == 0.3], 0.3)
+    pictures.few_images(study.folder / "few_images.png", rows, std=0.3)
     return {"seeds": len(seeds), "steps": steps, "rows": rows}
 
 

@@ -36,23 +36,41 @@ def generalisation(path, rows):
 
 
 def few_images(path, rows, std):
-    """Against the number of training images: test accuracy, and what noise adds to it in networks of the same seed."""
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    accuracy, gain = figure.subplots(1, 2)
-    for number, (name, of_kind) in enumerate(_kinds(rows).items()):
-        sizes = [row["images"] * 1.06 ** (number - 2) for row in of_kind]  # beside each other
+    """Against the number of training images: accuracy at one scale, and what noise adds to accuracy and test loss.
+
+    Args:
+        path: the PNG file to write.
+        rows: of `experiments.generalisation`.
+        std: of the noise, for accuracy; test losses are those of Gaussian noise of this scale and of larger ones.
+    """
+    figure = Figure(figsize=(12.4, 4.0), layout="constrained")
+    panels = accuracy, accuracy_gain, loss_gain = figure.subplots(1, 3)
+    for number, (name, of_kind) in enumerate(_kinds([row for row in rows if row["std"] == std]).items()):
+        sizes = _beside_each_other(of_kind, number)
         _errorbars(accuracy, sizes, of_kind, "test_accuracy", name)
         if of_kind[0]["noisy"]:
-            _errorbars(gain, sizes, of_kind, "test_accuracy_gain", name)
-    gain.axhline(0, color="black", lw=0.8)
-    accuracy.set(ylabel="test accuracy, one draw")
-    gain.set(ylabel="difference to no noise, same seed")
-    for axes in (accuracy, gain):
+            _errorbars(accuracy_gain, sizes, of_kind, "test_accuracy_gain", name)
+    gaussian = [row for row in rows if row["law"] == "Gaussian" and row["noisy"] and row["std"] >= std]
+    for number, scale in enumerate(sorted({row["std"] for row in gaussian})):
+        of_scale = [row for row in gaussian if row["std"] == scale]
+        _errorbars(loss_gain, _beside_each_other(of_scale, number), of_scale, "test_loss_gain", f"Gaussian, {scale}")
+    accuracy.set(title=f"standard deviation {std}", ylabel="test accuracy, one draw")
+    accuracy_gain.set(title=f"standard deviation {std}", ylabel="test accuracy less that without noise")
+    loss_gain.set(title="by standard deviation", ylabel="test loss less that without noise (nats)")
+    for axes in panels:
         axes.set(xscale="log", xlabel="training images")
         axes.grid(alpha=0.3)
+        if axes is not accuracy:
+            axes.axhline(0, color="black", lw=0.8)
     accuracy.legend(fontsize=8)
-    figure.suptitle(f"standard deviation {std}; mean and 95 % interval over seeds")
+    loss_gain.legend(fontsize=8)
+    figure.suptitle("mean and 95 % interval over seeds; differences of pairs of the same seed")
     figure.savefig(path, dpi=DPI)
+
+
+def _beside_each_other(rows, number):
+    """Places on a logarithmic axis for numbers of images, so that error bars of several kinds do not overlap."""
+    return [row["images"] * 1.06 ** (number - 2) for row in rows]
 
 
 def _kinds(rows):
