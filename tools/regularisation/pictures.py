@@ -50,7 +50,7 @@ def few_images(path, rows, std):
         _errorbars(accuracy, sizes, of_kind, "test_accuracy", name)
         if of_kind[0]["noisy"]:
             _errorbars(accuracy_gain, sizes, of_kind, "test_accuracy_gain", name)
-    gaussian = [row for row in rows if row["law"] == "Gaussian" and row["noisy"] and row["std"] >= std]
+    gaussian = [row for row in _kinds(rows)["Gaussian"] if row["std"] >= std]
     for number, scale in enumerate(sorted({row["std"] for row in gaussian})):
         of_scale = [row for row in gaussian if row["std"] == scale]
         _errorbars(loss_gain, _beside_each_other(of_scale, number), of_scale, "test_loss_gain", f"Gaussian, {scale}")
