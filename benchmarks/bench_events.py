@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from common import in_turns, report, spread
 
-from tools.events import EVENT
-from tools.events.formats import read_events
-from tools.events.frames import SPLITS, Framing, count_frames
+from tools.data.events import EVENT
+from tools.data.events.formats import read_events
+from tools.data.events.frames import SPLITS, Framing, count_frames
 
 SENSOR = (128, 128)
 

@@ -22,8 +22,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.common import in_turns, report, spread, synchronise  # noqa: E402
 from models import build_model, build_neuron  # noqa: E402
-from tools.networks import keep_freed_memory  # noqa: E402
 from tools.optim import build_optimizer  # noqa: E402
+from tools.runtime.device import keep_freed_memory  # noqa: E402
 
 NETWORKS = {  # in_shape, T, B (for CPUs)
     "sresnet18": ((3, 32, 32), 2, 16),

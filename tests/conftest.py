@@ -15,7 +15,7 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from dataset_utils import ImageDataset
-from tools.images import LabelledImages
+from tools.data.images import LabelledImages
 
 
 def _stripes(count, seed):
@@ -42,11 +42,10 @@ def repository():
 
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
-import conftest
 from dataset_utils import ImageDataset
+from tests.conftest import _stripes
 from tools import cli
-parts = conftest._stripes(200, 0), conftest._stripes(50, 1)
+parts = _stripes(200, 0), _stripes(50, 1)
 stripes = ImageDataset("stripes", (1, 8, 8), 2, (0.4,), (0.4,), lambda *args: parts)
 cli.train(stripes, argv=sys.argv[1:])
 """
@@ -56,7 +55,7 @@ cli.train(stripes, argv=sys.argv[1:])
 def script(tmp_path, repository):
     """Starts a training script of the stripes: arguments -> Popen, whose stdout has all that it says."""
     path = tmp_path / "main_stripes.py"
-    path.write_text(SCRIPT.format(tests=str(repository / "tests")))
+    path.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
 
     def start(*arguments, launcher=(), **options):

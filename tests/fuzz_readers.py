@@ -17,9 +17,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["tools", "dataset_utils"]):
-    from tests.tools.events.test_formats import KINDS, SIZE, written
+    from tests.tools.data.events.test_formats import KINDS, SIZE, written
     from tests.tools.test_hostile_input import DOCUMENTED, READERS, entries, repacked
-    from tools.events.formats import read_events, read_gesture_labels
+    from tools.data.events.formats import read_events, read_gesture_labels
 
 
 def recording(folder, kind):

@@ -5,10 +5,10 @@ import torch
 
 from models import NoisyLIF, build_model, build_neuron, noise_generator
 from models.registry import NEURONS
-from tools import checkpoint
-from tools.config import TrainConfig
-from tools.events.augment import EventAugment
-from tools.experiment import Training
+from tools.config.train import TrainConfig
+from tools.data.events.augment import EventAugment
+from tools.io import checkpoint
+from tools.training.run import Training
 
 pytestmark = [
     pytest.mark.cuda,

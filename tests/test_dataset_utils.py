@@ -11,10 +11,10 @@ from PIL import Image
 
 import dataset_utils
 from dataset_utils import DATASETS, data_root
-from tests.tools.events.written import striped_nmnist_tree
-from tools.config import TrainConfig
-from tools.events import EVENT
-from tools.events.errors import EventFormatError
+from tests.tools.data.events.written import striped_nmnist_tree
+from tools.config.train import TrainConfig
+from tools.data.events import EVENT
+from tools.data.events.errors import EventFormatError
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_the_split_of_mnist5k_never_changes(mnist5k):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashionmnist"])
 def test_absent_data_say_where_they_were_looked_for_and_how_to_get_them(name, tmp_path):
     with pytest.raises(FileNotFoundError) as error:
-        DATASETS[name].load(root=str(tmp_path / "nowhere"))
+        DATASETS[name].load(TrainConfig(data_root=str(tmp_path / "nowhere")))
     message = str(error.value)
     assert str(tmp_path / "nowhere") in message
     assert "--download" in message and "--data-root" in message and "NSNN_DATA" in message
@@ -67,7 +67,7 @@ def test_cifar10_is_read_from_a_folder_of_images(tmp_path, monkeypatch, place):
             folder.mkdir(parents=True)
             for index in range(count):
                 Image.fromarray(np.full((32, 32, 3), 20 * label, np.uint8)).save(folder / f"{index}.jpg", quality=95)
-    parts = DATASETS["cifar10"].load(root=str(tmp_path / "data"))
+    parts = DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path / "data")))
     assert {name: len(part) for name, part in parts.items()} == {"train": 90, "val": 10, "test": 20}
     assert parts["val"].labels.bincount().tolist() == [1] * 10
     means = parts["train"].images.float().mean((1, 2, 3))
@@ -90,7 +90,7 @@ def test_a_folder_of_other_images_is_not_taken_for_cifar10(tmp_path, monkeypatch
     with pytest.raises(
         ValueError, match=f"cifar10 has images .* what was read has images .3, {size}, .* {classes} classes"
     ):
-        DATASETS["cifar10"].load(root=str(tmp_path))
+        DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path)))
 
 
 def test_a_failed_download_says_why(tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_failed_download_says_why(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     with pytest.raises(FileNotFoundError, match="could not be downloaded .* no route to host"):
-        DATASETS["cifar100"].load(root=str(tmp_path), download=True)
+        DATASETS["cifar100"].load(TrainConfig(data_root=str(tmp_path), download=True))
 
 
 def test_cifar10_in_the_published_format_is_preferred(tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_cifar10_in_the_published_format_is_preferred(tmp_path, monkeypatch):
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
-    parts = DATASETS["cifar10"].load(root=str(tmp_path))
+    parts = DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path)))
     assert {name: len(part) for name, part in parts.items()} == {"train": 90, "val": 10, "test": 20}
     image = parts["test"].images[0]
     assert image.shape == (3, 32, 32)
@@ -137,14 +137,14 @@ def test_fashionmnist_is_read_from_its_published_files(tmp_path):
     for prefix, count in (("train", 40), ("t10k", 20)):
         write_idx(raw / f"{prefix}-images-idx3-ubyte", images[:count])
         write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels[:count])
-    parts = DATASETS["fashionmnist"].load(root=str(tmp_path))
+    parts = DATASETS["fashionmnist"].load(TrainConfig(data_root=str(tmp_path)))
     assert len(parts["test"]) == 20 and parts["test"].labels.tolist() == labels[:20].tolist()
     assert np.array_equal(parts["test"].images[:, 0].numpy(), images[:20])
 
 
 @pytest.mark.realdata
 def test_real_cifar10_has_its_known_size_and_mean(cifar10_folder):
-    parts = DATASETS["cifar10"].load(root=str(cifar10_folder))
+    parts = DATASETS["cifar10"].load(TrainConfig(data_root=str(cifar10_folder)))
     assert sum(len(parts[name]) for name in ("train", "val")) == 50_000
     mean = parts["train"].images[::10].float().mean((0, 2, 3)) / 255
     assert mean.tolist() == pytest.approx(DATASETS["cifar10"].mean, abs=0.005)
@@ -161,7 +161,7 @@ def test_real_fashionmnist_of_debian(tmp_path):
     raw.mkdir(parents=True)
     for path in source.glob("*.gz"):
         (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
-    parts = DATASETS["fashionmnist"].load(root=str(tmp_path))
+    parts = DATASETS["fashionmnist"].load(TrainConfig(data_root=str(tmp_path)))
     assert {name: len(part) for name, part in parts.items()} == {"train": 54_000, "val": 6_000, "test": 10_000}
     mean = parts["train"].images.float().mean().item() / 255
     assert mean == pytest.approx(DATASETS["fashionmnist"].mean[0], abs=0.002)
@@ -176,14 +176,14 @@ def events_folder(tmp_path, monkeypatch):
 
 
 def test_an_event_data_set_is_framed_and_split_by_class(events_folder):
-    parts = DATASETS["nmnist"].load(events_folder, workers=1)
+    parts = DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1))
     assert {name: len(part) for name, part in parts.items()} == {"train": 40, "val": 10, "test": 20}
     assert parts["val"].labels.bincount().tolist() == [1] * 10
     paths = [{recording.path for recording in part.recordings} for part in parts.values()]
     assert sum(map(len, paths)) == len(set().union(*paths)) == 70
     frames, labels = next(iter(parts["test"].batches(4, torch.device("cpu"))))
     assert frames.shape == (2, 4, 2, 34, 34) and frames.amax() == 1
-    again = DATASETS["nmnist"].load(events_folder, workers=1)
+    again = DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1))
     assert [recording.path for recording in again["val"].recordings] == [
         recording.path for recording in parts["val"].recordings
     ]
@@ -191,20 +191,20 @@ def test_an_event_data_set_is_framed_and_split_by_class(events_folder):
 
 def test_the_settings_of_frames_are_those_of_the_configuration(events_folder):
     how = TrainConfig(timestep=5, frames_by="time", frame_values="count", frame_size=17)
-    data = DATASETS["nmnist"].load(events_folder, workers=1, how=how)["test"]
+    data = DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1, how=how))["test"]
     frames, _ = next(iter(data.batches(3, torch.device("cpu"))))
     assert frames.shape == (5, 3, 2, 17, 17) == (5, 3, *DATASETS["nmnist"].input_shape(how))
     assert frames.sum((0, 2, 3, 4)).tolist() == [200] * 3
     with pytest.raises(ValueError, match="34"):
-        DATASETS["nmnist"].load(events_folder, how=TrainConfig(frame_size=35))
+        DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), how=TrainConfig(frame_size=35)))
 
 
 def test_a_damaged_recording_stops_unless_lenient(events_folder, caplog):
     damaged = events_folder / "nmnist" / "Train" / "7" / "00003.bin"
     damaged.write_bytes(b"123")
     with pytest.raises(EventFormatError, match="00003.bin"):
-        DATASETS["nmnist"].load(events_folder, workers=1)
-    parts = DATASETS["nmnist"].load(events_folder, workers=1, lenient=True)
+        DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1))
+    parts = DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1, lenient=True))
     assert len(parts["train"]) + len(parts["val"]) == 49 and f"skipped: {damaged}" in caplog.text
     left = [recording.path for part in parts.values() for recording in part.recordings]
     assert damaged not in left
@@ -215,7 +215,7 @@ def test_a_damaged_recording_stops_unless_lenient(events_folder, caplog):
 @pytest.mark.parametrize("name", ["nmnist", "dvsgesture", "dvscifar10"])
 def test_absent_recordings_say_where_they_were_looked_for_and_how_to_get_them(name, tmp_path):
     with pytest.raises(FileNotFoundError, match="https://") as error:
-        DATASETS[name].load(tmp_path)
+        DATASETS[name].load(TrainConfig(data_root=str(tmp_path)))
     assert str(tmp_path) in str(error.value) and "--data-root" in str(error.value)
 
 
@@ -249,13 +249,13 @@ def test_only_classes_that_stay_themselves_are_mirrored():
 def test_motions_are_made_once_with_digits_apart_and_have_as_many_streams_as_promised(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
     start = time.perf_counter()
-    parts = DATASETS["motions"].load(how=TrainConfig(timestep=10))
+    parts = DATASETS["motions"].load(TrainConfig(timestep=10))
     assert time.perf_counter() - start < 60  # about 15 s; a busy machine is given more
     assert {name: len(part) for name, part in parts.items()} == {"train": 1980, "val": 220, "test": 550}
     for part, each in zip(parts.values(), (180, 20, 50)):
         assert part.labels.bincount().tolist() == [each] * 11
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    DATASETS["motions"].load(how=TrainConfig(timestep=10))
+    DATASETS["motions"].load(TrainConfig(timestep=10))
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     assert len(parts["test"].events(5)) > 200
 

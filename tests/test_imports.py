@@ -1,80 +1,111 @@
-"""The layers of the house: imports point downward only, and libraries do not print."""
+"""The layers of the house: which package may import which, of this project; and libraries do not print."""
 
 import ast
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-# What each part may import of this project, besides itself.
-ALLOWED = {
+ROOT = Path(__file__).resolve().parent.parent
+BASE = {"tools.errors", "tools.io", "tools.runtime"}
+NETWORKS = {"models", "tools.config", "tools.networks", "tools.optim"}
+LOOPS = {"tools.analysis", "tools.data", "tools.inference", "tools.probes"}
+ALLOWED = {  # package: the packages that it may import, besides itself
     "models": set(),
     "crits": set(),
-    "tools": {"models", "crits", "tools"},
-    "dataset_utils": {"tools"},
-    "main": {"dataset_utils", "tools"},
-    "testing": {"dataset_utils", "tools"},
+    "tools": set(),
+    "tools.errors": set(),
+    "tools.io": {"tools.errors"},
+    "tools.runtime": {"tools.errors", "tools.io"},
+    "tools.analysis": {"tools.errors"},
+    "tools.optim": set(),
+    "tools.data": BASE,
+    "tools.inference": {"tools.analysis", "tools.runtime"},
+    "tools.probes": {*BASE, "tools.data", "tools.inference"},
+    "tools.attacks": {*BASE, *LOOPS, "models"},
+    "tools.perturb": {*BASE, *LOOPS, "tools.attacks"},
+    "tools.config": {*BASE, "models", "crits", "tools.attacks", "tools.data", "tools.inference", "tools.optim"}
+    | {"tools.perturb"},
+    "tools.published": {*BASE, "models"},
+    "tools.networks": {*BASE, "models", "tools.config", "tools.published"},
+    "tools.training": {*BASE, *LOOPS, *NETWORKS, "crits"},
+    "tools.evaluation": {*BASE, *LOOPS, *NETWORKS, "tools.attacks", "tools.perturb"},
+    "tools.studies": {*BASE, *LOOPS, *NETWORKS, "crits", "tools.training"},
+    "tools.sweep": BASE,
+    "tools.preprocess_events": {*BASE, "tools.data"},
+    "tools.cli": {*BASE, "tools.config", "tools.training", "tools.evaluation", "tools.studies"},
+    "dataset_utils": {*BASE, "tools.config", "tools.data"},
+    "main": {"dataset_utils", "tools.cli", "tools.studies"},
+    "testing": {"dataset_utils", "tools.cli"},
+    "docs": set(),
+    "benchmarks": {*BASE, *LOOPS, *NETWORKS},
 }
-# tools.engine receives model, criterion and batches; these modules know nothing above them either.
-LOWEST = {
-    *("engine", "distributed", "divergence", "interruption", "optim", "augment", "batches", "files", "images"),
-    *("metrics", "npy", "plots", "runlog", "coding", "study"),
-}
-ENTRY_POINTS = ("evaluation", "testing", "cli")  # of which each may import those before it
-PROJECT = {"models", "crits", "tools", "dataset_utils", "main", "testing"}
 
 
-def imports(path, package):
-    """Names of all imported modules; relative ones are made absolute."""
+def imports(path):
+    """Names of all imported modules, wherever the statement is; relative ones are made absolute."""
+    package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.level:
-                base = package[: len(package) - node.level + 1]
-                module = ".".join([*base, node.module] if node.module else base)
-                yield from ([module] if node.module else [f"{module}.{alias.name}" for alias in node.names])
-            else:
-                yield node.module
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)  # from tools import cli
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            module = ".".join([*base, node.module] if node.module else base)
+            yield from (f"{module}.{alias.name}" for alias in node.names)  # perhaps of a module: from tools import cli
 
 
-def sources(repository):
-    for part in ("models", "crits", "tools"):
-        for path in sorted((repository / part).rglob("*.py")):
-            yield part, path, list(path.relative_to(repository).parent.parts)
-    for path in sorted(repository.glob("*.py")):
-        yield path.stem.split("_")[0] if path.stem != "dataset_utils" else path.stem, path, []
+def package_of(name):
+    """The package of the table that a dotted name belongs to; None for one of another project."""
+    top, *rest = name.split(".")
+    top = top.split("_")[0] if top.startswith(("main_", "testing_")) else top
+    if top == "tools" and rest:
+        return f"tools.{rest[0]}"
+    return top if top in ALLOWED else None
 
 
-def test_imports_point_downward(repository):
-    found = 0
-    for part, path, package in sources(repository):
-        for name in imports(path, package):
-            root = name.split(".")[0]
-            top = root.split("_")[0] if root.startswith(("main_", "testing_")) else root
-            if top in PROJECT and top != part:
-                found += 1
-                assert top in ALLOWED[part], f"{path} imports {name}"
-    assert found > 10
+def sources():
+    """[(name, path)] of all modules that are not tests."""
+    folders = [
+        path for part in ("models", "crits", "tools", "benchmarks", "docs") for path in (ROOT / part).rglob("*.py")
+    ]
+    for path in sorted([*folders, *ROOT.glob("*.py")]):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
 
 
-def test_the_loops_import_neither_models_nor_criteria(repository):
-    for part, path, package in sources(repository):
-        if part == "tools" and path.stem in LOWEST:
-            names = set(imports(path, package))
-            assert not {name for name in names if name.split(".")[0] in {"models", "crits", "dataset_utils"}}, path
-            assert not {name for name in names if name.startswith("tools.") and name.split(".")[1] not in LOWEST}, path
+@pytest.mark.parametrize(("name", "path"), list(sources()))
+def test_imports_point_downward(name, path):
+    package = package_of(name)
+    assert package in ALLOWED, f"{path} belongs to no package of the table"
+    for imported in imports(path):
+        other = package_of(imported)
+        assert other in (None, package, *ALLOWED[package]), f"{path} imports {imported}"
 
 
-def test_nothing_below_imports_the_entry_points(repository):
-    for part, path, package in sources(repository):
-        if part == "tools":
-            above = ENTRY_POINTS[ENTRY_POINTS.index(path.stem) + 1 :] if path.stem in ENTRY_POINTS else ENTRY_POINTS
-            names = set(imports(path, package))
-            assert not {name for name in names if name.split(".")[:2] in (["tools", x] for x in above)}, path
+def test_the_table_has_no_circle_and_names_nothing_that_is_gone():
+    left = dict(ALLOWED)
+    while left:
+        lowest = [package for package, below in left.items() if not below & left.keys()]
+        assert lowest, f"these import each other: {', '.join(left)}"
+        for package in lowest:
+            del left[package]
+    assert {package_of(name) for name, _ in sources()} == set(ALLOWED)
 
 
-@pytest.mark.parametrize("part", ["models", "crits", "tools"])
-def test_libraries_do_not_print(repository, part):
-    for _, path, _ in (source for source in sources(repository) if source[0] == part):
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-        assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], path
+def test_packages_of_the_same_name_elsewhere_do_not_hide_these(tmp_path):
+    names = ("models", "crits", "tools", "tests", "benchmarks")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    code = f"import sys; sys.path.append({str(tmp_path)!r})\n"
+    code += "".join(
+        f"import {name}; assert not {name}.__file__.startswith({str(tmp_path)!r}), {name}\n" for name in names
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_libraries_do_not_print():
+    for name, path in sources():
+        if name.split(".")[0] in ("models", "crits", "tools"):
+            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], path

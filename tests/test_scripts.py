@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from tests.tools.events.written import striped_nmnist_tree
+from tests.tools.data.events.written import striped_nmnist_tree
 from tools.perturb import PERTURBATIONS
 
 SCRIPTS = [
@@ -123,7 +123,7 @@ def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_pat
     from PIL import Image
 
     from models import build_model, build_neuron
-    from tools.checkpoint import _published_key
+    from tools.published import _published_key
 
     for split in ("train", "test"):
         for label in range(10):

@@ -6,13 +6,15 @@ import logging
 import signal
 import sys
 
-from . import distributed
-from .config import EvaluationConfig, TrainConfig, parse
-from .divergence import Diverged
-from .experiment import Training
-from .interruption import Interrupted
-from .study import run_study
-from .testing import run_tests
+from tools.config.evaluate import EvaluationConfig
+from tools.config.parsing import parse
+from tools.config.train import TrainConfig
+from tools.evaluation.run import run_tests
+from tools.runtime.interruption import Interrupted
+from tools.runtime.processes import joined
+from tools.studies.study import run_study
+from tools.training.divergence import Diverged
+from tools.training.run import Training
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ def train(dataset, defaults=None, argv=None):
     """
     config, given = parse(TrainConfig, argv, defaults, dataset.name, f"Train a spiking network on {dataset.name}.")
     _configure_logging(config.debug)
-    with _readable_errors(config.debug), distributed.joined(config.device) as processes:
+    with _readable_errors(config.debug), joined(config.device) as processes:
         if not processes.is_first:
             logging.getLogger().setLevel(logging.ERROR)
         return Training(config, dataset, given, processes).run()
@@ -65,7 +67,7 @@ def study(name, description, experiments, argv=None, more_flags=None):
     Args:
         name: of the study, as in main_<name>.py.
         description: what --help says first.
-        experiments: {name: function of a `tools.study.Study`}, or a function that makes them of the parsed arguments.
+        experiments: {name: function of a `Study`}, or a function that makes them of the parsed arguments.
         argv: arguments; None means sys.argv[1:].
         more_flags: None, or a function that adds flags to an `argparse` parser.
 

@@ -1,56 +1,26 @@
 """The network of a configuration, or of a checkpoint with its configuration."""
 
-import ctypes
 import dataclasses
 
 import torch
 
 from models import build_model, build_neuron
 from models.layers import Normalize
+from tools.config.parsing import checked
+from tools.config.train import TrainConfig
+from tools.runtime.device import chosen_device
 
-from . import checkpoint
-from .config import TrainConfig, checked
+from . import published
+from .io import checkpoint
 
 MOST_UNSAID = 10**8  # numbers of a network that may be built though its checkpoint has fewer, to say which do not fit
+
+
 NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoint, or over a checkpoint of ours
     *("model", "width", "nobn", "neuron", "timestep", "threshold", "tau", "sigma", "alpha"),
     *("placement", "reset", "decay_input", "amp"),
     *("frames_by", "frame_values", "frame_cells", "frame_size", "split"),
 )
-
-
-def set_up_torch(config):
-    """Apply `threads`, let memory be reused, and return the device."""
-    keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    return chosen_device(config)
-
-
-def chosen_device(config):
-    """The device that a configuration names, or the best one; ValueError for none."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(config.device)
-    except RuntimeError as error:
-        raise ValueError(f"--device {config.device}: {error}") from error
-
-
-def keep_freed_memory():
-    """Let the C library keep the memory of freed tensors, instead of handing it back and fetching it anew.
-
-    Activations are allocated and freed in every step; by default each of 32 MiB or more is mapped from
-    the system and faulted in page by page, which can cost more than what computes on it. Does nothing
-    where the C library is not glibc.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # of glibc's malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def memory_format(config):
@@ -166,7 +136,7 @@ def _load_published(path, overrides, dataset):
     if not {"model", "neuron"} <= overrides.keys():
         raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
     config = TrainConfig(**overrides, seed=None)  # nobody knows which it was
-    net = checkpoint.load_published(
+    net = published.load_published(
         path,
         model=config.model,
         neuron=neuron_factory(config),

@@ -1,8 +1,8 @@
 """Make the frames of an event data set ahead of training: python tools/preprocess_events.py SOURCE OUT.
 
-SOURCE is a folder of N-MNIST, DVS-Gesture or DVS-CIFAR10 in any of the layouts of tools/events/trees.py. OUT receives
-the frames; training finds them with NSNN_CACHE=OUT and the same settings of frames. Several processes read; what an
-interrupted run has made is kept. Recordings that cannot be read are skipped: the table at the end, and
+SOURCE is a folder of N-MNIST, DVS-Gesture or DVS-CIFAR10 in any of the layouts of tools/data/events/trees.py. OUT
+receives the frames; training finds them with NSNN_CACHE=OUT and the same settings of frames. Several processes read;
+what an interrupted run has made is kept. Recordings that cannot be read are skipped: the table at the end, and
 OUT/skipped-<data set>.json, say which and why.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, so that Python looks for modules in tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tools.events.frames import SPLITS, Framing
-from tools.events.store import FrameStore
-from tools.events.trees import CIFAR10_TRAINING, TREES, recognise
-from tools.files import write_text_atomically
+from tools.data.events.frames import SPLITS, Framing
+from tools.data.events.store import FrameStore
+from tools.data.events.trees import CIFAR10_TRAINING, TREES, recognise
+from tools.io.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
 PARTS = ("train", "test")

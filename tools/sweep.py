@@ -19,8 +19,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from . import plots
-from .files import MOST_TEXT, read_bytes, write_text_atomically
+from matplotlib.figure import Figure
+
+from tools.io.files import MOST_TEXT, read_bytes, write_text_atomically
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,7 +224,7 @@ def main(argv=None):
     rows = summarise(arguments.folder, arguments.vary)
     if rows:
         write_text_atomically(arguments.folder / "sweep.csv", _csv(rows))
-        plots.plot_sweep(arguments.folder / "sweep.png", rows)
+        plot_sweep(arguments.folder / "sweep.png", rows)
         sys.stdout.write("\n".join([*table(rows), ""]))
         logger.info("table and picture: %s", arguments.folder / "sweep.{csv,png}")
     if failed:
@@ -237,6 +238,45 @@ def _csv(rows):
         std = "" if row["std"] is None else f"{row['std']:.6f}"
         lines.append(",".join([*row["settings"].values(), str(row["seeds"]), f"{row['mean']:.6f}", std]))
     return "\n".join(lines) + "\n"
+
+
+def plot_sweep(path, rows):
+    """Test accuracy against the first setting that has several values, a line for each combination of the others.
+
+    Args:
+        path: the PNG file to write.
+        rows: as `sweep.summarise` has them: {"settings": {name: value}, "mean", "std"}.
+    """
+    names = list(rows[0]["settings"])
+    varied = [name for name in names if len({row["settings"][name] for row in rows}) > 1]
+    axis = (varied or names or ["seed"])[0]
+    lines = {}
+    for row in rows:
+        others = ", ".join(f"{name} {row['settings'][name]}" for name in varied if name != axis)
+        place = row["settings"].get(axis, "")
+        lines.setdefault(others, []).append((place, 100 * row["mean"], 100 * (row["std"] or 0)))
+    places = list(dict.fromkeys(point[0] for points in lines.values() for point in points))
+    numbers = _numbers(places)
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for label, points in lines.items():
+        points = sorted((numbers[place], mean, std) for place, mean, std in points)
+        axes.errorbar(*zip(*points), marker="o", capsize=3, label=label)
+    if not all(isinstance(number, float) for number in numbers.values()):
+        axes.set_xticks(range(len(places)), places)
+    axes.set(xlabel=axis, ylabel="test accuracy (%)", title="mean and standard deviation over seeds")
+    axes.grid(alpha=0.3)
+    if len(lines) > 1:
+        axes.legend()
+    figure.savefig(Path(path), dpi=130)
+
+
+def _numbers(texts):
+    """{text: the float that it is}, or where one is none, {text: its place among them, an int}."""
+    try:
+        return {text: float(text) for text in texts}
+    except ValueError:
+        return {text: place for place, text in enumerate(texts)}
 
 
 if __name__ == "__main__":

@@ -20,21 +20,24 @@ from PIL import Image
 
 from dataset_utils import DATASETS
 from models import build_model, build_neuron
-from tools import checkpoint
-from tools.checkpoint import CheckpointError
-from tools.config import EvaluationConfig, TrainConfig, parse
-from tools.events import EVENT
-from tools.events.frames import Framing
-from tools.events.recordings import Recording
-from tools.events.store import FrameStore, stored_streams
-from tools.events.trees import TREES
-from tools.images import read_image_folder
+from tools.config.evaluate import EvaluationConfig
+from tools.config.parsing import parse
+from tools.config.train import TrainConfig
+from tools.data.events import EVENT
+from tools.data.events.frames import Framing
+from tools.data.events.recordings import Recording
+from tools.data.events.store import FrameStore, stored_streams
+from tools.data.events.trees import TREES
+from tools.data.image_folder import read_image_folder
+from tools.evaluation.stored import ResultFolder
+from tools.io import checkpoint
+from tools.io.checkpoint import CheckpointError
 from tools.networks import build_network, load_snapshot
 from tools.perturb.corruptions import CorruptionFolder
-from tools.population.recordings import read_recording
-from tools.results import ResultFolder
-from tools.runlog import read_metrics
+from tools.published import _published_key, load_published
+from tools.studies.coding.recordings import read_recording
 from tools.sweep import DEFINITION, check_same
+from tools.training.log import read_metrics
 
 SIZE = dict(in_shape=(1, 2, 2), num_classes=2)
 
@@ -60,10 +63,10 @@ def ours(folder):
 def published(folder):
     path = folder / "theirs.pth"
     net = build_model("toynet", neuron=build_neuron("LIF"), norm="bn", width=1 / 64, **SIZE)
-    names = {checkpoint._published_key(key, "toynet"): value for key, value in net.state_dict().items()}
+    names = {_published_key(key, "toynet"): value for key, value in net.state_dict().items()}
     torch.save({"net": {f"module.{key}": value for key, value in names.items()}, "acc": 93.5, "epoch": 3}, path)
     options = dict(model="toynet", neuron="LIF", width=1 / 64)
-    return path, lambda: checkpoint.load_published(path, **options, **SIZE)
+    return path, lambda: load_published(path, **options, **SIZE)
 
 
 def recipe(folder):
@@ -148,7 +151,7 @@ def idx(folder, name="train-images-idx3-ubyte"):
         header = struct.pack(">iiii", 0x803, 20, 28, 28)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + bytes(20 * 28 * 28))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 0x801, 20) + bytes(range(10)) * 2)
-    return raw / name, lambda: DATASETS["mnist"].load(folder)
+    return raw / name, lambda: DATASETS["mnist"].load(TrainConfig(data_root=str(folder)))
 
 
 FRAMING = Framing(2, "count", (8, 8), (4, 4))
@@ -321,7 +324,7 @@ def test_batches_of_cifar_that_are_not_the_published_ones_are_not_unpickled(tmp_
     for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
         (folder / name).write_bytes(pickle.dumps(Planted(tmp_path / "trace")))
     with pytest.raises(FileNotFoundError, match="or not whole"):
-        DATASETS["cifar10"].load(tmp_path)
+        DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path)))
     assert not (tmp_path / "trace").exists()
 
 

@@ -73,7 +73,7 @@ class Campaign:
 
     Args:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K].
-        forward: `engine.ForwardPass`.
+        forward: `inference.ForwardPass`.
         images, target: test images and labels, on the network's device.
         preset: `Preset`.
         seed: of everything random.

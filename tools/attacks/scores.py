@@ -6,8 +6,8 @@ bad luck once; keeping an attack because a lucky draw flipped would call it stro
 
 import torch
 
-from .. import engine
-from ..metrics import mean_prediction
+from tools import inference
+from tools.analysis.metrics import mean_prediction
 
 
 def choose(victim, candidates, target, draws):
@@ -41,7 +41,7 @@ def score(net, forward, images, target, draws, ensemble):
         {"accuracy": mean over draws, "accuracy_std": over draws, "accuracy_ensemble": mean over disjoint ensembles,
         "times_correct": of each image, in how many draws; "draws"}.
     """
-    draws_of_part = [engine.predict(net, part, forward, draws) for part in images.split(forward.fold)]
+    draws_of_part = [inference.predict(net, part, forward, draws) for part in images.split(forward.fold)]
     log_probabilities = torch.cat(draws_of_part, 1)
     hits = log_probabilities.argmax(-1) == target
     per_draw = hits.double().mean(1)

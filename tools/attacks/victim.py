@@ -5,8 +5,8 @@ import functools
 
 import torch
 
-from .. import engine
-from ..metrics import mean_prediction
+from tools import inference
+from tools.analysis.metrics import mean_prediction
 
 
 def cross_entropy(log_probabilities, target):
@@ -27,7 +27,7 @@ class Victim:
     Args:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it normalises for itself. Its weights should
             not require gradients, which would be computed for nothing.
-        forward: `engine.ForwardPass`.
+        forward: `inference.ForwardPass`.
         draws: of the noise, averaged in every gradient and in every query; 1 for a network without noise.
     """
 
@@ -55,7 +55,7 @@ class Victim:
         forward = dataclasses.replace(self.forward, amp="no") if self.forward.amp == "fp16" else self.forward
         with torch.enable_grad():
             images = images.detach().requires_grad_()
-            log_probabilities = mean_prediction(engine.folded_draws(self.net, images, forward, self.draws))
+            log_probabilities = mean_prediction(inference.folded_draws(self.net, images, forward, self.draws))
             (gradient,) = torch.autograd.grad(objective(log_probabilities, target).sum(), images)
         return gradient
 
@@ -63,7 +63,9 @@ class Victim:
         """`margin` of the mean prediction. Shape: images [B, C, H, W], target [B] -> [B]."""
 
         def measure(images, target):
-            return margin(mean_prediction(engine.predict(self.net, images, self.forward, draws or self.draws)), target)
+            return margin(
+                mean_prediction(inference.predict(self.net, images, self.forward, draws or self.draws)), target
+            )
 
         return self._in_parts(measure, images, target)
 

@@ -7,7 +7,8 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from ..attacks.gradients import direct_optimisation
+from tools.attacks.gradients import direct_optimisation
+
 from . import events, hidden, pixels
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..files import stamp
-from ..images import LabelledImages
-from ..npy import open_npy
+from tools.data.images import LabelledImages
+from tools.io.cache import stamp
+from tools.io.npy import open_npy
 
 LABELS = "labels.npy"
 SEVERITIES = 5

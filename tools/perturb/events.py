@@ -8,7 +8,7 @@ microsecond keep their order). Strength 0 changes nothing. Shape: events [N] -> 
 
 import numpy as np
 
-from ..events import EVENT
+from tools.data.events import EVENT
 
 HOT_PIXEL_RATE_HZ = 100.0
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from ..hooks import neuron_hooks
+from tools.probes.hooks import neuron_hooks
+
 from .pixels import draw
 
 

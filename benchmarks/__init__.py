@@ -1,0 +1,1 @@
+"""Speed and memory: scripts that print one JSON line for each result."""

@@ -1,0 +1,587 @@
+"""Attacks against known optima, the choice and the scores against known chances, and gates that fail when they must."""
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator
+from tools.attacks import checks, gates
+from tools.attacks.campaign import PRESETS, Campaign, Preset, RadiusTest
+from tools.attacks.gradients import direct_optimisation, fgsm, pgd, random_noise
+from tools.attacks.scores import choose, score
+from tools.attacks.square import square_attack
+from tools.attacks.twins import (
+    GRADIENT_PATHS,
+    Planted,
+    is_noisy,
+    mean_field_twin,
+    noiseless_twin,
+    vanishing_noise_twin,
+    with_gradient_path,
+)
+from tools.attacks.victim import Victim, cross_entropy, margin
+from tools.inference import ForwardPass
+
+CPU = ForwardPass(torch.device("cpu"), timesteps=2)
+SHAPE = (1, 8, 8)
+
+
+class Linear(nn.Module):
+    """Logits w x and -w x: all optima are known in closed form."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.w = torch.randn(math.prod(SHAPE), generator=torch.Generator().manual_seed(seed))
+
+    def forward(self, images, timesteps):
+        value = images.flatten(1) @ self.w
+        return torch.stack([value, -value], -1).expand(timesteps, -1, -1)
+
+
+class NoisyLogits(nn.Module):
+    """Two classes; the first is put out with probability p(image) = its mean, whatever else."""
+
+    mode = "noisy"
+
+    def forward(self, images, timesteps):
+        p = images.flatten(1).mean(1)
+        fired = (torch.rand(len(p)) < p).float()
+        return torch.stack([fired, 1 - fired], -1).mul(100).expand(timesteps, -1, -1)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def grey(count=5):
+    return torch.full((count, *SHAPE), 0.5)
+
+
+@pytest.fixture(scope="module")
+def noisy_net():
+    torch.manual_seed(0)
+    neuron = build_neuron("NILIF", sigma=0.3)
+    return build_model("toynet", neuron=neuron, in_shape=SHAPE, num_classes=4, norm="bn", width=0.5).eval()
+
+
+@pytest.fixture(scope="module")
+def deterministic_net():
+    torch.manual_seed(0)
+    return build_model("toynet", neuron=build_neuron("LIF"), in_shape=SHAPE, num_classes=4, norm="bn", width=0.5).eval()
+
+
+def linear_attack(attack, direction, **options):
+    """The attacked grey images of class 0, and the perturbation that is best for a linear network."""
+    victim = Victim(Linear(), CPU, draws=1)
+    gradient = functools.partial(victim.gradient, objective=cross_entropy)
+    images, target = grey(), torch.zeros(5, dtype=torch.int64)
+    attacked = attack(gradient, images, target, **options)
+    w = victim.net.w.view(SHAPE)
+    return attacked - images, -(w.sign() if direction == "linf" else w / w.norm())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacks_reach_the_optimum_of_a_linear_network(norm):
+    eps = 0.03
+    one, best = linear_attack(fgsm, norm, eps=eps, norm=norm)
+    torch.testing.assert_close(one, (eps * best).expand(one.shape), rtol=1e-4, atol=1e-6)
+    many, best = linear_attack(pgd, norm, eps=eps, norm=norm, steps=40, generator=seeded())
+    torch.testing.assert_close(many, (eps * best).expand(many.shape), rtol=0.02, atol=2e-3 if norm == "l2" else 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_direct_optimisation_does_not_depend_on_the_scale_of_the_gradient(scale):
+    w = torch.randn(SHAPE, generator=seeded())
+
+    def attack(factor):
+        gradient = lambda images, target: (factor * w).expand(images.shape)  # noqa: E731
+        return direct_optimisation(gradient, grey(), torch.zeros(5), 0.1, seeded())
+
+    torch.testing.assert_close(attack(scale), attack(1.0), rtol=0, atol=1e-6)
+
+
+def test_pgd_starts_at_random_and_returns_the_best_point_where_it_is_told_how():
+    images, target = grey(), torch.zeros(5, dtype=torch.int64)
+    nowhere = lambda images, target: torch.zeros_like(images)  # noqa: E731
+    options = dict(eps=0.1, norm="linf", steps=3)
+    starts = [pgd(nowhere, images, target, generator=seeded(seed), **options) - images for seed in (0, 0, 1)]
+    assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+    assert starts[0].abs().max() > 0.09 and len(starts[0].unique()) > 300
+    # Ascent that leads away from where the margin is highest: at the start, or at the end without margins.
+    down = lambda images, target: -torch.ones_like(images)  # noqa: E731
+    margins = lambda images, target: images.flatten(1).mean(1)  # noqa: E731
+    assert (pgd(down, images, target, generator=seeded(), margins=margins, **options) - images).mean() > -0.02
+    assert (pgd(down, images, target, generator=seeded(), **options) - images).mean() == pytest.approx(-0.1)
+
+
+def test_direct_optimisation_stays_on_its_sphere_and_nears_the_optimum():
+    delta, best = linear_attack(direct_optimisation, "l2", gamma=0.1, generator=seeded())
+    torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((5,), 0.1), rtol=1e-4, atol=0)
+    assert ((delta * best).flatten(1).sum(1) > 0.07).all()  # 0.1 at best; Adam goes by signs: 0.08
+    start, _ = linear_attack(direct_optimisation, "l2", gamma=0.1, generator=seeded(), steps=0)
+    assert ((start * best).flatten(1).sum(1) < 0.05).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("eps", [0.03, 0.4, 1.0])
+def test_attacked_images_stay_in_the_ball_and_in_range(noisy_net, norm, eps):
+    images, target = torch.rand(6, *SHAPE, generator=seeded(1)), torch.arange(6) % 4
+    victim = Victim(with_gradient_path(noisy_net, "own"), CPU, draws=3)
+    gradient = functools.partial(victim.gradient, objective=margin)
+    for attacked in (
+        random_noise(images, eps, norm, seeded()),
+        fgsm(gradient, images, target, eps, norm),
+        pgd(gradient, images, target, eps, norm, 5, seeded()),
+        square_attack(victim, images, target, eps, 30, seeded(), is_noisy=True) if norm == "linf" else images,
+    ):
+        delta = (attacked - images).flatten(1)
+        size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
+        assert (size <= eps * (1 + 1e-5) + 1e-6).all()
+        assert attacked.min() >= 0 and attacked.max() <= 1
+    assert (random_noise(grey(), 0.1, "l2", seeded()) - grey()).flatten(1).norm(dim=1) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_the_gradient_is_that_of_the_mean_probability():
+    """Escape noise, one layer: the probability of each class is known, so is the gradient of -ln of its mean."""
+    weight, draws = 0.8, 4000
+
+    class OneNeuron(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neuron = NoisyLIF(Gaussian(0.4), placement="escape")
+
+        def forward(self, images, timesteps):
+            current = (weight * images.flatten(1).sum(1))[None, :, None]
+            spikes = self.neuron(current)
+            return torch.cat([2 * spikes, torch.zeros_like(spikes)], -1)
+
+    images = torch.tensor([0.9, 1.1, 1.4]).view(3, 1, 1, 1)
+    target = torch.zeros(3, dtype=torch.int64)
+    with noise_generator(seeded(1)):
+        victim = Victim(OneNeuron(), ForwardPass(torch.device("cpu"), 1, fold=100_000), draws)
+        found = victim.gradient(images, target, cross_entropy).flatten()
+    law, u = Gaussian(0.4), weight * images.flatten() - 1
+    high, low = torch.sigmoid(torch.tensor(2.0)), 0.5  # p(class 0) with and without a spike
+    mean = law.cdf(u) * high + (1 - law.cdf(u)) * low
+    # Each draw passes its softmax's slope, at its spike, times the density: p(1-p) * 2 * F'(u) * weight.
+    slope = law.cdf(u) * high * (1 - high) + (1 - law.cdf(u)) * 0.25
+    expected = -(2 * slope * law.pdf(u) * weight) / mean
+    torch.testing.assert_close(found, expected, rtol=0.03, atol=1e-3)
+
+
+def test_draws_are_folded_and_chunks_change_nothing():
+    images, target = torch.rand(7, *SHAPE, generator=seeded(1)), torch.arange(7) % 2
+    results = []
+    for fold in (1, 6, 1000):
+        victim = Victim(Linear(), ForwardPass(torch.device("cpu"), 2, fold=fold), draws=3)
+        results.append((victim.gradient(images, target, margin), victim.margins(images, target)))
+    for gradient, margins in results[1:]:
+        torch.testing.assert_close(gradient, results[0][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(margins, results[0][1], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_and_margins_go_on_in_smaller_parts_where_memory_does_not_suffice(caplog):
+    class Small(Linear):
+        def forward(self, images, timesteps):
+            if len(images) > 20:
+                raise torch.OutOfMemoryError
+            return super().forward(images, timesteps)
+
+    images, target = torch.rand(30, *SHAPE, generator=seeded(1)), torch.arange(30) % 2
+    plain = Victim(Linear(), CPU, draws=3)
+    for method in ("gradient", "margins"):
+        victim = Victim(Small(), ForwardPass(torch.device("cpu"), 2, fold=256), draws=3)
+        extra = (margin,) if method == "gradient" else ()
+        torch.testing.assert_close(
+            getattr(victim, method)(images, target, *extra),
+            getattr(plain, method)(images, target, *extra),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+        assert victim.forward.fold == 16 and "out of memory" in caplog.text
+    with pytest.raises(torch.OutOfMemoryError):  # all draws of one image go together
+        Victim(Small(), ForwardPass(torch.device("cpu"), 2), draws=21).gradient(images, target, margin)
+
+
+def test_gradients_are_not_taken_in_fp16(deterministic_net):
+    victim = Victim(with_gradient_path(deterministic_net, "own"), ForwardPass(torch.device("cpu"), 2, amp="fp16"), 1)
+    images, target = torch.rand(4, *SHAPE, generator=seeded(1)), torch.arange(4)
+    exact = Victim(victim.net, CPU, 1).gradient(images, target, cross_entropy)
+    assert torch.equal(victim.gradient(images, target, cross_entropy), exact)
+
+
+def test_objectives_by_hand():
+    log_p = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.4, 0.3]]).log()
+    target = torch.tensor([0, 2])
+    assert cross_entropy(log_p, target).exp().tolist() == pytest.approx([1 / 0.7, 1 / 0.3])
+    assert margin(log_p, target).exp().tolist() == pytest.approx([0.2 / 0.7, 0.4 / 0.3])
+
+
+@pytest.mark.parametrize("path", [*GRADIENT_PATHS, "mean_field"])
+def test_gradient_paths_change_the_gradient_and_not_the_spikes(noisy_net, path):
+    twin = with_gradient_path(noisy_net, path)
+    images = torch.rand(4, *SHAPE, generator=seeded(1))
+    with noise_generator(seeded(2)):
+        logits = noisy_net(images, timesteps=2)
+    with noise_generator(seeded(2)):
+        found = twin(images, timesteps=2)
+    if path in ("own", "widened2", "widened4", "arctangent"):
+        assert torch.equal(found, logits)
+    assert is_noisy(twin) == (path != "mean_field")
+    victim, target = Victim(twin, CPU, draws=2), torch.arange(4)
+    assert victim.gradient(images, target, cross_entropy).abs().sum() > 0
+    assert all(not parameter.requires_grad for parameter in twin.parameters())
+    assert all(parameter.requires_grad for parameter in noisy_net.parameters())
+    assert all(module.surrogate is None for module in noisy_net.modules() if isinstance(module, NoisyLIF))
+
+
+def test_gradient_paths_have_the_densities_that_they_say():
+    x = torch.linspace(-1, 3, 50).view(1, 1, 50)
+    u = x - 1
+    expected = {
+        "own": Logistic(0.3).pdf(u),
+        "widened2": Logistic(0.6).pdf(u),
+        "widened4": Logistic(1.2).pdf(u),
+        "arctangent": 1 / (1 + (math.pi * u) ** 2),
+        "straight_through": torch.ones_like(u),
+    }
+    for neuron in (NoisyLIF(Logistic(0.3), placement="escape"), LIF(Logistic(0.3))):
+        for path, density in expected.items():
+            given = x.clone().requires_grad_()
+            with_gradient_path(nn.Sequential(neuron), path)(given).sum().backward()
+            torch.testing.assert_close(given.grad, density)
+    learnt = NoisyLIF(Logistic(0.1), learnable_scale=True, placement="escape")
+    learnt.log_scale.data.fill_(math.log(0.3))
+    given = x.clone().requires_grad_()
+    with_gradient_path(nn.Sequential(learnt), "widened2")(given).sum().backward()
+    torch.testing.assert_close(given.grad, expected["widened2"])
+
+
+def test_the_mean_field_of_deterministic_neurons_is_the_law_of_their_surrogate():
+    x, options = torch.rand(3, 2, 9, generator=seeded(1)) * 2, dict(decay=0.7, reset="subtract")
+    noisy = mean_field_twin(nn.Sequential(NoisyLIF(Cauchy(0.3), **options)))
+    for neuron in (LIF(Cauchy(0.3), **options), ParametricLIF(Cauchy(0.3), **options)):
+        torch.testing.assert_close(mean_field_twin(nn.Sequential(neuron))(x), noisy(x))
+
+
+def test_vanishing_noise_is_no_noise_with_the_same_gradient(noisy_net):
+    images, target = torch.rand(9, *SHAPE, generator=seeded(1)), torch.arange(9) % 4
+    twins = [vanishing_noise_twin(noisy_net), noiseless_twin(noisy_net)]
+    assert [is_noisy(twin) for twin in twins] == [True, False]
+    one, two = (Victim(twin, CPU, 1).gradient(images, target, cross_entropy) for twin in twins)
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
+
+
+def test_square_attack_finds_the_optimum_of_a_linear_network_by_queries_alone():
+    victim, images = Victim(Linear(), CPU, draws=1), grey()
+    value = images.flatten(1) @ victim.net.w
+    target = (value < 0).long()  # as the network sees it
+    counted = []
+    attacked = square_attack(victim, images, target, 0.5, 3000, seeded(), False, lambda: counted.append(1))
+    assert (victim.margins(attacked, target) > 0).all() and len(counted) < 3000  # fooled: it stops
+    one_class = torch.full((5,), 1 - target[0].item())  # wrong already: nothing to do
+    assert len(square_attack(victim, images, one_class, 0.0, 50, seeded(), False)) == 5
+    # The loss must come near that of the best corner.
+    victim.net.w = victim.net.w / victim.net.w.abs().sum()
+    low = 0.1 * 0.5
+    attacked = square_attack(victim, images + 0.2, torch.zeros(5, dtype=torch.int64), low, 3000, seeded(), False)
+    gain = (images + 0.2 - attacked).flatten(1) @ victim.net.w
+    assert (gain > 0.6 * low).all() or (victim.margins(attacked, torch.zeros(5, dtype=torch.int64)) > 0).all()
+
+
+def test_square_measures_a_noisy_network_again():
+    """Margins are pure chance: those accepted by luck, or called fooled, must be measured again."""
+
+    class Chance:
+        def __init__(self, scale):
+            self.scale, self.generator, self.seen = scale, seeded(), []
+
+        def margins(self, images, target):
+            self.seen.append(images.clone())
+            return self.scale * torch.randn(len(images), generator=self.generator)
+
+    def repeats(scale, is_noisy):
+        """Queries of an image that was asked for already."""
+        victim = Chance(scale)
+        square_attack(victim, grey(1), torch.zeros(1), 0.1, 60, seeded(), is_noisy)
+        return sum(
+            any(torch.equal(images, before) for before in victim.seen[:index])
+            for index, images in enumerate(victim.seen)
+        )
+
+    assert repeats(0.01, is_noisy=True) >= 5  # every tenth of 60
+    assert repeats(0.01, is_noisy=False) == 0
+    lucky = Chance(1.5)
+    lucky.margins_given = iter([2.0, 0.2, 2.0, 2.0])
+    lucky.margins = lambda images, target: torch.full((len(images),), next(lucky.margins_given))
+    square_attack(lucky, grey(1), torch.zeros(1), 0.1, 60, seeded(), is_noisy=True)
+    assert list(lucky.margins_given) == []  # 2.0 was not believed the first time, but the second
+
+
+def test_square_changes_one_square_by_plus_or_minus_eps():
+    from tools.attacks.square import _share, _with_square
+
+    images = torch.full((4, 3, 8, 8), 0.5)
+    changed = _with_square(images, images, 0.1, 0.25, seeded()) - images
+    for delta in changed:
+        where = delta[0] != 0
+        rows, columns = where.any(1).sum(), where.any(0).sum()
+        assert rows == columns == 4 and where.sum() == 16
+        assert all(len(channel[where].unique()) == 1 for channel in delta)
+        assert delta.abs().max() == pytest.approx(0.1)
+    shares = [_share(query, 500) for query in (0, 1, 400, 499)]
+    assert shares[0] == 0.8 and shares == sorted(shares, reverse=True) and shares[-1] == 0.8 / 2**9
+
+
+def test_choosing_among_equal_candidates_and_scoring_afresh_returns_the_clean_accuracy():
+    """40 candidates that are all the clean image: their lowest score would be far below their mean, 0.7."""
+    images, target = torch.full((200, *SHAPE), 0.7), torch.zeros(200, dtype=torch.int64)
+    torch.manual_seed(0)
+    victim = Victim(NoisyLogits(), CPU, draws=1)
+    chosen = choose(victim, [images] * 40, target, draws=5)
+    result = score(victim.net, CPU, chosen, target, draws=100, ensemble=5)
+    assert result["accuracy"] == pytest.approx(0.7, abs=5 * math.sqrt(0.21 / 20_000))
+    by_majority = sum(math.comb(5, k) * 0.7**k * 0.3 ** (5 - k) for k in (3, 4, 5))
+    assert result["accuracy_ensemble"] == pytest.approx(by_majority, abs=5 * math.sqrt(0.25 / 4000))
+    assert result["accuracy_std"] == pytest.approx(math.sqrt(0.21 / 200), rel=0.3)
+    assert sum(result["times_correct"]) == pytest.approx(100 * 200 * result["accuracy"])
+    selected = torch.stack([victim.margins(images, target) for _ in range(40)]).amax(0)
+    assert (selected < 0).double().mean() < 0.01  # what choosing and scoring by the same draws would have said
+
+
+def test_the_better_candidate_is_chosen_for_each_image():
+    target = torch.zeros(2, dtype=torch.int64)
+    strong, weak = torch.full((1, *SHAPE), 0.1), torch.full((1, *SHAPE), 0.9)
+    one, two = torch.cat([strong, weak]), torch.cat([weak, strong])
+    torch.manual_seed(0)
+    chosen = choose(Victim(NoisyLogits(), CPU, 1), [one, two], target, draws=50)
+    assert torch.equal(chosen, torch.cat([strong, strong]))
+
+
+def scored(*shares, draws=100):
+    times = [round(share * draws) for share in shares]
+    return {"accuracy": sum(times) / draws / len(times), "times_correct": times, "draws": draws}
+
+
+def test_gates_pass_what_is_sound_and_fail_what_is_not():
+    low, high = scored(*[0.2] * 50), scored(*[0.8] * 50)
+    assert gates.does_not_rise("eps", {0.0: high, 8 / 255: low}).passed
+    failed = gates.does_not_rise("steps", {5: low, 20: high})
+    assert not failed.passed and "rises from 5 to 20" in failed.detail
+    assert gates.not_weaker("PGD", low, {"FGSM": high}).passed
+    assert not gates.not_weaker("PGD", high, {"FGSM": high, "Square": low}).passed
+    assert "stronger: Square" in gates.not_weaker("PGD", high, {"FGSM": high, "Square": low}).detail
+    zero = scored(*[0.0] * 50)
+    assert gates.stronger_than_noise("attack", low, high, high).passed
+    assert not gates.stronger_than_noise("attack", high, high, high).passed
+    assert gates.stronger_than_noise("attack", zero, zero, high).passed  # nothing was left for the attack to do
+    assert gates.unbounded_attack_succeeds(zero).passed and not gates.unbounded_attack_succeeds(low).passed
+    assert gates.planted_example_is_found(zero).passed and not gates.planted_example_is_found(low).passed
+    assert gates.nothing_comes_of_no_attack(low, low).passed
+    assert not gates.nothing_comes_of_no_attack(low, high).passed
+    ones = torch.ones(10, 1, 4, 4)
+    assert gates.gradients_are_there(ones, ones).passed and "1.000" in gates.gradients_are_there(ones, ones).detail
+    assert not gates.gradients_are_there(torch.zeros_like(ones), ones).passed
+    assert not gates.gradients_are_there(ones, torch.where(torch.arange(4) == 1, torch.nan, ones)).passed
+
+
+def test_vanishing_noise_may_turn_images_both_ways_but_not_one_way():
+    some, others = (scored(*[float(i in turned) for i in range(50)], draws=1) for turned in (range(20), range(5, 25)))
+    assert gates.vanishing_noise_is_no_noise(some, some).passed
+    assert gates.vanishing_noise_is_no_noise(some, others).passed
+    many = scored(*[float(i < 35) for i in range(50)], draws=1)
+    assert not gates.vanishing_noise_is_no_noise(some, many).passed
+    assert not gates.vanishing_noise_is_no_noise(many, some).passed
+    everywhere = scored(*[0.2] * 50), scored(*[0.8] * 50)
+    assert not gates.vanishing_noise_is_no_noise(*everywhere).passed
+
+
+def test_chance_alone_does_not_fail_a_gate_but_a_real_rise_does():
+    generator, failures = seeded(1), {0.0: 0, 0.06: 0}
+    for rise in failures:
+        for _ in range(100):
+            shares = torch.rand(100, generator=generator) * 0.9
+            first, second = (
+                torch.binomial(torch.full((100,), 100.0), part, generator=generator) for part in (shares, shares + rise)
+            )
+            low, high = (
+                {"accuracy": times.mean().item() / 100, "times_correct": times.tolist(), "draws": 100}
+                for times in (first, second)
+            )
+            failures[rise] += not gates.does_not_rise("steps", {1: low, 2: high}).passed
+    assert failures[0.0] <= 1 and failures[0.06] >= 99
+
+
+def test_a_planted_weakness_changes_nothing_on_the_images_and_all_within_reach(deterministic_net):
+    images = torch.rand(6, *SHAPE, generator=seeded(1)).mul(0.8).add(0.1)
+    net, planted = deterministic_net, Planted(deterministic_net, images, 8 / 255, 4.0)
+    torch.testing.assert_close(planted(images, 2), net(images, 2), rtol=1e-4, atol=1e-4)
+    ideal = images + 8 / 255 * planted.direction.sign().view(SHAPE)
+    torch.testing.assert_close(planted(ideal, 2), net(ideal, 2) * -3, rtol=1e-3, atol=1e-3)
+
+
+TINY = Preset(12, 4, 3, 2, ("own", "arctangent"), (("linf", 8 / 255), ("l2", 0.5)), 12)
+
+
+def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic_net):
+    images = torch.rand(12, *SHAPE, generator=seeded(1))
+    for net, draws in ((noisy_net, 100), (deterministic_net, 1)):
+        with torch.no_grad(), noise_generator(seeded(3)):
+            target = net(images, timesteps=8).mean(0).argmax(-1)
+        report = Campaign(net, CPU, images, target, TINY).run()
+        assert report["clean"]["draws"] == draws
+        at = {(row["norm"], row["attack"]): row["accuracy"] for row in report["attacks"]}
+        attacks = ["random noise", "FGSM", "PGD", "transfer, noiseless", "transfer, mean field", "Square", "all"]
+        assert set(at) == {("linf", name) for name in attacks} | {("l2", name) for name in attacks if name != "Square"}
+        assert len(report["gates"]) == (13 if draws == 1 else 15)
+        assert report["reliable"] == all(gate["passed"] for gate in report["gates"])
+        passed = {gate["name"]: gate["passed"] for gate in report["gates"]}
+        assert passed["no attack leaves the clean accuracy"]
+        assert passed.get("scale -> 0 is the deterministic network", True)
+        again = Campaign(net, CPU, images, target, TINY).run()
+        assert again == report
+
+
+class Spied(Campaign):
+    """Remembers which networks were attacked how, and by which seeds of the noise."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.attacks, self.purposes, self.purpose = [], [], None
+
+    def victim(self, net=None, draws=None):
+        victim = super().victim(net, draws)
+        original = victim.gradient
+
+        def gradient(images, target, objective):
+            self.attacks.append((victim.net, objective, images))
+            return original(images, target, objective)
+
+        victim.gradient = gradient
+        return victim
+
+    def noise(self, purpose=0):
+        self.purposes.append(purpose)
+        return super().noise(purpose)
+
+
+@pytest.fixture
+def spied(noisy_net):
+    return Spied(noisy_net, CPU, torch.rand(12, *SHAPE, generator=seeded(1)), torch.arange(12) % 4, TINY)
+
+
+def test_making_choosing_and_scoring_have_draws_of_their_own(spied):
+    seeds = {}
+    for name, call in {
+        "making": lambda: spied.pgd(spied.net, "linf", 0.1, restart=TINY.restarts - 1, steps=1),
+        "choosing": lambda: spied.choose([spied.images] * 2),
+        "scoring": lambda: spied.score(spied.images),
+    }.items():
+        spied.purposes.clear()
+        call()
+        seeds[name] = set(spied.purposes)
+    assert all(len(purposes) == 1 for purposes in seeds.values()) and len(set.union(*seeds.values())) == 3
+    values = []
+    for purpose in set.union(*seeds.values()):
+        with spied.noise(purpose):
+            values.append(spied.net(spied.images, timesteps=2))
+    assert not any(torch.equal(one, other) for one, other in zip(values, values[1:]))
+    other_seed = Campaign(spied.net, CPU, spied.images, spied.target, TINY, seed=1)
+    assert other_seed.score(spied.images) != spied.score(spied.images)
+    draws = []
+    spied.net.register_forward_pre_hook(lambda module, args: draws.append(len(args[0])))
+    try:
+        spied.choose([spied.images])
+        assert sum(draws) == 20 * len(spied.images)
+    finally:
+        spied.net._forward_pre_hooks.clear()
+
+
+def test_restarts_differ_in_start_and_objective(spied):
+    spied._attack("linf", 8 / 255)
+    own = [record for record in spied.attacks if is_noisy(record[0])]
+    starts, objectives = {}, set()
+    for net, objective, images in own:
+        objectives.add(objective)
+        starts.setdefault(id(net), images)
+    assert objectives == {cross_entropy, margin}
+    first_steps = [images for images in starts.values() if not torch.equal(images, spied.images)]
+    assert len(first_steps) == 4  # two paths, two restarts
+    assert len({tuple(images.flatten().tolist()) for images in first_steps}) == 2  # the starts of the two restarts
+
+
+def test_transfer_comes_from_the_twins(spied):
+    spied._attack("l2", 0.5)
+    modes = {next(module.mode for module in net.modules() if isinstance(module, NoisyLIF)) for net, *_ in spied.attacks}
+    assert modes == {"noisy", "noiseless", "mean_field"}
+    order = []
+    original = spied.pgd
+    spied.pgd = lambda net, *args, **options: (
+        order.append(next(module.mode for module in net.modules() if isinstance(module, NoisyLIF)))
+        or original(net, *args, **options)
+    )
+    scores = spied._attack("l2", 0.5).scores
+    assert order[-2:] == ["noiseless", "mean_field"]
+    assert list(scores)[3:5] == ["transfer, noiseless", "transfer, mean field"]
+
+
+def test_the_gates_compare_what_they_say(spied, monkeypatch):
+    weaker = []
+    original = spied.pgd
+
+    def pgd(net, norm, eps, **options):
+        weaker.append({name: options[name] for name in ("steps", "draws") if options.get(name)})
+        return original(net, norm, eps, **options)
+
+    spied.pgd = pgd
+    test = RadiusTest([spied.images + 0.01, spied.images - 0.01], {})
+    assert checks._steps(spied, 8 / 255, test).name.endswith("steps")
+    assert checks._draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
+    assert weaker == [{"steps": 1}, {"draws": 1}]  # a quarter of the steps; else as the preset has it
+    low, high = scored(*[0.2] * 12), scored(*[0.8] * 12)
+    scores = {"PGD": high, "FGSM": low, "Square": low, "all": low, "random noise": high, "transfer, noiseless": high}
+    assert [gate.passed for gate in checks._rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
+    tests = {
+        ("linf", eps): RadiusTest([], {"PGD": scored(*[share] * 12)}) for eps, share in ((1, 0.7), (2, 0.3), (8, 0))
+    }
+    assert checks._telling_radius(high, tests) == 2
+
+
+def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, monkeypatch):
+    images = torch.rand(200, *SHAPE, generator=seeded(1))
+    with torch.no_grad():
+        logits, classes = deterministic_net(images, timesteps=2).mean(0).topk(2)
+    clear = logits[:, 0] > logits[:, 1] + 0.05  # what is turned round must not be a tie
+    campaign = Campaign(deterministic_net, CPU, images[clear], classes[clear, 0], TINY)
+    assert checks._planted(campaign).passed
+    monkeypatch.setattr("tools.attacks.gradients.STEP", 0.2)  # steps that do not reach the border
+    assert not checks._planted(campaign).passed
+
+
+def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):
+    """A network that rounds its input has no gradient: attacks fail, and the gates say so."""
+
+    class Rounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = deterministic_net
+
+        def forward(self, images, timesteps):
+            return self.net((images * 4).round() / 4, timesteps)
+
+    images = torch.rand(12, *SHAPE, generator=seeded(1))
+    target = Rounded()(images, 2).mean(0).argmax(-1)
+    report = Campaign(Rounded(), CPU, images, target, TINY).run()
+    failed = {gate["name"] for gate in report["gates"] if not gate["passed"]}
+    assert "gradients are there" in failed and not report["reliable"]
+
+
+def test_presets_are_those_of_the_documentation():
+    quick, full = PRESETS["quick"], PRESETS["full"]
+    assert (quick.images, quick.steps, quick.draws, quick.restarts, len(quick.paths)) == (200, 20, 5, 2, 2)
+    assert (full.images, full.steps, full.draws, full.restarts) == (1000, 50, 20, 5)
+    assert [radius for norm, radius in full.radii if norm == "linf"] == [eps / 255 for eps in (1, 2, 4, 8)]
+    assert ("l2", 0.5) in full.radii and quick.queries == 500

@@ -1,0 +1,316 @@
+"""Readers, on files that are written here byte by byte from the specifications of their formats."""
+
+import os
+import pickle
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.io import savemat
+
+from tests.tools.data.events.written import EVENTS, aedat2, aedat3, nmnist
+from tools.data.events import EVENT
+from tools.data.events.formats import EventFormatError, check_events, read_events, read_gesture_labels
+
+SIZE = (128, 128)
+
+
+def columns(dtype=np.int64):
+    return {name: np.array([event[at] for event in EVENTS], dtype) for at, name in enumerate("xytp")}
+
+
+def written(path, kind):
+    """A valid file of EVENTS."""
+    path = path / {"aedat3": "a.aedat", "aedat2": "b.aedat", "nmnist": "c.bin"}.get(kind, f"d.{kind}")
+    if kind == "npz":
+        np.savez(path, **columns())
+    elif kind == "npy":
+        table = np.zeros(4, [("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "?")])
+        for name, column in columns().items():
+            table[name] = column
+        np.save(path, table)
+    elif kind == "mat":
+        by_name = columns(float)
+        unused = np.zeros(4)
+        savemat(path, {"out1": np.stack([by_name["t"], unused, unused, *(by_name[name] for name in "xyp")], 1)})
+    else:
+        path.write_bytes({"aedat3": aedat3, "aedat2": aedat2, "nmnist": nmnist}[kind]())
+    return path
+
+
+KINDS = ["aedat3", "aedat2", "nmnist", "npz", "npy", "mat"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_format_gives_its_events(tmp_path, kind):
+    events, dropped = read_events(written(tmp_path, kind), *SIZE)
+    assert events.dtype == EVENT and [tuple(map(int, event)) for event in events.tolist()] == EVENTS
+    assert dropped == {"outside": 0, "decreasing": 0}
+
+
+def test_the_overflow_counter_is_the_upper_part_of_the_time(tmp_path):
+    path = tmp_path / "late.aedat"
+    path.write_bytes(aedat3(overflow=3))
+    assert read_events(path, *SIZE)[0]["t"].tolist() == [(3 << 31) + t for _, _, t, _ in EVENTS]
+
+
+def test_tonics_gestures_are_in_milliseconds(tmp_path):
+    np.save(tmp_path / "3.npy", np.array([[1, 2, 1, 5], [3, 4, 0, 7]]))
+    assert read_events(tmp_path / "3.npy", *SIZE)[0].tolist() == [(1, 2, 5000, True), (3, 4, 7000, False)]
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<i2", "<i4", "<f4", "<f8"])
+def test_times_in_milliseconds_do_not_wrap_in_narrow_types(tmp_path, dtype):
+    np.save(tmp_path / "3.npy", np.array([[1, 2, 1, 5], [3, 4, 0, 30_000]], dtype))
+    assert read_events(tmp_path / "3.npy", *SIZE)[0]["t"].tolist() == [5000, 30_000_000]
+
+
+def test_plain_arrays_of_other_types_are_refused(tmp_path):
+    for dtype in ("S4", "M8[s]", "V8", "?"):
+        np.save(tmp_path / "3.npy", np.zeros((2, 4), dtype))
+        with pytest.raises(EventFormatError, match="3.npy"):
+            read_events(tmp_path / "3.npy", *SIZE)
+
+
+def test_an_invalid_event_is_left_out_whatever_its_time(tmp_path):
+    raw = aedat3().replace(struct.pack("<Ii", 3 << 17, 0), struct.pack("<Ii", 3 << 17, -1))
+    (tmp_path / "x.aedat").write_bytes(raw)
+    assert len(read_events(tmp_path / "x.aedat", *SIZE)[0]) == len(EVENTS)
+
+
+def test_errors_survive_the_way_from_a_worker_process():
+    error = pickle.loads(pickle.dumps(EventFormatError("f.bin", 7, "expected events")))
+    assert str(error) == "f.bin, byte 7: expected events"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_truncated_empty_and_foreign_files_are_refused_by_name(tmp_path, kind):
+    path = written(tmp_path, kind)
+    raw = path.read_bytes()
+    for damaged in (b"", raw[:-1], raw[: len(raw) // 3], b"MZ" + bytes(50)):
+        path.write_bytes(damaged)
+        with pytest.raises(EventFormatError, match=path.name):
+            read_events(path, *SIZE)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("<h", (0, 77)),
+        ("<i", (4, 0)),
+        ("<i", (4, 16)),
+        ("<i", (8, 0)),
+        ("<i", (12, -1)),
+        ("<i", (20, 2**31 - 1)),
+        ("<i", (24, 9)),
+    ],
+)
+def test_garbled_packet_headers_are_refused_with_their_place(tmp_path, field, value):
+    raw, (offset, number) = bytearray(aedat3()), value
+    start = raw.index(b"END-HEADER\r\n") + 12
+    struct.pack_into(field, raw, start + offset, number)
+    (tmp_path / "x.aedat").write_bytes(raw)
+    with pytest.raises(EventFormatError, match=f"byte {start}"):
+        read_events(tmp_path / "x.aedat", *SIZE)
+
+
+def test_events_outside_or_out_of_order_are_refused_or_dropped_and_counted():
+    events = np.array([(1, 1, 5, 1), (40, 1, 6, 1), (1, 1, 9, 0), (1, 1, 7, 0), (1, 1, 8, 0), (1, 1, 9, 0)], EVENT)
+    with pytest.raises(EventFormatError, match="f.bin.*event 1"):
+        check_events(events, 34, 34, "f.bin")
+    with pytest.raises(EventFormatError, match="event 3.*at least 9"):
+        check_events(events, 41, 34, "f.bin")
+    kept, dropped = check_events(events, 34, 34, "f.bin", lenient=True)
+    assert kept["t"].tolist() == [5, 9, 9] and dropped == {"outside": 1, "decreasing": 2}
+
+
+@pytest.mark.parametrize("wrong", [dict(x=-1), dict(x=70000), dict(y=0.5), dict(p=2), dict(t=-1), dict(x=np.nan)])
+def test_numbers_that_a_conversion_would_change_are_refused(tmp_path, wrong):
+    ((name, value),) = wrong.items()
+    arrays = columns(float)
+    arrays[name][1] = value
+    np.savez(tmp_path / "w.npz", **arrays)
+    with pytest.raises(EventFormatError, match=f"{name}"):
+        read_events(tmp_path / "w.npz", *SIZE)
+
+
+EDITS = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 5), st.binary(max_size=5)), min_size=1, max_size=4
+)  # where, how many bytes are taken, what is put there
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # numpy reads headers of arrays as Python text
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_damage_gives_an_error_or_events_and_never_much_memory(tmp_path, kind):
+    path = written(tmp_path, kind)
+    raw = path.read_bytes()
+
+    @settings(max_examples=350, derandomize=True, deadline=1000, database=None)
+    @given(edits=EDITS, lenient=st.booleans())
+    def check(edits, lenient):
+        damaged = bytearray(raw)
+        for where, taken, put in edits:
+            at = int(where * len(damaged))
+            damaged[at : at + taken] = put
+        path.write_bytes(damaged)
+        tracemalloc.start()
+        try:
+            events, _ = read_events(path, *SIZE, lenient=lenient)
+        except EventFormatError:
+            return
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak < 20e6
+        assert events.dtype == EVENT and 0 < len(events) <= len(damaged)
+        assert (events["x"] < 128).all() and (events["y"] < 128).all() and (np.diff(events["t"]) >= 0).all()
+
+    check()
+
+
+@pytest.mark.parametrize("per_packet", [1, 3, 500])
+def test_packets_of_any_size_with_any_overflow_make_one_recording(tmp_path, per_packet):
+    random = np.random.default_rng(0)
+    times = np.sort(random.integers(3 << 31, size=500))
+    wanted = [
+        (int(x), int(y), int(t), int(p)) for (x, y), t, p in zip(random.integers(128, size=(500, 2)), times, times % 2)
+    ]
+    file = b"#!AER-DAT3.1\r\n#!END-HEADER\r\n"
+    at = 0
+    while at < len(wanted):
+        high = wanted[at][2] >> 31
+        part = [event for event in wanted[at : at + per_packet] if event[2] >> 31 == high]
+        body = b"".join(struct.pack("<II", 1 | p << 1 | y << 2 | x << 17, t & 0x7FFFFFFF) for x, y, t, p in part)
+        file += struct.pack("<hhiiiiii", 1, 1, 8, 4, high, len(part), len(part), len(part)) + body
+        at += len(part)
+    (tmp_path / "a.aedat").write_bytes(file)
+    events, _ = read_events(tmp_path / "a.aedat", *SIZE)
+    assert [tuple(map(int, event)) for event in events.tolist()] == wanted
+
+
+def test_a_wrong_packet_is_named_by_its_first_byte_and_a_wrong_time_by_its_own(tmp_path):
+    raw, header = aedat3(), len(b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n")
+    third = header + 2 * 28 + 3 * 8 + 12  # after a packet of three events and one of 12 bytes
+    wrong = {
+        third: ("<h", -1, "an event type"),
+        third + 4: ("<i", 64, "truncated"),
+        third + 8: ("<i", 0, "the time at 4"),
+        third + 12: ("<i", -1, "overflow"),
+        third + 24: ("<i", 9, "agree"),
+    }
+    for at, (kind, value, message) in wrong.items():
+        path = tmp_path / "x.aedat"
+        path.write_bytes(raw[:at] + struct.pack(kind, value) + raw[at + struct.calcsize(kind) :])
+        with pytest.raises(EventFormatError, match=f"byte {third}: .*{message}"):
+            read_events(path, *SIZE)
+    time = third + 28 + 8 + 4  # of the third packet's second event
+    path.write_bytes(raw[:time] + struct.pack("<i", -5) + raw[time + 4 :])
+    with pytest.raises(EventFormatError, match=f"byte {time}: .*31 bits"):
+        read_events(path, *SIZE)
+
+
+def test_other_versions_of_a_format_are_refused_and_suffixes_may_be_capital(tmp_path):
+    for version in (b"3.10", b"3.0", b"2.01", b"4.0"):
+        (tmp_path / "a.aedat").write_bytes(aedat3().replace(b"3.1", version, 1))
+        with pytest.raises(EventFormatError, match="#!AER-DAT"):
+            read_events(tmp_path / "a.aedat", *SIZE)
+    for version in ("3", "2"):
+        (tmp_path / "B.AEDAT").write_bytes({"3": aedat3, "2": aedat2}[version]())
+        assert len(read_events(tmp_path / "B.AEDAT", *SIZE)[0]) == len(EVENTS)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_archives_packed_as_numpy_never_does_are_refused(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
+        for name in "txyp":
+            archive.writestr(f"{name}.npy", b"")
+    with pytest.raises(EventFormatError, match="stored or deflated"):
+        read_events(tmp_path / "a.npz", *SIZE)
+
+
+@pytest.mark.parametrize("kind", ["aedat3", "aedat2", "nmnist"])
+def test_a_wrong_event_is_named_by_its_first_byte(tmp_path, kind):
+    """The third event is later than the fourth; in two formats others that are left out come before it."""
+    events = [*EVENTS[:3], (1, 1, 11, 1), *EVENTS[3:]]
+    path = tmp_path / ("a.bin" if kind == "nmnist" else "a.aedat")
+    raw = {"aedat3": aedat3, "aedat2": aedat2, "nmnist": nmnist}[kind](events)
+    path.write_bytes(raw)
+    wrong = {
+        "aedat3": struct.pack("<II", 1 | 1 << 1 | 1 << 2 | 1 << 17, 11),
+        "aedat2": struct.pack(">II", 126 << 1 | 126 << 8, 11),
+        "nmnist": bytes([1, 1, 128, 0, 11]),
+    }[kind]
+    with pytest.raises(EventFormatError, match=f"byte {raw.index(wrong)}: event 3: expected a time of at least 12"):
+        read_events(path, *SIZE)
+
+
+def test_markers_of_nmnist_put_all_later_times_back(tmp_path):
+    (tmp_path / "a.bin").write_bytes(nmnist([(1, 2, 5, 1), (0, 240, 0, 0), (3, 4, 7, 0), (9, 240, 0, 0), (5, 6, 8, 1)]))
+    events, dropped = read_events(tmp_path / "a.bin", *SIZE)
+    assert events.tolist() == [(1, 2, 5, True), (3, 4, 7 + 2**13, False), (5, 6, 8 + 2**14, True)]
+    assert not any(dropped.values())
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_off_may_be_minus_one_and_an_archive_may_hold_one_table(tmp_path, kind):
+    table = np.zeros(3, [("x", "<i2"), ("y", "<i2"), ("t", "<i8"), ("p", "i1")])
+    table["p"], table["t"] = [-1, 1, -1], [4, 5, 6]
+    path = tmp_path / f"a.{kind}"
+    (np.save if kind == "npy" else np.savez_compressed)(path, table)
+    events, _ = read_events(path, *SIZE)
+    assert events["p"].tolist() == [False, True, False] and events["t"].tolist() == [4, 5, 6]
+
+
+def test_seconds_do_not_become_microseconds(tmp_path):
+    np.savez(tmp_path / "a.npz", **{**columns(), "t": np.array([0.1, 0.2, 0.3, 0.9])})
+    with pytest.raises(EventFormatError, match="whole t"):
+        read_events(tmp_path / "a.npz", *SIZE)
+
+
+def test_an_archive_that_promises_different_lengths_is_not_unpacked(tmp_path):
+    big = {name: np.zeros(3_000_000, np.int64) for name in "txy"}
+    np.savez_compressed(tmp_path / "a.npz", **big, p=np.zeros(3))
+    tracemalloc.start()
+    with pytest.raises(EventFormatError, match="one length"):
+        read_events(tmp_path / "a.npz", *SIZE)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+@pytest.mark.parametrize("suffix", ["bin", "aedat", "npy", "npz", "mat"])
+def test_a_huge_file_is_refused_unread(tmp_path, suffix):
+    with open(tmp_path / f"a.{suffix}", "wb") as file:
+        file.truncate(2**33)  # takes no room on the disk
+    with pytest.raises(EventFormatError, match="at most"):
+        read_events(tmp_path / f"a.{suffix}", *SIZE)
+
+
+def test_labels_of_gestures(tmp_path):
+    path = tmp_path / "user01_labels.csv"
+    path.write_text("class,startTime_usec,endTime_usec\n1,10,20\n11,30,40\n")
+    assert read_gesture_labels(path) == [(0, 10, 20), (10, 30, 40)]
+    path.write_text("class,startTime_usec,endTime_usec\n12,10,20\n")
+    with pytest.raises(EventFormatError, match="line 2"):
+        read_gesture_labels(path)
+    for content in (b"class,startTime_usec,endTime_usec\n", b"\xff\xfe", b""):
+        path.write_bytes(content)
+        with pytest.raises(EventFormatError, match="user01"):
+            read_gesture_labels(path)
+
+
+@pytest.mark.realdata
+def test_real_recordings_of_nmnist():
+    folder = Path(os.environ.get("NSNN_DATA", "/nowhere")) / "nmnist-small"
+    if not folder.is_dir():
+        pytest.skip("set NSNN_DATA to a folder that has nmnist-small")
+    files = sorted(folder.glob("*/*/*.bin"))
+    assert len(files) == 900
+    for path in files:
+        events, _ = read_events(path, 34, 34)
+        assert len(events) > 500 and 200_000 < events["t"][-1] - events["t"][0] < 400_000

@@ -1,0 +1,80 @@
+"""Frames: no event is lost, each is where it belongs."""
+
+import numpy as np
+import pytest
+import torch
+
+from tools.data.events import EVENT
+from tools.data.events.frames import Framing, cell_area, count_frames, edges_by_count, edges_by_time, frame_values
+
+
+def stream(count, sensor=(128, 96), seed=0, start=10**9):
+    random = np.random.default_rng(seed)
+    events = np.empty(count, EVENT)
+    events["x"] = random.integers(sensor[0], size=count)
+    events["y"] = random.integers(sensor[1], size=count)
+    events["t"] = start + np.sort(random.integers(500_000, size=count))
+    events["p"] = random.random(count) < 0.3
+    return events
+
+
+@pytest.mark.parametrize("split", ["count", "time"])
+@pytest.mark.parametrize("size", [(128, 96), (48, 48), (64, 32), (1, 1), (127, 5)])
+@pytest.mark.parametrize("count", [0, 1, 7, 5003])
+def test_framing_conserves_the_events_of_each_polarity(split, size, count):
+    events = stream(count)
+    frames = count_frames(events, Framing(10, split, (128, 96), size))
+    assert frames.shape == (10, 2, size[1], size[0])
+    assert frames[:, 1].sum() == events["p"].sum() and frames[:, 0].sum() == (~events["p"]).sum()
+
+
+@pytest.mark.parametrize("split", ["count", "time"])
+def test_each_event_is_in_its_frame_polarity_and_cell(split):
+    events, framing = stream(999), Framing(4, split, (128, 96), (48, 31))
+    expected = np.zeros((4, 2, 31, 48), dtype=int)
+    start, duration = int(events["t"][0]), int(events["t"][-1] - events["t"][0]) + 1
+    for index, (x, y, t, p) in enumerate(events.tolist()):
+        by_time = (t - start) * 4 // duration
+        by_count = next(step for step in range(4) if index < (step + 1) * 999 // 4)
+        expected[by_time if split == "time" else by_count, int(p), y * 31 // 96, x * 48 // 128] += 1
+    assert (count_frames(events, framing) == expected).all()
+
+
+def test_frames_by_count_have_equally_many_events_and_by_time_are_equally_long():
+    events = stream(1003)
+    assert set(np.diff(edges_by_count(events, 10))) == {100, 101}
+    events["t"] = np.arange(1003)
+    assert (np.abs(np.diff(edges_by_time(events, 10)) - 100.3) < 1).all()
+
+
+def test_values_of_frames():
+    counts = torch.tensor([[[[4, 0]], [[0, 2]]], [[[0, 0]], [[0, 0]]]])  # [T=2, 2, 1, 2]; the second frame is empty
+    assert frame_values(counts, "normalised").tolist() == [[[[1, 0]], [[0, 0.5]]], [[[0, 0]], [[0, 0]]]]
+    assert frame_values(counts, "count").tolist() == counts.tolist()
+    area = torch.tensor([[4.0, 1.0]])
+    assert frame_values(counts, "normalised", area).tolist() == [[[[0.5, 0]], [[0, 1]]], [[[0, 0]], [[0, 0]]]]
+    assert frame_values(counts, "count", area)[0].tolist() == [[[1, 0]], [[0, 2]]]
+    for pixels in (None, area):
+        assert frame_values(counts, "binary", pixels).sum() == 2
+    with pytest.raises(ValueError, match="normalised"):
+        frame_values(counts, "mean", area)
+
+
+def test_an_even_scene_is_even_on_average_where_cells_have_different_numbers_of_pixels():
+    framing = Framing(1, "count", (128, 128), (48, 48))
+    events = np.zeros(128 * 128, EVENT)
+    events["y"], events["x"] = np.divmod(np.arange(128 * 128), 128)
+    counts = torch.from_numpy(count_frames(events, framing).astype(np.int64))
+    assert frame_values(counts, "normalised", cell_area(framing))[0, 0].unique().tolist() == [1]
+    assert len(frame_values(counts, "normalised")[0, 0].unique()) == 3
+
+
+def test_cells_cover_the_sensor():
+    area = cell_area(Framing(1, "count", (128, 96), (48, 48)))
+    assert area.shape == (48, 48) and area.sum() == 128 * 96 and area.min() == 4 and area.max() == 6
+
+
+@pytest.mark.parametrize("wrong", [dict(split="events"), dict(timesteps=0), dict(size=(129, 96)), dict(size=(0, 4))])
+def test_wrong_framings_are_refused(wrong):
+    with pytest.raises(ValueError):
+        Framing(**{**dict(timesteps=4, split="count", sensor=(128, 96), size=(48, 48)), **wrong})

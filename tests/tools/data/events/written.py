@@ -1,0 +1,103 @@
+"""Files and folders of events, written byte by byte from the specifications and not by what is tested."""
+
+import struct
+
+import numpy as np
+
+from tools.data.events.trees import CIFAR10_CLASSES
+
+EVENTS = [(5, 7, 10, 1), (127, 0, 12, 0), (0, 127, 12, 1), (64, 32, 500, 0)]  # x, y, t, p
+
+
+def aedat3(events=EVENTS, overflow=0):
+    """Two polarity packets around a packet of special events; each has an invalid event too."""
+    file = b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#!END-HEADER\r\n"
+    for part in (events[:2], events[2:]):
+        body = b"".join(struct.pack("<Ii", 1 | p << 1 | y << 2 | x << 17, t) for x, y, t, p in part)
+        body += struct.pack("<Ii", 3 << 17, 0)  # not valid
+        count = len(part) + 1
+        file += struct.pack("<hhiiiiii", 1, 1, 8, 4, overflow, count, count, len(part)) + body
+        file += struct.pack("<hhiiiiii", 0, 1, 12, 4, 0, 1, 1, 1) + bytes(12)
+    return file
+
+
+def aedat2(events=EVENTS):
+    file = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n# Timestamps tick is 1 us\n"
+    for x, y, t, p in events:
+        file += struct.pack(">Ii", 1 - p | (127 - x) << 1 | (127 - y) << 8, t)
+    return file + struct.pack(">Ii", 1 << 15, 600)  # an external event
+
+
+def nmnist(events=EVENTS):
+    return b"".join(
+        struct.pack(">BBI", x, y, p << 23 | t)[:2] + (p << 23 | t).to_bytes(3, "big") for x, y, t, p in events
+    )
+
+
+def touch(path, content=b"\0" * 5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def nmnist_tree(folder):
+    for part, count in (("Train", 3), ("Test", 2)):
+        for digit in range(10):
+            for number in range(count):
+                touch(folder / part / str(digit) / f"{10 * digit + number:05d}.bin")
+
+
+def striped_nmnist_tree(folder, training=20, test=4, count=200):
+    """N-MNIST whose digit d is `count` events in the rows from 3 d to 3 d + 2: easy to learn."""
+    random = np.random.default_rng(0)
+    for part, recordings in (("Train", training), ("Test", test)):
+        for digit in range(10):
+            for number in range(recordings):
+                rows, columns = 3 * digit + random.integers(3, size=count), random.integers(34, size=count)
+                polarities = random.integers(2, size=count)
+                events = [(x, y, 1000 * at, p) for at, (x, y, p) in enumerate(zip(columns, rows, polarities.tolist()))]
+                touch(folder / part / str(digit) / f"{number:05d}.bin", nmnist(events))
+
+
+def gesture_events(start, count=4):
+    return [(5 + number, 7, start + number, number % 2) for number in range(count)]
+
+
+def official_gestures(folder):
+    """Users 1 and 2 train, 3 tests; each makes gestures 1, 2 and 11, one after the other."""
+    for user, part in ((1, "train"), (2, "train"), (3, "test")):
+        name = f"user{user:02d}_fluorescent"
+        with open(folder / f"trials_to_{part}.txt", "a") as trials:
+            trials.write(f"{name}.aedat\n")
+        events = [event for gesture in range(3) for event in gesture_events(1000 * gesture)]
+        touch(folder / f"{name}.aedat", aedat3(events))
+        rows = [f"{label},{1000 * gesture},{1000 * gesture + 3}" for gesture, label in enumerate((1, 2, 11))]
+        (folder / f"{name}_labels.csv").write_text("\n".join(["class,startTime_usec,endTime_usec", *rows, ""]))
+
+
+def columns(count=4):
+    return {name: np.arange(count) % 2 if name == "p" else np.arange(count) for name in "xytp"}
+
+
+def spikingjelly_gestures(folder):
+    for part, users in (("train", (1, 2)), ("test", (3,))):
+        for user in users:
+            for label in (0, 1, 10):
+                path = folder / "events_np" / part / str(label) / f"user{user:02d}_0.npz"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez(path, **columns())
+
+
+def tonic_gestures(folder):
+    for part, users in (("Train", (1, 2)), ("Test", (3,))):
+        for user in users:
+            for label in (0, 1, 10):
+                path = folder / f"ibmGesture{part}" / f"user{user:02d}_led" / f"{label}.npy"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.save(path, np.stack([columns()[name] for name in "xypt"], axis=1))
+
+
+def cifar10_tree(folder, suffix, count=10):
+    for name in CIFAR10_CLASSES:
+        for number in range(count):
+            path = folder / name / f"cifar10_{name}_{number}.{suffix}"
+            touch(path, aedat2() if suffix == "aedat" else b"x")

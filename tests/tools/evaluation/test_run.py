@@ -1,0 +1,307 @@
+"""One call of a testing script: comparison of kinds of networks, results.json, report.html."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+
+from tools.analysis.statistics import holm, seed_interval
+from tools.attacks import campaign
+from tools.config.evaluate import EvaluationConfig
+from tools.config.train import TrainConfig
+from tools.evaluation import comparison
+from tools.evaluation.run import check_comparable, run_tests
+from tools.evaluation.snapshot import Evaluation
+from tools.training.run import Training
+
+SECTIONS = [
+    "Networks",
+    "What differs",
+    "Perturbations",
+    "Attacks",
+    "Reliability",
+    "Accuracy and calibration against compute",
+    "Firing rates and energy",
+    "Confusion matrix",
+    "Worst images",
+    "How it was made",
+]
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory, stripes):
+    """{neuron: paths of two seeds}."""
+    paths = {}
+    for neuron in ("NILIF", "LIF"):
+        for seed in (0, 1):
+            folder = tmp_path_factory.mktemp("runs") / f"{neuron}-{seed}"
+            options = dict(epochs=4, minibatch=20, lr=0.01, histograms=False, run_dir=str(folder))
+            Training(TrainConfig(model="toynet", neuron=neuron, seed=seed, **options), stripes).run()
+            paths.setdefault(neuron, []).append(str(folder / "best.pth"))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def compared(snapshots, stripes, tmp_path_factory):
+    """(folder, results) of a comparison with everything."""
+    folder = tmp_path_factory.mktemp("comparison")
+    tiny = campaign.Preset(10, 3, 2, 2, ("own", "arctangent"), (("linf", 8 / 255), ("l2", 0.5)), 6)
+    config = EvaluationConfig(
+        compare=[f"NSNN={','.join(snapshots['NILIF'])}", f"S<N>N={','.join(snapshots['LIF'])}"],
+        out=str(folder),
+        draws=2,
+        perturbation=["sp", "membrane"],
+        severity=[1, 5],
+        uncertainty=True,
+        efficiency=True,
+        ood="noise",
+        attack_preset="quick",
+    )
+    others = {"noise": dataclasses.replace(stripes, name="noise")}
+    before = campaign.PRESETS["quick"]
+    campaign.PRESETS["quick"] = tiny
+    try:
+        return folder, run_tests(config, stripes, others)
+    finally:
+        campaign.PRESETS["quick"] = before
+
+
+class Page(HTMLParser):
+    """Headings, addresses and pictures of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.headings, self.addresses, self.tags, self._in_heading = [], [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self._in_heading = tag == "h2"
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
+
+    def handle_data(self, data):
+        if self._in_heading:
+            self.headings.append(data)
+        self._in_heading = False
+
+
+def test_the_report_has_all_parts_and_no_external_address(compared):
+    text = (compared[0] / "report.html").read_text()
+    page = Page(text)
+    assert page.headings == SECTIONS
+    assert page.tags.count("img") == 7 and len(page.addresses) == 7
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", re.sub(r'src="[^"]*"', "", text))
+    assert "Not part of this run" not in text
+    assert "S&lt;N&gt;N" in text and "<N>" not in text  # names are escaped
+    assert text.count("upper bound on robustness") == 4 and "planted adversarial example" in text
+
+
+def test_results_json_obeys_its_schema(compared, repository):
+    document = json.loads((compared[0] / "results.json").read_text())
+    schema(repository).validate(document)
+    assert list(document["kinds"]) == ["NSNN", "S<N>N"]
+    assert [one["identity"]["training_seed"] for one in document["kinds"]["NSNN"]] == [0, 1]
+    assert "times_correct" not in json.dumps(document)
+    assert [row["draws"] for row in document["ensembles"]["NSNN"]] == [2]
+
+
+def schema(repository):
+    content = json.loads((repository / "docs" / "results.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(content)
+    return jsonschema.Draft202012Validator(content)
+
+
+SNAPSHOT = ("kinds", "NSNN", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("kinds",), {}),
+        (("tests",), []),
+        (("tests", 0, "kinds"), {}),
+        (("tests", 0, "kinds", "NSNN", "seeds"), None),
+        (("tests", 0, "differences", 0, "high"), "x"),
+        (("tests", 0, "differences", 0, "difference"), 5),
+        (("tests", 0, "differences", 0, "seeds"), {}),
+        (("summary", 0, "differences", 0, "p_holm"), 1.5),
+        ((*SNAPSHOT, "identity", "network"), "x"),
+        ((*SNAPSHOT, "perturbations", "clean", "points", 0, "loss_mean"), "abc"),
+        ((*SNAPSHOT, "perturbations", "clean", "points", 0, "confusion"), []),
+        ((*SNAPSHOT, "perturbations", "clean", "points", 0, "unknown"), 1),
+        ((*SNAPSHOT, "uncertainty", "curve"), []),
+        ((*SNAPSHOT, "uncertainty", "curve", 0, "nll"), None),
+        ((*SNAPSHOT, "uncertainty", "curve", 0, "temperature"), -1),
+        ((*SNAPSHOT, "attacks", "attacks"), []),
+        ((*SNAPSHOT, "attacks", "reliable"), "yes"),
+        ((*SNAPSHOT, "efficiency", "layers"), "x"),
+        ((*SNAPSHOT, "efficiency", "relu_mac"), None),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_the_schema_refuses_what_is_no_result(compared, repository, place, value):
+    document = json.loads((compared[0] / "results.json").read_text())
+    *path, last = place
+    part = document
+    for step in path:
+        part = part[step]
+    part[last] = value
+    with pytest.raises(jsonschema.ValidationError):
+        schema(repository).validate(document)
+
+
+def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots):
+    folder, results = compared
+    rows = json.loads((folder / "results.json").read_text())["tests"]
+    names = [(row["test"], row["severity"]) for row in rows if not row["test"].startswith("attack")]
+    assert names == [("clean", 0), ("sp", 1), ("sp", 5), ("membrane", 1), ("membrane", 5)]
+    assert sum(row["test"].startswith("attack") for row in rows) == 7 + 6  # no Square for L2
+    (row,) = (row for row in rows if (row["test"], row["severity"]) == ("membrane", 5))
+    points = [one["perturbations"]["membrane"][2] for one in results["NSNN"]]
+    means = [point["accuracy_mean"] for point in points]
+    assert row["kinds"]["NSNN"] == {
+        **seed_interval(means),
+        "draws_std": pytest.approx(np.mean([p["accuracy_std"] for p in points])),
+    }
+    (difference,) = row["differences"]
+    others = np.mean([one["perturbations"]["membrane"][2]["accuracy_mean"] for one in results["S<N>N"]])
+    assert difference["difference"] == pytest.approx(np.mean(means) - others)
+    summary = json.loads((folder / "results.json").read_text())["summary"]
+    tests = ["clean", "sp", "membrane", "attack (Linf): all", "attack (L2): all"]
+    assert [row["test"] for row in summary] == tests
+    strengths = [row["kinds"]["NSNN"]["mean"] for row in rows if row["test"] == "sp"]
+    assert summary[1]["kinds"]["NSNN"]["mean"] == pytest.approx(np.mean(strengths))
+    joint = [max(one["p"], one["seeds"]["p"] or 1.0) for row in summary for one in row["differences"]]
+    assert [one["p_holm"] for row in summary for one in row["differences"]] == holm(joint)
+    for neuron in snapshots.values():
+        for path in neuron:
+            assert "attacks-quick.json" in {
+                file.name for file in (folder.__class__(path).parent / "evaluation").iterdir()
+            }
+
+
+def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes, tmp_path):
+    config = EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path))
+    results = run_tests(config, stripes)
+    assert list(results) == ["LIF"]
+    text = (tmp_path / "report.html").read_text()
+    assert Page(text).headings == SECTIONS
+    for flag in ("--perturbation", "--attack_preset quick", "--uncertainty", "--efficiency"):
+        assert f"Not part of this run: {flag} measures it." in text
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert document["tests"][0]["kinds"]["LIF"]["low"] is None and document["ensembles"] == {}
+
+
+def result(hits, draws=4):
+    """A result of one snapshot with a clean test and one perturbation, whose hits per sample are given."""
+    point = {
+        "severity": 0,
+        "strength": 0.0,
+        "times_correct": hits,
+        "accuracy_draws": [0.0] * draws,
+        "accuracy_std": 0.0,
+        "accuracy_mean": sum(hits) / draws / len(hits),
+    }
+    return {"perturbations": {"clean": [point], "sp": [point, {**point, "severity": 1, "strength": 0.01}]}}
+
+
+def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
+    random = np.random.default_rng(0)
+
+    def seeds(*rates):
+        return [result(random.binomial(4, np.full(500, rate)).tolist()) for rate in rates]
+
+    rows, clear = comparison.compare({"A": seeds(0.9, 0.91, 0.89), "B": seeds(0.5, 0.51, 0.49)})
+    assert [row["test"] for row in rows] == ["clean", "sp"]  # a perturbation of strength 0 is the clean test
+    (sentence,) = comparison.verdicts(clear)
+    assert re.fullmatch(r"A is more accurate than B: clean \(p 0\.0\d+\), sp \(p 0\.0\d+\)\.", sentence)
+    _, by_seeds = comparison.compare({"A": seeds(0.9, 0.5, 0.7), "B": seeds(0.5, 0.7, 0.6)})
+    assert by_seeds[0]["differences"][0]["p"] < 0.05  # the samples agree, but another seed might not
+    assert comparison.verdicts(by_seeds) == ["A and B, no difference beyond chance: clean, sp."]
+    _, single = comparison.compare({"A": seeds(0.9), "B": seeds(0.5)})
+    (sentence,) = comparison.verdicts(single)
+    assert "cannot be told apart by a single seed" in sentence
+    text = comparison.table(rows).splitlines()
+    assert text[0].split()[-2:] == ["A", "B"] and text[1].startswith("clean") and "[" in text[1]
+
+
+def test_of_kinds_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_difference():
+    random, wrong, families = np.random.default_rng(1), 0, 60
+    names = [f"{number}.npy" for number in range(20)]
+    for _ in range(families):
+
+        def kind():
+            seeds = []
+            for deviation in random.normal(0, 0.03, 3):
+                hits = random.binomial(1, 0.9 + deviation, (len(names), 300))  # a seed is good or bad in all tests
+                points = [result(one.tolist(), draws=1)["perturbations"]["clean"][0] for one in hits]
+                seeds.append({"perturbations": {n: [{**p, "severity": 1}] for n, p in zip(names, points)}})
+            return seeds
+
+        _, summary = comparison.compare({"A": kind(), "B": kind()})
+        wrong += any(row["differences"][0]["p_holm"] < 0.05 for row in summary)
+    assert wrong <= 7  # of 60 at 0.05: more than 7 has a chance of 1 %
+
+
+def test_attacks_whose_gates_failed_are_not_judged():
+    def attacked(hits, reliable):
+        row = {"norm": "linf", "eps": 8 / 255, "attack": "all", "draws": 4, "accuracy": sum(hits) / 4 / len(hits)}
+        report = {"attacks": [{**row, "accuracy_std": 0.0, "times_correct": hits}], "reliable": reliable}
+        return {**result([4, 4]), "attacks": report}
+
+    kinds = {"A": [attacked([4, 4], True)] * 2, "B": [attacked([0, 1], True), attacked([0, 0], False)]}
+    rows, summary = comparison.compare(kinds)
+    assert [row["reliable"] for row in rows] == [True, True, False]
+    assert comparison.label(rows[2]) == "attack (Linf): all 8/255"
+    assert "gates failed" in comparison.table(rows).splitlines()[3]
+    assert comparison.verdicts(summary)[-1] == (
+        "A and B, not judged, as gates of the attacks failed: attack (Linf): all."
+    )
+
+
+def test_three_kinds_are_compared_in_pairs():
+    rows, _ = comparison.compare({"A": [result([4, 4])], "B": [result([4, 0])], "C": [result([0, 0])]})
+    pairs = [(one["first"], one["second"], one["difference"]) for one in rows[0]["differences"]]
+    assert pairs == [("A", "B", 0.5), ("A", "C", 1.0), ("B", "C", 0.5)]
+
+
+def test_tests_that_some_snapshot_lacks_are_left_out():
+    other = result([4, 4])
+    del other["perturbations"]["sp"]
+    rows, summary = comparison.compare({"A": [result([4, 4])], "B": [other]})
+    assert [row["test"] for row in rows] == [row["test"] for row in summary] == ["clean"]
+
+
+def test_the_same_network_twice_is_no_second_seed(snapshots, stripes, tmp_path):
+    copy = tmp_path / "copy.pth"
+    copy.write_bytes(Path(snapshots["LIF"][0]).read_bytes())
+    config = EvaluationConfig(compare=[f"A={snapshots['LIF'][0]},{copy}"])
+    with pytest.raises(ValueError, match="the same network"):
+        run_tests(config, stripes)
+
+
+def test_other_tests_are_not_compared(snapshots, stripes):
+    first, second = snapshots["LIF"]
+    evaluations = [Evaluation(EvaluationConfig(snapshot=path), stripes) for path in (first, second)]
+    evaluations[1].test = evaluations[1].test.subset(torch.arange(5))
+    with pytest.raises(ValueError, match="their tests differ"):
+        check_comparable({"A": evaluations[:1], "B": evaluations[1:]})
+
+
+@pytest.mark.parametrize("texts", [["a.pth"], ["=a.pth"], ["NSNN="], ["NSNN=,"], ["A=a.pth", "A=b.pth"]])
+def test_what_is_no_kind_with_snapshots_is_refused(texts):
+    with pytest.raises(ValueError, match="--compare"):
+        comparison.parse_kinds(texts)
+
+
+def test_either_a_snapshot_or_a_comparison(stripes):
+    for options in ({}, {"snapshot": "a.pth", "compare": ["A=a.pth"]}):
+        with pytest.raises(ValueError, match="which checkpoint"):
+            run_tests(EvaluationConfig(**options), stripes)

@@ -1,0 +1,117 @@
+"""Counts of operations, against brute force on small networks."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from models import build_model, build_neuron
+from tools.probes.operations import count_operations
+
+
+class Frame(nn.Module):
+    """A layer as a network: images [B, C, H, W]."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def connections(layer, x):
+    """Pairs of an input that is not zero and an output it reaches, one by one: through gradients of each output."""
+    x = x.clone().requires_grad_()
+    count = 0
+    for index in itertools.product(*(range(size) for size in layer(x).shape)):
+        (gradient,) = torch.autograd.grad(layer(x)[index], x)
+        count += ((gradient != 0) & (x != 0)).sum().item()
+    return count
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 3, 3, 1, 1),
+        nn.Conv2d(2, 3, 3, 2, 1, bias=False),
+        nn.Conv2d(2, 4, 1, 2),
+        nn.Conv2d(2, 4, 3, 1, 0, groups=2),
+        nn.Conv2d(2, 2, 3, 1, 2, dilation=2),
+        nn.Conv2d(2, 2, 2, 2, 0),
+    ],
+)
+def test_operations_of_a_convolution_are_its_connections(layer):
+    nn.init.uniform_(layer.weight, 0.5, 1)
+    x = (torch.rand(2, 2, 5, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    net = Frame(layer)
+    with count_operations(net) as record:
+        net(x)
+        net(x)
+    report = record.report()
+    assert report["layers"]["layer"]["kind"] == "AC" and report["mac"] == 0
+    assert report["ac"] == connections(layer, x) / 2
+    assert report["relu_mac"] == connections(layer, torch.ones(1, 2, 5, 6))
+    assert report["energy_nj"] == pytest.approx(0.9e-3 * report["ac"])
+    assert report["relu_energy_nj"] == pytest.approx(4.6e-3 * report["relu_mac"])
+
+
+def test_other_values_than_spikes_are_multiplied():
+    net = Frame(nn.Linear(4, 3))
+    with count_operations(net) as record:
+        net(torch.tensor([[[[0.0, 0.0, 1.0, 0.5]]]]))
+        net(torch.tensor([[[[0.0, 1.0, 1.0, 1.0]]]]))
+    report = record.report()
+    assert report["layers"]["layer"] == {"operations": (2 + 3) * 3 / 2, "kind": "MAC", "dense": 12}
+    assert report["energy_nj"] == pytest.approx(4.6e-3 * 7.5)
+
+
+@pytest.mark.parametrize("model", ["sresnet18", "vggwoap", "vgg", "cifarnet", "toynet"])
+def test_the_layers_of_a_network_are_counted_from_their_spikes(model):
+    torch.manual_seed(0)
+    net = build_model(model, neuron=build_neuron("LIF"), in_shape=(1, 8, 8), num_classes=3, norm="bn", width=0.05)
+    net.train()  # batch statistics, so that deep layers of an untrained network fire
+    images, steps = torch.rand(4, 1, 8, 8), 3
+    inputs = {}
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_pre_hook(lambda module, args, name=name: inputs.update({name: args[0].clone()}))
+    with count_operations(net) as record, torch.no_grad():
+        net(images, timesteps=steps)
+    report = record.report()
+    layers = {name: row for name, row in report["layers"].items() if not name.endswith(".identity")}
+    assert record.samples == 4 and layers.keys() == inputs.keys()
+    for name, row in layers.items():
+        layer, x = net.get_submodule(name), inputs[name]
+        ones = torch.ones_like(layer.weight)
+        if isinstance(layer, nn.Linear):
+            reached = nn.functional.linear((x != 0).double(), ones.double())
+        else:
+            reached = nn.functional.conv2d((x != 0).double(), ones.double(), None, layer.stride, layer.padding)
+        assert row["operations"] == pytest.approx(reached.sum().item() / 4)
+        assert row["kind"] == ("AC" if set(x.unique().tolist()) <= {0.0, 1.0} else "MAC")
+    stem = next(iter(layers))
+    assert layers[stem]["kind"] == "MAC" and layers[stem]["operations"] == layers[stem]["dense"]  # once, not T times
+    fires = any(row["kind"] == "AC" and row["operations"] > 0 for row in layers.values())
+    assert fires or model == "toynet"  # whose three neurons stay silent here
+
+
+def test_identity_paths_are_counted_from_the_spikes_that_take_them():
+    torch.manual_seed(0)
+    net = build_model("sresnet18", neuron=build_neuron("LIF"), in_shape=(1, 8, 8), num_classes=3, width=0.05).train()
+    spikes = []
+    net.stem_neuron.register_forward_hook(lambda module, args, out: spikes.append(out.sum().item()))
+    with count_operations(net) as record, torch.no_grad():
+        net(torch.rand(4, 1, 8, 8), timesteps=3)
+    layers = record.report()["layers"]
+    assert sum(name.endswith(".identity") for name in layers) == 5  # the three others change the shape
+    assert spikes[0] > 0 and layers["stages.0.0.identity"]["operations"] == spikes[0] / 4
+    assert layers["stages.0.0.identity"]["kind"] == "AC"
+
+
+def test_the_hooks_are_gone_after_the_block_():
+    net = build_model("vgg", neuron=build_neuron("LIF"), in_shape=(1, 8, 8), num_classes=3, width=0.05)
+    with count_operations(net):
+        net(torch.rand(2, 1, 8, 8), timesteps=2)
+    assert not any(module._forward_pre_hooks for module in net.modules())

@@ -1,0 +1,199 @@
+"""Noise as regulariser: sharpness against exact Hessians, training on few images, learnt scales."""
+
+import math
+
+import pytest
+import torch
+
+from models import Gaussian, NoisyLIF, Uniform, build_model, mean_field, noise_generator
+from tools.studies.regularisation import experiments
+from tools.studies.regularisation.experiments import Run, evaluate, measure, whole
+from tools.studies.regularisation.sharpness import hessian_trace, moved, perturbed_loss
+from tools.studies.study import Study
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+class Quadratic(torch.nn.Module):
+    """1/2 w A w, whose Hessian is A."""
+
+    def __init__(self):
+        super().__init__()
+        root = torch.randn(6, 6, generator=generator(), dtype=torch.float64)
+        self.matrix = root @ root.T
+        self.weight = torch.nn.Parameter(torch.randn(6, generator=generator(), dtype=torch.float64))
+
+    def forward(self):
+        return 0.5 * self.weight @ self.matrix @ self.weight
+
+
+def test_the_trace_of_a_quadratic():
+    net = Quadratic()
+    before = net.weight.detach().clone()
+    mean, error = hessian_trace(net, lambda net: net(), 4000, generator())
+    assert abs(mean - net.matrix.trace().item()) < 4 * error
+    assert torch.equal(net.weight, before)
+
+
+def test_the_trace_of_a_mean_field_is_that_of_its_hessian():
+    torch.manual_seed(0)
+    options = dict(in_shape=(1, 2, 2), num_classes=2, width=3 / 64)
+    net = build_model("toynet", neuron=lambda: NoisyLIF(Gaussian(0.4)), **options).double()
+    x, y = torch.rand(5, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1])
+
+    def loss(net):
+        return experiments._loss(net, x, y)
+
+    with mean_field(net):
+        weights, exact, step = list(net.parameters()), 0.0, 1e-4
+        for weight in weights:  # the kernels have first derivatives alone: difference quotients of each weight
+            for index in range(weight.numel()):
+                direction = torch.zeros_like(weight).view(-1).index_fill(0, torch.tensor(index), 1).view_as(weight)
+                slopes = []
+                for sign in (1, -1):
+                    with moved([weight], [direction], sign * step):
+                        slopes.append((torch.autograd.grad(loss(net), weight)[0] * direction).sum())
+                exact += ((slopes[0] - slopes[1]) / (2 * step)).item()
+        mean, error = hessian_trace(net, loss, 600, generator())
+    assert abs(mean - exact) < 4 * error and error < 0.2 * abs(exact)
+
+
+def test_the_step_of_the_trace_is_small_beside_a_narrow_density():
+    torch.manual_seed(0)
+    net = build_model("toynet", neuron=lambda: NoisyLIF(Gaussian(0.05)), in_shape=(1, 28, 28), num_classes=2).double()
+    x, y = torch.rand(20, 1, 28, 28, dtype=torch.float64), torch.arange(20) % 2
+    with mean_field(net):
+        loss = lambda net: experiments._loss(net, x, y)  # noqa: E731
+        default, _ = hessian_trace(net, loss, 4, generator())
+        smaller, _ = hessian_trace(net, loss, 4, generator(), step=1e-6)
+        larger, _ = hessian_trace(net, loss, 4, generator(), step=1e-2)
+    assert default == pytest.approx(smaller, rel=1e-3)
+    assert larger != pytest.approx(smaller, rel=1e-1)
+
+
+def test_the_rise_under_perturbed_weights_is_half_the_trace_times_their_variance():
+    net = Quadratic()
+    variance = (0.1 * net.weight.square().mean().sqrt().item()) ** 2
+    rise = perturbed_loss(net, lambda net: net(), 0.1, 20_000, generator()) - net().item()
+    assert rise == pytest.approx(0.5 * variance * net.matrix.trace().item(), rel=0.2)
+
+
+def digits(count, seed):
+    """Ten classes of noisy random patterns, as `whole` gives them."""
+    labels = torch.arange(count) % 10
+    patterns = torch.rand(10, 1, 28, 28, generator=generator()) * 200
+    noise = 55 * torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+    return (patterns[labels] + noise).to(torch.uint8), labels
+
+
+def run(**changes):
+    settings = dict(images=40, law=Gaussian, std=0.3, noisy=True, steps=30, seed=0)
+    return Run(digits(200, 1), digits(100, 2), **{**settings, **changes})
+
+
+def test_few_images_have_as_many_of_each_class_and_larger_sets_hold_smaller_ones():
+    images, labels = experiments._some(run(images=45))
+    assert sorted(labels.bincount().tolist()) == [4] * 5 + [5] * 5
+    more, _ = experiments._some(run(images=100))
+    assert torch.equal(more[:45], images)
+    assert not torch.equal(experiments._some(run(images=45, seed=1))[0], images)
+
+
+def test_batches_have_as_many_steps_as_are_wanted():
+    images, labels = experiments._some(run())
+    for count, batch in ((40, 40), (200, 50)):
+        batches = experiments._Batches(torch.zeros(count, 1), torch.arange(count), 7)
+        found = [chosen for _, chosen in batches.passing(batches.order())]
+        assert [len(chosen) for chosen in found] == [batch] * 7
+        assert torch.equal(torch.cat(found[: count // batch]).sort().values, torch.arange(count))  # a pass
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_network_is_trained_measured_and_repeats(noisy):
+    found = measure(run(noisy=noisy, steps=60))
+    assert found == measure(run(noisy=noisy, steps=60))
+    assert found["train_accuracy"] > 0.9 and found["test_accuracy"] > 0.5
+    assert found["gap"] == pytest.approx(found["test_loss"] - found["train_loss"])
+    untrained = measure(run(noisy=noisy, steps=1))
+    assert untrained["train_loss"] > 2 * found["train_loss"]
+    assert (found["test_accuracy"] == found["ensemble_accuracy"]) or noisy
+
+
+def test_a_density_that_jumps_has_no_trace():
+    found = measure(run(law=Uniform, steps=2))
+    assert math.isnan(found["hessian_trace"]) and found["mean_field_loss"] > 0
+
+
+def test_a_noisy_network_fires_with_the_probability_that_its_mean_field_has():
+    net = experiments._network(run())
+    (neuron,) = (module for module in net.modules() if isinstance(module, NoisyLIF))
+    current = torch.linspace(0, 2, 20).expand(1, 20_000, -1)
+    with noise_generator(generator()):
+        share = neuron(current).mean(1)
+    with mean_field(net):
+        assert torch.allclose(share, neuron(current)[:, 0], atol=4 * 0.5 / 20_000**0.5)
+
+
+def test_the_twin_of_a_deterministic_network_is_smooth_and_has_its_weights():
+    job = run(noisy=False)
+    net = experiments._network(job)
+    twin = experiments._mean_field_twin(net, job)
+    assert all(torch.equal(a.double(), b) for a, b in zip(net.state_dict().values(), twin.state_dict().values()))
+    assert any(isinstance(module, NoisyLIF) for module in twin.modules())
+
+
+def test_learnt_scales_are_noted_from_first_to_last():
+    found = experiments._learn_scales(run(images=200, steps=20))
+    assert found["steps"] == list(range(0, 21, 2))
+    first, last = found["scales"][0], found["scales"][-1]
+    assert first == pytest.approx([0.3] * 8)
+    assert max(abs(scale - 0.3) for scale in last) > 0.03  # as far as their own rate lets them
+
+
+def test_learnt_scales_have_a_row_for_each_scale_at_first(tmp_path, monkeypatch, stripes):
+    monkeypatch.setattr(experiments, "_learn_scales", _learnt)
+    found = experiments.learnt_scales(Study(tmp_path, quick=True), stripes.load())
+    assert [row["initial"] for row in found["rows"]] == [0.1, 0.3, 1.0] and found["seeds"] == 3
+    for row in found["rows"]:
+        assert [layer["mean"] for layer in row["layers"]] == pytest.approx([10 * row["initial"], 20 * row["initial"]])
+        assert row["test_accuracy"]["mean"] == pytest.approx(1.0) and row["test_accuracy"]["low"] < 1.0
+    assert (tmp_path / "learnt_scales.png").stat().st_size > 10_000
+
+
+def _learnt(job):
+    std = job.std
+    return {"steps": [0, 1], "scales": [[std, std], [10 * std, 20 * std]], "accuracy": 0.9 + 0.1 * job.seed}
+
+
+def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes):
+    monkeypatch.setattr(experiments, "measure", _measured)
+    found = experiments.generalisation(Study(tmp_path, quick=True), stripes.load())
+    assert {row["law"] for row in found["rows"]} == {"Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy"}
+    assert len(found["rows"]) == 3 * 4 * 6 and all(row["gap"]["seeds"] == 3 for row in found["rows"])
+    for row in found["rows"]:
+        for number, key in enumerate(
+            experiments.GAINS, 1
+        ):  # of pairs of the same seed, so that the interval is a point
+            gain = row[f"{key}_gain"] if row["noisy"] else dict.fromkeys(("low", "mean", "high"), 0.1 * number)
+            assert [gain[part] for part in ("low", "mean", "high")] == pytest.approx([0.1 * number] * 3)
+    assert (tmp_path / "generalisation.png").stat().st_size > 10_000 < (tmp_path / "few_images.png").stat().st_size
+
+
+def _measured(job):
+    value = 0.5 + job.std + 0.01 * job.seed**2
+    return {key: value + 0.1 * number * job.noisy for number, key in enumerate(experiments.GAINS, 1)}
+
+
+def test_all_images_but_those_of_the_test_can_be_trained_on(stripes):
+    data = stripes.load()
+    train, test = whole(data)
+    assert len(train[0]) == len(train[1]) == 200 and len(test[0]) == 50
+
+
+def test_evaluation_of_uint8_images_is_that_of_pixels(stripes):
+    job = run(noisy=False)
+    net = experiments._network(job)
+    images, labels = job.test
+    assert evaluate(net, images, labels) == evaluate(net, images.float() / 255, labels)

@@ -1,0 +1,99 @@
+"""Studies: results that repeat, are completed and not mixed, and what the command line makes of errors."""
+
+import json
+import logging
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from tools import cli
+from tools.studies.study import Study, rounded, run_study
+
+
+def square(job):
+    return job * job, torch.get_num_threads()
+
+
+def failing(job):
+    raise ValueError(f"job {job} is wrong")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_are_done_in_order_by_one_thread_each(tmp_path, workers):
+    threads = torch.get_num_threads()
+    found = Study(tmp_path, workers=workers).map(square, [3, 1, 2], "squares")
+    assert found == [(9, 1), (1, 1), (4, 1)]
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_error_of_a_job_is_raised(tmp_path, workers):
+    with pytest.raises(ValueError, match="job 5 is wrong"):
+        Study(tmp_path, workers=workers).map(failing, [5, 6], "failures")
+
+
+def dying(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_ended_from_outside_is_told(tmp_path):
+    with pytest.raises(ChildProcessError, match="ended from outside during 'deaths'; .* --workers 1"):
+        Study(tmp_path, workers=2).map(dying, [1, 2], "deaths")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_jobs_of_groups_stay_together(tmp_path, workers):
+    found = Study(tmp_path, workers=workers).map_groups(square, [[3, 1], [2], []], "squares")
+    assert found == [[(9, 1), (1, 1)], [(4, 1)], []]
+
+
+def test_seeds_differ_between_studies(tmp_path):
+    assert Study(tmp_path, 0).seeds(full=5, quick=2) == [0, 1, 2, 3, 4]
+    assert Study(tmp_path, 3, quick=True).seeds(full=5, quick=2) == [3000, 3001]
+
+
+def test_results_are_completed_and_not_mixed(tmp_path):
+    experiments = {"one": lambda study: {"value": study.seed}, "two": lambda study: {"value": [np.float32(1 / 3)]}}
+    options = dict(seed=4, quick=True, workers=1, out=str(tmp_path / "out"))
+    folder, content = run_study("test", experiments, only=["two"], **options)
+    assert content["experiments"] == {"two": {"value": [0.33333]}}
+    run_study("test", experiments, only=["one", "one"], **options)
+    whole = json.loads((folder / "results.json").read_text())
+    assert whole["experiments"] == {"two": {"value": [0.33333]}, "one": {"value": 4}}
+    assert whole["seed"] == 4 and whole["quick"] and "torch" in whole["made_by"]["one"]
+    with pytest.raises(ValueError, match="has other results"):
+        run_study("test", experiments, **{**options, "seed": 5})
+    with pytest.raises(ValueError, match="unknown experiment 'three'; choose from one, two"):
+        run_study("test", experiments, only=["three"], **options)
+    (folder / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="no file of results of a study"):
+        run_study("test", experiments, **options)
+
+
+def test_a_study_without_a_folder_gets_one_of_its_own(tmp_path):
+    folders = {
+        run_study("test", {"one": lambda study: {}}, seed=0, quick=True, results=str(tmp_path))[0] for _ in range(2)
+    }
+    assert len(folders) == 2 and all(folder.parent == tmp_path / "test" for folder in folders)
+
+
+def test_numbers_are_rounded_and_what_is_none_is_null():
+    value = {"a": torch.tensor([1.23456789, float("nan")]), 2: (np.int64(3), True, np.inf), "t": "text", "n": None}
+    assert rounded(value) == {"a": [1.2346, None], "2": [3, True, None], "t": "text", "n": None}
+
+
+def test_the_command_line(tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    experiments = {"one": lambda study: {"workers": study.workers}}
+    arguments = ["--quick", "--seed", "3", "--workers", "2", "--out", str(tmp_path / "a")]
+    _, content = cli.study("test", "A test.", experiments, arguments)
+    assert content["experiments"] == {"one": {"workers": 2}} and "one (1 of 1)" in caplog.text
+    with pytest.raises(SystemExit) as error:
+        cli.study("test", "A test.", experiments, [*arguments, "--only", "two"])
+    assert error.value.code == 1 and "unknown experiment 'two'" in caplog.text
+    with pytest.raises(SystemExit) as error:
+        cli.study("test", "A test.", experiments, ["--seed", "-1"])
+    assert error.value.code == 2

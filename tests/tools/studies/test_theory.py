@@ -1,0 +1,214 @@
+"""Exact gradients by enumeration, and estimates of them: what is exact, what is unbiased, what has which bias."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models import Cauchy, Gaussian, Triangular, Uniform, noise_generator
+from tools.studies.matching import LAWS, law_of_std
+from tools.studies.study import Study
+from tools.studies.theory import experiments
+from tools.studies.theory.enumeration import SmallNetwork
+from tools.studies.theory.estimators import (
+    DETERMINISTIC,
+    QUANTITIES,
+    STOCHASTIC,
+    compare,
+    drawn_spikes,
+    estimates,
+    ndl,
+    reinforce,
+)
+
+
+def network(law=Gaussian(0.3), depth=2, width=2, timesteps=2, loss="squared", seed=0):
+    return SmallNetwork.random(law, depth, width, timesteps, seed, loss)
+
+
+@pytest.fixture(autouse=True)
+def noise():
+    with noise_generator(torch.Generator().manual_seed(0)):
+        yield
+
+
+@pytest.mark.parametrize("law", [Gaussian(0.3), Triangular(0.6), Cauchy(0.2)], ids=repr)
+def test_the_expected_loss_is_the_mean_of_drawn_losses(law):
+    small = network(law)
+    losses = []
+    for _ in range(20):
+        weights = [weight.expand(5000, -1, -1) for weight in small.weights]
+        losses.append(small.loss_of(drawn_spikes(small, weights, 5000)[-1]))
+    losses = torch.cat(losses)
+    error = losses.std() / math.sqrt(len(losses))
+    assert abs(small.expected_loss(small.weights) - losses.mean()) < 4 * error
+
+
+def test_the_exact_gradient_is_the_difference_quotient():
+    small, step = network(), 1e-5
+    exact = small.exact_gradient()
+    place = 0
+    for layer, weight in enumerate(small.weights):
+        for index in range(weight.numel()):
+            values = []
+            for sign in (1, -1):
+                changed = [one.clone() for one in small.weights]
+                changed[layer].view(-1)[index] += sign * step
+                values.append(small.expected_loss(changed))
+            assert ((values[0] - values[1]) / (2 * step)).item() == pytest.approx(
+                exact[place].item(), rel=1e-5, abs=1e-9
+            )
+            place += 1
+    assert place == len(exact)
+
+
+@pytest.mark.parametrize("name", ["REINFORCE", "REINFORCE, baseline"])
+@pytest.mark.parametrize("law", [Gaussian(0.4), Uniform(0.8)], ids=repr)
+def test_the_score_function_is_unbiased(name, law):
+    small = network(law)
+    gradients = torch.cat([estimates(name, small, 10_000) for _ in range(10)])
+    error = gradients.std(0) / math.sqrt(len(gradients))
+    assert ((gradients.mean(0) - small.exact_gradient()).abs() < 4.5 * error).all()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_with_one_layer_one_step_and_linear_loss_learning_is_exact(law):
+    """... with every draw: the density does not depend on the spike."""
+    small = network(law_of_std(law, 0.3), depth=1, timesteps=1, width=4, loss="linear")
+    assert torch.allclose(ndl(small, 3), small.exact_gradient().expand(3, -1), atol=1e-12)
+
+
+def test_the_bias_of_a_squared_loss_is_that_of_its_curvature():
+    """dL/ds at the spike, instead of L(1) - L(0), is off by w^2 (2 p - 1) in the mean."""
+    small = network(depth=1, timesteps=1, width=3)
+    z = small.inputs[0] @ small.weights[0].T - small.threshold
+    expected = small.readout.square() * (2 * small.law.cdf(z) - 1) * small.law.pdf(z)
+    bias = (expected[:, None] * small.inputs[0]).flatten()
+    gradients = torch.cat([ndl(small, 10_000) for _ in range(20)])
+    error = gradients.std(0) / math.sqrt(len(gradients))
+    assert (bias.abs() > 10 * error).any()
+    assert ((gradients.mean(0) - small.exact_gradient() - bias).abs() < 4.5 * error + 1e-12).all()
+
+
+def test_comparison_of_estimates_with_known_bias_and_variance():
+    exact = torch.tensor([3.0, 4.0])
+    generator = torch.Generator().manual_seed(0)
+    found = compare(exact + torch.tensor([0.5, 0.0]) + torch.randn(200_000, 2, generator=generator), exact)
+    assert found["bias"] == pytest.approx(0.1, abs=0.003)
+    assert found["variance"] == pytest.approx(2 / 25, rel=0.02)
+    assert found["bias_error"] == pytest.approx(math.sqrt(2 / 25 / 200_000), rel=0.02)
+    assert found["cosine"] == pytest.approx((3 * 3.5 + 16) / 5 / math.hypot(3.5, 4), abs=1e-4)
+    assert compare(exact[None], exact)["bias"] == 0
+
+
+def test_a_baseline_lowers_the_variance():
+    small = network()
+    assert reinforce(small, 5000, baseline=True).var(0).sum() < reinforce(small, 5000).var(0).sum() / 2
+
+
+def test_too_many_patterns_are_refused():
+    with pytest.raises(ValueError, match="a pattern has 24 spikes"):
+        network(depth=3, width=4, timesteps=2).exact_gradient()
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_laws_are_matched(law):
+    matched = law_of_std(law, 0.3)
+    if law is Cauchy:
+        p = torch.tensor([0.25, 0.75], dtype=torch.float64)
+        assert torch.allclose(matched.icdf(p), Gaussian(0.3).icdf(p))
+    else:
+        assert matched.std == pytest.approx(0.3)
+
+
+def test_measured_probabilities_are_judged(tmp_path):
+    found = experiments.firing(Study(tmp_path, quick=True))
+    assert (tmp_path / "firing.png").stat().st_size > 10_000
+    assert set(found["laws"]) == {law.__name__ for law in LAWS}
+    rows = [row for law in found["laws"].values() for row in law.values()]
+    assert len(rows) == 15 and min(row["p"] for row in rows) > 1e-3 / 15
+    assert max(row["largest_probability_error"] for row in rows) < 0.01
+    assert all(1 < row["largest_slope_z"] < 4.5 and row["largest_slope_error"] > 0 for row in rows)
+    assert all(10 <= row["tested"] <= 41 for row in rows)
+    assert 0.8 < np.mean([row["slope_z_square"] for row in rows]) < 1.25
+    for law in found["laws"].values():
+        assert max(law[place]["largest_gradient_error"] for place in ("escape", "both")) < 0.01
+        assert law["membrane"]["largest_gradient_error"] > 0.05
+
+
+def test_what_is_measured_does_not_fit_another_law():
+    measured = experiments._fire((Gaussian, "escape", 100_000, 0))
+    wrong = experiments._judge(measured, experiments._expected(Gaussian(0.31), "escape"), 100_000)
+    assert wrong["p"] < 1e-6
+    steeper = experiments._expected(Gaussian(0.3), "escape")
+    assert experiments._judge(measured, steeper, 100_000)["largest_slope_z"] < 4.5
+    assert experiments._judge(measured, {**steeper, "slope": 1.1 * steeper["slope"]}, 100_000)["largest_slope_z"] > 5
+
+
+def test_the_density_between_potentials_is_the_difference_of_probabilities():
+    for law, placement in ((Gaussian(0.3), "escape"), (Uniform(0.5), "escape"), (Gaussian(0.2), "both")):
+        expected = experiments._expected(law, placement)
+        slope = np.diff(expected["probability"]) / np.diff(experiments.POTENTIALS)
+        assert expected["slope"] == pytest.approx(slope, abs=0.02)
+    both, of_sum = experiments._expected(Gaussian(0.3), "both"), experiments._expected(Gaussian(0.3 * 2**0.5), "escape")
+    assert all(both[key] == pytest.approx(of_sum[key], abs=1e-4) for key in both)
+
+
+def test_relative_to_no_gradient_nothing_is_said():
+    assert all(math.isnan(value) for value in compare(torch.ones(3, 2), torch.zeros(2)).values())
+
+
+def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch):
+    def measured(job):
+        loss, depth, timesteps, width, law, seed, draws, names = job
+        return {"NDL": {"bias": 100 * (loss == "squared") + 10 * timesteps + width + (seed == 0)}}
+
+    monkeypatch.setattr(experiments, "_measure", measured)
+    found = experiments.exactness(Study(tmp_path, quick=True))
+    assert len(found["median_bias"]) == 13 and found["networks"] == 30
+    for row in found["median_bias"]:
+        assert row["bias"] == 100 * (row["loss"] == "squared") + 10 * row["steps"] + row["width"]
+    assert (tmp_path / "exactness.png").stat().st_size > 10_000
+
+
+def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
+    """... and networks without a gradient are left out, and counted."""
+
+    def measured(job):
+        _, depth, _, _, law, seed, _, names = job
+        if isinstance(law, Uniform) and (depth == 3 or seed < 2):
+            return {name: compare(torch.ones(2, 1), torch.zeros(1)) for name in names}
+        return {
+            name: dict.fromkeys(QUANTITIES, 10 * depth + law.scale + 100 * place) for place, name in enumerate(names)
+        }
+
+    monkeypatch.setattr(experiments, "_measure", measured)
+    found = experiments.gradients(Study(tmp_path, quick=True))
+    for law in LAWS:
+        of_law = found["medians_over_networks"][law.__name__]
+        for depth, place in ((1, 0), (2, 5), (3, 2)):
+            name = (*STOCHASTIC, *DETERMINISTIC)[place]
+            expected = [10 * depth + law_of_std(law, std).scale + 100 * place for std in experiments.SCALES]
+            if law is Uniform and depth == 3:
+                expected = [math.nan] * len(expected)
+            assert of_law[f"{depth} layers"][name]["variance"] == pytest.approx(expected, nan_ok=True)
+            count = 6 if law is not Uniform else 0 if depth == 3 else 4
+            assert found["networks_with_a_gradient"][law.__name__][f"{depth} layers"] == [count] * len(expected)
+        assert (tmp_path / f"gradients_{law.__name__.lower()}.png").stat().st_size > 10_000
+
+
+def test_one_network_is_measured_against_its_exact_gradient():
+    job = ("squared", 1, 1, 2, Gaussian(0.4), 3, 4000, ("NDL", "REINFORCE", "mean field"))
+    found = experiments._measure(job)
+    assert found["REINFORCE"]["bias"] < 4 * found["REINFORCE"]["bias_error"]
+    assert found["NDL"]["bias"] > 10 * found["NDL"]["bias_error"] and found["mean field"]["variance"] == 0
+    assert found == experiments._measure(job)
+
+
+def test_the_limit_is_approached_in_proportion_to_the_scale(tmp_path):
+    found = experiments.limit(Study(tmp_path, quick=True))
+    assert found["exponent"]["Gaussian"] == pytest.approx(1, abs=0.1)
+    assert 0.5 < found["exponent"]["Cauchy"] < 0.9
+    assert all(np.all(np.diff(row) > 0) for row in found["differing"].values())
+    assert (tmp_path / "limit.png").stat().st_size > 10_000

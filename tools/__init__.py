@@ -1,0 +1,1 @@
+"""Everything around the networks: data, training, evaluation, studies, and the command line."""

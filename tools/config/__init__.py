@@ -1,0 +1,1 @@
+"""Configurations: fields that are flags and keys of a recipe."""

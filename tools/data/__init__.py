@@ -1,0 +1,1 @@
+"""Data sets in memory, their batches, and their augmentation."""

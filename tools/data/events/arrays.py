@@ -1,0 +1,179 @@
+"""Readers of events in arrays of NumPy (`.npy`, `.npz`) and MATLAB (`.mat`), as other libraries write them."""
+
+import io
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from tools.io import npy
+
+from . import EVENT
+from .errors import EventFormatError, Reading, read_bytes, some
+
+MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file: more is no recording
+_MAT_MATRIX, _MAT_COMPRESSED = 14, 15
+_MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
+
+
+def read_array(path):
+    """Arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
+
+    A structured array has the fields x, y, t, p, with the time in microseconds; a plain one, as in tonic's
+    DVS-Gesture, the columns x, y, p and the time in milliseconds.
+    """
+    raw = read_bytes(path)
+    if Path(path).suffix.lower() == ".npz":
+        arrays = _unzipped(path, raw)
+        if {f"{name}.npy" for name in "xytp"} <= arrays.keys():
+            return from_columns(path, **{name: arrays[f"{name}.npy"] for name in "xytp"})
+        if len(arrays) != 1:
+            raise EventFormatError(path, 0, f"expected the arrays t, x, y, p, or one, got {sorted(arrays)}")
+        (array,) = arrays.values()
+    else:
+        array = _npy(path, raw)
+    if array.dtype.names:
+        if not set("xytp") <= set(array.dtype.names):
+            raise EventFormatError(path, 0, f"expected the fields x, y, t, p, got {array.dtype.names}")
+        return from_columns(path, **{name: array[name] for name in "xytp"})
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise EventFormatError(path, 0, f"expected [N, 4] of x, y, p, t, got {array.shape}")
+    if array.dtype.kind not in "iuf":
+        raise EventFormatError(path, 0, f"expected numbers, got {array.dtype}")
+    x, y, p, milliseconds = array.T
+    # Not in the array's own type, which may be too narrow for microseconds.
+    return from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
+
+
+def _unzipped(path, raw):
+    """{name: array} of all arrays in a zip archive, none unpacked before all claim to be those of one recording."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+            # numpy packs in no other way; deflate packs at most 1032 to 1
+            if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+                raise EventFormatError(path, 0, "expected arrays stored or deflated")
+            size = sum(entry.file_size for entry in entries)
+            lengths = {_npy_header(path, archive.open(entry))[0][:1] for entry in entries}
+            if size > min(MAX_ARRAY_BYTES, 1100 * len(raw)) or len(lengths) != 1:
+                raise EventFormatError(path, 0, f"expected arrays of one length, got {lengths}, {size} bytes")
+            return {entry.filename: _npy(path, archive.read(entry)) for entry in entries}
+    except EventFormatError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for damaged archives
+        raise EventFormatError(path, 0, f"expected an archive of t, x, y, p: {error}") from error
+
+
+def _npy_header(path, file):
+    """(shape, whether in Fortran's order, dtype) of a .npy file that is open at its start."""
+    try:
+        return npy.read_header(file)
+    except ValueError as error:
+        raise EventFormatError(path, 0, str(error)) from error
+
+
+def _npy(path, raw):
+    """The array in the bytes of a .npy file, whose header must agree with their number."""
+    file = io.BytesIO(raw)
+    shape, fortran, dtype = _npy_header(path, file)
+    count = math.prod(shape)
+    wanted, came = count * dtype.itemsize, len(raw) - file.tell()
+    if wanted != came:
+        raise EventFormatError(path, file.tell(), f"expected {wanted} bytes of {dtype} {shape}, got {came}")
+    try:
+        return np.frombuffer(raw, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError) as error:  # more dimensions than numpy has, or none of numbers
+        raise EventFormatError(path, file.tell(), f"expected an array: {error}") from error
+
+
+def read_mat(path):
+    """MATLAB 5 files of DVS-CIFAR10, made by the data set's dat2mat.m: the variable `out1`.
+
+    Its six columns are the time in microseconds, two more, x, y and polarity; with four, they are t, x, y, p.
+
+    Note:
+        "MAT-File Format" of The MathWorks, chapter 1. Read here and not by scipy, which crashes on damaged files.
+    """
+    raw = read_bytes(path)
+    if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
+        raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")
+    at = 128
+    while at < len(raw):
+        kind, body, following = _mat_element(path, raw, at)
+        if kind == _MAT_COMPRESSED:
+            kind, body, _ = _mat_element(path, _inflated(path, at, body), 0)
+        if kind == _MAT_MATRIX and (table := _mat_table(path, body)) is not None:
+            return from_columns(path, table[:, -3], table[:, -2], table[:, 0], table[:, -1])
+        at = following
+    raise EventFormatError(path, len(raw), "expected the variable out1, got the end of the file")
+
+
+def _inflated(path, at, body):
+    inflater = zlib.decompressobj()
+    try:
+        content = inflater.decompress(body, min(MAX_ARRAY_BYTES, 1100 * len(body)))
+    except zlib.error as error:
+        raise EventFormatError(path, at, f"expected compressed data: {error}") from error
+    if not inflater.eof:
+        raise EventFormatError(path, at, "expected the end of the compressed data: truncated")
+    return content
+
+
+def _mat_element(path, raw, at):
+    """(type, content, where the next one starts) of the data element at a byte; small ones have both in one word."""
+    if len(raw) - at < 8:
+        raise EventFormatError(path, at, "expected a data element, got the end of the file: truncated")
+    kind, size = (int(word) for word in np.frombuffer(raw, "<u4", 2, at))
+    start = at + 8
+    if kind >> 16:
+        kind, size, start = kind & 0xFFFF, kind >> 16, at + 4
+    if size > len(raw) - start:
+        raise EventFormatError(path, at, f"expected {size} bytes, got {len(raw) - start}: truncated")
+    end = start + size
+    return kind, raw[start:end], end if kind == _MAT_COMPRESSED else max(at + 8, -(-end // 8) * 8)
+
+
+def _mat_table(path, body):
+    """`out1` as [N, 4] or [N, 6], from the content of a matrix element; None for another variable."""
+    parts, at = [], 0
+    for _ in range(4):  # flags, dimensions, name, real part
+        kind, content, at = _mat_element(path, body, at)
+        parts.append((kind, content))
+    (_, _), (_, dims), (_, name), (kind, content) = parts
+    if name != b"out1":
+        return None
+    shape = tuple(np.frombuffer(dims[: len(dims) // 4 * 4], "<i4").tolist())
+    numbers = np.dtype(_MAT_NUMBERS.get(kind, "V1"))
+    fits = len(shape) == 2 and shape[0] >= 0 and shape[1] in (4, 6) and numbers.kind != "V"
+    if not fits or shape[0] * shape[1] * numbers.itemsize != len(content):
+        raise EventFormatError(path, 0, f"expected out1 [N, 6] or [N, 4], got {shape}, {len(content)} bytes")
+    return np.frombuffer(content, numbers).reshape(shape, order="F")
+
+
+def from_columns(path, x, y, t, p):
+    """The `Reading` of four arrays of any kind of number, none of which may change by the conversion.
+
+    OFF is 0 or -1 in p.
+    """
+    shapes = {column.shape for column in (x, y, t, p)}
+    if len(shapes) != 1 or x.ndim != 1:
+        raise EventFormatError(path, 0, f"expected x, y, t, p of one length, got {shapes}")
+    if p.dtype.kind == "b":
+        p = p.view(np.uint8)  # a file may have other bytes than 0 and 1
+    if p.dtype.kind in "if":
+        p = np.where(p == -1, 0, p)
+    events = np.empty(len(x), EVENT)
+    for name, column, high in (("x", x, 2**16), ("y", y, 2**16), ("t", t, 2**62), ("p", p, 2)):
+        if column.dtype.kind not in "iufb":
+            raise EventFormatError(path, 0, f"expected numbers for {name}, got {column.dtype}")
+        fits = (column >= 0) & (column < high)
+        if column.dtype.kind == "f":
+            fits &= column == np.floor(column)
+        wrong = np.flatnonzero(~fits)
+        if len(wrong):
+            wanted = f"event {wrong[0]}: expected a whole {name} from 0 to {high - 1}, got {column[wrong[0]]}"
+            raise EventFormatError(path, 0, wanted)
+        events[name] = column
+    return Reading(some(path, 0, events), lambda index: 0)  # bytes of columns, perhaps packed, tell nobody anything

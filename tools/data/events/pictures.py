@@ -1,0 +1,85 @@
+"""Pictures of recordings: events in space and time, and the frames made of them."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+OFF, ON = "tab:blue", "tab:red"
+
+
+SHOWN_EVENTS = 3000  # of a recording, at random: more would cover each other
+
+
+def plot_recordings(path, names, events, frames):
+    """A row for each recording: its events in space and time, and its frames.
+
+    Args:
+        path: the PNG file to write.
+        names: K titles.
+        events: K arrays of `tools.data.events.EVENT`.
+        frames: float [K, T, 2, H, W] in [0, 1] or counts; each frame is shown relative to its maximum.
+    """
+    timesteps = frames.shape[1]
+    figure = Figure(figsize=(3.2 + timesteps, 1.6 * len(names) + 0.4), layout="constrained")
+    grid = figure.add_gridspec(len(names), timesteps + 1, width_ratios=[3] + [1] * timesteps)
+    for row, (name, recording) in enumerate(zip(names, events)):
+        _space_time(figure.add_subplot(grid[row, 0], projection="3d"), recording)
+        for step, frame in enumerate(frames[row]):
+            axes = figure.add_subplot(grid[row, step + 1], xticks=[], yticks=[])
+            axes.imshow(_coloured(frame), interpolation="nearest")
+            axes.set_title(name if step == 0 else "", loc="left", fontsize=10)
+            axes.set_xlabel(f"frame {step + 1}" if row == len(names) - 1 else "", fontsize=8)
+    figure.suptitle("events in space and time, and frames made from them (red: brighter, blue: darker, black: both)")
+    figure.savefig(Path(path), dpi=80)
+
+
+def _space_time(axes, events):
+    """Points of events at (t, x, y); y points down as on the sensor."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(events))[:SHOWN_EVENTS])
+    for polarity, colour in ((False, OFF), (True, ON)):
+        seen = events[chosen][events["p"][chosen] == polarity]
+        elapsed_ms = (seen["t"] - events["t"][0]) / 1000
+        axes.scatter(elapsed_ms, seen["x"], seen["y"], s=1.5, c=colour, linewidths=0)
+    axes.invert_zaxis()
+    axes.set_box_aspect((2.4, 1, 1), zoom=1.45)
+    axes.view_init(elev=18, azim=-65)
+    axes.tick_params(labelsize=6, pad=-3)
+    axes.set(yticks=[], zticks=[])
+    axes.set_xlabel("time (ms)", fontsize=7, labelpad=-8)
+    axes.set_ylabel("x", fontsize=7, labelpad=-14)
+    axes.set_zlabel("y", fontsize=7, labelpad=-14)
+
+
+def _coloured(frame):
+    """[2, H, W] -> RGB [H, W, 3]: white where nothing happened, the colour of the polarity where it did."""
+    strength = frame / max(frame.max(), 1e-9)
+    image = np.ones((*strength.shape[1:], 3))
+    for channel, colour in zip(strength, (OFF, ON)):
+        # A root, so that pixels of few events are seen beside those of many.
+        image -= np.sqrt(channel)[..., None] * (1 - np.array(matplotlib.colors.to_rgb(colour)))
+    return image.clip(0, 1)
+
+
+CLASSES = 12  # at most so many are shown
+
+
+def picture_recordings(path, data, names):
+    """One recording of each class: its events in space and time, and the frames made from them.
+
+    Args:
+        path: the PNG file to write.
+        data: `LabelledRecordings`.
+        names: of the classes, in the order of the labels.
+    """
+    shown = data.subset(first_of_each(data.labels))
+    ((frames, _),) = shown.batches(len(shown), torch.device("cpu"))
+    events = [shown.events(index) for index in range(len(shown))]
+    plot_recordings(path, [names[label] for label in shown.labels], events, frames.transpose(0, 1).numpy())
+
+
+def first_of_each(labels):
+    """The first index of each class, of the first classes. Shape: int64 [N] -> [min(K, CLASSES)]."""
+    return torch.tensor([(labels == label).nonzero()[0, 0].item() for label in labels.unique()[:CLASSES]])

@@ -1,0 +1,1 @@
+"""What a network does inside: firing rates, operations, rasters."""

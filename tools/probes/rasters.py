@@ -1,0 +1,91 @@
+"""Spike rasters of a network."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from tools.data.events.pictures import first_of_each
+
+from .hooks import neuron_hooks
+
+
+def plot_rasters(path, names, samples, title):
+    """Spike rasters, a panel for each sample: time steps to the right, neurons upwards, a colour for each layer.
+
+    Args:
+        path: the PNG file to write.
+        names: K titles.
+        samples: K times {layer: spikes [T, N]}.
+        title: above the picture.
+    """
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.0 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    colours = {layer: matplotlib.colors.to_rgb(f"C{number % 10}") for number, layer in enumerate(samples[0])}
+    for axes, name, layers in zip(panels.flat, names, samples):
+        cells = [
+            np.where(spikes.numpy().T[..., None] > 0, colours[layer], 1.0) for layer, spikes in layers.items()
+        ]  # [N, T, RGB] each
+        image = np.concatenate(cells)
+        bounds = (0.5, image.shape[1] + 0.5, 0, len(image))
+        axes.imshow(image, aspect="auto", interpolation="nearest", origin="lower", extent=bounds)
+        axes.set_title(name, fontsize=10)
+    for axes in panels.flat[len(names) :]:
+        axes.set_axis_off()
+    legend = [Patch(color=colour, label=layer) for layer, colour in reversed(colours.items())]
+    figure.legend(handles=legend, loc="outside right upper", title="layer", fontsize=8)
+    figure.supxlabel("time step")
+    figure.supylabel("neurons that fire for one of these samples")
+    figure.suptitle(title)
+    figure.savefig(Path(path), dpi=80)
+
+
+NEURONS_PER_LAYER = 24
+
+
+def picture_spikes(path, net, data, names, forward, title):
+    """Spike rasters of one sample of each class.
+
+    Args:
+        path: the PNG file to write.
+        net: the network, in evaluation mode.
+        data: labelled test data: has labels, subset() and batches().
+        names: of the classes, in the order of the labels.
+        forward: `inference.ForwardPass`.
+        title: above the picture.
+    """
+    shown = data.subset(first_of_each(data.labels))
+    ((inputs, labels),) = shown.batches(len(shown), forward.device)
+    layers = {name: some_that_fire(spikes) for name, spikes in record_spikes(net, inputs, forward).items()}
+    samples = [{name: spikes[:, index] for name, spikes in layers.items()} for index in range(len(shown))]
+    plot_rasters(path, [names[label] for label in labels], samples, title)
+
+
+@torch.no_grad()
+def record_spikes(net, inputs, forward):
+    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer, for one batch; one draw of the noise."""
+    spikes = {}
+
+    def attach(name, neuron):
+        return neuron.register_forward_hook(lambda module, args, out: spikes.update({name: out.float().cpu()}))
+
+    with neuron_hooks(net, attach):
+        forward(net, inputs)
+    return spikes
+
+
+def some_that_fire(spikes, count=NEURONS_PER_LAYER, seed=0):
+    """Random neurons of a layer among those that fire at least once in the batch.
+
+    Shape:
+        spikes [T, B, ...] -> [T, B, at most count].
+    """
+    flat = spikes.flatten(2)
+    firing = flat.any(1).any(0).nonzero()[:, 0]
+    chosen = torch.randperm(len(firing), generator=torch.Generator().manual_seed(seed))[:count]
+    return flat[:, :, firing[chosen]]

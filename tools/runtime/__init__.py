@@ -1,0 +1,1 @@
+"""The machine a run is on: device, processes, interruption, random generators."""
