@@ -84,7 +84,7 @@ def test_a_damaged_cache_is_made_anew(folder, tmp_path):
 
 def test_a_file_that_is_no_image_is_named(folder):
     (folder / "train" / "dog" / "9.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"dog/9\.png is no readable image"):
+    with pytest.raises(ValueError, match=r"dog/9\.png is not a readable image"):
         read_image_folder(folder)
 
 
