@@ -180,8 +180,9 @@ class EventDataset(_Dataset):
         rows = np.array([index for index in range(len(recordings)) if index not in store.skipped], np.int64)
         kept = [recordings[row] for row in rows]
         labels = torch.tensor([recording.label for recording in kept])
-        values = config.frame_values, config.frame_cells
-        return LabelledRecordings(kept, store, rows, labels, framing, *values, config.lenient)
+        return LabelledRecordings(
+            kept, store, rows, labels, framing, config.frame_values, config.frame_cells, config.lenient
+        )
 
 
 def data_root(root: str = "") -> Path:
@@ -281,17 +282,36 @@ FASHION_CLASSES = (
 
 # Mean and standard deviation are those that the field's published code uses, so that its checkpoints meet the inputs
 # they were trained on (CIFAR-10's "std" is the mean over images of each image's own).
-_MNIST = ((1, 28, 28), 10, (0.1307,), (0.3081,))
-_FASHION = ((1, 28, 28), 10, (0.2860,), (0.3530,))
-_CIFAR10 = ((3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_CIFAR100 = ((3, 32, 32), 100, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-
-_ALL = (
-    ImageDataset("mnist5k", *_MNIST, _read_mnist5k),
-    ImageDataset("mnist", *_MNIST, _torchvision_reader("MNIST")),
-    ImageDataset("fashionmnist", *_FASHION, _torchvision_reader("FashionMNIST"), FASHION_CLASSES),
-    ImageDataset("cifar10", *_CIFAR10, _read_cifar10, CIFAR10_CLASSES),
-    ImageDataset("cifar100", *_CIFAR100, _torchvision_reader("CIFAR100")),
-    *(EventDataset(name, tree) for name, tree in (TREES | {"motions": _MOTIONS}).items()),
+_MNIST = ImageDataset("mnist", (1, 28, 28), 10, (0.1307,), (0.3081,), _torchvision_reader("MNIST"))
+_IMAGES = (
+    dataclasses.replace(_MNIST, name="mnist5k", read=_read_mnist5k),
+    _MNIST,
+    ImageDataset(
+        name="fashionmnist",
+        in_shape=(1, 28, 28),
+        num_classes=10,
+        mean=(0.2860,),
+        std=(0.3530,),
+        read=_torchvision_reader("FashionMNIST"),
+        names=FASHION_CLASSES,
+    ),
+    ImageDataset(
+        name="cifar10",
+        in_shape=(3, 32, 32),
+        num_classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+        read=_read_cifar10,
+        names=CIFAR10_CLASSES,
+    ),
+    ImageDataset(
+        name="cifar100",
+        in_shape=(3, 32, 32),
+        num_classes=100,
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+        read=_torchvision_reader("CIFAR100"),
+    ),
 )
-DATASETS = {dataset.name: dataset for dataset in _ALL}
+_EVENTS = tuple(EventDataset(name, tree) for name, tree in (TREES | {"motions": _MOTIONS}).items())
+DATASETS = {dataset.name: dataset for dataset in _IMAGES + _EVENTS}

@@ -43,8 +43,8 @@ def preprocess(options: argparse.Namespace) -> tuple[str, dict[str, FrameStore]]
     framing = Framing(options.timestep, options.frames_by, tree.sensor, tree.frame_size(options.frame_size))
     stores = {}
     for part, recordings in parts._asdict().items():
-        reading = options.lenient, options.workers, options.out
-        stores[part] = FrameStore(f"{name}-{part}", recordings, framing, *reading)
+        store_name = f"{name}-{part}"
+        stores[part] = FrameStore(store_name, recordings, framing, options.lenient, options.workers, options.out)
     return name, stores
 
 
@@ -59,7 +59,7 @@ def table(stores: dict[str, FrameStore]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line's flags."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of the data set")
@@ -81,9 +81,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parser().parse_args(argv)
+    parser = make_parser()
+    options = parser.parse_args(argv)
     if options.workers < 1:
-        parser().error(f"--workers must be at least 1, got {options.workers}")
+        parser.error(f"--workers must be at least 1, got {options.workers}")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         name, stores = preprocess(options)

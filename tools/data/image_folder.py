@@ -110,10 +110,10 @@ def _decode_one(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
                 raise UserError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
             if size in (None, image.size):
                 return np.asarray(image.convert("RGB"))
-            found = image.size
+            found = f"{path} is {image.width}x{image.height}, others {size[0]}x{size[1]}"
     except Exception as error:  # PIL raises many kinds for damaged files
         raise UserError(f"{path} is not a readable image: {error}") from error
-    raise UserError("all images must have one size; {} is {}x{}, others {}x{}".format(path, *found, *size))
+    raise UserError(f"all images must have one size; {found}")
 
 
 def _read_cache(path: Path) -> dict[str, np.ndarray] | None:

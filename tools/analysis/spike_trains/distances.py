@@ -74,8 +74,8 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
     cost_per_bin = min(cost_per_bin, 2.0)  # more changes nothing, and infinity could not be multiplied by 0
     distances = np.empty((len(first), len(second), first.shape[2]))
     for neuron in range(first.shape[2]):
-        times = _times(first[..., neuron]), _times(second[..., neuron])
-        distances[:, :, neuron] = _edit_distances(*times, cost_per_bin)
+        times_first, times_second = _times(first[..., neuron]), _times(second[..., neuron])
+        distances[:, :, neuron] = _edit_distances(times_first, times_second, cost_per_bin)
     return distances
 
 

@@ -27,24 +27,17 @@ def read_array(path: PathLike) -> Reading:
     DVS-Gesture, has the columns x, y, p and the time in milliseconds.
     """
     raw = read_bytes(path)
-    if Path(path).suffix.lower() == ".npz":
-        arrays = _unzipped(path, raw)
-        if {f"{name}.npy" for name in "xytp"} <= arrays.keys():
-            return from_columns(path, **{name: arrays[f"{name}.npy"] for name in "xytp"})
-        if len(arrays) != 1:
-            raise EventFormatError(path, 0, f"expected the arrays t, x, y, p, or one, got {sorted(arrays)}")
-        (array,) = arrays.values()
-    else:
-        array = _npy(path, raw)
-    if array.dtype.names:
-        if not set("xytp") <= set(array.dtype.names):
-            raise EventFormatError(path, 0, f"expected the fields x, y, t, p, got {array.dtype.names}")
-        return from_columns(path, **{name: array[name] for name in "xytp"})
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise EventFormatError(path, 0, f"expected [N, 4] of x, y, p, t, got {array.shape}")
-    if array.dtype.kind not in "iuf":
-        raise EventFormatError(path, 0, f"expected numbers, got {array.dtype}")
-    x, y, p, milliseconds = array.T
+    table = _unzipped(path, raw) if Path(path).suffix.lower() == ".npz" else _npy(path, raw)
+    if isinstance(table, dict) and len(table) == 1:
+        (table,) = table.values()
+    names = table.keys() if isinstance(table, dict) else table.dtype.names
+    if names:
+        if not set("xytp") <= set(names):
+            raise EventFormatError(path, 0, f"expected arrays or fields x, y, t, p, or one array, got {sorted(names)}")
+        return from_columns(path, **{name: table[name] for name in "xytp"})
+    if table.ndim != 2 or table.shape[1] != 4 or table.dtype.kind not in "iuf":
+        raise EventFormatError(path, 0, f"expected numbers [N, 4] of x, y, p, t, got {table.dtype} {table.shape}")
+    x, y, p, milliseconds = table.T
     # Not in the array's own type, which may be too narrow for microseconds.
     return from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
 
@@ -60,7 +53,7 @@ def _unzipped(path: PathLike, raw: bytes) -> dict[str, np.ndarray]:
             lengths = {_npy_header(path, archive.open(entry))[0][:1] for entry in entries}
             if size > min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)) or len(lengths) != 1:
                 raise EventFormatError(path, 0, f"expected arrays of one length, got {lengths}, {size} bytes")
-            return {entry.filename: _npy(path, archive.read(entry)) for entry in entries}
+            return {entry.filename.removesuffix(".npy"): _npy(path, archive.read(entry)) for entry in entries}
     except EventFormatError:
         raise
     except Exception as error:  # zipfile raises many kinds for damaged archives

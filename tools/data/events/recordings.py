@@ -49,12 +49,14 @@ class Recording:
             first, last = self.slice
             reading = Reading(self.path, np.array(open_npy(self.path)[first:last]))
         elif self.window_us is not None:
-            reading = self._window(*self.window_us)
+            reading = self._window()
         else:
             reading = read_recording(self.path)
-        return check_events(reading, *sensor, lenient)
+        width, height = sensor
+        return check_events(reading, width, height, lenient)
 
-    def _window(self, start: int, end: int) -> Reading:
+    def _window(self) -> Reading:
+        start, end = self.window_us
         whole = _read_whole(self.path, stamp(self.path))
         chosen = np.flatnonzero((whole.events["t"] >= start) & (whole.events["t"] < end))
         if len(chosen) == 0:

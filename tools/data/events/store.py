@@ -70,11 +70,9 @@ class FrameStore:
         self._length = len(recordings)
         parts = [recordings[start : start + SHARD] for start in range(0, len(recordings), SHARD)]
         paths = [self.folder / f"{shard:05d}.npy" for shard in range(len(parts))]
-        jobs = []
-        for part, path in zip(parts, paths):
-            if not _is_made(path, lenient):
-                jobs.append((part, framing, lenient, path))
-        _make_shards(jobs, workers, f"framing {name}")
+        missing = {path: part for path, part in zip(paths, parts) if not _is_made(path, lenient)}
+        if missing:
+            _make_shards(missing, framing, lenient, workers, f"framing {name}")
         self._frames = [open_npy(path) for path in paths]
         self.skipped: dict[int, str] = {}
         self.dropped: collections.Counter[str] = collections.Counter()
@@ -96,25 +94,30 @@ def _is_made(path: Path, lenient: bool) -> bool:
     return report is not None and (lenient or not (report["skipped"] or any(report["dropped"].values())))
 
 
-def _make_shards(jobs: list[tuple], workers: int, description: str) -> None:
-    """Call `make_shard` with the arguments in `jobs`, in as many processes as the work deserves."""
-    if not jobs:
-        return
-    files = {recording.path for part, *_ in jobs for recording in part}
+def _make_shards(
+    missing: dict[Path, Sequence[Recording]], framing: Framing, lenient: bool, workers: int, description: str
+) -> None:
+    """Make shards, in as many processes as the work deserves.
+
+    Args:
+        missing: {path of a shard: its recordings}.
+    """
+    files = {recording.path for recordings in missing.values() for recording in recordings}
     size = sum(path.stat().st_size for path in files if path.exists())
-    processes = min(workers, os.cpu_count() or 1, len(jobs), 1 + size // BYTES_PER_PROCESS)
-    with tqdm(total=len(jobs), desc=description, unit="shard", disable=None, leave=False) as progress:
+    processes = min(workers, os.cpu_count() or 1, len(missing), 1 + size // BYTES_PER_PROCESS)
+    with tqdm(total=len(missing), desc=description, unit="shard", disable=None, leave=False) as progress:
         if processes == 1:
-            for job in jobs:
-                make_shard(*job)
+            for path, recordings in missing.items():
+                make_shard(recordings, framing, lenient, path)
                 progress.update()
             return
         # Not forked: a fork copies locks that other threads of this process may hold.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+            shards = [pool.submit(make_shard, part, framing, lenient, path) for path, part in missing.items()]
             try:
-                for done in concurrent.futures.as_completed([pool.submit(make_shard, *job) for job in jobs]):
-                    done.result()
+                for shard in concurrent.futures.as_completed(shards):
+                    shard.result()
                     progress.update()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)  # else the others would be made first

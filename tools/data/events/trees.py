@@ -64,15 +64,18 @@ class Tree:
 
 def list_nmnist(folder: Path, split: str = "") -> Parts:
     """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
-    parts = Parts(*(sorted((folder / part).glob("[0-9]/*.bin")) for part in ("Train", "Test")))
+    parts = _parts(folder, "Train/[0-9]/*.bin", "Test/[0-9]/*.bin", lambda path: int(path.parent.name))
     if not all(parts):
         _not_found(folder, "{Train,Test}/<digit>/*.bin of N-MNIST")
-    return _labelled(parts, lambda path: int(path.parent.name))
+    return parts
 
 
-def _labelled(parts: Parts, label_of: Callable[[Path], int]) -> Parts:
-    """Recordings of the files in both parts."""
-    return Parts(*([Recording(path, label_of(path)) for path in files] for files in parts))
+def _parts(folder: Path, train: str, test: str, label_of: Callable[[Path], int]) -> Parts:
+    """The files that match a pattern for each part, as recordings in the order of their names."""
+    parts = Parts([], [])
+    for part, pattern in zip(parts, (train, test)):
+        part.extend(Recording(path, label_of(path)) for path in sorted(folder.glob(pattern)))
+    return parts
 
 
 def list_dvsgesture(folder: Path, split: str = "") -> Parts:
@@ -95,7 +98,7 @@ def _official_gestures(folder: Path) -> Parts:
     if all(path.exists() for path in lists):
         for path, part in zip(lists, parts):
             for name in _trials(path):
-                part += _gestures(folder / name)
+                part.extend(_gestures(folder / name))
     return parts
 
 
@@ -117,13 +120,12 @@ def _gestures(path: Path) -> list[Recording]:
 
 
 def _spikingjelly_gestures(folder: Path) -> Parts:
-    files = Parts(*(sorted((folder / "events_np" / part).glob("[0-9]*/[!.]*.npz")) for part in ("train", "test")))
-    return _labelled(files, lambda path: _number(path.parent))
+    inside = "[0-9]*/[!.]*.npz"
+    return _parts(folder, f"events_np/train/{inside}", f"events_np/test/{inside}", lambda path: _number(path.parent))
 
 
 def _tonic_gestures(folder: Path) -> Parts:
-    files = Parts(*(sorted((folder / f"ibmGesture{part}").glob("*/[!.]*.npy")) for part in ("Train", "Test")))
-    return _labelled(files, _number)
+    return _parts(folder, "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number)
 
 
 def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
