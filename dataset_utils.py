@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,16 +40,20 @@ SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 
 
 class _Dataset:
-    """What all data sets have: `name`, `num_classes`, `validation_fraction`, and parts that `_read` reads."""
+    """What all data sets have in common; `_read` gives their training and test part."""
 
-    def load(self, config: TrainConfig | None = None) -> dict[str, Any]:
+    name: str
+    num_classes: int
+    validation_fraction: float
+
+    def load(self, config: TrainConfig | None = None) -> dict[str, LabelledImages | LabelledRecordings]:
         """Read the data set, or find it in the cache, and hold out the validation samples.
 
         Args:
             config: whose settings of data, frames and split apply; None: the defaults.
 
         Returns:
-            {"train", "val", "test"}: `LabelledImages` or `LabelledRecordings`.
+            {"train", "val", "test"}, as `LabelledImages` or `LabelledRecordings`.
 
         Raises:
             FileNotFoundError: if the data are not there: which folder was searched, how to get them.

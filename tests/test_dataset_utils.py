@@ -281,7 +281,10 @@ def test_the_digits_of_motions_are_those_of_mnist5k_apart(tmp_path, monkeypatch)
         return events, np.arange(1, 12), np.arange(11)
 
     monkeypatch.setattr(dataset_utils.motions, "make_streams", watch)
-    DATASETS["motions"].tree.list_recordings(tmp_path, "9:1")
+    made = DATASETS["motions"].tree.list_recordings(tmp_path, "9:1")
     images = [{image.numpy().tobytes() for image in digits} for digits, _, _ in given]
     assert [len(digits) for digits in images] == [4000, 1000] and not images[0] & images[1]
     assert given[0][1] >= 200 and given[1][1] >= 50 and given[0][2] != given[1][2]
+    assert DATASETS["motions"].tree.list_recordings(tmp_path, "9:1") == made and len(given) == 2
+    monkeypatch.setattr(dataset_utils, "code_fingerprint", lambda *names: "other code")
+    assert DATASETS["motions"].tree.list_recordings(tmp_path, "9:1") != made and len(given) == 4

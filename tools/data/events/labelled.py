@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,12 +10,7 @@ from tools.data.batches import Batches
 
 from .frames import VALUES, Framing, cell_area, count_frames
 from .recordings import Recording
-
-
-class Counts(Protocol):
-    """Frames that can be indexed by an array of rows: [N, T, 2, H, W], unsigned; they may lie on disk."""
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray: ...
+from .store import FrameStore
 
 
 @dataclasses.dataclass
@@ -25,7 +19,7 @@ class LabelledRecordings:
 
     Args:
         recordings: N of them.
-        counts: frames of these recordings, and perhaps of others.
+        counts: frames of these recordings, and perhaps of others: [..., T, 2, H, W], unsigned.
         rows: the row of each recording in `counts`, int64 [N].
         labels: int64 [N].
         framing: how the frames were made.
@@ -34,7 +28,7 @@ class LabelledRecordings:
     """
 
     recordings: Sequence[Recording]
-    counts: Counts
+    counts: FrameStore | np.ndarray
     rows: np.ndarray
     labels: torch.Tensor
     framing: Framing
