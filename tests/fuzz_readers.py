@@ -1,10 +1,10 @@
-"""Feed all readers with damaged files for some minutes, guided by the branches that they take.
+"""Feed damaged files to all readers for some minutes, guided by the branches that they take.
 
     pip install atheris
     PYTHONPATH=. python tests/fuzz_readers.py --minutes 10
 
-Atheris (a front end of libFuzzer) stops at the first exception that is not documented, at a hang of 30 s, and at 4 GB
-of memory; the file that caused it is in --folder, and given to this script as an argument it is tried again.
+Atheris (a front end of libFuzzer) stops at the first undocumented exception, a hang of 30 s, or 4 GB of memory, and
+leaves the file that caused it in --folder; given as an argument to this script, that file is tried again.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def entry_of(reader, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--folder", type=Path, default=Path("results/fuzz"), help="for what is found")
+    parser.add_argument("--folder", type=Path, default=Path("results/fuzz"), help="where to put what is found")
     parser.add_argument("crash", nargs="*", help="files to try once")
     options = parser.parse_args()
     makers = dict(READERS) | {kind: lambda folder, kind=kind: recording(folder, kind) for kind in KINDS}

@@ -2,7 +2,10 @@
 
 import gzip
 import pickle
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from tests.tools.data.events.written import striped_nmnist_tree
 from tools.config.train import TrainConfig
 from tools.data.events import EVENT
 from tools.data.events.errors import EventFormatError
+from tools.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +83,18 @@ def test_every_class_has_a_name_of_its_own(dataset):
     assert len(set(dataset.classes)) == len(dataset.classes) == dataset.num_classes
 
 
-@pytest.mark.parametrize(("size", "classes"), [(8, 10), (32, 12)])
-def test_a_folder_of_other_images_is_not_taken_for_cifar10(tmp_path, monkeypatch, size, classes):
+@pytest.mark.parametrize(
+    ("size", "classes", "message"),
+    [(8, 10, r"images \(3, 32, 32\); what was read has \(3, 8, 8\)"), (32, 12, "10 classes; its train part .* 12")],
+)
+def test_a_folder_of_other_images_is_not_taken_for_cifar10(tmp_path, monkeypatch, size, classes, message):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
     for split in ("train", "test"):
         for label in range(classes):
             folder = tmp_path / split / f"class{label:02}"
             folder.mkdir(parents=True)
             Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(folder / "0.png")
-    with pytest.raises(
-        ValueError, match=f"cifar10 has images .* what was read has images .3, {size}, .* {classes} classes"
-    ):
+    with pytest.raises(UserError, match=f"cifar10 has {message}"):
         DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path)))
 
 
@@ -152,9 +157,7 @@ def test_real_cifar10_has_its_known_size_and_mean(cifar10_folder):
 
 @pytest.mark.realdata
 def test_real_fashionmnist_of_debian(tmp_path):
-    import pathlib
-
-    source = pathlib.Path("/usr/share/datasets/fashion-mnist")
+    source = Path("/usr/share/datasets/fashion-mnist")
     if not source.is_dir():
         pytest.skip("the Debian package dataset-fashion-mnist is not installed")
     raw = tmp_path / "FashionMNIST" / "raw"
@@ -190,13 +193,14 @@ def test_an_event_data_set_is_framed_and_split_by_class(events_folder):
 
 
 def test_the_settings_of_frames_are_those_of_the_configuration(events_folder):
-    how = TrainConfig(timestep=5, frames_by="time", frame_values="count", frame_size=17)
-    data = DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1, how=how))["test"]
+    how = dict(timestep=5, frames_by="time", frame_values="count", frame_size=17)
+    config = TrainConfig(data_root=str(events_folder), workers=1, **how)
+    data = DATASETS["nmnist"].load(config)["test"]
     frames, _ = next(iter(data.batches(3, torch.device("cpu"))))
-    assert frames.shape == (5, 3, 2, 17, 17) == (5, 3, *DATASETS["nmnist"].input_shape(how))
+    assert frames.shape == (5, 3, 2, 17, 17) == (5, 3, *DATASETS["nmnist"].input_shape(config))
     assert frames.sum((0, 2, 3, 4)).tolist() == [200] * 3
-    with pytest.raises(ValueError, match="34"):
-        DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), how=TrainConfig(frame_size=35)))
+    with pytest.raises(UserError, match="34"):
+        DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), frame_size=35))
 
 
 def test_a_damaged_recording_stops_unless_lenient(events_folder, caplog):
@@ -219,21 +223,29 @@ def test_absent_recordings_say_where_they_were_looked_for_and_how_to_get_them(na
     assert str(tmp_path) in str(error.value) and "--data-root" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("mnist5k", dict(roll=3)),
-        ("mnist5k", dict(event_drop=True)),
-        ("mnist5k", dict(frame_size=24)),
-        ("motions", dict(crop_padding=2)),
-        ("motions", dict(cutout=8)),
-        ("motions", dict(autoaugment=True)),
-        ("nmnist", dict(flip=True)),
-    ],
-)
-def test_settings_without_meaning_for_a_data_set_are_refused(name, settings):
-    with pytest.raises(ValueError, match=f"--{next(iter(settings))} has no meaning for {name}"):
-        DATASETS[name].augmentation(TrainConfig(**settings))
+def test_a_flip_that_changes_every_class_is_refused():
+    with pytest.raises(UserError, match="--flip has no meaning for nmnist"):
+        DATASETS["nmnist"].augmentation(TrainConfig(flip=True))
+
+
+def test_images_are_augmented_as_the_configuration_says():
+    augment = DATASETS["mnist5k"].augmentation(TrainConfig(crop_padding=2, flip=True, cutout=3))
+    assert (augment.crop_padding, augment.flip, augment.cutout_side, augment.autoaugment) == (2, True, 3, False)
+
+
+def test_libraries_of_data_are_not_imported_before_they_are_needed():
+    code = "import sys, dataset_utils; print(*sys.modules)"
+    root = Path(dataset_utils.__file__).parent
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout
+    assert "torch" in loaded.split()
+    slow = {"torchvision", "mlxtend", "pandas", "scipy", "matplotlib", "sklearn", "PIL"}
+    assert not slow & set(loaded.split())
+
+
+def test_the_names_of_fashionmnist_are_its_classes():
+    from torchvision.datasets import FashionMNIST
+
+    assert DATASETS["fashionmnist"].classes == tuple(FashionMNIST.classes)
 
 
 def test_only_classes_that_stay_themselves_are_mirrored():
@@ -269,7 +281,10 @@ def test_the_digits_of_motions_are_those_of_mnist5k_apart(tmp_path, monkeypatch)
         return events, np.arange(1, 12), np.arange(11)
 
     monkeypatch.setattr(dataset_utils.motions, "make_streams", watch)
-    dataset_utils._list_motions(tmp_path, None)
+    made = DATASETS["motions"].tree.list_recordings(tmp_path, "9:1")
     images = [{image.numpy().tobytes() for image in digits} for digits, _, _ in given]
     assert [len(digits) for digits in images] == [4000, 1000] and not images[0] & images[1]
     assert given[0][1] >= 200 and given[1][1] >= 50 and given[0][2] != given[1][2]
+    assert DATASETS["motions"].tree.list_recordings(tmp_path, "9:1") == made and len(given) == 2
+    monkeypatch.setattr(dataset_utils, "code_fingerprint", lambda *names: "other code")
+    assert DATASETS["motions"].tree.list_recordings(tmp_path, "9:1") != made and len(given) == 4

@@ -4,31 +4,49 @@ Everywhere N are samples, C classes and K independent draws of a network's noise
 """
 
 import math
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 # SciPy is imported where it is used: it takes a second, which every script would pay.
 
 BINS = 15  # of the calibration error
 
 
-def mean_prediction(draws):
+class ReliabilityBin(TypedDict):
+    """Means over the samples of a bin, and their number; a dictionary, as in results.json."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+class Uncertainty(TypedDict):
+    """Uncertainty of each sample in nats, [N] each."""
+
+    predictive: Tensor  # entropy of the mean prediction
+    expected: Tensor  # mean entropy of the draws
+    mutual_information: Tensor  # their difference: what the draws disagree about
+
+
+def mean_prediction(draws: Tensor) -> Tensor:
     """The mean of the draws' probabilities, as log-probabilities. Shape: [K, N, C] -> [N, C], float64."""
     return draws.double().logsumexp(0) - math.log(len(draws))
 
 
-def accuracy(log_probabilities, target):
+def accuracy(log_probabilities: Tensor, target: Tensor) -> float:
     """Share of samples whose most probable class is the right one. Shape: [N, C], [N] -> float."""
     return (log_probabilities.argmax(-1) == target).double().mean().item()
 
 
-def negative_log_likelihood(log_probabilities, target):
+def negative_log_likelihood(log_probabilities: Tensor, target: Tensor) -> float:
     """Mean of -ln p(right class), in nats per sample. Shape: [N, C], [N] -> float."""
     return F.nll_loss(log_probabilities.double(), target).item()
 
 
-def brier_score(log_probabilities, target):
+def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
     """Mean over samples of the squared distance between probabilities and the right answer, in [0, 2].
 
     Shape:
@@ -41,10 +59,10 @@ def brier_score(log_probabilities, target):
     return (probabilities - F.one_hot(target, probabilities.shape[-1])).square().sum(-1).mean().item()
 
 
-def calibration_error(log_probabilities, target, bins=BINS):
+def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> float:
     """Expected calibration error: mean over samples of |accuracy - mean confidence| of the sample's bin.
 
-    Bins have equally many samples, give or take one, in the order of confidence.
+    Bins hold equally many samples, give or take one, in the order of confidence.
 
     Shape:
         [N, C], [N] -> float in [0, 1].
@@ -52,33 +70,27 @@ def calibration_error(log_probabilities, target, bins=BINS):
     Note:
         Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et al.,
         "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
-        values of equally many.
+        values from equally many samples.
     """
     rows = reliability(log_probabilities, target, bins)
     return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(target)
 
 
-def reliability(log_probabilities, target, bins=BINS):
-    """The bins of `calibration_error`, for a reliability diagram.
-
-    Shape:
-        [N, C], [N] -> list of {"confidence", "accuracy", "count"}, in the order of confidence.
-    """
+def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[ReliabilityBin]:
+    """The bins of `calibration_error`, for a reliability diagram, in the order of confidence. Shape: [N, C], [N]."""
     confidence, predicted = log_probabilities.double().exp().max(-1)
-    order = confidence.argsort(stable=True)
-    parts = zip(confidence[order].tensor_split(bins), (predicted == target)[order].double().tensor_split(bins))
-    return [
-        {"confidence": sure.mean().item(), "accuracy": right.mean().item(), "count": len(sure)}
-        for sure, right in parts
-        if len(sure)
-    ]
+    rows = []
+    for samples in confidence.argsort(stable=True).tensor_split(min(bins, len(target))):
+        sure, right = confidence[samples].mean().item(), (predicted == target)[samples].double().mean().item()
+        rows.append(ReliabilityBin(confidence=sure, accuracy=right, count=len(samples)))
+    return rows
 
 
-def fit_temperature(log_probabilities, target):
-    """The temperature T that gives softmax(ln p / T) the lowest negative log-likelihood.
+def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
+    """Find the temperature T that gives softmax(ln p / T) the lowest negative log-likelihood.
 
     Args:
-        log_probabilities, target: of validation data, not of those that are then tested.
+        log_probabilities, target: of validation data, not of those that are tested afterwards.
 
     Shape:
         [N, C], [N] -> float in [exp(-4), exp(4)].
@@ -96,33 +108,28 @@ def fit_temperature(log_probabilities, target):
     return math.exp(found.x)
 
 
-def with_temperature(log_probabilities, temperature):
+def with_temperature(log_probabilities: Tensor, temperature: float) -> Tensor:
     """ln softmax(ln p / T). Shape: [N, C] -> [N, C], float64."""
     return F.log_softmax(log_probabilities.double() / temperature, dim=-1)
 
 
-def entropy(log_probabilities):
+def entropy(log_probabilities: Tensor) -> Tensor:
     """-sum p ln p, in nats. Shape: [..., C] -> [...], float64."""
-    log_probabilities = log_probabilities.double()
-    return -torch.where(log_probabilities > -math.inf, log_probabilities.exp() * log_probabilities, 0.0).sum(-1)
+    return torch.special.entr(log_probabilities.double().exp()).sum(-1)
 
 
-def uncertainty(draws):
-    """Where the uncertainty of each sample comes from, in nats.
-
-    Shape:
-        [K, N, C] -> {"predictive": [N] entropy of the mean prediction, "expected": [N] mean entropy of the draws,
-        "mutual_information": [N] their difference, what the draws disagree about}.
+def uncertainty(draws: Tensor) -> Uncertainty:
+    """Find where the uncertainty of each sample comes from. Shape: [K, N, C] -> [N] each.
 
     Note:
         Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
         draws are of the neurons' noise and not of weights.
     """
     predictive, expected = entropy(mean_prediction(draws)), entropy(draws).mean(0)
-    return {"predictive": predictive, "expected": expected, "mutual_information": predictive - expected}
+    return Uncertainty(predictive=predictive, expected=expected, mutual_information=predictive - expected)
 
 
-def risk_coverage_area(log_probabilities, target):
+def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
     """Mean, over n = 1..N, of the share of errors among the n most confident samples.
 
     Shape:
@@ -136,8 +143,8 @@ def risk_coverage_area(log_probabilities, target):
     return (wrong.cumsum(0) / torch.arange(1, len(wrong) + 1, device=wrong.device)).mean().item()
 
 
-def auroc(inside, outside):
-    """Probability that a sample from outside has the higher uncertainty, ties counting half.
+def auroc(inside: Tensor, outside: Tensor) -> float:
+    """Area under the ROC curve: probability that a sample from outside is more uncertain, ties counting half.
 
     Args:
         inside, outside: uncertainties of samples of the data set, [N], and of another one, [M].

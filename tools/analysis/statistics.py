@@ -1,66 +1,94 @@
-"""Intervals and tests for comparisons of networks: over seeds, over test samples, over many comparisons."""
+"""Intervals and tests for comparisons of networks: over seeds, over test samples, over many comparisons.
+
+What they return are dictionaries, which go into results.json as they are.
+"""
 
 import math
 import warnings
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 20_000
 
 
-def seed_interval(values, level=LEVEL):
+class SeedInterval(TypedDict):
+    """An interval for the mean over seeds; low and high are None for a single seed, which tells nothing of others."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+class SeedDifference(TypedDict):
+    """An interval for the difference of two means over seeds, and the p-value of no difference.
+
+    All are None if a group has a single seed, and p is if no seed differs from another of its group.
+    """
+
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+class PairedDifference(TypedDict):
+    """The mean difference on the same samples, its interval, and the two-sided p-value of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def seed_interval(values: Sequence[float], level: float = LEVEL) -> SeedInterval:
     """Student's t-interval for the mean over training seeds.
 
     Args:
         values: one number per seed; noise draws of one network are not seeds.
-        level: probability that the interval covers the true mean, where values are normal.
-
-    Returns:
-        {"mean", "low", "high", "seeds"}; low and high are None for a single seed, of which nothing can be said.
+        level: probability that the interval covers the true mean, if values are normal.
     """
     mean, count = float(np.mean(values)), len(values)
     low = high = None
     if count > 1:
         half = stats.t.ppf((1 + level) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count)
         low, high = float(mean - half), float(mean + half)
-    return {"mean": mean, "low": low, "high": high, "seeds": count}
+    return SeedInterval(mean=mean, low=low, high=high, seeds=count)
 
 
-def seed_difference(first, second, level=LEVEL):
-    """Welch's t-interval for the difference of two kinds of networks, over training seeds.
+def seed_difference(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> SeedDifference:
+    """Welch's t-interval for mean(first) - mean(second) of two groups of networks, over training seeds.
 
     Args:
-        first, second: one number per seed of each kind.
-
-    Returns:
-        {"low", "high", "p"} of mean(first) - mean(second); all None where a kind has a single seed, and p where no
-        seed differs from another of its kind.
+        first, second: one number per seed of each group.
+        level: as for `seed_interval`.
     """
     if min(len(first), len(second)) < 2:
-        return {"low": None, "high": None, "p": None}
+        return SeedDifference(low=None, high=None, p=None)
     difference = float(np.mean(first) - np.mean(second))
     if np.ptp(first) == np.ptp(second) == 0:
-        return {"low": difference, "high": difference, "p": None}
+        return SeedDifference(low=difference, high=difference, p=None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of SciPy, where the seeds of one kind are all the same
+        warnings.simplefilter("ignore", RuntimeWarning)  # of SciPy, if the seeds of one group are all the same
         test = stats.ttest_ind(first, second, equal_var=False)
         interval = test.confidence_interval(level)
-    return {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
+    return SeedDifference(low=float(interval.low), high=float(interval.high), p=float(test.pvalue))
 
 
-def paired_difference(first, second, level=LEVEL, resamples=RESAMPLES, seed=0):
-    """Bootstrap over test samples of the mean difference of two kinds of networks on the same samples.
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> PairedDifference:
+    """Bootstrap over test samples of the mean of first - second, of two groups of networks on the same samples.
 
     Args:
-        first, second: of each sample, the share of seeds and draws in which it was classified correctly. Shape: [N].
+        first, second: for each sample, the share of seeds and draws that classified it correctly, [N].
         level: of the percentile interval.
-        resamples: bootstrap samples.
+        resamples: number of bootstrap samples.
         seed: of them.
-
-    Returns:
-        {"difference", "low", "high", "p"}: mean of first - second, and the two-sided p-value of no difference.
 
     Note:
         Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapters 13 and 15. It tells how far the result
@@ -74,11 +102,11 @@ def paired_difference(first, second, level=LEVEL, resamples=RESAMPLES, seed=0):
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     tail = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return {"difference": float(differences.mean()), "low": float(low), "high": float(high), "p": float(p)}
+    return PairedDifference(difference=float(differences.mean()), low=float(low), high=float(high), p=float(p))
 
 
-def holm(p_values):
-    """Holm's adjusted p-values: of those below 0.05, the chance that any is a false one is at most 0.05.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: the chance that any of those below 0.05 is a false discovery is at most 0.05.
 
     Args:
         p_values: of all comparisons that were made, [M].

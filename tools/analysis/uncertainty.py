@@ -1,25 +1,69 @@
-"""Accuracy, calibration and uncertainty of a network against the number of noise draws that are averaged."""
+"""Accuracy, calibration and uncertainty of a network against the number of noise draws that are averaged.
+
+The rows are dictionaries, which go into results.json as they are.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from torch import Tensor
+
+from tools.errors import UserError
 
 from . import metrics
 
 SIZES = (1, 2, 4, 8, 16)  # draws averaged into one prediction
 
 
-def ensemble_curve(draws, target, validation_draws, validation_target, sizes=SIZES):
-    """How good and how certain the mean of several draws is.
+class Scores(TypedDict):
+    """Scores of predictions, as `metrics` defines them; "scaled" ones after division by the temperature."""
+
+    accuracy: float
+    nll: float
+    brier: float
+    calibration_error: float
+    temperature: float
+    brier_scaled: float
+    nll_scaled: float
+    calibration_error_scaled: float
+    risk_coverage_area: float
+    predictive_entropy: float
+    expected_entropy: float
+    mutual_information: float
+
+
+class EnsembleRow(Scores):
+    """Mean scores of `ensembles` ensembles of `draws` draws each."""
+
+    draws: int
+    ensembles: int
+
+
+class OutsideRow(TypedDict):
+    """Areas under the ROC curves of measures of uncertainty, after averaging `draws` draws."""
+
+    draws: int
+    confidence: float
+    predictive: float
+    mutual_information: float
+
+
+def ensemble_curve(
+    draws: Tensor, target: Tensor, validation_draws: Tensor, validation_target: Tensor, sizes: Sequence[int] = SIZES
+) -> list[EnsembleRow]:
+    """Score the mean of several draws: how good and how certain it is.
 
     Of each size, all disjoint ensembles that the draws can make are scored, and the mean is given. Temperatures are
     fitted on validation data, to ensembles of the same size.
 
     Shape:
-        draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> list of rows: {"draws",
-        "ensembles", and the scores of `scores`}.
+        draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a row for each size.
 
     Raises:
-        ValueError: if there are fewer draws than the largest size.
+        UserError: if there are fewer draws than the largest size.
     """
     if min(len(draws), len(validation_draws)) < max(sizes):
-        raise ValueError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
+        raise UserError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
     rows = []
     for size in sizes:
         temperature = metrics.fit_temperature(metrics.mean_prediction(validation_draws[:size]), validation_target)
@@ -30,8 +74,8 @@ def ensemble_curve(draws, target, validation_draws, validation_target, sizes=SIZ
     return rows
 
 
-def scores(draws, target, temperature):
-    """Scores of the mean prediction of some draws. Shape: [K, N, C], [N] -> {name: float}."""
+def scores(draws: Tensor, target: Tensor, temperature: float) -> Scores:
+    """Score the mean prediction of some draws. Shape: [K, N, C], [N]."""
     log_p = metrics.mean_prediction(draws)
     scaled = metrics.with_temperature(log_p, temperature)
     parts = metrics.uncertainty(draws)
@@ -51,22 +95,22 @@ def scores(draws, target, temperature):
     }
 
 
-def out_of_distribution(inside, outside, sizes=SIZES):
-    """How well each measure of uncertainty tells another data set from the network's own.
+def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = SIZES) -> list[OutsideRow]:
+    """Score how well each measure of uncertainty tells another data set from the network's own.
+
+    The measures are one minus the highest probability ("confidence"), predictive entropy, and mutual information.
 
     Shape:
-        inside [K, N, C], outside [K, M, C] -> list of rows {"draws", and the area under the ROC curve by "confidence"
-        (one minus the highest probability), "predictive" entropy and "mutual_information"}.
+        inside [K, N, C], outside [K, M, C] -> a row for each size.
     """
     rows = []
     for size in sizes:
-        by_measure = [_measures(draws[:size]) for draws in (inside, outside)]
-        areas = {name: metrics.auroc(*(part[name] for part in by_measure)) for name in by_measure[0]}
-        rows.append({"draws": size, **areas})
+        own, other = _measures(inside[:size]), _measures(outside[:size])
+        rows.append({"draws": size, **{name: metrics.auroc(own[name], other[name]) for name in own}})
     return rows
 
 
-def _measures(draws):
+def _measures(draws: Tensor) -> dict[str, Tensor]:
     parts = metrics.uncertainty(draws)
     confidence = metrics.mean_prediction(draws).exp().amax(-1)
     return {

@@ -1,12 +1,13 @@
 """Augmentation of whole batches on their device; every image of a batch gets its own draw."""
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
 
-def random_crop(images, padding):
-    """Pad with zeros and cut out the original size at a random place.
+def random_crop(images: torch.Tensor, padding: int) -> torch.Tensor:
+    """Pad each image with zeros and cut out the original size at a random place.
 
     Shape:
         images [B, C, H, W] -> the same.
@@ -21,17 +22,14 @@ def random_crop(images, padding):
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def random_flip(images):
+def random_flip(images: torch.Tensor) -> torch.Tensor:
     """Mirror left and right with probability 1/2. Shape: images [B, C, H, W] -> the same."""
     chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(chosen, images.flip(-1), images)
 
 
-def cutout(images, side):
-    """Set a square to zero, its centre anywhere in the image (so it may stick out over the edge).
-
-    Args:
-        side: in pixels.
+def cutout(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Set a square of `side` pixels to zero, its centre anywhere in the image, so that it may cross the edge.
 
     Shape:
         images [B, C, H, W] -> the same.
@@ -41,7 +39,7 @@ def cutout(images, side):
     """
     count, _, height, width = images.shape
 
-    def inside(size):  # [B, size]
+    def inside(size: int) -> torch.Tensor:  # [B, size]
         start = torch.randint(0, size, (count, 1), device=images.device) - side // 2
         position = torch.arange(size, device=images.device)
         return (position >= start) & (position < start + side)
@@ -50,6 +48,7 @@ def cutout(images, side):
     return images.masked_fill(hole, 0)
 
 
+@dataclasses.dataclass
 class Augment:
     """The augmentation of training images: crop, flip, AutoAugment, cutout, in this order.
 
@@ -57,24 +56,29 @@ class Augment:
         crop_padding: pixels around the image before a random crop; 0: no crop.
         flip: mirror half of the images.
         cutout_side: side of a random square set to zero, in pixels; 0: none.
-        autoaugment: AutoAugment's CIFAR-10 policy (torchvision's), drawn for each image.
+        autoaugment: torchvision's AutoAugment with the policy for CIFAR-10, drawn for each image.
 
     Shape:
         uint8 [B, C, H, W] -> float32 in [0, 1], [B, C, H, W].
     """
 
-    def __init__(self, crop_padding=0, flip=False, cutout_side=0, autoaugment=False):
-        self.crop_padding = crop_padding
-        self.flip = flip
-        self.cutout_side = cutout_side
-        self.policy = AutoAugment(AutoAugmentPolicy.CIFAR10) if autoaugment else None
+    crop_padding: int = 0
+    flip: bool = False
+    cutout_side: int = 0
+    autoaugment: bool = False
 
-    def __call__(self, images, labels=None):
+    def __post_init__(self):
+        if self.autoaugment:
+            from torchvision.transforms import AutoAugment, AutoAugmentPolicy  # here, for they are slow to import
+
+            self.policy = AutoAugment(AutoAugmentPolicy.CIFAR10)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         if self.crop_padding:
             images = random_crop(images, self.crop_padding)
         if self.flip:
             images = random_flip(images)
-        if self.policy:  # torchvision draws once per call, so each image is a call of its own
+        if self.autoaugment:  # torchvision draws once per call, so each image is a call of its own
             images = torch.stack([self.policy(image) for image in images])
         images = images.float() / 255
         if self.cutout_side:

@@ -12,48 +12,45 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from tools.errors import UserError
 from tools.io.cache import cache_folder
-from tools.io.files import is_no_file, write_atomically
+from tools.io.files import write_atomically
 from tools.io.npy import read_npz
 
+from .fingerprint import code_fingerprint
 from .images import LabelledImages
 
 logger = logging.getLogger(__name__)
 
-
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
-
-
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")  # and no other: for some, PIL starts programs
-
-
 MAX_IMAGE_BYTES, MAX_PIXELS = 2**26, 2**24  # of a file
+PARTS = ("train", "test")
 
 
-def read_image_folder(folder, workers=4):
+def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[LabelledImages, LabelledImages]:
     """Read `folder`/{train,test}/<class>/* into memory; decoded once, then cached.
 
-    The cache is keyed by the names and the content of all files; it lies in $NSNN_CACHE, by default
-    ~/.cache/nsnn.
+    The key of the cache is a hash of the names and contents of all files, and of the code that decodes them.
 
     Args:
         folder: the folder that has `train` and `test`.
-        workers: number of threads that decode.
+        workers: threads that decode.
 
     Returns:
-        (train, test) as `LabelledImages`; class indices follow the sorted names of the classes.
+        (train, test); labels are the places of the classes' names in alphabetical order.
 
     Raises:
         FileNotFoundError: if there are no images where they should be.
-        ValueError: for a file that is no image, or of another size than the first; it names the file.
+        UserError: naming it, for a file that is not an image, or has another size than the first one.
         OSError: for a file that cannot be opened.
     """
     folder = Path(folder)
-    files = {split: _list_split(folder / split) for split in ("train", "test")}
-    classes = {split: sorted({path.parent.name for path in files[split]}) for split in files}
+    files = {part: _list_part(folder / part) for part in PARTS}
+    classes = {part: sorted({path.parent.name for path in files[part]}) for part in PARTS}
     if classes["train"] != classes["test"]:
-        raise ValueError(f"{folder}: train has the classes {classes['train']}, test has {classes['test']}")
-    key = hashlib.sha256()
+        raise UserError(f"{folder}: train has the classes {classes['train']}, test has {classes['test']}")
+    key = hashlib.sha256(code_fingerprint(__name__, follow=False).encode())
     for path in files["train"] + files["test"]:
         content = _read_file(path)
         key.update(os.fsencode(path.relative_to(folder)) + f"\0{len(content)}\n".encode() + content)
@@ -61,74 +58,71 @@ def read_image_folder(folder, workers=4):
     arrays = _read_cache(cache)
     if arrays is None:
         arrays = {}
-        for split in files:
-            arrays[f"{split}_images"] = _decode(files[split], workers, f"decoding {folder / split}")
-            names = [classes[split].index(path.parent.name) for path in files[split]]
-            arrays[f"{split}_labels"] = np.array(names, dtype=np.int64)
+        for part in PARTS:
+            arrays[f"{part}_images"] = _decode(files[part], workers, f"decoding {folder / part}")
+            labels = [classes[part].index(path.parent.name) for path in files[part]]
+            arrays[f"{part}_labels"] = np.array(labels, dtype=np.int64)
         try:
             write_atomically(cache, lambda file: np.savez(file, **arrays))
         except OSError as error:
             logger.warning("the decoded images cannot be cached in %s: %s", cache.parent, error)
-    return tuple(
-        LabelledImages(torch.from_numpy(arrays[f"{split}_images"]), torch.from_numpy(arrays[f"{split}_labels"]))
-        for split in ("train", "test")
-    )
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    train, test = (LabelledImages(tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in PARTS)
+    return train, test
 
 
-def _list_split(folder):
+def _list_part(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise FileNotFoundError(f"no images in {folder.resolve()}/<class>/*")
     return files
 
 
-def _read_file(path):
-    if is_no_file(path):
-        raise ValueError(f"{path} is no readable image, but a folder, pipe or device")
+def _read_file(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a readable image, but a folder, pipe or device")
     if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise ValueError(f"{path} is no readable image: it has more than {MAX_IMAGE_BYTES} bytes")
+        raise UserError(f"{path} is not a readable image: it has more than {MAX_IMAGE_BYTES} bytes")
     return path.read_bytes()
 
 
-class _OtherSize(ValueError):
-    """An image is not of the size of the others."""
-
-
-def _decode(files, workers, description):
-    def read(path, size=None):
-        try:
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
-                if size not in (None, image.size):  # so many are never decoded
-                    raise _OtherSize(f"{path} is {image.width}x{image.height}, others {size[0]}x{size[1]}")
-                return np.asarray(image.convert("RGB"))
-        except _OtherSize as error:
-            raise ValueError(f"all images must have one size; {error}") from error
-        except Exception as error:  # PIL raises many kinds for damaged files
-            raise ValueError(f"{path} is no readable image: {error}") from error
-
-    first = read(files[0])
-    size = first.shape[1], first.shape[0]
+def _decode(files: list[Path], workers: int, description: str) -> np.ndarray:
+    """Decode images of one size: uint8 [N, 3, H, W]."""
+    first = _decode_one(files[0])
+    height, width, _ = first.shape
     try:
-        images = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
+        images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     except MemoryError as error:
-        raise ValueError(f"{len(files)} images like {files[0]} do not fit into memory: {error}") from error
+        raise UserError(f"{len(files)} images like {files[0]} do not fit into memory: {error}") from error
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        decoded = pool.map(read, files, itertools.repeat(size))
+        decoded = pool.map(_decode_one, files, itertools.repeat((width, height)))
         progress = tqdm(decoded, description, len(files), unit="image", disable=None, leave=False)
         for index, pixels in enumerate(progress):
             images[index] = pixels.transpose(2, 0, 1)
     return images
 
 
-def _read_cache(path):
+def _decode_one(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Decode an image: uint8 [H, W, 3]; UserError unless it has this size (width, height)."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+            if size in (None, image.size):
+                return np.asarray(image.convert("RGB"))
+            found = f"{path} is {image.width}x{image.height}, others {size[0]}x{size[1]}"
+    except Exception as error:  # PIL raises many kinds for damaged files
+        raise UserError(f"{path} is not a readable image: {error}") from error
+    raise UserError(f"all images must have one size; {found}")
+
+
+def _read_cache(path: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
         arrays = read_npz(path)
-        for split in ("train", "test"):
-            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        for part in PARTS:
+            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
             if (images.dtype, images.ndim, images.shape[1]) != (np.uint8, 4, 3):
                 raise ValueError(f"images are uint8 [N, 3, H, W], got {images.dtype} {images.shape}")
             if (labels.dtype, labels.shape) != (np.int64, images.shape[:1]):

@@ -15,17 +15,19 @@ class LabelledImages:
     images: torch.Tensor
     labels: torch.Tensor
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices):
+    def subset(self, indices: torch.Tensor) -> "LabelledImages":
+        """The images with these indices, in this order."""
         return LabelledImages(self.images[indices], self.labels[indices])
 
-    def batches(self, batch_size, device, **options):
+    def batches(self, batch_size: int, device: torch.device, **options) -> "ImageBatches":
+        """Batches of these images; see `Batches` for the options."""
         return ImageBatches(self, batch_size, device, **options)
 
 
-def stratified_split(labels, fraction, seed):
+def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Split indices so that each class gives the same share.
 
     Args:
@@ -46,18 +48,16 @@ def stratified_split(labels, fraction, seed):
 
 
 class ImageBatches(Batches):
-    """Batches of float images in [0, 1], with their labels.
+    """Batches of float images in [0, 1], with their labels, of `LabelledImages`, which move to the device once.
 
-    Args:
-        data: `LabelledImages`; on CUDA, the whole uint8 tensor moves there, once.
-        augment: function of a uint8 batch on the device, and its labels, to a float batch; or None.
-        batch_size, device, shuffle, memory_format, limit: see `Batches`.
+    `augment` takes a uint8 batch on the device and its labels, and gives a float batch.
     """
 
-    def __init__(self, data, batch_size, device, **options):
-        super().__init__(LabelledImages(data.images.to(device), data.labels.to(device)), batch_size, device, **options)
+    def __post_init__(self):
+        super().__post_init__()
+        self.data = LabelledImages(self.data.images.to(self.device), self.data.labels.to(self.device))
 
-    def _batch(self, chosen):
+    def _batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         part = self.data.subset(chosen.to(self.device))
         images = self.augment(part.images, part.labels) if self.augment else part.images.float() / 255
         return images.contiguous(memory_format=self.memory_format), part.labels

@@ -58,6 +58,13 @@ def test_a_folder_is_decoded_once_and_again_when_it_changes(folder, monkeypatch)
     assert changed.images[0, 1, 0, 0] == 55
 
 
+def test_images_that_other_code_has_decoded_are_not_found(folder, tmp_path, monkeypatch):
+    read_image_folder(folder)
+    monkeypatch.setattr(image_folder, "code_fingerprint", lambda *names, **options: "other code")
+    read_image_folder(folder)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
 def test_a_copy_of_a_folder_uses_the_same_cache(folder, tmp_path):
     read_image_folder(folder)
     shutil.copytree(folder, tmp_path / "copy")
@@ -84,7 +91,7 @@ def test_a_damaged_cache_is_made_anew(folder, tmp_path):
 
 def test_a_file_that_is_no_image_is_named(folder):
     (folder / "train" / "dog" / "9.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"dog/9\.png is no readable image"):
+    with pytest.raises(ValueError, match=r"dog/9\.png is not a readable image"):
         read_image_folder(folder)
 
 

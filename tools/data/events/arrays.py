@@ -5,96 +5,90 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from tools.io import npy
 
 from . import EVENT
-from .errors import EventFormatError, Reading, read_bytes, some
+from .errors import EventFormatError, PathLike, Reading, read_bytes
 
-MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file: more is no recording
+MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file: no recording has more
+MOST_DEFLATED = 1100  # deflate packs at most 1032 to 1
 _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 
 
-def read_array(path):
-    """Arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
+def read_array(path: PathLike) -> Reading:
+    """Read arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
 
     A structured array has the fields x, y, t, p, with the time in microseconds; a plain one, as in tonic's
-    DVS-Gesture, the columns x, y, p and the time in milliseconds.
+    DVS-Gesture, has the columns x, y, p and the time in milliseconds.
     """
     raw = read_bytes(path)
-    if Path(path).suffix.lower() == ".npz":
-        arrays = _unzipped(path, raw)
-        if {f"{name}.npy" for name in "xytp"} <= arrays.keys():
-            return from_columns(path, **{name: arrays[f"{name}.npy"] for name in "xytp"})
-        if len(arrays) != 1:
-            raise EventFormatError(path, 0, f"expected the arrays t, x, y, p, or one, got {sorted(arrays)}")
-        (array,) = arrays.values()
-    else:
-        array = _npy(path, raw)
-    if array.dtype.names:
-        if not set("xytp") <= set(array.dtype.names):
-            raise EventFormatError(path, 0, f"expected the fields x, y, t, p, got {array.dtype.names}")
-        return from_columns(path, **{name: array[name] for name in "xytp"})
-    if array.ndim != 2 or array.shape[1] != 4:
-        raise EventFormatError(path, 0, f"expected [N, 4] of x, y, p, t, got {array.shape}")
-    if array.dtype.kind not in "iuf":
-        raise EventFormatError(path, 0, f"expected numbers, got {array.dtype}")
-    x, y, p, milliseconds = array.T
+    table = _unzipped(path, raw) if Path(path).suffix.lower() == ".npz" else _npy(path, raw)
+    if isinstance(table, dict) and len(table) == 1:
+        (table,) = table.values()
+    names = table.keys() if isinstance(table, dict) else table.dtype.names
+    if names:
+        if not set("xytp") <= set(names):
+            raise EventFormatError(path, 0, f"expected arrays or fields x, y, t, p, or one array, got {sorted(names)}")
+        return from_columns(path, **{name: table[name] for name in "xytp"})
+    if table.ndim != 2 or table.shape[1] != 4 or table.dtype.kind not in "iuf":
+        raise EventFormatError(path, 0, f"expected numbers [N, 4] of x, y, p, t, got {table.dtype} {table.shape}")
+    x, y, p, milliseconds = table.T
     # Not in the array's own type, which may be too narrow for microseconds.
     return from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
 
 
-def _unzipped(path, raw):
-    """{name: array} of all arrays in a zip archive, none unpacked before all claim to be those of one recording."""
+def _unzipped(path: PathLike, raw: bytes) -> dict[str, np.ndarray]:
+    """All arrays of a zip archive, unpacked only if their headers agree with one recording of sensible size."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
-            # numpy packs in no other way; deflate packs at most 1032 to 1
             if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-                raise EventFormatError(path, 0, "expected arrays stored or deflated")
+                raise EventFormatError(path, 0, "expected arrays stored or deflated, as NumPy packs them")
             size = sum(entry.file_size for entry in entries)
             lengths = {_npy_header(path, archive.open(entry))[0][:1] for entry in entries}
-            if size > min(MAX_ARRAY_BYTES, 1100 * len(raw)) or len(lengths) != 1:
+            if size > min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)) or len(lengths) != 1:
                 raise EventFormatError(path, 0, f"expected arrays of one length, got {lengths}, {size} bytes")
-            return {entry.filename: _npy(path, archive.read(entry)) for entry in entries}
+            return {entry.filename.removesuffix(".npy"): _npy(path, archive.read(entry)) for entry in entries}
     except EventFormatError:
         raise
     except Exception as error:  # zipfile raises many kinds for damaged archives
         raise EventFormatError(path, 0, f"expected an archive of t, x, y, p: {error}") from error
 
 
-def _npy_header(path, file):
-    """(shape, whether in Fortran's order, dtype) of a .npy file that is open at its start."""
+def _npy_header(path: PathLike, file: BinaryIO) -> tuple:
+    """(shape, whether in Fortran order, dtype) of a .npy file that is open at its start."""
     try:
         return npy.read_header(file)
     except ValueError as error:
         raise EventFormatError(path, 0, str(error)) from error
 
 
-def _npy(path, raw):
+def _npy(path: PathLike, raw: bytes) -> np.ndarray:
     """The array in the bytes of a .npy file, whose header must agree with their number."""
     file = io.BytesIO(raw)
     shape, fortran, dtype = _npy_header(path, file)
     count = math.prod(shape)
-    wanted, came = count * dtype.itemsize, len(raw) - file.tell()
-    if wanted != came:
-        raise EventFormatError(path, file.tell(), f"expected {wanted} bytes of {dtype} {shape}, got {came}")
+    expected, found = count * dtype.itemsize, len(raw) - file.tell()
+    if expected != found:
+        raise EventFormatError(path, file.tell(), f"expected {expected} bytes of {dtype} {shape}, got {found}")
     try:
         return np.frombuffer(raw, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, TypeError) as error:  # more dimensions than numpy has, or none of numbers
+    except (ValueError, TypeError) as error:  # more dimensions than NumPy has, or a type that is not of numbers
         raise EventFormatError(path, file.tell(), f"expected an array: {error}") from error
 
 
-def read_mat(path):
-    """MATLAB 5 files of DVS-CIFAR10, made by the data set's dat2mat.m: the variable `out1`.
+def read_mat(path: PathLike) -> Reading:
+    """Read a MATLAB 5 file of DVS-CIFAR10, made by the data set's dat2mat.m: the variable `out1`.
 
-    Its six columns are the time in microseconds, two more, x, y and polarity; with four, they are t, x, y, p.
+    Its six columns are the time in microseconds, two unused ones, x, y and polarity; with four, they are t, x, y, p.
 
     Note:
-        "MAT-File Format" of The MathWorks, chapter 1. Read here and not by scipy, which crashes on damaged files.
+        "MAT-File Format" of The MathWorks, chapter 1. Not read by scipy, which crashes on damaged files.
     """
     raw = read_bytes(path)
     if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
@@ -110,10 +104,10 @@ def read_mat(path):
     raise EventFormatError(path, len(raw), "expected the variable out1, got the end of the file")
 
 
-def _inflated(path, at, body):
+def _inflated(path: PathLike, at: int, body: bytes) -> bytes:
     inflater = zlib.decompressobj()
     try:
-        content = inflater.decompress(body, min(MAX_ARRAY_BYTES, 1100 * len(body)))
+        content = inflater.decompress(body, min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(body)))
     except zlib.error as error:
         raise EventFormatError(path, at, f"expected compressed data: {error}") from error
     if not inflater.eof:
@@ -121,8 +115,8 @@ def _inflated(path, at, body):
     return content
 
 
-def _mat_element(path, raw, at):
-    """(type, content, where the next one starts) of the data element at a byte; small ones have both in one word."""
+def _mat_element(path: PathLike, raw: bytes, at: int) -> tuple[int, bytes, int]:
+    """(type, content, start of the next) of the data element at a byte; small ones have type and size in one word."""
     if len(raw) - at < 8:
         raise EventFormatError(path, at, "expected a data element, got the end of the file: truncated")
     kind, size = (int(word) for word in np.frombuffer(raw, "<u4", 2, at))
@@ -135,13 +129,12 @@ def _mat_element(path, raw, at):
     return kind, raw[start:end], end if kind == _MAT_COMPRESSED else max(at + 8, -(-end // 8) * 8)
 
 
-def _mat_table(path, body):
+def _mat_table(path: PathLike, body: bytes) -> np.ndarray | None:
     """`out1` as [N, 4] or [N, 6], from the content of a matrix element; None for another variable."""
-    parts, at = [], 0
-    for _ in range(4):  # flags, dimensions, name, real part
-        kind, content, at = _mat_element(path, body, at)
-        parts.append((kind, content))
-    (_, _), (_, dims), (_, name), (kind, content) = parts
+    _, _, at = _mat_element(path, body, 0)  # flags
+    _, dims, at = _mat_element(path, body, at)
+    _, name, at = _mat_element(path, body, at)
+    kind, content, _ = _mat_element(path, body, at)  # real part
     if name != b"out1":
         return None
     shape = tuple(np.frombuffer(dims[: len(dims) // 4 * 4], "<i4").tolist())
@@ -152,8 +145,8 @@ def _mat_table(path, body):
     return np.frombuffer(content, numbers).reshape(shape, order="F")
 
 
-def from_columns(path, x, y, t, p):
-    """The `Reading` of four arrays of any kind of number, none of which may change by the conversion.
+def from_columns(path: PathLike, x: np.ndarray, y: np.ndarray, t: np.ndarray, p: np.ndarray) -> Reading:
+    """Join four arrays of any kind of number, [N] each, no value of which may change by the conversion.
 
     OFF is 0 or -1 in p.
     """
@@ -171,9 +164,9 @@ def from_columns(path, x, y, t, p):
         fits = (column >= 0) & (column < high)
         if column.dtype.kind == "f":
             fits &= column == np.floor(column)
-        wrong = np.flatnonzero(~fits)
-        if len(wrong):
-            wanted = f"event {wrong[0]}: expected a whole {name} from 0 to {high - 1}, got {column[wrong[0]]}"
-            raise EventFormatError(path, 0, wanted)
+        if not fits.all():
+            wrong = int(fits.argmin())
+            problem = f"event {wrong}: expected a whole {name} from 0 to {high - 1}, got {column[wrong]}"
+            raise EventFormatError(path, 0, problem)
         events[name] = column
-    return Reading(some(path, 0, events), lambda index: 0)  # bytes of columns, perhaps packed, tell nobody anything
+    return Reading(path, events)

@@ -1,17 +1,19 @@
 """Augmentation of whole batches of event frames on their device; every sample gets its own draw.
 
-A batch is counts of events, [B, T, 2, H, W] (channel 0 OFF, 1 ON), of any integer or float dtype,
-which is kept; its labels are int64 [B].
+A batch is counts of events, [B, T, 2, H, W] (channel 0 OFF, 1 ON), of any integer or float dtype, which is kept; its
+labels are int64 [B].
 """
+
+import dataclasses
 
 import torch
 
 
-def flip_where_allowed(frames, labels, flippable):
-    """Mirror left and right, with probability 1/2, the samples of classes that stay themselves in the mirror.
+def flip_where_allowed(frames: torch.Tensor, labels: torch.Tensor, flippable: torch.Tensor) -> torch.Tensor:
+    """Mirror left and right, with probability 1/2, the samples of classes that stay themselves in a mirror.
 
     Args:
-        flippable: whether a class does. Shape: bool [K].
+        flippable: whether each class does, bool [K].
 
     Shape:
         frames [B, T, 2, H, W], labels [B] -> frames of the same shape.
@@ -20,8 +22,8 @@ def flip_where_allowed(frames, labels, flippable):
     return torch.where(chosen[:, None, None, None, None], frames.flip(-1), frames)
 
 
-def random_roll(frames, pixels):
-    """Shift in a circle by whole numbers, uniform in [-pixels, pixels], independent in x and y.
+def random_roll(frames: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Shift each sample circularly by whole pixels, uniform in [-pixels, pixels], independently in x and y.
 
     Shape:
         frames [B, T, 2, H, W] -> the same.
@@ -32,19 +34,19 @@ def random_roll(frames, pixels):
     columns = (torch.arange(width, device=frames.device) - right) % width  # [B, W]
     source = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, height * width)
     images = frames.flatten(1, 2).flatten(2)
-    # Gathering whole images, unlike indexing around T and channels, keeps the order of memory.
+    # Gathering whole images, unlike indexing around T and channels, keeps the memory layout.
     return images.gather(2, source.expand_as(images)).view_as(frames)
 
 
-def window_share(timesteps, ratio):
-    """Share of each frame that a window of time covers, its start uniform in [0, T - length].
+def window_share(timesteps: int, ratio: torch.Tensor) -> torch.Tensor:
+    """Draw a window of time for each sample, and give the share of each frame that it covers.
 
     Args:
         timesteps: T.
-        ratio: length of the window over T. Shape: [B].
+        ratio: length of the window over T; its start is uniform in [0, T - length].
 
     Shape:
-        [B, T], in [0, 1].
+        ratio [B] -> [B, T], in [0, 1].
     """
     length = ratio * timesteps
     start = torch.rand_like(ratio) * (timesteps - length)
@@ -53,17 +55,17 @@ def window_share(timesteps, ratio):
     return (end - torch.maximum(start[:, None], frame)).clamp(0, 1)
 
 
-def box(height, width, ratio):
-    """Pixels of one box per sample, placed uniformly inside, with sides of at least one pixel.
+def box(height: int, width: int, ratio: torch.Tensor) -> torch.Tensor:
+    """Draw a box of pixels for each sample, uniformly placed inside, with sides of at least one pixel.
 
     Args:
-        ratio: sides of the box over `height` and `width`. Shape: [B].
+        ratio: sides of the box over `height` and `width`.
 
     Shape:
-        bool [B, H, W].
+        ratio [B] -> bool [B, H, W].
     """
 
-    def inside(size):  # [B, size]
+    def inside(size: int) -> torch.Tensor:  # [B, size]
         side = (ratio * size).round().clamp(min=1)
         start = (torch.rand_like(ratio) * (size - side + 1)).floor()
         position = torch.arange(size, device=ratio.device)
@@ -72,27 +74,26 @@ def box(height, width, ratio):
     return inside(height)[:, :, None] & inside(width)[:, None, :]
 
 
-def event_drop(frames):
-    """EventDrop: each sample stays, or loses a window of time, an area, or random events, with chance 1/4 each.
+def event_drop(frames: torch.Tensor) -> torch.Tensor:
+    """Apply EventDrop: each sample stays, or loses a window of time, an area, or random events, with chance 1/4 each.
 
-    Ratios are multiples of 1/10 in 0.1..0.9 for time and random events, of 1/20 in 0.05..0.25 for the
-    sides of the area. Counts are thinned binomially: an event in a frame that the window covers in
-    part is lost with a probability equal to the covered share.
+    Ratios are multiples of 1/10 in 0.1..0.9 for time and random events, of 1/20 in 0.05..0.25 for the sides of the
+    area. Counts are thinned binomially: an event in a frame that the window covers in part is lost with a probability
+    equal to the covered share.
 
     Shape:
         frames [B, T, 2, H, W] -> the same.
 
     Note:
-        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The ratios are
-        those of their code; unlike there, window and box are fully inside, and the area is the box
-        alone, not all rows and columns that it touches.
+        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The ratios are those of their
+        code; unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns
+        that it touches.
     """
     count, timesteps, _, height, width = frames.shape
-    option, tenths, twentieths = torch.stack(
-        [torch.randint(low, high, (count,), device=frames.device) for low, high in ((0, 4), (1, 10), (1, 6))]
+    option, tenths, twentieths = (
+        torch.randint(low, high, (count,), device=frames.device) for low, high in ((0, 4), (1, 10), (1, 6))
     )
     by_time, by_area, at_random = (option == number for number in (1, 2, 3))
-
     ratio = tenths / 10
     lost = window_share(timesteps, ratio) * by_time[:, None] + (ratio * at_random)[:, None]  # [B, T]
     area = box(height, width, twentieths / 20) & by_area[:, None, None]
@@ -105,12 +106,13 @@ def event_drop(frames):
     return frames
 
 
+@dataclasses.dataclass(eq=False)
 class EventAugment:
     """The augmentation of training recordings: flip, roll, EventDrop, in this order.
 
     Args:
         flip: mirror half of the samples of the classes that allow it.
-        flippable: whether a class stays itself in the mirror, needed for `flip`. Shape: bool [K].
+        flippable: whether each class stays itself in a mirror, bool [K]; needed for `flip`.
         roll: largest circular shift in x and in y, in pixels; 0: none.
         event_drop: whether to apply EventDrop.
 
@@ -118,15 +120,16 @@ class EventAugment:
         frames [B, T, 2, H, W], labels [B] -> frames of the same shape and dtype.
     """
 
-    def __init__(self, flip=False, flippable=None, roll=0, event_drop=False):
-        if flip and flippable is None:
-            raise ValueError("flip needs flippable: which classes stay themselves in the mirror")
-        self.flip = flip
-        self.flippable = flippable
-        self.roll = roll
-        self.event_drop = event_drop
+    flip: bool = False
+    flippable: torch.Tensor | None = None
+    roll: int = 0
+    event_drop: bool = False
 
-    def __call__(self, frames, labels):
+    def __post_init__(self):
+        if self.flip and self.flippable is None:
+            raise ValueError("flip needs flippable: which classes stay themselves in a mirror")
+
+    def __call__(self, frames: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.flip:
             frames = flip_where_allowed(frames, labels, self.flippable)
         if self.roll:

@@ -1,51 +1,62 @@
-"""What a file of events holds, and what is wrong with it."""
+"""What reading a file of events gives: a `Reading`, or an error that says what is wrong with the file."""
 
+import dataclasses
+import os
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO
 
-from tools.io.files import is_no_file
+import numpy as np
 
-MAX_FILE_BYTES = 2**32  # more is no recording of these data sets, and would not fit into memory
+from tools.errors import UserError
+
+MAX_FILE_BYTES = 2**32  # no recording of these data sets is larger, and it would not fit into memory
+PathLike = str | os.PathLike
 
 
-class EventFormatError(ValueError):
-    """A file is not what it should be: which file, where in it, what was expected, and what came."""
+class EventFormatError(UserError):
+    """A file differs from its format: which file, at which byte, what was expected, and what was found."""
 
-    def __init__(self, path, offset, problem):
-        super().__init__(path, offset, problem)  # all three, so that it can be pickled: workers raise it too
+    def __init__(self, path: PathLike, offset: int, problem: str):
+        super().__init__(path, offset, problem)  # all three as `args`, so that worker processes can pickle it
 
-    def __str__(self):
+    def __str__(self) -> str:
         path, offset, problem = self.args
         return f"{path}, byte {offset}: {problem}"
 
 
-class Reading(NamedTuple):
-    """The events of a file, [N] of the dtype `EVENT`, and a function: index of an event -> its first byte."""
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """The events of a file, of which there is at least one.
 
-    events: object
-    byte_of: Callable
+    Args:
+        path: of the file.
+        events: [N] of dtype `EVENT`.
+        byte_of: index of an event -> offset of its first byte; 0 where the format has no such place.
+    """
+
+    path: PathLike
+    events: np.ndarray
+    byte_of: Callable[[int], int] = lambda index: 0
+
+    def __post_init__(self):
+        if len(self.events) == 0:
+            raise EventFormatError(self.path, 0, "expected events, got none")
 
 
-def open_file(path):
-    """A file, open for reading its bytes; an `EventFormatError` if it is none but a folder, pipe or device."""
-    if is_no_file(path):
+def open_file(path: PathLike) -> BinaryIO:
+    """Open a file for reading bytes; EventFormatError for a folder, or a pipe that might never end."""
+    if Path(path).exists() and not Path(path).is_file():
         raise EventFormatError(path, 0, "expected a file, got a folder, pipe or device")
     return open(path, "rb")
 
 
-def read_bytes(path, most=MAX_FILE_BYTES):
-    """The content of a file; an `EventFormatError` if it is empty or huge, or none."""
+def read_bytes(path: PathLike, most: int = MAX_FILE_BYTES) -> bytes:
+    """Read a whole file; EventFormatError if it is empty or has more than `most` bytes."""
     with open_file(path) as file:
         size = file.seek(0, 2)
         if not 0 < size <= most:
-            came = "an empty file" if size == 0 else f"{size} bytes"
-            raise EventFormatError(path, 0, f"expected events or labels, at most {most} bytes, got {came}")
+            found = "an empty file" if size == 0 else f"{size} bytes"
+            raise EventFormatError(path, 0, f"expected events or labels, at most {most} bytes, got {found}")
         file.seek(0)
         return file.read(size)
-
-
-def some(path, offset, found):
-    """What was found in a file up to a byte; an `EventFormatError` if that is nothing."""
-    if len(found) == 0:
-        raise EventFormatError(path, offset, "expected events or labels, got none")
-    return found

@@ -1,7 +1,7 @@
 """Readers of published formats of event-camera recordings, vectorised; see each for its specification.
 
-All return a `Reading`: events [N] of the dtype `EVENT` with the origin in the upper left, and where they are in the
-file. They raise `EventFormatError` for a file that is empty, truncated, damaged or of another format.
+All return a `Reading`, with the origin of x and y in the upper left, and raise `EventFormatError` for a file that is
+empty, truncated, damaged or of another format.
 """
 
 import csv
@@ -9,16 +9,18 @@ import io
 import re
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from . import EVENT
 from .arrays import read_array, read_mat
-from .errors import EventFormatError, Reading, open_file, read_bytes, some
+from .errors import EventFormatError, PathLike, Reading, open_file, read_bytes
 
 GESTURES = 11
 MAX_LABEL_BYTES = 2**20
 _NMNIST_MARKER = 240
+_AEDAT3, _AEDAT2 = (re.compile(rb"#!AER-DAT%s\r?\n" % version) for version in (rb"3\.1", rb"2\.0"))
 _PACKET = np.dtype(
     [("type", "<i2"), ("source", "<i2")]
     + [(name, "<i4") for name in ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")]
@@ -28,8 +30,23 @@ _PACKET_TYPES = 14  # special, polarity, frame, IMU6, ... matrix
 _POLARITY_TYPE, _POLARITY_BYTES, _POLARITY_TS_OFFSET = 1, 8, 4
 
 
-def read_aedat3(path):
-    """AEDAT 3.1, the format of DVS-Gesture.
+class CheckedEvents(NamedTuple):
+    """Events [N] of dtype `EVENT` that are on the sensor and in the order of time; {reason: number dropped}."""
+
+    events: np.ndarray
+    dropped: dict[str, int]
+
+
+class Gesture(NamedTuple):
+    """One gesture in a recording of DVS-Gesture: its class from 0, and when it is made."""
+
+    label: int
+    start_us: int
+    end_us: int
+
+
+def read_aedat3(path: PathLike) -> Reading:
+    """Read AEDAT 3.1, the format of DVS-Gesture.
 
     A text header from "#!AER-DAT3.1" to the line "#!END-HEADER"; then little-endian packets, each with a header of
     28 bytes. A polarity event has 8 bytes: bit 0 valid, bit 1 polarity, bits 2 to 16 y, bits 17 to 31 x; and the
@@ -50,7 +67,7 @@ def read_aedat3(path):
     valid = (data & 1).astype(bool)
     high = np.repeat(packets["ts_overflow"].astype(np.int64) << 31, packets["number"])
 
-    def joined_byte(index):
+    def joined_byte(index: int) -> int:
         ends = packets["number"].cumsum(dtype=np.int64)
         packet = np.searchsorted(ends, index, side="right")
         return int(stops[packet] - _POLARITY_BYTES * (ends[packet] - index))
@@ -66,12 +83,11 @@ def read_aedat3(path):
     events["y"] = (data >> 2) & 0x7FFF
     events["p"] = (data >> 1) & 1
     events["t"] = time + high
-    return Reading(some(path, len(raw), events), lambda index: joined_byte(np.flatnonzero(valid)[index]))
+    return Reading(path, events, lambda index: joined_byte(np.flatnonzero(valid)[index]))
 
 
-def _end_of_header(path, raw):
-    """Where the text header of AEDAT 3.1 ends."""
-    if not _is_aedat3(raw):
+def _end_of_header(path: PathLike, raw: bytes) -> int:
+    if not _AEDAT3.match(raw):
         raise EventFormatError(path, 0, f"expected a line #!AER-DAT3.1, got {raw[:14]!r}")
     end = re.search(rb"^#!END-HEADER\r?\n", raw, re.MULTILINE)
     if end is None:
@@ -79,19 +95,15 @@ def _end_of_header(path, raw):
     return end.end()
 
 
-def _is_aedat3(raw):
-    return re.match(rb"#!AER-DAT3\.1\r?\n", raw) is not None
-
-
-def _packets(path, raw, at):
-    """Where the packets of AEDAT 3.1 start, int64 [P], and their headers [P], all of which make sense."""
+def _packets(path: PathLike, raw: bytes, at: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the packets of AEDAT 3.1 start, int64 [P], and their headers [P], after checking them."""
     starts, headers = [], []
     while at + _PACKET.itemsize <= len(raw):
         starts.append(at)
         headers.append(raw[at : at + _PACKET.itemsize])
         size, number = _PACKET_LENGTH.unpack(headers[-1])
         if size <= 0 or number < 0:
-            break  # there is no telling where the next one starts; it is refused below
+            break  # the start of the next packet is unknown; the check below refuses this one
         at += _PACKET.itemsize + size * number
     starts, headers = np.array(starts, np.int64), np.frombuffer(b"".join(headers), _PACKET)
     _check_packets(path, len(raw), starts, headers)
@@ -100,8 +112,8 @@ def _packets(path, raw, at):
     return starts, headers
 
 
-def _check_packets(path, length, starts, headers):
-    """Raise EventFormatError for the first packet whose header makes no sense, in a file of `length` bytes."""
+def _check_packets(path: PathLike, length: int, starts: np.ndarray, headers: np.ndarray) -> None:
+    """Raise EventFormatError for the first impossible packet header in a file of `length` bytes."""
     kind, size, number, valid = (headers[name].astype(np.int64) for name in ("type", "size", "number", "valid"))
     layout = (size != _POLARITY_BYTES) | (headers["ts_offset"] != _POLARITY_TS_OFFSET)
     checks = {
@@ -114,24 +126,24 @@ def _check_packets(path, length, starts, headers):
     failed = [(int(wrong.argmax()), expected) for expected, wrong in checks.items() if wrong.any()]
     if failed:
         packet, expected = min(failed, key=lambda failure: failure[0])
-        got = dict(zip(_PACKET.names, headers[packet].item()))
-        raise EventFormatError(path, int(starts[packet]), f"expected {expected}, got a packet of {got}")
+        found = dict(zip(_PACKET.names, headers[packet].item()))
+        raise EventFormatError(path, int(starts[packet]), f"expected {expected}, got a packet of {found}")
 
 
-def read_aedat2(path):
-    """AEDAT 2.0 with the addresses of a DVS128, the format of DVS-CIFAR10.
+def read_aedat2(path: PathLike) -> Reading:
+    """Read AEDAT 2.0 with the addresses of a DVS128, the format of DVS-CIFAR10.
 
     Header lines that start with "#"; then big-endian pairs of a 32-bit address and a 32-bit time in microseconds.
     Address: bit 0 polarity, bits 1 to 7 x, bits 8 to 14 y, bit 15 external event (left out). The camera counts x from
-    the right and y from below, so both are turned round; and its polarity bit is 0 for ON.
+    the right and y from below, so both are reversed here; its polarity bit is 0 for ON.
 
     Note:
-        https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-2.0.html, but for the polarity:
+        https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-2.0.html, except the polarity:
         there 1 is ON, while jAER, which recorded DVS-CIFAR10, and the data set's dat2mat.m read 0 as ON. The first
         byte of an address is 0, so that it cannot be mistaken for a header line.
     """
     raw = read_bytes(path)
-    if not re.match(rb"#!AER-DAT2\.0\r?\n", raw):
+    if not _AEDAT2.match(raw):
         raise EventFormatError(path, 0, f"expected a line #!AER-DAT2.0, got {raw[:14]!r}")
     at = 0
     while raw[at : at + 1] == b"#":
@@ -139,7 +151,7 @@ def read_aedat2(path):
         if line_end < 0:
             raise EventFormatError(path, at, "expected the end of a header line, got the end of the file")
         at = line_end + 1
-    _whole_events(path, raw, at, 8)
+    _check_whole_events(path, len(raw), len(raw) - at, 8)
     words = np.frombuffer(raw, ">u4", offset=at).reshape(-1, 2)
     address = words[:, 0].astype(np.uint32)
     wide = np.flatnonzero(address >> 16)
@@ -156,21 +168,21 @@ def read_aedat2(path):
     events["y"] = 127 - ((address >> 8) & 127)
     events["t"] = time
     events["p"] = 1 - (address & 1)
-    return Reading(some(path, len(raw), events), lambda index: at + 8 * int(np.flatnonzero(inner)[index]))
+    return Reading(path, events, lambda index: at + 8 * int(np.flatnonzero(inner)[index]))
 
 
-def read_nmnist(path):
-    """The .bin format of N-MNIST and N-Caltech101: 40 bits an event.
+def read_nmnist(path: PathLike) -> Reading:
+    """Read the .bin format of N-MNIST and N-Caltech101: 40 bits an event.
 
-    Bits from the highest: 8 x, 8 y, 1 polarity, 23 time in microseconds. An event with y = 240, below every sensor of
-    these data sets, is none: it says that all later times are 2^13 microseconds later.
+    Bits from the highest: 8 x, 8 y, 1 polarity, 23 time in microseconds. An event with y = 240, which is below every
+    sensor of these data sets, only says that all later times are 2^13 microseconds later.
 
     Note:
         Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, the data set's readme, and its
         authors' event-Python for y = 240.
     """
     raw = read_bytes(path)
-    _whole_events(path, raw, 0, 5)
+    _check_whole_events(path, len(raw), len(raw), 5)
     columns = np.frombuffer(raw, np.uint8).reshape(-1, 5)
     events = np.empty(len(columns), EVENT)
     events["x"] = columns[:, 0]
@@ -183,87 +195,74 @@ def read_nmnist(path):
     events["t"] = time
     marker = columns[:, 1] == _NMNIST_MARKER
     if not marker.any():
-        return Reading(events, lambda index: 5 * index)
+        return Reading(path, events, lambda index: 5 * index)
     events["t"] += np.cumsum(marker) << 13
-    return Reading(some(path, len(raw), events[~marker]), lambda index: 5 * int(np.flatnonzero(~marker)[index]))
+    return Reading(path, events[~marker], lambda index: 5 * int(np.flatnonzero(~marker)[index]))
 
 
-def _whole_events(path, raw, at, size):
-    if (len(raw) - at) % size:
-        raise EventFormatError(path, len(raw), f"expected events of {size} bytes each, got a part of one: truncated")
+def _check_whole_events(path: PathLike, length: int, of_events: int, size: int) -> None:
+    if of_events % size:
+        raise EventFormatError(path, length, f"expected events of {size} bytes each, got a part of one: truncated")
 
 
-def check_events(events, width, height, path, lenient=False, byte_of=lambda index: 0):
-    """See that events are on the sensor and in the order of time.
+def check_events(reading: Reading, width: int, height: int, lenient: bool = False) -> CheckedEvents:
+    """Check that events are on the sensor and in the order of time.
 
     Args:
-        events: [N] of dtype `EVENT`.
+        reading: the events.
         width, height: of the sensor in pixels.
-        path: for messages.
-        lenient: drop those that are not, instead of raising.
-        byte_of: index of an event -> where it is in the file, for messages.
-
-    Returns:
-        The events, and {"outside": number dropped, "decreasing": number dropped}.
+        lenient: drop and count events that are not, instead of raising.
 
     Raises:
-        EventFormatError: for the first wrong event.
+        EventFormatError: for the first wrong event, or if none is left.
     """
+    events = reading.events
+    dropped = {"outside": 0, "decreasing": 0}
     outside = (events["x"] >= width) | (events["y"] >= height)
-    count = int(outside.sum())
-    if count and not lenient:
-        index = int(outside.argmax())
-        wanted = f"event {index}: expected a pixel of {width}x{height}, got {events[index]}"
-        raise EventFormatError(path, byte_of(index), wanted)
-    if count:
-        events = some(path, 0, events[~outside])
+    if outside.any():
+        if not lenient:
+            index = int(outside.argmax())
+            problem = f"event {index}: expected a pixel of {width}x{height}, got {events[index]}"
+            raise EventFormatError(reading.path, reading.byte_of(index), problem)
+        dropped["outside"] = int(outside.sum())
+        events = Reading(reading.path, events[~outside]).events
     time = events["t"]
     early = time[1:] < time[:-1]
-    if not early.any():
-        return events, {"outside": count, "decreasing": 0}
-    if not lenient:
-        index = int(early.argmax()) + 1
-        wanted = f"event {index}: expected a time of at least {time[index - 1]}, got {time[index]}"
-        raise EventFormatError(path, byte_of(index), wanted)
-    in_order = time >= np.maximum.accumulate(time)
-    return events[in_order], {"outside": count, "decreasing": int((~in_order).sum())}
+    if early.any():
+        if not lenient:
+            index = int(early.argmax()) + 1
+            problem = f"event {index}: expected a time of at least {time[index - 1]}, got {time[index]}"
+            raise EventFormatError(reading.path, reading.byte_of(index), problem)
+        in_order = time >= np.maximum.accumulate(time)
+        dropped["decreasing"] = int((~in_order).sum())
+        events = events[in_order]
+    return CheckedEvents(events, dropped)
 
 
-def _read_aedat(path):
+def _read_aedat(path: PathLike) -> Reading:
     with open_file(path) as file:
-        return (read_aedat3 if _is_aedat3(file.read(16)) else read_aedat2)(path)
+        is_aedat3 = _AEDAT3.match(file.read(16))
+    return read_aedat3(path) if is_aedat3 else read_aedat2(path)
 
 
 READERS = {".aedat": _read_aedat, ".bin": read_nmnist, ".npy": read_array, ".npz": read_array, ".mat": read_mat}
 
 
-def read_recording(path):
-    """The `Reading` of a file in any of the formats, by the suffix of its name; its events are not checked."""
+def read_recording(path: PathLike) -> Reading:
+    """Read a file in any of the formats, chosen by the suffix of its name, without checking its events."""
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
         raise EventFormatError(path, 0, f"expected a file {', '.join(READERS)}, got {suffix!r}")
     return READERS[suffix](path)
 
 
-def read_events(path, width, height, lenient=False):
-    """Read a recording in any of the formats, and check its events.
-
-    Args, Returns and Raises are those of `check_events`, and an OSError where the file cannot be opened.
-    """
-    events, byte_of = read_recording(path)
-    return check_events(events, width, height, path, lenient, byte_of)
+def read_events(path: PathLike, width: int, height: int, lenient: bool = False) -> CheckedEvents:
+    """Read a recording in any of the formats and check its events: `read_recording`, then `check_events`."""
+    return check_events(read_recording(path), width, height, lenient)
 
 
-def read_gesture_labels(path):
-    """The gestures of a recording of DVS-Gesture, from its `_labels.csv`.
-
-    Returns:
-        List of (label from 0, start in microseconds, end in microseconds).
-
-    Raises:
-        OSError: if the file cannot be opened.
-        EventFormatError: for any other content.
-    """
+def read_gesture_labels(path: PathLike) -> list[Gesture]:
+    """Read the gestures of a recording of DVS-Gesture from its `_labels.csv`; EventFormatError for other content."""
     raw = read_bytes(path, MAX_LABEL_BYTES)
     try:
         rows = list(csv.reader(io.StringIO(raw.decode(), newline="")))
@@ -281,5 +280,7 @@ def read_gesture_labels(path):
             raise EventFormatError(path, 0, f"line {number}: expected three whole numbers, got {row}") from error
         if not 1 <= label <= GESTURES or not 0 <= start < end < 2**62:
             raise EventFormatError(path, 0, f"line {number}: expected class 1 to {GESTURES} and start < end, got {row}")
-        gestures.append((label - 1, start, end))
-    return some(path, 0, gestures)
+        gestures.append(Gesture(label - 1, start, end))
+    if not gestures:
+        raise EventFormatError(path, 0, "expected labels, got none")
+    return gestures

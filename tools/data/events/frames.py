@@ -1,13 +1,14 @@
-"""Frames [T, 2, H, W] made from events: split in time, counted per pixel and polarity, scaled."""
+"""Frames [T, 2, H, W] made from events: split in time, then counted per polarity and cell."""
 
 import dataclasses
 
 import numpy as np
-import torch
+
+from tools.errors import UserError
 
 from . import POLARITIES
 
-VALUES = ("normalised", "count", "binary")
+VALUES = ("normalised", "count", "binary")  # what networks see of the counts; see `labelled.frame_values`
 CELLS = ("sum", "average")
 
 
@@ -17,31 +18,34 @@ class Framing:
 
     Args:
         timesteps: number of frames T.
-        split: "count" (frames of equally many events, the published preprocessing) or "time" (equally long ones).
+        split: one of `SPLITS`; "count", frames of equally many events, is the published preprocessing.
         sensor: (width, height) of the camera, in pixels.
-        size: (width, height) of the frames; not larger than the sensor.
+        size: (width, height) of the frames, in cells; not larger than the sensor.
+
+    Raises:
+        UserError: if no frames can be made so.
     """
 
     timesteps: int
     split: str
-    sensor: tuple
-    size: tuple
+    sensor: tuple[int, int]
+    size: tuple[int, int]
 
     def __post_init__(self):
         if self.split not in SPLITS:
-            raise ValueError(f"frames are split by {' or '.join(map(repr, SPLITS))}, got {self.split!r}")
+            raise UserError(f"frames are split by {' or '.join(map(repr, SPLITS))}, got {self.split!r}")
         if self.timesteps < 1:
-            raise ValueError(f"there must be at least one frame, got {self.timesteps}")
+            raise UserError(f"there must be at least one frame, got {self.timesteps}")
         if not all(1 <= small <= large for small, large in zip(self.size, self.sensor)):
-            raise ValueError(f"frames must be from 1x1 to the sensor's {self.sensor}, got {self.size}")
+            raise UserError(f"frames must be from 1x1 to the sensor's {self.sensor}, got {self.size}")
 
 
-def edges_by_count(events, timesteps):
-    """Indices [T + 1] that cut events into T parts of equal number, give or take one."""
+def edges_by_count(events: np.ndarray, timesteps: int) -> np.ndarray:
+    """Indices [T + 1] that cut events into T parts of equally many, give or take one."""
     return np.arange(timesteps + 1) * len(events) // timesteps
 
 
-def edges_by_time(events, timesteps):
+def edges_by_time(events: np.ndarray, timesteps: int) -> np.ndarray:
     """Indices [T + 1] that cut events into T equally long parts of the time from the first event to the last."""
     if len(events) == 0:
         return np.zeros(timesteps + 1, dtype=np.int64)
@@ -53,14 +57,14 @@ def edges_by_time(events, timesteps):
 SPLITS = {"count": edges_by_count, "time": edges_by_time}
 
 
-def count_frames(events, framing):
-    """Number of events per frame, polarity and cell; cells are the sensor's pixels, or blocks of them.
+def count_frames(events: np.ndarray, framing: Framing) -> np.ndarray:
+    """Count the events per frame, polarity and cell; cells are the sensor's pixels, or blocks of them.
 
     No event is lost: the counts sum to the number of events.
 
     Args:
         events: of dtype `EVENT`, in the order of time, on the sensor.
-        framing: `Framing`.
+        framing: into which frames.
 
     Shape:
         events [N] -> uint32 [T, 2, H, W]; channel 0 is OFF, 1 is ON.
@@ -76,38 +80,14 @@ def count_frames(events, framing):
     return frames.reshape(framing.timesteps, POLARITIES, height, width)
 
 
-def cell_index(pixels, cells):
+def cell_index(pixels: int, cells: int) -> np.ndarray:
     """The cell of each pixel along one axis, int32 [pixels]: floor(pixel * cells / pixels)."""
     return np.arange(pixels, dtype=np.int32) * cells // pixels
 
 
-def cell_area(framing):
+def cell_area(framing: Framing) -> np.ndarray:
     """Sensor pixels in each cell, float32 [H, W]: counts divided by it are averages instead of sums."""
     (width, height), (columns, rows) = framing.sensor, framing.size
     wide = np.bincount(cell_index(width, columns), minlength=columns)
     high = np.bincount(cell_index(height, rows), minlength=rows)
-    return torch.from_numpy(np.outer(high, wide).astype(np.float32))
-
-
-def frame_values(counts, values, area=None):
-    """What the network sees, from counts.
-
-    Args:
-        values: "count"; "binary" (1 where there was an event); or "normalised": each frame, of both polarities, divided
-            by its own maximum, an empty one staying zero.
-        area: None: a cell has the sum over its sensor pixels; or `cell_area` of the framing: it has their average,
-            which is even where cells have different numbers of pixels.
-
-    Shape:
-        counts [..., 2, H, W] -> float32 of the same shape.
-    """
-    if values not in VALUES:
-        raise ValueError(f"values of frames are {', '.join(VALUES)}; got {values!r}")
-    if values == "binary":
-        return (counts > 0).float()
-    counts = counts.float()
-    if area is not None:
-        counts = counts / area
-    if values == "count":
-        return counts
-    return counts / counts.amax((-3, -2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return np.outer(high, wide).astype(np.float32)

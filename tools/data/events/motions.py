@@ -1,7 +1,7 @@
-"""The simulated recordings of the data set `motions`: moving real digits before an event camera.
+"""The simulated recordings of the data set `motions`: real digits that move before an event camera.
 
-The world is a torus of the size of the sensor, and a digit is anywhere on it. So all classes have the
-same mean image; what tells them apart is the order of events, not where they are.
+The world is a torus of the size of the sensor, with a digit anywhere on it, so that all classes have the same mean
+image: the order of events tells them apart, not their places.
 """
 
 import math
@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import EVENT
+from .recordings import Streams
 
-VERSION = 2  # of the recordings: a new one makes them anew
 WIDTH = HEIGHT = 48
 STEPS = 50  # rendered images per recording, besides the first
 STEP_US = 10_000  # microseconds from one to the next
 CHUNK = 32  # recordings simulated at once: bounds the memory
 
-# Per unit of progress: pixels to the right and down, radians clockwise, growth of the logarithmic size. Then a swing:
-# pixels to the right and down, radians per unit of progress. See `trajectories`.
+# Per unit of progress: pixels to the right and down, radians clockwise, growth of the logarithm of the size. Then a
+# swing: pixels to the right and down, radians per unit of progress. See `trajectories`.
 _MOTIONS = {
     "right": (16, 0, 0, 0, 0, 0, 0),
     "left": (-16, 0, 0, 0, 0, 0, 0),
@@ -39,18 +39,13 @@ MOTIONS = tuple(_MOTIONS)  # the names of the classes 0, 1, ...
 FLIPPABLE = ("up", "down", "zoom_in", "zoom_out", "shake_horizontally", "shake_vertically", "orbit")
 
 
-def make_streams(digits, streams_per_class, seed):
-    """Simulate recordings of moving digits.
+def make_streams(digits: torch.Tensor, streams_per_class: int, seed: int) -> Streams:
+    """Simulate recordings of moving digits, each from 0 to 500 ms; the classes take turns.
 
     Args:
         digits: uint8 [N, 28, 28], of which each recording shows a random one.
         streams_per_class: recordings of each of `MOTIONS`, at least 1.
         seed: fixes everything random.
-
-    Returns:
-        events: array of `EVENT`, one recording after the other, each in the order of time, from 0 to 500 ms.
-        ends: int64 [S], where each recording ends in `events`.
-        labels: int64 [S], indices in `MOTIONS`; the classes take turns.
     """
     random = np.random.RandomState(seed)  # the one generator whose numbers no version will change
     labels = np.tile(np.arange(len(MOTIONS)), streams_per_class)
@@ -65,28 +60,28 @@ def make_streams(digits, streams_per_class, seed):
         events, ends = camera(render(masks[chunk], paths[chunk], contrasts[chunk]), STEP_US, random)
         parts.append(events)
         counts.append(np.diff(ends, prepend=0))
-    return np.concatenate(parts), np.concatenate(counts).cumsum(), labels
+    return Streams(np.concatenate(parts), np.concatenate(counts).cumsum(), labels)
 
 
-def trajectories(labels, random):
-    r"""Draw where the digits are, how they are turned, and how large they are.
+def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Tensor:
+    r"""Draw the places, angles and sizes of digits over time.
 
     .. math::
         s &= v (\tau - 1/2) \\
         x &= x_0 + r s + a \sin(\omega s + \phi), \quad y = y_0 + d s \pm b \cos(\omega s + \phi) \\
         \varphi &= q s, \quad z = z_0 e^{g s}
 
-    with progress s, time tau from 0 to 1, and the numbers (r, d, q, g, a, b, omega) of the class. Random
-    are the speed v, log-uniform in [0.7, 1.4], the place (x_0, y_0) on the torus, the size z_0 in
-    [0.8, 1.2], the phase phi, and the sign.
+    with progress s, time tau from 0 to 1, and the numbers (r, d, q, g, a, b, omega) of the class. Random are the speed
+    v, log-uniform in [0.7, 1.4], the place (x_0, y_0) on the torus, the size z_0 in [0.8, 1.2], the phase phi, and the
+    sign.
 
     Args:
         labels: int [S], indices in `MOTIONS`.
-        random: numpy RandomState.
+        random: source of all that is random.
 
     Returns:
-        float32 [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in
-        radians (positive: clockwise as seen), size in sensor pixels per pixel of the digit.
+        float32 [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in radians
+        (positive: clockwise as seen), size in sensor pixels per pixel of the digit.
     """
     column = (len(labels), 1)
     speed = np.exp(random.uniform(math.log(0.7), math.log(1.4), column))
@@ -101,14 +96,14 @@ def trajectories(labels, random):
     return torch.from_numpy(np.stack([x, y, turn * progress, size * np.exp(growth * progress)], axis=-1)).float()
 
 
-def render(masks, paths, contrasts):
-    r"""Logarithmic intensity of digits on the torus.
+def render(masks: torch.Tensor, paths: torch.Tensor, contrasts: torch.Tensor) -> torch.Tensor:
+    r"""Render the logarithmic intensity of digits on the torus.
 
     .. math::
         L = \ln I, \quad I = 1 + m (e^c - 1)
 
-    with the digit's mask m, bilinear between its pixels; intensities are relative to the ground's. A digit
-    of contrast c > 0 is bright on a dark ground, one of c < 0 dark on a bright ground; both change L by |c|.
+    with the digit's mask m, bilinear between its pixels; intensities are relative to the ground's. A digit of contrast
+    c > 0 is bright on a dark ground, one of c < 0 dark on a bright ground; both change L by |c|.
 
     Args:
         masks: float32 [S, 28, 28] in [0, 1].
@@ -130,7 +125,15 @@ def render(masks, paths, contrasts):
     return torch.log1p(moved * torch.expm1(contrasts)[:, None, None, None])
 
 
-def camera(log_intensity, step_us, random, threshold=0.25, mismatch=0.1, refractory_us=5_000, noise_hz=0.1):
+def camera(
+    log_intensity: torch.Tensor,
+    step_us: int,
+    random: np.random.RandomState,
+    threshold: float = 0.25,
+    mismatch: float = 0.1,
+    refractory_us: float = 5_000,
+    noise_hz: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray]:
     r"""Simulate an event camera before a logarithmic intensity L that is linear in time between its steps.
 
     A pixel remembers a level M, at first L(0). It emits an event, ON or OFF, at the time t at which
@@ -138,34 +141,41 @@ def camera(log_intensity, step_us, random, threshold=0.25, mismatch=0.1, refract
     .. math::
         L(t) - M = \theta_\mathrm{ON} \quad\text{or}\quad L(t) - M = -\theta_\mathrm{OFF}
 
-    and for the refractory period r its memory is held at its input, so that then M = L(t + r). Without
-    refractory period, M moves by one threshold per event.
+    and for the refractory period r its memory follows its input, so that then M = L(t + r). Without a refractory
+    period, M moves by one threshold per event.
 
     Args:
         log_intensity: float32 [S, K, H, W].
         step_us: microseconds from one of the K images to the next.
-        random: numpy RandomState.
+        random: source of all that is random.
         threshold: nominal theta.
         mismatch: standard deviation of theta between pixels, relative; each recording has its own camera.
         refractory_us: r in microseconds.
-        noise_hz: background events per second and pixel: a Poisson process besides, ON or OFF.
+        noise_hz: background events per second and pixel: a Poisson process, ON or OFF.
 
     Returns:
-        Array of `EVENT`, one recording after the other, and int64 [S], where each ends in it.
+        Events of dtype `EVENT`, one recording after the other, and int64 [S], where each recording ends.
 
     Note:
-        Gallego et al., "Event-based vision: a survey", IEEE TPAMI 2022, section 2.4, for the model; Hu,
-        Liu and Delbruck, "v2e: from video frames to realistic DVS events", CVPRW 2021, for the rest.
+        Gallego et al., "Event-based vision: a survey", IEEE TPAMI 2022, section 2.4, for the model; Hu, Liu and
+        Delbruck, "v2e: from video frames to realistic DVS events", CVPRW 2021, for the rest.
     """
     levels = log_intensity.flatten(2).transpose(0, 1)  # [K, S, H * W]
     draws = random.standard_normal((2, *levels.shape[1:]))
     thresholds = torch.from_numpy(threshold * np.maximum(0.1, 1 + mismatch * draws)).float()
     changing = (levels != levels[0]).any(0)  # the other pixels emit nothing, so they need no simulation
     stream, pixel = changing.nonzero(as_tuple=True)
-    which, t, p = _crossings(levels[:, changing], *thresholds[:, changing], refractory_us / step_us)
-    signal = [part.numpy() for part in (stream[which], pixel[which], t * step_us, p)]
+    on, off = thresholds[:, changing]
+    which, t, p = _crossings(levels[:, changing], on, off, refractory_us / step_us)
+    signal = stream[which].numpy(), pixel[which].numpy(), (t * step_us).numpy(), p.numpy()
     noise = _background(log_intensity[:, 0], step_us * (len(levels) - 1), random, noise_hz)
-    return _in_order(*(np.concatenate(parts) for parts in zip(signal, noise)), log_intensity[:, 0])
+    stream, pixel, t, p = (np.concatenate(parts) for parts in zip(signal, noise))
+    t = t.astype(np.int64)
+    order = np.lexsort((pixel, t, stream))
+    events = np.empty(len(order), EVENT)
+    events["y"], events["x"] = np.divmod(pixel[order], log_intensity.shape[-1])
+    events["t"], events["p"] = t[order], p[order]
+    return events, np.bincount(stream, minlength=len(log_intensity)).cumsum()
 
 
 def _crossings(levels, on, off, refractory):
@@ -198,13 +208,3 @@ def _background(images, duration_us, random, rate_hz):
     count = random.poisson(rate_hz * 1e-6 * duration_us * streams * pixels)
     stream, pixel = random.randint(streams, size=count), random.randint(pixels, size=count)
     return stream, pixel, random.uniform(0, duration_us, count), random.randint(2, size=count) > 0
-
-
-def _in_order(stream, pixel, t, p, images):
-    """Events of images [S, H, W] as an array of `EVENT`, recording by recording, and their ends."""
-    t = t.astype(np.int64)
-    order = np.lexsort((pixel, t, stream))
-    events = np.empty(len(order), EVENT)
-    events["y"], events["x"] = np.divmod(pixel[order], images.shape[-1])
-    events["t"], events["p"] = t[order], p[order]
-    return events, np.bincount(stream, minlength=len(images)).cumsum()

@@ -1,23 +1,46 @@
 """Pictures of recordings: events in space and time, and the frames made of them."""
 
-from pathlib import Path
+import os
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from .labelled import LabelledRecordings
+
 OFF, ON = "tab:blue", "tab:red"
-
-
 SHOWN_EVENTS = 3000  # of a recording, at random: more would cover each other
+CLASSES = 12  # at most so many are shown
 
 
-def plot_recordings(path, names, events, frames):
-    """A row for each recording: its events in space and time, and its frames.
+def picture_recordings(path: str | os.PathLike, data: LabelledRecordings, names: Sequence[str]) -> None:
+    """Picture one recording of each class: its events in space and time, and the frames made from them.
 
     Args:
-        path: the PNG file to write.
+        path: of the PNG file.
+        data: the recordings.
+        names: of the classes, in the order of the labels.
+    """
+    shown = data.subset(first_of_each(data.labels))
+    ((frames, _),) = shown.batches(len(shown), torch.device("cpu"))
+    events = [shown.events(index) for index in range(len(shown))]
+    plot_recordings(path, [names[label] for label in shown.labels], events, frames.transpose(0, 1).numpy())
+
+
+def first_of_each(labels: torch.Tensor) -> torch.Tensor:
+    """The first index of each of the first classes. Shape: int64 [N] -> [min(K, CLASSES)]."""
+    return torch.tensor([(labels == label).nonzero()[0, 0].item() for label in labels.unique()[:CLASSES]])
+
+
+def plot_recordings(
+    path: str | os.PathLike, names: Sequence[str], events: Sequence[np.ndarray], frames: np.ndarray
+) -> None:
+    """Plot a row for each recording: its events in space and time, and its frames.
+
+    Args:
+        path: of the PNG file.
         names: K titles.
         events: K arrays of `tools.data.events.EVENT`.
         frames: float [K, T, 2, H, W] in [0, 1] or counts; each frame is shown relative to its maximum.
@@ -33,7 +56,7 @@ def plot_recordings(path, names, events, frames):
             axes.set_title(name if step == 0 else "", loc="left", fontsize=10)
             axes.set_xlabel(f"frame {step + 1}" if row == len(names) - 1 else "", fontsize=8)
     figure.suptitle("events in space and time, and frames made from them (red: brighter, blue: darker, black: both)")
-    figure.savefig(Path(path), dpi=80)
+    figure.savefig(path, dpi=80)
 
 
 def _space_time(axes, events):
@@ -61,25 +84,3 @@ def _coloured(frame):
         # A root, so that pixels of few events are seen beside those of many.
         image -= np.sqrt(channel)[..., None] * (1 - np.array(matplotlib.colors.to_rgb(colour)))
     return image.clip(0, 1)
-
-
-CLASSES = 12  # at most so many are shown
-
-
-def picture_recordings(path, data, names):
-    """One recording of each class: its events in space and time, and the frames made from them.
-
-    Args:
-        path: the PNG file to write.
-        data: `LabelledRecordings`.
-        names: of the classes, in the order of the labels.
-    """
-    shown = data.subset(first_of_each(data.labels))
-    ((frames, _),) = shown.batches(len(shown), torch.device("cpu"))
-    events = [shown.events(index) for index in range(len(shown))]
-    plot_recordings(path, [names[label] for label in shown.labels], events, frames.transpose(0, 1).numpy())
-
-
-def first_of_each(labels):
-    """The first index of each class, of the first classes. Shape: int64 [N] -> [min(K, CLASSES)]."""
-    return torch.tensor([(labels == label).nonzero()[0, 0].item() for label in labels.unique()[:CLASSES]])

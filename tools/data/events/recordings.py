@@ -1,19 +1,17 @@
-"""Recordings: where their events are, and the labelled sets of them that networks are trained and tested on."""
+"""Recordings: where their events are, and how they are read."""
 
 import dataclasses
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from tools.data.batches import Batches
 from tools.io.cache import stamp
 from tools.io.npy import open_npy
 
-from .errors import EventFormatError
-from .formats import check_events, read_events, read_recording
-from .frames import cell_area, count_frames, frame_values
+from .errors import EventFormatError, Reading
+from .formats import CheckedEvents, check_events, read_recording
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,130 +20,71 @@ class Recording:
 
     Args:
         path: of the file.
-        label: index of the class.
-        window_us: (start, end) of the part of the file that is meant, in microseconds, the end not included; None: all.
-        slice: (first, last) index of events in a `.npy` file of ours; None: all of the file, of any format.
-        problem: why it cannot be read, where that is known already; loading raises it.
+        label: index of the class; None where it is unknown, as for a file with a problem.
+        window_us: (start, end) of the part of the file that is meant, in microseconds, without the end; None: all.
+        slice: (first, last) index of events in a `.npy` file of this project's; None: a whole file of any format.
+        problem: why the file cannot be used, if that is known already; loading raises it.
     """
 
     path: Path
-    label: int
-    window_us: tuple = None
-    slice: tuple = None
-    problem: str = None
+    label: int | None
+    window_us: tuple[int, int] | None = None
+    slice: tuple[int, int] | None = None
+    problem: str | None = None
 
-    def load(self, sensor, lenient=False):
+    def load(self, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
         """Read the events.
 
         Args:
             sensor: (width, height) of the camera.
-            lenient: drop events out of range or order, instead of raising.
-
-        Returns:
-            events [N] of dtype `EVENT`, and {reason: number of events dropped}.
+            lenient: drop and count events outside the sensor or out of order, instead of raising.
 
         Raises:
             EventFormatError: for a damaged file, or one without events in the window.
-            OSError: for a file that cannot be opened.
+            OSError: if the file cannot be opened.
         """
         if self.problem is not None:
             raise EventFormatError(self.path, 0, self.problem)
         if self.slice is not None:
             first, last = self.slice
-            return check_events(np.array(open_npy(self.path)[first:last]), *sensor, self.path, lenient)
-        if self.window_us is None:
-            return read_events(self.path, *sensor, lenient)
-        whole = _read_whole(self.path, stamp(self.path))
+            reading = Reading(self.path, np.array(open_npy(self.path)[first:last]))
+        elif self.window_us is not None:
+            reading = self._window()
+        else:
+            reading = read_recording(self.path)
+        width, height = sensor
+        return check_events(reading, width, height, lenient)
+
+    def _window(self) -> Reading:
         start, end = self.window_us
+        whole = _read_whole(self.path, stamp(self.path))
         chosen = np.flatnonzero((whole.events["t"] >= start) & (whole.events["t"] < end))
         if len(chosen) == 0:
             raise EventFormatError(self.path, 0, f"expected events from {start} to {end} us, as its labels say")
-        events = whole.events[chosen]
-        return check_events(events, *sensor, self.path, lenient, lambda index: whole.byte_of(chosen[index]))
+        return Reading(self.path, whole.events[chosen], lambda index: whole.byte_of(chosen[index]))
 
 
 @functools.lru_cache(maxsize=1)  # the parts of one file follow each other
-def _read_whole(path, stamp):
+def _read_whole(path: Path, stamp: str) -> Reading:
     return read_recording(path)
 
 
-@dataclasses.dataclass
-class LabelledRecordings:
-    """Recordings with their frames.
+class Parts(NamedTuple):
+    """The recordings of a data set, to train on and to test with."""
+
+    train: list[Recording]
+    test: list[Recording]
+
+
+class Streams(NamedTuple):
+    """Recordings in memory, one after the other.
 
     Args:
-        recordings: list of `Recording`.
-        counts: frames, indexable by an array of rows: [..., T, 2, H, W], unsigned; may lie on disk.
-        rows: the row of each recording in `counts`, int64 [N].
-        labels: int64 [N].
-        framing: `Framing`.
-        values, cells: what the network sees, see `frame_values`.
-        lenient: see `Recording.load`.
+        events: of dtype `EVENT`.
+        ends: int64 [S], where each recording ends in `events`.
+        labels: int64 [S], indices of the classes.
     """
 
-    recordings: list
-    counts: object
-    rows: np.ndarray
-    labels: torch.Tensor
-    framing: object
-    values: str
-    cells: str = "sum"
-    lenient: bool = False
-
-    def __len__(self):
-        return len(self.labels)
-
-    def subset(self, indices):
-        indices = np.asarray(indices)
-        return dataclasses.replace(
-            self,
-            recordings=[self.recordings[index] for index in indices],
-            rows=self.rows[indices],
-            labels=self.labels[torch.from_numpy(indices)],
-        )
-
-    def batches(self, batch_size, device, **options):
-        return FrameBatches(self, batch_size, device, **options)
-
-    def events(self, index):
-        """The events of one recording, of dtype `EVENT`."""
-        return self.recordings[index].load(self.framing.sensor, self.lenient)[0]
-
-    def perturbed(self, perturb, strength, seed):
-        """The same recordings with perturbed events, framed anew; in memory.
-
-        Args:
-            perturb: one of `tools.perturb.events`.
-            strength: its strength.
-            seed: each recording has a generator of its own, from this and its index.
-        """
-        frames = []
-        for index in range(len(self)):
-            random = np.random.default_rng([seed, index])
-            events = perturb(self.events(index), strength, random, self.framing.sensor)
-            frames.append(count_frames(events, self.framing))
-        return dataclasses.replace(self, counts=np.stack(frames), rows=np.arange(len(self)))
-
-
-class FrameBatches(Batches):
-    """Batches of frames [T, B, 2, H, W], float32, with their labels [B].
-
-    Args:
-        data: `LabelledRecordings`.
-        augment: function of counts [B, T, 2, H, W] on the device and labels to such counts, or None.
-        batch_size, device, shuffle, memory_format, limit: see `Batches`.
-    """
-
-    def __init__(self, data, batch_size, device, **options):
-        super().__init__(data, batch_size, device, **options)
-        self.area = cell_area(data.framing).to(device) if data.cells == "average" else None
-
-    def _batch(self, chosen):
-        labels = self.data.labels[chosen].to(self.device)
-        counts = self.data.counts[self.data.rows[chosen.numpy()]].astype(np.int32)  # torch has no unsigned ones
-        counts = torch.from_numpy(counts).to(self.device)
-        if self.augment is not None:
-            counts = self.augment(counts, labels)
-        frames = frame_values(counts, self.data.values, self.area).transpose(0, 1)  # [T, B, 2, H, W]
-        folded = frames.flatten(0, 1).contiguous(memory_format=self.memory_format)
-        return folded.unflatten(0, frames.shape[:2]), labels
+    events: np.ndarray
+    ends: np.ndarray
+    labels: np.ndarray

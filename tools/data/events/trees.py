@@ -1,17 +1,32 @@
-"""Where the published event data sets have their recordings: folder -> (training, test) lists of `Recording`."""
+"""The event data sets that people download: what they are, and where their recordings lie in a folder.
+
+To add one, write a function like `list_nmnist` and an entry in `TREES`; `dataset_utils.DATASETS` takes it from there.
+"""
 
 import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from tools.errors import UserError
 
 from .errors import EventFormatError, read_bytes
 from .formats import MAX_LABEL_BYTES, read_gesture_labels
-from .recordings import Recording
+from .recordings import Parts, Recording
 
 GESTURE_CLASSES = (
-    *("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counterclockwise"),
-    *("left arm clockwise", "left arm counterclockwise", "arm roll", "air drums", "air guitar", "other gestures"),
+    "hand clapping",
+    "right hand wave",
+    "left hand wave",
+    "right arm clockwise",
+    "right arm counterclockwise",
+    "left arm clockwise",
+    "left arm counterclockwise",
+    "arm roll",
+    "air drums",
+    "air guitar",
+    "other gestures",
 )
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of each class's recordings
@@ -19,31 +34,52 @@ CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of each class's recordings
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """How a data set lies on the disk, and its camera.
+    """What an event data set is, and how it lies on the disk.
 
     Args:
         classes: their names, in the order of the labels.
         sensor: (width, height) of the camera, in pixels.
         size: (width, height) of the frames that networks usually see.
-        list_recordings: (folder, split) -> (training, test), lists of `Recording`; FileNotFoundError where it is
-            not there, and a ValueError (EventFormatError is one) for lists or names that cannot be read.
+        list_recordings: (folder, split) -> its recordings; FileNotFoundError if the folder does not hold it, UserError
+            for lists or names that cannot be read.
+        flippable: the classes that stay what they are in a mirror, which `--flip` may mirror.
+        folders: names under the data root where the data set is looked for; none for a simulated one.
+        download: where the data set is published, for the message that it is not there.
+        validation_fraction: share of the training recordings that choose the best epoch.
     """
 
-    classes: tuple
-    sensor: tuple
-    size: tuple
-    list_recordings: Callable
+    classes: tuple[str, ...]
+    sensor: tuple[int, int]
+    size: tuple[int, int]
+    list_recordings: Callable[[Path, str], Parts]
+    flippable: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+    download: str = ""
+    validation_fraction: float = 0.1
+
+    def frame_size(self, side: int = 0) -> tuple[int, int]:
+        """(width, height) of frames with this side, in pixels; 0: the usual size."""
+        return (side, side) if side else self.size
 
 
-def list_nmnist(folder, split=None):
-    """N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
-    parts = [sorted((folder / part).glob("[0-9]/*.bin")) for part in ("Train", "Test")]
-    _require(all(parts), folder, "{Train,Test}/<digit>/*.bin of N-MNIST")
-    return tuple([Recording(path, int(path.parent.name)) for path in files] for files in parts)
+def list_nmnist(folder: Path, split: str = "") -> Parts:
+    """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
+    parts = _parts(folder, "Train/[0-9]/*.bin", "Test/[0-9]/*.bin", lambda path: int(path.parent.name))
+    if not all(parts):
+        _not_found(folder, "{Train,Test}/<digit>/*.bin of N-MNIST")
+    return parts
 
 
-def list_dvsgesture(folder, split=None):
-    """DVS-Gesture (Amir et al., CVPR 2017), whose training and test users are apart.
+def _parts(folder: Path, train: str, test: str, label_of: Callable[[Path], int]) -> Parts:
+    """The files that match a pattern for each part, as recordings in the order of their names."""
+    parts = Parts([], [])
+    for part, pattern in zip(parts, (train, test)):
+        part.extend(Recording(path, label_of(path)) for path in sorted(folder.glob(pattern)))
+    return parts
+
+
+def list_dvsgesture(folder: Path, split: str = "") -> Parts:
+    """List DVS-Gesture (Amir et al., CVPR 2017), whose training and test users are disjoint.
 
     Either the official folder, with trials_to_train.txt and trials_to_test.txt, one `.aedat` file a line, and the
     gestures of each in its `_labels.csv`; or what SpikingJelly (events_np/{train,test}/<label>/*.npz) or tonic
@@ -53,20 +89,21 @@ def list_dvsgesture(folder, split=None):
         parts = read(folder)
         if all(parts):
             return parts
-    _require(
-        False, folder, "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture"
-    )
+    _not_found(folder, "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture")
 
 
-def _official_gestures(folder):
-    lists = [folder / f"trials_to_{part}.txt" for part in ("train", "test")]
-    if not all(path.exists() for path in lists):
-        return [], []
-    return tuple([gesture for name in _trials(path) for gesture in _gestures(folder / name)] for path in lists)
+def _official_gestures(folder: Path) -> Parts:
+    parts = Parts([], [])
+    lists = [folder / f"trials_to_{part}.txt" for part in parts._fields]
+    if all(path.exists() for path in lists):
+        for path, part in zip(lists, parts):
+            for name in _trials(path):
+                part.extend(_gestures(folder / name))
+    return parts
 
 
-def _trials(path):
-    """The names of files in a list, which are beside it and nowhere else."""
+def _trials(path: Path) -> list[str]:
+    """The names of files in a list, all of which are in its folder."""
     names = read_bytes(path, MAX_LABEL_BYTES).decode(errors="replace").split()
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*\.aedat", name):
@@ -74,79 +111,107 @@ def _trials(path):
     return names
 
 
-def _gestures(path):
+def _gestures(path: Path) -> list[Recording]:
     try:
         labels = read_gesture_labels(path.with_name(f"{path.stem}_labels.csv"))
     except (EventFormatError, FileNotFoundError) as error:  # one damaged file shall not hide all others
         return [Recording(path, None, problem=str(error))]
-    return [Recording(path, label, window_us=(start, end)) for label, start, end in labels]
+    return [Recording(path, gesture.label, (gesture.start_us, gesture.end_us)) for gesture in labels]
 
 
-def _spikingjelly_gestures(folder):
-    files = [sorted((folder / "events_np" / part).glob("[0-9]*/[!.]*.npz")) for part in ("train", "test")]
-    return tuple([Recording(path, _number(path.parent)) for path in part] for part in files)
+def _spikingjelly_gestures(folder: Path) -> Parts:
+    inside = "[0-9]*/[!.]*.npz"
+    return _parts(folder, f"events_np/train/{inside}", f"events_np/test/{inside}", lambda path: _number(path.parent))
 
 
-def _tonic_gestures(folder):
-    files = [sorted((folder / f"ibmGesture{part}").glob("*/[!.]*.npy")) for part in ("Train", "Test")]
-    return tuple([Recording(path, _number(path)) for path in part] for part in files)
+def _tonic_gestures(folder: Path) -> Parts:
+    return _parts(folder, "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number)
 
 
-def list_dvscifar10(folder, split="9:1"):
-    """DVS-CIFAR10 (Li et al. 2017): <class>/*, as .aedat, .npz, .npy or .mat files.
+def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
+    """List DVS-CIFAR10 (Li et al. 2017): <class>/*, as .aedat, .npz, .npy or .mat files.
 
     The data set has no official split. Here a recording belongs to the training part if its number is below 90 % (or
     70 %, split "7:3") of the numbers of its class, from 0 to the highest: of the complete data set 0 to 899 train, and
     900 to 999 test, whatever files are missing.
 
     Note:
-        The data set's dat2mat.m and SpikingJelly mirror or swap the axes in their own ways, so that their `.mat` and
-        `.npz` files are not turned as the `.aedat` files are here: test a network on the kind it was trained on.
+        The data set's dat2mat.m and SpikingJelly mirror or swap the axes in their own ways, and their `.mat` and
+        `.npz` files are read as they are, unlike the `.aedat` files: test a network on the kind it was trained on.
     """
     folder = folder / "events_np" if (folder / "events_np").is_dir() else folder
-    train, test = [], []
+    parts = Parts([], [])
     for label, name in enumerate(CIFAR10_CLASSES):
         numbered = sorted((_number(path), path) for path in _of_one_kind(folder / name))
         cut = round(CIFAR10_TRAINING[split] * (numbered[-1][0] + 1))
-        train += [Recording(path, label) for number, path in numbered if number < cut]
-        test += [Recording(path, label) for number, path in numbered if number >= cut]
-    _require(train and test, folder, "recordings of DVS-CIFAR10 for training and for testing")
-    return train, test
+        for number, path in numbered:
+            (parts.train if number < cut else parts.test).append(Recording(path, label))
+    if not all(parts):
+        _not_found(folder, "recordings of DVS-CIFAR10 for training and for testing")
+    return parts
 
 
-def _of_one_kind(folder):
-    """The recordings in a folder; where it has several kinds of files, they are the same recordings twice."""
+def _of_one_kind(folder: Path) -> list[Path]:
+    """The recordings in a folder; several kinds of files are the same recordings several times."""
     files = [path for path in folder.glob("*") if not path.name.startswith(".")]
     for suffix in (".aedat", ".npz", ".npy", ".mat"):
         if chosen := [path for path in files if path.suffix.lower() == suffix]:
             return chosen
-    _require(False, folder, "recordings (.aedat, .npz, .npy or .mat) of DVS-CIFAR10")
+    _not_found(folder, "recordings (.aedat, .npz, .npy or .mat) of DVS-CIFAR10")
 
 
-def _number(path):
+def _number(path: Path) -> int:
     """The number at the end of a name, before the suffix."""
     found = re.search(r"(\d+)$", path.stem)
     if found is None or len(found[1]) > 9:
-        raise ValueError(f"{path} has no number at the end of its name, as this data set's recordings have")
+        raise UserError(f"{path} has no number at the end of its name, as this data set's recordings have")
     return int(found[1])
 
 
+def _not_found(folder: Path, what: str) -> NoReturn:
+    raise FileNotFoundError(f"{Path(folder).resolve()} has no {what}")
+
+
 TREES = {
-    "nmnist": Tree(tuple("0123456789"), (34, 34), (34, 34), list_nmnist),
-    "dvsgesture": Tree(GESTURE_CLASSES, (128, 128), (48, 48), list_dvsgesture),
-    "dvscifar10": Tree(CIFAR10_CLASSES, (128, 128), (48, 48), list_dvscifar10),
+    "nmnist": Tree(
+        classes=tuple("0123456789"),
+        sensor=(34, 34),
+        size=(34, 34),
+        list_recordings=list_nmnist,
+        folders=("nmnist", "NMNIST", "N-MNIST", "nmnist-small"),
+        download="https://www.garrickorchard.com/datasets/n-mnist",
+        validation_fraction=0.2,
+    ),
+    "dvsgesture": Tree(
+        classes=GESTURE_CLASSES,
+        sensor=(128, 128),
+        size=(48, 48),
+        list_recordings=list_dvsgesture,
+        flippable=("hand clapping", "arm roll", "air drums", "air guitar", "other gestures"),  # no left and right
+        folders=("DvsGesture", "DVSGesture", "DVS128Gesture", "dvsgesture"),
+        download="https://research.ibm.com/interactive/dvsgesture/",
+    ),
+    "dvscifar10": Tree(
+        classes=CIFAR10_CLASSES,
+        sensor=(128, 128),
+        size=(48, 48),
+        list_recordings=list_dvscifar10,
+        flippable=CIFAR10_CLASSES,
+        folders=("CIFAR10DVS", "DVS-CIFAR10", "dvscifar10", "CIFAR10-DVS"),
+        download="https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
+    ),
 }
 
 
-def recognise(folder, split="9:1"):
-    """The data set that a folder holds.
+def recognise(folder: Path, split: str = "9:1") -> tuple[str, Parts]:
+    """Find out which data set a folder holds.
 
     Returns:
-        Its name in `TREES`, and its (training, test) lists of `Recording`.
+        Its name in `TREES`, and its recordings.
 
     Raises:
-        FileNotFoundError: if it is none of them; it says what was looked for.
-        ValueError: if it is one, but lists or names of its files cannot be read.
+        FileNotFoundError: if it is none of them; the message says what was looked for.
+        UserError: if it is one, but lists or names of its files cannot be read.
     """
     problems = []
     for name, tree in TREES.items():
@@ -155,8 +220,3 @@ def recognise(folder, split="9:1"):
         except FileNotFoundError as error:
             problems.append(f"{name}: {error}")
     raise FileNotFoundError("\n".join([f"{folder} is none of the data sets {', '.join(TREES)}:", *problems]))
-
-
-def _require(found, folder, what):
-    if not found:
-        raise FileNotFoundError(f"{Path(folder).resolve()} has no {what}")

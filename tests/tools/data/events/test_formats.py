@@ -15,7 +15,8 @@ from scipy.io import savemat
 
 from tests.tools.data.events.written import EVENTS, aedat2, aedat3, nmnist
 from tools.data.events import EVENT
-from tools.data.events.formats import EventFormatError, check_events, read_events, read_gesture_labels
+from tools.data.events.errors import EventFormatError, Reading
+from tools.data.events.formats import check_events, read_events, read_gesture_labels
 
 SIZE = (128, 128)
 
@@ -121,11 +122,12 @@ def test_garbled_packet_headers_are_refused_with_their_place(tmp_path, field, va
 
 def test_events_outside_or_out_of_order_are_refused_or_dropped_and_counted():
     events = np.array([(1, 1, 5, 1), (40, 1, 6, 1), (1, 1, 9, 0), (1, 1, 7, 0), (1, 1, 8, 0), (1, 1, 9, 0)], EVENT)
-    with pytest.raises(EventFormatError, match="f.bin.*event 1"):
-        check_events(events, 34, 34, "f.bin")
-    with pytest.raises(EventFormatError, match="event 3.*at least 9"):
-        check_events(events, 41, 34, "f.bin")
-    kept, dropped = check_events(events, 34, 34, "f.bin", lenient=True)
+    reading = Reading("f.bin", events, lambda index: 5 * index)
+    with pytest.raises(EventFormatError, match="f.bin, byte 5: event 1"):
+        check_events(reading, 34, 34)
+    with pytest.raises(EventFormatError, match="f.bin, byte 15: event 3.*at least 9"):
+        check_events(reading, 41, 34)
+    kept, dropped = check_events(reading, 34, 34, lenient=True)
     assert kept["t"].tolist() == [5, 9, 9] and dropped == {"outside": 1, "decreasing": 2}
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tools.data.events import EVENT
-from tools.data.events.frames import Framing, cell_area, count_frames, edges_by_count, edges_by_time, frame_values
+from tools.data.events.frames import Framing, cell_area, count_frames, edges_by_count, edges_by_time
+from tools.data.events.labelled import frame_values
 
 
 def stream(count, sensor=(128, 96), seed=0, start=10**9):
@@ -65,7 +66,7 @@ def test_an_even_scene_is_even_on_average_where_cells_have_different_numbers_of_
     events = np.zeros(128 * 128, EVENT)
     events["y"], events["x"] = np.divmod(np.arange(128 * 128), 128)
     counts = torch.from_numpy(count_frames(events, framing).astype(np.int64))
-    assert frame_values(counts, "normalised", cell_area(framing))[0, 0].unique().tolist() == [1]
+    assert frame_values(counts, "normalised", torch.from_numpy(cell_area(framing)))[0, 0].unique().tolist() == [1]
     assert len(frame_values(counts, "normalised")[0, 0].unique()) == 3
 
 

@@ -12,7 +12,7 @@ from tests.tools.data.events.written import nmnist_tree, official_gestures
 from tools.data.events.frames import Framing
 from tools.data.events.store import FrameStore
 from tools.data.events.trees import list_dvsgesture
-from tools.preprocess_events import main, preprocess
+from tools.preprocess_events import main
 
 
 def run(*arguments):
@@ -59,11 +59,12 @@ def test_what_is_skipped_is_counted_and_said_why(tmp_path, caplog):
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     nmnist_tree(tmp_path)
     monkeypatch.setattr("tools.data.events.store.SHARD", 7)
-    _, stores = preprocess(tmp_path, tmp_path / "out", workers=1)
-    shards = sorted(stores["train"].folder.glob("*.npy"))
+    run(tmp_path, tmp_path / "out")
+    (folder,) = (tmp_path / "out").glob("frames-nmnist-train-*")
+    shards = sorted(folder.glob("*.npy"))
     shards[2].unlink()
     times = [shard.stat().st_mtime_ns for shard in shards if shard.exists()]
-    preprocess(tmp_path, tmp_path / "out", workers=1)
+    run(tmp_path, tmp_path / "out")
     assert shards[2].exists() and [shard.stat().st_mtime_ns for shard in shards if shard != shards[2]] == times
 
 
@@ -82,6 +83,12 @@ def test_folders_and_numbers_that_cannot_be_used_are_one_line(tmp_path, caplog, 
     with pytest.raises(SystemExit):
         run(tmp_path, tmp_path / "out", "--workers", 0)
     assert "--workers must be at least 1" in capsys.readouterr().err
+
+
+def test_workers_need_not_wait_for_torch(repository):
+    code = "import sys, tools.preprocess_events; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, check=True, capture_output=True, text=True)
+    assert "tools.data.events.store" in done.stdout.split() and "torch" not in done.stdout.split()
 
 
 def test_it_runs_as_a_file(tmp_path, repository):

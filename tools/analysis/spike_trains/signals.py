@@ -1,0 +1,171 @@
+"""Signal and noise in responses: their power, what predictions explain of it, and correlations between neurons."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tools.errors import UserError
+
+from .arrays import as_trials, exceeds_rounding, in_windows, ratio
+
+
+def signal_power(responses: ArrayLike) -> np.ndarray:
+    r"""Power of what is the same in all trials.
+
+    .. math::
+        SP = \frac{1}{R - 1} \left( R \,\mathrm{Var}_t(\bar y) - \overline{\mathrm{Var}_t(y_r)} \right)
+
+    with the mean over trials :math:`\bar y` and variances over time, both unbiased (T - 1).
+
+    Args:
+        responses: [R, T, N], R at least 2.
+
+    Returns:
+        [N]; an unbiased estimate, hence sometimes negative where there is no signal.
+
+    Note:
+        Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
+    """
+    responses = as_trials(responses, 2, bins=2)
+    return responses.mean(0).var(0, ddof=1) - noise_power(responses) / len(responses)
+
+
+def signal_power_error(responses: ArrayLike, shifts: int = 20, seed: int = 0) -> np.ndarray:
+    """What `signal_power` is by chance: its root mean square where trials are shifted against each other in time.
+
+    A shift, circular and random for each trial, leaves every trial as it is, but nothing that is the same in all.
+
+    Args:
+        responses: [R, T, N], R at least 2.
+        shifts: number of times that all trials are shifted.
+        seed: of the shifts.
+
+    Returns:
+        [N]; a cell whose signal power is not well above it has no signal to speak of.
+    """
+    responses = as_trials(responses, 2, bins=2)
+    trials, bins, _ = responses.shape
+    random = np.random.default_rng(seed)
+    squared = 0.0
+    for _ in range(shifts):
+        moved = (np.arange(bins) + random.integers(bins, size=(trials, 1))) % bins  # [R, T]
+        squared = squared + signal_power(np.take_along_axis(responses, moved[..., None], axis=1)) ** 2
+    return np.sqrt(squared / shifts)
+
+
+def total_power(responses: ArrayLike) -> np.ndarray:
+    """Mean over trials of a trial's variance over time: signal and noise power; [R, T, N] -> [N]."""
+    return as_trials(responses, 1, bins=2).var(1, ddof=1).mean(0)
+
+
+def noise_power(responses: ArrayLike) -> np.ndarray:
+    """Power of what differs between trials, exactly 0 if nothing does: `total_power` less `signal_power`.
+
+    Shape:
+        [R, T, N], R at least 2 -> [N].
+    """
+    responses = as_trials(responses, 2, bins=2)
+    count = len(responses)
+    # The variance of a trial around the mean trial; it is smaller than that around the true mean by a share of 1 / R.
+    return (responses - responses.mean(0)).var(1, ddof=1).mean(0) * count / (count - 1)
+
+
+def signal_to_noise(responses: ArrayLike) -> np.ndarray:
+    """`signal_power` over `noise_power`, infinite without noise; [R, T, N] -> [N]."""
+    signal, noise = signal_power(responses), noise_power(responses)
+    return np.where((noise == 0) & (signal > 0), np.inf, ratio(signal, noise))
+
+
+def cc_norm(prediction: ArrayLike, responses: ArrayLike) -> np.ndarray:
+    r"""Correlation of a prediction with the mean response, relative to the highest that the noise allows.
+
+    .. math::
+        CC_\mathrm{norm} = \frac{CC_\mathrm{abs}}{CC_\mathrm{max}}
+        = \frac{\mathrm{Cov}_t(\hat y, \bar y)}{\sqrt{\mathrm{Var}_t(\hat y)\, SP}}
+
+    Args:
+        prediction: of the mean response [T, N]; or trials of a model [S, T, N], S at least 2: their mean is the
+            prediction, and their signal power stands for its variance, which the noise of few trials makes too large.
+        responses: the recorded trials [R, T, N].
+
+    Returns:
+        [N], about 1 for the true rate (above by chance); 0 for a prediction that is constant, or trials without signal
+        power; NaN for a cell without signal power. Where either has hardly any, the quotient may have any size: see
+        `signal_power_error`.
+
+    Note:
+        Schoppe et al., "Measuring the performance of neural models", Frontiers in Computational Neuroscience 10, 2016,
+        equations 5 to 8.
+    """
+    responses = as_trials(responses, 2, bins=2)
+    prediction = np.asarray(prediction, float)
+    if prediction.shape[-2:] != responses.shape[1:] or prediction.ndim not in (2, 3):
+        expected = list(responses.shape[1:])
+        raise UserError(f"expected a prediction {expected}, or trials of it, got shape {list(prediction.shape)}")
+    signal, response = signal_power(responses), responses.mean(0)
+    variance, mean = prediction.var(0, ddof=1), prediction
+    if prediction.ndim == 3:
+        variance, mean = signal_power(prediction), prediction.mean(0)
+    covariance = ((mean - mean.mean(0)) * (response - response.mean(0))).sum(0) / (len(mean) - 1)
+    found = ratio(covariance, np.sqrt((variance * signal).clip(0)))
+    varies = exceeds_rounding(variance, (mean**2).mean(0))
+    return np.where(signal > 0, np.where(varies, found, 0.0), np.nan)
+
+
+def cc_max(responses: ArrayLike) -> np.ndarray:
+    r"""Correlation of the true rate with the mean of the R trials, :math:`\sqrt{SP / \mathrm{Var}_t(\bar y)}`; [N].
+
+    See `cc_norm`; NaN without signal power.
+    """
+    responses = as_trials(responses, 2, bins=2)
+    signal = signal_power(responses)
+    return np.sqrt(ratio(np.where(signal > 0, signal, np.nan), responses.mean(0).var(0, ddof=1)))
+
+
+def signal_correlation(responses: ArrayLike) -> np.ndarray:
+    """Correlation over time of what two neurons encode, without what they share by common noise.
+
+    The covariance is that of one neuron in one trial with the other in another trial, averaged over all pairs of
+    trials, and the variances are `signal_power`; so it is not biased by noise, and can exceed 1 by chance.
+
+    Args:
+        responses: [R, T, N], R at least 2.
+
+    Returns:
+        [N, N]; the diagonal is 1, NaN for neurons without signal power.
+
+    Note:
+        Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
+        Neuroscience 7, 2006; the correction is the shuffle of trials, in closed form.
+    """
+    responses = as_trials(responses, 2, bins=2)
+    count, bins, _ = responses.shape
+    centred = responses - responses.mean(1, keepdims=True)
+    total = centred.sum(0)
+    same_trial = np.einsum("rtn,rtm->nm", centred, centred)
+    covariance = (total.T @ total - same_trial) / (count * (count - 1) * (bins - 1))
+    return _correlation(covariance, (responses**2).mean((0, 1)))
+
+
+def noise_correlation(responses: ArrayLike, window: int = 1) -> np.ndarray:
+    """Correlation of two neurons' spike counts over trials of the same stimulus, pooled over windows of time.
+
+    Args:
+        responses: [R, T, N], R at least 2.
+        window: its length in bins.
+
+    Returns:
+        [N, N]; the diagonal is 1, NaN for neurons without variability.
+
+    Note:
+        Averbeck, Latham and Pouget, as for `signal_correlation`.
+    """
+    windows = in_windows(as_trials(responses, 2), window)
+    residuals = (windows - windows.mean(0)).reshape(-1, windows.shape[2])
+    return _correlation(residuals.T @ residuals / len(residuals), (windows**2).mean((0, 1)))
+
+
+def _correlation(covariance: np.ndarray, mean_squares: np.ndarray) -> np.ndarray:
+    """Covariances [N, N] as correlations; NaN where a variance is only rounding of what has these mean squares [N]."""
+    variance = np.diagonal(covariance)
+    deviation = np.sqrt(np.where(exceeds_rounding(variance, mean_squares), variance, np.nan))
+    return covariance / deviation / deviation[:, None]

@@ -1,0 +1,119 @@
+"""Labelled recordings as networks are trained and tested on them: sets, values of frames, batches."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from tools.data.batches import Batches
+
+from .frames import VALUES, Framing, cell_area, count_frames
+from .recordings import Recording
+from .store import FrameStore
+
+
+@dataclasses.dataclass
+class LabelledRecordings:
+    """Recordings with their frames.
+
+    Args:
+        recordings: N of them.
+        counts: frames of these recordings, and perhaps of others: [..., T, 2, H, W], unsigned.
+        rows: the row of each recording in `counts`, int64 [N].
+        labels: int64 [N].
+        framing: how the frames were made.
+        values, cells: what the network sees of the counts, one of `frames.VALUES` and of `frames.CELLS`.
+        lenient: see `Recording.load`.
+    """
+
+    recordings: Sequence[Recording]
+    counts: FrameStore | np.ndarray
+    rows: np.ndarray
+    labels: torch.Tensor
+    framing: Framing
+    values: str
+    cells: str = "sum"
+    lenient: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "LabelledRecordings":
+        """The recordings with these indices, in this order."""
+        indices = np.asarray(indices)
+        return dataclasses.replace(
+            self,
+            recordings=[self.recordings[index] for index in indices],
+            rows=self.rows[indices],
+            labels=self.labels[torch.from_numpy(indices)],
+        )
+
+    def batches(self, batch_size: int, device: torch.device, **options) -> "FrameBatches":
+        """Batches of these recordings; see `Batches` for the options."""
+        return FrameBatches(self, batch_size, device, **options)
+
+    def events(self, index: int) -> np.ndarray:
+        """The events of one recording, of dtype `EVENT`."""
+        return self.recordings[index].load(self.framing.sensor, self.lenient).events
+
+    def perturbed(self, perturb: Callable[..., np.ndarray], strength: float, seed: int) -> "LabelledRecordings":
+        """The same recordings with perturbed events, framed anew, in memory.
+
+        Args:
+            perturb: one of `tools.perturb.events`.
+            strength: its strength.
+            seed: each recording has its own generator, from this and its index.
+        """
+        frames = []
+        for index in range(len(self)):
+            random = np.random.default_rng([seed, index])
+            events = perturb(self.events(index), strength, random, self.framing.sensor)
+            frames.append(count_frames(events, self.framing))
+        return dataclasses.replace(self, counts=np.stack(frames), rows=np.arange(len(self)))
+
+
+def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = None) -> torch.Tensor:
+    """What the network sees, from counts.
+
+    Args:
+        values: "count"; "binary", 1 where there was an event; or "normalised", each frame (of both polarities) divided
+            by its maximum, an empty one staying zero.
+        area: None: a cell holds the sum over its sensor pixels; `frames.cell_area`: their average, which is even where
+            cells have different numbers of pixels.
+
+    Shape:
+        counts [..., 2, H, W] -> float32 of the same shape.
+    """
+    if values not in VALUES:
+        raise ValueError(f"values of frames are {', '.join(VALUES)}; got {values!r}")
+    if values == "binary":
+        return (counts > 0).float()
+    counts = counts.float()
+    if area is not None:
+        counts = counts / area
+    if values == "count":
+        return counts
+    return counts / counts.amax((-3, -2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class FrameBatches(Batches):
+    """Batches of frames [T, B, 2, H, W], float32, with their labels [B], of `LabelledRecordings`.
+
+    `augment` takes counts [B, T, 2, H, W] on the device and their labels, and gives such counts.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        average = self.data.cells == "average"
+        self.area = torch.from_numpy(cell_area(self.data.framing)).to(self.device) if average else None
+
+    def _batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = self.data.labels[chosen].to(self.device)
+        counts = self.data.counts[self.data.rows[chosen.numpy()]].astype(np.int32)  # torch lacks most unsigned types
+        counts = torch.from_numpy(counts).to(self.device)
+        if self.augment is not None:
+            counts = self.augment(counts, labels)
+        frames = frame_values(counts, self.data.values, self.area).transpose(0, 1)  # [T, B, 2, H, W]
+        folded = frames.flatten(0, 1).contiguous(memory_format=self.memory_format)
+        return folded.unflatten(0, frames.shape[:2]), labels

@@ -1,0 +1,37 @@
+"""A hash of code, as part of the key of what that code has made: changed code never meets old content of a cache."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+
+
+@functools.cache
+def code_fingerprint(*names: str, follow: bool = True) -> str:
+    """Hash the code of modules, in which comments and layout do not count.
+
+    Args:
+        names: dotted names of the modules.
+        follow: hash also what they import by relative imports from their own packages, and so on.
+    """
+    key, waiting, seen = hashlib.sha256(), list(names), set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        spec = importlib.util.find_spec(name)
+        tree = ast.parse(spec.loader.get_source(name))
+        key.update(f"{name}\n{ast.dump(tree)}\n".encode())
+        for node in ast.walk(tree):
+            if follow and isinstance(node, ast.ImportFrom) and node.level == 1:
+                waiting += _modules(spec.parent, node)
+    return key.hexdigest()
+
+
+def _modules(package: str, node: ast.ImportFrom) -> list[str]:
+    """The modules that a statement `from .a import b` or `from . import a, b` imports from its package."""
+    if node.module:
+        return [f"{package}.{node.module}"]
+    names = [f"{package}.{alias.name}" for alias in node.names]
+    return [package, *(name for name in names if importlib.util.find_spec(name))]
