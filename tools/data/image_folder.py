@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tools.io.cache import cache_folder
-from tools.io.files import is_no_file, write_atomically
+from tools.io.files import is_folder_or_device, write_atomically
 from tools.io.npy import read_npz
 
 from .images import LabelledImages
@@ -83,7 +83,7 @@ def _list_split(folder):
 
 
 def _read_file(path):
-    if is_no_file(path):
+    if is_folder_or_device(path):
         raise ValueError(f"{path} is no readable image, but a folder, pipe or device")
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise ValueError(f"{path} is no readable image: it has more than {MAX_IMAGE_BYTES} bytes")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tools.io.files import is_no_file
+from tools.io.files import is_folder_or_device
 
 MAX_FILE_BYTES = 2**32  # more is no recording of these data sets, and would not fit into memory
 
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
 def open_file(path):
     """A file, open for reading its bytes; an `EventFormatError` if it is none but a folder, pipe or device."""
-    if is_no_file(path):
+    if is_folder_or_device(path):
         raise EventFormatError(path, 0, "expected a file, got a folder, pipe or device")
     return open(path, "rb")
 
