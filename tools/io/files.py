@@ -83,6 +83,7 @@ def _also_named(path, name):
         os.replace(path, name)
     else:
         os.replace(link, name)
+        link.unlink(missing_ok=True)  # which os.replace leaves if `name` is the same file already
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Losses, gradients and weights that are not finite: how they are found and handled."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ class Diverged(RuntimeError):
     """The loss, the gradient or the weights are not finite."""
 
 
+@dataclasses.dataclass
 class DivergenceWatch:
     """Looks for losses, gradients and weights that are not finite.
 
@@ -36,20 +37,12 @@ class DivergenceWatch:
             and lowers its scale, which must not fall below 1.
     """
 
-    def __init__(
-        self,
-        epoch: int,
-        device: torch.device,
-        progress: Progress,
-        processes: Processes,
-        scaler: torch.amp.GradScaler,
-    ):
-        self.epoch = epoch
-        self.progress = progress
-        self.processes = processes
-        self.scaler = scaler
-        self.check_every = 1 if device.type == "cpu" else CHECK_EVERY
-        self.pending = []  # (step, loss, norm of the gradient), not looked at yet
+    epoch: int
+    device: torch.device
+    progress: Progress
+    processes: Processes
+    scaler: torch.amp.GradScaler
+    pending: list = dataclasses.field(default_factory=list)  # (step, loss, norm of the gradient), not looked at yet
 
     def allows(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether a step is finite in all processes; counts those that are not, and raises after many in a row."""
@@ -71,7 +64,7 @@ class DivergenceWatch:
         """Note loss and norm of the gradient of a step, before it changes the weights."""
         self.progress.losses.append(loss)
         self.pending.append((self.progress.steps, loss, norm))
-        if len(self.pending) == self.check_every:
+        if len(self.pending) == (1 if self.device.type == "cpu" else CHECK_EVERY):
             self._check_pending()
 
     def finish(self, net: nn.Module) -> None:
@@ -107,20 +100,25 @@ class DivergenceWatch:
         self.pending.clear()
 
 
-class Recovery(Protocol):
-    """Undoes steps that are not finite."""
+class Recovery:
+    """Undoes a step that is not finite.
+
+    Args:
+        recover: called instead of the optimiser's step.
+    """
+
+    def __init__(self, recover: Callable[[], None]):
+        self.recover = recover
 
     def remember(self) -> None:
         """Called before a step."""
 
-    def recover(self) -> None:
-        """Called instead of the optimiser's step."""
 
-
-class Skip:
+class Skip(Recovery):
     """Skips a step: weights and optimiser are untouched, and running statistics are restored."""
 
     def __init__(self, net: nn.Module):
+        super().__init__(self._restore)
         self.buffers = list(net.buffers())
         self.before = [buffer.clone() for buffer in self.buffers]
 
@@ -130,26 +128,11 @@ class Skip:
             kept.copy_(buffer)
 
     @torch.no_grad()
-    def recover(self) -> None:
+    def _restore(self):
         for kept, buffer in zip(self.before, self.buffers):
             buffer.copy_(kept)
 
 
-class Rollback:
-    """Returns to the weights of the last checkpoint; data order, noise and learning rate go on.
-
-    Args:
-        recover: restores network, optimiser and the like.
-    """
-
-    def __init__(self, recover: Callable[[], None]):
-        self.recover = recover
-
-    def remember(self) -> None:
-        pass
-
-
 def build_recovery(name: str, net: nn.Module, roll_back: Callable[[], None]) -> Recovery | None:
-    """What --on_nonfinite names: "skip", "rollback", or "stop" (None)."""
-    recoveries = {"stop": lambda: None, "skip": lambda: Skip(net), "rollback": lambda: Rollback(roll_back)}
-    return recoveries[name]()
+    """What --on_nonfinite names: nothing to "stop", `Skip`, or a "rollback", after which data and noise go on."""
+    return {"stop": None, "skip": Skip(net), "rollback": Recovery(roll_back)}[name]

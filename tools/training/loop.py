@@ -135,10 +135,10 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
 
 def _loss(learner, images, target):
     """Logits, and the loss with its penalty."""
-    if learner.regularizer is None:
-        logits = learner.forward(learner.net, images)
-        return logits, learner.criterion(logits, target)
-    with learner.regularizer.watching(learner.net):
-        logits = learner.forward(learner.net, images)
-        penalty = learner.regularizer(learner.net)
-        return logits, learner.criterion(logits, target) + learner.regularizer_weight * penalty
+    net, regularizer = learner.net, learner.regularizer
+    with regularizer.watching(net) if regularizer else contextlib.nullcontext():
+        logits = learner.forward(net, images)
+        loss = learner.criterion(logits, target)
+        if regularizer:
+            loss = loss + learner.regularizer_weight * regularizer(net)
+    return logits, loss

@@ -14,22 +14,9 @@ from tools.runtime.processes import restarts
 from .build import Dataset
 
 AUTO = "auto"  # --resume: the run in --run_dir, if there is one
-RESUMABLE = {  # settings that may differ in a resumed run
-    "resume",
-    "run_dir",
-    "epochs",
-    "device",
-    "threads",
-    "workers",
-    "data_root",
-    "download",
-    "lenient",
-    "plot_spike_rate",
-    "save_minutes",
-    "save_steps",
-    "max_minutes",
-    "on_nonfinite",
-}
+# Settings that may differ in a resumed run.
+RESUMABLE = {"resume", "run_dir", "epochs", "device", "threads", "workers", "data_root", "download", "lenient"}
+RESUMABLE |= {"plot_spike_rate", "save_minutes", "save_steps", "max_minutes", "on_nonfinite"}
 PLANNED = ("onecycle", "cyclic")  # schedules whose number of steps is fixed at the start
 KINDS = {  # of what a checkpoint of a run must hold before anything is restored
     "config": (dict,),
@@ -64,12 +51,12 @@ def find_run(
         config: its `resume` and `run_dir` say which run.
         dataset: to train on.
         given: names of the settings that the user gave.
-        processes: number of processes, which must be that of the run.
+        processes: their number, which must be that of the run.
         restarted: how often torchrun has restarted them.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        CheckpointError: if none is intact, or it cannot be resumed.
+        CheckpointError: if none is intact or can be resumed.
         UserError: if it is of another data set, or settings were given that a resumed run cannot change.
     """
     _, may_restart = restarts()

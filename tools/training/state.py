@@ -33,14 +33,9 @@ class Best:
     accuracy: float
     highest_accuracy: float
 
-    @classmethod
-    def from_state(cls, state: dict) -> "Best":
-        """The best epoch in a checkpoint; TypeError if that is damaged."""
-        best = cls(**state)
-        for field in dataclasses.fields(cls):
-            if type(getattr(best, field.name)) is not field.type:
-                raise TypeError(f"{field.name} of the best epoch is not {field.type.__name__}")
-        return best
+    def __post_init__(self):
+        if not isinstance(self.highest_accuracy, float):  # as of a forged checkpoint
+            raise TypeError("the highest accuracy is not a number")
 
 
 def is_as_good(accuracy: float, highest: float, images: int) -> bool:
@@ -61,6 +56,7 @@ def is_as_good(accuracy: float, highest: float, images: int) -> bool:
     return accuracy >= highest - math.sqrt(highest * (1 - highest) / images)
 
 
+@dataclasses.dataclass
 class RunState:
     """Everything that changes during a run, and the checkpoints that hold it.
 
@@ -70,16 +66,18 @@ class RunState:
         folder: of the run.
         config, dataset: settings and name of the data set, which checkpoints carry.
         samples: number of training samples.
+        best: the best epoch so far.
+        saved_at: time of the last save, on the clock of `time.monotonic`.
     """
 
-    def __init__(self, learner: Learner, net: nn.Module, folder: Path, config: TrainConfig, dataset: str, samples: int):
-        self.learner = learner
-        self.net = net
-        self.folder = folder
-        self.identity = {"config": dataclasses.asdict(config), "dataset": dataset}
-        self.samples = samples
-        self.best: Best | None = None
-        self.saved_at = time.monotonic()
+    learner: Learner
+    net: nn.Module
+    folder: Path
+    config: TrainConfig
+    dataset: str
+    samples: int
+    best: Best | None = None
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -97,7 +95,7 @@ class RunState:
         learner = self.learner
         of_this_process = {"rng": seeds.rng_state(), "progress": progress.state() if progress else None}
         content = {
-            **self.identity,
+            **self._identity(),
             "epochs_done": epochs_done,
             "samples": self.samples,
             "best": dataclasses.asdict(self.best) if self.best else None,
@@ -114,18 +112,12 @@ class RunState:
         self.saved_at = time.monotonic()
 
     def keep_best(self, epoch: int, scores: Scores, images: int) -> None:
-        """Save the network as best.pth if it `is_as_good` as the best before.
-
-        Args:
-            epoch: its number.
-            scores: on the validation images.
-            images: their number.
-        """
+        """Save the network as best.pth if its scores on so many validation images make it the best (`is_as_good`)."""
         highest = self.best.highest_accuracy if self.best else 0.0
         if not is_as_good(scores.accuracy, highest, images):
             return
         self.best = Best(epoch, scores.loss, scores.accuracy, max(highest, scores.accuracy))
-        content = {"model": self.evaluated.state_dict(), "metrics": dataclasses.asdict(self.best), **self.identity}
+        content = {"model": self.evaluated.state_dict(), "metrics": dataclasses.asdict(self.best), **self._identity()}
         if self.learner.processes.is_first:
             checkpoint.save(self.folder / checkpoint.BEST, content)
 
@@ -133,14 +125,10 @@ class RunState:
         """Load the network of best.pth into `evaluated`."""
         best = self.learner.processes.from_first(lambda: checkpoint.read(self.folder / checkpoint.BEST))
         self.evaluated.load_state_dict(best["model"])
-        return Best.from_state(best["metrics"])
+        return Best(**best["metrics"])
 
     def restore(self, content: dict, path: Path) -> Progress | None:
-        """Restore what `save` saved; returns the progress of an incomplete epoch.
-
-        Args:
-            content: of a checkpoint of this run.
-            path: of the checkpoint, for messages.
+        """Restore the content of the checkpoint at `path`; returns the progress of an incomplete epoch.
 
         Raises:
             CheckpointError: if the content does not fit.
@@ -149,7 +137,7 @@ class RunState:
             raise CheckpointError(f"{path} was trained on {content['samples']} samples, and here are {self.samples}")
         learner = self.learner
         try:
-            self.best = Best.from_state(content["best"]) if content["best"] else None
+            self.best = Best(**content["best"]) if content["best"] else None
             self._restore_weights(content)
             learner.scheduler.load_state_dict(content["scheduler"])
             of_this_process = content["processes"][learner.processes.rank]
@@ -167,6 +155,9 @@ class RunState:
         self._restore_weights(content)
         for group, rate in zip(groups, rates):
             group["lr"] = rate
+
+    def _identity(self):
+        return {"config": dataclasses.asdict(self.config), "dataset": self.dataset}
 
     def _restore_weights(self, content):
         learner = self.learner

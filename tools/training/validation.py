@@ -1,6 +1,7 @@
 """Validation and test of the network in training."""
 
 import contextlib
+import dataclasses
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from tools.runtime.seeds import derived_seed
 from .loop import Learner
 
 
+@dataclasses.dataclass
 class Evaluator:
     """Scores a network with the same noise in every epoch; the noise of training goes on undisturbed.
 
@@ -25,25 +27,24 @@ class Evaluator:
         interruption: requests to stop, which a single process obeys at once.
     """
 
-    def __init__(self, net: nn.Module, learner: Learner, seed: int, interruption: Interruption):
-        self.net = net
-        self.forward, self.processes = learner.forward, learner.processes
-        self.seed = seed
-        self.interruption = interruption
+    net: nn.Module
+    learner: Learner
+    seed: int
+    interruption: Interruption
 
     def validate(self, batches: Batches, watch_rates: bool) -> tuple[Scores, dict[str, float] | None]:
         """Scores on the validation images and, if asked for, the firing rate of each layer."""
-        self.processes.share(self.net)  # each process has its own running statistics
+        self.learner.processes.share(self.net)  # each process has its own running statistics
         if not watch_rates:
             return self.score(batches, "validation"), None
         with firing_rates(self.net) as record:
             scores = self.score(batches, "validation")
-        return scores, record.rates(self.processes)
+        return scores, record.rates(self.learner.processes)
 
     def score(self, batches: Batches, purpose: str) -> Scores:
         """Scores on all batches; `purpose` determines the noise."""
+        processes, forward = self.learner.processes, self.learner.forward
         # Several processes must stop at the same place, and here their numbers of batches differ.
-        at_once = self.interruption.at_once() if self.processes.count == 1 else contextlib.nullcontext()
-        seed = derived_seed(self.seed, purpose, self.processes.rank)
-        with at_once, seeded_noise(self.forward.device, seed):
-            return inference.evaluate(self.net, batches, self.forward, description=purpose, processes=self.processes)
+        at_once = self.interruption.at_once() if processes.count == 1 else contextlib.nullcontext()
+        with at_once, seeded_noise(forward.device, derived_seed(self.seed, purpose, processes.rank)):
+            return inference.evaluate(self.net, batches, forward, description=purpose, processes=processes)

@@ -167,14 +167,14 @@ def test_several_processes_go_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path,
 
     def stopped(processes):
         training = Training(TrainConfig(**{**options, "run_dir": str(broken)}), stripes, processes=processes)
-        original = training._between_steps
+        original = training.between_steps
 
         def between(epoch, progress, check):
             if (epoch, progress.steps) == (2, 4) and processes.rank == 1:
                 signal.raise_signal(signal.SIGTERM)  # to one of them only
             original(epoch, progress, check)
 
-        training._between_steps = between
+        training.between_steps = between
         with pytest.raises(BaseException, match="SIGTERM"):
             training.run()
         return training.learner.scheduler.last_epoch

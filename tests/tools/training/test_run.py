@@ -13,8 +13,10 @@ from tools.config.parsing import parse
 from tools.config.train import TrainConfig
 from tools.io import checkpoint
 from tools.training import loop
+from tools.training.build import DEBUG_BATCHES
 from tools.training.divergence import Diverged
-from tools.training.run import DEBUG_BATCHES, Training, is_as_good
+from tools.training.run import Training
+from tools.training.state import is_as_good
 
 TINY = {
     "model": "vggwoap",
@@ -59,7 +61,7 @@ def rows(folder, *without):
 
 def test_a_run_learns_and_leaves_everything_behind(tmp_path, stripes):
     training, result = run(tmp_path, stripes, epochs=6, plot_spike_rate=True, histograms=True)
-    assert result["accuracy"] > 0.9
+    assert result.accuracy > 0.9
     folder = training.folder
     assert folder.parent == tmp_path / "results" / "stripes" / "vggwoap-NILIF"
     assert folder.name.endswith("-s0")
@@ -69,7 +71,7 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, stripes):
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
     assert len(history[0]["firing_rates"]) == 8
-    assert json.loads((folder / "test.json").read_text())["accuracy"] == result["accuracy"]
+    assert json.loads((folder / "test.json").read_text())["accuracy"] == result.accuracy
     events = EventAccumulator(str(folder)).Reload().Tags()
     assert {"train/loss", "val/accuracy", "lr", "train/images_per_s", "firing_rate/stem_neuron"} <= set(
         events["scalars"]
@@ -112,7 +114,7 @@ def test_the_test_images_are_used_once_and_not_before_the_end(tmp_path, stripes,
 
     monkeypatch.setattr(inference, "evaluate", spy)
     training, _ = run(tmp_path, stripes)
-    assert passes == [training.batches["val"]] * 3 + [training.batches["test"]]
+    assert passes == [training.data.val] * 3 + [training.data.test]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, stripes):
@@ -183,7 +185,9 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, stripes, monkeypatch):
     passes = []
     monkeypatch.setattr(inference, "evaluate", lambda *args, **options: passes.append(1))
     again = Training(config(tmp_path, resume=str(training.folder)), stripes).run()
-    assert again == json.loads((training.folder / "test.json").read_text()) and not passes  # nothing left to do
+    assert (
+        dataclasses.asdict(again) == json.loads((training.folder / "test.json").read_text()) and not passes
+    )  # nothing left to do
 
 
 def test_a_network_alone_cannot_be_resumed(tmp_path, stripes):
@@ -233,19 +237,19 @@ def test_every_regulariser_runs_with_tet(tmp_path, stripes, reg):
 def test_mixed_precision_and_channels_last_learn(tmp_path, stripes, amp):
     """Not vggwoap: on some CPUs, oneDNN's bf16 convolution of stride 2 on a 1x1 map has a wrong weight gradient."""
     _, result = run(tmp_path, stripes, epochs=6, amp=amp, channels_last=True, model="vgg")
-    assert result["accuracy"] > 0.9
+    assert result.accuracy > 0.9
 
 
 def test_debug_runs_few_batches(tmp_path, stripes):
     training, _ = run(tmp_path, stripes, epochs=1, debug=True, minibatch=10)
-    assert len(training.batches["train"]) == DEBUG_BATCHES
+    assert len(training.data.train) == DEBUG_BATCHES
     assert not torch.is_anomaly_enabled()
 
 
 @pytest.mark.slow
 def test_a_compiled_network_trains(tmp_path, stripes):
     _, result = run(tmp_path, stripes, epochs=6, compile=True)
-    assert result["accuracy"] > 0.9
+    assert result.accuracy > 0.9
     with pytest.raises(ValueError, match="do not go together"):
         Training(config(tmp_path, compile=True, reg="rate"), stripes)
 

@@ -14,13 +14,16 @@ import pytest
 import torch
 import yaml
 
+from tools import inference
 from tools.config.train import TrainConfig
+from tools.inference import Scores
 from tools.io import checkpoint, files
 from tools.runtime import processes
 from tools.runtime.interruption import TIME_IS_OVER, Interrupted, Interruption
 from tools.training import loop
 from tools.training.divergence import MOST_SKIPPED, Diverged, DivergenceWatch
-from tools.training.log import RunLog
+from tools.training.log import EpochRecord, RunLog
+from tools.training.progress import EpochResult
 from tools.training.run import Training
 
 # Everything that has a state: augmentation, noise, moving average, optimiser with moments, running statistics.
@@ -65,14 +68,14 @@ class Stop(Exception):
 
 def stop_after(training, epoch, steps):
     """Make a run end without a word, as a kill would, after a step of an epoch."""
-    original = training._between_steps
+    original = training.between_steps
 
     def between(now, progress, check):
         original(now, progress, check)
         if (now, progress.steps) == (epoch, steps):
             raise Stop
 
-    training._between_steps = between
+    training.between_steps = between
 
 
 CASES = [
@@ -167,19 +170,19 @@ def test_a_signal_in_validation_and_the_end_of_the_time_lose_nothing(tmp_path, s
     whole = Training(config(tmp_path), stripes)
     result = whole.run()
     training = Training(config(tmp_path), stripes)
-    original, calls = training._evaluate, []
+    original, calls = inference.evaluate, []
 
-    def interrupted(part, description):
-        calls.append(part)
+    def interrupted(*args, **options):
+        calls.append(args)
         if len(calls) == 2:
-            with training.interruption.at_once():
-                signal.raise_signal(signal.SIGTERM)
-                raise AssertionError("went on")
-        return original(part, description)
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("went on")
+        return original(*args, **options)
 
-    training._evaluate = interrupted
-    with pytest.raises(Interrupted, match="SIGTERM") as error:
-        training.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "evaluate", interrupted)
+        with pytest.raises(Interrupted, match="SIGTERM") as error:
+            training.run()
     assert error.value.exit_code == 143
     stopped = Training(config(tmp_path, resume=str(training.folder), max_minutes=1e-9), stripes, {"max_minutes"})
     assert stopped.first_epoch == 2
@@ -341,7 +344,7 @@ def test_an_event_file_that_does_not_fit_is_an_error(tmp_path):
         try:
             for epoch in range(1, 100):
                 log.histograms(torch.nn.Linear(100, 100), epoch)
-                log.epoch({"epoch": epoch, "lr": 0.1})
+                log.epoch(EpochRecord(epoch, 0.1, EpochResult(1.0, 0.5, 100.0), Scores(1.0, 0.5)))
         except OSError as error:
             os._exit(17 if f"the log in {tmp_path} cannot be written" in str(error) else 1)
 
@@ -359,7 +362,7 @@ def test_a_folder_that_cannot_be_written_into_is_an_error_before_any_work(tmp_pa
     with pytest.raises(OSError, match="file"):
         Training(config(tmp_path, results=str(blocked)), stripes)
     monkeypatch.setattr(files.os, "access", lambda *args: False)  # what the system says of a read-only folder
-    with pytest.raises(PermissionError, match="run cannot be written into"):
+    with pytest.raises(PermissionError, match="run is not writable"):
         Training(config(tmp_path, run_dir=str(tmp_path / "run")), stripes)
     assert not loads
 
@@ -450,7 +453,7 @@ def test_no_minutes_between_checkpoints_is_none_by_time(tmp_path, stripes):
 def test_gradients_that_are_never_finite_with_fp16_end_the_run(tmp_path, stripes):
     training = Training(config(tmp_path, amp="fp16", epochs=4), stripes)
     spoil_gradients(training, range(10**6))
-    with pytest.raises(Diverged, match="no gradient is finite in fp16, with whatever scale, up to epoch 2"):
+    with pytest.raises(Diverged, match="no gradient is finite in fp16, at any scale, up to epoch 2"):
         training.run()
 
 
@@ -480,12 +483,11 @@ def test_a_rollback_does_not_go_to_the_future(tmp_path, stripes):
     training.run()
     earlier = config(tmp_path, resume=str(training.folder / "previous.pth"), on_nonfinite="rollback")
     resumed = Training(earlier, stripes, {"resume", "on_nonfinite"})
-    start = checkpoint.checksum(resumed.net.state_dict())
-    found, original = [], resumed.state.roll_back
-    resumed.state.roll_back = lambda content: (original(content), found.append(content))
+    start, seen = checkpoint.checksum(resumed.net.state_dict()), []
+    resumed.between_steps = lambda *args: seen.append(checkpoint.checksum(resumed.net.state_dict()))
     spoil_gradients(resumed, {1})
     resumed.run()
-    assert checkpoint.checksum(found[0]["model"]) == start
+    assert seen[0] == start != seen[1]
 
 
 def test_another_number_of_training_samples_is_refused(tmp_path, stripes, in_mid_epoch):
@@ -532,22 +534,20 @@ def test_a_schedule_that_was_planned_to_its_end_cannot_be_prolonged(tmp_path, st
 
 @pytest.mark.parametrize("stops", [False, True])
 def test_numbers_that_are_noticed_late_are_not_saved(tmp_path, stripes, monkeypatch, stops):
-    class Late(DivergenceWatch):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            self.check_every = 25  # as on an accelerator
+    def late(epoch, device, *args):
+        return DivergenceWatch(epoch, torch.device("cuda"), *args)  # where numbers are looked at later
 
-    monkeypatch.setattr(loop, "DivergenceWatch", Late)
+    monkeypatch.setattr(loop, "DivergenceWatch", late)
     training = Training(config(tmp_path, save_steps=0 if stops else 2), stripes)
     spoil_gradients(training, {4})
-    original = training._between_steps
+    original = training.between_steps
 
     def between(epoch, progress, check):
         if stops and progress.steps == 6:
             signal.raise_signal(signal.SIGTERM)
         original(epoch, progress, check)
 
-    training._between_steps = between
+    training.between_steps = between
     with pytest.raises(Diverged, match="norm of the gradient became nan in epoch 1, step 4"):
         training.run()
     for name in ("last.pth", "previous.pth"):
@@ -563,7 +563,7 @@ def test_a_skipped_step_changes_nothing(tmp_path, stripes):
     def between(epoch, progress, check):
         seen[progress.steps] = checkpoint.checksum(training.net.state_dict())
 
-    training._between_steps = between
+    training.between_steps = between
     spoil_gradients(training, {3})
     training.run()
     assert seen[2] == seen[3] != seen[4]
@@ -571,14 +571,14 @@ def test_a_skipped_step_changes_nothing(tmp_path, stripes):
 
 def test_a_rollback_returns_to_the_last_checkpoint(tmp_path, stripes):
     training = Training(config(tmp_path, on_nonfinite="rollback", save_steps=4), stripes)
-    original, seen, lr = training._between_steps, {}, {}
+    original, seen, lr = training.between_steps, {}, {}
 
     def between(epoch, progress, check):
         seen[epoch, progress.steps] = checkpoint.checksum(training.net.state_dict())
         lr[epoch, progress.steps] = training.learner.scheduler.get_last_lr()[0]
         original(epoch, progress, check)
 
-    training._between_steps = between
+    training.between_steps = between
     spoil_gradients(training, {16})
     training.run()
     assert seen[2, 7] == seen[2, 4] != seen[2, 6]
