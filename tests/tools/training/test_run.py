@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tools import inference
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
+from tools.errors import UserError
 from tools.io import checkpoint
 from tools.training import loop
 from tools.training.build import DEBUG_BATCHES
@@ -258,3 +259,53 @@ def test_a_run_folder_is_not_used_twice(tmp_path, stripes):
     run(tmp_path, stripes, epochs=1, run_dir=str(tmp_path / "mine"))
     with pytest.raises(ValueError, match="holds a run already"):
         Training(config(tmp_path, run_dir=str(tmp_path / "mine")), stripes)
+
+
+def test_files_of_a_run_have_the_keys_that_their_readers_know(tmp_path, stripes):
+    training, result = run(tmp_path, stripes, epochs=1, on_nonfinite="skip", plot_spike_rate=True)
+    (row,) = rows(training.folder)
+    assert list(row) == [
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_accuracy",
+        "train_images_per_s",
+        "train_skipped_steps",
+        "val_loss",
+        "val_accuracy",
+        "firing_rates",
+    ]
+    assert list(json.loads((training.folder / "test.json").read_text())) == [
+        "epoch",
+        "val_accuracy",
+        "loss",
+        "accuracy",
+    ]
+    best, last = (checkpoint.read(training.folder / name) for name in ("best.pth", "last.pth"))
+    assert set(best) == {"format", "model", "metrics", "config", "dataset", "checksum"}
+    assert (
+        list(best["metrics"]) == ["epoch", "loss", "accuracy", "highest_accuracy"] and last["best"] == best["metrics"]
+    )
+    of_run = {"config", "dataset", "epochs_done", "samples", "best", "format", "checksum"}
+    assert set(last) == of_run | {"model", "ema", "optimizer", "scaler", "scheduler", "processes"}
+    assert (row["val_accuracy"], result.accuracy) == (result.val_accuracy, result.accuracy)
+
+
+def test_validation_leaves_the_noise_of_training_alone_and_repeats_its_own(tmp_path, stripes):
+    training = Training(config(tmp_path), stripes)
+    before = torch.get_rng_state()
+    scores = [training.evaluator.score(training.data.val, purpose) for purpose in ("validation", "validation", "test")]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert scores[0] == scores[1] != scores[2]
+    other = Training(config(tmp_path, seed=1), stripes)
+    other.net.load_state_dict(training.net.state_dict())
+    assert other.evaluator.score(training.data.val, "validation") != scores[0]
+
+
+def test_a_damaged_result_is_an_error_that_says_what_to_do(tmp_path, stripes):
+    training, _ = run(tmp_path, stripes, epochs=1)
+    (training.folder / "test.json").write_text('{"accuracy": 1}')
+    with pytest.raises(UserError, match=r"test\.json is not the result of a run; delete it"):
+        Training(config(tmp_path, resume=str(training.folder)), stripes).run()
+    (training.folder / "test.json").unlink()
+    assert Training(config(tmp_path, resume=str(training.folder)), stripes).run().epoch == 1
