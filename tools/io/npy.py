@@ -3,7 +3,7 @@
 import math
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from tools.errors import UserError
 from .files import is_folder_or_device
 
 
-def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read the header of a .npy file: shape, whether in Fortran order, dtype.
 
     Args:
@@ -31,7 +31,7 @@ def read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, fortran, dtype
 
 
-def check_header(file: BinaryIO, size: int) -> None:
+def check_header(file: IO[bytes], size: int) -> None:
     """Raise UserError if a .npy file of `size` bytes is not exactly as long as its header says."""
     shape, _, dtype = read_header(file)
     wanted, came = math.prod(shape) * dtype.itemsize, size - file.tell()

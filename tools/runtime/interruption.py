@@ -36,7 +36,7 @@ class Interruption:
     def __init__(self, max_minutes: float = 0.0):
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
         self._received = 0
-        self._before = {}
+        self._before: dict = {}
         self._may_raise = False
 
     def __enter__(self):

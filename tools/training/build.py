@@ -98,15 +98,7 @@ def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn
 def build_learner(
     config: TrainConfig, net: nn.Module, batches: int, device: torch.device, processes: Processes
 ) -> Learner:
-    """What trains a network, without recovery; noise and augmentation then differ between processes.
-
-    Args:
-        config: of the run.
-        net: the network.
-        batches: number of training batches in an epoch.
-        device: of the network.
-        processes: that train together.
-    """
+    """What trains a network in epochs of so many batches; from here on, processes draw different random numbers."""
     trained = processes.replicated(net, device)
     optimizer = optim.build_optimizer(config.optim, net, config.lr, config.weight_decay)
     ema = None

@@ -36,7 +36,7 @@ class EpochRecord:
 
     def row(self) -> dict:
         """The row of metrics.jsonl."""
-        row = {"epoch": self.epoch, "lr": self.lr}
+        row: dict = {"epoch": self.epoch, "lr": self.lr}
         for part, result in (("train", self.trained), ("val", self.validated)):
             for name, value in dataclasses.asdict(result).items():
                 if value is not None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from tools.data.batches import Batches
@@ -31,7 +32,7 @@ class Learner:
         regularizer: regularizer(net) -> scalar, inside regularizer.watching(net), a context around the forward pass.
         regularizer_weight: factor of the regulariser in the loss.
         clip_grad: largest norm of the gradient; 0: no clipping.
-        ema: averaged network with `update_parameters(net)`.
+        ema: the averaged network.
         accumulate: number of batches whose gradients are averaged in one step.
         recovery: undoes steps that are not finite; None: they are errors. With it, each step waits for its numbers.
         processes: with several, `net` averages gradients over them and has `no_sync()`.
@@ -46,7 +47,7 @@ class Learner:
     regularizer: Callable[[nn.Module], Tensor] | None = None
     regularizer_weight: float = 0.0
     clip_grad: float = 0.0
-    ema: nn.Module | None = None
+    ema: AveragedModel | None = None
     accumulate: int = 1
     recovery: Recovery | None = None
     processes: Processes = Processes()

@@ -21,7 +21,7 @@ from . import loop
 from .build import Dataset, build_learner, build_net, check_settings, describe, load_data
 from .divergence import Diverged, build_recovery
 from .folder import RunResult, make_run_folder, opened, read_result, write_result
-from .log import EpochRecord
+from .log import EpochRecord, RunLog
 from .progress import Progress
 from .resume import find_run
 from .state import RunState
@@ -77,7 +77,7 @@ class Training:
             self.progress = self.state.restore(stored.content, stored.path)
         self.interruption = Interruption(config.max_minutes)
         self.evaluator = Evaluator(self.state.evaluated, self.learner, config.seed, self.interruption)
-        self.log = None
+        self.log: RunLog | None = None
 
     def _build(self):
         config, processes = self.config, self.processes

@@ -17,7 +17,7 @@ def test_versions_are_those_of_the_libraries():
 
 
 def test_the_training_code_imports_neither_torchvision_nor_tensorboard(repository):
-    code = "import sys, tools.runtime.provenance as p, tools.training.log, tools.training.divergence; p.provenance()\n"
+    code = "import sys, tools.runtime.provenance as p, tools.training.run; p.provenance()\n"
     code += "print([name for name in ('torchvision', 'tensorboard') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

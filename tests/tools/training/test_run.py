@@ -288,7 +288,7 @@ def test_files_of_a_run_have_the_keys_that_their_readers_know(tmp_path, stripes)
     )
     of_run = {"config", "dataset", "epochs_done", "samples", "best", "format", "checksum"}
     assert set(last) == of_run | {"model", "ema", "optimizer", "scaler", "scheduler", "processes"}
-    assert (row["val_accuracy"], result.accuracy) == (result.val_accuracy, result.accuracy)
+    assert row["val_accuracy"] == result.val_accuracy
 
 
 def test_validation_leaves_the_noise_of_training_alone_and_repeats_its_own(tmp_path, stripes):

@@ -381,7 +381,7 @@ def test_absent_data_leave_no_empty_folder(tmp_path, stripes, monkeypatch):
 
 
 def spoil_gradients(training, steps):
-    """Let the gradients of some steps, counted over the whole run, be NaN; returns the list of their losses."""
+    """Let the gradients of some steps, counted over the whole run, be NaN."""
     count, weight = [], training.net.get_parameter("stem.conv.weight")
 
     def spoil(gradient):
