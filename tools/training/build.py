@@ -128,8 +128,8 @@ def describe(net: nn.Module, config: TrainConfig, processes: Processes) -> str:
     """The network, and how many images make a step, for the first message of a run."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
     text = f"{type(net).__name__} with {parameters:,} parameters"
-    if config.accumulate * processes.count > 1:
-        images = config.minibatch * config.accumulate * processes.count
-        text += f"; {images} images a step: "
-        text += f"{config.minibatch} x {config.accumulate} batches x {processes.count} processes"
+    batches, count = config.accumulate, processes.count
+    if batches * count > 1:
+        images = config.minibatch * batches * count
+        text += f"; {images} images a step: {config.minibatch} x {batches} batches x {count} processes"
     return text

@@ -53,8 +53,9 @@ class Learner:
     processes: Processes = Processes()
 
     def start(self, batches: Batches) -> Progress:
-        """The start of a new pass over the training batches."""
-        return Progress.start(batches, self.scheduler.get_last_lr()[0], self.forward.device, self.processes)
+        """The start of a new pass over the training batches, whose order all processes share."""
+        correct = torch.zeros((), dtype=torch.int64, device=self.forward.device)
+        return Progress(self.processes.from_first(batches.order), self.scheduler.get_last_lr()[0], [], correct)
 
 
 def train_one_epoch(

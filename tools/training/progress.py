@@ -5,9 +5,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from tools.data.batches import Batches
 from tools.errors import UserError
-from tools.runtime.processes import Processes
 
 
 @dataclasses.dataclass
@@ -35,12 +33,6 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     seconds: float = 0.0
-
-    @classmethod
-    def start(cls, batches: Batches, lr: float, device: torch.device, processes: Processes) -> "Progress":
-        """The start of a new pass, whose order all processes share."""
-        order = processes.from_first(batches.order)
-        return cls(order, lr, [], torch.zeros((), dtype=torch.int64, device=device))
 
     def state(self) -> dict:
         """The state as plain data and tensors."""

@@ -140,15 +140,9 @@ class Training:
                 self.log.histograms(self.net, epoch)
         self.state.keep_best(epoch, validated, self.data.val_samples)
         self.state.save(epoch)
-        logger.info(
-            "epoch %d/%d: loss %.4f, validation loss %.4f, accuracy %.2f %%, %.0f images/s",
-            epoch,
-            self.config.epochs,
-            trained.loss,
-            validated.loss,
-            100 * validated.accuracy,
-            trained.images_per_s,
-        )
+        losses = f"loss {trained.loss:.4f}, validation loss {validated.loss:.4f}"
+        speed = f"accuracy {100 * validated.accuracy:.2f} %, {trained.images_per_s:.0f} images/s"
+        logger.info(f"epoch {epoch}/{self.config.epochs}: {losses}, {speed}")
 
     def between_steps(self, epoch: int, progress: Progress, check: Callable[[], None]) -> None:
         """Save if due, or stop if asked to: in all processes after the same step."""
@@ -169,11 +163,6 @@ class Training:
         result = RunResult(best.epoch, best.accuracy, scores.loss, scores.accuracy)
         if self.processes.is_first:
             write_result(self.folder, result)
-        logger.info(
-            "test accuracy %.2f %%, loss %.4f (epoch %d, chosen in validation); results are in %s",
-            100 * result.accuracy,
-            result.loss,
-            result.epoch,
-            self.folder,
-        )
+        where = f"(epoch {result.epoch}, chosen in validation); results are in {self.folder}"
+        logger.info(f"test accuracy {100 * result.accuracy:.2f} %, loss {result.loss:.4f} {where}")
         return result
