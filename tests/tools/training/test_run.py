@@ -176,7 +176,7 @@ def test_rows_of_a_half_done_epoch_are_dropped_when_resuming(tmp_path, stripes, 
 
 def test_a_resumed_run_keeps_its_settings(tmp_path, stripes, monkeypatch):
     training, _ = run(tmp_path, stripes, epochs=1)
-    with pytest.raises(ValueError, match="keeps its lr = 0.01; 0.5 was asked for"):
+    with pytest.raises(UserError, match="keeps its lr = 0.01; 0.5 was asked for"):
         Training(config(tmp_path, resume=str(training.folder), lr=0.5), stripes, given={"lr"})
     longer = Training(config(tmp_path, resume=str(training.folder), epochs=2), stripes, given={"epochs"})
     longer.run()
@@ -193,10 +193,10 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, stripes, monkeypatch):
 
 def test_a_network_alone_cannot_be_resumed(tmp_path, stripes):
     training, _ = run(tmp_path, stripes, epochs=1)
-    with pytest.raises(ValueError, match=r"holds a network only; take the run's last\.pth"):
+    with pytest.raises(UserError, match=r"holds a network only; take the run's last\.pth"):
         Training(config(tmp_path, resume=str(training.folder / "best.pth")), stripes)
     other = dataclasses.replace(stripes, name="other")
-    with pytest.raises(ValueError, match="was trained on stripes, this script is for other"):
+    with pytest.raises(UserError, match="was trained on stripes, this script is for other"):
         Training(config(tmp_path, resume=str(training.folder)), other)
 
 
@@ -251,13 +251,13 @@ def test_debug_runs_few_batches(tmp_path, stripes):
 def test_a_compiled_network_trains(tmp_path, stripes):
     _, result = run(tmp_path, stripes, epochs=6, compile=True)
     assert result.accuracy > 0.9
-    with pytest.raises(ValueError, match="do not go together"):
+    with pytest.raises(UserError, match="do not go together"):
         Training(config(tmp_path, compile=True, reg="rate"), stripes)
 
 
 def test_a_run_folder_is_not_used_twice(tmp_path, stripes):
     run(tmp_path, stripes, epochs=1, run_dir=str(tmp_path / "mine"))
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(UserError, match="holds a run already"):
         Training(config(tmp_path, run_dir=str(tmp_path / "mine")), stripes)
 
 

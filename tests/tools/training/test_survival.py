@@ -16,6 +16,7 @@ import yaml
 
 from tools import inference
 from tools.config.train import TrainConfig
+from tools.errors import UserError
 from tools.inference import Scores
 from tools.io import checkpoint, files
 from tools.runtime import processes
@@ -52,7 +53,7 @@ def rows(folder):
 
 
 def assert_same_run(folder, other):
-    """The last checkpoints, but for times, and all rows of two runs are the same."""
+    """The rows and the last checkpoints of two runs are the same, except for times."""
     assert rows(folder) == rows(other)
     one, two = (checkpoint.read(path / checkpoint.LAST) for path in (folder, other))
     for part in ("model", "ema", "optimizer", "scheduler", "scaler", "processes", "best", "epochs_done"):
@@ -67,7 +68,7 @@ class Stop(Exception):
 
 
 def stop_after(training, epoch, steps):
-    """Make a run end without a word, as a kill would, after a step of an epoch."""
+    """Make a run end silently, as a kill would, after a step of an epoch."""
     original = training.between_steps
 
     def between(now, progress, check):
@@ -118,7 +119,7 @@ def flags(folder, **changes):
 
 
 def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path, stripes):
-    """SIGKILL, often within a save, as there is one after every step. Processes are forked, as imports take longest."""
+    """SIGKILL, often within a save, as each step ends with one. Processes are forked, which spares the imports."""
     options = dict(save_steps=1, epochs=6, minibatch=10, histograms=True, plot_spike_rate=True, resume="auto")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
@@ -212,7 +213,7 @@ def test_a_second_signal_does_what_it_always_did(request):
 
 
 def test_auto_starts_a_run_and_then_continues_it(tmp_path, stripes):
-    with pytest.raises(ValueError, match="--resume auto needs --run_dir"):
+    with pytest.raises(UserError, match="--resume auto needs --run_dir"):
         Training(config(tmp_path, resume="auto"), stripes)
     options = dict(run_dir=str(tmp_path / "run"), resume="auto", epochs=1)
     assert Training(config(tmp_path, **options), stripes).run()
@@ -222,7 +223,7 @@ def test_auto_starts_a_run_and_then_continues_it(tmp_path, stripes):
 
 def test_torchrun_is_told_that_a_restarted_run_must_be_found(tmp_path, stripes, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
-    with pytest.raises(ValueError, match="torchrun --max-restarts needs --run_dir"):
+    with pytest.raises(UserError, match="torchrun --max-restarts needs --run_dir"):
         Training(config(tmp_path), stripes)
     assert processes.restarts() == (0, 2)
 
@@ -263,7 +264,7 @@ def test_the_checkpoint_before_is_kept_and_used_where_the_newest_is_damaged(tmp_
 
 
 def test_every_damaged_byte_is_noticed_or_does_not_matter(tmp_path):
-    """Of 300 places, spread over the file: none leads to other content than was saved, nor to another error."""
+    """300 damaged places, all over the file: none yields other content than was saved, or another error."""
     last = saved_twice(tmp_path)
     intact, wanted = last.read_bytes(), checkpoint.checksum(checkpoint.read(last))
     generator, noticed = random.Random(0), 0
@@ -296,13 +297,13 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tm
 
 
 def limit_files(kilobytes):
-    """In this process, let files have so many bytes at most: what a full disk does to them."""
+    """Limit the size of files in this process, as a full disk does."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, resource.RLIM_INFINITY))
 
 
 @pytest.mark.parametrize("kilobytes", [0, 3, 30, 300])
 def test_a_full_disk_is_an_error_and_leaves_earlier_files_as_they_were(tmp_path, stripes, kilobytes):
-    """Of so many bytes that a file may have, some are too few for each: checkpoint, log, event file."""
+    """Each limit is too small for another file: checkpoint, log, event file."""
     folder = tmp_path / "run"
     Training(config(tmp_path, run_dir=str(folder), epochs=1), stripes).run()
     names = ("last.pth", "previous.pth", "best.pth", "metrics.jsonl", "test.json", "config.yaml")
@@ -336,7 +337,7 @@ def test_the_message_of_a_full_disk(tmp_path, script):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_event_file_that_does_not_fit_is_an_error(tmp_path):
-    """TensorBoard writes in a thread of its own, whose errors come late."""
+    """TensorBoard writes in its own thread, whose errors come late."""
 
     def write():
         log = RunLog(tmp_path)
@@ -423,7 +424,7 @@ RESUMED = {
 
 @pytest.fixture(scope="module")
 def in_mid_epoch(tmp_path_factory, stripes):
-    """The content of a checkpoint within an epoch, without the checksum, which is there against damage alone."""
+    """The content of a checkpoint within an epoch, without its checksum, which guards against damage alone."""
     training = Training(config(tmp_path_factory.mktemp("run"), save_steps=2), stripes)
     stop_after(training, 1, 2)
     with pytest.raises(Stop):
@@ -438,11 +439,11 @@ def test_a_forged_checkpoint_is_not_resumed(tmp_path, stripes, in_mid_epoch, cha
     forged = copy.deepcopy(in_mid_epoch)
     RESUMED[change](forged)
     torch.save(forged, tmp_path / "last.pth")
-    with pytest.raises(ValueError):  # CheckpointError is one
+    with pytest.raises(UserError):
         Training(config(tmp_path, resume=str(tmp_path)), stripes, {"resume"})
 
 
-def test_no_minutes_between_checkpoints_is_none_by_time(tmp_path, stripes):
+def test_zero_save_minutes_means_no_checkpoints_by_time(tmp_path, stripes):
     training = Training(config(tmp_path, save_minutes=0.0), stripes)
     stop_after(training, 1, 2)
     with pytest.raises(Stop):
@@ -464,7 +465,7 @@ def test_a_gradient_that_is_not_finite_with_fp16_is_left_out_and_counted(tmp_pat
     assert [row["train_skipped_steps"] for row in rows(training.folder)][:2] == [0, 2]
 
 
-def test_what_is_resumed_from_the_checkpoint_before_is_not_overwritten_by_a_damaged_one(tmp_path, stripes):
+def test_resuming_from_previous_pth_does_not_replace_it_by_a_damaged_one(tmp_path, stripes):
     training = Training(config(tmp_path), stripes)
     training.run()
     last, previous = (training.folder / name for name in ("last.pth", "previous.pth"))
@@ -519,7 +520,7 @@ def test_a_complete_run_that_goes_on_is_no_longer_complete(tmp_path, stripes):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, stripes):
     training = Training(config(tmp_path), stripes)
-    with files.alone_in(training.folder), pytest.raises(ValueError, match="another process is at work in"):
+    with files.alone_in(training.folder), pytest.raises(UserError, match="another process is at work in"):
         training.run()
     training.run()
 
@@ -528,7 +529,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, stripes):
 def test_a_schedule_that_was_planned_to_its_end_cannot_be_prolonged(tmp_path, stripes, scheduler):
     training = Training(config(tmp_path, scheduler=scheduler), stripes)
     training.run()
-    with pytest.raises(ValueError, match=f"the {scheduler} schedule was planned"):
+    with pytest.raises(UserError, match=f"the {scheduler} schedule was planned"):
         Training(config(tmp_path, resume=str(training.folder), epochs=9), stripes, {"resume", "epochs"})
 
 
