@@ -77,3 +77,15 @@ class TET(nn.Module):
     def forward(self, logits, target):
         pull = (logits - self.mean).square().mean()
         return (1 - self.lambda_tet) * self.per_step(logits, target) + self.lambda_tet * pull
+
+
+LOSSES = {
+    "rate": lambda label_smoothing, lambda_tet: RateCrossEntropy(label_smoothing),
+    "per_step": lambda label_smoothing, lambda_tet: PerStepCrossEntropy(label_smoothing),
+    "tet": lambda label_smoothing, lambda_tet: TET(lambda_tet, label_smoothing=label_smoothing),
+}
+
+
+def build_loss(name, label_smoothing=0.0, lambda_tet=0.05):
+    """Make the loss of a name in `LOSSES`."""
+    return LOSSES[name](label_smoothing, lambda_tet)

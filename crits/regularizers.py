@@ -112,3 +112,15 @@ class FiringRate(Regularizer):
             self._rates = None  # nothing of the graph outlives the block
             for handle in handles:
                 handle.remove()
+
+
+REGULARIZERS = {
+    "gram": lambda target_rate: Gramian(),
+    "srip": lambda target_rate: SRIP(),
+    "rate": FiringRate,
+}
+
+
+def build_regularizer(name, target_rate=0.1):
+    """Make the regulariser of a name in `REGULARIZERS`."""
+    return REGULARIZERS[name](target_rate)

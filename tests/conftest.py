@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-# Tests are of the CPU, which repeats bit for bit and lets processes fork, but for `NSNN_TEST_CUDA=1 pytest -m cuda`.
+# Tests use the CPU, which repeats bit for bit and lets processes fork, except with `NSNN_TEST_CUDA=1 pytest -m cuda`.
 if os.environ.get("NSNN_TEST_CUDA") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on CPU tensors
@@ -53,7 +53,7 @@ cli.train(stripes, argv=sys.argv[1:])
 
 @pytest.fixture
 def script(tmp_path, repository):
-    """Starts a training script of the stripes: arguments -> Popen, whose stdout has all that it says."""
+    """Starts a training script on the stripes: arguments -> Popen, whose stdout has its whole output."""
     path = tmp_path / "main_stripes.py"
     path.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}

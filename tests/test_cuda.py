@@ -57,7 +57,7 @@ def test_a_run_learns_and_resumes(tmp_path, stripes, amp):
     )
     training = Training(config, stripes)
     assert training.device.type == "cuda"
-    assert training.run()["accuracy"] > 0.9
+    assert training.run().accuracy > 0.9
     (state,) = checkpoint.read(training.folder / "last.pth")["processes"]
     assert len(state["rng"]["cuda"]) == torch.cuda.device_count()
 

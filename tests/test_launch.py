@@ -1,4 +1,4 @@
-"""The files under configs/launch, with stand-ins for SLURM and torchrun that note how they were called."""
+"""The files under configs/launch, run with stand-ins for SLURM and torchrun that record their calls."""
 
 import os
 import signal

@@ -108,7 +108,7 @@ def test_every_script_has_help_and_names_its_data_set(repository, script):
         (["main_cifar10.py", "--data_root", "/nowhere"], "/nowhere"),
         (["main_mnist5k.py", "--resume", "/nowhere"], "/nowhere"),
         (["testing_mnist5k.py"], "--snapshot"),
-        (["testing_mnist5k.py", "--snapshot", "README.md"], "README.md is no checkpoint"),
+        (["testing_mnist5k.py", "--snapshot", "README.md"], "README.md cannot be loaded safely"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(repository, command, message):

@@ -3,30 +3,30 @@
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from tools.analysis.metrics import accuracy, mean_prediction, negative_log_likelihood
 from tools.runtime.processes import Processes
 
 logger = logging.getLogger(__name__)
-
-
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass
 class ForwardPass:
-    """How a network is run on a batch: images [B, C, H, W], or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
+    """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
 
     Args:
-        device: torch.device.
+        device: of the network and its batches.
         timesteps: T of the direct coding of images; frames have their own.
-        amp: "no", "bf16" or "fp16".
-        fold: where noise draws are folded into the batch, at most so many images go in one pass (but one draw of a
-            batch always does); halved where memory does not suffice.
+        amp: "no", or a key of `AMP_DTYPES`.
+        fold: largest number of images in a pass when noise draws are folded into the batch (one draw of a batch
+            always runs whole); halved when memory runs out.
     """
 
     device: torch.device
@@ -34,12 +34,12 @@ class ForwardPass:
     amp: str = "no"
     fold: int = 256
 
-    def halve(self):
-        """Halve `fold`, as memory does not suffice."""
+    def halve(self) -> None:
+        """Halve `fold` after running out of memory."""
         self.fold = max(1, self.fold // 2)
         logger.warning("out of memory: noise draws go on with at most %d images in a pass", self.fold)
 
-    def __call__(self, net, images):
+    def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
         autocast = contextlib.nullcontext()
         if self.amp != "no":
             autocast = torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp])
@@ -48,8 +48,21 @@ class ForwardPass:
         return logits.float()
 
 
-def folded_draws(net, images, forward, draws):
-    """Log-probabilities of independent noise draws, in one pass: softmax of the time-averaged logits.
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How good a network's predictions are.
+
+    Args:
+        loss: mean cross-entropy, in nats per sample.
+        accuracy: share of samples classified correctly, in [0, 1].
+    """
+
+    loss: float
+    accuracy: float
+
+
+def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:
+    """Log-probabilities of independent noise draws, in one pass: log-softmax of the time-averaged logits.
 
     Shape:
         images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32; differentiable.
@@ -58,13 +71,14 @@ def folded_draws(net, images, forward, draws):
     if draws > 1:
         channels_last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)
         images = torch.cat([images] * draws, batch_dim)
-        images = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
     return F.log_softmax(forward(net, images).mean(0), dim=-1).unflatten(0, (draws, -1))
 
 
 @torch.no_grad()
-def predict(net, images, forward, draws=1):
-    """`folded_draws`, without gradients, in as few passes as `forward.fold` and the memory allow."""
+def predict(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int = 1) -> Tensor:
+    """`folded_draws` without gradients, in as few passes as `forward.fold` and the memory allow."""
     parts, missing = [], draws
     while missing:
         count = min(missing, max(1, forward.fold // images.shape[images.dim() - 4]))
@@ -80,24 +94,33 @@ def predict(net, images, forward, draws=1):
 
 
 @torch.no_grad()
-def predict_all(net, batches, forward, *, draws=1, transform=None, description="evaluating", processes=Processes()):
-    """One pass over test or validation batches.
+def predict_all(
+    net: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    forward: ForwardPass,
+    *,
+    draws: int = 1,
+    transform: Callable[[Tensor, Tensor], Tensor] | None = None,
+    description: str = "evaluating",
+    processes: Processes = Processes(),
+) -> tuple[Tensor, Tensor]:
+    """Predictions for all samples of a test or validation set.
 
     Args:
-        net: images [B, C, H, W], timesteps -> logits [T, B, K].
-        batches: iterable with a length, of (images, target) on the device.
-        forward: `ForwardPass`.
+        net: put into evaluation mode.
+        batches: (images, labels) on the device; they have a length.
+        forward: how to run the network.
         draws: independent noise draws of each sample.
-        transform: None, or a function of a batch of images in [0, 1] and their labels, applied to the pixels first.
+        transform: (images in [0, 1], labels) -> images, applied before the network.
         description: of the progress bar.
-        processes: `Processes`; each has batches of its own, and sees the results of all.
+        processes: each has its own batches and gets the results of all.
 
-    Returns:
-        Log-probabilities of all samples [draws, N, K] and their labels [N], on the device.
+    Shape:
+        -> log-probabilities [draws, N, K], labels [N], on the device.
     """
     net.eval()
     outputs, targets = [], []
-    is_hidden = None if processes.is_first else True  # None: shown on a terminal
+    is_hidden = None if processes.is_first else True  # None: hidden unless on a terminal
     for images, target in tqdm(batches, description, unit="batch", disable=is_hidden, leave=False):
         if transform is not None:
             images = transform(images, target)
@@ -106,12 +129,8 @@ def predict_all(net, batches, forward, *, draws=1, transform=None, description="
     return processes.concatenated(torch.cat(outputs, 1), 1), processes.concatenated(torch.cat(targets))
 
 
-def evaluate(net, batches, forward, **options):
-    """`predict_all`, and how good the mean prediction of the draws is.
-
-    Returns:
-        {"loss", "accuracy"}: cross-entropy of the averaged softmax (nats per image), and share correct.
-    """
+def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], forward: ForwardPass, **options) -> Scores:
+    """The scores of the mean prediction over the draws; arguments are those of `predict_all`."""
     log_probabilities, target = predict_all(net, batches, forward, **options)
-    prediction = mean_prediction(log_probabilities), target
-    return {"loss": negative_log_likelihood(*prediction), "accuracy": accuracy(*prediction)}
+    mean = mean_prediction(log_probabilities)
+    return Scores(negative_log_likelihood(mean, target), accuracy(mean, target))

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from models import build_model, build_neuron
+from models import build_model, build_neuron, noise_generator
 from models.layers import Normalize
 from tools.config.parsing import checked
 from tools.config.train import TrainConfig
@@ -45,6 +45,16 @@ def neuron_factory(config):
         decay_input=config.decay_input,
         learnable_scale=config.learnable_scale,
     )
+
+
+def seeded_noise(device, seed):
+    """Context manager: noise in the block comes from a generator of its own, and any other is undisturbed.
+
+    Args:
+        device: of the network.
+        seed: of the generator.
+    """
+    return noise_generator(torch.Generator(device).manual_seed(seed))
 
 
 def build_network(config, dataset):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tools.errors import UserError
 from tools.io.cache import cache_folder
-from tools.io.files import write_atomically
+from tools.io.files import is_folder_or_device, write_atomically
 from tools.io.npy import read_npz
 
 from .fingerprint import code_fingerprint
@@ -79,7 +79,7 @@ def _list_part(folder: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
+    if is_folder_or_device(path):
         raise UserError(f"{path} is not a readable image, but a folder, pipe or device")
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise UserError(f"{path} is not a readable image: it has more than {MAX_IMAGE_BYTES} bytes")

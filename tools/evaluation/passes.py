@@ -11,8 +11,8 @@ from tools import inference
 from tools.analysis import metrics
 from tools.attacks.twins import is_noisy, with_gradient_path
 from tools.attacks.victim import Victim, cross_entropy
+from tools.networks import seeded_noise
 from tools.perturb import PERTURBATIONS
-from tools.training.run import evaluation_noise
 
 from .conditions import is_random
 
@@ -66,7 +66,7 @@ class Trials:
         """
         seed = self.seed(draw)
         hidden, transform, batches = self._disturbance(condition, seed + 1)
-        with evaluation_noise(self.forward.device, seed), hidden:
+        with seeded_noise(self.forward.device, seed), hidden:
             draws, target = inference.predict_all(
                 self.net,
                 batches,
@@ -114,7 +114,7 @@ class Trials:
     def draws(self, batches, count, what, forward=None):
         """Log-probabilities of independent noise draws, [count, N, K], folded into the batch where they fit."""
         start = time.perf_counter()
-        with evaluation_noise(self.forward.device, self.seed(0)):
+        with seeded_noise(self.forward.device, self.seed(0)):
             description = f"{what}, {count} draws"
             forward = forward or self.forward
             draws, _ = inference.predict_all(self.net, batches, forward, draws=count, description=description)

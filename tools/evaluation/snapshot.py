@@ -15,14 +15,13 @@ from tools.analysis.uncertainty import SIZES, ensemble_curve, out_of_distributio
 from tools.attacks.campaign import PRESETS, SUBSET, Campaign
 from tools.data.events.pictures import picture_recordings
 from tools.evaluation.report.curves import plot_curves
-from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format
+from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format, seeded_noise
 from tools.perturb.corruptions import CorruptionFolder
 from tools.probes.firing_rates import firing_rates
 from tools.probes.operations import count_operations
 from tools.probes.rasters import picture_spikes
 from tools.runtime.device import set_up_torch
 from tools.runtime.provenance import provenance
-from tools.training.run import evaluation_noise
 
 from .conditions import CLEAN, conditions, unit
 from .passes import Trials
@@ -271,7 +270,7 @@ class Evaluation:
             return None
         report = self.folder.report("efficiency")
         if report is None:
-            noise = evaluation_noise(self.device, self.trials.seed(0))
+            noise = seeded_noise(self.device, self.trials.seed(0))
             with noise, firing_rates(self.net) as rates, count_operations(self.net) as operations:
                 inference.predict_all(self.net, self.trials.batches, self.forward, description="counting operations")
             report = {"firing_rates": rates.rates(), **operations.report()}
@@ -289,7 +288,7 @@ class Evaluation:
             picture_recordings(folder / "recordings.png", self.test, names)
             logger.info("written: %s", folder / "recordings.png")
         title = f"{self.trained.model}, {self.trained.neuron}, on {self.dataset.name}"
-        with evaluation_noise(self.device, self.config.seed):
+        with seeded_noise(self.device, self.config.seed):
             picture_spikes(folder / "rasters.png", self.net.eval(), self.test, names, self.forward, title)
         logger.info("written: %s", folder / "rasters.png")
 

@@ -1,1 +1,1 @@
-"""Files: written whole, cached, read without trust."""
+"""Files: written whole, cached, and read without trusting them."""

@@ -2,39 +2,36 @@
 
 import logging
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from .files import is_no_file, write_atomically
+from tools.errors import UserError
+
+from .files import is_folder_or_device, write_atomically
 from .untrusted import check_content, checked_archive
 
 logger = logging.getLogger(__name__)
-
-
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
-
-
 LAST, PREVIOUS = "last.pth", "previous.pth"  # of a run: its present state, and the one saved before
-
-
 BEST = "best.pth"  # of a run: the network of its best epoch
 
 
-class CheckpointError(ValueError):
-    """A file is no checkpoint, or not one that fits; the message names the file and what is wrong."""
+class CheckpointError(UserError):
+    """A file is not a checkpoint, or not a fitting one; the message names the file and the problem."""
 
 
-def save(path, content, previous=None):
-    """Write a checkpoint so that a process killed meanwhile leaves the old file or the new one, never half of one.
+def save(path: str | Path, content: dict, previous: Path | None = None) -> None:
+    """Write a checkpoint; a process killed meanwhile leaves the old file or the new one, never half of one.
 
     Args:
         path: of the file.
         content: dictionary of tensors and plain data.
-        previous: None, or what the checkpoint that was there is renamed to.
+        previous: the name that the replaced checkpoint gets.
 
     Raises:
-        OSError: if it cannot be written, as where the disk is full; the old files are then as they were.
+        OSError: if it cannot be written, as when the disk is full; the old files are then unchanged.
     """
     content = {"format": FORMAT, **content}
     content["checksum"] = checksum(content)
@@ -48,42 +45,41 @@ def save(path, content, previous=None):
     write_atomically(Path(path), write, previous)
 
 
-def save_last(folder, content, keep=True):
-    """Write the checkpoint of a run's present state, `last.pth`, and unless told otherwise keep the one before."""
+def save_last(folder: str | Path, content: dict, keep: bool = True) -> None:
+    """Write a run's present state to `last.pth`; `keep` renames the one before to `previous.pth`."""
     save(Path(folder, LAST), content, previous=Path(folder, PREVIOUS) if keep else None)
 
 
-def holds_run(folder):
-    """Whether there is a checkpoint of a run in a folder, intact or not."""
-    return any(Path(folder, name).exists() for name in (LAST, PREVIOUS))
+def holds_run(folder: str | Path) -> bool:
+    """Whether a folder has a checkpoint of a run, intact or not."""
+    return Path(folder, LAST).exists() or Path(folder, PREVIOUS).exists()
 
 
-def read_last(folder):
-    """The newest checkpoint of a run that is intact: (its path, its content).
+def read_last(folder: str | Path) -> tuple[Path, dict]:
+    """Path and content of the newest intact checkpoint of a run.
 
     Raises:
         FileNotFoundError: if there is none.
-        CheckpointError: if there is, but none is intact.
+        CheckpointError: if none is intact.
     """
-    paths = [path for name in (LAST, PREVIOUS) if (path := Path(folder, name)).exists()]
     problems = []
-    for path in paths:
+    for path in (Path(folder, LAST), Path(folder, PREVIOUS)):
+        if not path.exists():
+            continue
         try:
-            content = read(path)
+            return path, read(path)
         except CheckpointError as error:
             logger.warning("%s; looking for the one before", error)
             problems.append(str(error))
-            continue
-        return path, content
     if problems:
         raise CheckpointError("; ".join(problems))
     raise FileNotFoundError(f"no checkpoint in {Path(folder).resolve()}: neither {LAST} nor {PREVIOUS}")
 
 
-def checksum(content):
-    """CRC-32 of all tensors and plain data of a nested dictionary, in its order; what is named "checksum" is left out.
+def checksum(content: dict) -> int:
+    """CRC-32 of all tensors and plain data of a nested dictionary, in its order, except its item "checksum".
 
-    Against damage, not against forgery.
+    It guards against damage, not against forgery.
     """
     return _checksum({name: value for name, value in content.items() if name != "checksum"}, 0)
 
@@ -104,41 +100,43 @@ def _checksum(value, crc):
     return zlib.crc32(repr(value).encode(), crc)
 
 
-def read(path):
+def read(path: str | Path) -> dict:
     """Read any checkpoint onto the CPU, with `weights_only=True`: no code in the file is run.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is no checkpoint, or damaged, or holds more than dense tensors and plain data
-            (`tools.io.untrusted`). PyTorch's format of before 1.6 is refused.
+        CheckpointError: if it is not a checkpoint, is damaged, or holds more than dense tensors and plain data
+            (`tools.io.untrusted`). PyTorch's format from before 1.6 is refused.
     """
-    if is_no_file(path):
-        raise CheckpointError(f"{path} is no file")
-    with open(path, "rb") as file:  # so that an absent file is told apart from a damaged one
+    if is_folder_or_device(path):
+        raise CheckpointError(f"{path} is not a file")
+    with open(path, "rb") as file:  # outside the try, which tells an absent file from a damaged one
         try:
             archive = checked_archive(file)
             content = torch.load(archive, map_location="cpu", weights_only=True)
             check_content(content, archive.seek(0, 2))
             computed = checksum(content)
         except Exception as error:  # torch, zipfile and pickletools raise many kinds for damaged files
-            raise CheckpointError(f"{path} is no checkpoint that can be loaded safely: {error}") from error
+            raise CheckpointError(f"{path} cannot be loaded safely as a checkpoint: {error}") from error
     if "config" in content:
         if content.get("format") != FORMAT:
             raise CheckpointError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
         for name, kind in (("config", dict), ("dataset", str)):
             if not isinstance(content.get(name), kind):
-                raise CheckpointError(f"{path} is no whole checkpoint: its {name} is no {kind.__name__}")
-    if "checksum" in content and content["checksum"] != computed:
-        raise CheckpointError(f"{path} is damaged: its content is not what its checksum says")
+                raise CheckpointError(f"{path} is incomplete: its {name} is not a {kind.__name__}")
+    if content.get("checksum", computed) != computed:
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
     return content
 
 
-def load_weights(net, weights, path, rename=str):
-    """Copy weights into a network, or say all that does not fit.
+def load_weights(
+    net: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path, rename: Callable[[str], str] = str
+) -> None:
+    """Copy weights into a network.
 
     Args:
         net: the network.
-        weights: {key: tensor}, as read from `path`.
+        weights: as read from `path`.
         path: for the message.
         rename: from a key of the network to the key in `weights`.
 
@@ -146,7 +144,7 @@ def load_weights(net, weights, path, rename=str):
         CheckpointError: naming missing and unexpected keys, and shapes that do not fit.
     """
     if not isinstance(weights, dict):
-        raise CheckpointError(f"{path} has no weights, but a {type(weights).__name__}")
+        raise CheckpointError(f"{path} has a {type(weights).__name__} instead of weights")
     wanted = {rename(key): (key, tensor) for key, tensor in net.state_dict().items()}
     problems = []
     if missing := [key for key in wanted if key not in weights]:
@@ -156,7 +154,7 @@ def load_weights(net, weights, path, rename=str):
     for key in wanted.keys() & weights.keys():
         came, needed = getattr(weights[key], "shape", None), wanted[key][1].shape
         if came != needed:
-            problems.append(f"{key} has shape {list(came) if came is not None else came}, wanted {list(needed)}")
+            problems.append(f"{key} has shape {came if came is None else list(came)}, wanted {list(needed)}")
     if problems:
         raise CheckpointError(f"{path} does not fit {type(net).__name__}: " + "; ".join(problems))
     try:

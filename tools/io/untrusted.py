@@ -1,7 +1,7 @@
-"""What a checkpoint from anyone may hold: checked before PyTorch reads it, and after.
+"""Checks of a checkpoint from anyone, before PyTorch reads it and after.
 
-`torch.load(weights_only=True)` runs no code of a file. But it unpacks whatever an archive claims to hold, makes arrays
-of any size that a pickle asks for, and leaves it to the caller what a structure that contains itself does to him.
+`torch.load(weights_only=True)` runs no code of a file. But it unpacks whatever an archive claims to hold, allocates
+arrays of any size that a pickle asks for, and does not protect its caller from structures that contain themselves.
 """
 
 import collections
@@ -9,41 +9,41 @@ import io
 import pickletools
 import re
 import zipfile
+from typing import BinaryIO
 
 import torch
+
+from tools.errors import UserError
 
 # All that state dictionaries of dense tensors and plain data need.
 _NEEDED = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)")
 _LEAVES = (str, int, float, bool, type(None))
 _KEYS = (str, int, float, bool)
-_SHARING = 4  # tensors may share memory, as tied weights do, but not many times
+_SHARING = 4  # tensors may share memory, as tied weights do, but not many of them the same
 
 
-def checked_archive(file):
-    """What is in an open file, if it is an archive of `torch.save` that claims no more than it has, as one anew.
+def checked_archive(file: BinaryIO) -> io.BytesIO:
+    """A fresh copy of an archive of `torch.save`, checked to hold no more than its size allows.
 
-    Python and PyTorch read a zip archive differently: a forged one has two directories, of which each takes another.
-    So PyTorch is given what Python has found in it, and not the file.
-
-    Returns:
-        io.BytesIO.
+    Python and PyTorch read a zip archive differently: a forged one may have two directories, one for each.
+    So PyTorch gets what Python has found in it, not the file.
 
     Raises:
-        Exception: of many kinds, if it is none.
+        Exception: of many kinds, if it is not such an archive.
     """
     fresh = io.BytesIO()
     if file.read(4) != b"PK\x03\x04":
-        raise ValueError("it is not in the format of PyTorch 1.6 and later")
+        raise UserError("it is not in the format of PyTorch 1.6 and later")
     size = file.seek(0, 2)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-        names = [entry.filename.lower() for entry in entries]  # PyTorch does not tell capitals from others
+        names = [entry.filename.lower() for entry in entries]  # PyTorch ignores case
         if len(set(names)) < len(names):
-            raise ValueError("it has two entries of one name")
+            raise UserError("it has two entries with the same name")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it is compressed, as PyTorch's archives are not")
+            raise UserError("it is compressed, unlike PyTorch's archives")
         if sum(entry.file_size for entry in entries) > size:
-            raise ValueError("it claims to hold more than it does")
+            raise UserError("it claims to hold more than it does")
         (pickle,) = [entry for entry, name in zip(entries, names) if name.endswith("/data.pkl")]
         _check_pickle(archive.read(pickle))
         with zipfile.ZipFile(fresh, "w") as copy:
@@ -54,16 +54,16 @@ def checked_archive(file):
 
 
 def _check_pickle(raw):
-    """Raise an exception for a pickle that names more than it needs, or has more in it than its length allows.
+    """Raise an exception for a pickle that names more than it needs, or holds more items than its length allows.
 
-    A pickle may refer to what came before, so that 100 bytes can be a tuple of 2^40 items: whoever hashes or counts
-    them does not come back. Here every instruction is followed only as to how many items are in its result.
+    A pickle may refer to earlier objects, so that 100 bytes can be a tuple of 2^40 items: hashing or counting them
+    never ends. Here each instruction is followed only for the number of items in its result.
     """
     stack, marks, memo = [], [], {}
     for instruction, argument, _ in pickletools.genops(raw):
         name, before = instruction.name, instruction.stack_before
         if name == "GLOBAL" and not _NEEDED.fullmatch(argument):
-            raise ValueError(f"it names {argument.replace(' ', '.')}, which tensors and plain data do not need")
+            raise UserError(f"it names {argument.replace(' ', '.')}, which tensors and plain data do not need")
         if name == "MARK":
             marks.append(len(stack))
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -72,45 +72,47 @@ def _check_pickle(raw):
             stack.append(memo[argument])
         else:
             start = len(stack) - len(before)
-            if pickletools.stackslice in before:  # all from the mark on, and what is listed before the mark
+            if (
+                pickletools.stackslice in before
+            ):  # everything from the mark on, and what the instruction lists before it
                 start = marks.pop() - before.index(pickletools.markobject)
             items = 1 + sum(stack[start:])
             if start < 0 or items > len(raw):
-                raise ValueError("it contains itself many times over")
+                raise UserError("it contains itself many times over")
             stack[start:] = [items] * len(instruction.stack_after)
 
 
-def check_content(content, size):
-    """See that what was read from a file is plain: dictionaries, lists and tuples of dense tensors and plain data.
+def check_content(content: object, size: int) -> None:
+    """Check that `content` is a dictionary of dense tensors and plain data, nested in dictionaries, lists and tuples.
 
-    Attributes that dictionaries have beside their items, as state dictionaries do, are dropped.
+    Attributes that dictionaries have besides their items, as state dictionaries do, are dropped.
 
     Args:
-        content: what was read.
-        size: of the file, in bytes: it limits the number of items and the bytes of tensors.
+        content: what was read from a file.
+        size: bytes of the file; limits the number of items and the bytes of tensors.
 
     Raises:
-        ValueError: if it is not, or the outermost is no dictionary.
+        UserError: if it is not.
     """
     if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
+        raise UserError(f"it holds a {type(content).__name__}, not a dictionary")
     left, waiting = _SHARING * size, [content]
     while waiting:
         value = waiting.pop()
         if isinstance(value, torch.Tensor):
             if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-                raise ValueError("it has a tensor that is not dense")
+                raise UserError("it has a tensor that is not dense")
             left -= value.numel() * value.element_size()
         elif type(value) in (dict, collections.OrderedDict):
             if not all(type(key) in _KEYS for key in value):
-                raise ValueError("it has a dictionary whose keys are no names or numbers")
+                raise UserError("it has a dictionary whose keys are not names or numbers")
             if type(value) is collections.OrderedDict:
                 vars(value).clear()  # one named "items" would replace the method
             waiting.extend(value.values())
         elif type(value) in (list, tuple):
             waiting.extend(value)
         elif type(value) not in _LEAVES:
-            raise ValueError(f"it has a {type(value).__name__}")
+            raise UserError(f"it has a {type(value).__name__}")
         left -= 1
         if left < len(waiting):
-            raise ValueError("it claims to hold more than its bytes")
+            raise UserError("it claims to hold more than its bytes")

@@ -1,1 +1,1 @@
-"""The machine a run is on: device, processes, interruption, random generators."""
+"""The machine of a run: device, processes, interruption, random generators, provenance."""

@@ -1,9 +1,10 @@
-"""Requests to stop a run: signals, and a limit of time. The run chooses the moment."""
+"""Requests to stop a run: signals and a time limit. The run chooses the moment."""
 
 import contextlib
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 TIME_IS_OVER = 1  # a request, beside the numbers of signals
 
@@ -15,27 +16,27 @@ class Interrupted(Exception):
         request: `TIME_IS_OVER`, or the number of a signal.
     """
 
-    def __init__(self, request):
+    def __init__(self, request: int):
         super().__init__("the time is over" if request == TIME_IS_OVER else signal.Signals(request).name)
-        # As a shell has it for a process that a signal ended; but to keep to the time is no failure.
+        # A shell's exit code for a process ended by a signal; reaching the time limit is no failure.
         self.exit_code = 0 if request == TIME_IS_OVER else 128 + request
 
 
 class Interruption:
-    """Context manager: SIGTERM, SIGINT and the end of the time are noted in the block, for the run to look at.
+    """Context manager that notes SIGTERM, SIGINT and the end of the time, for the run to look at.
 
     A second signal of the same kind does what it would have done without this.
 
     Args:
-        max_minutes: from now on; 0: no limit.
+        max_minutes: time limit, from now on; 0: none.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, max_minutes=0.0):
+    def __init__(self, max_minutes: float = 0.0):
         self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
         self._received = 0
-        self._before = {}
+        self._before: dict = {}
         self._may_raise = False
 
     def __enter__(self):
@@ -50,15 +51,15 @@ class Interruption:
         self._before.clear()
 
     @property
-    def request(self):
-        """0, `TIME_IS_OVER`, or the number of the signal that came."""
+    def request(self) -> int:
+        """0, `TIME_IS_OVER`, or the number of the signal received."""
         if self._received:
             return self._received
         return TIME_IS_OVER if self.deadline is not None and time.monotonic() > self.deadline else 0
 
     @contextlib.contextmanager
-    def at_once(self):
-        """In the block, a request raises `Interrupted` where it arrives: for work that can be done again."""
+    def at_once(self) -> Iterator[None]:
+        """In the block, a request raises `Interrupted` immediately: for work that can be repeated."""
         if self.request:
             raise Interrupted(self.request)
         self._may_raise = True

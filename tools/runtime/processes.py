@@ -4,56 +4,62 @@ import contextlib
 import dataclasses
 import datetime
 import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
-LONGEST_WAIT = datetime.timedelta(hours=3)  # of one process for another, as while that decodes or downloads all data
+from tools.errors import UserError
+
+LONGEST_WAIT = datetime.timedelta(hours=3)  # for another process, which may be downloading or decoding all data
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """All processes of a training, seen from one of them; without torchrun there is one, and nothing to exchange.
+    """All processes of a training, seen from one of them; without torchrun there is one, with nothing to exchange.
 
-    Every method but `part` is to be called by all of them, in the same order.
+    Every method but `part` must be called by all of them, in the same order.
 
     Args:
         rank: number of this process.
-        count: of all.
+        count: number of all.
     """
 
     rank: int = 0
     count: int = 1
 
     @property
-    def is_first(self):
+    def is_first(self) -> bool:
         """Whether this is the process that writes files and messages."""
         return self.rank == 0
 
-    def part(self, number):
-        """The indices of this process's share of `number` things: all in order, none twice, as even as can be."""
+    def part(self, number: int) -> Tensor:
+        """Indices of this process's share of `number` samples: a range, as even as possible, disjoint from others."""
         if number < self.count:
-            raise ValueError(f"{number} samples are too few for {self.count} processes")
+            raise UserError(f"{number} samples are too few for {self.count} processes")
         return torch.arange(number * self.rank // self.count, number * (self.rank + 1) // self.count)
 
-    def sum(self, tensor):
-        """The sum of each element over the processes."""
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Elementwise sum over the processes."""
         if self.count == 1:
             return tensor
         tensor = tensor.clone()
         dist.all_reduce(tensor)
         return tensor
 
-    def largest(self, numbers):
-        """The largest of each of some integers over the processes, as a list."""
+    def largest(self, numbers: Sequence[int]) -> list[int]:
+        """The largest value over the processes, for each of some integers."""
         if self.count == 1:
             return list(numbers)
         tensor = torch.tensor(numbers)  # on the CPU: an accelerator would have to be waited for
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def concatenated(self, tensor, dim=0):
-        """The processes' tensors behind each other; they may differ in size along `dim`."""
+    def concatenated(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """The processes' tensors, concatenated along `dim`, in which their sizes may differ."""
         if self.count == 1:
             return tensor
         sizes = self.gathered(tensor.shape[dim])
@@ -64,16 +70,16 @@ class Processes:
         dist.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes)]).transpose(0, dim)
 
-    def gathered(self, value):
-        """The plain data or CPU tensors of all processes, as a list."""
+    def gathered(self, value: T) -> list[T]:
+        """The values (plain data or CPU tensors) of all processes, in the order of their ranks."""
         if self.count == 1:
             return [value]
         values = [None] * self.count
         dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, make):
-        """What a function without arguments returns in the first process; the others do not call it."""
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the first process; the others do not call it."""
         if self.count == 1:
             return make()
         values = [make() if self.is_first else None]
@@ -81,25 +87,25 @@ class Processes:
         return values[0]
 
     @torch.no_grad()
-    def share(self, net):
+    def share(self, net: nn.Module) -> None:
         """Give all processes the weights and buffers of the first one's network."""
         if self.count > 1:
             for tensor in net.state_dict().values():
                 dist.broadcast(tensor, 0)
 
-    def replicated(self, net, device):
-        """The network as it is to be trained: its gradients are averaged over the processes."""
+    def replicated(self, net: nn.Module, device: torch.device) -> nn.Module:
+        """The network to train, whose gradients are averaged over the processes."""
         if self.count == 1:
             return net
         if device.type == "cuda":
-            return torch.nn.parallel.DistributedDataParallel(net, [device])
-        # Looking for unused parameters keeps gradients in one order. Else that changes after the first step, and a
-        # resumed run, whose first step is another one, would round its sums differently.
-        return torch.nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+            return nn.parallel.DistributedDataParallel(net, [device])
+        # Looking for unused parameters keeps gradients in one order. Otherwise it changes after the first step, and a
+        # resumed run, whose first step is a later one, would round its sums differently.
+        return nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
 
     @contextlib.contextmanager
-    def first_goes_ahead(self):
-        """The first process of each machine runs the block alone; then the others do, and find its files."""
+    def first_goes_ahead(self) -> Iterator[None]:
+        """Run the block first in one process of each machine; the others follow, and find its files."""
         waits = self.count > 1 and os.environ.get("LOCAL_RANK", "0") != "0"
         if waits:
             dist.barrier()
@@ -109,20 +115,17 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined(device="auto"):
+def joined(device: str = "auto") -> Iterator[Processes]:
     """Context manager: join the processes that torchrun started, if it did.
 
     Tensors on CUDA devices are exchanged by NCCL, those on the CPU by Gloo. Each process takes the CUDA device of its
     number on its machine.
 
     Args:
-        device: as --device has it.
-
-    Yields:
-        `Processes`.
+        device: the value of --device.
 
     Raises:
-        ValueError: if there are more processes than CUDA devices for them.
+        UserError: if there are more processes than CUDA devices.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -131,20 +134,20 @@ def joined(device="auto"):
     if torch.cuda.is_available() and device != "cpu":
         here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > devices:
-            raise ValueError(f"{here} processes need a CUDA device each, and there are {devices}; or --device cpu")
+            raise UserError(f"{here} processes need a CUDA device each, and there are {devices}; or use --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=LONGEST_WAIT, **_fresh_store())
     yield Processes(dist.get_rank(), dist.get_world_size())
-    dist.destroy_process_group()  # not after an error: the others may wait in an exchange
+    dist.destroy_process_group()  # not after an error: the others may be waiting in an exchange
 
 
 def _fresh_store():
-    """Arguments that let processes that torchrun restarted on one machine find each other.
+    """Arguments with which processes that torchrun restarted on one machine find each other.
 
-    The agent's store still has the addresses of those before, and they would be tried; see PyTorch's issue 135712. On
-    many machines the counts of restarts need not agree: there the store is not to be shared, which is a setting of
-    torchrun itself (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    The agent's store still has the addresses of their predecessors, which would be tried; see PyTorch's issue 135712.
+    On several machines the numbers of restarts need not agree: there the store must not be shared, which is a setting
+    of torchrun itself (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
     """
     count, most = restarts()
     if not most or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
@@ -153,6 +156,6 @@ def _fresh_store():
     return dict(store=dist.PrefixStore(f"restart{count}", store), rank=rank, world_size=size)
 
 
-def restarts():
-    """How often torchrun has restarted these processes, and how often it may: (count, most)."""
+def restarts() -> tuple[int, int]:
+    """How often torchrun has restarted these processes, and how often it may."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")), int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))

@@ -1,21 +1,21 @@
-"""Which code, libraries and machine made a result."""
+"""The code, libraries and machine behind a result."""
 
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 
 
-def provenance():
-    """Which code, libraries and machine: plain data for config.yaml and for results."""
+def provenance() -> dict[str, str | int | None]:
+    """Code revision, library versions and machine, as plain data for config.yaml and results."""
     return {
         "git": _git_revision(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        "torchvision": importlib.metadata.version("torchvision"),  # importing it takes as long as PyTorch
         "numpy": str(np.__version__),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -24,9 +24,9 @@ def provenance():
 
 
 def _git_revision():
-    """Commit of this source tree, with "-dirty" if it was changed since; "unknown" outside git."""
+    """Commit of this source tree, with "-dirty" if changed since; "unknown" outside git."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # a copy inside another repository is not that repository's revision
+    if not (root / ".git").exists():  # a copy inside another repository does not have that repository's revision
         return "unknown"
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

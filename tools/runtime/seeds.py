@@ -11,28 +11,25 @@ import torch
 logger = logging.getLogger(__name__)
 
 
-def derived_seed(seed, *purpose):
-    """A seed for one purpose, independent of those for all others.
+def derived_seed(seed: int, *purpose: str | int) -> int:
+    """A seed in [0, 2^63) for one purpose, independent of those for all others.
 
     Args:
         seed: of the run.
-        purpose: strings and integers that name what the numbers are for, as ("noise", 3).
-
-    Returns:
-        An integer in [0, 2^63).
+        purpose: words and integers that say what the numbers are for, such as "noise", 3.
     """
     digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def seed_generators(seed):
+def seed_generators(seed: int) -> None:
     """Seed every random generator a run may use."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
-def rng_state():
+def rng_state() -> dict:
     """The state of every random generator a run may use, as plain data."""
     algorithm, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -43,15 +40,17 @@ def rng_state():
     }
 
 
-def set_rng_state(state):
-    """Put back what `rng_state` returned."""
+def set_rng_state(state: dict) -> None:
+    """Restore what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if len(state["cuda"]) == devices:
         torch.cuda.set_rng_state_all(state["cuda"])
     else:
         logger.warning(
-            "the run had %d CUDA devices, here are %d: its noise will not be continued", len(state["cuda"]), devices
+            "the run had %d CUDA devices, there are %d here: its noise will not be continued",
+            len(state["cuda"]),
+            devices,
         )
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, cached))

@@ -1,9 +1,16 @@
-"""Losses, gradients and weights that are not finite: how they are found, and what is done about them."""
+"""Losses, gradients and weights that are not finite: how they are found and handled."""
 
+import dataclasses
 import logging
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
+
+from tools.runtime.processes import Processes
+
+from .progress import Progress
 
 logger = logging.getLogger(__name__)
 CHECK_EVERY = 25  # steps between looks at the losses on an accelerator: each look waits for it
@@ -14,31 +21,31 @@ class Diverged(RuntimeError):
     """The loss, the gradient or the weights are not finite."""
 
 
+@dataclasses.dataclass
 class DivergenceWatch:
     """Looks for losses, gradients and weights that are not finite.
 
-    The loss alone would not do: a comparison with a threshold turns a NaN potential into "no spike",
-    so that a network of NaN weights may have a finite loss.
+    The loss alone does not suffice: a comparison with a threshold turns a NaN potential into "no spike",
+    so a network of NaN weights may have a finite loss.
 
     Args:
         epoch: its number, for messages.
         device: of the network.
-        progress: `loop.Progress`, which counts the steps that were left out.
-        processes: `Processes`.
-        scaler: `torch.amp.GradScaler`. Where it is enabled, a gradient that is not finite may be one that fp16 has no
-            numbers for; the scaler leaves the step out and lowers its scale, which then must not fall below 1.
+        progress: counts the skipped steps.
+        processes: that train together.
+        scaler: if enabled, a gradient that is not finite may only be outside fp16's range; the scaler skips the step
+            and lowers its scale, which must not fall below 1.
     """
 
-    def __init__(self, epoch, device, progress, processes, scaler):
-        self.epoch = epoch
-        self.progress = progress
-        self.processes = processes
-        self.scaler = scaler
-        self.check_every = 1 if device.type == "cpu" else CHECK_EVERY
-        self.pending = []  # (step, loss, norm of the gradient) that nobody has looked at
+    epoch: int
+    device: torch.device
+    progress: Progress
+    processes: Processes
+    scaler: torch.amp.GradScaler
+    pending: list = dataclasses.field(default_factory=list)  # (step, loss, norm of the gradient), not looked at yet
 
-    def allows(self, loss, norm):
-        """Whether a step is finite in all processes; counts those that are not, and gives up after many in a row."""
+    def allows(self, loss: Tensor, norm: Tensor) -> bool:
+        """Whether a step is finite in all processes; counts those that are not, and raises after many in a row."""
         progress = self.progress
         judged = [loss] if self.scaler.is_enabled() else [loss, norm]
         is_finite = torch.isfinite(torch.stack(judged)).all().item()
@@ -53,77 +60,79 @@ class DivergenceWatch:
         logger.warning("loss %.4g, norm of the gradient %.4g %s: the step is undone", loss.item(), norm.item(), where)
         return False
 
-    def add(self, loss, norm):
-        """Loss and norm of the gradient of one step, before the step changes the weights."""
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Note loss and norm of the gradient of a step, before it changes the weights."""
         self.progress.losses.append(loss)
         self.pending.append((self.progress.steps, loss, norm))
-        if len(self.pending) == self.check_every:
-            self._check()
+        if len(self.pending) == (1 if self.device.type == "cpu" else CHECK_EVERY):
+            self._check_pending()
 
-    def finish(self, net):
-        """After the last step: as `check`, and there must have been a step."""
+    def finish(self, net: nn.Module) -> None:
+        """Check everything after the last step, of which at least one must have been finite."""
         self.check(net)
         if not self.progress.losses:
             raise Diverged(f"no step of epoch {self.epoch} was finite")
 
-    def check(self, net):
+    def check(self, net: nn.Module) -> None:
         """Look at all numbers so far, and at all weights and buffers."""
-        self._check()
+        self._check_pending()
         for name, value in net.state_dict().items():
             if not torch.isfinite(value).all():
                 raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {self.progress.steps}")
 
-    def _check(self):
-        """Look at the numbers of `pending`: the first that is not finite is the one that is named."""
-        pairs = [torch.stack(numbers) for _, *numbers in self.pending]
-        values = torch.stack(pairs).tolist() if pairs else []  # once for all: an accelerator is waited for
-        names = ("loss", "norm of the gradient")
+    def _check_pending(self):
+        """Look at the numbers of `pending`, and name the first that is not finite."""
+        rows = [torch.stack([loss, norm]) for _, loss, norm in self.pending]
+        values = torch.stack(rows).tolist() if rows else []  # all at once: an accelerator is waited for
+        names = ["loss", "norm of the gradient"]
         if self.scaler.is_enabled():
             self.progress.skipped += sum(not math.isfinite(norm) for _, norm in values)
             if self.scaler.get_scale() < 1:
-                raise Diverged(f"no gradient is finite in fp16, with whatever scale, up to epoch {self.epoch}")
-            names = names[:1]
-        bad = [
-            f"the {name} became {value} in epoch {self.epoch}, step {step}"
-            for (step, *_), row in zip(self.pending, values)
-            for name, value in zip(names, row)
-            if not math.isfinite(value)
-        ]
-        if self.processes.largest([int(bool(bad))])[0]:
-            raise Diverged(bad[0] if bad else f"another process has diverged in epoch {self.epoch}")
+                raise Diverged(f"no gradient is finite in fp16, at any scale, up to epoch {self.epoch}")
+            names = ["loss"]
+        problem = ""
+        for (step, _, _), row in zip(self.pending, values):
+            for name, value in zip(names, row):
+                if not problem and not math.isfinite(value):
+                    problem = f"the {name} became {value} in epoch {self.epoch}, step {step}"
+        if self.processes.largest([int(bool(problem))])[0]:
+            raise Diverged(problem or f"another process has diverged in epoch {self.epoch}")
         self.pending.clear()
 
 
-class Skip:
-    """Leave a step out: weights and optimiser were not touched, and running statistics are put back."""
+class Recovery:
+    """Undoes a step that is not finite.
 
-    def __init__(self, net):
+    Args:
+        recover: called instead of the optimiser's step.
+    """
+
+    def __init__(self, recover: Callable[[], None]):
+        self.recover = recover
+
+    def remember(self) -> None:
+        """Called before a step."""
+
+
+class Skip(Recovery):
+    """Skips a step: weights and optimiser are untouched, and running statistics are restored."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__(self._restore)
         self.buffers = list(net.buffers())
         self.before = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()
-    def remember(self):
+    def remember(self) -> None:
         for kept, buffer in zip(self.before, self.buffers):
             kept.copy_(buffer)
 
     @torch.no_grad()
-    def recover(self):
+    def _restore(self):
         for kept, buffer in zip(self.before, self.buffers):
             buffer.copy_(kept)
 
 
-class Rollback:
-    """Go back to the weights of the last checkpoint; data order, noise and learning rate go on.
-
-    Args:
-        restore: function without arguments that puts network, optimiser and their like back.
-    """
-
-    def __init__(self, restore):
-        self.restore = restore
-
-    def remember(self):
-        pass
-
-    def recover(self):
-        self.restore()
+def build_recovery(name: str, net: nn.Module, roll_back: Callable[[], None]) -> Recovery | None:
+    """What --on_nonfinite names: nothing to "stop", `Skip`, or a "rollback", after which data and noise go on."""
+    return {"stop": None, "skip": Skip(net), "rollback": Recovery(roll_back)}[name]

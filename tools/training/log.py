@@ -1,55 +1,82 @@
-"""What a run leaves behind: config.yaml, metrics.jsonl, TensorBoard events."""
+"""The log of a run: metrics.jsonl and TensorBoard events."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 from pathlib import Path
 
-import yaml
-from torch.utils.tensorboard import SummaryWriter
+from torch import nn
 
+from tools.inference import Scores
 from tools.io.files import MOST_TEXT, read_bytes, write_text_atomically
-from tools.runtime.provenance import provenance
+
+from .progress import EpochResult
 
 logger = logging.getLogger(__name__)
 
 
-class RunLog:
-    """Writes one run's metrics.jsonl and TensorBoard events.
+@dataclasses.dataclass(frozen=True)
+class EpochRecord:
+    """The numbers of one epoch.
 
     Args:
-        folder: the run's folder.
+        epoch: its number, from 1.
+        lr: learning rate of its first step.
+        trained: result of the pass over the training images.
+        validated: scores on the validation images.
+        firing_rates: spikes per neuron and time step of each layer in validation, if they were watched.
+    """
+
+    epoch: int
+    lr: float
+    trained: EpochResult
+    validated: Scores
+    firing_rates: dict[str, float] | None = None
+
+    def row(self) -> dict:
+        """The row of metrics.jsonl."""
+        row: dict = {"epoch": self.epoch, "lr": self.lr}
+        for part, result in (("train", self.trained), ("val", self.validated)):
+            for name, value in dataclasses.asdict(result).items():
+                if value is not None:
+                    row[f"{part}_{name}"] = value
+        if self.firing_rates:
+            row["firing_rates"] = self.firing_rates
+        return row
+
+
+class RunLog:
+    """Writes metrics.jsonl and TensorBoard events of a run.
+
+    Args:
+        folder: of the run.
         first_epoch: rows of this epoch and later ones, of an interrupted run, are dropped.
     """
 
-    def __init__(self, folder, first_epoch=1):
+    def __init__(self, folder: Path, first_epoch: int = 1):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed for --help
+
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
         rows = [row for row in read_metrics(self.metrics) if row["epoch"] < first_epoch]
         write_text_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         self.board = SummaryWriter(self.folder, purge_step=first_epoch)
 
-    def write_config(self, config):
-        """Write config.yaml, itself a recipe: all settings, the data set, and where the code came from."""
-        content = {**config, "provenance": provenance()}
-        write_text_atomically(self.folder / "config.yaml", yaml.safe_dump(content, sort_keys=False))
-
-    def epoch(self, row):
-        """Add the numbers of one epoch: a row of metrics.jsonl, and a TensorBoard scalar each."""
+    def epoch(self, record: EpochRecord) -> None:
+        """Add a row to metrics.jsonl, and a TensorBoard scalar for each of its numbers."""
+        row = record.row()
         with self._readable_errors(), self.metrics.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        scalars = {name.replace("_", "/", 1): value for name, value in row.items()}
+        del scalars["epoch"]
+        for layer, rate in scalars.pop("firing/rates", {}).items():
+            scalars[f"firing_rate/{layer}"] = rate
         with self._readable_errors():
-            self._scalars(row)
+            for name, value in scalars.items():
+                self.board.add_scalar(name, value, record.epoch)
 
-    def _scalars(self, row):
-        for name, value in row.items():
-            if name == "firing_rates":
-                for layer, rate in value.items():
-                    self.board.add_scalar(f"firing_rate/{layer}", rate, row["epoch"])
-            elif name != "epoch":
-                self.board.add_scalar(name.replace("_", "/", 1), value, row["epoch"])
-
-    def histograms(self, net, epoch):
+    def histograms(self, net: nn.Module, epoch: int) -> None:
         """Add histograms of all weights, and of the gradients of the last batch."""
         with self._readable_errors():
             for name, parameter in net.named_parameters():
@@ -57,7 +84,8 @@ class RunLog:
                 if parameter.grad is not None:
                     self.board.add_histogram(f"gradients/{name}", parameter.grad.float(), epoch)
 
-    def close(self):
+    def close(self) -> None:
+        """Write what is left and close the event file."""
         with self._readable_errors():
             self.board.close()
 
@@ -65,17 +93,18 @@ class RunLog:
     def _readable_errors(self):
         try:
             yield
-        except OSError as error:  # TensorBoard's names no file
+        except OSError as error:  # TensorBoard's does not name the file
             raise OSError(f"the log in {self.folder} cannot be written, is the disk full? {error}") from error
 
 
-def read_metrics(path):
-    """The rows of a metrics.jsonl, dictionaries with the whole number "epoch"; none if there is no such file.
+def read_metrics(path: str | Path) -> list[dict]:
+    """The rows of a metrics.jsonl, each with the integer "epoch"; none if the file does not exist.
 
-    A line that is no such row, as the incomplete last one of a killed run, is left out; any but the last is reported.
+    Lines that are not such rows, such as the incomplete last one of a killed run, are left out; any but the last is
+    reported.
 
     Raises:
-        ValueError: if there is no file but a pipe or device.
+        UserError: if `path` is a folder, pipe or device.
     """
     path = Path(path)
     if not path.exists():

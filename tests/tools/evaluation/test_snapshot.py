@@ -439,9 +439,9 @@ def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, t
         np.save(tmp_path / "c" / "snow.npy", content)
         refused(message)
     (tmp_path / "c" / "snow.npy").write_bytes(b"no array")
-    refused("snow.npy is no readable")
+    refused("snow.npy cannot be read")
     np.save(tmp_path / "c" / "snow.npy", np.array([{}], dtype=object), allow_pickle=True)  # a pickle is not run
-    refused("snow.npy is no readable")
+    refused("snow.npy cannot be read")
 
 
 def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, monkeypatch):

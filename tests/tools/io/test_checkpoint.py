@@ -1,4 +1,4 @@
-"""Published checkpoints load; what does not fit, or is no checkpoint, is refused with a message."""
+"""Published checkpoints load; what does not fit, or is not a checkpoint, is refused with a message."""
 
 import json
 import random
@@ -97,7 +97,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"PK\x03\x04 broken zip"])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "broken.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"broken\.pth"):

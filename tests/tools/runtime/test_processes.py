@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from tools.config.train import TrainConfig
+from tools.data.batches import Batches
 from tools.io import checkpoint
 from tools.runtime.processes import Processes, joined
 from tools.training.log import read_metrics
@@ -109,6 +110,13 @@ def test_exchange():
         Processes(0, 3).part(2)
 
 
+class Indices(Batches):
+    """Batches that are the indices of their samples."""
+
+    def _batch(self, chosen):
+        return chosen
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_samples_of_a_pass_are_shared_without_loss_or_double(stripes, count, accumulate):
@@ -117,8 +125,7 @@ def test_the_samples_of_a_pass_are_shared_without_loss_or_double(stripes, count,
     seen = []
     for rank in range(count):
         options = dict(shuffle=True, accumulate=accumulate, processes=Processes(rank, count))
-        batches = data.batches(10, torch.device("cpu"), **options)
-        batches._batch = lambda chosen: chosen
+        batches = Indices(data, 10, torch.device("cpu"), **options)
         seen.append(torch.stack(list(batches.passing(order))))
     steps = len(data) // (10 * count * accumulate)
     assert all(len(one) == steps * accumulate for one in seen)
@@ -167,14 +174,14 @@ def test_several_processes_go_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path,
 
     def stopped(processes):
         training = Training(TrainConfig(**{**options, "run_dir": str(broken)}), stripes, processes=processes)
-        original = training._between_steps
+        original = training.between_steps
 
         def between(epoch, progress, check):
             if (epoch, progress.steps) == (2, 4) and processes.rank == 1:
                 signal.raise_signal(signal.SIGTERM)  # to one of them only
             original(epoch, progress, check)
 
-        training._between_steps = between
+        training.between_steps = between
         with pytest.raises(BaseException, match="SIGTERM"):
             training.run()
         return training.learner.scheduler.last_epoch

@@ -177,7 +177,7 @@ def broken(tmp_path, name):
         ("objects", "array of numbers"),
         ("frame_s", "frame_s must be positive"),
         ("texts", "are numbers"),
-        ("text", "no readable .npz"),
+        ("text", "cannot be read as a .npz"),
         ("nwb without trials", "expected trials, and units that have spike_times"),
         ("nwb of units without spikes", "expected trials, and units that have spike_times"),
         ("nwb of no rate", "rate of its movie must be positive, got 0.0"),

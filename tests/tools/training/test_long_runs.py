@@ -91,7 +91,8 @@ def test_a_run_leaves_no_files_open_and_no_processes(tmp_path, stripes):
 
 
 FOLDERS = {
-    "run": "from tools.training.folder import make_run_folder; make = lambda: make_run_folder(root, 'd', 'm', 'n', 0)",
+    "run": "from tools.training.folder import TrainConfig, make_run_folder; "
+    "make = lambda: make_run_folder(TrainConfig(results=str(root)), 'stripes')[0]",
     "evaluation": "from tools.io.files import make_folder_of_now; make = lambda: make_folder_of_now(root)",
 }
 

@@ -37,7 +37,7 @@ def test_an_ensemble_averages_probabilities_not_logits():
     forward = dataclasses.replace(CPU, fold=3)  # one draw of the batch in each pass
     found = evaluate(net, [(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))], forward, draws=2)
     assert net.calls == 2
-    assert found["loss"] == pytest.approx(-math.log(wanted[0]))
+    assert found.loss == pytest.approx(-math.log(wanted[0]))
 
 
 @pytest.mark.parametrize(("fold", "calls"), [(1, 5), (3, 5), (6, 3), (100, 1)])
@@ -79,8 +79,8 @@ def test_evaluation_weighs_every_image_the_same_in_uneven_batches():
     batches = [(torch.zeros(3, 1), torch.tensor([0, 0, 1])), (torch.zeros(1, 1), torch.tensor([1]))]
     result = evaluate(net, batches, CPU)
     right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
-    assert result["accuracy"] == 0.5
-    assert result["loss"] == pytest.approx((2 * right + 2 * wrong) / 4)
+    assert result.accuracy == 0.5
+    assert result.loss == pytest.approx((2 * right + 2 * wrong) / 4)
 
 
 def test_evaluation_applies_the_transform_to_the_pixels_and_keeps_no_graph():
@@ -138,8 +138,8 @@ def test_training_lowers_the_loss_and_reports_it():
     torch.manual_seed(0)
     net = Linear()
     first, last = [train(net, batches(), lr=1.0) for _ in range(10)][::9]
-    assert last["loss"] < 0.5 * first["loss"]
-    assert last["accuracy"] > 0.95
+    assert last.loss < 0.5 * first.loss
+    assert last.accuracy > 0.95
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -190,6 +190,6 @@ def test_a_regulariser_adds_its_gradient():
     pulled.load_state_dict(plain.state_dict())
     start = plain.layer.weight.detach().clone()
     train(plain, batches(1), lr=0.1)
-    train(pulled, batches(1), lr=0.1, regularizer=(0.5, Pull()))
+    train(pulled, batches(1), lr=0.1, regularizer=Pull(), regularizer_weight=0.5)
     difference = plain.layer.weight - pulled.layer.weight
     assert torch.allclose(difference, 0.1 * 0.5 * 2 * start, atol=1e-6)

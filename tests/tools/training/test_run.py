@@ -11,10 +11,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tools import inference
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
+from tools.errors import UserError
 from tools.io import checkpoint
 from tools.training import loop
+from tools.training.build import DEBUG_BATCHES
 from tools.training.divergence import Diverged
-from tools.training.run import DEBUG_BATCHES, Training, is_as_good
+from tools.training.run import Training
+from tools.training.state import is_as_good
 
 TINY = {
     "model": "vggwoap",
@@ -59,7 +62,7 @@ def rows(folder, *without):
 
 def test_a_run_learns_and_leaves_everything_behind(tmp_path, stripes):
     training, result = run(tmp_path, stripes, epochs=6, plot_spike_rate=True, histograms=True)
-    assert result["accuracy"] > 0.9
+    assert result.accuracy > 0.9
     folder = training.folder
     assert folder.parent == tmp_path / "results" / "stripes" / "vggwoap-NILIF"
     assert folder.name.endswith("-s0")
@@ -69,7 +72,7 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, stripes):
     assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"]
     assert len(history[0]["firing_rates"]) == 8
-    assert json.loads((folder / "test.json").read_text())["accuracy"] == result["accuracy"]
+    assert json.loads((folder / "test.json").read_text())["accuracy"] == result.accuracy
     events = EventAccumulator(str(folder)).Reload().Tags()
     assert {"train/loss", "val/accuracy", "lr", "train/images_per_s", "firing_rate/stem_neuron"} <= set(
         events["scalars"]
@@ -112,7 +115,7 @@ def test_the_test_images_are_used_once_and_not_before_the_end(tmp_path, stripes,
 
     monkeypatch.setattr(inference, "evaluate", spy)
     training, _ = run(tmp_path, stripes)
-    assert passes == [training.batches["val"]] * 3 + [training.batches["test"]]
+    assert passes == [training.data.val] * 3 + [training.data.test]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, stripes):
@@ -173,7 +176,7 @@ def test_rows_of_a_half_done_epoch_are_dropped_when_resuming(tmp_path, stripes, 
 
 def test_a_resumed_run_keeps_its_settings(tmp_path, stripes, monkeypatch):
     training, _ = run(tmp_path, stripes, epochs=1)
-    with pytest.raises(ValueError, match="keeps its lr = 0.01; 0.5 was asked for"):
+    with pytest.raises(UserError, match="keeps its lr = 0.01; 0.5 was asked for"):
         Training(config(tmp_path, resume=str(training.folder), lr=0.5), stripes, given={"lr"})
     longer = Training(config(tmp_path, resume=str(training.folder), epochs=2), stripes, given={"epochs"})
     longer.run()
@@ -183,15 +186,17 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, stripes, monkeypatch):
     passes = []
     monkeypatch.setattr(inference, "evaluate", lambda *args, **options: passes.append(1))
     again = Training(config(tmp_path, resume=str(training.folder)), stripes).run()
-    assert again == json.loads((training.folder / "test.json").read_text()) and not passes  # nothing left to do
+    assert (
+        dataclasses.asdict(again) == json.loads((training.folder / "test.json").read_text()) and not passes
+    )  # nothing left to do
 
 
 def test_a_network_alone_cannot_be_resumed(tmp_path, stripes):
     training, _ = run(tmp_path, stripes, epochs=1)
-    with pytest.raises(ValueError, match=r"holds a network only; take the run's last\.pth"):
+    with pytest.raises(UserError, match=r"holds a network only; take the run's last\.pth"):
         Training(config(tmp_path, resume=str(training.folder / "best.pth")), stripes)
     other = dataclasses.replace(stripes, name="other")
-    with pytest.raises(ValueError, match="was trained on stripes, this script is for other"):
+    with pytest.raises(UserError, match="was trained on stripes, this script is for other"):
         Training(config(tmp_path, resume=str(training.folder)), other)
 
 
@@ -233,24 +238,74 @@ def test_every_regulariser_runs_with_tet(tmp_path, stripes, reg):
 def test_mixed_precision_and_channels_last_learn(tmp_path, stripes, amp):
     """Not vggwoap: on some CPUs, oneDNN's bf16 convolution of stride 2 on a 1x1 map has a wrong weight gradient."""
     _, result = run(tmp_path, stripes, epochs=6, amp=amp, channels_last=True, model="vgg")
-    assert result["accuracy"] > 0.9
+    assert result.accuracy > 0.9
 
 
 def test_debug_runs_few_batches(tmp_path, stripes):
     training, _ = run(tmp_path, stripes, epochs=1, debug=True, minibatch=10)
-    assert len(training.batches["train"]) == DEBUG_BATCHES
+    assert len(training.data.train) == DEBUG_BATCHES
     assert not torch.is_anomaly_enabled()
 
 
 @pytest.mark.slow
 def test_a_compiled_network_trains(tmp_path, stripes):
     _, result = run(tmp_path, stripes, epochs=6, compile=True)
-    assert result["accuracy"] > 0.9
-    with pytest.raises(ValueError, match="do not go together"):
+    assert result.accuracy > 0.9
+    with pytest.raises(UserError, match="do not go together"):
         Training(config(tmp_path, compile=True, reg="rate"), stripes)
 
 
 def test_a_run_folder_is_not_used_twice(tmp_path, stripes):
     run(tmp_path, stripes, epochs=1, run_dir=str(tmp_path / "mine"))
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(UserError, match="holds a run already"):
         Training(config(tmp_path, run_dir=str(tmp_path / "mine")), stripes)
+
+
+def test_files_of_a_run_have_the_keys_that_their_readers_know(tmp_path, stripes):
+    training, result = run(tmp_path, stripes, epochs=1, on_nonfinite="skip", plot_spike_rate=True)
+    (row,) = rows(training.folder)
+    assert list(row) == [
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_accuracy",
+        "train_images_per_s",
+        "train_skipped_steps",
+        "val_loss",
+        "val_accuracy",
+        "firing_rates",
+    ]
+    assert list(json.loads((training.folder / "test.json").read_text())) == [
+        "epoch",
+        "val_accuracy",
+        "loss",
+        "accuracy",
+    ]
+    best, last = (checkpoint.read(training.folder / name) for name in ("best.pth", "last.pth"))
+    assert set(best) == {"format", "model", "metrics", "config", "dataset", "checksum"}
+    assert (
+        list(best["metrics"]) == ["epoch", "loss", "accuracy", "highest_accuracy"] and last["best"] == best["metrics"]
+    )
+    of_run = {"config", "dataset", "epochs_done", "samples", "best", "format", "checksum"}
+    assert set(last) == of_run | {"model", "ema", "optimizer", "scaler", "scheduler", "processes"}
+    assert row["val_accuracy"] == result.val_accuracy
+
+
+def test_validation_leaves_the_noise_of_training_alone_and_repeats_its_own(tmp_path, stripes):
+    training = Training(config(tmp_path), stripes)
+    before = torch.get_rng_state()
+    scores = [training.evaluator.score(training.data.val, purpose) for purpose in ("validation", "validation", "test")]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert scores[0] == scores[1] != scores[2]
+    other = Training(config(tmp_path, seed=1), stripes)
+    other.net.load_state_dict(training.net.state_dict())
+    assert other.evaluator.score(training.data.val, "validation") != scores[0]
+
+
+def test_a_damaged_result_is_an_error_that_says_what_to_do(tmp_path, stripes):
+    training, _ = run(tmp_path, stripes, epochs=1)
+    (training.folder / "test.json").write_text('{"accuracy": 1}')
+    with pytest.raises(UserError, match=r"test\.json is not the result of a run; delete it"):
+        Training(config(tmp_path, resume=str(training.folder)), stripes).run()
+    (training.folder / "test.json").unlink()
+    assert Training(config(tmp_path, resume=str(training.folder)), stripes).run().epoch == 1

@@ -14,13 +14,17 @@ import pytest
 import torch
 import yaml
 
+from tools import inference
 from tools.config.train import TrainConfig
+from tools.errors import UserError
+from tools.inference import Scores
 from tools.io import checkpoint, files
 from tools.runtime import processes
 from tools.runtime.interruption import TIME_IS_OVER, Interrupted, Interruption
 from tools.training import loop
 from tools.training.divergence import MOST_SKIPPED, Diverged, DivergenceWatch
-from tools.training.log import RunLog
+from tools.training.log import EpochRecord, RunLog
+from tools.training.progress import EpochResult
 from tools.training.run import Training
 
 # Everything that has a state: augmentation, noise, moving average, optimiser with moments, running statistics.
@@ -49,7 +53,7 @@ def rows(folder):
 
 
 def assert_same_run(folder, other):
-    """The last checkpoints, but for times, and all rows of two runs are the same."""
+    """The rows and the last checkpoints of two runs are the same, except for times."""
     assert rows(folder) == rows(other)
     one, two = (checkpoint.read(path / checkpoint.LAST) for path in (folder, other))
     for part in ("model", "ema", "optimizer", "scheduler", "scaler", "processes", "best", "epochs_done"):
@@ -64,15 +68,15 @@ class Stop(Exception):
 
 
 def stop_after(training, epoch, steps):
-    """Make a run end without a word, as a kill would, after a step of an epoch."""
-    original = training._between_steps
+    """Make a run end silently, as a kill would, after a step of an epoch."""
+    original = training.between_steps
 
     def between(now, progress, check):
         original(now, progress, check)
         if (now, progress.steps) == (epoch, steps):
             raise Stop
 
-    training._between_steps = between
+    training.between_steps = between
 
 
 CASES = [
@@ -115,7 +119,7 @@ def flags(folder, **changes):
 
 
 def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path, stripes):
-    """SIGKILL, often within a save, as there is one after every step. Processes are forked, as imports take longest."""
+    """SIGKILL, often within a save, as each step ends with one. Processes are forked, which spares the imports."""
     options = dict(save_steps=1, epochs=6, minibatch=10, histograms=True, plot_spike_rate=True, resume="auto")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
@@ -167,19 +171,19 @@ def test_a_signal_in_validation_and_the_end_of_the_time_lose_nothing(tmp_path, s
     whole = Training(config(tmp_path), stripes)
     result = whole.run()
     training = Training(config(tmp_path), stripes)
-    original, calls = training._evaluate, []
+    original, calls = inference.evaluate, []
 
-    def interrupted(part, description):
-        calls.append(part)
+    def interrupted(*args, **options):
+        calls.append(args)
         if len(calls) == 2:
-            with training.interruption.at_once():
-                signal.raise_signal(signal.SIGTERM)
-                raise AssertionError("went on")
-        return original(part, description)
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("went on")
+        return original(*args, **options)
 
-    training._evaluate = interrupted
-    with pytest.raises(Interrupted, match="SIGTERM") as error:
-        training.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "evaluate", interrupted)
+        with pytest.raises(Interrupted, match="SIGTERM") as error:
+            training.run()
     assert error.value.exit_code == 143
     stopped = Training(config(tmp_path, resume=str(training.folder), max_minutes=1e-9), stripes, {"max_minutes"})
     assert stopped.first_epoch == 2
@@ -209,7 +213,7 @@ def test_a_second_signal_does_what_it_always_did(request):
 
 
 def test_auto_starts_a_run_and_then_continues_it(tmp_path, stripes):
-    with pytest.raises(ValueError, match="--resume auto needs --run_dir"):
+    with pytest.raises(UserError, match="--resume auto needs --run_dir"):
         Training(config(tmp_path, resume="auto"), stripes)
     options = dict(run_dir=str(tmp_path / "run"), resume="auto", epochs=1)
     assert Training(config(tmp_path, **options), stripes).run()
@@ -219,7 +223,7 @@ def test_auto_starts_a_run_and_then_continues_it(tmp_path, stripes):
 
 def test_torchrun_is_told_that_a_restarted_run_must_be_found(tmp_path, stripes, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
-    with pytest.raises(ValueError, match="torchrun --max-restarts needs --run_dir"):
+    with pytest.raises(UserError, match="torchrun --max-restarts needs --run_dir"):
         Training(config(tmp_path), stripes)
     assert processes.restarts() == (0, 2)
 
@@ -260,7 +264,7 @@ def test_the_checkpoint_before_is_kept_and_used_where_the_newest_is_damaged(tmp_
 
 
 def test_every_damaged_byte_is_noticed_or_does_not_matter(tmp_path):
-    """Of 300 places, spread over the file: none leads to other content than was saved, nor to another error."""
+    """300 damaged places, all over the file: none yields other content than was saved, or another error."""
     last = saved_twice(tmp_path)
     intact, wanted = last.read_bytes(), checkpoint.checksum(checkpoint.read(last))
     generator, noticed = random.Random(0), 0
@@ -293,13 +297,13 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(tm
 
 
 def limit_files(kilobytes):
-    """In this process, let files have so many bytes at most: what a full disk does to them."""
+    """Limit the size of files in this process, as a full disk does."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, resource.RLIM_INFINITY))
 
 
 @pytest.mark.parametrize("kilobytes", [0, 3, 30, 300])
 def test_a_full_disk_is_an_error_and_leaves_earlier_files_as_they_were(tmp_path, stripes, kilobytes):
-    """Of so many bytes that a file may have, some are too few for each: checkpoint, log, event file."""
+    """Each limit is too small for another file: checkpoint, log, event file."""
     folder = tmp_path / "run"
     Training(config(tmp_path, run_dir=str(folder), epochs=1), stripes).run()
     names = ("last.pth", "previous.pth", "best.pth", "metrics.jsonl", "test.json", "config.yaml")
@@ -333,7 +337,7 @@ def test_the_message_of_a_full_disk(tmp_path, script):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_event_file_that_does_not_fit_is_an_error(tmp_path):
-    """TensorBoard writes in a thread of its own, whose errors come late."""
+    """TensorBoard writes in its own thread, whose errors come late."""
 
     def write():
         log = RunLog(tmp_path)
@@ -341,7 +345,7 @@ def test_an_event_file_that_does_not_fit_is_an_error(tmp_path):
         try:
             for epoch in range(1, 100):
                 log.histograms(torch.nn.Linear(100, 100), epoch)
-                log.epoch({"epoch": epoch, "lr": 0.1})
+                log.epoch(EpochRecord(epoch, 0.1, EpochResult(1.0, 0.5, 100.0), Scores(1.0, 0.5)))
         except OSError as error:
             os._exit(17 if f"the log in {tmp_path} cannot be written" in str(error) else 1)
 
@@ -359,7 +363,7 @@ def test_a_folder_that_cannot_be_written_into_is_an_error_before_any_work(tmp_pa
     with pytest.raises(OSError, match="file"):
         Training(config(tmp_path, results=str(blocked)), stripes)
     monkeypatch.setattr(files.os, "access", lambda *args: False)  # what the system says of a read-only folder
-    with pytest.raises(PermissionError, match="run cannot be written into"):
+    with pytest.raises(PermissionError, match="run is not writable"):
         Training(config(tmp_path, run_dir=str(tmp_path / "run")), stripes)
     assert not loads
 
@@ -378,7 +382,7 @@ def test_absent_data_leave_no_empty_folder(tmp_path, stripes, monkeypatch):
 
 
 def spoil_gradients(training, steps):
-    """Let the gradients of some steps, counted over the whole run, be NaN; returns the list of their losses."""
+    """Let the gradients of some steps, counted over the whole run, be NaN."""
     count, weight = [], training.net.get_parameter("stem.conv.weight")
 
     def spoil(gradient):
@@ -420,7 +424,7 @@ RESUMED = {
 
 @pytest.fixture(scope="module")
 def in_mid_epoch(tmp_path_factory, stripes):
-    """The content of a checkpoint within an epoch, without the checksum, which is there against damage alone."""
+    """The content of a checkpoint within an epoch, without its checksum, which guards against damage alone."""
     training = Training(config(tmp_path_factory.mktemp("run"), save_steps=2), stripes)
     stop_after(training, 1, 2)
     with pytest.raises(Stop):
@@ -435,11 +439,11 @@ def test_a_forged_checkpoint_is_not_resumed(tmp_path, stripes, in_mid_epoch, cha
     forged = copy.deepcopy(in_mid_epoch)
     RESUMED[change](forged)
     torch.save(forged, tmp_path / "last.pth")
-    with pytest.raises(ValueError):  # CheckpointError is one
+    with pytest.raises(UserError):
         Training(config(tmp_path, resume=str(tmp_path)), stripes, {"resume"})
 
 
-def test_no_minutes_between_checkpoints_is_none_by_time(tmp_path, stripes):
+def test_zero_save_minutes_means_no_checkpoints_by_time(tmp_path, stripes):
     training = Training(config(tmp_path, save_minutes=0.0), stripes)
     stop_after(training, 1, 2)
     with pytest.raises(Stop):
@@ -450,7 +454,7 @@ def test_no_minutes_between_checkpoints_is_none_by_time(tmp_path, stripes):
 def test_gradients_that_are_never_finite_with_fp16_end_the_run(tmp_path, stripes):
     training = Training(config(tmp_path, amp="fp16", epochs=4), stripes)
     spoil_gradients(training, range(10**6))
-    with pytest.raises(Diverged, match="no gradient is finite in fp16, with whatever scale, up to epoch 2"):
+    with pytest.raises(Diverged, match="no gradient is finite in fp16, at any scale, up to epoch 2"):
         training.run()
 
 
@@ -461,7 +465,7 @@ def test_a_gradient_that_is_not_finite_with_fp16_is_left_out_and_counted(tmp_pat
     assert [row["train_skipped_steps"] for row in rows(training.folder)][:2] == [0, 2]
 
 
-def test_what_is_resumed_from_the_checkpoint_before_is_not_overwritten_by_a_damaged_one(tmp_path, stripes):
+def test_resuming_from_previous_pth_does_not_replace_it_by_a_damaged_one(tmp_path, stripes):
     training = Training(config(tmp_path), stripes)
     training.run()
     last, previous = (training.folder / name for name in ("last.pth", "previous.pth"))
@@ -480,12 +484,11 @@ def test_a_rollback_does_not_go_to_the_future(tmp_path, stripes):
     training.run()
     earlier = config(tmp_path, resume=str(training.folder / "previous.pth"), on_nonfinite="rollback")
     resumed = Training(earlier, stripes, {"resume", "on_nonfinite"})
-    start = checkpoint.checksum(resumed.net.state_dict())
-    found, original = [], resumed.state.roll_back
-    resumed.state.roll_back = lambda content: (original(content), found.append(content))
+    start, seen = checkpoint.checksum(resumed.net.state_dict()), []
+    resumed.between_steps = lambda *args: seen.append(checkpoint.checksum(resumed.net.state_dict()))
     spoil_gradients(resumed, {1})
     resumed.run()
-    assert checkpoint.checksum(found[0]["model"]) == start
+    assert seen[0] == start != seen[1]
 
 
 def test_another_number_of_training_samples_is_refused(tmp_path, stripes, in_mid_epoch):
@@ -517,7 +520,7 @@ def test_a_complete_run_that_goes_on_is_no_longer_complete(tmp_path, stripes):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, stripes):
     training = Training(config(tmp_path), stripes)
-    with files.alone_in(training.folder), pytest.raises(ValueError, match="another process is at work in"):
+    with files.alone_in(training.folder), pytest.raises(UserError, match="another process is at work in"):
         training.run()
     training.run()
 
@@ -526,28 +529,26 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, stripes):
 def test_a_schedule_that_was_planned_to_its_end_cannot_be_prolonged(tmp_path, stripes, scheduler):
     training = Training(config(tmp_path, scheduler=scheduler), stripes)
     training.run()
-    with pytest.raises(ValueError, match=f"the {scheduler} schedule was planned"):
+    with pytest.raises(UserError, match=f"the {scheduler} schedule was planned"):
         Training(config(tmp_path, resume=str(training.folder), epochs=9), stripes, {"resume", "epochs"})
 
 
 @pytest.mark.parametrize("stops", [False, True])
 def test_numbers_that_are_noticed_late_are_not_saved(tmp_path, stripes, monkeypatch, stops):
-    class Late(DivergenceWatch):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options)
-            self.check_every = 25  # as on an accelerator
+    def late(epoch, device, *args):
+        return DivergenceWatch(epoch, torch.device("cuda"), *args)  # where numbers are looked at later
 
-    monkeypatch.setattr(loop, "DivergenceWatch", Late)
+    monkeypatch.setattr(loop, "DivergenceWatch", late)
     training = Training(config(tmp_path, save_steps=0 if stops else 2), stripes)
     spoil_gradients(training, {4})
-    original = training._between_steps
+    original = training.between_steps
 
     def between(epoch, progress, check):
         if stops and progress.steps == 6:
             signal.raise_signal(signal.SIGTERM)
         original(epoch, progress, check)
 
-    training._between_steps = between
+    training.between_steps = between
     with pytest.raises(Diverged, match="norm of the gradient became nan in epoch 1, step 4"):
         training.run()
     for name in ("last.pth", "previous.pth"):
@@ -563,7 +564,7 @@ def test_a_skipped_step_changes_nothing(tmp_path, stripes):
     def between(epoch, progress, check):
         seen[progress.steps] = checkpoint.checksum(training.net.state_dict())
 
-    training._between_steps = between
+    training.between_steps = between
     spoil_gradients(training, {3})
     training.run()
     assert seen[2] == seen[3] != seen[4]
@@ -571,14 +572,14 @@ def test_a_skipped_step_changes_nothing(tmp_path, stripes):
 
 def test_a_rollback_returns_to_the_last_checkpoint(tmp_path, stripes):
     training = Training(config(tmp_path, on_nonfinite="rollback", save_steps=4), stripes)
-    original, seen, lr = training._between_steps, {}, {}
+    original, seen, lr = training.between_steps, {}, {}
 
     def between(epoch, progress, check):
         seen[epoch, progress.steps] = checkpoint.checksum(training.net.state_dict())
         lr[epoch, progress.steps] = training.learner.scheduler.get_last_lr()[0]
         original(epoch, progress, check)
 
-    training._between_steps = between
+    training.between_steps = between
     spoil_gradients(training, {16})
     training.run()
     assert seen[2, 7] == seen[2, 4] != seen[2, 6]

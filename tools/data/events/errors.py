@@ -3,12 +3,12 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from tools.errors import UserError
+from tools.io.files import is_folder_or_device
 
 MAX_FILE_BYTES = 2**32  # no recording of these data sets is larger, and it would not fit into memory
 PathLike = str | os.PathLike
@@ -46,7 +46,7 @@ class Reading:
 
 def open_file(path: PathLike) -> BinaryIO:
     """Open a file for reading bytes; EventFormatError for a folder, or a pipe that might never end."""
-    if Path(path).exists() and not Path(path).is_file():
+    if is_folder_or_device(path):
         raise EventFormatError(path, 0, "expected a file, got a folder, pipe or device")
     return open(path, "rb")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.io.files import is_no_file
+from tools.io.files import is_folder_or_device
 from tools.io.npy import read_npz
 
 MOST_BYTES = 2**34  # of a recording in memory: spikes are so sparse that compressed files are a hundredth of it
@@ -60,7 +60,7 @@ def read_recording(path):
         ValueError: naming the file, if it is none, or does not have what is expected; and for NWB without pynwb.
     """
     path = Path(path)
-    if is_no_file(path):
+    if is_folder_or_device(path):
         raise ValueError(f"{path} is no file")
     reader = read_arrays if path.suffix.lower() == ".npz" else read_nwb
     try:

@@ -1,0 +1,168 @@
+"""The state of a run, and its checkpoints."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+from torch import nn
+
+from tools.config.train import TrainConfig
+from tools.inference import Scores
+from tools.io import checkpoint
+from tools.io.checkpoint import CheckpointError
+from tools.runtime import seeds
+
+from .folder import TEST
+from .loop import Learner
+from .progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best epoch so far.
+
+    Args:
+        epoch: its number.
+        loss, accuracy: on the validation images.
+        highest_accuracy: of all epochs, maybe that of another one.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    highest_accuracy: float
+
+    def __post_init__(self):
+        if not isinstance(self.highest_accuracy, float):  # as of a forged checkpoint
+            raise TypeError("the highest accuracy is not a number")
+
+
+def is_as_good(accuracy: float, highest: float, images: int) -> bool:
+    """Whether an epoch becomes the best one: at most a standard error below the highest accuracy so far.
+
+    On few validation images, accuracies of neighbouring epochs differ by chance; the highest of them
+    would often be a lucky early epoch, from before the learning rate has come down. So the latest epoch
+    within one standard error is chosen.
+
+    Args:
+        accuracy: of this epoch, in [0, 1].
+        highest: of all epochs before.
+        images: number of validation images.
+
+    Note:
+        The one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, section 3.4.3.
+    """
+    return accuracy >= highest - math.sqrt(highest * (1 - highest) / images)
+
+
+@dataclasses.dataclass
+class RunState:
+    """Everything that changes during a run, and the checkpoints that hold it.
+
+    Args:
+        learner: what is trained.
+        net: its network, without what wraps it for training.
+        folder: of the run.
+        config, dataset: settings and name of the data set, which checkpoints carry.
+        samples: number of training samples.
+        best: the best epoch so far.
+        saved_at: time of the last save, on the clock of `time.monotonic`.
+    """
+
+    learner: Learner
+    net: nn.Module
+    folder: Path
+    config: TrainConfig
+    dataset: str
+    samples: int
+    best: Best | None = None
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that validation and test see: the averaged one, if there is one."""
+        return self.net if self.learner.ema is None else self.learner.ema.module
+
+    def save(self, epochs_done: int, progress: Progress | None = None, keep: bool = True) -> None:
+        """Save last.pth; to be called by all processes.
+
+        Args:
+            epochs_done: number of complete epochs.
+            progress: of the epoch in progress; None between two.
+            keep: the last.pth before, as previous.pth.
+        """
+        learner = self.learner
+        of_this_process = {"rng": seeds.rng_state(), "progress": progress.state() if progress else None}
+        content = {
+            **self._identity(),
+            "epochs_done": epochs_done,
+            "samples": self.samples,
+            "best": dataclasses.asdict(self.best) if self.best else None,
+            "model": self.net.state_dict(),
+            "ema": learner.ema.state_dict() if learner.ema is not None else None,
+            "optimizer": learner.optimizer.state_dict(),
+            "scaler": learner.scaler.state_dict(),
+            "scheduler": learner.scheduler.state_dict(),
+            "processes": learner.processes.gathered(of_this_process),
+        }
+        if learner.processes.is_first:
+            checkpoint.save_last(self.folder, content, keep)
+            (self.folder / TEST).unlink(missing_ok=True)  # it marks a complete run, which this state is not
+        self.saved_at = time.monotonic()
+
+    def keep_best(self, epoch: int, scores: Scores, images: int) -> None:
+        """Save the network as best.pth if its scores on so many validation images make it the best (`is_as_good`)."""
+        highest = self.best.highest_accuracy if self.best else 0.0
+        if not is_as_good(scores.accuracy, highest, images):
+            return
+        self.best = Best(epoch, scores.loss, scores.accuracy, max(highest, scores.accuracy))
+        content = {"model": self.evaluated.state_dict(), "metrics": dataclasses.asdict(self.best), **self._identity()}
+        if self.learner.processes.is_first:
+            checkpoint.save(self.folder / checkpoint.BEST, content)
+
+    def load_best(self) -> Best:
+        """Load the network of best.pth into `evaluated`."""
+        best = self.learner.processes.from_first(lambda: checkpoint.read(self.folder / checkpoint.BEST))
+        self.evaluated.load_state_dict(best["model"])
+        return Best(**best["metrics"])
+
+    def restore(self, content: dict, path: Path) -> Progress | None:
+        """Restore the content of the checkpoint at `path`; returns the progress of an incomplete epoch.
+
+        Raises:
+            CheckpointError: if the content does not fit.
+        """
+        if content["samples"] != self.samples:
+            raise CheckpointError(f"{path} was trained on {content['samples']} samples, and here are {self.samples}")
+        learner = self.learner
+        try:
+            self.best = Best(**content["best"]) if content["best"] else None
+            self._restore_weights(content)
+            learner.scheduler.load_state_dict(content["scheduler"])
+            of_this_process = content["processes"][learner.processes.rank]
+            seeds.set_rng_state(of_this_process["rng"])  # last: everything above may draw numbers
+            progress = of_this_process["progress"]
+            return progress and Progress.from_state(progress, learner.forward.device, self.samples)
+        except Exception as error:  # torch trusts its input, so errors are of many kinds
+            raise CheckpointError(f"{path} cannot be resumed: {error!r}") from error
+
+    def roll_back(self) -> None:
+        """Restore network and optimiser from the last checkpoint, but not the learning rate or the place in the run."""
+        content = self.learner.processes.from_first(lambda: checkpoint.read_last(self.folder)[1])
+        groups = self.learner.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        self._restore_weights(content)
+        for group, rate in zip(groups, rates):
+            group["lr"] = rate
+
+    def _identity(self):
+        return {"config": dataclasses.asdict(self.config), "dataset": self.dataset}
+
+    def _restore_weights(self, content):
+        learner = self.learner
+        self.net.load_state_dict(content["model"])
+        if learner.ema is not None:
+            learner.ema.load_state_dict(content["ema"])
+        learner.optimizer.load_state_dict(content["optimizer"])
+        learner.scaler.load_state_dict(content["scaler"])
