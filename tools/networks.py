@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from models import build_model, build_neuron
+from models import build_model, build_neuron, noise_generator
 from models.layers import Normalize
 from tools.config.parsing import checked
 from tools.config.train import TrainConfig
@@ -21,6 +21,11 @@ NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoin
     *("placement", "reset", "decay_input", "amp"),
     *("frames_by", "frame_values", "frame_cells", "frame_size", "split"),
 )
+
+
+def seeded_noise(device, seed):
+    """Context manager: noise comes from a generator of its own on the device, and others go on undisturbed."""
+    return noise_generator(torch.Generator(device).manual_seed(seed))
 
 
 def memory_format(config):

@@ -421,7 +421,7 @@ def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, t
     assert folder.names == ["fog", "snow"] and len(folder.part("snow", 5)) == 50
     labels = np.load(tmp_path / "c" / "labels.npy")
     for content, message in (
-        (labels + 1, "outside of 0 to 1"),
+        (labels + 1, "outside 0 to 1"),
         (labels[:-1], "equally many"),
         (labels.astype(float), "integers"),
         (np.where(np.arange(250) == 249, 1 - labels, labels), "differs between severities"),
