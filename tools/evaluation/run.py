@@ -74,9 +74,9 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
             for measurement in MEASUREMENTS:
                 if measurement.is_wanted(snapshot.config):
                     reports[measurement.key] = measurement.run(snapshot)
-        except FoldHalved:
-            snapshot.accept_fold()
-            logger.warning("all is measured with --fold %d, which fits into memory", snapshot.fold)
+        except FoldHalved as error:
+            logger.warning("all is measured with --fold %d", error.fold)
+            snapshot.keep_fold(error.fold)
             continue
         found = {key: report for key, report in reports.items() if report is not None}
         return SnapshotResults(snapshot.identity, snapshot.is_noisy, found)

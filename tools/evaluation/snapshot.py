@@ -20,14 +20,25 @@ from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
 
 from .conditions import conditions
-from .results import Result
-from .stored import Key, ResultFolder
+from .stored import ResultFolder
 
 logger = logging.getLogger(__name__)
 
 
 class FoldHalved(Exception):
-    """Memory did not suffice during a measurement, so that its noise draws were folded in two ways."""
+    """Memory does not suffice for the fold of an evaluation; `fold` is the next one to try."""
+
+    def __init__(self, fold: int):
+        super().__init__(fold)
+        self.fold = fold
+
+
+class SteadyForwardPass(ForwardPass):
+    """A forward pass that ends a measurement rather than go on with another fold, which would order draws otherwise."""
+
+    def halve(self) -> None:
+        super().halve()
+        raise FoldHalved(self.fold)
 
 
 class Snapshot:
@@ -58,14 +69,14 @@ class Snapshot:
         self.net, self.trained = load_snapshot(config, dataset)
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)
-        self.forward = ForwardPass(self.device, self.trained.timestep, self.trained.amp, config.fold)
+        self.forward = SteadyForwardPass(self.device, self.trained.timestep, self.trained.amp, config.fold)
         data = self._load(dataset)
         self.test, self.validation = data["test"], data["val"]
         self.outside = self._load_outside(other_datasets or {}) if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
         self.is_noisy = is_noisy(self.net)
         self.checksum = zlib.crc32(Path(config.snapshot).read_bytes())
-        self.accept_fold()
+        self.keep_fold(config.fold)
 
     @property
     def title(self) -> str:
@@ -128,31 +139,17 @@ class Snapshot:
             "training_seed": self.trained.seed,
             "seed": self.config.seed,
             "minibatch": self.config.minibatch,
-            "fold": self.fold,
+            "fold": self.forward.fold,
             "device": str(self.device),
             "provenance": provenance(),
         }
 
-    def accept_fold(self) -> None:
-        """Take the fold that memory allows as the one that results are of, and are stored under."""
-        self.fold = self.forward.fold
+    def keep_fold(self, fold: int) -> None:
+        """Measure with a fold that memory allows, and store results under it."""
+        self.forward.fold = fold
         snapshot, config = Path(self.config.snapshot), self.config
         beside = snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
         of_points = {name: getattr(config, name) for name in ("draws", "n_ensembles", "adv_draws")}
         of_points["corruptions"] = self.corruptions.stamps() if self.corruptions else []
         suffix = f"-k{config.n_ensembles}" if config.n_ensembles > 1 else ""
         self.folder = ResultFolder(config.out or beside, self.identity, of_points, suffix)
-
-    def write_points(self, name: str, points: dict[Key, Result]) -> None:
-        """Store the results of a perturbation; `FoldHalved` if `fold` is not that of all of them."""
-        self._check_fold()
-        self.folder.write_points(name, points)
-
-    def write_report(self, name: str, report: dict[str, Any]) -> None:
-        """Store the report of a measurement; `FoldHalved` if it was not measured with `fold` throughout."""
-        self._check_fold()
-        self.folder.write_report(name, report)
-
-    def _check_fold(self) -> None:
-        if self.forward.fold != self.fold:
-            raise FoldHalved

@@ -17,8 +17,10 @@ from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
 from tools.data.images import LabelledImages
 from tools.evaluation.conditions import conditions
+from tools.evaluation.measurements import MEASUREMENTS, Measurement
 from tools.evaluation.measurements.attacks import Attacks
-from tools.evaluation.run import evaluate
+from tools.evaluation.report.blocks import Note, Section
+from tools.evaluation.run import evaluate, run_tests
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
 from tools.perturb import PERTURBATIONS
@@ -261,6 +263,71 @@ def test_what_results_depend_on_is_measured_again_when_it_changes(trained, strip
         assert run(moved) > 0
     else:
         assert run(moved, **{change: 7}) > 0
+
+
+def test_results_are_of_the_fold_that_memory_allows_and_stored_under_it(trained, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
+    options = dict(draws=1, n_ensembles=8, minibatch=10, perturbation=["membrane"], efficiency=True)
+    calls = []
+
+    def in_small_memory(out, fold):
+        """An evaluation where a network can be run on 40 images at once."""
+        made = snapshot(trained, stripes, tmp_path / out, fold=fold, **options)
+        original = made.net.forward
+
+        def forward(images, **more):
+            if len(images) > 40:
+                raise torch.OutOfMemoryError
+            calls.append(len(images))
+            return original(images, **more)
+
+        made.net.forward = forward
+        return evaluate(made)
+
+    found, fitting = in_small_memory("a", 80), in_small_memory("b", 40)
+    assert found.perturbations == fitting.perturbations and found.reports == fitting.reports
+    assert found.identity["fold"] == 40
+    for name in ("clean-k8", "membrane-k8", "efficiency"):
+        stored = json.loads((tmp_path / "a" / f"{name}.json").read_text())
+        assert stored["identity"]["fold"] == 40
+    calls.clear()
+    assert in_small_memory("a", 40) == found and not calls
+    assert in_small_memory("a", 80) == found
+    assert not calls  # the first pass said that 80 are too many; then it found what is stored
+    assert (
+        evaluated(trained, stripes, tmp_path / "a", fold=80, **options).identity["fold"] == 80
+    )  # here memory suffices
+
+
+def test_seeds_are_of_their_own_for_each_draw_and_purpose(trained, stripes, tmp_path):
+    made = snapshot(trained, stripes, tmp_path)
+    purposes = [("noise", 0), ("noise", 1), ("perturbation", 0), ("perturbation", 1), ("draws",), ("efficiency",)]
+    other = snapshot(trained, stripes, tmp_path, "LIF", seed=1)
+    assert len({one.seed(*purpose) for purpose in purposes for one in (made, other)}) == 12
+    assert made.seed("noise", 0) == snapshot(trained, stripes, tmp_path, "LIF").seed("noise", 0)  # common draws
+
+
+def test_another_measurement_is_one_class_and_one_entry(trained, stripes, tmp_path, monkeypatch):
+    class Spikes(Measurement):
+        key = "spikes"
+
+        def measure(self, snapshot):
+            return {"neurons": len(snapshot.net.stem_neuron(torch.rand(2, 1, 3))), "nothing": None}
+
+        def sections(self, evaluation):
+            return [
+                Section("Spikes", [Note(f"{group} <{reports}>")])
+                for group, reports in evaluation.reports(self.key).items()
+            ]
+
+    for module in ("run", "report.page", "report.document"):
+        monkeypatch.setattr(f"tools.evaluation.{module}.MEASUREMENTS", (*MEASUREMENTS, Spikes()))
+    path = str(trained["LIF"])
+    results = run_tests(EvaluationConfig(snapshot=path, out=str(tmp_path)), stripes)
+    assert results["LIF"][0].reports["spikes"] == {"neurons": 2, "nothing": None}
+    assert json.loads((tmp_path / "spikes.json").read_text())["neurons"] == 2
+    assert json.loads((tmp_path / "results.json").read_text())["kinds"]["LIF"][0]["spikes"] == {"neurons": 2}
+    assert "<h2>Spikes</h2>" in (page := (tmp_path / "report.html").read_text()) and "LIF &lt;[" in page
 
 
 def test_the_efficiency_of_a_tested_network_is_written(trained, stripes, tmp_path):

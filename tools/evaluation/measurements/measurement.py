@@ -40,7 +40,7 @@ class Measurement(abc.ABC):
         report = snapshot.folder.report(name, self.from_json, **self.settings(snapshot.config))
         if report is None:
             report = self.measure(snapshot)
-            snapshot.write_report(name, self.as_json(report))
+            snapshot.folder.write_report(name, self.as_json(report))
         self.log(report)
         return report
 

@@ -40,7 +40,7 @@ class Perturbations(Measurement):
                     done[key] = clean.at(condition.strength)
                 else:
                     done[key] = passes.result(snapshot, condition)
-                snapshot.write_points(name, done)
+                snapshot.folder.write_points(name, done)
             results.append(done[key])
             _log(name, done[key])
         path = snapshot.folder.points_file(name)

@@ -139,7 +139,6 @@ def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
     test = passes.draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward)
     validation = passes.draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward)
     target, validation_target = (part.labels.to(snapshot.device) for part in (snapshot.test, snapshot.validation))
-    snapshot.forward.fold = min(snapshot.forward.fold, forward.fold)  # memory may not have sufficed for so many steps
     (row,) = ensemble_curve(test, target, validation, validation_target, (1,))
     return {"factor": factor, "timesteps": forward.timesteps, **row}
 
