@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -63,6 +64,11 @@ PRESETS = {
 }
 
 
+def settings_of(preset: str) -> dict[str, Any]:
+    """The values of a preset as JSON has them: with lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(PRESETS[preset])))
+
+
 @dataclasses.dataclass(frozen=True)
 class RadiusTest:
     """What was done at one radius: the attacked images of each restart of the first path, and {attack: score}."""
@@ -83,11 +89,20 @@ class AttackResult:
 
 @dataclasses.dataclass(frozen=True)
 class AttackReport:
-    """The scores without attack and under each one, and the gates that say whether to believe them."""
+    """What a campaign found: scores without attack and under each one, and gates that say whether to believe them.
 
+    Args:
+        preset, settings: its name, and its values as plain data.
+        images: how many were attacked.
+    """
+
+    preset: str
+    settings: dict[str, Any]
+    images: int
     clean: Score
     attacks: list[AttackResult]
     gates: list[Gate]
+    label: str = "upper bound on robustness"
 
     @property
     def reliable(self) -> bool:
@@ -96,21 +111,21 @@ class AttackReport:
 
     def as_json(self) -> dict[str, Any]:
         """As plain data; the score of an attack is flat in its row."""
-        rows = [
-            {"norm": row.norm, "eps": row.eps, "attack": row.attack, **dataclasses.asdict(row.score)}
-            for row in self.attacks
-        ]
-        gates = [dataclasses.asdict(gate) for gate in self.gates]
-        return {"clean": dataclasses.asdict(self.clean), "attacks": rows, "gates": gates, "reliable": self.reliable}
+        content = {"label": self.label, **dataclasses.asdict(self), "reliable": self.reliable}
+        for row in content["attacks"]:
+            row.update(row.pop("score"))
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "AttackReport":
         """The report that `as_json` gave."""
         attacks = []
         for row in content["attacks"]:
-            numbers = {field.name: row[field.name] for field in dataclasses.fields(Score)}
-            attacks.append(AttackResult(row["norm"], row["eps"], row["attack"], Score(**numbers)))
-        return cls(Score(**content["clean"]), attacks, [Gate(**gate) for gate in content["gates"]])
+            head = [row.pop(name) for name in ("norm", "eps", "attack")]
+            attacks.append(AttackResult(*head, Score(**row)))
+        gates, clean = [Gate(**gate) for gate in content["gates"]], Score(**content["clean"])
+        known = {name: content[name] for name in ("preset", "settings", "images", "label")}
+        return cls(clean=clean, attacks=attacks, gates=gates, **known)
 
 
 class Campaign:
@@ -120,17 +135,18 @@ class Campaign:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K].
         forward: how the network is run.
         images, target: test images and labels, on the network's device.
-        preset: how thorough.
+        preset: name in `PRESETS`: how thorough.
         seed: of everything random.
     """
 
     def __init__(
-        self, net: nn.Module, forward: ForwardPass, images: Tensor, target: Tensor, preset: Preset, seed: int = 0
+        self, net: nn.Module, forward: ForwardPass, images: Tensor, target: Tensor, preset: str, seed: int = 0
     ):
-        self.net, self.forward, self.preset, self.seed = net.eval(), forward, preset, seed
+        self.net, self.forward, self.seed = net.eval(), forward, seed
         self.images, self.target = images, target
+        self.name, self.preset = preset, PRESETS[preset]
         self.is_noisy = is_noisy(net)
-        self.draws = preset.draws if self.is_noisy else 1
+        self.draws = self.preset.draws if self.is_noisy else 1
         self.bar = tqdm(disable=True)
 
     def run(self) -> AttackReport:
@@ -142,7 +158,7 @@ class Campaign:
         rows = []
         for (norm, eps), test in tests.items():
             rows += [AttackResult(norm, eps, name, result) for name, result in test.scores.items()]
-        return AttackReport(clean, rows, gates)
+        return AttackReport(self.name, settings_of(self.name), len(self.images), clean, rows, gates)
 
     def attack(self, norm: str, eps: float) -> RadiusTest:
         """All attacks at one radius; the last one, "all", takes the best attack on each image."""
@@ -228,7 +244,7 @@ class Campaign:
 
     def first(self, images: int) -> "Campaign":
         """The same campaign on the first images alone."""
-        part = Campaign(self.net, self.forward, self.images[:images], self.target[:images], self.preset, self.seed)
+        part = Campaign(self.net, self.forward, self.images[:images], self.target[:images], self.name, self.seed)
         part.bar = self.bar
         return part
 

@@ -91,11 +91,11 @@ def _accuracies(results: SnapshotResults) -> Table:
                 correct = np.array(point.times_correct) / len(point.accuracy_draws)
                 table[key] = Accuracy(point.accuracy_mean, point.accuracy_std, correct)
     if attacks := results.reports.get("attacks"):
-        for row in attacks.found.attacks:
+        for row in attacks.attacks:
             norm, score = NORMS[row.norm], row.score
             key = Key(f"{ATTACK}{norm}): {row.attack}", f"{norm} radius (pixel range 1)", None, row.eps)
             correct = np.array(score.times_correct) / score.draws
-            table[key] = Accuracy(score.accuracy, score.accuracy_std, correct, attacks.found.reliable)
+            table[key] = Accuracy(score.accuracy, score.accuracy_std, correct, attacks.reliable)
     return table
 
 

@@ -19,7 +19,6 @@ from tools.attacks.scores import Score
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
 from tools.evaluation import comparison
-from tools.evaluation.measurements.attacks import PresetReport
 from tools.evaluation.results import Result, SnapshotResults
 from tools.evaluation.run import check_comparable, run_tests
 from tools.evaluation.snapshot import Snapshot
@@ -257,8 +256,9 @@ def test_of_groups_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_diff
 def test_attacks_whose_gates_failed_are_not_judged():
     def attacked(hits, reliable):
         score = Score(sum(hits) / 4 / len(hits), 0.0, 0.0, hits, draws=4)
-        found = AttackReport(score, [AttackResult("linf", 8 / 255, "all", score)], [Gate("a gate", reliable, "")])
-        return SnapshotResults({}, True, {**result([4, 4]).reports, "attacks": PresetReport("quick", {}, 2, found)})
+        attacks, gates = [AttackResult("linf", 8 / 255, "all", score)], [Gate("a gate", reliable, "")]
+        report = AttackReport("quick", {}, 2, score, attacks, gates)
+        return SnapshotResults({}, True, {**result([4, 4]).reports, "attacks": report})
 
     groups = {"A": [attacked([4, 4], True)] * 2, "B": [attacked([0, 1], True), attacked([0, 0], False)]}
     rows, summary = comparison.compare(groups)

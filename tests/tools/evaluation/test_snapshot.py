@@ -19,7 +19,7 @@ from tools.data.images import LabelledImages
 from tools.evaluation.conditions import conditions
 from tools.evaluation.measurements import MEASUREMENTS, Measurement
 from tools.evaluation.measurements.attacks import Attacks
-from tools.evaluation.report.blocks import Note, Section
+from tools.evaluation.report.blocks import Section
 from tools.evaluation.run import evaluate, run_tests
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
@@ -316,8 +316,7 @@ def test_another_measurement_is_one_class_and_one_entry(trained, stripes, tmp_pa
 
         def sections(self, evaluation):
             return [
-                Section("Spikes", [Note(f"{group} <{reports}>")])
-                for group, reports in evaluation.reports(self.key).items()
+                Section("Spikes", [f"{group} <{reports}>"]) for group, reports in evaluation.reports(self.key).items()
             ]
 
     for module in ("run", "report.page", "report.document"):
@@ -519,7 +518,7 @@ def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, mon
     tiny = Preset(8, 2, 2, 1, ("own",), (("linf", 8 / 255),), 4)
     monkeypatch.setitem(PRESETS, "quick", tiny)
     report = evaluated(trained, stripes, tmp_path, attack_preset="quick").reports["attacks"]
-    assert report.images == 8 and report.found.clean.draws == 100 and report.settings["steps"] == 2
+    assert report.images == 8 and report.clean.draws == 100 and report.settings["steps"] == 2
     monkeypatch.setattr("tools.evaluation.measurements.attacks.Campaign", None)
     stored = json.loads((tmp_path / "attacks-quick.json").read_text())
     del stored["crc32"], stored["identity"]

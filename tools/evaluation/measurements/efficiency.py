@@ -6,7 +6,7 @@ from typing import Any
 
 from tools import inference
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Note, Picture, Section, Table, missing, or_dash
+from tools.evaluation.report.blocks import Section, Table, missing, or_dash
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.networks import seeded_noise
@@ -65,5 +65,5 @@ class Efficiency(Measurement):
                     numbers += [report.relu_ac, report.relu_mac, report.relu_energy_nj]
                     seed = or_dash(one.identity["training_seed"])
                     rows.append([group, seed, *(f"{number:.4g}" for number in numbers)])
-        note = Note("Of one sample; 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate (45 nm).")
-        return [Section(heading, [Picture(figures.firing_rates(measured)), Table(head, rows), note])]
+        note = "Of one sample; 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate (45 nm)."
+        return [Section(heading, [figures.firing_rates(measured), Table(head, rows), note])]

@@ -7,7 +7,7 @@ from tools.evaluation import passes
 from tools.evaluation.comparison import label
 from tools.evaluation.conditions import CLEAN, Condition, unit
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Note, Picture, Section, Table, differences, interval, missing, percent
+from tools.evaluation.report.blocks import Section, Table, differences, interval, missing, percent
 from tools.evaluation.results import Evaluation, Result
 from tools.evaluation.snapshot import Snapshot
 
@@ -74,9 +74,12 @@ class Perturbations(Measurement):
             cells += [percent(row.groups[group].draws_std) for group in groups]
             rows.append(cells + differences(row))
         figure = figures.severities(evaluation)
-        blocks = [Picture(figure)] if figure else missing(heading, "--perturbation").blocks
-        note = "Intervals of single rows are not corrected for their number; the table above judges."
-        return [Section(heading, [*blocks, Table(head, rows), *([Note(note)] if pairs else [])])]
+        section = Section(heading, [figure]) if figure else missing(heading, "--perturbation")
+        section.blocks.append(Table(head, rows))
+        if pairs:
+            note = "Intervals of single rows are not corrected for their number; the table above judges."
+            section.blocks.append(note)
+        return [section]
 
 
 def _log(name: str, result: Result) -> None:

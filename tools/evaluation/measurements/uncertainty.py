@@ -12,7 +12,7 @@ from tools.analysis.uncertainty import SIZES, ensemble_curve, out_of_distributio
 from tools.config.evaluate import EvaluationConfig
 from tools.evaluation import passes
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Block, Note, Picture, Section, Table, count, missing, percent
+from tools.evaluation.report.blocks import Section, Table, count, missing, percent
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 
@@ -115,8 +115,8 @@ class Uncertainty(Measurement):
         measured, compute = evaluation.reports(self.key), "Accuracy and calibration against compute"
         if not measured:
             return [missing("Reliability", "--uncertainty"), missing(compute, "--uncertainty")]
-        curves = [Picture(figures.draws(measured, evaluation.ensembles)), *_tables(measured, evaluation.ensembles)]
-        return [Section("Reliability", [Picture(figures.reliability(measured))]), Section(compute, curves)]
+        curves = [figures.draws(measured, evaluation.ensembles), *_tables(measured, evaluation.ensembles)]
+        return [Section("Reliability", [figures.reliability(measured)]), Section(compute, curves)]
 
 
 def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[Row]:
@@ -143,12 +143,9 @@ def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
     return {"factor": factor, "timesteps": forward.timesteps, **row}
 
 
-def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[Row]]) -> list[Block]:
-    names = [
-        *SCORES,
-        *(name for name in next(iter(measured.values()))[0].curve[0] if name not in {*SCORES, *NO_SCORES}),
-    ]
-    rows, outside, speeds = [], [], []
+def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[Row]]) -> list[Any]:
+    first, rows, outside, speeds = next(iter(measured.values()))[0], [], [], []
+    names = [*SCORES, *sorted(first.curve[0].keys() - SCORES.keys() - NO_SCORES)]
 
     def add(group: str, what: str, row: Row) -> None:
         rows.append([group, what, percent(row["accuracy"]), *(f"{row[name]:.4f}" for name in names)])
@@ -165,14 +162,12 @@ def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, l
         for row in figures.mean_rows([one["curve"] for one in told]):
             areas = [f"{row[name]:.3f}" for name in ("confidence", "predictive", "mutual_information")]
             outside.append([group, f"{count(row['draws'], 'draw')} against {told[0]['dataset']}", *areas])
-    blocks: list[Block] = [
-        Table(["group", "averaged", "accuracy, %", *(SCORES.get(name, name) for name in names)], rows)
-    ]
+    tables = [Table(["group", "averaged", "accuracy, %", *(SCORES.get(name, name) for name in names)], rows)]
     if outside:
         head = ["group", "area under the ROC curve", "confidence", "predictive entropy", "mutual information"]
-        blocks.append(Table(head, outside))
+        tables.append(Table(head, outside))
     note = (
         "Means over the snapshots of each group. Calibration error (ECE) in 15 bins of equal mass; T: after a "
         f"temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
     )
-    return [*blocks, Note(note)]
+    return [*tables, note]

@@ -1,9 +1,9 @@
-"""What a report page is made of: sections of notes, tables, lists and pictures."""
+"""What a report page is made of."""
 
 import base64
 import dataclasses
 import io
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from tools.evaluation.results import Difference, GroupAccuracy, Row
 
@@ -11,73 +11,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Block:
-    """A part of a section; page.html has a macro of the name `kind` for it."""
-
-    kind: ClassVar[str]
-
-
 @dataclasses.dataclass
-class Note(Block):
-    """A paragraph in small print."""
+class Table:
+    """A table; with a title it is folded away, behind the title and the verdict "passed" or "failed"."""
 
-    kind = "note"
-    text: str
-
-
-@dataclasses.dataclass
-class Items(Block):
-    """A list of sentences."""
-
-    kind = "items"
-    texts: list[str]
-
-
-@dataclasses.dataclass
-class Code(Block):
-    """Lines in a fixed-width font."""
-
-    kind = "code"
-    lines: list[str]
-
-
-@dataclasses.dataclass
-class Table(Block):
-    """A table; with a title it is folded away, behind the title and a verdict of (style, text)."""
-
-    kind = "table"
     head: list[str]
-    rows: list[list[object]]
+    rows: list[list[Any]]
     title: str = ""
-    verdict: tuple[str, str] = ("", "")
-
-
-@dataclasses.dataclass
-class Picture(Block):
-    """A figure, inside the page."""
-
-    kind = "picture"
-    figure: "Figure"
-
-    @property
-    def data(self) -> str:
-        """The figure as a PNG file in base 64."""
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=110)
-        return base64.b64encode(buffer.getvalue()).decode()
+    verdict: str = ""
 
 
 @dataclasses.dataclass
 class Section:
-    """A heading and what is under it."""
+    """A heading, and under it blocks: small print, lists of sentences, tables and pictures."""
 
     heading: str
-    blocks: list[Block]
+    blocks: "list[str | list[str] | Table | Figure]"
 
 
 def missing(heading: str, flag: str) -> Section:
     """The section of what was not measured, which says how to get it."""
-    return Section(heading, [Note(f"Not part of this run: {flag} measures it.")])
+    return Section(heading, [f"Not part of this run: {flag} measures it."])
+
+
+def png(figure: "Figure") -> str:
+    """A figure as a PNG file in base 64."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def percent(share: float | None) -> str:
@@ -88,7 +49,7 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def or_dash(value: object) -> object:
+def or_dash(value: Any) -> Any:
     return "-" if value is None else value
 
 

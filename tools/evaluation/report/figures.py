@@ -80,9 +80,9 @@ def attacks(evaluation: Evaluation) -> "Figure":
     norms = list(dict.fromkeys(row.of for row in rows))
     clean, doubtful = {}, []
     for group, reports in evaluation.reports("attacks").items():
-        interval = seed_interval([report.found.clean.accuracy for report in reports])
+        interval = seed_interval([report.clean.accuracy for report in reports])
         clean[group] = GroupAccuracy(**interval, draws_std=None)
-        if not all(report.found.reliable for report in reports):
+        if not all(report.reliable for report in reports):
             doubtful.append(group)
     figure, panels = _panels(1, len(norms), 3.6, sharey=True)
     for axes, norm in zip(panels.flat, norms):

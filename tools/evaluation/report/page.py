@@ -10,7 +10,9 @@ from tools.evaluation.measurements import MEASUREMENTS
 from tools.evaluation.results import Evaluation
 
 from . import figures
-from .blocks import Block, Code, Items, Note, Picture, Section, Table, differences, interval, or_dash, percent
+from .blocks import Section, Table, differences, interval, or_dash, percent, png
+
+VERDICTS = {"passed": "all gates passed", "failed": "not reliable: gates failed"}
 
 
 def render(evaluation: Evaluation, document: dict[str, Any]) -> str:
@@ -23,21 +25,17 @@ def render(evaluation: Evaluation, document: dict[str, Any]) -> str:
     for measurement in MEASUREMENTS:
         sections += measurement.sections(evaluation)
     sections += [
-        Section("Confusion matrix", [Picture(figures.confusion(evaluation))]),
-        Section("Worst images", [Picture(figures.worst(evaluation))]),
+        Section("Confusion matrix", [figures.confusion(evaluation)]),
+        Section("Worst images", [figures.worst(evaluation)]),
         Section("How it was made", [_made(document)]),
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     title = f"Evaluation on {evaluation.dataset}: {', '.join(evaluation.groups)}"
-    return environment.get_template("page.html").render(title=title, sections=sections)
+    text = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(text)
+    return template.render(title=title, sections=sections, verdicts=VERDICTS, png=png)
 
 
-def _networks(evaluation: Evaluation) -> list[Block]:
+def _networks(evaluation: Evaluation) -> list[Any]:
     rows = []
     for group, snapshots in evaluation.groups.items():
         for one in snapshots:
@@ -51,14 +49,14 @@ def _networks(evaluation: Evaluation) -> list[Block]:
     note = f"{identities[0]['test_images']} test samples"
     if all(identity["training_seed"] is not None for identity in identities):
         note += ", none of which was used for training or to choose the epoch"
-    return [Table(head, rows), Note(f"{note}. Sigma is the scale of the noise.")]
+    return [Table(head, rows), f"{note}. Sigma is the scale of the noise."]
 
 
-def _differences(evaluation: Evaluation) -> list[Block]:
+def _differences(evaluation: Evaluation) -> list[Any]:
     """Which differences are beyond chance: in words, and the numbers."""
     groups = list(evaluation.groups)
     if len(groups) == 1:
-        return [Note("One group of networks: nothing to compare. Give --compare NSNN=a.pth,b.pth SNN=c.pth,d.pth.")]
+        return ["One group of networks: nothing to compare. Give --compare NSNN=a.pth,b.pth SNN=c.pth,d.pth."]
     note = (
         "Each test is the mean over its strengths. p is the larger of two: over the test samples (paired bootstrap), "
         "and over the training seeds (Welch's t-test), with Holm's correction for all tests of two groups. Beyond "
@@ -70,11 +68,10 @@ def _differences(evaluation: Evaluation) -> list[Block]:
     rows = []
     for row in evaluation.summary:
         rows.append([label(row), *(interval(row.groups[group]) for group in groups), *differences(row)])
-    return [Items(verdicts(evaluation.summary)), Note(note), Table(head, rows)]
+    return [verdicts(evaluation.summary), note, Table(head, rows)]
 
 
-def _made(document: dict[str, Any]) -> Code:
-    machine = document["machine"]
-    lines = [f"python {' '.join(document['command'])}"]
-    lines += [f"{name}: {value}" for name, value in document["provenance"].items()]
-    return Code([*lines, f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} threads"])
+def _made(document: dict[str, Any]) -> Table:
+    facts = {"command": " ".join(["python", *document["command"]]), **document["provenance"]}
+    facts["processor"] = document["machine"]["processor"]
+    return Table([], [[name, value] for name, value in facts.items()])
