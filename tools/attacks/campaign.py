@@ -16,7 +16,7 @@ from tools.runtime.seeds import derived_seed
 
 from .checks import run_checks
 from .gates import Gate
-from .gradients import fgsm, pgd, random_noise
+from .gradients import Ball, fgsm, pgd, random_noise
 from .scores import Score, choose, score
 from .square import square_attack
 from .twins import GRADIENT_PATHS, mean_field_twin, noiseless_twin, with_gradient_path
@@ -29,25 +29,15 @@ OBJECTIVES = (cross_entropy, margin)  # in turn for the restarts: each fails whe
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How thorough an evaluation by attacks is.
+    """How thorough an evaluation by attacks is."""
 
-    Args:
-        images: of the test part.
-        steps: of projected gradient descent.
-        draws: of the noise in each gradient and each query.
-        restarts: of each gradient path.
-        paths: names of `GRADIENT_PATHS`, or "mean_field".
-        radii: (norm, radius in pixel units) of each test.
-        queries: of the Square attack, for each image and Linf radius.
-    """
-
-    images: int
-    steps: int
-    draws: int
-    restarts: int
-    paths: tuple[str, ...]
-    radii: tuple[tuple[str, float], ...]
-    queries: int
+    images: int  # of the test part
+    steps: int  # of projected gradient descent
+    draws: int  # of the noise in each gradient and each query
+    restarts: int  # of each gradient path
+    paths: tuple[str, ...]  # names of `GRADIENT_PATHS`, or "mean_field"
+    radii: tuple[tuple[str, float], ...]  # (norm, radius in pixel units) of each test
+    queries: int  # of the Square attack, for each image and Linf radius
 
 
 PRESETS = {
@@ -71,10 +61,10 @@ def settings_of(preset: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class RadiusTest:
-    """What was done at one radius: the attacked images of each restart of the first path, and {attack: score}."""
+    """What was done at one radius."""
 
-    restarts: list[Tensor]
-    scores: dict[str, Score]
+    restarts: list[Tensor]  # the attacked images of each restart of the first path
+    scores: dict[str, Score]  # by attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +79,11 @@ class AttackResult:
 
 @dataclasses.dataclass(frozen=True)
 class AttackReport:
-    """What a campaign found: scores without attack and under each one, and gates that say whether to believe them.
+    """What a campaign found: scores without attack and under each one, and gates that say whether to believe them."""
 
-    Args:
-        preset, settings: its name, and its values as plain data.
-        images: how many were attacked.
-    """
-
-    preset: str
-    settings: dict[str, Any]
-    images: int
+    preset: str  # its name
+    settings: dict[str, Any]  # its values, as plain data
+    images: int  # that were attacked
     clean: Score
     attacks: list[AttackResult]
     gates: list[Gate]
@@ -162,11 +147,14 @@ class Campaign:
 
     def attack(self, norm: str, eps: float) -> RadiusTest:
         """All attacks at one radius; the last one, "all", takes the best attack on each image."""
-        gradient = functools.partial(self.victim().gradient, objective=cross_entropy)
+        gradient, ball = (
+            functools.partial(self.victim().gradient, objective=cross_entropy),
+            Ball(self.images, eps, norm),
+        )
         with self.noise("making", "FGSM"):
             found = {
-                "random noise": random_noise(self.images, eps, norm, self.generator("random noise")),
-                "FGSM": fgsm(gradient, self.images, self.target, eps, norm),
+                "random noise": random_noise(ball, self.generator("random noise")),
+                "FGSM": fgsm(gradient, ball, self.target),
             }
         candidates, of_first_path = [], []
         for path in self.preset.paths:
@@ -210,23 +198,19 @@ class Campaign:
             victim = self.victim(net, draws)
             return pgd(
                 functools.partial(victim.gradient, objective=OBJECTIVES[restart % len(OBJECTIVES)]),
-                self.images,
+                Ball(self.images, eps, norm),
                 self.target,
-                eps,
-                norm,
                 steps or self.preset.steps,
                 self.generator("start", restart),
-                margins=victim.margins if keeps_best and not is_noisy(net) else None,
+                margins=victim.margins if keeps_best and not victim.is_noisy else None,
                 on_step=self.bar.update,
             )
 
     def _square(self, eps: float) -> Tensor:
         self.bar.set_postfix_str(f"Square, {eps:.2g}")
-        queries, generator, on_query = self.preset.queries, self.generator("squares"), self.bar.update
         with self.noise("making", "Square"):
-            return square_attack(
-                self.victim(), self.images, self.target, eps, queries, generator, self.is_noisy, on_query
-            )
+            target, queries, generator = self.target, self.preset.queries, self.generator("squares")
+            return square_attack(self.victim(), self.images, target, eps, queries, generator, self.bar.update)
 
     def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
         """The best of several attacked images, by draws of the noise that nothing else sees."""

@@ -4,6 +4,7 @@ Images are in [0, 1] and stay there; `eps` and `gamma` are in the same units. On
 Shape: images [B, C, H, W], target [B] -> attacked images [B, C, H, W].
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -16,35 +17,60 @@ STEP = 2.5  # of projected gradient descent, times eps / steps (Madry et al., IC
 ADAM_LR, ADAM_STEPS = 0.002, 30  # of the published direct optimisation
 
 
-def random_noise(images: Tensor, eps: float, norm: str, generator: Generator) -> Tensor:
+@dataclasses.dataclass(frozen=True)
+class Ball:
+    """The images within a distance of given ones, and within [0, 1]."""
+
+    images: Tensor
+    eps: float
+    norm: str = "linf"  # or "l2"
+
+    def moved(self, images: Tensor, direction: Tensor, step: float) -> Tensor:
+        """`images` after a step of length `step` along the steepest direction, projected back into the ball."""
+        delta = images + step * _steepest(direction, self.norm) - self.images
+        if self.norm == "linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            delta = delta * (self.eps / _l2(delta).clamp(min=self.eps))
+        return (self.images + delta).clamp(0, 1)
+
+    def start(self, generator: Generator) -> Tensor:
+        """A random point: uniform in the box for Linf; for L2 in a random direction, at a uniform distance."""
+        images, drawn = self.images, dict(generator=generator, device=generator.device)
+        if self.norm == "linf":
+            delta = (2 * torch.rand(images.shape, **drawn) - 1).to(images.device)
+        else:
+            direction = _steepest(_normal(images, generator), "l2")
+            delta = direction * torch.rand(len(images), 1, 1, 1, **drawn).to(images.device)
+        return (images + delta * self.eps).clamp(0, 1)
+
+
+def random_noise(ball: Ball, generator: Generator) -> Tensor:
     """Noise of norm `eps` in a random direction (Linf: each pixel +-eps), which any attack must beat."""
-    return (images + _steepest(_normal(images, generator), norm) * eps).clamp(0, 1)
+    return ball.moved(ball.images, _normal(ball.images, generator), ball.eps)
 
 
-def fgsm(gradient: Gradient, images: Tensor, target: Tensor, eps: float, norm: str = "linf") -> Tensor:
+def fgsm(gradient: Gradient, ball: Ball, target: Tensor) -> Tensor:
     """One step of size `eps` along the sign of the gradient (for "l2": along the gradient).
 
     Note:
         Goodfellow, Shlens and Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015.
     """
-    return (images + _steepest(gradient(images, target), norm) * eps).clamp(0, 1)
+    return ball.moved(ball.images, gradient(ball.images, target), ball.eps)
 
 
 def pgd(
     gradient: Gradient,
-    images: Tensor,
+    ball: Ball,
     target: Tensor,
-    eps: float,
-    norm: str,
     steps: int,
     generator: Generator,
     margins: Gradient | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Projected gradient ascent from a random start in the ball of radius `eps`.
+    """Projected gradient ascent from a random start in the ball.
 
     Args:
-        norm: "linf" or "l2".
         steps: of size 2.5 eps / steps each.
         margins: (images, target) -> how far the network errs [B]; if given, the best point on the way is returned,
             not the last one.
@@ -53,11 +79,10 @@ def pgd(
     Note:
         Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
     """
-    attacked = _project(images + _start(images, eps, norm, generator), images, eps, norm)
+    attacked = ball.start(generator)
     best, highest = attacked, margins(attacked, target) if margins else None
     for _ in range(steps):
-        ascent = _steepest(gradient(attacked, target), norm)
-        attacked = _project(attacked + STEP * eps / steps * ascent, images, eps, norm)
+        attacked = ball.moved(attacked, gradient(attacked, target), STEP * ball.eps / steps)
         if margins:
             found = margins(attacked, target)
             best = torch.where((found > highest).view(-1, 1, 1, 1), attacked, best)
@@ -110,19 +135,3 @@ def _steepest(gradient: Tensor, norm: str) -> Tensor:
 
 def _l2(delta: Tensor) -> Tensor:
     return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.dim() - 1))
-
-
-def _start(images: Tensor, eps: float, norm: str, generator: Generator) -> Tensor:
-    """Uniform in the box for Linf; for L2 a random direction, with a radius uniform in [0, eps]."""
-    drawn = dict(generator=generator, device=generator.device)
-    if norm == "linf":
-        return ((2 * torch.rand(images.shape, **drawn) - 1) * eps).to(images.device)
-    direction = _steepest(_normal(images, generator), "l2")
-    return direction * (torch.rand(len(images), 1, 1, 1, **drawn) * eps).to(images.device)
-
-
-def _project(attacked: Tensor, images: Tensor, eps: float, norm: str) -> Tensor:
-    """Back into the ball around the images, and into [0, 1]."""
-    delta = attacked - images
-    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * (eps / _l2(delta).clamp(min=eps))
-    return (images + delta).clamp(0, 1)

@@ -17,21 +17,13 @@ from .victim import Victim
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well a network does on some images, by fresh draws of its noise.
+    """How well a network does on some images, by fresh draws of its noise."""
 
-    Args:
-        accuracy: mean over draws.
-        accuracy_std: standard deviation over draws; 0 for a single one.
-        accuracy_ensemble: mean over disjoint ensembles of draws.
-        times_correct: of each image, in how many draws it was classified correctly.
-        draws: how many; 1 without noise.
-    """
-
-    accuracy: float
-    accuracy_std: float
-    accuracy_ensemble: float
-    times_correct: list[int]
-    draws: int
+    accuracy: float  # mean over draws
+    accuracy_std: float  # over draws; 0 for a single one
+    accuracy_ensemble: float  # mean over disjoint ensembles of draws
+    times_correct: list[int]  # of each image, in how many draws it was classified correctly
+    draws: int  # 1 without noise
 
 
 def choose(victim: Victim, candidates: list[Tensor], target: Tensor, draws: int) -> Tensor:

@@ -28,17 +28,15 @@ def square_attack(
     eps: float,
     queries: int,
     generator: Generator,
-    is_noisy: bool,
     on_query: Callable[[], object] | None = None,
 ) -> Tensor:
     """Random search over squares of +-eps.
 
     Args:
-        victim: its `margins` are above 0 where the network errs.
+        victim: its `margins` are above 0 where the network errs, and differ between queries if it `is_noisy`.
         eps: Linf radius, in pixel units.
         queries: per image at most; those that fool the network need no more.
         generator: on the CPU, of the search.
-        is_noisy: whether two queries of the same image may differ.
         on_query: called after each query, for a progress bar.
 
     Shape:
@@ -48,12 +46,12 @@ def square_attack(
     stripes = _signs((len(images), channels, 1, width), generator).to(images)
     best = (images + eps * stripes).clamp(0, 1)
     margins = victim.margins(best, target)
-    enough = CONFIDENT if is_noisy else 0.0
+    enough = CONFIDENT if victim.is_noisy else 0.0
     done = torch.zeros_like(margins, dtype=torch.bool)
     for query in range(1, queries):
         fooled = ~done & (margins > enough)
         again = torch.zeros_like(done)
-        if is_noisy:
+        if victim.is_noisy:
             again = ~done if query % MEASURED_AGAIN == 0 else fooled
             if again.any():
                 margins[again] = victim.margins(best[again], target[again])

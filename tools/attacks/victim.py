@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tools import inference
 from tools.analysis.metrics import mean_prediction
+from tools.probes.hooks import is_noisy
 
 
 def cross_entropy(log_probabilities: Tensor, target: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ class Victim:
     """
 
     def __init__(self, net: nn.Module, forward: inference.ForwardPass, draws: int):
-        self.net, self.forward, self.draws = net, forward, draws
+        self.net, self.forward, self.draws, self.is_noisy = net, forward, draws, is_noisy(net)
 
     def gradient(self, images: Tensor, target: Tensor, objective: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Gradient of an objective of the mean probability: an expectation over the noise.

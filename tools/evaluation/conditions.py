@@ -13,17 +13,11 @@ CLEAN = "clean"
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What a network is tested under.
+    """What a network is tested under."""
 
-    Args:
-        name: of a perturbation or corruption, or "clean".
-        severity: 0 where nothing is changed, 1 to 5, or None for a strength chosen by hand.
-        strength: of the perturbation; None where nothing is changed and no strength says so.
-    """
-
-    name: str
-    severity: int | None
-    strength: float | None
+    name: str  # of a perturbation or corruption, or "clean"
+    severity: int | None  # 0 where nothing is changed, 1 to 5, or None for a strength chosen by hand
+    strength: float | None  # None where nothing is changed and no strength says so
 
     @property
     def is_clean(self) -> bool:

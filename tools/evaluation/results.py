@@ -22,27 +22,19 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Accuracy and loss under one condition, over draws of the network's noise and of the perturbation.
-
-    Args:
-        severity, strength: of the condition.
-        accuracy_std, loss_std: None for a single draw of several possible; 0 where nothing is drawn.
-        times_correct: of each sample, in how many draws it was classified correctly.
-        confusion: of a clean condition: [class][taken for], samples per draw.
-        worst: of a clean condition: the samples of the highest loss.
-    """
+    """Accuracy and loss under one condition, over draws of the network's noise and of the perturbation."""
 
     severity: int | None
     strength: float | None
     accuracy_mean: float
-    accuracy_std: float | None
+    accuracy_std: float | None  # None for a single draw of many; 0 where nothing is drawn
     accuracy_draws: list[float]
     loss_mean: float
     loss_std: float | None
     loss_draws: list[float]
-    times_correct: list[int]
-    confusion: list[list[float]] | None = None
-    worst: list[Mistake] | None = None
+    times_correct: list[int]  # of each sample, in how many draws it was classified correctly
+    confusion: list[list[float]] | None = None  # of a clean condition: [class][taken for], samples per draw
+    worst: list[Mistake] | None = None  # of a clean condition: the samples of the highest loss
 
     def at(self, strength: float | None) -> "Result":
         """This result as the one of a perturbation whose `strength` changes nothing."""
@@ -61,20 +53,15 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class SnapshotResults:
-    """The results of one snapshot.
+    """The results of one snapshot."""
 
-    Args:
-        identity: all that they depend on, as plain data.
-        is_noisy: whether the network draws noise.
-        reports: {key of a measurement: what it found}; "perturbations" has {condition's name: list of `Result`}.
-    """
-
-    identity: dict[str, Any]
+    identity: dict[str, Any]  # all that they depend on, as plain data
     is_noisy: bool
-    reports: dict[str, Any]
+    reports: dict[str, Any]  # by the key of the measurement
 
     @property
     def perturbations(self) -> dict[str, list[Result]]:
+        """The results of each perturbation, and of "clean"."""
         return self.reports["perturbations"]
 
     @property
@@ -84,27 +71,21 @@ class SnapshotResults:
 
 @dataclasses.dataclass(frozen=True)
 class GroupAccuracy:
-    """Accuracy of a group under one test: mean and interval over seeds, as of `seed_interval`.
-
-    Args:
-        draws_std: mean over snapshots of the standard deviation over noise draws; None for single draws.
-    """
+    """Accuracy of a group under one test: mean and interval over seeds, as of `seed_interval`."""
 
     mean: float
     low: float | None
     high: float | None
     seeds: int
-    draws_std: float | None
+    draws_std: float | None  # over noise draws, mean over snapshots; None for single draws
 
 
 @dataclasses.dataclass
 class Difference:
     """The accuracy of one group less that of another, with interval and p over samples, as of `paired_difference`.
 
-    Args:
-        seeds: low, high and p over seeds, as of `seed_difference`.
-        p_holm: of a summary: the larger p, over samples or over seeds, corrected for all tests of the same two groups;
-            small only for a difference beyond both kinds of chance.
+    A summary's `p_holm` is the larger p, over samples or over seeds, corrected for all tests of the same two groups:
+    it is small only for a difference beyond both kinds of chance.
     """
 
     first: str
@@ -113,36 +94,28 @@ class Difference:
     low: float
     high: float
     p: float
-    seeds: dict[str, float | None]
+    seeds: dict[str, float | None]  # as of `seed_difference`
     p_holm: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One test and strength, or the mean of a test over its strengths, of all groups.
-
-    Args:
-        of: what the strength is.
-        reliable: False where a gate of the attacks failed.
-        is_mean: whether it is a mean, which has no severity and strength.
-    """
+    """One test and strength, or the mean of a test over its strengths, of all groups."""
 
     test: str
-    of: str
+    of: str  # what the strength is
     severity: int | None
     strength: float | None
-    reliable: bool
+    reliable: bool  # False where a gate of the attacks failed
     groups: dict[str, GroupAccuracy]
     differences: list[Difference]
-    is_mean: bool = False
+    is_mean: bool = False  # which has no severity and strength
 
     def as_json(self) -> dict[str, Any]:
         """As in results.json, where groups are called kinds."""
-        row = {"test": self.test, "of": self.of, "severity": self.severity, "strength": self.strength}
-        row["reliable"] = self.reliable
-        row["kinds"] = {group: dataclasses.asdict(one) for group, one in self.groups.items()}
-        row["differences"] = [dataclasses.asdict(one) for one in self.differences]
-        if self.is_mean:
+        row = dataclasses.asdict(self)
+        row["kinds"], row["differences"] = row.pop("groups"), row.pop("differences")
+        if row.pop("is_mean"):
             del row["severity"], row["strength"]
         else:
             for one in row["differences"]:
@@ -152,27 +125,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """All that came out of one call of a testing script.
-
-    Args:
-        dataset: its name.
-        classes: their names, in the order of the labels.
-        device: that the networks were on.
-        groups: {group: results of each of its snapshots}.
-        rows: every test and strength that all snapshots went through.
-        summary: the mean of each test over its strengths.
-        ensembles: {group: scores of ensembles of its snapshots}.
-        sample: index of a test sample -> image [C, H, W] in [0, 1].
-    """
+    """All that came out of one call of a testing script."""
 
     dataset: str
-    classes: tuple[str, ...]
-    device: str
-    groups: dict[str, list[SnapshotResults]]
-    rows: list[Row]
-    summary: list[Row]
-    ensembles: dict[str, list[dict[str, Any]]]
-    sample: Callable[[int], np.ndarray]
+    classes: tuple[str, ...]  # their names, in the order of the labels
+    device: str  # that the networks were on
+    groups: dict[str, list[SnapshotResults]]  # of each of its snapshots
+    rows: list[Row]  # every test and strength that all snapshots went through
+    summary: list[Row]  # the mean of each test over its strengths
+    ensembles: dict[str, list[dict[str, Any]]]  # scores of ensembles of a group's snapshots
+    sample: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
 
     def reports(self, key: str) -> dict[str, list[Any]]:
         """{group: the reports of its snapshots}, of the groups that have any of this measurement."""

@@ -16,21 +16,14 @@ class Perturbation:
             "events": (events [N], strength, numpy Generator, (width, height) of the sensor) -> events;
             "hidden": (net, strength, generator) -> context manager;
             "attack": (gradient, images, target, strength, generator) -> attacked images in [0, 1].
-        apply: the function.
-        flag: name of the setting that holds its strength.
-        unit: what the strength is, for the axis of a plot.
-        severities: the strengths of severity 1 to 5.
-        neutral: the strength that changes nothing; None if there is none.
-        lowest, highest: the strengths allowed, bounds included.
-        is_random: whether it draws anything.
     """
 
     where: str
     apply: Callable[..., Any]
-    flag: str
-    unit: str
-    severities: tuple[float, ...]
-    neutral: float | None = 0.0
-    lowest: float = 0.0
+    flag: str  # the setting that holds its strength
+    unit: str  # what the strength is, for the axis of a plot
+    severities: tuple[float, ...]  # the strengths of severity 1 to 5
+    neutral: float | None = 0.0  # the strength that changes nothing; None if there is none
+    lowest: float = 0.0  # strength allowed
     highest: float = math.inf
-    is_random: bool = True
+    is_random: bool = True  # whether it draws anything

@@ -11,7 +11,7 @@ from torch import nn
 from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator
 from tools.attacks import checks, gates
 from tools.attacks.campaign import PRESETS, AttackReport, Campaign, Preset, RadiusTest
-from tools.attacks.gradients import direct_optimisation, fgsm, pgd, random_noise
+from tools.attacks.gradients import Ball, direct_optimisation, fgsm, pgd, random_noise
 from tools.attacks.scores import Score, choose, score
 from tools.attacks.square import square_attack, square_share, with_square
 from tools.attacks.twins import (
@@ -74,12 +74,16 @@ def deterministic_net():
     return build_model("toynet", neuron=build_neuron("LIF"), in_shape=SHAPE, num_classes=4, norm="bn", width=0.5).eval()
 
 
-def linear_attack(attack, direction, **options):
-    """The attacked grey images of class 0, and the perturbation that is best for a linear network."""
+def linear_attack(attack, direction, region, **options):
+    """The attacked grey images of class 0, and the perturbation that is best for a linear network.
+
+    Args:
+        region: what the attack is given for the images.
+    """
     victim = Victim(Linear(), CPU, draws=1)
     gradient = functools.partial(victim.gradient, objective=cross_entropy)
     images, target = grey(), torch.zeros(5, dtype=torch.int64)
-    attacked = attack(gradient, images, target, **options)
+    attacked = attack(gradient, region(images), target, **options)
     w = victim.net.w.view(SHAPE)
     return attacked - images, -(w.sign() if direction == "linf" else w / w.norm())
 
@@ -87,9 +91,9 @@ def linear_attack(attack, direction, **options):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attacks_reach_the_optimum_of_a_linear_network(norm):
     eps = 0.03
-    one, best = linear_attack(fgsm, norm, eps=eps, norm=norm)
+    one, best = linear_attack(fgsm, norm, lambda images: Ball(images, eps, norm))
     torch.testing.assert_close(one, (eps * best).expand(one.shape), rtol=1e-4, atol=1e-6)
-    many, best = linear_attack(pgd, norm, eps=eps, norm=norm, steps=40, generator=seeded())
+    many, best = linear_attack(pgd, norm, lambda images: Ball(images, eps, norm), steps=40, generator=seeded())
     torch.testing.assert_close(many, (eps * best).expand(many.shape), rtol=0.02, atol=2e-3 if norm == "l2" else 1e-6)
 
 
@@ -98,31 +102,39 @@ def test_direct_optimisation_does_not_depend_on_the_scale_of_the_gradient(scale)
     w = torch.randn(SHAPE, generator=seeded())
 
     def attack(factor):
-        gradient = lambda images, target: (factor * w).expand(images.shape)  # noqa: E731
-        return direct_optimisation(gradient, grey(), torch.zeros(5), 0.1, seeded())
+        return direct_optimisation(
+            lambda images, target: (factor * w).expand(images.shape), grey(), torch.zeros(5), 0.1, seeded()
+        )
 
     torch.testing.assert_close(attack(scale), attack(1.0), rtol=0, atol=1e-6)
 
 
 def test_pgd_starts_at_random_and_returns_the_best_point_where_it_is_told_how():
     images, target = grey(), torch.zeros(5, dtype=torch.int64)
-    nowhere = lambda images, target: torch.zeros_like(images)  # noqa: E731
-    options = dict(eps=0.1, norm="linf", steps=3)
-    starts = [pgd(nowhere, images, target, generator=seeded(seed), **options) - images for seed in (0, 0, 1)]
+
+    def nowhere(images, target):
+        return torch.zeros_like(images)
+
+    def down(images, target):
+        return -torch.ones_like(images)
+
+    def margins(images, target):
+        return images.flatten(1).mean(1)
+
+    ball, options = Ball(images, 0.1), dict(steps=3)
+    starts = [pgd(nowhere, ball, target, generator=seeded(seed), **options) - images for seed in (0, 0, 1)]
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
     assert starts[0].abs().max() > 0.09 and len(starts[0].unique()) > 300
     # Ascent that leads away from where the margin is highest: at the start, or at the end without margins.
-    down = lambda images, target: -torch.ones_like(images)  # noqa: E731
-    margins = lambda images, target: images.flatten(1).mean(1)  # noqa: E731
-    assert (pgd(down, images, target, generator=seeded(), margins=margins, **options) - images).mean() > -0.02
-    assert (pgd(down, images, target, generator=seeded(), **options) - images).mean() == pytest.approx(-0.1)
+    assert (pgd(down, ball, target, generator=seeded(), margins=margins, **options) - images).mean() > -0.02
+    assert (pgd(down, ball, target, generator=seeded(), **options) - images).mean() == pytest.approx(-0.1)
 
 
 def test_direct_optimisation_stays_on_its_sphere_and_nears_the_optimum():
-    delta, best = linear_attack(direct_optimisation, "l2", gamma=0.1, generator=seeded())
+    delta, best = linear_attack(direct_optimisation, "l2", torch.clone, gamma=0.1, generator=seeded())
     torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((5,), 0.1), rtol=1e-4, atol=0)
     assert ((delta * best).flatten(1).sum(1) > 0.07).all()  # 0.1 at best; Adam goes by signs: 0.08
-    start, _ = linear_attack(direct_optimisation, "l2", gamma=0.1, generator=seeded(), steps=0)
+    start, _ = linear_attack(direct_optimisation, "l2", torch.clone, gamma=0.1, generator=seeded(), steps=0)
     assert ((start * best).flatten(1).sum(1) < 0.05).all()
 
 
@@ -132,17 +144,20 @@ def test_attacked_images_stay_in_the_ball_and_in_range(noisy_net, norm, eps):
     images, target = torch.rand(6, *SHAPE, generator=seeded(1)), torch.arange(6) % 4
     victim = Victim(with_gradient_path(noisy_net, "own"), CPU, draws=3)
     gradient = functools.partial(victim.gradient, objective=margin)
+    ball = Ball(images, eps, norm)
     for attacked in (
-        random_noise(images, eps, norm, seeded()),
-        fgsm(gradient, images, target, eps, norm),
-        pgd(gradient, images, target, eps, norm, 5, seeded()),
-        square_attack(victim, images, target, eps, 30, seeded(), is_noisy=True) if norm == "linf" else images,
+        random_noise(ball, seeded()),
+        fgsm(gradient, ball, target),
+        pgd(gradient, ball, target, 5, seeded()),
+        square_attack(victim, images, target, eps, 30, seeded()) if norm == "linf" else images,
     ):
         delta = (attacked - images).flatten(1)
         size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
         assert (size <= eps * (1 + 1e-5) + 1e-6).all()
         assert attacked.min() >= 0 and attacked.max() <= 1
-    assert (random_noise(grey(), 0.1, "l2", seeded()) - grey()).flatten(1).norm(dim=1) == pytest.approx(0.1, rel=1e-4)
+    assert (random_noise(Ball(grey(), 0.1, "l2"), seeded()) - grey()).flatten(1).norm(dim=1) == pytest.approx(
+        0.1, rel=1e-4
+    )
 
 
 def test_the_gradient_is_that_of_the_mean_probability():
@@ -281,14 +296,14 @@ def test_square_attack_finds_the_optimum_of_a_linear_network_by_queries_alone():
     value = images.flatten(1) @ victim.net.w
     target = (value < 0).long()  # as the network sees it
     counted = []
-    attacked = square_attack(victim, images, target, 0.5, 3000, seeded(), False, lambda: counted.append(1))
+    attacked = square_attack(victim, images, target, 0.5, 3000, seeded(), lambda: counted.append(1))
     assert (victim.margins(attacked, target) > 0).all() and len(counted) < 3000  # fooled: it stops
     one_class = torch.full((5,), 1 - target[0].item())  # wrong already: nothing to do
-    assert len(square_attack(victim, images, one_class, 0.0, 50, seeded(), False)) == 5
+    assert len(square_attack(victim, images, one_class, 0.0, 50, seeded())) == 5
     # The loss must come near that of the best corner.
     victim.net.w = victim.net.w / victim.net.w.abs().sum()
     low = 0.1 * 0.5
-    attacked = square_attack(victim, images + 0.2, torch.zeros(5, dtype=torch.int64), low, 3000, seeded(), False)
+    attacked = square_attack(victim, images + 0.2, torch.zeros(5, dtype=torch.int64), low, 3000, seeded())
     gain = (images + 0.2 - attacked).flatten(1) @ victim.net.w
     assert (gain > 0.6 * low).all() or (victim.margins(attacked, torch.zeros(5, dtype=torch.int64)) > 0).all()
 
@@ -297,8 +312,8 @@ def test_square_measures_a_noisy_network_again():
     """Margins are pure chance: those accepted by luck, or called fooled, must be measured again."""
 
     class Chance:
-        def __init__(self, scale):
-            self.scale, self.generator, self.seen = scale, seeded(), []
+        def __init__(self, scale, is_noisy=True):
+            self.scale, self.is_noisy, self.generator, self.seen = scale, is_noisy, seeded(), []
 
         def margins(self, images, target):
             self.seen.append(images.clone())
@@ -306,8 +321,8 @@ def test_square_measures_a_noisy_network_again():
 
     def repeats(scale, is_noisy):
         """Queries of an image that was asked for already."""
-        victim = Chance(scale)
-        square_attack(victim, grey(1), torch.zeros(1), 0.1, 60, seeded(), is_noisy)
+        victim = Chance(scale, is_noisy)
+        square_attack(victim, grey(1), torch.zeros(1), 0.1, 60, seeded())
         return sum(
             any(torch.equal(images, before) for before in victim.seen[:index])
             for index, images in enumerate(victim.seen)
@@ -318,7 +333,7 @@ def test_square_measures_a_noisy_network_again():
     lucky = Chance(1.5)
     lucky.margins_given = iter([2.0, 0.2, 2.0, 2.0])
     lucky.margins = lambda images, target: torch.full((len(images),), next(lucky.margins_given))
-    square_attack(lucky, grey(1), torch.zeros(1), 0.1, 60, seeded(), is_noisy=True)
+    square_attack(lucky, grey(1), torch.zeros(1), 0.1, 60, seeded())
     assert list(lucky.margins_given) == []  # 2.0 was not believed the first time, but the second
 
 

@@ -38,27 +38,16 @@ NO_SCORES = {"draws", "ensembles", "factor", "timesteps", "accuracy", "temperatu
 
 @dataclasses.dataclass(frozen=True)
 class UncertaintyReport:
-    """Scores of averaged draws.
+    """Scores of averaged draws."""
 
-    Args:
-        ood: name of the other data set, or empty.
-        validation_images: that temperatures are fitted on.
-        bins: of the calibration error.
-        images_per_s: draws times samples per second.
-        curve: rows of `ensemble_curve`, against the number of averaged draws.
-        reliability: {number of averaged draws: rows of `metrics.reliability`}.
-        more_time_steps: rows as of the curve, of single draws with more time steps; None for events.
-        out_of_distribution: how well the other data set is told from this one; None without one.
-    """
-
-    ood: str
-    validation_images: int
-    bins: int
-    images_per_s: float
-    curve: list[Row]
-    reliability: dict[str, list[Row]]
-    more_time_steps: list[Row] | None = None
-    out_of_distribution: dict[str, Any] | None = None
+    ood: str  # name of the other data set, or empty
+    validation_images: int  # that temperatures are fitted on
+    bins: int  # of the calibration error
+    images_per_s: float  # times draws
+    curve: list[Row]  # against the number of averaged draws
+    reliability: dict[str, list[Row]]  # rows of `metrics.reliability`, by number of averaged draws
+    more_time_steps: list[Row] | None = None  # of single draws; events have none
+    out_of_distribution: dict[str, Any] | None = None  # how well the other data set is told from this one
 
 
 class Uncertainty(Measurement):
