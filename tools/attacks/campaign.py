@@ -106,8 +106,7 @@ class AttackReport:
         """The report that `as_json` gave."""
         attacks = []
         for row in content["attacks"]:
-            head = [row.pop(name) for name in ("norm", "eps", "attack")]
-            attacks.append(AttackResult(*head, Score(**row)))
+            attacks.append(AttackResult(row.pop("norm"), row.pop("eps"), row.pop("attack"), Score(**row)))
         gates, clean = [Gate(**gate) for gate in content["gates"]], Score(**content["clean"])
         known = {name: content[name] for name in ("preset", "settings", "images", "label")}
         return cls(clean=clean, attacks=attacks, gates=gates, **known)

@@ -111,6 +111,6 @@ def worst(draws: Tensor, target: Tensor) -> list[Mistake]:
     confidence, predicted = mean.exp().max(-1)
     found = []
     for index in losses.argsort(descending=True, stable=True)[:WORST].tolist():
-        columns = [column[index].item() for column in (target, predicted, confidence, losses)]
-        found.append(Mistake(index, *columns))
+        label, taken_for = int(target[index]), int(predicted[index])
+        found.append(Mistake(index, label, taken_for, float(confidence[index]), float(losses[index])))
     return found

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tools.analysis import uncertainty
 from tools.analysis.statistics import holm, seed_interval
 from tools.attacks import campaign
 from tools.attacks.campaign import AttackReport, AttackResult
@@ -201,6 +202,17 @@ def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes,
         assert f"Not part of this run: {flag} measures it." in text
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["tests"][0]["kinds"]["LIF"]["low"] is None and document["ensembles"] == {}
+
+
+def test_another_score_of_uncertainty_is_in_results_and_page(snapshots, stripes, tmp_path, monkeypatch, repository):
+    original = uncertainty.scores
+    monkeypatch.setattr(uncertainty, "scores", lambda *args: {**original(*args), "spread": 0.125})
+    run_tests(EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path), uncertainty=True), stripes)
+    document = json.loads((tmp_path / "results.json").read_text())
+    schema(repository).validate(document)
+    assert document["kinds"]["LIF"][0]["uncertainty"]["curve"][0]["spread"] == 0.125
+    text = (tmp_path / "report.html").read_text()
+    assert "<th>spread</th>" in text and "<td>0.1250</td>" in text
 
 
 def result(hits, draws=4):

@@ -90,8 +90,8 @@ def attacks(evaluation: Evaluation) -> "Figure":
             for attack, style in ATTACK_STYLES.items():
                 shown = [row for row in rows if row.of == norm and row.test.endswith(f": {attack}")]
                 radii, intervals = [0, *(row.strength for row in shown)], [row.groups[group] for row in shown]
-                label, style = f"{group}, {attack}", dict(linestyle=style, color=f"C{number}")
-                _with_interval(axes, radii, [clean[group], *intervals], label, **style)
+                accuracies, look = [clean[group], *intervals], dict(linestyle=style, color=f"C{number}")
+                _with_interval(axes, radii, accuracies, f"{group}, {attack}", **look)
         axes.set_xlabel(norm)
         _percent_axis(axes)
     if doubtful:
@@ -120,8 +120,9 @@ def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[dict[str, An
                 ("snapshots", ensembles.get(group), "draws", dict(marker="*", linestyle="--")),
             ):
                 if rows:
-                    points = [row[x] for row in rows], [row[quantity] for row in rows]
-                    axes.plot(*points, color=f"C{number}", label=_plain(f"{group}, {what}"), **style)
+                    y = [row[quantity] for row in rows]
+                    name = _plain(f"{group}, {what}")
+                    axes.plot([row[x] for row in rows], y, color=f"C{number}", label=name, **style)
         axes.set_xscale("log", base=2)
         axes.set(xlabel="compute: draws, or time steps / T, or snapshots", ylabel=label)
         axes.xaxis.label.set_fontsize(7)
@@ -140,8 +141,9 @@ def reliability(measured: dict[str, list[Any]]) -> "Figure":
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
         for number, size in enumerate(reports[0].reliability):
             bins = mean_rows([report.reliability[size] for report in reports])
-            points = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
-            axes.plot(*points, marker="o", color=f"C{number}", label=f"{size} draw{'s' * (size != '1')}")
+            confidence, accuracy = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
+            label = f"{size} draw{'s' * (size != '1')}"
+            axes.plot(confidence, accuracy, marker="o", color=f"C{number}", label=label)
         axes.set(title=_plain(group), xlabel="confidence", ylabel="accuracy")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
