@@ -39,6 +39,10 @@ class Preset:
     radii: tuple[tuple[str, float], ...]  # (norm, radius in pixel units) of each test
     queries: int  # of the Square attack, for each image and Linf radius
 
+    def as_json(self) -> dict[str, Any]:
+        """As JSON has it: with lists for tuples."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
 
 PRESETS = {
     "quick": Preset(200, 20, 5, 2, ("own", "arctangent"), (("linf", 2 / 255), ("linf", 8 / 255)), 500),
@@ -52,11 +56,6 @@ PRESETS = {
         queries=2000,
     ),
 }
-
-
-def settings_of(preset: str) -> dict[str, Any]:
-    """The values of a preset as JSON has them: with lists for tuples."""
-    return json.loads(json.dumps(dataclasses.asdict(PRESETS[preset])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +118,23 @@ class Campaign:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K].
         forward: how the network is run.
         images, target: test images and labels, on the network's device.
-        preset: name in `PRESETS`: how thorough.
+        preset: how thorough.
         seed: of everything random.
+        name: of the preset, for the report.
     """
 
     def __init__(
-        self, net: nn.Module, forward: ForwardPass, images: Tensor, target: Tensor, preset: str, seed: int = 0
+        self,
+        net: nn.Module,
+        forward: ForwardPass,
+        images: Tensor,
+        target: Tensor,
+        preset: Preset,
+        seed: int = 0,
+        name: str = "",
     ):
         self.net, self.forward, self.seed = net.eval(), forward, seed
-        self.images, self.target = images, target
-        self.name, self.preset = preset, PRESETS[preset]
+        self.images, self.target, self.preset, self.name = images, target, preset, name
         self.is_noisy = is_noisy(net)
         self.draws = self.preset.draws if self.is_noisy else 1
         self.bar = tqdm(disable=True)
@@ -142,7 +148,7 @@ class Campaign:
         rows = []
         for (norm, eps), test in tests.items():
             rows += [AttackResult(norm, eps, name, result) for name, result in test.scores.items()]
-        return AttackReport(self.name, settings_of(self.name), len(self.images), clean, rows, gates)
+        return AttackReport(self.name, self.preset.as_json(), len(self.images), clean, rows, gates)
 
     def attack(self, norm: str, eps: float) -> RadiusTest:
         """All attacks at one radius; the last one, "all", takes the best attack on each image."""
@@ -227,7 +233,7 @@ class Campaign:
 
     def first(self, images: int) -> "Campaign":
         """The same campaign on the first images alone."""
-        part = Campaign(self.net, self.forward, self.images[:images], self.target[:images], self.name, self.seed)
+        part = Campaign(self.net, self.forward, self.images[:images], self.target[:images], self.preset, self.seed)
         part.bar = self.bar
         return part
 

@@ -437,17 +437,12 @@ def test_a_planted_weakness_changes_nothing_on_the_images_and_all_within_reach(d
 TINY = Preset(12, 4, 3, 2, ("own", "arctangent"), (("linf", 8 / 255), ("l2", 0.5)), 12)
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(PRESETS, "tiny", TINY)
-
-
 def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic_net):
     images = torch.rand(12, *SHAPE, generator=seeded(1))
     for net, draws in ((noisy_net, 100), (deterministic_net, 1)):
         with torch.no_grad(), noise_generator(seeded(3)):
             target = net(images, timesteps=8).mean(0).argmax(-1)
-        report = Campaign(net, CPU, images, target, "tiny").run()
+        report = Campaign(net, CPU, images, target, TINY).run()
         assert report.clean.draws == draws and report.images == 12 and report.settings["queries"] == 12
         at = {(row.norm, row.attack) for row in report.attacks}
         attacks = ["random noise", "FGSM", "PGD", "transfer, noiseless", "transfer, mean field", "Square", "all"]
@@ -457,7 +452,7 @@ def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic
         passed = {gate.name: gate.passed for gate in report.gates}
         assert passed["no attack leaves the clean accuracy"]
         assert passed.get("scale -> 0 is the deterministic network", True)
-        assert Campaign(net, CPU, images, target, "tiny").run() == report
+        assert Campaign(net, CPU, images, target, TINY).run() == report
         assert AttackReport.from_json(json.loads(json.dumps(report.as_json()))) == report
 
 
@@ -485,8 +480,8 @@ class Spied(Campaign):
 
 
 @pytest.fixture
-def spied(noisy_net, tiny):
-    return Spied(noisy_net, CPU, torch.rand(12, *SHAPE, generator=seeded(1)), torch.arange(12) % 4, "tiny")
+def spied(noisy_net):
+    return Spied(noisy_net, CPU, torch.rand(12, *SHAPE, generator=seeded(1)), torch.arange(12) % 4, TINY)
 
 
 def test_making_choosing_and_scoring_have_draws_of_their_own(spied):
@@ -505,7 +500,7 @@ def test_making_choosing_and_scoring_have_draws_of_their_own(spied):
         with spied.noise(*purpose):
             values.append(spied.net(spied.images, timesteps=2))
     assert not any(torch.equal(one, other) for one, other in zip(values, values[1:]))
-    other_seed = Campaign(spied.net, CPU, spied.images, spied.target, "tiny", seed=1)
+    other_seed = Campaign(spied.net, CPU, spied.images, spied.target, TINY, seed=1)
     assert other_seed.score(spied.images) != spied.score(spied.images)
     draws = []
     spied.net.register_forward_pre_hook(lambda module, args: draws.append(len(args[0])))
@@ -571,7 +566,7 @@ def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, m
     with torch.no_grad():
         logits, classes = deterministic_net(images, timesteps=2).mean(0).topk(2)
     clear = logits[:, 0] > logits[:, 1] + 0.05  # what is turned round must not be a tie
-    campaign = Campaign(deterministic_net, CPU, images[clear], classes[clear, 0], "tiny")
+    campaign = Campaign(deterministic_net, CPU, images[clear], classes[clear, 0], TINY)
     assert checks.check_planted(campaign).passed
     monkeypatch.setattr("tools.attacks.gradients.STEP", 0.2)  # steps that do not reach the border
     assert not checks.check_planted(campaign).passed
@@ -590,7 +585,7 @@ def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):
 
     images = torch.rand(12, *SHAPE, generator=seeded(1))
     target = Rounded()(images, 2).mean(0).argmax(-1)
-    report = Campaign(Rounded(), CPU, images, target, "tiny").run()
+    report = Campaign(Rounded(), CPU, images, target, TINY).run()
     failed = {gate.name for gate in report.gates if not gate.passed}
     assert "gradients are there" in failed and not report.reliable
 

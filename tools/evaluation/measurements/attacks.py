@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tools.attacks.campaign import PRESETS, SUBSET, AttackReport, Campaign, settings_of
+from tools.attacks.campaign import PRESETS, SUBSET, AttackReport, Campaign
 from tools.config.evaluate import EvaluationConfig
 from tools.evaluation.report import figures
 from tools.evaluation.report.blocks import Section, Table, missing, or_dash
@@ -24,14 +24,15 @@ class Attacks(Measurement):
         return f"attacks-{config.attack_preset}"
 
     def settings(self, config: EvaluationConfig) -> dict[str, Any]:
-        return {"settings": settings_of(config.attack_preset)}
+        return {"settings": PRESETS[config.attack_preset].as_json()}
 
     def measure(self, snapshot: Snapshot) -> AttackReport:
         name, test = snapshot.config.attack_preset, snapshot.test
-        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(SUBSET))[: PRESETS[name].images]
+        preset = PRESETS[name]
+        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(SUBSET))[: preset.images]
         subset = test.subset(chosen.sort().values)
         ((images, target),) = subset.batches(**{**snapshot.batch_options, "batch_size": len(subset)})
-        return Campaign(snapshot.net, snapshot.forward, images, target, name, snapshot.config.seed).run()
+        return Campaign(snapshot.net, snapshot.forward, images, target, preset, snapshot.config.seed, name).run()
 
     def as_json(self, report: AttackReport) -> dict[str, Any]:
         return report.as_json()
