@@ -58,7 +58,7 @@ def conditions(
         if name not in possible:
             missing = "events" if PERTURBATIONS[name].where == "events" else "pixels"
             raise UserError(
-                f"{name} perturbs {missing}, which this data set has not; choose from {', '.join(possible)}"
+                f"{name} perturbs {missing}, which this data set does not have; choose from {', '.join(possible)}"
             )
     if clashing := {CLEAN, *PERTURBATIONS} & set(corruptions):
         raise UserError(f"a file of --corruptions has the name of another test: {', '.join(sorted(clashing))}")

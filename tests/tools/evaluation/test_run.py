@@ -19,6 +19,7 @@ from tools.attacks.gates import Gate
 from tools.attacks.scores import Score
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
+from tools.errors import UserError
 from tools.evaluation import comparison
 from tools.evaluation.results import Result, SnapshotResults
 from tools.evaluation.run import check_comparable, run_tests
@@ -151,7 +152,7 @@ SNAPSHOT = ("kinds", "NSNN", 0)
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_the_schema_refuses_what_is_no_result(compared, repository, place, value):
+def test_the_schema_refuses_wrong_results(compared, repository, place, value):
     document = json.loads((compared[0] / "results.json").read_text())
     *path, last = place
     part = document
@@ -295,11 +296,11 @@ def test_tests_that_some_snapshot_lacks_are_left_out():
     assert [row.test for row in rows] == [row.test for row in summary] == ["clean"]
 
 
-def test_the_same_network_twice_is_no_second_seed(snapshots, stripes, tmp_path):
+def test_the_same_network_twice_does_not_count_as_two_seeds(snapshots, stripes, tmp_path):
     copy = tmp_path / "copy.pth"
     copy.write_bytes(Path(snapshots["LIF"][0]).read_bytes())
     config = EvaluationConfig(compare=[f"A={snapshots['LIF'][0]},{copy}"])
-    with pytest.raises(ValueError, match="the same network"):
+    with pytest.raises(UserError, match="the same network"):
         run_tests(config, stripes)
 
 
@@ -307,17 +308,17 @@ def test_other_tests_are_not_compared(snapshots, stripes):
     first, second = snapshots["LIF"]
     evaluations = [Snapshot(EvaluationConfig(snapshot=path), stripes) for path in (first, second)]
     evaluations[1].test = evaluations[1].test.subset(torch.arange(5))
-    with pytest.raises(ValueError, match="their tests differ"):
+    with pytest.raises(UserError, match="their tests differ"):
         check_comparable({"A": evaluations[:1], "B": evaluations[1:]})
 
 
 @pytest.mark.parametrize("texts", [["a.pth"], ["=a.pth"], ["NSNN="], ["NSNN=,"], ["A=a.pth", "A=b.pth"]])
 def test_a_group_without_name_or_snapshots_is_refused(texts):
-    with pytest.raises(ValueError, match="--compare"):
+    with pytest.raises(UserError, match="--compare"):
         comparison.parse_groups(texts)
 
 
 def test_either_a_snapshot_or_a_comparison(stripes):
     for options in ({}, {"snapshot": "a.pth", "compare": ["A=a.pth"]}):
-        with pytest.raises(ValueError, match="which checkpoint"):
+        with pytest.raises(UserError, match="which checkpoint"):
             run_tests(EvaluationConfig(**options), stripes)
