@@ -48,16 +48,9 @@ class Attacks(Measurement):
 
     def log(self, report: AttackReport) -> None:
         for row in report.attacks:
-            score = row.score
-            logger.info(
-                "%-4s %-8.4g %-22s accuracy %6.2f %%, mean of %d draws: %6.2f %%",
-                row.norm,
-                row.eps,
-                row.attack,
-                100 * score.accuracy,
-                min(report.settings["draws"], score.draws),
-                100 * score.accuracy_ensemble,
-            )
+            name, score = f"{row.norm:4} {row.eps:<8.4g} {row.attack:22}", row.score
+            mean = f"mean of {min(report.settings['draws'], score.draws)} draws: {100 * score.accuracy_ensemble:6.2f} %"
+            logger.info("%s accuracy %6.2f %%, %s", name, 100 * score.accuracy, mean)
         for gate in report.gates:
             logger.info("%s: %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.detail)
         logger.info("%s: %s", report.label, "all gates passed" if report.reliable else "NOT RELIABLE, as gates failed")

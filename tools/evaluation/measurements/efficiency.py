@@ -43,14 +43,9 @@ class Efficiency(Measurement):
         return EfficiencyReport(rates.rates(), **operations.report())
 
     def log(self, report: EfficiencyReport) -> None:
-        logger.info(
-            "operations per sample: %.4g accumulates, %.4g multiply-accumulates, %.4g nJ; ReLU network: %.4g, %.4g nJ",
-            report.ac,
-            report.mac,
-            report.energy_nj,
-            report.relu_mac,
-            report.relu_energy_nj,
-        )
+        spiking = f"{report.ac:.4g} accumulates, {report.mac:.4g} multiply-accumulates, {report.energy_nj:.4g} nJ"
+        relu = f"{report.relu_mac:.4g}, {report.relu_energy_nj:.4g} nJ"
+        logger.info("operations per sample: %s; ReLU network: %s", spiking, relu)
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
         heading, measured = "Firing rates and energy", evaluation.reports(self.key)

@@ -46,9 +46,8 @@ class Perturbations(Measurement):
         path = snapshot.folder.points_file(name)
         logger.info("written: %s", path)
         if name != CLEAN:
-            figures.strengths(snapshot.title, results, unit(name), snapshot.dataset.name).savefig(
-                path.with_suffix(".png"), dpi=130
-            )
+            figure = figures.strengths(snapshot.title, results, unit(name), snapshot.dataset.name)
+            figure.savefig(path.with_suffix(".png"), dpi=130)
             logger.info("written: %s", path.with_suffix(".png"))
         return results
 
@@ -85,11 +84,5 @@ class Perturbations(Measurement):
 def _log(name: str, result: Result) -> None:
     strength = "clean" if result.severity == 0 else f"{result.strength:.4g}"
     deviation = "" if result.accuracy_std is None else f"+- {100 * result.accuracy_std:.2f}"
-    logger.info(
-        "%-14s %8s   accuracy %6.2f %s %%   loss %.4f",
-        name,
-        strength,
-        100 * result.accuracy_mean,
-        deviation,
-        result.loss_mean,
-    )
+    accuracy = f"{100 * result.accuracy_mean:6.2f} {deviation}"
+    logger.info("%-14s %8s   accuracy %s %%   loss %.4f", name, strength, accuracy, result.loss_mean)

@@ -89,15 +89,10 @@ class Uncertainty(Measurement):
 
     def log(self, report: UncertaintyReport) -> None:
         for row in report.curve:
-            logger.info(
-                "%2d draws: accuracy %.2f %%, NLL %.4f, calibration error %.4f (%.4f with temperature %.2f)",
-                row["draws"],
-                100 * row["accuracy"],
-                row["nll"],
-                row["calibration_error"],
-                row["calibration_error_scaled"],
-                row["temperature"],
-            )
+            scores = f"accuracy {100 * row['accuracy']:.2f} %, NLL {row['nll']:.4f}"
+            calibration = f"calibration error {row['calibration_error']:.4f}"
+            scaled = f"{row['calibration_error_scaled']:.4f} with temperature {row['temperature']:.2f}"
+            logger.info("%2d draws: %s, %s (%s)", row["draws"], scores, calibration, scaled)
         logger.info("%.0f images per second (%d draws)", report.images_per_s, report.curve[-1]["draws"])
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
