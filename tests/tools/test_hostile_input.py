@@ -29,6 +29,7 @@ from tools.data.events.recordings import Recording
 from tools.data.events.store import FrameStore, stored_streams
 from tools.data.events.trees import TREES
 from tools.data.image_folder import read_image_folder
+from tools.evaluation.results import Result
 from tools.evaluation.stored import ResultFolder
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
@@ -93,7 +94,7 @@ IDENTITY = {"snapshot": "best.pth", "provenance": {"git": "abc"}, "seed": 0}
 
 def points(folder):
     stored = ResultFolder(folder, IDENTITY, {"draws": 2})
-    stored.write_points("sp", {(None, 0.1): {"severity": None, "strength": 0.1, "accuracy_mean": 0.5}})
+    stored.write_points("sp", {(None, 0.1): Result(None, 0.1, 0.5, 0.1, [0.4, 0.6], 1.0, 0.2, [0.8, 1.2], [1, 2])})
     return stored.points_file("sp"), lambda: stored.points("sp")
 
 

@@ -1,51 +1,88 @@
-"""White-box attacks. They ascend a gradient that they are given as a function (images, target) -> gradient.
+"""White-box attacks, which ascend a gradient given as a function (images, target) -> gradient.
 
 Images are in [0, 1] and stay there; `eps` and `gamma` are in the same units. One perturbation serves all time steps.
 Shape: images [B, C, H, W], target [B] -> attacked images [B, C, H, W].
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Generator, Tensor
+
+Gradient = Callable[[Tensor, Tensor], Tensor]
 
 STEP = 2.5  # of projected gradient descent, times eps / steps (Madry et al., ICLR 2018)
 ADAM_LR, ADAM_STEPS = 0.002, 30  # of the published direct optimisation
 
 
-def random_noise(images, eps, norm, generator):
-    """Noise of norm `eps` in a random direction: each pixel +-eps for Linf; what any attack must beat."""
-    shape = dict(size=images.shape, generator=generator, device=generator.device)
-    noise = torch.randn(**shape).to(images.device)
-    return (images + _steepest(noise, norm) * eps).clamp(0, 1)
+@dataclasses.dataclass(frozen=True)
+class Ball:
+    """The images within a distance of given ones, and within [0, 1]."""
+
+    images: Tensor
+    eps: float
+    norm: str = "linf"  # or "l2"
+
+    def moved(self, images: Tensor, direction: Tensor, step: float) -> Tensor:
+        """`images` after a step of length `step` along the steepest direction, projected back into the ball."""
+        delta = images + step * _steepest(direction, self.norm) - self.images
+        if self.norm == "linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            delta = delta * (self.eps / _l2(delta).clamp(min=self.eps))
+        return (self.images + delta).clamp(0, 1)
+
+    def start(self, generator: Generator) -> Tensor:
+        """A random point: uniform in the box for Linf; for L2 in a random direction, at a uniform distance."""
+        images, drawn = self.images, dict(generator=generator, device=generator.device)
+        if self.norm == "linf":
+            delta = (2 * torch.rand(images.shape, **drawn) - 1).to(images.device)
+        else:
+            direction = _steepest(_normal(images, generator), "l2")
+            delta = direction * torch.rand(len(images), 1, 1, 1, **drawn).to(images.device)
+        return (images + delta * self.eps).clamp(0, 1)
 
 
-def fgsm(gradient, images, target, eps, norm="linf"):
+def random_noise(ball: Ball, generator: Generator) -> Tensor:
+    """Noise of norm `eps` in a random direction (Linf: each pixel +-eps), which any attack must beat."""
+    return ball.moved(ball.images, _normal(ball.images, generator), ball.eps)
+
+
+def fgsm(gradient: Gradient, ball: Ball, target: Tensor) -> Tensor:
     """One step of size `eps` along the sign of the gradient (for "l2": along the gradient).
 
     Note:
         Goodfellow, Shlens and Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015.
     """
-    return (images + _steepest(gradient(images, target), norm) * eps).clamp(0, 1)
+    return ball.moved(ball.images, gradient(ball.images, target), ball.eps)
 
 
-def pgd(gradient, images, target, eps, norm, steps, generator, margins=None, on_step=None):
-    """Projected gradient ascent from a random start in the ball of radius `eps`.
+def pgd(
+    gradient: Gradient,
+    ball: Ball,
+    target: Tensor,
+    steps: int,
+    generator: Generator,
+    margins: Gradient | None = None,
+    on_step: Callable[[], object] | None = None,
+) -> Tensor:
+    """Projected gradient ascent from a random start in the ball.
 
     Args:
-        norm: "linf" or "l2".
         steps: of size 2.5 eps / steps each.
-        margins: None, or (images, target) -> how far the network errs [B]: the best point on the way is then returned,
-            and not the last one.
+        margins: (images, target) -> how far the network errs [B]; if given, the best point on the way is returned,
+            not the last one.
         on_step: called after each step, for a progress bar.
 
     Note:
         Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
     """
-    attacked = _project(images + _start(images, eps, norm, generator), images, eps, norm)
+    attacked = ball.start(generator)
     best, highest = attacked, margins(attacked, target) if margins else None
     for _ in range(steps):
-        ascent = _steepest(gradient(attacked, target), norm)
-        attacked = _project(attacked + STEP * eps / steps * ascent, images, eps, norm)
+        attacked = ball.moved(attacked, gradient(attacked, target), STEP * ball.eps / steps)
         if margins:
             found = margins(attacked, target)
             best = torch.where((found > highest).view(-1, 1, 1, 1), attacked, best)
@@ -57,19 +94,26 @@ def pgd(gradient, images, target, eps, norm, steps, generator, margins=None, on_
     return best
 
 
-def direct_optimisation(gradient, images, target, gamma, generator, lr=ADAM_LR, steps=ADAM_STEPS):
+def direct_optimisation(
+    gradient: Gradient,
+    images: Tensor,
+    target: Tensor,
+    gamma: float,
+    generator: Generator,
+    lr: float = ADAM_LR,
+    steps: int = ADAM_STEPS,
+) -> Tensor:
     """The published attack: Adam moves a perturbation on the sphere of L2 radius `gamma`.
 
-    It is kept to compare with what was published, and is no measure of robustness: a pixel moves by `lr` a step, 0.06
-    in all, and what leaves [0, 1] is cut off, so that `pgd` of the same norm finds far more.
+    For comparison with published numbers only, not a measure of robustness: a pixel moves by `lr` a step, 0.06 in all,
+    and what leaves [0, 1] is cut off, so that `pgd` of the same norm finds far more.
 
     Note:
         Ma, Yan and Tang, Patterns 4 (2023) 100831, with their learning rate and number of steps. The start is random on
-        the sphere, and each step is followed by the way back to it. Gradients are scaled to a mean square of 1, which
-        Adam would not notice but for its epsilon.
+        the sphere, to which each step returns. Gradients are scaled to a mean square of 1, which matters to Adam only
+        because of its epsilon.
     """
-    shape = dict(size=images.shape, generator=generator, device=generator.device)
-    delta = _steepest(torch.randn(**shape).to(images.device), "l2").mul_(gamma)
+    delta = _steepest(_normal(images, generator), "l2").mul_(gamma)
     optimizer = torch.optim.Adam([delta], lr=lr)
     for _ in range(steps):
         ascent = _steepest(gradient((images + delta).clamp(0, 1), target), "l2")
@@ -79,27 +123,15 @@ def direct_optimisation(gradient, images, target, gamma, generator, lr=ADAM_LR, 
     return (images + delta).clamp(0, 1)
 
 
-def _steepest(gradient, norm):
+def _normal(images: Tensor, generator: Generator) -> Tensor:
+    """Standard normal numbers of the shape of `images`, drawn on the generator's device."""
+    return torch.randn(images.shape, generator=generator, device=generator.device).to(images.device)
+
+
+def _steepest(gradient: Tensor, norm: str) -> Tensor:
     """The step of norm 1 along which a linear function grows most; 0 where the gradient is 0."""
     return gradient.sign() if norm == "linf" else gradient / _l2(gradient).clamp(min=1e-30)
 
 
-def _l2(delta):
+def _l2(delta: Tensor) -> Tensor:
     return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.dim() - 1))
-
-
-def _start(images, eps, norm, generator):
-    """Uniform in the box for Linf; for L2 a random direction, with a radius as if uniform in [0, eps]."""
-    shape = dict(size=images.shape, generator=generator, device=generator.device)
-    if norm == "linf":
-        return ((2 * torch.rand(**shape) - 1) * eps).to(images.device)
-    direction = _steepest(torch.randn(**shape), "l2")
-    radius = torch.rand(len(images), *[1] * (images.dim() - 1), generator=generator, device=generator.device)
-    return (direction * radius * eps).to(images.device)
-
-
-def _project(attacked, images, eps, norm):
-    """Back into the ball around the images, and into [0, 1]."""
-    delta = attacked - images
-    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * (eps / _l2(delta).clamp(min=eps))
-    return (images + delta).clamp(0, 1)

@@ -2,14 +2,18 @@
 
 Note:
     Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search", ECCV
-    2020, for Linf: the start, the squares and the schedule of their size are theirs. What is ours is the account of
-    noise: a query is the margin averaged over draws; what was accepted is measured again now and then, as an estimate
-    that won by luck would never be beaten again, and what fooled the network once more before it is left alone.
+    2020, for Linf: the start, the squares and the schedule of their size are theirs. The treatment of noise is ours: a
+    query is the margin averaged over draws; what was accepted is measured again now and then, as an estimate that won
+    by luck would never be beaten, and an image must fool the network twice before it is left alone.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Generator, Tensor
+
+from .victim import Victim
 
 START_SHARE = 0.8  # of the pixels in the first squares
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
@@ -17,15 +21,22 @@ MEASURED_AGAIN = 10  # queries of a noisy network between fresh estimates of wha
 CONFIDENT = 1.0  # margin (nats) at which a noisy network counts as fooled; without noise 0 does
 
 
-def square_attack(victim, images, target, eps, queries, generator, is_noisy, on_query=None):
+def square_attack(
+    victim: Victim,
+    images: Tensor,
+    target: Tensor,
+    eps: float,
+    queries: int,
+    generator: Generator,
+    on_query: Callable[[], object] | None = None,
+) -> Tensor:
     """Random search over squares of +-eps.
 
     Args:
-        victim: has `margins(images, target)`, above 0 where the network errs.
+        victim: its `margins` are above 0 where the network errs, and differ between queries if it `is_noisy`.
         eps: Linf radius, in pixel units.
-        queries: of each image at most; those that are fooled need no more.
+        queries: per image at most; those that fool the network need no more.
         generator: on the CPU, of the search.
-        is_noisy: whether two queries of the same image may differ.
         on_query: called after each query, for a progress bar.
 
     Shape:
@@ -35,12 +46,12 @@ def square_attack(victim, images, target, eps, queries, generator, is_noisy, on_
     stripes = _signs((len(images), channels, 1, width), generator).to(images)
     best = (images + eps * stripes).clamp(0, 1)
     margins = victim.margins(best, target)
-    enough = CONFIDENT if is_noisy else 0.0
+    enough = CONFIDENT if victim.is_noisy else 0.0
     done = torch.zeros_like(margins, dtype=torch.bool)
     for query in range(1, queries):
         fooled = ~done & (margins > enough)
         again = torch.zeros_like(done)
-        if is_noisy:
+        if victim.is_noisy:
             again = ~done if query % MEASURED_AGAIN == 0 else fooled
             if again.any():
                 margins[again] = victim.margins(best[again], target[again])
@@ -50,8 +61,8 @@ def square_attack(victim, images, target, eps, queries, generator, is_noisy, on_
             break
         active = (~done & ~again).nonzero()[:, 0]
         if len(active):
-            share = _share(query, queries)
-            proposed = _with_square(best[active], images[active], eps, share, generator)
+            share = square_share(query, queries)
+            proposed = with_square(best[active], images[active], eps, share, generator)
             found = victim.margins(proposed, target[active])
             better = found > margins[active]
             best[active[better]], margins[active[better]] = proposed[better], found[better]
@@ -60,12 +71,12 @@ def square_attack(victim, images, target, eps, queries, generator, is_noisy, on_
     return best
 
 
-def _share(query, queries):
+def square_share(query: int, queries: int) -> float:
     """Share of the pixels in the square of a query; the schedule is stretched to the number of queries."""
     return START_SHARE / 2 ** sum(query * 10_000 / queries > bound for bound in HALVED_AT)
 
 
-def _with_square(attacked, images, eps, share, generator):
+def with_square(attacked: Tensor, images: Tensor, eps: float, share: float, generator: Generator) -> Tensor:
     """The attacked images with one square each, anywhere, of -eps or +eps in each channel."""
     count, channels, height, width = images.shape
     side = max(1, min(round(math.sqrt(share * height * width)), height - 1, width - 1))
@@ -80,5 +91,5 @@ def _with_square(attacked, images, eps, share, generator):
     return torch.where(inside, (images + eps * change).clamp(0, 1), attacked)
 
 
-def _signs(shape, generator):
+def _signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator) * 2.0 - 1

@@ -7,7 +7,6 @@ from models.registry import MODELS, NEURONS
 from tools.attacks.campaign import PRESETS
 from tools.data.events.frames import CELLS, SPLITS, VALUES
 from tools.data.events.trees import CIFAR10_TRAINING
-from tools.evaluation.conditions import SEVERITIES
 from tools.perturb import PERTURBATIONS
 
 from .fields import AMP, MOST_STEPS, RunConfig, option
@@ -33,7 +32,7 @@ class EvaluationConfig(RunConfig):
     severity: list = option(
         [],
         "test the perturbations at these severities, as in CIFAR-10-C, instead of the strengths below",
-        choices=SEVERITIES,
+        choices=(1, 2, 3, 4, 5),
         type=int,
         nargs="*",
     )

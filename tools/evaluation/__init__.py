@@ -1,1 +1,1 @@
-"""Tests of trained networks."""
+"""The testing of trained networks: `run` is where to start."""

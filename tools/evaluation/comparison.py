@@ -1,196 +1,176 @@
-"""Several kinds of networks, several snapshots (training seeds) of each, under the same tests: what differs."""
+"""Compare groups of networks, several snapshots (training seeds) of each, under the same tests."""
 
+import dataclasses
 import itertools
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 
 from tools.analysis.statistics import holm, paired_difference, seed_difference, seed_interval
+from tools.errors import UserError
 
 from .conditions import CLEAN, unit
+from .results import Difference, GroupAccuracy, Row, SnapshotResults
 
-ATTACK, ALL = "attack (", ": all"  # how the names of attacks begin, and that of the best of them on each image
+ATTACK, ALL = "attack (", ": all"  # how the names of attacks begin, and that of the best of them on each image ends
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
-def parse_kinds(texts):
-    """{kind: [snapshot, ...]} of texts such as NSNN=a.pth,b.pth; ValueError for other texts."""
-    kinds = {}
+def parse_groups(texts: list[str]) -> dict[str, list[str]]:
+    """{group: [path, ...]} of texts such as NSNN=a.pth,b.pth; UserError for other texts."""
+    groups = {}
     for text in texts:
-        kind, equals, paths = text.partition("=")
+        group, _, paths = text.partition("=")
         snapshots = [path for path in paths.split(",") if path]
-        if not kind or not equals or not snapshots:
-            raise ValueError(f"--compare takes KIND=a.pth,b.pth, as NSNN=a.pth,b.pth; got {text!r}")
-        if kind in kinds:
-            raise ValueError(f"--compare has the kind {kind} twice: give all its snapshots at once")
-        kinds[kind] = snapshots
-    return kinds
+        if not group or not snapshots:
+            raise UserError(f"--compare takes GROUP=a.pth,b.pth, such as NSNN=a.pth,b.pth; got {text!r}")
+        if group in groups:
+            raise UserError(f"--compare has the group {group} twice: give all its snapshots at once")
+        groups[group] = snapshots
+    return groups
 
 
-def compare(kinds):
-    """Every test that all snapshots went through, with intervals over seeds and the differences of the kinds.
-
-    Args:
-        kinds: {kind: list of results of `Evaluation.run`, one for each snapshot}.
-
-    Returns:
-        (rows, summary).
-
-        rows: for each test and strength, {"test", "of" (what the strength is), "severity", "strength", "reliable"
-        (False where a gate of the attacks failed), "kinds": {kind: `seed_interval` of accuracy, and "draws_std": mean
-        over snapshots of the standard deviation over noise draws, None for single draws}, "differences": list of
-        {"first", "second", `paired_difference`, "seeds": `seed_difference`}}. A difference is positive where the
-        first kind is the more accurate.
-
-        summary: the same of each test's mean over its strengths; of attacks, only of "all". Here a difference has
-        also "p_holm": the larger of the p over samples and that over seeds, so that only a difference beyond both
-        kinds of chance has a small one, corrected for all tests of the same two kinds.
-    """
-    tables = {kind: [_accuracies(results) for results in snapshots] for kind, snapshots in kinds.items()}
-    shared = [
-        key
-        for key in next(iter(tables.values()))[0]
-        if all(key in table for snapshots in tables.values() for table in snapshots)
-    ]
-    rows = [_row(key, tables, [key]) for key in shared]
-    by_test = {}
-    for key in shared:
-        if not key.test.startswith(ATTACK) or key.test.endswith(ALL):
-            by_test.setdefault(key.test, []).append(key)
-    summary = [_row(keys[0], tables, keys) for keys in by_test.values()]
-    for row in summary:
-        del row["severity"], row["strength"]
-    for number in range(len(summary[0]["differences"]) if summary else 0):
-        differences = [row["differences"][number] for row in summary]
-        joint = [max(one["p"], 1.0 if one["seeds"]["p"] is None else one["seeds"]["p"]) for one in differences]
-        for difference, p in zip(differences, holm(joint)):
-            difference["p_holm"] = p
-    return rows, summary
-
-
-class Key(NamedTuple):
-    """What a number belongs to."""
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One test; see `Row`."""
 
     test: str
-    of: str  # what the strength is
-    severity: int
-    strength: float
+    of: str
+    severity: int | None
+    strength: float | None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the summary has it: of attacks, the best of them alone."""
+        return not self.test.startswith(ATTACK) or self.test.endswith(ALL)
 
 
-class Outcome(NamedTuple):
-    """One test of one snapshot."""
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """The accuracy of one snapshot in one test; `correct`: of each sample, in which share of draws it was right [N]."""
 
-    accuracy: float
-    draws_std: float
-    correct: np.ndarray  # of each sample, the share of draws; [N]
+    mean: float
+    draws_std: float | None
+    correct: np.ndarray
     reliable: bool = True
 
 
-def _accuracies(results):
-    """{`Key`: `Outcome`} of one snapshot."""
+Table = dict[Key, Accuracy]
+
+
+def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[Row]]:
+    """Compare the groups in every test that all snapshots went through.
+
+    Returns:
+        (a row for each test and strength, a row for each test's mean over its strengths). Differences are positive
+        where the first group is the more accurate one. Of attacks, the second list has "all" alone, and its
+        differences have a `p_holm`.
+    """
+    tables = {group: [_accuracies(results) for results in snapshots] for group, snapshots in groups.items()}
+    everyone = [table for snapshots in tables.values() for table in snapshots]
+    shared = [key for key in everyone[0] if all(key in table for table in everyone)]
+    rows = [_row([key], tables) for key in shared]
+    by_test: dict[str, list[Key]] = {}
+    for key in shared:
+        if key.is_judged:
+            by_test.setdefault(key.test, []).append(key)
+    summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
+    for differences in zip(*(row.differences for row in summary)):  # of one pair of groups, in all tests
+        joint = [max(one.p, 1.0 if one.seeds["p"] is None else one.seeds["p"]) for one in differences]
+        for difference, p in zip(differences, holm(joint)):
+            difference.p_holm = p
+    return rows, summary
+
+
+def _accuracies(results: SnapshotResults) -> Table:
     table = {}
-    for name, points in results["perturbations"].items():
+    for name, points in results.perturbations.items():
         for point in points:
-            if name == CLEAN or point["severity"] != 0:
-                correct = np.array(point["times_correct"]) / len(point["accuracy_draws"])
-                key = Key(name, "" if name == CLEAN else unit(name), point["severity"], point["strength"])
-                table[key] = Outcome(point["accuracy_mean"], point["accuracy_std"], correct)
-    report = results.get("attacks", {"attacks": []})
-    for row in report["attacks"]:
-        norm = NORMS[row["norm"]]
-        key = Key(f"{ATTACK}{norm}): {row['attack']}", f"{norm} radius (pixel range 1)", None, row["eps"])
-        correct = np.array(row["times_correct"]) / row["draws"]
-        table[key] = Outcome(row["accuracy"], row["accuracy_std"], correct, report["reliable"])
+            if name == CLEAN or point.severity != 0:
+                key = Key(name, "" if name == CLEAN else unit(name), point.severity, point.strength)
+                correct = np.array(point.times_correct) / len(point.accuracy_draws)
+                table[key] = Accuracy(point.accuracy_mean, point.accuracy_std, correct)
+    if attacks := results.reports.get("attacks"):
+        for row in attacks.attacks:
+            norm, score = NORMS[row.norm], row.score
+            key = Key(f"{ATTACK}{norm}): {row.attack}", f"{norm} radius (pixel range 1)", None, row.eps)
+            correct = np.array(score.times_correct) / score.draws
+            table[key] = Accuracy(score.accuracy, score.accuracy_std, correct, attacks.reliable)
     return table
 
 
-def _row(key, tables, keys):
-    """The row of one key, or of the mean over several."""
-    found = {kind: [[table[one] for one in keys] for table in snapshots] for kind, snapshots in tables.items()}
-    means = {kind: [fmean(one.accuracy for one in ones) for ones in snapshots] for kind, snapshots in found.items()}
-    correct = {
-        kind: np.mean([one.correct for ones in snapshots for one in ones], axis=0) for kind, snapshots in found.items()
-    }
-    deviations = {kind: [one.draws_std for ones in snapshots for one in ones] for kind, snapshots in found.items()}
-    return {
-        **key._asdict(),
-        "reliable": all(one.reliable for snapshots in found.values() for ones in snapshots for one in ones),
-        "kinds": {
-            kind: {
-                **seed_interval(means[kind]),
-                "draws_std": None if None in deviations[kind] else fmean(deviations[kind]),
-            }
-            for kind in found
-        },
-        "differences": [
-            {
-                "first": first,
-                "second": second,
-                **paired_difference(correct[first], correct[second]),
-                "seeds": seed_difference(means[first], means[second]),
-            }
-            for first, second in itertools.combinations(found, 2)
-        ],
-    }
+def _row(keys: list[Key], tables: dict[str, list[Table]], is_mean: bool = False) -> Row:
+    """The row of one test and strength, or of the mean over several strengths of a test."""
+    reliable, groups, means, correct = True, {}, {}, {}
+    for group, snapshots in tables.items():
+        means[group] = [fmean(table[key].mean for key in keys) for table in snapshots]
+        found = [table[key] for table in snapshots for key in keys]
+        correct[group] = np.mean([one.correct for one in found], axis=0)
+        deviations = [one.draws_std for one in found]
+        draws_std = None if None in deviations else fmean(deviations)
+        groups[group] = GroupAccuracy(**seed_interval(means[group]), draws_std=draws_std)
+        reliable = reliable and all(one.reliable for one in found)
+    differences = []
+    for first, second in itertools.combinations(tables, 2):
+        of_samples = paired_difference(correct[first], correct[second])
+        differences.append(Difference(first, second, **of_samples, seeds=seed_difference(means[first], means[second])))
+    return Row(
+        **dataclasses.asdict(keys[0]), reliable=reliable, groups=groups, differences=differences, is_mean=is_mean
+    )
 
 
-def verdicts(summary, level=0.05):
-    """In words: which differences are beyond the chance of samples and of seeds; a list of sentences."""
+def verdicts(summary: list[Row], level: float = 0.05) -> list[str]:
+    """Which differences are beyond the chance of samples and of seeds, in sentences."""
     sentences = []
-    for number in range(len(summary[0]["differences"]) if summary else 0):
-        first, second = (summary[0]["differences"][number][key] for key in ("first", "second"))
-        if any(row["differences"][number]["seeds"]["low"] is None for row in summary):
-            sentences.append(f"{first} and {second} cannot be told apart by a single seed of a kind; compare several.")
+    tests = [row.test for row in summary]
+    are_reliable = [row.reliable for row in summary]
+    for differences in zip(*(row.differences for row in summary)):
+        first, second = differences[0].first, differences[0].second
+        if any(one.seeds["low"] is None for one in differences):
+            sentences.append(f"{first} and {second} cannot be told apart by a single seed of a group; compare several.")
             continue
-        better, doubtful, open_ = {first: [], second: []}, [], []
-        for row in summary:
-            one = row["differences"][number]
-            if not row["reliable"]:
-                doubtful.append(row["test"])
-            elif one["p_holm"] < level:
-                better[first if one["difference"] > 0 else second].append(f"{row['test']} (p {one['p_holm']:.3f})")
+        better, undecided, doubtful = {first: [], second: []}, [], []
+        for test, is_reliable, one in zip(tests, are_reliable, differences):
+            if not is_reliable:
+                doubtful.append(test)
+            elif one.p_holm < level:
+                better[first if one.difference > 0 else second].append(f"{test} (p {one.p_holm:.3f})")
             else:
-                open_.append(row["test"])
-        for kind, other in ((first, second), (second, first)):
-            if better[kind]:
-                sentences.append(f"{kind} is more accurate than {other}: {', '.join(better[kind])}.")
-        if open_:
-            sentences.append(f"{first} and {second}, no difference beyond chance: {', '.join(open_)}.")
+                undecided.append(test)
+        for group, other in ((first, second), (second, first)):
+            if better[group]:
+                sentences.append(f"{group} is more accurate than {other}: {', '.join(better[group])}.")
+        if undecided:
+            sentences.append(f"{first} and {second}, no difference beyond chance: {', '.join(undecided)}.")
         if doubtful:
-            sentences.append(
-                f"{first} and {second}, not judged, as gates of the attacks failed: {', '.join(doubtful)}."
-            )
+            why = "as gates of the attacks failed"
+            sentences.append(f"{first} and {second}, not judged, {why}: {', '.join(doubtful)}.")
     return sentences
 
 
-def label(row):
-    """A row's test and strength; radii of attacks that are whole steps of 8 bits as such."""
-    if row["test"] == CLEAN or "strength" not in row:
-        return row["test"]
-    steps = 255 * row["strength"]
-    is_radius = row["test"].startswith(f"{ATTACK}{NORMS['linf']}")
-    strength = f"{steps:.0f}/255" if is_radius and abs(steps - round(steps)) < 1e-6 else f"{row['strength']:.4g}"
-    return f"{row['test']} {strength}"
+def label(row: Row) -> str:
+    """A row's test and strength; an Linf radius that is whole steps of 8 bits as n/255."""
+    if row.test == CLEAN or row.is_mean:
+        return row.test
+    steps = 255 * row.strength
+    is_radius = row.test.startswith(f"{ATTACK}{NORMS['linf']}")
+    strength = f"{steps:.0f}/255" if is_radius and abs(steps - round(steps)) < 1e-6 else f"{row.strength:.4g}"
+    return f"{row.test} {strength}"
 
 
-def table(rows):
-    """The comparison as text: accuracy in per cent, mean over seeds and its interval, a column for each kind."""
+def table(rows: list[Row]) -> str:
+    """The comparison as text: accuracy in per cent, mean over seeds and its interval, a column for each group."""
     if not rows:
         return "no test in common"
-    kinds = list(rows[0]["kinds"])
-    lines = ["test accuracy, %".ljust(40) + "".join(f"{kind:>24}" for kind in kinds)]
+    lines = ["test accuracy, %".ljust(40) + "".join(f"{group:>24}" for group in rows[0].groups)]
     for row in rows:
-        cells = "".join(f"{_cell(row['kinds'][kind]):>24}" for kind in kinds)
-        doubt = "" if row["reliable"] else "   not reliable: gates failed"
+        cells = "".join(f"{_cell(one):>24}" for one in row.groups.values())
+        doubt = "" if row.reliable else "   not reliable: gates failed"
         lines.append(f"{label(row)[:40]:40}{cells}{doubt}")
     return "\n".join(lines)
 
 
-def _cell(interval):
-    mean, low, high, std = (
-        None if interval[key] is None else 100 * interval[key] for key in ("mean", "low", "high", "draws_std")
-    )
-    if low is not None:
-        return f"{mean:.2f} [{low:.1f}, {high:.1f}]"
-    return f"{mean:.2f}" if std is None else f"{mean:.2f} +- {std:.2f}"
+def _cell(one: GroupAccuracy) -> str:
+    if one.low is not None:
+        return f"{100 * one.mean:.2f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
+    return f"{100 * one.mean:.2f}" + ("" if one.draws_std is None else f" +- {100 * one.draws_std:.2f}")

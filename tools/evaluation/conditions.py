@@ -1,7 +1,10 @@
 """The conditions under which a network is tested: which perturbations, how strong."""
 
 import dataclasses
+from collections.abc import Iterable
 
+from tools.config.evaluate import EvaluationConfig
+from tools.errors import UserError
 from tools.perturb import PERTURBATIONS, applicable
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -10,96 +13,93 @@ CLEAN = "clean"
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """One test.
+    """What a network is tested under."""
 
-    Args:
-        name: of a perturbation, or "clean".
-        severity: 0 where nothing is changed, 1 to 5, or None where the strength was chosen by hand.
-        strength: of the perturbation; None where nothing is changed and no strength says so.
-    """
-
-    name: str
-    severity: int
-    strength: float
+    name: str  # of a perturbation or corruption, or "clean"
+    severity: int | None  # 0 where nothing is changed, 1 to 5, or None for a strength chosen by hand
+    strength: float | None  # None where nothing is changed and no strength says so
 
     @property
-    def is_clean(self):
+    def is_clean(self) -> bool:
         return self.severity == 0
 
 
-def conditions(config, has_pixels, corruptions=()):
-    """The tests that a configuration asks for.
+def conditions(
+    config: EvaluationConfig, has_pixels: bool, corruptions: Iterable[str] = ()
+) -> dict[str, list[Condition]]:
+    """The conditions that a configuration asks for.
 
     Args:
-        config: `EvaluationConfig`.
         has_pixels: whether the data set has pixels; it has events otherwise.
         corruptions: names of the corruptions of a folder, each at all severities.
 
     Returns:
-        {"clean": [one], name of a perturbation or corruption: list of `Condition`}.
+        {"clean": [one], name of a perturbation or corruption: its conditions}.
 
     Raises:
-        ValueError: for perturbations of what the data set has not, or strengths out of range.
+        UserError: for perturbations that do not apply to the data set, or strengths out of range.
     """
     if config.range and not config.perturbation:
-        raise ValueError("--range needs to know of what: give --perturbation")
+        raise UserError("--range needs to know of what: give --perturbation")
     if config.range and config.severity:
-        raise ValueError("--range and --severity are two ways to say how strong; give one")
+        raise UserError("--range and --severity are two ways to say how strong; give one")
     if config.severity and not config.perturbation:
-        raise ValueError("--severity needs to know of what: give --perturbation")
-    if "all" in config.perturbation and config.range:
-        raise ValueError("--range is of one unit, the perturbations of all have many: give --severity")
+        raise UserError("--severity needs to know of what: give --perturbation")
+    if config.range and "all" in config.perturbation:
+        raise UserError("--range has one unit, the perturbations of all have many: give --severity")
+    possible = applicable(has_pixels)
     names = list(dict.fromkeys(config.perturbation))
     severities = config.severity
     if "all" in names:
-        named = [name for name in names if name != "all"]  # an attack is not of all, but may be asked for beside
-        others = [name for name in applicable(has_pixels) if PERTURBATIONS[name].where != "attack"]
+        named = [name for name in names if name != "all"]  # "all" has no attack, but one may be asked for beside it
+        others = [name for name in possible if PERTURBATIONS[name].where != "attack"]
         names, severities = list(dict.fromkeys([*others, *named])), severities or SEVERITIES
     for name in names:
-        if name not in applicable(has_pixels):
-            wanted = "events" if PERTURBATIONS[name].where == "events" else "pixels"
-            raise ValueError(f"{name} perturbs {wanted}, which this data set has not")
+        if name not in possible:
+            missing = "events" if PERTURBATIONS[name].where == "events" else "pixels"
+            raise UserError(
+                f"{name} perturbs {missing}, which this data set does not have; choose from {', '.join(possible)}"
+            )
     if clashing := {CLEAN, *PERTURBATIONS} & set(corruptions):
-        raise ValueError(f"a file of --corruptions has the name of another test: {', '.join(sorted(clashing))}")
-    return {
-        CLEAN: [Condition(CLEAN, 0, 0.0)],
-        **{name: _of(name, config, severities) for name in names},
-        **{name: [Condition(name, severity, severity) for severity in (0, *SEVERITIES)] for name in corruptions},
-    }
+        raise UserError(f"a file of --corruptions has the name of another test: {', '.join(sorted(clashing))}")
+    found = {CLEAN: [Condition(CLEAN, 0, 0.0)]}
+    for name in names:
+        found[name] = _of_perturbation(name, config, severities)
+    for name in corruptions:
+        found[name] = [Condition(name, severity, severity) for severity in (0, *SEVERITIES)]
+    return found
 
 
-def unit(name):
+def unit(name: str) -> str:
     """What the strength of a perturbation, or of a corruption from a folder, is."""
     return PERTURBATIONS[name].unit if name in PERTURBATIONS else "severity"
 
 
-def is_random(name):
-    """Whether a perturbation draws; a corruption from a folder was drawn by who made it."""
+def is_random(name: str) -> bool:
+    """Whether a perturbation draws; corruptions from a folder do not."""
     return name in PERTURBATIONS and PERTURBATIONS[name].is_random
 
 
-def _of(name, config, severities):
+def _of_perturbation(name: str, config: EvaluationConfig, severities: Iterable[int]) -> list[Condition]:
     perturbation = PERTURBATIONS[name]
     clean = Condition(name, 0, perturbation.neutral)
     if severities:
         return [clean, *(Condition(name, severity, perturbation.severities[severity - 1]) for severity in severities)]
+    found = []
     strengths = _sweep(config) if config.range else [perturbation.neutral, getattr(config, perturbation.flag)]
-    return [
-        clean if strength == perturbation.neutral else Condition(name, None, _in_range(strength, name))
-        for strength in dict.fromkeys(strengths)
-    ]
+    for strength in dict.fromkeys(strengths):
+        if strength == perturbation.neutral:
+            found.append(clean)
+        elif perturbation.lowest <= strength <= perturbation.highest:
+            found.append(Condition(name, None, strength))
+        else:
+            allowed = f"at least {perturbation.lowest:g} and at most {perturbation.highest:g}"
+            raise UserError(f"the strength of {name} ({perturbation.unit}) must be {allowed}, got {strength:g}")
+    return found
 
 
-def _in_range(strength, name):
-    perturbation = PERTURBATIONS[name]
-    if not perturbation.lowest <= strength <= perturbation.highest:
-        allowed = f"at least {perturbation.lowest:g} and at most {perturbation.highest:g}"
-        raise ValueError(f"the strength of {name} is a {perturbation.unit}: {allowed}, got {strength:g}")
-    return strength
-
-
-def _sweep(config):
+def _sweep(config: EvaluationConfig) -> list[float]:
     if config.right < config.left:
-        raise ValueError(f"--right ({config.right}) must not be below --left ({config.left})")
+        raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
     count = int((config.right - config.left) / config.step + 1e-6) + 1
     return [round(config.left + index * config.step, 10) for index in range(count)]

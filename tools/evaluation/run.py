@@ -1,94 +1,131 @@
-"""One call of a testing script: the evaluation of one snapshot, or of several kinds of networks; and its report."""
+"""One call of a testing script: the evaluation of one snapshot, or of several groups of networks; and its report."""
 
 import dataclasses
+import functools
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from tools.analysis.uncertainty import ensemble_curve
+from tools.config.evaluate import EvaluationConfig
+from tools.errors import UserError
 from tools.io.files import make_folder_of_now, write_text_atomically
 
-from .comparison import compare, parse_kinds, table, verdicts
-from .report import assemble, render, write
-from .snapshot import Evaluation
+from .comparison import compare, parse_groups, table, verdicts
+from .measurements import MEASUREMENTS
+from .measurements.uncertainty import ensembles_of_snapshots
+from .report.document import assemble
+from .report.page import render
+from .results import Evaluation, SnapshotResults
+from .snapshot import FoldHalved, Snapshot
 
 logger = logging.getLogger(__name__)
 
 
-def run_tests(config, dataset, other_datasets=None):
+def run_tests(
+    config: EvaluationConfig, dataset: Any, other_datasets: dict[str, Any] | None = None
+) -> dict[str, list[SnapshotResults]]:
     """Evaluate what the configuration names, and write results.json and report.html.
 
     Args:
-        config: `EvaluationConfig`, with `snapshot` or `compare`.
-        dataset, other_datasets: as for `Evaluation`.
+        config: with `snapshot` or `compare`.
+        dataset, other_datasets: as for `Snapshot`.
 
     Returns:
-        {kind: list of results of `Evaluation.run`}; a single snapshot is of the kind of its neuron.
+        {group: results of each snapshot}; a single snapshot's group has the name of its neuron.
 
     Raises:
-        ValueError: where neither or both are given; and what `Evaluation` raises.
+        UserError: where neither or both are given; and what `Snapshot` raises.
     """
     if bool(config.snapshot) == bool(config.compare):
-        raise ValueError("which checkpoint? Give --snapshot PATH, or --compare KIND=PATH,PATH KIND=PATH,PATH")
-    kinds = parse_kinds(config.compare) if config.compare else {"": [config.snapshot]}
-    out = config.out if config.snapshot else ""  # in a comparison, the snapshots' own results lie beside them
-    configs = {
-        kind: [dataclasses.replace(config, snapshot=path, compare=[], out=out) for path in paths]
-        for kind, paths in kinds.items()
-    }
-    evaluations = {kind: [Evaluation(one, dataset, other_datasets) for one in ones] for kind, ones in configs.items()}
-    if not config.compare:
-        evaluations = {evaluations[""][0].trained.neuron: evaluations[""]}
-    check_comparable(evaluations)
+        raise UserError("which checkpoint? Give --snapshot PATH, or --compare GROUP=PATH,PATH GROUP=PATH,PATH")
+    if config.compare:
+        groups = {}
+        for group, paths in parse_groups(config.compare).items():
+            # the results of each lie beside it, and --out is for the report alone
+            configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
+            groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
+    else:
+        snapshot = Snapshot(config, dataset, other_datasets)
+        groups = {snapshot.trained.neuron: [snapshot]}
+    check_comparable(groups)
     results = {}
-    for kind, ones in evaluations.items():
-        results[kind] = []
-        for evaluation in ones:
+    for group, snapshots in groups.items():
+        results[group] = []
+        for one in snapshots:
             if config.compare:
-                logger.info("== %s: %s ==", kind, evaluation.config.snapshot)
-            results[kind].append(evaluation.run())
-    _report(config, dataset, evaluations, results)
+                logger.info("== %s: %s ==", group, one.config.snapshot)
+            results[group].append(evaluate(one))
+    _report(config, groups, results)
     return results
 
 
-def check_comparable(evaluations):
+def evaluate(snapshot: Snapshot) -> SnapshotResults:
+    """Make, write and log all measurements that are asked for; those stored by an earlier run are reused.
+
+    All have the same fold: where memory makes one halve it, the others are made again.
+    """
+    while True:
+        reports = {}
+        try:
+            for measurement in MEASUREMENTS:
+                if measurement.is_wanted(snapshot.config):
+                    reports[measurement.key] = measurement.run(snapshot)
+        except FoldHalved as error:
+            logger.warning("all is measured with --fold %d", error.fold)
+            snapshot.keep_fold(error.fold)
+            continue
+        found = {key: report for key, report in reports.items() if report is not None}
+        return SnapshotResults(snapshot.identity, snapshot.is_noisy, found)
+
+
+def check_comparable(groups: dict[str, list[Snapshot]]) -> None:
     """Refuse comparisons that would not be of what they say; warn of doubtful ones.
 
-    Args:
-        evaluations: {kind: list of `Evaluation`}.
-
     Raises:
-        ValueError: for the same network twice, or networks that would be tested on other samples.
+        UserError: for the same network twice, or networks that would be tested on other samples.
     """
-    first = next(iter(evaluations.values()))[0]
-    for kind, ones in evaluations.items():
-        by_checksum = {}
-        for one in ones:
+    first = next(iter(groups.values()))[0]
+    for group, snapshots in groups.items():
+        by_checksum: dict[int, Snapshot] = {}
+        for one in snapshots:
             same = by_checksum.setdefault(one.checksum, one)
             if same is not one:
                 paths = f"{same.config.snapshot} and {one.config.snapshot}"
-                raise ValueError(f"--compare: two snapshots of {kind} are the same network: {paths}")
+                raise UserError(f"--compare: two snapshots of {group} are the same network: {paths}")
             if not torch.equal(one.test.labels, first.test.labels):
                 paths = f"{first.config.snapshot} and {one.config.snapshot}"
-                raise ValueError(f"--compare: these were trained with other splits, so their tests differ: {paths}")
-        seeds = [one.trained.seed for one in ones]
+                raise UserError(f"--compare: these were trained with other splits, so their tests differ: {paths}")
+        seeds = [one.trained.seed for one in snapshots]
         if len(set(seeds)) < len(seeds):
-            logger.warning("%s: snapshots of the same training seed count as different seeds: %s", kind, seeds)
+            logger.warning("%s: snapshots of the same training seed count as different seeds: %s", group, seeds)
 
 
-def _report(config, dataset, evaluations, results):
-    first = next(iter(evaluations.values()))[0]
+def _report(
+    config: EvaluationConfig, groups: dict[str, list[Snapshot]], results: dict[str, list[SnapshotResults]]
+) -> None:
+    first = next(iter(groups.values()))[0]
+    ensembles = {}
+    if config.uncertainty:
+        ensembles = {group: ensembles_of_snapshots(snapshots) for group, snapshots in groups.items()}
     rows, summary = compare(results)
-    ensembles = {kind: _ensembles(ones) for kind, ones in evaluations.items()} if config.uncertainty else {}
-    measured = {
-        kind: [(one.identity, result) for one, result in zip(ones, results[kind])] for kind, ones in evaluations.items()
-    }
-    document = assemble(dataset.name, str(first.device), measured, rows, summary, ensembles)
-    folder = _folder(config, dataset) if config.compare else first.folder.path
-    write(folder / "results.json", document)
-    page = render(document, dataset.classes, lambda index: _sample(first, index))
-    write_text_atomically(folder / "report.html", page)
+    evaluation = Evaluation(
+        first.dataset.name,
+        first.dataset.classes,
+        str(first.device),
+        results,
+        rows,
+        summary,
+        ensembles,
+        functools.partial(_sample, first),
+    )
+    folder = _folder(config, first.dataset.name) if config.compare else first.folder.path
+    document = assemble(evaluation)
+    write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
+    write_text_atomically(folder / "report.html", render(evaluation, document))
     if config.compare:
         logger.info("%s", table(rows))
         logger.info(
@@ -98,27 +135,11 @@ def _report(config, dataset, evaluations, results):
     logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
 
 
-def _folder(config, dataset):
-    if config.out:
-        return Path(config.out)
-    return make_folder_of_now(Path("results", dataset.name, "comparison"))
+def _folder(config: EvaluationConfig, dataset: str) -> Path:
+    return Path(config.out) if config.out else make_folder_of_now(Path("results", dataset, "comparison"))
 
 
-def _sample(evaluation, index):
+def _sample(snapshot: Snapshot, index: int) -> np.ndarray:
     """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""
-    ((inputs, _),) = evaluation.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
+    ((inputs, _),) = snapshot.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
     return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
-
-
-def _ensembles(evaluations):
-    """Scores of ensembles of the first snapshots, one noise draw each: a control of equal compute for noise draws."""
-    sizes = tuple(range(2, len(evaluations) + 1))
-    if not sizes:
-        return []
-    test, validation = (
-        torch.stack([one.trials.draws(batches(one), 1, "ensemble of snapshots")[0] for one in evaluations])
-        for batches in (lambda one: one.trials.batches, lambda one: one.validation.batches(**one.batch_options))
-    )
-    first = evaluations[0]
-    targets = [part.labels.to(first.device) for part in (first.test, first.validation)]
-    return ensemble_curve(test, targets[0], validation, targets[1], sizes)

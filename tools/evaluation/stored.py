@@ -1,83 +1,94 @@
-"""The folder of the results of one tested snapshot: JSON files, each with all that its numbers depend on."""
+"""JSON results with a cache key: reused when identity and checksum match."""
 
 import json
 import logging
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tools.io.files import MOST_TEXT, read_bytes, write_text_atomically
 
+from .results import Result
+
 logger = logging.getLogger(__name__)
+Key = tuple[int | None, float | None]  # severity and strength
 
 
 class ResultFolder:
-    """Files of results, which are not measured again where all that they depend on is the same and none is damaged.
+    """The stored results of one snapshot.
+
+    The identity has the git revision of a clean source tree, so that no result of another scheme of seeds is reused.
 
     Args:
-        path: the folder; it is made at the first result.
-        identity: dictionary of all that the results depend on; "provenance" is that of `runlog.provenance`, and
-            "snapshot" only says where it lay.
-        of_points: what the points of perturbations depend on besides, and reports do not.
-        suffix: of the names of the points' files.
+        path: the folder; it is made with the first result.
+        identity: all that the results depend on; "provenance" is that of `runtime.provenance`, and "snapshot", a path,
+            may differ.
+        of_points: what else the results of perturbations depend on, and reports do not.
+        suffix: of the names of the perturbations' files.
     """
 
-    def __init__(self, path, identity, of_points, suffix=""):
-        self.path = Path(path)
-        self.identity = identity
-        self.of_points = of_points
-        self.suffix = suffix
+    def __init__(self, path: str | Path, identity: dict[str, Any], of_points: dict[str, Any], suffix: str = ""):
+        self.path, self.identity, self.suffix = Path(path), identity, suffix
+        self.identity_of_points = {**identity, **of_points}
 
-    def points_file(self, name):
+    def points_file(self, name: str) -> Path:
         return self.path / f"{name}{self.suffix}.json"
 
-    def points(self, name):
-        """{(severity, strength): point} that an earlier run of the same tests has written."""
-        content = self._read(self.points_file(name), {**self.identity, **self.of_points})
-        return {(point["severity"], point["strength"]): point for point in content["points"]} if content else {}
+    def points(self, name: str) -> dict[Key, Result]:
+        """{(severity, strength): result} of a perturbation, as stored; {} if there is nothing to reuse."""
 
-    def write_points(self, name, points):
-        """Write the points of a perturbation, or "clean", a line each: they are long.
+        def read(content: dict[str, Any]) -> dict[Key, Result]:
+            points = [Result.from_json(point) for point in content["points"]]
+            return {(point.severity, point.strength): point for point in points}
 
-        Args:
-            points: as `points` gives them.
-        """
-        identity = {**self.identity, **self.of_points}
+        return self._read(self.points_file(name), self.identity_of_points, read) or {}
+
+    def write_points(self, name: str, points: dict[Key, Result]) -> None:
+        """Write the results of a perturbation, or "clean", on a line each, as they are long."""
         order = sorted(points, key=lambda key: [(value is None, value or 0) for value in key])
-        content = {"perturbation": name, "identity": identity, "points": [points[key] for key in order]}
+        rows = [points[key].as_json() for key in order]
+        content = {"perturbation": name, "identity": self.identity_of_points, "points": rows}
         head = {**content, "crc32": _checksum(content)}
         del head["points"]
-        head = json.dumps(head, indent=2).removesuffix("\n}")
-        rows = ",\n".join(f"    {json.dumps(point)}" for point in content["points"])
-        write_text_atomically(self.points_file(name), f'{head},\n  "points": [\n{rows}\n  ]\n}}\n')
+        opened = json.dumps(head, indent=2).removesuffix("\n}")
+        lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
+        write_text_atomically(self.points_file(name), f'{opened},\n  "points": [\n{lines}\n  ]\n}}\n')
 
-    def report(self, name, **settings):
-        """A report that an earlier run with the same settings has written, or None."""
-        content = self._read(self.path / f"{name}.json", self.identity)
-        if content is None or any(content.get(key) != value for key, value in settings.items()):
-            return None
-        return content
+    def report(self, name: str, from_json: Callable[[dict[str, Any]], Any] = dict, **settings: Any) -> Any:
+        """A stored report that was made with the same settings, or None.
 
-    def write_report(self, name, report):
-        """Write a report, and return what `report` would read."""
+        Args:
+            from_json: makes the report of its plain data.
+        """
+
+        def read(content: dict[str, Any]) -> Any:
+            if any(content.get(key) != value for key, value in settings.items()):
+                return None
+            return from_json({key: value for key, value in content.items() if key != "identity"})
+
+        return self._read(self.path / f"{name}.json", self.identity, read)
+
+    def write_report(self, name: str, report: dict[str, Any]) -> None:
         path, content = self.path / f"{name}.json", {"identity": self.identity, **report}
         write_text_atomically(path, json.dumps({**content, "crc32": _checksum(content)}, indent=1) + "\n")
         logger.info("written: %s", path)
-        return content
 
-    def _read(self, path, identity):
+    def _read(self, path: Path, identity: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> Any:
         try:
             content = json.loads(read_bytes(path, MOST_TEXT))
             if content.pop("crc32") != _checksum(content):
-                logger.warning("%s is damaged; what it holds is measured anew", path)
+                logger.warning("%s is damaged; its results are measured anew", path)
                 return None
             source = content["identity"]["provenance"]["git"]
-            if source == "unknown" or source.endswith("-dirty"):  # who knows what it was
+            if source == "unknown" or source.endswith("-dirty"):  # nobody knows which code it was
                 return None
-            return content if {**content["identity"], "snapshot": identity["snapshot"]} == identity else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # none of this version
+            is_same = {**content["identity"], "snapshot": identity["snapshot"]} == identity
+            return read(content) if is_same else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not of this version
             return None
 
 
-def _checksum(content):
-    """CRC-32 of what JSON keeps of a dictionary: against damage, not against forgery."""
+def _checksum(content: dict[str, Any]) -> int:
+    """CRC-32 of what JSON keeps of a dictionary: detects damage, not forgery."""
     return zlib.crc32(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())

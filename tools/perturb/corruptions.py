@@ -1,4 +1,4 @@
-"""A folder of corrupted test images in the format of CIFAR-10-C, which a user may have."""
+"""A user's folder of corrupted test images in the format of CIFAR-10-C."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tools.data.images import LabelledImages
+from tools.errors import UserError
 from tools.io.cache import stamp
 from tools.io.npy import open_npy
 
@@ -18,13 +19,13 @@ class CorruptionFolder:
 
     Args:
         folder: holds `<corruption>.npy` files and `labels.npy`, [5 N] or [N].
-        in_shape: (C, H, W) of the images that are expected.
-        num_classes: labels are below.
+        in_shape: (C, H, W) that the images must have.
+        num_classes: K; labels must be 0 to K - 1.
 
     Raises:
-        FileNotFoundError: if there is no such folder, no labels, or no corruption.
-        OSError: for a file that cannot be opened.
-        ValueError: for a file of another format, naming it.
+        FileNotFoundError: if the folder, the labels or any corruption is missing.
+        OSError: if a file cannot be opened.
+        UserError: if a file has another format; it names the file.
 
     Note:
         Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations",
@@ -32,42 +33,44 @@ class CorruptionFolder:
         need not be in the order of the test part.
     """
 
-    def __init__(self, folder, in_shape, num_classes):
+    def __init__(self, folder: str | Path, in_shape: tuple[int, int, int], num_classes: int):
         self.folder, self.in_shape = Path(folder), tuple(in_shape)
         self.names = sorted(path.stem for path in self.folder.glob("*.npy") if path.name != LABELS)
         if not self.names or not (self.folder / LABELS).exists():
             raise FileNotFoundError(f"{self.folder.resolve()} needs {LABELS} and a .npy file for each corruption")
         labels = open_npy(self.folder / LABELS)
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"{self.folder / LABELS} must be integers [N], got {labels.dtype} {list(labels.shape)}")
+            raise UserError(f"{self.folder / LABELS} must be integers [N], got {labels.dtype} {list(labels.shape)}")
         self.files = {name: self._open(name) for name in self.names}
-        (count, *others) = {len(images) for images in self.files.values()}
-        if others or not count or count % SEVERITIES or len(labels) not in (count, count // SEVERITIES):
-            sizes = ", ".join(f"{name} {len(images)}" for name, images in self.files.items())
-            raise ValueError(
+        counts = {name: len(images) for name, images in self.files.items()}
+        count = counts[self.names[0]]
+        is_whole = count > 0 and count % SEVERITIES == 0 and set(counts.values()) == {count}
+        if not is_whole or len(labels) not in (count, count // SEVERITIES):
+            sizes = ", ".join(f"{name} {size}" for name, size in counts.items())
+            raise UserError(
                 f"{self.folder}: files must have equally many images, at 5 severities: {sizes}, {LABELS} {len(labels)}"
             )
         self.count = count // SEVERITIES
         self.labels = torch.from_numpy(labels[: self.count].astype(np.int64))
         if len(labels) > self.count and (labels.reshape(SEVERITIES, -1) != labels[: self.count]).any():
-            raise ValueError(f"{self.folder / LABELS} differs between severities")
+            raise UserError(f"{self.folder / LABELS} differs between severities")
         if self.labels.min() < 0 or self.labels.max() >= num_classes:
-            raise ValueError(f"{self.folder / LABELS} has labels outside of 0 to {num_classes - 1}")
+            raise UserError(f"{self.folder / LABELS} has labels outside 0 to {num_classes - 1}")
 
-    def _open(self, name):
+    def _open(self, name: str) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         images = open_npy(path)
         channels, height, width = self.in_shape
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
             wanted = f"uint8 [N, {height}, {width}, {channels}]"
-            raise ValueError(f"{path} must be {wanted}, got {images.dtype} {list(images.shape)}")
+            raise UserError(f"{path} must be {wanted}, got {images.dtype} {list(images.shape)}")
         return images
 
-    def stamps(self):
-        """Text for each file that changes when the file does."""
+    def stamps(self) -> list[str]:
+        """A text for each file that changes when the file does."""
         return [stamp(self.folder / f"{name}.npy") for name in self.names] + [stamp(self.folder / LABELS)]
 
-    def part(self, name, severity):
-        """The images of a corruption at a severity from 1 to 5, as `LabelledImages`."""
+    def part(self, name: str, severity: int) -> LabelledImages:
+        """The images of a corruption at a severity from 1 to 5."""
         images = self.files[name][(severity - 1) * self.count : severity * self.count]
         return LabelledImages(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), self.labels)

@@ -1,51 +1,55 @@
 """Perturbations of raw event streams, before they are framed. Pure functions, seeded.
 
-All are called as f(events, strength, random, size). `events` has the dtype `EVENT` and is in the
-order of time and on the sensor, `random` is a numpy.random.Generator, `size` is (width, height) of
-the sensor in pixels. They return a new array, again in the order of time (stable: events of one
-microsecond keep their order). Strength 0 changes nothing. Shape: events [N] -> [M].
+All are called as f(events, strength, random, size): `events` of dtype `EVENT`, in the order of time and on the sensor;
+`random` a numpy.random.Generator; `size` (width, height) of the sensor in pixels. They return a new array, again in
+the order of time (events of one microsecond keep their order). Strength 0 changes nothing. Shape: events [N] -> [M].
 """
 
+from functools import partial
+
 import numpy as np
+from numpy import ndarray
+from numpy.random import Generator
 
 from tools.data.events import EVENT
+
+from .perturbation import Perturbation
+
+Size = tuple[int, int]
 
 HOT_PIXEL_RATE_HZ = 100.0
 
 
-def as_share(value):
-    """A number in [0, 1] as it is; ValueError for others."""
+def as_share(value: float) -> float:
+    """`value`, if it is in [0, 1]; ValueError otherwise."""
     if not 0 <= value <= 1:
-        raise ValueError(f"a share is from 0 to 1, got {value}")
+        raise ValueError(f"a share must be from 0 to 1, got {value}")
     return value
 
 
-def choose(count, share, random):
-    """Which of `count` things are chosen: exactly round(share * count), uniformly. Shape: bool [count]."""
+def choose(count: int, share: float, random: Generator) -> ndarray:
+    """Choose exactly round(share * count) of `count` things, uniformly. Shape: bool [count]."""
     chosen = np.zeros(count, bool)
     chosen[random.choice(count, round(as_share(share) * count), replace=False, shuffle=False)] = True
     return chosen
 
 
-def duration(events):
+def duration(events: ndarray) -> int:
     """From the first event to the last, in microseconds; 0 for an empty recording."""
     return int(events["t"][-1] - events["t"][0]) if len(events) else 0
 
 
-def in_time_order(events):
-    """The same events sorted by time, stable."""
+def in_time_order(events: ndarray) -> ndarray:
+    """The events sorted by time; the sort is stable."""
     return events[np.argsort(events["t"], kind="stable")]
 
 
-def fire(events, where, rate_hz, random, size):
-    """Independent Poisson processes at some pixels over the duration of `events`, not sorted.
+def fire(events: ndarray, where: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
+    """New events [N] of independent Poisson processes over the duration of `events`; all OFF, not sorted.
 
     Args:
-        where: the pixels, y * width + x. Shape: [K].
+        where: the pixels that fire, y * width + x. Shape: [K].
         rate_hz: mean rate of each, in 1/s.
-
-    Shape:
-        new events [N] without polarity (all OFF).
     """
     microseconds = duration(events)
     where = np.repeat(where, random.poisson(rate_hz * microseconds * 1e-6, len(where)))
@@ -56,20 +60,20 @@ def fire(events, where, rate_hz, random, size):
     return new
 
 
-def drop_random(events, p, random, size):
-    """Remove exactly round(p N) of the N events, chosen uniformly. Args: p: in [0, 1]."""
+def drop_random(events: ndarray, p: float, random: Generator, size: Size) -> ndarray:
+    """Remove exactly round(p N) of the N events, p in [0, 1], chosen uniformly."""
     return events[~choose(len(events), p, random)]
 
 
-def drop_time(events, ratio, random, size):
+def drop_time(events: ndarray, ratio: float, random: Generator, size: Size) -> ndarray:
     """Remove all events in one window of time, placed uniformly in the recording.
 
     Args:
         ratio: length of the window over the duration of the recording, in [0, 1].
 
     Note:
-        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. Their
-        code starts the window anywhere from time 0 on, so it can stick out over the end.
+        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. Their code starts the window
+        anywhere from time 0 on, so that it can extend beyond the end.
     """
     length = as_share(ratio) * duration(events)
     if not length:
@@ -80,15 +84,15 @@ def drop_time(events, ratio, random, size):
     return np.delete(events, slice(begin, end))
 
 
-def drop_area(events, ratio, random, size):
+def drop_area(events: ndarray, ratio: float, random: Generator, size: Size) -> ndarray:
     """Remove all events in one box, placed uniformly inside the sensor.
 
     Args:
         ratio: sides of the box over those of the sensor, in [0, 1]; rounded to whole pixels.
 
     Note:
-        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. Their
-        code removes all rows and columns that the box touches; here it is the box alone.
+        Gu et al., "EventDrop", IJCAI 2021. Their code removes all rows and columns that the box touches; here it is
+        the box alone.
     """
     inside = np.ones(len(events), bool)
     for axis, pixels in zip("xy", size):
@@ -98,23 +102,15 @@ def drop_area(events, ratio, random, size):
     return events[~inside]
 
 
-def background_activity(events, rate_hz, random, size):
-    """Every pixel fires by itself, a Poisson process of either polarity with equal chance.
-
-    Args:
-        rate_hz: mean rate of each pixel, in 1/s, at least 0.
-    """
+def background_activity(events: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
+    """Add Poisson noise of `rate_hz` events per second (at least 0) at every pixel, ON and OFF with equal chance."""
     new = fire(events, np.arange(size[0] * size[1]), rate_hz, random, size)
     new["p"] = random.random(len(new)) < 0.5
     return in_time_order(np.concatenate([events, new]))
 
 
-def hot_pixels(events, fraction, random, size):
-    """Some pixels fire by themselves, Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity.
-
-    Args:
-        fraction: of the pixels of the sensor, in [0, 1]; exactly round(fraction * pixels) are hot.
-    """
+def hot_pixels(events: ndarray, fraction: float, random: Generator, size: Size) -> ndarray:
+    """Exactly round(fraction * pixels) pixels fire, Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity."""
     width, height = size
     hot = choose(width * height, fraction, random)
     bright = random.random((height, width)) < 0.5  # a pixel's leak has one sign
@@ -123,23 +119,15 @@ def hot_pixels(events, fraction, random, size):
     return in_time_order(np.concatenate([events, new]))
 
 
-def dead_pixels(events, fraction, random, size):
-    """Some pixels are silent: their events are removed.
-
-    Args:
-        fraction: of the pixels of the sensor, in [0, 1]; exactly round(fraction * pixels) are dead.
-    """
+def dead_pixels(events: ndarray, fraction: float, random: Generator, size: Size) -> ndarray:
+    """Remove all events of exactly round(fraction * pixels) pixels, fraction in [0, 1]."""
     width, height = size
     dead = choose(width * height, fraction, random).reshape(height, width)
     return events[~dead[events["y"], events["x"]]]
 
 
-def jitter_time(events, sigma_us, random, size):
-    """t + n, n normal, rounded to microseconds and clipped to the first and last time of the recording.
-
-    Args:
-        sigma_us: standard deviation of n, in microseconds, at least 0.
-    """
+def jitter_time(events: ndarray, sigma_us: float, random: Generator, size: Size) -> ndarray:
+    """t + n, n normal with deviation `sigma_us` (at least 0), rounded and clipped to the times of the recording."""
     jittered = events.copy()
     if duration(events):
         shift = np.rint(random.normal(0, sigma_us, len(events))).astype(np.int64)
@@ -147,8 +135,26 @@ def jitter_time(events, sigma_us, random, size):
     return in_time_order(jittered)
 
 
-def flip_polarity(events, p, random, size):
-    """Exactly round(p N) of the N events, chosen uniformly, change polarity. Args: p: in [0, 1]."""
+def flip_polarity(events: ndarray, p: float, random: Generator, size: Size) -> ndarray:
+    """Exactly round(p N) of the N events, p in [0, 1], chosen uniformly, change polarity."""
     flipped = events.copy()
     flipped["p"] ^= choose(len(events), p, random)
     return flipped
+
+
+_entry = partial(Perturbation, "events")
+_share = partial(Perturbation, "events", highest=1)
+PERTURBATIONS = {
+    "eventdrop": _share(drop_random, "drop_p", "fraction of events dropped", (0.1, 0.3, 0.5, 0.7, 0.9)),
+    "drop_time": _share(drop_time, "drop_ratio", "share of the time without events", (0.1, 0.2, 0.3, 0.5, 0.7)),
+    "drop_area": _share(drop_area, "drop_ratio", "sides of the dead box, of the sensor's", (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "background": _entry(
+        background_activity, "background_hz", "events per pixel and second", (0.1, 0.3, 1.0, 3.0, 5.0)
+    ),
+    "hot_pixels": _share(hot_pixels, "pixel_fraction", "fraction of hot pixels", (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "dead_pixels": _share(dead_pixels, "pixel_fraction", "fraction of dead pixels", (0.01, 0.03, 0.1, 0.2, 0.3)),
+    "time_jitter": _entry(
+        jitter_time, "jitter_us", "standard deviation of times (microseconds)", (1_000, 5_000, 10_000, 30_000, 100_000)
+    ),
+    "polarity_flip": _share(flip_polarity, "polarity_p", "fraction of flipped events", (0.05, 0.1, 0.2, 0.3, 0.5)),
+}

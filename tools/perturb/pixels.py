@@ -1,36 +1,40 @@
 """Perturbations of raw pixels in [0, 1], before any normalisation. Pure functions, seeded.
 
 The corruptions of CIFAR-10-C (Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions
-and perturbations", ICLR 2019) that need no extra data, with their definitions and strengths for images of 32 pixels.
+and perturbations", ICLR 2019) that need no extra data, with their definitions and severities for images of 32 pixels.
 
-They draw on the device of `generator` and then move: a CPU generator gives every network on every
-device the same draws. Shape: images [B, C, H, W] -> the same, clamped to [0, 1].
+They draw on the device of `generator` and move the numbers: a CPU generator gives networks on any device the same
+draws. Shape: images [B, C, H, W] -> the same, clamped to [0, 1].
 """
 
 import io
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
-import torchvision.transforms.functional as transforms
 from PIL import Image
+from torch import Generator, Tensor
+
+from .perturbation import Perturbation
 
 
-def draw(sampler, shape, generator, like):
-    """Numbers from `sampler` (torch.rand or torch.randn), moved to the device and dtype of `like`."""
+def draw(sampler: Callable[..., Tensor], shape: tuple[int, ...], generator: Generator, like: Tensor) -> Tensor:
+    """Numbers from `sampler` (torch.rand or torch.randn), on the device and in the dtype of `like`."""
     return sampler(shape, generator=generator, device=generator.device).to(like.device, like.dtype)
 
 
-def add_gaussian(images, sigma, generator):
+def add_gaussian(images: Tensor, sigma: float, generator: Generator) -> Tensor:
     """x + n, n normal with standard deviation `sigma` (in units of the pixel range), per pixel and channel."""
     return (images + sigma * draw(torch.randn, images.shape, generator, images)).clamp(0, 1)
 
 
-def multiply_gaussian(images, sigma, generator):
+def multiply_gaussian(images: Tensor, sigma: float, generator: Generator) -> Tensor:
     """x (1 + n), n normal with standard deviation `sigma`, per pixel and channel ("speckle")."""
     return (images * (1 + sigma * draw(torch.randn, images.shape, generator, images))).clamp(0, 1)
 
 
-def salt_and_pepper(images, alpha, generator):
+def salt_and_pepper(images: Tensor, alpha: float, generator: Generator) -> Tensor:
     """A fraction `alpha` of the pixels, in all channels at once, becomes black or white, with equal chance."""
     count, _, height, width = images.shape
     lot = draw(torch.rand, (count, 1, height, width), generator, images)
@@ -38,40 +42,42 @@ def salt_and_pepper(images, alpha, generator):
     return torch.where(lot > 1 - alpha / 2, 1.0, images).clamp(0, 1)
 
 
-def shot_noise(images, photons, generator):
-    """Poisson(x c) / c, as of a camera that counts on average c photons in a white pixel. Args: photons: c."""
+def shot_noise(images: Tensor, photons: float, generator: Generator) -> Tensor:
+    """Poisson(x c) / c: a camera that counts c = `photons` on average in a white pixel."""
     counts = torch.poisson((images * photons).to(generator.device), generator=generator)
     return (counts.to(images.device) / photons).clamp(0, 1)
 
 
-def blur(images, sigma, generator):
-    """Gaussian blur of standard deviation `sigma` in pixels, cut off at 4 sigma; the edge is mirrored.
+def blur(images: Tensor, sigma: float, generator: Generator | None) -> Tensor:
+    """Gaussian blur of standard deviation `sigma` in pixels, with mirrored edges.
 
-    A mirror shows one image's width at most: a wider blur is cut off there.
+    The kernel ends at 4 sigma, or at the image's width, beyond which a mirror shows nothing.
     """
+    from torchvision.transforms.functional import gaussian_blur  # slow to import
+
     if sigma == 0:
         return images
     size = 2 * min(int(np.ceil(4 * sigma)), min(images.shape[-2:]) - 1) + 1
-    return transforms.gaussian_blur(images, size, sigma).clamp(0, 1)
+    return gaussian_blur(images, size, sigma).clamp(0, 1)
 
 
-def contrast(images, factor, generator):
+def contrast(images: Tensor, factor: float, generator: Generator | None) -> Tensor:
     """m + factor (x - m), with the mean m of each channel of each image."""
     mean = images.mean((-2, -1), keepdim=True)
     return (mean + factor * (images - mean)).clamp(0, 1)
 
 
-def brightness(images, delta, generator):
-    """`delta` is added to the value of each pixel, the V of HSV and the largest of its channels.
+def brightness(images: Tensor, delta: float, generator: Generator | None) -> Tensor:
+    """V + delta for each pixel in HSV, V being the largest channel.
 
-    Hue and saturation stay, so that the channels are scaled by one factor; a black pixel becomes grey.
+    Hue and saturation stay: all channels are scaled by one factor; a black pixel becomes grey.
     """
     value = images.amax(-3, keepdim=True)
     raised = (value + delta).clamp(0, 1)
     return torch.where(value > 0, images * (raised / value.clamp(min=1e-12)), raised).clamp(0, 1)
 
 
-def jpeg(images, quality, generator):
+def jpeg(images: Tensor, quality: float, generator: Generator | None) -> Tensor:
     """Compress to JPEG of a quality from 1 to 95, and back."""
 
     def compressed(image):
@@ -82,7 +88,7 @@ def jpeg(images, quality, generator):
     return _through_pillow(images, compressed)
 
 
-def pixelate(images, factor, generator):
+def pixelate(images: Tensor, factor: float, generator: Generator | None) -> Tensor:
     """Shrink the sides to `factor` of their size, averaging over boxes, and enlarge again."""
 
     def coarse(image):
@@ -93,10 +99,48 @@ def pixelate(images, factor, generator):
     return _through_pillow(images, coarse)
 
 
-def _through_pillow(images, change):
-    """Images of 8 bits, of one channel or three, each changed by a function of PIL images."""
+def _through_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """Apply a function of PIL images to each image, in 8 bits; one channel or three."""
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    changed = [
-        np.asarray(change(Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image))) for image in pixels
-    ]
+    changed = []
+    for image in pixels:
+        image = image.squeeze(-1) if image.shape[-1] == 1 else image
+        changed.append(np.asarray(change(Image.fromarray(image))))
     return torch.from_numpy(np.stack(changed).reshape(pixels.shape)).permute(0, 3, 1, 2).to(images) / 255
+
+
+_drawn = partial(Perturbation, "pixels")
+_fixed = partial(Perturbation, "pixels", is_random=False)
+PERTURBATIONS = {
+    "add_gaussian": _drawn(
+        add_gaussian,
+        "gaussian_sigma",
+        "standard deviation of added noise (pixel range 1)",
+        (0.04, 0.06, 0.08, 0.09, 0.10),
+    ),
+    "multi_gaussian": _drawn(
+        multiply_gaussian, "gaussian_sigma", "standard deviation of multiplied noise", (0.06, 0.10, 0.12, 0.16, 0.20)
+    ),
+    "shot": _drawn(shot_noise, "photons", "photons of a white pixel", (500, 250, 100, 75, 50), neutral=None, lowest=1),
+    "sp": _drawn(
+        salt_and_pepper,
+        "sp_alpha",
+        "fraction of pixels set to black or white",
+        (0.01, 0.02, 0.03, 0.05, 0.07),
+        highest=1,
+    ),
+    "blur": _fixed(blur, "blur_sigma", "standard deviation of the blur (pixels)", (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "contrast": _fixed(contrast, "contrast_factor", "factor of contrast", (0.75, 0.5, 0.4, 0.3, 0.15), neutral=1.0),
+    "brightness": _fixed(
+        brightness, "brightness_delta", "added to the value (pixel range 1)", (0.05, 0.1, 0.15, 0.2, 0.3), highest=1
+    ),
+    "jpeg": _fixed(jpeg, "jpeg_quality", "JPEG quality", (80, 65, 58, 50, 40), neutral=None, lowest=1, highest=95),
+    "pixelate": _fixed(
+        pixelate,
+        "pixelate_factor",
+        "size after shrinking, of the original",
+        (0.95, 0.9, 0.85, 0.75, 0.65),
+        neutral=1.0,
+        highest=1,
+    ),
+}

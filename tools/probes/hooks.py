@@ -2,7 +2,12 @@
 
 import contextlib
 
-from models import SpikingNeuron
+from models import NoisyLIF, SpikingNeuron
+
+
+def is_noisy(net):
+    """Whether two passes over the same images may differ."""
+    return any(isinstance(module, NoisyLIF) and module.mode == "noisy" for module in net.modules())
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Attacks against known optima, the choice and the scores against known chances, and gates that fail when they must."""
 
 import functools
+import json
 import math
 
 import pytest
@@ -9,14 +10,13 @@ from torch import nn
 
 from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator
 from tools.attacks import checks, gates
-from tools.attacks.campaign import PRESETS, Campaign, Preset, RadiusTest
-from tools.attacks.gradients import direct_optimisation, fgsm, pgd, random_noise
-from tools.attacks.scores import choose, score
-from tools.attacks.square import square_attack
+from tools.attacks.campaign import PRESETS, AttackReport, Campaign, Preset, RadiusTest
+from tools.attacks.gradients import Ball, direct_optimisation, fgsm, pgd, random_noise
+from tools.attacks.scores import Score, choose, score
+from tools.attacks.square import square_attack, square_share, with_square
 from tools.attacks.twins import (
     GRADIENT_PATHS,
     Planted,
-    is_noisy,
     mean_field_twin,
     noiseless_twin,
     vanishing_noise_twin,
@@ -24,6 +24,7 @@ from tools.attacks.twins import (
 )
 from tools.attacks.victim import Victim, cross_entropy, margin
 from tools.inference import ForwardPass
+from tools.probes.hooks import is_noisy
 
 CPU = ForwardPass(torch.device("cpu"), timesteps=2)
 SHAPE = (1, 8, 8)
@@ -73,12 +74,16 @@ def deterministic_net():
     return build_model("toynet", neuron=build_neuron("LIF"), in_shape=SHAPE, num_classes=4, norm="bn", width=0.5).eval()
 
 
-def linear_attack(attack, direction, **options):
-    """The attacked grey images of class 0, and the perturbation that is best for a linear network."""
+def linear_attack(attack, direction, region, **options):
+    """The attacked grey images of class 0, and the perturbation that is best for a linear network.
+
+    Args:
+        region: what the attack is given for the images.
+    """
     victim = Victim(Linear(), CPU, draws=1)
     gradient = functools.partial(victim.gradient, objective=cross_entropy)
     images, target = grey(), torch.zeros(5, dtype=torch.int64)
-    attacked = attack(gradient, images, target, **options)
+    attacked = attack(gradient, region(images), target, **options)
     w = victim.net.w.view(SHAPE)
     return attacked - images, -(w.sign() if direction == "linf" else w / w.norm())
 
@@ -86,9 +91,9 @@ def linear_attack(attack, direction, **options):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attacks_reach_the_optimum_of_a_linear_network(norm):
     eps = 0.03
-    one, best = linear_attack(fgsm, norm, eps=eps, norm=norm)
+    one, best = linear_attack(fgsm, norm, lambda images: Ball(images, eps, norm))
     torch.testing.assert_close(one, (eps * best).expand(one.shape), rtol=1e-4, atol=1e-6)
-    many, best = linear_attack(pgd, norm, eps=eps, norm=norm, steps=40, generator=seeded())
+    many, best = linear_attack(pgd, norm, lambda images: Ball(images, eps, norm), steps=40, generator=seeded())
     torch.testing.assert_close(many, (eps * best).expand(many.shape), rtol=0.02, atol=2e-3 if norm == "l2" else 1e-6)
 
 
@@ -97,31 +102,39 @@ def test_direct_optimisation_does_not_depend_on_the_scale_of_the_gradient(scale)
     w = torch.randn(SHAPE, generator=seeded())
 
     def attack(factor):
-        gradient = lambda images, target: (factor * w).expand(images.shape)  # noqa: E731
-        return direct_optimisation(gradient, grey(), torch.zeros(5), 0.1, seeded())
+        return direct_optimisation(
+            lambda images, target: (factor * w).expand(images.shape), grey(), torch.zeros(5), 0.1, seeded()
+        )
 
     torch.testing.assert_close(attack(scale), attack(1.0), rtol=0, atol=1e-6)
 
 
 def test_pgd_starts_at_random_and_returns_the_best_point_where_it_is_told_how():
     images, target = grey(), torch.zeros(5, dtype=torch.int64)
-    nowhere = lambda images, target: torch.zeros_like(images)  # noqa: E731
-    options = dict(eps=0.1, norm="linf", steps=3)
-    starts = [pgd(nowhere, images, target, generator=seeded(seed), **options) - images for seed in (0, 0, 1)]
+
+    def nowhere(images, target):
+        return torch.zeros_like(images)
+
+    def down(images, target):
+        return -torch.ones_like(images)
+
+    def margins(images, target):
+        return images.flatten(1).mean(1)
+
+    ball, options = Ball(images, 0.1), dict(steps=3)
+    starts = [pgd(nowhere, ball, target, generator=seeded(seed), **options) - images for seed in (0, 0, 1)]
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
     assert starts[0].abs().max() > 0.09 and len(starts[0].unique()) > 300
     # Ascent that leads away from where the margin is highest: at the start, or at the end without margins.
-    down = lambda images, target: -torch.ones_like(images)  # noqa: E731
-    margins = lambda images, target: images.flatten(1).mean(1)  # noqa: E731
-    assert (pgd(down, images, target, generator=seeded(), margins=margins, **options) - images).mean() > -0.02
-    assert (pgd(down, images, target, generator=seeded(), **options) - images).mean() == pytest.approx(-0.1)
+    assert (pgd(down, ball, target, generator=seeded(), margins=margins, **options) - images).mean() > -0.02
+    assert (pgd(down, ball, target, generator=seeded(), **options) - images).mean() == pytest.approx(-0.1)
 
 
 def test_direct_optimisation_stays_on_its_sphere_and_nears_the_optimum():
-    delta, best = linear_attack(direct_optimisation, "l2", gamma=0.1, generator=seeded())
+    delta, best = linear_attack(direct_optimisation, "l2", torch.clone, gamma=0.1, generator=seeded())
     torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((5,), 0.1), rtol=1e-4, atol=0)
     assert ((delta * best).flatten(1).sum(1) > 0.07).all()  # 0.1 at best; Adam goes by signs: 0.08
-    start, _ = linear_attack(direct_optimisation, "l2", gamma=0.1, generator=seeded(), steps=0)
+    start, _ = linear_attack(direct_optimisation, "l2", torch.clone, gamma=0.1, generator=seeded(), steps=0)
     assert ((start * best).flatten(1).sum(1) < 0.05).all()
 
 
@@ -131,17 +144,20 @@ def test_attacked_images_stay_in_the_ball_and_in_range(noisy_net, norm, eps):
     images, target = torch.rand(6, *SHAPE, generator=seeded(1)), torch.arange(6) % 4
     victim = Victim(with_gradient_path(noisy_net, "own"), CPU, draws=3)
     gradient = functools.partial(victim.gradient, objective=margin)
+    ball = Ball(images, eps, norm)
     for attacked in (
-        random_noise(images, eps, norm, seeded()),
-        fgsm(gradient, images, target, eps, norm),
-        pgd(gradient, images, target, eps, norm, 5, seeded()),
-        square_attack(victim, images, target, eps, 30, seeded(), is_noisy=True) if norm == "linf" else images,
+        random_noise(ball, seeded()),
+        fgsm(gradient, ball, target),
+        pgd(gradient, ball, target, 5, seeded()),
+        square_attack(victim, images, target, eps, 30, seeded()) if norm == "linf" else images,
     ):
         delta = (attacked - images).flatten(1)
         size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
         assert (size <= eps * (1 + 1e-5) + 1e-6).all()
         assert attacked.min() >= 0 and attacked.max() <= 1
-    assert (random_noise(grey(), 0.1, "l2", seeded()) - grey()).flatten(1).norm(dim=1) == pytest.approx(0.1, rel=1e-4)
+    assert (random_noise(Ball(grey(), 0.1, "l2"), seeded()) - grey()).flatten(1).norm(dim=1) == pytest.approx(
+        0.1, rel=1e-4
+    )
 
 
 def test_the_gradient_is_that_of_the_mean_probability():
@@ -280,14 +296,14 @@ def test_square_attack_finds_the_optimum_of_a_linear_network_by_queries_alone():
     value = images.flatten(1) @ victim.net.w
     target = (value < 0).long()  # as the network sees it
     counted = []
-    attacked = square_attack(victim, images, target, 0.5, 3000, seeded(), False, lambda: counted.append(1))
+    attacked = square_attack(victim, images, target, 0.5, 3000, seeded(), lambda: counted.append(1))
     assert (victim.margins(attacked, target) > 0).all() and len(counted) < 3000  # fooled: it stops
     one_class = torch.full((5,), 1 - target[0].item())  # wrong already: nothing to do
-    assert len(square_attack(victim, images, one_class, 0.0, 50, seeded(), False)) == 5
+    assert len(square_attack(victim, images, one_class, 0.0, 50, seeded())) == 5
     # The loss must come near that of the best corner.
     victim.net.w = victim.net.w / victim.net.w.abs().sum()
     low = 0.1 * 0.5
-    attacked = square_attack(victim, images + 0.2, torch.zeros(5, dtype=torch.int64), low, 3000, seeded(), False)
+    attacked = square_attack(victim, images + 0.2, torch.zeros(5, dtype=torch.int64), low, 3000, seeded())
     gain = (images + 0.2 - attacked).flatten(1) @ victim.net.w
     assert (gain > 0.6 * low).all() or (victim.margins(attacked, torch.zeros(5, dtype=torch.int64)) > 0).all()
 
@@ -296,8 +312,8 @@ def test_square_measures_a_noisy_network_again():
     """Margins are pure chance: those accepted by luck, or called fooled, must be measured again."""
 
     class Chance:
-        def __init__(self, scale):
-            self.scale, self.generator, self.seen = scale, seeded(), []
+        def __init__(self, scale, is_noisy=True):
+            self.scale, self.is_noisy, self.generator, self.seen = scale, is_noisy, seeded(), []
 
         def margins(self, images, target):
             self.seen.append(images.clone())
@@ -305,8 +321,8 @@ def test_square_measures_a_noisy_network_again():
 
     def repeats(scale, is_noisy):
         """Queries of an image that was asked for already."""
-        victim = Chance(scale)
-        square_attack(victim, grey(1), torch.zeros(1), 0.1, 60, seeded(), is_noisy)
+        victim = Chance(scale, is_noisy)
+        square_attack(victim, grey(1), torch.zeros(1), 0.1, 60, seeded())
         return sum(
             any(torch.equal(images, before) for before in victim.seen[:index])
             for index, images in enumerate(victim.seen)
@@ -317,22 +333,20 @@ def test_square_measures_a_noisy_network_again():
     lucky = Chance(1.5)
     lucky.margins_given = iter([2.0, 0.2, 2.0, 2.0])
     lucky.margins = lambda images, target: torch.full((len(images),), next(lucky.margins_given))
-    square_attack(lucky, grey(1), torch.zeros(1), 0.1, 60, seeded(), is_noisy=True)
+    square_attack(lucky, grey(1), torch.zeros(1), 0.1, 60, seeded())
     assert list(lucky.margins_given) == []  # 2.0 was not believed the first time, but the second
 
 
 def test_square_changes_one_square_by_plus_or_minus_eps():
-    from tools.attacks.square import _share, _with_square
-
     images = torch.full((4, 3, 8, 8), 0.5)
-    changed = _with_square(images, images, 0.1, 0.25, seeded()) - images
+    changed = with_square(images, images, 0.1, 0.25, seeded()) - images
     for delta in changed:
         where = delta[0] != 0
         rows, columns = where.any(1).sum(), where.any(0).sum()
         assert rows == columns == 4 and where.sum() == 16
         assert all(len(channel[where].unique()) == 1 for channel in delta)
         assert delta.abs().max() == pytest.approx(0.1)
-    shares = [_share(query, 500) for query in (0, 1, 400, 499)]
+    shares = [square_share(query, 500) for query in (0, 1, 400, 499)]
     assert shares[0] == 0.8 and shares == sorted(shares, reverse=True) and shares[-1] == 0.8 / 2**9
 
 
@@ -343,11 +357,11 @@ def test_choosing_among_equal_candidates_and_scoring_afresh_returns_the_clean_ac
     victim = Victim(NoisyLogits(), CPU, draws=1)
     chosen = choose(victim, [images] * 40, target, draws=5)
     result = score(victim.net, CPU, chosen, target, draws=100, ensemble=5)
-    assert result["accuracy"] == pytest.approx(0.7, abs=5 * math.sqrt(0.21 / 20_000))
+    assert result.accuracy == pytest.approx(0.7, abs=5 * math.sqrt(0.21 / 20_000))
     by_majority = sum(math.comb(5, k) * 0.7**k * 0.3 ** (5 - k) for k in (3, 4, 5))
-    assert result["accuracy_ensemble"] == pytest.approx(by_majority, abs=5 * math.sqrt(0.25 / 4000))
-    assert result["accuracy_std"] == pytest.approx(math.sqrt(0.21 / 200), rel=0.3)
-    assert sum(result["times_correct"]) == pytest.approx(100 * 200 * result["accuracy"])
+    assert result.accuracy_ensemble == pytest.approx(by_majority, abs=5 * math.sqrt(0.25 / 4000))
+    assert result.accuracy_std == pytest.approx(math.sqrt(0.21 / 200), rel=0.3)
+    assert sum(result.times_correct) == pytest.approx(100 * 200 * result.accuracy)
     selected = torch.stack([victim.margins(images, target) for _ in range(40)]).amax(0)
     assert (selected < 0).double().mean() < 0.01  # what choosing and scoring by the same draws would have said
 
@@ -363,7 +377,7 @@ def test_the_better_candidate_is_chosen_for_each_image():
 
 def scored(*shares, draws=100):
     times = [round(share * draws) for share in shares]
-    return {"accuracy": sum(times) / draws / len(times), "times_correct": times, "draws": draws}
+    return Score(sum(times) / draws / len(times), 0.0, 0.0, times, draws)
 
 
 def test_gates_pass_what_is_sound_and_fail_what_is_not():
@@ -407,10 +421,7 @@ def test_chance_alone_does_not_fail_a_gate_but_a_real_rise_does():
             first, second = (
                 torch.binomial(torch.full((100,), 100.0), part, generator=generator) for part in (shares, shares + rise)
             )
-            low, high = (
-                {"accuracy": times.mean().item() / 100, "times_correct": times.tolist(), "draws": 100}
-                for times in (first, second)
-            )
+            low, high = (Score(times.mean().item() / 100, 0.0, 0.0, times.tolist(), 100) for times in (first, second))
             failures[rise] += not gates.does_not_rise("steps", {1: low, 2: high}).passed
     assert failures[0.0] <= 1 and failures[0.06] >= 99
 
@@ -432,17 +443,17 @@ def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic
         with torch.no_grad(), noise_generator(seeded(3)):
             target = net(images, timesteps=8).mean(0).argmax(-1)
         report = Campaign(net, CPU, images, target, TINY).run()
-        assert report["clean"]["draws"] == draws
-        at = {(row["norm"], row["attack"]): row["accuracy"] for row in report["attacks"]}
+        assert report.clean.draws == draws and report.images == 12 and report.settings["queries"] == 12
+        at = {(row.norm, row.attack) for row in report.attacks}
         attacks = ["random noise", "FGSM", "PGD", "transfer, noiseless", "transfer, mean field", "Square", "all"]
-        assert set(at) == {("linf", name) for name in attacks} | {("l2", name) for name in attacks if name != "Square"}
-        assert len(report["gates"]) == (13 if draws == 1 else 15)
-        assert report["reliable"] == all(gate["passed"] for gate in report["gates"])
-        passed = {gate["name"]: gate["passed"] for gate in report["gates"]}
+        assert at == {("linf", name) for name in attacks} | {("l2", name) for name in attacks if name != "Square"}
+        assert len(report.gates) == (13 if draws == 1 else 15)
+        assert report.reliable == all(gate.passed for gate in report.gates)
+        passed = {gate.name: gate.passed for gate in report.gates}
         assert passed["no attack leaves the clean accuracy"]
         assert passed.get("scale -> 0 is the deterministic network", True)
-        again = Campaign(net, CPU, images, target, TINY).run()
-        assert again == report
+        assert Campaign(net, CPU, images, target, TINY).run() == report
+        assert AttackReport.from_json(json.loads(json.dumps(report.as_json()))) == report
 
 
 class Spied(Campaign):
@@ -463,9 +474,9 @@ class Spied(Campaign):
         victim.gradient = gradient
         return victim
 
-    def noise(self, purpose=0):
+    def noise(self, *purpose):
         self.purposes.append(purpose)
-        return super().noise(purpose)
+        return super().noise(*purpose)
 
 
 @pytest.fixture
@@ -486,7 +497,7 @@ def test_making_choosing_and_scoring_have_draws_of_their_own(spied):
     assert all(len(purposes) == 1 for purposes in seeds.values()) and len(set.union(*seeds.values())) == 3
     values = []
     for purpose in set.union(*seeds.values()):
-        with spied.noise(purpose):
+        with spied.noise(*purpose):
             values.append(spied.net(spied.images, timesteps=2))
     assert not any(torch.equal(one, other) for one, other in zip(values, values[1:]))
     other_seed = Campaign(spied.net, CPU, spied.images, spied.target, TINY, seed=1)
@@ -501,7 +512,7 @@ def test_making_choosing_and_scoring_have_draws_of_their_own(spied):
 
 
 def test_restarts_differ_in_start_and_objective(spied):
-    spied._attack("linf", 8 / 255)
+    spied.attack("linf", 8 / 255)
     own = [record for record in spied.attacks if is_noisy(record[0])]
     starts, objectives = {}, set()
     for net, objective, images in own:
@@ -514,7 +525,7 @@ def test_restarts_differ_in_start_and_objective(spied):
 
 
 def test_transfer_comes_from_the_twins(spied):
-    spied._attack("l2", 0.5)
+    spied.attack("l2", 0.5)
     modes = {next(module.mode for module in net.modules() if isinstance(module, NoisyLIF)) for net, *_ in spied.attacks}
     assert modes == {"noisy", "noiseless", "mean_field"}
     order = []
@@ -523,7 +534,7 @@ def test_transfer_comes_from_the_twins(spied):
         order.append(next(module.mode for module in net.modules() if isinstance(module, NoisyLIF)))
         or original(net, *args, **options)
     )
-    scores = spied._attack("l2", 0.5).scores
+    scores = spied.attack("l2", 0.5).scores
     assert order[-2:] == ["noiseless", "mean_field"]
     assert list(scores)[3:5] == ["transfer, noiseless", "transfer, mean field"]
 
@@ -538,16 +549,16 @@ def test_the_gates_compare_what_they_say(spied, monkeypatch):
 
     spied.pgd = pgd
     test = RadiusTest([spied.images + 0.01, spied.images - 0.01], {})
-    assert checks._steps(spied, 8 / 255, test).name.endswith("steps")
-    assert checks._draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
+    assert checks.check_steps(spied, 8 / 255, test).name.endswith("steps")
+    assert checks.check_draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
     assert weaker == [{"steps": 1}, {"draws": 1}]  # a quarter of the steps; else as the preset has it
     low, high = scored(*[0.2] * 12), scored(*[0.8] * 12)
     scores = {"PGD": high, "FGSM": low, "Square": low, "all": low, "random noise": high, "transfer, noiseless": high}
-    assert [gate.passed for gate in checks._rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
+    assert [gate.passed for gate in checks.compare_rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
     tests = {
         ("linf", eps): RadiusTest([], {"PGD": scored(*[share] * 12)}) for eps, share in ((1, 0.7), (2, 0.3), (8, 0))
     }
-    assert checks._telling_radius(high, tests) == 2
+    assert checks.telling_radius(high, tests) == 2
 
 
 def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, monkeypatch):
@@ -556,9 +567,9 @@ def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, m
         logits, classes = deterministic_net(images, timesteps=2).mean(0).topk(2)
     clear = logits[:, 0] > logits[:, 1] + 0.05  # what is turned round must not be a tie
     campaign = Campaign(deterministic_net, CPU, images[clear], classes[clear, 0], TINY)
-    assert checks._planted(campaign).passed
+    assert checks.check_planted(campaign).passed
     monkeypatch.setattr("tools.attacks.gradients.STEP", 0.2)  # steps that do not reach the border
-    assert not checks._planted(campaign).passed
+    assert not checks.check_planted(campaign).passed
 
 
 def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):
@@ -575,8 +586,8 @@ def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):
     images = torch.rand(12, *SHAPE, generator=seeded(1))
     target = Rounded()(images, 2).mean(0).argmax(-1)
     report = Campaign(Rounded(), CPU, images, target, TINY).run()
-    failed = {gate["name"] for gate in report["gates"] if not gate["passed"]}
-    assert "gradients are there" in failed and not report["reliable"]
+    failed = {gate.name for gate in report.gates if not gate.passed}
+    assert "gradients are there" in failed and not report.reliable
 
 
 def test_presets_are_those_of_the_documentation():

@@ -1,4 +1,4 @@
-"""One call of a testing script: comparison of kinds of networks, results.json, report.html."""
+"""One call of a testing script: comparison of groups of networks, results.json, report.html."""
 
 import dataclasses
 import json
@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from tools.analysis import uncertainty
 from tools.analysis.statistics import holm, seed_interval
 from tools.attacks import campaign
+from tools.attacks.campaign import AttackReport, AttackResult
+from tools.attacks.gates import Gate
+from tools.attacks.scores import Score
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
+from tools.errors import UserError
 from tools.evaluation import comparison
+from tools.evaluation.results import Result, SnapshotResults
 from tools.evaluation.run import check_comparable, run_tests
-from tools.evaluation.snapshot import Evaluation
+from tools.evaluation.snapshot import Snapshot
 from tools.training.run import Training
 
 SECTIONS = [
@@ -146,7 +152,7 @@ SNAPSHOT = ("kinds", "NSNN", 0)
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_the_schema_refuses_what_is_no_result(compared, repository, place, value):
+def test_the_schema_refuses_wrong_results(compared, repository, place, value):
     document = json.loads((compared[0] / "results.json").read_text())
     *path, last = place
     part = document
@@ -164,14 +170,14 @@ def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots
     assert names == [("clean", 0), ("sp", 1), ("sp", 5), ("membrane", 1), ("membrane", 5)]
     assert sum(row["test"].startswith("attack") for row in rows) == 7 + 6  # no Square for L2
     (row,) = (row for row in rows if (row["test"], row["severity"]) == ("membrane", 5))
-    points = [one["perturbations"]["membrane"][2] for one in results["NSNN"]]
-    means = [point["accuracy_mean"] for point in points]
+    points = [one.perturbations["membrane"][2] for one in results["NSNN"]]
+    means = [point.accuracy_mean for point in points]
     assert row["kinds"]["NSNN"] == {
         **seed_interval(means),
-        "draws_std": pytest.approx(np.mean([p["accuracy_std"] for p in points])),
+        "draws_std": pytest.approx(np.mean([point.accuracy_std for point in points])),
     }
     (difference,) = row["differences"]
-    others = np.mean([one["perturbations"]["membrane"][2]["accuracy_mean"] for one in results["S<N>N"]])
+    others = np.mean([one.perturbations["membrane"][2].accuracy_mean for one in results["S<N>N"]])
     assert difference["difference"] == pytest.approx(np.mean(means) - others)
     summary = json.loads((folder / "results.json").read_text())["summary"]
     tests = ["clean", "sp", "membrane", "attack (Linf): all", "attack (L2): all"]
@@ -199,17 +205,27 @@ def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes,
     assert document["tests"][0]["kinds"]["LIF"]["low"] is None and document["ensembles"] == {}
 
 
+def test_another_score_of_uncertainty_is_in_results_and_page(snapshots, stripes, tmp_path, monkeypatch, repository):
+    original = uncertainty.scores
+    monkeypatch.setattr(uncertainty, "scores", lambda *args: {**original(*args), "spread": 0.125})
+    run_tests(EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path), uncertainty=True), stripes)
+    document = json.loads((tmp_path / "results.json").read_text())
+    schema(repository).validate(document)
+    assert document["kinds"]["LIF"][0]["uncertainty"]["curve"][0]["spread"] == 0.125
+    text = (tmp_path / "report.html").read_text()
+    assert "<th>spread</th>" in text and "<td>0.1250</td>" in text
+
+
 def result(hits, draws=4):
-    """A result of one snapshot with a clean test and one perturbation, whose hits per sample are given."""
-    point = {
-        "severity": 0,
-        "strength": 0.0,
-        "times_correct": hits,
-        "accuracy_draws": [0.0] * draws,
-        "accuracy_std": 0.0,
-        "accuracy_mean": sum(hits) / draws / len(hits),
-    }
-    return {"perturbations": {"clean": [point], "sp": [point, {**point, "severity": 1, "strength": 0.01}]}}
+    """Results of one snapshot with a clean test and one perturbation, whose hits per sample are given."""
+    clean, sp = point(hits, draws), point(hits, draws, 1, 0.01)
+    return SnapshotResults({}, True, {"perturbations": {"clean": [clean], "sp": [clean, sp]}})
+
+
+def point(hits, draws, severity=0, strength=0.0):
+    """The result of one condition."""
+    accuracy = sum(hits) / draws / len(hits)
+    return Result(severity, strength, accuracy, 0.0, [0.0] * draws, 0.0, 0.0, [0.0] * draws, hits)
 
 
 def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
@@ -219,11 +235,11 @@ def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
         return [result(random.binomial(4, np.full(500, rate)).tolist()) for rate in rates]
 
     rows, clear = comparison.compare({"A": seeds(0.9, 0.91, 0.89), "B": seeds(0.5, 0.51, 0.49)})
-    assert [row["test"] for row in rows] == ["clean", "sp"]  # a perturbation of strength 0 is the clean test
+    assert [row.test for row in rows] == ["clean", "sp"]  # a perturbation of strength 0 is the clean test
     (sentence,) = comparison.verdicts(clear)
     assert re.fullmatch(r"A is more accurate than B: clean \(p 0\.0\d+\), sp \(p 0\.0\d+\)\.", sentence)
     _, by_seeds = comparison.compare({"A": seeds(0.9, 0.5, 0.7), "B": seeds(0.5, 0.7, 0.6)})
-    assert by_seeds[0]["differences"][0]["p"] < 0.05  # the samples agree, but another seed might not
+    assert by_seeds[0].differences[0].p < 0.05  # the samples agree, but another seed might not
     assert comparison.verdicts(by_seeds) == ["A and B, no difference beyond chance: clean, sp."]
     _, single = comparison.compare({"A": seeds(0.9), "B": seeds(0.5)})
     (sentence,) = comparison.verdicts(single)
@@ -232,33 +248,34 @@ def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
     assert text[0].split()[-2:] == ["A", "B"] and text[1].startswith("clean") and "[" in text[1]
 
 
-def test_of_kinds_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_difference():
+def test_of_groups_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_difference():
     random, wrong, families = np.random.default_rng(1), 0, 60
     names = [f"{number}.npy" for number in range(20)]
     for _ in range(families):
 
-        def kind():
+        def group():
             seeds = []
             for deviation in random.normal(0, 0.03, 3):
                 hits = random.binomial(1, 0.9 + deviation, (len(names), 300))  # a seed is good or bad in all tests
-                points = [result(one.tolist(), draws=1)["perturbations"]["clean"][0] for one in hits]
-                seeds.append({"perturbations": {n: [{**p, "severity": 1}] for n, p in zip(names, points)}})
+                points = {name: [point(one.tolist(), 1, severity=1)] for name, one in zip(names, hits)}
+                seeds.append(SnapshotResults({}, True, {"perturbations": points}))
             return seeds
 
-        _, summary = comparison.compare({"A": kind(), "B": kind()})
-        wrong += any(row["differences"][0]["p_holm"] < 0.05 for row in summary)
+        _, summary = comparison.compare({"A": group(), "B": group()})
+        wrong += any(row.differences[0].p_holm < 0.05 for row in summary)
     assert wrong <= 7  # of 60 at 0.05: more than 7 has a chance of 1 %
 
 
 def test_attacks_whose_gates_failed_are_not_judged():
     def attacked(hits, reliable):
-        row = {"norm": "linf", "eps": 8 / 255, "attack": "all", "draws": 4, "accuracy": sum(hits) / 4 / len(hits)}
-        report = {"attacks": [{**row, "accuracy_std": 0.0, "times_correct": hits}], "reliable": reliable}
-        return {**result([4, 4]), "attacks": report}
+        score = Score(sum(hits) / 4 / len(hits), 0.0, 0.0, hits, draws=4)
+        attacks, gates = [AttackResult("linf", 8 / 255, "all", score)], [Gate("a gate", reliable, "")]
+        report = AttackReport("quick", {}, 2, score, attacks, gates)
+        return SnapshotResults({}, True, {**result([4, 4]).reports, "attacks": report})
 
-    kinds = {"A": [attacked([4, 4], True)] * 2, "B": [attacked([0, 1], True), attacked([0, 0], False)]}
-    rows, summary = comparison.compare(kinds)
-    assert [row["reliable"] for row in rows] == [True, True, False]
+    groups = {"A": [attacked([4, 4], True)] * 2, "B": [attacked([0, 1], True), attacked([0, 0], False)]}
+    rows, summary = comparison.compare(groups)
+    assert [row.reliable for row in rows] == [True, True, False]
     assert comparison.label(rows[2]) == "attack (Linf): all 8/255"
     assert "gates failed" in comparison.table(rows).splitlines()[3]
     assert comparison.verdicts(summary)[-1] == (
@@ -266,42 +283,42 @@ def test_attacks_whose_gates_failed_are_not_judged():
     )
 
 
-def test_three_kinds_are_compared_in_pairs():
+def test_three_groups_are_compared_in_pairs():
     rows, _ = comparison.compare({"A": [result([4, 4])], "B": [result([4, 0])], "C": [result([0, 0])]})
-    pairs = [(one["first"], one["second"], one["difference"]) for one in rows[0]["differences"]]
+    pairs = [(one.first, one.second, one.difference) for one in rows[0].differences]
     assert pairs == [("A", "B", 0.5), ("A", "C", 1.0), ("B", "C", 0.5)]
 
 
 def test_tests_that_some_snapshot_lacks_are_left_out():
     other = result([4, 4])
-    del other["perturbations"]["sp"]
+    del other.perturbations["sp"]
     rows, summary = comparison.compare({"A": [result([4, 4])], "B": [other]})
-    assert [row["test"] for row in rows] == [row["test"] for row in summary] == ["clean"]
+    assert [row.test for row in rows] == [row.test for row in summary] == ["clean"]
 
 
-def test_the_same_network_twice_is_no_second_seed(snapshots, stripes, tmp_path):
+def test_the_same_network_twice_does_not_count_as_two_seeds(snapshots, stripes, tmp_path):
     copy = tmp_path / "copy.pth"
     copy.write_bytes(Path(snapshots["LIF"][0]).read_bytes())
     config = EvaluationConfig(compare=[f"A={snapshots['LIF'][0]},{copy}"])
-    with pytest.raises(ValueError, match="the same network"):
+    with pytest.raises(UserError, match="the same network"):
         run_tests(config, stripes)
 
 
 def test_other_tests_are_not_compared(snapshots, stripes):
     first, second = snapshots["LIF"]
-    evaluations = [Evaluation(EvaluationConfig(snapshot=path), stripes) for path in (first, second)]
+    evaluations = [Snapshot(EvaluationConfig(snapshot=path), stripes) for path in (first, second)]
     evaluations[1].test = evaluations[1].test.subset(torch.arange(5))
-    with pytest.raises(ValueError, match="their tests differ"):
+    with pytest.raises(UserError, match="their tests differ"):
         check_comparable({"A": evaluations[:1], "B": evaluations[1:]})
 
 
 @pytest.mark.parametrize("texts", [["a.pth"], ["=a.pth"], ["NSNN="], ["NSNN=,"], ["A=a.pth", "A=b.pth"]])
-def test_what_is_no_kind_with_snapshots_is_refused(texts):
-    with pytest.raises(ValueError, match="--compare"):
-        comparison.parse_kinds(texts)
+def test_a_group_without_name_or_snapshots_is_refused(texts):
+    with pytest.raises(UserError, match="--compare"):
+        comparison.parse_groups(texts)
 
 
 def test_either_a_snapshot_or_a_comparison(stripes):
     for options in ({}, {"snapshot": "a.pth", "compare": ["A=a.pth"]}):
-        with pytest.raises(ValueError, match="which checkpoint"):
+        with pytest.raises(UserError, match="which checkpoint"):
             run_tests(EvaluationConfig(**options), stripes)

@@ -1,4 +1,4 @@
-"""Testing a snapshot: what is measured, what is written, and that perturbations really perturb."""
+"""The evaluation of a snapshot: what is measured, what is written, and that perturbations really perturb."""
 
 import dataclasses
 import functools
@@ -16,15 +16,20 @@ from tools.attacks.campaign import PRESETS, Preset
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
 from tools.data.images import LabelledImages
+from tools.errors import UserError
 from tools.evaluation.conditions import conditions
-from tools.evaluation.snapshot import Evaluation
+from tools.evaluation.measurements import MEASUREMENTS, Measurement
+from tools.evaluation.measurements.attacks import Attacks
+from tools.evaluation.report.blocks import Section
+from tools.evaluation.run import evaluate, run_tests
+from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
 from tools.perturb import PERTURBATIONS
 from tools.perturb.corruptions import CorruptionFolder
 from tools.training.run import Training
 
 
-def snapshots(folder, stripes, epochs):
+def train_both(folder, stripes, epochs):
     """Snapshots of a noisy network and of its deterministic twin: {neuron: path}."""
     paths = {}
     for neuron in ("NILIF", "LIF"):
@@ -46,46 +51,50 @@ def snapshots(folder, stripes, epochs):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, stripes):
-    return snapshots(tmp_path_factory.mktemp("trained"), stripes, epochs=8)
+    return train_both(tmp_path_factory.mktemp("trained"), stripes, epochs=8)
 
 
 @pytest.fixture(scope="module")
 def half_trained(tmp_path_factory, stripes):
     """Networks whose loss is not so small that small changes of an image do nothing."""
-    return snapshots(tmp_path_factory.mktemp("half_trained"), stripes, epochs=3)
+    return train_both(tmp_path_factory.mktemp("half_trained"), stripes, epochs=3)
 
 
-def evaluation(trained, stripes, tmp_path, neuron="NILIF", **options):
-    return Evaluation(EvaluationConfig(snapshot=str(trained[neuron]), out=str(tmp_path), **options), stripes)
+def snapshot(trained, stripes, tmp_path, neuron="NILIF", **options):
+    return Snapshot(EvaluationConfig(snapshot=str(trained[neuron]), out=str(tmp_path), **options), stripes)
+
+
+def evaluated(*args, **options):
+    return evaluate(snapshot(*args, **options))
 
 
 def test_draws_are_reported_as_mean_and_standard_deviation(trained, stripes, tmp_path):
-    (point,) = evaluation(trained, stripes, tmp_path, draws=4).run()["perturbations"]["clean"]
-    losses = point["loss_draws"]
+    (point,) = evaluated(trained, stripes, tmp_path, draws=4).perturbations["clean"]
+    losses = point.loss_draws
     assert len(losses) == 4 and len(set(losses)) == 4  # each draw has noise of its own
-    assert point["loss_mean"] == pytest.approx(statistics.fmean(losses))
-    assert point["loss_std"] == pytest.approx(statistics.stdev(losses))
-    assert point["accuracy_mean"] > 0.9
+    assert point.loss_mean == pytest.approx(statistics.fmean(losses))
+    assert point.loss_std == pytest.approx(statistics.stdev(losses))
+    assert point.accuracy_mean > 0.9
 
 
 def test_a_deterministic_network_needs_several_draws_only_of_what_is_drawn(trained, stripes, tmp_path):
     options = dict(draws=3, perturbation=["sp", "blur"])
-    results = evaluation(trained, stripes, tmp_path, "LIF", **options).run()["perturbations"]
-    assert [len(point["loss_draws"]) for point in results["sp"]] == [1, 3]
-    assert [(len(point["loss_draws"]), point["accuracy_std"]) for point in results["blur"]] == [(1, 0.0)] * 2
+    results = evaluated(trained, stripes, tmp_path, "LIF", **options).perturbations
+    assert [len(point.loss_draws) for point in results["sp"]] == [1, 3]
+    assert [(len(point.loss_draws), point.accuracy_std) for point in results["blur"]] == [(1, 0.0)] * 2
 
 
 def test_of_a_single_draw_nothing_is_known_about_the_others(trained, stripes, tmp_path):
-    (point,) = evaluation(trained, stripes, tmp_path, draws=1).run()["perturbations"]["clean"]
-    assert point["accuracy_std"] is None and point["loss_std"] is None
+    (point,) = evaluated(trained, stripes, tmp_path, draws=1).perturbations["clean"]
+    assert point.accuracy_std is None and point.loss_std is None
 
 
 def test_the_same_seed_repeats_and_another_differs(trained, stripes, tmp_path):
     options = dict(perturbation=["add_gaussian"], gaussian_sigma=0.5, draws=2)
-    first = evaluation(trained, stripes, tmp_path, **options).run()
+    first = evaluated(trained, stripes, tmp_path, **options)
     torch.rand(7)  # the state of torch's own generator does not matter
-    assert evaluation(trained, stripes, tmp_path, **options).run() == first
-    assert evaluation(trained, stripes, tmp_path, seed=1, **options).run() != first
+    assert evaluated(trained, stripes, tmp_path, **options) == first
+    assert evaluated(trained, stripes, tmp_path, seed=1, **options) != first
 
 
 @pytest.mark.parametrize(
@@ -100,17 +109,17 @@ def test_the_same_seed_repeats_and_another_differs(trained, stripes, tmp_path):
 )
 @pytest.mark.parametrize("neuron", ["NILIF", "LIF"])
 def test_every_perturbation_does_harm(trained, stripes, tmp_path, name, options, neuron):
-    test = evaluation(trained, stripes, tmp_path, neuron, perturbation=[name], draws=3, **options)
-    clean, disturbed = test.run()["perturbations"][name]
-    assert (clean["strength"], disturbed["strength"]) == (0.0, *options.values())
-    assert disturbed["loss_mean"] > 1.5 * clean["loss_mean"]
+    test = snapshot(trained, stripes, tmp_path, neuron, perturbation=[name], draws=3, **options)
+    clean, disturbed = evaluate(test).perturbations[name]
+    assert (clean.strength, disturbed.strength) == (0.0, *options.values())
+    assert disturbed.loss_mean > 1.5 * clean.loss_mean
 
 
 def test_perturbed_pixels_reach_the_network_before_its_normalisation(trained, stripes, tmp_path):
-    test = evaluation(trained, stripes, tmp_path, perturbation=["add_gaussian"], gaussian_sigma=0.3, draws=1)
+    test = snapshot(trained, stripes, tmp_path, perturbation=["add_gaussian"], gaussian_sigma=0.3, draws=1)
     seen = []
     test.net.normalize.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    test.run()
+    evaluate(test)
     clean, disturbed = seen
     assert (disturbed - clean).abs().mean() > 0.05
     assert disturbed.min() >= 0 and disturbed.max() <= 1
@@ -119,11 +128,11 @@ def test_perturbed_pixels_reach_the_network_before_its_normalisation(trained, st
 def test_all_networks_meet_the_same_perturbed_pixels(trained, stripes, tmp_path):
     seen = {}
     for neuron in ("NILIF", "LIF"):
-        test = evaluation(trained, stripes, tmp_path, neuron, perturbation=["sp"], draws=2)
+        test = snapshot(trained, stripes, tmp_path, neuron, perturbation=["sp"], draws=2)
         test.net.normalize.register_forward_pre_hook(
             lambda module, args, neuron=neuron: seen.setdefault(neuron, []).append(args[0].clone())
         )
-        test.run()
+        evaluate(test)
     noisy, deterministic = seen["NILIF"][2:], seen["LIF"][1:]  # after two clean draws, and after one
     assert len(noisy) == len(deterministic) == 2
     assert all(torch.equal(a, b) for a, b in zip(noisy, deterministic))
@@ -131,59 +140,57 @@ def test_all_networks_meet_the_same_perturbed_pixels(trained, stripes, tmp_path)
 
 
 def test_a_sweep_has_all_strengths(trained, stripes, tmp_path):
-    test = evaluation(
-        trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.1, right=0.3, step=0.1, draws=1
-    )
-    assert [point["strength"] for point in test.run()["perturbations"]["sp"]] == [0.1, 0.2, 0.3]
+    test = snapshot(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.1, right=0.3, step=0.1, draws=1)
+    assert [point.strength for point in evaluate(test).perturbations["sp"]] == [0.1, 0.2, 0.3]
 
 
 def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
-    with pytest.raises(ValueError, match="must not be below"):
-        evaluation(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=0.1)
-    with pytest.raises(ValueError, match="give --perturbation"):
-        evaluation(trained, stripes, tmp_path, range=True)
-    with pytest.raises(ValueError, match="at most 1"):
-        evaluation(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=1.5)
+    with pytest.raises(UserError, match="must not be below"):
+        snapshot(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=0.1)
+    with pytest.raises(UserError, match="give --perturbation"):
+        snapshot(trained, stripes, tmp_path, range=True)
+    with pytest.raises(UserError, match="at most 1"):
+        snapshot(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=1.5)
 
 
 def test_an_ensemble_lowers_the_loss_of_a_noisy_network(trained, stripes, tmp_path):
     """More noise than in training, so that a single draw errs often."""
-    (one,) = evaluation(trained, stripes, tmp_path, draws=5, sigma=1.0).run()["perturbations"]["clean"]
-    (many,) = evaluation(trained, stripes, tmp_path, draws=5, sigma=1.0, n_ensembles=16).run()["perturbations"]["clean"]
-    assert many["loss_mean"] < one["loss_mean"]
-    assert many["loss_std"] < one["loss_std"]
+    (one,) = evaluated(trained, stripes, tmp_path, draws=5, sigma=1.0).perturbations["clean"]
+    (many,) = evaluated(trained, stripes, tmp_path, draws=5, sigma=1.0, n_ensembles=16).perturbations["clean"]
+    assert many.loss_mean < one.loss_mean
+    assert many.loss_std < one.loss_std
     assert {path.name for path in tmp_path.iterdir()} == {"clean.json", "clean-k16.json"}
 
 
 def test_results_are_written_as_json_and_as_a_picture(trained, stripes, tmp_path):
-    results = evaluation(trained, stripes, tmp_path, perturbation=["sp", "membrane"], draws=2).run()
+    results = evaluated(trained, stripes, tmp_path, perturbation=["sp", "membrane"], draws=2)
     content = json.loads((tmp_path / "sp.json").read_text())
-    assert content["points"] == results["perturbations"]["sp"]
+    assert content["points"] == [result.as_json() for result in results.perturbations["sp"]]
     identity = content["identity"]
     assert identity["dataset"] == "stripes" and identity["test_images"] == 50
     assert identity["draws"] == 2 and identity["seed"] == 0 and identity["network"]["neuron"] == "NILIF"
-    for point in content["points"]:
-        assert len(point["times_correct"]) == 50
-        assert sum(point["times_correct"]) == pytest.approx(100 * point["accuracy_mean"])
+    for point in results.perturbations["sp"]:
+        assert len(point.times_correct) == 50
+        assert sum(point.times_correct) == pytest.approx(100 * point.accuracy_mean)
     with Image.open(tmp_path / "membrane.png") as picture:
         assert picture.width > 400 and len(picture.convert("RGB").getcolors(1 << 24)) > 2
 
 
 def test_all_perturbations_of_the_data_at_all_severities(trained, stripes, tmp_path):
-    test = evaluation(trained, stripes, tmp_path, perturbation=["all"], draws=1)
-    results = test.run()["perturbations"]
+    test = snapshot(trained, stripes, tmp_path, perturbation=["all"], draws=1)
+    results = evaluate(test).perturbations
     (clean,) = results.pop("clean")
     assert set(results) == {name for name, one in PERTURBATIONS.items() if one.where in ("pixels", "hidden")}
     for name, points in results.items():
-        assert [point["severity"] for point in points] == [0, 1, 2, 3, 4, 5]
-        assert tuple(point["strength"] for point in points[1:]) == PERTURBATIONS[name].severities
-    assert {points[0]["loss_mean"] for points in results.values()} == {clean["loss_mean"]}
-    chosen = evaluation(trained, stripes, tmp_path / "two", perturbation=["shot", "jpeg"], severity=[5], draws=1)
-    chosen = chosen.run()["perturbations"]
-    assert [point["severity"] for point in chosen["shot"]] == [0, 5] and chosen["jpeg"][1] == results["jpeg"][5]
+        assert [point.severity for point in points] == [0, 1, 2, 3, 4, 5]
+        assert tuple(point.strength for point in points[1:]) == PERTURBATIONS[name].severities
+    assert {points[0].loss_mean for points in results.values()} == {clean.loss_mean}
+    chosen = snapshot(trained, stripes, tmp_path / "two", perturbation=["shot", "jpeg"], severity=[5], draws=1)
+    chosen = evaluate(chosen).perturbations
+    assert [point.severity for point in chosen["shot"]] == [0, 5] and chosen["jpeg"][1] == results["jpeg"][5]
 
 
-def test_what_was_measured_before_is_not_measured_again(trained, stripes, tmp_path, monkeypatch):
+def test_stored_results_are_not_measured_again(trained, stripes, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
     options = dict(perturbation=["sp", "blur"], draws=2)
     original, calls = inference.predict_all, []
@@ -196,16 +203,16 @@ def test_what_was_measured_before_is_not_measured_again(trained, stripes, tmp_pa
 
     monkeypatch.setattr(inference, "predict_all", counting)
     with pytest.raises(KeyboardInterrupt):
-        evaluation(trained, stripes, tmp_path, **options).run()
-    results = evaluation(trained, stripes, tmp_path, **options).run()
+        evaluated(trained, stripes, tmp_path, **options)
+    results = evaluated(trained, stripes, tmp_path, **options)
     assert len(calls) == 5 + 2  # clean and sp were there; clean is not measured for blur again
-    assert evaluation(trained, stripes, tmp_path, **options).run() == results and len(calls) == 7
-    evaluation(trained, stripes, tmp_path, **options, seed=1).run()
+    assert evaluated(trained, stripes, tmp_path, **options) == results and len(calls) == 7
+    evaluated(trained, stripes, tmp_path, **options, seed=1)
     assert len(calls) == 7 + 6
     for number, source in enumerate(("abc-dirty", "unknown")):  # who knows what was changed
         monkeypatch.setattr("tools.evaluation.snapshot.provenance", functools.partial(dict, git=source))
         for _ in range(2):
-            evaluation(trained, stripes, tmp_path, **options).run()
+            evaluated(trained, stripes, tmp_path, **options)
         assert len(calls) == 13 + 12 * (number + 1)
 
 
@@ -213,33 +220,32 @@ def test_a_narrower_run_keeps_what_a_wider_one_has_measured(trained, stripes, tm
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
 
     def severities(*wanted):
-        results = evaluation(trained, stripes, tmp_path, "LIF", draws=1, perturbation=["sp"], severity=wanted).run()
+        results = evaluated(trained, stripes, tmp_path, "LIF", draws=1, perturbation=["sp"], severity=wanted)
         stored = json.loads((tmp_path / "sp.json").read_text())["points"]
-        return [[point["severity"] for point in points] for points in (results["perturbations"]["sp"], stored)]
+        return [point.severity for point in results.perturbations["sp"]], [point["severity"] for point in stored]
 
-    assert severities(2, 3) == [[0, 2, 3], [0, 2, 3]]
-    assert severities(1) == [[0, 1], [0, 1, 2, 3]]
+    assert severities(2, 3) == ([0, 2, 3], [0, 2, 3])
+    assert severities(1) == ([0, 1], [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("change", ["images", "labels", "corruption", "fold", "minibatch", "draws", "weights"])
 def test_what_results_depend_on_is_measured_again_when_it_changes(trained, stripes, tmp_path, monkeypatch, change):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
-    snapshot, data = tmp_path / "best.pth", stripes.load()["test"]
-    snapshot.write_bytes(trained["NILIF"].read_bytes())
+    path, data = tmp_path / "best.pth", stripes.load()["test"]
+    path.write_bytes(trained["NILIF"].read_bytes())
     write_corruptions(tmp_path / "c", data.images, data.labels)
     options = dict(draws=2, n_ensembles=2, corruptions=str(tmp_path / "c"))
     calls, original = [], inference.predict_all
     monkeypatch.setattr(inference, "predict_all", lambda *a, **k: calls.append(k["description"]) or original(*a, **k))
 
-    def run(snapshot, data_set=stripes, **more):
+    def run(path, data_set=stripes, **more):
         calls.clear()
-        Evaluation(
-            EvaluationConfig(snapshot=str(snapshot), out=str(tmp_path / "out"), **options, **more), data_set
-        ).run()
+        config = EvaluationConfig(snapshot=str(path), out=str(tmp_path / "out"), **options, **more)
+        evaluate(Snapshot(config, data_set))
         return len(calls)
 
-    assert run(snapshot) > 0 and run(snapshot) == 0
-    moved = snapshot.rename(tmp_path / "moved.pth")
+    assert run(path) > 0 and run(path) == 0
+    moved = path.rename(tmp_path / "moved.pth")
     assert run(moved) == 0  # the same network at another place
     if change in ("images", "labels"):
         train, test = stripes.read("", False, 1)
@@ -260,8 +266,72 @@ def test_what_results_depend_on_is_measured_again_when_it_changes(trained, strip
         assert run(moved, **{change: 7}) > 0
 
 
+def test_results_are_of_the_fold_that_memory_allows_and_stored_under_it(trained, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
+    options = dict(draws=1, n_ensembles=8, minibatch=10, perturbation=["membrane"], efficiency=True)
+    calls = []
+
+    def in_small_memory(out, fold):
+        """An evaluation where a network can be run on 40 images at once."""
+        made = snapshot(trained, stripes, tmp_path / out, fold=fold, **options)
+        original = made.net.forward
+
+        def forward(images, **more):
+            if len(images) > 40:
+                raise torch.OutOfMemoryError
+            calls.append(len(images))
+            return original(images, **more)
+
+        made.net.forward = forward
+        return evaluate(made)
+
+    found, fitting = in_small_memory("a", 80), in_small_memory("b", 40)
+    assert found.perturbations == fitting.perturbations and found.reports == fitting.reports
+    assert found.identity["fold"] == 40
+    for name in ("clean-k8", "membrane-k8", "efficiency"):
+        stored = json.loads((tmp_path / "a" / f"{name}.json").read_text())
+        assert stored["identity"]["fold"] == 40
+    calls.clear()
+    assert in_small_memory("a", 40) == found and not calls
+    assert in_small_memory("a", 80) == found
+    assert not calls  # the first pass said that 80 are too many; then it found what is stored
+    assert (
+        evaluated(trained, stripes, tmp_path / "a", fold=80, **options).identity["fold"] == 80
+    )  # here memory suffices
+
+
+def test_seeds_are_of_their_own_for_each_draw_and_purpose(trained, stripes, tmp_path):
+    made = snapshot(trained, stripes, tmp_path)
+    purposes = [("noise", 0), ("noise", 1), ("perturbation", 0), ("perturbation", 1), ("draws",), ("efficiency",)]
+    other = snapshot(trained, stripes, tmp_path, "LIF", seed=1)
+    assert len({one.seed(*purpose) for purpose in purposes for one in (made, other)}) == 12
+    assert made.seed("noise", 0) == snapshot(trained, stripes, tmp_path, "LIF").seed("noise", 0)  # common draws
+
+
+def test_another_measurement_is_one_class_and_one_entry(trained, stripes, tmp_path, monkeypatch):
+    class Spikes(Measurement):
+        key = "spikes"
+
+        def measure(self, snapshot):
+            return {"neurons": len(snapshot.net.stem_neuron(torch.rand(2, 1, 3))), "nothing": None}
+
+        def sections(self, evaluation):
+            return [
+                Section("Spikes", [f"{group} <{reports}>"]) for group, reports in evaluation.reports(self.key).items()
+            ]
+
+    for module in ("run", "report.page", "report.document"):
+        monkeypatch.setattr(f"tools.evaluation.{module}.MEASUREMENTS", (*MEASUREMENTS, Spikes()))
+    path = str(trained["LIF"])
+    results = run_tests(EvaluationConfig(snapshot=path, out=str(tmp_path)), stripes)
+    assert results["LIF"][0].reports["spikes"] == {"neurons": 2, "nothing": None}
+    assert json.loads((tmp_path / "spikes.json").read_text())["neurons"] == 2
+    assert json.loads((tmp_path / "results.json").read_text())["kinds"]["LIF"][0]["spikes"] == {"neurons": 2}
+    assert "<h2>Spikes</h2>" in (page := (tmp_path / "report.html").read_text()) and "LIF &lt;[" in page
+
+
 def test_the_efficiency_of_a_tested_network_is_written(trained, stripes, tmp_path):
-    evaluation(trained, stripes, tmp_path, "LIF", efficiency=True).run()
+    evaluated(trained, stripes, tmp_path, "LIF", efficiency=True)
     content = json.loads((tmp_path / "efficiency.json").read_text())
     assert len(content["firing_rates"]) == 8 and all(0 <= rate <= 1 for rate in content["firing_rates"].values())
     assert content["layers"]["stem.conv"]["kind"] == "MAC" and content["layers"]["features.0.conv.conv"]["kind"] == "AC"
@@ -273,7 +343,7 @@ def test_the_efficiency_of_a_tested_network_is_written(trained, stripes, tmp_pat
 def test_uncertainty_is_scored_against_draws_time_steps_and_another_data_set(trained, stripes, tmp_path):
     others = {"noise": dataclasses.replace(stripes, name="noise"), "large": DATASETS["mnist5k"]}
     options = EvaluationConfig(snapshot=str(trained["NILIF"]), out=str(tmp_path), uncertainty=True, ood="noise")
-    Evaluation(options, stripes, others).run()
+    evaluate(Snapshot(options, stripes, others))
     report = json.loads((tmp_path / "uncertainty.json").read_text())
     assert [row["draws"] for row in report["curve"]] == [1, 2, 4, 8, 16]
     more = [(row["factor"], row["timesteps"], row["ensembles"]) for row in report["more_time_steps"]]
@@ -283,31 +353,31 @@ def test_uncertainty_is_scored_against_draws_time_steps_and_another_data_set(tra
     assert report["curve"][-1]["nll"] < report["curve"][0]["nll"] and report["validation_images"] == 20
     assert report["out_of_distribution"]["curve"][-1]["predictive"] == pytest.approx(0.5, abs=0.01)  # the same images
     for ood, message in (("nosuch", "be one of large, noise;"), ("stripes", "be one of"), ("large", "has inputs")):
-        with pytest.raises(ValueError, match=message):
-            Evaluation(dataclasses.replace(options, ood=ood), stripes, {**others, "stripes": stripes})
-    evaluation(trained, stripes, tmp_path, "LIF", uncertainty=True).run()
+        with pytest.raises(UserError, match=message):
+            Snapshot(dataclasses.replace(options, ood=ood), stripes, {**others, "stripes": stripes})
+    evaluated(trained, stripes, tmp_path, "LIF", uncertainty=True)
     (row,) = json.loads((tmp_path / "uncertainty.json").read_text())["curve"]
     assert row["draws"] == 1 and row["mutual_information"] == pytest.approx(0, abs=1e-9)
 
 
 def test_without_out_results_lie_beside_the_snapshot(trained, stripes):
     path = trained["LIF"]
-    Evaluation(EvaluationConfig(snapshot=str(path)), stripes).run()
+    evaluate(Snapshot(EvaluationConfig(snapshot=str(path)), stripes))
     assert (path.parent / "evaluation" / "clean.json").exists()
-    Evaluation(EvaluationConfig(snapshot=str(path.parent / "last.pth")), stripes).run()
+    evaluate(Snapshot(EvaluationConfig(snapshot=str(path.parent / "last.pth")), stripes))
     assert (path.parent / "evaluation-last" / "clean.json").exists()
 
 
 def test_the_accuracy_is_that_of_training_s_own_test(trained, stripes, tmp_path):
-    (point,) = evaluation(trained, stripes, tmp_path, "LIF").run()["perturbations"]["clean"]
-    assert point["accuracy_mean"] == json.loads((trained["LIF"].parent / "test.json").read_text())["accuracy"]
+    (point,) = evaluated(trained, stripes, tmp_path, "LIF").perturbations["clean"]
+    assert point.accuracy_mean == json.loads((trained["LIF"].parent / "test.json").read_text())["accuracy"]
 
 
 def test_settings_given_override_those_of_the_snapshot(trained, stripes, tmp_path):
-    test = evaluation(trained, stripes, tmp_path, sigma=0.01, timestep=5)
+    test = snapshot(trained, stripes, tmp_path, sigma=0.01, timestep=5)
     assert test.net.stem_neuron.noise.scale == 0.01
     assert test.forward.timesteps == 5
-    assert evaluation(trained, stripes, tmp_path).forward.timesteps == 2
+    assert snapshot(trained, stripes, tmp_path).forward.timesteps == 2
 
 
 def test_settings_that_a_network_has_learnt_cannot_be_overridden(tmp_path, stripes):
@@ -316,7 +386,7 @@ def test_settings_that_a_network_has_learnt_cannot_be_overridden(tmp_path, strip
         config = TrainConfig(model="toynet", neuron=neuron, epochs=1, histograms=False, run_dir=str(run_dir), **changes)
         Training(config, stripes).run()
         with pytest.raises(ValueError, match="would have no effect"):
-            Evaluation(EvaluationConfig(snapshot=str(run_dir / "best.pth"), **flag), stripes)
+            Snapshot(EvaluationConfig(snapshot=str(run_dir / "best.pth"), **flag), stripes)
 
 
 def test_a_snapshot_of_another_version_is_refused_by_name(trained, stripes, tmp_path):
@@ -325,10 +395,10 @@ def test_a_snapshot_of_another_version_is_refused_by_name(trained, stripes, tmp_
     content["config"]["colour"] = "red"
     torch.save(content, tmp_path / "newer.pth")
     with pytest.raises(CheckpointError, match="does not know: colour"):
-        Evaluation(EvaluationConfig(snapshot=str(tmp_path / "newer.pth")), stripes)
+        Snapshot(EvaluationConfig(snapshot=str(tmp_path / "newer.pth")), stripes)
     torch.save({**content, "format": 2}, tmp_path / "format.pth")
     with pytest.raises(CheckpointError, match="format 2"):
-        Evaluation(EvaluationConfig(snapshot=str(tmp_path / "format.pth")), stripes)
+        Snapshot(EvaluationConfig(snapshot=str(tmp_path / "format.pth")), stripes)
 
 
 def test_a_published_snapshot_needs_model_and_neuron_and_then_just_works(tmp_path, stripes):
@@ -336,18 +406,18 @@ def test_a_published_snapshot_needs_model_and_neuron_and_then_just_works(tmp_pat
     weights = {"module.layer.bn.weight": torch.randn(64, 64), "module.fc.layer.module.weight": torch.randn(2, 64)}
     torch.save({"net": weights, "acc": 50.0, "epoch": 3}, path)
     with pytest.raises(CheckpointError, match="give --model and --neuron"):
-        Evaluation(EvaluationConfig(snapshot=str(path)), stripes)
+        Snapshot(EvaluationConfig(snapshot=str(path)), stripes)
     config = EvaluationConfig(snapshot=str(path), model="toynet", neuron="NILIF", sigma=0.3, draws=2)
-    test = Evaluation(config, stripes)
+    test = Snapshot(config, stripes)
     assert torch.equal(test.net.stem[1].weight, weights["module.layer.bn.weight"])
     assert torch.equal(test.net.normalize.mean.flatten(), torch.tensor([0.4]))
-    assert 0 <= test.run()["perturbations"]["clean"][0]["accuracy_mean"] <= 1
+    assert 0 <= evaluate(test).perturbations["clean"][0].accuracy_mean <= 1
     assert (tmp_path / "evaluation-theirs" / "clean.json").exists()
 
 
 def test_a_snapshot_of_another_data_set_is_refused(trained, stripes, tmp_path):
     with pytest.raises(CheckpointError, match="was trained on stripes, this is mnist5k"):
-        evaluation(trained, dataclasses.replace(stripes, name="mnist5k"), tmp_path)
+        snapshot(trained, dataclasses.replace(stripes, name="mnist5k"), tmp_path)
 
 
 def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeypatch):
@@ -359,26 +429,26 @@ def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeyp
         return original(net, images, *args)
 
     monkeypatch.setattr(inference, "predict", spy)
-    evaluation(trained, stripes, tmp_path, perturbation=["multi_gaussian"], gaussian_sigma=2.0, draws=1).run()
+    evaluated(trained, stripes, tmp_path, perturbation=["multi_gaussian"], gaussian_sigma=2.0, draws=1)
     assert ranges and all(low >= 0 and high <= 1 for low, high in ranges)
 
 
 def test_the_published_attack_is_a_perturbation_of_the_test(half_trained, stripes, tmp_path):
     """Crafted with noise of its own, within the sphere of its norm, and it does more harm the larger that is."""
     for neuron in ("NILIF", "LIF"):
-        test = evaluation(
+        test = snapshot(
             half_trained, stripes, tmp_path / neuron, neuron, perturbation=["adversarial"], severity=[2, 5], draws=4
         )
         seen = []
         test.net.normalize.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].clone()))
-        clean, weak, strong = test.run()["perturbations"]["adversarial"]
-        assert strong["loss_mean"] > weak["loss_mean"] > clean["loss_mean"]
-        images = torch.cat([batch for batch, _ in test.trials.batches])
+        clean, weak, strong = evaluate(test).perturbations["adversarial"]
+        assert strong.loss_mean > weak.loss_mean > clean.loss_mean
+        images = torch.cat([batch for batch, _ in test.test_batches])
         distance = (seen[-1] - images[: len(seen[-1])]).flatten(1).norm(dim=1)
         assert (distance <= PERTURBATIONS["adversarial"].severities[-1] + 1e-4).all() and (distance > 0.5).all()
     beside = conditions(EvaluationConfig(perturbation=["adversarial", "all"]), has_pixels=True)
     assert list(beside)[-1] == "adversarial" and len(beside) == 15
-    with pytest.raises(ValueError, match="has not"):
+    with pytest.raises(UserError, match="does not have"):
         conditions(EvaluationConfig(perturbation=["adversarial"]), has_pixels=False)
 
 
@@ -397,15 +467,15 @@ def test_a_folder_in_the_format_of_cifar10c_is_tested(trained, stripes, tmp_path
     data = stripes.load()["test"]
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # not that of the test part
     write_corruptions(tmp_path / "c", data.images[order], data.labels[order])
-    test = evaluation(trained, stripes, tmp_path / "out", "LIF", corruptions=str(tmp_path / "c"), draws=2)
+    test = snapshot(trained, stripes, tmp_path / "out", "LIF", corruptions=str(tmp_path / "c"), draws=2)
     seen = []
     test.net.normalize.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    results = test.run()["perturbations"]
+    results = evaluate(test).perturbations
     assert list(results) == ["clean", "fog", "snow"]
-    assert [point["severity"] for point in results["fog"]] == [0, 1, 2, 3, 4, 5]
+    assert [point.severity for point in results["fog"]] == [0, 1, 2, 3, 4, 5]
     third = seen[1 + 2]  # a clean pass, then one of each severity, as nothing is drawn
     torch.testing.assert_close(third, (data.images[order] + 3).clamp(max=255) / 255)
-    assert results["fog"][1]["accuracy_mean"] > 0.9 and (tmp_path / "out" / "snow.png").exists()
+    assert results["fog"][1].accuracy_mean > 0.9 and (tmp_path / "out" / "snow.png").exists()
 
 
 def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, tmp_path):
@@ -421,7 +491,7 @@ def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, t
     assert folder.names == ["fog", "snow"] and len(folder.part("snow", 5)) == 50
     labels = np.load(tmp_path / "c" / "labels.npy")
     for content, message in (
-        (labels + 1, "outside of 0 to 1"),
+        (labels + 1, "outside 0 to 1"),
         (labels[:-1], "equally many"),
         (labels.astype(float), "integers"),
         (np.where(np.arange(250) == 249, 1 - labels, labels), "differs between severities"),
@@ -439,29 +509,30 @@ def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, t
         np.save(tmp_path / "c" / "snow.npy", content)
         refused(message)
     (tmp_path / "c" / "snow.npy").write_bytes(b"no array")
-    refused("snow.npy cannot be read")
+    refused("snow.npy .* .npy file")
     np.save(tmp_path / "c" / "snow.npy", np.array([{}], dtype=object), allow_pickle=True)  # a pickle is not run
-    refused("snow.npy cannot be read")
+    refused("snow.npy .* .npy file")
 
 
 def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
     tiny = Preset(8, 2, 2, 1, ("own",), (("linf", 8 / 255),), 4)
     monkeypatch.setitem(PRESETS, "quick", tiny)
-    report = evaluation(trained, stripes, tmp_path, attack_preset="quick").run()["attacks"]
-    assert report["images"] == 8 and report["clean"]["draws"] == 100 and report["settings"]["steps"] == 2
-    monkeypatch.setattr("tools.evaluation.snapshot.Campaign", None)
+    report = evaluated(trained, stripes, tmp_path, attack_preset="quick").reports["attacks"]
+    assert report.images == 8 and report.clean.draws == 100 and report.settings["steps"] == 2
+    monkeypatch.setattr("tools.evaluation.measurements.attacks.Campaign", None)
     stored = json.loads((tmp_path / "attacks-quick.json").read_text())
-    del stored["crc32"]
-    assert evaluation(trained, stripes, tmp_path, attack_preset="quick").run()["attacks"] == stored
+    del stored["crc32"], stored["identity"]
+    assert Attacks().as_json(report) == stored
+    assert evaluated(trained, stripes, tmp_path, attack_preset="quick").reports["attacks"] == report
 
 
 def test_confusion_and_worst_samples_are_those_of_the_clean_test(trained, stripes, tmp_path):
-    (point,) = evaluation(trained, stripes, tmp_path, draws=3, sigma=1.0).run()["perturbations"]["clean"]
-    confusion = torch.tensor(point["confusion"])
+    (point,) = evaluated(trained, stripes, tmp_path, draws=3, sigma=1.0).perturbations["clean"]
+    confusion = torch.tensor(point.confusion)
     labels = stripes.load()["test"].labels
     assert confusion.sum(1).tolist() == pytest.approx(labels.bincount().tolist())
-    assert confusion.diagonal().sum().item() == pytest.approx(50 * point["accuracy_mean"], rel=1e-5)
-    losses = [one["loss"] for one in point["worst"]]
+    assert confusion.diagonal().sum().item() == pytest.approx(50 * point.accuracy_mean, rel=1e-5)
+    losses = [one.loss for one in point.worst]
     assert len(losses) == 12 and losses == sorted(losses, reverse=True)
-    assert all(labels[one["index"]] == one["label"] for one in point["worst"])
+    assert all(labels[one.index] == one.label for one in point.worst)

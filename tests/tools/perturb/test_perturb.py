@@ -2,6 +2,8 @@
 
 import colorsys
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -191,3 +193,9 @@ def test_noisy_neurons_keep_their_own_noise_under_a_hidden_perturbation():
     torch.manual_seed(0)
     with flip_spikes(neuron, 0.0, generator()):
         assert torch.equal(neuron(torch.rand(2, 50, 50)), clean)
+
+
+def test_importing_the_table_imports_nothing_slow():
+    code = "import sys, tools.perturb; print({'torchvision', 'matplotlib', 'scipy'} & set(sys.modules) or [])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"

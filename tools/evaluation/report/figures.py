@@ -1,40 +1,70 @@
-"""The pictures of a report, as matplotlib figures made from its document."""
+"""The pictures of an evaluation, as matplotlib figures."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from tools.analysis.statistics import seed_interval
 from tools.evaluation.comparison import ATTACK
 from tools.evaluation.conditions import CLEAN
+from tools.evaluation.results import Evaluation, GroupAccuracy, Result, Row
 from tools.perturb import PERTURBATIONS
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 WIDTH = 9.6  # inches
-COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # the same in all reports, and no measurement
+COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # not averaged: the same in all reports
 WORST_COLUMNS = 6
+ATTACK_STYLES = {"all": "-", "PGD": "--", "random noise": ":"}
+QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
 
 
-def severities(document):
+def strengths(label: str, results: list[Result], of: str, title: str) -> "Figure":
+    """Accuracy of one network against the strength of a perturbation, or its severity where all results have one.
+
+    Args:
+        of: what the strength is.
+    """
+    figure, panels = _panels(1, 1, 4.2, width=6.4)
+    axes = panels[0, 0]
+    by_severity = all(result.severity is not None for result in results)
+    x = [result.severity if by_severity else result.strength for result in results]
+    means = [100 * result.accuracy_mean for result in results]
+    deviations = [100 * (result.accuracy_std or 0) for result in results]
+    axes.errorbar(x, means, deviations, marker="o", capsize=3, label=label)
+    axes.set(xlabel=f"severity of: {of}" if by_severity else of, ylabel="test accuracy (%)", title=title)
+    axes.set_ylim(0, 101)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def severities(evaluation: Evaluation) -> "Figure | None":
     """Accuracy against severity or strength, a panel for each perturbation, with intervals over seeds."""
-    by_test = {}
-    for row in document["tests"]:
-        if row["test"] != CLEAN and not row["test"].startswith(ATTACK):
-            by_test.setdefault(row["test"], []).append(row)
+    by_test: dict[str, list[Row]] = {}
+    for row in evaluation.rows:
+        if row.test == CLEAN:
+            clean = row
+        elif not row.test.startswith(ATTACK):
+            by_test.setdefault(row.test, []).append(row)
     if not by_test:
         return None
-    clean = next(row for row in document["tests"] if row["test"] == CLEAN)
     columns = min(4, len(by_test))
-    count = -(-len(by_test) // columns)
-    figure = Figure(figsize=(WIDTH, 2.3 * count + 0.6), layout="constrained")
-    panels = figure.subplots(count, columns, squeeze=False)
+    lines = -(-len(by_test) // columns)
+    figure, panels = _panels(lines, columns, 2.3 * lines + 0.6)
     for axes, (name, rows) in zip(panels.flat, by_test.items()):
-        by_severity = all(row["severity"] is not None for row in rows)
-        key = "severity" if by_severity else "strength"
-        axes.set_xlabel("severity" if by_severity else _plain(rows[0]["of"]), fontsize=8)
-        nothing = 0 if by_severity else PERTURBATIONS[name].neutral  # there are strengths only of these
+        by_severity = all(row.severity is not None for row in rows)
+        x = [row.severity if by_severity else row.strength for row in rows]
+        nothing = 0 if by_severity else PERTURBATIONS[name].neutral  # only perturbations have strengths
         if nothing is not None:
-            rows = sorted([{**clean, key: nothing}, *rows], key=lambda row: row[key])
-        for kind in document["kinds"]:
-            _with_interval(axes, [row[key] for row in rows], [row["kinds"][kind] for row in rows], kind)
+            x, rows = [nothing, *x], [clean, *rows]
+        order = np.argsort(x, kind="stable")
+        for group in evaluation.groups:
+            _with_interval(axes, [x[i] for i in order], [rows[i].groups[group] for i in order], group)
+        axes.set_xlabel("severity" if by_severity else _plain(rows[-1].of), fontsize=8)
         axes.set_title(_plain(name), fontsize=10)
         _percent_axis(axes)
     for axes in panels.flat[len(by_test) :]:
@@ -44,25 +74,24 @@ def severities(document):
     return figure
 
 
-def attacks(document):
+def attacks(evaluation: Evaluation) -> "Figure":
     """Accuracy against the radius of the attacks, a panel for each norm; its title says where gates failed."""
-    rows = [row for row in document["tests"] if row["test"].startswith(ATTACK)]
-    norms = list(dict.fromkeys(row["of"] for row in rows))
-    if not norms:
-        return None
-    reports = {kind: [one["attacks"] for one in snapshots] for kind, snapshots in document["kinds"].items()}
-    clean = {kind: seed_interval([one["clean"]["accuracy"] for one in ones]) for kind, ones in reports.items()}
-    doubtful = [kind for kind, ones in reports.items() if not all(one["reliable"] for one in ones)]
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(norms), squeeze=False, sharey=True)
-    styles = {"all": "-", "PGD": "--", "random noise": ":"}
+    rows = [row for row in evaluation.rows if row.test.startswith(ATTACK)]
+    norms = list(dict.fromkeys(row.of for row in rows))
+    clean, doubtful = {}, []
+    for group, reports in evaluation.reports("attacks").items():
+        interval = seed_interval([report.clean.accuracy for report in reports])
+        clean[group] = GroupAccuracy(**interval, draws_std=None)
+        if not all(report.reliable for report in reports):
+            doubtful.append(group)
+    figure, panels = _panels(1, len(norms), 3.6, sharey=True)
     for axes, norm in zip(panels.flat, norms):
-        for number, kind in enumerate(document["kinds"]):
-            for attack, style in styles.items():
-                shown = [row for row in rows if row["of"] == norm and row["test"].endswith(f": {attack}")]
-                radii = [0, *(row["strength"] for row in shown)]
-                intervals = [clean[kind], *(row["kinds"][kind] for row in shown)]
-                _with_interval(axes, radii, intervals, f"{kind}, {attack}", linestyle=style, color=f"C{number}")
+        for number, group in enumerate(evaluation.groups):
+            for attack, style in ATTACK_STYLES.items():
+                shown = [row for row in rows if row.of == norm and row.test.endswith(f": {attack}")]
+                radii, intervals = [0, *(row.strength for row in shown)], [row.groups[group] for row in shown]
+                accuracies, look = [clean[group], *intervals], dict(linestyle=style, color=f"C{number}")
+                _with_interval(axes, radii, accuracies, f"{group}, {attack}", **look)
         axes.set_xlabel(norm)
         _percent_axis(axes)
     if doubtful:
@@ -72,26 +101,28 @@ def attacks(document):
     return figure
 
 
-def draws(document):
-    """Accuracy, likelihood and calibration against the number of averaged draws, beside more time steps."""
-    quantities = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
-    measured = _with_report(document, "uncertainty")
-    if not measured:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-    for axes, (quantity, label) in zip(figure.subplots(1, len(quantities)), quantities.items()):
-        for number, (kind, reports) in enumerate(measured.items()):
-            style = dict(color=f"C{number}", marker="o", markersize=4)
-            curve = mean_rows(reports, "curve")
-            _curve(axes, curve, "draws", quantity, f"{kind}, draws", style)
-            if "more_time_steps" in reports[0]:
-                more = [{**curve[0], "factor": 1}, *mean_rows(reports, "more_time_steps")]
-                style = dict(color=f"C{number}", marker="s", markersize=3, linestyle=":")
-                _curve(axes, more, "factor", quantity, f"{kind}, time steps", style)
-            members = document["ensembles"].get(kind, [])
-            if members:
-                style = dict(color=f"C{number}", marker="*", linestyle="--")
-                _curve(axes, members, "draws", quantity, f"{kind}, snapshots", style)
+def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[dict[str, Any]]]) -> "Figure":
+    """Accuracy, likelihood and calibration against the number of averaged draws, beside more time steps.
+
+    Args:
+        measured: {group: its uncertainty reports}.
+        ensembles: {group: scores of ensembles of its snapshots}.
+    """
+    figure, panels = _panels(1, len(QUANTITIES), 3.9)
+    for axes, (quantity, label) in zip(panels.flat, QUANTITIES.items()):
+        for number, (group, reports) in enumerate(measured.items()):
+            curve = mean_rows([report.curve for report in reports])
+            more = mean_rows([report.more_time_steps or [] for report in reports])
+            more = [{**curve[0], "factor": 1}, *more] if more else []
+            for what, rows, x, style in (
+                ("draws", curve, "draws", dict(marker="o", markersize=4)),
+                ("time steps", more, "factor", dict(marker="s", markersize=3, linestyle=":")),
+                ("snapshots", ensembles.get(group), "draws", dict(marker="*", linestyle="--")),
+            ):
+                if rows:
+                    y = [row[quantity] for row in rows]
+                    name = _plain(f"{group}, {what}")
+                    axes.plot([row[x] for row in rows], y, color=f"C{number}", label=name, **style)
         axes.set_xscale("log", base=2)
         axes.set(xlabel="compute: draws, or time steps / T, or snapshots", ylabel=label)
         axes.xaxis.label.set_fontsize(7)
@@ -100,93 +131,100 @@ def draws(document):
     return figure
 
 
-def reliability(document):
-    """Accuracy against confidence in bins of equal mass, before temperature scaling; a panel for each kind.
+def reliability(measured: dict[str, list[Any]]) -> "Figure":
+    """Accuracy against confidence in bins of equal mass, before temperature scaling; a panel for each group.
 
     Bins of the same rank hold equally many samples of each snapshot, so that their means are those of all snapshots.
     """
-    measured = _with_report(document, "uncertainty")
-    if not measured:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(measured), squeeze=False, sharey=True)
-    for axes, (kind, reports) in zip(panels.flat, measured.items()):
+    figure, panels = _panels(1, len(measured), 3.8, sharey=True)
+    for axes, (group, reports) in zip(panels.flat, measured.items()):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-        for number, size in enumerate(reports[0]["reliability"]):
-            bins = mean_rows([report["reliability"] for report in reports], size)
-            confidence, accuracy = ([row[key] for row in bins] for key in ("confidence", "accuracy"))
-            axes.plot(confidence, accuracy, marker="o", color=f"C{number}", label=f"{size} draw{'s' * (size != '1')}")
-        axes.set(title=_plain(kind), xlabel="confidence", ylabel="accuracy")
+        for number, size in enumerate(reports[0].reliability):
+            bins = mean_rows([report.reliability[size] for report in reports])
+            confidence, accuracy = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
+            label = f"{size} draw{'s' * (size != '1')}"
+            axes.plot(confidence, accuracy, marker="o", color=f"C{number}", label=label)
+        axes.set(title=_plain(group), xlabel="confidence", ylabel="accuracy")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
 
 
-def firing_rates(document):
-    """Mean firing rate of each layer, a bar for each kind."""
-    measured = _with_report(document, "efficiency")
-    if not measured:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    axes = figure.subplots()
-    layers = list(dict.fromkeys(layer for reports in measured.values() for layer in reports[0]["firing_rates"]))
+def firing_rates(measured: dict[str, list[Any]]) -> "Figure":
+    """Mean firing rate of each layer, a bar for each group.
+
+    Args:
+        measured: {group: its efficiency reports}.
+    """
+    figure, panels = _panels(1, 1, 3.2)
+    axes = panels[0, 0]
+    layers = list(dict.fromkeys(layer for reports in measured.values() for layer in reports[0].firing_rates))
     width = 0.8 / len(measured)
-    for number, (kind, reports) in enumerate(measured.items()):
-        means = [np.mean([one["firing_rates"].get(layer, np.nan) for one in reports]) for layer in layers]
-        axes.bar(np.arange(len(layers)) + number * width, means, width, label=_plain(kind))
+    for number, (group, reports) in enumerate(measured.items()):
+        means = [np.mean([one.firing_rates.get(layer, np.nan) for one in reports]) for layer in layers]
+        axes.bar(np.arange(len(layers)) + number * width, means, width, label=_plain(group))
     axes.set_xticks(np.arange(len(layers)) + 0.4 - width / 2, layers, rotation=30, ha="right", fontsize=8)
     axes.set_ylabel("spikes per neuron and step")
     axes.legend(fontsize=8)
     return figure
 
 
-def confusion(document, classes):
-    """Confusion matrices, the mean over snapshots and draws, a panel for each kind."""
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
-    panels = figure.subplots(1, len(document["kinds"]), squeeze=False)
-    names = [_plain(name) for name in classes]
-    for axes, (kind, snapshots) in zip(panels.flat, document["kinds"].items()):
-        counts = np.mean([one["perturbations"][CLEAN]["points"][0]["confusion"] for one in snapshots], axis=0)
+def confusion(evaluation: Evaluation) -> "Figure":
+    """Confusion matrices, the mean over snapshots and draws, a panel for each group."""
+    figure, panels = _panels(1, len(evaluation.groups), 4.6)
+    names = [_plain(name) for name in evaluation.classes]
+    for axes, (group, snapshots) in zip(panels.flat, evaluation.groups.items()):
+        counts = np.mean([one.clean.confusion for one in snapshots], axis=0)
         shares = counts / counts.sum(1, keepdims=True).clip(min=1e-9)  # a class may have no sample
-        image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)  # a root, so that rare mistakes are seen
-        if len(classes) <= 12:
-            for row, column in np.ndindex(shares.shape):
-                if shares[row, column] >= 0.005:
-                    colour = "white" if shares[row, column] > 0.4 else "black"
-                    text = f"{100 * shares[row, column]:.0f}"
-                    axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-            axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=7)
-            axes.set_yticks(range(len(classes)), names, fontsize=7)
-        axes.set(title=_plain(f"{kind}: % of each class"), xlabel="taken for", ylabel="class")
+        image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)  # the root makes rare mistakes visible
+        if len(names) <= 12:
+            for row, column in np.argwhere(shares >= 0.005):
+                share = shares[row, column]
+                colour = "white" if share > 0.4 else "black"
+                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+            axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
+            axes.set_yticks(range(len(names)), names, fontsize=7)
+        axes.set(title=_plain(f"{group}: % of each class"), xlabel="taken for", ylabel="class")
     figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.7, label="square root of the share")
     return figure
 
 
-def worst(document, classes, sample):
-    """The samples of the highest loss of the first snapshot of each kind.
-
-    Args:
-        sample: index -> image [C, H, W] in [0, 1], numpy.
-    """
-    kinds = document["kinds"]
-    rows = {kind: snapshots[0]["perturbations"][CLEAN]["points"][0]["worst"] for kind, snapshots in kinds.items()}
-    lines = -(-max(map(len, rows.values())) // WORST_COLUMNS)  # of each kind
-    figure = Figure(figsize=(WIDTH, 1.9 * lines * len(rows) + 0.3), layout="constrained")
-    panels = figure.subplots(lines * len(rows), WORST_COLUMNS, squeeze=False)
+def worst(evaluation: Evaluation) -> "Figure":
+    """The samples of the highest loss of the first snapshot of each group."""
+    found = {group: snapshots[0].clean.worst for group, snapshots in evaluation.groups.items()}
+    lines = -(-max(map(len, found.values())) // WORST_COLUMNS)  # of each group
+    figure, panels = _panels(lines * len(found), WORST_COLUMNS, 1.9 * lines * len(found) + 0.3)
     for axes in panels.flat:
         axes.set_axis_off()
-    for number, (kind, samples) in enumerate(rows.items()):
+    for number, (group, mistakes) in enumerate(found.items()):
         mine = panels[number * lines : (number + 1) * lines]
-        for axes, one in zip(mine.flat, samples):
-            axes.imshow(_picture(sample(one["index"])), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            label, predicted = (_plain(classes[one[key]]) for key in ("label", "predicted"))
-            axes.set_title(f"{label}\nas {predicted}\n{100 * one['confidence']:.0f} %", fontsize=6)
-        first = mine[0, 0]
-        first.text(-0.1, 0.5, _plain(kind), transform=first.transAxes, ha="right", va="center", fontsize=8, rotation=90)
+        for axes, one in zip(mine.flat, mistakes):
+            picture = _picture(evaluation.sample(one.index))
+            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            label, predicted = (_plain(evaluation.classes[index]) for index in (one.label, one.predicted))
+            axes.set_title(f"{label}\nas {predicted}\n{100 * one.confidence:.0f} %", fontsize=6)
+        first, centred = mine[0, 0], dict(ha="right", va="center", fontsize=8, rotation=90)
+        first.text(-0.1, 0.5, _plain(group), transform=first.transAxes, **centred)
     return figure
 
 
-def _picture(image):
+def mean_rows(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of several tables of numbers, averaged over the tables; [] of none."""
+    means = []
+    for rows in zip(*tables):
+        means.append({key: rows[0][key] if key in COUNTS else np.mean([row[key] for row in rows]) for key in rows[0]})
+    return means
+
+
+def _panels(lines: int, columns: int, height: float, width: float = WIDTH, **shared: bool) -> "tuple[Figure, Any]":
+    """A figure, sizes in inches, and its axes [lines, columns]."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(lines, columns, squeeze=False, **shared)
+
+
+def _picture(image: np.ndarray) -> np.ndarray:
     """[C, H, W] -> what imshow takes; two polarities of events as red and blue."""
     if len(image) == 2:
         off, on = image / max(image.max(), 1e-9)
@@ -194,42 +232,23 @@ def _picture(image):
     return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
 
 
-def _with_report(document, name):
-    """{kind: its snapshots' reports}, of the kinds that have them."""
-    found = {kind: [one[name] for one in snapshots if name in one] for kind, snapshots in document["kinds"].items()}
-    return {kind: reports for kind, reports in found.items() if reports}
-
-
-def mean_rows(reports, name):
-    """The rows that each report has by a name, averaged over the reports."""
-    return [
-        {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-        | {key: rows[0][key] for key in COUNTS & rows[0].keys()}
-        for rows in zip(*(report[name] for report in reports))
-    ]
-
-
-def _curve(axes, rows, x, y, label, style):
-    axes.plot([row[x] for row in rows], [row[y] for row in rows], label=_plain(label), **style)
-
-
-def _plain(text):
+def _plain(text: str) -> str:
     """Text in which matplotlib sees no formula."""
     return text.replace("$", r"\$")
 
 
-def _with_interval(axes, x, intervals, label, **style):
+def _with_interval(axes: "Axes", x: list[float], accuracies: Iterable[GroupAccuracy], label: str, **style: str) -> None:
     """A line of means, and their intervals where there are any, in per cent."""
-    means = np.array([100 * one["mean"] for one in intervals])
+    means, low, high = [], [], []
+    for one in accuracies:
+        means.append(100 * one.mean)
+        low.append(100 * one.mean if one.low is None else max(100 * one.low, 0))
+        high.append(100 * one.mean if one.high is None else min(100 * one.high, 100))
     (line,) = axes.plot(x, means, marker="o", markersize=3, label=_plain(label), **style)
-    bounds = [
-        (100 * one["low"], 100 * one["high"]) if one["low"] is not None else (m, m) for one, m in zip(intervals, means)
-    ]
-    low, high = np.array(bounds).T
-    axes.fill_between(x, low.clip(0), high.clip(max=100), color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _percent_axis(axes):
+def _percent_axis(axes: "Axes") -> None:
     """From the tens below the lowest mean to the tens above the highest; intervals may reach beyond."""
     means = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     low, high = 10 * np.floor((means.min() - 1) / 10), 10 * np.ceil((means.max() + 1) / 10)

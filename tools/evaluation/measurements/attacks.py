@@ -1,0 +1,73 @@
+"""All attacks of a preset, their scores, and the gates that say whether to believe them."""
+
+import logging
+from typing import Any
+
+import torch
+
+from tools.attacks.campaign import PRESETS, SUBSET, AttackReport, Campaign
+from tools.config.evaluate import EvaluationConfig
+from tools.evaluation.report import figures
+from tools.evaluation.report.blocks import Section, Table, missing, or_dash
+from tools.evaluation.results import Evaluation
+from tools.evaluation.snapshot import Snapshot
+
+from .measurement import Measurement
+
+logger = logging.getLogger(__name__)
+
+
+class Attacks(Measurement):
+    key, setting = "attacks", "attack_preset"
+
+    def name(self, config: EvaluationConfig) -> str:
+        return f"attacks-{config.attack_preset}"
+
+    def settings(self, config: EvaluationConfig) -> dict[str, Any]:
+        return {"settings": PRESETS[config.attack_preset].as_json()}
+
+    def measure(self, snapshot: Snapshot) -> AttackReport:
+        name, test = snapshot.config.attack_preset, snapshot.test
+        preset = PRESETS[name]
+        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(SUBSET))[: preset.images]
+        subset = test.subset(chosen.sort().values)
+        ((images, target),) = subset.batches(**{**snapshot.batch_options, "batch_size": len(subset)})
+        return Campaign(snapshot.net, snapshot.forward, images, target, preset, snapshot.config.seed, name).run()
+
+    def as_json(self, report: AttackReport) -> dict[str, Any]:
+        return report.as_json()
+
+    def from_json(self, content: dict[str, Any]) -> AttackReport:
+        return AttackReport.from_json(content)
+
+    def summary(self, report: AttackReport) -> dict[str, Any]:
+        content = self.as_json(report)
+        for score in (content["clean"], *content["attacks"]):
+            del score["times_correct"]
+        return content
+
+    def log(self, report: AttackReport) -> None:
+        for row in report.attacks:
+            name, score = f"{row.norm:4} {row.eps:<8.4g} {row.attack:22}", row.score
+            mean = f"mean of {min(report.settings['draws'], score.draws)} draws: {100 * score.accuracy_ensemble:6.2f} %"
+            logger.info("%s accuracy %6.2f %%, %s", name, 100 * score.accuracy, mean)
+        for gate in report.gates:
+            logger.info("%s: %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.detail)
+        logger.info("%s: %s", report.label, "all gates passed" if report.reliable else "NOT RELIABLE, as gates failed")
+
+    def sections(self, evaluation: Evaluation) -> list[Section]:
+        if not evaluation.reports(self.key):
+            return [missing("Attacks", "--attack_preset quick")]
+        section = Section("Attacks", [figures.attacks(evaluation)])
+        for group, snapshots in evaluation.groups.items():
+            for one in snapshots:
+                if report := one.reports.get(self.key):
+                    seed = or_dash(one.identity["training_seed"])
+                    title = f"{group}, seed {seed}: {report.label}, preset {report.preset}, {report.images} images"
+                    section.blocks.append(_gates(title, report))
+        return [section]
+
+
+def _gates(title: str, report: AttackReport) -> Table:
+    rows = [[gate.name, "passed" if gate.passed else "failed", gate.detail] for gate in report.gates]
+    return Table(["gate", "", "measured"], rows, title, "passed" if report.reliable else "failed")

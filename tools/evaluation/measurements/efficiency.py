@@ -1,0 +1,64 @@
+"""Firing rates, synaptic operations and their energy, over the test samples; one draw of the noise."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from tools import inference
+from tools.evaluation.report import figures
+from tools.evaluation.report.blocks import Section, Table, missing, or_dash
+from tools.evaluation.results import Evaluation
+from tools.evaluation.snapshot import Snapshot
+from tools.networks import seeded_noise
+from tools.probes.firing_rates import firing_rates
+from tools.probes.operations import count_operations
+
+from .measurement import Measurement
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class EfficiencyReport:
+    """What one sample costs; the fields after `firing_rates` are those of `Operations.report`."""
+
+    firing_rates: dict[str, float]
+    layers: dict[str, dict[str, Any]]
+    ac: float
+    mac: float
+    energy_nj: float
+    relu_ac: float
+    relu_mac: float
+    relu_energy_nj: float
+
+
+class Efficiency(Measurement):
+    key = setting = "efficiency"
+    kind = EfficiencyReport
+
+    def measure(self, snapshot: Snapshot) -> EfficiencyReport:
+        net, noise = snapshot.net, seeded_noise(snapshot.device, snapshot.seed("efficiency"))
+        with noise, firing_rates(net) as rates, count_operations(net) as operations:
+            inference.predict_all(net, snapshot.test_batches, snapshot.forward, description="counting operations")
+        return EfficiencyReport(rates.rates(), **operations.report())
+
+    def log(self, report: EfficiencyReport) -> None:
+        spiking = f"{report.ac:.4g} accumulates, {report.mac:.4g} multiply-accumulates, {report.energy_nj:.4g} nJ"
+        relu = f"{report.relu_mac:.4g}, {report.relu_energy_nj:.4g} nJ"
+        logger.info("operations per sample: %s; ReLU network: %s", spiking, relu)
+
+    def sections(self, evaluation: Evaluation) -> list[Section]:
+        heading, measured = "Firing rates and energy", evaluation.reports(self.key)
+        if not measured:
+            return [missing(heading, "--efficiency")]
+        head = ["group", "seed", "accumulates", "multiply-accumulates", "nJ", "ReLU network: AC", "MAC", "nJ"]
+        rows = []
+        for group, snapshots in evaluation.groups.items():
+            for one in snapshots:
+                if report := one.reports.get(self.key):
+                    numbers = [report.ac, report.mac, report.energy_nj]
+                    numbers += [report.relu_ac, report.relu_mac, report.relu_energy_nj]
+                    seed = or_dash(one.identity["training_seed"])
+                    rows.append([group, seed, *(f"{number:.4g}" for number in numbers)])
+        note = "Of one sample; 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate (45 nm)."
+        return [Section(heading, [figures.firing_rates(measured), Table(head, rows), note])]

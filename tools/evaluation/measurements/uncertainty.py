@@ -1,0 +1,157 @@
+"""Calibration and uncertainty against the number of averaged draws, beside other uses of the same compute."""
+
+import dataclasses
+import logging
+import time
+from typing import Any
+
+import torch
+
+from tools.analysis import metrics
+from tools.analysis.uncertainty import SIZES, ensemble_curve, out_of_distribution
+from tools.config.evaluate import EvaluationConfig
+from tools.evaluation import passes
+from tools.evaluation.report import figures
+from tools.evaluation.report.blocks import Section, Table, count, missing, percent
+from tools.evaluation.results import Evaluation
+from tools.evaluation.snapshot import Snapshot
+
+from .measurement import Measurement
+
+logger = logging.getLogger(__name__)
+Row = dict[str, Any]  # of `ensemble_curve`
+
+SCORES = {  # in the report, in this order; a score without an entry is shown by its own name
+    "nll": "NLL",
+    "nll_scaled": "NLL, T",
+    "brier": "Brier",
+    "brier_scaled": "Brier, T",
+    "calibration_error": "ECE",
+    "calibration_error_scaled": "ECE, T",
+    "risk_coverage_area": "risk-coverage",
+    "predictive_entropy": "entropy",
+    "expected_entropy": "expected entropy",
+    "mutual_information": "mutual information",
+}
+NO_SCORES = {"draws", "ensembles", "factor", "timesteps", "accuracy", "temperature"}
+
+
+@dataclasses.dataclass(frozen=True)
+class UncertaintyReport:
+    """Scores of averaged draws."""
+
+    ood: str  # name of the other data set, or empty
+    validation_images: int  # that temperatures are fitted on
+    bins: int  # of the calibration error
+    images_per_s: float  # times draws
+    curve: list[Row]  # against the number of averaged draws
+    reliability: dict[str, list[Row]]  # rows of `metrics.reliability`, by number of averaged draws
+    more_time_steps: list[Row] | None = None  # of single draws; events have none
+    out_of_distribution: dict[str, Any] | None = None  # how well the other data set is told from this one
+
+
+class Uncertainty(Measurement):
+    key = setting = "uncertainty"
+    kind = UncertaintyReport
+
+    def settings(self, config: EvaluationConfig) -> dict[str, Any]:
+        return {"ood": config.ood}
+
+    def measure(self, snapshot: Snapshot) -> UncertaintyReport:
+        ood, sizes = snapshot.config.ood, SIZES if snapshot.is_noisy else (1,)
+        validation = passes.draws(snapshot, snapshot.validation_batches, max(sizes), "val")
+        start = time.perf_counter()
+        test = passes.draws(snapshot, snapshot.test_batches, max(sizes), "test")
+        images_per_s = max(sizes) * len(snapshot.test) / (time.perf_counter() - start)
+        target = snapshot.test.labels.to(snapshot.device)
+        validation_target = snapshot.validation.labels.to(snapshot.device)
+        reliability = {}
+        for size in (1, max(sizes)):
+            reliability[str(size)] = metrics.reliability(metrics.mean_prediction(test[:size]), target)
+        more_time_steps = told = None
+        if snapshot.dataset.has_pixels:
+            # as many passes for each row as the draws' own curve had
+            more_time_steps = [_more_steps(snapshot, factor, max(sizes) // factor or 1) for factor in SIZES[1:]]
+        if ood:
+            outside = passes.draws(snapshot, snapshot.batches(snapshot.outside), max(sizes), ood)
+            curve = out_of_distribution(test, outside, sizes)
+            told = {"dataset": ood, "test_images": len(snapshot.outside), "curve": curve}
+        return UncertaintyReport(
+            ood,
+            len(snapshot.validation),
+            metrics.BINS,
+            images_per_s,
+            ensemble_curve(test, target, validation, validation_target, sizes),
+            reliability,
+            more_time_steps,
+            told,
+        )
+
+    def log(self, report: UncertaintyReport) -> None:
+        for row in report.curve:
+            scores = f"accuracy {100 * row['accuracy']:.2f} %, NLL {row['nll']:.4f}"
+            calibration = f"calibration error {row['calibration_error']:.4f}"
+            scaled = f"{row['calibration_error_scaled']:.4f} with temperature {row['temperature']:.2f}"
+            logger.info("%2d draws: %s, %s (%s)", row["draws"], scores, calibration, scaled)
+        logger.info("%.0f images per second (%d draws)", report.images_per_s, report.curve[-1]["draws"])
+
+    def sections(self, evaluation: Evaluation) -> list[Section]:
+        measured, compute = evaluation.reports(self.key), "Accuracy and calibration against compute"
+        if not measured:
+            return [missing("Reliability", "--uncertainty"), missing(compute, "--uncertainty")]
+        curves = [figures.draws(measured, evaluation.ensembles), *_tables(measured, evaluation.ensembles)]
+        return [Section("Reliability", [figures.reliability(measured)]), Section(compute, curves)]
+
+
+def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[Row]:
+    """Scores of the mean of the first 2, 3, ... snapshots, one draw each: what the compute of as many draws buys."""
+    if len(snapshots) < 2:
+        return []
+    test, validation = [], []
+    for one in snapshots:
+        test.append(passes.draws(one, one.test_batches, 1, "ensemble of snapshots")[0])
+        validation.append(passes.draws(one, one.validation_batches, 1, "ensemble of snapshots")[0])
+    first, sizes = snapshots[0], tuple(range(2, len(snapshots) + 1))
+    target, validation_target = (part.labels.to(first.device) for part in (first.test, first.validation))
+    return ensemble_curve(torch.stack(test), target, torch.stack(validation), validation_target, sizes)
+
+
+def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
+    """Scores of single draws with `factor` times as many time steps, averaged over `repetitions` of them."""
+    forward = dataclasses.replace(snapshot.forward, timesteps=factor * snapshot.forward.timesteps)
+    what = f"{forward.timesteps} time steps"
+    test = passes.draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward)
+    validation = passes.draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward)
+    target, validation_target = (part.labels.to(snapshot.device) for part in (snapshot.test, snapshot.validation))
+    (row,) = ensemble_curve(test, target, validation, validation_target, (1,))
+    return {"factor": factor, "timesteps": forward.timesteps, **row}
+
+
+def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[Row]]) -> list[Any]:
+    first, rows, outside, speeds = next(iter(measured.values()))[0], [], [], []
+    names = [*SCORES, *sorted(first.curve[0].keys() - SCORES.keys() - NO_SCORES)]
+
+    def add(group: str, what: str, row: Row) -> None:
+        rows.append([group, what, percent(row["accuracy"]), *(f"{row[name]:.4f}" for name in names)])
+
+    for group, reports in measured.items():
+        speeds.append(f"{group}, {count(reports[0].curve[-1]['draws'], 'draw')}: {reports[0].images_per_s:.0f}")
+        for row in figures.mean_rows([report.curve for report in reports]):
+            add(group, count(row["draws"], "draw"), row)
+        for row in figures.mean_rows([report.more_time_steps or [] for report in reports]):
+            add(group, f"{row['timesteps']} time steps", row)
+        for row in ensembles.get(group, []):
+            add(group, count(row["draws"], "snapshot"), row)
+        told = [report.out_of_distribution for report in reports if report.out_of_distribution]
+        for row in figures.mean_rows([one["curve"] for one in told]):
+            areas = [f"{row[name]:.3f}" for name in ("confidence", "predictive", "mutual_information")]
+            outside.append([group, f"{count(row['draws'], 'draw')} against {told[0]['dataset']}", *areas])
+    tables = [Table(["group", "averaged", "accuracy, %", *(SCORES.get(name, name) for name in names)], rows)]
+    if outside:
+        head = ["group", "area under the ROC curve", "confidence", "predictive entropy", "mutual information"]
+        tables.append(Table(head, outside))
+    note = (
+        "Means over the snapshots of each group. Calibration error (ECE) in 15 bins of equal mass; T: after a "
+        f"temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
+    )
+    return [*tables, note]

@@ -1,0 +1,145 @@
+"""What comes out of an evaluation, as records and as plain data."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .conditions import CLEAN
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """A test sample, and what a network takes it for; `loss` in nats."""
+
+    index: int
+    label: int
+    predicted: int
+    confidence: float
+    loss: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Accuracy and loss under one condition, over draws of the network's noise and of the perturbation."""
+
+    severity: int | None
+    strength: float | None
+    accuracy_mean: float
+    accuracy_std: float | None  # None for a single draw of many; 0 where nothing is drawn
+    accuracy_draws: list[float]
+    loss_mean: float
+    loss_std: float | None
+    loss_draws: list[float]
+    times_correct: list[int]  # of each sample, in how many draws it was classified correctly
+    confusion: list[list[float]] | None = None  # of a clean condition: [class][taken for], samples per draw
+    worst: list[Mistake] | None = None  # of a clean condition: the samples of the highest loss
+
+    def at(self, strength: float | None) -> "Result":
+        """This result as the one of a perturbation whose `strength` changes nothing."""
+        return dataclasses.replace(self, strength=strength, confusion=None, worst=None)
+
+    def as_json(self) -> dict[str, Any]:
+        content = dataclasses.asdict(self)
+        return {name: value for name, value in content.items() if name not in ("confusion", "worst") or value}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Result":
+        if "worst" in content:
+            content = {**content, "worst": [Mistake(**row) for row in content["worst"]]}
+        return cls(**content)
+
+
+@dataclasses.dataclass(frozen=True)
+class SnapshotResults:
+    """The results of one snapshot."""
+
+    identity: dict[str, Any]  # all that they depend on, as plain data
+    is_noisy: bool
+    reports: dict[str, Any]  # by the key of the measurement
+
+    @property
+    def perturbations(self) -> dict[str, list[Result]]:
+        """The results of each perturbation, and of "clean"."""
+        return self.reports["perturbations"]
+
+    @property
+    def clean(self) -> Result:
+        return self.perturbations[CLEAN][0]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupAccuracy:
+    """Accuracy of a group under one test: mean and interval over seeds, as of `seed_interval`."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    draws_std: float | None  # over noise draws, mean over snapshots; None for single draws
+
+
+@dataclasses.dataclass
+class Difference:
+    """The accuracy of one group less that of another, with interval and p over samples, as of `paired_difference`.
+
+    A summary's `p_holm` is the larger p, over samples or over seeds, corrected for all tests of the same two groups:
+    it is small only for a difference beyond both kinds of chance.
+    """
+
+    first: str
+    second: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    seeds: dict[str, float | None]  # as of `seed_difference`
+    p_holm: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One test and strength, or the mean of a test over its strengths, of all groups."""
+
+    test: str
+    of: str  # what the strength is
+    severity: int | None
+    strength: float | None
+    reliable: bool  # False where a gate of the attacks failed
+    groups: dict[str, GroupAccuracy]
+    differences: list[Difference]
+    is_mean: bool = False  # which has no severity and strength
+
+    def as_json(self) -> dict[str, Any]:
+        """As in results.json, where groups are called kinds."""
+        row = dataclasses.asdict(self)
+        row["kinds"], row["differences"] = row.pop("groups"), row.pop("differences")
+        if row.pop("is_mean"):
+            del row["severity"], row["strength"]
+        else:
+            for one in row["differences"]:
+                del one["p_holm"]
+        return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """All that came out of one call of a testing script."""
+
+    dataset: str
+    classes: tuple[str, ...]  # their names, in the order of the labels
+    device: str  # that the networks were on
+    groups: dict[str, list[SnapshotResults]]  # of each of its snapshots
+    rows: list[Row]  # every test and strength that all snapshots went through
+    summary: list[Row]  # the mean of each test over its strengths
+    ensembles: dict[str, list[dict[str, Any]]]  # scores of ensembles of a group's snapshots
+    sample: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
+
+    def reports(self, key: str) -> dict[str, list[Any]]:
+        """{group: the reports of its snapshots}, of the groups that have any of this measurement."""
+        found = {}
+        for group, snapshots in self.groups.items():
+            if reports := [one.reports[key] for one in snapshots if key in one.reports]:
+                found[group] = reports
+        return found

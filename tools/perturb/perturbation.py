@@ -1,0 +1,29 @@
+"""What a perturbation is."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturbation:
+    """One way to disturb the input or the inside of a network.
+
+    Args:
+        where: the family, which says how `apply` is called (all draw from a seeded generator):
+            "pixels": (images [B, C, H, W] in [0, 1], strength, generator) -> the same, in [0, 1];
+            "events": (events [N], strength, numpy Generator, (width, height) of the sensor) -> events;
+            "hidden": (net, strength, generator) -> context manager;
+            "attack": (gradient, images, target, strength, generator) -> attacked images in [0, 1].
+    """
+
+    where: str
+    apply: Callable[..., Any]
+    flag: str  # the setting that holds its strength
+    unit: str  # what the strength is, for the axis of a plot
+    severities: tuple[float, ...]  # the strengths of severity 1 to 5
+    neutral: float | None = 0.0  # the strength that changes nothing; None if there is none
+    lowest: float = 0.0  # strength allowed
+    highest: float = math.inf
+    is_random: bool = True  # whether it draws anything
