@@ -1,6 +1,6 @@
 """Variability and reliability of neural codes: metrics, the scale of the noise, and networks fitted to cells.
 
-`docs/neural-coding.md` tells what comes out. `python main_coding.py --help` lists all settings.
+`docs/coding.md` tells what comes out. `python main_coding.py --help` lists all settings.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Noise as regulariser: generalisation, sharpness, few training images, and scales that are learnt.
 
-`docs/noise-as-regulariser.md` tells what comes out. `python main_regularisation.py --help` lists all settings.
+`docs/regularisation.md` tells what comes out. `python main_regularisation.py --help` lists all settings.
 """
 
 from dataset_utils import DATASETS

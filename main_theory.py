@@ -1,6 +1,6 @@
 """Why the surrogate gradient is a density: measured firing probabilities, and gradients against exact ones.
 
-`docs/noise-driven-learning.md` tells what comes out. `python main_theory.py --help` lists all settings.
+`docs/theory.md` tells what comes out. `python main_theory.py --help` lists all settings.
 """
 
 from tools.cli import study

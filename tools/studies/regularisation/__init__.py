@@ -1,4 +1,4 @@
 """Noise as regulariser: generalisation, sharpness and few training images, against the scale of the noise.
 
-`docs/noise-as-regulariser.md` tells what comes out; `main_regularisation.py` makes it.
+`docs/regularisation.md` tells what comes out; `main_regularisation.py` makes it.
 """
