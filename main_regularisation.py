@@ -1,15 +1,16 @@
 """Noise as regulariser: generalisation, sharpness, few training images, and scales that are learnt.
 
-`docs/regularisation.md` tells what comes out. `python main_regularisation.py --help` lists all settings.
+docs/regularisation.md has the results. `python main_regularisation.py --help` lists all settings.
 """
 
 from dataset_utils import DATASETS
 from tools.cli import study
-from tools.studies.regularisation.experiments import experiments
 
 
 def chosen(arguments):
-    return experiments(DATASETS["mnist5k"].load())
+    from tools.studies.regularisation.experiments import experiments  # needs SciPy, which --help does without
+
+    return experiments(DATASETS["mnist5k"])
 
 
 if __name__ == "__main__":
