@@ -221,7 +221,7 @@ def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes)
 
 def _measured(job):
     value = 0.5 + job.std + 0.01 * (job.seed % 7)
-    other = Measured(**dict.fromkeys(experiments.QUANTITIES, value))
+    other = Measured(**dict.fromkeys(Measured.__dataclass_fields__, value))
     gains = {key: value + 0.1 * number * job.noisy for number, key in enumerate(experiments.GAINS, 1)}
     return dataclasses.replace(other, **gains)
 

@@ -1,18 +1,17 @@
 """The experiments of main_regularisation.py: each measures, draws its picture, and returns its numbers."""
 
-import dataclasses
 import functools
 import itertools
 
 from models import Gaussian
 from models.noise import LAWS
 from tools.analysis.statistics import seed_interval
+from tools.studies.intervals import gains, over_seeds
 from tools.studies.study import Experiment, Study
 
 from . import pictures
-from .runs import Data, Measured, Run, learn_scales, measure
+from .runs import Data, Run, learn_scales, measure
 
-QUANTITIES = tuple(field.name for field in dataclasses.fields(Measured))
 GAINS = ("test_accuracy", "train_loss", "test_loss", "gap", "sharpness", "hessian_trace")  # compared in pairs
 
 
@@ -34,13 +33,9 @@ def generalisation(study: Study, data: Data) -> dict:
     found = dict(zip(cases, study.map_groups(measure, jobs, "networks")))
     rows = []
     for (size, std, law, noisy), networks in found.items():
-        row = {"images": size, "std": std, "law": law.__name__, "noisy": noisy}
-        for key in QUANTITIES:
-            row[key] = seed_interval([getattr(one, key) for one in networks])
+        row = {"images": size, "std": std, "law": law.__name__, "noisy": noisy, **over_seeds(networks)}
         if noisy:
-            pairs = list(zip(networks, found[size, std, Gaussian, False]))
-            for key in GAINS:
-                row[f"{key}_gain"] = seed_interval([getattr(one, key) - getattr(other, key) for one, other in pairs])
+            row |= gains(networks, found[size, std, Gaussian, False], GAINS)
         rows.append(row)
     pictures.generalisation(study.folder / "generalisation.png", rows)
     pictures.few_images(study.folder / "few_images.png", rows, std=0.3)
