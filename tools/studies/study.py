@@ -10,12 +10,14 @@ import math
 import multiprocessing
 import os
 import re
+import unittest.mock
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from tools.errors import UserError
@@ -25,25 +27,18 @@ from tools.runtime.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
 Job, Result = TypeVar("Job"), TypeVar("Result")
-DPI = 110  # of pictures
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 DIGITS = 5  # significant ones of a number in the results: fewer than rounding on another machine changes
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What an experiment is given.
+    """What an experiment is given."""
 
-    Args:
-        folder: for its pictures.
-        seed: fixes everything random.
-        quick: fewer repetitions.
-        workers: number of parallel processes.
-    """
-
-    folder: Path
-    seed: int = 0
-    quick: bool = False
-    workers: int = 1
+    folder: Path  # for pictures
+    seed: int = 0  # fixes everything random
+    quick: bool = False  # fewer repetitions
+    workers: int = 1  # number of parallel processes
 
     def seed_for(self, *purpose: str | int) -> int:
         """A seed for one purpose, below 2^32: NumPy's `RandomState` takes no larger one."""
@@ -68,10 +63,9 @@ class Study:
         if self.workers == 1 or len(jobs) == 1:
             with _one_thread():
                 return [function(job) for job in tqdm(jobs, **progress)]
-        # PyTorch's threads do not survive a fork.
-        spawned = multiprocessing.get_context("spawn")
+        spawned = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
         pool = concurrent.futures.ProcessPoolExecutor(min(self.workers, len(jobs)), spawned)
-        with _single_threaded_children(), pool:
+        with unittest.mock.patch.dict(os.environ, ONE_THREAD), pool:
             try:
                 return list(tqdm(pool.map(function, jobs), **progress))
             except concurrent.futures.process.BrokenProcessPool as error:
@@ -89,6 +83,10 @@ class Study:
         found = iter(self.map(function, [job for group in groups for job in group], description))
         return [list(itertools.islice(found, len(group))) for group in groups]
 
+    def save(self, name: str, picture: Figure) -> None:
+        """Write a picture to <name>.png."""
+        picture.savefig(self.folder / f"{name}.png", dpi=110)
+
 
 Experiment = Callable[[Study], Any]  # it draws pictures, and returns results that `rounded` takes
 
@@ -102,21 +100,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Processes started in the block use one thread each, in PyTorch and in NumPy's libraries."""
-    before = dict(os.environ)
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    os.environ.update(one)
-    try:
-        yield
-    finally:
-        for name in one:
-            del os.environ[name]
-            if name in before:
-                os.environ[name] = before[name]
 
 
 def run_study(

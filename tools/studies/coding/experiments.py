@@ -68,7 +68,7 @@ def scale(study: Study, digits: torch.Tensor) -> dict:
     rows = []
     for std, of_scale in zip(scales, found):
         rows.append({"std": std, **over_seeds(of_scale), **gains(of_scale, found[0], DECODING)})
-    pictures.scale(study.folder / "noise_scale.png", rows, DECODING)
+    study.save("noise_scale", pictures.scale(rows, DECODING))
     return {"cells": CELLS, "frames": 1000, "trials": 40, "seeds": len(seeds), "chance": WINDOW / 1000, "rows": rows}
 
 
@@ -128,7 +128,7 @@ def fits(study: Study, digits: torch.Tensor) -> dict:
         for seed in study.seeds("oracle", full=5, quick=5):
             oracle.append(judge(cells.sample(TRIALS * len(tested), seed)[:, start:], tested, FRAME_S))
         results[name]["oracle"] = over_seeds(oracle)
-        pictures.fits(study.folder / f"fits_{name.split()[0].lower()}.png", results[name], name)
+        study.save(f"fits_{name.split()[0].lower()}", pictures.fits(results[name], name))
     return {"frames": start, "trials": 20, "test_frames": frames - start, "test_trials": 50, "results": results}
 
 
@@ -153,7 +153,7 @@ def recording(study: Study, data: Recording, name: str) -> dict:
     if with_signal == 0:
         raise UserError(f"no cell of {name} responds to the last fifth of its movie by more than chance")
     results = compare(study, split, name)
-    pictures.fits(study.folder / "fits_recording.png", results, name)
+    study.save("fits_recording", pictures.fits(results, name))
     return {
         "file": name,
         "movie": data.movie.shape,

@@ -1,14 +1,10 @@
-"""Pictures of `experiments`, as PNG files."""
-
-from pathlib import Path
+"""Pictures of `experiments`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.studies.study import DPI
 
-
-def truth(path: Path, rows: list[dict]) -> None:
+def truth(rows: list[dict]) -> Figure:
     """Draw estimate / truth of each metric, with its interval; 1 + the estimate where the truth is 0."""
     figure = Figure(figsize=(7.2, 0.32 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
@@ -22,14 +18,13 @@ def truth(path: Path, rows: list[dict]) -> None:
     axes.set(
         xlabel="estimate / truth (1 + estimate where the truth is 0), 95 % interval", title="metrics recover truth"
     )
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def scale(path: Path, rows: list[dict], decoding: dict[str, int]) -> None:
+def scale(rows: list[dict], decoding: dict[str, int]) -> Figure:
     """Draw reliability, Fano factor and decoding against the scale of the noise; no noise is the leftmost point.
 
     Args:
-        path: the PNG file to write.
         rows: one for each scale: {"std", quantity: interval}.
         decoding: {key of the accuracy: number of pooled trials}.
     """
@@ -49,7 +44,7 @@ def scale(path: Path, rows: list[dict], decoding: dict[str, int]) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.suptitle("noisy LIF cells: mean and 95 % interval over populations")
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _line(axes, x, rows, key, label=None, colour="C0"):
@@ -58,11 +53,10 @@ def _line(axes, x, rows, key, label=None, colour="C0"):
     axes.fill_between(x, low, high, color=colour, alpha=0.2)
 
 
-def fits(path: Path, results: dict[str, dict], name: str) -> None:
+def fits(results: dict[str, dict], name: str) -> Figure:
     """Draw bars of what `judge` says of each network, with intervals over seeds.
 
     Args:
-        path: the PNG file to write.
         results: {network: {quantity: interval}}.
         name: of the cells.
     """
@@ -88,4 +82,4 @@ def fits(path: Path, results: dict[str, dict], name: str) -> None:
         axes.set_title(label, fontsize=10)
         axes.set_xticks(range(len(networks)), [network.replace(", ", ",\n") for network in networks], fontsize=8)
     figure.suptitle(f"fitted to {name}: mean and 95 % interval over seeds")
-    figure.savefig(path, dpi=DPI)
+    return figure

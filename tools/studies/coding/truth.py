@@ -46,7 +46,7 @@ def truth(study: Study, digits: torch.Tensor) -> dict:
     for share in (0.1, 0.5):
         found = [_shared_noise(share, seed) for seed in seeds]
         rows.append(_row(f"pair with {share:.0%} common spikes", "noise correlation", share, found))
-    pictures.truth(study.folder / "truth.png", rows)
+    study.save("truth", pictures.truth(rows))
     return {"frames": frames, "trials": trials, "recordings": len(seeds), "rows": rows}
 
 

@@ -37,8 +37,8 @@ def generalisation(study: Study, data: Data) -> dict:
         if noisy:
             row |= gains(networks, found[size, std, Gaussian, False], GAINS)
         rows.append(row)
-    pictures.generalisation(study.folder / "generalisation.png", rows)
-    pictures.few_images(study.folder / "few_images.png", rows, std=0.3)
+    study.save("generalisation", pictures.generalisation(rows))
+    study.save("few_images", pictures.few_images(rows, std=0.3))
     return {"seeds": len(seeds), "steps": steps, "rows": rows}
 
 
@@ -49,7 +49,7 @@ def learnt_scales(study: Study, data: Data) -> dict:
     steps = 200 if study.quick else 2000
     jobs = [[Run(data, 4000, Gaussian, std, True, steps, seed) for seed in seeds] for std in stds]
     found = dict(zip(stds, study.map_groups(learn_scales, jobs, "learnt scales")))
-    pictures.learnt_scales(study.folder / "learnt_scales.png", found)
+    study.save("learnt_scales", pictures.learnt_scales(found))
     rows = []
     for std, networks in found.items():
         last = zip(*(one.scales[-1] for one in networks))

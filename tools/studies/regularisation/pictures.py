@@ -1,10 +1,6 @@
-"""Pictures of `experiments`, as PNG files."""
-
-from pathlib import Path
+"""Pictures of `experiments`."""
 
 from matplotlib.figure import Figure
-
-from tools.studies.study import DPI
 
 _QUANTITIES = (
     ("gap", "test loss - training loss (nats)", "linear"),
@@ -14,7 +10,7 @@ _QUANTITIES = (
 )
 
 
-def generalisation(path: Path, rows: list[dict]) -> None:
+def generalisation(rows: list[dict]) -> Figure:
     """Draw gap, sharpness and accuracy against the scale: a column for each number of images, a line for each law."""
     sizes = (100, 1000, 4000)
     figure = Figure(figsize=(3.7 * len(sizes) + 1.6, 2.3 * len(_QUANTITIES)), layout="constrained")
@@ -33,14 +29,13 @@ def generalisation(path: Path, rows: list[dict]) -> None:
     for axes in panels[-1]:
         axes.set_xlabel("standard deviation (thresholds)")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def few_images(path: Path, rows: list[dict], std: float) -> None:
+def few_images(rows: list[dict], std: float) -> None:
     """Draw, against the number of training images, accuracy at one scale, and what noise adds to it and to test loss.
 
     Args:
-        path: the PNG file to write.
         rows: of `experiments.generalisation`.
         std: of the noise, for accuracy; test losses are for Gaussian noise of this scale and of larger ones.
     """
@@ -66,7 +61,7 @@ def few_images(path: Path, rows: list[dict], std: float) -> None:
     accuracy.legend(fontsize=8)
     loss_gain.legend(fontsize=8)
     figure.suptitle("mean and 95 % interval over seeds; differences of pairs of the same seed")
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _beside_each_other(rows, number):
@@ -89,11 +84,10 @@ def _errorbars(axes, x, rows, key, name):
     axes.errorbar(x, means, halves, fmt=fmt, color=color, ms=4, lw=1.2, capsize=2, label=name)
 
 
-def learnt_scales(path: Path, found: dict) -> None:
+def learnt_scales(found: dict) -> Figure:
     """Draw the scale of each layer during training, a panel for each initial scale, a line for each network.
 
     Args:
-        path: the PNG file to write.
         found: {initial scale: [`runs.LearntScales` of each network]}.
     """
     figure = Figure(figsize=(3.6 * len(found) + 1.0, 3.6), layout="constrained")
@@ -108,4 +102,4 @@ def learnt_scales(path: Path, found: dict) -> None:
     layers = len(networks[0].scales[0])
     handles = [panels[0].plot([], [], color=f"C{layer}", label=f"layer {layer + 1}")[0] for layer in range(layers)]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    return figure

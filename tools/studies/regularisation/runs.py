@@ -52,25 +52,15 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One network to train and to measure.
-
-    Args:
-        data: of which `images` are trained on.
-        images: number of training images.
-        law: class of the noise.
-        std: its standard deviation in thresholds; see `law_of_std`.
-        noisy: or deterministic, with the density of the law as surrogate gradient.
-        steps: of the optimiser.
-        seed: of weights, order, noise, and of the choice of images.
-    """
+    """One network to train and to measure."""
 
     data: Data
-    images: int
+    images: int  # number of those that are trained on
     law: type[NoiseLaw]
-    std: float
-    noisy: bool
-    steps: int
-    seed: int
+    std: float  # of the noise, in thresholds; see `law_of_std`
+    noisy: bool  # or deterministic, with the density of the law as surrogate gradient
+    steps: int  # of the optimiser
+    seed: int  # of weights, order, noise, and of the choice of images
 
     def generator(self, purpose: str) -> torch.Generator:
         """A random generator of its own for one purpose."""
@@ -79,28 +69,18 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What is measured of a trained network: losses in nats, accuracies in [0, 1].
+    """What is measured of a trained network: losses in nats, accuracies in [0, 1]."""
 
-    Args:
-        train_loss, train_accuracy, test_loss, test_accuracy: of single draws.
-        ensemble_accuracy: on the test images, of the mean prediction of `DRAWS` draws.
-        gap: test loss less training loss.
-        sharpness: rise of the training loss when weights are perturbed.
-        trained_loss: on the training images that sharpness is measured on.
-        mean_field_loss: on the same images, of the network whose spikes are replaced by their probabilities.
-        hessian_trace: of that loss; NaN for the uniform law, whose density jumps, so that there is no Hessian.
-    """
-
-    train_loss: float
+    train_loss: float  # this and the next three: of single draws
     train_accuracy: float
     test_loss: float
     test_accuracy: float
-    ensemble_accuracy: float
-    gap: float
-    sharpness: float
-    trained_loss: float
-    mean_field_loss: float
-    hessian_trace: float
+    ensemble_accuracy: float  # on the test images, of the mean prediction of `DRAWS` draws
+    gap: float  # test loss - training loss
+    sharpness: float  # rise of the training loss when weights are perturbed
+    trained_loss: float  # on the training images that sharpness is measured on
+    mean_field_loss: float  # on the same images, of the network whose spikes are replaced by their probabilities
+    hessian_trace: float  # of that loss; NaN for the uniform law, whose density jumps: it has no Hessian
 
 
 def measure(run: Run) -> Measured:

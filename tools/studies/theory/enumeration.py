@@ -31,26 +31,16 @@ class SmallNetwork:
 
     The loss is a function of the output :math:`y = \frac1T \sum_t c \cdot s^D_t`: "linear" is y, "squared" is
     :math:`(y - y^*)^2`.
-
-    Args:
-        weights: D tensors [neurons, inputs], float64.
-        readout: c, [neurons of the last layer].
-        inputs: [T, inputs].
-        law: of the noise.
-        loss: "linear" or "squared".
-        target: y* of the squared loss.
-        decay: beta.
-        threshold: theta.
     """
 
-    weights: tuple[torch.Tensor, ...]
-    readout: torch.Tensor
-    inputs: torch.Tensor
+    weights: tuple[torch.Tensor, ...]  # D of [neurons, inputs], float64
+    readout: torch.Tensor  # c, [neurons of the last layer]
+    inputs: torch.Tensor  # [T, inputs]
     law: NoiseLaw
     loss: str = "squared"
-    target: float = 0.5
-    decay: float = 0.5
-    threshold: float = 1.0
+    target: float = 0.5  # y*
+    decay: float = 0.5  # beta
+    threshold: float = 1.0  # theta
 
     @classmethod
     def random(

@@ -75,21 +75,13 @@ def estimates(name: str, network: SmallNetwork, draws: int) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    r"""Bias, variance and cosine of estimates g of a gradient g*; all NaN if g* is zero.
+    """Bias, variance and cosine of estimates g of a gradient g*; all NaN if g* is zero."""
 
-    Args:
-        bias: :math:`|\mathrm{E} g - g^*| / |g^*|`, after what chance adds to its square was subtracted.
-        bias_error: standard deviation of the mean by chance alone, relative to :math:`|g^*|`.
-        variance: sum of the variances of one draw, relative to :math:`|g^*|^2`.
-        cosine: of the mean with g*.
-        cosine_of_one: mean cosine of one draw with g*; a draw whose gradient is 0 counts as 0.
-    """
-
-    bias: float = math.nan
-    bias_error: float = math.nan
-    variance: float = math.nan
-    cosine: float = math.nan
-    cosine_of_one: float = math.nan
+    bias: float = math.nan  # |E g - g*| / |g*|, after what chance adds to its square was subtracted
+    bias_error: float = math.nan  # standard deviation of the mean by chance alone, relative to |g*|
+    variance: float = math.nan  # sum of the variances of one draw, relative to |g*|^2
+    cosine: float = math.nan  # of the mean with g*
+    cosine_of_one: float = math.nan  # mean cosine of one draw with g*; a draw whose gradient is 0 counts as 0
 
 
 QUANTITIES = tuple(field.name for field in dataclasses.fields(Comparison))

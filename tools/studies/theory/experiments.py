@@ -1,6 +1,7 @@
 """The experiments of main_theory.py: each measures, draws its picture, and returns its numbers."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -41,18 +42,11 @@ class Curves:
 
 @dataclasses.dataclass(frozen=True)
 class Neuron:
-    """A neuron whose firing is measured.
-
-    Args:
-        law: class of its noise.
-        placement: of its noise, see `NoisyLIF`.
-        draws: at each potential.
-        seed: of the noise.
-    """
+    """A neuron whose firing is measured."""
 
     law: type[NoiseLaw]
-    placement: str
-    draws: int
+    placement: str  # of its noise, see `NoisyLIF`
+    draws: int  # at each potential
     seed: int
 
 
@@ -68,7 +62,7 @@ def firing(study: Study) -> dict:
         expected = expected_curves(law_of_std(neuron.law, FIRING_STD), neuron.placement)
         curves[neuron.law.__name__, neuron.placement] = measured, expected
         summary[neuron.law.__name__][neuron.placement] = deviations(measured, expected, draws)
-    pictures.firing(study.folder / "firing.png", POTENTIALS, curves, FIRING_STD)
+    study.save("firing", pictures.firing(POTENTIALS, curves, FIRING_STD))
     return {"std": FIRING_STD, "draws": draws, "potentials": len(POTENTIALS), "laws": summary}
 
 
@@ -126,25 +120,15 @@ def deviations(measured: Curves, expected: Curves, draws: int) -> dict:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A layer of neurons whose noise is made small: class and standard deviation of the noise, size, and seed."""
-
-    law: type[NoiseLaw]
-    std: float
-    neurons: int
-    seed: int
-
-
 def limit(study: Study) -> dict:
     """Measure which share of spikes differs from the deterministic LIF's, as the scale goes to 0."""
     scales = np.geomspace(1e-4, 1.0, 9)
     neurons = 20_000 if study.quick else 500_000
-    seed = study.seed_for("limit")
-    jobs = [[Layer(law, float(std), neurons, seed) for std in scales] for law in LAWS]
-    found = study.map_groups(_differing, jobs, "limit of vanishing noise")
+    measure_one = functools.partial(_differing, neurons=neurons, seed=study.seed_for("limit"))
+    jobs = [[law_of_std(law, float(std)) for std in scales] for law in LAWS]
+    found = study.map_groups(measure_one, jobs, "limit of vanishing noise")
     shares = {law.__name__: of_law for law, of_law in zip(LAWS, found)}
-    pictures.limit(study.folder / "limit.png", scales, shares)
+    study.save("limit", pictures.limit(scales, shares))
     return {
         "steps": 10,
         "neurons": neurons,
@@ -154,10 +138,10 @@ def limit(study: Study) -> dict:
     }
 
 
-def _differing(job: Layer) -> float:
-    generator = torch.Generator().manual_seed(job.seed)
-    x = torch.rand(10, 1, job.neurons, generator=generator, dtype=torch.float64)  # [T, B, N], some below threshold
-    neuron = NoisyLIF(law_of_std(job.law, job.std), threshold=THRESHOLD, decay=0.8)
+def _differing(law: NoiseLaw, neurons: int, seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(10, 1, neurons, generator=generator, dtype=torch.float64)  # [T, B, N], some below threshold
+    neuron = NoisyLIF(law, threshold=THRESHOLD, decay=0.8)
     with noise_generator(generator):
         noisy = neuron(x)
     with noiseless(neuron):
@@ -171,25 +155,15 @@ def _exponent(scales: np.ndarray, shares: list[float]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkJob:
-    """A random `SmallNetwork` whose gradient is estimated.
-
-    Args:
-        law: of its noise.
-        loss: "linear" or "squared".
-        layers, steps, width: depth D, steps T, and neurons per layer.
-        seed: of the network and of the noise.
-        estimators: names of those that are tried.
-        draws: of the stochastic ones.
-    """
+    """A random `SmallNetwork` whose gradient is estimated."""
 
     law: NoiseLaw
     loss: str
     layers: int
     steps: int
     width: int
-    seed: int
-    estimators: tuple[str, ...] = ESTIMATORS
-    draws: int = DRAWS
+    seed: int  # of the network and of the noise
+    estimators: tuple[str, ...] = ESTIMATORS  # that are compared
 
 
 def exactness(study: Study) -> dict:
@@ -202,7 +176,7 @@ def exactness(study: Study) -> dict:
     for (loss, steps, width), found in zip(cases, study.map_groups(measure, jobs, "where it is exact")):
         bias = _median([one["NDL"].bias for one in found])
         rows.append({"loss": loss, "layers": 1, "steps": steps, "width": width, "bias": bias})
-    pictures.exactness(study.folder / "exactness.png", rows)
+    study.save("exactness", pictures.exactness(rows))
     return {"networks": len(seeds), "std": law.std, "draws": DRAWS, "median_bias": rows}
 
 
@@ -213,21 +187,19 @@ def gradients(study: Study) -> dict:
     """
     seeds = study.seeds("gradients", full=20, quick=6)
     cases = list(itertools.product(LAWS, DEPTHS, SCALES))
-    jobs = []
-    for law, depth, std in cases:
-        jobs.append([NetworkJob(law_of_std(law, std), "squared", depth, TIMESTEPS, WIDTH, seed) for seed in seeds])
+    jobs = [
+        [NetworkJob(law_of_std(law, std), "squared", depth, TIMESTEPS, WIDTH, seed) for seed in seeds]
+        for law, depth, std in cases
+    ]
     found = dict(zip(cases, study.map_groups(measure, jobs, "gradients")))
     medians, have_one = {}, {}
     for law in LAWS:
-        of_law, counts = {}, {}
+        of_law, counts = medians.setdefault(law.__name__, {}), have_one.setdefault(law.__name__, {})
         for depth in DEPTHS:
-            by_scale = []
-            for std in SCALES:
-                by_scale.append([one for one in found[law, depth, std] if not math.isnan(one["NDL"].bias)])
+            by_scale = [_with_gradient(found[law, depth, std]) for std in SCALES]
             of_law[f"{depth} layers"] = {name: _medians(name, by_scale) for name in ESTIMATORS}
             counts[f"{depth} layers"] = [len(networks) for networks in by_scale]
-        medians[law.__name__], have_one[law.__name__] = of_law, counts
-        pictures.gradients(study.folder / f"gradients_{law.__name__.lower()}.png", SCALES, of_law, law.__name__)
+        study.save(f"gradients_{law.__name__.lower()}", pictures.gradients(SCALES, of_law, law.__name__))
     return {
         "networks": len(seeds),
         "draws": DRAWS,
@@ -237,6 +209,10 @@ def gradients(study: Study) -> dict:
         "networks_with_a_gradient": have_one,
         "medians_over_networks": medians,
     }
+
+
+def _with_gradient(networks: list[dict[str, Comparison]]) -> list[dict[str, Comparison]]:
+    return [one for one in networks if not math.isnan(one["NDL"].bias)]
 
 
 def _medians(estimator: str, by_scale: list[list[dict[str, Comparison]]]) -> dict[str, list[float]]:
@@ -256,7 +232,7 @@ def measure(job: NetworkJob) -> dict[str, Comparison]:
     network = SmallNetwork.random(job.law, job.layers, job.width, job.steps, job.seed, job.loss)
     exact = network.exact_gradient()
     with noise_generator(torch.Generator().manual_seed(derived_seed(job.seed, "noise"))):
-        return {name: compare(estimates(name, network, job.draws), exact) for name in job.estimators}
+        return {name: compare(estimates(name, network, DRAWS), exact) for name in job.estimators}
 
 
 EXPERIMENTS = {"firing": firing, "limit": limit, "exactness": exactness, "gradients": gradients}

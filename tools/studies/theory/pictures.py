@@ -1,22 +1,17 @@
-"""Pictures of `experiments`, as PNG files."""
-
-from pathlib import Path
+"""Pictures of `experiments`."""
 
 import numpy as np
 from matplotlib.figure import Figure
-
-from tools.studies.study import DPI
 
 from .estimators import DETERMINISTIC, STOCHASTIC
 
 _COLOURS = {name: f"C{number}" for number, name in enumerate((*STOCHASTIC, *DETERMINISTIC))}
 
 
-def firing(path: Path, u: np.ndarray, curves: dict, std: float) -> None:
+def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
     """Draw probabilities above, slopes below, a column for each law; points are measured, lines F and its density.
 
     Args:
-        path: the PNG file to write.
         u: potentials [K].
         curves: {(name of the law, placement): (measured, expected)}, both `experiments.Curves`.
         std: standard deviation of the noise.
@@ -39,10 +34,10 @@ def firing(path: Path, u: np.ndarray, curves: dict, std: float) -> None:
     for axes in panels.flat:
         axes.axvline(1.0, color="black", lw=0.5, ls=":")
     figure.suptitle(f"firing probability is F(u - threshold), its gradient the density (standard deviation {std})")
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def limit(path: Path, scales: np.ndarray, shares: dict[str, list[float]]) -> None:
+def limit(scales: np.ndarray, shares: dict[str, list[float]]) -> Figure:
     """Draw the share of spikes that differ from the deterministic neuron's, {law: [scales]}, against the scale."""
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -52,10 +47,10 @@ def limit(path: Path, scales: np.ndarray, shares: dict[str, list[float]]) -> Non
     axes.set_title("the deterministic LIF is the limit of vanishing noise")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def exactness(path: Path, rows: list[dict]) -> None:
+def exactness(rows: list[dict]) -> Figure:
     """Draw the bias of noise-driven learning with one layer: by width for both losses, and by the number of steps."""
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     by_width, by_steps = figure.subplots(1, 2, sharey=True)
@@ -70,16 +65,15 @@ def exactness(path: Path, rows: list[dict]) -> None:
     by_width.legend()
     for axes in (by_width, by_steps):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def gradients(path: Path, scales: tuple[float, ...], medians: dict, law: str) -> None:
+def gradients(scales: tuple[float, ...], medians: dict, law: str) -> Figure:
     """Draw bias, variance and cosines against the scale, a column for each depth, a line for each estimator.
 
     A bias smaller than the number of draws can resolve is drawn at that limit.
 
     Args:
-        path: the PNG file to write.
         scales: standard deviations.
         medians: {depth: {estimator: {quantity: [scales]}}}.
         law: its name.
@@ -115,4 +109,4 @@ def gradients(path: Path, scales: tuple[float, ...], medians: dict, law: str) ->
         axes.set_xlabel("standard deviation (thresholds)")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(f"gradients against the exact one: {law}")
-    figure.savefig(path, dpi=DPI)
+    return figure
