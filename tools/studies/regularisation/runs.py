@@ -12,7 +12,7 @@ from crits import RateCrossEntropy
 from models import LIF, NoiseLaw, NoisyLIF, Uniform, build_model, mean_field, noise_generator
 from models.layers import Normalize
 from tools.analysis import metrics
-from tools.data.images import LabelledImages
+from tools.data.images import LabelledImages, stratified_split
 from tools.inference import ForwardPass, predict_all
 from tools.optim import build_optimizer, build_scheduler
 from tools.probes.hooks import spiking_neurons
@@ -115,23 +115,16 @@ def measure(run: Run) -> Measured:
 
 
 def chosen_images(run: Run) -> LabelledImages:
-    """The training images of a run, as evenly distributed over the classes as possible."""
-    labels = run.data.train.labels
-    order = torch.randperm(len(labels), generator=run.generator("images"))
-    # The first images of each class in a random order: the classes take turns.
-    turn = torch.empty(len(labels), dtype=torch.int64)
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        turn[members] = torch.arange(len(members))
-    return run.data.train.subset(order[turn[order].argsort(stable=True)][: run.images])
+    """The training images of a run, the same share of each class, in random order; more images hold fewer ones."""
+    train = run.data.train
+    _, chosen = stratified_split(train.labels, run.images / len(train), run.seed)
+    return train.subset(chosen[torch.randperm(len(chosen), generator=run.generator("images"))])
 
 
 def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale: bool = False) -> nn.Module:
-    """Make the network of a run.
-
-    The noise is in the threshold alone: then its law itself, not that of a sum of two, is the probability of a spike,
-    also in the mean field, and its density is the gradient, as it is the surrogate of the network without noise.
-    """
+    """Make the network of a run."""
+    # Noise in the threshold alone: then its own distribution, not that of a sum of two, is the probability of a spike,
+    # also in the mean field, and its density is the gradient, as it is the surrogate of the network without noise.
     noisy = functools.partial(NoisyLIF, placement="escape", learnable_scale=learnable_scale)
     neuron = functools.partial(noisy if run.noisy else LIF, law_of_std(run.law, run.std))
     seed_generators(derived_seed(run.seed, "weights"))
@@ -142,14 +135,7 @@ def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale
 
 
 def train(net: nn.Module, images: LabelledImages, run: Run, after_step=None) -> None:
-    """Train a network for the steps of a run, in as many passes as that takes.
-
-    Args:
-        net: the network.
-        images: to train on.
-        run: says for how long, and with which seed.
-        after_step: see `train_one_epoch`.
-    """
+    """Train a network for the steps of a run, in as many passes as that takes; `train_one_epoch` has `after_step`."""
     optimizer = build_optimizer("adam", net, RATE, weight_decay=0.0)
     for group in optimizer.param_groups:
         if group["params"][0].dim() == 0:
@@ -208,11 +194,11 @@ def mean_field_twin(net: nn.Module, run: Run) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True)
 class LearntScales:
-    """Scales [RECORDED + 1][layers] at the steps of training, and the test accuracy of a single draw."""
+    """The scales that layers had during training."""
 
-    steps: list[int]
-    scales: list[list[float]]
-    accuracy: float
+    steps: list[int]  # [RECORDED + 1]
+    scales: list[list[float]]  # at these steps, of each layer
+    accuracy: float  # of a single draw on the test images
 
 
 def learn_scales(run: Run) -> LearntScales:

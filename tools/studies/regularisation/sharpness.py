@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
+Loss = Callable[[nn.Module], torch.Tensor]  # net -> scalar
+
 
 def hessian_trace(
-    net: nn.Module,
-    loss: Callable[[nn.Module], torch.Tensor],
-    probes: int,
-    generator: torch.Generator,
-    step: float = 1e-5,
+    net: nn.Module, loss: Loss, probes: int, generator: torch.Generator, step: float = 1e-5
 ) -> tuple[float, float]:
     r"""Trace of the Hessian of a loss with respect to the weights, by Hutchinson's estimator.
 
@@ -51,13 +49,7 @@ def hessian_trace(
 
 
 @torch.no_grad()
-def perturbed_loss(
-    net: nn.Module,
-    loss: Callable[[nn.Module], torch.Tensor],
-    relative: float,
-    draws: int,
-    generator: torch.Generator,
-) -> float:
+def perturbed_loss(net: nn.Module, loss: Loss, relative: float, draws: int, generator: torch.Generator) -> float:
     """Mean loss when each weight is moved by Gaussian noise, relative to the size of the weights of its layer.
 
     Args:

@@ -112,24 +112,13 @@ def _copies(network: SmallNetwork, draws: int) -> list[torch.Tensor]:
 
 
 def drawn_spikes(
-    network: SmallNetwork,
-    weights: Sequence[torch.Tensor],
-    draws: int,
-    mode: str = "noisy",
-    detach_reset: bool = False,
+    network: SmallNetwork, weights: Sequence[torch.Tensor], draws: int, mode: str = "noisy", detach_reset: bool = False
 ) -> list[torch.Tensor]:
-    """Spikes of each layer, [T, draws, neurons]."""
+    """Spikes of each layer, [T, draws, neurons]; `mode` and `detach_reset` as in `ndl`."""
+    neurons = functools.partial(noisy_lif, threshold=network.threshold, decay=network.decay, placement="escape")
     below = network.inputs[:, None].expand(-1, draws, -1)
     spikes = []
     for weight in weights:
-        below, _ = noisy_lif(
-            currents(weight, below),
-            network.law,
-            threshold=network.threshold,
-            decay=network.decay,
-            placement="escape",
-            detach_reset=detach_reset,
-            mode=mode,
-        )
+        below, _ = neurons(currents(weight, below), network.law, mode=mode, detach_reset=detach_reset)
         spikes.append(below)
     return spikes
