@@ -8,9 +8,12 @@ from tools.cli import study
 
 
 def chosen(arguments):
-    from tools.studies.regularisation.experiments import experiments  # needs SciPy, which --help does without
+    # These need SciPy and Matplotlib, which --help does without.
+    from tools.studies.regularisation.experiments import experiments
+    from tools.studies.regularisation.runs import Data
 
-    return experiments(DATASETS["mnist5k"])
+    dataset = DATASETS["mnist5k"]
+    return experiments(Data.of(dataset.load(), dataset.mean, dataset.std))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 DIGITS = 5  # significant ones of a number in the results: fewer than rounding on another machine changes
 

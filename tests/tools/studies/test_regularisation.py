@@ -192,7 +192,7 @@ def test_learnt_scales_are_noted_from_first_to_last():
 
 def test_learnt_scales_have_a_row_for_each_scale_at_first(tmp_path, monkeypatch, stripes):
     monkeypatch.setattr(experiments, "learn_scales", _learnt)
-    found = experiments.learnt_scales(Study(tmp_path, quick=True), Data.of(stripes))
+    found = experiments.learnt_scales(Study(tmp_path, quick=True), Data.of(stripes.load(), stripes.mean, stripes.std))
     assert [row["initial"] for row in found["rows"]] == [0.1, 0.3, 1.0] and found["seeds"] == 3
     for row in found["rows"]:
         assert [layer["mean"] for layer in row["layers"]] == pytest.approx([10 * row["initial"], 20 * row["initial"]])
@@ -208,7 +208,7 @@ def _learnt(job):
 
 def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes):
     monkeypatch.setattr(experiments, "measure", _measured)
-    found = experiments.generalisation(Study(tmp_path, quick=True), Data.of(stripes))
+    found = experiments.generalisation(Study(tmp_path, quick=True), Data.of(stripes.load(), stripes.mean, stripes.std))
     assert {row["law"] for row in found["rows"]} == {"Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy"}
     assert len(found["rows"]) == 3 * 4 * 6 and all(row["gap"]["seeds"] == 3 for row in found["rows"])
     for row in found["rows"]:
@@ -228,7 +228,7 @@ def _measured(job):
 
 
 def test_all_images_but_those_of_the_test_can_be_trained_on(stripes):
-    data = Data.of(stripes)
+    data = Data.of(stripes.load(), stripes.mean, stripes.std)
     assert len(data.train.images) == len(data.train.labels) == 200 and len(data.test) == 50
     assert (data.mean, data.std) == (stripes.mean, stripes.std)
     assert build(Run(data, 40, Gaussian, 0.3, True, 1, 0)).normalize.mean.item() == pytest.approx(0.4)

@@ -62,10 +62,10 @@ def natural_noise(frames: int, size: int, random: np.random.RandomState, corner_
 
 def stacked(movie: np.ndarray, depth: int) -> torch.Tensor:
     """The latest `depth` frames at each time, the current one last, 0 before the first: float32 [T, depth, H, W]."""
-    movie = torch.as_tensor(np.asarray(movie), dtype=torch.float32)
-    padded = torch.cat([movie.new_zeros(depth - 1, *movie.shape[1:]), movie])
+    frames = torch.as_tensor(np.asarray(movie), dtype=torch.float32)
+    padded = torch.cat([frames.new_zeros(depth - 1, *frames.shape[1:]), frames])
     return padded.unfold(0, depth, 1).permute(0, 3, 1, 2)
 
 
-def _standardised(movie):
+def _standardised(movie: np.ndarray) -> np.ndarray:
     return ((movie - movie.mean()) / movie.std()).astype(np.float32)

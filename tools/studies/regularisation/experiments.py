@@ -59,7 +59,6 @@ def learnt_scales(study: Study, data: Data) -> dict:
     return {"model": "vggwoap", "width": 0.125, "seeds": len(seeds), "steps": steps, "rows": rows}
 
 
-def experiments(dataset) -> dict[str, Experiment]:
-    """{name: experiment} on an image data set of `dataset_utils`."""
-    data = Data.of(dataset)
+def experiments(data: Data) -> dict[str, Experiment]:
+    """{name: experiment} on these images."""
     return {function.__name__: functools.partial(function, data=data) for function in (generalisation, learnt_scales)}

@@ -32,7 +32,7 @@ def generalisation(rows: list[dict]) -> Figure:
     return figure
 
 
-def few_images(rows: list[dict], std: float) -> None:
+def few_images(rows: list[dict], std: float) -> Figure:
     """Draw, against the number of training images, accuracy at one scale, and what noise adds to it and to test loss.
 
     Args:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -42,12 +43,11 @@ class Data:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, dataset) -> "Data":
-        """The images of a data set of `dataset_utils`; those for validation are trained on too: nothing is chosen."""
-        parts = dataset.load()
+    def of(cls, parts: dict[str, LabelledImages], mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
+        """Of a data set's "train", "val" and "test"; "val" is trained on too, as nothing is chosen by it."""
         images = torch.cat([parts["train"].images, parts["val"].images])
         labels = torch.cat([parts["train"].labels, parts["val"].labels])
-        return cls(LabelledImages(images, labels), parts["test"], dataset.mean, dataset.std)
+        return cls(LabelledImages(images, labels), parts["test"], mean, std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale
     return net
 
 
-def train(net: nn.Module, images: LabelledImages, run: Run, after_step=None) -> None:
+def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable | None = None) -> None:
     """Train a network for the steps of a run, in as many passes as that takes; `train_one_epoch` has `after_step`."""
     optimizer = build_optimizer("adam", net, RATE, weight_decay=0.0)
     for group in optimizer.param_groups:
@@ -208,7 +208,7 @@ def learn_scales(run: Run) -> LearntScales:
     steps, scales = [], []
     done = itertools.count()
 
-    def record(*_):
+    def record(*_) -> None:
         step = next(done)
         if step % (run.steps // RECORDED) == 0:
             steps.append(step)

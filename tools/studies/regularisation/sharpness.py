@@ -43,9 +43,9 @@ def hessian_trace(
             above = torch.autograd.grad(loss(net), weights)
         with moved(weights, signs, -step):
             below = torch.autograd.grad(loss(net), weights)
-        found.append(sum((sign * (a - b)).sum() for sign, a, b in zip(signs, above, below)) / (2 * step))
-    found = torch.stack(found).double()
-    return found.mean().item(), (found.std() / len(found) ** 0.5).item()
+        found.append(sum((sign * (a - b)).sum().item() for sign, a, b in zip(signs, above, below)) / (2 * step))
+    traces = torch.tensor(found, dtype=torch.float64)
+    return traces.mean().item(), (traces.std() / len(found) ** 0.5).item()
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ class SmallNetwork:
     def expected_loss(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
         """The exact expected loss, differentiable with respect to the weights."""
         spikes = self.patterns()
-        likelihood = 1.0
+        likelihood = torch.ones(2**self.bits, dtype=torch.float64)
         for p, fired in zip(self.probabilities(weights, spikes), spikes):
             likelihood = likelihood * torch.where(fired > 0, p, 1 - p).prod(0).prod(1)
         return (likelihood * self.loss_of(spikes[-1])).sum()

@@ -51,7 +51,7 @@ def reinforce(network: SmallNetwork, draws: int, baseline: bool = False) -> torc
         spikes = drawn_spikes(network, weights, draws)
         loss = network.loss_of(spikes[-1])
         advantage = (loss - loss.mean()) * draws / (draws - 1) if baseline else loss
-    score = 0.0
+    score = torch.zeros(draws, dtype=torch.float64)
     for p, fired in zip(network.probabilities(weights, spikes), spikes):
         score = score + torch.where(fired > 0, p, 1 - p).log().sum((0, 2))
     return flat(torch.autograd.grad((advantage * score).sum(), weights), 1)
