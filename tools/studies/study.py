@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-DIGITS = 5  # significant ones of a number in the results: fewer than rounding on another machine changes
+DIGITS = 5  # significant ones, of numbers in the results; those beyond may differ between machines by rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +89,12 @@ class Study:
         picture.savefig(self.folder / f"{name}.png", dpi=110)
 
 
-Experiment = Callable[[Study], Any]  # it draws pictures, and returns results that `rounded` takes
+Experiment = Callable[[Study], Any]  # saves pictures, and returns results that `rounded` takes
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """PyTorch uses one thread in the block: results may differ by rounding with another number."""
+    """PyTorch uses one thread in the block, since another number may change results by rounding."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

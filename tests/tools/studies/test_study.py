@@ -104,14 +104,18 @@ def test_numbers_are_rounded_and_what_is_none_is_null():
 def test_the_command_line(tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO)
     experiments = {"one": lambda study: {"workers": study.workers}}
+
+    def chosen(arguments):
+        return experiments
+
     arguments = ["--quick", "--seed", "3", "--workers", "2", "--out", str(tmp_path / "a")]
-    _, content = cli.study("test", "A test.", experiments, arguments)
+    _, content = cli.study("test", "A test.", chosen, arguments)
     assert content["experiments"] == {"one": {"workers": 2}} and "one (1 of 1)" in caplog.text
     with pytest.raises(SystemExit) as error:
-        cli.study("test", "A test.", experiments, [*arguments, "--only", "two"])
+        cli.study("test", "A test.", chosen, [*arguments, "--only", "two"])
     assert error.value.code == 1 and "unknown experiment 'two'" in caplog.text
     with pytest.raises(SystemExit) as error:
-        cli.study("test", "A test.", experiments, ["--workers", "-1"])
+        cli.study("test", "A test.", chosen, ["--workers", "-1"])
     assert error.value.code == 2
 
 

@@ -42,6 +42,7 @@ class Responses:
     decoding_20: float
 
 
+FRAMES, PRESENTED = 1000, 40  # length of the movie, and trials
 DECODING = {"decoding_1": 1, "decoding_5": 5, "decoding_20": 20}  # trials that are pooled
 
 
@@ -52,8 +53,6 @@ class Noise:
     digits: torch.Tensor
     std: float
     seed: int
-    frames: int = 1000
-    trials: int = 40
 
 
 def scale(study: Study, digits: torch.Tensor) -> dict:
@@ -69,15 +68,16 @@ def scale(study: Study, digits: torch.Tensor) -> dict:
     for std, of_scale in zip(scales, found):
         rows.append({"std": std, **over_seeds(of_scale), **gains(of_scale, found[0], DECODING)})
     study.save("noise_scale", pictures.scale(rows, DECODING))
-    return {"cells": CELLS, "frames": 1000, "trials": 40, "seeds": len(seeds), "chance": WINDOW / 1000, "rows": rows}
+    head = {"cells": CELLS, "frames": FRAMES, "trials": PRESENTED, "seeds": len(seeds), "chance": WINDOW / FRAMES}
+    return {**head, "rows": rows}
 
 
 def respond(job: Noise) -> Responses:
     """Measure the responses of one population."""
-    _, drive = population(job.digits, job.frames, job.seed)
+    _, drive = population(job.digits, FRAMES, job.seed)
     # Most of the drive is below the threshold: without noise, a cell is silent most of the time.
     cells = LIFCells(drive, gain=0.35, bias=0.3, noise=Gaussian(job.std or 1e-9))
-    spikes = cells.sample(job.trials, job.seed)
+    spikes = cells.sample(PRESENTED, job.seed)
     accuracies = spike_trains.decoding_accuracy(spikes, WINDOW, list(DECODING.values()), repeats=5, seed=job.seed)
     return Responses(
         rate_hz=spikes.mean() / FRAME_S,

@@ -115,7 +115,7 @@ def measure(run: Run) -> Measured:
 
 
 def chosen_images(run: Run) -> LabelledImages:
-    """The training images of a run, the same share of each class, in random order; more images hold fewer ones."""
+    """The training images of a run, the same share of each class, in random order; larger sets contain smaller ones."""
     train = run.data.train
     _, chosen = stratified_split(train.labels, run.images / len(train), run.seed)
     return train.subset(chosen[torch.randperm(len(chosen), generator=run.generator("images"))])
