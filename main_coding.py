@@ -1,14 +1,12 @@
 """Variability and reliability of neural codes: metrics, the scale of the noise, and networks fitted to cells.
 
-`docs/neural-coding.md` tells what comes out. `python main_coding.py --help` lists all settings.
+docs/coding.md has the results. `python main_coding.py --help` lists all settings.
 """
 
 from pathlib import Path
 
 from dataset_utils import DATASETS
 from tools.cli import study
-from tools.studies.coding.experiments import experiments, experiments_on
-from tools.studies.coding.recordings import read_recording
 
 
 def add_flags(parser):
@@ -16,16 +14,15 @@ def add_flags(parser):
 
 
 def chosen(arguments):
+    # These need SciPy and Matplotlib, which --help does without.
+    from tools.studies.coding.experiments import experiments, experiments_on
+    from tools.studies.coding.recordings import read_recording
+
     if arguments.recording:
         return experiments_on(read_recording(arguments.recording), Path(arguments.recording).name)
     return experiments(DATASETS["mnist5k"].load()["train"].images[:, 0])
 
 
 if __name__ == "__main__":
-    study(
-        "coding",
-        "Variability and reliability of noisy neurons and of networks fitted to them.",
-        chosen,
-        None,
-        add_flags,
-    )
+    description = "Variability and reliability of noisy neurons and of networks fitted to them."
+    study("coding", description, chosen, more_flags=add_flags)

@@ -1,15 +1,19 @@
 """Noise as regulariser: generalisation, sharpness, few training images, and scales that are learnt.
 
-`docs/noise-as-regulariser.md` tells what comes out. `python main_regularisation.py --help` lists all settings.
+docs/regularisation.md has the results. `python main_regularisation.py --help` lists all settings.
 """
 
 from dataset_utils import DATASETS
 from tools.cli import study
-from tools.studies.regularisation.experiments import experiments
 
 
 def chosen(arguments):
-    return experiments(DATASETS["mnist5k"].load())
+    # These need SciPy and Matplotlib, which --help does without.
+    from tools.studies.regularisation.experiments import experiments
+    from tools.studies.regularisation.runs import Data
+
+    dataset = DATASETS["mnist5k"]
+    return experiments(Data.of(dataset.load(), dataset.mean, dataset.std))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Writes the numbers of results into the pages that quote them.
+"""Write the numbers of results into the pages that quote them.
 
     python docs/quote.py        # after new results were copied to docs/results/
 
 A page marks a number by an invisible comment, as `0.09<!-- theory exactness/median_bias/loss=linear,steps=4/bias -->`:
-the name of a file of docs/results, a path in it, where a row of a list is named by its values, and where the page has
-another unit, a factor as x100. A number keeps its digits. Files are of `--quick`, "<study>_full" of runs without it.
+the name of a file in docs/results, a path in it (a row of a list is named by its values), and a factor such as x100 if
+the page uses another unit. A number keeps its digits. <study>.json is of `--quick`, <study>_full.json of runs without.
 """
 
 import json
@@ -15,35 +15,30 @@ DOCS = Path(__file__).parent
 MARK = re.compile(r"([-\d.e+]+)<!-- (\w+) ([^>]+?)(?: x([\d.]+))? -->")
 
 
-def look_up(content, path):
-    """What a path means in the content of a JSON file.
+def look_up(content, path: str):
+    """What a path leads to in the content of a JSON file.
 
     Args:
         content: dictionaries and lists.
-        path: keys joined by "/"; for a list a number, or `name=value,name=value` of the one row that has these values.
+        path: keys joined by "/"; for a list a number, or `name=value,name=value` of the one row with these values.
 
     Raises:
-        KeyError: no such key, or not exactly one row.
+        KeyError: for a key that does not exist, or not exactly one row.
     """
     for key in path.split("/"):
         if isinstance(content, list) and "=" in key:
-            wanted = dict(pair.split("=", 1) for pair in re.split(r",(?! )", key))  # values have ", "
+            wanted = dict(pair.split("=", 1) for pair in re.split(r",(?! )", key))  # values contain ", "
             rows = [row for row in content if all(str(row[name]) == value for name, value in wanted.items())]
             if len(rows) != 1:
-                raise KeyError(f"{len(rows)} rows are {key}, of {path}")
+                raise KeyError(f"{len(rows)} rows match {key} of {path}")
             content = rows[0]
         else:
             content = content[int(key) if isinstance(content, list) else key]
     return content
 
 
-def quoted(text, results):
-    """A page with each marked number as it is in the results.
-
-    Args:
-        text: of the page.
-        results: dictionary of the experiments of each file.
-    """
+def quoted(text: str, results: dict[str, dict]) -> str:
+    """A page in which each marked number is replaced by that of the results, {file: experiments}."""
 
     def number(match):
         shown, study, path, factor = match.groups()
@@ -55,7 +50,7 @@ def quoted(text, results):
     return MARK.sub(number, text)
 
 
-def results_of(folder):
+def results_of(folder: Path) -> dict[str, dict]:
     """{name: experiments} of the JSON files of a folder."""
     return {path.stem: json.loads(path.read_text())["experiments"] for path in folder.glob("*.json")}
 

@@ -10,7 +10,7 @@ import pytest
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 _quote = runpy.run_path(str(DOCS / "quote.py"))  # docs/ is not a package
 look_up, quoted, results_of = _quote["look_up"], _quote["quoted"], _quote["results_of"]
-PAGES = {"noise-driven-learning.md": 80, "noise-as-regulariser.md": 20, "neural-coding.md": 30}  # marks, at least
+PAGES = {"theory.md": 80, "regularisation.md": 20, "coding.md": 30}  # marks, at least
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,12 +2,16 @@
 
 import contextlib
 
-from models import NoisyLIF, SpikingNeuron
+
+def spiking_neurons(net):
+    """[(name, module)] of the spiking neurons of a network, in the order of its modules."""
+    return [(name, module) for name, module in net.named_modules() if getattr(module, "emits_spikes", False)]
 
 
 def is_noisy(net):
-    """Whether two passes over the same images may differ."""
-    return any(isinstance(module, NoisyLIF) and module.mode == "noisy" for module in net.modules())
+    """Whether a neuron of a network draws noise in its present mode, so that two calls may differ."""
+    modes = [getattr(neuron, "mode", None) for _, neuron in spiking_neurons(net)]
+    return "noisy" in modes
 
 
 @contextlib.contextmanager
@@ -21,7 +25,7 @@ def neuron_hooks(net, attach):
     Raises:
         ValueError: if there is no spiking neuron.
     """
-    neurons = [(name, module) for name, module in net.named_modules() if isinstance(module, SpikingNeuron)]
+    neurons = spiking_neurons(net)
     if not neurons:
         raise ValueError(f"{type(net).__name__} has no spiking neuron")
     with removed_afterwards([attach(name, neuron) for name, neuron in neurons]):

@@ -1,17 +1,22 @@
 """Noise laws of equal width, so that kinds of noise can be compared."""
 
+import math
+
 import torch
 
-from models import Cauchy, Gaussian, Logistic, Triangular, Uniform
-
-LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy)
+from models import Gaussian, NoiseLaw
 
 
-def law_of_std(law, std):
-    """A law of `LAWS` with this standard deviation.
+def law_of_std(law: type[NoiseLaw], std: float) -> NoiseLaw:
+    """The law with this standard deviation; one that has none gets the quartiles of the Gaussian that has it.
 
-    The Cauchy law has none: it gets the quartiles of the Gaussian, so that half of its noise is within 0.674 std.
+    With these, as for the Cauchy law, half of the noise is within 0.674 `std`.
     """
-    if law is Cauchy:
-        return Cauchy(std * torch.special.ndtri(torch.tensor(0.75, dtype=torch.float64)).item())
-    return law(std / law(1.0).std)
+    unit = law(1.0)
+    if math.isfinite(unit.std):
+        return law(std / unit.std)
+    return law(std * _quartile(Gaussian(1.0)) / _quartile(unit))
+
+
+def _quartile(law: NoiseLaw) -> float:
+    return law.icdf(torch.tensor(0.75, dtype=torch.float64)).item()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import os
 import sys
 
 import numpy as np
@@ -13,10 +14,11 @@ from dataset_utils import DATASETS
 from models import Gaussian
 from tools import cli
 from tools.analysis import spike_trains
+from tools.errors import UserError
 from tools.studies.coding import experiments, fitting
 from tools.studies.coding.cells import LIFCells, LNCells, filtered, receptive_fields
-from tools.studies.coding.experiments import Split, compare
-from tools.studies.coding.fitting import Fit, fit, simulate, trace_loss
+from tools.studies.coding.experiments import Noise, Responses, Split, compare
+from tools.studies.coding.fitting import fit, simulate, trace_loss
 from tools.studies.coding.judging import has_signal, judge
 from tools.studies.coding.movie import FRAME_S, digit_movie, natural_noise, stacked
 from tools.studies.coding.recordings import Recording, read_recording
@@ -125,7 +127,7 @@ def test_the_frames_of_nwb_may_have_timestamps_that_jitter_but_not_pause(tmp_pat
     assert (found.spikes == spikes).all() and found.frame_s == pytest.approx(0.02)
     times[20:] += 0.1
     write_nwb(tmp_path / "pause.nwb", movie, spikes, timestamps=times)
-    with pytest.raises(ValueError, match="do not follow each other regularly"):
+    with pytest.raises(UserError, match="not at regular intervals"):
         read_recording(tmp_path / "pause.nwb")
 
 
@@ -168,21 +170,21 @@ def broken(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("no spikes", "it has no spikes, but movie"),
+        ("no spikes", "it lacks spikes; it has movie"),
         ("another length", r"got \[29, 6, 5\] and \[3, 30, 2\]"),
         ("rates", "counts from 0 to 255"),
         ("negative", "counts from 0 to 255"),
         ("nan", "finite"),
-        ("no movement", "not the same everywhere"),
+        ("no movement", "not constant"),
         ("objects", "array of numbers"),
         ("frame_s", "frame_s must be positive"),
-        ("texts", "are numbers"),
-        ("text", "cannot be read as a .npz"),
+        ("texts", "must be numbers"),
+        ("text", "readable|cannot be read"),
         ("nwb without trials", "expected trials, and units that have spike_times"),
         ("nwb of units without spikes", "expected trials, and units that have spike_times"),
-        ("nwb of no rate", "rate of its movie must be positive, got 0.0"),
+        ("nwb of no rate", "rate of the movie must be positive, got 0.0"),
         ("nwb of two movies", "expected one movie among the stimuli, got one, two"),
-        ("nwb of text", "no recording that can be read"),
+        ("nwb of text", "cannot be read as a recording"),
     ],
 )
 def test_broken_recordings_are_named(tmp_path, name, message):
@@ -195,8 +197,15 @@ def test_broken_recordings_are_named(tmp_path, name, message):
 def test_nwb_without_pynwb_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynwb", None)
     (tmp_path / "a.nwb").touch()
-    with pytest.raises(ValueError, match="pip install pynwb"):
+    with pytest.raises(UserError, match="pip install pynwb"):
         read_recording(tmp_path / "a.nwb")
+
+
+def test_a_pipe_is_refused(tmp_path):
+    for name in ("a.npz", "a.nwb"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=f"{name} cannot be read as a recording: it is not a file"):
+            read_recording(tmp_path / name)
 
 
 def test_an_absent_recording(tmp_path):
@@ -225,12 +234,12 @@ def small():
     drive = filtered(movie, receptive_fields(2, (8, 8), np.random.RandomState(1)))
     cells = LNCells(2 * drive / drive.std(0), bias=-2.0)
     spikes = cells.sample(60, 0)
-    return movie, cells, Split(movie, spikes[:30, :1000], spikes[30:, 1000:], 1000, FRAME_S)
+    return movie, cells, Split(movie, spikes[:30, :1000], spikes[30:, 1000:], FRAME_S)
 
 
 def test_an_ln_model_finds_ln_cells(small):
     movie, cells, split = small
-    net = fit(Fit("LN", movie[:1000], split.fitted, 0, 0))
+    net = fit("LN", movie[:1000], split.fitted, 0, 0)
     spikes = simulate(net, movie, 400, 1)
     assert spike_trains.cc_norm(spikes.mean(0)[1000:], split.tested).min() > 0.8
     assert (spikes == simulate(net, movie, 400, 1)).all()
@@ -242,11 +251,11 @@ def test_networks_learn_and_repeat_with_their_seed(small, kind):
     frames, trains = stacked(movie[:1000], fitting.DEPTH)[:, None], torch.from_numpy(split.fitted[:1]).float()
     losses = []
     for steps in (1, 60):
-        net = fit(Fit(kind, movie[:1000], split.fitted, steps, 3))
+        net = fit(kind, movie[:1000], split.fitted, steps, 3)
         torch.manual_seed(0)
         losses.append(net.loss(frames, trains.transpose(0, 1)).item())
     assert losses[1] < 0.8 * losses[0]
-    again = fit(Fit(kind, movie[:1000], split.fitted, 60, 3))
+    again = fit(kind, movie[:1000], split.fitted, 60, 3)
     assert all(torch.equal(one, other) for one, other in zip(net.state_dict().values(), again.state_dict().values()))
     spikes = simulate(net, movie[:200], 5, 0)
     assert spikes.shape == (5, 200, 2) and spikes.max() == 1
@@ -256,22 +265,22 @@ def test_networks_learn_and_repeat_with_their_seed(small, kind):
 def test_the_oracle_has_no_mismatch_and_a_certain_model_has_no_variability(small):
     movie, cells, split = small
     oracle = judge(cells.sample(120, 77)[:, 1000:], split.tested, FRAME_S)
-    assert oracle["cc_norm"] == pytest.approx(1, abs=0.05) == oracle["cc_norm_smoothed"]
-    assert oracle["fano_mismatch"] < 0.15 and oracle["noise_power_mismatch"] < 0.1
-    assert oracle["distance_mismatch"] < 0.05 and abs(oracle["distance_excess"]) < 0.05
-    assert oracle["victor_purpura_mismatch"] < 0.2
-    assert oracle["fano"] == pytest.approx(oracle["fano_recorded"], rel=0.1)
-    assert oracle["noise_power"] == pytest.approx(oracle["noise_power_recorded"], rel=0.1)
-    assert oracle["reliability"] == pytest.approx(oracle["reliability_recorded"], rel=0.15)
+    assert oracle.cc_norm == pytest.approx(1, abs=0.05) == oracle.cc_norm_smoothed
+    assert oracle.fano_mismatch < 0.15 and oracle.noise_power_mismatch < 0.1
+    assert oracle.distance_mismatch < 0.05 and abs(oracle.distance_excess) < 0.05
+    assert oracle.victor_purpura_mismatch < 0.2
+    assert oracle.fano == pytest.approx(oracle.fano_recorded, rel=0.1)
+    assert oracle.noise_power == pytest.approx(oracle.noise_power_recorded, rel=0.1)
+    assert oracle.reliability == pytest.approx(oracle.reliability_recorded, rel=0.15)
     certain = cells.sample(1, 5)[:, 1000:].repeat(30, 0)
     found = judge(certain, split.tested, FRAME_S)
-    assert found["fano"] == found["noise_power"] == 0
-    assert found["noise_power_mismatch"] == found["distance_mismatch"] == found["victor_purpura_mismatch"] == 1
-    assert found["signal_power"] == pytest.approx(certain[0].var(0, ddof=1).mean())
-    assert oracle["signal_power_mismatch"] < 0.1 and oracle["signal_power"] == pytest.approx(
-        oracle["signal_power_recorded"], rel=0.1
+    assert found.fano == found.noise_power == 0
+    assert found.noise_power_mismatch == found.distance_mismatch == found.victor_purpura_mismatch == 1
+    assert found.signal_power == pytest.approx(certain[0].var(0, ddof=1).mean())
+    assert oracle.signal_power_mismatch < 0.1 and oracle.signal_power == pytest.approx(
+        oracle.signal_power_recorded, rel=0.1
     )
-    assert found["fano_mismatch"] == pytest.approx(found["fano_recorded"])
+    assert found.fano_mismatch == pytest.approx(found.fano_recorded)
 
 
 def test_another_rate_is_a_mismatch_in_each_quantity(small):
@@ -279,10 +288,10 @@ def test_another_rate_is_a_mismatch_in_each_quantity(small):
     brisk = judge(dataclasses.replace(cells, bias=-0.5).sample(120, 3)[:, 1000:], split.tested, FRAME_S)
     oracle = judge(cells.sample(120, 3)[:, 1000:], split.tested, FRAME_S)
     for key in ("noise_power_mismatch", "distance_mismatch", "victor_purpura_mismatch", "distance_excess"):
-        assert brisk[key] > oracle[key] + 0.03
+        assert getattr(brisk, key) > getattr(oracle, key) + 0.03
     shifted = judge(np.roll(cells.sample(120, 3), 3, axis=1)[:, 1000:], split.tested, FRAME_S)
-    assert shifted["cc_norm"] < oracle["cc_norm"] - 0.2
-    assert shifted["cc_norm_smoothed"] > shifted["cc_norm"] and shifted["distance_mismatch"] < 0.05
+    assert shifted.cc_norm < oracle.cc_norm - 0.2
+    assert shifted.cc_norm_smoothed > shifted.cc_norm and shifted.distance_mismatch < 0.05
 
 
 def test_windows_and_time_constants_are_in_seconds(small):
@@ -290,14 +299,14 @@ def test_windows_and_time_constants_are_in_seconds(small):
     movie, cells, split = small
     model = cells.sample(120, 77)[:, 1000:]
     found = judge(model, split.tested, 2 * FRAME_S)
-    assert found["fano_recorded"] == pytest.approx(spike_trains.mean_fano_factor(split.tested, 5).mean())
+    assert found.fano_recorded == pytest.approx(spike_trains.mean_fano_factor(split.tested, 5).mean())
     smoothed = [spike_trains.smoothed(one, 1.0) for one in (model, split.tested)]
-    assert found["cc_norm_smoothed"] == pytest.approx(spike_trains.cc_norm(*smoothed).mean())
+    assert found.cc_norm_smoothed == pytest.approx(spike_trains.cc_norm(*smoothed).mean())
     edits = [
         spike_trains.victor_purpura_distance(one[:5], one[5:10], 0.4).mean((0, 1)) for one in (model, split.tested)
     ]
-    assert found["victor_purpura_mismatch"] == pytest.approx(np.abs(edits[0] / edits[1] - 1).mean())
-    assert judge(model, split.tested, 1.0)["fano_recorded"] > 0  # windows of a bin, at least
+    assert found.victor_purpura_mismatch == pytest.approx(np.abs(edits[0] / edits[1] - 1).mean())
+    assert judge(model, split.tested, 1.0).fano_recorded > 0  # windows of a bin, at least
 
 
 @pytest.mark.filterwarnings("error")
@@ -307,13 +316,13 @@ def test_silent_cells_are_left_out_where_they_have_no_value(small):
     silent[..., 0] = 0
     assert has_signal(silent).tolist() == [False, True]
     one = judge(cells.sample(120, 77)[:, 1000:], silent, FRAME_S)
-    assert all(np.isfinite(value) for value in one.values())
-    assert one["distance_mismatch"] < 0.05
-    assert one["fano"] == pytest.approx(one["fano_recorded"], rel=0.1)  # means over the same cells
+    assert all(np.isfinite(value) for value in vars(one).values())
+    assert one.distance_mismatch < 0.05
+    assert one.fano == pytest.approx(one.fano_recorded, rel=0.1)  # means over the same cells
     weak = judge(dataclasses.replace(cells, gain=cells.gain / 2).sample(120, 77)[:, 1000:], split.tested, FRAME_S)
-    assert weak["signal_power"] < 0.5 * weak["signal_power_recorded"] and weak["signal_power_mismatch"] > 0.5
+    assert weak.signal_power < 0.5 * weak.signal_power_recorded and weak.signal_power_mismatch > 0.5
     none = judge(np.zeros_like(silent), np.zeros_like(silent), FRAME_S)
-    assert np.isnan(none["cc_norm"]) and np.isnan(none["distance_mismatch"]) and none["noise_power"] == 0
+    assert np.isnan(none.cc_norm) and np.isnan(none.distance_mismatch) and none.noise_power == 0
 
 
 def test_a_cell_that_does_not_respond_to_the_movie_does_not_count_in_cc_norm(small):
@@ -324,13 +333,13 @@ def test_a_cell_that_does_not_respond_to_the_movie_does_not_count_in_cc_norm(sma
     chosen = has_signal(recorded)
     assert chosen[:2].all() and chosen[2:].sum() <= 1
     flat = np.random.default_rng(1).random((120, 200, 2)) < 0.1  # a model that does not follow the movie
-    assert abs(judge(flat, split.tested, FRAME_S)["cc_norm"]) < 0.5
+    assert abs(judge(flat, split.tested, FRAME_S).cc_norm) < 0.5
     of_all = judge(
         np.concatenate([model, random.repeat(4, 0)], axis=2)[..., [0, 1, *np.flatnonzero(~chosen)]],
         recorded[..., [0, 1, *np.flatnonzero(~chosen)]],
         FRAME_S,
     )
-    assert of_all["cc_norm"] == pytest.approx(judge(model, split.tested, FRAME_S)["cc_norm"])
+    assert of_all.cc_norm == pytest.approx(judge(model, split.tested, FRAME_S).cc_norm)
 
 
 def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number_of_processes(
@@ -340,13 +349,13 @@ def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number
     monkeypatch.setattr(experiments, "QUICK_STEPS", 3)
     found = [compare(Study(tmp_path, 0, True, workers), split, "test") for workers in (1, 2)]
     assert rounded(found[0]) == rounded(found[1])
-    assert set(found[0]) == set(fitting.KINDS) and found[0]["NSNN"]["cc_norm"]["seeds"] == 5
+    assert set(found[0]) == set(fitting.NETWORKS) and found[0]["NSNN"]["cc_norm"]["seeds"] == 5
     assert found[0]["SNN"]["fano"]["mean"] == 0 < found[0]["NSNN"]["fano"]["mean"]
 
 
 def test_fits_have_all_networks_and_the_oracle_for_both_kinds_of_cells(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "QUICK_STEPS", 1)
-    monkeypatch.setattr(experiments, "KINDS", {"SNN": fitting.KINDS["SNN"]})
+    monkeypatch.setattr(experiments, "NETWORKS", {"SNN": fitting.NETWORKS["SNN"]})
     found = experiments.fits(Study(tmp_path, quick=True), digits)["results"]
     for name, picture in (("LN cells", "fits_ln.png"), ("LIF cells", "fits_lif.png")):
         assert set(found[name]) == {"SNN", "oracle"}
@@ -366,29 +375,29 @@ def test_fits_have_all_networks_and_the_oracle_for_both_kinds_of_cells(digits, t
     ],
 )
 def test_what_cannot_be_fitted_is_named(movie, spikes, message):
-    with pytest.raises(ValueError, match=message):
-        fit(Fit("NSNN", movie, spikes, 1, 0))
+    with pytest.raises(UserError, match=message):
+        fit("NSNN", movie, spikes, 1, 0)
 
 
 def test_a_recording_of_one_trial_or_of_many_spikes_in_a_bin_is_refused_before_anything_is_fitted(tmp_path):
     movie, spikes = arrays()
-    with pytest.raises(ValueError, match="at least 2 trials"):
+    with pytest.raises(UserError, match="at least 2 trials"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes[:1]), "one")
     spikes[:, -1] = 3
-    with pytest.raises(ValueError, match="a bin has 3: use shorter bins"):
+    with pytest.raises(UserError, match="a bin has 3: use shorter bins"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes), "many")
     spikes[:] = 0
-    with pytest.raises(ValueError, match=f"few has {len(movie)} frames, of which 80 % are to be at least 100"):
+    with pytest.raises(UserError, match=f"few has {len(movie)} frames; 80 % of them must be at least 100"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes), "few")
 
 
 def test_recordings_are_checked():
     movie, spikes = arrays()
     assert Recording(movie, spikes).spikes.dtype == np.uint8
-    with pytest.raises(ValueError, match=r"expected movie \[frames, H, W\]"):
+    with pytest.raises(UserError, match=r"expected movie \[frames, H, W\]"):
         Recording(movie[0], spikes)
     for wrong in (np.full(movie.shape, 0.1), 1e39 * movie, np.where(movie == movie.max(), np.nan, movie)):
-        with pytest.raises(ValueError, match="finite, and not the same everywhere"):
+        with pytest.raises(UserError, match="finite and not constant"):
             Recording(wrong, spikes)
 
 
@@ -406,18 +415,16 @@ def test_metrics_recover_the_truth(digits, tmp_path):
 
 
 def test_pooled_trials_are_decoded_best_with_some_noise(digits):
-    found = [
-        {key: np.mean([one[key] for one in of_scale]) for key in of_scale[0]}
-        for of_scale in (
-            [experiments._at_scale((digits, std, 1000, 40, seed)) for seed in range(3)] for std in (0.0, 0.3, 1.5)
-        )
-    ]
+    found = []
+    for std in (0.0, 0.3, 1.5):
+        responses = [experiments.respond(Noise(digits, std, seed)) for seed in range(3)]
+        found.append(Responses(*np.mean([list(vars(one).values()) for one in responses], axis=0)))
     certain, some, much = found
-    assert certain["reliability"] == pytest.approx(1) and certain["fano"] == 0
-    assert certain["reliability"] > some["reliability"] > much["reliability"]
-    assert certain["fano"] < some["fano"] < much["fano"]
-    assert certain["decoding_1"] > some["decoding_1"] > much["decoding_1"]
-    assert certain["decoding_20"] + 0.03 < some["decoding_20"] > much["decoding_20"] + 0.1
+    assert certain.reliability == pytest.approx(1) and certain.fano == 0
+    assert certain.reliability > some.reliability > much.reliability
+    assert certain.fano < some.fano < much.fano
+    assert certain.decoding_1 > some.decoding_1 > much.decoding_1
+    assert certain.decoding_20 + 0.03 < some.decoding_20 > much.decoding_20 + 0.1
 
 
 def test_the_script_fits_networks_to_a_recording(small, tmp_path, monkeypatch):
@@ -429,7 +436,7 @@ def test_the_script_fits_networks_to_a_recording(small, tmp_path, monkeypatch):
     _, content = cli.study("coding", "", main_coding.chosen, arguments, main_coding.add_flags)
     found = content["experiments"]["recording"]
     assert found["frames"] == 960 and found["test_frames"] == 240 and found["trials"] == 30
-    assert set(found["results"]) == set(fitting.KINDS)
+    assert set(found["results"]) == set(fitting.NETWORKS)
     assert (found["file"], found["frame_s"], found["movie"]) == ("retina.npz", 0.02, [1200, 8, 8])
     assert found["cells"] == found["cells_with_signal"] == 2
     assert (tmp_path / "out" / "fits_recording.png").stat().st_size > 10_000
@@ -440,17 +447,15 @@ def test_the_script_fits_networks_to_a_recording(small, tmp_path, monkeypatch):
 
 def test_the_scale_of_the_noise_has_gains_over_the_same_population_without(digits, tmp_path, monkeypatch):
     def measured(job):
-        _, std, _, _, seed = job
-        return {
-            **dict.fromkeys(("reliability", "fano"), std + seed),
-            "decoding_1": seed - std,
-            "decoding_5": seed,
-            "decoding_20": seed + 2 * std,
-        }
+        level = job.seed % 7
+        return Responses(0.0, job.std + level, job.std + level, level - job.std, level, level + 2 * job.std)
 
-    monkeypatch.setattr(experiments, "_at_scale", measured)
-    rows = experiments.scale(Study(tmp_path, quick=True), digits)["rows"]
-    assert [row["std"] for row in rows][:2] == [0.0, 0.02] and rows[0]["fano"]["mean"] == 2
+    monkeypatch.setattr(experiments, "respond", measured)
+    study = Study(tmp_path, quick=True)
+    rows = experiments.scale(study, digits)["rows"]
+    levels = [seed % 7 for seed in study.seeds("scale", full=10, quick=5)]
+    assert [row["std"] for row in rows][:2] == [0.0, 0.02]
+    assert rows[0]["fano"]["mean"] == pytest.approx(np.mean(levels)) and len(set(levels)) > 1
     for row in rows:
         assert row["decoding_1_gain"]["mean"] == pytest.approx(-row["std"])
         assert row["decoding_20_gain"]["mean"] == pytest.approx(2 * row["std"]) == row["decoding_20_gain"]["low"]
@@ -460,7 +465,7 @@ def test_the_scale_of_the_noise_has_gains_over_the_same_population_without(digit
 @pytest.mark.parametrize("frame_s", [None, 0.01])
 def test_a_recording_without_response_or_time_is_told(tmp_path, caplog, frame_s):
     movie, spikes = noise_movie(400), (np.random.default_rng(1).random((10, 400, 2)) < 0.2).astype(np.uint8)
-    with pytest.raises(ValueError, match="no cell of it responds to the last fifth"):
+    with pytest.raises(UserError, match="no cell of it responds to the last fifth"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes, frame_s), "it")
     assert ("how long a frame is" in caplog.text) == (frame_s is None)
 

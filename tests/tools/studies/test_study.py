@@ -1,15 +1,19 @@
 """Studies: results that repeat, are completed and not mixed, and what the command line makes of errors."""
 
+import dataclasses
 import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from tools import cli
+from tools.errors import UserError
 from tools.studies.study import Study, rounded, run_study
 
 
@@ -40,7 +44,7 @@ def dying(job):
 
 
 def test_a_process_that_is_ended_from_outside_is_told(tmp_path):
-    with pytest.raises(ChildProcessError, match="ended from outside during 'deaths'; .* --workers 1"):
+    with pytest.raises(ChildProcessError, match="killed from outside during 'deaths'; .* --workers 1"):
         Study(tmp_path, workers=2).map(dying, [1, 2], "deaths")
 
 
@@ -50,9 +54,17 @@ def test_jobs_of_groups_stay_together(tmp_path, workers):
     assert found == [[(9, 1), (1, 1)], [(4, 1)], []]
 
 
-def test_seeds_differ_between_studies(tmp_path):
-    assert Study(tmp_path, 0).seeds(full=5, quick=2) == [0, 1, 2, 3, 4]
-    assert Study(tmp_path, 3, quick=True).seeds(full=5, quick=2) == [3000, 3001]
+def test_seeds_differ_between_studies_purposes_and_repetitions(tmp_path):
+    found = []
+    for seed in (0, 3, 2**63):
+        for purpose in ("one", "two"):
+            seeds = Study(tmp_path, seed).seeds(purpose, full=5, quick=2)
+            assert Study(tmp_path, seed, quick=True).seeds(purpose, full=5, quick=2) == seeds[:2]
+            found += seeds
+    assert len(set(found)) == len(found) == 30
+    assert max(found) > 2**31
+    for seed in found:
+        np.random.RandomState(seed)  # which takes the narrowest range of all generators
 
 
 def test_results_are_completed_and_not_mixed(tmp_path):
@@ -64,23 +76,27 @@ def test_results_are_completed_and_not_mixed(tmp_path):
     whole = json.loads((folder / "results.json").read_text())
     assert whole["experiments"] == {"two": {"value": [0.33333]}, "one": {"value": 4}}
     assert whole["seed"] == 4 and whole["quick"] and "torch" in whole["made_by"]["one"]
-    with pytest.raises(ValueError, match="has other results"):
+    with pytest.raises(UserError, match="'seed': 4.*not of .*'seed': 5.*--out"):
         run_study("test", experiments, **{**options, "seed": 5})
-    with pytest.raises(ValueError, match="unknown experiment 'three'; choose from one, two"):
+    with pytest.raises(UserError, match="unknown experiment 'three'; choose from one, two"):
         run_study("test", experiments, only=["three"], **options)
     (folder / "results.json").write_text("{")
-    with pytest.raises(ValueError, match="no file of results of a study"):
+    with pytest.raises(UserError, match="cannot be read as the results of a study"):
         run_study("test", experiments, **options)
 
 
-def test_a_study_without_a_folder_gets_one_of_its_own(tmp_path):
-    folders = {
-        run_study("test", {"one": lambda study: {}}, seed=0, quick=True, results=str(tmp_path))[0] for _ in range(2)
-    }
-    assert len(folders) == 2 and all(folder.parent == tmp_path / "test" for folder in folders)
+def test_a_study_without_a_folder_gets_one_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (run_study("test", {"one": lambda study: {}}, seed=0, quick=True)[0] for _ in range(2))
+    assert first != second and first.resolve().parent == second.resolve().parent == tmp_path / "results" / "test"
 
 
 def test_numbers_are_rounded_and_what_is_none_is_null():
+    @dataclasses.dataclass
+    class Record:
+        mean: float
+
+    assert rounded([Record(0.1234567)]) == [{"mean": 0.12346}]
     value = {"a": torch.tensor([1.23456789, float("nan")]), 2: (np.int64(3), True, np.inf), "t": "text", "n": None}
     assert rounded(value) == {"a": [1.2346, None], "2": [3, True, None], "t": "text", "n": None}
 
@@ -88,12 +104,26 @@ def test_numbers_are_rounded_and_what_is_none_is_null():
 def test_the_command_line(tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO)
     experiments = {"one": lambda study: {"workers": study.workers}}
+
+    def chosen(arguments):
+        return experiments
+
     arguments = ["--quick", "--seed", "3", "--workers", "2", "--out", str(tmp_path / "a")]
-    _, content = cli.study("test", "A test.", experiments, arguments)
+    _, content = cli.study("test", "A test.", chosen, arguments)
     assert content["experiments"] == {"one": {"workers": 2}} and "one (1 of 1)" in caplog.text
     with pytest.raises(SystemExit) as error:
-        cli.study("test", "A test.", experiments, [*arguments, "--only", "two"])
+        cli.study("test", "A test.", chosen, [*arguments, "--only", "two"])
     assert error.value.code == 1 and "unknown experiment 'two'" in caplog.text
     with pytest.raises(SystemExit) as error:
-        cli.study("test", "A test.", experiments, ["--seed", "-1"])
+        cli.study("test", "A test.", chosen, ["--workers", "-1"])
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["theory", "regularisation", "coding"])
+def test_help_loads_no_experiments(repository, name):
+    code = (
+        f"import sys, main_{name}\n"
+        f"loaded = [module for module in sys.modules if module.startswith('tools.studies.{name}')]\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True, timeout=120)

@@ -1,13 +1,15 @@
 """Exact gradients by enumeration, and estimates of them: what is exact, what is unbiased, what has which bias."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from models import Cauchy, Gaussian, Triangular, Uniform, noise_generator
-from tools.studies.matching import LAWS, law_of_std
+from models import Cauchy, Gaussian, NoiseLaw, Triangular, Uniform, noise_generator
+from models.noise import LAWS
+from tools.studies.matching import law_of_std
 from tools.studies.study import Study
 from tools.studies.theory import experiments
 from tools.studies.theory.enumeration import SmallNetwork
@@ -15,12 +17,14 @@ from tools.studies.theory.estimators import (
     DETERMINISTIC,
     QUANTITIES,
     STOCHASTIC,
+    Comparison,
     compare,
     drawn_spikes,
     estimates,
     ndl,
     reinforce,
 )
+from tools.studies.theory.experiments import NetworkJob, Neuron, deviations, expected_curves
 
 
 def network(law=Gaussian(0.3), depth=2, width=2, timesteps=2, loss="squared", seed=0):
@@ -95,11 +99,11 @@ def test_comparison_of_estimates_with_known_bias_and_variance():
     exact = torch.tensor([3.0, 4.0])
     generator = torch.Generator().manual_seed(0)
     found = compare(exact + torch.tensor([0.5, 0.0]) + torch.randn(200_000, 2, generator=generator), exact)
-    assert found["bias"] == pytest.approx(0.1, abs=0.003)
-    assert found["variance"] == pytest.approx(2 / 25, rel=0.02)
-    assert found["bias_error"] == pytest.approx(math.sqrt(2 / 25 / 200_000), rel=0.02)
-    assert found["cosine"] == pytest.approx((3 * 3.5 + 16) / 5 / math.hypot(3.5, 4), abs=1e-4)
-    assert compare(exact[None], exact)["bias"] == 0
+    assert found.bias == pytest.approx(0.1, abs=0.003)
+    assert found.variance == pytest.approx(2 / 25, rel=0.02)
+    assert found.bias_error == pytest.approx(math.sqrt(2 / 25 / 200_000), rel=0.02)
+    assert found.cosine == pytest.approx((3 * 3.5 + 16) / 5 / math.hypot(3.5, 4), abs=1e-4)
+    assert compare(exact[None], exact).bias == 0
 
 
 def test_a_baseline_lowers_the_variance():
@@ -122,6 +126,15 @@ def test_laws_are_matched(law):
         assert matched.std == pytest.approx(0.3)
 
 
+def test_a_law_without_a_standard_deviation_is_matched_by_its_quartiles():
+    class Tailed(NoiseLaw):
+        """A Cauchy law of one's own."""
+
+        cdf, pdf, icdf, std = Cauchy.cdf, Cauchy.pdf, Cauchy.icdf, Cauchy.std
+
+    assert law_of_std(Tailed, 0.3).scale == pytest.approx(law_of_std(Cauchy, 0.3).scale)
+
+
 def test_measured_probabilities_are_judged(tmp_path):
     found = experiments.firing(Study(tmp_path, quick=True))
     assert (tmp_path / "firing.png").stat().st_size > 10_000
@@ -138,33 +151,37 @@ def test_measured_probabilities_are_judged(tmp_path):
 
 
 def test_what_is_measured_does_not_fit_another_law():
-    measured = experiments._fire((Gaussian, "escape", 100_000, 0))
-    wrong = experiments._judge(measured, experiments._expected(Gaussian(0.31), "escape"), 100_000)
+    measured = experiments.fire(Neuron(Gaussian, "escape", 100_000, 0))
+    wrong = deviations(measured, expected_curves(Gaussian(0.31), "escape"), 100_000)
     assert wrong["p"] < 1e-6
-    steeper = experiments._expected(Gaussian(0.3), "escape")
-    assert experiments._judge(measured, steeper, 100_000)["largest_slope_z"] < 4.5
-    assert experiments._judge(measured, {**steeper, "slope": 1.1 * steeper["slope"]}, 100_000)["largest_slope_z"] > 5
+    right = expected_curves(Gaussian(0.3), "escape")
+    assert deviations(measured, right, 100_000)["largest_slope_z"] < 4.5
+    steeper = dataclasses.replace(right, slope=1.1 * right.slope)
+    assert deviations(measured, steeper, 100_000)["largest_slope_z"] > 5
 
 
 def test_the_density_between_potentials_is_the_difference_of_probabilities():
     for law, placement in ((Gaussian(0.3), "escape"), (Uniform(0.5), "escape"), (Gaussian(0.2), "both")):
-        expected = experiments._expected(law, placement)
-        slope = np.diff(expected["probability"]) / np.diff(experiments.POTENTIALS)
-        assert expected["slope"] == pytest.approx(slope, abs=0.02)
-    both, of_sum = experiments._expected(Gaussian(0.3), "both"), experiments._expected(Gaussian(0.3 * 2**0.5), "escape")
-    assert all(both[key] == pytest.approx(of_sum[key], abs=1e-4) for key in both)
+        expected = expected_curves(law, placement)
+        slope = np.diff(expected.probability) / np.diff(experiments.POTENTIALS)
+        assert expected.slope == pytest.approx(slope, abs=0.02)
+    both, of_sum = expected_curves(Gaussian(0.3), "both"), expected_curves(Gaussian(0.3 * 2**0.5), "escape")
+    for one, other in zip(vars(both).values(), vars(of_sum).values()):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_relative_to_no_gradient_nothing_is_said():
-    assert all(math.isnan(value) for value in compare(torch.ones(3, 2), torch.zeros(2)).values())
+    assert all(math.isnan(value) for value in vars(compare(torch.ones(3, 2), torch.zeros(2))).values())
 
 
 def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch):
     def measured(job):
-        loss, depth, timesteps, width, law, seed, draws, names = job
-        return {"NDL": {"bias": 100 * (loss == "squared") + 10 * timesteps + width + (seed == 0)}}
+        assert job.estimators == ("NDL",) and job.layers == 1
+        bias = 100 * (job.loss == "squared") + 10 * job.steps + job.width
+        return {"NDL": Comparison(bias + (job.seed == first))}
 
-    monkeypatch.setattr(experiments, "_measure", measured)
+    first = Study(tmp_path).seed_for("exactness", 0)
+    monkeypatch.setattr(experiments, "measure", measured)
     found = experiments.exactness(Study(tmp_path, quick=True))
     assert len(found["median_bias"]) == 13 and found["networks"] == 30
     for row in found["median_bias"]:
@@ -176,14 +193,15 @@ def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
     """... and networks without a gradient are left out, and counted."""
 
     def measured(job):
-        _, depth, _, _, law, seed, _, names = job
-        if isinstance(law, Uniform) and (depth == 3 or seed < 2):
-            return {name: compare(torch.ones(2, 1), torch.zeros(1)) for name in names}
-        return {
-            name: dict.fromkeys(QUANTITIES, 10 * depth + law.scale + 100 * place) for place, name in enumerate(names)
-        }
+        if isinstance(job.law, Uniform) and (job.layers == 3 or job.seed in without_gradient):
+            return {name: compare(torch.ones(2, 1), torch.zeros(1)) for name in job.estimators}
+        found = {}
+        for place, name in enumerate(job.estimators):
+            found[name] = Comparison(**dict.fromkeys(QUANTITIES, 10 * job.layers + job.law.scale + 100 * place))
+        return found
 
-    monkeypatch.setattr(experiments, "_measure", measured)
+    without_gradient = Study(tmp_path, quick=True).seeds("gradients", full=20, quick=6)[:2]
+    monkeypatch.setattr(experiments, "measure", measured)
     found = experiments.gradients(Study(tmp_path, quick=True))
     for law in LAWS:
         of_law = found["medians_over_networks"][law.__name__]
@@ -199,11 +217,11 @@ def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
 
 
 def test_one_network_is_measured_against_its_exact_gradient():
-    job = ("squared", 1, 1, 2, Gaussian(0.4), 3, 4000, ("NDL", "REINFORCE", "mean field"))
-    found = experiments._measure(job)
-    assert found["REINFORCE"]["bias"] < 4 * found["REINFORCE"]["bias_error"]
-    assert found["NDL"]["bias"] > 10 * found["NDL"]["bias_error"] and found["mean field"]["variance"] == 0
-    assert found == experiments._measure(job)
+    job = NetworkJob(Gaussian(0.4), "squared", 1, 1, 2, seed=3, estimators=("NDL", "REINFORCE", "mean field"))
+    found = experiments.measure(job)
+    assert found["REINFORCE"].bias < 4 * found["REINFORCE"].bias_error
+    assert found["NDL"].bias > 10 * found["NDL"].bias_error and found["mean field"].variance == 0
+    assert found == experiments.measure(job)
 
 
 def test_the_limit_is_approached_in_proportion_to_the_scale(tmp_path):

@@ -1,6 +1,7 @@
-"""Cells whose truth is known: a filtered movie drives them, and trials differ by their noise alone."""
+"""Cells whose truth is known: a filtered movie drives them, and trials differ only by their noise."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,12 +9,21 @@ from scipy.special import expit
 
 from models import Gaussian, NoiseLaw, NoisyLIF, noise_generator
 
-from .movie import DEPTH, FRAME_S, stacked
+from .movie import DEPTH, FRAME_S, digit_movie, stacked
 
+CELLS = 10
 TRIALS_AT_ONCE = 250
 
 
-def receptive_fields(cells, size, random):
+def population(digits: torch.Tensor, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A movie of moving digits [T, H, W], and what the receptive fields of cells see of it, of variance 1: [T, N]."""
+    random = np.random.RandomState(seed)
+    movie = digit_movie(digits, frames, random)
+    drive = filtered(movie, receptive_fields(CELLS, movie.shape[1:], random))
+    return movie, drive / drive.std(0)
+
+
+def receptive_fields(cells: int, size: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
     r"""Random receptive fields, separable in space and time.
 
     .. math::
@@ -21,15 +31,15 @@ def receptive_fields(cells, size, random):
         \; e^{-|R x|^2} \cos(\omega (R x)_1 + \phi)
 
     Oriented (Gabor) in space with random place, orientation R, width, frequency and phase; biphasic in time with
-    tau of 10 to 25 ms, t = 0 for the present frame plus one.
+    tau of 10 to 25 ms, where t = 0 is one frame after the current one.
 
     Args:
         cells: N.
         size: (H, W) in pixels.
-        random: numpy RandomState.
+        random: generator of all choices.
 
     Returns:
-        float32 [N, DEPTH, H, W], each of norm 1; the present frame is last.
+        float32 [N, DEPTH, H, W], each of norm 1; the current frame is last.
 
     Note:
         Jones and Palmer, Journal of Neurophysiology 58, 1987, for Gabor functions; Adelson and Bergen, JOSA A 2, 1985,
@@ -49,45 +59,40 @@ def receptive_fields(cells, size, random):
     return (fields / np.sqrt((fields**2).sum((1, 2, 3), keepdims=True))).astype(np.float32)
 
 
-def filtered(movie, fields):
-    """What fields [N, DEPTH, H, W] see of a movie [T, H, W]: float32 [T, N]."""
+def filtered(movie: np.ndarray, fields: np.ndarray) -> np.ndarray:
+    """What receptive fields [N, DEPTH, H, W] see of a movie [T, H, W]: float32 [T, N]."""
     frames = stacked(movie, fields.shape[1]).flatten(1)
     return (frames @ torch.from_numpy(fields).flatten(1).T).numpy()
 
 
 @dataclasses.dataclass
 class LNCells:
-    r"""Linear-nonlinear cells: the probability of a spike is a function of what the receptive field sees, and no more.
+    r"""Linear-nonlinear cells: the probability of a spike depends on what the receptive field sees, and nothing else.
 
     .. math::
         p(t) = \sigma(g\, d(t) + b)
 
     with the drive d of variance 1; counts are Bernoulli(p) or Poisson(p), independent in time and between trials.
 
-    Args:
-        drive: [T, N].
-        gain: g.
-        bias: b; sigma(b) is the probability without any drive.
-        poisson: counts are Poisson.
-
     Note:
         Chichilnisky, "A simple white noise analysis of neuronal light responses", Network 12, 2001.
     """
 
-    drive: np.ndarray
-    gain: float = 1.5
-    bias: float = -2.5
-    poisson: bool = False
+    drive: np.ndarray  # d, [T, N]
+    gain: float = 1.5  # g
+    bias: float = -2.5  # b: sigma(b) is the probability without any drive
+    poisson: bool = False  # counts are Poisson
 
-    def rates(self, trials=None, seed=None):
-        """The expected count of each bin, exactly; [T, N]. Other cells need trials and a seed for it."""
+    def rates(self) -> np.ndarray:
+        """The expected count of each bin, exactly: [T, N]."""
         return expit(self.gain * self.drive.astype(float) + self.bias)
 
-    def sample(self, trials, seed):
+    def sample(self, trials: int, seed: int) -> np.ndarray:
         """Counts of fresh trials: uint8 [R, T, N]."""
         random, p = np.random.default_rng(seed), self.rates()
-        draw = random.poisson if self.poisson else lambda p, size: random.random(size) < p
-        return draw(p, size=(trials, *p.shape)).astype(np.uint8)
+        size = (trials, *p.shape)
+        counts = random.poisson(p, size) if self.poisson else random.random(size) < p
+        return counts.astype(np.uint8)
 
 
 @dataclasses.dataclass
@@ -97,44 +102,33 @@ class LIFCells:
     .. math::
         x(t) = g\, d(t) + b, \quad u \leftarrow \beta u + (1 - \beta) x(t) - \epsilon_1
 
-    with threshold 1, decay beta and noise of the membrane and of the threshold.
-
-    Args:
-        drive: [T, N].
-        gain, bias: g and b, in thresholds.
-        noise: the law.
-        decay: beta, per frame.
-        placement: where the noise acts.
-
-    Note:
-        `NoisyLIF` has the equations in full.
+    with threshold 1, and noise of the membrane and of the threshold; `NoisyLIF` has the equations in full.
     """
 
-    drive: np.ndarray
-    gain: float = 0.6
-    bias: float = 0.3
-    noise: NoiseLaw = dataclasses.field(default_factory=lambda: Gaussian(0.25))
-    decay: float = 0.6
-    placement: str = "both"
+    drive: np.ndarray  # d, [T, N]
+    gain: float = 0.6  # g, in thresholds
+    bias: float = 0.3  # b, in thresholds
+    noise: NoiseLaw = Gaussian(0.25)
+    decay: float = 0.6  # beta, per frame
+    placement: str = "both"  # of the noise
 
-    def sample(self, trials, seed):
+    def rates(self, trials: int = 4000, seed: int = 0) -> np.ndarray:
+        """Probability of a spike in each bin, estimated by trials: [T, N]."""
+        return self.sample(trials, seed).mean(0)
+
+    def sample(self, trials: int, seed: int) -> np.ndarray:
         """Spikes of fresh trials: uint8 [R, T, N]."""
         with noise_generator(torch.Generator().manual_seed(seed)):
-            parts = [self._some(min(TRIALS_AT_ONCE, trials - done)) for done in range(0, trials, TRIALS_AT_ONCE)]
-        return np.concatenate(parts)
-
-    def rates(self, trials=4000, seed=0):
-        """Probability of a spike in each bin, as the mean of so many trials: [T, N]."""
-        with noise_generator(torch.Generator().manual_seed(seed)):
-            total = sum(
-                self._some(min(TRIALS_AT_ONCE, trials - done)).sum(0, dtype=np.int64)
-                for done in range(0, trials, TRIALS_AT_ONCE)
-            )
-        return total / trials
+            return in_parts(self._some, trials, TRIALS_AT_ONCE)
 
     @torch.no_grad()
-    def _some(self, trials):
+    def _some(self, trials: int) -> np.ndarray:
         current = self.gain * torch.from_numpy(self.drive).float() + self.bias
         neuron = NoisyLIF(self.noise, decay=self.decay, placement=self.placement, decay_input=True)
         spikes = neuron(current[:, None].expand(-1, trials, -1).contiguous())
         return spikes.transpose(0, 1).to(torch.uint8).numpy()
+
+
+def in_parts(draw: Callable[[int], np.ndarray], trials: int, most: int) -> np.ndarray:
+    """Trials [R, ...], of which draw(number) gives so many: at most `most` at once, as memory is limited."""
+    return np.concatenate([draw(min(most, trials - done)) for done in range(0, trials, most)])

@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from tools.data.events import motions
 
 FRAME_S = motions.STEP_US / 1e6  # seconds from one frame to the next
-DEPTH = 8  # frames that receptive fields and networks see at once, the present one last
+DEPTH = 8  # frames that receptive fields and networks see at once, the current one last
 _POOLING = 3  # pixels of the rendered scene that make one of the movie
 
 
-def digit_movie(digits, frames, random):
-    """Moving real digits: a scene of 0.5 s after the other, each with another digit, motion, size and contrast.
+def digit_movie(digits: torch.Tensor, frames: int, random: np.random.RandomState) -> np.ndarray:
+    """Moving real digits, in scenes of 0.5 s with a random digit, motion, size and contrast each.
 
     Args:
-        digits: uint8 [N, 28, 28], of which each scene shows a random one.
+        digits: uint8 [N, 28, 28].
         frames: T.
-        random: numpy RandomState.
+        random: generator of all choices.
 
     Returns:
         float32 [T, 16, 16], the logarithm of the light on a torus; see `tools.data.events.motions`.
@@ -32,7 +32,7 @@ def digit_movie(digits, frames, random):
     return _standardised(F.avg_pool2d(light, _POOLING).flatten(0, 1)[:frames].numpy())
 
 
-def natural_noise(frames, size, random, corner_s=0.1):
+def natural_noise(frames: int, size: int, random: np.random.RandomState, corner_s: float = 0.1) -> np.ndarray:
     r"""Gaussian noise with the second-order statistics of natural scenes.
 
     .. math::
@@ -43,7 +43,7 @@ def natural_noise(frames, size, random, corner_s=0.1):
     Args:
         frames: T.
         size: H = W in pixels.
-        random: numpy RandomState.
+        random: generator of the noise.
         corner_s: 1 / f_c in seconds.
 
     Returns:
@@ -60,15 +60,12 @@ def natural_noise(frames, size, random, corner_s=0.1):
     return _standardised(np.fft.ifftn(white * amplitude).real)
 
 
-def stacked(movie, depth):
-    """The latest `depth` frames at each time, the present one last; [T, H, W] -> float32 tensor [T, depth, H, W].
-
-    Before the first frame, the movie is 0.
-    """
-    movie = torch.as_tensor(np.asarray(movie), dtype=torch.float32)
-    padded = torch.cat([movie.new_zeros(depth - 1, *movie.shape[1:]), movie])
+def stacked(movie: np.ndarray, depth: int) -> torch.Tensor:
+    """The latest `depth` frames at each time, the current one last, 0 before the first: float32 [T, depth, H, W]."""
+    frames = torch.as_tensor(np.asarray(movie), dtype=torch.float32)
+    padded = torch.cat([frames.new_zeros(depth - 1, *frames.shape[1:]), frames])
     return padded.unfold(0, depth, 1).permute(0, 3, 1, 2)
 
 
-def _standardised(movie):
+def _standardised(movie: np.ndarray) -> np.ndarray:
     return ((movie - movie.mean()) / movie.std()).astype(np.float32)

@@ -1,13 +1,11 @@
-"""Pictures of `experiments`, as PNG files."""
+"""Pictures of `experiments`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.studies.study import DPI
 
-
-def truth(path, rows):
-    """Estimate over truth of each metric, with its interval; metrics whose truth is 0 are shown as they are, on 1."""
+def truth(rows: list[dict]) -> Figure:
+    """Draw estimate / truth of each metric, with its interval; 1 + the estimate where the truth is 0."""
     figure = Figure(figsize=(7.2, 0.32 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(reversed(rows)):
@@ -20,16 +18,15 @@ def truth(path, rows):
     axes.set(
         xlabel="estimate / truth (1 + estimate where the truth is 0), 95 % interval", title="metrics recover truth"
     )
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def scale(path, rows, decoding):
-    """Reliability, Fano factor and decoding against the scale of the noise; no noise is the leftmost point.
+def scale(rows: list[dict], decoding: dict[str, int]) -> Figure:
+    """Draw reliability, Fano factor and decoding against the scale of the noise; no noise is the leftmost point.
 
     Args:
-        path: the PNG file to write.
         rows: one for each scale: {"std", quantity: interval}.
-        decoding: {number of trials pooled: key of the accuracy}.
+        decoding: {key of the accuracy: number of pooled trials}.
     """
     scales = np.array([row["std"] for row in rows])
     shown = np.where(scales > 0, scales, scales[scales > 0].min() / 2.5)
@@ -37,7 +34,7 @@ def scale(path, rows, decoding):
     panels = figure.subplots(1, 3)
     _line(panels[0], shown, rows, "reliability")
     _line(panels[1], shown, rows, "fano")
-    for number, (pooled, key) in enumerate(decoding.items()):
+    for number, (key, pooled) in enumerate(decoding.items()):
         _line(panels[2], shown, rows, key, str(pooled), f"C{number}")
     panels[2].legend(title="trials pooled", fontsize=8, title_fontsize=8)
     labels = ("reliability (correlation of two trials)", "Fano factor (100 ms)", "decoding accuracy")
@@ -47,25 +44,20 @@ def scale(path, rows, decoding):
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.suptitle("noisy LIF cells: mean and 95 % interval over populations")
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _line(axes, x, rows, key, label=None, colour="C0"):
-    mean, low, high = (np.array([_number(row[key][part]) for row in rows]) for part in ("mean", "low", "high"))
+    mean, low, high = (np.array([row[key][part] for row in rows]) for part in ("mean", "low", "high"))
     axes.plot(x, mean, "o-", ms=4, color=colour, label=label)
     axes.fill_between(x, low, high, color=colour, alpha=0.2)
 
 
-def _number(value):
-    return np.nan if value is None else value
-
-
-def fits(path, results, name):
-    """Bars of what `judge` says of each kind of network, with intervals over seeds.
+def fits(results: dict[str, dict], name: str) -> Figure:
+    """Draw bars of what `judge` says of each network, with intervals over seeds.
 
     Args:
-        path: the PNG file to write.
-        results: {kind: {quantity: interval}}.
+        results: {network: {quantity: interval}}.
         name: of the cells.
     """
     quantities = (
@@ -77,17 +69,17 @@ def fits(path, results, name):
         ("distance_mismatch", "mismatch of distances", None),
     )
     figure = Figure(figsize=(12.0, 6.0), layout="constrained")
-    kinds = list(results)
+    networks = list(results)
     for axes, (key, label, recorded) in zip(figure.subplots(2, 3).flat, quantities):
-        for place, kind in enumerate(kinds):
-            row = results[kind][key]
-            mean, low, high = (_number(row[part]) for part in ("mean", "low", "high"))
+        for place, network in enumerate(networks):
+            row = results[network][key]
+            mean, low, high = row["mean"], row["low"], row["high"]
             axes.bar(place, mean, color=f"C{place}")
             axes.errorbar(place, mean, [[max(mean - low, 0)], [max(high - mean, 0)]], color="black", capsize=3)
         if recorded:
-            axes.axhline(results[kinds[0]][recorded]["mean"], color="black", ls="--", lw=1, label="recorded")
+            axes.axhline(results[networks[0]][recorded]["mean"], color="black", ls="--", lw=1, label="recorded")
             axes.legend(fontsize=8)
         axes.set_title(label, fontsize=10)
-        axes.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds], fontsize=8)
+        axes.set_xticks(range(len(networks)), [network.replace(", ", ",\n") for network in networks], fontsize=8)
     figure.suptitle(f"fitted to {name}: mean and 95 % interval over seeds")
-    figure.savefig(path, dpi=DPI)
+    return figure

@@ -1,8 +1,6 @@
-"""Pictures of `experiments`, as PNG files."""
+"""Pictures of `experiments`."""
 
 from matplotlib.figure import Figure
-
-from tools.studies.study import DPI
 
 _QUANTITIES = (
     ("gap", "test loss - training loss (nats)", "linear"),
@@ -12,17 +10,16 @@ _QUANTITIES = (
 )
 
 
-def generalisation(path, rows):
-    """Gap, sharpness and accuracy against the scale: a column for each number of images, a line for each law."""
-    sizes = sorted({row["images"] for row in rows})
-    sizes = [size for size in sizes if size in (100, 1000, 4000)]
+def generalisation(rows: list[dict]) -> Figure:
+    """Draw gap, sharpness and accuracy against the scale: a column for each number of images, a line for each law."""
+    sizes = (100, 1000, 4000)
     figure = Figure(figsize=(3.7 * len(sizes) + 1.6, 2.3 * len(_QUANTITIES)), layout="constrained")
     panels = figure.subplots(len(_QUANTITIES), len(sizes), sharex=True, squeeze=False)
     for line, (key, label, scale) in enumerate(_QUANTITIES):
         for column, size in enumerate(sizes):
             axes = panels[line, column]
-            for name, of_kind in _kinds([row for row in rows if row["images"] == size]).items():
-                _errorbars(axes, [row["std"] for row in of_kind], of_kind, key, name)
+            for name, of_group in _groups([row for row in rows if row["images"] == size]).items():
+                _errorbars(axes, [row["std"] for row in of_group], of_group, key, name)
             axes.set(xscale="log", yscale=scale)
             axes.grid(alpha=0.3)
             if line == 0:
@@ -32,25 +29,24 @@ def generalisation(path, rows):
     for axes in panels[-1]:
         axes.set_xlabel("standard deviation (thresholds)")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def few_images(path, rows, std):
-    """Against the number of training images: accuracy at one scale, and what noise adds to accuracy and test loss.
+def few_images(rows: list[dict], std: float) -> Figure:
+    """Draw, against the number of training images, accuracy at one scale, and what noise adds to it and to test loss.
 
     Args:
-        path: the PNG file to write.
         rows: of `experiments.generalisation`.
-        std: of the noise, for accuracy; test losses are those of Gaussian noise of this scale and of larger ones.
+        std: of the noise, for accuracy; test losses are for Gaussian noise of this scale and of larger ones.
     """
     figure = Figure(figsize=(12.4, 4.0), layout="constrained")
     panels = accuracy, accuracy_gain, loss_gain = figure.subplots(1, 3)
-    for number, (name, of_kind) in enumerate(_kinds([row for row in rows if row["std"] == std]).items()):
-        sizes = _beside_each_other(of_kind, number)
-        _errorbars(accuracy, sizes, of_kind, "test_accuracy", name)
-        if of_kind[0]["noisy"]:
-            _errorbars(accuracy_gain, sizes, of_kind, "test_accuracy_gain", name)
-    gaussian = [row for row in _kinds(rows)["Gaussian"] if row["std"] >= std]
+    for number, (name, of_group) in enumerate(_groups([row for row in rows if row["std"] == std]).items()):
+        sizes = _beside_each_other(of_group, number)
+        _errorbars(accuracy, sizes, of_group, "test_accuracy", name)
+        if of_group[0]["noisy"]:
+            _errorbars(accuracy_gain, sizes, of_group, "test_accuracy_gain", name)
+    gaussian = [row for row in _groups(rows)["Gaussian"] if row["std"] >= std]
     for number, scale in enumerate(sorted({row["std"] for row in gaussian})):
         of_scale = [row for row in gaussian if row["std"] == scale]
         _errorbars(loss_gain, _beside_each_other(of_scale, number), of_scale, "test_loss_gain", f"Gaussian, {scale}")
@@ -65,56 +61,45 @@ def few_images(path, rows, std):
     accuracy.legend(fontsize=8)
     loss_gain.legend(fontsize=8)
     figure.suptitle("mean and 95 % interval over seeds; differences of pairs of the same seed")
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _beside_each_other(rows, number):
-    """Places on a logarithmic axis for numbers of images, so that error bars of several kinds do not overlap."""
+    """Numbers of images, shifted on a logarithmic axis so that the error bars of several groups do not overlap."""
     return [row["images"] * 1.06 ** (number - 2) for row in rows]
 
 
-def _kinds(rows):
-    """{name for the legend: rows of that kind}."""
-    kinds = {}
+def _groups(rows):
+    """{name for the legend: its rows}."""
+    groups = {}
     for row in rows:
-        kinds.setdefault(row["law"] if row["noisy"] else f"no noise, {row['law']} surrogate", []).append(row)
-    return kinds
+        groups.setdefault(row["law"] if row["noisy"] else f"no noise, {row['law']} surrogate", []).append(row)
+    return groups
 
 
 def _errorbars(axes, x, rows, key, name):
     means = [row[key]["mean"] for row in rows]
-    halves = [row[key]["high"] - row[key]["mean"] if row[key]["high"] is not None else 0 for row in rows]
-    style = "s--" if name.startswith("no noise") else "o-"
-    axes.errorbar(
-        x,
-        means,
-        halves,
-        fmt=style,
-        color="black" if name.startswith("no noise") else None,
-        ms=4,
-        lw=1.2,
-        capsize=2,
-        label=name,
-    )
+    halves = [row[key]["high"] - row[key]["mean"] for row in rows]
+    fmt, color = ("s--", "black") if name.startswith("no noise") else ("o-", None)
+    axes.errorbar(x, means, halves, fmt=fmt, color=color, ms=4, lw=1.2, capsize=2, label=name)
 
 
-def learnt_scales(path, found):
-    """Scale of each layer during training, a panel for each scale at first, a line for each network.
+def learnt_scales(found: dict) -> Figure:
+    """Draw the scale of each layer during training, a panel for each initial scale, a line for each network.
 
     Args:
-        path: the PNG file to write.
-        found: {scale at first: [{"steps", "scales" [times][layers]} of each network]}.
+        found: {initial scale: [`runs.LearntScales` of each network]}.
     """
     figure = Figure(figsize=(3.6 * len(found) + 1.0, 3.6), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True)
     for axes, (std, networks) in zip(panels, found.items()):
         for one in networks:
-            for layer, scales in enumerate(zip(*one["scales"])):
-                axes.plot(one["steps"], scales, color=f"C{layer}", lw=1.2)
-        axes.set(yscale="log", xlabel="step", title=f"at first {std}")
+            for layer, scales in enumerate(zip(*one.scales)):
+                axes.plot(one.steps, scales, color=f"C{layer}", lw=1.2)
+        axes.set(yscale="log", xlabel="step", title=f"initially {std}")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("learnt standard deviation (thresholds)")
-    layers = len(networks[0]["scales"][0])
+    layers = len(networks[0].scales[0])
     handles = [panels[0].plot([], [], color=f"C{layer}", label=f"layer {layer + 1}")[0] for layer in range(layers)]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    return figure

@@ -1,32 +1,39 @@
 """How sharp a minimum is: the trace of the Hessian, and the loss under perturbed weights."""
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
+from torch import nn
+
+Loss = Callable[[nn.Module], torch.Tensor]  # net -> scalar
 
 
-def hessian_trace(net, loss, probes, generator, step=1e-5):
-    r"""Trace of the Hessian of a loss by the weights, by Hutchinson's estimator.
+def hessian_trace(
+    net: nn.Module, loss: Loss, probes: int, generator: torch.Generator, step: float = 1e-5
+) -> tuple[float, float]:
+    r"""Trace of the Hessian of a loss with respect to the weights, by Hutchinson's estimator.
 
     .. math::
         \mathrm{tr} H = \mathbb{E}\, v^\top H v, \quad
         H v \approx \frac{g(w + h v) - g(w - h v)}{2 h}
 
-    with random signs v, and the gradient g of the loss. The quotient takes first derivatives alone, which the kernels
+    with random signs v and the gradient g of the loss. The quotient needs first derivatives only, which the kernels
     have. The loss must be smooth, as that of the mean field is: spikes have no second derivative.
 
     Args:
-        net: network; its weights are moved and put back.
+        net: its weights are moved and put back.
         loss: net -> scalar.
         probes: number of vectors v.
-        generator: `torch.Generator` of them.
-        step: h, in units of the weights; float64 weights bear a small one.
+        generator: of these vectors.
+        step: h, in units of the weights; a small one needs weights in float64.
 
     Returns:
-        Mean and standard error over probes, numbers.
+        Mean and standard error over the probes.
 
     Note:
         Hutchinson, Communications in Statistics 18, 1989; for networks: Yao et al., "PyHessian", IEEE Big Data 2020.
-        The trace is not invariant when layers are rescaled against each other (Dinh et al., ICML 2017), which
-        `perturbed_loss` is.
+        Unlike `perturbed_loss`, the trace changes when layers are rescaled against each other (Dinh et al., ICML 2017).
     """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     found = []
@@ -36,47 +43,44 @@ def hessian_trace(net, loss, probes, generator, step=1e-5):
             above = torch.autograd.grad(loss(net), weights)
         with moved(weights, signs, -step):
             below = torch.autograd.grad(loss(net), weights)
-        found.append(sum((sign * (a - b)).sum() for sign, a, b in zip(signs, above, below)) / (2 * step))
-    found = torch.stack(found).double()
-    return found.mean().item(), (found.std() / len(found) ** 0.5).item()
+        found.append(sum((sign * (a - b)).sum().item() for sign, a, b in zip(signs, above, below)) / (2 * step))
+    traces = torch.tensor(found, dtype=torch.float64)
+    return traces.mean().item(), (traces.std() / len(found) ** 0.5).item()
 
 
 @torch.no_grad()
-def perturbed_loss(net, loss, relative, draws, generator):
-    """Mean loss when each weight is moved by Gaussian noise, relative to the size of its layer's weights.
+def perturbed_loss(net: nn.Module, loss: Loss, relative: float, draws: int, generator: torch.Generator) -> float:
+    """Mean loss when each weight is moved by Gaussian noise, relative to the size of the weights of its layer.
 
     Args:
-        net: network; its weights are put back.
+        net: its weights are moved and put back.
         loss: net -> scalar.
-        relative: standard deviation, in units of the root mean square of the tensor that a weight is in.
+        relative: standard deviation, in units of the root mean square of the weight's tensor.
         draws: number of perturbations.
-        generator: `torch.Generator` of them.
+        generator: of these perturbations.
     """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
+    sizes = [weight.square().mean().sqrt() for weight in weights]
     total = 0.0
     for _ in range(draws):
-        noise = [
-            torch.randn(weight.shape, generator=generator).to(weight) * weight.square().mean().sqrt()
-            for weight in weights
-        ]
+        noise = []
+        for weight, size in zip(weights, sizes):
+            noise.append(torch.randn(weight.shape, generator=generator).to(weight) * size)
         with moved(weights, noise, relative):
             total += loss(net).item()
     return total / draws
 
 
-class moved:
+@contextlib.contextmanager
+def moved(weights: Sequence[torch.Tensor], directions: Sequence[torch.Tensor], step: float) -> Iterator[None]:
     """Context manager: weights + step * directions."""
-
-    def __init__(self, weights, directions, step):
-        self.weights, self.directions, self.step = weights, directions, step
-
-    def __enter__(self):
-        self.before = [weight.detach().clone() for weight in self.weights]
+    before = [weight.detach().clone() for weight in weights]
+    try:
         with torch.no_grad():
-            for weight, direction in zip(self.weights, self.directions):
-                weight.add_(direction, alpha=self.step)
-
-    def __exit__(self, *error):
+            for weight, direction in zip(weights, directions):
+                weight.add_(direction, alpha=step)
+        yield
+    finally:
         with torch.no_grad():
-            for weight, before in zip(self.weights, self.before):
-                weight.copy_(before)
+            for weight, original in zip(weights, before):
+                weight.copy_(original)

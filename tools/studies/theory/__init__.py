@@ -1,4 +1,1 @@
-"""Why the surrogate gradient is a density: firing probabilities, exact gradients by enumeration, and estimates of them.
-
-`docs/noise-driven-learning.md` tells it with pictures; `main_theory.py` makes them.
-"""
+"""Why the surrogate gradient is a density: firing probabilities, exact gradients by enumeration, and estimates."""

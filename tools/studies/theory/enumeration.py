@@ -1,83 +1,76 @@
-r"""Networks so small that all their spike patterns can be listed: the expected loss and its gradient, exactly.
+r"""Networks small enough to list all spike patterns: the exact expected loss and its gradient.
 
-Layers l = 1..D of noisy neurons with threshold noise alone, over steps t = 1..T:
+Layers l = 1..D of noisy neurons with threshold noise only, over steps t = 1..T:
 
 .. math::
     u^l_t = \beta v^l_{t-1} + W^l s^{l-1}_t, \quad
     P(s^l_t = 1) = F(u^l_t - \theta), \quad v^l_t = u^l_t (1 - s^l_t)
 
-Given its own past and the layer below, each spike is a Bernoulli variable. So a pattern s of all spikes has a
-probability p(s), a product of F and 1 - F, and
+Given its own past and the layer below, each spike is a Bernoulli variable. A pattern s of all spikes therefore has a
+probability p(s), a product of factors F and 1 - F, and
 
 .. math::
     \mathbb{E} L = \sum_s p(s) L(s), \quad \nabla \mathbb{E} L = \sum_s \nabla p(s) L(s).
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import torch
 
 from models import NoiseLaw
 from models.functional import firing_probability
 
-MOST_BITS = 20  # spikes of a pattern; there are 2^bits patterns
+MOST_BITS = 20  # spikes in a pattern; there are 2^bits patterns
 
 
 @dataclasses.dataclass(frozen=True)
 class SmallNetwork:
-    r"""Weights, input and loss of a network as above.
+    r"""Weights, input and loss of such a network.
 
     The loss is a function of the output :math:`y = \frac1T \sum_t c \cdot s^D_t`: "linear" is y, "squared" is
     :math:`(y - y^*)^2`.
-
-    Args:
-        weights: D tensors [neurons, inputs], float64.
-        readout: c, [neurons of the last layer].
-        inputs: [T, inputs].
-        law: of the noise.
-        loss: "linear" or "squared".
-        target: y* of the squared loss.
-        decay: beta.
-        threshold: theta.
     """
 
-    weights: tuple
-    readout: torch.Tensor
-    inputs: torch.Tensor
+    weights: tuple[torch.Tensor, ...]  # D of [neurons, inputs], float64
+    readout: torch.Tensor  # c, [neurons of the last layer]
+    inputs: torch.Tensor  # [T, inputs]
     law: NoiseLaw
     loss: str = "squared"
-    target: float = 0.5
-    decay: float = 0.5
-    threshold: float = 1.0
+    target: float = 0.5  # y*
+    decay: float = 0.5  # beta
+    threshold: float = 1.0  # theta
 
     @classmethod
-    def random(cls, law, depth, width, timesteps, seed, loss="squared"):
-        """Weights and inputs such that neurons are near threshold, and the loss neither small nor saturated."""
-        generator = torch.Generator().manual_seed(seed)
-        rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-        weights = tuple((3.5 * rand(width, width) - 0.75) / width**0.5 for _ in range(depth))
-        readout = (2 * rand(width) - 0.5) / width
-        return cls(weights, readout, rand(timesteps, width), law, loss, decay=0.5)
+    def random(
+        cls, law: NoiseLaw, depth: int, width: int, timesteps: int, seed: int, loss: str = "squared"
+    ) -> "SmallNetwork":
+        """Weights and inputs that put neurons near threshold, and the loss neither near 0 nor saturated."""
+        draw = functools.partial(torch.rand, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        weights = tuple((3.5 * draw(width, width) - 0.75) / width**0.5 for _ in range(depth))
+        readout = (2 * draw(width) - 0.5) / width
+        return cls(weights, readout, draw(timesteps, width), law, loss)
 
     @property
-    def bits(self):
+    def bits(self) -> int:
         """Number of spikes in a pattern."""
         return len(self.inputs) * sum(len(weight) for weight in self.weights)
 
-    def loss_of(self, spikes):
+    def loss_of(self, spikes: torch.Tensor) -> torch.Tensor:
         """Losses [M] of the last layer's spikes [T, M, neurons]."""
         output = (spikes @ self.readout).mean(0)
         return output if self.loss == "linear" else (output - self.target).square()
 
-    def probabilities(self, weights, spikes):
-        """Of each spike being 1, given what it depends on.
+    def probabilities(self, weights: Sequence[torch.Tensor], spikes: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Probability of each spike, given its past and the layer below.
 
         Args:
-            weights: as those of the network, or with a dimension for the patterns in front: [M, neurons, inputs].
+            weights: of each layer, [neurons, inputs], or one for each pattern, [M, neurons, inputs].
             spikes: of each layer, [T, M, neurons].
 
         Returns:
-            Of each layer, [T, M, neurons].
+            For each layer, [T, M, neurons].
         """
         below = self.inputs[:, None].expand(-1, spikes[0].shape[1], -1)
         found = []
@@ -87,38 +80,38 @@ class SmallNetwork:
             below = fired
         return found
 
-    def patterns(self):
-        """All spike patterns: of each layer, [T, 2^bits, neurons].
+    def patterns(self) -> list[torch.Tensor]:
+        """All spike patterns: for each layer, [T, 2^bits, neurons].
 
         Raises:
             ValueError: if there are too many.
         """
         if self.bits > MOST_BITS:
-            raise ValueError(f"a pattern has {self.bits} spikes, of which at most {MOST_BITS} can be enumerated")
+            raise ValueError(f"a pattern has {self.bits} spikes; at most {MOST_BITS} can be enumerated")
         T = len(self.inputs)
         bits = torch.arange(2**self.bits)[:, None] >> torch.arange(self.bits) & 1
         sizes = [T * len(weight) for weight in self.weights]
         return [part.double().unflatten(1, (T, -1)).transpose(0, 1) for part in bits.split(sizes, dim=1)]
 
-    def expected_loss(self, weights):
-        """The exact expected loss, differentiable by the weights."""
+    def expected_loss(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The exact expected loss, differentiable with respect to the weights."""
         spikes = self.patterns()
-        likelihood = 1.0
+        likelihood = torch.ones(2**self.bits, dtype=torch.float64)
         for p, fired in zip(self.probabilities(weights, spikes), spikes):
             likelihood = likelihood * torch.where(fired > 0, p, 1 - p).prod(0).prod(1)
         return (likelihood * self.loss_of(spikes[-1])).sum()
 
-    def exact_gradient(self):
-        """Gradient of the expected loss by all weights, [parameters]."""
+    def exact_gradient(self) -> torch.Tensor:
+        """Gradient of the expected loss with respect to all weights, [parameters]."""
         weights = [weight.clone().requires_grad_() for weight in self.weights]
         return flat(torch.autograd.grad(self.expected_loss(weights), weights), 0)
 
 
-def currents(weight, below):
+def currents(weight: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
     """Input current of a layer: weights [neurons, inputs] or [M, neurons, inputs], spikes below [T, M, inputs]."""
     return torch.einsum("...oi,t...i->t...o", weight, below) if weight.dim() == 3 else below @ weight.T
 
 
-def flat(gradients, start):
-    """Gradients by the weights of all layers, each [..., neurons, inputs], side by side: [..., parameters]."""
+def flat(gradients: Sequence[torch.Tensor], start: int) -> torch.Tensor:
+    """Gradients of all layers, each [..., neurons, inputs], flattened from dimension `start`: [..., parameters]."""
     return torch.cat([gradient.flatten(start) for gradient in gradients], dim=-1)

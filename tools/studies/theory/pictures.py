@@ -1,35 +1,31 @@
-"""Pictures of `experiments`, as PNG files."""
+"""Pictures of `experiments`."""
 
+import numpy as np
 from matplotlib.figure import Figure
-
-from tools.studies.study import DPI
 
 from .estimators import DETERMINISTIC, STOCHASTIC
 
 _COLOURS = {name: f"C{number}" for number, name in enumerate((*STOCHASTIC, *DETERMINISTIC))}
 
 
-def firing(path, u, rows, std):
-    """Probabilities above, slopes below, a column for each law; points are measured, lines are F and its density.
+def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
+    """Draw probabilities above, slopes below, a column for each law; points are measured, lines F and its density.
 
     Args:
-        path: the PNG file to write.
         u: potentials [K].
-        rows: {(law, placement): {"measured", "expected"}}, each {"probability", "gradient" [K], "slope" [K - 1]}.
-        std: of the noise.
+        curves: {(name of the law, placement): (measured, expected)}, both `experiments.Curves`.
+        std: standard deviation of the noise.
     """
-    laws = list(dict.fromkeys(law for law, _ in rows))
+    laws = list(dict.fromkeys(law for law, _ in curves))
     figure = Figure(figsize=(3.0 * len(laws), 5.4), layout="constrained")
     panels = figure.subplots(2, len(laws), sharex=True, sharey="row")
     for column, law in enumerate(laws):
         for placement, colour in (("escape", "C0"), ("both", "C1")):
-            row = rows[law, placement]
+            measured, expected = curves[law, placement]
             for axes, quantity in zip(panels[:, column], ("probability", "gradient")):
-                axes.plot(u, row["expected"][quantity], color=colour, label=f"{placement}: expected")
-                axes.plot(u, row["measured"][quantity], ".", color=colour, ms=5, label=f"{placement}: measured")
-            middles = (u[1:] + u[:-1]) / 2
-            slope = row["measured"]["slope"]
-            panels[1, column].plot(middles, slope, "x", color=colour, ms=3)
+                axes.plot(u, getattr(expected, quantity), color=colour, label=f"{placement}: expected")
+                axes.plot(u, getattr(measured, quantity), ".", color=colour, ms=5, label=f"{placement}: measured")
+            panels[1, column].plot((u[1:] + u[:-1]) / 2, measured.slope, "x", color=colour, ms=3)
         panels[0, column].set_title(law)
         panels[1, column].set_xlabel("potential u (threshold 1)")
     panels[0, 0].set_ylabel("probability of a spike")
@@ -38,11 +34,11 @@ def firing(path, u, rows, std):
     for axes in panels.flat:
         axes.axvline(1.0, color="black", lw=0.5, ls=":")
     figure.suptitle(f"firing probability is F(u - threshold), its gradient the density (standard deviation {std})")
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def limit(path, scales, shares):
-    """Share of spikes that differ from the deterministic neuron's, against the scale: {law: [scales]}."""
+def limit(scales: np.ndarray, shares: dict[str, list[float]]) -> Figure:
+    """Draw the share of spikes that differ from the deterministic neuron's, {law: [scales]}, against the scale."""
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.subplots()
     for law, row in shares.items():
@@ -51,33 +47,33 @@ def limit(path, scales, shares):
     axes.set_title("the deterministic LIF is the limit of vanishing noise")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def exactness(path, rows):
-    """Bias of noise-driven learning with one layer: by width for both losses, and by the number of steps."""
+def exactness(rows: list[dict]) -> Figure:
+    """Draw the bias of noise-driven learning with one layer: by width for both losses, and by the number of steps."""
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     by_width, by_steps = figure.subplots(1, 2, sharey=True)
     for loss in ("linear", "squared"):
         chosen = [row for row in rows if row["loss"] == loss and row["steps"] == 1]
         by_width.plot([row["width"] for row in chosen], [row["bias"] for row in chosen], "o-", label=f"{loss} loss")
-    chosen = sorted((row["steps"], row["bias"]) for row in rows if row["loss"] == "linear" and row["width"] == 3)
-    by_steps.plot(*zip(*chosen), "o-", color="C0")
+    chosen = [row for row in rows if row["loss"] == "linear" and row["width"] == 3]
+    steps = [row["steps"] for row in chosen]
+    by_steps.plot(steps, [row["bias"] for row in chosen], "o-", color="C0")
     by_width.set(xlabel="neurons of the layer", ylabel="bias / norm of the gradient", title="one layer, one step")
-    by_steps.set(xlabel="time steps", title="one layer, linear loss", xticks=[steps for steps, _ in chosen])
+    by_steps.set(xlabel="time steps", title="one layer, linear loss", xticks=steps)
     by_width.legend()
     for axes in (by_width, by_steps):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def gradients(path, scales, medians, law):
-    """Bias, variance and cosines against the scale, a column for each depth, a line for each estimator.
+def gradients(scales: tuple[float, ...], medians: dict, law: str) -> Figure:
+    """Draw bias, variance and cosines against the scale, a column for each depth, a line for each estimator.
 
-    Bias that is less than what the number of draws can tell is drawn at that limit.
+    A bias smaller than the number of draws can resolve is drawn at that limit.
 
     Args:
-        path: the PNG file to write.
         scales: standard deviations.
         medians: {depth: {estimator: {quantity: [scales]}}}.
         law: its name.
@@ -111,7 +107,6 @@ def gradients(path, scales, medians, law):
                 axes.set_ylabel(label)
     for axes in panels[-1]:
         axes.set_xlabel("standard deviation (thresholds)")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(f"gradients against the exact one: {law}")
-    figure.savefig(path, dpi=DPI)
+    return figure

@@ -1,0 +1,220 @@
+"""The networks of the study: how one is made, trained and measured."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from crits import RateCrossEntropy
+from models import LIF, NoiseLaw, NoisyLIF, Uniform, build_model, mean_field, noise_generator
+from models.layers import Normalize
+from tools.analysis import metrics
+from tools.data.images import LabelledImages, stratified_split
+from tools.inference import ForwardPass, predict_all
+from tools.optim import build_optimizer, build_scheduler
+from tools.probes.hooks import spiking_neurons
+from tools.runtime.seeds import derived_seed, seed_generators
+from tools.studies.matching import law_of_std
+from tools.training.loop import Learner, train_one_epoch
+
+from .sharpness import hessian_trace, perturbed_loss
+
+CPU = torch.device("cpu")
+BATCH, TIMESTEPS, RATE = 50, 4, 1e-3
+SCALE_RATE = 0.1  # of the logarithms of learnt scales, which have further to go than weights
+RECORDED = 10  # times that learnt scales are recorded during training
+WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
+DRAWS = 8  # of the noise, when a network is measured
+MEASURED = 500  # training images at most, on which sharpness is measured
+PERTURBATION = 0.3  # of weights, relative to their size
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Images to train on and to test with, and the mean and standard deviation of their channels."""
+
+    train: LabelledImages
+    test: LabelledImages
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, parts: dict[str, LabelledImages], mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
+        """Of a data set's "train", "val" and "test"; "val" is trained on too, as nothing is chosen by it."""
+        images = torch.cat([parts["train"].images, parts["val"].images])
+        labels = torch.cat([parts["train"].labels, parts["val"].labels])
+        return cls(LabelledImages(images, labels), parts["test"], mean, std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One network to train and to measure."""
+
+    data: Data
+    images: int  # number of those that are trained on
+    law: type[NoiseLaw]
+    std: float  # of the noise, in thresholds; see `law_of_std`
+    noisy: bool  # or deterministic, with the density of the law as surrogate gradient
+    steps: int  # of the optimiser
+    seed: int  # of weights, order, noise, and of the choice of images
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A random generator of its own for one purpose."""
+        return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What is measured of a trained network: losses in nats, accuracies in [0, 1]."""
+
+    train_loss: float  # this and the next three: of single draws
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    ensemble_accuracy: float  # on the test images, of the mean prediction of `DRAWS` draws
+    gap: float  # test loss - training loss
+    sharpness: float  # rise of the training loss when weights are perturbed
+    trained_loss: float  # on the training images that sharpness is measured on
+    mean_field_loss: float  # on the same images, of the network whose spikes are replaced by their probabilities
+    hessian_trace: float  # of that loss; NaN for the uniform law, whose density jumps: it has no Hessian
+
+
+def measure(run: Run) -> Measured:
+    """Train a network and measure it."""
+    net, images = build(run), chosen_images(run)
+    train(net, images, run)
+    with noise_generator(run.generator("noise")):
+        fitted, tested = evaluate(net, images), evaluate(net, run.data.test)
+        pixels, labels = images.images[:MEASURED].float() / 255, images.labels[:MEASURED]
+        loss = functools.partial(loss_of, images=pixels, labels=labels)
+        with torch.no_grad():
+            before = sum(loss(net).item() for _ in range(DRAWS)) / DRAWS
+        perturbed = perturbed_loss(net, loss, PERTURBATION, 2 * DRAWS, run.generator("perturbations"))
+    twin = mean_field_twin(net, run)
+    with mean_field(twin):
+        loss = functools.partial(loss_of, images=pixels.double(), labels=labels)
+        with torch.no_grad():
+            mean_field_loss = loss(twin).item()
+        trace = math.nan if run.law is Uniform else hessian_trace(twin, loss, DRAWS, run.generator("probes"))[0]
+    return Measured(
+        train_loss=fitted.loss,
+        train_accuracy=fitted.accuracy,
+        test_loss=tested.loss,
+        test_accuracy=tested.accuracy,
+        ensemble_accuracy=tested.ensemble_accuracy,
+        gap=tested.loss - fitted.loss,
+        sharpness=perturbed - before,
+        trained_loss=before,
+        mean_field_loss=mean_field_loss,
+        hessian_trace=trace,
+    )
+
+
+def chosen_images(run: Run) -> LabelledImages:
+    """The training images of a run, the same share of each class, in random order; larger sets contain smaller ones."""
+    train = run.data.train
+    _, chosen = stratified_split(train.labels, run.images / len(train), run.seed)
+    return train.subset(chosen[torch.randperm(len(chosen), generator=run.generator("images"))])
+
+
+def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale: bool = False) -> nn.Module:
+    """Make the network of a run."""
+    # Noise in the threshold alone: then its own distribution, not that of a sum of two, is the probability of a spike,
+    # also in the mean field, and its density is the gradient, as it is the surrogate of the network without noise.
+    noisy = functools.partial(NoisyLIF, placement="escape", learnable_scale=learnable_scale)
+    neuron = functools.partial(noisy if run.noisy else LIF, law_of_std(run.law, run.std))
+    seed_generators(derived_seed(run.seed, "weights"))
+    in_shape = tuple(run.data.train.images.shape[1:])
+    net = build_model(model, neuron=neuron, in_shape=in_shape, num_classes=10, width=width)
+    net.normalize = Normalize(run.data.mean, run.data.std)
+    return net
+
+
+def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable | None = None) -> None:
+    """Train a network for the steps of a run, in as many passes as that takes; `train_one_epoch` has `after_step`."""
+    optimizer = build_optimizer("adam", net, RATE, weight_decay=0.0)
+    for group in optimizer.param_groups:
+        if group["params"][0].dim() == 0:
+            group["lr"] = SCALE_RATE
+    learner = Learner(
+        net=net,
+        criterion=RateCrossEntropy(),
+        optimizer=optimizer,
+        scheduler=build_scheduler("cos", optimizer, run.steps),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        forward=ForwardPass(CPU, TIMESTEPS),
+    )
+    seed_generators(derived_seed(run.seed, "order"))
+    done = 0
+    # Noise has a generator of its own, so that a network without noise gets its images in the same order.
+    with noise_generator(run.generator("training noise")):
+        for epoch in itertools.count(1):
+            batches = images.batches(BATCH, CPU, shuffle=True, limit=run.steps - done)
+            train_one_epoch(learner, batches, epoch, after_step=after_step)
+            done += len(batches)
+            if done == run.steps:
+                return
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Loss (nats) and accuracy of single draws, and the accuracy of the mean prediction of all draws."""
+
+    loss: float
+    accuracy: float
+    ensemble_accuracy: float
+
+
+def evaluate(net: nn.Module, images: LabelledImages, draws: int = DRAWS) -> Scores:
+    """Test a network on images with a number of noise draws."""
+    log_p, labels = predict_all(net, images.batches(10 * BATCH, CPU), ForwardPass(CPU, TIMESTEPS), draws=draws)
+    single, repeated = log_p.flatten(0, 1), labels.repeat(draws)
+    return Scores(
+        metrics.negative_log_likelihood(single, repeated),
+        metrics.accuracy(single, repeated),
+        metrics.accuracy(metrics.mean_prediction(log_p), labels),
+    )
+
+
+def loss_of(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss on images in [0, 1], differentiable, unlike that of `evaluate`."""
+    return RateCrossEntropy()(net(images, timesteps=TIMESTEPS), labels)
+
+
+def mean_field_twin(net: nn.Module, run: Run) -> nn.Module:
+    """The network with noisy neurons of the same law, in float64: its mean field is smooth, also without noise."""
+    twin = build(dataclasses.replace(run, noisy=True))
+    twin.load_state_dict(net.state_dict())
+    return twin.double().eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class LearntScales:
+    """The scales that layers had during training."""
+
+    steps: list[int]  # [RECORDED + 1]
+    scales: list[list[float]]  # at these steps, of each layer
+    accuracy: float  # of a single draw on the test images
+
+
+def learn_scales(run: Run) -> LearntScales:
+    """Train a convolutional network whose layers learn the scales of their noise."""
+    net = build(run, model="vggwoap", width=0.125, learnable_scale=True)
+    neurons = [neuron for _, neuron in spiking_neurons(net)]
+    steps, scales = [], []
+    done = itertools.count()
+
+    def record(*_) -> None:
+        step = next(done)
+        if step % (run.steps // RECORDED) == 0:
+            steps.append(step)
+            scales.append([neuron.scale.item() for neuron in neurons])
+
+    record()
+    train(net, chosen_images(run), run, after_step=record)
+    with noise_generator(run.generator("noise")):
+        return LearntScales(steps, scales, evaluate(net, run.data.test, draws=1).accuracy)
