@@ -1,6 +1,18 @@
-"""Losses over time and regularisers. Needs PyTorch alone."""
+"""Losses over time and regularisers, and the tables of their names. Needs PyTorch alone."""
 
-from .losses import TET, PerStepCrossEntropy, RateCrossEntropy
-from .regularizers import SRIP, FiringRate, Gramian, Regularizer
+from .losses import LOSSES, TET, PerStepCrossEntropy, RateCrossEntropy, build_loss
+from .regularizers import REGULARIZERS, SRIP, FiringRate, Gramian, Regularizer, build_regularizer
 
-__all__ = ["SRIP", "TET", "FiringRate", "Gramian", "PerStepCrossEntropy", "RateCrossEntropy", "Regularizer"]
+__all__ = [
+    "LOSSES",
+    "REGULARIZERS",
+    "SRIP",
+    "TET",
+    "FiringRate",
+    "Gramian",
+    "PerStepCrossEntropy",
+    "RateCrossEntropy",
+    "Regularizer",
+    "build_loss",
+    "build_regularizer",
+]
