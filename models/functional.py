@@ -18,9 +18,10 @@ import torch
 
 from .kernels import eager, fused
 from .kernels.common import RESETS, Dynamics, after_reset, arithmetic_dtype
-from .noise import NoiseLaw, Rescaled
+from .noise import Rescaled
 
 PLACEMENTS = ("both", "escape", "membrane")
+LAW_ATTRIBUTES = ("cdf", "pdf", "icdf", "sample", "widened", "scale", "loc")
 MODES = ("noisy", "noiseless", "mean_field")
 KERNELS = {"eager": eager.lif_sequence, "fused": fused.lif_sequence}
 
@@ -212,10 +213,12 @@ def check_threshold(threshold):
         raise ValueError(f"threshold must be positive and finite, got {threshold}")
 
 
-def check_law(name, law):
-    """Raise TypeError unless `law` is a `NoiseLaw`."""
-    if not isinstance(law, NoiseLaw):
-        raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}")
+def check_law(name: str, law: object) -> None:
+    """Raise TypeError unless `law` has what a `NoiseLaw` has; its class may come from another copy of this package."""
+    missing = [attribute for attribute in LAW_ATTRIBUTES if not hasattr(law, attribute)]
+    if missing or isinstance(law, type):
+        reason = f"which lacks {', '.join(missing)}" if missing else "a class: make one of it"
+        raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}, {reason}")
 
 
 def check_choice(name, value, allowed):

@@ -7,12 +7,13 @@ import torch
 from tqdm import tqdm
 
 from models import noise_generator
+from tools.probes.hooks import is_noisy
 
 from .checks import run_checks
 from .gradients import fgsm, pgd, random_noise
 from .scores import choose, score
 from .square import square_attack
-from .twins import GRADIENT_PATHS, is_noisy, mean_field_twin, noiseless_twin, with_gradient_path
+from .twins import GRADIENT_PATHS, mean_field_twin, noiseless_twin, with_gradient_path
 from .victim import Victim, cross_entropy, margin
 
 CHOICE_DRAWS, SCORE_DRAWS = 20, 100

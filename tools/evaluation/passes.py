@@ -9,9 +9,10 @@ import torch
 
 from tools import inference
 from tools.analysis import metrics
-from tools.attacks.twins import is_noisy, with_gradient_path
+from tools.attacks.twins import with_gradient_path
 from tools.attacks.victim import Victim, cross_entropy
 from tools.perturb import PERTURBATIONS
+from tools.probes.hooks import is_noisy
 from tools.training.run import evaluation_noise
 
 from .conditions import is_random

@@ -16,7 +16,6 @@ from tools.attacks.square import square_attack
 from tools.attacks.twins import (
     GRADIENT_PATHS,
     Planted,
-    is_noisy,
     mean_field_twin,
     noiseless_twin,
     vanishing_noise_twin,
@@ -24,6 +23,7 @@ from tools.attacks.twins import (
 )
 from tools.attacks.victim import Victim, cross_entropy, margin
 from tools.inference import ForwardPass
+from tools.probes.hooks import is_noisy
 
 CPU = ForwardPass(torch.device("cpu"), timesteps=2)
 SHAPE = (1, 8, 8)
