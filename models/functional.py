@@ -13,7 +13,7 @@ the density of the law at the (noisy) potential, and flows through the reset as 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -236,7 +236,7 @@ def check_law(name: str, law: object) -> None:
         raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}, {reason}")
 
 
-def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `allowed`, naming them."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")

@@ -206,13 +206,14 @@ class ParametricLIF(LIF):
     decay_logit: nn.Parameter
 
     @property
-    def decay(self) -> Tensor:  # type: ignore[override]  # mypy cannot have a property in place of an attribute
+    def decay(self) -> Tensor:
         decay = torch.sigmoid(self.decay_logit)
         eps = torch.finfo(decay.dtype).eps  # where the sigmoid is rounded to 0 or 1, its slope is 0 already
         return decay.clamp(eps, 1 - eps)
 
     @decay.setter
-    def decay(self, value: float) -> None:
+    def decay(self, value: float | Tensor) -> None:
+        value = float(value)
         if not 0.0 < value < 1.0:
             raise ValueError(f"a learnable decay must be in (0, 1), got {value}")
         logit = torch.tensor(math.log(value / (1 - value)))

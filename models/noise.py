@@ -24,7 +24,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -319,8 +319,8 @@ class Rescaled(NoiseLaw):
     def __init__(self, law: NoiseLaw, scale: float | Tensor) -> None:
         self.law = law
         self.loc = law.loc
-        self.scale = scale
-        self._ratio = scale / law.scale
+        self.scale = scale  # type: ignore[assignment]  # a tensor where it is learnt
+        self._ratio: Any = scale / law.scale
 
     def cdf(self, x: Tensor) -> Tensor:
         return self.law.cdf((x - self.loc) / self._ratio + self.loc)

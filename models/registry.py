@@ -5,9 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
-from .layers import SpikingNetwork
+from .layers import MakeNeuron, SpikingNetwork
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
 from .noise import LAWS, Gaussian
 from .resnet import sresnet18, sresnet19, sresnet34
@@ -81,7 +79,7 @@ def build_neuron(
 def build_model(
     name: str,
     *,
-    neuron: Callable[[], nn.Module],
+    neuron: MakeNeuron,
     in_shape: tuple[int, int, int],
     num_classes: int,
     norm: str | None = "bn",

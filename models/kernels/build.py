@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -25,14 +27,15 @@ FLAGS = ("-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-c
 OPTIMISATIONS = (("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"), ("-O3",))
 TUNINGS = ("-march=native", "-mcpu=native", "")
 BUILD_TIMEOUT_S = 120
-_warnings_given = []
+_warnings_given: list[str] = []
+Loaded = TypeVar("Loaded")
 
 
 class BuildError(RuntimeError):
     """A compiler fails, or what it makes is wrong."""
 
 
-def load(source, definition, prepare):
+def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]) -> Loaded | None:
     """Compile `source` unless the cache has it, load it, and return `prepare` of it.
 
     Compilers and flags are tried from the best to the plainest.
@@ -61,14 +64,14 @@ def load(source, definition, prepare):
     return None
 
 
-def warn_once(message):
+def warn_once(message: str) -> None:
     """Give the first warning of this process about kernels; those that follow would say the same of other dtypes."""
     if not _warnings_given:
         _warnings_given.append(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _attempts():
+def _attempts() -> Iterator[tuple[list[str], tuple[str, ...], str | None]]:
     """(compiler, flags, OpenMP library or None) to try."""
     named = os.environ.get("CC", "").split()
     commands = ([named] if named else []) + [[name] for name in ("cc", "gcc", "clang")]
@@ -81,7 +84,7 @@ def _attempts():
                     yield command, (*FLAGS, *optimisation, *filter(None, [tuning]), *openmp), linked
 
 
-def openmp_runtime():
+def openmp_runtime() -> str | None:
     """Path of the OpenMP library that PyTorch has loaded, or None.
 
     Kernels link to that one: with a second runtime, two pools of threads would fight for the cores.
@@ -96,7 +99,7 @@ def openmp_runtime():
     return (own + paths or [None])[0]
 
 
-def _compiled(source, compiler, flags, runtime):
+def _compiled(source: Path, compiler: Sequence[str], flags: Sequence[str], runtime: str | None) -> Path:
     """Path of the library in the cache; it is built there if need be."""
     parts = (Path(source).read_text(), *compiler, *flags, str(runtime), _version(compiler), _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -112,11 +115,11 @@ def _compiled(source, compiler, flags, runtime):
 
 
 @functools.cache
-def _private_folder():
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="nsnn-kernels-")  # removed when the process ends
 
 
-def _cache_folder():
+def _cache_folder() -> Path:
     """Folder of compiled kernels; where it cannot be written, one for this process alone."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(os.environ.get("NSNN_CACHE") or os.path.join(base, "nsnn")) / "kernels"
@@ -129,7 +132,7 @@ def _cache_folder():
     return Path(_private_folder().name)
 
 
-def _run(*command):
+def _run(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
@@ -139,11 +142,11 @@ def _run(*command):
     return done.stdout
 
 
-def _version(compiler):
+def _version(compiler: Sequence[str]) -> str:
     return _run(*compiler, "--version")
 
 
-def _processor():
+def _processor() -> str:
     """What -march=native depends on: a home folder may be shared between machines."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

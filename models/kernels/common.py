@@ -10,6 +10,7 @@ from torch import Tensor
 from ..noise import NoiseLaw
 
 RESETS = ("zero", "subtract", "none")
+SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
 MAX_RANK = 3  # loops over memory that fused kernels know, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
 
@@ -35,11 +36,12 @@ class Neuron:
     surrogate: NoiseLaw | None = None
 
     def learning(self, decay: Tensor | None, scale: Tensor | None) -> "Neuron":
-        """With these tensors in place of its numbers; None: as it is."""
+        """With these tensors in place of its numbers; None: the number stays."""
         if decay is None and scale is None:
             return self
-        changes = {name: value for name, value in (("decay", decay), ("scale", scale)) if value is not None}
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(
+            self, decay=self.decay if decay is None else decay, scale=self.scale if scale is None else scale
+        )
 
     def of_gradient(self) -> "Neuron":
         """With the surrogate, where there is one, in place of the law."""
@@ -106,7 +108,8 @@ def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int
         outermost first, that visit the neurons as they lie in memory: dimension d has sizes[d]
         neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
     """
-    index_strides, index_stride = [], 1
+    index_strides: list[int] = []
+    index_stride = 1
     for size in reversed(shape):
         index_strides.insert(0, index_stride)
         index_stride *= size

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import operator
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from . import build, selftest
 from .common import (
     MAX_RANK,
     RESETS,
+    SWITCHES,
     Neuron,
     empty_gradients,
     empty_outputs,
@@ -56,8 +58,7 @@ def kernel(dtype: torch.dtype) -> "Kernel | None":
 
 
 REALS = ("threshold", "decay", "scale", "loc")
-INTEGERS = ("law", "reset", "detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")
-INTEGERS += ("learns_decay", "learns_scale")
+INTEGERS = ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")
 Loops = ctypes.c_int64 * MAX_RANK
 
 
@@ -177,15 +178,14 @@ class Kernel:
             neuron.law.loc,
             self.laws[type(neuron.law).__name__],
             RESETS.index(neuron.reset),
-            neuron.detach_reset,
-            neuron.decay_input,
-            neuron.membrane_noise,
-            neuron.threshold_noise,
-            neuron.mean_field,
+            *_switches_of(neuron),
             learns_decay,
             learns_scale,
         )
         return _layer(layout, numbers)
+
+
+_switches_of = operator.attrgetter(*SWITCHES)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import noise
 from . import build, common, cpu, selftest
-from .common import Neuron, dense, empty_gradients, empty_outputs
+from .common import SWITCHES, Neuron, dense, empty_gradients, empty_outputs
 
 
 def _library() -> torch.library.Library:
@@ -81,9 +81,8 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
 # `Neuron`, flattened; learnt numbers come as tensors beside it.
 NEURON = (
     "str law, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, float scale, "
-    "float threshold, str reset, bool detach_reset, bool decay_input, bool membrane_noise, bool threshold_noise, "
-    "bool mean_field"
-)
+    "float threshold, str reset, "
+) + ", ".join(f"bool {switch}" for switch in SWITCHES)
 
 
 def flattened(neuron: Neuron) -> tuple[Any, ...]:
@@ -99,23 +98,20 @@ def flattened(neuron: Neuron) -> tuple[Any, ...]:
         law.scale if isinstance(neuron.scale, Tensor) else neuron.scale,
         neuron.threshold,
         neuron.reset,
-        neuron.detach_reset,
-        neuron.decay_input,
-        neuron.membrane_noise,
-        neuron.threshold_noise,
-        neuron.mean_field,
+        *[getattr(neuron, switch) for switch in SWITCHES],
     )
 
 
 def _rebuilt(values: tuple[Any, ...]) -> Neuron:
     """The neuron that was `flattened`."""
-    name, loc, other, other_scale, other_loc, decay, scale, *switches = values
-    laws = {law.__name__: law for law in noise.LAWS}
+    name, loc, other, other_scale, other_loc, decay, scale, threshold, reset = values[:9]
+    laws: dict[str, Any] = {law.__name__: law for law in noise.LAWS}
     surrogate = None if other is None else laws[other](other_scale, other_loc)
-    return Neuron(laws[name](scale, loc), scale, decay, *switches, surrogate=surrogate)
+    switches = dict(zip(SWITCHES, values[9:]))
+    return Neuron(laws[name](scale, loc), scale, decay, threshold, reset, surrogate=surrogate, **switches)
 
 
-def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()) -> Callable[..., Any]:
+def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()) -> Any:
     """Define an operator by an implementation for CPU and CUDA; returned is what calls it.
 
     Not `torch.library.custom_op`: its wrappers in Python take 150 microseconds per call.
@@ -145,17 +141,9 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty(len(x), dtype=torch.int64)
 
 
-def _forward(
-    x: Tensor,
-    state: Tensor | None,
-    learnt_decay: Tensor | None,
-    learnt_scale: Tensor | None,
-    seeds: Tensor | None,
-    neuron: Neuron,
-    keep_z: bool,
-    keep_state: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(tensors: tuple[Any, ...], neuron: Neuron, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...]; what is not kept is empty."""
+    x, state, learnt_decay, learnt_scale, seeds = tensors
     if x.numel() == 0:
         spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
         if keep_state:
@@ -167,7 +155,7 @@ def _forward(
 lif_forward = _operator(
     "lif_forward(Tensor x, Tensor? state, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? seeds, "
     f"{NEURON}, bool keep_z, bool keep_state) -> (Tensor, Tensor, Tensor)",
-    lambda *inputs: _forward(*inputs[:5], _rebuilt(inputs[5:-2]), *inputs[-2:]),
+    lambda *inputs: _forward(inputs[:5], _rebuilt(inputs[5:-2]), inputs[-2], inputs[-1]),
 )
 
 
@@ -179,18 +167,13 @@ def _(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _backward(
     grad_spikes: Tensor | None,
     grad_last: Tensor | None,
-    x: Tensor | None,
-    state: Tensor | None,
-    learnt_decay: Tensor | None,
-    learnt_scale: Tensor | None,
-    seeds: Tensor | None,
-    spikes: Tensor,
-    z: Tensor,
+    saved: tuple[Any, ...],
     neuron: Neuron,
     learns_decay: bool,
     learns_scale: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (None, None: 0)."""
+    x, state, learnt_decay, learnt_scale, seeds, spikes, z = saved
     if spikes.numel() == 0:
         grad_x, grad_state = empty_gradients(spikes, z, state)
         if state is not None:
@@ -204,7 +187,9 @@ def _backward(
 
 def _backward_in_tensors(*inputs: Any) -> tuple[Tensor, ...]:
     """As `_backward`, of a flattened neuron; an operator has tensors for all results."""
-    grad_x, grad_state, *grads = _backward(*inputs[:9], _rebuilt(inputs[9:-2]), *inputs[-2:])
+    grad_x, grad_state, *grads = _backward(
+        inputs[0], inputs[1], inputs[2:9], _rebuilt(inputs[9:-2]), inputs[-2], inputs[-1]
+    )
     zero = grad_x.new_zeros((), dtype=common.arithmetic_dtype(grad_x.dtype))
     return grad_x, grad_state, *(zero.clone() if grad is None else grad for grad in grads)
 
@@ -223,8 +208,15 @@ def _(*inputs: Any) -> tuple[Tensor, ...]:
     return *empty_gradients(spikes, z, state), z.new_empty(()), z.new_empty(())
 
 
-def _backward_by_operator(*inputs: Any) -> tuple[Tensor, ...]:
-    return lif_backward(*inputs[:9], *flattened(inputs[9]), *inputs[10:])
+def _backward_by_operator(
+    grad_spikes: Tensor | None,
+    grad_last: Tensor | None,
+    saved: tuple[Any, ...],
+    neuron: Neuron,
+    learns_decay: bool,
+    learns_scale: bool,
+) -> tuple[Tensor, ...]:
+    return lif_backward(grad_spikes, grad_last, *saved, *flattened(neuron), learns_decay, learns_scale)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -258,7 +250,7 @@ def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Ca
     ) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
         grad_last = grad_last if ctx.keep_state else None
-        grads = backward(grad_spikes, grad_last, *ctx.saved_tensors, ctx.neuron, *needed[2:])
+        grads = backward(grad_spikes, grad_last, ctx.saved_tensors, ctx.neuron, needed[2], needed[3])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
 
@@ -278,11 +270,11 @@ class _Direct(torch.autograd.Function):
         # Not by setup_context, with which PyTorch inspects the signature at every call; and the neuron and the
         # switches are one tuple, since each argument of its own would cost time.
         tensors, (neuron, keep_z, keep_state) = inputs[:5], inputs[5]
-        output = _forward(*tensors, neuron, keep_z, keep_state)
+        output = _forward(tensors, neuron, keep_z, keep_state)
         _save_for_backward(ctx, tensors, neuron, keep_state, output)
         return output
 
-    backward = staticmethod(once_differentiable(_differentiated_by(_backward)))
+    backward = staticmethod(once_differentiable(_differentiated_by(_backward)))  # type: ignore[assignment]
 
 
 def _kernel(x: Tensor) -> Any:
