@@ -29,7 +29,7 @@ def check_law(kernel: Any, name: str, like: Tensor) -> None:
     rtol = 0.01 if like.dtype in (torch.bfloat16, torch.float16) else 1e-4
     for what, ours, right in (("probabilities", p, law.cdf(potential)), ("density", density, law.pdf(potential))):
         if not torch.allclose(ours.double().cpu(), right, rtol=rtol, atol=1e-5):
-            raise BuildError(f"the compiled {what} of the {name} law are wrong")
+            raise BuildError(f"the compiled {what} of the {name} law are not those of models.noise")
 
     share = torch.arange(0.5, DRAWS, dtype=torch.float64) / DRAWS
     seeds = torch.tensor([7], device=like.device)
@@ -42,7 +42,7 @@ def check_law(kernel: Any, name: str, like: Tensor) -> None:
     excess = spikes.double().cpu().flatten() - law.cdf(x.double().cpu() - neuron.threshold).flatten()
     for deviation in (drawn - share, excess.cumsum(0) / DRAWS):
         if not deviation.abs().max() < MOST_DEVIATION:  # a NaN is wrong, too
-            raise BuildError(f"the compiled draws of the {name} law are wrong")
+            raise BuildError(f"the compiled draws of the {name} law are not those of models.noise")
 
 
 def check_steps(kernel: Any, like: Tensor) -> None:
