@@ -36,7 +36,7 @@ class SpikingNeuron(nn.Module):
     """Base of the neurons, and the protocol by which the rest of the project knows a neuron.
 
     A module is a spiking neuron if its `emits_spikes` is true, whatever its class. One of another copy of this
-    package, or one of your own, takes part in all that finds here what it needs:
+    package, or one of your own, takes part wherever it has the attributes that are needed:
 
     - `is_noisy`: everything that evaluates, attacks or switches a network.
     - `mode`, "noisy", "noiseless" (fires where u > threshold) or "mean_field" (puts out its firing probability):
@@ -61,6 +61,7 @@ class SpikingNeuron(nn.Module):
 
     emits_spikes = True
     decay: float | Tensor
+    surrogate: NoiseLaw | None
 
     def __init__(self, threshold: float, decay: float, reset: str, detach_reset: bool, decay_input: bool) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class SpikingNeuron(nn.Module):
         check_decay(decay)
         check_choice("reset", reset, RESETS)
         if decay_input and decay == 1:
-            raise ValueError("decay_input=True with decay=1 would keep all input out: it enters as (1 - decay) * x")
+            raise ValueError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
         self.threshold = float(threshold)
         self.decay = float(decay)
         self.reset = reset
@@ -82,7 +83,7 @@ class SpikingNeuron(nn.Module):
 
     @property
     def gradient_law(self) -> NoiseLaw:
-        """The law whose density is the gradient, at the scale that is learnt."""
+        """The law whose density is the gradient, at its present scale."""
         raise self._is_abstract()
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
@@ -91,7 +92,9 @@ class SpikingNeuron(nn.Module):
         Args:
             detach_reset: whether the reset passes no gradient; None: as before.
         """
-        raise self._is_abstract()
+        check_law("surrogate", law)
+        self.surrogate = law
+        self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 
     def scale_noise(self, factor: float) -> None:
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
@@ -144,6 +147,8 @@ class LIF(SpikingNeuron):
         threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
     """
 
+    surrogate: NoiseLaw
+
     def __init__(
         self,
         surrogate: NoiseLaw = Gaussian(math.sqrt(0.5)),
@@ -154,17 +159,11 @@ class LIF(SpikingNeuron):
         decay_input: bool = False,
     ) -> None:
         super().__init__(threshold, decay, reset, detach_reset, decay_input)
-        check_law("surrogate", surrogate)
-        self.surrogate = surrogate
+        self.set_gradient(surrogate)
 
     @property
     def gradient_law(self) -> NoiseLaw:
         return self.surrogate
-
-    def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
-        check_law("law", law)
-        self.surrogate = law
-        self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 
     def as_mean_field(self) -> "NoisyLIF":
         """A noisy neuron in the mean field, whose noise has the law of the surrogate."""
@@ -256,7 +255,7 @@ class NoisyLIF(SpikingNeuron):
         check_law("noise", noise)
         check_choice("placement", placement, PLACEMENTS)
         self.noise = noise
-        self.surrogate: NoiseLaw | None = None
+        self.surrogate = None
         self.placement = placement
         self.mode = "noisy"  # switched by `noiseless` and `mean_field`
         self.log_scale = nn.Parameter(torch.tensor(math.log(noise.scale))) if learnable_scale else None
@@ -278,11 +277,9 @@ class NoisyLIF(SpikingNeuron):
         return self._noise_as_learnt() if self.surrogate is None else self.surrogate
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
-        check_law("surrogate", law)
         if self.log_scale is not None and self.log_scale.requires_grad:
             raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
-        self.surrogate = law
-        self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
+        super().set_gradient(law, detach_reset)
 
     def scale_noise(self, factor: float) -> None:
         self.surrogate = self.gradient_law
@@ -360,11 +357,11 @@ def _switched(net: nn.Module, mode: str) -> Iterator[nn.Module]:
     for name, module in net.named_modules():
         if not getattr(module, "emits_spikes", False):
             continue
-        missing = "is_noisy" if not hasattr(module, "is_noisy") else "mode" if not hasattr(module, "mode") else None
-        if missing == "is_noisy" or (missing and module.is_noisy):
-            raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs")
-        if not missing:
+        if hasattr(module, "is_noisy") and hasattr(module, "mode"):
             neurons.append(module)
+        elif getattr(module, "is_noisy", True):
+            missing = "mode" if hasattr(module, "is_noisy") else "is_noisy"
+            raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs")
     before = [neuron.mode for neuron in neurons]
     try:
         for neuron in neurons:

@@ -137,7 +137,7 @@ class NoiseLaw(abc.ABC):
     def std(self) -> float:
         """Standard deviation; here by quadrature of the density about `loc`, on a grid dense there.
 
-        A subclass with infinite variance, or whose centre is not its `loc`, must say its own.
+        A subclass with infinite variance, or whose centre is not its `loc`, must define its own.
         """
         t = torch.linspace(-20.0, 20.0, 200_001, dtype=torch.float64)
         deviation = self.scale * torch.sinh(t)
@@ -165,7 +165,7 @@ class NoiseLaw(abc.ABC):
     def _standardise(self, x: Tensor) -> Tensor:
         """z = (x - loc) / scale, limited so that neither z nor z^2 overflows.
 
-        Where the limit acts, every density here is 0 or as good as 0, and so is its slope:
+        Where the limit acts, every density here is 0 or negligible, and so is its slope:
         clamping keeps 0 * infinity, a NaN, out of the backward pass.
         """
         limit = math.sqrt(torch.finfo(x.dtype).max) / 4

@@ -1,5 +1,6 @@
 """Spiking residual networks."""
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -47,10 +48,10 @@ class SpikingResNet(SpikingNetwork):
         num_classes: int,
         channels: Sequence[int],
         blocks: Sequence[int],
-        hidden: int | None,
-        large_stem: bool,
-        norm: str | None,
-        width: float,
+        hidden: int | None = None,
+        large_stem: bool = True,
+        norm: str | None = "bn",
+        width: float = 1.0,
     ) -> None:
         super().__init__(in_shape)
         stem_channels = scaled(64, width)
@@ -84,22 +85,6 @@ class SpikingResNet(SpikingNetwork):
         return self.classifier(x)  # -> [T, B, K]
 
 
-def sresnet18(
-    neuron: MakeNeuron, in_shape: Sequence[int], num_classes: int, norm: str | None = "bn", width: float = 1.0
-) -> SpikingResNet:
-    """Stages 64-128-256-512 of 2, 2, 2, 2 blocks."""
-    return SpikingResNet(neuron, in_shape, num_classes, (64, 128, 256, 512), (2, 2, 2, 2), None, True, norm, width)
-
-
-def sresnet34(
-    neuron: MakeNeuron, in_shape: Sequence[int], num_classes: int, norm: str | None = "bn", width: float = 1.0
-) -> SpikingResNet:
-    """Stages 64-128-256-512 of 3, 4, 6, 3 blocks."""
-    return SpikingResNet(neuron, in_shape, num_classes, (64, 128, 256, 512), (3, 4, 6, 3), None, True, norm, width)
-
-
-def sresnet19(
-    neuron: MakeNeuron, in_shape: Sequence[int], num_classes: int, norm: str | None = "bn", width: float = 1.0
-) -> SpikingResNet:
-    """Stages 128-256-512 of 3, 3, 2 blocks, a hidden linear layer of 256, always a 3x3 stem."""
-    return SpikingResNet(neuron, in_shape, num_classes, (128, 256, 512), (3, 3, 2), 256, False, norm, width)
+sresnet18 = functools.partial(SpikingResNet, channels=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
+sresnet34 = functools.partial(SpikingResNet, channels=(64, 128, 256, 512), blocks=(3, 4, 6, 3))
+sresnet19 = functools.partial(SpikingResNet, channels=(128, 256, 512), blocks=(3, 3, 2), hidden=256, large_stem=False)

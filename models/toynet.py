@@ -11,12 +11,7 @@ class ToyNet(SpikingNetwork):
     """flatten-linear 64-spike-linear K, without biases; never normalised, whatever `norm` says."""
 
     def __init__(
-        self,
-        neuron: MakeNeuron,
-        in_shape: Sequence[int],
-        num_classes: int,
-        norm: str | None = None,
-        width: float = 1.0,
+        self, neuron: MakeNeuron, in_shape: Sequence[int], num_classes: int, norm: str | None = None, width: float = 1.0
     ) -> None:
         super().__init__(in_shape)
         channels, height, image_width = self.in_shape

@@ -1,5 +1,6 @@
 """VGG and CIFARNet, from one block: convolution, normalisation where there is one, spiking neuron."""
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -53,9 +54,9 @@ class SpikingVGG(SpikingNetwork):
         in_shape: Sequence[int],
         num_classes: int,
         plan: Sequence[Layer],
-        hidden: Sequence[int],
-        norm: str | None,
-        width: float,
+        hidden: Sequence[int] = (),
+        norm: str | None = "bn",
+        width: float = 1.0,
     ) -> None:
         super().__init__(in_shape)
         in_channels, height, image_width = self.in_shape
@@ -85,20 +86,10 @@ class SpikingVGG(SpikingNetwork):
         return self.classifier(x.flatten(2))  # -> [T, B, K]
 
 
-def vgg(
-    neuron: MakeNeuron, in_shape: Sequence[int], num_classes: int, norm: str | None = "bn", width: float = 1.0
-) -> SpikingVGG:
-    """64, 128, P, 256, 256, P, 512, 512, P, 512, 512, P, one linear layer."""
-    plan = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
-    return SpikingVGG(neuron, in_shape, num_classes, plan, (), norm, width)
-
-
-def vggwoap(
-    neuron: MakeNeuron, in_shape: Sequence[int], num_classes: int, norm: str | None = "bn", width: float = 1.0
-) -> SpikingVGG:
-    """`vgg` without average pools: the convolution before each pool has stride 2 instead."""
-    plan = (64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2))
-    return SpikingVGG(neuron, in_shape, num_classes, plan, (), norm, width)
+PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
+PLAN_WITHOUT_POOLS = (64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2))  # strides in their place
+vgg = functools.partial(SpikingVGG, plan=PLAN)
+vggwoap = functools.partial(SpikingVGG, plan=PLAN_WITHOUT_POOLS)
 
 
 def cifarnet(

@@ -1,4 +1,4 @@
-"""Compile C with the machine's compiler, once: what is built is kept in a cache.
+"""Compile C with the machine's compiler, and cache the library.
 
 Environment: `CC` names a compiler; `NSNN_CACHE` is the folder of the cache (default: `nsnn` in the user's
 cache folder).
@@ -32,7 +32,7 @@ Loaded = TypeVar("Loaded")
 
 
 class BuildError(RuntimeError):
-    """A compiler fails, or what it makes is wrong."""
+    """A compiler failed, or its library computes wrong results."""
 
 
 def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]) -> Loaded | None:
@@ -46,7 +46,7 @@ def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]
         prepare: takes a `ctypes.CDLL`; may raise BuildError if the library's results are wrong.
 
     Returns:
-        What `prepare` returned; None, after a warning, where no attempt succeeded.
+        What `prepare` returned; None, after a warning, if no attempt succeeded.
     """
     failures = []
     for compiler, flags, runtime in _attempts():
@@ -57,15 +57,15 @@ def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]
             continue
         if runtime is None and torch.get_num_threads() > 1:
             reason = failures[0] if failures else "no OpenMP library is loaded"
-            warn_once(f"spiking neurons run on one thread, for want of OpenMP: {reason}")
+            warn_once(f"spiking neurons run on one thread, without OpenMP: {reason}")
         return loaded
     reason = failures[0] if failures else "there is no C compiler ($CC, cc, gcc or clang)"
-    warn_once(f"spiking neurons run on the slower eager kernel, for want of a compiled one: {reason}")
+    warn_once(f"spiking neurons run on the slower eager kernel, as no compiled one works: {reason}")
     return None
 
 
 def warn_once(message: str) -> None:
-    """Give the first warning of this process about kernels; those that follow would say the same of other dtypes."""
+    """Give the first warning of this process about kernels; later ones would say the same of other dtypes."""
     if not _warnings_given:
         _warnings_given.append(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -100,7 +100,7 @@ def openmp_runtime() -> str | None:
 
 
 def _compiled(source: Path, compiler: Sequence[str], flags: Sequence[str], runtime: str | None) -> Path:
-    """Path of the library in the cache; it is built there if need be."""
+    """Path of the library in the cache; built there if it is missing."""
     parts = (Path(source).read_text(), *compiler, *flags, str(runtime), _version(compiler), _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     target = _cache_folder() / f"{Path(source).stem}-{key}.so"
@@ -120,7 +120,7 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _cache_folder() -> Path:
-    """Folder of compiled kernels; where it cannot be written, one for this process alone."""
+    """Folder of compiled kernels; one for this process alone if it cannot be written."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(os.environ.get("NSNN_CACHE") or os.path.join(base, "nsnn")) / "kernels"
     try:
@@ -128,7 +128,7 @@ def _cache_folder() -> Path:
         if os.access(folder, os.W_OK):
             return folder
     except OSError:
-        pass  # such as a home folder that is read-only, or none at all
+        pass  # the home folder may be read-only, or missing
     return Path(_private_folder().name)
 
 

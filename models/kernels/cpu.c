@@ -149,7 +149,7 @@ INLINE float fast_cos(float x)
 
 INLINE real exp_of(real x) { return INPUT_BITS == 64 ? (real)exp(x) : (real)fast_exp((float)x); }
 
-/* Vectors of 64-bit lanes, whose lower halves hold the 32-bit numbers of Philox; upper halves are not looked at.
+/* Vectors of 64-bit lanes, whose lower halves hold the 32-bit numbers of Philox; upper halves are ignored.
    The product of lower halves is the one operation that compilers do not find by themselves. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -169,8 +169,8 @@ INLINE Lanes product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xfffff
 #define TOGETHER 2 /* vectors in flight: while one waits for a product, the other goes on */
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
-/* The four words of each counter, under a key. The arrays are as long as BLOCK: what is behind n is filled up to
-   whole vectors. */
+/* The four words of each counter, under a key. The arrays are as long as BLOCK: whole vectors are
+   filled, beyond n too. */
 static void philox(int64_t key, const uint32_t *counter, int n, uint32_t words[4][BLOCK])
 {
     const Lanes none = {0}, factor0 = none + 0xD2511F53u, factor2 = none + 0xCD9E8D57u;

@@ -51,7 +51,7 @@ def _threads(updates: int) -> int:
 
 @functools.cache
 def kernel(dtype: torch.dtype) -> "Kernel | None":
-    """The `Kernel` for inputs of a dtype; None where there can be none, after a warning if that is unexpected."""
+    """The `Kernel` for inputs of a dtype, or None; a warning says so where one was to be expected."""
     if dtype not in INPUT_BITS:
         return None
     return build.load(SOURCE, f"-DINPUT_BITS={INPUT_BITS[dtype]}", lambda library: Kernel(library, dtype).checked())
@@ -87,13 +87,7 @@ class Kernel:
         self.laws = {name: number for name, number in numbers.items() if number >= 0}
 
     def forward(
-        self,
-        x: Tensor,
-        state: Tensor | None,
-        seeds: Tensor | None,
-        neuron: Neuron,
-        keep_z: bool,
-        keep_state: bool,
+        self, x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a layer over a sequence; `models.functional` states the dynamics.
 
@@ -158,7 +152,7 @@ class Kernel:
         return [word.long() % 2**32 for word in words]
 
     def checked(self) -> "Kernel":
-        """Itself, if it computes what it should; else BuildError. A law that it computes wrongly, it forgets."""
+        """This kernel, without the laws that it computes wrongly; BuildError if it computes all wrongly."""
         like = torch.empty(0, dtype=self.dtype)
         words = self.random_words(like.new_zeros(1, 1, 1), torch.zeros(1, dtype=torch.int64))
         if [word.item() for word in words] != KNOWN_WORDS:

@@ -355,14 +355,9 @@ def _store_words(seeds, first, second, neurons, size1, size2, stride0, stride1, 
 
 
 def forward(
-    x: Tensor,
-    state: Tensor | None,
-    seeds: Tensor | None,
-    neuron: Neuron,
-    keep_z: bool,
-    keep_state: bool,
+    x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `cpu.Kernel.forward`; decay and scale may also be 0-d tensors on the device, which are not waited for."""
+    """As `cpu.Kernel.forward`; decay and scale may be 0-d tensors on the device, whose values are not waited for."""
     spikes, last, z = empty_outputs(x, keep_z, keep_state)
     state = laid_out_as(x[0], state, last.dtype)
     outputs = (spikes, last if keep_state else None, z if keep_z else None)

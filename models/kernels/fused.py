@@ -114,7 +114,7 @@ def _rebuilt(values: tuple[Any, ...]) -> Neuron:
 def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()) -> Any:
     """Define an operator by an implementation for CPU and CUDA; returned is what calls it.
 
-    Not `torch.library.custom_op`: its wrappers in Python take 150 microseconds per call.
+    Not by `torch.library.custom_op`, whose wrappers in Python take 150 microseconds per call.
     """
     LIBRARY.define(schema, tags=tags)
     name = schema.partition("(")[0]
@@ -297,7 +297,7 @@ def _cuda(law: str) -> ModuleType | None:
         if law not in kernel.KNOWN_LAWS:
             return None
         selftest.check_law(kernel, law, torch.empty(0, device="cuda"))
-    except Exception as error:  # Triton is not there, or cannot compile here, which it says in many ways
-        build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA, for want of Triton: {error}")
+    except Exception as error:  # Triton is missing, cannot compile here (it says so in many ways), or is wrong
+        build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA: {error}")
         return None
     return kernel

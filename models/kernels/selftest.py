@@ -1,7 +1,7 @@
-"""Does a compiled kernel compute what the laws say? Tried before its first use, as compilers have bugs.
+"""Checks of a compiled kernel before its first use: compilers have bugs, and laws may change.
 
-`kernel` is what has the `forward` and `backward` of `cpu.Kernel`; `like` an empty tensor of the dtype and the device
-to try. Gradients are compared with differences and densities, as autograd is off where an operator loads its kernel.
+`kernel` has the `forward` and `backward` of `cpu.Kernel`; `like` is an empty tensor of the dtype and device to check.
+Gradients are compared with differences and densities, as autograd is off where an operator loads its kernel.
 """
 
 from typing import Any

@@ -21,11 +21,11 @@ SYNAPSES |= {f"{kind}_norm" for kind in ("batch", "group", "instance", "layer", 
 
 
 class Operations:
-    """Synaptic operations of everything that ran inside `count_operations`; sums only, so memory stays constant.
+    """Synaptic operations of all passes inside `count_operations`; it keeps sums only, so memory stays constant.
 
     An operation is one connection through which an input that is not zero reaches an output. Where all inputs of a
     layer are 0 or 1 it is an accumulate (AC), elsewhere, as in the stem, or behind an average pool, a multiply-
-    accumulate (MAC). Padding is no connection. Biases, batch normalisation (which folds into the weights) and the
+    accumulate (MAC). Padding is not a connection. Biases, batch normalisation (which folds into the weights) and the
     neurons' own updates are not counted.
     """
 
