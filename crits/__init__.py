@@ -1,4 +1,4 @@
-"""Losses over time and regularisers. Needs PyTorch alone."""
+"""Losses over time and regularisers, and the tables of their names. Needs PyTorch alone."""
 
 from .losses import LOSSES, TET, PerStepCrossEntropy, RateCrossEntropy, build_loss
 from .regularizers import REGULARIZERS, SRIP, FiringRate, Gramian, Regularizer, build_regularizer

@@ -1,16 +1,18 @@
 """Losses on the logits of every time step: criterion(logits [T, B, K], target [B]) -> scalar."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
-def _check(logits, target):
+def _check(logits: Tensor, target: Tensor) -> None:
     if logits.dim() != 3 or target.shape != logits.shape[1:2]:
         raise ValueError(f"expected logits [T, B, K] and target [B], got {list(logits.shape)} and {list(target.shape)}")
 
 
 class _SmoothedCriterion(nn.Module):
-    def __init__(self, label_smoothing=0.0):
+    def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
@@ -29,7 +31,7 @@ class RateCrossEntropy(_SmoothedCriterion):
         logits [T, B, K], target [B] of class indices -> scalar.
     """
 
-    def forward(self, logits, target):
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
         return F.cross_entropy(logits.mean(0), target, label_smoothing=self.label_smoothing)
 
@@ -39,10 +41,10 @@ class PerStepCrossEntropy(_SmoothedCriterion):
 
         L = mean_t CE(logits[t], target)
 
-    Arguments and shapes are those of `RateCrossEntropy`.
+    Args and shape as for `RateCrossEntropy`.
     """
 
-    def forward(self, logits, target):
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
         every_step = target.expand(logits.shape[0], -1).flatten()
         return F.cross_entropy(logits.flatten(0, 1), every_step, label_smoothing=self.label_smoothing)
@@ -66,7 +68,7 @@ class TET(nn.Module):
         re-weighting", ICLR 2022, equations 10 to 12.
     """
 
-    def __init__(self, lambda_tet=0.05, mean=1.0, label_smoothing=0.0):
+    def __init__(self, lambda_tet: float = 0.05, mean: float = 1.0, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= lambda_tet <= 1.0:
             raise ValueError(f"lambda_tet must be in [0, 1], got {lambda_tet}")
@@ -74,18 +76,29 @@ class TET(nn.Module):
         self.mean = mean
         self.per_step = PerStepCrossEntropy(label_smoothing)
 
-    def forward(self, logits, target):
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         pull = (logits - self.mean).square().mean()
         return (1 - self.lambda_tet) * self.per_step(logits, target) + self.lambda_tet * pull
 
 
-LOSSES = {
+# By name: (label_smoothing, lambda_tet) -> the loss.
+LOSSES: dict[str, Callable[[float, float], nn.Module]] = {
     "rate": lambda label_smoothing, lambda_tet: RateCrossEntropy(label_smoothing),
     "per_step": lambda label_smoothing, lambda_tet: PerStepCrossEntropy(label_smoothing),
     "tet": lambda label_smoothing, lambda_tet: TET(lambda_tet, label_smoothing=label_smoothing),
 }
 
 
-def build_loss(name, label_smoothing=0.0, lambda_tet=0.05):
-    """Make the loss of a name in `LOSSES`."""
+def build_loss(name: str, label_smoothing: float = 0.0, lambda_tet: float = 0.05) -> nn.Module:
+    """Make a loss by its name in `LOSSES`.
+
+    Args:
+        label_smoothing: in [0, 1).
+        lambda_tet: weight of the pull in `TET`, in [0, 1]; other losses ignore it.
+
+    Raises:
+        ValueError: for an unknown name (the valid ones are listed) or a number out of range.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
     return LOSSES[name](label_smoothing, lambda_tet)

@@ -1,12 +1,16 @@
 """Penalties on a network's weights or firing rates: regularizer(net) -> scalar."""
 
 import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
-def _weight_matrices(net):
+def _weight_matrices(net: nn.Module) -> list[Tensor]:
     """The weights of all convolutions and linear layers as matrices [out, in * k * k]."""
     layers = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     weights = [module.weight.flatten(1) for module in net.modules() if isinstance(module, layers)]
@@ -15,17 +19,17 @@ def _weight_matrices(net):
     return weights
 
 
-def _minus_identity(gram):
+def _minus_identity(gram: Tensor) -> Tensor:
     return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 
 
 class Regularizer:
-    """Base: `regularizer(net)` is a penalty; `watching(net)` surrounds the forward pass it may need to see."""
+    """Base of the penalties: `watching(net)` surrounds the forward pass that a penalty may need to see."""
 
-    def __call__(self, net):
-        raise TypeError(f"{type(self).__name__} is no regulariser by itself: use one of its subclasses")
+    def __call__(self, net: nn.Module) -> Tensor:
+        raise TypeError(f"{type(self).__name__} is abstract: use one of its subclasses")
 
-    def watching(self, net):
+    def watching(self, net: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Context manager around the forward pass; weight penalties need to see nothing."""
         return contextlib.nullcontext()
 
@@ -39,8 +43,9 @@ class Gramian(Regularizer):
         Xie, Xiong and Pu, "All you need is beyond a good init", CVPR 2017 (there squared).
     """
 
-    def __call__(self, net):
-        return sum(torch.linalg.matrix_norm(_minus_identity(w @ w.T)) for w in _weight_matrices(net))
+    def __call__(self, net: nn.Module) -> Tensor:
+        norms = [torch.linalg.matrix_norm(_minus_identity(w @ w.T)) for w in _weight_matrices(net)]
+        return functools.reduce(torch.add, norms)
 
 
 class SRIP(Regularizer):
@@ -57,11 +62,11 @@ class SRIP(Regularizer):
         networks?", NeurIPS 2018, equations 9 to 11.
     """
 
-    def __call__(self, net):
-        return sum(self._squared_spectral_norm(w) for w in _weight_matrices(net))
+    def __call__(self, net: nn.Module) -> Tensor:
+        return functools.reduce(torch.add, [self._squared_spectral_norm(w) for w in _weight_matrices(net)])
 
     @staticmethod
-    def _squared_spectral_norm(w):
+    def _squared_spectral_norm(w: Tensor) -> Tensor:
         deviation = _minus_identity(w @ w.T if w.shape[0] < w.shape[1] else w.T @ w)
         start = torch.randn(len(deviation), dtype=w.dtype, device=w.device)
         once = deviation @ start
@@ -81,31 +86,32 @@ class FiringRate(Regularizer):
         target: spikes per neuron and time step, in [0, 1].
     """
 
-    def __init__(self, target=0.1):
+    def __init__(self, target: float = 0.1) -> None:
         if not 0.0 <= target <= 1.0:
             raise ValueError(f"the target rate must be in [0, 1] spikes per step, got {target}")
         self.target = target
-        self._rates = None
+        self._rates: dict[str, Tensor] | None = None
 
-    def __call__(self, net):
+    def __call__(self, net: nn.Module) -> Tensor:
         if not self._rates:
             raise RuntimeError("FiringRate needs spikes: run the network inside `with regularizer.watching(net):`")
         return torch.stack([(rate - self.target).square() for rate in self._rates.values()]).mean()
 
     @contextlib.contextmanager
-    def watching(self, net):
+    def watching(self, net: nn.Module) -> Iterator["FiringRate"]:
         neurons = {name: module for name, module in net.named_modules() if getattr(module, "emits_spikes", False)}
         if not neurons:
             raise ValueError(f"{type(net).__name__} has no spiking neuron to regularise")
-        self._rates = {}
+        rates: dict[str, Tensor] = {}
+        self._rates = rates
 
-        def keep(name):
-            def hook(module, args, spikes):
-                self._rates[name] = spikes.float().mean()
+        def keep(name: str, module: nn.Module) -> RemovableHandle:
+            def hook(module: nn.Module, args: tuple[Tensor, ...], spikes: Tensor) -> None:
+                rates[name] = spikes.float().mean()
 
-            return hook
+            return module.register_forward_hook(hook)
 
-        handles = [module.register_forward_hook(keep(name)) for name, module in neurons.items()]
+        handles = [keep(name, module) for name, module in neurons.items()]
         try:
             yield self
         finally:
@@ -114,13 +120,23 @@ class FiringRate(Regularizer):
                 handle.remove()
 
 
-REGULARIZERS = {
+# By name: target rate of `FiringRate` -> the regulariser.
+REGULARIZERS: dict[str, Callable[[float], Regularizer]] = {
     "gram": lambda target_rate: Gramian(),
     "srip": lambda target_rate: SRIP(),
     "rate": FiringRate,
 }
 
 
-def build_regularizer(name, target_rate=0.1):
-    """Make the regulariser of a name in `REGULARIZERS`."""
+def build_regularizer(name: str, target_rate: float = 0.1) -> Regularizer:
+    """Make a regulariser by its name in `REGULARIZERS`.
+
+    Args:
+        target_rate: spikes per neuron and time step, in [0, 1]; penalties on weights ignore it.
+
+    Raises:
+        ValueError: for an unknown name (the valid ones are listed) or a target out of range.
+    """
+    if name not in REGULARIZERS:
+        raise ValueError(f"unknown regulariser {name!r}; choose from {', '.join(REGULARIZERS)}")
     return REGULARIZERS[name](target_rate)

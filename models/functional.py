@@ -13,35 +13,39 @@ the density of the law at the (noisy) potential, and flows through the reset as 
 """
 
 import math
+from collections.abc import Callable, Collection
 
 import torch
+from torch import Tensor
 
 from .kernels import eager, fused
-from .kernels.common import RESETS, Dynamics, after_reset, arithmetic_dtype
+from .kernels.common import RESETS, Neuron, after_reset, arithmetic_dtype
 from .noise import NoiseLaw, Rescaled
 
 PLACEMENTS = ("both", "escape", "membrane")
 MODES = ("noisy", "noiseless", "mean_field")
-KERNELS = {"eager": eager.lif_sequence, "fused": fused.lif_sequence}
+LAW_ATTRIBUTES = ("cdf", "pdf", "icdf", "sample", "widened", "scale", "loc")
+Kernel = Callable[[Tensor, Tensor | None, Neuron, bool], tuple[Tensor, Tensor]]
+KERNELS: dict[str, Kernel] = {"eager": eager.lif_sequence, "fused": fused.lif_sequence}
 
 
 def noisy_lif(
-    x,
-    noise,
+    x: Tensor,
+    noise: NoiseLaw,
     *,
-    threshold=1.0,
-    decay=0.5,
-    placement="both",
-    reset="zero",
-    detach_reset=False,
-    decay_input=False,
-    state=None,
-    scale=None,
-    surrogate=None,
-    mode="noisy",
-    backend="auto",
-    keep_state=True,
-):
+    threshold: float = 1.0,
+    decay: float | Tensor = 0.5,
+    placement: str = "both",
+    reset: str = "zero",
+    detach_reset: bool = False,
+    decay_input: bool = False,
+    state: Tensor | None = None,
+    scale: Tensor | None = None,
+    surrogate: NoiseLaw | None = None,
+    mode: str = "noisy",
+    backend: str = "auto",
+    keep_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Noisy leaky integrate-and-fire neurons over a sequence; the module's docstring has the equations.
 
     Args:
@@ -58,19 +62,19 @@ def noisy_lif(
         state: membrane potential before the first step; None means 0, at rest.
         scale: a 0-d tensor that replaces the scale of `noise`, and is learnt.
         surrogate: the `NoiseLaw` whose density is the gradient, in place of that of `noise`; the mean field, whose
-            gradient is exact, has no use for it.
+            gradient is exact, ignores it.
         mode: "noisy"; "noiseless" fires where u > threshold with no noise at all; "mean_field"
             replaces spikes by their probabilities F(u - threshold), in the reset too.
         backend: "eager" (plain PyTorch, any law and device), "fused" (compiled; the laws of this package), or
             "auto": fused where it can be.
-        keep_state: if false, the potential after the last step is not computed; the second result is then None.
+        keep_state: if false, the second result is None, and the time to compute it is saved.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential
         after the last step [B, ...] in float32 (float64 for float64 input), as all arithmetic is.
 
     Raises:
-        ValueError, TypeError: for an argument out of range, saying what came and what is allowed.
+        ValueError, TypeError: for an argument out of range.
 
     Note:
         With `scale`, the gradient is that of the firing probability: by F(u - threshold) directly
@@ -91,7 +95,11 @@ def noisy_lif(
             raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
         if mode == "mean_field":
             surrogate = None
-    dynamics = Dynamics(
+    _check_input(x)
+    neuron = Neuron(
+        law=noise,
+        scale=noise.scale if scale is None else scale,
+        decay=decay,
         threshold=threshold,
         reset=reset,
         detach_reset=detach_reset,
@@ -99,31 +107,30 @@ def noisy_lif(
         membrane_noise=mode == "noisy" and placement in ("both", "membrane"),
         threshold_noise=mode == "noisy" and placement in ("both", "escape"),
         mean_field=mode == "mean_field",
+        surrogate=surrogate,
     )
-    _check_input(x)
     kernel = _choose_kernel(backend, x, noise, surrogate)
-    state = _checked_state(x, state)
-    spikes, last = kernel(x, state, decay, scale, noise, dynamics, keep_state=keep_state, surrogate=surrogate)
+    spikes, last = kernel(x, _checked_state(x, state), neuron, keep_state)
     return spikes, last if keep_state else None
 
 
 def lif(
-    x,
-    surrogate,
+    x: Tensor,
+    surrogate: NoiseLaw,
     *,
-    threshold=1.0,
-    decay=0.5,
-    reset="zero",
-    detach_reset=False,
-    decay_input=False,
-    state=None,
-    backend="auto",
-    keep_state=True,
-):
+    threshold: float = 1.0,
+    decay: float | Tensor = 0.5,
+    reset: str = "zero",
+    detach_reset: bool = False,
+    decay_input: bool = False,
+    state: Tensor | None = None,
+    backend: str = "auto",
+    keep_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Deterministic leaky integrate-and-fire neurons over a sequence.
 
-    They fire where u > threshold, strictly; backward takes the density of `surrogate` (a `NoiseLaw`)
-    for d spike / d u. Arguments, shapes and errors are those of `noisy_lif`.
+    They fire where u > threshold, strictly; backward takes the density of `surrogate` for d spike / d u. Args, shape
+    and errors as for `noisy_lif`.
     """
     return noisy_lif(
         x,
@@ -141,8 +148,17 @@ def lif(
 
 
 def firing_probability(
-    x, spikes, noise, *, threshold=1.0, decay=0.5, reset="zero", decay_input=False, state=None, scale=None
-):
+    x: Tensor,
+    spikes: Tensor,
+    noise: NoiseLaw,
+    *,
+    threshold: float = 1.0,
+    decay: float | Tensor = 0.5,
+    reset: str = "zero",
+    decay_input: bool = False,
+    state: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
     r"""Probability of a spike at each step given the spikes before it, of neurons with threshold noise alone.
 
     .. math::
@@ -154,14 +170,14 @@ def firing_probability(
 
     Args:
         x: input current.
-        spikes: what the neurons did, 0 or 1; the potential is reset after them.
+        spikes: of the neurons, 0 or 1; the potential is reset after them.
         noise, threshold, decay, reset, decay_input, state, scale: as for `noisy_lif`.
 
     Shape:
         x and spikes [T, B, ...] -> [T, B, ...] in float32 (float64 for float64 input).
 
     Raises:
-        ValueError, TypeError: for an argument out of range, saying what came and what is allowed.
+        ValueError, TypeError: for an argument out of range.
 
     Note:
         Pillow, Paninski and Simoncelli, "Maximum likelihood estimation of a stochastic integrate-and-fire neural
@@ -173,16 +189,16 @@ def firing_probability(
     check_threshold(threshold)
     check_law("noise", noise)
     _check_input(x)
-    if not isinstance(spikes, torch.Tensor) or spikes.shape != x.shape:
-        came = f"shape {list(spikes.shape)}" if isinstance(spikes, torch.Tensor) else type(spikes).__name__
+    if not isinstance(spikes, Tensor) or spikes.shape != x.shape:
+        came = f"shape {list(spikes.shape)}" if isinstance(spikes, Tensor) else type(spikes).__name__
         raise ValueError(f"the spikes must be {list(x.shape)}, as the input current; got {came}")
     if scale is not None:
         _check_learnt("scale", scale)
         noise = Rescaled(noise, scale)
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
-    v = _checked_state(x, state)
-    v = torch.zeros_like(x[0]) if v is None else v
+    start = _checked_state(x, state)
+    v = torch.zeros_like(x[0]) if start is None else start
     z = []
     for current, fired in zip(x, spikes):
         u = v * decay + (current * (1 - decay) if decay_input else current)
@@ -191,40 +207,44 @@ def firing_probability(
     return noise.cdf(torch.stack(z))
 
 
-def check_decay(decay):
+def check_decay(decay: float | Tensor) -> None:
     """Raise ValueError unless `decay` is in [0, 1], or a 0-d tensor (whose value stays on its device, unread)."""
-    if isinstance(decay, torch.Tensor):
+    if isinstance(decay, Tensor):
         _check_learnt("decay", decay)
     elif not 0.0 <= decay <= 1.0:
         raise ValueError(f"decay must be in [0, 1], got {decay}")
 
 
-def _check_learnt(name, value):
-    if not isinstance(value, torch.Tensor):
+def _check_learnt(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
         raise TypeError(f"a learnt {name} must be a 0-d tensor, got {value!r}")
     if value.dim() > 0:
         raise ValueError(f"a learnt {name} must be a 0-d tensor, one value per layer; got shape {list(value.shape)}")
 
 
-def check_threshold(threshold):
+def check_threshold(threshold: float) -> None:
     """Raise ValueError unless `threshold` is positive and finite."""
     if not 0.0 < threshold < math.inf:
         raise ValueError(f"threshold must be positive and finite, got {threshold}")
 
 
-def check_law(name, law):
-    """Raise TypeError unless `law` is a `NoiseLaw`."""
-    if not isinstance(law, NoiseLaw):
-        raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}")
+def check_law(name: str, law: object) -> None:
+    """Raise TypeError unless `law` has what a `NoiseLaw` has; its class may come from another copy of this package."""
+    if isinstance(law, NoiseLaw):  # as nearly always, and faster
+        return
+    missing = [attribute for attribute in LAW_ATTRIBUTES if not hasattr(law, attribute)]
+    if missing or isinstance(law, type):
+        reason = f"which lacks {', '.join(missing)}" if missing else "a class: make one of it"
+        raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}, {reason}")
 
 
-def check_choice(name, value, allowed):
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `allowed`, naming them."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _choose_kernel(backend, x, *laws):
+def _choose_kernel(backend: str, x: Tensor, *laws: NoiseLaw | None) -> Kernel:
     check_choice("backend", backend, ("auto", *KERNELS))
     can_fuse = backend != "eager" and all(law is None or fused.serves(x, law) for law in laws)
     if backend == "fused" and not can_fuse:
@@ -232,20 +252,20 @@ def _choose_kernel(backend, x, *laws):
     return KERNELS["fused" if can_fuse else "eager"]
 
 
-def _check_input(x):
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        came = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+def _check_input(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        came = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"the input current must be a floating point tensor, got {came}")
     if x.dim() < 2:
         raise ValueError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
 
 
-def _checked_state(x, state):
+def _checked_state(x: Tensor, state: Tensor | None) -> Tensor | None:
     """The state in the dtype of the arithmetic; None is rest."""
     if state is None:
         return None
-    if not isinstance(state, torch.Tensor) or state.shape != x.shape[1:]:
-        came = f"shape {list(state.shape)}" if isinstance(state, torch.Tensor) else type(state).__name__
+    if not isinstance(state, Tensor) or state.shape != x.shape[1:]:
+        came = f"shape {list(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
         raise ValueError(f"the state must be {list(x.shape[1:])}, one step of the input; got {came}")
     if state.device != x.device:
         raise ValueError(f"the state is on {state.device}, the input current on {x.device}")

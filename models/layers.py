@@ -1,10 +1,14 @@
 """Layers without memory, and the frame that all networks share."""
 
+from collections.abc import Callable, Sequence
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+MakeNeuron = Callable[[], nn.Module]
 
 
-def over_time(layer, x):
+def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a layer without memory to every time step at once: time is folded into the batch.
 
     Shape:
@@ -23,21 +27,32 @@ class Normalize(nn.Module):
         x [..., C, H, W] -> the same.
     """
 
-    def __init__(self, mean, std):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
         if self.mean.shape != self.std.shape or not (self.std > 0).all():
             raise ValueError(f"mean and std need one number per channel, std positive; got {mean} and {std}")
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
 
 class ConvNorm(nn.Sequential):
     """Convolution and, where `norm` is "bn", batch normalisation: [N, C, H, W] -> [N, C', H', W']."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, norm="bn", bias=False):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        norm: str | None = "bn",
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         padding = kernel_size // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
@@ -45,7 +60,7 @@ class ConvNorm(nn.Sequential):
             self.norm = nn.BatchNorm2d(out_channels)
 
 
-def scaled(channels, width):
+def scaled(channels: int, width: float) -> int:
     """Number of channels of a network of the given relative width; at least 1."""
     return max(1, round(channels * width))
 
@@ -54,7 +69,7 @@ class SpikingNetwork(nn.Module):
     """Frame of all networks: normalisation, the stem, and the direct coding of images.
 
     A subclass has `stem`, the layers before the first neurons ([N, C, H, W] -> [N, ...]), and
-    `body`, all that follows ([T, B, ...] -> logits [T, B, K]).
+    `body`, all the rest ([T, B, ...] -> logits [T, B, K]).
 
     Args:
         in_shape: (C, H, W) of one image or event frame.
@@ -67,12 +82,17 @@ class SpikingNetwork(nn.Module):
         ValueError: if `x` has another shape, saying what came and what was wanted.
     """
 
-    def __init__(self, in_shape):
+    stem: nn.Module
+
+    def __init__(self, in_shape: Sequence[int]) -> None:
         super().__init__()
         self.in_shape = tuple(in_shape)
-        self.normalize = nn.Identity()
+        self.normalize: nn.Module = nn.Identity()
 
-    def forward(self, x, timesteps=None):
+    def body(self, current: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no body")
+
+    def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
         self._check_shape(x, timesteps)
         if timesteps is None:
             current = over_time(self.stem, self.normalize(x))
@@ -81,7 +101,7 @@ class SpikingNetwork(nn.Module):
             current = current.expand(timesteps, *current.shape)
         return self.body(current)
 
-    def _check_shape(self, x, timesteps):
+    def _check_shape(self, x: Tensor, timesteps: int | None) -> None:
         wanted = f"[T, B, {', '.join(map(str, self.in_shape))}]"
         if timesteps is not None:
             wanted = f"[B, {', '.join(map(str, self.in_shape))}] together with timesteps"

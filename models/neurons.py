@@ -6,10 +6,13 @@
 """
 
 import contextlib
+import copy
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .functional import (
     PLACEMENTS,
@@ -22,11 +25,25 @@ from .functional import (
     lif,
     noisy_lif,
 )
-from .noise import Gaussian
+from .noise import Gaussian, NoiseLaw
+
+
+def _number(value: float | Tensor) -> float:
+    return value.item() if isinstance(value, Tensor) else value
 
 
 class SpikingNeuron(nn.Module):
-    """What all neurons share; see the subclasses.
+    """Base of the neurons, and the protocol by which the rest of the project knows a neuron.
+
+    A module is a spiking neuron if its `emits_spikes` is true, whatever its class. One of another copy of this
+    package, or one of your own, takes part wherever it has the attributes that are needed:
+
+    - `is_noisy`: everything that evaluates, attacks or switches a network.
+    - `mode`, "noisy", "noiseless" (fires where u > threshold) or "mean_field" (puts out its firing probability):
+      `noiseless`, `mean_field` and the noiseless twins of attacks. Only a neuron that can be noisy has one.
+    - `gradient_law` and `set_gradient`: the gradient paths of attacks; `as_mean_field`: their mean field;
+      `scale_noise`: their vanishing noise, for a neuron that is noisy.
+    - `decay` and `decay_input`: membrane noise as a perturbation.
 
     Args:
         threshold: firing threshold, in the units of the potential; positive.
@@ -42,41 +59,73 @@ class SpikingNeuron(nn.Module):
         ValueError, TypeError: for an argument out of range.
     """
 
-    emits_spikes = True  # lets regularisers find neurons without importing this package
+    emits_spikes = True
+    decay: float | Tensor
+    surrogate: NoiseLaw | None
 
-    def __init__(self, threshold, decay, reset, detach_reset, decay_input):
+    def __init__(self, threshold: float, decay: float, reset: str, detach_reset: bool, decay_input: bool) -> None:
         super().__init__()
         check_threshold(threshold)
         check_decay(decay)
         check_choice("reset", reset, RESETS)
         if decay_input and decay == 1:
-            raise ValueError("decay_input=True with decay=1 would keep all input out: it enters as (1 - decay) * x")
+            raise ValueError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
         self.threshold = float(threshold)
         self.decay = float(decay)
         self.reset = reset
         self.detach_reset = detach_reset
         self.decay_input = decay_input
 
-    def forward(self, x):
+    @property
+    def is_noisy(self) -> bool:
+        """Whether two calls on the same input may differ."""
+        return False
+
+    @property
+    def gradient_law(self) -> NoiseLaw:
+        """The law whose density is the gradient, at its present scale."""
+        raise self._is_abstract()
+
+    def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
+        """Take the density of `law` for d spike / d u from now on; spikes stay as they are.
+
+        Args:
+            detach_reset: whether the reset passes no gradient; None: as before.
+        """
+        check_law("surrogate", law)
+        self.surrogate = law
+        self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
+
+    def scale_noise(self, factor: float) -> None:
+        """Stretch the noise about its centre by a factor; the gradient stays as it is."""
+
+    def as_mean_field(self) -> "SpikingNeuron":
+        """A neuron of the same dynamics that puts out its firing probability."""
+        raise self._is_abstract()
+
+    def forward(self, x: Tensor) -> Tensor:
         spikes, _ = self._integrate(x, keep_state=False)
         return spikes
 
-    def step(self, x_t, state=None):
+    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step: input [B, ...] and state [B, ...] -> spike [B, ...] and the next state."""
         spikes, state = self.run(x_t.unsqueeze(0), state)
         return spikes.squeeze(0), state
 
-    def run(self, x, state=None):
+    def run(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """A stretch of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after it.
 
         The state is the membrane potential (float32, or float64 for float64 input); None is rest.
         """
         return self._integrate(x, state)
 
-    def _integrate(self, x, state=None, keep_state=True):
-        raise TypeError(f"{type(self).__name__} is no neuron by itself: use one of its subclasses")
+    def _integrate(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+        raise self._is_abstract()
 
-    def _dynamics(self):
+    def _is_abstract(self) -> TypeError:
+        return TypeError(f"{type(self).__name__} is abstract: use a subclass of SpikingNeuron that says its dynamics")
+
+    def _dynamics(self) -> dict[str, Any]:
         return dict(
             threshold=self.threshold,
             decay=self.decay,
@@ -85,9 +134,8 @@ class SpikingNeuron(nn.Module):
             decay_input=self.decay_input,
         )
 
-    def extra_repr(self):
-        decay = self.decay.item() if isinstance(self.decay, torch.Tensor) else self.decay
-        return f"threshold={self.threshold:g}, decay={decay:.4g}, reset={self.reset!r}"
+    def extra_repr(self) -> str:
+        return f"threshold={self.threshold:g}, decay={_number(self.decay):.4g}, reset={self.reset!r}"
 
 
 class LIF(SpikingNeuron):
@@ -99,30 +147,47 @@ class LIF(SpikingNeuron):
         threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
     """
 
+    surrogate: NoiseLaw
+
     def __init__(
         self,
-        surrogate=Gaussian(math.sqrt(0.5)),
-        threshold=1.0,
-        decay=0.5,
-        reset="zero",
-        detach_reset=False,
-        decay_input=False,
-    ):
+        surrogate: NoiseLaw = Gaussian(math.sqrt(0.5)),
+        threshold: float = 1.0,
+        decay: float = 0.5,
+        reset: str = "zero",
+        detach_reset: bool = False,
+        decay_input: bool = False,
+    ) -> None:
         super().__init__(threshold, decay, reset, detach_reset, decay_input)
-        check_law("surrogate", surrogate)
-        self.surrogate = surrogate
+        self.set_gradient(surrogate)
 
-    def _integrate(self, x, state=None, keep_state=True):
+    @property
+    def gradient_law(self) -> NoiseLaw:
+        return self.surrogate
+
+    def as_mean_field(self) -> "NoisyLIF":
+        """A noisy neuron in the mean field, whose noise has the law of the surrogate."""
+        neuron = NoisyLIF(self.surrogate, **{**self._dynamics(), "decay": _number(self.decay)})
+        neuron.mode = "mean_field"
+        return neuron
+
+    def _integrate(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
         return lif(x, self.surrogate, state=state, keep_state=keep_state, **self._dynamics())
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"{self.surrogate}, {super().extra_repr()}"
 
 
 class IF(LIF):
     """Integrate-and-fire neuron without leak: a `LIF` with decay 1."""
 
-    def __init__(self, surrogate=Gaussian(math.sqrt(0.5)), threshold=1.0, reset="zero", detach_reset=False):
+    def __init__(
+        self,
+        surrogate: NoiseLaw = Gaussian(math.sqrt(0.5)),
+        threshold: float = 1.0,
+        reset: str = "zero",
+        detach_reset: bool = False,
+    ) -> None:
         super().__init__(surrogate, threshold, 1.0, reset, detach_reset)
 
 
@@ -137,14 +202,17 @@ class ParametricLIF(LIF):
         neural networks", ICCV 2021. There `decay_input` is on.
     """
 
+    decay_logit: nn.Parameter
+
     @property
-    def decay(self):
+    def decay(self) -> Tensor:
         decay = torch.sigmoid(self.decay_logit)
         eps = torch.finfo(decay.dtype).eps  # where the sigmoid is rounded to 0 or 1, its slope is 0 already
         return decay.clamp(eps, 1 - eps)
 
     @decay.setter
-    def decay(self, value):
+    def decay(self, value: float | Tensor) -> None:
+        value = float(value)
         if not 0.0 < value < 1.0:
             raise ValueError(f"a learnable decay must be in (0, 1), got {value}")
         logit = torch.tensor(math.log(value / (1 - value)))
@@ -173,48 +241,75 @@ class NoisyLIF(SpikingNeuron):
 
     def __init__(
         self,
-        noise=Gaussian(0.3),
-        threshold=1.0,
-        decay=0.5,
-        placement="both",
-        reset="zero",
-        detach_reset=False,
-        decay_input=False,
-        learnable_scale=False,
-        surrogate=None,
-    ):
+        noise: NoiseLaw = Gaussian(0.3),
+        threshold: float = 1.0,
+        decay: float = 0.5,
+        placement: str = "both",
+        reset: str = "zero",
+        detach_reset: bool = False,
+        decay_input: bool = False,
+        learnable_scale: bool = False,
+        surrogate: NoiseLaw | None = None,
+    ) -> None:
         super().__init__(threshold, decay, reset, detach_reset, decay_input)
         check_law("noise", noise)
         check_choice("placement", placement, PLACEMENTS)
-        if surrogate is not None:
-            check_law("surrogate", surrogate)
-            if learnable_scale:
-                raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
         self.noise = noise
-        self.surrogate = surrogate
+        self.surrogate = None
         self.placement = placement
         self.mode = "noisy"  # switched by `noiseless` and `mean_field`
         self.log_scale = nn.Parameter(torch.tensor(math.log(noise.scale))) if learnable_scale else None
+        if surrogate is not None:
+            self.set_gradient(surrogate)
 
     @property
-    def scale(self):
+    def scale(self) -> float | Tensor:
         """Scale of the noise: a number, or the current value (0-d tensor) where it is learnt."""
-        return self.noise.scale if self.log_scale is None else torch.exp(self.log_scale)
+        learnt = self._learnt_scale()
+        return self.noise.scale if learnt is None else learnt
 
-    def _integrate(self, x, state=None, keep_state=True):
+    @property
+    def is_noisy(self) -> bool:
+        return self.mode == "noisy"
+
+    @property
+    def gradient_law(self) -> NoiseLaw:
+        return self._noise_as_learnt() if self.surrogate is None else self.surrogate
+
+    def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
+        if self.log_scale is not None and self.log_scale.requires_grad:
+            raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
+        super().set_gradient(law, detach_reset)
+
+    def scale_noise(self, factor: float) -> None:
+        self.surrogate = self.gradient_law
+        self.noise, self.log_scale = self._noise_as_learnt().widened(factor), None
+
+    def as_mean_field(self) -> "NoisyLIF":
+        neuron = copy.deepcopy(self)
+        neuron.mode = "mean_field"
+        return neuron
+
+    def _noise_as_learnt(self) -> NoiseLaw:
+        return self.noise if self.log_scale is None else self.noise.widened(_number(self.scale) / self.noise.scale)
+
+    def _learnt_scale(self) -> Tensor | None:
+        return None if self.log_scale is None else torch.exp(self.log_scale)
+
+    def _integrate(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
         return noisy_lif(
             x,
             self.noise,
             placement=self.placement,
             state=state,
-            scale=None if self.log_scale is None else self.scale,
+            scale=self._learnt_scale(),
             surrogate=self.surrogate,
             mode=self.mode,
             keep_state=keep_state,
             **self._dynamics(),
         )
 
-    def firing_probability(self, x, spikes):
+    def firing_probability(self, x: Tensor, spikes: Tensor) -> Tensor:
         """Probability of a spike at each step, given the input and the spikes before it, from rest.
 
         See `models.functional.firing_probability`. With membrane noise it has no closed form: ValueError.
@@ -229,35 +324,48 @@ class NoisyLIF(SpikingNeuron):
             )
         dynamics = self._dynamics()
         del dynamics["detach_reset"]
-        return firing_probability(
-            x, spikes, self.noise, scale=None if self.log_scale is None else self.scale, **dynamics
-        )
+        return firing_probability(x, spikes, self.noise, scale=self._learnt_scale(), **dynamics)
 
-    def extra_repr(self):
-        learnt = "" if self.log_scale is None else f", scale={self.scale.item():.4g} (learnt)"
+    def extra_repr(self) -> str:
+        learnt = "" if self.log_scale is None else f", scale={_number(self.scale):.4g} (learnt)"
         return f"{self.noise}{learnt}, {super().extra_repr()}, placement={self.placement!r}"
 
 
-def noiseless(net):
-    """Context manager: every `NoisyLIF` in `net` fires where u > threshold, without any noise."""
+def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
+    """Context manager: every noisy neuron in `net` fires where u > threshold, without any noise.
+
+    Raises:
+        TypeError: on entry, if a neuron is noisy and cannot be switched: one without `mode`.
+    """
     return _switched(net, "noiseless")
 
 
-def mean_field(net):
-    """Context manager: every `NoisyLIF` in `net` puts out its firing probability F(u - threshold).
+def mean_field(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
+    """Context manager: every noisy neuron in `net` puts out its firing probability F(u - threshold).
 
     No noise is drawn, the reset uses the probability too, and backward is the exact derivative.
+
+    Raises:
+        TypeError: as `noiseless`.
     """
     return _switched(net, "mean_field")
 
 
 @contextlib.contextmanager
-def _switched(net, mode):
-    neurons = [module for module in net.modules() if isinstance(module, NoisyLIF)]
+def _switched(net: nn.Module, mode: str) -> Iterator[nn.Module]:
+    neurons: list[Any] = []
+    for name, module in net.named_modules():
+        if not getattr(module, "emits_spikes", False):
+            continue
+        if hasattr(module, "is_noisy") and hasattr(module, "mode"):
+            neurons.append(module)
+        elif getattr(module, "is_noisy", True):
+            missing = "mode" if hasattr(module, "is_noisy") else "is_noisy"
+            raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs")
     before = [neuron.mode for neuron in neurons]
-    for neuron in neurons:
-        neuron.mode = mode
     try:
+        for neuron in neurons:
+            neuron.mode = mode
         yield net
     finally:
         for neuron, previous in zip(neurons, before):

@@ -20,35 +20,57 @@ import abc
 import contextlib
 import functools
 import math
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Generator, Tensor
 
-_active_generator = None
+Device = torch.device | str | int | None
+
+
+def _shared_variable() -> ContextVar[Generator | None]:
+    """The variable of `noise_generator`, one for all copies of this package in the process."""
+    name = "_nsnn_noise_generator"
+    holder = sys.modules.setdefault(name, types.ModuleType(name))
+    return holder.__dict__.setdefault("variable", ContextVar(name, default=None))
+
+
+_active_generator = _shared_variable()
 
 
 @contextlib.contextmanager
-def noise_generator(generator):
+def noise_generator(generator: Generator) -> Iterator[Generator]:
     """Draw all noise inside the block from `generator`, instead of from torch's default one.
 
-    The numbers are drawn on the generator's own device and then moved, so a CPU generator gives
-    the same noise to a network on any device (and a CUDA generator gives it faster on CUDA).
+    It holds for all copies of this package in the process, and for this thread. The numbers are drawn on the
+    generator's own device and then moved, so a CPU generator gives the same noise to a network on any device (and a
+    CUDA generator gives it faster on CUDA).
 
-    Args:
-        generator: a `torch.Generator`.
+    Raises:
+        TypeError: if `generator` is not a `torch.Generator`.
     """
-    global _active_generator
-    if not isinstance(generator, torch.Generator):
+    if not isinstance(generator, Generator):
         raise TypeError(f"noise_generator takes a torch.Generator, got {type(generator).__name__}")
-    outer, _active_generator = _active_generator, generator
+    outer = _active_generator.set(generator)
     try:
         yield generator
     finally:
-        _active_generator = outer
+        _active_generator.reset(outer)
 
 
-def _draw(sampler, shape, generator, device, dtype):
+def _draw(
+    sampler: Callable[..., Tensor],
+    shape: Sequence[int],
+    generator: Generator | None,
+    device: Device,
+    dtype: torch.dtype | None,
+) -> Tensor:
     """Call `sampler` (such as torch.rand) with the generator that applies here."""
-    generator = generator if generator is not None else _active_generator
+    generator = generator if generator is not None else _active_generator.get()
     dtype = dtype or torch.get_default_dtype()
     if generator is None:
         return sampler(shape, device=device, dtype=dtype)
@@ -56,13 +78,15 @@ def _draw(sampler, shape, generator, device, dtype):
     return numbers.to(device) if device is not None else numbers
 
 
-def draw_seeds(count, device):
+def draw_seeds(count: int, device: Device) -> Tensor:
     """Independent 64-bit seeds for the fused kernels: int64 [count], from the generator that applies here."""
     return _draw(functools.partial(torch.randint, -(2**63), 2**63 - 1), (count,), None, device, torch.int64)
 
 
 class NoiseLaw(abc.ABC):
     """A symmetric noise law; subclass it with `cdf`, `pdf` and `icdf` to add your own.
+
+    A law that is also an entry of `LAWS`, with a `neuron_name`, is known to `build_neuron` and the command line.
 
     Args:
         scale: width of the law, in units of the membrane potential; positive and finite.
@@ -76,10 +100,11 @@ class NoiseLaw(abc.ABC):
         and `loc = 0`; they matter for `learnable_scale` (which stretches the law about `loc`).
     """
 
-    scale = 1.0
-    loc = 0.0
+    neuron_name: ClassVar[str]  # of the noisy neuron in the registry
+    scale: float = 1.0
+    loc: float = 0.0
 
-    def __init__(self, scale, loc=0.0):
+    def __init__(self, scale: float, loc: float = 0.0) -> None:
         if not (0.0 < scale < math.inf):
             raise ValueError(f"scale must be positive and finite, got {scale}")
         if not math.isfinite(loc):
@@ -87,39 +112,45 @@ class NoiseLaw(abc.ABC):
         self.scale = float(scale)
         self.loc = float(loc)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         loc = f", loc={self.loc:g}" if self.loc else ""
         return f"{type(self).__name__}({self.scale:g}{loc})"
 
     @abc.abstractmethod
-    def cdf(self, x):
+    def cdf(self, x: Tensor) -> Tensor:
         """Distribution function F(x) = P(noise <= x). Shape of the result: that of `x`."""
 
     @abc.abstractmethod
-    def pdf(self, x):
+    def pdf(self, x: Tensor) -> Tensor:
         """Density F'(x), per unit of `x`. Shape of the result: that of `x`."""
 
     @abc.abstractmethod
-    def icdf(self, p):
+    def icdf(self, p: Tensor) -> Tensor:
         """Quantile: the x with F(x) = p, for p in (0, 1). Shape of the result: that of `p`."""
 
-    def widened(self, factor):
+    def widened(self, factor: float) -> "NoiseLaw":
         """The same law, stretched about its `loc`: its scale times `factor`."""
         scale = self.scale * factor
         return type(self)(scale, self.loc) if type(self) in LAWS else Rescaled(self, scale)
 
     @property
-    def std(self):
+    def std(self) -> float:
         """Standard deviation; here by quadrature of the density about `loc`, on a grid dense there.
 
-        A subclass with infinite variance, or whose centre is not its `loc`, must say its own.
+        A subclass with infinite variance, or whose centre is not its `loc`, must define its own.
         """
         t = torch.linspace(-20.0, 20.0, 200_001, dtype=torch.float64)
         deviation = self.scale * torch.sinh(t)
         density = self.pdf(self.loc + deviation) * self.scale * torch.cosh(t)
         return math.sqrt(torch.trapezoid(deviation.square() * density, t).item())
 
-    def sample(self, shape, generator=None, device=None, dtype=None):
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: Generator | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """Draw independent noise.
 
         Args:
@@ -131,16 +162,16 @@ class NoiseLaw(abc.ABC):
         # torch.rand includes 0, whose quantile may be infinite; it never returns 1.
         return self.icdf(p.clamp_(min=torch.finfo(p.dtype).eps / 4))
 
-    def _standardise(self, x):
+    def _standardise(self, x: Tensor) -> Tensor:
         """z = (x - loc) / scale, limited so that neither z nor z^2 overflows.
 
-        Where the limit acts, every density here is 0 or as good as 0, and so is its slope:
+        Where the limit acts, every density here is 0 or negligible, and so is its slope:
         clamping keeps 0 * infinity, a NaN, out of the backward pass.
         """
         limit = math.sqrt(torch.finfo(x.dtype).max) / 4
         return ((x - self.loc) / self.scale).clamp(-limit, limit)
 
-    def _destandardise(self, z):
+    def _destandardise(self, z: Tensor) -> Tensor:
         return z * self.scale + self.loc
 
 
@@ -150,22 +181,30 @@ class Gaussian(NoiseLaw):
     F(x) = Phi(z),  F'(x) = exp(-z^2 / 2) / (scale sqrt(2 pi)),  z = (x - loc) / scale
     """
 
-    def cdf(self, x):
+    neuron_name = "NILIF"
+
+    def cdf(self, x: Tensor) -> Tensor:
         # erfc, and not torch.special.ndtr: that loses all digits of the lower tail in float32.
         return 0.5 * torch.erfc(self._standardise(x) * -math.sqrt(0.5))
 
-    def pdf(self, x):
+    def pdf(self, x: Tensor) -> Tensor:
         z = self._standardise(x)
         return torch.exp(-0.5 * z * z) * (1 / (self.scale * math.sqrt(2 * math.pi)))
 
-    def icdf(self, p):
+    def icdf(self, p: Tensor) -> Tensor:
         return self._destandardise(torch.special.ndtri(p))
 
     @property
-    def std(self):
+    def std(self) -> float:
         return self.scale
 
-    def sample(self, shape, generator=None, device=None, dtype=None):
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: Generator | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         numbers = _draw(torch.randn, shape, generator, device, dtype)
         return numbers.mul_(self.scale).add_(self.loc) if self.loc else numbers.mul_(self.scale)
 
@@ -176,18 +215,20 @@ class Logistic(NoiseLaw):
     F(x) = 1 / (1 + exp(-z)),  F'(x) = F(x) (1 - F(x)) / scale,  z = (x - loc) / scale
     """
 
-    def cdf(self, x):
+    neuron_name = "NILIF_sigmoid"
+
+    def cdf(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self._standardise(x))
 
-    def pdf(self, x):
+    def pdf(self, x: Tensor) -> Tensor:
         z = self._standardise(x)
         return torch.sigmoid(z) * torch.sigmoid(-z) / self.scale
 
-    def icdf(self, p):
+    def icdf(self, p: Tensor) -> Tensor:
         return self._destandardise(torch.logit(p))
 
     @property
-    def std(self):
+    def std(self) -> float:
         return self.scale * math.pi / math.sqrt(3)
 
 
@@ -198,19 +239,21 @@ class Triangular(NoiseLaw):
     F(x)  = (1 + z)^2 / 2 for z < 0,  1 - (1 - z)^2 / 2 for z > 0
     """
 
-    def cdf(self, x):
+    neuron_name = "NILIF_triang"
+
+    def cdf(self, x: Tensor) -> Tensor:
         z = self._standardise(x).clamp(-1.0, 1.0)
         return 0.5 + z * (1 - 0.5 * z.abs())
 
-    def pdf(self, x):
+    def pdf(self, x: Tensor) -> Tensor:
         return (1 - self._standardise(x).abs()).clamp(min=0.0) / self.scale
 
-    def icdf(self, p):
+    def icdf(self, p: Tensor) -> Tensor:
         tail = torch.minimum(p, 1 - p)
         return self._destandardise(torch.sign(p - 0.5) * (1 - torch.sqrt(2 * tail)))
 
     @property
-    def std(self):
+    def std(self) -> float:
         return self.scale / math.sqrt(6)
 
 
@@ -220,19 +263,21 @@ class Uniform(NoiseLaw):
     F'(x) = 1 / (2 scale) for |z| <= 1, else 0;  F(x) = (1 + z) / 2,  z = (x - loc) / scale
     """
 
-    def cdf(self, x):
+    neuron_name = "NILIF_uniform"
+
+    def cdf(self, x: Tensor) -> Tensor:
         return 0.5 * (1 + self._standardise(x).clamp(-1.0, 1.0))
 
-    def pdf(self, x):
+    def pdf(self, x: Tensor) -> Tensor:
         z = self._standardise(x)
         # `z * 0` ties the (piecewise constant) density to x, so that its gradient is 0, not an error.
         return (z.abs() <= 1).to(z.dtype) * (0.5 / self.scale) + z * 0
 
-    def icdf(self, p):
+    def icdf(self, p: Tensor) -> Tensor:
         return self._destandardise(2 * p - 1)
 
     @property
-    def std(self):
+    def std(self) -> float:
         return self.scale / math.sqrt(3)
 
 
@@ -244,48 +289,57 @@ class Cauchy(NoiseLaw):
     The tails are so heavy that mean and variance do not exist: `std` is infinite.
     """
 
-    def cdf(self, x):
+    neuron_name = "NILIF_atan"
+
+    def cdf(self, x: Tensor) -> Tensor:
         z = self._standardise(x)
         # arctan(z) + pi/2 as the angle of (-z, 1): keeps its digits in the lower tail.
         return torch.atan2(torch.ones_like(z), -z) / math.pi
 
-    def pdf(self, x):
+    def pdf(self, x: Tensor) -> Tensor:
         z = self._standardise(x)
         return 1 / (math.pi * self.scale * (1 + z * z))
 
-    def icdf(self, p):
+    def icdf(self, p: Tensor) -> Tensor:
         tail = torch.minimum(p, 1 - p)
         return self._destandardise(torch.sign(p - 0.5) / torch.tan(math.pi * tail))
 
     @property
-    def std(self):
+    def std(self) -> float:
         return math.inf
 
 
-LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy)
+# A law that is added here, and has a `neuron_name`, is known everywhere; it runs on the eager kernel.
+LAWS: tuple[type[NoiseLaw], ...] = (Gaussian, Logistic, Triangular, Uniform, Cauchy)
 
 
 class Rescaled(NoiseLaw):
     """Another law, stretched about its `loc` to a new scale (a number or a 0-d tensor)."""
 
-    def __init__(self, law, scale):
+    def __init__(self, law: NoiseLaw, scale: float | Tensor) -> None:
         self.law = law
         self.loc = law.loc
-        self.scale = scale
-        self._ratio = scale / law.scale
+        self.scale = scale  # type: ignore[assignment]  # a tensor where it is learnt
+        self._ratio: Any = scale / law.scale
 
-    def cdf(self, x):
+    def cdf(self, x: Tensor) -> Tensor:
         return self.law.cdf((x - self.loc) / self._ratio + self.loc)
 
-    def pdf(self, x):
+    def pdf(self, x: Tensor) -> Tensor:
         return self.law.pdf((x - self.loc) / self._ratio + self.loc) / self._ratio
 
-    def icdf(self, p):
+    def icdf(self, p: Tensor) -> Tensor:
         return (self.law.icdf(p) - self.loc) * self._ratio + self.loc
 
     @property
-    def std(self):
+    def std(self) -> float:
         return self.law.std * self._ratio
 
-    def sample(self, shape, generator=None, device=None, dtype=None):
+    def sample(
+        self,
+        shape: Sequence[int],
+        generator: Generator | None = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         return (self.law.sample(shape, generator, device, dtype) - self.loc) * self._ratio + self.loc

@@ -2,23 +2,20 @@
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
-from .neurons import IF, LIF, NoisyLIF, ParametricLIF
-from .noise import Cauchy, Gaussian, Logistic, Triangular, Uniform
+from .layers import MakeNeuron, SpikingNetwork
+from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
+from .noise import LAWS, Gaussian
 from .resnet import sresnet18, sresnet19, sresnet34
 from .toynet import ToyNet
 from .vgg import cifarnet, vgg, vggwoap
 
-NOISY_NEURONS = {
-    "NILIF": Gaussian,
-    "NILIF_sigmoid": Logistic,
-    "NILIF_triang": Triangular,
-    "NILIF_uniform": Uniform,
-    "NILIF_atan": Cauchy,
-}
-DETERMINISTIC_NEURONS = {"LIF": LIF, "PLIF": ParametricLIF, "IF": IF}
+NOISY_NEURONS = {law.neuron_name: law for law in LAWS}
+DETERMINISTIC_NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"LIF": LIF, "PLIF": ParametricLIF, "IF": IF}
 NEURONS = (*NOISY_NEURONS, *DETERMINISTIC_NEURONS)
-MODELS = {
+MODELS: dict[str, Callable[..., SpikingNetwork]] = {
     "sresnet18": sresnet18,
     "sresnet19": sresnet19,
     "sresnet34": sresnet34,
@@ -31,18 +28,18 @@ NORMS = ("bn", None)
 
 
 def build_neuron(
-    name,
+    name: str,
     *,
-    sigma=0.3,
-    tau=2.0,
-    threshold=1.0,
-    alpha=1.0,
-    placement="both",
-    reset="zero",
-    detach_reset=False,
-    decay_input=False,
-    learnable_scale=False,
-):
+    sigma: float = 0.3,
+    tau: float = 2.0,
+    threshold: float = 1.0,
+    alpha: float = 1.0,
+    placement: str = "both",
+    reset: str = "zero",
+    detach_reset: bool = False,
+    decay_input: bool = False,
+    learnable_scale: bool = False,
+) -> Callable[[], SpikingNeuron]:
     """Make a factory of neurons: a zero-argument callable that returns a fresh one.
 
     Args:
@@ -65,21 +62,29 @@ def build_neuron(
         raise ValueError(f"tau must be at least 1 (decay = 1 / tau), got {tau}")
     if not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")
-    options = dict(threshold=threshold, reset=reset, detach_reset=detach_reset)
+    options: dict[str, Any] = dict(threshold=threshold, reset=reset, detach_reset=detach_reset)
     if name != "IF":
         options.update(decay=1 / tau, decay_input=decay_input)
+    make: Callable[..., SpikingNeuron] = NoisyLIF
     if name in NOISY_NEURONS:
-        law = NOISY_NEURONS[name](sigma)
-        options.update(noise=law, placement=placement, learnable_scale=learnable_scale)
-        factory = functools.partial(NoisyLIF, **options)
+        options.update(noise=NOISY_NEURONS[name](sigma), placement=placement, learnable_scale=learnable_scale)
     else:
-        surrogate = Gaussian(1 / (alpha * math.sqrt(2)))
-        factory = functools.partial(DETERMINISTIC_NEURONS[name], surrogate=surrogate, **options)
+        make = DETERMINISTIC_NEURONS[name]
+        options.update(surrogate=Gaussian(1 / (alpha * math.sqrt(2))))
+    factory = functools.partial(make, **options)
     factory()  # a wrong argument is reported here, not when the network is built
     return factory
 
 
-def build_model(name, *, neuron, in_shape, num_classes, norm="bn", width=1.0):
+def build_model(
+    name: str,
+    *,
+    neuron: MakeNeuron,
+    in_shape: tuple[int, int, int],
+    num_classes: int,
+    norm: str | None = "bn",
+    width: float = 1.0,
+) -> SpikingNetwork:
     """Make a network.
 
     Args:

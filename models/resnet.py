@@ -1,14 +1,17 @@
 """Spiking residual networks."""
 
-from torch import nn
+import functools
+from collections.abc import Sequence
 
-from .layers import ConvNorm, SpikingNetwork, over_time, scaled
+from torch import Tensor, nn
+
+from .layers import ConvNorm, MakeNeuron, SpikingNetwork, over_time, scaled
 
 
 class ResidualBlock(nn.Module):
     """conv3x3-norm-spike-conv3x3-norm, plus the identity (1x1 conv-norm where the shape changes), then spike."""
 
-    def __init__(self, neuron, in_channels, out_channels, stride, norm):
+    def __init__(self, neuron: MakeNeuron, in_channels: int, out_channels: int, stride: int, norm: str | None) -> None:
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 3, stride, norm)
         self.neuron1 = neuron()
@@ -17,7 +20,7 @@ class ResidualBlock(nn.Module):
         changes_shape = stride != 1 or in_channels != out_channels
         self.downsample = ConvNorm(in_channels, out_channels, 1, stride, norm) if changes_shape else None
 
-    def forward(self, x):  # [T, B, C, H, W] -> [T, B, C', H / stride, W / stride]
+    def forward(self, x: Tensor) -> Tensor:  # [T, B, C, H, W] -> [T, B, C', H / stride, W / stride]
         identity = x if self.downsample is None else over_time(self.downsample, x)
         x = self.neuron1(over_time(self.conv1, x))
         return self.neuron2(over_time(self.conv2, x) + identity)
@@ -38,7 +41,18 @@ class SpikingResNet(SpikingNetwork):
         width: factor on all channel counts.
     """
 
-    def __init__(self, neuron, in_shape, num_classes, channels, blocks, hidden, large_stem, norm, width):
+    def __init__(
+        self,
+        neuron: MakeNeuron,
+        in_shape: Sequence[int],
+        num_classes: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        hidden: int | None = None,
+        large_stem: bool = True,
+        norm: str | None = "bn",
+        width: float = 1.0,
+    ) -> None:
         super().__init__(in_shape)
         stem_channels = scaled(64, width)
         kernel_size, stride = (7, 2) if large_stem and self.in_shape[1:] != (32, 32) else (3, 1)
@@ -54,33 +68,23 @@ class SpikingResNet(SpikingNetwork):
                 in_channels = out_channels
             stages.append(nn.Sequential(*stage_blocks))
         self.stages = nn.Sequential(*stages)
-        self.hidden = self.hidden_neuron = None
+        self.hidden: nn.Module | None = None
+        self.hidden_neuron: nn.Module | None = None
         if hidden is not None:
             features = scaled(hidden, width)
-            self.hidden = nn.Linear(in_channels, features)
-            self.hidden_neuron = neuron()
+            self.hidden, self.hidden_neuron = nn.Linear(in_channels, features), neuron()
             in_channels = features
         self.classifier = nn.Linear(in_channels, num_classes)
 
-    def body(self, current):
+    def body(self, current: Tensor) -> Tensor:
         x = self.stem_neuron(current)  # [T, B, 64, H, W]
         x = self.stages(x)  # -> [T, B, 512, 4, 4] (sresnet19: 8, 8)
         x = x.mean((-2, -1))  # -> [T, B, 512]
-        if self.hidden is not None:
+        if self.hidden is not None and self.hidden_neuron is not None:
             x = self.hidden_neuron(self.hidden(x))  # -> [T, B, 256]
         return self.classifier(x)  # -> [T, B, K]
 
 
-def sresnet18(neuron, in_shape, num_classes, norm="bn", width=1.0):
-    """Stages 64-128-256-512 of 2, 2, 2, 2 blocks."""
-    return SpikingResNet(neuron, in_shape, num_classes, (64, 128, 256, 512), (2, 2, 2, 2), None, True, norm, width)
-
-
-def sresnet34(neuron, in_shape, num_classes, norm="bn", width=1.0):
-    """Stages 64-128-256-512 of 3, 4, 6, 3 blocks."""
-    return SpikingResNet(neuron, in_shape, num_classes, (64, 128, 256, 512), (3, 4, 6, 3), None, True, norm, width)
-
-
-def sresnet19(neuron, in_shape, num_classes, norm="bn", width=1.0):
-    """Stages 128-256-512 of 3, 3, 2 blocks, a hidden linear layer of 256, always a 3x3 stem."""
-    return SpikingResNet(neuron, in_shape, num_classes, (128, 256, 512), (3, 3, 2), 256, False, norm, width)
+sresnet18 = functools.partial(SpikingResNet, channels=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
+sresnet34 = functools.partial(SpikingResNet, channels=(64, 128, 256, 512), blocks=(3, 4, 6, 3))
+sresnet19 = functools.partial(SpikingResNet, channels=(128, 256, 512), blocks=(3, 3, 2), hidden=256, large_stem=False)

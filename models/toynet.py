@@ -1,14 +1,18 @@
 """A small fully connected network."""
 
-from torch import nn
+from collections.abc import Sequence
 
-from .layers import SpikingNetwork, scaled
+from torch import Tensor, nn
+
+from .layers import MakeNeuron, SpikingNetwork, scaled
 
 
 class ToyNet(SpikingNetwork):
     """flatten-linear 64-spike-linear K, without biases; never normalised, whatever `norm` says."""
 
-    def __init__(self, neuron, in_shape, num_classes, norm=None, width=1.0):
+    def __init__(
+        self, neuron: MakeNeuron, in_shape: Sequence[int], num_classes: int, norm: str | None = None, width: float = 1.0
+    ) -> None:
         super().__init__(in_shape)
         channels, height, image_width = self.in_shape
         hidden = scaled(64, width)
@@ -16,5 +20,5 @@ class ToyNet(SpikingNetwork):
         self.stem_neuron = neuron()
         self.classifier = nn.Linear(hidden, num_classes, bias=False)
 
-    def body(self, current):  # [T, B, 64] -> logits [T, B, K]
+    def body(self, current: Tensor) -> Tensor:  # [T, B, 64] -> logits [T, B, K]
         return self.classifier(self.stem_neuron(current))

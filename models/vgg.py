@@ -1,32 +1,36 @@
 """VGG and CIFARNet, from one block: convolution, normalisation where there is one, spiking neuron."""
 
-from torch import nn
+import functools
+from collections.abc import Sequence
 
-from .layers import ConvNorm, SpikingNetwork, over_time, scaled
+from torch import Tensor, nn
 
-POOL = "P"
+from .layers import ConvNorm, MakeNeuron, SpikingNetwork, over_time, scaled
+
+Layer = int | tuple[int, int] | None
+POOL: Layer = None
 
 
 class SpikingConv(nn.Module):
     """conv3x3-norm-spike: [T, B, C, H, W] -> spikes [T, B, C', H', W']."""
 
-    def __init__(self, neuron, in_channels, out_channels, stride, norm):
+    def __init__(self, neuron: MakeNeuron, in_channels: int, out_channels: int, stride: int, norm: str | None) -> None:
         super().__init__()
         self.conv = ConvNorm(in_channels, out_channels, 3, stride, norm, bias=True)
         self.neuron = neuron()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.neuron(over_time(self.conv, x))
 
 
 class Pool(nn.Module):
     """2x2 average pool; at the edge of an odd-sized map it averages what there is."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.pool = nn.AvgPool2d(2, ceil_mode=True)
 
-    def forward(self, x):  # [T, B, C, H, W] -> [T, B, C, ceil(H / 2), ceil(W / 2)]
+    def forward(self, x: Tensor) -> Tensor:  # [T, B, C, H, W] -> [T, B, C, ceil(H / 2), ceil(W / 2)]
         return over_time(self.pool, x)
 
 
@@ -44,18 +48,31 @@ class SpikingVGG(SpikingNetwork):
         width: factor on all channel counts and hidden sizes.
     """
 
-    def __init__(self, neuron, in_shape, num_classes, plan, hidden, norm, width):
+    def __init__(
+        self,
+        neuron: MakeNeuron,
+        in_shape: Sequence[int],
+        num_classes: int,
+        plan: Sequence[Layer],
+        hidden: Sequence[int] = (),
+        norm: str | None = "bn",
+        width: float = 1.0,
+    ) -> None:
         super().__init__(in_shape)
         in_channels, height, image_width = self.in_shape
-        channels = scaled(plan[0], width)
+        first, *rest = plan
+        if not isinstance(first, int):
+            raise ValueError(f"a plan begins with the channels of a stride-1 convolution, got {first!r}")
+        channels = scaled(first, width)
         self.stem = ConvNorm(in_channels, channels, 3, 1, norm, bias=True)
         self.stem_neuron = neuron()
-        features = []
-        for layer in plan[1:]:
-            out_channels, stride = (None, 2) if layer == POOL else layer if isinstance(layer, tuple) else (layer, 1)
-            if out_channels is None:
+        features: list[nn.Module] = []
+        for layer in rest:
+            if layer is None:
+                stride = 2
                 features.append(Pool())
             else:
+                out_channels, stride = layer if isinstance(layer, tuple) else (layer, 1)
                 features.append(SpikingConv(neuron, channels, scaled(out_channels, width), stride, norm))
                 channels = scaled(out_channels, width)
             height, image_width = -(-height // stride), -(-image_width // stride)
@@ -63,25 +80,21 @@ class SpikingVGG(SpikingNetwork):
         sizes = [channels * height * image_width, *(scaled(size, width) for size in hidden), num_classes]
         self.classifier = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])))
 
-    def body(self, current):
+    def body(self, current: Tensor) -> Tensor:
         x = self.stem_neuron(current)  # [T, B, 64, H, W]
         x = self.features(x)  # -> [T, B, 512, H / 16, W / 16] (cifarnet: H / 4, W / 4)
         return self.classifier(x.flatten(2))  # -> [T, B, K]
 
 
-def vgg(neuron, in_shape, num_classes, norm="bn", width=1.0):
-    """64, 128, P, 256, 256, P, 512, 512, P, 512, 512, P, one linear layer."""
-    plan = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
-    return SpikingVGG(neuron, in_shape, num_classes, plan, (), norm, width)
+PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
+PLAN_WITHOUT_POOLS = (64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2))  # strides in their place
+vgg = functools.partial(SpikingVGG, plan=PLAN)
+vggwoap = functools.partial(SpikingVGG, plan=PLAN_WITHOUT_POOLS)
 
 
-def vggwoap(neuron, in_shape, num_classes, norm="bn", width=1.0):
-    """`vgg` without average pools: the convolution before each pool has stride 2 instead."""
-    plan = (64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2))
-    return SpikingVGG(neuron, in_shape, num_classes, plan, (), norm, width)
-
-
-def cifarnet(neuron, in_shape, num_classes, norm=None, width=1.0):
+def cifarnet(
+    neuron: MakeNeuron, in_shape: Sequence[int], num_classes: int, norm: str | None = None, width: float = 1.0
+) -> SpikingVGG:
     """128, 256, P, 512, P, 1024, 512, three linear layers; never normalised, whatever `norm` says."""
     plan = (128, 256, POOL, 512, POOL, 1024, 512)
     return SpikingVGG(neuron, in_shape, num_classes, plan, (1024, 512), None, width)

@@ -1,4 +1,4 @@
-"""Compile C with the machine's compiler, once: what is built is kept in a cache.
+"""Compile C with the machine's compiler, and cache the library.
 
 Environment: `CC` names a compiler; `NSNN_CACHE` is the folder of the cache (default: `nsnn` in the user's
 cache folder).
@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -25,14 +27,15 @@ FLAGS = ("-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-c
 OPTIMISATIONS = (("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"), ("-O3",))
 TUNINGS = ("-march=native", "-mcpu=native", "")
 BUILD_TIMEOUT_S = 120
-_warnings_given = []
+_warnings_given: list[str] = []
+Loaded = TypeVar("Loaded")
 
 
 class BuildError(RuntimeError):
-    """A compiler fails, or what it makes is wrong."""
+    """A compiler failed, or its library computes wrong results."""
 
 
-def load(source, definition, prepare):
+def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]) -> Loaded | None:
     """Compile `source` unless the cache has it, load it, and return `prepare` of it.
 
     Compilers and flags are tried from the best to the plainest.
@@ -43,7 +46,7 @@ def load(source, definition, prepare):
         prepare: takes a `ctypes.CDLL`; may raise BuildError if the library's results are wrong.
 
     Returns:
-        What `prepare` returned; None, after a warning, where no attempt succeeded.
+        What `prepare` returned; None, after a warning, if no attempt succeeded.
     """
     failures = []
     for compiler, flags, runtime in _attempts():
@@ -54,21 +57,21 @@ def load(source, definition, prepare):
             continue
         if runtime is None and torch.get_num_threads() > 1:
             reason = failures[0] if failures else "no OpenMP library is loaded"
-            warn_once(f"spiking neurons run on one thread, for want of OpenMP: {reason}")
+            warn_once(f"spiking neurons run on one thread, without OpenMP: {reason}")
         return loaded
     reason = failures[0] if failures else "there is no C compiler ($CC, cc, gcc or clang)"
-    warn_once(f"spiking neurons run on the slower eager kernel, for want of a compiled one: {reason}")
+    warn_once(f"spiking neurons run on the slower eager kernel, as no compiled one works: {reason}")
     return None
 
 
-def warn_once(message):
-    """Give the first warning of this process about kernels; those that follow would say the same of other dtypes."""
+def warn_once(message: str) -> None:
+    """Give the first warning of this process about kernels; later ones would say the same of other dtypes."""
     if not _warnings_given:
         _warnings_given.append(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _attempts():
+def _attempts() -> Iterator[tuple[list[str], tuple[str, ...], str | None]]:
     """(compiler, flags, OpenMP library or None) to try."""
     named = os.environ.get("CC", "").split()
     commands = ([named] if named else []) + [[name] for name in ("cc", "gcc", "clang")]
@@ -81,7 +84,7 @@ def _attempts():
                     yield command, (*FLAGS, *optimisation, *filter(None, [tuning]), *openmp), linked
 
 
-def openmp_runtime():
+def openmp_runtime() -> str | None:
     """Path of the OpenMP library that PyTorch has loaded, or None.
 
     Kernels link to that one: with a second runtime, two pools of threads would fight for the cores.
@@ -96,8 +99,8 @@ def openmp_runtime():
     return (own + paths or [None])[0]
 
 
-def _compiled(source, compiler, flags, runtime):
-    """Path of the library in the cache; it is built there if need be."""
+def _compiled(source: Path, compiler: Sequence[str], flags: Sequence[str], runtime: str | None) -> Path:
+    """Path of the library in the cache; built there if it is missing."""
     parts = (Path(source).read_text(), *compiler, *flags, str(runtime), _version(compiler), _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     target = _cache_folder() / f"{Path(source).stem}-{key}.so"
@@ -112,12 +115,12 @@ def _compiled(source, compiler, flags, runtime):
 
 
 @functools.cache
-def _private_folder():
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="nsnn-kernels-")  # removed when the process ends
 
 
-def _cache_folder():
-    """Folder of compiled kernels; where it cannot be written, one for this process alone."""
+def _cache_folder() -> Path:
+    """Folder of compiled kernels; one for this process alone if it cannot be written."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(os.environ.get("NSNN_CACHE") or os.path.join(base, "nsnn")) / "kernels"
     try:
@@ -125,11 +128,11 @@ def _cache_folder():
         if os.access(folder, os.W_OK):
             return folder
     except OSError:
-        pass  # such as a home folder that is read-only, or none at all
+        pass  # the home folder may be read-only, or missing
     return Path(_private_folder().name)
 
 
-def _run(*command):
+def _run(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
@@ -139,11 +142,11 @@ def _run(*command):
     return done.stdout
 
 
-def _version(compiler):
+def _version(compiler: Sequence[str]) -> str:
     return _run(*compiler, "--version")
 
 
-def _processor():
+def _processor() -> str:
     """What -march=native depends on: a home folder may be shared between machines."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -1,33 +1,61 @@
 """What all kernels share: the description of a neuron, and the order of neurons in memory."""
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Sequence
+from typing import overload
 
 import torch
+from torch import Tensor
 
-LAWS = ("Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy")  # of the fused kernels, in the order of cpu.c
+from ..noise import NoiseLaw
+
 RESETS = ("zero", "subtract", "none")
+SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
 MAX_RANK = 3  # loops over memory that fused kernels know, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
 
 
-class Dynamics(NamedTuple):
-    """What a kernel has to know of a neuron besides its tensors and its law."""
+@dataclasses.dataclass(slots=True, eq=False)  # not frozen: that would double the time to make one, at every call
+class Neuron:
+    """The neurons of a layer, as kernels take them; `models.functional` says what each number means.
 
-    threshold: float
-    reset: str
-    detach_reset: bool
-    decay_input: bool
-    membrane_noise: bool
-    threshold_noise: bool
-    mean_field: bool
+    `law` is that of the noise, and its density the gradient unless there is a `surrogate`. `decay` and `scale` (of
+    `law`) are numbers, or 0-d tensors where they are learnt.
+    """
+
+    law: NoiseLaw
+    scale: float | Tensor
+    decay: float | Tensor = 0.5
+    threshold: float = 1.0
+    reset: str = "zero"
+    detach_reset: bool = False
+    decay_input: bool = False
+    membrane_noise: bool = False
+    threshold_noise: bool = False
+    mean_field: bool = False
+    surrogate: NoiseLaw | None = None
+
+    def learning(self, decay: Tensor | None, scale: Tensor | None) -> "Neuron":
+        """With these tensors in place of its numbers; None: the number stays."""
+        if decay is None and scale is None:
+            return self
+        return dataclasses.replace(
+            self, decay=self.decay if decay is None else decay, scale=self.scale if scale is None else scale
+        )
+
+    def of_gradient(self) -> "Neuron":
+        """With the surrogate, where there is one, in place of the law."""
+        if self.surrogate is None:
+            return self
+        return dataclasses.replace(self, law=self.surrogate, scale=self.surrogate.scale, surrogate=None)
 
 
-def arithmetic_dtype(dtype):
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of potentials and densities, for inputs of a dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def after_reset(u, fired, reset, threshold):
+def after_reset(u: Tensor, fired: Tensor, reset: str, threshold: float) -> Tensor:
     """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""
     if reset == "zero":
         return torch.addcmul(u, u, fired, value=-1)
@@ -36,12 +64,12 @@ def after_reset(u, fired, reset, threshold):
     return u
 
 
-def step_of(x):
+def step_of(x: Tensor) -> Tensor:
     """The first step [B, ...] of x [T, B, ...]; where there is none, an empty one."""
     return x[0] if len(x) else x.new_empty(x.shape[1:])
 
 
-def dense(x):
+def dense(x: Tensor) -> Tensor:
     """`x` [T, B, ...], copied if its steps have gaps or overlaps in memory, or need more than `MAX_RANK` loops."""
     step, x = step_of(x), x.resolve_neg()
     if step.is_contiguous() or step.is_contiguous(memory_format=torch.channels_last):  # without the loops below
@@ -50,7 +78,7 @@ def dense(x):
     return x if order and len(order[0]) <= MAX_RANK else x.contiguous()
 
 
-def empty_sequence(step, timesteps, dtype):
+def empty_sequence(step: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
     """Uninitialised [T, B, ...] whose steps have the memory format of `step` [B, ...].
 
     `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
@@ -59,7 +87,7 @@ def empty_sequence(step, timesteps, dtype):
     return like.new_empty_strided((timesteps, *like.shape), (like.numel(), *like.stride()))
 
 
-def empty_outputs(x, keep_z, keep_state):
+def empty_outputs(x: Tensor, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...] for a dense x; not kept is empty."""
     step, dtype = step_of(x), arithmetic_dtype(x.dtype)
     last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
@@ -67,12 +95,12 @@ def empty_outputs(x, keep_z, keep_state):
     return empty_sequence(step, len(x), x.dtype), last, z
 
 
-def empty_gradients(spikes, z, state):
+def empty_gradients(spikes: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Uninitialised gradients of x [T, B, ...] and of the state [B, ...], which is empty where there was none."""
     return torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(step_of(z))
 
 
-def memory_order(shape, strides):
+def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int]] | None:
     """How the neurons of one step [B, ...] lie in memory, by its shape and strides.
 
     Returns:
@@ -80,7 +108,8 @@ def memory_order(shape, strides):
         outermost first, that visit the neurons as they lie in memory: dimension d has sizes[d]
         neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
     """
-    index_strides, index_stride = [], 1
+    index_strides: list[int] = []
+    index_stride = 1
     for size in reversed(shape):
         index_strides.insert(0, index_stride)
         index_stride *= size
@@ -100,7 +129,11 @@ def memory_order(shape, strides):
     return sizes, strides
 
 
-def laid_out_as(template, tensor, dtype=None):
+@overload
+def laid_out_as(template: Tensor, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
+@overload
+def laid_out_as(template: Tensor, tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None: ...
+def laid_out_as(template: Tensor, tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
     """`tensor` with the strides, and the dtype, of `template`; itself if it has them; None for None."""
     if tensor is None:
         return None

@@ -42,7 +42,12 @@ typedef uint16_t input; /* the bits of a bfloat16: the upper half of a float */
 typedef float real;
 #endif
 
-enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY };
+/* The laws that this kernel knows. Every choice below is between all of them, and ends in a trap. */
+enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY, LAWS };
+static const char *const law_names[LAWS] = {
+    [GAUSSIAN] = "Gaussian", [LOGISTIC] = "Logistic", [TRIANGULAR] = "Triangular", [UNIFORM] = "Uniform",
+    [CAUCHY] = "Cauchy",
+};
 enum { RESET_ZERO, RESET_SUBTRACT, RESET_NONE };
 
 /* One layer; cpu.py fills it in. Sequences [T, B, ...] have their neurons in the same dense order of memory at
@@ -51,10 +56,10 @@ typedef struct {
     int64_t timesteps, neurons; /* neurons: B * ..., at most 2^32 */
     int64_t x_stride;           /* between the steps of x, in elements; 0 where all steps are one image */
     int64_t rank, size[MAX_RANK], index_stride[MAX_RANK];
+    int64_t threads;
     double threshold, decay, scale, loc;
     int64_t law, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field;
     int64_t learns_decay, learns_scale;
-    int64_t threads;
 } Layer;
 
 INLINE float float_of(uint32_t bits)
@@ -144,7 +149,7 @@ INLINE float fast_cos(float x)
 
 INLINE real exp_of(real x) { return INPUT_BITS == 64 ? (real)exp(x) : (real)fast_exp((float)x); }
 
-/* Vectors of 64-bit lanes, whose lower halves hold the 32-bit numbers of Philox; upper halves are not looked at.
+/* Vectors of 64-bit lanes, whose lower halves hold the 32-bit numbers of Philox; upper halves are ignored.
    The product of lower halves is the one operation that compilers do not find by themselves. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -164,8 +169,8 @@ INLINE Lanes product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xfffff
 #define TOGETHER 2 /* vectors in flight: while one waits for a product, the other goes on */
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
-/* The four words of each counter, under a key. The arrays are as long as BLOCK: what is behind n is filled up to
-   whole vectors. */
+/* The four words of each counter, under a key. The arrays are as long as BLOCK: whole vectors are
+   filled, beyond n too. */
 static void philox(int64_t key, const uint32_t *counter, int n, uint32_t words[4][BLOCK])
 {
     const Lanes none = {0}, factor0 = none + 0xD2511F53u, factor2 = none + 0xCD9E8D57u;
@@ -211,11 +216,12 @@ INLINE float draw(int law, uint32_t word)
         magnitude = 1.0f - sqrtf(2.0f * q);
     else if (law == UNIFORM)
         magnitude = 1.0f - 2.0f * q;
-    else { /* Cauchy: 1 / tan(pi q), by the octant of the angle */
+    else if (law == CAUCHY) { /* 1 / tan(pi q), by the octant of the angle */
         float octant = (float)PI * (q < 0.25f ? q : 0.5f - q);
         float s = fast_sin(octant), c = fast_cos(octant);
         magnitude = q < 0.25f ? c / s : s / c;
-    }
+    } else
+        __builtin_trap();
     return signed_by(word, magnitude);
 }
 
@@ -227,7 +233,9 @@ INLINE real probability(int law, const Layer *l, real z)
     if (law == LOGISTIC) return (real)(y > 0 ? 1 / (1 + exp(-y)) : exp(y) / (1 + exp(y)));
     if (law == CAUCHY) return (real)(atan2(1, -y) / PI);
     y = y < -1 ? -1 : y > 1 ? 1 : y;
-    return (real)(law == UNIFORM ? 0.5 * (1 + y) : 0.5 + y * (1 - 0.5 * fabs(y)));
+    if (law == UNIFORM) return (real)(0.5 * (1 + y));
+    if (law == TRIANGULAR) return (real)(0.5 + y * (1 - 0.5 * fabs(y)));
+    __builtin_trap();
 }
 
 /* Density F'(z), which stands for d spike / d u; `loc` and `inverse` = 1 / scale come in the type of z. */
@@ -242,7 +250,8 @@ INLINE real density(int law, real z, real loc, real inverse)
     }
     if (law == TRIANGULAR) return y >= 1 ? 0 : inverse * (1 - y); /* so written that a NaN remains one */
     if (law == UNIFORM) return y > 1 ? 0 : (real)0.5 * inverse + 0 * y;
-    return inverse / ((real)PI * fused(y, y, 1));
+    if (law == CAUCHY) return inverse / ((real)PI * fused(y, y, 1));
+    __builtin_trap();
 }
 
 /* Row-major indices of the neurons at `start`, `start` + 1, ... in memory. */
@@ -392,6 +401,7 @@ INLINE void forward_row(int law, const Layer *l, Block *b, int row, int64_t t, c
     case TRIANGULAR: function(TRIANGULAR, __VA_ARGS__); break;            \
     case UNIFORM: function(UNIFORM, __VA_ARGS__); break;                  \
     case CAUCHY: function(CAUCHY, __VA_ARGS__); break;                    \
+    default: __builtin_trap();                                            \
     }
 
 /* x [T, ...], state [...] or NULL (rest), seeds [T] -> spikes [T, ...], z = u - threshold [T, ...] and last state [...] unless NULL. */
@@ -546,6 +556,14 @@ void lif_backward(const Layer *l, const input *x, const real *state, const int64
     for (int64_t block = 0; block < blocks_of(l); block++)
         backward_block(l, block, x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts + block,
                        parts + blocks_of(l) + block);
+}
+
+/* What Layer calls the law of a class by its name; -1 for one that this kernel does not know. */
+int64_t number_of_law(const char *name)
+{
+    for (int law = 0; law < LAWS; law++)
+        if (!strcmp(name, law_names[law])) return law;
+    return -1;
 }
 
 int64_t number_of_blocks(const Layer *l) { return blocks_of(l); }

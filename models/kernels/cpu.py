@@ -2,18 +2,20 @@
 
 import ctypes
 import functools
+import operator
 import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ..noise import Gaussian
-from . import build
+from .. import noise
+from . import build, selftest
 from .common import (
-    LAWS,
     MAX_RANK,
     RESETS,
-    Dynamics,
+    SWITCHES,
+    Neuron,
     empty_gradients,
     empty_outputs,
     empty_sequence,
@@ -30,7 +32,7 @@ KNOWN_WORDS = [0x6627E8D5, 0xE169C58D]
 _forked = False
 
 
-def _note_fork():
+def _note_fork() -> None:
     global _forked
     _forked = True
 
@@ -39,7 +41,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
-def _threads(updates):
+def _threads(updates: int) -> int:
     """As many threads as PyTorch uses, where there is enough to do.
 
     A forked process has one: GCC's OpenMP would wait for threads that the fork left behind.
@@ -48,54 +50,51 @@ def _threads(updates):
 
 
 @functools.cache
-def kernel(dtype):
-    """The `Kernel` for inputs of a dtype; None where there can be none, after a warning if that is unexpected."""
+def kernel(dtype: torch.dtype) -> "Kernel | None":
+    """The `Kernel` for inputs of a dtype, or None; a warning says so where one was to be expected."""
     if dtype not in INPUT_BITS:
         return None
     return build.load(SOURCE, f"-DINPUT_BITS={INPUT_BITS[dtype]}", lambda library: Kernel(library, dtype).checked())
 
 
+REALS = ("threshold", "decay", "scale", "loc")
+INTEGERS = ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")
+Loops = ctypes.c_int64 * MAX_RANK
+
+
 class _Layer(ctypes.Structure):
     """`Layer` of cpu.c."""
 
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("timesteps", "neurons", "x_stride", "rank")),
-        *((name, ctypes.c_int64 * MAX_RANK) for name in ("size", "index_stride")),
-        *((name, ctypes.c_double) for name in ("threshold", "decay", "scale", "loc")),
-        *((name, ctypes.c_int64) for name in ("law", "reset", "detach_reset", "decay_input")),
-        *((name, ctypes.c_int64) for name in ("membrane_noise", "threshold_noise", "mean_field")),
-        *((name, ctypes.c_int64) for name in ("learns_decay", "learns_scale", "threads")),
-    ]
+    _fields_ = [(name, ctypes.c_int64) for name in ("timesteps", "neurons", "x_stride", "rank")]
+    _fields_ += [("size", Loops), ("index_stride", Loops), ("threads", ctypes.c_int64)]
+    _fields_ += [(name, ctypes.c_double) for name in REALS]
+    _fields_ += [(name, ctypes.c_int64) for name in INTEGERS]
 
 
 class Kernel:
-    """cpu.c, compiled for one dtype of inputs.
+    """cpu.c, compiled for one dtype of inputs; `laws` has the numbers of the laws that it knows, by name."""
 
-    Args:
-        library: `ctypes.CDLL`.
-        dtype: of input currents and spikes.
-    """
-
-    def __init__(self, library, dtype):
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._library = library
         for function, pointers in ((library.lif_forward, 6), (library.lif_backward, 10), (library.random_words, 3)):
             function.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * pointers
             function.restype = None
         library.number_of_blocks.argtypes = [ctypes.POINTER(_Layer)]
-        library.number_of_blocks.restype = ctypes.c_int64
+        library.number_of_blocks.restype = library.number_of_law.restype = ctypes.c_int64
+        library.number_of_law.argtypes = [ctypes.c_char_p]
+        numbers = {law.__name__: library.number_of_law(law.__name__.encode()) for law in noise.LAWS}
+        self.laws = {name: number for name, number in numbers.items() if number >= 0}
 
-    def forward(self, x, state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state):
+    def forward(
+        self, x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a layer over a sequence; `models.functional` states the dynamics.
 
         Args:
             x: input current [T, B, ...], its steps dense in memory; at least one element.
             state: membrane potential before the first step [B, ...], or None for rest.
             seeds: int64 [T], or None where nothing is random.
-            decay, scale: numbers, or 0-d tensors where they are learnt.
-            loc: centre of the law.
-            law: one of `LAWS`.
-            dynamics: `Dynamics`.
             keep_z: whether backward will follow.
             keep_state: whether the last potential is wanted.
 
@@ -104,28 +103,24 @@ class Kernel:
         """
         spikes, last, z = empty_outputs(x, keep_z, keep_state)
         state = laid_out_as(x[0], state, last.dtype)
-        layer = _describe(x, decay, scale, law, loc, dynamics)
+        layer = self._describe(x, neuron)
         self._library.lif_forward(layer, *map(_pointer, (x, state, seeds, spikes, z, last)))
         return spikes, last, z
 
     def backward(
         self,
-        grad_spikes,
-        grad_last,
-        x,
-        state,
-        seeds,
-        spikes,
-        z,
-        decay,
-        scale,
-        law,
-        loc,
-        dynamics,
-        learns_decay,
-        learns_scale,
-    ):
-        """The gradients of `forward`.
+        grad_spikes: Tensor | None,
+        grad_last: Tensor | None,
+        x: Tensor | None,
+        state: Tensor | None,
+        seeds: Tensor | None,
+        spikes: Tensor,
+        z: Tensor,
+        neuron: Neuron,
+        learns_decay: bool,
+        learns_scale: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The gradients of `forward`; the density is that of `neuron.law`.
 
         Args:
             grad_spikes, grad_last: of the spikes and of the last potential; None for zeros.
@@ -140,80 +135,74 @@ class Kernel:
         grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
         state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
         grad_x, grad_state = empty_gradients(spikes, z, state)
-        layer = _describe(spikes, decay, scale, law, loc, dynamics, learns_decay, learns_scale)
+        layer = self._describe(spikes, neuron, learns_decay, learns_scale)
         parts = None
         if learns_decay or learns_scale:
             parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
         tensors = (x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts)
         self._library.lif_backward(layer, *map(_pointer, tensors))
-        return grad_x, grad_state, *((None, None) if parts is None else parts.sum(1).to(z.dtype))
+        grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1).to(z.dtype)
+        return grad_x, grad_state, grad_decay, grad_scale
 
-    def random_words(self, x, seeds):
+    def random_words(self, x: Tensor, seeds: Tensor) -> list[Tensor]:
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
         words = [empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
-        layer = _describe(x, 0.0, 1.0, "Uniform", 0.0, Dynamics(1.0, "zero", False, False, True, True, False))
+        layer = self._describe(x, Neuron(noise.Gaussian(1.0), 1.0))
         self._library.random_words(layer, *map(_pointer, (seeds, *words)))
         return [word.long() % 2**32 for word in words]
 
-    def checked(self):
-        """Itself, if it computes what it should; else BuildError.
-
-        Checked are random words that are known, and three steps of the mean field: its probabilities, and its
-        gradient against differences. (Not against autograd, which is off where an operator loads its kernel.)
-        """
-        x = torch.arange(-64.0, 128.0).reshape(1, 64, 3).div(64).permute(2, 0, 1).to(self.dtype).contiguous()
-        words = self.random_words(x, torch.zeros(3, dtype=torch.int64))
-        if [word[0, 0, 0].item() for word in words] != KNOWN_WORDS:
+    def checked(self) -> "Kernel":
+        """This kernel, without the laws that it computes wrongly; BuildError if it computes all wrongly."""
+        like = torch.empty(0, dtype=self.dtype)
+        words = self.random_words(like.new_zeros(1, 1, 1), torch.zeros(1, dtype=torch.int64))
+        if [word.item() for word in words] != KNOWN_WORDS:
             raise build.BuildError("the compiled random generator is wrong")
-        law, threshold, decay, h = Gaussian(0.5), 1.0, 0.5, 1 / 32  # x and x + h are exact in bfloat16
-        neuron = (decay, law.scale, "Gaussian", law.loc, Dynamics(threshold, "zero", False, False, False, False, True))
-        spikes, last, z = self.forward(x, None, None, *neuron, True, True)
-        v = torch.zeros(1, 64, dtype=torch.float64)
-        for x_t, spikes_t in zip(x.double(), spikes.double()):
-            u = decay * v + x_t
-            p = law.cdf(u - threshold)
-            v = u * (1 - p)
-            if not torch.allclose(spikes_t, p, rtol=0.01, atol=1e-4):
-                raise build.BuildError("the compiled firing probabilities are wrong")
-        grad_x, *_ = self.backward(None, torch.ones_like(last), None, None, None, spikes, z, *neuron, False, False)
-        above, below = (self.forward(x + sign * h, None, None, *neuron, True, True)[1] for sign in (1, -1))
-        if not torch.allclose(grad_x.double().sum(0), (above - below).double() / (2 * h), rtol=0.02, atol=0.02):
-            raise build.BuildError("the compiled gradients are wrong")
+        selftest.check_steps(self, like)
+        for law in list(self.laws):
+            try:
+                selftest.check_law(self, law, like)
+            except build.BuildError as error:
+                build.warn_once(f"neurons of one law run on the slower eager kernel: {error}")
+                del self.laws[law]
         return self
 
+    def _describe(self, x: Tensor, neuron: Neuron, learns_decay: bool = False, learns_scale: bool = False) -> _Layer:
+        """The `Layer` of neurons that get x [T, B, ...]."""
+        layout = (x.shape[0], x.shape[1:], x.stride(), _threads(x.numel()))
+        numbers = (
+            neuron.threshold,
+            float(neuron.decay),
+            float(neuron.scale),
+            neuron.law.loc,
+            self.laws[type(neuron.law).__name__],
+            RESETS.index(neuron.reset),
+            *_switches_of(neuron),
+            learns_decay,
+            learns_scale,
+        )
+        return _layer(layout, numbers)
 
-def _pointer(tensor):
+
+_switches_of = operator.attrgetter(*SWITCHES)
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
-def _describe(x, decay, scale, law, loc, dynamics, learns_decay=False, learns_scale=False):
-    """The `_Layer` of neurons that get x [T, B, ...]."""
-    layout = (x.shape[0], x.shape[1:], x.stride(), _threads(x.numel()))
-    return _layer(*layout, float(decay), float(scale), law, loc, dynamics, learns_decay, learns_scale)
-
-
 @functools.lru_cache(maxsize=512)  # to fill in the structure takes longer than a small layer's neurons
-def _layer(timesteps, shape, strides, threads, decay, scale, law, loc, dynamics, learns_decay, learns_scale):
-    sizes, index_strides = memory_order(shape, strides[1:])
+def _layer(layout: tuple[int, torch.Size, tuple[int, ...], int], numbers: tuple[float, ...]) -> _Layer:
+    timesteps, shape, strides, threads = layout
+    order = memory_order(shape, strides[1:])
+    assert order is not None, "steps with gaps or overlaps: see `dense`"
+    sizes, index_strides = order
     return _Layer(
         timesteps=timesteps,
         neurons=shape.numel(),
         x_stride=strides[0],
         rank=len(sizes),
-        size=(ctypes.c_int64 * MAX_RANK)(*sizes),
-        index_stride=(ctypes.c_int64 * MAX_RANK)(*index_strides),
-        threshold=dynamics.threshold,
-        decay=decay,
-        scale=scale,
-        loc=loc,
-        law=LAWS.index(law),
-        reset=RESETS.index(dynamics.reset),
-        detach_reset=dynamics.detach_reset,
-        decay_input=dynamics.decay_input,
-        membrane_noise=dynamics.membrane_noise,
-        threshold_noise=dynamics.threshold_noise,
-        mean_field=dynamics.mean_field,
-        learns_decay=learns_decay,
-        learns_scale=learns_scale,
+        size=Loops(*sizes),
+        index_stride=Loops(*index_strides),
         threads=threads,
+        **dict(zip((*REALS, *INTEGERS), numbers)),
     )

@@ -6,17 +6,22 @@ replay. `TRITON_INTERPRET=1` runs the same code on CPU tensors, for tests.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from .common import LAWS, MAX_RANK, RESETS, empty_gradients, empty_outputs, empty_sequence, laid_out_as, memory_order
+from .common import MAX_RANK, RESETS, Neuron, empty_gradients, empty_outputs, empty_sequence, laid_out_as, memory_order
 
 BLOCK = 512
 WARPS = 4
 
-GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM = (tl.constexpr(LAWS.index(law)) for law in LAWS[:4])
+# The laws that this kernel knows, and their numbers. Every choice below is between all of them.
+KNOWN_LAWS = ("Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy")
+GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY = (tl.constexpr(number) for number in range(len(KNOWN_LAWS)))
 RESET_ZERO, RESET_SUBTRACT = (tl.constexpr(RESETS.index(reset)) for reset in ("zero", "subtract"))
 PI = tl.constexpr(3.14159265358979323846)
 
@@ -83,7 +88,8 @@ def _draw(word, LAW: tl.constexpr):
         magnitude = 1.0 - tl.sqrt(2.0 * q)
     elif LAW == UNIFORM:
         magnitude = 1.0 - 2.0 * q
-    else:  # Cauchy: 1 / tan(pi q), by the octant of the angle
+    else:  # 1 / tan(pi q), by the octant of the angle
+        tl.static_assert(LAW == CAUCHY, "this kernel does not know the law")
         octant = tl.where(q < 0.25, q, 0.5 - q) * PI
         s = _sin(octant)
         c = _cos(octant)
@@ -138,6 +144,7 @@ def _probability(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
     elif LAW == UNIFORM:
         p = 0.5 * (1.0 + limited)
     else:
+        tl.static_assert(LAW == CAUCHY, "this kernel does not know the law")
         p = 0.5 + _arctan(y) / PI
     return p
 
@@ -156,6 +163,7 @@ def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
     elif LAW == UNIFORM:
         f = tl.where(y > 1.0, 0.0, 0.5 + 0.0 * y) / scale
     else:
+        tl.static_assert(LAW == CAUCHY, "this kernel does not know the law")
         f = 1.0 / (PI * scale * (1.0 + y * y))
     return f
 
@@ -346,42 +354,30 @@ def _store_words(seeds, first, second, neurons, size1, size2, stride0, stride1, 
     tl.store(second + _at(t, neurons, at), b.to(tl.int64), at < neurons)
 
 
-def forward(x, state, seeds, decay, scale, law, loc, dynamics, keep_z, keep_state):
-    """As `cpu.Kernel.forward`; decay and scale may also be 0-d tensors on the device, which are not waited for."""
+def forward(
+    x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `cpu.Kernel.forward`; decay and scale may be 0-d tensors on the device, whose values are not waited for."""
     spikes, last, z = empty_outputs(x, keep_z, keep_state)
     state = laid_out_as(x[0], state, last.dtype)
-    tensors = (x, state, seeds, *_learnt(decay, scale), spikes, last if keep_state else None, z if keep_z else None)
-    _launch(
-        _forward,
-        x,
-        tensors,
-        *_values(decay, scale, law, loc),
-        *(dynamics.threshold, RESETS.index(dynamics.reset), dynamics.decay_input),
-        *(dynamics.membrane_noise, dynamics.threshold_noise, dynamics.mean_field),
-    )
+    outputs = (spikes, last if keep_state else None, z if keep_z else None)
+    _launch(_forward, x, (x, state, seeds, *_learnt(neuron), *outputs), neuron)
     return spikes, last, z
 
 
 def backward(
-    grad_spikes,
-    grad_last,
-    x,
-    state,
-    seeds,
-    spikes,
-    z,
-    decay,
-    scale,
-    law,
-    loc,
-    dynamics,
-    learns_decay,
-    learns_scale,
-):
-    """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device.
-
-    Where neither is learnt, both are None.
-    """
+    grad_spikes: Tensor | None,
+    grad_last: Tensor | None,
+    x: Tensor | None,
+    state: Tensor | None,
+    seeds: Tensor | None,
+    spikes: Tensor,
+    z: Tensor,
+    neuron: Neuron,
+    learns_decay: bool,
+    learns_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
     z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
     grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
     state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
@@ -389,19 +385,15 @@ def backward(
     parts = None
     if learns_decay or learns_scale:
         parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK))
-    _launch(
-        _backward,
-        spikes,
-        (x, state, seeds, *_learnt(decay, scale), spikes, z, grad_spikes, grad_last, grad_x)
-        + (None if state is None else grad_state, parts),
-        *_values(decay, scale, law, loc),
-        *(dynamics.threshold, RESETS.index(dynamics.reset), dynamics.detach_reset, dynamics.decay_input),
-        *(dynamics.membrane_noise, dynamics.threshold_noise, dynamics.mean_field, learns_decay, learns_scale),
-    )
-    return grad_x, grad_state, *((None, None) if parts is None else parts.sum(1))
+    inputs = (x, state, seeds, *_learnt(neuron), spikes, z, grad_spikes, grad_last)
+    outputs = (grad_x, None if state is None else grad_state, parts)
+    learns = dict(DETACH_RESET=neuron.detach_reset, LEARNS_DECAY=learns_decay, LEARNS_SCALE=learns_scale)
+    _launch(_backward, spikes, (*inputs, *outputs), neuron, **learns)
+    grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1)
+    return grad_x, grad_state, grad_decay, grad_scale
 
 
-def random_words(x, seeds):
+def random_words(x: Tensor, seeds: Tensor) -> list[Tensor]:
     """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
     words = [empty_sequence(x[0], len(x), torch.int64) for _ in range(2)]
     grid = (triton.cdiv(x[0].numel(), BLOCK), len(x))
@@ -410,31 +402,45 @@ def random_words(x, seeds):
     return words
 
 
-def _launch(kernel, x, tensors, *constants):
+def _launch(kernel: Any, x: Tensor, tensors: tuple[Tensor | None, ...], neuron: Neuron, **switches: bool) -> None:
     neurons = x[0].numel()
-    real = tl.float64 if x.dtype == torch.float64 else tl.float32
-    grid = (triton.cdiv(neurons, BLOCK),)
+    decay, scale = neuron.decay, neuron.scale
     with torch.cuda.device_of(x):  # Triton launches on the current device
-        kernel[grid](*tensors, len(x), neurons, x.stride(0), *_loops(x), *constants, real, BLOCK, num_warps=WARPS)
+        kernel[(triton.cdiv(neurons, BLOCK),)](
+            *tensors,
+            len(x),
+            neurons,
+            x.stride(0),
+            *_loops(x),
+            DECAY=0.0 if isinstance(decay, Tensor) else float(decay),
+            SCALE=0.0 if isinstance(scale, Tensor) else float(scale),
+            LAW=KNOWN_LAWS.index(type(neuron.law).__name__),
+            LOC=float(neuron.law.loc),
+            THRESHOLD=neuron.threshold,
+            RESET=RESETS.index(neuron.reset),
+            DECAY_INPUT=neuron.decay_input,
+            MEMBRANE_NOISE=neuron.membrane_noise,
+            THRESHOLD_NOISE=neuron.threshold_noise,
+            MEAN_FIELD=neuron.mean_field,
+            REAL=tl.float64 if x.dtype == torch.float64 else tl.float32,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+            **switches,
+        )
 
 
-def _loops(x):
+def _learnt(neuron: Neuron) -> list[Tensor | None]:
+    return [number if isinstance(number, Tensor) else None for number in (neuron.decay, neuron.scale)]
+
+
+def _loops(x: Tensor) -> tuple[int, ...]:
     """(size1, size2, stride0, stride1, stride2) of the loops over memory, padded in front by loops of one turn."""
     return _padded_loops(x.shape[1:], x.stride()[1:])
 
 
 @functools.lru_cache(maxsize=1024)
-def _padded_loops(shape, strides):
-    sizes, strides = memory_order(shape, strides)
-    padding = MAX_RANK - len(sizes)
-    sizes, strides = [1] * padding + sizes, [0] * padding + strides
-    return *sizes[1:], *strides
-
-
-def _learnt(*parameters):
-    return [parameter if isinstance(parameter, torch.Tensor) else None for parameter in parameters]
-
-
-def _values(decay, scale, law, loc):
-    numbers = [0.0 if isinstance(parameter, torch.Tensor) else float(parameter) for parameter in (decay, scale)]
-    return *numbers, LAWS.index(law), float(loc)
+def _padded_loops(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    order = memory_order(shape, strides)
+    assert order is not None, "steps with gaps or overlaps: see `dense`"
+    padding = MAX_RANK - len(order[0])
+    return *([1] * padding + order[0])[1:], *([0] * padding + order[1])

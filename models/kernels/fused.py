@@ -6,6 +6,9 @@ names live beside each other.
 
 import functools
 import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +17,13 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import noise
-from . import build, common, cpu
-from .common import Dynamics, dense, empty_gradients, empty_outputs
+from . import build, common, cpu, selftest
+from .common import SWITCHES, Neuron, dense, empty_gradients, empty_outputs
 
 
-def _library():
+def _library() -> torch.library.Library:
     """A namespace for the operators; with a number where this package is imported a second time."""
-    name, taken = "nsnn_" + __package__.replace(".", "_"), None
+    name, taken = "nsnn_" + __package__.replace(".", "_"), RuntimeError()
     for number in range(1, 100):
         try:
             return torch.library.Library(name if number == 1 else f"{name}_{number}", "DEF")
@@ -30,67 +33,88 @@ def _library():
 
 
 LIBRARY = _library()
-LAWS = {getattr(noise, name): name for name in common.LAWS}
 
 
-def serves(x, law):
-    """Whether a fused kernel runs these neurons: a law of this package, not a subclass of one, and a kernel here."""
-    return type(law) in LAWS and x.shape[1:].numel() <= common.MAX_NEURONS and _has_kernel(x.device.type, x.dtype)
+def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
+    """Whether a fused kernel runs these neurons: a law of this package that it knows, and a kernel here."""
+    kind = type(law)  # not a subclass: its functions may be others
+    return (
+        kind in noise.LAWS
+        and x.shape[1:].numel() <= common.MAX_NEURONS
+        and _has_kernel(x.device.type, x.dtype, kind.__name__)
+    )
 
 
 @torch.compiler.assume_constant_result
-def _has_kernel(device_type, dtype):
+def _has_kernel(device_type: str, dtype: torch.dtype, law: str) -> bool:
     if os.environ.get("NSNN_KERNELS") == "eager":
         return False
     if device_type == "cuda":
-        return _cuda() is not None
-    return device_type == "cpu" and cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) is not None
+        return _cuda(law) is not None
+    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) if device_type == "cpu" else None
+    return kernel is not None and law in kernel.laws
 
 
-def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True, surrogate=None):
+def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True) -> tuple[Tensor, Tensor]:
     """Run one layer of neurons over a sequence; the arguments are those of `eager.lif_sequence`.
 
     Without `keep_state` the second result is empty, and the time to write it is saved.
     """
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
-        spikes, last = lif_sequence(x.float(), state, decay, scale, law, dynamics, keep_state, surrogate)
+        spikes, last = lif_sequence(x.float(), state, neuron, keep_state)
         return spikes.to(x.dtype), last
-    learnt_decay = decay.to(x.device) if isinstance(decay, Tensor) else None
-    tensors = (x, state, learnt_decay, scale if scale is None else scale.to(x.device))
+    learnt_decay = neuron.decay.to(x.device) if isinstance(neuron.decay, Tensor) else None
+    learnt_scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
+    tensors = (x, state, learnt_decay, learnt_scale)
+    keep_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode()
     seeds = None
-    if dynamics.membrane_noise or dynamics.threshold_noise:
+    if neuron.membrane_noise or neuron.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
-    options = (
-        0.0 if learnt_decay is not None else decay,
-        LAWS[type(law)],
-        law.scale,
-        law.loc,
-        *dynamics,
-        *((None, 0.0, 0.0) if surrogate is None else (LAWS[type(surrogate)], surrogate.scale, surrogate.loc)),
-        torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors),
-        keep_state,
-    )
     if traced:
-        spikes, last, _ = lif_forward(*tensors, seeds, *options)
+        spikes, last, _ = lif_forward(*tensors, seeds, *flattened(neuron), keep_z, keep_state)
     else:
-        spikes, last, _ = _Direct.apply(*tensors, seeds, options)
+        spikes, last, _ = _Direct.apply(*tensors, seeds, (neuron, keep_z, keep_state))
     return spikes, last
 
 
-# The numbers and switches of a layer: decay and scale (where they are not learnt), law and loc, and `Dynamics`.
-SETTINGS = (
-    "float decay, str law, float scale, float loc, float threshold, str reset, bool detach_reset, bool decay_input, "
-    "bool membrane_noise, bool threshold_noise, bool mean_field"
-)
-# The law whose density is the gradient, where it is not that of the noise.
-SURROGATE = "str? surrogate, float surrogate_scale, float surrogate_loc"
+# `Neuron`, flattened; learnt numbers come as tensors beside it.
+NEURON = (
+    "str law, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, float scale, "
+    "float threshold, str reset, "
+) + ", ".join(f"bool {switch}" for switch in SWITCHES)
 
 
-def _operator(schema, function, tags=()):
+def flattened(neuron: Neuron) -> tuple[Any, ...]:
+    """A neuron as the arguments of an operator, in the order of `NEURON`."""
+    law, other = neuron.law, neuron.surrogate
+    return (
+        type(law).__name__,
+        law.loc,
+        None if other is None else type(other).__name__,
+        0.0 if other is None else other.scale,
+        0.0 if other is None else other.loc,
+        0.0 if isinstance(neuron.decay, Tensor) else neuron.decay,
+        law.scale if isinstance(neuron.scale, Tensor) else neuron.scale,
+        neuron.threshold,
+        neuron.reset,
+        *[getattr(neuron, switch) for switch in SWITCHES],
+    )
+
+
+def _rebuilt(values: tuple[Any, ...]) -> Neuron:
+    """The neuron that was `flattened`."""
+    name, loc, other, other_scale, other_loc, decay, scale, threshold, reset = values[:9]
+    laws: dict[str, Any] = {law.__name__: law for law in noise.LAWS}
+    surrogate = None if other is None else laws[other](other_scale, other_loc)
+    switches = dict(zip(SWITCHES, values[9:]))
+    return Neuron(laws[name](scale, loc), scale, decay, threshold, reset, surrogate=surrogate, **switches)
+
+
+def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()) -> Any:
     """Define an operator by an implementation for CPU and CUDA; returned is what calls it.
 
-    Not `torch.library.custom_op`: its wrappers in Python take 150 microseconds per call.
+    Not by `torch.library.custom_op`, whose wrappers in Python take 150 microseconds per call.
     """
     LIBRARY.define(schema, tags=tags)
     name = schema.partition("(")[0]
@@ -99,12 +123,12 @@ def _operator(schema, function, tags=()):
     return getattr(getattr(torch.ops, LIBRARY.ns), name).default
 
 
-def _fake(operator):
+def _fake(operator: Any) -> Callable[..., Any]:
     """Decorator: shapes, strides and dtypes of an operator's results, for torch.compile."""
     return torch.library.register_fake(operator, lib=LIBRARY)
 
 
-def _random_seeds(x):
+def _random_seeds(x: Tensor) -> Tensor:
     """A seed for each step of x [T, ...], int64 [T], from the generator that applies when it runs (`models.noise`)."""
     return noise.draw_seeds(len(x), x.device)
 
@@ -113,139 +137,167 @@ random_seeds = _operator("random_seeds(Tensor x) -> Tensor", _random_seeds, (tor
 
 
 @_fake(random_seeds)
-def _(x):
+def _(x: Tensor) -> Tensor:
     return x.new_empty(len(x), dtype=torch.int64)
 
 
-def _lif_forward(x, state, learnt_decay, learnt_scale, seeds, *options):
+def _forward(tensors: tuple[Any, ...], neuron: Neuron, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...]; what is not kept is empty."""
-    *settings, _, _, _, keep_z, keep_state = options
+    x, state, learnt_decay, learnt_scale, seeds = tensors
     if x.numel() == 0:
         spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
         if keep_state:
             last = last.zero_() if state is None else last.copy_(state)
         return spikes, last, z
-    neuron = _neuron(learnt_decay, learnt_scale, settings)
-    return _kernel(x).forward(dense(x), state, seeds, *neuron, keep_z, keep_state)
+    return _kernel(x).forward(dense(x), state, seeds, neuron.learning(learnt_decay, learnt_scale), keep_z, keep_state)
 
 
 lif_forward = _operator(
     "lif_forward(Tensor x, Tensor? state, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? seeds, "
-    f"{SETTINGS}, {SURROGATE}, bool keep_z, bool keep_state) -> (Tensor, Tensor, Tensor)",
-    _lif_forward,
+    f"{NEURON}, bool keep_z, bool keep_state) -> (Tensor, Tensor, Tensor)",
+    lambda *inputs: _forward(inputs[:5], _rebuilt(inputs[5:-2]), inputs[-2], inputs[-1]),
 )
 
 
 @_fake(lif_forward)
-def _(x, state, learnt_decay, learnt_scale, seeds, *options):
-    return empty_outputs(dense(x), *options[-2:])
+def _(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return empty_outputs(dense(x), *inputs[-2:])
 
 
-def _lif_backward(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
+def _backward(
+    grad_spikes: Tensor | None,
+    grad_last: Tensor | None,
+    saved: tuple[Any, ...],
+    neuron: Neuron,
+    learns_decay: bool,
+    learns_scale: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (None, None: 0)."""
-    *settings, learns_decay, learns_scale = options
+    x, state, learnt_decay, learnt_scale, seeds, spikes, z = saved
     if spikes.numel() == 0:
         grad_x, grad_state = empty_gradients(spikes, z, state)
         if state is not None:
             grad_state = grad_state.zero_() if grad_last is None else grad_state.copy_(grad_last)
         return grad_x, grad_state, None, None
-    neuron = _neuron(learnt_decay, learnt_scale, settings)
+    neuron = neuron.learning(learnt_decay, learnt_scale)
     return _kernel(spikes).backward(
-        grad_spikes, grad_last, x, state, seeds, spikes, z, *neuron, learns_decay, learns_scale
+        grad_spikes, grad_last, x, state, seeds, spikes, z, neuron, learns_decay, learns_scale
     )
 
 
-def _backward_in_tensors(*inputs):
-    """As `_lif_backward`; an operator has tensors for all results."""
-    grad_x, grad_state, *grads = _lif_backward(*inputs)
-    if grads == [None, None]:
-        grads = [grad_x.new_zeros((), dtype=common.arithmetic_dtype(grad_x.dtype)) for _ in grads]
-    return grad_x, grad_state, *grads
+def _backward_in_tensors(*inputs: Any) -> tuple[Tensor, ...]:
+    """As `_backward`, of a flattened neuron; an operator has tensors for all results."""
+    grad_x, grad_state, *grads = _backward(
+        inputs[0], inputs[1], inputs[2:9], _rebuilt(inputs[9:-2]), inputs[-2], inputs[-1]
+    )
+    zero = grad_x.new_zeros((), dtype=common.arithmetic_dtype(grad_x.dtype))
+    return grad_x, grad_state, *(zero.clone() if grad is None else grad for grad in grads)
 
 
 lif_backward = _operator(
     "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? x, Tensor? state, Tensor? learnt_decay, "
-    f"Tensor? learnt_scale, Tensor? seeds, Tensor spikes, Tensor z, {SETTINGS}, bool learns_decay, bool learns_scale) "
+    f"Tensor? learnt_scale, Tensor? seeds, Tensor spikes, Tensor z, {NEURON}, bool learns_decay, bool learns_scale) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward_in_tensors,
 )
 
 
 @_fake(lif_backward)
-def _(grad_spikes, grad_last, x, state, learnt_decay, learnt_scale, seeds, spikes, z, *options):
+def _(*inputs: Any) -> tuple[Tensor, ...]:
+    state, spikes, z = inputs[3], inputs[7], inputs[8]
     return *empty_gradients(spikes, z, state), z.new_empty(()), z.new_empty(())
 
 
-def _neuron(learnt_decay, learnt_scale, settings):
-    """(decay, scale, law, loc, dynamics), as the kernels take them."""
-    decay, law, scale, loc, *dynamics = settings
-    decay = decay if learnt_decay is None else learnt_decay
-    scale = scale if learnt_scale is None else learnt_scale
-    return decay, scale, law, loc, Dynamics(*dynamics)
+def _backward_by_operator(
+    grad_spikes: Tensor | None,
+    grad_last: Tensor | None,
+    saved: tuple[Any, ...],
+    neuron: Neuron,
+    learns_decay: bool,
+    learns_scale: bool,
+) -> tuple[Tensor, ...]:
+    return lif_backward(grad_spikes, grad_last, *saved, *flattened(neuron), learns_decay, learns_scale)
 
 
-def _refuse_second_derivative(ctx, *grads):
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError("spiking neurons are once differentiable: there is no gradient of their gradient")
 
 
 torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIBRARY)
 
 
-def _save_for_backward(ctx, inputs, output):
-    x, state, learnt_decay, learnt_scale, seeds, *settings, surrogate, scale, loc, _keep_z, ctx.keep_state = inputs
+def _save_for_backward(
+    ctx: Any, tensors: tuple[Tensor | None, ...], neuron: Neuron, keep_state: bool, output: tuple[Tensor, ...]
+) -> None:
+    x, state, learnt_decay, learnt_scale, seeds = tensors
     spikes, _, z = output
-    *_, dynamics = _neuron(learnt_decay, learnt_scale, settings)
-    if surrogate is not None:
-        decay, _, _, _, *switches = settings
-        settings, learnt_scale = [decay, surrogate, scale, loc, *switches], None
-    ctx.settings = settings
-    needs_x = dynamics.decay_input and learnt_decay is not None
+    ctx.neuron, ctx.keep_state = neuron.of_gradient(), keep_state
+    learnt_scale = learnt_scale if neuron.surrogate is None else None
+    needs_x = neuron.decay_input and learnt_decay is not None
     ctx.save_for_backward(x if needs_x else None, state, learnt_decay, learnt_scale, seeds, spikes, z)
     ctx.set_materialize_grads(False)
 
 
-def _backward_by(backward):
-    """The backward function of autograd, by the operator `lif_backward` or by its implementation."""
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save_for_backward(ctx, inputs[:5], _rebuilt(inputs[5:-2]), inputs[-1], output)
 
-    def _backward(ctx, grad_spikes, grad_last, _):
+
+def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward function of autograd, by `_backward` or by its operator."""
+
+    def differentiate(
+        ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, grad_z: None
+    ) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
         grad_last = grad_last if ctx.keep_state else None
-        grads = backward(grad_spikes, grad_last, *ctx.saved_tensors, *ctx.settings, *needed[2:])
+        grads = backward(grad_spikes, grad_last, ctx.saved_tensors, ctx.neuron, needed[2], needed[3])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
 
-    return _backward
+    return differentiate
 
 
-torch.library.register_autograd(lif_forward, _backward_by(lif_backward), setup_context=_save_for_backward, lib=LIBRARY)
+torch.library.register_autograd(
+    lif_forward, _differentiated_by(_backward_by_operator), setup_context=_set_up, lib=LIBRARY
+)
 
 
 class _Direct(torch.autograd.Function):
     """The operator without PyTorch's dispatcher, which would cost small layers more than their neurons."""
 
     @staticmethod
-    def forward(ctx, *inputs):  # not by setup_context, with which PyTorch inspects the signature at every call
-        *tensors, options = inputs  # one tuple, since each argument of its own would cost time
-        output = _lif_forward(*tensors, *options)
-        _save_for_backward(ctx, (*tensors, *options), output)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        # Not by setup_context, with which PyTorch inspects the signature at every call; and the neuron and the
+        # switches are one tuple, since each argument of its own would cost time.
+        tensors, (neuron, keep_z, keep_state) = inputs[:5], inputs[5]
+        output = _forward(tensors, neuron, keep_z, keep_state)
+        _save_for_backward(ctx, tensors, neuron, keep_state, output)
         return output
 
-    backward = staticmethod(once_differentiable(_backward_by(_lif_backward)))
+    backward = staticmethod(once_differentiable(_differentiated_by(_backward)))  # type: ignore[assignment]
 
 
-def _kernel(x):
+def _kernel(x: Tensor) -> Any:
     """What has `forward` and `backward` for the device and the dtype of `x`."""
-    return _cuda() if x.device.type == "cuda" else cpu.kernel(x.dtype)
+    return cpu.kernel(x.dtype) if x.device.type == "cpu" else _cuda_kernel()
 
 
 @functools.cache
-def _cuda():
-    """The CUDA kernel; None, after a warning, without Triton (which comes with PyTorch for CUDA on Linux)."""
-    try:
-        from . import cuda
+def _cuda_kernel() -> ModuleType:
+    from . import cuda  # it needs Triton, which comes with PyTorch for CUDA on Linux
 
-        cuda.random_words(torch.empty(1, 1, 1, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda"))
-    except Exception as error:  # Triton is not there, or cannot compile here, which it says in many ways
-        build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA, for want of Triton: {error}")
-        return None
     return cuda
+
+
+@functools.cache
+def _cuda(law: str) -> ModuleType | None:
+    """The CUDA kernel, if it computes this law rightly here; else None, after a warning."""
+    try:
+        kernel = _cuda_kernel()
+        if law not in kernel.KNOWN_LAWS:
+            return None
+        selftest.check_law(kernel, law, torch.empty(0, device="cuda"))
+    except Exception as error:  # Triton is missing, cannot compile here (it says so in many ways), or is wrong
+        build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA: {error}")
+        return None
+    return kernel

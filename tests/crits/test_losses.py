@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from crits import TET, PerStepCrossEntropy, RateCrossEntropy
+from crits import LOSSES, TET, PerStepCrossEntropy, RateCrossEntropy, build_loss
 
 T, B, K = 4, 3, 5
 
@@ -159,3 +159,21 @@ def test_bfloat16_logits_give_a_finite_loss_under_autocast(make):
     with torch.autocast("cpu", torch.bfloat16):
         loss = make()(logits.bfloat16(), target)
     torch.testing.assert_close(loss.float(), expected, rtol=0.03, atol=0.03)
+
+
+def test_losses_by_name():
+    logits, target = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    expected = {
+        "rate": RateCrossEntropy(0.1),
+        "per_step": PerStepCrossEntropy(0.1),
+        "tet": TET(0.3, label_smoothing=0.1),
+    }
+    assert LOSSES.keys() == expected.keys()
+    for name, loss in expected.items():
+        built = build_loss(name, label_smoothing=0.1, lambda_tet=0.3)
+        assert type(built) is type(loss) and torch.equal(built(logits, target), loss(logits, target))
+    assert build_loss("tet").lambda_tet == 0.05
+    with pytest.raises(ValueError, match="unknown loss 'TET'; choose from rate, per_step, tet"):
+        build_loss("TET")
+    with pytest.raises(ValueError, match="label_smoothing"):
+        build_loss("rate", label_smoothing=1.0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from crits import SRIP, FiringRate, Gramian, Regularizer
+from crits import REGULARIZERS, SRIP, FiringRate, Gramian, Regularizer, build_regularizer
 from models import build_model, build_neuron
 
 
@@ -389,3 +389,11 @@ def test_firing_rate_of_a_net_without_neurons_is_an_error():
 def test_firing_rate_target_out_of_range(target):
     with pytest.raises(ValueError, match=rf"target rate.*\[0, 1\].*{target}"):
         FiringRate(target)
+
+
+def test_regularisers_by_name():
+    expected = {"gram": Gramian, "srip": SRIP, "rate": FiringRate}
+    assert {name: type(build_regularizer(name, 0.2)) for name in REGULARIZERS} == expected
+    assert build_regularizer("rate", 0.2).target == 0.2
+    with pytest.raises(ValueError, match="unknown regulariser 'no'; choose from gram, srip, rate"):
+        build_regularizer("no", 0.1)

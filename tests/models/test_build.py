@@ -1,5 +1,6 @@
 """Building the C kernel: cache, processes at once, failures, threads."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -97,20 +98,27 @@ def test_a_compiler_without_openmp_gives_one_thread_and_a_warning(repository, tm
     assert out.startswith("fused 1 spiking neurons run on one thread") and "no OpenMP here" in out
 
 
-def test_a_library_with_wrong_results_is_not_used(tmp_path, monkeypatch):
+def test_a_library_with_wrong_results_is_refused(tmp_path):
     """As a compiler's bug would make one: the reset is lost."""
-    source = tmp_path / "cpu.c"
     text = cpu.SOURCE.read_text()
     assert text.count("l->reset == RESET_ZERO,") == 1
-    source.write_text(text.replace("l->reset == RESET_ZERO,", "0,"))
+    (tmp_path / "cpu.c").write_text(text.replace("l->reset == RESET_ZERO,", "0,"))
+    flags = ["-std=gnu11", "-O1", "-fPIC", "-shared", "-DINPUT_BITS=32"]
+    subprocess.run(["cc", *flags, "cpu.c", "-lm", "-o", "cpu.so"], cwd=tmp_path, check=True, timeout=120)
+    with pytest.raises(build.BuildError, match="compiled"):
+        cpu.Kernel(ctypes.CDLL(str(tmp_path / "cpu.so")), torch.float32).checked()
+
+
+def test_a_library_that_is_refused_is_not_used(tmp_path, monkeypatch):
+    def refuse(library):
+        assert library.f() == 1
+        raise build.BuildError("the compiled results are wrong")
+
+    (tmp_path / "f.c").write_text("int f(void) { return 1; }")
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_warnings_given", [])
-    right = build.load(cpu.SOURCE, "-DINPUT_BITS=32", lambda library: cpu.Kernel(library, torch.float32).checked())
-    assert right is not None
-    with pytest.warns(RuntimeWarning, match="compiled"):
-        assert (
-            build.load(source, "-DINPUT_BITS=32", lambda library: cpu.Kernel(library, torch.float32).checked()) is None
-        )
+    with pytest.warns(RuntimeWarning, match="no compiled one works.*the compiled results are wrong"):
+        assert build.load(tmp_path / "f.c", "-DX=1", refuse) is None
 
 
 @pytest.mark.parametrize("pieces", [("other source", "-O3"), ("source", "-O2")])

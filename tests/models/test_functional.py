@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 from models import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, noise_generator
 from models.functional import lif, noisy_lif
-from models.kernels.common import Dynamics
+from models.kernels.common import Neuron
 from models.kernels.eager import lif_sequence
 
 LAWS = [Gaussian, Logistic, Triangular, Uniform, Cauchy]
@@ -47,15 +47,17 @@ def torch_distribution(law_class, x, scale, loc=0.0):
     }[law_class]()
 
 
-def dynamics(placement="both", reset="zero", detach_reset=False, decay_input=False, mean_field=False, noisy=True):
-    return Dynamics(
+def neuron(law, decay, placement="both", reset="zero", detach_reset=False, decay_input=False, scale=None):
+    return Neuron(
+        law,
+        scale=law.scale if scale is None else scale,
+        decay=decay,
         threshold=THRESHOLD,
         reset=reset,
         detach_reset=detach_reset,
         decay_input=decay_input,
-        membrane_noise=noisy and placement in ("both", "membrane"),
-        threshold_noise=noisy and placement in ("both", "escape"),
-        mean_field=mean_field,
+        membrane_noise=placement in ("both", "membrane"),
+        threshold_noise=placement in ("both", "escape"),
     )
 
 
@@ -158,7 +160,7 @@ def test_streamed_spikes_and_states_obey_the_recursion_step_by_step(law_class, p
     x = torch.rand(T, B, generator=seeded(6), dtype=torch.float64) * 1.6
     eps1, eps2 = (law.sample((T, B), generator=seeded(i), dtype=torch.float64) for i in (7, 8))
     start = torch.rand(B, generator=seeded(9), dtype=torch.float64)
-    spikes, state = lif_sequence(x, start, decay, None, law, dynamics(placement, reset), (eps1, eps2))
+    spikes, state = lif_sequence(x, start, neuron(law, decay, placement, reset), noise=(eps1, eps2))
     for b in range(B):
         v = start[b].item()
         for t in range(T):
@@ -213,7 +215,7 @@ def test_backward_is_the_closed_form_recursion(law_class, placement, reset, deta
     g_state = torch.randn(B, generator=seeded(6), dtype=torch.float64)
 
     spikes, state = lif_sequence(
-        x, start, decay, None, law, dynamics(placement, reset, detach_reset, decay_input), (eps1, eps2)
+        x, start, neuron(law, decay, placement, reset, detach_reset, decay_input), noise=(eps1, eps2)
     )
     gradients = torch.autograd.grad((spikes, state), (x, start, decay), (g_spikes, g_state))
 
@@ -253,7 +255,7 @@ def test_gradient_of_one_output_alone(loss):
     law = Gaussian(0.4)
     eps = [law.sample((4, 3), generator=seeded(i), dtype=torch.float64) for i in (3, 4)]
     start = torch.zeros(3, dtype=torch.float64)
-    spikes, state = lif_sequence(x, start, 0.5, None, law, dynamics(), tuple(eps))
+    spikes, state = lif_sequence(x, start, neuron(law, 0.5), noise=tuple(eps))
     (spikes if loss == "spikes" else state).sum().backward()
     g_spikes, g_state = np.full((4, 3), loss == "spikes", float), np.full(3, loss == "state", float)
     _, _, expected, _, _ = recursion_by_hand(
@@ -317,7 +319,8 @@ def test_learnt_scale_and_decay_have_the_gradient_of_autograd(law_class, placeme
 
     noise = tuple((loc + scale * xi).detach() for xi in (xi1, xi2))
     # the law's own scale, 0.2, must not matter: the tensor replaces it
-    ours = lif_sequence(x, start, decay, scale, law_class(0.2, loc), dynamics(placement, reset, detach_reset), noise)
+    layer = neuron(law_class(0.2, loc), decay, placement, reset, detach_reset, scale=scale)
+    ours = lif_sequence(x, start, layer, noise=noise)
     theirs = straight_through(x, start, decay, scale, law_class, loc, placement, reset, detach_reset, xi1, xi2)
     torch.testing.assert_close(ours, theirs)
     assert 0 < ours[0].mean() < 1

@@ -1,6 +1,5 @@
 """The fused CPU kernel against the eager oracle, which is fed the same noise; statistics; layouts; the operator."""
 
-import functools
 import itertools
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from models import Cauchy, Gaussian, Logistic, Triangular, Uniform, noise_generator
 from models.functional import noisy_lif
 from models.kernels import cpu, fused
-from models.kernels.common import Dynamics, dense
+from models.kernels.common import Neuron, dense
 from models.kernels.eager import lif_sequence
 from tests.models.reference_noise import noise as reference_noise
 from tests.models.reference_noise import philox, random_words
@@ -23,7 +22,6 @@ PLACEMENTS = {"both": (True, True), "escape": (False, True), "membrane": (True, 
 NEAR = 1e-5  # where the potential is so near its draw, rounding may decide
 
 every_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: type(law).__name__)
-NO_SURROGATE = (None, 0.0, 0.0)
 every_placement = pytest.mark.parametrize("placement", PLACEMENTS)
 every_reset = pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -34,8 +32,10 @@ def seeded(seed=0):
 
 
 def dynamics(placement="both", reset="zero", detach_reset=False, decay_input=False, mode="noisy"):
+    """The settings of a `Neuron` besides its law, decay and scale."""
     membrane, threshold = PLACEMENTS[placement] if mode == "noisy" else (False, False)
-    return Dynamics(0.9, reset, detach_reset, decay_input, membrane, threshold, mode == "mean_field")
+    noise = dict(membrane_noise=membrane, threshold_noise=threshold, mean_field=mode == "mean_field")
+    return dict(threshold=0.9, reset=reset, detach_reset=detach_reset, decay_input=decay_input, **noise)
 
 
 class Layer:
@@ -63,16 +63,15 @@ class Layer:
         return [output.detach() for output in outputs], grads
 
     def fused(self, x, state, decay, scale):
-        options = (0.0, type(self.law).__name__, self.law.scale, self.law.loc, *self.settings)
-        spikes, last, self.z = fused.lif_forward(
-            x, state, decay, scale, self.seeds, *options, *NO_SURROGATE, True, True
-        )
+        neuron = Neuron(self.law, self.law.scale, **self.settings)
+        flat = fused.flattened(neuron)
+        spikes, last, self.z = fused.lif_forward(x, state, decay, scale, self.seeds, *flat, True, True)
         return spikes, last
 
     def eager(self, x, state, decay, scale):
         law = type(self.law)(scale.item(), self.law.loc)
         self.noise = reference_noise(law, x.shape, self.seeds, self.arithmetic)
-        return lif_sequence(x, state, decay, scale, self.law, self.settings, self.noise)
+        return lif_sequence(x, state, Neuron(self.law, scale, decay, **self.settings), noise=self.noise)
 
 
 def assert_equal_but_for_close_calls(layer):
@@ -80,14 +79,14 @@ def assert_equal_but_for_close_calls(layer):
     (spikes, last), grads = layer.run(layer.fused)
     (expected, expected_last), expected_grads = layer.run(layer.eager)
     z = layer.z.detach().to(torch.float64)
-    draw = layer.noise[1].double() if layer.settings.threshold_noise else torch.zeros_like(z)
+    draw = layer.noise[1].double() if layer.settings["threshold_noise"] else torch.zeros_like(z)
     size = torch.ones_like(z)  # of the numbers that led here: a Cauchy draw of 1e4 is rounded by 1e-3
-    if layer.settings.membrane_noise:
+    if layer.settings["membrane_noise"]:
         size = layer.noise[0].double().abs().clamp(min=1.0).cummax(0).values
     close = ((z - draw).abs() <= NEAR * torch.maximum(size, draw.abs())).any(0)
     assert close.float().mean() < 0.01
     clear = ~close
-    if layer.settings.mean_field:
+    if layer.settings["mean_field"]:
         close.fill_(False)
         clear.fill_(True)
         torch.testing.assert_close(spikes, expected, rtol=1e-5 if layer.dtype != torch.bfloat16 else 1e-2, atol=1e-6)
@@ -280,8 +279,8 @@ def test_a_stream_cut_in_two_is_the_whole_stream(cut):
 
 def test_no_gradient_means_nothing_is_kept_for_it():
     layer = Layer(LAWS[0], dynamics(), (2, 3, 5))
-    options = (0.5, "Gaussian", 0.3, 0.0, 0.9, "zero", False, False, True, True, False)
-    spikes, last, z = fused.lif_forward(layer.x, None, None, None, layer.seeds, *options, *NO_SURROGATE, False, False)
+    flat = fused.flattened(Neuron(layer.law, layer.law.scale, **layer.settings))
+    spikes, last, z = fused.lif_forward(layer.x, None, None, None, layer.seeds, *flat, False, False)
     assert spikes.shape == layer.x.shape and last.numel() == z.numel() == 0
 
 
@@ -290,13 +289,16 @@ def operator_samples():
     channels_last = torch.rand(3, 2, 5, 4, generator=seeded(1)).transpose(2, 3)
     state, seeds = torch.rand(2, 4, 5, generator=seeded(2)), torch.tensor([1, 2, 3])
     learnt = torch.tensor(0.6), torch.tensor(0.4)
-    switches = (0.9, "zero", False, True, True, True, False)
-    tail = (*switches, *NO_SURROGATE, True)
-    yield (x, None, None, None, seeds, 0.5, "Gaussian", 0.3, 0.0, *tail, True)
-    yield (channels_last, state, *learnt, seeds, 0.5, "Cauchy", 0.3, 0.0, *tail, True)
-    yield (x.bfloat16(), state, None, learnt[1], seeds, 0.5, "Uniform", 0.3, 0.1, *tail, False)
-    yield (x[:, :, ::2], None, learnt[0], None, seeds, 0.5, "Logistic", 0.3, 0.0, *tail, True)
-    yield (x, None, None, None, seeds, 0.5, "Gaussian", 0.3, 0.0, *switches, "Cauchy", 0.4, 0.1, True, True)
+
+    def flat(law, surrogate=None):
+        settings = dynamics("both", decay_input=True)
+        return fused.flattened(Neuron(law, law.scale, surrogate=surrogate, **settings))
+
+    yield (x, None, None, None, seeds, *flat(Gaussian(0.3)), True, True)
+    yield (channels_last, state, *learnt, seeds, *flat(Cauchy(0.3)), True, True)
+    yield (x.bfloat16(), state, None, learnt[1], seeds, *flat(Uniform(0.3, 0.1)), True, False)
+    yield (x[:, :, ::2], None, learnt[0], None, seeds, *flat(Logistic(0.3)), True, True)
+    yield (x, None, None, None, seeds, *flat(Gaussian(0.3), Cauchy(0.4, 0.1)), True, True)
 
 
 @pytest.mark.parametrize("sample", list(operator_samples()))
@@ -315,19 +317,20 @@ def test_the_gradient_of_another_law_equals_the_oracle(law, placement):
     layer = Layer(LAWS[0], dynamics(placement), (5, 2, 3, 37))
     other = type(law)(0.7, 0.1)
 
-    def by_fused(forward, x):
-        options = (0.7, type(layer.law).__name__, layer.law.scale, 0.0, *layer.settings)
-        surrogate = (type(other).__name__, other.scale, other.loc)
-        return forward(x, None, None, None, layer.seeds, (*options, *surrogate, True, True))[:2]
+    neuron = Neuron(layer.law, layer.law.scale, 0.7, surrogate=other, **layer.settings)
+
+    def by_direct(x):
+        return fused._Direct.apply(x, None, None, None, layer.seeds, (neuron, True, True))[:2]
+
+    def by_operator(x):
+        return fused.lif_forward(x, None, None, None, layer.seeds, *fused.flattened(neuron), True, True)[:2]
 
     def by_eager(x):
         layer.noise = reference_noise(layer.law, x.shape, layer.seeds, torch.float32)
-        return lif_sequence(x, None, 0.7, None, layer.law, layer.settings, layer.noise, surrogate=other)
+        return lif_sequence(x, None, neuron, noise=layer.noise)
 
     results = []
-    direct = functools.partial(by_fused, fused._Direct.apply)
-    operator = functools.partial(by_fused, lambda *tensors: fused.lif_forward(*tensors[:-1], *tensors[-1]))
-    for kernel in (by_eager, direct, operator):
+    for kernel in (by_eager, by_direct, by_operator):
         x = layer.x.clone().requires_grad_()
         spikes, last = kernel(x)
         results.append((spikes.detach(), *torch.autograd.grad((spikes, last), x, (layer.g_spikes, layer.g_last))))

@@ -6,12 +6,15 @@ import torch
 from models import Gaussian, noise_generator
 from models.functional import noisy_lif
 from models.kernels import cpu
-from models.kernels.common import LAWS, Dynamics, dense
+from models.kernels.common import Neuron, dense
+from models.noise import LAWS
 from tests.models.reference_noise import random_words
 
 cuda = pytest.importorskip("models.kernels.cuda")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLACEMENTS = {"both": (True, True), "escape": (False, True), "membrane": (True, False), "noiseless": (False, False)}
+NOISY = dict(threshold=0.9, membrane_noise=True, threshold_noise=True)
+every_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 
 
 def seeded(seed=0):
@@ -29,7 +32,7 @@ def close_calls(z, spikes, others):
     return differ
 
 
-def compare(law, dynamics, shape, dtype=torch.float32, state=True, learns=(True, True), layout=lambda x: x):
+def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True, True), layout=lambda x: x):
     """Run both kernels forward and backward, and compare all that they return."""
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     x = dense(layout((1.5 * torch.rand(shape, generator=seeded(1), dtype=torch.float64)).to(dtype)))
@@ -42,14 +45,14 @@ def compare(law, dynamics, shape, dtype=torch.float32, state=True, learns=(True,
     results = []
     for kernel, device in ((cpu.kernel(dtype), "cpu"), (cuda, DEVICE)):
         on_device = [moved(value, device) for value in (x, given, seeds, decay, scale)]
-        forward = kernel.forward(*on_device, law, 0.1, dynamics, True, True)
+        neuron = Neuron(law(0.3, 0.1), scale=on_device[4], decay=on_device[3], **settings)
+        forward = kernel.forward(*on_device[:3], neuron, True, True)
         spikes, last, z = forward
         gradients = [moved(value, device) for value in (g_spikes, g_last)]
-        tail = (spikes, z, *on_device[3:], law, 0.1, dynamics, *learns)
-        backward = kernel.backward(*gradients, *on_device[:3], *tail)
+        backward = kernel.backward(*gradients, *on_device[:3], spikes, z, neuron, *learns)
         results.append([value.cpu() for value in (*forward, *backward) if value is not None])
     (spikes, last, z, *grads), (spikes2, last2, z2, *grads2) = results
-    if dynamics.mean_field:
+    if neuron.mean_field:
         torch.testing.assert_close(spikes2, spikes, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
         same = torch.ones(shape[1:], dtype=torch.bool)
     else:
@@ -68,28 +71,30 @@ def compare(law, dynamics, shape, dtype=torch.float32, state=True, learns=(True,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("law", LAWS)
+@every_law
 @pytest.mark.parametrize(("reset", "timesteps"), [("zero", 2), ("subtract", 1), ("none", 3)])
 def test_triton_equals_c(law, placement, reset, timesteps, dtype):
-    compare(law, Dynamics(0.9, reset, False, False, *PLACEMENTS[placement], False), (timesteps, 2, 3, 37), dtype)
+    membrane, threshold = PLACEMENTS[placement]
+    settings = dict(threshold=0.9, reset=reset, membrane_noise=membrane, threshold_noise=threshold)
+    compare(law, settings, (timesteps, 2, 3, 37), dtype)
 
 
-@pytest.mark.parametrize("law", LAWS)
+@every_law
 @pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
 def test_mean_field(law, reset):
-    compare(law, Dynamics(0.9, reset, False, False, False, False, True), (3, 2, 50))
+    compare(law, dict(threshold=0.9, reset=reset, mean_field=True), (3, 2, 50))
 
 
 @pytest.mark.parametrize(("detach_reset", "decay_input"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("learns", [(False, False), (True, False), (False, True)])
 def test_detached_reset_scaled_input_and_numbers(detach_reset, decay_input, learns):
-    dynamics = Dynamics(0.9, "zero", detach_reset, decay_input, True, True, False)
-    compare("Gaussian", dynamics, (3, 2, 50), state=False, learns=learns)
+    settings = dict(NOISY, detach_reset=detach_reset, decay_input=decay_input)
+    compare(Gaussian, settings, (3, 2, 50), state=False, learns=learns)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1), (2, 1, 511), (1, 3, 512), (2, 1, 513), (1, 5, 409)])
 def test_sizes_that_are_no_multiple_of_a_block(shape):
-    compare("Gaussian", Dynamics(0.9, "zero", False, False, True, True, False), shape)
+    compare(Gaussian, NOISY, shape)
 
 
 LAYOUTS = {
@@ -102,8 +107,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("batch", [1, 3, 4])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(batch, layout):
-    dynamics = Dynamics(0.9, "zero", False, True, True, True, False)
-    compare("Gaussian", dynamics, (3, batch, 5, 4, 3), layout=LAYOUTS[layout])
+    compare(Gaussian, dict(NOISY, decay_input=True), (3, batch, 5, 4, 3), layout=LAYOUTS[layout])
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 5, 4), (2, 3, 3, 3), (1, 1, 700)])

@@ -40,7 +40,7 @@ def build(kernel, capability, dtype, **constants):
     return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": cuda.WARPS})
 
 
-for law in range(len(cuda.LAWS)):
+for law in range(len(cuda.KNOWN_LAWS)):
     for dtype in {0: ("fp32", "bf16", "fp16", "fp64")}.get(law, ("fp32",)):
         for kernel in (cuda._forward, cuda._backward):
             options = dict(LAW=law, RESET=law % 3, MEMBRANE_NOISE=True, THRESHOLD_NOISE=True, MEAN_FIELD=False)

@@ -1,42 +1,45 @@
-"""Relatives of a network: copies that no gradient of a weight is computed for, whose neurons were exchanged.
+"""Twins of a network: frozen copies through which gradients flow otherwise, or whose noise is another.
 
-A network whose noise hides its gradient looks robust and is not. So gradients are also taken by other paths; the
-forward pass stays that of the network itself, but for the mean field and the noiseless twin.
+A network whose noise hides its gradient looks robust and is not, so gradients are also taken by other paths. The
+forward pass stays that of the network itself, except in the mean field and in the noiseless twin.
 """
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 
-from models import LIF, Cauchy, NoiseLaw, NoisyLIF
+from models import Cauchy, NoiseLaw
+from tools.probes.hooks import require, spiking_neurons
 
-VANISHING = 1e-6  # factor of the noise of a network that has as good as none
+VANISHING = 1e-6  # factor on the noise of a network that is to have next to none
 
 
 class StraightThrough(NoiseLaw):
-    """Density 1 everywhere: no law to draw from, but a gradient that takes a neuron for the identity.
+    """Density 1 everywhere: not a law to draw from, but a gradient that takes a neuron for the identity.
 
     Note:
         Bengio, Leonard and Courville, "Estimating or propagating gradients through stochastic neurons for conditional
         computation", arXiv 1308.3432, 2013.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(1.0)
 
-    def cdf(self, x):
+    def cdf(self, x: Tensor) -> Tensor:
         return x
 
-    def pdf(self, x):
+    def pdf(self, x: Tensor) -> Tensor:
         return torch.ones_like(x)
 
-    def icdf(self, p):
+    def icdf(self, p: Tensor) -> Tensor:
         return p
 
 
 # By name: the law whose density is the gradient, given the neuron's own law, and whether the reset passes none.
-GRADIENT_PATHS = {
+GRADIENT_PATHS: dict[str, tuple[Callable[[NoiseLaw], NoiseLaw], bool | None]] = {
     "own": (lambda law: law, None),
     "widened2": (lambda law: law.widened(2), None),
     "widened4": (lambda law: law.widened(4), None),
@@ -47,55 +50,59 @@ GRADIENT_PATHS = {
 }
 
 
-def with_gradient_path(net, name):
-    """The network, with the gradient of one of `GRADIENT_PATHS`, or that of its mean field ("mean_field")."""
+def with_gradient_path(net: nn.Module, name: str) -> nn.Module:
+    """The twin with the gradient of one of `GRADIENT_PATHS`, or that of the mean field ("mean_field").
+
+    Raises:
+        UserError: here and below, if a neuron lacks what the twin needs.
+    """
     if name == "mean_field":
         return mean_field_twin(net)
     choose, detach_reset = GRADIENT_PATHS[name]
-
-    def change(neuron):
-        neuron.surrogate = choose(own_law(neuron))
-        if detach_reset is not None:
-            neuron.detach_reset = detach_reset
-
-    return _changed(net, change)
+    twin = _frozen_copy(net)
+    for layer, neuron in spiking_neurons(twin):
+        law = require(layer, neuron, "gradient_law", f"the gradient path {name!r}")
+        require(layer, neuron, "set_gradient", f"the gradient path {name!r}")(choose(law), detach_reset)
+    return twin
 
 
-def mean_field_twin(net):
+def mean_field_twin(net: nn.Module) -> nn.Module:
     """Spikes replaced by their probabilities; for a deterministic neuron, by its surrogate's distribution function."""
-
-    def change(neuron):
-        if isinstance(neuron, LIF):
-            decay = float(neuron.decay)
-            options = {name: getattr(neuron, name) for name in ("threshold", "reset", "detach_reset", "decay_input")}
-            neuron = NoisyLIF(neuron.surrogate, decay=decay, **options)
-        neuron.mode = "mean_field"
-        return neuron
-
-    return _changed(net, change)
+    twin = _frozen_copy(net)
+    for layer, neuron in spiking_neurons(twin):
+        replacement = require(layer, neuron, "as_mean_field", "the mean field")()
+        if not layer:  # the network is one neuron
+            return replacement
+        parent, _, attribute = layer.rpartition(".")
+        setattr(twin.get_submodule(parent), attribute, replacement)
+    return twin
 
 
-def noiseless_twin(net):
+def noiseless_twin(net: nn.Module) -> nn.Module:
     """Neurons fire where u > threshold; the gradient is the density of their noise."""
-    return _changed(net, lambda neuron: setattr(neuron, "mode", "noiseless") if isinstance(neuron, NoisyLIF) else None)
+    twin = _frozen_copy(net)
+    for layer, neuron in spiking_neurons(twin):
+        if require(layer, neuron, "is_noisy", "the noiseless twin"):
+            require(layer, neuron, "mode", "the noiseless twin")
+        if hasattr(neuron, "mode"):
+            neuron.mode = "noiseless"
+    return twin
 
 
-def vanishing_noise_twin(net):
+def vanishing_noise_twin(net: nn.Module) -> nn.Module:
     """Noise scaled by `VANISHING`, and the gradient of the noise as it was: it must behave as `noiseless_twin` does."""
-
-    def change(neuron):
-        if isinstance(neuron, NoisyLIF):
-            law = own_law(neuron)
-            neuron.noise, neuron.surrogate, neuron.log_scale = law.widened(VANISHING), law, None
-
-    return _changed(net, change)
+    twin = _frozen_copy(net)
+    for layer, neuron in spiking_neurons(twin):
+        if require(layer, neuron, "is_noisy", "vanishing noise"):
+            require(layer, neuron, "scale_noise", "vanishing noise")(VANISHING)
+    return twin
 
 
-class Planted(torch.nn.Module):
-    """A network with a weakness of known strength: a linear function of the pixels turns its logits round.
+class Planted(nn.Module):
+    """A network with a weakness of known strength: a linear function of the pixels reverses its logits.
 
     The logits are multiplied by 1 - q(images). q is 0 on the given images, and within radius `eps` (Linf) of them it
-    reaches `strength`, but for the bounds of the pixels: above 1, the best class becomes the worst.
+    reaches `strength`, unless the bounds of the pixels prevent it: above 1, the best class becomes the worst.
 
     Args:
         net: images, timesteps -> logits [T, B, K].
@@ -104,7 +111,9 @@ class Planted(torch.nn.Module):
         strength: of q, above 1.
     """
 
-    def __init__(self, net, images, eps, strength):
+    direction: Tensor
+
+    def __init__(self, net: nn.Module, images: Tensor, eps: float, strength: float) -> None:
         super().__init__()
         self.net = net
         generator = torch.Generator().manual_seed(0)
@@ -113,32 +122,11 @@ class Planted(torch.nn.Module):
         direction -= span @ (span.T @ direction)
         self.register_buffer("direction", (strength / eps * direction / direction.abs().sum()).float())
 
-    def forward(self, images, timesteps):
+    def forward(self, images: Tensor, timesteps: int) -> Tensor:
         q = images.flatten(1) @ self.direction
         return self.net(images, timesteps) * (1 - q)[:, None]
 
 
-def own_law(neuron):
-    """The law whose density is the gradient of a neuron, at the scale that it has learnt."""
-    if isinstance(neuron, LIF):
-        return neuron.surrogate
-    if neuron.surrogate is not None:
-        return neuron.surrogate
-    return neuron.noise if neuron.log_scale is None else neuron.noise.widened(float(neuron.scale) / neuron.noise.scale)
-
-
-def is_noisy(net):
-    """Whether two passes over the same images may differ."""
-    return any(isinstance(module, NoisyLIF) and module.mode == "noisy" for module in net.modules())
-
-
-def _changed(net, change):
-    """A copy in evaluation mode, without gradients of weights; `change` alters a neuron, or returns another one."""
-    twin = copy.deepcopy(net).eval().requires_grad_(False)
-    for name, module in list(twin.named_modules()):
-        if isinstance(module, (LIF, NoisyLIF)):
-            replaced = change(module)
-            if replaced is not None and replaced is not module:
-                parent, _, attribute = name.rpartition(".")
-                setattr(twin.get_submodule(parent), attribute, replaced)
-    return twin
+def _frozen_copy(net: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, without gradients of weights."""
+    return copy.deepcopy(net).eval().requires_grad_(False)

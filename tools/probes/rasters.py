@@ -1,20 +1,27 @@
 """Spike rasters of a network."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from tools.data.events.pictures import first_of_each
+from tools.inference import ForwardPass
 
 from .hooks import neuron_hooks
 
+NEURONS_PER_LAYER = 24
 
-def plot_rasters(path, names, samples, title):
-    """Spike rasters, a panel for each sample: time steps to the right, neurons upwards, a colour for each layer.
+
+def plot_rasters(path: Path, names: Sequence[str], samples: Sequence[dict[str, Tensor]], title: str) -> None:
+    """Draw spike rasters, a panel per sample: time steps to the right, neurons upwards, a colour per layer.
 
     Args:
         path: the PNG file to write.
@@ -28,9 +35,9 @@ def plot_rasters(path, names, samples, title):
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     colours = {layer: matplotlib.colors.to_rgb(f"C{number % 10}") for number, layer in enumerate(samples[0])}
     for axes, name, layers in zip(panels.flat, names, samples):
-        cells = [
-            np.where(spikes.numpy().T[..., None] > 0, colours[layer], 1.0) for layer, spikes in layers.items()
-        ]  # [N, T, RGB] each
+        cells = []  # [N, T, RGB] each
+        for layer, spikes in layers.items():
+            cells.append(np.where(spikes.numpy().T[..., None] > 0, colours[layer], 1.0))
         image = np.concatenate(cells)
         bounds = (0.5, image.shape[1] + 0.5, 0, len(image))
         axes.imshow(image, aspect="auto", interpolation="nearest", origin="lower", extent=bounds)
@@ -45,18 +52,16 @@ def plot_rasters(path, names, samples, title):
     figure.savefig(Path(path), dpi=80)
 
 
-NEURONS_PER_LAYER = 24
-
-
-def picture_spikes(path, net, data, names, forward, title):
-    """Spike rasters of one sample of each class.
+def picture_spikes(
+    path: Path, net: nn.Module, data: Any, names: Sequence[str], forward: ForwardPass, title: str
+) -> None:
+    """Draw spike rasters of one sample of each class.
 
     Args:
         path: the PNG file to write.
         net: the network, in evaluation mode.
         data: labelled test data: has labels, subset() and batches().
         names: of the classes, in the order of the labels.
-        forward: `inference.ForwardPass`.
         title: above the picture.
     """
     shown = data.subset(first_of_each(data.labels))
@@ -67,11 +72,11 @@ def picture_spikes(path, net, data, names, forward, title):
 
 
 @torch.no_grad()
-def record_spikes(net, inputs, forward):
+def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[str, Tensor]:
     """{layer: spikes [T, B, ...], on the CPU} of every neuron layer, for one batch; one draw of the noise."""
     spikes = {}
 
-    def attach(name, neuron):
+    def attach(name: str, neuron: nn.Module) -> RemovableHandle:
         return neuron.register_forward_hook(lambda module, args, out: spikes.update({name: out.float().cpu()}))
 
     with neuron_hooks(net, attach):
@@ -79,7 +84,7 @@ def record_spikes(net, inputs, forward):
     return spikes
 
 
-def some_that_fire(spikes, count=NEURONS_PER_LAYER, seed=0):
+def some_that_fire(spikes: Tensor, count: int = NEURONS_PER_LAYER, seed: int = 0) -> Tensor:
     """Random neurons of a layer among those that fire at least once in the batch.
 
     Shape:

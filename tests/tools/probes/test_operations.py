@@ -115,3 +115,105 @@ def test_the_hooks_are_gone_after_the_block_():
     with count_operations(net):
         net(torch.rand(2, 1, 8, 8), timesteps=2)
     assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+class Shortcut(nn.Module):
+    """A block of one's own: images [B, C, H, W]; `form` makes its output from the input and its layers."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+        self.conv, self.norm, self.down = nn.Conv2d(2, 2, 3, 1, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        return self.form(self, x)
+
+
+SPIKES = (torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+
+
+def identities(net, x=SPIKES):
+    with count_operations(net) as record, torch.no_grad():
+        net(x)
+    return {name: row for name, row in record.report()["layers"].items() if "identity" in name}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda block, x: block.conv(x) + x,
+        lambda block, x: x + block.norm(block.conv(x)),
+        lambda block, x: torch.add(x, block.conv(x)),
+        lambda block, x: block.conv(x).add_(x),
+        lambda block, x: block.conv(x).flatten(0, 1).unflatten(0, x.shape[:2]) + x,
+        lambda block, x: block.conv(x) + block.down(x) + x,
+        lambda block, x: block.conv(x) + nn.functional.relu(x),
+    ],
+)
+def test_the_identity_path_of_any_block_is_counted(form):
+    block = Shortcut(form)
+    expected = {"operations": SPIKES.sum().item() / 3, "kind": "AC", "dense": 2 * 4 * 5}
+    assert identities(nn.Sequential(block)) == {"0.identity": expected}
+    assert identities(block) == {"identity": expected}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda block, x: block.conv(x) + block.down(x),
+        lambda block, x: block.norm(block.conv(x)) + block.conv(x),
+        lambda block, x: block.conv(x) + block.conv.bias[:, None, None],
+        lambda block, x: block.conv(x) + 1.0,
+        lambda block, x: block.conv(x) + nn.Parameter(torch.ones_like(x)),
+    ],
+)
+def test_sums_of_currents_and_constants_are_no_identity_path(form):
+    assert identities(Shortcut(form)) == {}
+
+
+def test_sums_of_spikes_count_both_operands():
+    other = 1 - SPIKES
+    found = identities(Shortcut(lambda block, x: block.conv(x + other)))
+    assert {name: row["operations"] * 3 for name, row in found.items()} == {
+        "identity": SPIKES.sum().item(),
+        "identity2": other.sum().item(),
+    }
+
+
+def test_identity_paths_add_where_the_relu_network_multiplies():
+    net = Shortcut(lambda block, x: block.conv(x) + 0.5 * x)
+    with count_operations(net) as record, torch.no_grad():
+        net(SPIKES)
+        net(SPIKES)
+    report = record.report()
+    assert report["layers"]["identity"]["kind"] == "MAC"  # values other than spikes take it
+    assert report["layers"]["identity"]["operations"] == SPIKES.sum().item() / 3
+    assert report["relu_ac"] == 40 and report["relu_mac"] == report["layers"]["conv"]["dense"]
+
+
+def test_additions_inside_neurons_are_their_own():
+    class Own(nn.Module):
+        emits_spikes = True
+
+        def forward(self, x):
+            u = torch.zeros_like(x[0])
+            for x_t in x:
+                u = 0.5 * u + x_t
+            return (u > 1).to(x.dtype).expand(x.shape)
+
+    assert identities(nn.Sequential(Own())) == {}
+
+
+def test_a_failed_pass_leaves_no_module_running():
+    def fail(block, x):
+        raise KeyError("as intended")
+
+    inner = Shortcut(fail)
+    net = nn.Sequential(Shortcut(lambda block, x: block.conv(x) + x), inner)
+    with count_operations(net) as record, torch.no_grad():
+        with pytest.raises(KeyError):
+            net(SPIKES)
+        inner.form = lambda block, x: x
+        net(SPIKES)
+    assert [name for name in record.report()["layers"] if "identity" in name] == ["0.identity"]
+    assert not any(module._forward_hooks for module in net.modules())

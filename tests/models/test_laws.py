@@ -1,0 +1,138 @@
+"""A law is said in one table; a fused kernel computes the laws that it knows, or none in their place."""
+
+import ctypes
+import math
+import subprocess
+
+import pytest
+import torch
+
+from models import Gaussian, NoiseLaw, NoisyLIF, build_neuron, mean_field, noise, noise_generator
+from models.functional import noisy_lif
+from models.kernels import build, cpu, fused, selftest
+from models.kernels.common import Neuron
+
+
+class Laplace(NoiseLaw):
+    neuron_name = "NILIF_laplace"
+
+    def cdf(self, x):
+        z = (x - self.loc) / self.scale
+        return torch.where(z < 0, 0.5 * z.clamp(max=0).exp(), 1 - 0.5 * (-z.clamp(min=0)).exp())
+
+    def pdf(self, x):
+        return (-((x - self.loc) / self.scale).abs()).exp() / (2 * self.scale)
+
+    def icdf(self, p):
+        return self.loc - self.scale * torch.sign(p - 0.5) * torch.log1p(-2 * (p - 0.5).abs())
+
+
+@pytest.fixture
+def sixth(monkeypatch):
+    """A sixth law in the table, which no fused kernel knows."""
+    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Laplace))
+    return Laplace(0.3)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_sixth_law_is_computed_by_itself_and_not_by_another(sixth):
+    x = torch.linspace(0.0, 2.0, 20).repeat_interleave(20_000).reshape(1, 1, -1).requires_grad_()
+    assert not fused.serves(x, sixth) and fused.serves(x, Gaussian(0.3))
+    with pytest.raises(ValueError, match="no fused kernel runs Laplace"):
+        noisy_lif(x, sixth, backend="fused")
+    neuron = NoisyLIF(sixth, placement="escape")
+    with noise_generator(seeded(1)):
+        spikes = neuron(x)
+    spikes.sum().backward()
+    p = sixth.cdf(torch.linspace(-1.0, 1.0, 20))
+    assert (spikes.detach().reshape(20, -1).mean(1) - p).abs().max() < 5 * 0.5 / math.sqrt(20_000)
+    torch.testing.assert_close(x.grad, sixth.pdf(x.detach() - 1))
+    with mean_field(neuron):
+        torch.testing.assert_close(neuron(x), sixth.cdf(x - 1))
+
+
+def test_a_sixth_law_as_surrogate_keeps_its_density(sixth):
+    x = torch.linspace(0.0, 2.0, 50).reshape(1, 1, 50).requires_grad_()
+    NoisyLIF(Gaussian(0.3), placement="escape", surrogate=sixth)(x).sum().backward()
+    torch.testing.assert_close(x.grad, sixth.pdf(x.detach() - 1))
+
+
+def test_a_kernel_that_is_built_with_a_sixth_law_in_the_table_leaves_it_out(sixth):
+    cpu.kernel.cache_clear()
+    try:
+        kernel = cpu.kernel(torch.float32)
+        assert sorted(kernel.laws) == sorted(law.__name__ for law in noise.LAWS if law is not Laplace)
+        with pytest.raises(KeyError, match="Laplace"):
+            kernel.forward(torch.zeros(1, 1, 3), None, None, Neuron(sixth, 0.3), False, False)
+    finally:
+        cpu.kernel.cache_clear()
+
+
+def test_every_law_is_a_neuron_of_the_registry():
+    for law in noise.LAWS:
+        neuron = build_neuron(law.neuron_name, sigma=0.7)()
+        assert type(neuron.noise) is law and neuron.noise.scale == 0.7
+
+
+BUGS = {  # what the compiler might have made of one law
+    "draws of the Gaussian": ("radius = scale * sqrtf(-2.0f", "radius = scale * sqrtf(-1.0f"),
+    "draws of the Cauchy": ("magnitude = q < 0.25f ? c / s : s / c;", "magnitude = c / s;"),
+    "draws of the Triangular": ("magnitude = 1.0f - sqrtf(2.0f * q);", "magnitude = 1.0f - 2.0f * q;"),
+    "density of the Triangular": ("inverse * (1 - y); /*", "inverse * (1 - y * y); /*"),
+    "density of the Logistic": ("return inverse * e / ((1 + e) * (1 + e));", "return inverse * e / (1 + e);"),
+    "probabilities of the Uniform": ("return (real)(0.5 * (1 + y));", "return (real)(0.5 + y);"),
+}
+
+
+def compiled(text, folder):
+    """cpu.c of this text, for float32."""
+    (folder / "cpu.c").write_text(text)
+    flags = ["-std=gnu11", "-O1", "-fPIC", "-shared", "-DINPUT_BITS=32"]
+    subprocess.run(["cc", *flags, "cpu.c", "-lm", "-o", "cpu.so"], cwd=folder, check=True, timeout=120)
+    return cpu.Kernel(ctypes.CDLL(str(folder / "cpu.so")), torch.float32).checked()
+
+
+def replaced(right, wrong):
+    text = cpu.SOURCE.read_text()
+    assert text.count(right) == 1
+    return text.replace(right, wrong)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_law_that_is_compiled_wrongly_is_left_to_the_eager_kernel(bug, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_warnings_given", [])
+    with pytest.warns(RuntimeWarning, match=f"eager kernel: the compiled {bug} law are not those"):
+        kernel = compiled(replaced(*BUGS[bug]), tmp_path)
+    assert {law.__name__ for law in noise.LAWS} - kernel.laws.keys() == {bug.split()[-1]}
+
+
+def test_numbers_of_laws_come_from_the_kernel_so_that_their_order_cannot_disagree(tmp_path):
+    enum = "enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY, LAWS };"
+    kernel = compiled(replaced(enum, "enum { CAUCHY, UNIFORM, TRIANGULAR, GAUSSIAN, LOGISTIC, LAWS };"), tmp_path)
+    assert kernel.laws == {"Cauchy": 0, "Uniform": 1, "Triangular": 2, "Gaussian": 3, "Logistic": 4}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("law", noise.LAWS, ids=lambda law: law.__name__)
+def test_the_self_test_of_the_triton_kernel(law, dtype, monkeypatch):
+    cuda = pytest.importorskip("models.kernels.cuda")
+    like = torch.empty(0, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    selftest.check_law(cuda, law.__name__, like)
+    if dtype == torch.float32:
+        monkeypatch.setattr(cuda, "KNOWN_LAWS", (*cuda.KNOWN_LAWS[1:], cuda.KNOWN_LAWS[0]))  # in another order
+        with pytest.raises(build.BuildError, match=f"of the {law.__name__} law"):
+            selftest.check_law(cuda, law.__name__, like)
+
+
+def test_the_triton_kernel_refuses_a_law_that_it_does_not_know(monkeypatch):
+    cuda = pytest.importorskip("models.kernels.cuda")
+    like = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Laplace))
+    with pytest.raises(ValueError, match="not in tuple|x not in"):
+        selftest.check_law(cuda, "Laplace", like)
+    monkeypatch.setattr(cuda, "KNOWN_LAWS", (*cuda.KNOWN_LAWS, "Laplace"))
+    with pytest.raises(Exception, match="does not know the law"):
+        selftest.check_law(cuda, "Laplace", like)

@@ -1,0 +1,123 @@
+"""Twins of networks whose neurons are neither of `models` nor deterministic."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from models import LIF, Gaussian, NoisyLIF, noise_generator
+from tools.attacks.campaign import PRESETS, Campaign
+from tools.attacks.twins import mean_field_twin, noiseless_twin, vanishing_noise_twin, with_gradient_path
+from tools.errors import UserError
+from tools.inference import ForwardPass
+from tools.probes.hooks import is_noisy
+
+CPU = ForwardPass(torch.device("cpu"), timesteps=2)
+
+
+class Bare(nn.Module):
+    """A stochastic neuron that says no more of itself than that."""
+
+    emits_spikes = True
+    is_noisy = True
+
+    def forward(self, x):
+        return (x > torch.rand_like(x)).to(x.dtype)
+
+
+class Complete(nn.Module):
+    """A stochastic neuron without memory that offers all of the protocol: fires with probability F(x - 1)."""
+
+    emits_spikes = True
+
+    def __init__(self):
+        super().__init__()
+        self.mode, self.law, self.noise = "noisy", Gaussian(0.3), Gaussian(0.3)
+
+    @property
+    def is_noisy(self):
+        return self.mode == "noisy"
+
+    @property
+    def gradient_law(self):
+        return self.law
+
+    def set_gradient(self, law, detach_reset=None):
+        self.law = law
+
+    def scale_noise(self, factor):
+        self.noise = self.noise.widened(factor)
+
+    def as_mean_field(self):
+        self.mode = "mean_field"
+        return self
+
+    def forward(self, x):
+        z = x - 1
+        if self.mode == "mean_field":
+            return self.noise.cdf(z)
+        fired = (z > (self.noise.sample(z.shape) if self.is_noisy else 0)).to(x.dtype)
+        by_z = self.law.pdf(z.detach()) * z
+        return fired + (by_z - by_z.detach())
+
+
+class Net(nn.Module):
+    def __init__(self, neuron):
+        super().__init__()
+        self.layers = nn.ModuleDict({"neuron": neuron})
+
+    def forward(self, images, timesteps):
+        spikes = self.layers["neuron"](images.flatten(1).expand(timesteps, -1, -1) * 2)
+        return torch.stack([spikes.mean(-1), 1 - spikes.mean(-1)], -1)
+
+
+def test_a_third_stochastic_neuron_has_every_twin():
+    net, images = Net(Complete()), torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    x = images.flatten(1)[None] * 2
+    assert is_noisy(net)
+    fires = noiseless_twin(net)
+    assert not is_noisy(fires) and torch.equal(fires.layers["neuron"](x), (x > 1).float())
+    torch.testing.assert_close(mean_field_twin(net).layers["neuron"](x), Gaussian(0.3).cdf(x - 1))
+    vanishing = vanishing_noise_twin(net)
+    assert is_noisy(vanishing) and torch.equal(vanishing(images, 2), fires(images, 2))
+    leaf = x.clone().requires_grad_()
+    with_gradient_path(net, "arctangent").layers["neuron"](leaf).sum().backward()
+    torch.testing.assert_close(leaf.grad, 1 / (1 + (math.pi * (x - 1)) ** 2))
+    assert net.layers["neuron"].mode == "noisy" and net.layers["neuron"].law.scale == 0.3
+
+
+@pytest.mark.parametrize(
+    ("make", "missing"),
+    [
+        (lambda net: with_gradient_path(net, "own"), "gradient_law"),
+        (lambda net: with_gradient_path(net, "mean_field"), "as_mean_field"),
+        (noiseless_twin, "mode"),
+        (vanishing_noise_twin, "scale_noise"),
+    ],
+)
+def test_a_stochastic_neuron_that_lacks_what_an_attack_needs_is_an_error(make, missing):
+    with pytest.raises(UserError, match=rf"layer 'layers.neuron' \(Bare\) lacks '{missing}'"):
+        make(Net(Bare()))
+
+
+def test_attacks_do_not_take_a_third_stochastic_neuron_for_noise_free():
+    images = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    campaign = Campaign(Net(Bare()), CPU, images, torch.zeros(4, dtype=torch.int64), PRESETS["quick"])
+    assert campaign.is_noisy and campaign.draws == PRESETS["quick"].draws
+
+
+def test_a_network_that_is_one_neuron_has_a_mean_field():
+    x = torch.rand(3, 2, 7, generator=torch.Generator().manual_seed(0))
+    law = Gaussian(0.4)
+    torch.testing.assert_close(mean_field_twin(LIF(law))(x), mean_field_twin(nn.Sequential(NoisyLIF(law)))(x))
+
+
+def test_the_noise_of_a_neuron_with_a_surrogate_vanishes_too():
+    """The gradient stays that of the surrogate; the noise that vanishes is the neuron's own."""
+    x = torch.rand(2, 1, 2000, generator=torch.Generator().manual_seed(0)) * 2
+    neuron = NoisyLIF(Gaussian(0.2), surrogate=Gaussian(5.0), decay=0.0)
+    twin = vanishing_noise_twin(nn.Sequential(neuron))
+    assert twin[0].noise.scale == pytest.approx(0.2e-6) and twin[0].gradient_law.scale == 5.0
+    with noise_generator(torch.Generator().manual_seed(1)):
+        assert torch.equal(twin(x), (x > 1).float())

@@ -1,0 +1,41 @@
+"""Perturbations at neurons of one's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from tools.errors import UserError
+from tools.perturb.hidden import flip_spikes, membrane_noise
+
+
+class Own(nn.Module):
+    emits_spikes = True
+
+    def forward(self, x):
+        return (x > 0).to(x.dtype)
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def test_spikes_of_any_neuron_flip():
+    x = torch.randn(2, 3, 4, generator=seeded())
+    with flip_spikes(nn.Sequential(Own()), 1.0, seeded()) as net:
+        assert torch.equal(net(x), (x <= 0).float())
+
+
+def test_membrane_noise_needs_to_know_how_the_input_enters():
+    net = nn.Sequential(Own())
+    with (
+        pytest.raises(UserError, match=r"layer '0' \(Own\) lacks 'decay_input', which membrane noise needs"),
+        membrane_noise(net, 0.1, seeded()),
+    ):
+        net(torch.zeros(1, 2, 3))
+    net[0].decay_input, net[0].decay = True, 0.75
+    silent = torch.full((1, 1, 40_000), -0.4)
+    with membrane_noise(net, 0.1, seeded()):
+        assert net(silent).mean().item() == pytest.approx(0.1587, abs=0.01)  # above 0 by 0.4 = 1 std of 0.1 / 0.25
+    net[0].decay_input = False
+    with membrane_noise(net, 0.1, seeded()):
+        assert net(silent).mean() < 1e-3

@@ -1,0 +1,54 @@
+"""Neurons are found by what they offer."""
+
+import pytest
+import torch
+from torch import nn
+
+from models import LIF, NoisyLIF, noiseless
+from tools.errors import UserError
+from tools.probes.hooks import is_noisy, neuron_hooks, require, spiking_neurons
+
+
+class Third(nn.Module):
+    """A neuron of one's own."""
+
+    emits_spikes = True
+    is_noisy = True
+
+    def forward(self, x):
+        return (x > torch.rand_like(x)).to(x.dtype)
+
+
+def test_spiking_neurons_of_any_class_are_found_in_order():
+    net = nn.Sequential(LIF(), nn.Linear(3, 3), nn.Sequential(Third(), nn.ReLU()), NoisyLIF())
+    assert [(name, type(module)) for name, module in spiking_neurons(net)] == [
+        ("0", LIF),
+        ("2.0", Third),
+        ("3", NoisyLIF),
+    ]
+    seen = []
+    with neuron_hooks(net, lambda name, neuron: neuron.register_forward_hook(lambda *_: seen.append(name))):
+        net(torch.rand(2, 1, 3))
+    assert seen == ["0", "2.0", "3"]
+    with pytest.raises(UserError, match="Linear has no spiking neuron"), neuron_hooks(nn.Linear(2, 2), None):
+        pass
+
+
+def test_one_noisy_neuron_makes_a_network_noisy():
+    net = nn.Sequential(LIF(), NoisyLIF())
+    assert is_noisy(net) and is_noisy(nn.Sequential(Third())) and not is_noisy(nn.Sequential(LIF(), nn.ReLU()))
+    with noiseless(net):
+        assert not is_noisy(net)
+
+
+def test_a_neuron_that_does_not_say_whether_it_is_noisy_is_not_taken_for_noise_free():
+    silent = nn.ReLU()
+    silent.emits_spikes = True
+    with pytest.raises(UserError, match=r"layer '1' \(ReLU\) lacks 'is_noisy'"):
+        is_noisy(nn.Sequential(NoisyLIF(), silent))
+
+
+def test_require_names_layer_class_attribute_and_purpose():
+    assert require("a.b", LIF(decay=0.25), "decay", "a test") == 0.25
+    with pytest.raises(UserError, match=r"layer 'a.b' \(Third\) lacks 'gradient_law', which an attack needs"):
+        require("a.b", Third(), "gradient_law", "an attack")
