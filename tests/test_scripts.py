@@ -123,7 +123,7 @@ def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_pat
     from PIL import Image
 
     from models import build_model, build_neuron
-    from tools.published import _published_key
+    from tools.published import published_key
 
     for split in ("train", "test"):
         for label in range(10):
@@ -132,7 +132,7 @@ def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_pat
             for index in range(10 if split == "train" else 1):
                 Image.fromarray(np.full((32, 32, 3), 20 * label + index, np.uint8)).save(folder / f"{index}.png")
     net = build_model("sresnet18", neuron=build_neuron("NILIF"), in_shape=(3, 32, 32), num_classes=10)
-    weights = {f"module.{_published_key(key, 'sresnet18')}": value for key, value in net.state_dict().items()}
+    weights = {f"module.{published_key('sresnet18', key)}": value for key, value in net.state_dict().items()}
     torch.save({"net": weights, "acc": 90.0, "epoch": 1}, tmp_path / "theirs.pth")
     tested = run(
         repository,

@@ -38,13 +38,16 @@ def serves(x, law):
     return type(law) in LAWS and x.shape[1:].numel() <= common.MAX_NEURONS and _has_kernel(x.device.type, x.dtype)
 
 
-@torch.compiler.assume_constant_result
 def _has_kernel(device_type, dtype):
     if os.environ.get("NSNN_KERNELS") == "eager":
         return False
     if device_type == "cuda":
         return _cuda() is not None
     return device_type == "cpu" and cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) is not None
+
+
+# What `torch.compiler.assume_constant_result` does, without the import of the compiler, which takes as long as torch's.
+_has_kernel._dynamo_marked_constant = True
 
 
 def lif_sequence(x, state, decay, scale, law, dynamics, keep_state=True, surrogate=None):

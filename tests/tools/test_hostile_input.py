@@ -34,7 +34,7 @@ from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
 from tools.networks import build_network, load_snapshot
 from tools.perturb.corruptions import CorruptionFolder
-from tools.published import _published_key, load_published
+from tools.published import load_published, published_key
 from tools.studies.coding.recordings import read_recording
 from tools.sweep import DEFINITION, check_same
 from tools.training.log import read_metrics
@@ -63,10 +63,9 @@ def ours(folder):
 def published(folder):
     path = folder / "theirs.pth"
     net = build_model("toynet", neuron=build_neuron("LIF"), norm="bn", width=1 / 64, **SIZE)
-    names = {_published_key(key, "toynet"): value for key, value in net.state_dict().items()}
-    torch.save({"net": {f"module.{key}": value for key, value in names.items()}, "acc": 93.5, "epoch": 3}, path)
-    options = dict(model="toynet", neuron="LIF", width=1 / 64)
-    return path, lambda: load_published(path, **options, **SIZE)
+    theirs = {f"module.{published_key('toynet', key)}": value for key, value in net.state_dict().items()}
+    torch.save({"net": theirs, "acc": 93.5, "epoch": 3}, path)
+    return path, lambda: load_published(net, "toynet", path)
 
 
 def recipe(folder):
@@ -75,7 +74,7 @@ def recipe(folder):
 
     def read():
         try:
-            return parse(TrainConfig, ["--config", str(path)], dataset="mnist")
+            return parse(TrainConfig, ["--config", str(path)], dataset=DATASETS["mnist"])
         except SystemExit as error:  # argparse's way to end with a message
             raise ValueError from error
 

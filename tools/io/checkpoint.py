@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from tools.errors import UserError
+
 from .files import is_no_file, write_atomically
 from .untrusted import check_content, checked_archive
 
@@ -21,7 +23,7 @@ LAST, PREVIOUS = "last.pth", "previous.pth"  # of a run: its present state, and 
 BEST = "best.pth"  # of a run: the network of its best epoch
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A file is no checkpoint, or not one that fits; the message names the file and what is wrong."""
 
 

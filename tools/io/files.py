@@ -7,6 +7,8 @@ import time
 import uuid
 from pathlib import Path
 
+from tools.errors import UserError
+
 MOST_TEXT = 2**30  # bytes of a file of results
 
 
@@ -28,11 +30,11 @@ def read_bytes(path, most):
         ValueError: naming it, if it has more, or is no file but a folder, pipe or device.
     """
     if is_no_file(path):
-        raise ValueError(f"{path} is no file")
+        raise UserError(f"{path} is not a file")
     with open(path, "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"{path} has more than {most} bytes")
+        raise UserError(f"{path} has more than {most} bytes")
     return content
 
 
