@@ -301,7 +301,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, place, legacy):
     path, read = ours(tmp_path)
     content = torch.load(path, weights_only=True)
     torch.save({**content, place: Planted(tmp_path / "trace")}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match="best.pth is no checkpoint that can be loaded safely"):
+    with pytest.raises(CheckpointError, match=r"best\.pth (is no|cannot be loaded as a) checkpoint"):
         read()
     assert not (tmp_path / "trace").exists()
     torch.load(path, weights_only=False)  # it is a file that would have
@@ -477,7 +477,7 @@ def test_a_pipe_in_place_of_results_or_a_sweep_does_not_hang(tmp_path):
     (tmp_path / DEFINITION).symlink_to(path)
     with little():
         assert read() is None  # it is measured anew
-        with pytest.raises(ValueError, match="is no file"):
+        with pytest.raises(ValueError, match="is not a file"):
             check_same(tmp_path, {})
 
 

@@ -228,13 +228,13 @@ def test_values_of_a_file_are_checked_and_errors_name_it():
             checked(TrainConfig, values, "a.pth")
 
 
-HEAVY = ["torchvision", "mlxtend", "pandas", "scipy", "sklearn", "matplotlib", "tensorboard", "PIL", "sympy", "torch._dynamo"]
+HEAVY = ["torchvision", "mlxtend", "pandas", "scipy", "sklearn", "matplotlib", "tensorboard", "PIL", "sympy"]
+HEAVY += ["torch._dynamo", "tools.attacks", "tools.perturb", "tools.evaluation.run", "tools.training.run"]
 
 
 def imported(repository, code):
-    """The heavy modules, and those of attacks and perturbations, that a fresh process imports."""
-    watched = [*HEAVY, "tools.attacks", "tools.perturb", "tools.evaluation.run", "tools.training.run"]
-    report = f"import sys\n{code}\nprint([name for name in {watched} if name in sys.modules], file=sys.stderr)"
+    """The heavy modules that a fresh process imports."""
+    report = f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", report], cwd=repository, capture_output=True, text=True, check=True)
     return done.stderr.splitlines()[-1]
 
