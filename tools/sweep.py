@@ -204,7 +204,7 @@ def summarise(folder: Path, settings: dict[str, list[str]]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """A summary as lines of text."""
+    """A summary as aligned lines of text."""
     cells = [[*rows[0].settings, "seeds", "test accuracy, %"]]
     for row in rows:
         spread = "" if row.std is None else f" +- {100 * row.std:.2f}"

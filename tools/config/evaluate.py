@@ -47,12 +47,10 @@ class EvaluationConfig(_Overrides):
     n_ensembles: int = _test(1, "noise draws whose softmax is averaged into one prediction", low=1)
     draws: int = _test(5, "independent repetitions, reported as mean and standard deviation", low=1)
     perturbation: list[str] = _test(
-        [],
-        "perturbations to test, or all (but adversarial) at all severities; none: clean only",
-        choices=_perturbations,
+        [], "perturbations to test; all: all but adversarial, at all severities", choices=_perturbations
     )
     severity: list[int] = _test(
-        [], "severities 1 to 5 of the perturbations, as in CIFAR-10-C, instead of the strengths below", low=1, high=5
+        [], "severities 1 to 5, as in CIFAR-10-C, instead of the strengths below", low=1, high=5
     )
     range: bool = _test(False, "sweep the strength from --left to --right by --step")
     left: float = _test(0.0, "first strength of a sweep", low=0.0)
@@ -60,7 +58,7 @@ class EvaluationConfig(_Overrides):
     step: float = _test(0.1, "increment of a sweep", low=1e-9)
     corruptions: str = _test("", "also test a folder of .npy files as CIFAR-10-C has them", only="pixels")
     attack_preset: str | None = _test(
-        None, "also attack the network, for an upper bound on its robustness", choices=_presets, only="pixels"
+        None, "also attack, for an upper bound on robustness", choices=_presets, only="pixels"
     )
     uncertainty: bool = _test(False, "also score calibration and uncertainty against the number of averaged draws")
     ood: str = _test("", "with --uncertainty: another data set, whose test part should look uncertain")
@@ -84,7 +82,7 @@ class EvaluationConfig(_Overrides):
     jitter_us: float = _on_events(10000.0, "of time_jitter: standard deviation in microseconds")
     polarity_p: float = _on_events(0.1, "of polarity_flip: fraction of events", high=1.0)
     spike_p: float = _strength(
-        0.01, "of spike_level, spike_delete and spike_insert: probability per neuron and step", high=1.0
+        0.01, "of spike_level, spike_delete, spike_insert: probability per neuron and step", high=1.0
     )
     membrane_sigma: float = _strength(0.3, "of membrane: standard deviation of additional membrane noise")
 

@@ -1,5 +1,6 @@
 """Settings: fields of a configuration that are command-line flags and keys of a recipe."""
 
+import contextlib
 import dataclasses
 import math
 import typing
@@ -11,18 +12,8 @@ from tools.inference import AMP_DTYPES
 
 AMP = ("no", *AMP_DTYPES)
 MOST_STEPS = 10_000  # of time: each keeps activations, and a checkpoint from anyone says how many there are
-GROUPS = (  # headings of --help, in this order
-    "test",
-    "strength of perturbations",
-    "network",
-    "neuron and noise",
-    "loss",
-    "optimisation",
-    "augmentation of training data",
-    "event data",
-    "data",
-    "run",
-)
+GROUPS = ("test", "strength of perturbations", "network", "neuron and noise", "loss", "optimisation")
+GROUPS += ("augmentation", "event data", "data", "run")  # headings of --help, in this order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +55,12 @@ class Setting:
             UserError: for another type; the message starts with `where`.
         """
         if self.is_list:
-            value = value if isinstance(value, list) else [value]
-            if not all(type(item) is self.kind for item in value):
-                raise UserError(f"{where} must be a list of {self.kind.__name__}, got {value!r}")
-            return value
-        if self.kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            try:
+            item = dataclasses.replace(self, is_list=False)
+            return [item.converted(one, where) for one in (value if isinstance(value, list) else [value])]
+        if self.kind is float and type(value) in (int, str):
+            with contextlib.suppress(ValueError, OverflowError):
                 return float(value)
-            except (ValueError, OverflowError):
-                pass
-        if value is False and "no" in (self.allowed or ()):
+        if value is False and self.kind is str and "no" in (self.allowed or ()):
             return "no"  # YAML 1.1 reads an unquoted no as false
         if type(value) is not self.kind:
             raise UserError(f"{where} must be {self.kind.__name__}, got {value!r}")
@@ -82,7 +69,7 @@ class Setting:
     def check(self, value: object, where: str = "") -> None:
         """Raise UserError if a value, or an item of a list, is not among the choices or out of range."""
         for item in value if self.is_list else [value]:
-            if item is None:
+            if item is None:  # of an evaluation: the snapshot's own
                 continue
             if isinstance(item, float) and not math.isfinite(item):
                 raise UserError(f"{where}{self.name} must be finite, got {item!r}")

@@ -17,9 +17,10 @@ _network = partial(option, group="network", network=True)
 _neuron = partial(option, group="neuron and noise", network=True)
 _loss = partial(option, group="loss")
 _optimisation = partial(option, group="optimisation")
-_augmentation = partial(option, group="augmentation of training data")
+_augmentation = partial(option, group="augmentation")
 _frames = partial(option, group="event data", network=True, only="events")
 _run = partial(option, group="run")
+REACTIONS = ("stop", "skip", "rollback")  # leave the step out; go back to the last checkpoint
 
 
 @dataclasses.dataclass
@@ -44,9 +45,7 @@ class TrainConfig(RunConfig):
     learnable_scale: bool = _neuron(False, "learn the scale of the noise, one per noisy layer", network=False)
 
     loss: str = _loss(
-        "rate",
-        "cross-entropy of the mean logits, of every step, or of every step with a pull of the logits to 1",
-        choices=LOSSES,
+        "rate", "cross-entropy of mean logits, of each step, or of each with a pull (tet)", choices=LOSSES
     )
     tet: bool = _loss(False, "short for --loss tet")
     lambda_tet: float = _loss(0.05, "weight of the pull in --loss tet", low=0.0, high=1.0)
@@ -55,9 +54,7 @@ class TrainConfig(RunConfig):
     lambda1: float = _loss(1e-4, "weight of the regulariser", low=0.0)
     target_rate: float = _loss(0.1, "target of --reg rate, in spikes per neuron and step", low=0.0, high=1.0)
 
-    epochs: int = _optimisation(
-        100, "passes over the training data; may be raised with --resume: the schedule stretches to it", low=1
-    )
+    epochs: int = _optimisation(100, "passes over the training data (--resume with more stretches the schedule)", low=1)
     minibatch: int = _optimisation(64, "samples per batch and process", low=1)
     accumulate: int = _optimisation(1, "batches whose gradients make one step", low=1)
     lr: float = _optimisation(3e-3, "learning rate (the highest one of a schedule)", low=0.0)
@@ -66,30 +63,20 @@ class TrainConfig(RunConfig):
     scheduler: str = _optimisation("cos", "learning-rate schedule, per step", choices=SCHEDULERS)
     clip_grad: float = _optimisation(0.0, "largest norm of the gradient; 0: no clipping", low=0.0)
     ema: float = _optimisation(0.0, "decay of a moving average of the weights to evaluate; 0: off", low=0.0, high=1.0)
-    on_nonfinite: str = _optimisation(
-        "stop",
-        "at a loss or gradient that is not finite: stop, skip the step, or roll back to the last checkpoint",
-        choices=("stop", "skip", "rollback"),
-    )
+    on_nonfinite: str = _optimisation("stop", "reaction to a loss or gradient that is not finite", choices=REACTIONS)
 
     crop_padding: int = _augmentation(0, "pixels of padding before a random crop; 0: no crop", low=0, only="pixels")
     flip: bool = _augmentation(False, "random horizontal flip")
     cutout: int = _augmentation(0, "side in pixels of a random square set to zero; 0: none", low=0, only="pixels")
     autoaugment: bool = _augmentation(False, "AutoAugment, CIFAR-10 policy", only="pixels")
     roll: int = _augmentation(0, "largest random shift of a recording's frames, in pixels", low=0, only="events")
-    event_drop: bool = _augmentation(
-        False, "EventDrop: drop events at random, in a stretch of time, or in an area", only="events"
-    )
+    event_drop: bool = _augmentation(False, "EventDrop: at random, in a stretch of time, or in an area", only="events")
 
     frames_by: str = _frames("count", "frames of equally many events, or of equal duration", choices=SPLITS)
     frame_values: str = _frames("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
     frame_cells: str = _frames("sum", "frames smaller than the sensor: sum over its pixels, or average", choices=CELLS)
-    frame_size: int = _frames(
-        0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual size", low=0
-    )
-    split: str = _frames(
-        "9:1", "ratio of training to test, for a data set without an official split", choices=CIFAR10_TRAINING
-    )
+    frame_size: int = _frames(0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual", low=0)
+    split: str = _frames("9:1", "training to test, for data without an official split", choices=CIFAR10_TRAINING)
 
     amp: str = _run("no", "automatic mixed precision", choices=AMP, network=True)
     channels_last: bool = _run(True, "channels-last memory format, the fastest for convolutions")
