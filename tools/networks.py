@@ -50,7 +50,7 @@ def build_network(config: TrainConfig, dataset) -> nn.Module:
         dataset: has num_classes, mean, std, and input_shape() of `dataset_utils`.
 
     Raises:
-        UserError: for settings that do not go together, or frames that are too small for the network.
+        UserError: for settings that do not go together.
     """
     net = _bare_network(config, dataset)
     net.normalize = Normalize(dataset.mean, dataset.std)
@@ -65,7 +65,7 @@ def _bare_network(config, dataset):
 
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
-    """Say that a ValueError of `models` is of the user's settings."""
+    """Turn a ValueError of `models` into a UserError: it is about the user's settings."""
     try:
         yield
     except ValueError as error:
