@@ -134,10 +134,6 @@ def check_size(config: TrainConfig, dataset, weights: object, path: str | Path) 
 
 def stored_config(content: dict, path: str | Path) -> TrainConfig:
     """The configuration in a checkpoint of ours; CheckpointError if this version does not know its settings."""
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if unknown := content["config"].keys() - known:
-        names = ", ".join(sorted(map(str, unknown)))
-        raise checkpoint.CheckpointError(f"{path} has settings that this version does not know: {names}")
     try:
         return checked(TrainConfig, content["config"], path)
     except UserError as error:
@@ -148,5 +144,5 @@ def _without_prefix(averaged: object) -> dict | None:
     """The weights in the state of an `AveragedModel`; None if that is not what it is."""
     if not isinstance(averaged, dict):
         return None
-    names = {key: str(key) for key in averaged}
-    return {name.removeprefix("module."): averaged[key] for key, name in names.items() if name.startswith("module.")}
+    named = {str(key): value for key, value in averaged.items()}
+    return {key.removeprefix("module."): value for key, value in named.items() if key.startswith("module.")}

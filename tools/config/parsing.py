@@ -69,17 +69,14 @@ def parse(
 
 
 def checked(config_class: type[Config], values: dict, where: str | Path) -> Config:
-    """A configuration made of plain values from a file, each checked as a recipe's is.
-
-    Args:
-        config_class: `TrainConfig` or `EvaluationConfig`.
-        values: {name of a field: value}.
-        where: the file, for messages.
+    """A configuration made of plain values from the file `where`, each checked as a recipe's is.
 
     Raises:
-        UserError: for a value of the wrong type or out of its range.
+        UserError: for an unknown name, or a value of the wrong type or out of its range.
     """
     known = settings(config_class)
+    if unknown := sorted(map(str, values.keys() - known)):
+        raise UserError(f"{where} has settings that this version does not know: {', '.join(unknown)}")
     config = config_class(**{name: known[name].converted(value, f"{where}: {name}") for name, value in values.items()})
     for setting in known.values():
         setting.check(getattr(config, setting.name), f"{where}: ")
