@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
@@ -22,12 +23,11 @@ from tools.training.divergence import Diverged
 logger = logging.getLogger(__name__)
 
 
-def train(dataset, defaults: dict | None = None, argv: Sequence[str] | None = None):
+def train(dataset: Dataset, defaults: dict | None = None, argv: Sequence[str] | None = None):
     """Train a network on a data set as the command line says.
 
     Args:
-        dataset: one of `dataset_utils`, or another that has name, num_classes, mean, std, has_pixels, and
-            input_shape(), load() and augmentation() as they do.
+        dataset: of `dataset_utils`, or another of this kind.
         defaults: settings that suit this data set; recipe and flags override them.
         argv: arguments; None means sys.argv[1:].
 
@@ -48,7 +48,10 @@ def train(dataset, defaults: dict | None = None, argv: Sequence[str] | None = No
 
 
 def test(
-    dataset, defaults: dict | None = None, argv: Sequence[str] | None = None, other_datasets: dict | None = None
+    dataset: Dataset,
+    defaults: dict | None = None,
+    argv: Sequence[str] | None = None,
+    other_datasets: dict[str, Dataset] | None = None,
 ) -> dict[str, list]:
     """Test a snapshot on a data set as the command line says.
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from models import build_model, build_neuron, noise_generator
 from models.layers import Normalize
+from tools.config.dataset import Dataset
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.parsing import checked
 from tools.config.train import TrainConfig
@@ -42,16 +43,8 @@ def neuron_factory(config: TrainConfig) -> Callable[[], nn.Module]:
         return build_neuron(config.neuron, **options)
 
 
-def build_network(config: TrainConfig, dataset) -> nn.Module:
-    """The network of a configuration, for raw pixels in [0, 1] of a data set.
-
-    Args:
-        config: names the network and its neurons.
-        dataset: has num_classes, mean, std, and input_shape() of `dataset_utils`.
-
-    Raises:
-        UserError: for settings that do not go together.
-    """
+def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The network of a configuration, for raw pixels in [0, 1]; UserError for settings that do not go together."""
     net = _bare_network(config, dataset)
     net.normalize = Normalize(dataset.mean, dataset.std)
     return net
@@ -72,12 +65,12 @@ def _user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def load_snapshot(config: EvaluationConfig, dataset) -> tuple[nn.Module, TrainConfig]:
+def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module, TrainConfig]:
     """The network of a checkpoint, ours or a published one, ready for raw pixels in [0, 1].
 
     Args:
         config: names the checkpoint; what it says of the network overrides a checkpoint of ours.
-        dataset: has name, and what `build_network` needs.
+        dataset: the one it was trained on.
 
     Returns:
         The network in evaluation mode, and the configuration of its training.
@@ -112,12 +105,12 @@ def load_snapshot(config: EvaluationConfig, dataset) -> tuple[nn.Module, TrainCo
     return net.eval(), trained
 
 
-def check_size(config: TrainConfig, dataset, weights: object, path: str | Path) -> None:
+def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str | Path) -> None:
     """Check that a checkpoint has the weights of the network it describes, before memory is taken for that.
 
     Args:
         config: the one in the checkpoint.
-        dataset: as for `build_network`.
+        dataset: the one it was trained on.
         weights: {key: tensor} in it.
         path: for the message.
 

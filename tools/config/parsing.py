@@ -16,6 +16,7 @@ import yaml
 from tools.errors import UserError
 from tools.io.files import read_bytes
 
+from .dataset import Dataset
 from .fields import GROUPS, RunConfig, Setting, settings
 
 MAX_RECIPE_BYTES = 2**16
@@ -26,7 +27,7 @@ def parse(
     config_class: type[Config],
     argv: Sequence[str] | None = None,
     defaults: dict | None = None,
-    dataset=None,
+    dataset: Dataset | None = None,
     description: str | None = None,
 ) -> tuple[Config, set[str]]:
     """Build a configuration from defaults, recipe and command line.
@@ -35,8 +36,8 @@ def parse(
         config_class: `TrainConfig` or `EvaluationConfig`.
         argv: arguments; None means sys.argv[1:].
         defaults: values of the script, below the recipe.
-        dataset: the script's data set, with name and has_pixels: a recipe's key `dataset` must agree with it, and
-            settings that it does not know must stay at their defaults; None: neither is checked.
+        dataset: the script's: a recipe's key `dataset` must name it, and settings that it does not know must stay at
+            their defaults; None: neither is checked.
         description: first line of --help.
 
     Returns:
@@ -83,7 +84,7 @@ def checked(config_class: type[Config], values: dict, where: str | Path) -> Conf
     return config
 
 
-def _applies(setting: Setting, dataset) -> bool:
+def _applies(setting: Setting, dataset: Dataset | None) -> bool:
     """Whether a setting has a meaning for a data set."""
     if setting.only is None or dataset is None:
         return True
