@@ -75,7 +75,7 @@ def test(
 def study(
     name: str,
     description: str,
-    experiments: Callable[[argparse.Namespace], dict[str, Callable]],
+    experiments: dict[str, Callable] | Callable[[argparse.Namespace], dict[str, Callable]],
     argv: Sequence[str] | None = None,
     more_flags: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> tuple[Path, dict]:
@@ -84,7 +84,8 @@ def study(
     Args:
         name: of the study, as in main_<name>.py.
         description: what --help says first.
-        experiments: makes {name: function of a `Study`} of the parsed arguments; imports what they need.
+        experiments: {name: function of a `Study`}, or a function that makes them of the parsed arguments, where it
+            imports what they need.
         argv: arguments; None means sys.argv[1:].
         more_flags: None, or a function that adds flags to a parser.
 
@@ -109,7 +110,8 @@ def study(
 
     with _readable_errors():
         options = {key: getattr(arguments, key) for key in ("seed", "quick", "workers", "out", "only")}
-        folder, content = run_study(name, experiments(arguments), **options)
+        chosen = experiments(arguments) if callable(experiments) else experiments
+        folder, content = run_study(name, chosen, **options)
         logger.info("results and pictures are in %s", folder)
         return folder, content
 
