@@ -6,13 +6,7 @@
 from dataset_utils import DATASETS
 from tools.cli import train
 
-DEFAULTS = {
-    "model": "sresnet18",
-    "epochs": 300,
-    "minibatch": 256,
-    "crop_padding": 4,
-    "flip": True,
-}
+DEFAULTS = {"model": "sresnet18", "epochs": 300, "minibatch": 256, "crop_padding": 4, "flip": True}
 
 if __name__ == "__main__":
     train(DATASETS["cifar100"], DEFAULTS)

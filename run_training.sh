@@ -7,7 +7,7 @@
 #   bash run_training.sh RECIPE [FLAGS ...]   a recipe of configs/, e.g. configs/cifar10_sresnet18.yaml;
 #                                             flags override it, e.g. --download --data-root ~/data
 #
-# It works in the repository's folder: results go to its results/, and relative paths in flags start there.
+# It runs in the repository's folder: results go to its results/, and relative paths in flags start there.
 set -euo pipefail
 unset CDPATH
 recipe=""

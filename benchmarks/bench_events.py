@@ -1,13 +1,18 @@
-"""Events per second that are read and framed; one JSON line per result. On one thread: the code has no others."""
+"""Events per second that are read and framed, on one thread; one JSON line per result.
+
+python benchmarks/bench_events.py [--events 4000000] [--repeats 7]
+"""
 
 import argparse
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import in_turns, report, spread
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
+from benchmarks.common import in_turns, report, spread
 from tools.data.events import EVENT
 from tools.data.events.formats import read_events
 from tools.data.events.frames import SPLITS, Framing, count_frames
@@ -16,7 +21,7 @@ SENSOR = (128, 128)
 
 
 def simulated(count):
-    """Events at random pixels of the sensor, in the order of time."""
+    """Events at random pixels of the sensor, ordered by time."""
     random = np.random.default_rng(0)
     events = np.empty(count, EVENT)
     events["x"], events["y"] = random.integers(128, size=(2, count))
@@ -26,7 +31,7 @@ def simulated(count):
 
 
 def as_aedat3(events, per_packet):
-    """The bytes of an AEDAT 3.1 file."""
+    """The bytes of an AEDAT 3.1 file with `per_packet` events in each packet."""
     words = np.empty((len(events), 2), "<u4")
     x, y, p = (events[name].astype(np.uint32) for name in "xyp")
     words[:, 0], words[:, 1] = 1 | p << 1 | y << 2 | x << 17, events["t"]
@@ -49,8 +54,8 @@ def as_nmnist(events):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--events", type=int, default=4_000_000)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--events", type=int, default=4_000_000)
     args = parser.parse_args()
     events = simulated(args.events)
     with tempfile.TemporaryDirectory() as folder:

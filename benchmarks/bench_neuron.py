@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.common import in_turns, report, spread  # noqa: E402
-from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, Triangular, Uniform  # noqa: E402
-from models.functional import noisy_lif  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
+from benchmarks.common import in_turns, report, spread
+from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, Triangular, Uniform
+from models.functional import noisy_lif
 
 
 def ours():
     """{name: function from x [T, B, N] to spikes}."""
-    layers = {f"NoisyLIF {law}": NoisyLIF(law) for law in (Gaussian(0.3), Logistic(0.2), Triangular(0.5))}
-    layers.update({f"NoisyLIF {law}": NoisyLIF(law) for law in (Uniform(0.5), Cauchy(0.2))})
+    laws = (Gaussian(0.3), Logistic(0.2), Triangular(0.5), Uniform(0.5), Cauchy(0.2))
+    layers = {f"NoisyLIF {law}": NoisyLIF(law) for law in laws}
     layers["LIF"] = LIF()
     layers["NoisyLIF Gaussian(0.3) eager"] = lambda x: noisy_lif(x, Gaussian(0.3), backend="eager")[0]
     return layers
@@ -77,7 +77,7 @@ PEERS = {
 
 
 def forward_and_backward(layer, x, gradient):
-    """A function that runs a layer and its backward pass once, and frees what it allocated: each pays for its own."""
+    """A function that runs a layer forward and backward once, and frees what it allocated."""
 
     def run():
         layer(x).backward(gradient)
@@ -88,9 +88,9 @@ def forward_and_backward(layer, x, gradient):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--neurons", type=int, default=2**20)
     parser.add_argument("--timesteps", type=int, nargs="+", default=[2, 4, 10])
-    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's default")
     args = parser.parse_args()
@@ -105,8 +105,8 @@ def main():
         for name, time_s in times.items():
             ns = {key: round(value / x.numel() * 1e9, 3) for key, value in time_s.items()}
             relu = round(time_s["median"] / times["ReLU"]["median"], 3)
-            setting = dict(layer=name, T=timesteps, neurons=args.neurons, repeats=args.repeats)
-            report("neuron", args.device, **setting, ns_per_neuron_step=ns, ratio_to_relu=relu)
+            result = dict(layer=name, T=timesteps, neurons=args.neurons, repeats=args.repeats)
+            report("neuron", args.device, **result, ns_per_neuron_step=ns, ratio_to_relu=relu)
 
 
 if __name__ == "__main__":

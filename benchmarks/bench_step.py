@@ -1,10 +1,10 @@
-"""Training step and inference of whole networks, with noisy neurons, deterministic ones, and ReLUs in their place.
+"""Training step and inference of whole networks with noisy neurons, deterministic ones, or ReLUs.
 
     python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--repeats 7] [--device cpu] [--plain]
         [--minibatch B] [--amp bf16]
 
 One JSON line per network and neuron: seconds (median and quartiles, candidates taking turns), the ratio to the
-ReLU network, and the peak memory of a training step (on CPUs, the median of three processes of its own). `--plain`
+ReLU network, and the peak memory of a training step (on CPUs, the median of three separate processes). `--plain`
 leaves out what training sets up for speed (channels-last, the fused optimiser, keeping freed memory).
 """
 
@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.common import in_turns, report, spread, synchronise  # noqa: E402
-from models import build_model, build_neuron  # noqa: E402
-from tools.optim import build_optimizer  # noqa: E402
-from tools.runtime.device import keep_freed_memory  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
+from benchmarks.common import in_turns, report, spread, synchronise
+from models import build_model, build_neuron
+from tools.optim import build_optimizer
+from tools.runtime.device import keep_freed_memory
 
 NETWORKS = {  # in_shape, T, B (for CPUs)
     "sresnet18": ((3, 32, 32), 2, 16),
@@ -74,17 +74,15 @@ class Step:
 
 def peak_memory_mib(network, neuron, args):
     """Peak memory of three training steps over what the process held before, in MiB."""
-    if torch.device(args.device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(args.device)
-        before = torch.cuda.memory_allocated(args.device)
-        step = Step(network, neuron, args)
-        for _ in range(3):
-            step.train()
-        synchronise(args.device)
-        return (torch.cuda.max_memory_allocated(args.device) - before) / 2**20
-    command = [sys.executable, *sys.argv, "--memory_of", network, neuron]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
-    return statistics.median(json.loads(run.stdout) for run in runs)
+    if torch.device(args.device).type != "cuda":
+        command = [sys.executable, *sys.argv, "--memory_of", network, neuron]
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+        return statistics.median(json.loads(run.stdout) for run in runs)
+    torch.cuda.reset_peak_memory_stats(args.device)
+    before = torch.cuda.memory_allocated(args.device)
+    _train_three_steps(network, neuron, args)
+    synchronise(args.device)
+    return (torch.cuda.max_memory_allocated(args.device) - before) / 2**20
 
 
 def peak_resident_mib(network, neuron, args):
@@ -92,10 +90,14 @@ def peak_resident_mib(network, neuron, args):
     warm_up = nn.Conv2d(3, 8, 3)
     warm_up(torch.rand(1, 3, 8, 8)).sum().backward()  # loads libraries
     before = _peak_kib()
+    _train_three_steps(network, neuron, args)
+    return (_peak_kib() - before) / 2**10
+
+
+def _train_three_steps(network, neuron, args):
     step = Step(network, neuron, args)
     for _ in range(3):
         step.train()
-    return (_peak_kib() - before) / 2**10
 
 
 def _peak_kib():
@@ -106,8 +108,8 @@ def _peak_kib():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--minibatch", type=int, default=0, help="0: that of `NETWORKS`")
@@ -120,24 +122,30 @@ def main():
         sys.stdout.write(json.dumps(peak_resident_mib(*args.memory_of, args)) + "\n")
         return
     for network in args.networks:
-        steps = {neuron: Step(network, neuron, args) for neuron in NEURONS}
-        seconds = {}
-        for what in ("train", "infer"):
-            runs = {neuron: getattr(step, what) for neuron, step in steps.items()}
-            times = in_turns(runs, args.repeats, args.device)
-            seconds[what] = {neuron: spread(values) for neuron, values in times.items()}
-        del steps, runs
-        memory = {neuron: peak_memory_mib(network, neuron, args) for neuron in NEURONS}
-        in_shape, timesteps, batch = NETWORKS[network]
-        for neuron in NEURONS:
-            result = dict(network=network, neuron=neuron, T=timesteps, B=args.minibatch or batch, in_shape=in_shape)
-            result.update(plain=args.plain, amp=args.amp)
-            for what, times in seconds.items():
-                result[f"{what}_s"] = {key: round(value, 5) for key, value in times[neuron].items()}
-                result[f"{what}_ratio_to_relu"] = round(times[neuron]["median"] / times["ReLU"]["median"], 3)
-            result["peak_memory_mib"] = round(memory[neuron], 1)
-            result["memory_ratio_to_relu"] = round(memory[neuron] / memory["ReLU"], 3)
+        for result in measured(network, args):
             report("step", args.device, **result, repeats=args.repeats)
+
+
+def measured(network, args):
+    """The results of one network, one for each kind of neuron."""
+    in_shape, timesteps, batch = NETWORKS[network]
+    results = {}
+    for neuron in NEURONS:
+        results[neuron] = dict(network=network, neuron=neuron, T=timesteps, B=args.minibatch or batch)
+        results[neuron].update(in_shape=in_shape, plain=args.plain, amp=args.amp)
+    steps = {neuron: Step(network, neuron, args) for neuron in NEURONS}
+    for what in ("train", "infer"):
+        runs = {neuron: getattr(step, what) for neuron, step in steps.items()}
+        times = {neuron: spread(values) for neuron, values in in_turns(runs, args.repeats, args.device).items()}
+        for neuron, result in results.items():
+            result[f"{what}_s"] = {key: round(value, 5) for key, value in times[neuron].items()}
+            result[f"{what}_ratio_to_relu"] = round(times[neuron]["median"] / times["ReLU"]["median"], 3)
+    del steps, runs
+    memory = {neuron: peak_memory_mib(network, neuron, args) for neuron in NEURONS}
+    for neuron, result in results.items():
+        result["peak_memory_mib"] = round(memory[neuron], 1)
+        result["memory_ratio_to_relu"] = round(memory[neuron] / memory["ReLU"], 3)
+    return results.values()
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ import torch
 
 
 def in_turns(candidates, repeats, device):
-    """Time candidates in turn, so that a drift of the machine meets all of them.
+    """Time candidates in turn, so that a drift of the machine affects all of them.
 
-    Each runs twice a turn, and only the second time counts: the first meets the caches and the heap as another
+    Each runs twice per turn, and only the second run counts: the first finds the caches and the heap as another
     candidate left them.
 
     Args:
         candidates: {name: function without arguments}.
-        repeats: rounds; one more comes before them, untimed.
+        repeats: timed turns, after one that is not.
 
     Returns:
         {name: list of seconds}.
@@ -48,7 +48,7 @@ def spread(values):
 
 
 def report(benchmark, device, **result):
-    """Print one JSON line: the result, and on what it was measured."""
+    """Print one JSON line: the result, and the machine it was measured on."""
     machine = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
     line = {"benchmark": benchmark, **result, "device": machine, "threads": torch.get_num_threads()}
     sys.stdout.write(json.dumps({**line, "torch": torch.__version__}) + "\n")

@@ -10,24 +10,13 @@ import sys
 import pytest
 import torch
 
+from dataset_utils import DATASETS
 from tests.tools.data.events.written import striped_nmnist_tree
 from tools.perturb import PERTURBATIONS
 
-SCRIPTS = [
-    f"{kind}_{dataset}.py"
-    for kind in ("main", "testing")
-    for dataset in (
-        "mnist5k",
-        "mnist",
-        "fashionmnist",
-        "cifar10",
-        "cifar100",
-        "motions",
-        "nmnist",
-        "dvsgesture",
-        "dvscifar10",
-    )
-]
+SCRIPTS = [f"{kind}_{dataset}.py" for kind in ("main", "testing") for dataset in DATASETS]
+STUDIES = ["main_theory.py", "main_regularisation.py", "main_coding.py"]
+HEAVY = {"torchvision", "mlxtend", "pandas", "scipy", "sklearn", "matplotlib", "tensorboard", "sympy", "torch._dynamo"}
 
 
 def run(repository, *command, cwd=None, timeout=600, **environment):
@@ -94,12 +83,15 @@ def test_main_nmnist_learns_and_is_tested_on_perturbed_events_with_pictures(repo
     assert refused.returncode == 1 and "sp perturbs pixels" in refused.stderr
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_has_help_and_names_its_data_set(repository, script):
-    shown = run(repository, sys.executable, script, "--help")
+@pytest.mark.parametrize("script", [*SCRIPTS, *STUDIES])
+def test_every_script_has_help_at_once_and_names_what_it_is_for(repository, script):
+    shown = run(repository, sys.executable, "-X", "importtime", script, "--help")
     assert shown.returncode == 0, shown.stderr
-    assert script.split("_")[1].removesuffix(".py") in shown.stdout
-    assert ("--snapshot" if script.startswith("testing") else "--epochs") in shown.stdout
+    assert script.split("_")[1].removesuffix(".py")[:6] in shown.stdout.lower()
+    flag = "--snapshot" if script.startswith("testing") else "--quick" if script in STUDIES else "--epochs"
+    assert flag in shown.stdout
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "torch" in imported and not imported & HEAVY  # no more than torch, so that it takes no longer
 
 
 @pytest.mark.parametrize(
@@ -108,13 +100,27 @@ def test_every_script_has_help_and_names_its_data_set(repository, script):
         (["main_cifar10.py", "--data_root", "/nowhere"], "/nowhere"),
         (["main_mnist5k.py", "--resume", "/nowhere"], "/nowhere"),
         (["testing_mnist5k.py"], "--snapshot"),
-        (["testing_mnist5k.py", "--snapshot", "README.md"], "README.md cannot be loaded safely"),
+        (["testing_mnist5k.py", "--snapshot", "README.md"], r"README.md cannot be loaded safely"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(repository, command, message):
     failed = run(repository, sys.executable, *command)
     assert failed.returncode == 1
-    assert message in failed.stderr and "Traceback" not in failed.stderr
+    assert re.search(f"^error: .*{message}", failed.stderr, re.MULTILINE) and "Traceback" not in failed.stderr
+
+
+def test_an_error_of_the_program_keeps_its_traceback(repository, tmp_path):
+    code = """
+import sys
+from tools import cli
+class Data:
+    name, num_classes, mean, std, has_pixels = "broken", 2, (0.0,), (1.0,), True
+    def input_shape(self, config): return 1, 8, 8
+    def load(self, config=None): raise ValueError("a bug")
+cli.train(Data(), argv=["--run_dir", sys.argv[1]])
+"""
+    failed = run(repository, sys.executable, "-c", code, str(tmp_path / "run"))
+    assert failed.returncode == 1 and "Traceback" in failed.stderr and "ValueError: a bug" in failed.stderr
 
 
 def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_path):
@@ -123,7 +129,7 @@ def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_pat
     from PIL import Image
 
     from models import build_model, build_neuron
-    from tools.published import _published_key
+    from tools.published import published_key
 
     for split in ("train", "test"):
         for label in range(10):
@@ -132,7 +138,7 @@ def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_pat
             for index in range(10 if split == "train" else 1):
                 Image.fromarray(np.full((32, 32, 3), 20 * label + index, np.uint8)).save(folder / f"{index}.png")
     net = build_model("sresnet18", neuron=build_neuron("NILIF"), in_shape=(3, 32, 32), num_classes=10)
-    weights = {f"module.{_published_key(key, 'sresnet18')}": value for key, value in net.state_dict().items()}
+    weights = {f"module.{published_key('sresnet18', key)}": value for key, value in net.state_dict().items()}
     torch.save({"net": weights, "acc": 90.0, "epoch": 1}, tmp_path / "theirs.pth")
     tested = run(
         repository,

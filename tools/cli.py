@@ -1,48 +1,58 @@
-"""What the scripts main_<...>.py and testing_<dataset>.py hand over to."""
+"""What the scripts main_<...>.py and testing_<dataset>.py hand over to.
+
+What runs is imported after the flags are parsed, so that --help and a wrong flag answer at once.
+"""
 
 import argparse
 import contextlib
 import logging
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
-from tools.evaluation.run import run_tests
+from tools.errors import UserError
 from tools.runtime.interruption import Interrupted
 from tools.runtime.processes import joined
-from tools.studies.study import run_study
 from tools.training.divergence import Diverged
-from tools.training.run import Training
 
 logger = logging.getLogger(__name__)
 
 
-def train(dataset, defaults=None, argv=None):
+def train(dataset: Dataset, defaults: dict | None = None, argv: Sequence[str] | None = None):
     """Train a network on a data set as the command line says.
 
     Args:
-        dataset: has name, num_classes, mean, std, and input_shape(), load() and augmentation() of `dataset_utils`.
+        dataset: of `dataset_utils`, or another of this kind.
         defaults: settings that suit this data set; recipe and flags override them.
         argv: arguments; None means sys.argv[1:].
 
     Returns:
-        {"loss", "accuracy"} on the test images.
+        Loss and accuracy on the test data.
 
     Raises:
         SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite; when stopped by a
             signal, with exit code 128 + its number, or at the end of --max_minutes with 0.
     """
-    config, given = parse(TrainConfig, argv, defaults, dataset.name, f"Train a spiking network on {dataset.name}.")
-    _configure_logging(config.debug)
+    config, given = parse(TrainConfig, argv, defaults, dataset, f"Train a spiking network on {dataset.name}.")
+    from tools.training.run import Training
+
     with _readable_errors(config.debug), joined(config.device) as processes:
         if not processes.is_first:
             logging.getLogger().setLevel(logging.ERROR)
         return Training(config, dataset, given, processes).run()
 
 
-def test(dataset, defaults=None, argv=None, other_datasets=None):
+def test(
+    dataset: Dataset,
+    defaults: dict | None = None,
+    argv: Sequence[str] | None = None,
+    other_datasets: dict[str, Dataset] | None = None,
+) -> dict[str, list]:
     """Test a snapshot on a data set as the command line says.
 
     Args:
@@ -50,26 +60,34 @@ def test(dataset, defaults=None, argv=None, other_datasets=None):
         other_datasets: {name: data set}, of which --ood may choose one.
 
     Returns:
-        {kind: list of results}, as `run_tests` has it.
+        {group: list of results}, as `run_tests` has it.
 
     Raises:
         SystemExit: with a message, for wrong settings, absent data, or a snapshot that does not fit.
     """
-    config, _ = parse(EvaluationConfig, argv, defaults, dataset.name, f"Test a spiking network on {dataset.name}.")
-    _configure_logging(config.debug)
+    config, _ = parse(EvaluationConfig, argv, defaults, dataset, f"Test a spiking network on {dataset.name}.")
+    from tools.evaluation.run import run_tests
+
     with _readable_errors(config.debug):
         return run_tests(config, dataset, other_datasets)
 
 
-def study(name, description, experiments, argv=None, more_flags=None):
+def study(
+    name: str,
+    description: str,
+    experiments: dict[str, Callable] | Callable[[argparse.Namespace], dict[str, Callable]],
+    argv: Sequence[str] | None = None,
+    more_flags: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> tuple[Path, dict]:
     """Run a study as the command line says.
 
     Args:
         name: of the study, as in main_<name>.py.
         description: what --help says first.
-        experiments: {name: function of a `Study`}, or a function that makes them of the parsed arguments.
+        experiments: {name: function of a `Study`}, or a function that makes them of the parsed arguments, where it
+            imports what they need.
         argv: arguments; None means sys.argv[1:].
-        more_flags: None, or a function that adds flags to an `argparse` parser.
+        more_flags: None, or a function that adds flags to a parser.
 
     Returns:
         The folder of results and the content of its results.json.
@@ -86,20 +104,27 @@ def study(name, description, experiments, argv=None, more_flags=None):
     if more_flags is not None:
         more_flags(parser)
     arguments = parser.parse_args(argv)
-    if not 0 <= arguments.seed <= 10**6 or arguments.workers < 0:  # seeds of repetitions are 1,000 times as large
-        parser.error("--seed must be 0 to 1,000,000, --workers at least 0")
-    _configure_logging(debug=False)
-    with _readable_errors(debug=False):
-        chosen = experiments(arguments) if callable(experiments) else experiments
+    if arguments.seed < 0 or arguments.workers < 0:
+        parser.error("--seed and --workers must be at least 0")
+    from tools.studies.study import run_study
+
+    with _readable_errors():
         options = {key: getattr(arguments, key) for key in ("seed", "quick", "workers", "out", "only")}
+        chosen = experiments(arguments) if callable(experiments) else experiments
         folder, content = run_study(name, chosen, **options)
         logger.info("results and pictures are in %s", folder)
         return folder, content
 
 
 @contextlib.contextmanager
-def _readable_errors(debug):
-    """Turn errors that the user can act on into one line and exit code 1; with --debug, show where they arose."""
+def _readable_errors(debug: bool = False) -> Iterator[None]:
+    """Log to stderr; end with one line and exit code 1 for errors that the user can act on (with --debug, a traceback).
+
+    Any other exception is an error of the program and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
+    for library in ("matplotlib", "PIL", "tensorboard"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         yield
     except Interrupted as error:
@@ -107,12 +132,6 @@ def _readable_errors(debug):
     except KeyboardInterrupt:  # where nothing was to be saved
         logger.error("stopped")
         sys.exit(128 + signal.SIGINT)
-    except (Diverged, OSError, ValueError) as error:  # CheckpointError is a ValueError
+    except (Diverged, OSError, UserError) as error:
         logger.error("error: %s", error, exc_info=debug)
         sys.exit(1)
-
-
-def _configure_logging(debug):
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
-    for library in ("matplotlib", "PIL", "tensorboard"):
-        logging.getLogger(library).setLevel(logging.WARNING)

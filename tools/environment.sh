@@ -1,7 +1,7 @@
 # Sourced by run_training.sh and run_tests.sh.
 #
 # prepare_python REQUIREMENTS sets $PYTHON to an interpreter that has the packages of that file: the
-# active one if it has them all, else that of .venv, which is made and filled if need be.
+# active one if it has them all, else the one in .venv, which is made and filled if necessary.
 
 satisfies() { # PYTHON REQUIREMENTS
     "$1" - "$2" 2>/dev/null <<'PY'
@@ -37,7 +37,7 @@ find_python() {
     return 1
 }
 
-is_environment() { # PYTHON: whether it is of a virtual or conda environment, where packages may be added
+is_environment() { # PYTHON: whether it belongs to a virtual or conda environment, where packages may be added
     "$1" -c 'import os, sys; sys.exit(sys.prefix == sys.base_prefix and "CONDA_PREFIX" not in os.environ)'
 }
 
@@ -64,7 +64,7 @@ prepare_python() {
             PYTHON="$candidate"
             return
         fi
-        # Everything but the test runner: add it, rather than install all a second time.
+        # It lacks only the test tools: add them rather than install everything again.
         if satisfies "$candidate" requirements.txt && is_environment "$candidate"; then
             echo "Installing what $requirements adds into the active environment ..." >&2
             install "$candidate" "$requirements"

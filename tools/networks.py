@@ -1,29 +1,28 @@
-"""The network of a configuration, or of a checkpoint with its configuration."""
+"""The network of a configuration, or of a checkpoint."""
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
+from torch import nn
 
 from models import build_model, build_neuron, noise_generator
 from models.layers import Normalize
+from tools.config.dataset import Dataset
+from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.parsing import checked
 from tools.config.train import TrainConfig
+from tools.errors import UserError
+from tools.io import checkpoint
+from tools.published import load_published
 from tools.runtime.device import chosen_device
-
-from . import published
-from .io import checkpoint
 
 MOST_UNSAID = 10**8  # numbers of a network that may be built though its checkpoint has fewer, to say which do not fit
 
 
-NETWORK_SETTINGS = (  # what a testing script may set: for a published checkpoint, or over a checkpoint of ours
-    *("model", "width", "nobn", "neuron", "timestep", "threshold", "tau", "sigma", "alpha"),
-    *("placement", "reset", "decay_input", "amp"),
-    *("frames_by", "frame_values", "frame_cells", "frame_size", "split"),
-)
-
-
-def memory_format(config):
+def memory_format(config: TrainConfig) -> torch.memory_format:
     """Memory format of the network of a configuration."""
     # On the CPU, PyTorch's channels-last convolutions in bfloat16 give gradients of weights that are read from memory
     # nobody wrote, where the kernel is larger than the image.
@@ -31,90 +30,87 @@ def memory_format(config):
     return torch.channels_last if config.channels_last and not is_unsafe else torch.contiguous_format
 
 
-def neuron_factory(config):
-    """The zero-argument callable that makes the neurons of a configuration."""
-    return build_neuron(
-        config.neuron,
-        sigma=config.sigma,
-        tau=config.tau,
-        threshold=config.threshold,
-        alpha=config.alpha,
-        placement=config.placement,
-        reset=config.reset,
-        detach_reset=config.detach_reset,
-        decay_input=config.decay_input,
-        learnable_scale=config.learnable_scale,
-    )
-
-
-def seeded_noise(device, seed):
-    """Context manager: noise in the block comes from a generator of its own, and any other is undisturbed.
-
-    Args:
-        device: of the network.
-        seed: of the generator.
-    """
+def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextManager:
+    """Draw all noise in the block from a generator of its own, so that no other draws change."""
     return noise_generator(torch.Generator(device).manual_seed(seed))
 
 
-def build_network(config, dataset):
-    """The network of a configuration, for raw pixels in [0, 1] of a data set."""
+def neuron_factory(config: TrainConfig) -> Callable[[], nn.Module]:
+    """The zero-argument callable that makes the neurons of a configuration; UserError for impossible settings."""
+    names = ("sigma", "tau", "threshold", "alpha", "placement", "reset", "detach_reset", "decay_input")
+    options = {name: getattr(config, name) for name in (*names, "learnable_scale")}
+    with _user_errors():
+        return build_neuron(config.neuron, **options)
+
+
+def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The network of a configuration, for raw pixels in [0, 1]; UserError for settings that do not go together."""
     net = _bare_network(config, dataset)
     net.normalize = Normalize(dataset.mean, dataset.std)
     return net
 
 
 def _bare_network(config, dataset):
-    return build_model(
-        config.model,
-        neuron=neuron_factory(config),
-        in_shape=dataset.input_shape(config),
-        num_classes=dataset.num_classes,
-        norm=None if config.nobn else "bn",
-        width=config.width,
-    )
+    options = dict(in_shape=dataset.input_shape(config), num_classes=dataset.num_classes, width=config.width)
+    with _user_errors():
+        return build_model(config.model, neuron=neuron_factory(config), norm=None if config.nobn else "bn", **options)
 
 
-def load_snapshot(evaluation_config, dataset):
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    """Turn a ValueError of `models` into a UserError: it is about the user's settings."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module, TrainConfig]:
     """The network of a checkpoint, ours or a published one, ready for raw pixels in [0, 1].
 
     Args:
-        evaluation_config: `EvaluationConfig`; what it says of the network overrides a checkpoint of ours.
-        dataset: has name, num_classes, mean, std, and input_shape() of `dataset_utils`.
+        config: names the checkpoint; what it says of the network overrides a checkpoint of ours.
+        dataset: the one it was trained on.
 
     Returns:
-        The network in evaluation mode, and its `TrainConfig`.
+        The network in evaluation mode, and the configuration of its training.
 
     Raises:
-        CheckpointError: if the file is none, or does not fit; it says what is missing.
-        ValueError: if a setting cannot be overridden because the network has learnt it.
+        CheckpointError: if the file cannot be loaded or does not fit; it says what is missing.
+        UserError: if a setting cannot be overridden because the network has learnt it.
     """
-    path = evaluation_config.snapshot
+    path = config.snapshot
     content = checkpoint.read(path)
-    overrides = {name: value for name in NETWORK_SETTINGS if (value := getattr(evaluation_config, name)) is not None}
+    given = {name: getattr(config, name) for name in NETWORK_SETTINGS}
+    overrides = {name: value for name, value in given.items() if value is not None}
     if "config" not in content:
-        return _load_published(path, overrides, dataset)
+        if not {"model", "neuron"} <= overrides.keys():
+            raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
+        trained = TrainConfig(**overrides, seed=None)  # nobody knows which it was
+        net = load_published(_bare_network(trained, dataset), trained.model, path)
+        net.normalize = Normalize(dataset.mean, dataset.std)
+        return net, trained
     if content["dataset"] != dataset.name:
         raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")
-    config = dataclasses.replace(stored_config(content, path), **overrides)
-    if "tau" in overrides and config.neuron == "PLIF":
-        raise ValueError("--tau would have no effect: PLIF has learnt its decay")
-    if "sigma" in overrides and config.learnable_scale:
-        raise ValueError("--sigma would have no effect: this network has learnt the scale of its noise")
+    trained = dataclasses.replace(stored_config(content, path), **overrides)
+    if "tau" in overrides and trained.neuron == "PLIF":
+        raise UserError("--tau would have no effect: PLIF has learnt its decay")
+    if "sigma" in overrides and trained.learnable_scale:
+        raise UserError("--sigma would have no effect: this network has learnt the scale of its noise")
     averaged = content.get("ema")
     weights = content.get("model") if averaged is None else _without_prefix(averaged)
-    check_size(config, dataset, weights, path)
-    net = build_network(config, dataset)
+    check_size(trained, dataset, weights, path)
+    net = build_network(trained, dataset)
     checkpoint.load_weights(net, weights, path)
-    return net.eval(), config
+    return net.eval(), trained
 
 
-def check_size(config, dataset, weights, path):
-    """See that a checkpoint has the weights of the network that it describes, before memory is taken for that.
+def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str | Path) -> None:
+    """Check that a checkpoint has the weights of the network it describes, before memory is taken for that.
 
     Args:
-        config: `TrainConfig` in the checkpoint.
-        dataset: as for `build_network`.
+        config: the one in the checkpoint.
+        dataset: the one it was trained on.
         weights: {key: tensor} in it.
         path: for the message.
 
@@ -126,42 +122,20 @@ def check_size(config, dataset, weights, path):
     with torch.device("meta"):  # shapes alone
         wanted = sum(value.numel() for value in _bare_network(config, dataset).state_dict().values())
     if wanted > 2 * has + MOST_UNSAID:  # whoever changes --model or --width by mistake is told which weights do not fit
-        raise checkpoint.CheckpointError(f"{path} describes a network of {wanted} numbers, and has {has}")
+        raise checkpoint.CheckpointError(f"{path} describes a network of {wanted} numbers, but has {has}")
 
 
-def stored_config(content, path):
-    """The `TrainConfig` in a checkpoint of ours; CheckpointError if this version does not know its settings."""
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    if unknown := content["config"].keys() - known:
-        raise checkpoint.CheckpointError(
-            f"{path} has settings this version does not know: {', '.join(sorted(map(str, unknown)))}"
-        )
+def stored_config(content: dict, path: str | Path) -> TrainConfig:
+    """The configuration in a checkpoint of ours; CheckpointError if this version does not know its settings."""
     try:
         return checked(TrainConfig, content["config"], path)
-    except ValueError as error:
+    except UserError as error:
         raise checkpoint.CheckpointError(str(error)) from error
 
 
-def _load_published(path, overrides, dataset):
-    if not {"model", "neuron"} <= overrides.keys():
-        raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
-    config = TrainConfig(**overrides, seed=None)  # nobody knows which it was
-    net = published.load_published(
-        path,
-        model=config.model,
-        neuron=neuron_factory(config),
-        in_shape=dataset.input_shape(config),
-        num_classes=dataset.num_classes,
-        norm=None if config.nobn else "bn",
-        width=config.width,
-    )
-    net.normalize = Normalize(dataset.mean, dataset.std)
-    return net, config
-
-
-def _without_prefix(averaged):
-    """The weights in the state of an `AveragedModel`; None if it is none."""
+def _without_prefix(averaged: object) -> dict | None:
+    """The weights in the state of an `AveragedModel`; None if that is not what it is."""
     if not isinstance(averaged, dict):
         return None
-    names = {key: str(key) for key in averaged}
-    return {name.removeprefix("module."): averaged[key] for key, name in names.items() if name.startswith("module.")}
+    named = {str(key): value for key, value in averaged.items()}
+    return {key.removeprefix("module."): value for key, value in named.items() if key.startswith("module.")}

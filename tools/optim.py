@@ -1,6 +1,7 @@
 """Optimisers, learning-rate schedules, and the initialisation of weights, by name."""
 
 import math
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,15 +10,15 @@ from torch.optim import lr_scheduler
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
-    "sgdm": lambda groups, **options: torch.optim.SGD(groups, momentum=0.9, **options),
+    "sgdm": partial(torch.optim.SGD, momentum=0.9),
     "radam": torch.optim.RAdam,
 }
 # One kernel for all parameters, where PyTorch has it for CPU and CUDA; RAdam takes its grouped form by itself.
 FASTEST = {name: {"fused": True} for name in ("adam", "adamw", "sgdm")}
 
 
-def build_optimizer(name, net, lr, weight_decay):
-    """Make an optimiser; 0-d parameters (learnt decays and noise scales) are not decayed.
+def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Make an optimiser that does not decay 0-d parameters (learnt decays and noise scales).
 
     Args:
         name: one of OPTIMIZERS.
@@ -32,11 +33,11 @@ def build_optimizer(name, net, lr, weight_decay):
     return OPTIMIZERS[name](groups, lr=lr, **FASTEST.get(name, {}))
 
 
-def build_scheduler(name, optimizer, total_steps):
+def build_scheduler(name: str, optimizer: torch.optim.Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
     """Make a learning-rate schedule that is stepped after every batch.
 
     Args:
-        name: "cos" (from lr to 0), "cyclic" (triangles between lr / 10 and lr, four over the run),
+        name: one of SCHEDULERS: "cos" (from lr to 0), "cyclic" (triangles between lr / 10 and lr, four over the run),
             "onecycle" (warm up to lr, then down to nearly 0) or "none".
         optimizer: its learning rate is the schedule's highest.
         total_steps: number of batches of the whole run.
@@ -64,17 +65,32 @@ def _constant(optimizer, lr, total_steps):
 SCHEDULERS = {"cos": _cosine, "cyclic": _cyclic, "onecycle": _onecycle, "none": _constant}
 
 
-def initialise(net, scheme):
+def initialise(net: nn.Module, scheme: str) -> None:
     """Set the weights of convolutions and linear layers.
 
     Args:
-        scheme: "uniform" (PyTorch's own, as the layers came) or "orthog" (orthogonal matrices
-            [out, in * k * k] of gain 1, biases 0).
+        net: the network, whose other parameters stay.
+        scheme: one of INITIALISATIONS: "uniform" (PyTorch's own, as the layers came) or "orthog"
+            (orthogonal matrices [out, in * k * k] of gain 1, biases 0).
+
+    Raises:
+        ValueError: for another scheme.
     """
-    if scheme == "uniform":
-        return
+    if scheme not in INITIALISATIONS:
+        raise ValueError(f"unknown initialisation {scheme!r}; choose from {', '.join(INITIALISATIONS)}")
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.orthogonal_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            INITIALISATIONS[scheme](module)
+
+
+def _keep(layer: nn.Module) -> None:
+    """Leave a layer as PyTorch made it."""
+
+
+def _orthogonal(layer: nn.Module) -> None:
+    nn.init.orthogonal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+INITIALISATIONS = {"uniform": _keep, "orthog": _orthogonal}

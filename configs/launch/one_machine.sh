@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All GPUs of one machine: bash configs/launch/one_machine.sh main_cifar10.py --config configs/cifar10_sresnet18.yaml
-# A killed worker: all are started again, up to 3 times, and go on from the last checkpoint in RUN_DIR.
+# If a worker is killed, all restart from the last checkpoint in RUN_DIR, up to 3 times.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 RUN_DIR=${RUN_DIR:-results/$(date +%Y%m%d-%H%M%S)-$$}

@@ -45,7 +45,6 @@ def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result
 def _has_kernel(device_type: str, dtype: torch.dtype, law: str) -> bool:
     if os.environ.get("NSNN_KERNELS") == "eager":
         return False
@@ -53,6 +52,10 @@ def _has_kernel(device_type: str, dtype: torch.dtype, law: str) -> bool:
         return _cuda(law) is not None
     kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) if device_type == "cpu" else None
     return kernel is not None and law in kernel.laws
+
+
+# What `torch.compiler.assume_constant_result` does, but without importing the compiler, which takes as long as torch.
+_has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True) -> tuple[Tensor, Tensor]:

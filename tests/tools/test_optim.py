@@ -75,3 +75,8 @@ def test_uniform_leaves_the_weights_of_pytorch():
     before = {key: value.clone() for key, value in net.state_dict().items()}
     initialise(net, "uniform")
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_an_unknown_initialisation_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'kaiming'; choose from uniform, orthog"):
+        initialise(tiny_net(), "kaiming")

@@ -9,25 +9,26 @@ import time
 import pytest
 
 from tools import sweep
+from tools.errors import UserError
 
 
 def test_all_combinations_each_with_a_folder_of_its_own(tmp_path):
     settings = sweep.parse_settings(["config=configs/a.yaml,configs/b.yaml", "sigma=0.1,0.3", "seed=0,1"])
-    all_trials = sweep.trials(settings)
-    assert len(all_trials) == 8 and all_trials[-1] == {"config": "configs/b.yaml", "sigma": "0.3", "seed": "1"}
-    folders = {sweep.run_folder(tmp_path, trial) for trial in all_trials}
+    combinations = sweep.combinations(settings)
+    assert len(combinations) == 8 and combinations[-1] == {"config": "configs/b.yaml", "sigma": "0.3", "seed": "1"}
+    folders = {sweep.run_folder(tmp_path, combination) for combination in combinations}
     assert len(folders) == 8 and tmp_path / "runs" / "config=configs-a,seed=0,sigma=0.1" in folders
 
 
 @pytest.mark.parametrize("texts", [["config=a/b.yaml,a-b"], ["run_dir=a,b"], ["resume=auto"], ["seed=1", "seed=2"]])
 def test_combinations_that_would_share_a_folder_are_refused(texts):
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError):
         sweep.parse_settings(texts)
 
 
 def test_the_order_of_settings_does_not_matter(tmp_path):
-    trial = {"seed": "0", "sigma": "0.1"}
-    assert sweep.run_folder(tmp_path, trial) == sweep.run_folder(tmp_path, dict(reversed(trial.items())))
+    combination = {"seed": "0", "sigma": "0.1"}
+    assert sweep.run_folder(tmp_path, combination) == sweep.run_folder(tmp_path, dict(reversed(combination.items())))
 
 
 @pytest.mark.parametrize("wrong", [["sigma"], ["sigma=0.1,"], ["=1"], ["a=1,1"], ["a=1", "a=2"]])
@@ -39,33 +40,45 @@ def test_wrong_settings_are_refused(wrong, capsys):
         sweep.parse(["folder", "--vary", "sigma=1", "--", "main_nosuch.py"])
 
 
-def complete(folder, trial, accuracy):
-    run = sweep.run_folder(folder, trial)
+def complete(folder, combination, accuracy):
+    run = sweep.run_folder(folder, combination)
     run.mkdir(parents=True)
     (run / "test.json").write_text(json.dumps({"accuracy": accuracy}))
 
 
 def test_the_table_is_over_seeds_and_knows_what_is_missing(tmp_path):
     settings = sweep.parse_settings(["sigma=0.1,0.3", "seed=0,1"])
-    for trial, accuracy in zip(sweep.trials(settings), (0.8, 0.9, 0.7)):
-        complete(tmp_path, trial, accuracy)
+    for combination, accuracy in zip(sweep.combinations(settings), (0.8, 0.9, 0.7)):
+        complete(tmp_path, combination, accuracy)
     rows = sweep.summarise(tmp_path, settings)
-    assert [row["seeds"] for row in rows] == [2, 1]
-    assert rows[0]["mean"] == pytest.approx(0.85) and rows[0]["std"] == pytest.approx(0.0707, abs=1e-4)
-    assert rows[1] == {"settings": {"sigma": "0.3"}, "seeds": 1, "mean": 0.7, "std": None}
+    assert [row.seeds for row in rows] == [2, 1]
+    assert rows[0].mean == pytest.approx(0.85) and rows[0].std == pytest.approx(0.0707, abs=1e-4)
+    assert rows[1] == sweep.Row({"sigma": "0.3"}, 1, 0.7, None)
     assert sweep.table(rows) == ["sigma  seeds  test accuracy, %", "0.1    2      85.00 +- 7.07", "0.3    1      70.00"]
+
+
+def test_a_sweep_of_several_settings_is_drawn_and_written_for_spreadsheets(tmp_path, monkeypatch):
+    argv = [str(tmp_path), "--vary", "sigma=0.1,0.3", "--vary", "config=a.yaml,b.yaml", "--", "main_mnist5k.py"]
+    arguments = sweep.parse(argv)
+    for combination in sweep.combinations(arguments.vary):
+        complete(tmp_path, combination, 0.5 + float(combination["sigma"]))
+    monkeypatch.setattr(sweep, "run_sweep", lambda arguments: [])
+    sweep.main(argv)
+    lines = (tmp_path / "sweep.csv").read_text().splitlines()
+    assert lines[:2] == ["sigma,config,seeds,accuracy_mean,accuracy_std", "0.1,a.yaml,1,0.600000,"] and len(lines) == 5
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
 def test_a_folder_has_one_sweep(tmp_path):
     sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
     sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
-    with pytest.raises(ValueError, match="has another sweep"):
+    with pytest.raises(UserError, match="has another sweep"):
         sweep.check_same(tmp_path, {"command": ["b"], "vary": {"sigma": ["1"]}})
 
 
 def test_a_run_that_fails_says_why(tmp_path):
     with pytest.raises(RuntimeError, match=r"(?s)sigma=-1 ended with code 2.*sigma must be at least"):
-        sweep.run_trial(tmp_path, ["main_mnist5k.py"], {"sigma": "-1"})
+        sweep.run_combination(tmp_path, ["main_mnist5k.py"], {"sigma": "-1"})
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""Configurations: fields that are flags and keys of a recipe."""
+"""Configurations: dataclasses whose fields are command-line flags and keys of a recipe."""

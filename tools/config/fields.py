@@ -1,48 +1,122 @@
-"""What a configuration is made of: fields that are command-line flags and keys of a recipe."""
+"""Settings: fields of a configuration that are command-line flags and keys of a recipe."""
 
+import contextlib
 import dataclasses
+import math
+import typing
+from collections.abc import Callable, Iterable
+from functools import partial
 
+from tools.errors import UserError
 from tools.inference import AMP_DTYPES
 
 AMP = ("no", *AMP_DTYPES)
-
-
-MAX_RECIPE_BYTES = 2**16
-
-
 MOST_STEPS = 10_000  # of time: each keeps activations, and a checkpoint from anyone says how many there are
+GROUPS = ("test", "strength of perturbations", "network", "neuron and noise", "loss", "optimisation")
+GROUPS += ("augmentation", "event data", "data", "run")  # headings of --help, in this order
 
 
-def option(default, help, choices=None, low=None, high=None, type=None, nargs=None):
-    """A dataclass field that is also a flag.
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is known of one field of a configuration.
 
     Args:
-        default: its type is the type of the field, unless `type` is given.
         help: text for --help.
-        choices: allowed values.
+        group: its heading in --help, one of `GROUPS`.
+        choices: allowed values, or a function that finds them when they are needed.
         low, high: allowed range, bounds included.
-        nargs: "*" for a list.
+        network: it describes the network, so an evaluation may override it.
+        only: "pixels" or "events", for a setting that other data sets do not know.
+        name, kind, is_list, default: of the field, filled in by `settings`; kind is the type of a list's items.
     """
-    kind = type or default.__class__
-    meta = dict(help=help, choices=choices, low=low, high=high, kind=kind, nargs=nargs)
+
+    help: str
+    group: str
+    choices: Iterable | Callable[[], Iterable] | None = None
+    low: float | None = None
+    high: float | None = None
+    network: bool = False
+    only: str | None = None
+    name: str = ""
+    kind: type = str
+    is_list: bool = False
+    default: object = None
+
+    @property
+    def allowed(self) -> tuple | None:
+        """The values to choose from; None: any."""
+        choices = self.choices() if callable(self.choices) else self.choices
+        return None if choices is None else tuple(choices)
+
+    def converted(self, value: object, where: str) -> object:
+        """A value from a file as one of this type: an integer, or 1e-3 (a string in YAML 1.1), may be a float.
+
+        Raises:
+            UserError: for another type; the message starts with `where`.
+        """
+        if self.is_list:
+            item = dataclasses.replace(self, is_list=False)
+            return [item.converted(one, where) for one in (value if isinstance(value, list) else [value])]
+        if self.kind is float and type(value) in (int, str):
+            with contextlib.suppress(ValueError, OverflowError):
+                return float(value)
+        if value is False and self.kind is str and "no" in (self.allowed or ()):
+            return "no"  # YAML 1.1 reads an unquoted no as false
+        if type(value) is not self.kind:
+            raise UserError(f"{where} must be {self.kind.__name__}, got {value!r}")
+        return value
+
+    def check(self, value: object, where: str = "") -> None:
+        """Raise UserError if a value, or an item of a list, is not among the choices or out of range."""
+        for item in value if self.is_list else [value]:
+            if item is None:  # of an evaluation: the snapshot's own
+                continue
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(f"{where}{self.name} must be finite, got {item!r}")
+            if self.choices and item not in self.allowed:
+                raise UserError(f"{where}{self.name} must be one of {', '.join(map(str, self.allowed))}; got {item!r}")
+            if self.low is not None and not item >= self.low:
+                raise UserError(f"{where}{self.name} must be at least {self.low}, got {item!r}")
+            if self.high is not None and not item <= self.high:
+                raise UserError(f"{where}{self.name} must be at most {self.high}, got {item!r}")
+
+
+def option(default: object, help: str, **details: object) -> typing.Any:
+    """A field that is also a flag, with `details` of `Setting`; its annotation is its type: T, T | None or list[T]."""
+    metadata = {"setting": Setting(help, **details)}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=meta)
-    return dataclasses.field(default=default, metadata=meta)
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def settings(config_class: type) -> dict[str, Setting]:
+    """The settings of a configuration, by name."""
+    found = {}
+    for field in dataclasses.fields(config_class):
+        kind, *_ = typing.get_args(field.type) or (field.type,)
+        is_list = typing.get_origin(field.type) is list
+        own = dict(name=field.name, kind=kind, is_list=is_list, default=[] if is_list else field.default)
+        found[field.name] = dataclasses.replace(field.metadata["setting"], **own)
+    return found
+
+
+_data = partial(option, group="data")
+_run = partial(option, group="run")
 
 
 @dataclasses.dataclass
 class RunConfig:
-    """What training and testing have in common."""
+    """What training and evaluation have in common."""
 
-    seed: int = option(
-        0, "seed; training: of weights, data order, augmentation, noise; testing: of all draws", low=0, high=2**53
+    seed: int = _run(
+        0, "training: of weights, order of data, augmentation and noise; evaluation: of all draws", low=0, high=2**53
     )
-    device: str = option("auto", "torch device; auto: CUDA where there is one")
-    threads: int = option(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0, high=4096)
-    workers: int = option(
+    device: str = _run("auto", "torch device; auto: CUDA if available, else the CPU")
+    threads: int = _run(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0, high=4096)
+    debug: bool = _run(False, "verbose log with tracebacks; training: anomaly detection, 5 batches per pass")
+    data_root: str = _data("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT in dataset_utils.py")
+    download: bool = _data(False, "download the data set if it is missing")
+    workers: int = _data(
         4, "threads that decode an image folder, or processes that read recordings, the first time", low=1
     )
-    data_root: str = option("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT of dataset_utils.py")
-    lenient: bool = option(False, "event data: skip what is damaged, and say how much, instead of stopping there")
-    download: bool = option(False, "download the data set if it is not there")
-    debug: bool = option(False, "verbose log, where errors arose; training: also anomaly detection, 5 batches a pass")
+    lenient: bool = _data(False, "skip damaged recordings and report how many, instead of failing", only="events")

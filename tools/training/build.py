@@ -104,10 +104,9 @@ def build_learner(
     ema = None
     if config.ema:
         ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    loss = "tet" if config.tet else getattr(config, "loss", "rate")  # TODO(merge): config.loss
     learner = Learner(
         net=torch.compile(trained) if config.compile else trained,
-        criterion=build_loss(loss, config.label_smoothing, config.lambda_tet),
+        criterion=build_loss(config.loss, config.label_smoothing, config.lambda_tet),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(config.scheduler, optimizer, config.epochs * batches // config.accumulate),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),

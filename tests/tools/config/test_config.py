@@ -1,11 +1,30 @@
 """Recipes and flags: precedence, checks, and messages that help."""
 
+import dataclasses
+import subprocess
+import sys
+
 import pytest
 import yaml
 
-from tools.config.evaluate import EvaluationConfig
-from tools.config.parsing import parse
+from crits import LOSSES, REGULARIZERS
+from dataset_utils import DATASETS
+from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
+from tools.config.fields import GROUPS, settings
+from tools.config.parsing import checked, parse
 from tools.config.train import TrainConfig
+from tools.errors import UserError
+
+
+@dataclasses.dataclass
+class Data:
+    """What the parser asks of a data set."""
+
+    name: str = "mnist5k"
+    has_pixels: bool = True
+
+
+IMAGES, EVENTS = Data(), Data("nmnist", False)
 
 
 def recipe(tmp_path, text):
@@ -56,7 +75,7 @@ def test_boolean_flags_have_a_negative():
 )
 def test_a_wrong_recipe_is_an_error_that_says_what_is_wrong(tmp_path, capsys, text, message):
     with pytest.raises(SystemExit) as stop:
-        parse(TrainConfig, ["--config", recipe(tmp_path, text)], dataset="mnist5k")
+        parse(TrainConfig, ["--config", recipe(tmp_path, text)], dataset=IMAGES)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -95,7 +114,7 @@ def test_every_recipe_of_the_project_is_valid_and_has_a_script(repository):
     for path in recipes:
         dataset = yaml.safe_load(path.read_text())["dataset"]
         assert (repository / f"main_{dataset}.py").exists()
-        parse(TrainConfig, ["--config", str(path)], dataset=dataset)
+        parse(TrainConfig, ["--config", str(path)], dataset=DATASETS[dataset])
 
 
 def test_published_flag_names_are_there():
@@ -106,3 +125,127 @@ def test_published_flag_names_are_there():
     assert set(names.split()) <= set(TrainConfig.__dataclass_fields__)
     names = "snapshot n_ensembles perturbation gaussian_sigma sp_alpha range left right step"
     assert set(names.split()) <= set(EvaluationConfig.__dataclass_fields__)
+
+
+def refused(capsys, config_class, argv, **options):
+    """The last line of the message with which a command line is refused."""
+    with pytest.raises(SystemExit) as stop:
+        parse(config_class, argv, **options)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("flag", "nearest"), [("--epoch", "epochs"), ("--weight-decy", "weight_decay")])
+def test_an_unknown_flag_is_told_the_nearest_one(capsys, flag, nearest):
+    assert refused(capsys, TrainConfig, [flag, "3"]).endswith(f"did you mean --{nearest}?")
+
+
+@pytest.mark.parametrize(
+    ("config_class", "dataset", "flags"),
+    [
+        (TrainConfig, IMAGES, ["--roll", "3"]),
+        (TrainConfig, IMAGES, ["--event-drop"]),
+        (TrainConfig, IMAGES, ["--frame_size=8"]),
+        (TrainConfig, IMAGES, ["--lenient"]),
+        (TrainConfig, EVENTS, ["--crop_padding", "2"]),
+        (TrainConfig, EVENTS, ["--download"]),
+        (EvaluationConfig, EVENTS, ["--attack_preset", "quick"]),
+        (EvaluationConfig, EVENTS, ["--sp_alpha", "0.2"]),
+        (EvaluationConfig, IMAGES, ["--drop_p", "0.2"]),
+        (EvaluationConfig, IMAGES, ["--split", "7:3"]),
+    ],
+)
+def test_a_setting_that_the_data_set_does_not_know_is_not_offered_and_refused(
+    tmp_path, capsys, config_class, dataset, flags
+):
+    name = flags[0][2:].partition("=")[0].replace("-", "_")
+    other = EVENTS if dataset is IMAGES else IMAGES
+    for shown_for, is_shown in ((dataset, False), (other, True)):
+        with pytest.raises(SystemExit):
+            parse(config_class, ["--help"], dataset=shown_for)
+        assert (f"  --{name}" in capsys.readouterr().out) == is_shown
+    message = f"--{name} has no meaning for {dataset.name}, which has {'images' if dataset is IMAGES else 'events'}"
+    assert refused(capsys, config_class, flags, dataset=dataset).endswith(message)
+    value = getattr(parse(config_class, flags, dataset=other)[0], name)
+    written = recipe(tmp_path, yaml.safe_dump({name: value}))
+    assert refused(capsys, config_class, ["--config", written], dataset=dataset).endswith(message)
+    neutral = recipe(
+        tmp_path, yaml.safe_dump({} if name in ("attack_preset", "split") else {name: getattr(config_class(), name)})
+    )
+    parse(config_class, ["--config", neutral], dataset=dataset)
+
+
+def test_the_configuration_of_a_run_is_a_recipe_for_its_data_set(tmp_path):
+    for dataset in (IMAGES, EVENTS):
+        config, _ = parse(TrainConfig, ["--lr", "0.5"], dataset=dataset)
+        path = recipe(tmp_path, yaml.safe_dump({"dataset": dataset.name, **dataclasses.asdict(config)}))
+        assert parse(TrainConfig, ["--config", path], dataset=dataset)[0] == config
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, EvaluationConfig])
+def test_help_has_every_flag_under_a_heading(capsys, config_class):
+    with pytest.raises(SystemExit):
+        parse(config_class, ["--help"])
+    shown = capsys.readouterr().out
+    headings = [line[:-1] for line in shown.splitlines() if line and line[0] != " " and line.endswith(":")]
+    assert headings[0] == "options" and headings[1:] == [title for title in GROUPS if title in headings]
+    assert {"network", "neuron and noise", "event data", "data", "run"} <= set(headings)
+    assert all(f"  --{name}" in shown for name in settings(config_class))
+
+
+def test_settings_of_the_network_can_be_overridden_in_an_evaluation():
+    ours, theirs = settings(TrainConfig), settings(EvaluationConfig)
+    assert {"model", "neuron", "timestep", "sigma", "amp", "frame_size", "split"} <= set(NETWORK_SETTINGS)
+    assert not {"init", "detach_reset", "learnable_scale", "lr", "roll"} & set(NETWORK_SETTINGS)
+    for name in NETWORK_SETTINGS:
+        assert getattr(EvaluationConfig(), name) is None
+        assert dataclasses.replace(theirs[name], default=ours[name].default) == ours[name]
+    config, given = parse(EvaluationConfig, ["--sigma", "0.5", "--no-nobn"])
+    assert (config.sigma, config.nobn, config.tau, given) == (0.5, False, None, {"sigma", "nobn"})
+    with pytest.raises(SystemExit):
+        parse(EvaluationConfig, ["--sigma", "0"])
+
+
+def test_the_loss_is_chosen_by_name_and_tet_by_its_old_flag_too(tmp_path, capsys):
+    assert settings(TrainConfig)["loss"].allowed == tuple(LOSSES)
+    assert settings(TrainConfig)["reg"].allowed == ("no", *REGULARIZERS)
+    assert TrainConfig().loss == "rate"
+    for argv in (["--tet"], ["--loss", "tet"], ["--config", recipe(tmp_path, "tet: true")]):
+        assert parse(TrainConfig, argv)[0].loss == "tet"
+    assert checked(TrainConfig, {"tet": True}, "old.pth").loss == "tet"  # of before there was `loss`
+    assert parse(TrainConfig, ["--loss", "per_step"])[0].loss == "per_step"
+    assert "--loss per_step" in refused(capsys, TrainConfig, ["--tet", "--loss", "per_step"])
+
+
+def test_values_of_a_file_are_checked_and_errors_name_it():
+    assert checked(TrainConfig, {"lr": "1e-3", "reg": False}, "a.pth").lr == 1e-3
+    for values, message in (
+        ({"lr": "fast"}, "a.pth: lr must be float"),
+        ({"width": 1e9}, "a.pth: width must be at most"),
+        ({"loss": "mse"}, "a.pth: loss must be one of rate, per_step, tet; got 'mse'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            checked(TrainConfig, values, "a.pth")
+
+
+HEAVY = ["torchvision", "mlxtend", "pandas", "scipy", "sklearn", "matplotlib", "tensorboard", "PIL", "sympy"]
+HEAVY += ["torch._dynamo", "tools.attacks", "tools.perturb", "tools.evaluation.run", "tools.training.run"]
+
+
+def imported(repository, code):
+    """The heavy modules that a fresh process imports."""
+    report = f"import sys\n{code}\nprint([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", report], cwd=repository, capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()[-1]
+
+
+def test_importing_the_configuration_is_cheap(repository):
+    code = "import tools.config.evaluate, tools.config.train, tools.config.parsing, tools.networks"
+    assert imported(repository, code) == "[]"
+
+
+def test_help_and_wrong_flags_need_nothing_that_runs(repository):
+    data = "class Data: name, has_pixels = 'x', True"
+    for flags in (["--help"], ["--epohcs", "3"]):
+        code = f"import tools.cli\n{data}\ntry: tools.cli.train(Data, argv={flags})\nexcept SystemExit: pass"
+        assert imported(repository, code) == "[]"

@@ -10,14 +10,19 @@ import torch
 
 from models import build_model, build_neuron
 from models.layers import over_time
+from tools.errors import UserError
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
-from tools.published import load_published
+from tools.published import PUBLISHED_KEYS, load_published
 from tools.runtime import seeds
 
 # Names and shapes in the published checkpoints: {"sresnet18-cifar10-bn": {"state_dict": {key: shape}, ...}, ...}
 PUBLISHED = json.loads((Path(__file__).parents[2] / "fixtures" / "published_state_dicts.json").read_text())
 TOYNET = PUBLISHED["toynet-mnist"]["state_dict"]
+
+
+def toynet():
+    return build_model("toynet", neuron=build_neuron("LIF"), in_shape=(1, 28, 28), num_classes=10)
 
 
 def random_weights(keys, prefix="module."):
@@ -31,17 +36,14 @@ def test_a_published_checkpoint_fills_every_weight(tmp_path, name, prefix):
     path = tmp_path / "theirs.pth"
     weights = random_weights(PUBLISHED[name]["state_dict"], prefix)
     torch.save({"net": weights, "acc": 93.5, "epoch": 299}, path)
-    net = load_published(
-        path,
-        model=name.split("-")[0],
-        neuron="NILIF",
-        sigma=0.3,
-        tau=2.0,
-        threshold=1.0,
+    net = build_model(
+        name.split("-")[0],
+        neuron=build_neuron("NILIF"),
         in_shape=PUBLISHED[name]["input_shape_BTCHW"][-3:],
         num_classes=PUBLISHED[name]["output_shape_BTK"][-1],
         norm=None if name.endswith("nobn") else "bn",
     )
+    load_published(net, name.split("-")[0], path)
     ours = net.state_dict()
     assert len(ours) == len(weights)
     # every tensor of the file is somewhere in the network, exactly once
@@ -56,9 +58,8 @@ def test_the_weights_go_where_they_belong(tmp_path):
     path = tmp_path / "theirs.pth"
     weights = random_weights(PUBLISHED["sresnet18-cifar10-bn"]["state_dict"])
     torch.save({"net": weights, "acc": 1.0, "epoch": 1}, path)
-    net = load_published(
-        path, model="sresnet18", neuron="LIF", sigma=0.3, tau=2.0, threshold=1.0, in_shape=(3, 32, 32), num_classes=10
-    )
+    net = build_model("sresnet18", neuron=build_neuron("LIF"), in_shape=(3, 32, 32), num_classes=10)
+    load_published(net, "sresnet18", path)
     x = torch.rand(1, 2, 3, 32, 32)
     stem = torch.nn.functional.conv2d(x[0], weights["module.conv1.layer.module.weight"], padding=1)
     stem = torch.nn.functional.batch_norm(
@@ -81,7 +82,7 @@ def test_missing_unexpected_and_misshapen_keys_are_named(tmp_path):
     weights["module.layer.bn.weight"] = torch.zeros(64, 783)
     torch.save({"net": weights}, path)
     with pytest.raises(CheckpointError) as error:
-        load_published(path, model="toynet", neuron="NILIF", in_shape=(1, 28, 28), num_classes=10)
+        load_published(toynet(), "toynet", path)
     message = str(error.value)
     assert "missing keys: fc.layer.module.weight" in message
     assert "unexpected keys: fc2.layer.module.weight" in message
@@ -147,6 +148,14 @@ def test_random_states_come_back():
 def test_a_plain_state_dict_loads_too(tmp_path):
     path = tmp_path / "plain.pth"
     torch.save(random_weights(TOYNET, ""), path)
-    net = load_published(path, model="toynet", neuron=build_neuron("LIF"), in_shape=(1, 28, 28), num_classes=10)
-    reference = build_model("toynet", neuron=build_neuron("LIF"), in_shape=(1, 28, 28), num_classes=10)
-    assert net.state_dict().keys() == reference.state_dict().keys()
+    assert torch.equal(
+        load_published(toynet(), "toynet", path).classifier.weight, random_weights(TOYNET, "")["fc.layer.module.weight"]
+    )
+
+
+def test_a_network_that_the_published_code_does_not_have_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "theirs.pth"
+    torch.save(random_weights(TOYNET), path)
+    monkeypatch.delitem(PUBLISHED_KEYS, "toynet")
+    with pytest.raises(UserError, match="no published checkpoints of toynet, only of sresnet18,"):
+        load_published(toynet(), "toynet", path)

@@ -82,7 +82,7 @@ def test_a_run_learns_and_leaves_everything_behind(tmp_path, stripes):
 
 def test_config_yaml_of_a_run_is_a_recipe(tmp_path, stripes):
     training, _ = run(tmp_path, stripes, epochs=1)
-    again, _ = parse(TrainConfig, ["--config", str(training.folder / "config.yaml")], dataset="stripes")
+    again, _ = parse(TrainConfig, ["--config", str(training.folder / "config.yaml")], dataset=stripes)
     assert dataclasses.asdict(again) == dataclasses.asdict(training.config)
 
 

@@ -1,0 +1,39 @@
+"""Benchmarks as a user starts them: as a file from anywhere, or as a module; one JSON line per result."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def lines(repository, script, *flags, as_module=False, cwd=None):
+    start = ["-m", f"benchmarks.{script}"] if as_module else [str(repository / "benchmarks" / f"{script}.py")]
+    command = [sys.executable, *start, *flags, "--repeats", "1"]
+    done = subprocess.run(command, cwd=cwd or repository, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_events(repository, tmp_path):
+    found = lines(repository, "bench_events", "--events", "2000", cwd=tmp_path)
+    assert {line["benchmark"] for line in found} == {"events"} and len(found) == 10
+    assert all(line["million_per_s"]["median"] > 0 and line["events"] == 2000 for line in found)
+    assert {"work", "repeats", "device", "threads", "torch"} <= set(found[0])
+
+
+@pytest.mark.parametrize("as_module", [True, False])
+def test_neurons(repository, as_module):
+    found = lines(repository, "bench_neuron", "--neurons", "1024", "--timesteps", "2", as_module=as_module)
+    by_layer = {line["layer"]: line for line in found}
+    assert by_layer["ReLU"]["ratio_to_relu"] == 1 and {"LIF", "NoisyLIF Gaussian(0.3)"} <= set(by_layer)
+    assert all(line["T"] == 2 and line["ns_per_neuron_step"]["median"] > 0 for line in found)
+
+
+@pytest.mark.slow
+def test_steps(repository):
+    found = lines(repository, "bench_step", "--networks", "cifarnet", "--minibatch", "1")
+    assert [line["neuron"] for line in found] == ["ReLU", "NILIF", "LIF"]
+    for line in found:
+        assert line["train_s"]["median"] > line["infer_s"]["median"] > 0 and line["peak_memory_mib"] > 0
+    assert found[0]["train_ratio_to_relu"] == found[0]["infer_ratio_to_relu"] == found[0]["memory_ratio_to_relu"] == 1

@@ -1,0 +1,45 @@
+"""Networks of configurations: errors that a user can act on, and noise of its own."""
+
+import pytest
+import torch
+
+from tools.config.train import TrainConfig
+from tools.errors import UserError
+from tools.networks import build_network, seeded_noise
+
+
+class Tiny:
+    """What `build_network` asks of a data set."""
+
+    num_classes, mean, std = 2, (0.0,), (1.0,)
+
+    def input_shape(self, config):
+        return (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "toynet", "tau": 1.0, "decay_input": True}, "decay_input=True with decay=1"),
+        ({"model": "toynet", "tau": 1.0, "neuron": "PLIF"}, "a learnable decay must be in"),
+        ({"model": "toynet", "neuron": "LIF", "tau": 0.5}, "tau must be at least 1"),
+        ({"model": "toynet", "width": 0.0}, "width must be positive"),
+    ],
+)
+def test_settings_that_make_no_network_are_the_errors_of_the_user(settings, message):
+    with pytest.raises(UserError, match=message):
+        build_network(TrainConfig(**settings), Tiny())
+
+
+def test_seeded_noise_repeats_and_leaves_other_draws_alone():
+    net = build_network(TrainConfig(model="toynet", sigma=1.0), Tiny()).eval()
+    images = torch.rand(8, 1, 2, 2)
+
+    def logits(seed):
+        with seeded_noise(torch.device("cpu"), seed):
+            return net(images, timesteps=4)
+
+    state = torch.get_rng_state()
+    first = logits(1)
+    assert torch.equal(logits(1), first) and not torch.equal(logits(2), first)
+    assert torch.equal(torch.get_rng_state(), state)
