@@ -458,7 +458,7 @@ def png(width, height):
 def test_a_picture_of_claimed_gigapixels_is_not_decoded(tmp_path):
     path, read = image(tmp_path)
     path.write_bytes(png(50_000, 50_000))
-    with little(), pytest.raises(ValueError, match=r"0\.png is no readable image"):
+    with little(), pytest.raises(ValueError, match=r"0\.png is not a readable image"):
         read()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -9,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tools.probes.hooks import neuron_hooks, require
 
+from .perturbation import Perturbation
 from .pixels import draw
 
 Block = AbstractContextManager[nn.Module]
@@ -60,3 +62,19 @@ def membrane_noise(net: nn.Module, sigma: float, generator: Generator) -> Block:
         return neuron.register_forward_pre_hook(disturb)
 
     return neuron_hooks(net, attach)
+
+
+_spike = partial(Perturbation, "hidden", highest=1)
+FEW, MANY = (0.001, 0.003, 0.01, 0.03, 0.1), (0.05, 0.1, 0.2, 0.3, 0.5)
+PERTURBATIONS = {
+    "spike_level": _spike(flip_spikes, "spike_p", "probability of a flipped spike per neuron and step", FEW),
+    "spike_delete": _spike(delete_spikes, "spike_p", "probability that a spike is lost", MANY),
+    "spike_insert": _spike(insert_spikes, "spike_p", "probability of an extra spike per silent neuron and step", FEW),
+    "membrane": Perturbation(
+        "hidden",
+        membrane_noise,
+        "membrane_sigma",
+        "standard deviation of extra membrane noise",
+        (0.1, 0.2, 0.3, 0.5, 1.0),
+    ),
+}

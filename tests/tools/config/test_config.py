@@ -148,7 +148,6 @@ def test_an_unknown_flag_is_told_the_nearest_one(capsys, flag, nearest):
         (TrainConfig, IMAGES, ["--frame_size=8"]),
         (TrainConfig, IMAGES, ["--lenient"]),
         (TrainConfig, EVENTS, ["--crop_padding", "2"]),
-        (TrainConfig, EVENTS, ["--download"]),
         (EvaluationConfig, EVENTS, ["--attack_preset", "quick"]),
         (EvaluationConfig, EVENTS, ["--sp_alpha", "0.2"]),
         (EvaluationConfig, IMAGES, ["--drop_p", "0.2"]),

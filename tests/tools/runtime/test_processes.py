@@ -130,7 +130,7 @@ def test_the_samples_of_a_pass_are_shared_without_loss_or_double(stripes, count,
     steps = len(data) // (10 * count * accumulate)
     assert all(len(one) == steps * accumulate for one in seen)
     assert torch.equal(torch.stack(seen, 1).flatten(), order[: steps * accumulate * count * 10])
-    with pytest.raises(ValueError, match=r"180 samples do not suffice for a step of 3 \(processes\) x 2"):
+    with pytest.raises(ValueError, match=r"180 samples are not enough for a step of 3 \(processes\) x 2"):
         data.batches(50, torch.device("cpu"), shuffle=True, accumulate=2, processes=Processes(0, 3))
 
 
