@@ -104,6 +104,25 @@ def test_packages_of_the_same_name_elsewhere_do_not_hide_these(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
+def _unannotated(node, inside=""):
+    """Names of public functions and methods in a module or class that lack the type of an argument."""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from _unannotated(child, f"{child.name}.")
+        if isinstance(child, ast.FunctionDef) and (child.name == "__init__" or not child.name.startswith("_")):
+            arguments = child.args.posonlyargs + child.args.args + child.args.kwonlyargs
+            named = [one for one in arguments if one.arg not in ("self", "cls", "ctx")]
+            no_result = child.returns is None and child.name != "__init__"
+            if no_result or any(one.annotation is None for one in named):
+                yield f"{inside}{child.name}"
+
+
+def test_public_functions_of_the_packages_are_annotated():
+    for name, path in sources():
+        if name.split(".")[0] in ("models", "crits", "tools") and not name.startswith("models.kernels.cuda"):
+            assert not list(_unannotated(ast.parse(path.read_text()))), path
+
+
 def test_libraries_do_not_print():
     for name, path in sources():
         if name.split(".")[0] in ("models", "crits", "tools"):
