@@ -9,7 +9,6 @@ from . import gates
 from .gates import Gate
 from .scores import Score
 from .twins import Planted, noiseless_twin, vanishing_noise_twin, with_gradient_path
-from .victim import cross_entropy
 
 if TYPE_CHECKING:
     from .campaign import Campaign, RadiusTest
@@ -17,20 +16,15 @@ if TYPE_CHECKING:
 IMAGES = 50  # of checks that attack for themselves
 PLANTED_EPS, PLANTED_STRENGTH = 8 / 255, 3.0
 
-Tests = dict[tuple[str, float], "RadiusTest"]
+Tests = dict[tuple[str, float], "RadiusTest"]  # {(norm, radius): what was done there}
 
 
 def run_checks(campaign: "Campaign", clean: Score, tests: Tests) -> list[Gate]:
-    """All gates of a campaign.
-
-    Args:
-        clean: score without any attack.
-        tests: {(norm, radius): what was done there}.
-    """
+    """All gates of a campaign; `clean` is the score without any attack."""
     eps = telling_radius(clean, tests)
     test = tests["linf", eps]
     checks = [
-        _radii(clean, tests),
+        gates.does_not_rise("eps", {0.0: clean, **_of_pgd(tests)}),
         check_steps(campaign, eps, test),
         _restarts(campaign, test),
         _unbounded(campaign),
@@ -59,10 +53,6 @@ def _of_pgd(tests: Tests) -> dict[float, Score]:
 def _first_path(campaign: "Campaign") -> nn.Module:
     """The network with the first gradient path."""
     return with_gradient_path(campaign.net, campaign.preset.paths[0])
-
-
-def _radii(clean: Score, tests: Tests) -> Gate:
-    return gates.does_not_rise("eps", {0.0: clean, **_of_pgd(tests)})
 
 
 def check_steps(campaign: "Campaign", eps: float, test: "RadiusTest") -> Gate:
@@ -98,7 +88,7 @@ def compare_rivals(tests: Tests) -> Iterator[Gate]:
         where = f"at {norm} {gates.shown(eps) if norm == 'linf' else eps}"
         white_box = test.scores["PGD"]
         yield gates.not_weaker(f"PGD no weaker than FGSM {where}", white_box, {"FGSM": test.scores["FGSM"]})
-        others = {name: one for name, one in test.scores.items() if name.startswith(("transfer", "Square"))}
+        others = {name: score for name, score in test.scores.items() if name.startswith(("transfer", "Square"))}
         yield gates.not_weaker(f"white box no weaker than transfer and Square {where}", white_box, others)
 
 
@@ -113,8 +103,7 @@ def _noise(clean: Score, tests: Tests) -> Iterator[Gate]:
 def _gradients(campaign: "Campaign") -> Gate:
     victim = campaign.victim(_first_path(campaign))
     with campaign.noise("gradients"):
-        first = victim.gradient(campaign.images, campaign.target, cross_entropy)
-        second = victim.gradient(campaign.images, campaign.target, cross_entropy)
+        first, second = (victim.gradient(campaign.images, campaign.target) for _ in range(2))
     return gates.gradients_are_there(first, second)
 
 
@@ -122,7 +111,7 @@ def check_planted(campaign: "Campaign") -> Gate:
     """A network with a planted weakness must be found weak."""
     part = campaign.first(IMAGES)
     net = Planted(_first_path(part), part.images, PLANTED_EPS, PLANTED_STRENGTH)
-    candidates = [part.pgd(net, "linf", PLANTED_EPS, restart=restart) for restart in range(part.preset.restarts)]
+    candidates = [part.pgd(net, "linf", PLANTED_EPS, restart) for restart in range(part.preset.restarts)]
     return gates.planted_example_is_found(part.score(part.choose(candidates, net), net))
 
 
@@ -135,6 +124,6 @@ def _no_attack(campaign: "Campaign", clean: Score) -> Gate:
 def _vanishing(campaign: "Campaign", eps: float) -> Gate:
     scores = []
     for twin in (vanishing_noise_twin(campaign.net), noiseless_twin(campaign.net)):
-        attacked = campaign.pgd(twin, "linf", eps, draws=1, keeps_best=False)
+        attacked = campaign.pgd(twin, "linf", eps, draws=1, best=False)
         scores.append(campaign.score(attacked, twin))
     return gates.vanishing_noise_is_no_noise(*scores)

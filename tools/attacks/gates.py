@@ -25,11 +25,11 @@ PLANTED_ACCURACY = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """The outcome of one check: its name, whether it passed, and the numbers."""
+    """The outcome of one check."""
 
     name: str
     passed: bool
-    detail: str
+    detail: str  # the numbers
 
 
 def does_not_rise(what: str, scores: dict[float, Score]) -> Gate:
@@ -42,9 +42,8 @@ def does_not_rise(what: str, scores: dict[float, Score]) -> Gate:
     for low, high in itertools.pairwise(scores):
         if excess(scores[high], scores[low]) > 0:
             risen.append(f"{shown(low)} to {shown(high)}")
-    detail = ", ".join(f"{percent(one)} at {shown(amount)}" for amount, one in scores.items())
-    if risen:
-        detail += f"; rises from {', '.join(risen)}"
+    detail = ", ".join(f"{percent(score)} at {shown(amount)}" for amount, score in scores.items())
+    detail += f"; rises from {', '.join(risen)}" if risen else ""
     return Gate(f"accuracy does not rise with {what}", not risen, detail)
 
 
@@ -69,19 +68,16 @@ def stronger_than_noise(what: str, attack: Score, noise: Score, clean: Score) ->
 def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
     """Few images may have no gradient, and none one that is not finite.
 
-    How well two independent estimates agree is reported.
-
-    Shape:
-        first, second: gradients of the same images from independent draws, [B, C, H, W].
+    Args:
+        first, second: gradients of the same images from independent draws, [B, C, H, W]; how well they agree is
+            reported.
     """
     first, second = first.flatten(1).double(), second.flatten(1).double()
-    without = (first == 0).all(1).double().mean().item()
-    elements = (first == 0).double().mean().item()
+    zero = (first == 0).double()
+    without = zero.amin(1).mean().item()
     cosine = torch.nn.functional.cosine_similarity(first, second).mean().item()
-    detail = (
-        f"{100 * without:.1f} % of the images have none, {100 * elements:.1f} % of the pixels; "
-        f"cosine of two independent estimates {cosine:.3f}"
-    )
+    detail = f"{100 * without:.1f} % of the images have none, {100 * zero.mean().item():.1f} % of the pixels; "
+    detail += f"cosine of two independent estimates {cosine:.3f}"
     is_finite = first.isfinite().all().item() and second.isfinite().all().item()
     detail += "" if is_finite else "; some are not finite"
     return Gate("gradients are there", without <= ZERO_GRADIENTS and is_finite, detail)
@@ -97,8 +93,7 @@ def vanishing_noise_is_no_noise(vanishing: Score, noiseless: Score) -> Gate:
     difference = _shares(vanishing) - _shares(noiseless)
     error = difference.square().sum().sqrt() / len(difference)
     passed = (difference.mean().abs() <= SLACK + ERRORS * error).item()
-    detail = f"{percent(vanishing)} and {percent(noiseless)}"
-    return Gate("scale -> 0 is the deterministic network", passed, detail)
+    return Gate("scale -> 0 is the deterministic network", passed, f"{percent(vanishing)} and {percent(noiseless)}")
 
 
 def planted_example_is_found(score: Score) -> Gate:
@@ -132,10 +127,9 @@ def _shares(score: Score) -> Tensor:
 
 
 def percent(score: Score) -> str:
-    """The accuracy of a score, as text."""
     return f"{100 * score.accuracy:.1f} %"
 
 
-def shown(amount: float | str) -> str:
-    """An amount as text: radii in 1/255 pixel."""
-    return str(amount) if isinstance(amount, int | str) else f"{255 * amount:g}/255"
+def shown(amount: float) -> str:
+    """A radius (float) in 1/255 pixel, a number of steps, draws or restarts (int) as it is."""
+    return f"{255 * amount:g}/255" if isinstance(amount, float) else str(amount)

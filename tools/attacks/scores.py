@@ -1,13 +1,13 @@
 """Choose among attacked images, and score a network on those chosen, by different draws of the noise.
 
 Were they the same draws, a network would look weak wherever it is hit by bad luck once, and strong wherever an attack
-is kept because a lucky draw flipped.
+is kept because a lucky draw flipped. `draws` of the victim is that of either purpose.
 """
 
 import dataclasses
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tools import inference
 from tools.analysis.metrics import mean_prediction
@@ -26,34 +26,28 @@ class Score:
     draws: int  # 1 without noise
 
 
-def choose(victim: Victim, candidates: list[Tensor], target: Tensor, draws: int) -> Tensor:
-    """Of each image, the candidate with the highest mean margin over one set of draws.
-
-    Args:
-        candidates: attacked images [B, C, H, W] each; the clean ones may be among them.
-        draws: of the noise, for each candidate.
+def choose(victim: Victim, candidates: list[Tensor], target: Tensor) -> Tensor:
+    """Of each image, the candidate with the highest mean margin over the draws.
 
     Shape:
-        target [B] -> [B, C, H, W].
+        candidates: [B, C, H, W] each, the clean images perhaps among them; target [B] -> [B, C, H, W].
     """
-    best, highest = candidates[0], victim.margins(candidates[0], target, draws)
+    best, highest = candidates[0], victim.margins(candidates[0], target)
     for images in candidates[1:]:
-        found = victim.margins(images, target, draws)
+        found = victim.margins(images, target)
         best = torch.where((found > highest).view(-1, 1, 1, 1), images, best)
         highest = torch.maximum(found, highest)
     return best
 
 
-def score(
-    net: nn.Module, forward: inference.ForwardPass, images: Tensor, target: Tensor, draws: int, ensemble: int
-) -> Score:
-    """Score a network on images [B, C, H, W] with labels [B].
+def score(victim: Victim, images: Tensor, target: Tensor, ensemble: int) -> Score:
+    """Score a network on images [B, C, H, W] with labels [B], by draws that neither made nor chose the images.
 
     Args:
-        draws: of the noise, none of which was used to make or to choose the images; 1 without noise.
-        ensemble: draws averaged into one prediction of an ensemble.
+        ensemble: draws averaged into one prediction of an ensemble; at most those of the victim.
     """
-    parts = [inference.predict(net, part, forward, draws) for part in images.split(forward.fold)]
+    forward, draws = victim.forward, victim.draws
+    parts = [inference.predict(victim.net, part, forward, draws) for part in images.split(forward.fold)]
     log_probabilities = torch.cat(parts, 1)
     hits = log_probabilities.argmax(-1) == target
     per_draw = hits.double().mean(1)

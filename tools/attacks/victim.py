@@ -10,6 +10,8 @@ from tools import inference
 from tools.analysis.metrics import mean_prediction
 from tools.probes.hooks import is_noisy
 
+Objective = Callable[[Tensor, Tensor], Tensor]
+
 
 def cross_entropy(log_probabilities: Tensor, target: Tensor) -> Tensor:
     """-ln p(right class), p the draws' mean probability. Shape: [B, K], [B] -> [B]."""
@@ -29,23 +31,17 @@ class Victim:
     Args:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it normalises for itself. Its weights should
             not require gradients, which would be computed for nothing.
-        forward: how the network is run.
         draws: of the noise, averaged in every gradient and in every query; 1 for a network without noise.
     """
 
     def __init__(self, net: nn.Module, forward: inference.ForwardPass, draws: int):
         self.net, self.forward, self.draws, self.is_noisy = net, forward, draws, is_noisy(net)
 
-    def gradient(self, images: Tensor, target: Tensor, objective: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def gradient(self, images: Tensor, target: Tensor, objective: Objective = cross_entropy) -> Tensor:
         """Gradient of an objective of the mean probability: an expectation over the noise.
 
         The mean is inside the objective, as the network under attack averages probabilities, not gradients.
-
-        Args:
-            objective: `cross_entropy` or `margin`.
-
-        Shape:
-            images [B, C, H, W], target [B] -> [B, C, H, W].
+        Shape: images [B, C, H, W], target [B] -> [B, C, H, W].
 
         Note:
             Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security", ICML 2018.
@@ -62,16 +58,15 @@ class Victim:
 
         return self._in_parts(measure, images, target)
 
-    def margins(self, images: Tensor, target: Tensor, draws: int | None = None) -> Tensor:
+    def margins(self, images: Tensor, target: Tensor) -> Tensor:
         """`margin` of the mean prediction. Shape: images [B, C, H, W], target [B] -> [B]."""
 
         def measure(images: Tensor, target: Tensor) -> Tensor:
-            predictions = inference.predict(self.net, images, self.forward, draws or self.draws)
-            return margin(mean_prediction(predictions), target)
+            return margin(mean_prediction(inference.predict(self.net, images, self.forward, self.draws)), target)
 
         return self._in_parts(measure, images, target)
 
-    def _in_parts(self, measure: Callable[[Tensor, Tensor], Tensor], images: Tensor, target: Tensor) -> Tensor:
+    def _in_parts(self, measure: Objective, images: Tensor, target: Tensor) -> Tensor:
         """A function of a batch, in parts that fit into one pass with all their draws."""
         parts, start = [], 0
         while start < len(images):

@@ -355,8 +355,8 @@ def test_choosing_among_equal_candidates_and_scoring_afresh_returns_the_clean_ac
     images, target = torch.full((200, *SHAPE), 0.7), torch.zeros(200, dtype=torch.int64)
     torch.manual_seed(0)
     victim = Victim(NoisyLogits(), CPU, draws=1)
-    chosen = choose(victim, [images] * 40, target, draws=5)
-    result = score(victim.net, CPU, chosen, target, draws=100, ensemble=5)
+    chosen = choose(Victim(victim.net, CPU, draws=5), [images] * 40, target)
+    result = score(Victim(victim.net, CPU, draws=100), chosen, target, ensemble=5)
     assert result.accuracy == pytest.approx(0.7, abs=5 * math.sqrt(0.21 / 20_000))
     by_majority = sum(math.comb(5, k) * 0.7**k * 0.3 ** (5 - k) for k in (3, 4, 5))
     assert result.accuracy_ensemble == pytest.approx(by_majority, abs=5 * math.sqrt(0.25 / 4000))
@@ -371,7 +371,7 @@ def test_the_better_candidate_is_chosen_for_each_image():
     strong, weak = torch.full((1, *SHAPE), 0.1), torch.full((1, *SHAPE), 0.9)
     one, two = torch.cat([strong, weak]), torch.cat([weak, strong])
     torch.manual_seed(0)
-    chosen = choose(Victim(NoisyLogits(), CPU, 1), [one, two], target, draws=50)
+    chosen = choose(Victim(NoisyLogits(), CPU, draws=50), [one, two], target)
     assert torch.equal(chosen, torch.cat([strong, strong]))
 
 
@@ -467,7 +467,7 @@ class Spied(Campaign):
         victim = super().victim(net, draws)
         original = victim.gradient
 
-        def gradient(images, target, objective):
+        def gradient(images, target, objective=cross_entropy):
             self.attacks.append((victim.net, objective, images))
             return original(images, target, objective)
 
