@@ -15,13 +15,11 @@ from tools.inference import ForwardPass
 from tools.probes.hooks import is_noisy
 from tools.runtime.seeds import derived_seed
 
-from .checks import run_checks
-from .gates import Gate
+from .gates import Gate, run_checks
 from .gradients import Ball, fgsm, pgd, random_noise
-from .scores import Score, choose, score
 from .square import square_attack
 from .twins import GRADIENT_PATHS, mean_field_twin, noiseless_twin, with_gradient_path
-from .victim import Victim, cross_entropy, margin
+from .victim import Score, Victim, choose, cross_entropy, margin, score
 
 CHOICE_DRAWS, SCORE_DRAWS = 20, 100
 SUBSET = 2023  # seed that chooses the images: the same for every network

@@ -8,11 +8,11 @@ Note:
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
+from .gradients import Call
 from .victim import Victim
 
 START_SHARE = 0.8  # of the pixels in the first squares
@@ -28,23 +28,19 @@ def square_attack(
     eps: float,
     queries: int,
     generator: Generator,
-    on_query: Callable[[], object] | None = None,
+    on_query: Call = None,
 ) -> Tensor:
     """Random search over squares of +-eps.
 
     Args:
-        victim: its `margins` are above 0 where the network errs, and differ between queries if it `is_noisy`.
+        images: [B, C, H, W] in [0, 1].
         eps: Linf radius, in pixel units.
         queries: per image at most; those that fool the network need no more.
         generator: on the CPU, of the search.
         on_query: called after each query, for a progress bar.
-
-    Shape:
-        images [B, C, H, W] in [0, 1], target [B] -> attacked images [B, C, H, W].
     """
-    _, channels, _, width = images.shape
-    stripes = _signs((len(images), channels, 1, width), generator).to(images)
-    best = (images + eps * stripes).clamp(0, 1)
+    count, channels, _, width = images.shape
+    best = (images + eps * _signs((count, channels, 1, width), generator).to(images)).clamp(0, 1)
     margins = victim.margins(best, target)
     enough = CONFIDENT if victim.is_noisy else 0.0
     done = torch.zeros_like(margins, dtype=torch.bool)
@@ -83,12 +79,10 @@ def with_square(attacked: Tensor, images: Tensor, eps: float, share: float, gene
     inside = torch.ones(count, height, width, dtype=torch.bool)
     for axis, size in ((1, height), (2, width)):
         first = torch.randint(0, size - side + 1, (count,), generator=generator)
-        position = torch.arange(size)
-        along = (position >= first[:, None]) & (position < first[:, None] + side)
-        inside &= along.unsqueeze(3 - axis)
-    inside = inside[:, None].to(images.device)
+        offset = torch.arange(size) - first[:, None]
+        inside &= ((offset >= 0) & (offset < side)).unsqueeze(3 - axis)
     change = _signs((count, channels, 1, 1), generator).to(images)
-    return torch.where(inside, (images + eps * change).clamp(0, 1), attacked)
+    return torch.where(inside[:, None].to(images.device), (images + eps * change).clamp(0, 1), attacked)
 
 
 def _signs(shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -1,7 +1,8 @@
 """Twins of a network: frozen copies through which gradients flow otherwise, or whose noise is another.
 
 A network whose noise hides its gradient looks robust and is not, so gradients are also taken by other paths. The
-forward pass stays that of the network itself, except in the mean field and in the noiseless twin.
+forward pass stays that of the network itself, except in the mean field and in the noiseless twin. A neuron that lacks
+what a twin needs is a UserError.
 """
 
 import copy
@@ -25,9 +26,6 @@ class StraightThrough(NoiseLaw):
         computation", arXiv 1308.3432, 2013.
     """
 
-    def __init__(self) -> None:
-        super().__init__(1.0)
-
     def cdf(self, x: Tensor) -> Tensor:
         return x
 
@@ -46,23 +44,19 @@ GRADIENT_PATHS: dict[str, tuple[Callable[[NoiseLaw], NoiseLaw], bool | None]] = 
     # 1 / (1 + (pi u)^2), SpikingJelly's ATan surrogate of alpha = 2
     "arctangent": (lambda law: Cauchy(1 / math.pi), None),
     # Through the reset, neurons taken for the identity would feed back and diverge.
-    "straight_through": (lambda law: StraightThrough(), True),
+    "straight_through": (lambda law: StraightThrough(1.0), True),
 }
 
 
 def with_gradient_path(net: nn.Module, name: str) -> nn.Module:
-    """The twin with the gradient of one of `GRADIENT_PATHS`, or that of the mean field ("mean_field").
-
-    Raises:
-        UserError: here and below, if a neuron lacks what the twin needs.
-    """
+    """The twin with the gradient of one of `GRADIENT_PATHS`, or that of the mean field ("mean_field")."""
     if name == "mean_field":
         return mean_field_twin(net)
+    twin, purpose = _frozen_copy(net), f"the gradient path {name!r}"
     choose, detach_reset = GRADIENT_PATHS[name]
-    twin = _frozen_copy(net)
     for layer, neuron in spiking_neurons(twin):
-        law = require(layer, neuron, "gradient_law", f"the gradient path {name!r}")
-        require(layer, neuron, "set_gradient", f"the gradient path {name!r}")(choose(law), detach_reset)
+        law = require(layer, neuron, "gradient_law", purpose)
+        require(layer, neuron, "set_gradient", purpose)(choose(law), detach_reset)
     return twin
 
 
@@ -101,14 +95,9 @@ def vanishing_noise_twin(net: nn.Module) -> nn.Module:
 class Planted(nn.Module):
     """A network with a weakness of known strength: a linear function of the pixels reverses its logits.
 
-    The logits are multiplied by 1 - q(images). q is 0 on the given images, and within radius `eps` (Linf) of them it
-    reaches `strength`, unless the bounds of the pixels prevent it: above 1, the best class becomes the worst.
-
-    Args:
-        net: images, timesteps -> logits [T, B, K].
-        images: [B, C, H, W], fewer than there are pixels.
-        eps: radius, in pixel units.
-        strength: of q, above 1.
+    The logits are multiplied by 1 - q(images). q is 0 on the given images [B, C, H, W] (fewer than their pixels), and
+    within radius `eps` (Linf) of them it reaches `strength`, unless the bounds of the pixels prevent it: above 1, the
+    best class becomes the worst.
     """
 
     direction: Tensor

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tools.runtime.processes import Processes
 
@@ -36,9 +35,5 @@ class FiringRates:
 def firing_rates(net: nn.Module) -> Iterator[FiringRates]:
     """Context manager: record the rates of every neuron layer in the block; they can be read inside and after it."""
     record = FiringRates()
-
-    def attach(layer: str, neuron: nn.Module) -> RemovableHandle:
-        return neuron.register_forward_hook(lambda module, args, spikes: record.add(layer, spikes))
-
-    with neuron_hooks(net, attach):
+    with neuron_hooks(net, lambda layer, neuron, spikes: record.add(layer, spikes)):
         yield record

@@ -7,10 +7,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tools.errors import UserError
+
+Hook = Callable[[str, nn.Module, Tensor], Tensor | None]
 
 
 def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -33,19 +35,25 @@ def is_noisy(net: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def neuron_hooks(net: nn.Module, attach: Callable[[str, nn.Module], RemovableHandle]) -> Iterator[nn.Module]:
-    """Context manager: attach a hook to every spiking neuron of `net`, and remove them all afterwards.
+def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator[nn.Module]:
+    """Context manager: in each call of a spiking neuron, run a hook on its spikes (or its input) [T, B, ...].
 
     Args:
-        attach: (layer name, neuron) -> handle, as `register_forward_hook` and its like return.
+        hook: (layer name, neuron, tensor) -> what takes the tensor's place, or None.
 
     Raises:
         UserError: if there is no spiking neuron.
     """
+
+    def attach(layer: str, neuron: nn.Module) -> RemovableHandle:
+        if on_input:
+            return neuron.register_forward_pre_hook(lambda module, args: hook(layer, neuron, args[0]))
+        return neuron.register_forward_hook(lambda module, args, spikes: hook(layer, neuron, spikes))
+
     neurons = spiking_neurons(net)
     if not neurons:
         raise UserError(f"{type(net).__name__} has no spiking neuron")
-    with contextlib.ExitStack() as hooks:
+    with contextlib.ExitStack() as handles:
         for layer, neuron in neurons:
-            hooks.enter_context(attach(layer, neuron))
+            handles.enter_context(attach(layer, neuron))
         yield net

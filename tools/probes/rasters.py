@@ -10,7 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tools.data.events.pictures import first_of_each
 from tools.inference import ForwardPass
@@ -60,14 +59,10 @@ def picture_spikes(
 @torch.no_grad()
 def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[str, Tensor]:
     """{layer: spikes [T, B, ...], on the CPU} of every neuron layer, for one batch; one draw of the noise."""
-    spikes = {}
-
-    def attach(layer: str, neuron: nn.Module) -> RemovableHandle:
-        return neuron.register_forward_hook(lambda module, args, out: spikes.update({layer: out.float().cpu()}))
-
-    with neuron_hooks(net, attach):
+    found = {}
+    with neuron_hooks(net, lambda layer, neuron, spikes: found.update({layer: spikes.float().cpu()})):
         forward(net, inputs)
-    return spikes
+    return found
 
 
 def some_that_fire(spikes: Tensor, count: int = NEURONS_PER_LAYER) -> Tensor:

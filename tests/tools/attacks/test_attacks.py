@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator
-from tools.attacks import checks, gates
+from tools.attacks import gates
 from tools.attacks.campaign import PRESETS, AttackReport, Campaign, Preset, RadiusTest
 from tools.attacks.gradients import Ball, direct_optimisation, fgsm, pgd, random_noise
-from tools.attacks.scores import Score, choose, score
 from tools.attacks.square import square_attack, square_share, with_square
 from tools.attacks.twins import (
     GRADIENT_PATHS,
@@ -22,7 +21,7 @@ from tools.attacks.twins import (
     vanishing_noise_twin,
     with_gradient_path,
 )
-from tools.attacks.victim import Victim, cross_entropy, margin
+from tools.attacks.victim import Score, Victim, choose, cross_entropy, margin, score
 from tools.inference import ForwardPass
 from tools.probes.hooks import is_noisy
 
@@ -549,16 +548,16 @@ def test_the_gates_compare_what_they_say(spied, monkeypatch):
 
     spied.pgd = pgd
     test = RadiusTest([spied.images + 0.01, spied.images - 0.01], {})
-    assert checks.check_steps(spied, 8 / 255, test).name.endswith("steps")
-    assert checks.check_draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
+    assert gates.check_steps(spied, 8 / 255, test).name.endswith("steps")
+    assert gates.check_draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
     assert weaker == [{"steps": 1}, {"draws": 1}]  # a quarter of the steps; else as the preset has it
     low, high = scored(*[0.2] * 12), scored(*[0.8] * 12)
     scores = {"PGD": high, "FGSM": low, "Square": low, "all": low, "random noise": high, "transfer, noiseless": high}
-    assert [gate.passed for gate in checks.compare_rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
+    assert [gate.passed for gate in gates.compare_rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
     tests = {
         ("linf", eps): RadiusTest([], {"PGD": scored(*[share] * 12)}) for eps, share in ((1, 0.7), (2, 0.3), (8, 0))
     }
-    assert checks.telling_radius(high, tests) == 2
+    assert gates.telling_radius(high, tests) == 2
 
 
 def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, monkeypatch):
@@ -567,9 +566,9 @@ def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, m
         logits, classes = deterministic_net(images, timesteps=2).mean(0).topk(2)
     clear = logits[:, 0] > logits[:, 1] + 0.05  # what is turned round must not be a tie
     campaign = Campaign(deterministic_net, CPU, images[clear], classes[clear, 0], TINY)
-    assert checks.check_planted(campaign).passed
+    assert gates.check_planted(campaign).passed
     monkeypatch.setattr("tools.attacks.gradients.STEP", 0.2)  # steps that do not reach the border
-    assert not checks.check_planted(campaign).passed
+    assert not gates.check_planted(campaign).passed
 
 
 def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):
