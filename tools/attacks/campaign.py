@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import json
 from contextlib import AbstractContextManager
 from typing import Any
@@ -148,7 +147,7 @@ class Campaign:
         found["transfer, noiseless"] = self.pgd(noiseless_twin(self.net), norm, eps)
         found["transfer, mean field"] = self.pgd(mean_field_twin(self.net), norm, eps)
         if norm == "linf":
-            found["Square"] = self.choose([self.images, self._square(eps)])
+            found["Square"] = self.choose([self.images, self._square(ball)])
         found["all"] = self.choose([self.images, *found.values()])
         scores = {name: self.score(images) for name, images in found.items()}
         return RadiusTest(candidates[: self.preset.restarts], scores)
@@ -169,18 +168,23 @@ class Campaign:
             best: return the best point on the way if the network is without noise. With noise, the best point may
                 have been so by luck, and the last one is returned.
         """
-        self.bar.set_postfix_str(f"PGD, {norm} {eps:.2g}")
-        victim, ball, start = self.victim(net, draws), Ball(self.images, eps, norm), self.generator("start", restart)
-        gradient = functools.partial(victim.gradient, objective=OBJECTIVES[restart % len(OBJECTIVES)])
+        victim, objective = self.victim(net, draws), OBJECTIVES[restart % len(OBJECTIVES)]
         margins = victim.margins if best and not victim.is_noisy else None
-        with self.noise("making", restart):
-            return pgd(gradient, ball, self.target, steps or self.preset.steps, start, margins, self.bar.update)
 
-    def _square(self, eps: float) -> Tensor:
-        self.bar.set_postfix_str(f"Square, {eps:.2g}")
+        def gradient(images: Tensor, target: Tensor) -> Tensor:
+            self.bar.update()
+            return victim.gradient(images, target, objective)
+
+        self.bar.set_postfix_str(f"PGD, {norm} {eps:.2g}")
+        ball, start = Ball(self.images, eps, norm), self.generator("start", restart)
+        with self.noise("making", restart):
+            return pgd(gradient, ball, self.target, steps or self.preset.steps, start, margins)
+
+    def _square(self, ball: Ball) -> Tensor:
+        self.bar.set_postfix_str(f"Square, {ball.eps:.2g}")
         generator, queries = self.generator("squares"), self.preset.queries
         with self.noise("making", "Square"):
-            return square_attack(self.victim(), self.images, self.target, eps, queries, generator, self.bar.update)
+            return square_attack(self.victim(), ball, self.target, queries, generator, self.bar.update)
 
     def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
         """The best of several attacked images, by draws of the noise that nothing else sees."""

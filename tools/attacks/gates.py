@@ -80,11 +80,7 @@ def _first_path(campaign: "Campaign") -> nn.Module:
 
 
 def does_not_rise(what: str, scores: dict[float, Score]) -> Gate:
-    """More of `what` (radius, steps, draws, restarts) must not leave the network more accurate.
-
-    Args:
-        scores: {amount: score}, the amounts rising.
-    """
+    """More of `what` (radius, steps, draws, restarts) must not raise a score; `scores` are by rising amount."""
     risen = []
     for low, high in itertools.pairwise(scores):
         if excess(scores[high], scores[low]) > 0:
@@ -116,21 +112,16 @@ def _restarts(campaign: "Campaign", test: "RadiusTest") -> Gate:
 
 
 def _unbounded(campaign: "Campaign") -> Gate:
+    """With any image allowed, an attack must find one that is classified wrongly."""
     part = campaign.first(IMAGES)
     candidates = [part.pgd(with_gradient_path(part.net, path), "linf", 1.0) for path in part.preset.paths]
-    return unbounded_attack_succeeds(part.score(part.choose(candidates)))
-
-
-def unbounded_attack_succeeds(score: Score) -> Gate:
-    """With any image allowed, an attack must find one that is classified wrongly."""
-    return Gate("eps = 1 reaches nearly zero", score.accuracy <= NEARLY_ZERO, percent(score))
+    return at_most("eps = 1 reaches nearly zero", part.score(part.choose(candidates)), NEARLY_ZERO)
 
 
 def compare_rivals(tests: Tests) -> Iterator[Gate]:
     """Projected gradient descent against FGSM, and against black-box attacks, at each radius."""
     for (norm, eps), test in tests.items():
-        where = f"at {norm} {shown(eps) if norm == 'linf' else eps}"
-        white_box = test.scores["PGD"]
+        where, white_box = f"at {norm} {shown(eps) if norm == 'linf' else eps}", test.scores["PGD"]
         yield not_weaker(f"PGD no weaker than FGSM {where}", white_box, {"FGSM": test.scores["FGSM"]})
         others = {name: score for name, score in test.scores.items() if name.startswith(("transfer", "Square"))}
         yield not_weaker(f"white box no weaker than transfer and Square {where}", white_box, others)
@@ -165,12 +156,7 @@ def _gradients(campaign: "Campaign") -> Gate:
 
 
 def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
-    """Few images may have no gradient, and none one that is not finite.
-
-    Args:
-        first, second: gradients of the same images from independent draws, [B, C, H, W]; how well they agree is
-            reported.
-    """
+    """Few images may have no gradient, none one that is not finite; the detail says how two estimates agree."""
     first, second = first.flatten(1).double(), second.flatten(1).double()
     zero = (first == 0).double()
     without = zero.amin(1).mean().item()
@@ -204,16 +190,17 @@ def vanishing_noise_is_no_noise(vanishing: Score, noiseless: Score) -> Gate:
 
 
 def check_planted(campaign: "Campaign") -> Gate:
-    """A network with a planted weakness must be found weak."""
+    """A weakness that was planted inside the ball around each image must be found."""
     part = campaign.first(IMAGES)
     net = Planted(_first_path(part), part.images, PLANTED_EPS, PLANTED_STRENGTH)
     candidates = [part.pgd(net, "linf", PLANTED_EPS, restart) for restart in range(part.preset.restarts)]
-    return planted_example_is_found(part.score(part.choose(candidates, net), net))
+    score = part.score(part.choose(candidates, net), net)
+    return at_most("a planted adversarial example is found", score, PLANTED_ACCURACY)
 
 
-def planted_example_is_found(score: Score) -> Gate:
-    """A weakness that was planted inside the ball around each image must be found."""
-    return Gate("a planted adversarial example is found", score.accuracy <= PLANTED_ACCURACY, percent(score))
+def at_most(name: str, score: Score, limit: float) -> Gate:
+    """An attack must leave no more accuracy than `limit`."""
+    return Gate(name, score.accuracy <= limit, percent(score))
 
 
 def _no_attack(campaign: "Campaign", clean: Score) -> Gate:

@@ -14,8 +14,6 @@ from torch import Generator, Tensor
 from tools.runtime.seeds import draw
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
-Call = Callable[[], object] | None  # after each step or query, for a progress bar
-
 STEP = 2.5  # of projected gradient descent, times eps / steps (Madry et al., ICLR 2018)
 ADAM_LR, ADAM_STEPS = 0.002, 30  # of the published direct optimisation
 
@@ -63,19 +61,12 @@ def fgsm(gradient: Gradient, ball: Ball, target: Tensor) -> Tensor:
 
 
 def pgd(
-    gradient: Gradient,
-    ball: Ball,
-    target: Tensor,
-    steps: int,
-    generator: Generator,
-    margins: Gradient | None = None,
-    on_step: Call = None,
+    gradient: Gradient, ball: Ball, target: Tensor, steps: int, generator: Generator, margins: Gradient | None = None
 ) -> Tensor:
     """Projected gradient ascent from a random start in the ball, in steps of size 2.5 eps / steps.
 
     Args:
-        margins: (images, target) -> how far the network errs [B]; if given, the best point on the way is returned,
-            not the last one.
+        margins: how far the network errs [B]; if given, the best point on the way is returned, not the last one.
 
     Note:
         Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
@@ -90,8 +81,6 @@ def pgd(
             highest = torch.maximum(found, highest)
         else:
             best = attacked
-        if on_step:
-            on_step()
     return best
 
 

@@ -8,11 +8,12 @@ Note:
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
-from .gradients import Call
+from .gradients import Ball
 from .victim import Victim
 
 START_SHARE = 0.8  # of the pixels in the first squares
@@ -22,23 +23,16 @@ CONFIDENT = 1.0  # margin (nats) at which a noisy network counts as fooled; with
 
 
 def square_attack(
-    victim: Victim,
-    images: Tensor,
-    target: Tensor,
-    eps: float,
-    queries: int,
-    generator: Generator,
-    on_query: Call = None,
+    victim: Victim, ball: Ball, target: Tensor, queries: int, generator: Generator, on_query: Callable | None = None
 ) -> Tensor:
-    """Random search over squares of +-eps.
+    """Random search over squares of +-eps in an Linf ball.
 
     Args:
-        images: [B, C, H, W] in [0, 1].
-        eps: Linf radius, in pixel units.
         queries: per image at most; those that fool the network need no more.
         generator: on the CPU, of the search.
         on_query: called after each query, for a progress bar.
     """
+    images, eps = ball.images, ball.eps
     count, channels, _, width = images.shape
     best = (images + eps * _signs((count, channels, 1, width), generator).to(images)).clamp(0, 1)
     margins = victim.margins(best, target)
@@ -57,8 +51,7 @@ def square_attack(
             break
         active = (~done & ~again).nonzero()[:, 0]
         if len(active):
-            share = square_share(query, queries)
-            proposed = with_square(best[active], images[active], eps, share, generator)
+            proposed = with_square(best[active], images[active], eps, square_share(query, queries), generator)
             found = victim.margins(proposed, target[active])
             better = found > margins[active]
             best[active[better]], margins[active[better]] = proposed[better], found[better]

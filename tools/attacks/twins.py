@@ -100,8 +100,6 @@ class Planted(nn.Module):
     best class becomes the worst.
     """
 
-    direction: Tensor
-
     def __init__(self, net: nn.Module, images: Tensor, eps: float, strength: float) -> None:
         super().__init__()
         self.net = net
@@ -109,7 +107,7 @@ class Planted(nn.Module):
         direction = torch.randn(images[0].numel(), generator=generator, dtype=torch.float64).to(images.device)
         span, _ = torch.linalg.qr(images.flatten(1).double().T)
         direction -= span @ (span.T @ direction)
-        self.register_buffer("direction", (strength / eps * direction / direction.abs().sum()).float())
+        self.direction = (strength / eps * direction / direction.abs().sum()).float()
 
     def forward(self, images: Tensor, timesteps: int) -> Tensor:
         q = images.flatten(1) @ self.direction

@@ -99,11 +99,7 @@ class Score:
 
 
 def choose(victim: Victim, candidates: list[Tensor], target: Tensor) -> Tensor:
-    """Of each image, the candidate with the highest mean margin over the draws.
-
-    Shape:
-        candidates: [B, C, H, W] each, the clean images perhaps among them; target [B] -> [B, C, H, W].
-    """
+    """Of each image, the candidate [B, C, H, W] with the highest mean margin over the draws."""
     best, highest = candidates[0], victim.margins(candidates[0], target)
     for images in candidates[1:]:
         found = victim.margins(images, target)

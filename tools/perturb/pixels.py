@@ -116,9 +116,7 @@ def pixelate(images: Tensor, factor: float, generator: Generator | None) -> Tens
 
 def _through_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
     """Apply a function of PIL images to each image, in 8 bits; one channel or three."""
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    changed = []
-    for image in pixels:
-        image = image.squeeze(-1) if image.shape[-1] == 1 else image
-        changed.append(np.asarray(change(Image.fromarray(image))))
-    return torch.from_numpy(np.stack(changed).reshape(pixels.shape)).permute(0, 3, 1, 2).to(images) / 255
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+    pixels = (images * 255).round().to(torch.uint8).cpu()
+    return torch.stack([pil_to_tensor(change(to_pil_image(image))) for image in pixels]).to(images) / 255

@@ -148,7 +148,7 @@ def test_attacked_images_stay_in_the_ball_and_in_range(noisy_net, norm, eps):
         random_noise(ball, seeded()),
         fgsm(gradient, ball, target),
         pgd(gradient, ball, target, 5, seeded()),
-        square_attack(victim, images, target, eps, 30, seeded()) if norm == "linf" else images,
+        square_attack(victim, ball, target, 30, seeded()) if norm == "linf" else images,
     ):
         delta = (attacked - images).flatten(1)
         size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
@@ -295,14 +295,14 @@ def test_square_attack_finds_the_optimum_of_a_linear_network_by_queries_alone():
     value = images.flatten(1) @ victim.net.w
     target = (value < 0).long()  # as the network sees it
     counted = []
-    attacked = square_attack(victim, images, target, 0.5, 3000, seeded(), lambda: counted.append(1))
+    attacked = square_attack(victim, Ball(images, 0.5), target, 3000, seeded(), lambda: counted.append(1))
     assert (victim.margins(attacked, target) > 0).all() and len(counted) < 3000  # fooled: it stops
     one_class = torch.full((5,), 1 - target[0].item())  # wrong already: nothing to do
-    assert len(square_attack(victim, images, one_class, 0.0, 50, seeded())) == 5
+    assert len(square_attack(victim, Ball(images, 0.0), one_class, 50, seeded())) == 5
     # The loss must come near that of the best corner.
     victim.net.w = victim.net.w / victim.net.w.abs().sum()
     low = 0.1 * 0.5
-    attacked = square_attack(victim, images + 0.2, torch.zeros(5, dtype=torch.int64), low, 3000, seeded())
+    attacked = square_attack(victim, Ball(images + 0.2, low), torch.zeros(5, dtype=torch.int64), 3000, seeded())
     gain = (images + 0.2 - attacked).flatten(1) @ victim.net.w
     assert (gain > 0.6 * low).all() or (victim.margins(attacked, torch.zeros(5, dtype=torch.int64)) > 0).all()
 
@@ -321,7 +321,7 @@ def test_square_measures_a_noisy_network_again():
     def repeats(scale, is_noisy):
         """Queries of an image that was asked for already."""
         victim = Chance(scale, is_noisy)
-        square_attack(victim, grey(1), torch.zeros(1), 0.1, 60, seeded())
+        square_attack(victim, Ball(grey(1), 0.1), torch.zeros(1), 60, seeded())
         return sum(
             any(torch.equal(images, before) for before in victim.seen[:index])
             for index, images in enumerate(victim.seen)
@@ -332,7 +332,7 @@ def test_square_measures_a_noisy_network_again():
     lucky = Chance(1.5)
     lucky.margins_given = iter([2.0, 0.2, 2.0, 2.0])
     lucky.margins = lambda images, target: torch.full((len(images),), next(lucky.margins_given))
-    square_attack(lucky, grey(1), torch.zeros(1), 0.1, 60, seeded())
+    square_attack(lucky, Ball(grey(1), 0.1), torch.zeros(1), 60, seeded())
     assert list(lucky.margins_given) == []  # 2.0 was not believed the first time, but the second
 
 
@@ -391,8 +391,7 @@ def test_gates_pass_what_is_sound_and_fail_what_is_not():
     assert gates.stronger_than_noise("attack", low, high, high).passed
     assert not gates.stronger_than_noise("attack", high, high, high).passed
     assert gates.stronger_than_noise("attack", zero, zero, high).passed  # nothing was left for the attack to do
-    assert gates.unbounded_attack_succeeds(zero).passed and not gates.unbounded_attack_succeeds(low).passed
-    assert gates.planted_example_is_found(zero).passed and not gates.planted_example_is_found(low).passed
+    assert gates.at_most("planted", zero, 0.02).passed and not gates.at_most("planted", low, 0.02).passed
     assert gates.nothing_comes_of_no_attack(low, low).passed
     assert not gates.nothing_comes_of_no_attack(low, high).passed
     ones = torch.ones(10, 1, 4, 4)
@@ -586,7 +585,7 @@ def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):
     target = Rounded()(images, 2).mean(0).argmax(-1)
     report = Campaign(Rounded(), CPU, images, target, TINY).run()
     failed = {gate.name for gate in report.gates if not gate.passed}
-    assert "gradients are there" in failed and not report.reliable
+    assert {"gradients are there", "eps = 1 reaches nearly zero"} <= failed and not report.reliable
 
 
 def test_presets_are_those_of_the_documentation():
