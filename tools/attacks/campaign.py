@@ -42,14 +42,10 @@ class Preset:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-def _linf(*levels: int) -> tuple[tuple[str, float], ...]:
-    """Radii of that many of the 255 steps between black and white."""
-    return tuple(("linf", level / 255) for level in levels)
-
-
+LINF = {level: ("linf", level / 255) for level in (1, 2, 4, 8)}  # radii in steps of 8-bit pixels
 PRESETS = {  # by name; values in the order of the fields
-    "quick": Preset(200, 20, 5, 2, ("own", "arctangent"), _linf(2, 8), queries=500),
-    "full": Preset(1000, 50, 20, 5, (*GRADIENT_PATHS, "mean_field"), (*_linf(1, 2, 4, 8), ("l2", 0.5)), queries=2000),
+    "quick": Preset(200, 20, 5, 2, ("own", "arctangent"), (LINF[2], LINF[8]), queries=500),
+    "full": Preset(1000, 50, 20, 5, (*GRADIENT_PATHS, "mean_field"), (*LINF.values(), ("l2", 0.5)), queries=2000),
 }
 
 
@@ -98,12 +94,12 @@ class AttackReport:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "AttackReport":
         """The report that `as_json` gave."""
+        known = {name: content[name] for name in ("preset", "settings", "images", "label")}
+        known["clean"], known["gates"] = Score(**content["clean"]), [Gate(**gate) for gate in content["gates"]]
         attacks = []
         for row in content["attacks"]:
             attacks.append(AttackResult(row.pop("norm"), row.pop("eps"), row.pop("attack"), Score(**row)))
-        gates, clean = [Gate(**gate) for gate in content["gates"]], Score(**content["clean"])
-        preset, settings, images, label = (content[name] for name in ("preset", "settings", "images", "label"))
-        return cls(preset, settings, images, clean, attacks, gates, label)
+        return cls(attacks=attacks, **known)
 
 
 @dataclasses.dataclass
@@ -147,7 +143,11 @@ class Campaign:
         found["transfer, noiseless"] = self.pgd(noiseless_twin(self.net), norm, eps)
         found["transfer, mean field"] = self.pgd(mean_field_twin(self.net), norm, eps)
         if norm == "linf":
-            found["Square"] = self.choose([self.images, self._square(ball)])
+            self.bar.set_postfix_str(f"Square, {eps:.2g}")
+            victim, queries, squares = self.victim(), self.preset.queries, self.generator("squares")
+            with self.noise("making", "Square"):
+                attacked = square_attack(victim, ball, self.target, queries, squares, self.bar.update)
+            found["Square"] = self.choose([self.images, attacked])
         found["all"] = self.choose([self.images, *found.values()])
         scores = {name: self.score(images) for name, images in found.items()}
         return RadiusTest(candidates[: self.preset.restarts], scores)
@@ -165,8 +165,7 @@ class Campaign:
         Args:
             restart: number of it; each has a start, noise and an objective of its own.
             steps, draws: 0: as the preset has it.
-            best: return the best point on the way if the network is without noise. With noise, the best point may
-                have been so by luck, and the last one is returned.
+            best: return the best point on the way, not the last one; ignored with noise, as luck may have made it so.
         """
         victim, objective = self.victim(net, draws), OBJECTIVES[restart % len(OBJECTIVES)]
         margins = victim.margins if best and not victim.is_noisy else None
@@ -179,12 +178,6 @@ class Campaign:
         ball, start = Ball(self.images, eps, norm), self.generator("start", restart)
         with self.noise("making", restart):
             return pgd(gradient, ball, self.target, steps or self.preset.steps, start, margins)
-
-    def _square(self, ball: Ball) -> Tensor:
-        self.bar.set_postfix_str(f"Square, {ball.eps:.2g}")
-        generator, queries = self.generator("squares"), self.preset.queries
-        with self.noise("making", "Square"):
-            return square_attack(self.victim(), ball, self.target, queries, generator, self.bar.update)
 
     def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
         """The best of several attacked images, by draws of the noise that nothing else sees."""

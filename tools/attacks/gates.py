@@ -1,8 +1,7 @@
 """The gates: checks of an evaluation by attacks that say whether to believe it, and the attacks that they need.
 
 Attacks fail for many reasons other than robustness: no gradient, too few steps, noise mistaken for strength. One gate
-that fails makes the result "not reliable". The functions that return a `Gate` of scores decide; those of a campaign
-make the attacks: weaker ones, planted ones, some without noise, and none at all.
+that fails makes the result "not reliable". Functions of scores decide; functions of a campaign attack for them.
 
 Note:
     Carlini et al., "On evaluating adversarial robustness", arXiv 1902.06705, 2019, for most of them.
@@ -136,8 +135,7 @@ def not_weaker(name: str, strong: Score, others: dict[str, Score]) -> Gate:
 
 def _noise(clean: Score, tests: Tests) -> Iterator[Gate]:
     """At the largest radius of each norm: within a small one, noise may harm a robust network as much as attacks do."""
-    largest = dict(sorted(tests))  # of each norm, what comes last
-    for norm, eps in largest.items():
+    for norm, eps in dict(sorted(tests)).items():  # of each norm, what comes last
         scores = tests[norm, eps].scores
         yield stronger_than_noise(f"{norm} attack", scores["PGD"], scores["random noise"], clean)
 
@@ -163,7 +161,7 @@ def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
     cosine = torch.nn.functional.cosine_similarity(first, second).mean().item()
     detail = f"{100 * without:.1f} % of the images have none, {100 * zero.mean().item():.1f} % of the pixels; "
     detail += f"cosine of two independent estimates {cosine:.3f}"
-    is_finite = first.isfinite().all().item() and second.isfinite().all().item()
+    is_finite = torch.stack([first, second]).isfinite().all().item()
     detail += "" if is_finite else "; some are not finite"
     return Gate("gradients are there", without <= ZERO_GRADIENTS and is_finite, detail)
 

@@ -39,8 +39,7 @@ def square_attack(
     enough = CONFIDENT if victim.is_noisy else 0.0
     done = torch.zeros_like(margins, dtype=torch.bool)
     for query in range(1, queries):
-        fooled = ~done & (margins > enough)
-        again = torch.zeros_like(done)
+        fooled, again = ~done & (margins > enough), torch.zeros_like(done)
         if victim.is_noisy:
             again = ~done if query % MEASURED_AGAIN == 0 else fooled
             if again.any():

@@ -41,10 +41,8 @@ GRADIENT_PATHS: dict[str, tuple[Callable[[NoiseLaw], NoiseLaw], bool | None]] = 
     "own": (lambda law: law, None),
     "widened2": (lambda law: law.widened(2), None),
     "widened4": (lambda law: law.widened(4), None),
-    # 1 / (1 + (pi u)^2), SpikingJelly's ATan surrogate of alpha = 2
-    "arctangent": (lambda law: Cauchy(1 / math.pi), None),
-    # Through the reset, neurons taken for the identity would feed back and diverge.
-    "straight_through": (lambda law: StraightThrough(1.0), True),
+    "arctangent": (lambda law: Cauchy(1 / math.pi), None),  # 1 / (1 + (pi u)^2), SpikingJelly's ATan of alpha = 2
+    "straight_through": (lambda law: StraightThrough(1.0), True),  # through the reset it would feed back and diverge
 }
 
 
@@ -76,9 +74,8 @@ def noiseless_twin(net: nn.Module) -> nn.Module:
     """Neurons fire where u > threshold; the gradient is the density of their noise."""
     twin = _frozen_copy(net)
     for layer, neuron in spiking_neurons(twin):
-        if require(layer, neuron, "is_noisy", "the noiseless twin"):
+        if require(layer, neuron, "is_noisy", "the noiseless twin") or hasattr(neuron, "mode"):
             require(layer, neuron, "mode", "the noiseless twin")
-        if hasattr(neuron, "mode"):
             neuron.mode = "noiseless"
     return twin
 

@@ -34,7 +34,7 @@ class Victim:
 
     Args:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it normalises for itself. Its weights should
-            not require gradients, which would be computed for nothing.
+            not require gradients.
         draws: of the noise, averaged in every gradient and in every query; 1 for a network without noise.
     """
 
@@ -109,11 +109,7 @@ def choose(victim: Victim, candidates: list[Tensor], target: Tensor) -> Tensor:
 
 
 def score(victim: Victim, images: Tensor, target: Tensor, ensemble: int) -> Score:
-    """Score a network on images [B, C, H, W] with labels [B], by draws that neither made nor chose the images.
-
-    Args:
-        ensemble: draws averaged into one prediction of an ensemble; at most those of the victim.
-    """
+    """Score a network by draws that neither made nor chose the images; `ensemble` of them make one mean prediction."""
     forward, draws = victim.forward, victim.draws
     parts = [inference.predict(victim.net, part, forward, draws) for part in images.split(forward.fold)]
     log_probabilities = torch.cat(parts, 1)

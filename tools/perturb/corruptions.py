@@ -18,9 +18,8 @@ class CorruptionFolder:
     """One file for each corruption, uint8 [5 N, H, W, C]: N test images at severity 1, then at 2, up to 5.
 
     Args:
-        folder: holds `<corruption>.npy` files and `labels.npy`, [5 N] or [N].
+        folder: holds `<corruption>.npy` files and `labels.npy`, [5 N] or [N], with labels from 0 to num_classes - 1.
         in_shape: (C, H, W) that the images must have.
-        num_classes: K; labels must be 0 to K - 1.
 
     Raises:
         OSError: if the folder, the labels or any corruption is missing, or a file cannot be opened.

@@ -47,11 +47,7 @@ def in_time_order(events: ndarray) -> ndarray:
 
 
 def fire(events: ndarray, where: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
-    """New events [N] of independent Poisson processes over the duration of `events`; all OFF, not sorted.
-
-    Args:
-        where: the K pixels that fire, y * width + x, each at a mean rate of `rate_hz`.
-    """
+    """New events of Poisson processes at pixels `where` (y * width + x) while `events` last; all OFF, not sorted."""
     microseconds = duration(events)
     where = np.repeat(where, random.poisson(rate_hz * microseconds * 1e-6, len(where)))
     new = np.zeros(len(where), EVENT)

@@ -58,14 +58,12 @@ def salt_and_pepper(images: Tensor, alpha: float, generator: Generator) -> Tenso
 
 @_fixed("blur", "blur_sigma", "standard deviation of the blur (pixels)", (0.4, 0.6, 0.7, 0.8, 1.0))
 def blur(images: Tensor, sigma: float, generator: Generator | None) -> Tensor:
-    """Gaussian blur of standard deviation `sigma` in pixels, with mirrored edges.
-
-    The kernel ends at 4 sigma, or at the image's width, beyond which a mirror shows nothing.
-    """
+    """Gaussian blur of standard deviation `sigma` in pixels, with mirrored edges."""
     from torchvision.transforms.functional import gaussian_blur  # slow to import
 
     if sigma == 0:
         return images
+    # The kernel ends at 4 sigma, or at the image's width, beyond which a mirror shows nothing.
     size = 2 * min(int(np.ceil(4 * sigma)), min(images.shape[-2:]) - 1) + 1
     return gaussian_blur(images, size, sigma).clamp(0, 1)
 
@@ -79,10 +77,7 @@ def contrast(images: Tensor, factor: float, generator: Generator | None) -> Tens
 
 @_fixed("brightness", "brightness_delta", "added to the value (pixel range 1)", (0.05, 0.1, 0.15, 0.2, 0.3), highest=1)
 def brightness(images: Tensor, delta: float, generator: Generator | None) -> Tensor:
-    """V + delta for each pixel in HSV, V being the largest channel.
-
-    Hue and saturation stay: all channels are scaled by one factor; a black pixel becomes grey.
-    """
+    """V + delta for each pixel in HSV, V being the largest channel; hue and saturation stay, black becomes grey."""
     value = images.amax(-3, keepdim=True)
     raised = (value + delta).clamp(0, 1)
     return torch.where(value > 0, images * (raised / value.clamp(min=1e-12)), raised).clamp(0, 1)

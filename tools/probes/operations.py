@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Operations:
         self._paths: dict[str, _Connections] = {}
 
     def add_layer(self, name: str, layer: nn.Module, args: tuple[Tensor]) -> None:
-        """Add one call of a convolution or linear layer (after its name, the arguments of a forward pre-hook)."""
+        """Add one call of a convolution or linear layer: its forward pre-hook, after its name."""
         if name not in self._paths:
             self._paths[name] = _Connections(_fan_out(layer, args[0]))
         self._paths[name].add(args[0])
@@ -67,12 +67,10 @@ class Operations:
         self._paths[name].add(x)
 
     def report(self) -> dict[str, Any]:
-        """What one sample costs.
+        """{"layers": {name: {"operations", "kind" ("AC" or "MAC"), "dense"}}, "ac", "mac", ...}: what one sample costs.
 
-        Returns:
-            {"layers": {name: {"operations", "kind" ("AC" or "MAC"), "dense"}}, "ac", "mac", "energy_nj"; and for the
-            ReLU network, every connection of which multiplies, once, except those of identity paths, which add:
-            "relu_ac", "relu_mac", "relu_energy_nj"}.
+        The entries "relu_..." are of the ReLU network, every connection of which multiplies, once, except those of
+        identity paths, which add.
 
         Note:
             Energies of 32-bit floating-point operations in 45 nm: 0.9 pJ to add, 3.7 pJ more to multiply. Horowitz,
@@ -115,12 +113,10 @@ def count_operations(net: nn.Module) -> Iterator[Operations]:
     with contextlib.ExitStack() as hooks:
         hooks.enter_context(net.register_forward_pre_hook(start))
         for name, module in net.named_modules():
-            begin = functools.partial(additions.begin, name)
-            hooks.enter_context(module.register_forward_pre_hook(begin))
+            hooks.enter_context(module.register_forward_pre_hook(partial(additions.begin, name)))
             hooks.enter_context(module.register_forward_hook(additions.end, always_call=True))
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                count = functools.partial(record.add_layer, name)
-                hooks.enter_context(module.register_forward_pre_hook(count))
+                hooks.enter_context(module.register_forward_pre_hook(partial(record.add_layer, name)))
         hooks.enter_context(additions)
         yield record
 
@@ -149,7 +145,7 @@ class _Additions(TorchFunctionMode):
         self.record = record
         self.neurons = {name for name, _ in spiking_neurons(net)}
         self.running: list[str] = []  # names of the modules whose forward pass has begun
-        self.identities: dict[str, int] = {}  # identity paths so far in the present, or last, pass of each module
+        self.identities: dict[str, int] = {}  # identity paths so far in the pass of each module
         self.currents: dict[int, StorageWeakRef] = {}
 
     def begin(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -174,8 +170,8 @@ class _Additions(TorchFunctionMode):
         for x in operands:
             if not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or not x.is_floating_point():
                 return
-        if operands[0].shape != operands[1].shape:
-            return
+            if x.shape != operands[0].shape:
+                return
         paths = [x for x in operands if StorageWeakRef(x.untyped_storage()).cdata not in self.currents]
         if len(paths) < 2:
             self._note_current(result)
