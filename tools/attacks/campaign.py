@@ -1,7 +1,7 @@
 """All attacks of a preset on one network, their scores on fresh draws, and the gates."""
 
+import copy
 import dataclasses
-import functools
 import json
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,13 +14,11 @@ from tools.inference import ForwardPass
 from tools.probes.hooks import is_noisy
 from tools.runtime.seeds import derived_seed
 
-from .checks import run_checks
-from .gates import Gate
+from .gates import Gate, run_checks
 from .gradients import Ball, fgsm, pgd, random_noise
-from .scores import Score, choose, score
 from .square import square_attack
 from .twins import GRADIENT_PATHS, mean_field_twin, noiseless_twin, with_gradient_path
-from .victim import Victim, cross_entropy, margin
+from .victim import Score, Victim, choose, cross_entropy, margin, score
 
 CHOICE_DRAWS, SCORE_DRAWS = 20, 100
 SUBSET = 2023  # seed that chooses the images: the same for every network
@@ -44,17 +42,10 @@ class Preset:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-PRESETS = {
-    "quick": Preset(200, 20, 5, 2, ("own", "arctangent"), (("linf", 2 / 255), ("linf", 8 / 255)), 500),
-    "full": Preset(
-        images=1000,
-        steps=50,
-        draws=20,
-        restarts=5,
-        paths=(*GRADIENT_PATHS, "mean_field"),
-        radii=(("linf", 1 / 255), ("linf", 2 / 255), ("linf", 4 / 255), ("linf", 8 / 255), ("l2", 0.5)),
-        queries=2000,
-    ),
+LINF = {level: ("linf", level / 255) for level in (1, 2, 4, 8)}  # radii in steps of 8-bit pixels
+PRESETS = {  # by name; values in the order of the fields
+    "quick": Preset(200, 20, 5, 2, ("own", "arctangent"), (LINF[2], LINF[8]), queries=500),
+    "full": Preset(1000, 50, 20, 5, (*GRADIENT_PATHS, "mean_field"), (*LINF.values(), ("l2", 0.5)), queries=2000),
 }
 
 
@@ -103,39 +94,28 @@ class AttackReport:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "AttackReport":
         """The report that `as_json` gave."""
+        known = {name: content[name] for name in ("preset", "settings", "images", "label")}
+        known["clean"], known["gates"] = Score(**content["clean"]), [Gate(**gate) for gate in content["gates"]]
         attacks = []
         for row in content["attacks"]:
             attacks.append(AttackResult(row.pop("norm"), row.pop("eps"), row.pop("attack"), Score(**row)))
-        gates, clean = [Gate(**gate) for gate in content["gates"]], Score(**content["clean"])
-        known = {name: content[name] for name in ("preset", "settings", "images", "label")}
-        return cls(clean=clean, attacks=attacks, gates=gates, **known)
+        return cls(attacks=attacks, **known)
 
 
+@dataclasses.dataclass
 class Campaign:
-    """Attacks on one network.
+    """Attacks on one network."""
 
-    Args:
-        net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K].
-        forward: how the network is run.
-        images, target: test images and labels, on the network's device.
-        preset: how thorough.
-        seed: of everything random.
-        name: of the preset, for the report.
-    """
+    net: nn.Module  # images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]
+    forward: ForwardPass
+    images: Tensor  # of the test part, on the network's device
+    target: Tensor
+    preset: Preset
+    seed: int = 0  # of everything random
+    name: str = ""  # of the preset, for the report
 
-    def __init__(
-        self,
-        net: nn.Module,
-        forward: ForwardPass,
-        images: Tensor,
-        target: Tensor,
-        preset: Preset,
-        seed: int = 0,
-        name: str = "",
-    ):
-        self.net, self.forward, self.seed = net.eval(), forward, seed
-        self.images, self.target, self.preset, self.name = images, target, preset, name
-        self.is_noisy = is_noisy(net)
+    def __post_init__(self) -> None:
+        self.is_noisy = is_noisy(self.net.eval())
         self.draws = self.preset.draws if self.is_noisy else 1
         self.bar = tqdm(disable=True)
 
@@ -152,28 +132,25 @@ class Campaign:
 
     def attack(self, norm: str, eps: float) -> RadiusTest:
         """All attacks at one radius; the last one, "all", takes the best attack on each image."""
-        gradient, ball = (
-            functools.partial(self.victim().gradient, objective=cross_entropy),
-            Ball(self.images, eps, norm),
-        )
+        ball, restarts, found = Ball(self.images, eps, norm), range(self.preset.restarts), {}
         with self.noise("making", "FGSM"):
-            found = {
-                "random noise": random_noise(ball, self.generator("random noise")),
-                "FGSM": fgsm(gradient, ball, self.target),
-            }
-        candidates, of_first_path = [], []
+            found["random noise"] = random_noise(ball, self.generator("random noise"))
+            found["FGSM"] = fgsm(self.victim().gradient, ball, self.target)
+        candidates = []
         for path in self.preset.paths:
-            for restart in range(self.preset.restarts):
-                candidates.append(self.pgd(with_gradient_path(self.net, path), norm, eps, restart=restart))
-                if path == self.preset.paths[0]:
-                    of_first_path.append(candidates[-1])
+            candidates += [self.pgd(with_gradient_path(self.net, path), norm, eps, restart=one) for one in restarts]
         found["PGD"] = self.choose([self.images, *candidates])
         found["transfer, noiseless"] = self.pgd(noiseless_twin(self.net), norm, eps)
         found["transfer, mean field"] = self.pgd(mean_field_twin(self.net), norm, eps)
         if norm == "linf":
-            found["Square"] = self.choose([self.images, self._square(eps)])
+            self.bar.set_postfix_str(f"Square, {eps:.2g}")
+            victim, queries, squares = self.victim(), self.preset.queries, self.generator("squares")
+            with self.noise("making", "Square"):
+                attacked = square_attack(victim, ball, self.target, queries, squares, self.bar.update)
+            found["Square"] = self.choose([self.images, attacked])
         found["all"] = self.choose([self.images, *found.values()])
-        return RadiusTest(of_first_path, {name: self.score(images) for name, images in found.items()})
+        scores = {name: self.score(images) for name, images in found.items()}
+        return RadiusTest(candidates[: self.preset.restarts], scores)
 
     def victim(self, net: nn.Module | None = None, draws: int | None = None) -> Victim:
         """A network (default: this campaign's) with `draws` of its noise (default: the preset's)."""
@@ -181,60 +158,44 @@ class Campaign:
         return Victim(net, self.forward, (draws or self.draws) if is_noisy(net) else 1)
 
     def pgd(
-        self,
-        net: nn.Module,
-        norm: str,
-        eps: float,
-        *,
-        restart: int = 0,
-        steps: int | None = None,
-        draws: int | None = None,
-        keeps_best: bool = True,
+        self, net: nn.Module, norm: str, eps: float, restart: int = 0, steps: int = 0, draws: int = 0, best: bool = True
     ) -> Tensor:
-        """Projected gradient descent on a network; `steps` and `draws` are the preset's unless given.
+        """Projected gradient descent on a network.
 
         Args:
             restart: number of it; each has a start, noise and an objective of its own.
-            keeps_best: return the best point on the way if the network is without noise. With noise, the best point
-                may have been so by luck, and the last one is returned.
+            steps, draws: 0: as the preset has it.
+            best: return the best point on the way, not the last one; ignored with noise, as luck may have made it so.
         """
-        self.bar.set_postfix_str(f"PGD, {norm} {eps:.2g}")
-        with self.noise("making", restart):
-            victim = self.victim(net, draws)
-            return pgd(
-                functools.partial(victim.gradient, objective=OBJECTIVES[restart % len(OBJECTIVES)]),
-                Ball(self.images, eps, norm),
-                self.target,
-                steps or self.preset.steps,
-                self.generator("start", restart),
-                margins=victim.margins if keeps_best and not victim.is_noisy else None,
-                on_step=self.bar.update,
-            )
+        victim, objective = self.victim(net, draws), OBJECTIVES[restart % len(OBJECTIVES)]
+        margins = victim.margins if best and not victim.is_noisy else None
 
-    def _square(self, eps: float) -> Tensor:
-        self.bar.set_postfix_str(f"Square, {eps:.2g}")
-        with self.noise("making", "Square"):
-            target, queries, generator = self.target, self.preset.queries, self.generator("squares")
-            return square_attack(self.victim(), self.images, target, eps, queries, generator, self.bar.update)
+        def gradient(images: Tensor, target: Tensor) -> Tensor:
+            self.bar.update()
+            return victim.gradient(images, target, objective)
+
+        self.bar.set_postfix_str(f"PGD, {norm} {eps:.2g}")
+        ball, start = Ball(self.images, eps, norm), self.generator("start", restart)
+        with self.noise("making", restart):
+            return pgd(gradient, ball, self.target, steps or self.preset.steps, start, margins)
 
     def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
         """The best of several attacked images, by draws of the noise that nothing else sees."""
         self.bar.set_postfix_str("choosing")
-        victim = self.victim(net, CHOICE_DRAWS)
         with self.noise("choosing"):
-            return choose(victim, candidates, self.target, victim.draws)
+            return choose(self.victim(net, CHOICE_DRAWS), candidates, self.target)
 
     def score(self, images: Tensor, net: nn.Module | None = None, repetition: int = 0) -> Score:
         """The score on attacked images, by draws that nothing else sees, and others in each `repetition`."""
         self.bar.set_postfix_str("scoring")
         victim = self.victim(net, SCORE_DRAWS)
         with self.noise("scoring", repetition):
-            return score(victim.net, self.forward, images, self.target, victim.draws, min(self.draws, victim.draws))
+            return score(victim, images, self.target, min(self.draws, victim.draws))
 
     def first(self, images: int) -> "Campaign":
         """The same campaign on the first images alone."""
-        part = Campaign(self.net, self.forward, self.images[:images], self.target[:images], self.preset, self.seed)
-        part.bar = self.bar
+        part = copy.copy(self)
+        part.images, part.target = self.images[:images], self.target[:images]
         return part
 
     def noise(self, *purpose: str | int) -> AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
-"""Checks of an evaluation by attacks: functions of scores that say whether to believe them.
+"""The gates: checks of an evaluation by attacks that say whether to believe it, and the attacks that they need.
 
 Attacks fail for many reasons other than robustness: no gradient, too few steps, noise mistaken for strength. One gate
-that fails makes the result "not reliable".
+that fails makes the result "not reliable". Functions of scores decide; functions of a campaign attack for them.
 
 Note:
     Carlini et al., "On evaluating adversarial robustness", arXiv 1902.06705, 2019, for most of them.
@@ -10,47 +10,120 @@ Note:
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .scores import Score
+from .twins import Planted, noiseless_twin, vanishing_noise_twin, with_gradient_path
+from .victim import Score
+
+if TYPE_CHECKING:
+    from .campaign import Campaign, RadiusTest
 
 ERRORS = 3.0  # standard errors of a difference that count as chance of the noise
 SLACK = 0.01  # difference of accuracies that counts as chance of the search, which starts at random
 NEARLY_ZERO = 0.05  # accuracy that may be left without any bound on the perturbation
 ZERO_GRADIENTS = 0.05  # share of images that may have no gradient
 PLANTED_ACCURACY = 0.02
+PLANTED_EPS, PLANTED_STRENGTH = 8 / 255, 3.0
+IMAGES = 50  # of gates that attack for themselves
+
+Tests = dict[tuple[str, float], "RadiusTest"]  # {(norm, radius): what was done there}
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """The outcome of one check: its name, whether it passed, and the numbers."""
+    """The outcome of one check."""
 
     name: str
     passed: bool
-    detail: str
+    detail: str  # the numbers
+
+
+def run_checks(campaign: "Campaign", clean: Score, tests: Tests) -> list[Gate]:
+    """All gates of a campaign; `clean` is the score without any attack."""
+    eps = telling_radius(clean, tests)
+    test = tests["linf", eps]
+    checks = [
+        does_not_rise("eps", {0.0: clean, **_of_pgd(tests)}),
+        check_steps(campaign, eps, test),
+        _restarts(campaign, test),
+        _unbounded(campaign),
+        *compare_rivals(tests),
+        *_noise(clean, tests),
+        _gradients(campaign),
+        check_planted(campaign),
+        _no_attack(campaign, clean),
+    ]
+    if campaign.is_noisy:
+        checks += [check_draws(campaign, eps, test), _vanishing(campaign, eps)]
+    return checks
+
+
+def telling_radius(clean: Score, tests: Tests) -> float:
+    """The Linf radius that leaves about half of the accuracy: where all or nothing is left, attacks look alike."""
+    left = {eps: score.accuracy for eps, score in _of_pgd(tests).items()}
+    return min(left, key=lambda eps: abs(left[eps] - clean.accuracy / 2))
+
+
+def _of_pgd(tests: Tests) -> dict[float, Score]:
+    """{Linf radius: score under PGD}, the radii rising."""
+    return {eps: test.scores["PGD"] for (norm, eps), test in sorted(tests.items()) if norm == "linf"}
+
+
+def _first_path(campaign: "Campaign") -> nn.Module:
+    """The network with the first gradient path."""
+    return with_gradient_path(campaign.net, campaign.preset.paths[0])
 
 
 def does_not_rise(what: str, scores: dict[float, Score]) -> Gate:
-    """More of `what` (radius, steps, draws, restarts) must not leave the network more accurate.
-
-    Args:
-        scores: {amount: score}, the amounts rising.
-    """
+    """More of `what` (radius, steps, draws, restarts) must not raise a score; `scores` are by rising amount."""
     risen = []
     for low, high in itertools.pairwise(scores):
         if excess(scores[high], scores[low]) > 0:
             risen.append(f"{shown(low)} to {shown(high)}")
-    detail = ", ".join(f"{percent(one)} at {shown(amount)}" for amount, one in scores.items())
-    if risen:
-        detail += f"; rises from {', '.join(risen)}"
+    detail = ", ".join(f"{percent(score)} at {shown(amount)}" for amount, score in scores.items())
+    detail += f"; rises from {', '.join(risen)}" if risen else ""
     return Gate(f"accuracy does not rise with {what}", not risen, detail)
 
 
-def unbounded_attack_succeeds(score: Score) -> Gate:
+def check_steps(campaign: "Campaign", eps: float, test: "RadiusTest") -> Gate:
+    """A quarter of the steps must not do more harm than all of them."""
+    few, many = max(1, campaign.preset.steps // 4), campaign.preset.steps
+    weak = campaign.pgd(_first_path(campaign), "linf", eps, steps=few)
+    return does_not_rise("steps", {few: campaign.score(weak), many: campaign.score(test.restarts[0])})
+
+
+def check_draws(campaign: "Campaign", eps: float, test: "RadiusTest") -> Gate:
+    """Gradients of a single draw must not do more harm than those of several."""
+    weak = campaign.pgd(_first_path(campaign), "linf", eps, draws=1)
+    scores = {1: campaign.score(weak), campaign.draws: campaign.score(test.restarts[0])}
+    return does_not_rise("noise draws of a gradient", scores)
+
+
+def _restarts(campaign: "Campaign", test: "RadiusTest") -> Gate:
+    scores = {}
+    for count in (1, len(test.restarts)):
+        scores[count] = campaign.score(campaign.choose([campaign.images, *test.restarts[:count]]))
+    return does_not_rise("restarts", scores)
+
+
+def _unbounded(campaign: "Campaign") -> Gate:
     """With any image allowed, an attack must find one that is classified wrongly."""
-    return Gate("eps = 1 reaches nearly zero", score.accuracy <= NEARLY_ZERO, percent(score))
+    part = campaign.first(IMAGES)
+    candidates = [part.pgd(with_gradient_path(part.net, path), "linf", 1.0) for path in part.preset.paths]
+    return at_most("eps = 1 reaches nearly zero", part.score(part.choose(candidates)), NEARLY_ZERO)
+
+
+def compare_rivals(tests: Tests) -> Iterator[Gate]:
+    """Projected gradient descent against FGSM, and against black-box attacks, at each radius."""
+    for (norm, eps), test in tests.items():
+        where, white_box = f"at {norm} {shown(eps) if norm == 'linf' else eps}", test.scores["PGD"]
+        yield not_weaker(f"PGD no weaker than FGSM {where}", white_box, {"FGSM": test.scores["FGSM"]})
+        others = {name: score for name, score in test.scores.items() if name.startswith(("transfer", "Square"))}
+        yield not_weaker(f"white box no weaker than transfer and Square {where}", white_box, others)
 
 
 def not_weaker(name: str, strong: Score, others: dict[str, Score]) -> Gate:
@@ -60,31 +133,45 @@ def not_weaker(name: str, strong: Score, others: dict[str, Score]) -> Gate:
     return Gate(name, not stronger, detail + (f"; stronger: {', '.join(stronger)}" if stronger else ""))
 
 
+def _noise(clean: Score, tests: Tests) -> Iterator[Gate]:
+    """At the largest radius of each norm: within a small one, noise may harm a robust network as much as attacks do."""
+    for norm, eps in dict(sorted(tests)).items():  # of each norm, what comes last
+        scores = tests[norm, eps].scores
+        yield stronger_than_noise(f"{norm} attack", scores["PGD"], scores["random noise"], clean)
+
+
 def stronger_than_noise(what: str, attack: Score, noise: Score, clean: Score) -> Gate:
     """An attack must do more than random noise of the same norm, unless there is nothing left to do."""
     passed = excess(noise, attack, slack=0.0) > 0 or min(noise.accuracy, clean.accuracy) <= NEARLY_ZERO
     return Gate(f"{what} stronger than random noise", passed, f"{percent(attack)} against {percent(noise)}")
 
 
+def _gradients(campaign: "Campaign") -> Gate:
+    victim = campaign.victim(_first_path(campaign))
+    with campaign.noise("gradients"):
+        first, second = (victim.gradient(campaign.images, campaign.target) for _ in range(2))
+    return gradients_are_there(first, second)
+
+
 def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
-    """Few images may have no gradient, and none one that is not finite.
-
-    How well two independent estimates agree is reported.
-
-    Shape:
-        first, second: gradients of the same images from independent draws, [B, C, H, W].
-    """
+    """Few images may have no gradient, none one that is not finite; the detail says how two estimates agree."""
     first, second = first.flatten(1).double(), second.flatten(1).double()
-    without = (first == 0).all(1).double().mean().item()
-    elements = (first == 0).double().mean().item()
+    zero = (first == 0).double()
+    without = zero.amin(1).mean().item()
     cosine = torch.nn.functional.cosine_similarity(first, second).mean().item()
-    detail = (
-        f"{100 * without:.1f} % of the images have none, {100 * elements:.1f} % of the pixels; "
-        f"cosine of two independent estimates {cosine:.3f}"
-    )
-    is_finite = first.isfinite().all().item() and second.isfinite().all().item()
+    detail = f"{100 * without:.1f} % of the images have none, {100 * zero.mean().item():.1f} % of the pixels; "
+    detail += f"cosine of two independent estimates {cosine:.3f}"
+    is_finite = torch.stack([first, second]).isfinite().all().item()
     detail += "" if is_finite else "; some are not finite"
     return Gate("gradients are there", without <= ZERO_GRADIENTS and is_finite, detail)
+
+
+def _vanishing(campaign: "Campaign", eps: float) -> Gate:
+    scores = []
+    for twin in (vanishing_noise_twin(campaign.net), noiseless_twin(campaign.net)):
+        attacked = campaign.pgd(twin, "linf", eps, draws=1, best=False)
+        scores.append(campaign.score(attacked, twin))
+    return vanishing_noise_is_no_noise(*scores)
 
 
 def vanishing_noise_is_no_noise(vanishing: Score, noiseless: Score) -> Gate:
@@ -97,13 +184,27 @@ def vanishing_noise_is_no_noise(vanishing: Score, noiseless: Score) -> Gate:
     difference = _shares(vanishing) - _shares(noiseless)
     error = difference.square().sum().sqrt() / len(difference)
     passed = (difference.mean().abs() <= SLACK + ERRORS * error).item()
-    detail = f"{percent(vanishing)} and {percent(noiseless)}"
-    return Gate("scale -> 0 is the deterministic network", passed, detail)
+    return Gate("scale -> 0 is the deterministic network", passed, f"{percent(vanishing)} and {percent(noiseless)}")
 
 
-def planted_example_is_found(score: Score) -> Gate:
+def check_planted(campaign: "Campaign") -> Gate:
     """A weakness that was planted inside the ball around each image must be found."""
-    return Gate("a planted adversarial example is found", score.accuracy <= PLANTED_ACCURACY, percent(score))
+    part = campaign.first(IMAGES)
+    net = Planted(_first_path(part), part.images, PLANTED_EPS, PLANTED_STRENGTH)
+    candidates = [part.pgd(net, "linf", PLANTED_EPS, restart) for restart in range(part.preset.restarts)]
+    score = part.score(part.choose(candidates, net), net)
+    return at_most("a planted adversarial example is found", score, PLANTED_ACCURACY)
+
+
+def at_most(name: str, score: Score, limit: float) -> Gate:
+    """An attack must leave no more accuracy than `limit`."""
+    return Gate(name, score.accuracy <= limit, percent(score))
+
+
+def _no_attack(campaign: "Campaign", clean: Score) -> Gate:
+    copies = len(campaign.preset.paths) * campaign.preset.restarts
+    chosen = campaign.choose([campaign.images] * copies)
+    return nothing_comes_of_no_attack(campaign.score(chosen, repetition=1), clean)
 
 
 def nothing_comes_of_no_attack(chosen: Score, clean: Score) -> Gate:
@@ -132,10 +233,9 @@ def _shares(score: Score) -> Tensor:
 
 
 def percent(score: Score) -> str:
-    """The accuracy of a score, as text."""
     return f"{100 * score.accuracy:.1f} %"
 
 
-def shown(amount: float | str) -> str:
-    """An amount as text: radii in 1/255 pixel."""
-    return str(amount) if isinstance(amount, int | str) else f"{255 * amount:g}/255"
+def shown(amount: float) -> str:
+    """A radius (float) in 1/255 pixel, a number of steps, draws or restarts (int) as it is."""
+    return f"{255 * amount:g}/255" if isinstance(amount, float) else str(amount)

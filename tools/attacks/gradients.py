@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-Gradient = Callable[[Tensor, Tensor], Tensor]
+from tools.runtime.seeds import draw
 
+Gradient = Callable[[Tensor, Tensor], Tensor]
 STEP = 2.5  # of projected gradient descent, times eps / steps (Madry et al., ICLR 2018)
 ADAM_LR, ADAM_STEPS = 0.002, 30  # of the published direct optimisation
 
@@ -36,18 +37,18 @@ class Ball:
 
     def start(self, generator: Generator) -> Tensor:
         """A random point: uniform in the box for Linf; for L2 in a random direction, at a uniform distance."""
-        images, drawn = self.images, dict(generator=generator, device=generator.device)
+        images = self.images
         if self.norm == "linf":
-            delta = (2 * torch.rand(images.shape, **drawn) - 1).to(images.device)
+            delta = 2 * draw(torch.rand, images.shape, generator, images) - 1
         else:
-            direction = _steepest(_normal(images, generator), "l2")
-            delta = direction * torch.rand(len(images), 1, 1, 1, **drawn).to(images.device)
+            delta = _steepest(draw(torch.randn, images.shape, generator, images), "l2")
+            delta = delta * draw(torch.rand, (len(images), 1, 1, 1), generator, images)
         return (images + delta * self.eps).clamp(0, 1)
 
 
 def random_noise(ball: Ball, generator: Generator) -> Tensor:
     """Noise of norm `eps` in a random direction (Linf: each pixel +-eps), which any attack must beat."""
-    return ball.moved(ball.images, _normal(ball.images, generator), ball.eps)
+    return ball.moved(ball.images, draw(torch.randn, ball.images.shape, generator, ball.images), ball.eps)
 
 
 def fgsm(gradient: Gradient, ball: Ball, target: Tensor) -> Tensor:
@@ -60,21 +61,12 @@ def fgsm(gradient: Gradient, ball: Ball, target: Tensor) -> Tensor:
 
 
 def pgd(
-    gradient: Gradient,
-    ball: Ball,
-    target: Tensor,
-    steps: int,
-    generator: Generator,
-    margins: Gradient | None = None,
-    on_step: Callable[[], object] | None = None,
+    gradient: Gradient, ball: Ball, target: Tensor, steps: int, generator: Generator, margins: Gradient | None = None
 ) -> Tensor:
-    """Projected gradient ascent from a random start in the ball.
+    """Projected gradient ascent from a random start in the ball, in steps of size 2.5 eps / steps.
 
     Args:
-        steps: of size 2.5 eps / steps each.
-        margins: (images, target) -> how far the network errs [B]; if given, the best point on the way is returned,
-            not the last one.
-        on_step: called after each step, for a progress bar.
+        margins: how far the network errs [B]; if given, the best point on the way is returned, not the last one.
 
     Note:
         Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
@@ -89,23 +81,15 @@ def pgd(
             highest = torch.maximum(found, highest)
         else:
             best = attacked
-        if on_step:
-            on_step()
     return best
 
 
 def direct_optimisation(
-    gradient: Gradient,
-    images: Tensor,
-    target: Tensor,
-    gamma: float,
-    generator: Generator,
-    lr: float = ADAM_LR,
-    steps: int = ADAM_STEPS,
+    gradient: Gradient, images: Tensor, target: Tensor, gamma: float, generator: Generator, steps: int = ADAM_STEPS
 ) -> Tensor:
     """The published attack: Adam moves a perturbation on the sphere of L2 radius `gamma`.
 
-    For comparison with published numbers only, not a measure of robustness: a pixel moves by `lr` a step, 0.06 in all,
+    For comparison with published numbers only, not a measure of robustness: a pixel moves by 0.002 a step, 0.06 in all,
     and what leaves [0, 1] is cut off, so that `pgd` of the same norm finds far more.
 
     Note:
@@ -113,19 +97,14 @@ def direct_optimisation(
         the sphere, to which each step returns. Gradients are scaled to a mean square of 1, which matters to Adam only
         because of its epsilon.
     """
-    delta = _steepest(_normal(images, generator), "l2").mul_(gamma)
-    optimizer = torch.optim.Adam([delta], lr=lr)
+    delta = _steepest(draw(torch.randn, images.shape, generator, images), "l2").mul_(gamma)
+    optimizer = torch.optim.Adam([delta], lr=ADAM_LR)
     for _ in range(steps):
         ascent = _steepest(gradient((images + delta).clamp(0, 1), target), "l2")
         delta.grad = -ascent * math.sqrt(images[0].numel())
         optimizer.step()
         delta.copy_(gamma * _steepest(delta, "l2"))
     return (images + delta).clamp(0, 1)
-
-
-def _normal(images: Tensor, generator: Generator) -> Tensor:
-    """Standard normal numbers of the shape of `images`, drawn on the generator's device."""
-    return torch.randn(images.shape, generator=generator, device=generator.device).to(images.device)
 
 
 def _steepest(gradient: Tensor, norm: str) -> Tensor:

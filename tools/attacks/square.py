@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from .gradients import Ball
 from .victim import Victim
 
 START_SHARE = 0.8  # of the pixels in the first squares
@@ -22,35 +23,23 @@ CONFIDENT = 1.0  # margin (nats) at which a noisy network counts as fooled; with
 
 
 def square_attack(
-    victim: Victim,
-    images: Tensor,
-    target: Tensor,
-    eps: float,
-    queries: int,
-    generator: Generator,
-    on_query: Callable[[], object] | None = None,
+    victim: Victim, ball: Ball, target: Tensor, queries: int, generator: Generator, on_query: Callable | None = None
 ) -> Tensor:
-    """Random search over squares of +-eps.
+    """Random search over squares of +-eps in an Linf ball.
 
     Args:
-        victim: its `margins` are above 0 where the network errs, and differ between queries if it `is_noisy`.
-        eps: Linf radius, in pixel units.
         queries: per image at most; those that fool the network need no more.
         generator: on the CPU, of the search.
         on_query: called after each query, for a progress bar.
-
-    Shape:
-        images [B, C, H, W] in [0, 1], target [B] -> attacked images [B, C, H, W].
     """
-    _, channels, _, width = images.shape
-    stripes = _signs((len(images), channels, 1, width), generator).to(images)
-    best = (images + eps * stripes).clamp(0, 1)
+    images, eps = ball.images, ball.eps
+    count, channels, _, width = images.shape
+    best = (images + eps * _signs((count, channels, 1, width), generator).to(images)).clamp(0, 1)
     margins = victim.margins(best, target)
     enough = CONFIDENT if victim.is_noisy else 0.0
     done = torch.zeros_like(margins, dtype=torch.bool)
     for query in range(1, queries):
-        fooled = ~done & (margins > enough)
-        again = torch.zeros_like(done)
+        fooled, again = ~done & (margins > enough), torch.zeros_like(done)
         if victim.is_noisy:
             again = ~done if query % MEASURED_AGAIN == 0 else fooled
             if again.any():
@@ -61,8 +50,7 @@ def square_attack(
             break
         active = (~done & ~again).nonzero()[:, 0]
         if len(active):
-            share = square_share(query, queries)
-            proposed = with_square(best[active], images[active], eps, share, generator)
+            proposed = with_square(best[active], images[active], eps, square_share(query, queries), generator)
             found = victim.margins(proposed, target[active])
             better = found > margins[active]
             best[active[better]], margins[active[better]] = proposed[better], found[better]
@@ -83,12 +71,10 @@ def with_square(attacked: Tensor, images: Tensor, eps: float, share: float, gene
     inside = torch.ones(count, height, width, dtype=torch.bool)
     for axis, size in ((1, height), (2, width)):
         first = torch.randint(0, size - side + 1, (count,), generator=generator)
-        position = torch.arange(size)
-        along = (position >= first[:, None]) & (position < first[:, None] + side)
-        inside &= along.unsqueeze(3 - axis)
-    inside = inside[:, None].to(images.device)
+        offset = torch.arange(size) - first[:, None]
+        inside &= ((offset >= 0) & (offset < side)).unsqueeze(3 - axis)
     change = _signs((count, channels, 1, 1), generator).to(images)
-    return torch.where(inside, (images + eps * change).clamp(0, 1), attacked)
+    return torch.where(inside[:, None].to(images.device), (images + eps * change).clamp(0, 1), attacked)
 
 
 def _signs(shape: tuple[int, ...], generator: Generator) -> Tensor:

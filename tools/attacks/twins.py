@@ -1,7 +1,8 @@
 """Twins of a network: frozen copies through which gradients flow otherwise, or whose noise is another.
 
 A network whose noise hides its gradient looks robust and is not, so gradients are also taken by other paths. The
-forward pass stays that of the network itself, except in the mean field and in the noiseless twin.
+forward pass stays that of the network itself, except in the mean field and in the noiseless twin. A neuron that lacks
+what a twin needs is a UserError.
 """
 
 import copy
@@ -25,9 +26,6 @@ class StraightThrough(NoiseLaw):
         computation", arXiv 1308.3432, 2013.
     """
 
-    def __init__(self) -> None:
-        super().__init__(1.0)
-
     def cdf(self, x: Tensor) -> Tensor:
         return x
 
@@ -43,26 +41,20 @@ GRADIENT_PATHS: dict[str, tuple[Callable[[NoiseLaw], NoiseLaw], bool | None]] = 
     "own": (lambda law: law, None),
     "widened2": (lambda law: law.widened(2), None),
     "widened4": (lambda law: law.widened(4), None),
-    # 1 / (1 + (pi u)^2), SpikingJelly's ATan surrogate of alpha = 2
-    "arctangent": (lambda law: Cauchy(1 / math.pi), None),
-    # Through the reset, neurons taken for the identity would feed back and diverge.
-    "straight_through": (lambda law: StraightThrough(), True),
+    "arctangent": (lambda law: Cauchy(1 / math.pi), None),  # 1 / (1 + (pi u)^2), SpikingJelly's ATan of alpha = 2
+    "straight_through": (lambda law: StraightThrough(1.0), True),  # through the reset it would feed back and diverge
 }
 
 
 def with_gradient_path(net: nn.Module, name: str) -> nn.Module:
-    """The twin with the gradient of one of `GRADIENT_PATHS`, or that of the mean field ("mean_field").
-
-    Raises:
-        UserError: here and below, if a neuron lacks what the twin needs.
-    """
+    """The twin with the gradient of one of `GRADIENT_PATHS`, or that of the mean field ("mean_field")."""
     if name == "mean_field":
         return mean_field_twin(net)
+    twin, purpose = _frozen_copy(net), f"the gradient path {name!r}"
     choose, detach_reset = GRADIENT_PATHS[name]
-    twin = _frozen_copy(net)
     for layer, neuron in spiking_neurons(twin):
-        law = require(layer, neuron, "gradient_law", f"the gradient path {name!r}")
-        require(layer, neuron, "set_gradient", f"the gradient path {name!r}")(choose(law), detach_reset)
+        law = require(layer, neuron, "gradient_law", purpose)
+        require(layer, neuron, "set_gradient", purpose)(choose(law), detach_reset)
     return twin
 
 
@@ -82,9 +74,8 @@ def noiseless_twin(net: nn.Module) -> nn.Module:
     """Neurons fire where u > threshold; the gradient is the density of their noise."""
     twin = _frozen_copy(net)
     for layer, neuron in spiking_neurons(twin):
-        if require(layer, neuron, "is_noisy", "the noiseless twin"):
+        if require(layer, neuron, "is_noisy", "the noiseless twin") or hasattr(neuron, "mode"):
             require(layer, neuron, "mode", "the noiseless twin")
-        if hasattr(neuron, "mode"):
             neuron.mode = "noiseless"
     return twin
 
@@ -101,17 +92,10 @@ def vanishing_noise_twin(net: nn.Module) -> nn.Module:
 class Planted(nn.Module):
     """A network with a weakness of known strength: a linear function of the pixels reverses its logits.
 
-    The logits are multiplied by 1 - q(images). q is 0 on the given images, and within radius `eps` (Linf) of them it
-    reaches `strength`, unless the bounds of the pixels prevent it: above 1, the best class becomes the worst.
-
-    Args:
-        net: images, timesteps -> logits [T, B, K].
-        images: [B, C, H, W], fewer than there are pixels.
-        eps: radius, in pixel units.
-        strength: of q, above 1.
+    The logits are multiplied by 1 - q(images). q is 0 on the given images [B, C, H, W] (fewer than their pixels), and
+    within radius `eps` (Linf) of them it reaches `strength`, unless the bounds of the pixels prevent it: above 1, the
+    best class becomes the worst.
     """
-
-    direction: Tensor
 
     def __init__(self, net: nn.Module, images: Tensor, eps: float, strength: float) -> None:
         super().__init__()
@@ -120,7 +104,7 @@ class Planted(nn.Module):
         direction = torch.randn(images[0].numel(), generator=generator, dtype=torch.float64).to(images.device)
         span, _ = torch.linalg.qr(images.flatten(1).double().T)
         direction -= span @ (span.T @ direction)
-        self.register_buffer("direction", (strength / eps * direction / direction.abs().sum()).float())
+        self.direction = (strength / eps * direction / direction.abs().sum()).float()
 
     def forward(self, images: Tensor, timesteps: int) -> Tensor:
         q = images.flatten(1) @ self.direction

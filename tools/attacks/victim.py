@@ -1,4 +1,8 @@
-"""A network as attacks see it: images in [0, 1] -> the mean prediction of several draws of its noise."""
+"""A network as attacks see it: images in [0, 1] -> the mean prediction of several draws of its noise.
+
+What making, choosing and scoring attacked images see are different draws. Were they the same, a network would look weak
+wherever it is hit by bad luck once, and strong wherever an attack is kept because a lucky draw flipped.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,6 +13,8 @@ from torch import Tensor, nn
 from tools import inference
 from tools.analysis.metrics import mean_prediction
 from tools.probes.hooks import is_noisy
+
+Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(log_probabilities: Tensor, target: Tensor) -> Tensor:
@@ -28,24 +34,18 @@ class Victim:
 
     Args:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it normalises for itself. Its weights should
-            not require gradients, which would be computed for nothing.
-        forward: how the network is run.
+            not require gradients.
         draws: of the noise, averaged in every gradient and in every query; 1 for a network without noise.
     """
 
     def __init__(self, net: nn.Module, forward: inference.ForwardPass, draws: int):
         self.net, self.forward, self.draws, self.is_noisy = net, forward, draws, is_noisy(net)
 
-    def gradient(self, images: Tensor, target: Tensor, objective: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def gradient(self, images: Tensor, target: Tensor, objective: Objective = cross_entropy) -> Tensor:
         """Gradient of an objective of the mean probability: an expectation over the noise.
 
         The mean is inside the objective, as the network under attack averages probabilities, not gradients.
-
-        Args:
-            objective: `cross_entropy` or `margin`.
-
-        Shape:
-            images [B, C, H, W], target [B] -> [B, C, H, W].
+        Shape: images [B, C, H, W], target [B] -> [B, C, H, W].
 
         Note:
             Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security", ICML 2018.
@@ -62,16 +62,15 @@ class Victim:
 
         return self._in_parts(measure, images, target)
 
-    def margins(self, images: Tensor, target: Tensor, draws: int | None = None) -> Tensor:
+    def margins(self, images: Tensor, target: Tensor) -> Tensor:
         """`margin` of the mean prediction. Shape: images [B, C, H, W], target [B] -> [B]."""
 
         def measure(images: Tensor, target: Tensor) -> Tensor:
-            predictions = inference.predict(self.net, images, self.forward, draws or self.draws)
-            return margin(mean_prediction(predictions), target)
+            return margin(mean_prediction(inference.predict(self.net, images, self.forward, self.draws)), target)
 
         return self._in_parts(measure, images, target)
 
-    def _in_parts(self, measure: Callable[[Tensor, Tensor], Tensor], images: Tensor, target: Tensor) -> Tensor:
+    def _in_parts(self, measure: Objective, images: Tensor, target: Tensor) -> Tensor:
         """A function of a batch, in parts that fit into one pass with all their draws."""
         parts, start = [], 0
         while start < len(images):
@@ -86,3 +85,42 @@ class Victim:
                 continue
             start += size
         return torch.cat(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How well a network does on some images, by fresh draws of its noise."""
+
+    accuracy: float  # mean over draws
+    accuracy_std: float  # over draws; 0 for a single one
+    accuracy_ensemble: float  # mean over disjoint ensembles of draws
+    times_correct: list[int]  # of each image, in how many draws it was classified correctly
+    draws: int  # 1 without noise
+
+
+def choose(victim: Victim, candidates: list[Tensor], target: Tensor) -> Tensor:
+    """Of each image, the candidate [B, C, H, W] with the highest mean margin over the draws."""
+    best, highest = candidates[0], victim.margins(candidates[0], target)
+    for images in candidates[1:]:
+        found = victim.margins(images, target)
+        best = torch.where((found > highest).view(-1, 1, 1, 1), images, best)
+        highest = torch.maximum(found, highest)
+    return best
+
+
+def score(victim: Victim, images: Tensor, target: Tensor, ensemble: int) -> Score:
+    """Score a network by draws that neither made nor chose the images; `ensemble` of them make one mean prediction."""
+    forward, draws = victim.forward, victim.draws
+    parts = [inference.predict(victim.net, part, forward, draws) for part in images.split(forward.fold)]
+    log_probabilities = torch.cat(parts, 1)
+    hits = log_probabilities.argmax(-1) == target
+    per_draw = hits.double().mean(1)
+    groups = log_probabilities[: draws - draws % ensemble].split(ensemble)
+    ensembles = [mean_prediction(group).argmax(-1) == target for group in groups]
+    return Score(
+        accuracy=per_draw.mean().item(),
+        accuracy_std=per_draw.std().item() if draws > 1 else 0.0,
+        accuracy_ensemble=torch.stack(ensembles).double().mean().item(),
+        times_correct=hits.sum(0).tolist(),
+        draws=draws,
+    )

@@ -1,7 +1,6 @@
 """Passes of a snapshot over the test samples, with draws that all compared networks share."""
 
 import contextlib
-import functools
 import statistics
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Generator, Tensor
 from tools import inference
 from tools.analysis import metrics
 from tools.attacks.twins import with_gradient_path
-from tools.attacks.victim import Victim, cross_entropy
+from tools.attacks.victim import Victim
 from tools.networks import seeded_noise
 from tools.perturb import PERTURBATIONS
 
@@ -81,8 +80,7 @@ def _disturbance(snapshot: Snapshot, condition: Condition, seed: int) -> tuple[A
     if where != "attack":
         raise ValueError(f"{name}: no family of perturbations is called {where}")
     own_path = with_gradient_path(snapshot.net, "own")
-    victim = Victim(own_path, snapshot.forward, snapshot.config.adv_draws if snapshot.is_noisy else 1)
-    gradient = functools.partial(victim.gradient, objective=cross_entropy)
+    gradient = Victim(own_path, snapshot.forward, snapshot.config.adv_draws if snapshot.is_noisy else 1).gradient
     return nothing, lambda images, target: apply(gradient, images, target, strength, generator), snapshot.test_batches
 
 

@@ -1,6 +1,6 @@
 """Perturbations by name: of pixels, of events, inside the network, by an attack.
 
-Each family has its table beside its functions. All are seeded, so that all compared networks meet the same draws.
+The entry of each stands above its function. All are seeded, so that all compared networks meet the same draws.
 """
 
 from tools.attacks.gradients import direct_optimisation
@@ -10,16 +10,9 @@ from .perturbation import Perturbation
 
 __all__ = ["PERTURBATIONS", "Perturbation", "applicable"]
 
-ATTACKS = {
-    "adversarial": Perturbation(
-        "attack",
-        direct_optimisation,
-        "adv_gamma",
-        "L2 norm of the attack, before it is cut to [0, 1]",
-        (0.25, 0.5, 1.0, 1.5, 2.0),
-    ),
-}
-PERTURBATIONS = {**pixels.PERTURBATIONS, **events.PERTURBATIONS, **hidden.PERTURBATIONS, **ATTACKS}
+GAMMA = "L2 norm of the attack, before it is cut to [0, 1]"
+ADVERSARIAL = Perturbation("attack", direct_optimisation, "adv_gamma", GAMMA, (0.25, 0.5, 1.0, 1.5, 2.0))
+PERTURBATIONS = {**pixels.PERTURBATIONS, **events.PERTURBATIONS, **hidden.PERTURBATIONS, "adversarial": ADVERSARIAL}
 
 
 def applicable(has_pixels: bool) -> list[str]:

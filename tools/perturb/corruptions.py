@@ -18,13 +18,11 @@ class CorruptionFolder:
     """One file for each corruption, uint8 [5 N, H, W, C]: N test images at severity 1, then at 2, up to 5.
 
     Args:
-        folder: holds `<corruption>.npy` files and `labels.npy`, [5 N] or [N].
+        folder: holds `<corruption>.npy` files and `labels.npy`, [5 N] or [N], with labels from 0 to num_classes - 1.
         in_shape: (C, H, W) that the images must have.
-        num_classes: K; labels must be 0 to K - 1.
 
     Raises:
-        FileNotFoundError: if the folder, the labels or any corruption is missing.
-        OSError: if a file cannot be opened.
+        OSError: if the folder, the labels or any corruption is missing, or a file cannot be opened.
         UserError: if a file has another format; it names the file.
 
     Note:
@@ -46,10 +44,8 @@ class CorruptionFolder:
         count = counts[self.names[0]]
         is_whole = count > 0 and count % SEVERITIES == 0 and set(counts.values()) == {count}
         if not is_whole or len(labels) not in (count, count // SEVERITIES):
-            sizes = ", ".join(f"{name} {size}" for name, size in counts.items())
-            raise UserError(
-                f"{self.folder}: files must have equally many images, at 5 severities: {sizes}, {LABELS} {len(labels)}"
-            )
+            sizes = ", ".join(f"{name} {size}" for name, size in {**counts, LABELS: len(labels)}.items())
+            raise UserError(f"{self.folder}: files must have equally many images, at 5 severities: {sizes}")
         self.count = count // SEVERITIES
         self.labels = torch.from_numpy(labels[: self.count].astype(np.int64))
         if len(labels) > self.count and (labels.reshape(SEVERITIES, -1) != labels[: self.count]).any():
@@ -58,9 +54,8 @@ class CorruptionFolder:
             raise UserError(f"{self.folder / LABELS} has labels outside 0 to {num_classes - 1}")
 
     def _open(self, name: str) -> np.ndarray:
-        path = self.folder / f"{name}.npy"
+        path, (channels, height, width) = self.folder / f"{name}.npy", self.in_shape
         images = open_npy(path)
-        channels, height, width = self.in_shape
         if images.dtype != np.uint8 or images.shape[1:] != (height, width, channels):
             wanted = f"uint8 [N, {height}, {width}, {channels}]"
             raise UserError(f"{path} must be {wanted}, got {images.dtype} {list(images.shape)}")

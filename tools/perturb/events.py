@@ -1,8 +1,8 @@
 """Perturbations of raw event streams, before they are framed. Pure functions, seeded.
 
-All are called as f(events, strength, random, size): `events` of dtype `EVENT`, in the order of time and on the sensor;
-`random` a numpy.random.Generator; `size` (width, height) of the sensor in pixels. They return a new array, again in
-the order of time (events of one microsecond keep their order). Strength 0 changes nothing. Shape: events [N] -> [M].
+All are called as f(events [N], strength, random, size): `events` of dtype `EVENT`, in the order of time and on the
+sensor; `size` (width, height) of the sensor in pixels. They return a new array [M], again in the order of time (events
+of one microsecond keep their order). Strength 0 changes nothing.
 """
 
 from functools import partial
@@ -13,11 +13,13 @@ from numpy.random import Generator
 
 from tools.data.events import EVENT
 
-from .perturbation import Perturbation
+from .perturbation import Perturbation, entry
 
 Size = tuple[int, int]
-
 HOT_PIXEL_RATE_HZ = 100.0
+PERTURBATIONS: dict[str, Perturbation] = {}
+_entry = partial(entry, PERTURBATIONS, "events")
+_share = partial(entry, PERTURBATIONS, "events", highest=1)
 
 
 def as_share(value: float) -> float:
@@ -45,12 +47,7 @@ def in_time_order(events: ndarray) -> ndarray:
 
 
 def fire(events: ndarray, where: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
-    """New events [N] of independent Poisson processes over the duration of `events`; all OFF, not sorted.
-
-    Args:
-        where: the pixels that fire, y * width + x. Shape: [K].
-        rate_hz: mean rate of each, in 1/s.
-    """
+    """New events of Poisson processes at pixels `where` (y * width + x) while `events` last; all OFF, not sorted."""
     microseconds = duration(events)
     where = np.repeat(where, random.poisson(rate_hz * microseconds * 1e-6, len(where)))
     new = np.zeros(len(where), EVENT)
@@ -60,16 +57,15 @@ def fire(events: ndarray, where: ndarray, rate_hz: float, random: Generator, siz
     return new
 
 
+@_share("eventdrop", "drop_p", "fraction of events dropped", (0.1, 0.3, 0.5, 0.7, 0.9))
 def drop_random(events: ndarray, p: float, random: Generator, size: Size) -> ndarray:
     """Remove exactly round(p N) of the N events, p in [0, 1], chosen uniformly."""
     return events[~choose(len(events), p, random)]
 
 
+@_share("drop_time", "drop_ratio", "share of the time without events", (0.1, 0.2, 0.3, 0.5, 0.7))
 def drop_time(events: ndarray, ratio: float, random: Generator, size: Size) -> ndarray:
-    """Remove all events in one window of time, placed uniformly in the recording.
-
-    Args:
-        ratio: length of the window over the duration of the recording, in [0, 1].
+    """Remove all events in one window of time, of `ratio` of the duration, placed uniformly in the recording.
 
     Note:
         Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. Their code starts the window
@@ -84,11 +80,9 @@ def drop_time(events: ndarray, ratio: float, random: Generator, size: Size) -> n
     return np.delete(events, slice(begin, end))
 
 
+@_share("drop_area", "drop_ratio", "sides of the dead box, of the sensor's", (0.1, 0.2, 0.3, 0.4, 0.5))
 def drop_area(events: ndarray, ratio: float, random: Generator, size: Size) -> ndarray:
-    """Remove all events in one box, placed uniformly inside the sensor.
-
-    Args:
-        ratio: sides of the box over those of the sensor, in [0, 1]; rounded to whole pixels.
+    """Remove all events in one box, of `ratio` of the sensor's sides in whole pixels, placed uniformly inside it.
 
     Note:
         Gu et al., "EventDrop", IJCAI 2021. Their code removes all rows and columns that the box touches; here it is
@@ -102,6 +96,7 @@ def drop_area(events: ndarray, ratio: float, random: Generator, size: Size) -> n
     return events[~inside]
 
 
+@_entry("background", "background_hz", "events per pixel and second", (0.1, 0.3, 1.0, 3.0, 5.0))
 def background_activity(events: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
     """Add Poisson noise of `rate_hz` events per second (at least 0) at every pixel, ON and OFF with equal chance."""
     new = fire(events, np.arange(size[0] * size[1]), rate_hz, random, size)
@@ -109,6 +104,7 @@ def background_activity(events: ndarray, rate_hz: float, random: Generator, size
     return in_time_order(np.concatenate([events, new]))
 
 
+@_share("hot_pixels", "pixel_fraction", "fraction of hot pixels", (0.001, 0.003, 0.01, 0.03, 0.1))
 def hot_pixels(events: ndarray, fraction: float, random: Generator, size: Size) -> ndarray:
     """Exactly round(fraction * pixels) pixels fire, Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity."""
     width, height = size
@@ -119,6 +115,7 @@ def hot_pixels(events: ndarray, fraction: float, random: Generator, size: Size) 
     return in_time_order(np.concatenate([events, new]))
 
 
+@_share("dead_pixels", "pixel_fraction", "fraction of dead pixels", (0.01, 0.03, 0.1, 0.2, 0.3))
 def dead_pixels(events: ndarray, fraction: float, random: Generator, size: Size) -> ndarray:
     """Remove all events of exactly round(fraction * pixels) pixels, fraction in [0, 1]."""
     width, height = size
@@ -126,6 +123,7 @@ def dead_pixels(events: ndarray, fraction: float, random: Generator, size: Size)
     return events[~dead[events["y"], events["x"]]]
 
 
+@_entry("time_jitter", "jitter_us", "standard deviation of times (microseconds)", (1000, 5000, 10_000, 30_000, 100_000))
 def jitter_time(events: ndarray, sigma_us: float, random: Generator, size: Size) -> ndarray:
     """t + n, n normal with deviation `sigma_us` (at least 0), rounded and clipped to the times of the recording."""
     jittered = events.copy()
@@ -135,26 +133,9 @@ def jitter_time(events: ndarray, sigma_us: float, random: Generator, size: Size)
     return in_time_order(jittered)
 
 
+@_share("polarity_flip", "polarity_p", "fraction of flipped events", (0.05, 0.1, 0.2, 0.3, 0.5))
 def flip_polarity(events: ndarray, p: float, random: Generator, size: Size) -> ndarray:
     """Exactly round(p N) of the N events, p in [0, 1], chosen uniformly, change polarity."""
     flipped = events.copy()
     flipped["p"] ^= choose(len(events), p, random)
     return flipped
-
-
-_entry = partial(Perturbation, "events")
-_share = partial(Perturbation, "events", highest=1)
-PERTURBATIONS = {
-    "eventdrop": _share(drop_random, "drop_p", "fraction of events dropped", (0.1, 0.3, 0.5, 0.7, 0.9)),
-    "drop_time": _share(drop_time, "drop_ratio", "share of the time without events", (0.1, 0.2, 0.3, 0.5, 0.7)),
-    "drop_area": _share(drop_area, "drop_ratio", "sides of the dead box, of the sensor's", (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "background": _entry(
-        background_activity, "background_hz", "events per pixel and second", (0.1, 0.3, 1.0, 3.0, 5.0)
-    ),
-    "hot_pixels": _share(hot_pixels, "pixel_fraction", "fraction of hot pixels", (0.001, 0.003, 0.01, 0.03, 0.1)),
-    "dead_pixels": _share(dead_pixels, "pixel_fraction", "fraction of dead pixels", (0.01, 0.03, 0.1, 0.2, 0.3)),
-    "time_jitter": _entry(
-        jitter_time, "jitter_us", "standard deviation of times (microseconds)", (1_000, 5_000, 10_000, 30_000, 100_000)
-    ),
-    "polarity_flip": _share(flip_polarity, "polarity_p", "fraction of flipped events", (0.05, 0.1, 0.2, 0.3, 0.5)),
-}

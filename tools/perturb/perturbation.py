@@ -27,3 +27,13 @@ class Perturbation:
     lowest: float = 0.0  # strength allowed
     highest: float = math.inf
     is_random: bool = True  # whether it draws anything
+
+
+def entry(table: dict[str, Perturbation], where: str, name: str, *fields: Any, **limits: Any) -> Callable[..., Any]:
+    """Decorator that enters a function into a table as what the perturbation `name` applies."""
+
+    def enter(apply: Callable[..., Any]) -> Callable[..., Any]:
+        table[name] = Perturbation(where, apply, *fields, **limits)
+        return apply
+
+    return enter

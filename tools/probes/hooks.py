@@ -4,13 +4,15 @@
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tools.errors import UserError
+
+Hook = Callable[[str, nn.Module, Tensor], Tensor | None]
 
 
 def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -18,57 +20,40 @@ def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in net.named_modules() if getattr(module, "emits_spikes", False)]
 
 
-def require(name: str, neuron: nn.Module, attribute: str, purpose: str) -> Any:
-    """An attribute of a neuron.
-
-    Args:
-        name: of the layer, for the error.
-        purpose: what needs the attribute, for the error.
-
-    Raises:
-        UserError: if the neuron does not have it.
-    """
+def require(layer: str, neuron: nn.Module, attribute: str, purpose: str) -> Any:
+    """An attribute of a neuron; where it is missing, a UserError that says of which layer, and what needs it."""
     if not hasattr(neuron, attribute):
-        raise UserError(
-            f"layer {name!r} ({type(neuron).__name__}) lacks {attribute!r}, which {purpose} needs: "
-            "see models.SpikingNeuron"
-        )
+        lacks = f"layer {layer!r} ({type(neuron).__name__}) lacks {attribute!r}"
+        raise UserError(f"{lacks}, which {purpose} needs: see models.SpikingNeuron")
     return getattr(neuron, attribute)
 
 
 def is_noisy(net: nn.Module) -> bool:
-    """Whether two passes over the same input may differ.
-
-    Raises:
-        UserError: if a neuron does not say so of itself.
-    """
-    answers = [require(name, neuron, "is_noisy", "an evaluation") for name, neuron in spiking_neurons(net)]
+    """Whether two passes over the same input may differ; UserError if a neuron does not say so of itself."""
+    answers = [require(layer, neuron, "is_noisy", "an evaluation") for layer, neuron in spiking_neurons(net)]
     return any(answers)
 
 
 @contextlib.contextmanager
-def neuron_hooks(net: nn.Module, attach: Callable[[str, nn.Module], RemovableHandle]) -> Iterator[nn.Module]:
-    """Context manager: attach a hook to every spiking neuron of `net`, and remove them all afterwards.
+def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator[nn.Module]:
+    """Context manager: in each call of a spiking neuron, run a hook on its spikes (or its input) [T, B, ...].
 
     Args:
-        net: the network.
-        attach: (name, neuron) -> handle, as `register_forward_hook` and its like return.
+        hook: (layer name, neuron, tensor) -> what takes the tensor's place, or None.
 
     Raises:
         UserError: if there is no spiking neuron.
     """
+
+    def attach(layer: str, neuron: nn.Module) -> RemovableHandle:
+        if on_input:
+            return neuron.register_forward_pre_hook(lambda module, args: hook(layer, neuron, args[0]))
+        return neuron.register_forward_hook(lambda module, args, spikes: hook(layer, neuron, spikes))
+
     neurons = spiking_neurons(net)
     if not neurons:
         raise UserError(f"{type(net).__name__} has no spiking neuron")
-    with removed_afterwards([attach(name, neuron) for name, neuron in neurons]):
+    with contextlib.ExitStack() as handles:
+        for layer, neuron in neurons:
+            handles.enter_context(attach(layer, neuron))
         yield net
-
-
-@contextlib.contextmanager
-def removed_afterwards(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Context manager: the hooks of these handles are gone after the block."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

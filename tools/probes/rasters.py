@@ -10,7 +10,6 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tools.data.events.pictures import first_of_each
 from tools.inference import ForwardPass
@@ -20,77 +19,55 @@ from .hooks import neuron_hooks
 NEURONS_PER_LAYER = 24
 
 
-def plot_rasters(path: Path, names: Sequence[str], samples: Sequence[dict[str, Tensor]], title: str) -> None:
-    """Draw spike rasters, a panel per sample: time steps to the right, neurons upwards, a colour per layer.
+def picture_spikes(
+    path: Path, net: nn.Module, data: Any, names: Sequence[str], forward: ForwardPass, title: str
+) -> None:
+    """Draw a raster of one sample of each class: time steps to the right, neurons upwards, a colour per layer.
 
     Args:
         path: the PNG file to write.
-        names: K titles.
-        samples: K times {layer: spikes [T, N]}.
-        title: above the picture.
+        net: in evaluation mode.
+        data: labelled test data: has labels, subset() and batches().
+        names: of the classes, in the order of the labels.
     """
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
+    shown = data.subset(first_of_each(data.labels))
+    ((inputs, labels),) = shown.batches(len(shown), forward.device)
+    layers = {layer: some_that_fire(spikes) for layer, spikes in record_spikes(net, inputs, forward).items()}
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
     figure = Figure(figsize=(3.2 * columns, 3.0 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    colours = {layer: matplotlib.colors.to_rgb(f"C{number % 10}") for number, layer in enumerate(samples[0])}
-    for axes, name, layers in zip(panels.flat, names, samples):
+    colours = {layer: matplotlib.colors.to_rgb(f"C{number % 10}") for number, layer in enumerate(layers)}
+    for index, label in enumerate(labels.tolist()):
         cells = []  # [N, T, RGB] each
         for layer, spikes in layers.items():
-            cells.append(np.where(spikes.numpy().T[..., None] > 0, colours[layer], 1.0))
-        image = np.concatenate(cells)
+            cells.append(np.where(spikes[:, index].numpy().T[..., None] > 0, colours[layer], 1.0))
+        image, axes = np.concatenate(cells), panels.flat[index]
         bounds = (0.5, image.shape[1] + 0.5, 0, len(image))
         axes.imshow(image, aspect="auto", interpolation="nearest", origin="lower", extent=bounds)
-        axes.set_title(name, fontsize=10)
-    for axes in panels.flat[len(names) :]:
+        axes.set_title(names[label], fontsize=10)
+    for axes in panels.flat[len(shown) :]:
         axes.set_axis_off()
     legend = [Patch(color=colour, label=layer) for layer, colour in reversed(colours.items())]
     figure.legend(handles=legend, loc="outside right upper", title="layer", fontsize=8)
     figure.supxlabel("time step")
     figure.supylabel("neurons that fire for one of these samples")
     figure.suptitle(title)
-    figure.savefig(Path(path), dpi=80)
-
-
-def picture_spikes(
-    path: Path, net: nn.Module, data: Any, names: Sequence[str], forward: ForwardPass, title: str
-) -> None:
-    """Draw spike rasters of one sample of each class.
-
-    Args:
-        path: the PNG file to write.
-        net: the network, in evaluation mode.
-        data: labelled test data: has labels, subset() and batches().
-        names: of the classes, in the order of the labels.
-        title: above the picture.
-    """
-    shown = data.subset(first_of_each(data.labels))
-    ((inputs, labels),) = shown.batches(len(shown), forward.device)
-    layers = {name: some_that_fire(spikes) for name, spikes in record_spikes(net, inputs, forward).items()}
-    samples = [{name: spikes[:, index] for name, spikes in layers.items()} for index in range(len(shown))]
-    plot_rasters(path, [names[label] for label in labels], samples, title)
+    figure.savefig(path, dpi=80)
 
 
 @torch.no_grad()
 def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[str, Tensor]:
     """{layer: spikes [T, B, ...], on the CPU} of every neuron layer, for one batch; one draw of the noise."""
-    spikes = {}
-
-    def attach(name: str, neuron: nn.Module) -> RemovableHandle:
-        return neuron.register_forward_hook(lambda module, args, out: spikes.update({name: out.float().cpu()}))
-
-    with neuron_hooks(net, attach):
+    found = {}
+    with neuron_hooks(net, lambda layer, neuron, spikes: found.update({layer: spikes.float().cpu()})):
         forward(net, inputs)
-    return spikes
+    return found
 
 
-def some_that_fire(spikes: Tensor, count: int = NEURONS_PER_LAYER, seed: int = 0) -> Tensor:
-    """Random neurons of a layer among those that fire at least once in the batch.
-
-    Shape:
-        spikes [T, B, ...] -> [T, B, at most count].
-    """
+def some_that_fire(spikes: Tensor, count: int = NEURONS_PER_LAYER) -> Tensor:
+    """At most `count` random neurons of those that fire in the batch. Shape: [T, B, ...] -> [T, B, N]."""
     flat = spikes.flatten(2)
     firing = flat.any(1).any(0).nonzero()[:, 0]
-    chosen = torch.randperm(len(firing), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = torch.randperm(len(firing), generator=torch.Generator().manual_seed(0))[:count]
     return flat[:, :, firing[chosen]]

@@ -1,12 +1,14 @@
-"""Random generators: their seeds and their state."""
+"""Random generators: their seeds, numbers and state."""
 
 import hashlib
 import json
 import logging
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Generator, Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,11 @@ def derived_seed(seed: int, *purpose: str | int) -> int:
     """
     digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def draw(sampler: Callable[..., Tensor], shape: tuple[int, ...], generator: Generator, like: Tensor) -> Tensor:
+    """Numbers from `sampler` (torch.rand or torch.randn), moved to the device and dtype of `like`."""
+    return sampler(shape, generator=generator, device=generator.device).to(like.device, like.dtype)
 
 
 def seed_generators(seed: int) -> None:

@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator
-from tools.attacks import checks, gates
+from tools.attacks import gates
 from tools.attacks.campaign import PRESETS, AttackReport, Campaign, Preset, RadiusTest
 from tools.attacks.gradients import Ball, direct_optimisation, fgsm, pgd, random_noise
-from tools.attacks.scores import Score, choose, score
 from tools.attacks.square import square_attack, square_share, with_square
 from tools.attacks.twins import (
     GRADIENT_PATHS,
@@ -22,7 +21,7 @@ from tools.attacks.twins import (
     vanishing_noise_twin,
     with_gradient_path,
 )
-from tools.attacks.victim import Victim, cross_entropy, margin
+from tools.attacks.victim import Score, Victim, choose, cross_entropy, margin, score
 from tools.inference import ForwardPass
 from tools.probes.hooks import is_noisy
 
@@ -149,7 +148,7 @@ def test_attacked_images_stay_in_the_ball_and_in_range(noisy_net, norm, eps):
         random_noise(ball, seeded()),
         fgsm(gradient, ball, target),
         pgd(gradient, ball, target, 5, seeded()),
-        square_attack(victim, images, target, eps, 30, seeded()) if norm == "linf" else images,
+        square_attack(victim, ball, target, 30, seeded()) if norm == "linf" else images,
     ):
         delta = (attacked - images).flatten(1)
         size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
@@ -296,14 +295,14 @@ def test_square_attack_finds_the_optimum_of_a_linear_network_by_queries_alone():
     value = images.flatten(1) @ victim.net.w
     target = (value < 0).long()  # as the network sees it
     counted = []
-    attacked = square_attack(victim, images, target, 0.5, 3000, seeded(), lambda: counted.append(1))
+    attacked = square_attack(victim, Ball(images, 0.5), target, 3000, seeded(), lambda: counted.append(1))
     assert (victim.margins(attacked, target) > 0).all() and len(counted) < 3000  # fooled: it stops
     one_class = torch.full((5,), 1 - target[0].item())  # wrong already: nothing to do
-    assert len(square_attack(victim, images, one_class, 0.0, 50, seeded())) == 5
+    assert len(square_attack(victim, Ball(images, 0.0), one_class, 50, seeded())) == 5
     # The loss must come near that of the best corner.
     victim.net.w = victim.net.w / victim.net.w.abs().sum()
     low = 0.1 * 0.5
-    attacked = square_attack(victim, images + 0.2, torch.zeros(5, dtype=torch.int64), low, 3000, seeded())
+    attacked = square_attack(victim, Ball(images + 0.2, low), torch.zeros(5, dtype=torch.int64), 3000, seeded())
     gain = (images + 0.2 - attacked).flatten(1) @ victim.net.w
     assert (gain > 0.6 * low).all() or (victim.margins(attacked, torch.zeros(5, dtype=torch.int64)) > 0).all()
 
@@ -322,7 +321,7 @@ def test_square_measures_a_noisy_network_again():
     def repeats(scale, is_noisy):
         """Queries of an image that was asked for already."""
         victim = Chance(scale, is_noisy)
-        square_attack(victim, grey(1), torch.zeros(1), 0.1, 60, seeded())
+        square_attack(victim, Ball(grey(1), 0.1), torch.zeros(1), 60, seeded())
         return sum(
             any(torch.equal(images, before) for before in victim.seen[:index])
             for index, images in enumerate(victim.seen)
@@ -333,7 +332,7 @@ def test_square_measures_a_noisy_network_again():
     lucky = Chance(1.5)
     lucky.margins_given = iter([2.0, 0.2, 2.0, 2.0])
     lucky.margins = lambda images, target: torch.full((len(images),), next(lucky.margins_given))
-    square_attack(lucky, grey(1), torch.zeros(1), 0.1, 60, seeded())
+    square_attack(lucky, Ball(grey(1), 0.1), torch.zeros(1), 60, seeded())
     assert list(lucky.margins_given) == []  # 2.0 was not believed the first time, but the second
 
 
@@ -355,8 +354,8 @@ def test_choosing_among_equal_candidates_and_scoring_afresh_returns_the_clean_ac
     images, target = torch.full((200, *SHAPE), 0.7), torch.zeros(200, dtype=torch.int64)
     torch.manual_seed(0)
     victim = Victim(NoisyLogits(), CPU, draws=1)
-    chosen = choose(victim, [images] * 40, target, draws=5)
-    result = score(victim.net, CPU, chosen, target, draws=100, ensemble=5)
+    chosen = choose(Victim(victim.net, CPU, draws=5), [images] * 40, target)
+    result = score(Victim(victim.net, CPU, draws=100), chosen, target, ensemble=5)
     assert result.accuracy == pytest.approx(0.7, abs=5 * math.sqrt(0.21 / 20_000))
     by_majority = sum(math.comb(5, k) * 0.7**k * 0.3 ** (5 - k) for k in (3, 4, 5))
     assert result.accuracy_ensemble == pytest.approx(by_majority, abs=5 * math.sqrt(0.25 / 4000))
@@ -371,7 +370,7 @@ def test_the_better_candidate_is_chosen_for_each_image():
     strong, weak = torch.full((1, *SHAPE), 0.1), torch.full((1, *SHAPE), 0.9)
     one, two = torch.cat([strong, weak]), torch.cat([weak, strong])
     torch.manual_seed(0)
-    chosen = choose(Victim(NoisyLogits(), CPU, 1), [one, two], target, draws=50)
+    chosen = choose(Victim(NoisyLogits(), CPU, draws=50), [one, two], target)
     assert torch.equal(chosen, torch.cat([strong, strong]))
 
 
@@ -392,8 +391,7 @@ def test_gates_pass_what_is_sound_and_fail_what_is_not():
     assert gates.stronger_than_noise("attack", low, high, high).passed
     assert not gates.stronger_than_noise("attack", high, high, high).passed
     assert gates.stronger_than_noise("attack", zero, zero, high).passed  # nothing was left for the attack to do
-    assert gates.unbounded_attack_succeeds(zero).passed and not gates.unbounded_attack_succeeds(low).passed
-    assert gates.planted_example_is_found(zero).passed and not gates.planted_example_is_found(low).passed
+    assert gates.at_most("planted", zero, 0.02).passed and not gates.at_most("planted", low, 0.02).passed
     assert gates.nothing_comes_of_no_attack(low, low).passed
     assert not gates.nothing_comes_of_no_attack(low, high).passed
     ones = torch.ones(10, 1, 4, 4)
@@ -467,7 +465,7 @@ class Spied(Campaign):
         victim = super().victim(net, draws)
         original = victim.gradient
 
-        def gradient(images, target, objective):
+        def gradient(images, target, objective=cross_entropy):
             self.attacks.append((victim.net, objective, images))
             return original(images, target, objective)
 
@@ -549,16 +547,16 @@ def test_the_gates_compare_what_they_say(spied, monkeypatch):
 
     spied.pgd = pgd
     test = RadiusTest([spied.images + 0.01, spied.images - 0.01], {})
-    assert checks.check_steps(spied, 8 / 255, test).name.endswith("steps")
-    assert checks.check_draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
+    assert gates.check_steps(spied, 8 / 255, test).name.endswith("steps")
+    assert gates.check_draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
     assert weaker == [{"steps": 1}, {"draws": 1}]  # a quarter of the steps; else as the preset has it
     low, high = scored(*[0.2] * 12), scored(*[0.8] * 12)
     scores = {"PGD": high, "FGSM": low, "Square": low, "all": low, "random noise": high, "transfer, noiseless": high}
-    assert [gate.passed for gate in checks.compare_rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
+    assert [gate.passed for gate in gates.compare_rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
     tests = {
         ("linf", eps): RadiusTest([], {"PGD": scored(*[share] * 12)}) for eps, share in ((1, 0.7), (2, 0.3), (8, 0))
     }
-    assert checks.telling_radius(high, tests) == 2
+    assert gates.telling_radius(high, tests) == 2
 
 
 def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, monkeypatch):
@@ -567,9 +565,9 @@ def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, m
         logits, classes = deterministic_net(images, timesteps=2).mean(0).topk(2)
     clear = logits[:, 0] > logits[:, 1] + 0.05  # what is turned round must not be a tie
     campaign = Campaign(deterministic_net, CPU, images[clear], classes[clear, 0], TINY)
-    assert checks.check_planted(campaign).passed
+    assert gates.check_planted(campaign).passed
     monkeypatch.setattr("tools.attacks.gradients.STEP", 0.2)  # steps that do not reach the border
-    assert not checks.check_planted(campaign).passed
+    assert not gates.check_planted(campaign).passed
 
 
 def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):
@@ -587,7 +585,7 @@ def test_a_masked_gradient_makes_the_result_not_reliable(deterministic_net):
     target = Rounded()(images, 2).mean(0).argmax(-1)
     report = Campaign(Rounded(), CPU, images, target, TINY).run()
     failed = {gate.name for gate in report.gates if not gate.passed}
-    assert "gradients are there" in failed and not report.reliable
+    assert {"gradients are there", "eps = 1 reaches nearly zero"} <= failed and not report.reliable
 
 
 def test_presets_are_those_of_the_documentation():

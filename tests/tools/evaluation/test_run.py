@@ -16,7 +16,7 @@ from tools.analysis.statistics import holm, seed_interval
 from tools.attacks import campaign
 from tools.attacks.campaign import AttackReport, AttackResult
 from tools.attacks.gates import Gate
-from tools.attacks.scores import Score
+from tools.attacks.victim import Score
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
 from tools.errors import UserError
