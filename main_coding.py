@@ -1,7 +1,4 @@
-"""Variability and reliability of neural codes: metrics, the scale of the noise, and networks fitted to cells.
-
-docs/coding.md has the results. `python main_coding.py --help` lists all settings.
-"""
+"""Reliability of neural codes, scale of the noise, networks fitted to cells (docs/coding.md)."""
 
 from pathlib import Path
 
@@ -24,5 +21,4 @@ def chosen(arguments):
 
 
 if __name__ == "__main__":
-    description = "Variability and reliability of noisy neurons and of networks fitted to them."
-    study("coding", description, chosen, more_flags=add_flags)
+    study("coding", __doc__, chosen, more_flags=add_flags)

@@ -1,7 +1,6 @@
-"""Train a spiking network on mnist5k: 5,000 real MNIST digits that need no download.
+"""Train a spiking network on 5,000 MNIST digits that need no download; see --help, and the recipes in configs/.
 
-The split is fixed: 3,600 images to train, 400 to choose the best epoch, 1,000 to test.
-`python main_mnist5k.py --help` lists all settings.
+3,600 train it, 400 choose the best epoch, and 1,000 test it, always the same ones.
 """
 
 from dataset_utils import DATASETS

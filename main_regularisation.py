@@ -1,7 +1,4 @@
-"""Noise as regulariser: generalisation, sharpness, few training images, and scales that are learnt.
-
-docs/regularisation.md has the results. `python main_regularisation.py --help` lists all settings.
-"""
+"""Noise as regulariser: generalisation, sharpness, few images, learnt scales (docs/regularisation.md)."""
 
 from dataset_utils import DATASETS
 from tools.cli import study
@@ -17,4 +14,4 @@ def chosen(arguments):
 
 
 if __name__ == "__main__":
-    study("regularisation", "Noise as regulariser, on digits that need no download.", chosen)
+    study("regularisation", __doc__, chosen)
