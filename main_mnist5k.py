@@ -1,7 +1,4 @@
-"""Train a spiking network on 5,000 MNIST digits that need no download; see --help, and the recipes in configs/.
-
-3,600 train it, 400 choose the best epoch, and 1,000 test it, always the same ones.
-"""
+"""Train a spiking network on 5,000 MNIST digits (3,600 train, 400 validate, 1,000 test); see --help and configs/."""
 
 from dataset_utils import DATASETS
 from tools.cli import train

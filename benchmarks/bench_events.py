@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
-from benchmarks.common import in_turns, report, spread
+from benchmarks.common import in_turns, report
 from tools.data.events import EVENT
 from tools.data.events.formats import read_events
 from tools.data.events.frames import SPLITS, Framing, count_frames
@@ -71,8 +71,8 @@ def main():
             for size in (SENSOR, (48, 48)):
                 framing = Framing(10, split, SENSOR, size)
                 runs[f"frame by {split} to {size[0]}x{size[1]}"] = lambda framing=framing: count_frames(events, framing)
-        for name, times in in_turns(runs, args.repeats, "cpu").items():
-            rates = {key: round(args.events / time_s / 1e6, 1) for key, time_s in spread(times).items()}
+        for name, times_s in in_turns(runs, args.repeats, "cpu").items():
+            rates = {key: round(args.events / time_s / 1e6, 1) for key, time_s in times_s.items()}
             report("events", "cpu", work=name, events=args.events, repeats=args.repeats, million_per_s=rates)
 
 
