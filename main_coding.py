@@ -11,8 +11,7 @@ def add_flags(parser):
 
 
 def chosen(arguments):
-    # These need SciPy and Matplotlib, which --help does without.
-    from tools.studies.coding.experiments import experiments, experiments_on
+    from tools.studies.coding.experiments import experiments, experiments_on  # needs SciPy; --help does not
     from tools.studies.coding.recordings import read_recording
 
     if arguments.recording:

@@ -5,8 +5,7 @@ from tools.cli import study
 
 
 def chosen(arguments):
-    # These need SciPy and Matplotlib, which --help does without.
-    from tools.studies.regularisation.experiments import experiments
+    from tools.studies.regularisation.experiments import experiments  # needs SciPy; --help does not
     from tools.studies.regularisation.runs import Data
 
     dataset = DATASETS["mnist5k"]

@@ -4,7 +4,7 @@ from tools.cli import study
 
 
 def chosen(arguments):
-    from tools.studies.theory.experiments import EXPERIMENTS  # needs SciPy and Matplotlib, which --help does without
+    from tools.studies.theory.experiments import EXPERIMENTS  # needs SciPy; --help does not
 
     return EXPERIMENTS
 

@@ -11,12 +11,11 @@ import torch
 
 
 def in_turns(candidates, repeats, device):
-    """Time candidates in turn, so that a drift of the machine affects all of them.
+    """{name: function without arguments} -> {name: {"median", "q25", "q75"} of its seconds}.
 
-    Each runs twice per turn, and only the second run counts: the first finds the caches and the heap as another
-    candidate left them. `repeats` turns count, after one that does not.
-
-    {name: function without arguments} -> {name: {"median", "q25", "q75"} of the seconds}.
+    Candidates take turns, so that a drift of the machine affects all of them. Each runs twice per turn, and only the
+    second run counts: the first finds the caches and the heap as another candidate left them. `repeats` turns count,
+    after one that does not.
     """
     times = {name: [] for name in candidates}
     for _ in range(repeats + 1):

@@ -67,14 +67,13 @@ def study(
 ) -> tuple[Path, dict]:
     """Run a study as the command line says; return the folder of results and the content of its results.json.
 
+    Wrong flags, and files that cannot be read or written, are a message and SystemExit, as in `train`.
+
     Args:
         name: as in main_<name>.py.
         description: what --help says first.
         experiments: or a function that makes them of the parsed arguments, where it imports what they need.
         more_flags: a function that adds flags to a parser.
-
-    Raises:
-        SystemExit: with a message, for wrong flags or files that cannot be read or written.
     """
     parser = argparse.ArgumentParser(f"main_{name}.py", description=description)
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False, help="fewer repetitions")

@@ -3,6 +3,11 @@
 # prepare_python REQUIREMENTS sets $PYTHON to an interpreter that has the packages of that file: the
 # active one if it has them all, else the one in .venv, which is made and filled if necessary.
 
+fail() { # MESSAGE ...
+    echo "error: $*" >&2
+    exit 1
+}
+
 satisfies() { # PYTHON REQUIREMENTS
     "$1" - "$2" 2>/dev/null <<'PY'
 import pathlib, sys
@@ -40,20 +45,15 @@ make_venv() {
         "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue
         echo "Making .venv with $("$candidate" --version) ..." >&2
         "$candidate" -m venv .venv && return
-        echo "error: \"$candidate -m venv\" failed; on Debian and Ubuntu: apt install python3-venv" >&2
-        return 1
+        fail "\"$candidate -m venv\" failed; on Debian and Ubuntu: apt install python3-venv"
     done
-    echo "error: Python 3.10 or newer is needed, and none is on the PATH" >&2
-    return 1
+    fail "Python 3.10 or newer is needed, and none is on the PATH"
 }
 
 prepare_python() {
-    local requirements="$1" candidate
-    for candidate in python python3; do
-        PYTHON="$candidate"
-        if satisfies "$PYTHON" "$requirements"; then
-            return
-        fi
+    local requirements="$1"
+    for PYTHON in python python3; do
+        satisfies "$PYTHON" "$requirements" && return
         # It lacks only the test tools: add them rather than install everything again.
         if satisfies "$PYTHON" requirements.txt && is_environment "$PYTHON"; then
             echo "Installing what $requirements adds into the active environment ..." >&2

@@ -54,7 +54,7 @@ def _bare_network(config, dataset):
 def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module, TrainConfig]:
     """The network of a checkpoint, ours or a published one, in evaluation mode, and the configuration of its training.
 
-    It takes raw pixels in [0, 1] of the data set it was trained on. What `config` says of it overrides our checkpoint.
+    The network takes raw pixels in [0, 1]. What `config` says of it overrides what a checkpoint of ours says.
 
     Raises:
         CheckpointError: if the file cannot be loaded or does not fit; it says what is missing.
@@ -86,10 +86,7 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
 
 
 def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str | Path) -> None:
-    """Raise CheckpointError unless a checkpoint has the weights of the network that its `config` describes.
-
-    This takes no memory for that network. `weights` should be {key: tensor}; `path` is for the message.
-    """
+    """Raise CheckpointError if a checkpoint describes a network far larger than its `weights`, before that is made."""
     values = weights.values() if isinstance(weights, dict) else ()
     has = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
     with torch.device("meta"):  # shapes alone
@@ -110,5 +107,4 @@ def _without_prefix(averaged: object) -> dict | None:
     """The weights in the state of an `AveragedModel`; None if that is not what it is."""
     if not isinstance(averaged, dict):
         return None
-    named = {str(key): value for key, value in averaged.items()}
-    return {key.removeprefix("module."): value for key, value in named.items() if key.startswith("module.")}
+    return {str(key).removeprefix("module."): averaged[key] for key in averaged if str(key).startswith("module.")}

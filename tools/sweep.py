@@ -46,12 +46,9 @@ class Row:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of a sweep; SystemExit with a message for wrong ones."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.sweep",
-        usage="%(prog)s FOLDER --vary SETTING=VALUE,VALUE [...] -- main_<dataset>.py [flags]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    usage = "python -m tools.sweep FOLDER --vary SETTING=VALUE,VALUE [...] -- main_<dataset>.py [flags]"
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tools.sweep", usage, __doc__, formatter_class=as_it_is)
     parser.add_argument("folder", type=Path, help="folder of the sweep: its runs, its table and its picture")
     vary = dict(action="append", required=True, metavar="SETTING=VALUE,VALUE")
     parser.add_argument("--vary", help="a flag of the script, its values", **vary)
@@ -104,11 +101,7 @@ def run_folder(folder: str | Path, combination: Combination) -> Path:
 
 
 def run_combination(folder: Path, command: Sequence[str], combination: Combination) -> dict:
-    """Train with one combination of settings, or continue that training; return the content of the run's test.json.
-
-    Raises:
-        RuntimeError: with the last lines of its log, if it failed.
-    """
+    """Train with one combination, or go on with it; return its test.json, or raise RuntimeError with the end of its log."""
     run = run_folder(folder, combination)
     run.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, *command]
@@ -129,11 +122,7 @@ def _end_with_parent():
 
 
 def run_sweep(arguments: argparse.Namespace) -> list[str]:
-    """Run what is missing of a sweep; return messages of the runs that failed.
-
-    Raises:
-        UserError: if Ray is missing, or the folder has another sweep.
-    """
+    """Run what is missing; return messages of runs that failed; UserError without Ray, or in another sweep's folder."""
     try:
         import ray
         from ray import tune
@@ -241,8 +230,7 @@ def plot_sweep(path: Path, rows: Sequence[Row]) -> None:
     for place, row in zip(places, rows):
         others = ", ".join(f"{name} {row.settings[name]}" for name in varied if name != axis)
         lines.setdefault(others, []).append((place, 100 * row.mean, 100 * (row.std or 0)))
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+    axes = Figure(figsize=(6.4, 4.2), layout="constrained").subplots()
     axes.xaxis.update_units(places)  # categories in the order of the values, also where runs are missing
     for label, points in lines.items():
         axes.errorbar(*zip(*points), marker="o", capsize=3, label=label)
@@ -250,7 +238,7 @@ def plot_sweep(path: Path, rows: Sequence[Row]) -> None:
     axes.grid(alpha=0.3)
     if len(lines) > 1:
         axes.legend()
-    figure.savefig(path, dpi=130)
+    axes.figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class EvaluationConfig(_Overrides):
     compare: list[str] = _test([], "instead: groups of networks, several seeds of each, as NSNN=a.pth,b.pth")
     n_ensembles: int = _test(1, "noise draws whose softmax is averaged into one prediction", low=1)
     draws: int = _test(5, "independent repetitions, reported as mean and standard deviation", low=1)
-    perturbation: list[str] = _test([], "all: all but adversarial, at all severities", choices=_perturbations)
+    perturbation: list[str] = _test([], "to test; all: all but adversarial, at all severities", choices=_perturbations)
     severity: list[int] = _test([], "as in CIFAR-10-C, 1 to 5, instead of the strengths below", low=1, high=5)
     range: bool = _test(False, "sweep the strength from --left to --right by --step")
     left: float = _test(0.0, "first strength of a sweep", low=0.0)

@@ -69,10 +69,8 @@ class Setting:
 
 def option(default: object, help: str, **details: object) -> typing.Any:
     """A field that is also a flag, with `details` of `Setting`; its annotation is its type: T, T | None or list[T]."""
-    metadata = {"setting": Setting(help, **details)}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**start, metadata={"setting": Setting(help, **details)})
 
 
 def settings(config_class: type) -> dict[str, Setting]:

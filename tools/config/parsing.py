@@ -1,7 +1,7 @@
 """Configurations from flags and recipes.
 
-Precedence, lowest first: the field's default, the script's defaults for its data set, the recipe
-(`--config configs/x.yaml`), the command line. All go through the same checks of type, choice and range.
+Precedence, lowest first: the field's default, the script's defaults for its data set, the recipe (`--config
+configs/x.yaml`), the command line. All go through the same checks of type, choice and range.
 """
 
 import argparse
@@ -34,11 +34,9 @@ def parse(
     """Build a configuration; return it, and the names of the fields given in the recipe or on the command line.
 
     Args:
-        config_class: `TrainConfig` or `EvaluationConfig`.
         argv: arguments; None means sys.argv[1:].
         defaults: values of the script, below the recipe.
-        dataset: the script's: a recipe's key `dataset` must name it, and settings that it does not know must stay at
-            their defaults; None: neither is checked.
+        dataset: if given, a recipe's `dataset` must name it, and settings that it does not know keep their defaults.
         description: first line of --help.
 
     Raises:

@@ -107,11 +107,6 @@ class Dataset(Protocol):
     std: Sequence[float]
     has_pixels: bool  # images, which tests perturb by pixels; events otherwise
 
-    def input_shape(self, config: TrainConfig) -> tuple[int, int, int]:
-        """(C, H, W) of what a network with this configuration sees."""
-
-    def load(self, config: TrainConfig | None = None) -> dict:
-        """The labelled samples {"train", "val", "test"}."""
-
-    def augmentation(self, config: TrainConfig) -> Callable:
-        """The augmentation of training batches."""
+    def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...  # (C, H, W) of what a network sees
+    def load(self, config: TrainConfig | None = None) -> dict: ...  # the labelled samples {"train", "val", "test"}
+    def augmentation(self, config: TrainConfig) -> Callable: ...  # of training batches
