@@ -101,7 +101,7 @@ def run_folder(folder: str | Path, combination: Combination) -> Path:
 
 
 def run_combination(folder: Path, command: Sequence[str], combination: Combination) -> dict:
-    """Train with one combination, or go on with it; return its test.json, or raise RuntimeError with the end of its log."""
+    """Train with one combination, or continue that; return its test.json, or raise RuntimeError with its last lines."""
     run = run_folder(folder, combination)
     run.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, *command]
