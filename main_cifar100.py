@@ -1,7 +1,4 @@
-"""Train a spiking network on CIFAR-100.
-
-`python main_cifar100.py --help` lists all settings; configs/ has recipes.
-"""
+"""Train a spiking network on CIFAR-100; see --help, and the recipes in configs/."""
 
 from dataset_utils import DATASETS
 from tools.cli import train

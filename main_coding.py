@@ -1,7 +1,4 @@
-"""Variability and reliability of neural codes: metrics, the scale of the noise, and networks fitted to cells.
-
-docs/coding.md has the results. `python main_coding.py --help` lists all settings.
-"""
+"""Reliability of neural codes, scale of the noise, networks fitted to cells (docs/coding.md)."""
 
 from pathlib import Path
 
@@ -14,8 +11,7 @@ def add_flags(parser):
 
 
 def chosen(arguments):
-    # These need SciPy and Matplotlib, which --help does without.
-    from tools.studies.coding.experiments import experiments, experiments_on
+    from tools.studies.coding.experiments import experiments, experiments_on  # needs SciPy; --help does not
     from tools.studies.coding.recordings import read_recording
 
     if arguments.recording:
@@ -24,5 +20,4 @@ def chosen(arguments):
 
 
 if __name__ == "__main__":
-    description = "Variability and reliability of noisy neurons and of networks fitted to them."
-    study("coding", description, chosen, more_flags=add_flags)
+    study("coding", __doc__, chosen, more_flags=add_flags)

@@ -1,7 +1,4 @@
-"""Train a spiking network on DVS-Gesture (frames of 48x48, two polarities).
-
-`python main_dvsgesture.py --help` lists all settings.
-"""
+"""Train a spiking network on DVS-Gesture (frames of 48x48, two polarities); see --help, and the recipes in configs/."""
 
 from dataset_utils import DATASETS
 from tools.cli import train

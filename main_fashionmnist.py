@@ -1,7 +1,4 @@
-"""Train a spiking network on Fashion-MNIST.
-
-`python main_fashionmnist.py --help` lists all settings; configs/ has recipes.
-"""
+"""Train a spiking network on Fashion-MNIST; see --help."""
 
 from dataset_utils import DATASETS
 from tools.cli import train

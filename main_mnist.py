@@ -1,7 +1,4 @@
-"""Train a spiking network on MNIST.
-
-`python main_mnist.py --help` lists all settings; configs/ has recipes.
-"""
+"""Train a spiking network on MNIST; see --help."""
 
 from dataset_utils import DATASETS
 from tools.cli import train

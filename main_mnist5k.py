@@ -1,8 +1,4 @@
-"""Train a spiking network on mnist5k: 5,000 real MNIST digits that need no download.
-
-The split is fixed: 3,600 images to train, 400 to choose the best epoch, 1,000 to test.
-`python main_mnist5k.py --help` lists all settings.
-"""
+"""Train a spiking network on 5,000 MNIST digits (3,600 train, 400 validate, 1,000 test); see --help and configs/."""
 
 from dataset_utils import DATASETS
 from tools.cli import train

@@ -1,7 +1,4 @@
-"""Train a spiking network on motions: simulated event recordings of moving digits, which need no download.
-
-`python main_motions.py --help` lists all settings.
-"""
+"""Train a spiking network on simulated event recordings of moving digits; see --help, and the recipes in configs/."""
 
 from dataset_utils import DATASETS
 from tools.cli import train

@@ -1,7 +1,4 @@
-"""Train a spiking network on N-MNIST (34x34, two polarities).
-
-`python main_nmnist.py --help` lists all settings.
-"""
+"""Train a spiking network on N-MNIST (34x34, two polarities); see --help, and the recipes in configs/."""
 
 from dataset_utils import DATASETS
 from tools.cli import train

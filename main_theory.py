@@ -1,16 +1,13 @@
-"""Why the surrogate gradient is a density: measured firing probabilities, and gradients against exact ones.
-
-docs/theory.md has the results. `python main_theory.py --help` lists all settings.
-"""
+"""Why the surrogate gradient is a density: spikes and gradients against exact ones (docs/theory.md)."""
 
 from tools.cli import study
 
 
 def chosen(arguments):
-    from tools.studies.theory.experiments import EXPERIMENTS  # needs SciPy and Matplotlib, which --help does without
+    from tools.studies.theory.experiments import EXPERIMENTS  # needs SciPy; --help does not
 
     return EXPERIMENTS
 
 
 if __name__ == "__main__":
-    study("theory", "Firing probabilities and gradients of noisy neurons against exact ones.", chosen)
+    study("theory", __doc__, chosen)

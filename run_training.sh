@@ -10,12 +10,9 @@
 # It runs in the repository's folder: results go to its results/, and relative paths in flags start there.
 set -euo pipefail
 unset CDPATH
-recipe=""
-if [ $# -gt 0 ]; then
-    recipe="$1"
-    shift
-    [ ! -f "$recipe" ] || recipe="$(cd "$(dirname "$recipe")" && pwd)/$(basename "$recipe")"
-fi
+recipe="${1:-}"
+[ $# -eq 0 ] || shift
+[ ! -f "$recipe" ] || recipe="$(cd "$(dirname "$recipe")" && pwd)/$(basename "$recipe")"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/environment.sh
 prepare_python requirements.txt
@@ -34,21 +31,13 @@ demonstrate() { # DATASET TESTING_FLAGS ...: train and test the data set's two s
 }
 
 if [ "$recipe" = events ]; then
-    if [ $# -gt 0 ]; then
-        echo "error: the demonstration takes no flags, got $*; configs/motions_nsnn.yaml does" >&2
-        exit 1
-    fi
+    [ $# -eq 0 ] || fail "the demonstration takes no flags, got $*; configs/motions_nsnn.yaml does"
     demonstrate motions --perturbation eventdrop polarity_flip --range --left 0 --right 0.6 --step 0.3
 elif [ -n "$recipe" ]; then
-    if [ ! -f "$recipe" ]; then
-        echo "error: no recipe $recipe; there are: events" configs/*.yaml >&2
-        exit 1
-    fi
+    [ -f "$recipe" ] || fail "no recipe $recipe; there are: events" configs/*.yaml
     dataset="$(sed -n "s/^dataset: *[\"']\{0,1\}\([A-Za-z0-9_]*\).*/\1/p" "$recipe")"
-    if [ ! -f "main_$dataset.py" ]; then
-        echo "error: $recipe needs a line \"dataset: NAME\", where main_NAME.py exists; it says \"$dataset\"" >&2
-        exit 1
-    fi
+    [ -f "main_$dataset.py" ] ||
+        fail "$recipe needs a line \"dataset: NAME\", where main_NAME.py exists; it says \"$dataset\""
     exec "$PYTHON" "main_$dataset.py" --config "$recipe" "$@"
 else
     demonstrate mnist5k --perturbation add_gaussian sp --range --left 0 --right 0.3 --step 0.1

@@ -1,7 +1,4 @@
-"""Test a network that main_dvsgesture.py trained: clean, or against the strength of a perturbation of its events.
-
-`python testing_dvsgesture.py --help` lists all settings.
-"""
+"""Test a network that main_dvsgesture.py trained, clean or perturbed; see --help."""
 
 from dataset_utils import DATASETS
 from tools.cli import test

@@ -1,7 +1,4 @@
-"""Test a network that main_mnist5k.py trained: clean, or against the strength of a perturbation.
-
-`python testing_mnist5k.py --help` lists all settings.
-"""
+"""Test a network that main_mnist5k.py trained, clean or perturbed; see --help."""
 
 from dataset_utils import DATASETS
 from tools.cli import test

@@ -4,15 +4,17 @@ python benchmarks/bench_events.py [--events 4000000] [--repeats 7]
 """
 
 import argparse
+import itertools
 import struct
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
-from benchmarks.common import in_turns, report, spread
+from benchmarks.common import in_turns, report
 from tools.data.events import EVENT
 from tools.data.events.formats import read_events
 from tools.data.events.frames import SPLITS, Framing, count_frames
@@ -32,9 +34,8 @@ def simulated(count):
 
 def as_aedat3(events, per_packet):
     """The bytes of an AEDAT 3.1 file with `per_packet` events in each packet."""
-    words = np.empty((len(events), 2), "<u4")
-    x, y, p = (events[name].astype(np.uint32) for name in "xyp")
-    words[:, 0], words[:, 1] = 1 | p << 1 | y << 2 | x << 17, events["t"]
+    x, y, p, t = (events[name].astype("<u4") for name in "xypt")
+    words = np.stack([1 | p << 1 | y << 2 | x << 17, t], axis=1)
     parts = [b"#!AER-DAT3.1\r\n#!END-HEADER\r\n"]
     for first in range(0, len(words), per_packet):
         part = words[first : first + per_packet]
@@ -44,12 +45,8 @@ def as_aedat3(events, per_packet):
 
 def as_nmnist(events):
     """The bytes of a .bin file of N-MNIST."""
-    columns = np.empty((len(events), 5), np.uint8)
-    columns[:, 0], columns[:, 1] = events["x"], events["y"]
     low = events["p"].astype(np.int64) << 23 | events["t"]
-    for column, shift in ((2, 16), (3, 8), (4, 0)):
-        columns[:, column] = low >> shift & 255
-    return columns.tobytes()
+    return np.stack([events["x"], events["y"], low >> 16, low >> 8 & 255, low & 255], axis=1).astype(np.uint8).tobytes()
 
 
 def main():
@@ -66,13 +63,12 @@ def main():
         for name, (file, raw) in files.items():
             path = Path(folder) / file
             path.write_bytes(raw)
-            runs[f"read {name}"] = lambda path=path: read_events(path, *SENSOR)
-        for split in SPLITS:
-            for size in (SENSOR, (48, 48)):
-                framing = Framing(10, split, SENSOR, size)
-                runs[f"frame by {split} to {size[0]}x{size[1]}"] = lambda framing=framing: count_frames(events, framing)
-        for name, times in in_turns(runs, args.repeats, "cpu").items():
-            rates = {key: round(args.events / time_s / 1e6, 1) for key, time_s in spread(times).items()}
+            runs[f"read {name}"] = partial(read_events, path, *SENSOR)
+        for split, size in itertools.product(SPLITS, (SENSOR, (48, 48))):
+            framing = Framing(10, split, SENSOR, size)
+            runs[f"frame by {split} to {size[0]}x{size[1]}"] = partial(count_frames, events, framing)
+        for name, times_s in in_turns(runs, args.repeats, "cpu").items():
+            rates = {key: round(args.events / time_s / 1e6, 1) for key, time_s in times_s.items()}
             report("events", "cpu", work=name, events=args.events, repeats=args.repeats, million_per_s=rates)
 
 

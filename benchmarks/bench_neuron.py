@@ -2,8 +2,8 @@
 
     python benchmarks/bench_neuron.py [--neurons 1048576] [--timesteps 2 4 10] [--repeats 15] [--device cpu]
 
-Output tensors are allocated in each call, as in training. SpikingJelly, snnTorch and norse (without noise,
-their default surrogate gradients) are measured where they are installed.
+Output tensors are allocated in each call, as in training. SpikingJelly, snnTorch and norse (without noise, their
+default surrogate gradients) are measured where they are installed.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
-from benchmarks.common import in_turns, report, spread
+from benchmarks.common import in_turns, report
 from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, Triangular, Uniform
 from models.functional import noisy_lif
 
@@ -23,15 +23,8 @@ from models.functional import noisy_lif
 def ours():
     """{name: function from x [T, B, N] to spikes}."""
     laws = (Gaussian(0.3), Logistic(0.2), Triangular(0.5), Uniform(0.5), Cauchy(0.2))
-    layers = {f"NoisyLIF {law}": NoisyLIF(law) for law in laws}
-    layers["LIF"] = LIF()
-    layers["NoisyLIF Gaussian(0.3) eager"] = lambda x: noisy_lif(x, Gaussian(0.3), backend="eager")[0]
-    return layers
-
-
-def peers():
-    """The same for the libraries that are installed; their neurons have no noise."""
-    return {name: make() for name, (module, make) in PEERS.items() if importlib.util.find_spec(module)}
+    eager = {"NoisyLIF Gaussian(0.3) eager": lambda x: noisy_lif(x, Gaussian(0.3), backend="eager")[0]}
+    return {f"NoisyLIF {law}": NoisyLIF(law) for law in laws} | {"LIF": LIF()} | eager
 
 
 def _spikingjelly():
@@ -69,11 +62,10 @@ def _norse():
     return lambda x: lifted(x)[0]
 
 
-PEERS = {
-    "SpikingJelly LIFNode": ("spikingjelly", _spikingjelly),
-    "snnTorch Leaky": ("snntorch", _snntorch),
-    "norse LIFBoxCell": ("norse", _norse),
-}
+def peers():
+    """The same for the libraries that are installed; their neurons have no noise."""
+    makers = {"SpikingJelly LIFNode": _spikingjelly, "snnTorch Leaky": _snntorch, "norse LIFBoxCell": _norse}
+    return {name: make() for name, make in makers.items() if importlib.util.find_spec(name.split()[0].lower())}
 
 
 def forward_and_backward(layer, x, gradient):
@@ -101,7 +93,7 @@ def main():
         gradient = torch.randn_like(x)
         layers = {"ReLU": nn.ReLU(), **ours(), **peers()}
         runs = {name: forward_and_backward(layer, x, gradient) for name, layer in layers.items()}
-        times = {name: spread(values) for name, values in in_turns(runs, args.repeats, args.device).items()}
+        times = in_turns(runs, args.repeats, args.device)
         for name, time_s in times.items():
             ns = {key: round(value / x.numel() * 1e9, 3) for key, value in time_s.items()}
             relu = round(time_s["median"] / times["ReLU"]["median"], 3)

@@ -20,27 +20,18 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
-from benchmarks.common import in_turns, report, spread, synchronise
+from benchmarks.common import in_turns, report, synchronise
 from models import build_model, build_neuron
 from tools.optim import build_optimizer
 from tools.runtime.device import keep_freed_memory
 
-NETWORKS = {  # in_shape, T, B (for CPUs)
-    "sresnet18": ((3, 32, 32), 2, 16),
-    "cifarnet": ((3, 32, 32), 2, 16),
-    "vgg": ((2, 48, 48), 10, 4),
-}
+# in_shape, T, B (for CPUs)
+NETWORKS = {"sresnet18": ((3, 32, 32), 2, 16), "cifarnet": ((3, 32, 32), 2, 16), "vgg": ((2, 48, 48), 10, 4)}
 NEURONS = {"ReLU": nn.ReLU, "NILIF": build_neuron("NILIF"), "LIF": build_neuron("LIF")}
 
 
 class Step:
-    """A network with its optimiser and a batch; images are repeated over time as event frames would be.
-
-    Args:
-        network: key of `NETWORKS`.
-        neuron: key of `NEURONS`.
-        args: of the command line.
-    """
+    """A network with its optimiser and a batch; images are repeated over time as event frames would be."""
 
     def __init__(self, network, neuron, args):
         in_shape, self.timesteps, batch = NETWORKS[network]
@@ -65,6 +56,10 @@ class Step:
         F.cross_entropy(logits.float().mean(0), self.target).backward()
         self.optimizer.step()
 
+    def train_thrice(self):
+        for _ in range(3):
+            self.train()
+
     @torch.no_grad()
     def infer(self):
         self.net.eval()
@@ -80,30 +75,43 @@ def peak_memory_mib(network, neuron, args):
         return statistics.median(json.loads(run.stdout) for run in runs)
     torch.cuda.reset_peak_memory_stats(args.device)
     before = torch.cuda.memory_allocated(args.device)
-    _train_three_steps(network, neuron, args)
+    Step(network, neuron, args).train_thrice()
     synchronise(args.device)
     return (torch.cuda.max_memory_allocated(args.device) - before) / 2**20
 
 
 def peak_resident_mib(network, neuron, args):
     """As `peak_memory_mib`, of this process, by Linux' account of resident memory."""
-    warm_up = nn.Conv2d(3, 8, 3)
-    warm_up(torch.rand(1, 3, 8, 8)).sum().backward()  # loads libraries
+    nn.Conv2d(3, 8, 3)(torch.rand(1, 3, 8, 8)).sum().backward()  # loads libraries
     before = _peak_kib()
-    _train_three_steps(network, neuron, args)
+    Step(network, neuron, args).train_thrice()
     return (_peak_kib() - before) / 2**10
-
-
-def _train_three_steps(network, neuron, args):
-    step = Step(network, neuron, args)
-    for _ in range(3):
-        step.train()
 
 
 def _peak_kib():
     # Not getrusage: its peak begins with that of the process that started this one.
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1])
+
+
+def measured(network, args):
+    """The results of one network, one for each kind of neuron."""
+    in_shape, timesteps, batch = NETWORKS[network]
+    steps = {neuron: Step(network, neuron, args) for neuron in NEURONS}
+    times = {}
+    for what in ("train", "infer"):
+        runs = {neuron: getattr(step, what) for neuron, step in steps.items()}
+        times[what] = in_turns(runs, args.repeats, args.device)
+    del steps, runs
+    memory = {neuron: peak_memory_mib(network, neuron, args) for neuron in NEURONS}
+    for neuron in NEURONS:
+        result = dict(network=network, neuron=neuron, T=timesteps, B=args.minibatch or batch, in_shape=in_shape)
+        for what, spreads in times.items():
+            result[f"{what}_s"] = {key: round(value, 5) for key, value in spreads[neuron].items()}
+            result[f"{what}_ratio_to_relu"] = round(spreads[neuron]["median"] / spreads["ReLU"]["median"], 3)
+        result["peak_memory_mib"] = round(memory[neuron], 1)
+        result["memory_ratio_to_relu"] = round(memory[neuron] / memory["ReLU"], 3)
+        yield result
 
 
 def main():
@@ -123,29 +131,7 @@ def main():
         return
     for network in args.networks:
         for result in measured(network, args):
-            report("step", args.device, **result, repeats=args.repeats)
-
-
-def measured(network, args):
-    """The results of one network, one for each kind of neuron."""
-    in_shape, timesteps, batch = NETWORKS[network]
-    results = {}
-    for neuron in NEURONS:
-        results[neuron] = dict(network=network, neuron=neuron, T=timesteps, B=args.minibatch or batch)
-        results[neuron].update(in_shape=in_shape, plain=args.plain, amp=args.amp)
-    steps = {neuron: Step(network, neuron, args) for neuron in NEURONS}
-    for what in ("train", "infer"):
-        runs = {neuron: getattr(step, what) for neuron, step in steps.items()}
-        times = {neuron: spread(values) for neuron, values in in_turns(runs, args.repeats, args.device).items()}
-        for neuron, result in results.items():
-            result[f"{what}_s"] = {key: round(value, 5) for key, value in times[neuron].items()}
-            result[f"{what}_ratio_to_relu"] = round(times[neuron]["median"] / times["ReLU"]["median"], 3)
-    del steps, runs
-    memory = {neuron: peak_memory_mib(network, neuron, args) for neuron in NEURONS}
-    for neuron, result in results.items():
-        result["peak_memory_mib"] = round(memory[neuron], 1)
-        result["memory_ratio_to_relu"] = round(memory[neuron] / memory["ReLU"], 3)
-    return results.values()
+            report("step", args.device, **result, plain=args.plain, amp=args.amp, repeats=args.repeats)
 
 
 if __name__ == "__main__":

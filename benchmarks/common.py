@@ -2,49 +2,40 @@
 
 import json
 import platform
-import statistics
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
 def in_turns(candidates, repeats, device):
-    """Time candidates in turn, so that a drift of the machine affects all of them.
+    """{name: function without arguments} -> {name: {"median", "q25", "q75"} of its seconds}.
 
-    Each runs twice per turn, and only the second run counts: the first finds the caches and the heap as another
-    candidate left them.
-
-    Args:
-        candidates: {name: function without arguments}.
-        repeats: timed turns, after one that is not.
-
-    Returns:
-        {name: list of seconds}.
+    Candidates take turns, so that a drift of the machine affects all of them. Each runs twice per turn, and only the
+    second run counts: the first finds the caches and the heap as another candidate left them. `repeats` turns count,
+    after one that does not.
     """
     times = {name: [] for name in candidates}
-    for turn in range(repeats + 1):
+    for _ in range(repeats + 1):
         for name, run in candidates.items():
             run()
             synchronise(device)
             start = time.perf_counter()
             run()
             synchronise(device)
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
+            times[name].append(time.perf_counter() - start)
+    spreads = {}
+    for name, times_s in times.items():
+        median, low, high = np.quantile(times_s[1:], (0.5, 0.25, 0.75)).tolist()
+        spreads[name] = {"median": median, "q25": low, "q75": high}
+    return spreads
 
 
 def synchronise(device):
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def spread(values):
-    """Median and quartiles, as {"median", "q25", "q75"}."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": median, "q25": low, "q75": high}
 
 
 def report(benchmark, device, **result):

@@ -16,14 +16,9 @@ MARK = re.compile(r"([-\d.e+]+)<!-- (\w+) ([^>]+?)(?: x([\d.]+))? -->")
 
 
 def look_up(content, path: str):
-    """What a path leads to in the content of a JSON file.
+    """What a path leads to in the content of a JSON file; KeyError for a key that does not exist, or not one row.
 
-    Args:
-        content: dictionaries and lists.
-        path: keys joined by "/"; for a list a number, or `name=value,name=value` of the one row with these values.
-
-    Raises:
-        KeyError: for a key that does not exist, or not exactly one row.
+    A path has keys joined by "/"; for a list a number, or `name=value,name=value` of the one row with these values.
     """
     for key in path.split("/"):
         if isinstance(content, list) and "=" in key:
@@ -42,10 +37,9 @@ def quoted(text: str, results: dict[str, dict]) -> str:
 
     def number(match):
         shown, study, path, factor = match.groups()
-        mantissa, _, exponent = shown.partition("e")
-        digits = len(mantissa.partition(".")[2])
+        digits = len(shown.partition("e")[0].partition(".")[2])
         value = look_up(results[study], path) * float(factor or 1)
-        return f"{value:.{digits}{'e' if exponent else 'f'}}" + match[0][len(shown) :]
+        return f"{value:.{digits}{'e' if 'e' in shown else 'f'}}" + match[0][len(shown) :]
 
     return MARK.sub(number, text)
 

@@ -11,28 +11,25 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
-from tools.config.train import TrainConfig
+from tools.config.train import Dataset, TrainConfig
 from tools.errors import UserError
 from tools.runtime.interruption import Interrupted
 from tools.runtime.processes import joined
 from tools.training.divergence import Diverged
 
 logger = logging.getLogger(__name__)
+Argv = Sequence[str] | None  # None: sys.argv[1:]
+Experiments = dict[str, Callable]  # {name: function of a `Study`}
 
 
-def train(dataset: Dataset, defaults: dict | None = None, argv: Sequence[str] | None = None):
-    """Train a network on a data set as the command line says.
+def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None):
+    """Train a network on a data set as the command line says; return loss and accuracy on the test data.
 
     Args:
         dataset: of `dataset_utils`, or another of this kind.
         defaults: settings that suit this data set; recipe and flags override them.
-        argv: arguments; None means sys.argv[1:].
-
-    Returns:
-        Loss and accuracy on the test data.
 
     Raises:
         SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite; when stopped by a
@@ -48,22 +45,11 @@ def train(dataset: Dataset, defaults: dict | None = None, argv: Sequence[str] | 
 
 
 def test(
-    dataset: Dataset,
-    defaults: dict | None = None,
-    argv: Sequence[str] | None = None,
-    other_datasets: dict[str, Dataset] | None = None,
+    dataset: Dataset, defaults: dict | None = None, argv: Argv = None, other_datasets: dict[str, Dataset] | None = None
 ) -> dict[str, list]:
-    """Test a snapshot on a data set as the command line says.
+    """Test a snapshot on a data set as the command line says; arguments and errors are as for `train`.
 
-    Args:
-        dataset, defaults, argv: as for `train`.
-        other_datasets: {name: data set}, of which --ood may choose one.
-
-    Returns:
-        {group: list of results}, as `run_tests` has it.
-
-    Raises:
-        SystemExit: with a message, for wrong settings, absent data, or a snapshot that does not fit.
+    --ood may choose one of `other_datasets`, {name: data set}. Returns {group: list of results}, as `run_tests` does.
     """
     config, _ = parse(EvaluationConfig, argv, defaults, dataset, f"Test a spiking network on {dataset.name}.")
     from tools.evaluation.run import run_tests
@@ -75,25 +61,19 @@ def test(
 def study(
     name: str,
     description: str,
-    experiments: dict[str, Callable] | Callable[[argparse.Namespace], dict[str, Callable]],
-    argv: Sequence[str] | None = None,
+    experiments: Experiments | Callable[[argparse.Namespace], Experiments],
+    argv: Argv = None,
     more_flags: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> tuple[Path, dict]:
-    """Run a study as the command line says.
+    """Run a study as the command line says; return the folder of results and the content of its results.json.
+
+    Wrong flags, and files that cannot be read or written, are a message and SystemExit, as in `train`.
 
     Args:
-        name: of the study, as in main_<name>.py.
+        name: as in main_<name>.py.
         description: what --help says first.
-        experiments: {name: function of a `Study`}, or a function that makes them of the parsed arguments, where it
-            imports what they need.
-        argv: arguments; None means sys.argv[1:].
-        more_flags: None, or a function that adds flags to a parser.
-
-    Returns:
-        The folder of results and the content of its results.json.
-
-    Raises:
-        SystemExit: with a message, for wrong flags or files that cannot be read or written.
+        experiments: or a function that makes them of the parsed arguments, where it imports what they need.
+        more_flags: a function that adds flags to a parser.
     """
     parser = argparse.ArgumentParser(f"main_{name}.py", description=description)
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False, help="fewer repetitions")
@@ -109,8 +89,8 @@ def study(
     from tools.studies.study import run_study
 
     with _readable_errors():
-        options = {key: getattr(arguments, key) for key in ("seed", "quick", "workers", "out", "only")}
         chosen = experiments(arguments) if callable(experiments) else experiments
+        options = {key: getattr(arguments, key) for key in ("seed", "quick", "workers", "out", "only")}
         folder, content = run_study(name, chosen, **options)
         logger.info("results and pictures are in %s", folder)
         return folder, content
@@ -118,10 +98,7 @@ def study(
 
 @contextlib.contextmanager
 def _readable_errors(debug: bool = False) -> Iterator[None]:
-    """Log to stderr; end with one line and exit code 1 for errors that the user can act on (with --debug, a traceback).
-
-    Any other exception is an error of the program and keeps its traceback.
-    """
+    """Log to stderr; an error that the user can act on is one line and exit code 1, any other keeps its traceback."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("matplotlib", "PIL", "tensorboard"):
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -3,6 +3,11 @@
 # prepare_python REQUIREMENTS sets $PYTHON to an interpreter that has the packages of that file: the
 # active one if it has them all, else the one in .venv, which is made and filled if necessary.
 
+fail() { # MESSAGE ...
+    echo "error: $*" >&2
+    exit 1
+}
+
 satisfies() { # PYTHON REQUIREMENTS
     "$1" - "$2" 2>/dev/null <<'PY'
 import pathlib, sys
@@ -25,18 +30,6 @@ check(pathlib.Path(sys.argv[1]))
 PY
 }
 
-find_python() {
-    local candidate
-    for candidate in python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-            echo "$candidate"
-            return
-        fi
-    done
-    echo "error: Python 3.10 or newer is needed, and none is on the PATH" >&2
-    return 1
-}
-
 is_environment() { # PYTHON: whether it belongs to a virtual or conda environment, where packages may be added
     "$1" -c 'import os, sys; sys.exit(sys.prefix == sys.base_prefix and "CONDA_PREFIX" not in os.environ)'
 }
@@ -48,33 +41,27 @@ install() { # PYTHON REQUIREMENTS
 
 make_venv() {
     local candidate
-    candidate="$(find_python)"
-    echo "Making .venv with $("$candidate" --version) ..." >&2
-    if ! "$candidate" -m venv .venv; then
-        echo "error: \"$candidate -m venv\" failed; on Debian and Ubuntu: apt install python3-venv" >&2
-        return 1
-    fi
+    for candidate in python3 python python3.14 python3.13 python3.12 python3.11 python3.10; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue
+        echo "Making .venv with $("$candidate" --version) ..." >&2
+        "$candidate" -m venv .venv && return
+        fail "\"$candidate -m venv\" failed; on Debian and Ubuntu: apt install python3-venv"
+    done
+    fail "Python 3.10 or newer is needed, and none is on the PATH"
 }
 
 prepare_python() {
-    local requirements="$1" candidate
-    for candidate in python python3; do
-        command -v "$candidate" >/dev/null || continue
-        if satisfies "$candidate" "$requirements"; then
-            PYTHON="$candidate"
-            return
-        fi
+    local requirements="$1"
+    for PYTHON in python python3; do
+        satisfies "$PYTHON" "$requirements" && return
         # It lacks only the test tools: add them rather than install everything again.
-        if satisfies "$candidate" requirements.txt && is_environment "$candidate"; then
+        if satisfies "$PYTHON" requirements.txt && is_environment "$PYTHON"; then
             echo "Installing what $requirements adds into the active environment ..." >&2
-            install "$candidate" "$requirements"
-            PYTHON="$candidate"
+            install "$PYTHON" "$requirements"
             return
         fi
     done
-    if [ ! -x .venv/bin/python ]; then
-        make_venv
-    fi
+    [ -x .venv/bin/python ] || make_venv
     PYTHON=.venv/bin/python
     if ! satisfies "$PYTHON" "$requirements"; then
         echo "Installing the packages of $requirements into .venv (a few minutes, several GB with CUDA) ..." >&2

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,22 +9,23 @@ from torch import nn
 
 from models import build_model, build_neuron, noise_generator
 from models.layers import Normalize
-from tools.config.dataset import Dataset
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.parsing import checked
-from tools.config.train import TrainConfig
+from tools.config.train import Dataset, TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
 from tools.published import load_published
 from tools.runtime.device import chosen_device
 
+NEURON_SETTINGS = ("sigma", "tau", "threshold", "alpha", "placement", "reset")
+NEURON_SETTINGS += ("detach_reset", "decay_input", "learnable_scale")
 MOST_UNSAID = 10**8  # numbers of a network that may be built though its checkpoint has fewer, to say which do not fit
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:
     """Memory format of the network of a configuration."""
-    # On the CPU, PyTorch's channels-last convolutions in bfloat16 give gradients of weights that are read from memory
-    # nobody wrote, where the kernel is larger than the image.
+    # On the CPU, PyTorch's channels-last convolutions in bfloat16 read gradients of weights from memory that nobody
+    # wrote, where the kernel is larger than the image.
     is_unsafe = config.amp == "bf16" and chosen_device(config).type == "cpu"
     return torch.channels_last if config.channels_last and not is_unsafe else torch.contiguous_format
 
@@ -33,14 +33,6 @@ def memory_format(config: TrainConfig) -> torch.memory_format:
 def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextManager:
     """Draw all noise in the block from a generator of its own, so that no other draws change."""
     return noise_generator(torch.Generator(device).manual_seed(seed))
-
-
-def neuron_factory(config: TrainConfig) -> Callable[[], nn.Module]:
-    """The zero-argument callable that makes the neurons of a configuration; UserError for impossible settings."""
-    names = ("sigma", "tau", "threshold", "alpha", "placement", "reset", "detach_reset", "decay_input")
-    options = {name: getattr(config, name) for name in (*names, "learnable_scale")}
-    with _user_errors():
-        return build_neuron(config.neuron, **options)
 
 
 def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
@@ -52,28 +44,17 @@ def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
 
 def _bare_network(config, dataset):
     options = dict(in_shape=dataset.input_shape(config), num_classes=dataset.num_classes, width=config.width)
-    with _user_errors():
-        return build_model(config.model, neuron=neuron_factory(config), norm=None if config.nobn else "bn", **options)
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """Turn a ValueError of `models` into a UserError: it is about the user's settings."""
     try:
-        yield
-    except ValueError as error:
+        neuron = build_neuron(config.neuron, **{name: getattr(config, name) for name in NEURON_SETTINGS})
+        return build_model(config.model, neuron=neuron, norm=None if config.nobn else "bn", **options)
+    except ValueError as error:  # of `models`, about the user's settings
         raise UserError(str(error)) from error
 
 
 def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module, TrainConfig]:
-    """The network of a checkpoint, ours or a published one, ready for raw pixels in [0, 1].
+    """The network of a checkpoint, ours or a published one, in evaluation mode, and the configuration of its training.
 
-    Args:
-        config: names the checkpoint; what it says of the network overrides a checkpoint of ours.
-        dataset: the one it was trained on.
-
-    Returns:
-        The network in evaluation mode, and the configuration of its training.
+    The network takes raw pixels in [0, 1]. What `config` says of it overrides what a checkpoint of ours says.
 
     Raises:
         CheckpointError: if the file cannot be loaded or does not fit; it says what is missing.
@@ -81,8 +62,7 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
     """
     path = config.snapshot
     content = checkpoint.read(path)
-    given = {name: getattr(config, name) for name in NETWORK_SETTINGS}
-    overrides = {name: value for name, value in given.items() if value is not None}
+    overrides = {name: getattr(config, name) for name in NETWORK_SETTINGS if getattr(config, name) is not None}
     if "config" not in content:
         if not {"model", "neuron"} <= overrides.keys():
             raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
@@ -106,17 +86,7 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
 
 
 def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str | Path) -> None:
-    """Check that a checkpoint has the weights of the network it describes, before memory is taken for that.
-
-    Args:
-        config: the one in the checkpoint.
-        dataset: the one it was trained on.
-        weights: {key: tensor} in it.
-        path: for the message.
-
-    Raises:
-        CheckpointError: if it has not.
-    """
+    """Raise CheckpointError if a checkpoint describes a network far larger than its `weights`, before that is made."""
     values = weights.values() if isinstance(weights, dict) else ()
     has = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
     with torch.device("meta"):  # shapes alone
@@ -137,5 +107,4 @@ def _without_prefix(averaged: object) -> dict | None:
     """The weights in the state of an `AveragedModel`; None if that is not what it is."""
     if not isinstance(averaged, dict):
         return None
-    named = {str(key): value for key, value in averaged.items()}
-    return {key.removeprefix("module."): value for key, value in named.items() if key.startswith("module.")}
+    return {str(key).removeprefix("module."): averaged[key] for key in averaged if str(key).startswith("module.")}

@@ -38,17 +38,14 @@ PUBLISHED_KEYS = {
 
 
 def load_published(net: nn.Module, model: str, path: str | Path) -> nn.Module:
-    """Fill a network with the weights of a checkpoint of the published NSNN code.
+    """Fill a network with the weights of a checkpoint of the published NSNN code; return it in evaluation mode.
 
     Args:
-        net: as `models.build_model` makes it, without normalisation of its inputs; such a file does not say sigma,
-            tau and threshold of its neurons.
+        net: as `models.build_model` makes it: like the published one, it takes normalised inputs. The file does not
+            say sigma, tau and threshold of its neurons.
         model: name of the network.
-        path: a torch.save'd dictionary {"net": state_dict, "acc": float, "epoch": int}, or the
-            state_dict itself; its keys may carry the prefix `module.` of DataParallel.
-
-    Returns:
-        The same network, in evaluation mode. Like the published one, it takes normalised inputs.
+        path: a torch.save'd dictionary {"net": state_dict, "acc": float, "epoch": int}, or the state_dict itself; its
+            keys may carry the prefix `module.` of DataParallel.
 
     Raises:
         CheckpointError: naming missing and unexpected keys, and shapes that do not fit.

@@ -31,8 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SEED = "seed"  # the setting that results are averaged over
 DEFINITION = "sweep.json"
 OWN = ("run_dir", "resume")  # settings that the sweep itself chooses for each run
-ATTEMPTS = 3  # at a run that fails
-
 Combination = dict[str, str]  # {setting: value}
 
 
@@ -48,16 +46,12 @@ class Row:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The arguments of a sweep; SystemExit with a message for wrong ones."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.sweep",
-        usage="%(prog)s FOLDER --vary SETTING=VALUE,VALUE [...] -- main_<dataset>.py [flags]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    usage = "python -m tools.sweep FOLDER --vary SETTING=VALUE,VALUE [...] -- main_<dataset>.py [flags]"
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tools.sweep", usage, __doc__, formatter_class=as_it_is)
     parser.add_argument("folder", type=Path, help="folder of the sweep: its runs, its table and its picture")
-    parser.add_argument(
-        "--vary", action="append", required=True, metavar="SETTING=VALUE,VALUE", help="a flag of the script, its values"
-    )
+    vary = dict(action="append", required=True, metavar="SETTING=VALUE,VALUE")
+    parser.add_argument("--vary", help="a flag of the script, its values", **vary)
     parser.add_argument("--cpus", type=float, default=1.0, help="CPUs per run (default: 1)")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs per run; 0.5: two runs share one (default: 0)")
     parser.add_argument("--address", help="address of a Ray cluster (default: this machine)")
@@ -107,18 +101,11 @@ def run_folder(folder: str | Path, combination: Combination) -> Path:
 
 
 def run_combination(folder: Path, command: Sequence[str], combination: Combination) -> dict:
-    """Train with one combination of settings, or continue that training.
-
-    Returns:
-        The content of the run's test.json.
-
-    Raises:
-        RuntimeError: with the last lines of its log, if it failed.
-    """
+    """Train with one combination, or continue that; return its test.json, or raise RuntimeError with its last lines."""
     run = run_folder(folder, combination)
     run.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, *command]
-    for name, value in (*combination.items(), ("run_dir", str(run)), ("resume", "auto")):
+    for name, value in {**combination, "run_dir": str(run), "resume": "auto"}.items():
         arguments += [f"--{name}", value]
     with open(run / "log.txt", "a") as log:
         done = subprocess.run(arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
@@ -131,19 +118,11 @@ def run_combination(folder: Path, command: Sequence[str], combination: Combinati
 def _end_with_parent():
     """Stop this process when its parent dies: a run must not go on beside the one that continues it."""
     if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # of linux/prctl.h
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def run_sweep(arguments: argparse.Namespace) -> list[str]:
-    """Run what is missing of a sweep.
-
-    Returns:
-        Messages of the runs that failed.
-
-    Raises:
-        UserError: if Ray is missing, or the folder has another sweep.
-    """
+    """Run what is missing; return messages of runs that failed; UserError without Ray, or in another sweep's folder."""
     try:
         import ray
         from ray import tune
@@ -163,29 +142,22 @@ def run_sweep(arguments: argparse.Namespace) -> list[str]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
     ray.init(arguments.address, include_dashboard=False if arguments.address is None else None, log_to_driver=False)
     try:
-        results = tune.Tuner(
-            tune.with_resources(train, {"cpu": arguments.cpus, "gpu": arguments.gpus}),
-            param_space={"settings": tune.grid_search(missing)},
-            run_config=tune.RunConfig(
-                name="ray",
-                storage_path=str(folder),
-                verbose=1,
-                failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
-            ),
-        ).fit()
+        trainable = tune.with_resources(train, {"cpu": arguments.cpus, "gpu": arguments.gpus})
+        thrice = tune.FailureConfig(max_failures=2)  # a run that fails is tried three times
+        config = tune.RunConfig(name="ray", storage_path=str(folder), verbose=1, failure_config=thrice)
+        tuner = tune.Tuner(trainable, param_space={"settings": tune.grid_search(missing)}, run_config=config)
+        return [str(error) for error in tuner.fit().errors]
     finally:
         ray.shutdown()
-    return [str(error) for error in results.errors]
 
 
 def check_same(folder: Path, definition: dict) -> None:
     """Note in its folder what a sweep is; UserError if another one is there."""
     path = folder / DEFINITION
-    if path.exists():
-        if (there := json.loads(read_bytes(path, MOST_TEXT))) != definition:
-            raise UserError(f"{folder} has another sweep: {json.dumps(there)}")
-        return
-    write_text_atomically(path, json.dumps(definition, indent=2) + "\n")
+    if not path.exists():
+        write_text_atomically(path, json.dumps(definition, indent=2) + "\n")
+    elif (there := json.loads(read_bytes(path, MOST_TEXT))) != definition:
+        raise UserError(f"{folder} has another sweep: {json.dumps(there)}")
 
 
 def summarise(folder: Path, settings: dict[str, list[str]]) -> list[Row]:
@@ -248,32 +220,25 @@ def plot_sweep(path: Path, rows: Sequence[Row]) -> None:
     names = list(rows[0].settings)
     varied = [name for name in names if len({row.settings[name] for row in rows}) > 1]
     axis = (varied or names or [SEED])[0]
+    kind = float
+    try:
+        rows = sorted(rows, key=lambda row: float(row.settings.get(axis, "")))
+    except ValueError:
+        kind = str  # a category for each text
+    places = [kind(row.settings.get(axis, "")) for row in rows]
     lines = {}
-    for row in rows:
+    for place, row in zip(places, rows):
         others = ", ".join(f"{name} {row.settings[name]}" for name in varied if name != axis)
-        lines.setdefault(others, []).append((row.settings.get(axis, ""), 100 * row.mean, 100 * (row.std or 0)))
-    places = list(dict.fromkeys(row.settings.get(axis, "") for row in rows))
-    numbers = _numbers(places)
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
+        lines.setdefault(others, []).append((place, 100 * row.mean, 100 * (row.std or 0)))
+    axes = Figure(figsize=(6.4, 4.2), layout="constrained").subplots()
+    axes.xaxis.update_units(places)  # categories in the order of the values, also where runs are missing
     for label, points in lines.items():
-        points = sorted((numbers[place], mean, std) for place, mean, std in points)
         axes.errorbar(*zip(*points), marker="o", capsize=3, label=label)
-    if not all(isinstance(number, float) for number in numbers.values()):
-        axes.set_xticks(range(len(places)), places)
     axes.set(xlabel=axis, ylabel="test accuracy (%)", title="mean and standard deviation over seeds")
     axes.grid(alpha=0.3)
     if len(lines) > 1:
         axes.legend()
-    figure.savefig(path, dpi=130)
-
-
-def _numbers(texts):
-    """{text: the float that it is}, or if one is not a number, {text: its place among them, an int}."""
-    try:
-        return {text: float(text) for text in texts}
-    except ValueError:
-        return {text: place for place, text in enumerate(texts)}
+    axes.figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -27,15 +27,11 @@ def _presets() -> tuple[str, ...]:
 
 # The settings of training that describe the network: over those of a checkpoint of ours, or for a published one.
 NETWORK_SETTINGS = tuple(name for name, setting in settings(TrainConfig).items() if setting.network)
-_Overrides = dataclasses.make_dataclass(
-    "_Overrides",
-    [
-        (field.name, field.type | None, dataclasses.field(default=None, metadata=field.metadata))
-        for field in dataclasses.fields(TrainConfig)
-        if field.name in NETWORK_SETTINGS
-    ],
-    bases=(RunConfig,),
-)
+_fields = []
+for field in dataclasses.fields(TrainConfig):
+    if field.name in NETWORK_SETTINGS:
+        _fields.append((field.name, field.type | None, dataclasses.field(default=None, metadata=field.metadata)))
+_Overrides = dataclasses.make_dataclass("_Overrides", _fields, bases=(RunConfig,))
 
 
 @dataclasses.dataclass
@@ -46,20 +42,14 @@ class EvaluationConfig(_Overrides):
     compare: list[str] = _test([], "instead: groups of networks, several seeds of each, as NSNN=a.pth,b.pth")
     n_ensembles: int = _test(1, "noise draws whose softmax is averaged into one prediction", low=1)
     draws: int = _test(5, "independent repetitions, reported as mean and standard deviation", low=1)
-    perturbation: list[str] = _test(
-        [], "perturbations to test; all: all but adversarial, at all severities", choices=_perturbations
-    )
-    severity: list[int] = _test(
-        [], "severities 1 to 5, as in CIFAR-10-C, instead of the strengths below", low=1, high=5
-    )
+    perturbation: list[str] = _test([], "to test; all: all but adversarial, at all severities", choices=_perturbations)
+    severity: list[int] = _test([], "as in CIFAR-10-C, 1 to 5, instead of the strengths below", low=1, high=5)
     range: bool = _test(False, "sweep the strength from --left to --right by --step")
     left: float = _test(0.0, "first strength of a sweep", low=0.0)
     right: float = _test(0.5, "last strength of a sweep", low=0.0)
     step: float = _test(0.1, "increment of a sweep", low=1e-9)
     corruptions: str = _test("", "also test a folder of .npy files as CIFAR-10-C has them", only="pixels")
-    attack_preset: str | None = _test(
-        None, "also attack, for an upper bound on robustness", choices=_presets, only="pixels"
-    )
+    attack_preset: str | None = _test(None, "attack, for an upper bound on robustness", choices=_presets, only="pixels")
     uncertainty: bool = _test(False, "also score calibration and uncertainty against the number of averaged draws")
     ood: str = _test("", "with --uncertainty: another data set, whose test part should look uncertain")
     efficiency: bool = _test(False, "also count synaptic operations, beside those of the same network with ReLU")
@@ -81,9 +71,7 @@ class EvaluationConfig(_Overrides):
     pixel_fraction: float = _on_events(0.01, "of hot_pixels and dead_pixels: fraction of pixels", high=1.0)
     jitter_us: float = _on_events(10000.0, "of time_jitter: standard deviation in microseconds")
     polarity_p: float = _on_events(0.1, "of polarity_flip: fraction of events", high=1.0)
-    spike_p: float = _strength(
-        0.01, "of spike_level, spike_delete, spike_insert: probability per neuron and step", high=1.0
-    )
+    spike_p: float = _strength(0.01, "of spike_level, spike_delete, spike_insert: per neuron and step", high=1.0)
     membrane_sigma: float = _strength(0.3, "of membrane: standard deviation of additional membrane noise")
 
     minibatch: int = _run(200, "samples per batch", low=1)

@@ -18,27 +18,17 @@ GROUPS += ("augmentation", "event data", "data", "run")  # headings of --help, i
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is known of one field of a configuration.
-
-    Args:
-        help: text for --help.
-        group: its heading in --help, one of `GROUPS`.
-        choices: allowed values, or a function that finds them when they are needed.
-        low, high: allowed range, bounds included.
-        network: it describes the network, so an evaluation may override it.
-        only: "pixels" or "events", for a setting that other data sets do not know.
-        name, kind, is_list, default: of the field, filled in by `settings`; kind is the type of a list's items.
-    """
+    """What is known of one field of a configuration; the last four are of the field itself, filled in by `settings`."""
 
     help: str
-    group: str
-    choices: Iterable | Callable[[], Iterable] | None = None
-    low: float | None = None
+    group: str  # its heading in --help, one of `GROUPS`
+    choices: Iterable | Callable[[], Iterable] | None = None  # or a function that finds them when they are needed
+    low: float | None = None  # allowed, as is `high`
     high: float | None = None
-    network: bool = False
-    only: str | None = None
+    network: bool = False  # describes the network, so an evaluation may override it
+    only: str | None = None  # "pixels" or "events": other data sets do not know this setting
     name: str = ""
-    kind: type = str
+    kind: type = str  # of a list: of its items
     is_list: bool = False
     default: object = None
 
@@ -49,11 +39,7 @@ class Setting:
         return None if choices is None else tuple(choices)
 
     def converted(self, value: object, where: str) -> object:
-        """A value from a file as one of this type: an integer, or 1e-3 (a string in YAML 1.1), may be a float.
-
-        Raises:
-            UserError: for another type; the message starts with `where`.
-        """
+        """A value from a file as one of this type (1, and YAML 1.1's string 1e-3, may be floats), else a UserError."""
         if self.is_list:
             item = dataclasses.replace(self, is_list=False)
             return [item.converted(one, where) for one in (value if isinstance(value, list) else [value])]
@@ -83,10 +69,8 @@ class Setting:
 
 def option(default: object, help: str, **details: object) -> typing.Any:
     """A field that is also a flag, with `details` of `Setting`; its annotation is its type: T, T | None or list[T]."""
-    metadata = {"setting": Setting(help, **details)}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**start, metadata={"setting": Setting(help, **details)})
 
 
 def settings(config_class: type) -> dict[str, Setting]:
@@ -108,15 +92,11 @@ _run = partial(option, group="run")
 class RunConfig:
     """What training and evaluation have in common."""
 
-    seed: int = _run(
-        0, "training: of weights, order of data, augmentation and noise; evaluation: of all draws", low=0, high=2**53
-    )
+    seed: int = _run(0, "of weights, order of data, augmentation, noise; evaluation: of all draws", low=0, high=2**53)
     device: str = _run("auto", "torch device; auto: CUDA if available, else the CPU")
     threads: int = _run(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0, high=4096)
     debug: bool = _run(False, "verbose log with tracebacks; training: anomaly detection, 5 batches per pass")
     data_root: str = _data("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT in dataset_utils.py")
     download: bool = _data(False, "download the data set if it is missing")
-    workers: int = _data(
-        4, "threads that decode an image folder, or processes that read recordings, the first time", low=1
-    )
+    workers: int = _data(4, "threads that decode images, or processes that read recordings, the first time", low=1)
     lenient: bool = _data(False, "skip damaged recordings and report how many, instead of failing", only="events")

@@ -1,11 +1,12 @@
 """Configurations from flags and recipes.
 
-Precedence, lowest first: the field's default, the script's defaults for its data set, the recipe
-(`--config configs/x.yaml`), the command line. All go through the same checks of type, choice and range.
+Precedence, lowest first: the field's default, the script's defaults for its data set, the recipe (`--config
+configs/x.yaml`), the command line. All go through the same checks of type, choice and range.
 """
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,8 +17,8 @@ import yaml
 from tools.errors import UserError
 from tools.io.files import read_bytes
 
-from .dataset import Dataset
 from .fields import GROUPS, RunConfig, Setting, settings
+from .train import Dataset
 
 MAX_RECIPE_BYTES = 2**16
 Config = TypeVar("Config", bound=RunConfig)
@@ -30,18 +31,13 @@ def parse(
     dataset: Dataset | None = None,
     description: str | None = None,
 ) -> tuple[Config, set[str]]:
-    """Build a configuration from defaults, recipe and command line.
+    """Build a configuration; return it, and the names of the fields given in the recipe or on the command line.
 
     Args:
-        config_class: `TrainConfig` or `EvaluationConfig`.
         argv: arguments; None means sys.argv[1:].
         defaults: values of the script, below the recipe.
-        dataset: the script's: a recipe's key `dataset` must name it, and settings that it does not know must stay at
-            their defaults; None: neither is checked.
+        dataset: if given, a recipe's `dataset` must name it, and settings that it does not know keep their defaults.
         description: first line of --help.
-
-    Returns:
-        The configuration, and the names of the fields given in the recipe or on the command line.
 
     Raises:
         SystemExit: with a message, as argparse does, for anything wrong in recipe or flags.
@@ -70,11 +66,7 @@ def parse(
 
 
 def checked(config_class: type[Config], values: dict, where: str | Path) -> Config:
-    """A configuration made of plain values from the file `where`, each checked as a recipe's is.
-
-    Raises:
-        UserError: for an unknown name, or a value of the wrong type or out of its range.
-    """
+    """A configuration of plain values from the file `where`; UserError where one is not what a recipe's may be."""
     known = settings(config_class)
     if unknown := sorted(map(str, values.keys() - known)):
         raise UserError(f"{where} has settings that this version does not know: {', '.join(unknown)}")
@@ -86,18 +78,12 @@ def checked(config_class: type[Config], values: dict, where: str | Path) -> Conf
 
 def _applies(setting: Setting, dataset: Dataset | None) -> bool:
     """Whether a setting has a meaning for a data set."""
-    if setting.only is None or dataset is None:
-        return True
-    return dataset.has_pixels == {"pixels": True, "events": False}[setting.only]
+    return dataset is None or setting.only in (None, "pixels" if dataset.has_pixels else "events")
 
 
 def _parser(known: Iterable[Setting], defaults: dict, dataset, description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [--config YAML] [flags]",
-        description=description,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    usage, absent = "%(prog)s [--config YAML] [flags]", argparse.SUPPRESS
+    parser = argparse.ArgumentParser(usage=usage, description=description, argument_default=absent, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="recipe; flags override it")
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
     for setting in known:
@@ -112,18 +98,15 @@ def _parser(known: Iterable[Setting], defaults: dict, dataset, description: str 
         else:
             options = dict(type=setting.kind, choices=setting.allowed, nargs="*" if setting.is_list else None)
             options["metavar"] = None if setting.choices else setting.kind.__name__.upper()
-        shown = text if _applies(setting, dataset) else argparse.SUPPRESS
+        shown = text if _applies(setting, dataset) else absent
         groups[setting.group].add_argument(f"--{setting.name}", help=shown, **options)
     return parser
 
 
 def _underscored(word: str) -> str:
     """Turn --weight-decay into --weight_decay: flags are listed once, and can be typed either way."""
-    if not word.startswith("--"):
-        return word
-    flag, equals, value = word.partition("=")
-    prefix = "--no-" if flag.startswith("--no-") else "--"
-    return prefix + flag.removeprefix(prefix).replace("-", "_") + equals + value
+    flag = re.match("(--(?:no-)?)([^=]*)", word)
+    return word if flag is None else flag[1] + flag[2].replace("-", "_") + word[flag.end() :]
 
 
 def _nearest(name: object, known: Iterable[str]) -> str:
@@ -140,12 +123,10 @@ def _read_recipe(path: str, known: dict[str, Setting], dataset) -> dict:
     wanted = recipe.pop("dataset", name)
     if wanted != name:
         raise UserError(f"recipe {path} is for the data set {wanted!r}, this script is for {name!r}")
-    values = {}
-    for key, value in recipe.items():
+    for key in recipe:
         if key not in known:
             raise UserError(f"recipe {path} has the unknown key {key!r}; did you mean {_nearest(key, known)!r}?")
-        values[key] = known[key].converted(value, f"recipe {path}: {key}")
-    return values
+    return {key: known[key].converted(value, f"recipe {path}: {key}") for key, value in recipe.items()}
 
 
 def _read_yaml(path: str) -> object:

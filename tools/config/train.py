@@ -1,7 +1,9 @@
-"""The configuration of a training run."""
+"""The configuration of a training run, and what a script asks of its data set."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from crits import LOSSES, REGULARIZERS
 from models.functional import PLACEMENTS, RESETS
@@ -44,9 +46,7 @@ class TrainConfig(RunConfig):
     decay_input: bool = _neuron(False, "multiply the input by 1 - decay")
     learnable_scale: bool = _neuron(False, "learn the scale of the noise, one per noisy layer", network=False)
 
-    loss: str = _loss(
-        "rate", "cross-entropy of mean logits, of each step, or of each with a pull (tet)", choices=LOSSES
-    )
+    loss: str = _loss("rate", "cross-entropy of mean logits, of each step, or of each and a pull (tet)", choices=LOSSES)
     tet: bool = _loss(False, "short for --loss tet")
     lambda_tet: float = _loss(0.05, "weight of the pull in --loss tet", low=0.0, high=1.0)
     label_smoothing: float = _loss(0.0, "label smoothing", low=0.0, high=1.0)
@@ -85,17 +85,28 @@ class TrainConfig(RunConfig):
     results: str = _run("results", "folder of all results")
     run_dir: str = _run("", "folder of this run, instead of <results>/<dataset>/<model>-<neuron>/<time>-s<seed>")
     resume: str = _run("", "continue a run: its folder or last.pth; auto: the one in --run_dir, if any")
-    save_minutes: float = _run(
-        10.0, "minutes between mid-epoch checkpoints (0: off); one is always saved after an epoch", low=0.0
-    )
+    save_minutes: float = _run(10.0, "minutes between mid-epoch checkpoints (0: off); epochs end with one", low=0.0)
     save_steps: int = _run(0, "steps between mid-epoch checkpoints (0: off)", low=0)
     max_minutes: float = _run(0.0, "stop after this many minutes, with everything saved (0: no limit)", low=0.0)
     plot_spike_rate: bool = _run(False, "log the firing rate of every layer")
     histograms: bool = _run(True, "log histograms of weights and gradients, after at most 100 epochs")
 
     def __post_init__(self):
-        if not self.tet:
-            return
-        if self.loss not in ("rate", "tet"):
+        if self.tet and self.loss not in ("rate", "tet"):
             raise UserError(f"--tet means --loss tet, and --loss {self.loss} was given too")
-        self.loss = "tet"
+        self.loss = "tet" if self.tet else self.loss
+
+
+class Dataset(Protocol):
+    """A data set, as `dataset_utils` has them."""
+
+    name: str  # as in main_<name>.py and in results
+    classes: Sequence[str]  # names, in the order of the labels
+    num_classes: int
+    mean: Sequence[float]  # of each channel, in [0, 1] pixel units, by which the network normalises its inputs
+    std: Sequence[float]
+    has_pixels: bool  # images, which tests perturb by pixels; events otherwise
+
+    def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...  # (C, H, W) of what a network sees
+    def load(self, config: TrainConfig | None = None) -> dict: ...  # the labelled samples {"train", "val", "test"}
+    def augmentation(self, config: TrainConfig) -> Callable: ...  # of training batches
