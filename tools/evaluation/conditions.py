@@ -24,14 +24,12 @@ class Condition:
         return self.severity == 0
 
 
-def conditions(
-    config: EvaluationConfig, has_pixels: bool, corruptions: Iterable[str] = ()
-) -> dict[str, list[Condition]]:
+def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[str] = ()) -> dict[str, list[Condition]]:
     """The conditions that a configuration asks for.
 
     Args:
         has_pixels: whether the data set has pixels; it has events otherwise.
-        corruptions: names of the corruptions of a folder, each at all severities.
+        corrupted: names of the corruptions of a folder, each at all severities.
 
     Returns:
         {"clean": [one], name of a perturbation or corruption: its conditions}.
@@ -39,33 +37,29 @@ def conditions(
     Raises:
         UserError: for perturbations that do not apply to the data set, or strengths out of range.
     """
-    if config.range and not config.perturbation:
-        raise UserError("--range needs to know of what: give --perturbation")
+    if (config.range or config.severity) and not config.perturbation:
+        raise UserError(f"--{'range' if config.range else 'severity'} needs to know of what: give --perturbation")
     if config.range and config.severity:
         raise UserError("--range and --severity are two ways to say how strong; give one")
-    if config.severity and not config.perturbation:
-        raise UserError("--severity needs to know of what: give --perturbation")
     if config.range and "all" in config.perturbation:
         raise UserError("--range has one unit, the perturbations of all have many: give --severity")
-    possible = applicable(has_pixels)
-    names = list(dict.fromkeys(config.perturbation))
-    severities = config.severity
+    possible, names, severities = applicable(has_pixels), config.perturbation, config.severity
     if "all" in names:
         named = [name for name in names if name != "all"]  # "all" has no attack, but one may be asked for beside it
-        others = [name for name in possible if PERTURBATIONS[name].where != "attack"]
-        names, severities = list(dict.fromkeys([*others, *named])), severities or SEVERITIES
+        names = [name for name in possible if PERTURBATIONS[name].where != "attack"] + named
+        severities = severities or SEVERITIES
     for name in names:
         if name not in possible:
-            missing = "events" if PERTURBATIONS[name].where == "events" else "pixels"
+            needs = "events" if PERTURBATIONS[name].where == "events" else "pixels"
             raise UserError(
-                f"{name} perturbs {missing}, which this data set does not have; choose from {', '.join(possible)}"
+                f"{name} perturbs {needs}, which this data set does not have; choose from {', '.join(possible)}"
             )
-    if clashing := {CLEAN, *PERTURBATIONS} & set(corruptions):
+    if clashing := {CLEAN, *PERTURBATIONS} & set(corrupted):
         raise UserError(f"a file of --corruptions has the name of another test: {', '.join(sorted(clashing))}")
     found = {CLEAN: [Condition(CLEAN, 0, 0.0)]}
     for name in names:
         found[name] = _of_perturbation(name, config, severities)
-    for name in corruptions:
+    for name in corrupted:
         found[name] = [Condition(name, severity, severity) for severity in (0, *SEVERITIES)]
     return found
 
@@ -73,11 +67,6 @@ def conditions(
 def unit(name: str) -> str:
     """What the strength of a perturbation, or of a corruption from a folder, is."""
     return PERTURBATIONS[name].unit if name in PERTURBATIONS else "severity"
-
-
-def is_random(name: str) -> bool:
-    """Whether a perturbation draws; corruptions from a folder do not."""
-    return name in PERTURBATIONS and PERTURBATIONS[name].is_random
 
 
 def _of_perturbation(name: str, config: EvaluationConfig, severities: Iterable[int]) -> list[Condition]:

@@ -16,7 +16,7 @@ from tools.attacks.victim import Victim, cross_entropy
 from tools.networks import seeded_noise
 from tools.perturb import PERTURBATIONS
 
-from .conditions import Condition, is_random
+from .conditions import Condition
 from .results import Mistake, Result
 from .snapshot import Snapshot
 
@@ -25,14 +25,15 @@ WORST = 12  # samples of the highest loss that are remembered
 
 def result(snapshot: Snapshot, condition: Condition) -> Result:
     """Accuracy and loss under a condition, over draws of the network's noise and of the perturbation."""
-    is_drawn = snapshot.is_noisy or (not condition.is_clean and is_random(condition.name))
-    predictions = []
+    perturbation = PERTURBATIONS.get(condition.name)  # None for corruptions from a folder, which draw nothing
+    is_random = not condition.is_clean and perturbation is not None and perturbation.is_random
+    is_drawn, predictions = snapshot.is_noisy or is_random, []
     for draw in range(snapshot.config.draws if is_drawn else 1):
         prediction, target = predict(snapshot, condition, draw)
         predictions.append(prediction)
+    accuracies = [metrics.accuracy(one, target) for one in predictions]
+    losses = [metrics.negative_log_likelihood(one, target) for one in predictions]
     draws = torch.stack(predictions)
-    accuracies = [metrics.accuracy(one, target) for one in draws]
-    losses = [metrics.negative_log_likelihood(one, target) for one in draws]
     return Result(
         condition.severity,
         condition.strength,
@@ -43,23 +44,18 @@ def result(snapshot: Snapshot, condition: Condition) -> Result:
         loss_std=_deviation(losses) if is_drawn else 0.0,
         loss_draws=losses,
         times_correct=(draws.argmax(-1) == target).sum(0).tolist(),
-        confusion=confusion(draws, target) if condition.is_clean else None,
-        worst=worst(draws, target) if condition.is_clean else None,
+        confusion=_confusion(draws, target) if condition.is_clean else None,
+        worst=_worst(draws, target) if condition.is_clean else None,
     )
 
 
 def predict(snapshot: Snapshot, condition: Condition, draw: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities [N, K] of the mean of `n_ensembles` predictions in one pass, and the labels [N]."""
     inside, transform, batches = _disturbance(snapshot, condition, snapshot.seed("perturbation", draw))
+    what = f"{condition.name} {condition.strength}, draw {draw + 1}"
+    options = dict(draws=snapshot.config.n_ensembles, transform=transform, description=what)
     with seeded_noise(snapshot.device, snapshot.seed("noise", draw)), inside:
-        draws, target = inference.predict_all(
-            snapshot.net,
-            batches,
-            snapshot.forward,
-            draws=snapshot.config.n_ensembles,
-            transform=transform,
-            description=f"{condition.name} {condition.strength}, draw {draw + 1}",
-        )
+        draws, target = inference.predict_all(snapshot.net, batches, snapshot.forward, **options)
     return metrics.mean_prediction(draws), target
 
 
@@ -86,25 +82,25 @@ def _disturbance(snapshot: Snapshot, condition: Condition, seed: int) -> tuple[A
     return nothing, lambda images, target: apply(gradient, images, target, strength, generator), snapshot.test_batches
 
 
-def draws(snapshot: Snapshot, batches: Any, count: int, what: str, forward: Any = None) -> Tensor:
-    """Log-probabilities of independent noise draws, [count, N, K], folded into the batch where they fit."""
+def draws(snapshot: Snapshot, batches: Any, count: int, what: str, forward: Any = None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of independent noise draws [count, N, K], folded into the batch where they fit; labels [N]."""
     forward, description = forward or snapshot.forward, f"{what}, {count} draws"
     with seeded_noise(snapshot.device, snapshot.seed("draws")):
-        return inference.predict_all(snapshot.net, batches, forward, draws=count, description=description)[0]
+        return inference.predict_all(snapshot.net, batches, forward, draws=count, description=description)
 
 
 def _deviation(values: list[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def confusion(draws: Tensor, target: Tensor) -> list[list[float]]:
+def _confusion(draws: Tensor, target: Tensor) -> list[list[float]]:
     """Of each class, how many samples per draw were taken for each class. Shape: [D, N, K], [N] -> [K][K]."""
     classes = draws.shape[-1]
     pairs = (target * classes + draws.argmax(-1)).flatten()
     return (pairs.bincount(minlength=classes**2).view(classes, classes) / len(draws)).tolist()
 
 
-def worst(draws: Tensor, target: Tensor) -> list[Mistake]:
+def _worst(draws: Tensor, target: Tensor) -> list[Mistake]:
     """The samples of the highest loss, by the mean prediction. Shape: draws [D, N, K], target [N]."""
     mean = metrics.mean_prediction(draws)
     losses = -mean.gather(1, target[:, None])[:, 0]

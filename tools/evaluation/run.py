@@ -4,29 +4,33 @@ import dataclasses
 import functools
 import json
 import logging
+import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 from tools.io.files import make_folder_of_now, write_text_atomically
+from tools.runtime.provenance import provenance
 
 from .comparison import compare, parse_groups, table, verdicts
 from .measurements import MEASUREMENTS
 from .measurements.uncertainty import ensembles_of_snapshots
-from .report.document import assemble
 from .report.page import render
 from .results import Evaluation, SnapshotResults
 from .snapshot import FoldHalved, Snapshot
 
 logger = logging.getLogger(__name__)
+Groups = dict[str, list[Snapshot]]
 
 
 def run_tests(
-    config: EvaluationConfig, dataset: Any, other_datasets: dict[str, Any] | None = None
+    config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None
 ) -> dict[str, list[SnapshotResults]]:
     """Evaluate what the configuration names, and write results.json and report.html.
 
@@ -42,15 +46,14 @@ def run_tests(
     """
     if bool(config.snapshot) == bool(config.compare):
         raise UserError("which checkpoint? Give --snapshot PATH, or --compare GROUP=PATH,PATH GROUP=PATH,PATH")
-    if config.compare:
-        groups = {}
-        for group, paths in parse_groups(config.compare).items():
-            # the results of each lie beside it, and --out is for the report alone
-            configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
-            groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
-    else:
+    groups = {}
+    for group, paths in parse_groups(config.compare).items():
+        # the results of each lie beside it, and --out is for the report alone
+        configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
+        groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
+    if config.snapshot:
         snapshot = Snapshot(config, dataset, other_datasets)
-        groups = {snapshot.trained.neuron: [snapshot]}
+        groups[snapshot.trained.neuron] = [snapshot]
     check_comparable(groups)
     results = {}
     for group, snapshots in groups.items():
@@ -69,20 +72,18 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
     All have the same fold: where memory makes one halve it, the others are made again.
     """
     while True:
-        reports = {}
         try:
-            for measurement in MEASUREMENTS:
-                if measurement.is_wanted(snapshot.config):
-                    reports[measurement.key] = measurement.run(snapshot)
+            reports = {one.key: one.run(snapshot) for one in MEASUREMENTS if one.is_wanted(snapshot.config)}
         except FoldHalved as error:
-            logger.warning("all is measured with --fold %d", error.fold)
-            snapshot.keep_fold(error.fold)
+            (fold,) = error.args
+            logger.warning("all is measured with --fold %d", fold)
+            snapshot.keep_fold(fold)
             continue
         found = {key: report for key, report in reports.items() if report is not None}
         return SnapshotResults(snapshot.identity, snapshot.is_noisy, found)
 
 
-def check_comparable(groups: dict[str, list[Snapshot]]) -> None:
+def check_comparable(groups: Groups) -> None:
     """Refuse comparisons that would not be of what they say; warn of doubtful ones.
 
     Raises:
@@ -104,39 +105,59 @@ def check_comparable(groups: dict[str, list[Snapshot]]) -> None:
             logger.warning("%s: snapshots of the same training seed count as different seeds: %s", group, seeds)
 
 
-def _report(
-    config: EvaluationConfig, groups: dict[str, list[Snapshot]], results: dict[str, list[SnapshotResults]]
-) -> None:
-    first = next(iter(groups.values()))[0]
-    ensembles = {}
+def _report(config: EvaluationConfig, groups: Groups, results: dict[str, list[SnapshotResults]]) -> None:
+    first, ensembles = next(iter(groups.values()))[0], {}
     if config.uncertainty:
         ensembles = {group: ensembles_of_snapshots(snapshots) for group, snapshots in groups.items()}
     rows, summary = compare(results)
-    evaluation = Evaluation(
-        first.dataset.name,
-        first.dataset.classes,
-        str(first.device),
-        results,
-        rows,
-        summary,
-        ensembles,
-        functools.partial(_sample, first),
-    )
-    folder = _folder(config, first.dataset.name) if config.compare else first.folder.path
-    document = assemble(evaluation)
-    write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
-    write_text_atomically(folder / "report.html", render(evaluation, document))
+    evaluation = Evaluation(first.dataset, results, rows, summary, ensembles, functools.partial(_sample, first))
+    document = _document(evaluation, first.device)
+    sections = [section for measurement in MEASUREMENTS for section in measurement.sections(evaluation)]
+    folder = first.folder.path
     if config.compare:
-        logger.info("%s", table(rows))
-        logger.info(
-            "(mean [95 %% interval over seeds], or +- deviation over %d noise draws for one seed)", config.draws
+        folder = (
+            Path(config.out) if config.out else make_folder_of_now(Path("results", first.dataset.name, "comparison"))
         )
-        logger.info("%s", "\n".join(verdicts(summary)))
+        how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
+        logger.info("%s", "\n".join([table(rows), how, *verdicts(summary)]))
+    write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
+    write_text_atomically(folder / "report.html", render(evaluation, sections, document))
     logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
 
 
-def _folder(config: EvaluationConfig, dataset: str) -> Path:
-    return Path(config.out) if config.out else make_folder_of_now(Path("results", dataset, "comparison"))
+def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
+    """The content of results.json, where groups are called kinds; docs/results.schema.json describes it."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for group, one in evaluation.snapshots():
+        content = {"identity": one.identity}
+        for measurement in MEASUREMENTS:
+            if measurement.key in one.reports:
+                content[measurement.key] = measurement.summary(one.reports[measurement.key])
+        kinds.setdefault(group, []).append(content)
+    threads, processor = torch.get_num_threads(), _processor(device)
+    return {
+        "format": 2,
+        "dataset": evaluation.dataset.name,
+        "command": sys.argv,
+        "machine": {"processor": processor, "torch": torch.__version__, "threads": threads},
+        "provenance": provenance(),
+        "kinds": kinds,
+        "tests": [row.as_json() for row in evaluation.rows],
+        "summary": [row.as_json() for row in evaluation.summary],
+        "ensembles": evaluation.ensembles,
+    }
+
+
+def _processor(device: torch.device) -> str:
+    """The name of the processor, or of the accelerator if the networks were on one."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.processor()
+    except OSError:
+        return platform.processor() or platform.machine()
 
 
 def _sample(snapshot: Snapshot, index: int) -> np.ndarray:

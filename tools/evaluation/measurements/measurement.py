@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, ClassVar
 
 from tools.config.evaluate import EvaluationConfig
-from tools.evaluation.report.blocks import Section
+from tools.evaluation.report.page import Section
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 
@@ -44,7 +44,6 @@ class Measurement:
         return report
 
     def measure(self, snapshot: Snapshot) -> Any:
-        """Measure a snapshot."""
         raise NotImplementedError
 
     def as_json(self, report: Any) -> dict[str, Any]:

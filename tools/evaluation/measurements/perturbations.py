@@ -1,13 +1,13 @@
 """Accuracy and loss under each condition; stored condition by condition, so that an interrupted test goes on."""
 
+import dataclasses
 import logging
 from typing import Any
 
 from tools.evaluation import passes
-from tools.evaluation.comparison import label
 from tools.evaluation.conditions import CLEAN, Condition, unit
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Section, Table, differences, interval, missing, percent
+from tools.evaluation.report.page import Section, comparison, missing
 from tools.evaluation.results import Evaluation, Result
 from tools.evaluation.snapshot import Snapshot
 
@@ -21,9 +21,6 @@ class Perturbations(Measurement):
     key = "perturbations"
 
     def run(self, snapshot: Snapshot) -> Report:
-        return self.measure(snapshot)
-
-    def measure(self, snapshot: Snapshot) -> Report:
         report: Report = {}
         for name, tests in snapshot.conditions.items():
             clean = report[CLEAN][0] if report else None
@@ -32,18 +29,18 @@ class Perturbations(Measurement):
 
     def _of_one(self, snapshot: Snapshot, name: str, tests: list[Condition], clean: Result | None) -> list[Result]:
         """The results of one perturbation; `clean` is that without any, where it was measured before."""
-        done, results = snapshot.folder.points(name), []
+        folder, results = snapshot.folder, []
+        done, path = folder.points(name), folder.points_file(name)
         for condition in tests:
             key = (condition.severity, condition.strength)
             if key not in done:
                 if condition.is_clean and clean is not None:
-                    done[key] = clean.at(condition.strength)
+                    done[key] = dataclasses.replace(clean, strength=condition.strength, confusion=None, worst=None)
                 else:
                     done[key] = passes.result(snapshot, condition)
-                snapshot.folder.write_points(name, done)
+                folder.write_points(name, done)
             results.append(done[key])
             _log(name, done[key])
-        path = snapshot.folder.points_file(name)
         logger.info("written: %s", path)
         if name != CLEAN:
             figure = figures.strengths(snapshot.title, results, unit(name), snapshot.dataset.name)
@@ -61,21 +58,10 @@ class Perturbations(Measurement):
         return content
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
-        heading, groups, rows = "Perturbations", list(evaluation.groups), []
-        head = ["test"] + [f"{group}, % [95 % over seeds]" for group in groups]
-        head += [f"{group}, over draws" for group in groups]
-        pairs = evaluation.rows[0].differences
-        for one in pairs:
-            head += [f"{one.first} - {one.second} [95 % over samples]", "[95 % over seeds]"]
-        for row in evaluation.rows:
-            cells = [label(row) + ("" if row.reliable else " (not reliable)")]
-            cells += [interval(row.groups[group]) for group in groups]
-            cells += [percent(row.groups[group].draws_std) for group in groups]
-            rows.append(cells + differences(row))
         figure = figures.severities(evaluation)
-        section = Section(heading, [figure]) if figure else missing(heading, "--perturbation")
-        section.blocks.append(Table(head, rows))
-        if pairs:
+        section = Section("Perturbations", [figure]) if figure else missing("Perturbations", "--perturbation")
+        section.blocks.append(comparison(evaluation.rows))
+        if len(evaluation.groups) > 1:
             note = "Intervals of single rows are not corrected for their number; the table above judges."
             section.blocks.append(note)
         return [section]

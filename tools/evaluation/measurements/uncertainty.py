@@ -12,7 +12,7 @@ from tools.analysis.uncertainty import SIZES, ensemble_curve, out_of_distributio
 from tools.config.evaluate import EvaluationConfig
 from tools.evaluation import passes
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Section, Table, count, missing, percent
+from tools.evaluation.report.page import Section, Table, count, missing, percent
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 
@@ -59,33 +59,21 @@ class Uncertainty(Measurement):
 
     def measure(self, snapshot: Snapshot) -> UncertaintyReport:
         ood, sizes = snapshot.config.ood, SIZES if snapshot.is_noisy else (1,)
-        validation = passes.draws(snapshot, snapshot.validation_batches, max(sizes), "val")
+        most, more, told = max(sizes), None, None
+        val, val_target = passes.draws(snapshot, snapshot.validation_batches, most, "val")
         start = time.perf_counter()
-        test = passes.draws(snapshot, snapshot.test_batches, max(sizes), "test")
-        images_per_s = max(sizes) * len(snapshot.test) / (time.perf_counter() - start)
-        target = snapshot.test.labels.to(snapshot.device)
-        validation_target = snapshot.validation.labels.to(snapshot.device)
-        reliability = {}
-        for size in (1, max(sizes)):
-            reliability[str(size)] = metrics.reliability(metrics.mean_prediction(test[:size]), target)
-        more_time_steps = told = None
+        test, target = passes.draws(snapshot, snapshot.test_batches, most, "test")
+        images_per_s = most * len(target) / (time.perf_counter() - start)
+        curve = ensemble_curve(test, target, val, val_target, sizes)
+        means = {size: metrics.mean_prediction(test[:size]) for size in (1, most)}
+        reliability = {str(size): metrics.reliability(mean, target) for size, mean in means.items()}
         if snapshot.dataset.has_pixels:
             # as many passes for each row as the draws' own curve had
-            more_time_steps = [_more_steps(snapshot, factor, max(sizes) // factor or 1) for factor in SIZES[1:]]
+            more = [_more_steps(snapshot, factor, most // factor or 1) for factor in SIZES[1:]]
         if ood:
-            outside = passes.draws(snapshot, snapshot.batches(snapshot.outside), max(sizes), ood)
-            curve = out_of_distribution(test, outside, sizes)
-            told = {"dataset": ood, "test_images": len(snapshot.outside), "curve": curve}
-        return UncertaintyReport(
-            ood,
-            len(snapshot.validation),
-            metrics.BINS,
-            images_per_s,
-            ensemble_curve(test, target, validation, validation_target, sizes),
-            reliability,
-            more_time_steps,
-            told,
-        )
+            outside, labels = passes.draws(snapshot, snapshot.batches(snapshot.outside), most, ood)
+            told = {"dataset": ood, "test_images": len(labels), "curve": out_of_distribution(test, outside, sizes)}
+        return UncertaintyReport(ood, len(val_target), metrics.BINS, images_per_s, curve, reliability, more, told)
 
     def log(self, report: UncertaintyReport) -> None:
         for row in report.curve:
@@ -107,23 +95,22 @@ def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[Row]:
     """Scores of the mean of the first 2, 3, ... snapshots, one draw each: what the compute of as many draws buys."""
     if len(snapshots) < 2:
         return []
-    test, validation = [], []
+    what, tests, vals = "ensemble of snapshots", [], []
     for one in snapshots:
-        test.append(passes.draws(one, one.test_batches, 1, "ensemble of snapshots")[0])
-        validation.append(passes.draws(one, one.validation_batches, 1, "ensemble of snapshots")[0])
-    first, sizes = snapshots[0], tuple(range(2, len(snapshots) + 1))
-    target, validation_target = (part.labels.to(first.device) for part in (first.test, first.validation))
-    return ensemble_curve(torch.stack(test), target, torch.stack(validation), validation_target, sizes)
+        test, target = passes.draws(one, one.test_batches, 1, what)
+        val, val_target = passes.draws(one, one.validation_batches, 1, what)
+        tests.append(test)
+        vals.append(val)
+    return ensemble_curve(torch.cat(tests), target, torch.cat(vals), val_target, range(2, len(snapshots) + 1))
 
 
 def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
     """Scores of single draws with `factor` times as many time steps, averaged over `repetitions` of them."""
     forward = dataclasses.replace(snapshot.forward, timesteps=factor * snapshot.forward.timesteps)
     what = f"{forward.timesteps} time steps"
-    test = passes.draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward)
-    validation = passes.draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward)
-    target, validation_target = (part.labels.to(snapshot.device) for part in (snapshot.test, snapshot.validation))
-    (row,) = ensemble_curve(test, target, validation, validation_target, (1,))
+    test, target = passes.draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward)
+    val, val_target = passes.draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward)
+    (row,) = ensemble_curve(test, target, val, val_target, (1,))
     return {"factor": factor, "timesteps": forward.timesteps, **row}
 
 
