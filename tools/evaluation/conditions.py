@@ -25,14 +25,11 @@ class Condition:
 
 
 def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[str] = ()) -> dict[str, list[Condition]]:
-    """The conditions that a configuration asks for.
+    """{"clean": [one], name of a perturbation or corruption: its conditions}, as a configuration asks for them.
 
     Args:
         has_pixels: whether the data set has pixels; it has events otherwise.
         corrupted: names of the corruptions of a folder, each at all severities.
-
-    Returns:
-        {"clean": [one], name of a perturbation or corruption: its conditions}.
 
     Raises:
         UserError: for perturbations that do not apply to the data set, or strengths out of range.
@@ -43,6 +40,8 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         raise UserError("--range and --severity are two ways to say how strong; give one")
     if config.range and "all" in config.perturbation:
         raise UserError("--range has one unit, the perturbations of all have many: give --severity")
+    if config.range and config.right < config.left:
+        raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
     possible, names, severities = applicable(has_pixels), config.perturbation, config.severity
     if "all" in names:
         named = [name for name in names if name != "all"]  # "all" has no attack, but one may be asked for beside it
@@ -74,8 +73,10 @@ def _of_perturbation(name: str, config: EvaluationConfig, severities: Iterable[i
     clean = Condition(name, 0, perturbation.neutral)
     if severities:
         return [clean, *(Condition(name, severity, perturbation.severities[severity - 1]) for severity in severities)]
-    found = []
-    strengths = _sweep(config) if config.range else [perturbation.neutral, getattr(config, perturbation.flag)]
+    strengths, found = [perturbation.neutral, getattr(config, perturbation.flag)], []
+    if config.range:
+        count = int((config.right - config.left) / config.step + 1e-6) + 1
+        strengths = [round(config.left + index * config.step, 10) for index in range(count)]
     for strength in dict.fromkeys(strengths):
         if strength == perturbation.neutral:
             found.append(clean)
@@ -85,10 +86,3 @@ def _of_perturbation(name: str, config: EvaluationConfig, severities: Iterable[i
             allowed = f"at least {perturbation.lowest:g} and at most {perturbation.highest:g}"
             raise UserError(f"the strength of {name} ({perturbation.unit}) must be {allowed}, got {strength:g}")
     return found
-
-
-def _sweep(config: EvaluationConfig) -> list[float]:
-    if config.right < config.left:
-        raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
-    count = int((config.right - config.left) / config.step + 1e-6) + 1
-    return [round(config.left + index * config.step, 10) for index in range(count)]

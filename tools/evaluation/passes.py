@@ -24,13 +24,20 @@ WORST = 12  # samples of the highest loss that are remembered
 
 
 def result(snapshot: Snapshot, condition: Condition) -> Result:
-    """Accuracy and loss under a condition, over draws of the network's noise and of the perturbation."""
+    """Accuracy and loss under a condition, over draws of the network's noise and of the perturbation.
+
+    Each draw is one pass, whose predictions are the mean of `n_ensembles`.
+    """
     perturbation = PERTURBATIONS.get(condition.name)  # None for corruptions from a folder, which draw nothing
     is_random = not condition.is_clean and perturbation is not None and perturbation.is_random
     is_drawn, predictions = snapshot.is_noisy or is_random, []
     for draw in range(snapshot.config.draws if is_drawn else 1):
-        prediction, target = predict(snapshot, condition, draw)
-        predictions.append(prediction)
+        inside, transform, batches = _disturbance(snapshot, condition, snapshot.seed("perturbation", draw))
+        what = f"{condition.name} {condition.strength}, draw {draw + 1}"
+        options = dict(draws=snapshot.config.n_ensembles, transform=transform, description=what)
+        with seeded_noise(snapshot.device, snapshot.seed("noise", draw)), inside:
+            log_p, target = inference.predict_all(snapshot.net, batches, snapshot.forward, **options)
+        predictions.append(metrics.mean_prediction(log_p))
     accuracies = [metrics.accuracy(one, target) for one in predictions]
     losses = [metrics.negative_log_likelihood(one, target) for one in predictions]
     draws = torch.stack(predictions)
@@ -47,16 +54,6 @@ def result(snapshot: Snapshot, condition: Condition) -> Result:
         confusion=_confusion(draws, target) if condition.is_clean else None,
         worst=_worst(draws, target) if condition.is_clean else None,
     )
-
-
-def predict(snapshot: Snapshot, condition: Condition, draw: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N, K] of the mean of `n_ensembles` predictions in one pass, and the labels [N]."""
-    inside, transform, batches = _disturbance(snapshot, condition, snapshot.seed("perturbation", draw))
-    what = f"{condition.name} {condition.strength}, draw {draw + 1}"
-    options = dict(draws=snapshot.config.n_ensembles, transform=transform, description=what)
-    with seeded_noise(snapshot.device, snapshot.seed("noise", draw)), inside:
-        draws, target = inference.predict_all(snapshot.net, batches, snapshot.forward, **options)
-    return metrics.mean_prediction(draws), target
 
 
 def _disturbance(snapshot: Snapshot, condition: Condition, seed: int) -> tuple[AbstractContextManager[Any], Any, Any]:

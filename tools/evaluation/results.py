@@ -142,7 +142,7 @@ class Evaluation:
     rows: list[Row]  # every test and strength that all snapshots went through
     summary: list[Row]  # the mean of each test over its strengths
     ensembles: dict[str, list[dict[str, Any]]]  # scores of ensembles of a group's snapshots
-    sample: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
+    picture: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
 
     def snapshots(self) -> list[tuple[str, SnapshotResults]]:
         """[(group, the results of one of its snapshots)]."""

@@ -1,7 +1,6 @@
 """One call of a testing script: the evaluation of one snapshot, or of several groups of networks; and its report."""
 
 import dataclasses
-import functools
 import json
 import logging
 import platform
@@ -9,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tools.config.dataset import Dataset
@@ -32,11 +30,7 @@ Groups = dict[str, list[Snapshot]]
 def run_tests(
     config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None
 ) -> dict[str, list[SnapshotResults]]:
-    """Evaluate what the configuration names, and write results.json and report.html.
-
-    Args:
-        config: with `snapshot` or `compare`.
-        dataset, other_datasets: as for `Snapshot`.
+    """Evaluate the snapshot, or the groups of `compare`, of a configuration; write results.json and report.html.
 
     Returns:
         {group: results of each snapshot}; a single snapshot's group has the name of its neuron.
@@ -60,7 +54,7 @@ def run_tests(
         results[group] = []
         for one in snapshots:
             if config.compare:
-                logger.info("== %s: %s ==", group, one.config.snapshot)
+                logger.info("== %s: %s ==", group, one.path)
             results[group].append(evaluate(one))
     _report(config, groups, results)
     return results
@@ -73,7 +67,8 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
     """
     while True:
         try:
-            reports = {one.key: one.run(snapshot) for one in MEASUREMENTS if one.is_wanted(snapshot.config)}
+            wanted = [one for one in MEASUREMENTS if not one.setting or getattr(snapshot.config, one.setting)]
+            reports = {one.key: one.run(snapshot) for one in wanted}
         except FoldHalved as error:
             (fold,) = error.args
             logger.warning("all is measured with --fold %d", fold)
@@ -84,21 +79,16 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
 
 
 def check_comparable(groups: Groups) -> None:
-    """Refuse comparisons that would not be of what they say; warn of doubtful ones.
-
-    Raises:
-        UserError: for the same network twice, or networks that would be tested on other samples.
-    """
+    """UserError for the same network twice, or networks tested on other samples; a warning for doubtful seeds."""
     first = next(iter(groups.values()))[0]
     for group, snapshots in groups.items():
         by_checksum: dict[int, Snapshot] = {}
         for one in snapshots:
             same = by_checksum.setdefault(one.checksum, one)
             if same is not one:
-                paths = f"{same.config.snapshot} and {one.config.snapshot}"
-                raise UserError(f"--compare: two snapshots of {group} are the same network: {paths}")
+                raise UserError(f"--compare: two snapshots of {group} are the same network: {same.path} and {one.path}")
             if not torch.equal(one.test.labels, first.test.labels):
-                paths = f"{first.config.snapshot} and {one.config.snapshot}"
+                paths = f"{first.path} and {one.path}"
                 raise UserError(f"--compare: these were trained with other splits, so their tests differ: {paths}")
         seeds = [one.trained.seed for one in snapshots]
         if len(set(seeds)) < len(seeds):
@@ -110,7 +100,7 @@ def _report(config: EvaluationConfig, groups: Groups, results: dict[str, list[Sn
     if config.uncertainty:
         ensembles = {group: ensembles_of_snapshots(snapshots) for group, snapshots in groups.items()}
     rows, summary = compare(results)
-    evaluation = Evaluation(first.dataset, results, rows, summary, ensembles, functools.partial(_sample, first))
+    evaluation = Evaluation(first.dataset, results, rows, summary, ensembles, first.picture)
     document = _document(evaluation, first.device)
     sections = [section for measurement in MEASUREMENTS for section in measurement.sections(evaluation)]
     folder = first.folder.path
@@ -158,9 +148,3 @@ def _processor(device: torch.device) -> str:
         return names[0] if names else platform.processor()
     except OSError:
         return platform.processor() or platform.machine()
-
-
-def _sample(snapshot: Snapshot, index: int) -> np.ndarray:
-    """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""
-    ((inputs, _),) = snapshot.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
-    return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tools.config.dataset import Dataset
@@ -39,8 +40,6 @@ class Snapshot:
     """One checkpoint's network with the data to test it on.
 
     Args:
-        config: what is tested, and how.
-        dataset: as `dataset_utils` has it.
         other_datasets: {name: data set}, for `config.ood`.
 
     Raises:
@@ -53,7 +52,7 @@ class Snapshot:
             raise UserError("--ood is a test of uncertainty: give --uncertainty too")
         if config.attack_preset and not dataset.has_pixels:
             raise UserError(f"--attack_preset is for images, {dataset.name} has events")
-        self.config, self.dataset, self.corruptions = config, dataset, None
+        self.config, self.path, self.dataset, self.corruptions = config, config.snapshot, dataset, None
         if config.corruptions:
             self.corruptions = CorruptionFolder(config.corruptions, dataset.input_shape(config), dataset.num_classes)
         corrupted = self.corruptions.names if self.corruptions else ()
@@ -69,7 +68,7 @@ class Snapshot:
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
         self.title = f"{self.trained.model}, {self.trained.neuron}"
         self.is_noisy = is_noisy(self.net)
-        self.checksum = zlib.crc32(Path(config.snapshot).read_bytes())
+        self.checksum = zlib.crc32(Path(self.path).read_bytes())
         self.keep_fold(config.fold)
 
     def seed(self, *purpose: str | int) -> int:
@@ -87,6 +86,11 @@ class Snapshot:
     @functools.cached_property
     def validation_batches(self) -> Any:
         return self.batches(self.validation)
+
+    def picture(self, index: int) -> np.ndarray:
+        """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""
+        ((inputs, _),) = self.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
+        return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
 
     def _load(self, dataset: Dataset) -> dict[str, Any]:
         """The parts of a data set, as this network sees it."""
@@ -121,7 +125,7 @@ class Snapshot:
             "dataset": self.dataset.name,
             "test_images": len(self.test),
             "data_checksums": self._data_checksums,
-            "snapshot": self.config.snapshot,
+            "snapshot": self.path,
             "checksum": self.checksum,
             "network": {name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
             "training_seed": self.trained.seed,
@@ -135,7 +139,7 @@ class Snapshot:
     def keep_fold(self, fold: int) -> None:
         """Measure with a fold that memory allows, and store results under it."""
         self.forward.fold = fold
-        snapshot, config = Path(self.config.snapshot), self.config
+        snapshot, config = Path(self.path), self.config
         beside = snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
         of_points = {name: getattr(config, name) for name in ("draws", "n_ensembles", "adv_draws")}
         of_points["corruptions"] = self.corruptions.stamps() if self.corruptions else []

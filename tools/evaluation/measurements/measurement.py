@@ -10,20 +10,11 @@ from tools.evaluation.snapshot import Snapshot
 
 
 class Measurement:
-    """One part of an evaluation: measured of each snapshot, stored, logged, and shown in the report.
+    """One part of an evaluation: measured of each snapshot, stored, logged, and shown in the report."""
 
-    Attributes:
-        key: its name in the results, and of its file.
-        setting: the setting that asks for it; empty: always measured.
-        kind: the dataclass of its report, or dict.
-    """
-
-    key: ClassVar[str]
-    setting: ClassVar[str] = ""
-    kind: ClassVar[type] = dict
-
-    def is_wanted(self, config: EvaluationConfig) -> bool:
-        return not self.setting or bool(getattr(config, self.setting))
+    key: ClassVar[str]  # its name in the results, and of its file
+    setting: ClassVar[str] = ""  # the setting that asks for it; empty: always measured
+    kind: ClassVar[type] = dict  # the dataclass of its report, or dict
 
     def name(self, config: EvaluationConfig) -> str:
         """The name of its file, without ending."""

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from tools.evaluation import passes
-from tools.evaluation.conditions import CLEAN, Condition, unit
+from tools.evaluation.conditions import CLEAN, unit
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, comparison, missing
 from tools.evaluation.results import Evaluation, Result
@@ -21,32 +21,26 @@ class Perturbations(Measurement):
     key = "perturbations"
 
     def run(self, snapshot: Snapshot) -> Report:
-        report: Report = {}
-        for name, tests in snapshot.conditions.items():
-            clean = report[CLEAN][0] if report else None
-            report[name] = self._of_one(snapshot, name, tests, clean)
+        folder, report = snapshot.folder, {}
+        for name, conditions in snapshot.conditions.items():
+            done, path, report[name] = folder.points(name), folder.points_file(name), []
+            for condition in conditions:
+                key = (condition.severity, condition.strength)
+                if key not in done:
+                    if condition.is_clean and name != CLEAN:  # which comes first
+                        clean = report[CLEAN][0]
+                        done[key] = dataclasses.replace(clean, strength=condition.strength, confusion=None, worst=None)
+                    else:
+                        done[key] = passes.result(snapshot, condition)
+                    folder.write_points(name, done)
+                report[name].append(done[key])
+                _log(name, done[key])
+            logger.info("written: %s", path)
+            if name != CLEAN:
+                figure = figures.strengths(snapshot.title, report[name], unit(name), snapshot.dataset.name)
+                figure.savefig(path.with_suffix(".png"), dpi=130)
+                logger.info("written: %s", path.with_suffix(".png"))
         return report
-
-    def _of_one(self, snapshot: Snapshot, name: str, tests: list[Condition], clean: Result | None) -> list[Result]:
-        """The results of one perturbation; `clean` is that without any, where it was measured before."""
-        folder, results = snapshot.folder, []
-        done, path = folder.points(name), folder.points_file(name)
-        for condition in tests:
-            key = (condition.severity, condition.strength)
-            if key not in done:
-                if condition.is_clean and clean is not None:
-                    done[key] = dataclasses.replace(clean, strength=condition.strength, confusion=None, worst=None)
-                else:
-                    done[key] = passes.result(snapshot, condition)
-                folder.write_points(name, done)
-            results.append(done[key])
-            _log(name, done[key])
-        logger.info("written: %s", path)
-        if name != CLEAN:
-            figure = figures.strengths(snapshot.title, results, unit(name), snapshot.dataset.name)
-            figure.savefig(path.with_suffix(".png"), dpi=130)
-            logger.info("written: %s", path.with_suffix(".png"))
-        return results
 
     def summary(self, report: Report) -> dict[str, Any]:
         content = {}

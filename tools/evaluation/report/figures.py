@@ -26,11 +26,7 @@ COMPUTE = {  # use of it: of its rows, the number on the axis; style
 
 
 def strengths(label: str, results: list[Result], of: str, title: str) -> Figure:
-    """Accuracy of one network against the strength of a perturbation, or its severity where all results have one.
-
-    Args:
-        of: what the strength is.
-    """
+    """Accuracy of one network against the strength (`of` what), or the severity where all results have one."""
     figure, ((axes,),) = _panels(1, 1, 4.2, width=6.4)
     by_severity = all(result.severity is not None for result in results)
     x = [result.severity if by_severity else result.strength for result in results]
@@ -102,12 +98,7 @@ def attacks(evaluation: Evaluation) -> Figure:
 
 
 def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Accuracy, likelihood and calibration against the number of averaged draws, beside more time steps.
-
-    Args:
-        measured: {group: its uncertainty reports}.
-        ensembles: {group: scores of ensembles of its snapshots}.
-    """
+    """Scores against averaged draws, beside more time steps and ensembles; arguments are {group: reports, or rows}."""
     figure, panels = _panels(1, len(QUANTITIES), 3.9)
     for axes, (quantity, label) in zip(panels.flat, QUANTITIES.items()):
         for number, (group, reports) in enumerate(measured.items()):
@@ -190,7 +181,7 @@ def worst(evaluation: Evaluation) -> Figure:
     for number, (group, mistakes) in enumerate(found.items()):
         mine = panels[number * lines : (number + 1) * lines]
         for axes, one in zip(mine.flat, mistakes):
-            axes.imshow(_picture(evaluation.sample(one.index)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(_picture(evaluation.picture(one.index)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             title = f"{names[one.label]}\nas {names[one.predicted]}\n{100 * one.confidence:.0f} %"
             axes.set_title(title, fontsize=6)
         first, centred = mine[0, 0], dict(ha="right", va="center", fontsize=8, rotation=90)
