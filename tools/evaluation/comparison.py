@@ -44,9 +44,8 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
     """Compare the groups in every test that all snapshots went through.
 
     Returns:
-        (a row for each test and strength, a row for each test's mean over its strengths). Differences are positive
-        where the first group is the more accurate one. Of attacks, the second list has "all" alone, and its
-        differences have a `p_holm`.
+        A row for each test and strength, and one for each test's mean over its strengths, of attacks of "all" alone.
+        Differences are positive where the first group is the more accurate one; those of means have a `p_holm`.
     """
     tables = {group: [_accuracies(results) for results in snapshots] for group, snapshots in groups.items()}
     everyone = [table for snapshots in tables.values() for table in snapshots]
@@ -137,9 +136,8 @@ def bounds(low: float | None, high: float | None) -> str:
     return "-" if low is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def interval(one: GroupAccuracy | Difference) -> str:
-    """Mean and interval, if there is one, in per cent."""
-    mean = one.mean if isinstance(one, GroupAccuracy) else one.difference
+def interval(mean: float, one: GroupAccuracy | Difference) -> str:
+    """A mean and its interval, if there is one, in per cent."""
     return f"{100 * mean:.2f}" + ("" if one.low is None else f" {bounds(one.low, one.high)}")
 
 
@@ -149,7 +147,7 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         line = f"{label(row)[:40]:40}"
         for one in row.groups.values():
-            cell = interval(one)
+            cell = interval(one.mean, one)
             if one.low is None and one.draws_std is not None:
                 cell += f" +- {100 * one.draws_std:.2f}"
             line += f"{cell:>24}"

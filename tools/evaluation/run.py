@@ -25,11 +25,10 @@ from .snapshot import FoldHalved, Snapshot
 
 logger = logging.getLogger(__name__)
 Groups = dict[str, list[Snapshot]]
+Results = dict[str, list[SnapshotResults]]
 
 
-def run_tests(
-    config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None
-) -> dict[str, list[SnapshotResults]]:
+def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None) -> Results:
     """Evaluate the snapshot, or the groups of `compare`, of a configuration; write results.json and report.html.
 
     Returns:
@@ -95,7 +94,7 @@ def check_comparable(groups: Groups) -> None:
             logger.warning("%s: snapshots of the same training seed count as different seeds: %s", group, seeds)
 
 
-def _report(config: EvaluationConfig, groups: Groups, results: dict[str, list[SnapshotResults]]) -> None:
+def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     first, ensembles = next(iter(groups.values()))[0], {}
     if config.uncertainty:
         ensembles = {group: ensembles_of_snapshots(snapshots) for group, snapshots in groups.items()}

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from tools import inference
 from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 from tools.inference import ForwardPass
-from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format
+from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format, seeded_noise
 from tools.perturb.corruptions import CorruptionFolder
 from tools.probes.hooks import is_noisy
 from tools.runtime.device import set_up_torch
@@ -86,6 +87,11 @@ class Snapshot:
     @functools.cached_property
     def validation_batches(self) -> Any:
         return self.batches(self.validation)
+
+    def predict(self, batches: Any, *purpose: str | int, forward: ForwardPass | None = None, **options: Any) -> Any:
+        """What `predict_all` gives, with a noise that all networks share in the predictions of the same purpose."""
+        with seeded_noise(self.device, self.seed(*purpose)):
+            return inference.predict_all(self.net, batches, forward or self.forward, **options)
 
     def picture(self, index: int) -> np.ndarray:
         """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""

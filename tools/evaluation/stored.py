@@ -19,12 +19,10 @@ Points = dict[tuple[int | None, float | None], Result]  # by severity and streng
 class ResultFolder:
     """The stored results of one snapshot.
 
-    The identity has the git revision of a clean source tree, so that no result of another scheme of seeds is reused.
-
     Args:
         path: the folder; it is made with the first result.
-        identity: all that the results depend on; "provenance" is that of `runtime.provenance`, and "snapshot", a path,
-            may differ.
+        identity: all that the results depend on; "snapshot", a path, may differ. The git revision of a clean source
+            tree is in its "provenance", so that no result of another scheme of seeds is reused.
         of_points: what else the results of perturbations depend on, and reports do not.
         suffix: of the names of the perturbations' files.
     """

@@ -4,12 +4,10 @@ import dataclasses
 import logging
 from typing import Any
 
-from tools import inference
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, missing
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
-from tools.networks import seeded_noise
 from tools.probes.firing_rates import firing_rates
 from tools.probes.operations import count_operations
 
@@ -37,9 +35,8 @@ class Efficiency(Measurement):
     kind = EfficiencyReport
 
     def measure(self, snapshot: Snapshot) -> EfficiencyReport:
-        net, noise = snapshot.net, seeded_noise(snapshot.device, snapshot.seed("efficiency"))
-        with noise, firing_rates(net) as rates, count_operations(net) as operations:
-            inference.predict_all(net, snapshot.test_batches, snapshot.forward, description="counting operations")
+        with firing_rates(snapshot.net) as rates, count_operations(snapshot.net) as operations:
+            snapshot.predict(snapshot.test_batches, "efficiency", description="counting operations")
         return EfficiencyReport(rates.rates(), **operations.report())
 
     def log(self, report: EfficiencyReport) -> None:

@@ -6,15 +6,16 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tools.analysis import metrics
 from tools.analysis.uncertainty import SIZES, ensemble_curve, out_of_distribution
 from tools.config.evaluate import EvaluationConfig
-from tools.evaluation import passes
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, count, missing, percent
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
+from tools.inference import ForwardPass
 
 from .measurement import Measurement
 
@@ -60,9 +61,9 @@ class Uncertainty(Measurement):
     def measure(self, snapshot: Snapshot) -> UncertaintyReport:
         ood, sizes = snapshot.config.ood, SIZES if snapshot.is_noisy else (1,)
         most, more, told = max(sizes), None, None
-        val, val_target = passes.draws(snapshot, snapshot.validation_batches, most, "val")
+        val, val_target = _draws(snapshot, snapshot.validation_batches, most, "val")
         start = time.perf_counter()
-        test, target = passes.draws(snapshot, snapshot.test_batches, most, "test")
+        test, target = _draws(snapshot, snapshot.test_batches, most, "test")
         images_per_s = most * len(target) / (time.perf_counter() - start)
         curve = ensemble_curve(test, target, val, val_target, sizes)
         means = {size: metrics.mean_prediction(test[:size]) for size in (1, most)}
@@ -71,7 +72,7 @@ class Uncertainty(Measurement):
             # as many passes for each row as the draws' own curve had
             more = [_more_steps(snapshot, factor, most // factor or 1) for factor in SIZES[1:]]
         if ood:
-            outside, labels = passes.draws(snapshot, snapshot.batches(snapshot.outside), most, ood)
+            outside, labels = _draws(snapshot, snapshot.batches(snapshot.outside), most, ood)
             told = {"dataset": ood, "test_images": len(labels), "curve": out_of_distribution(test, outside, sizes)}
         return UncertaintyReport(ood, len(val_target), metrics.BINS, images_per_s, curve, reliability, more, told)
 
@@ -97,8 +98,8 @@ def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[Row]:
         return []
     what, tests, vals = "ensemble of snapshots", [], []
     for one in snapshots:
-        test, target = passes.draws(one, one.test_batches, 1, what)
-        val, val_target = passes.draws(one, one.validation_batches, 1, what)
+        test, target = _draws(one, one.test_batches, 1, what)
+        val, val_target = _draws(one, one.validation_batches, 1, what)
         tests.append(test)
         vals.append(val)
     return ensemble_curve(torch.cat(tests), target, torch.cat(vals), val_target, range(2, len(snapshots) + 1))
@@ -108,27 +109,31 @@ def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
     """Scores of single draws with `factor` times as many time steps, averaged over `repetitions` of them."""
     forward = dataclasses.replace(snapshot.forward, timesteps=factor * snapshot.forward.timesteps)
     what = f"{forward.timesteps} time steps"
-    test, target = passes.draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward)
-    val, val_target = passes.draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward)
+    test, target = _draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward)
+    val, val_target = _draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward)
     (row,) = ensemble_curve(test, target, val, val_target, (1,))
     return {"factor": factor, "timesteps": forward.timesteps, **row}
+
+
+def _draws(
+    snapshot: Snapshot, batches: Any, count: int, what: str, forward: ForwardPass | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of independent noise draws [count, N, K], folded into the batch where they fit; labels [N]."""
+    return snapshot.predict(batches, "draws", forward=forward, draws=count, description=f"{what}, {count} draws")
 
 
 def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[Row]]) -> list[Any]:
     first, rows, outside, speeds = next(iter(measured.values()))[0], [], [], []
     names = [*SCORES, *sorted(first.curve[0].keys() - SCORES.keys() - NO_SCORES)]
-
-    def add(group: str, what: str, row: Row) -> None:
-        rows.append([group, what, percent(row["accuracy"]), *(f"{row[name]:.4f}" for name in names)])
-
     for group, reports in measured.items():
         speeds.append(f"{group}, {count(reports[0].curve[-1]['draws'], 'draw')}: {reports[0].images_per_s:.0f}")
-        for row in figures.mean_rows([report.curve for report in reports]):
-            add(group, count(row["draws"], "draw"), row)
-        for row in figures.mean_rows([report.more_time_steps or [] for report in reports]):
-            add(group, f"{row['timesteps']} time steps", row)
-        for row in ensembles.get(group, []):
-            add(group, count(row["draws"], "snapshot"), row)
+        curve = figures.mean_rows([report.curve for report in reports])
+        more = figures.mean_rows([report.more_time_steps or [] for report in reports])
+        for what, found in {"draw": curve, "time step": more, "snapshot": ensembles[group]}.items():
+            for row in found:
+                number = row["timesteps" if what == "time step" else "draws"]
+                scores = [f"{row[name]:.4f}" for name in names]
+                rows.append([group, count(number, what), percent(row["accuracy"]), *scores])
         told = [report.out_of_distribution for report in reports if report.out_of_distribution]
         for row in figures.mean_rows([one["curve"] for one in told]):
             areas = [f"{row[name]:.3f}" for name in ("confidence", "predictive", "mutual_information")]
@@ -138,7 +143,7 @@ def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, l
         head = ["group", "area under the ROC curve", "confidence", "predictive entropy", "mutual information"]
         tables.append(Table(head, outside))
     note = (
-        "Means over the snapshots of each group. Calibration error (ECE) in 15 bins of equal mass; T: after a "
-        f"temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
+        f"Means over the snapshots of each group. Calibration error (ECE) in {first.bins} bins of equal mass; T: after "
+        f"a temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
     )
     return [*tables, note]

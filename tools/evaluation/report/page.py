@@ -60,10 +60,10 @@ def comparison(rows: list[Row]) -> Table:
     lines = []
     for row in rows:
         cells = [label(row) + ("" if row.reliable else " (not reliable)")]
-        cells += [interval(one) for one in row.groups.values()]
+        cells += [interval(one.mean, one) for one in row.groups.values()]
         cells += [] if is_mean else [percent(one.draws_std) for one in row.groups.values()]
         for one in row.differences:
-            cells += [interval(one), bounds(one.seeds["low"], one.seeds["high"])]
+            cells += [interval(one.difference, one), bounds(one.seeds["low"], one.seeds["high"])]
             if is_mean:
                 cells.append("-" if one.seeds["low"] is None else f"{one.p_holm:.3f}")
         lines.append(cells)
@@ -71,12 +71,7 @@ def comparison(rows: list[Row]) -> Table:
 
 
 def render(evaluation: Evaluation, measured: list[Section], document: dict[str, Any]) -> str:
-    """The page, as text.
-
-    Args:
-        measured: the sections of the measurements.
-        document: the content of results.json, which says how it was made.
-    """
+    """The page, as text, with the sections of the measurements; `document`, of results.json, says how it was made."""
     facts = {"command": " ".join(["python", *document["command"]]), **document["provenance"]}
     facts["processor"] = document["machine"]["processor"]
     sections = [
@@ -101,9 +96,8 @@ def _networks(evaluation: Evaluation) -> list[Any]:
         row += [network["sigma"] if one.is_noisy else "-", one.seed]
         rows.append([*row, percent(one.clean.accuracy_mean), percent(one.clean.accuracy_std), one.identity["snapshot"]])
     head = ["group", "model", "neuron", "width", "T", "sigma", "seed", "clean accuracy, %", "over draws", "snapshot"]
-    identities = [one.identity for _, one in evaluation.snapshots()]
-    note = f"{identities[0]['test_images']} test samples"
-    if all(identity["training_seed"] is not None for identity in identities):
+    note = f"{one.identity['test_images']} test samples"
+    if all(one.identity["training_seed"] is not None for _, one in evaluation.snapshots()):
         note += ", none of which was used for training or to choose the epoch"
     return [Table(head, rows), f"{note}. Sigma is the scale of the noise."]
 
