@@ -86,11 +86,7 @@ class GroupAccuracy:
 
 @dataclasses.dataclass
 class Difference:
-    """The accuracy of one group less that of another, with interval and p over samples, as of `paired_difference`.
-
-    A summary's `p_holm` is the larger p, over samples or over seeds, corrected for all tests of the same two groups:
-    it is small only for a difference beyond both kinds of chance.
-    """
+    """The accuracy of one group less that of another, with interval and p over samples, as of `paired_difference`."""
 
     first: str
     second: str
@@ -99,6 +95,8 @@ class Difference:
     high: float
     p: float
     seeds: dict[str, float | None]  # as of `seed_difference`
+    # of means: the larger p, over samples or over seeds, corrected for all tests of the same two groups; it is small
+    # only for a difference beyond both kinds of chance
     p_holm: float | None = None
 
 

@@ -17,13 +17,19 @@ from tools.io.files import make_folder_of_now, write_text_atomically
 from tools.runtime.provenance import provenance
 
 from .comparison import compare, parse_groups, table, verdicts
-from .measurements import MEASUREMENTS
-from .measurements.uncertainty import ensembles_of_snapshots
+from .measurements import Measurement
+from .measurements.attacks import Attacks
+from .measurements.efficiency import Efficiency
+from .measurements.perturbations import Perturbations
+from .measurements.pictures import Pictures
+from .measurements.uncertainty import Uncertainty, ensembles_of_snapshots
 from .report.page import render
 from .results import Evaluation, SnapshotResults
 from .snapshot import FoldHalved, Snapshot
 
 logger = logging.getLogger(__name__)
+# in the order in which they are made and shown
+MEASUREMENTS: tuple[Measurement, ...] = (Perturbations(), Attacks(), Uncertainty(), Efficiency(), Pictures())
 Groups = dict[str, list[Snapshot]]
 Results = dict[str, list[SnapshotResults]]
 
@@ -141,9 +147,7 @@ def _processor(device: torch.device) -> str:
     """The name of the processor, or of the accelerator if the networks were on one."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-        return names[0] if names else platform.processor()
-    except OSError:
-        return platform.processor() or platform.machine()
+    about = Path("/proc/cpuinfo")  # of Linux
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tools import inference
 from tools.config.dataset import Dataset
@@ -88,10 +89,10 @@ class Snapshot:
     def validation_batches(self) -> Any:
         return self.batches(self.validation)
 
-    def predict(self, batches: Any, *purpose: str | int, forward: ForwardPass | None = None, **options: Any) -> Any:
+    def predict(self, batches: Any, *purpose: str | int, **options: Any) -> tuple[Tensor, Tensor]:
         """What `predict_all` gives, with a noise that all networks share in the predictions of the same purpose."""
         with seeded_noise(self.device, self.seed(*purpose)):
-            return inference.predict_all(self.net, batches, forward or self.forward, **options)
+            return inference.predict_all(self.net, batches, **{"forward": self.forward, **options})
 
     def picture(self, index: int) -> np.ndarray:
         """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""

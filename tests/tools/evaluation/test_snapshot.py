@@ -18,10 +18,10 @@ from tools.config.train import TrainConfig
 from tools.data.images import LabelledImages
 from tools.errors import UserError
 from tools.evaluation.conditions import conditions
-from tools.evaluation.measurements import MEASUREMENTS, Measurement
+from tools.evaluation.measurements import Measurement
 from tools.evaluation.measurements.attacks import Attacks
 from tools.evaluation.report.page import Section
-from tools.evaluation.run import evaluate, run_tests
+from tools.evaluation.run import MEASUREMENTS, evaluate, run_tests
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
 from tools.perturb import PERTURBATIONS

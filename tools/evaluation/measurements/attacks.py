@@ -12,7 +12,7 @@ from tools.evaluation.report.page import Section, Table, missing
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 

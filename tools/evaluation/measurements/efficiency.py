@@ -11,7 +11,7 @@ from tools.evaluation.snapshot import Snapshot
 from tools.probes.firing_rates import firing_rates
 from tools.probes.operations import count_operations
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 

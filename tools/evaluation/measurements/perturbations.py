@@ -21,7 +21,7 @@ from tools.evaluation.results import Evaluation, Mistake, Result
 from tools.evaluation.snapshot import Snapshot
 from tools.perturb import PERTURBATIONS
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 Report = dict[str, list[Result]]

@@ -7,7 +7,7 @@ from tools.evaluation.snapshot import Snapshot
 from tools.networks import seeded_noise
 from tools.probes.rasters import picture_spikes
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,8 @@ from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, count, missing, percent
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
-from tools.inference import ForwardPass
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]  # of `ensemble_curve`
@@ -109,17 +108,15 @@ def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
     """Scores of single draws with `factor` times as many time steps, averaged over `repetitions` of them."""
     forward = dataclasses.replace(snapshot.forward, timesteps=factor * snapshot.forward.timesteps)
     what = f"{forward.timesteps} time steps"
-    test, target = _draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward)
-    val, val_target = _draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward)
+    test, target = _draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward=forward)
+    val, val_target = _draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward=forward)
     (row,) = ensemble_curve(test, target, val, val_target, (1,))
     return {"factor": factor, "timesteps": forward.timesteps, **row}
 
 
-def _draws(
-    snapshot: Snapshot, batches: Any, count: int, what: str, forward: ForwardPass | None = None
-) -> tuple[Tensor, Tensor]:
+def _draws(snapshot: Snapshot, batches: Any, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
     """Log-probabilities of independent noise draws [count, N, K], folded into the batch where they fit; labels [N]."""
-    return snapshot.predict(batches, "draws", forward=forward, draws=count, description=f"{what}, {count} draws")
+    return snapshot.predict(batches, "draws", draws=count, description=f"{what}, {count} draws", **options)
 
 
 def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[Row]]) -> list[Any]:

@@ -1,6 +1,5 @@
 """The pictures of an evaluation, as matplotlib figures."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -76,18 +75,17 @@ def attacks(evaluation: Evaluation) -> Figure:
     norms = list(dict.fromkeys(row.of for row in rows))
     clean, doubtful = {}, []
     for group, reports in evaluation.reports("attacks").items():
-        interval = seed_interval([report.clean.accuracy for report in reports])
-        clean[group] = GroupAccuracy(**interval, draws_std=None)
-        if not all(report.reliable for report in reports):
+        clean[group] = GroupAccuracy(**seed_interval([one.clean.accuracy for one in reports]), draws_std=None)
+        if not all(one.reliable for one in reports):
             doubtful.append(group)
     figure, panels = _panels(1, len(norms), 3.6, sharey=True)
     for axes, norm in zip(panels.flat, norms):
         for number, group in enumerate(evaluation.groups):
             for attack, style in ATTACK_STYLES.items():
                 shown = [row for row in rows if row.of == norm and row.test.endswith(f": {attack}")]
-                radii, accuracies = [0, *(row.strength for row in shown)], [row.groups[group] for row in shown]
-                look = dict(linestyle=style, color=f"C{number}")
-                _with_interval(axes, radii, [clean[group], *accuracies], f"{group}, {attack}", **look)
+                radii = [0, *(row.strength for row in shown)]
+                accuracies, name = [clean[group], *(row.groups[group] for row in shown)], f"{group}, {attack}"
+                _with_interval(axes, radii, accuracies, name, linestyle=style, color=f"C{number}")
         axes.set_xlabel(norm)
         _percent_axis(axes)
     if doubtful:
@@ -128,7 +126,7 @@ def reliability(measured: dict[str, list[Any]]) -> Figure:
         for number, size in enumerate(reports[0].reliability):
             bins = mean_rows([report.reliability[size] for report in reports])
             confidence, accuracy = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
-            label = f"{size} draw{'s' * (size != '1')}"
+            label = "1 draw" if size == "1" else f"{size} draws"
             axes.plot(confidence, accuracy, marker="o", color=f"C{number}", label=label)
         axes.set(title=_plain(group), xlabel="confidence", ylabel="accuracy")
         axes.grid(alpha=0.3)
@@ -216,15 +214,13 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _with_interval(axes: Axes, x: list[float], accuracies: Iterable[GroupAccuracy], label: str, **style: str) -> None:
-    """A line of means, and their intervals where there are any, in per cent."""
-    means, low, high = [], [], []
-    for one in accuracies:
-        means.append(100 * one.mean)
-        low.append(100 * one.mean if one.low is None else max(100 * one.low, 0))
-        high.append(100 * one.mean if one.high is None else min(100 * one.high, 100))
+def _with_interval(axes: Axes, x: list[float], accuracies: list[GroupAccuracy], label: str, **style: str) -> None:
+    """A line of means, and their intervals if there are several seeds, in per cent."""
+    means = [100 * one.mean for one in accuracies]
     (line,) = axes.plot(x, means, marker="o", markersize=3, label=_plain(label), **style)
-    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    if accuracies[0].low is not None:
+        low, high = [max(100 * one.low, 0) for one in accuracies], [min(100 * one.high, 100) for one in accuracies]
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
 def _percent_axis(axes: Axes) -> None:

@@ -91,10 +91,10 @@ def render(evaluation: Evaluation, measured: list[Section], document: dict[str, 
 def _networks(evaluation: Evaluation) -> list[Any]:
     rows = []
     for group, one in evaluation.snapshots():
-        network = one.identity["network"]
+        network, clean = one.identity["network"], one.clean
         row = [group, *(network[name] for name in ("model", "neuron", "width", "timestep"))]
         row += [network["sigma"] if one.is_noisy else "-", one.seed]
-        rows.append([*row, percent(one.clean.accuracy_mean), percent(one.clean.accuracy_std), one.identity["snapshot"]])
+        rows.append([*row, percent(clean.accuracy_mean), percent(clean.accuracy_std), one.identity["snapshot"]])
     head = ["group", "model", "neuron", "width", "T", "sigma", "seed", "clean accuracy, %", "over draws", "snapshot"]
     note = f"{one.identity['test_images']} test samples"
     if all(one.identity["training_seed"] is not None for _, one in evaluation.snapshots()):
