@@ -110,9 +110,7 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     sections = [section for measurement in MEASUREMENTS for section in measurement.sections(evaluation)]
     folder = first.folder.path
     if config.compare:
-        folder = (
-            Path(config.out) if config.out else make_folder_of_now(Path("results", first.dataset.name, "comparison"))
-        )
+        folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
         how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
         logger.info("%s", "\n".join([table(rows), how, *verdicts(summary)]))
     write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
@@ -124,11 +122,9 @@ def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
     """The content of results.json, where groups are called kinds; docs/results.schema.json describes it."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for group, one in evaluation.snapshots():
-        content = {"identity": one.identity}
-        for measurement in MEASUREMENTS:
-            if measurement.key in one.reports:
-                content[measurement.key] = measurement.summary(one.reports[measurement.key])
-        kinds.setdefault(group, []).append(content)
+        made = [measurement for measurement in MEASUREMENTS if measurement.key in one.reports]
+        summaries = {measurement.key: measurement.summary(one.reports[measurement.key]) for measurement in made}
+        kinds.setdefault(group, []).append({"identity": one.identity, **summaries})
     threads, processor = torch.get_num_threads(), _processor(device)
     return {
         "format": 2,
