@@ -10,7 +10,7 @@ from tools.analysis.statistics import holm, paired_difference, seed_difference, 
 from tools.errors import UserError
 
 from .conditions import CLEAN, unit
-from .results import Difference, GroupAccuracy, Row, SnapshotResults
+from .results import Difference, GroupAccuracy, Key, Row, SnapshotResults
 
 ATTACK, ALL = "attack (", ": all"  # how the names of attacks begin, and that of the best of them on each image ends
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -31,21 +31,6 @@ def parse_groups(texts: list[str]) -> dict[str, list[str]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
-    """One test; see `Row`."""
-
-    test: str
-    of: str
-    severity: int | None
-    strength: float | None
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether the summary has it: of attacks, the best of them alone."""
-        return not self.test.startswith(ATTACK) or self.test.endswith(ALL)
-
-
-@dataclasses.dataclass(frozen=True)
 class Accuracy:
     """The accuracy of one snapshot in one test; `correct`: of each sample, in which share of draws it was right [N]."""
 
@@ -55,34 +40,29 @@ class Accuracy:
     reliable: bool = True
 
 
-Table = dict[Key, Accuracy]
-
-
 def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[Row]]:
     """Compare the groups in every test that all snapshots went through.
 
     Returns:
-        (a row for each test and strength, a row for each test's mean over its strengths). Differences are positive
-        where the first group is the more accurate one. Of attacks, the second list has "all" alone, and its
-        differences have a `p_holm`.
+        A row for each test and strength, and one for each test's mean over its strengths, of attacks of "all" alone.
+        Differences are positive where the first group is the more accurate one; those of means have a `p_holm`.
     """
     tables = {group: [_accuracies(results) for results in snapshots] for group, snapshots in groups.items()}
     everyone = [table for snapshots in tables.values() for table in snapshots]
     shared = [key for key in everyone[0] if all(key in table for table in everyone)]
-    rows = [_row([key], tables) for key in shared]
     by_test: dict[str, list[Key]] = {}
     for key in shared:
-        if key.is_judged:
+        if not key.test.startswith(ATTACK) or key.test.endswith(ALL):
             by_test.setdefault(key.test, []).append(key)
     summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
     for differences in zip(*(row.differences for row in summary)):  # of one pair of groups, in all tests
         joint = [max(one.p, 1.0 if one.seeds["p"] is None else one.seeds["p"]) for one in differences]
         for difference, p in zip(differences, holm(joint)):
             difference.p_holm = p
-    return rows, summary
+    return [_row([key], tables) for key in shared], summary
 
 
-def _accuracies(results: SnapshotResults) -> Table:
+def _accuracies(results: SnapshotResults) -> dict[Key, Accuracy]:
     table = {}
     for name, points in results.perturbations.items():
         for point in points:
@@ -99,9 +79,9 @@ def _accuracies(results: SnapshotResults) -> Table:
     return table
 
 
-def _row(keys: list[Key], tables: dict[str, list[Table]], is_mean: bool = False) -> Row:
+def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean: bool = False) -> Row:
     """The row of one test and strength, or of the mean over several strengths of a test."""
-    reliable, groups, means, correct = True, {}, {}, {}
+    reliable, groups, means, correct, differences = True, {}, {}, {}, []
     for group, snapshots in tables.items():
         means[group] = [fmean(table[key].mean for key in keys) for table in snapshots]
         found = [table[key] for table in snapshots for key in keys]
@@ -110,41 +90,34 @@ def _row(keys: list[Key], tables: dict[str, list[Table]], is_mean: bool = False)
         draws_std = None if None in deviations else fmean(deviations)
         groups[group] = GroupAccuracy(**seed_interval(means[group]), draws_std=draws_std)
         reliable = reliable and all(one.reliable for one in found)
-    differences = []
     for first, second in itertools.combinations(tables, 2):
         of_samples = paired_difference(correct[first], correct[second])
         differences.append(Difference(first, second, **of_samples, seeds=seed_difference(means[first], means[second])))
-    return Row(
-        **dataclasses.asdict(keys[0]), reliable=reliable, groups=groups, differences=differences, is_mean=is_mean
-    )
+    key = dataclasses.asdict(keys[0])
+    return Row(**key, reliable=reliable, groups=groups, differences=differences, is_mean=is_mean)
 
 
-def verdicts(summary: list[Row], level: float = 0.05) -> list[str]:
-    """Which differences are beyond the chance of samples and of seeds, in sentences."""
+def verdicts(summary: list[Row]) -> list[str]:
+    """Which differences are beyond the chance of samples and of seeds (p below 0.05), in sentences."""
     sentences = []
-    tests = [row.test for row in summary]
-    are_reliable = [row.reliable for row in summary]
-    for differences in zip(*(row.differences for row in summary)):
-        first, second = differences[0].first, differences[0].second
-        if any(one.seeds["low"] is None for one in differences):
+    for number, pair in enumerate(summary[0].differences):
+        first, second = pair.first, pair.second
+        if pair.seeds["low"] is None:
             sentences.append(f"{first} and {second} cannot be told apart by a single seed of a group; compare several.")
             continue
-        better, undecided, doubtful = {first: [], second: []}, [], []
-        for test, is_reliable, one in zip(tests, are_reliable, differences):
-            if not is_reliable:
-                doubtful.append(test)
-            elif one.p_holm < level:
-                better[first if one.difference > 0 else second].append(f"{test} (p {one.p_holm:.3f})")
+        is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"
+        undecided = f"{first} and {second}, no difference beyond chance"
+        doubtful = f"{first} and {second}, not judged, as gates of the attacks failed"
+        found = {is_first: [], is_second: [], undecided: [], doubtful: []}
+        for row in summary:
+            one = row.differences[number]
+            if not row.reliable:
+                found[doubtful].append(row.test)
+            elif one.p_holm < 0.05:
+                found[is_first if one.difference > 0 else is_second].append(f"{row.test} (p {one.p_holm:.3f})")
             else:
-                undecided.append(test)
-        for group, other in ((first, second), (second, first)):
-            if better[group]:
-                sentences.append(f"{group} is more accurate than {other}: {', '.join(better[group])}.")
-        if undecided:
-            sentences.append(f"{first} and {second}, no difference beyond chance: {', '.join(undecided)}.")
-        if doubtful:
-            why = "as gates of the attacks failed"
-            sentences.append(f"{first} and {second}, not judged, {why}: {', '.join(doubtful)}.")
+                found[undecided].append(row.test)
+        sentences += [f"{verdict}: {', '.join(tests)}." for verdict, tests in found.items() if tests]
     return sentences
 
 
@@ -158,19 +131,25 @@ def label(row: Row) -> str:
     return f"{row.test} {strength}"
 
 
+def bounds(low: float | None, high: float | None) -> str:
+    """An interval in per cent, or a dash."""
+    return "-" if low is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def interval(mean: float, one: GroupAccuracy | Difference) -> str:
+    """A mean and its interval, if there is one, in per cent."""
+    return f"{100 * mean:.2f}" + ("" if one.low is None else f" {bounds(one.low, one.high)}")
+
+
 def table(rows: list[Row]) -> str:
     """The comparison as text: accuracy in per cent, mean over seeds and its interval, a column for each group."""
-    if not rows:
-        return "no test in common"
     lines = ["test accuracy, %".ljust(40) + "".join(f"{group:>24}" for group in rows[0].groups)]
     for row in rows:
-        cells = "".join(f"{_cell(one):>24}" for one in row.groups.values())
-        doubt = "" if row.reliable else "   not reliable: gates failed"
-        lines.append(f"{label(row)[:40]:40}{cells}{doubt}")
+        line = f"{label(row)[:40]:40}"
+        for one in row.groups.values():
+            cell = interval(one.mean, one)
+            if one.low is None and one.draws_std is not None:
+                cell += f" +- {100 * one.draws_std:.2f}"
+            line += f"{cell:>24}"
+        lines.append(line + ("" if row.reliable else "   not reliable: gates failed"))
     return "\n".join(lines)
-
-
-def _cell(one: GroupAccuracy) -> str:
-    if one.low is not None:
-        return f"{100 * one.mean:.2f} [{100 * one.low:.1f}, {100 * one.high:.1f}]"
-    return f"{100 * one.mean:.2f}" + ("" if one.draws_std is None else f" +- {100 * one.draws_std:.2f}")

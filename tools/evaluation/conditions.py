@@ -24,48 +24,41 @@ class Condition:
         return self.severity == 0
 
 
-def conditions(
-    config: EvaluationConfig, has_pixels: bool, corruptions: Iterable[str] = ()
-) -> dict[str, list[Condition]]:
-    """The conditions that a configuration asks for.
+def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[str] = ()) -> dict[str, list[Condition]]:
+    """{"clean": [one], name of a perturbation or corruption: its conditions}, as a configuration asks for them.
 
     Args:
         has_pixels: whether the data set has pixels; it has events otherwise.
-        corruptions: names of the corruptions of a folder, each at all severities.
-
-    Returns:
-        {"clean": [one], name of a perturbation or corruption: its conditions}.
+        corrupted: names of the corruptions of a folder, each at all severities.
 
     Raises:
         UserError: for perturbations that do not apply to the data set, or strengths out of range.
     """
-    if config.range and not config.perturbation:
-        raise UserError("--range needs to know of what: give --perturbation")
+    if (config.range or config.severity) and not config.perturbation:
+        raise UserError(f"--{'range' if config.range else 'severity'} needs to know of what: give --perturbation")
     if config.range and config.severity:
         raise UserError("--range and --severity are two ways to say how strong; give one")
-    if config.severity and not config.perturbation:
-        raise UserError("--severity needs to know of what: give --perturbation")
     if config.range and "all" in config.perturbation:
         raise UserError("--range has one unit, the perturbations of all have many: give --severity")
-    possible = applicable(has_pixels)
-    names = list(dict.fromkeys(config.perturbation))
-    severities = config.severity
+    if config.range and config.right < config.left:
+        raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
+    possible, names, severities = applicable(has_pixels), config.perturbation, config.severity
     if "all" in names:
         named = [name for name in names if name != "all"]  # "all" has no attack, but one may be asked for beside it
-        others = [name for name in possible if PERTURBATIONS[name].where != "attack"]
-        names, severities = list(dict.fromkeys([*others, *named])), severities or SEVERITIES
+        names = [name for name in possible if PERTURBATIONS[name].where != "attack"] + named
+        severities = severities or SEVERITIES
     for name in names:
         if name not in possible:
-            missing = "events" if PERTURBATIONS[name].where == "events" else "pixels"
+            needs = "events" if PERTURBATIONS[name].where == "events" else "pixels"
             raise UserError(
-                f"{name} perturbs {missing}, which this data set does not have; choose from {', '.join(possible)}"
+                f"{name} perturbs {needs}, which this data set does not have; choose from {', '.join(possible)}"
             )
-    if clashing := {CLEAN, *PERTURBATIONS} & set(corruptions):
+    if clashing := {CLEAN, *PERTURBATIONS} & set(corrupted):
         raise UserError(f"a file of --corruptions has the name of another test: {', '.join(sorted(clashing))}")
     found = {CLEAN: [Condition(CLEAN, 0, 0.0)]}
     for name in names:
         found[name] = _of_perturbation(name, config, severities)
-    for name in corruptions:
+    for name in corrupted:
         found[name] = [Condition(name, severity, severity) for severity in (0, *SEVERITIES)]
     return found
 
@@ -75,18 +68,15 @@ def unit(name: str) -> str:
     return PERTURBATIONS[name].unit if name in PERTURBATIONS else "severity"
 
 
-def is_random(name: str) -> bool:
-    """Whether a perturbation draws; corruptions from a folder do not."""
-    return name in PERTURBATIONS and PERTURBATIONS[name].is_random
-
-
 def _of_perturbation(name: str, config: EvaluationConfig, severities: Iterable[int]) -> list[Condition]:
     perturbation = PERTURBATIONS[name]
     clean = Condition(name, 0, perturbation.neutral)
     if severities:
         return [clean, *(Condition(name, severity, perturbation.severities[severity - 1]) for severity in severities)]
-    found = []
-    strengths = _sweep(config) if config.range else [perturbation.neutral, getattr(config, perturbation.flag)]
+    strengths, found = [perturbation.neutral, getattr(config, perturbation.flag)], []
+    if config.range:
+        count = int((config.right - config.left) / config.step + 1e-6) + 1
+        strengths = [round(config.left + index * config.step, 10) for index in range(count)]
     for strength in dict.fromkeys(strengths):
         if strength == perturbation.neutral:
             found.append(clean)
@@ -96,10 +86,3 @@ def _of_perturbation(name: str, config: EvaluationConfig, severities: Iterable[i
             allowed = f"at least {perturbation.lowest:g} and at most {perturbation.highest:g}"
             raise UserError(f"the strength of {name} ({perturbation.unit}) must be {allowed}, got {strength:g}")
     return found
-
-
-def _sweep(config: EvaluationConfig) -> list[float]:
-    if config.right < config.left:
-        raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
-    count = int((config.right - config.left) / config.step + 1e-6) + 1
-    return [round(config.left + index * config.step, 10) for index in range(count)]

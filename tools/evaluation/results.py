@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tools.config.dataset import Dataset
+
 from .conditions import CLEAN
 
 
@@ -36,10 +38,6 @@ class Result:
     confusion: list[list[float]] | None = None  # of a clean condition: [class][taken for], samples per draw
     worst: list[Mistake] | None = None  # of a clean condition: the samples of the highest loss
 
-    def at(self, strength: float | None) -> "Result":
-        """This result as the one of a perturbation whose `strength` changes nothing."""
-        return dataclasses.replace(self, strength=strength, confusion=None, worst=None)
-
     def as_json(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
         return {name: value for name, value in content.items() if name not in ("confusion", "worst") or value}
@@ -68,6 +66,12 @@ class SnapshotResults:
     def clean(self) -> Result:
         return self.perturbations[CLEAN][0]
 
+    @property
+    def seed(self) -> int | str:
+        """Of its training; a dash where nobody knows it."""
+        seed = self.identity["training_seed"]
+        return "-" if seed is None else seed
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupAccuracy:
@@ -82,11 +86,7 @@ class GroupAccuracy:
 
 @dataclasses.dataclass
 class Difference:
-    """The accuracy of one group less that of another, with interval and p over samples, as of `paired_difference`.
-
-    A summary's `p_holm` is the larger p, over samples or over seeds, corrected for all tests of the same two groups:
-    it is small only for a difference beyond both kinds of chance.
-    """
+    """The accuracy of one group less that of another, with interval and p over samples, as of `paired_difference`."""
 
     first: str
     second: str
@@ -95,17 +95,25 @@ class Difference:
     high: float
     p: float
     seeds: dict[str, float | None]  # as of `seed_difference`
+    # of means: the larger p, over samples or over seeds, corrected for all tests of the same two groups; it is small
+    # only for a difference beyond both kinds of chance
     p_holm: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One test and strength, or the mean of a test over its strengths, of all groups."""
+class Key:
+    """One test and strength."""
 
     test: str
     of: str  # what the strength is
     severity: int | None
     strength: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row(Key):
+    """What came out of one test and strength, or the mean of a test over its strengths, of all groups."""
+
     reliable: bool  # False where a gate of the attacks failed
     groups: dict[str, GroupAccuracy]
     differences: list[Difference]
@@ -127,19 +135,21 @@ class Row:
 class Evaluation:
     """All that came out of one call of a testing script."""
 
-    dataset: str
-    classes: tuple[str, ...]  # their names, in the order of the labels
-    device: str  # that the networks were on
+    dataset: Dataset
     groups: dict[str, list[SnapshotResults]]  # of each of its snapshots
     rows: list[Row]  # every test and strength that all snapshots went through
     summary: list[Row]  # the mean of each test over its strengths
     ensembles: dict[str, list[dict[str, Any]]]  # scores of ensembles of a group's snapshots
-    sample: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
+    picture: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
+
+    def snapshots(self) -> list[tuple[str, SnapshotResults]]:
+        """[(group, the results of one of its snapshots)]."""
+        return [(group, one) for group, snapshots in self.groups.items() for one in snapshots]
 
     def reports(self, key: str) -> dict[str, list[Any]]:
         """{group: the reports of its snapshots}, of the groups that have any of this measurement."""
-        found = {}
-        for group, snapshots in self.groups.items():
-            if reports := [one.reports[key] for one in snapshots if key in one.reports]:
-                found[group] = reports
+        found: dict[str, list[Any]] = {}
+        for group, one in self.snapshots():
+            if key in one.reports:
+                found.setdefault(group, []).append(one.reports[key])
         return found

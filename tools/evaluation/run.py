@@ -1,38 +1,41 @@
 """One call of a testing script: the evaluation of one snapshot, or of several groups of networks; and its report."""
 
 import dataclasses
-import functools
 import json
 import logging
+import platform
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 from tools.io.files import make_folder_of_now, write_text_atomically
+from tools.runtime.provenance import provenance
 
 from .comparison import compare, parse_groups, table, verdicts
-from .measurements import MEASUREMENTS
-from .measurements.uncertainty import ensembles_of_snapshots
-from .report.document import assemble
+from .measurements import Measurement
+from .measurements.attacks import Attacks
+from .measurements.efficiency import Efficiency
+from .measurements.perturbations import Perturbations
+from .measurements.pictures import Pictures
+from .measurements.uncertainty import Uncertainty, ensembles_of_snapshots
 from .report.page import render
 from .results import Evaluation, SnapshotResults
 from .snapshot import FoldHalved, Snapshot
 
 logger = logging.getLogger(__name__)
+# in the order in which they are made and shown
+MEASUREMENTS: tuple[Measurement, ...] = (Perturbations(), Attacks(), Uncertainty(), Efficiency(), Pictures())
+Groups = dict[str, list[Snapshot]]
+Results = dict[str, list[SnapshotResults]]
 
 
-def run_tests(
-    config: EvaluationConfig, dataset: Any, other_datasets: dict[str, Any] | None = None
-) -> dict[str, list[SnapshotResults]]:
-    """Evaluate what the configuration names, and write results.json and report.html.
-
-    Args:
-        config: with `snapshot` or `compare`.
-        dataset, other_datasets: as for `Snapshot`.
+def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None) -> Results:
+    """Evaluate the snapshot, or the groups of `compare`, of a configuration; write results.json and report.html.
 
     Returns:
         {group: results of each snapshot}; a single snapshot's group has the name of its neuron.
@@ -42,22 +45,21 @@ def run_tests(
     """
     if bool(config.snapshot) == bool(config.compare):
         raise UserError("which checkpoint? Give --snapshot PATH, or --compare GROUP=PATH,PATH GROUP=PATH,PATH")
-    if config.compare:
-        groups = {}
-        for group, paths in parse_groups(config.compare).items():
-            # the results of each lie beside it, and --out is for the report alone
-            configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
-            groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
-    else:
+    groups = {}
+    for group, paths in parse_groups(config.compare).items():
+        # the results of each lie beside it, and --out is for the report alone
+        configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
+        groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
+    if config.snapshot:
         snapshot = Snapshot(config, dataset, other_datasets)
-        groups = {snapshot.trained.neuron: [snapshot]}
+        groups[snapshot.trained.neuron] = [snapshot]
     check_comparable(groups)
     results = {}
     for group, snapshots in groups.items():
         results[group] = []
         for one in snapshots:
             if config.compare:
-                logger.info("== %s: %s ==", group, one.config.snapshot)
+                logger.info("== %s: %s ==", group, one.path)
             results[group].append(evaluate(one))
     _report(config, groups, results)
     return results
@@ -69,77 +71,79 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
     All have the same fold: where memory makes one halve it, the others are made again.
     """
     while True:
-        reports = {}
         try:
-            for measurement in MEASUREMENTS:
-                if measurement.is_wanted(snapshot.config):
-                    reports[measurement.key] = measurement.run(snapshot)
+            wanted = [one for one in MEASUREMENTS if not one.setting or getattr(snapshot.config, one.setting)]
+            reports = {one.key: one.run(snapshot) for one in wanted}
         except FoldHalved as error:
-            logger.warning("all is measured with --fold %d", error.fold)
-            snapshot.keep_fold(error.fold)
+            (fold,) = error.args
+            logger.warning("all is measured with --fold %d", fold)
+            snapshot.keep_fold(fold)
             continue
         found = {key: report for key, report in reports.items() if report is not None}
         return SnapshotResults(snapshot.identity, snapshot.is_noisy, found)
 
 
-def check_comparable(groups: dict[str, list[Snapshot]]) -> None:
-    """Refuse comparisons that would not be of what they say; warn of doubtful ones.
-
-    Raises:
-        UserError: for the same network twice, or networks that would be tested on other samples.
-    """
+def check_comparable(groups: Groups) -> None:
+    """UserError for the same network twice, or networks tested on other samples; a warning for doubtful seeds."""
     first = next(iter(groups.values()))[0]
     for group, snapshots in groups.items():
         by_checksum: dict[int, Snapshot] = {}
         for one in snapshots:
             same = by_checksum.setdefault(one.checksum, one)
             if same is not one:
-                paths = f"{same.config.snapshot} and {one.config.snapshot}"
-                raise UserError(f"--compare: two snapshots of {group} are the same network: {paths}")
+                raise UserError(f"--compare: two snapshots of {group} are the same network: {same.path} and {one.path}")
             if not torch.equal(one.test.labels, first.test.labels):
-                paths = f"{first.config.snapshot} and {one.config.snapshot}"
+                paths = f"{first.path} and {one.path}"
                 raise UserError(f"--compare: these were trained with other splits, so their tests differ: {paths}")
         seeds = [one.trained.seed for one in snapshots]
         if len(set(seeds)) < len(seeds):
             logger.warning("%s: snapshots of the same training seed count as different seeds: %s", group, seeds)
 
 
-def _report(
-    config: EvaluationConfig, groups: dict[str, list[Snapshot]], results: dict[str, list[SnapshotResults]]
-) -> None:
-    first = next(iter(groups.values()))[0]
-    ensembles = {}
+def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
+    first, ensembles = next(iter(groups.values()))[0], {}
     if config.uncertainty:
         ensembles = {group: ensembles_of_snapshots(snapshots) for group, snapshots in groups.items()}
     rows, summary = compare(results)
-    evaluation = Evaluation(
-        first.dataset.name,
-        first.dataset.classes,
-        str(first.device),
-        results,
-        rows,
-        summary,
-        ensembles,
-        functools.partial(_sample, first),
-    )
-    folder = _folder(config, first.dataset.name) if config.compare else first.folder.path
-    document = assemble(evaluation)
-    write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
-    write_text_atomically(folder / "report.html", render(evaluation, document))
+    evaluation = Evaluation(first.dataset, results, rows, summary, ensembles, first.picture)
+    document = _document(evaluation, first.device)
+    sections = [section for measurement in MEASUREMENTS for section in measurement.sections(evaluation)]
+    folder = first.folder.path
     if config.compare:
-        logger.info("%s", table(rows))
-        logger.info(
-            "(mean [95 %% interval over seeds], or +- deviation over %d noise draws for one seed)", config.draws
-        )
-        logger.info("%s", "\n".join(verdicts(summary)))
+        folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
+        how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
+        logger.info("%s", "\n".join([table(rows), how, *verdicts(summary)]))
+    write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
+    write_text_atomically(folder / "report.html", render(evaluation, sections, document))
     logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
 
 
-def _folder(config: EvaluationConfig, dataset: str) -> Path:
-    return Path(config.out) if config.out else make_folder_of_now(Path("results", dataset, "comparison"))
+def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
+    """The content of results.json, where groups are called kinds; docs/results.schema.json describes it."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for group, one in evaluation.snapshots():
+        made = [measurement for measurement in MEASUREMENTS if measurement.key in one.reports]
+        summaries = {measurement.key: measurement.summary(one.reports[measurement.key]) for measurement in made}
+        kinds.setdefault(group, []).append({"identity": one.identity, **summaries})
+    threads, processor = torch.get_num_threads(), _processor(device)
+    return {
+        "format": 2,
+        "dataset": evaluation.dataset.name,
+        "command": sys.argv,
+        "machine": {"processor": processor, "torch": torch.__version__, "threads": threads},
+        "provenance": provenance(),
+        "kinds": kinds,
+        "tests": [row.as_json() for row in evaluation.rows],
+        "summary": [row.as_json() for row in evaluation.summary],
+        "ensembles": evaluation.ensembles,
+    }
 
 
-def _sample(snapshot: Snapshot, index: int) -> np.ndarray:
-    """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""
-    ((inputs, _),) = snapshot.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
-    return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
+def _processor(device: torch.device) -> str:
+    """The name of the processor, or of the accelerator if the networks were on one."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    about = Path("/proc/cpuinfo")  # of Linux
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

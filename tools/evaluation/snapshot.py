@@ -2,17 +2,20 @@
 
 import dataclasses
 import functools
-import logging
 import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from tools import inference
+from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 from tools.inference import ForwardPass
-from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format
+from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format, seeded_noise
 from tools.perturb.corruptions import CorruptionFolder
 from tools.probes.hooks import is_noisy
 from tools.runtime.device import set_up_torch
@@ -22,15 +25,9 @@ from tools.runtime.seeds import derived_seed
 from .conditions import conditions
 from .stored import ResultFolder
 
-logger = logging.getLogger(__name__)
-
 
 class FoldHalved(Exception):
-    """Memory does not suffice for the fold of an evaluation; `fold` is the next one to try."""
-
-    def __init__(self, fold: int):
-        super().__init__(fold)
-        self.fold = fold
+    """Memory does not suffice for the fold of an evaluation; the argument is the next one to try."""
 
 
 class SteadyForwardPass(ForwardPass):
@@ -45,8 +42,6 @@ class Snapshot:
     """One checkpoint's network with the data to test it on.
 
     Args:
-        config: what is tested, and how.
-        dataset: has name, classes, mean, std, has_pixels, and input_shape() and load() of `dataset_utils`.
         other_datasets: {name: data set}, for `config.ood`.
 
     Raises:
@@ -54,13 +49,12 @@ class Snapshot:
         UserError: for settings that do not go together, or strengths out of range.
     """
 
-    def __init__(self, config: EvaluationConfig, dataset: Any, other_datasets: dict[str, Any] | None = None):
+    def __init__(self, config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None):
         if config.ood and not config.uncertainty:
             raise UserError("--ood is a test of uncertainty: give --uncertainty too")
         if config.attack_preset and not dataset.has_pixels:
             raise UserError(f"--attack_preset is for images, {dataset.name} has events")
-        self.config, self.dataset = config, dataset
-        self.corruptions = None
+        self.config, self.path, self.dataset, self.corruptions = config, config.snapshot, dataset, None
         if config.corruptions:
             self.corruptions = CorruptionFolder(config.corruptions, dataset.input_shape(config), dataset.num_classes)
         corrupted = self.corruptions.names if self.corruptions else ()
@@ -74,13 +68,10 @@ class Snapshot:
         self.test, self.validation = data["test"], data["val"]
         self.outside = self._load_outside(other_datasets or {}) if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
+        self.title = f"{self.trained.model}, {self.trained.neuron}"
         self.is_noisy = is_noisy(self.net)
-        self.checksum = zlib.crc32(Path(config.snapshot).read_bytes())
+        self.checksum = zlib.crc32(Path(self.path).read_bytes())
         self.keep_fold(config.fold)
-
-    @property
-    def title(self) -> str:
-        return f"{self.trained.model}, {self.trained.neuron}"
 
     def seed(self, *purpose: str | int) -> int:
         """A seed that depends on nothing but `--seed` and the purpose, so that all networks share it."""
@@ -98,16 +89,26 @@ class Snapshot:
     def validation_batches(self) -> Any:
         return self.batches(self.validation)
 
-    def _load(self, dataset: Any) -> dict[str, Any]:
+    def predict(self, batches: Any, *purpose: str | int, **options: Any) -> tuple[Tensor, Tensor]:
+        """What `predict_all` gives, with a noise that all networks share in the predictions of the same purpose."""
+        with seeded_noise(self.device, self.seed(*purpose)):
+            return inference.predict_all(self.net, batches, **{"forward": self.forward, **options})
+
+    def picture(self, index: int) -> np.ndarray:
+        """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""
+        ((inputs, _),) = self.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
+        return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
+
+    def _load(self, dataset: Dataset) -> dict[str, Any]:
         """The parts of a data set, as this network sees it."""
         chosen = {name: getattr(self.config, name) for name in ("data_root", "download", "workers", "lenient")}
         return dataset.load(dataclasses.replace(self.trained, **chosen))
 
-    def _load_outside(self, others: dict[str, Any]) -> Any:
+    def _load_outside(self, others: dict[str, Dataset]) -> Any:
         """The test part of another data set with inputs of the same shape."""
-        if self.config.ood not in others.keys() - {self.dataset.name}:
-            names = ", ".join(sorted(others.keys() - {self.dataset.name}))
-            raise UserError(f"--ood must be one of {names}; got {self.config.ood}")
+        possible = sorted(others.keys() - {self.dataset.name})
+        if self.config.ood not in possible:
+            raise UserError(f"--ood must be one of {', '.join(possible)}; got {self.config.ood}")
         other = others[self.config.ood]
         own_shape, shape = self.dataset.input_shape(self.trained), other.input_shape(self.trained)
         if shape != own_shape:
@@ -117,13 +118,11 @@ class Snapshot:
     @functools.cached_property
     def _data_checksums(self) -> list[int]:
         """Of the test and validation samples as they go into the network, and of their labels."""
-        checksums = []
-        for part in (self.test, self.validation):
-            checksum = 0
+        checksums = [0, 0]
+        for index, part in enumerate((self.test, self.validation)):
             for batch in part.batches(self.config.minibatch, torch.device("cpu")):
                 for values in batch:
-                    checksum = zlib.crc32(values.contiguous().numpy().data, checksum)
-            checksums.append(checksum)
+                    checksums[index] = zlib.crc32(values.contiguous().numpy().data, checksums[index])
         return checksums
 
     @property
@@ -133,7 +132,7 @@ class Snapshot:
             "dataset": self.dataset.name,
             "test_images": len(self.test),
             "data_checksums": self._data_checksums,
-            "snapshot": self.config.snapshot,
+            "snapshot": self.path,
             "checksum": self.checksum,
             "network": {name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
             "training_seed": self.trained.seed,
@@ -147,7 +146,7 @@ class Snapshot:
     def keep_fold(self, fold: int) -> None:
         """Measure with a fold that memory allows, and store results under it."""
         self.forward.fold = fold
-        snapshot, config = Path(self.config.snapshot), self.config
+        snapshot, config = Path(self.path), self.config
         beside = snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
         of_points = {name: getattr(config, name) for name in ("draws", "n_ensembles", "adv_draws")}
         of_points["corruptions"] = self.corruptions.stamps() if self.corruptions else []

@@ -12,69 +12,62 @@ from tools.io.files import MOST_TEXT, read_bytes, write_text_atomically
 from .results import Result
 
 logger = logging.getLogger(__name__)
-Key = tuple[int | None, float | None]  # severity and strength
+Content = dict[str, Any]
+Points = dict[tuple[int | None, float | None], Result]  # by severity and strength
 
 
 class ResultFolder:
     """The stored results of one snapshot.
 
-    The identity has the git revision of a clean source tree, so that no result of another scheme of seeds is reused.
-
     Args:
         path: the folder; it is made with the first result.
-        identity: all that the results depend on; "provenance" is that of `runtime.provenance`, and "snapshot", a path,
-            may differ.
+        identity: all that the results depend on; "snapshot", a path, may differ. The git revision of a clean source
+            tree is in its "provenance", so that no result of another scheme of seeds is reused.
         of_points: what else the results of perturbations depend on, and reports do not.
         suffix: of the names of the perturbations' files.
     """
 
-    def __init__(self, path: str | Path, identity: dict[str, Any], of_points: dict[str, Any], suffix: str = ""):
+    def __init__(self, path: str | Path, identity: Content, of_points: Content, suffix: str = ""):
         self.path, self.identity, self.suffix = Path(path), identity, suffix
         self.identity_of_points = {**identity, **of_points}
 
     def points_file(self, name: str) -> Path:
         return self.path / f"{name}{self.suffix}.json"
 
-    def points(self, name: str) -> dict[Key, Result]:
-        """{(severity, strength): result} of a perturbation, as stored; {} if there is nothing to reuse."""
+    def points(self, name: str) -> Points:
+        """The results of a perturbation, as stored; {} if there is nothing to reuse."""
 
-        def read(content: dict[str, Any]) -> dict[Key, Result]:
+        def read(content: Content) -> Points:
             points = [Result.from_json(point) for point in content["points"]]
             return {(point.severity, point.strength): point for point in points}
 
         return self._read(self.points_file(name), self.identity_of_points, read) or {}
 
-    def write_points(self, name: str, points: dict[Key, Result]) -> None:
+    def write_points(self, name: str, points: Points) -> None:
         """Write the results of a perturbation, or "clean", on a line each, as they are long."""
         order = sorted(points, key=lambda key: [(value is None, value or 0) for value in key])
         rows = [points[key].as_json() for key in order]
-        content = {"perturbation": name, "identity": self.identity_of_points, "points": rows}
-        head = {**content, "crc32": _checksum(content)}
-        del head["points"]
+        head = {"perturbation": name, "identity": self.identity_of_points}
+        head["crc32"] = _checksum({**head, "points": rows})
         opened = json.dumps(head, indent=2).removesuffix("\n}")
         lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
         write_text_atomically(self.points_file(name), f'{opened},\n  "points": [\n{lines}\n  ]\n}}\n')
 
-    def report(self, name: str, from_json: Callable[[dict[str, Any]], Any] = dict, **settings: Any) -> Any:
-        """A stored report that was made with the same settings, or None.
+    def report(self, name: str, from_json: Callable[[Content], Any] = dict, **settings: Any) -> Any:
+        """A stored report, as `from_json` makes it of its plain data, that has these settings; or None."""
 
-        Args:
-            from_json: makes the report of its plain data.
-        """
-
-        def read(content: dict[str, Any]) -> Any:
-            if any(content.get(key) != value for key, value in settings.items()):
-                return None
-            return from_json({key: value for key, value in content.items() if key != "identity"})
+        def read(content: Content) -> Any:
+            del content["identity"]
+            return from_json(content) if settings.items() <= content.items() else None
 
         return self._read(self.path / f"{name}.json", self.identity, read)
 
-    def write_report(self, name: str, report: dict[str, Any]) -> None:
+    def write_report(self, name: str, report: Content) -> None:
         path, content = self.path / f"{name}.json", {"identity": self.identity, **report}
         write_text_atomically(path, json.dumps({**content, "crc32": _checksum(content)}, indent=1) + "\n")
         logger.info("written: %s", path)
 
-    def _read(self, path: Path, identity: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> Any:
+    def _read(self, path: Path, identity: Content, read: Callable[[Content], Any]) -> Any:
         try:
             content = json.loads(read_bytes(path, MOST_TEXT))
             if content.pop("crc32") != _checksum(content):
@@ -89,6 +82,6 @@ class ResultFolder:
             return None
 
 
-def _checksum(content: dict[str, Any]) -> int:
+def _checksum(content: Content) -> int:
     """CRC-32 of what JSON keeps of a dictionary: detects damage, not forgery."""
     return zlib.crc32(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())

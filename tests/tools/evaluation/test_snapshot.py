@@ -18,10 +18,10 @@ from tools.config.train import TrainConfig
 from tools.data.images import LabelledImages
 from tools.errors import UserError
 from tools.evaluation.conditions import conditions
-from tools.evaluation.measurements import MEASUREMENTS, Measurement
+from tools.evaluation.measurements import Measurement
 from tools.evaluation.measurements.attacks import Attacks
-from tools.evaluation.report.blocks import Section
-from tools.evaluation.run import evaluate, run_tests
+from tools.evaluation.report.page import Section
+from tools.evaluation.run import MEASUREMENTS, evaluate, run_tests
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
 from tools.perturb import PERTURBATIONS
@@ -320,8 +320,7 @@ def test_another_measurement_is_one_class_and_one_entry(trained, stripes, tmp_pa
                 Section("Spikes", [f"{group} <{reports}>"]) for group, reports in evaluation.reports(self.key).items()
             ]
 
-    for module in ("run", "report.page", "report.document"):
-        monkeypatch.setattr(f"tools.evaluation.{module}.MEASUREMENTS", (*MEASUREMENTS, Spikes()))
+    monkeypatch.setattr("tools.evaluation.run.MEASUREMENTS", (*MEASUREMENTS, Spikes()))
     path = str(trained["LIF"])
     results = run_tests(EvaluationConfig(snapshot=path, out=str(tmp_path)), stripes)
     assert results["LIF"][0].reports["spikes"] == {"neurons": 2, "nothing": None}

@@ -8,17 +8,19 @@ import torch
 from tools.attacks.campaign import PRESETS, SUBSET, AttackReport, Campaign
 from tools.config.evaluate import EvaluationConfig
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Section, Table, missing, or_dash
+from tools.evaluation.report.page import Section, Table, missing
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 
 
 class Attacks(Measurement):
     key, setting = "attacks", "attack_preset"
+    as_json = staticmethod(AttackReport.as_json)
+    from_json = staticmethod(AttackReport.from_json)
 
     def name(self, config: EvaluationConfig) -> str:
         return f"attacks-{config.attack_preset}"
@@ -34,14 +36,8 @@ class Attacks(Measurement):
         ((images, target),) = subset.batches(**{**snapshot.batch_options, "batch_size": len(subset)})
         return Campaign(snapshot.net, snapshot.forward, images, target, preset, snapshot.config.seed, name).run()
 
-    def as_json(self, report: AttackReport) -> dict[str, Any]:
-        return report.as_json()
-
-    def from_json(self, content: dict[str, Any]) -> AttackReport:
-        return AttackReport.from_json(content)
-
     def summary(self, report: AttackReport) -> dict[str, Any]:
-        content = self.as_json(report)
+        content = report.as_json()
         for score in (content["clean"], *content["attacks"]):
             del score["times_correct"]
         return content
@@ -59,15 +55,9 @@ class Attacks(Measurement):
         if not evaluation.reports(self.key):
             return [missing("Attacks", "--attack_preset quick")]
         section = Section("Attacks", [figures.attacks(evaluation)])
-        for group, snapshots in evaluation.groups.items():
-            for one in snapshots:
-                if report := one.reports.get(self.key):
-                    seed = or_dash(one.identity["training_seed"])
-                    title = f"{group}, seed {seed}: {report.label}, preset {report.preset}, {report.images} images"
-                    section.blocks.append(_gates(title, report))
+        for group, one in evaluation.snapshots():
+            report, head = one.reports[self.key], ["gate", "", "measured"]
+            title = f"{group}, seed {one.seed}: {report.label}, preset {report.preset}, {report.images} images"
+            rows = [[gate.name, "passed" if gate.passed else "failed", gate.detail] for gate in report.gates]
+            section.blocks.append(Table(head, rows, title, "passed" if report.reliable else "failed"))
         return [section]
-
-
-def _gates(title: str, report: AttackReport) -> Table:
-    rows = [[gate.name, "passed" if gate.passed else "failed", gate.detail] for gate in report.gates]
-    return Table(["gate", "", "measured"], rows, title, "passed" if report.reliable else "failed")

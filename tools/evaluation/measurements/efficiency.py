@@ -4,16 +4,14 @@ import dataclasses
 import logging
 from typing import Any
 
-from tools import inference
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Section, Table, missing, or_dash
+from tools.evaluation.report.page import Section, Table, missing
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
-from tools.networks import seeded_noise
 from tools.probes.firing_rates import firing_rates
 from tools.probes.operations import count_operations
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +35,8 @@ class Efficiency(Measurement):
     kind = EfficiencyReport
 
     def measure(self, snapshot: Snapshot) -> EfficiencyReport:
-        net, noise = snapshot.net, seeded_noise(snapshot.device, snapshot.seed("efficiency"))
-        with noise, firing_rates(net) as rates, count_operations(net) as operations:
-            inference.predict_all(net, snapshot.test_batches, snapshot.forward, description="counting operations")
+        with firing_rates(snapshot.net) as rates, count_operations(snapshot.net) as operations:
+            snapshot.predict(snapshot.test_batches, "efficiency", description="counting operations")
         return EfficiencyReport(rates.rates(), **operations.report())
 
     def log(self, report: EfficiencyReport) -> None:
@@ -53,12 +50,9 @@ class Efficiency(Measurement):
             return [missing(heading, "--efficiency")]
         head = ["group", "seed", "accumulates", "multiply-accumulates", "nJ", "ReLU network: AC", "MAC", "nJ"]
         rows = []
-        for group, snapshots in evaluation.groups.items():
-            for one in snapshots:
-                if report := one.reports.get(self.key):
-                    numbers = [report.ac, report.mac, report.energy_nj]
-                    numbers += [report.relu_ac, report.relu_mac, report.relu_energy_nj]
-                    seed = or_dash(one.identity["training_seed"])
-                    rows.append([group, seed, *(f"{number:.4g}" for number in numbers)])
+        for group, one in evaluation.snapshots():
+            report = one.reports[self.key]
+            numbers = [report.ac, report.mac, report.energy_nj, report.relu_ac, report.relu_mac, report.relu_energy_nj]
+            rows.append([group, one.seed, *(f"{number:.4g}" for number in numbers)])
         note = "Of one sample; 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate (45 nm)."
         return [Section(heading, [figures.firing_rates(measured), Table(head, rows), note])]

@@ -1,55 +1,56 @@
 """Accuracy and loss under each condition; stored condition by condition, so that an interrupted test goes on."""
 
+import contextlib
+import dataclasses
 import logging
+import statistics
+from contextlib import AbstractContextManager
 from typing import Any
 
-from tools.evaluation import passes
-from tools.evaluation.comparison import label
+import torch
+from torch import Generator, Tensor
+
+from tools.analysis import metrics
+from tools.attacks.twins import with_gradient_path
+from tools.attacks.victim import Victim
 from tools.evaluation.conditions import CLEAN, Condition, unit
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Section, Table, differences, interval, missing, percent
-from tools.evaluation.results import Evaluation, Result
+from tools.evaluation.report.page import Section, comparison, missing
+from tools.evaluation.results import Evaluation, Mistake, Result
 from tools.evaluation.snapshot import Snapshot
+from tools.perturb import PERTURBATIONS
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 Report = dict[str, list[Result]]
+WORST = 12  # samples of the highest loss that are remembered
 
 
 class Perturbations(Measurement):
     key = "perturbations"
 
     def run(self, snapshot: Snapshot) -> Report:
-        return self.measure(snapshot)
-
-    def measure(self, snapshot: Snapshot) -> Report:
-        report: Report = {}
-        for name, tests in snapshot.conditions.items():
-            clean = report[CLEAN][0] if report else None
-            report[name] = self._of_one(snapshot, name, tests, clean)
+        folder, report = snapshot.folder, {}
+        for name, conditions in snapshot.conditions.items():
+            done, path, report[name] = folder.points(name), folder.points_file(name), []
+            for condition in conditions:
+                key = (condition.severity, condition.strength)
+                if key not in done:
+                    if condition.is_clean and name != CLEAN:  # which comes first
+                        clean = report[CLEAN][0]
+                        done[key] = dataclasses.replace(clean, strength=condition.strength, confusion=None, worst=None)
+                    else:
+                        done[key] = _result(snapshot, condition)
+                    folder.write_points(name, done)
+                report[name].append(done[key])
+                _log(name, done[key])
+            logger.info("written: %s", path)
+            if name != CLEAN:
+                figure = figures.strengths(snapshot.title, report[name], unit(name), snapshot.dataset.name)
+                figure.savefig(path.with_suffix(".png"), dpi=130)
+                logger.info("written: %s", path.with_suffix(".png"))
         return report
-
-    def _of_one(self, snapshot: Snapshot, name: str, tests: list[Condition], clean: Result | None) -> list[Result]:
-        """The results of one perturbation; `clean` is that without any, where it was measured before."""
-        done, results = snapshot.folder.points(name), []
-        for condition in tests:
-            key = (condition.severity, condition.strength)
-            if key not in done:
-                if condition.is_clean and clean is not None:
-                    done[key] = clean.at(condition.strength)
-                else:
-                    done[key] = passes.result(snapshot, condition)
-                snapshot.folder.write_points(name, done)
-            results.append(done[key])
-            _log(name, done[key])
-        path = snapshot.folder.points_file(name)
-        logger.info("written: %s", path)
-        if name != CLEAN:
-            figure = figures.strengths(snapshot.title, results, unit(name), snapshot.dataset.name)
-            figure.savefig(path.with_suffix(".png"), dpi=130)
-            logger.info("written: %s", path.with_suffix(".png"))
-        return results
 
     def summary(self, report: Report) -> dict[str, Any]:
         content = {}
@@ -61,21 +62,10 @@ class Perturbations(Measurement):
         return content
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
-        heading, groups, rows = "Perturbations", list(evaluation.groups), []
-        head = ["test"] + [f"{group}, % [95 % over seeds]" for group in groups]
-        head += [f"{group}, over draws" for group in groups]
-        pairs = evaluation.rows[0].differences
-        for one in pairs:
-            head += [f"{one.first} - {one.second} [95 % over samples]", "[95 % over seeds]"]
-        for row in evaluation.rows:
-            cells = [label(row) + ("" if row.reliable else " (not reliable)")]
-            cells += [interval(row.groups[group]) for group in groups]
-            cells += [percent(row.groups[group].draws_std) for group in groups]
-            rows.append(cells + differences(row))
         figure = figures.severities(evaluation)
-        section = Section(heading, [figure]) if figure else missing(heading, "--perturbation")
-        section.blocks.append(Table(head, rows))
-        if pairs:
+        section = Section("Perturbations", [figure]) if figure else missing("Perturbations", "--perturbation")
+        section.blocks.append(comparison(evaluation.rows))
+        if len(evaluation.groups) > 1:
             note = "Intervals of single rows are not corrected for their number; the table above judges."
             section.blocks.append(note)
         return [section]
@@ -86,3 +76,81 @@ def _log(name: str, result: Result) -> None:
     deviation = "" if result.accuracy_std is None else f"+- {100 * result.accuracy_std:.2f}"
     accuracy = f"{100 * result.accuracy_mean:6.2f} {deviation}"
     logger.info("%-14s %8s   accuracy %s %%   loss %.4f", name, strength, accuracy, result.loss_mean)
+
+
+def _result(snapshot: Snapshot, condition: Condition) -> Result:
+    """Accuracy and loss under a condition, over draws of the network's noise and of the perturbation.
+
+    Each draw is one pass, whose predictions are the mean of `n_ensembles`.
+    """
+    perturbation = PERTURBATIONS.get(condition.name)  # None for corruptions from a folder, which draw nothing
+    is_random = not condition.is_clean and perturbation is not None and perturbation.is_random
+    is_drawn, predictions = snapshot.is_noisy or is_random, []
+    for draw in range(snapshot.config.draws if is_drawn else 1):
+        inside, transform, batches = _disturbance(snapshot, condition, snapshot.seed("perturbation", draw))
+        what = f"{condition.name} {condition.strength}, draw {draw + 1}"
+        with inside:
+            options = dict(draws=snapshot.config.n_ensembles, transform=transform, description=what)
+            log_p, target = snapshot.predict(batches, "noise", draw, **options)
+        predictions.append(metrics.mean_prediction(log_p))
+    accuracies = [metrics.accuracy(one, target) for one in predictions]
+    losses = [metrics.negative_log_likelihood(one, target) for one in predictions]
+    draws = torch.stack(predictions)
+    return Result(
+        condition.severity,
+        condition.strength,
+        accuracy_mean=statistics.fmean(accuracies),
+        accuracy_std=_deviation(accuracies) if is_drawn else 0.0,
+        accuracy_draws=accuracies,
+        loss_mean=statistics.fmean(losses),
+        loss_std=_deviation(losses) if is_drawn else 0.0,
+        loss_draws=losses,
+        times_correct=(draws.argmax(-1) == target).sum(0).tolist(),
+        confusion=_confusion(draws, target) if condition.is_clean else None,
+        worst=_worst(draws, target) if condition.is_clean else None,
+    )
+
+
+def _disturbance(snapshot: Snapshot, condition: Condition, seed: int) -> tuple[AbstractContextManager[Any], Any, Any]:
+    """The context of the network, the function of images or None, and the batches that make a condition."""
+    nothing, name, strength = contextlib.nullcontext(), condition.name, condition.strength
+    if condition.is_clean:
+        return nothing, None, snapshot.test_batches
+    if name not in PERTURBATIONS:
+        return nothing, None, snapshot.batches(snapshot.corruptions.part(name, condition.severity))
+    apply, where, generator = PERTURBATIONS[name].apply, PERTURBATIONS[name].where, Generator().manual_seed(seed)
+    if where == "events":
+        return nothing, None, snapshot.batches(snapshot.test.perturbed(apply, strength, seed))
+    if where == "hidden":
+        own = Generator(snapshot.device).manual_seed(seed)
+        return apply(snapshot.net, strength, own), None, snapshot.test_batches
+    if where == "pixels":
+        return nothing, lambda images, target: apply(images, strength, generator), snapshot.test_batches
+    if where != "attack":
+        raise ValueError(f"{name}: no family of perturbations is called {where}")
+    own_path = with_gradient_path(snapshot.net, "own")
+    gradient = Victim(own_path, snapshot.forward, snapshot.config.adv_draws if snapshot.is_noisy else 1).gradient
+    return nothing, lambda images, target: apply(gradient, images, target, strength, generator), snapshot.test_batches
+
+
+def _deviation(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _confusion(draws: Tensor, target: Tensor) -> list[list[float]]:
+    """Of each class, how many samples per draw were taken for each class. Shape: [D, N, K], [N] -> [K][K]."""
+    classes = draws.shape[-1]
+    pairs = (target * classes + draws.argmax(-1)).flatten()
+    return (pairs.bincount(minlength=classes**2).view(classes, classes) / len(draws)).tolist()
+
+
+def _worst(draws: Tensor, target: Tensor) -> list[Mistake]:
+    """The samples of the highest loss, by the mean prediction. Shape: draws [D, N, K], target [N]."""
+    mean = metrics.mean_prediction(draws)
+    losses = -mean.gather(1, target[:, None])[:, 0]
+    confidence, predicted = mean.exp().max(-1)
+    found = []
+    for index in losses.argsort(descending=True, stable=True)[:WORST].tolist():
+        label, taken_for = int(target[index]), int(predicted[index])
+        found.append(Mistake(index, label, taken_for, float(confidence[index]), float(losses[index])))
+    return found

@@ -2,10 +2,12 @@
 
 import logging
 
+from tools.data.events.pictures import picture_recordings
 from tools.evaluation.snapshot import Snapshot
 from tools.networks import seeded_noise
+from tools.probes.rasters import picture_spikes
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 
@@ -14,17 +16,12 @@ class Pictures(Measurement):
     key = setting = "pictures"
 
     def run(self, snapshot: Snapshot) -> None:
-        self.measure(snapshot)
-
-    def measure(self, snapshot: Snapshot) -> None:
-        from tools.data.events.pictures import picture_recordings  # they import matplotlib
-        from tools.probes.rasters import picture_spikes
-
-        names, folder, test = snapshot.dataset.classes, snapshot.folder.path, snapshot.test
+        names, test = snapshot.dataset.classes, snapshot.test
+        rasters, recordings = snapshot.folder.path / "rasters.png", snapshot.folder.path / "recordings.png"
         if not snapshot.dataset.has_pixels:
-            picture_recordings(folder / "recordings.png", test, names)
-            logger.info("written: %s", folder / "recordings.png")
+            picture_recordings(recordings, test, names)
+            logger.info("written: %s", recordings)
         title = f"{snapshot.title}, on {snapshot.dataset.name}"
         with seeded_noise(snapshot.device, snapshot.seed("pictures")):
-            picture_spikes(folder / "rasters.png", snapshot.net.eval(), test, names, snapshot.forward, title)
-        logger.info("written: %s", folder / "rasters.png")
+            picture_spikes(rasters, snapshot.net.eval(), test, names, snapshot.forward, title)
+        logger.info("written: %s", rasters)

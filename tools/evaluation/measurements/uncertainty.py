@@ -6,17 +6,17 @@ import time
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tools.analysis import metrics
 from tools.analysis.uncertainty import SIZES, ensemble_curve, out_of_distribution
 from tools.config.evaluate import EvaluationConfig
-from tools.evaluation import passes
 from tools.evaluation.report import figures
-from tools.evaluation.report.blocks import Section, Table, count, missing, percent
+from tools.evaluation.report.page import Section, Table, count, missing, percent
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 
-from .measurement import Measurement
+from . import Measurement
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]  # of `ensemble_curve`
@@ -59,33 +59,21 @@ class Uncertainty(Measurement):
 
     def measure(self, snapshot: Snapshot) -> UncertaintyReport:
         ood, sizes = snapshot.config.ood, SIZES if snapshot.is_noisy else (1,)
-        validation = passes.draws(snapshot, snapshot.validation_batches, max(sizes), "val")
+        most, more, told = max(sizes), None, None
+        val, val_target = _draws(snapshot, snapshot.validation_batches, most, "val")
         start = time.perf_counter()
-        test = passes.draws(snapshot, snapshot.test_batches, max(sizes), "test")
-        images_per_s = max(sizes) * len(snapshot.test) / (time.perf_counter() - start)
-        target = snapshot.test.labels.to(snapshot.device)
-        validation_target = snapshot.validation.labels.to(snapshot.device)
-        reliability = {}
-        for size in (1, max(sizes)):
-            reliability[str(size)] = metrics.reliability(metrics.mean_prediction(test[:size]), target)
-        more_time_steps = told = None
+        test, target = _draws(snapshot, snapshot.test_batches, most, "test")
+        images_per_s = most * len(target) / (time.perf_counter() - start)
+        curve = ensemble_curve(test, target, val, val_target, sizes)
+        means = {size: metrics.mean_prediction(test[:size]) for size in (1, most)}
+        reliability = {str(size): metrics.reliability(mean, target) for size, mean in means.items()}
         if snapshot.dataset.has_pixels:
             # as many passes for each row as the draws' own curve had
-            more_time_steps = [_more_steps(snapshot, factor, max(sizes) // factor or 1) for factor in SIZES[1:]]
+            more = [_more_steps(snapshot, factor, most // factor or 1) for factor in SIZES[1:]]
         if ood:
-            outside = passes.draws(snapshot, snapshot.batches(snapshot.outside), max(sizes), ood)
-            curve = out_of_distribution(test, outside, sizes)
-            told = {"dataset": ood, "test_images": len(snapshot.outside), "curve": curve}
-        return UncertaintyReport(
-            ood,
-            len(snapshot.validation),
-            metrics.BINS,
-            images_per_s,
-            ensemble_curve(test, target, validation, validation_target, sizes),
-            reliability,
-            more_time_steps,
-            told,
-        )
+            outside, labels = _draws(snapshot, snapshot.batches(snapshot.outside), most, ood)
+            told = {"dataset": ood, "test_images": len(labels), "curve": out_of_distribution(test, outside, sizes)}
+        return UncertaintyReport(ood, len(val_target), metrics.BINS, images_per_s, curve, reliability, more, told)
 
     def log(self, report: UncertaintyReport) -> None:
         for row in report.curve:
@@ -107,41 +95,42 @@ def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[Row]:
     """Scores of the mean of the first 2, 3, ... snapshots, one draw each: what the compute of as many draws buys."""
     if len(snapshots) < 2:
         return []
-    test, validation = [], []
+    what, tests, vals = "ensemble of snapshots", [], []
     for one in snapshots:
-        test.append(passes.draws(one, one.test_batches, 1, "ensemble of snapshots")[0])
-        validation.append(passes.draws(one, one.validation_batches, 1, "ensemble of snapshots")[0])
-    first, sizes = snapshots[0], tuple(range(2, len(snapshots) + 1))
-    target, validation_target = (part.labels.to(first.device) for part in (first.test, first.validation))
-    return ensemble_curve(torch.stack(test), target, torch.stack(validation), validation_target, sizes)
+        test, target = _draws(one, one.test_batches, 1, what)
+        val, val_target = _draws(one, one.validation_batches, 1, what)
+        tests.append(test)
+        vals.append(val)
+    return ensemble_curve(torch.cat(tests), target, torch.cat(vals), val_target, range(2, len(snapshots) + 1))
 
 
 def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
     """Scores of single draws with `factor` times as many time steps, averaged over `repetitions` of them."""
     forward = dataclasses.replace(snapshot.forward, timesteps=factor * snapshot.forward.timesteps)
     what = f"{forward.timesteps} time steps"
-    test = passes.draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward)
-    validation = passes.draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward)
-    target, validation_target = (part.labels.to(snapshot.device) for part in (snapshot.test, snapshot.validation))
-    (row,) = ensemble_curve(test, target, validation, validation_target, (1,))
+    test, target = _draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward=forward)
+    val, val_target = _draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward=forward)
+    (row,) = ensemble_curve(test, target, val, val_target, (1,))
     return {"factor": factor, "timesteps": forward.timesteps, **row}
+
+
+def _draws(snapshot: Snapshot, batches: Any, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of independent noise draws [count, N, K], folded into the batch where they fit; labels [N]."""
+    return snapshot.predict(batches, "draws", draws=count, description=f"{what}, {count} draws", **options)
 
 
 def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[Row]]) -> list[Any]:
     first, rows, outside, speeds = next(iter(measured.values()))[0], [], [], []
     names = [*SCORES, *sorted(first.curve[0].keys() - SCORES.keys() - NO_SCORES)]
-
-    def add(group: str, what: str, row: Row) -> None:
-        rows.append([group, what, percent(row["accuracy"]), *(f"{row[name]:.4f}" for name in names)])
-
     for group, reports in measured.items():
         speeds.append(f"{group}, {count(reports[0].curve[-1]['draws'], 'draw')}: {reports[0].images_per_s:.0f}")
-        for row in figures.mean_rows([report.curve for report in reports]):
-            add(group, count(row["draws"], "draw"), row)
-        for row in figures.mean_rows([report.more_time_steps or [] for report in reports]):
-            add(group, f"{row['timesteps']} time steps", row)
-        for row in ensembles.get(group, []):
-            add(group, count(row["draws"], "snapshot"), row)
+        curve = figures.mean_rows([report.curve for report in reports])
+        more = figures.mean_rows([report.more_time_steps or [] for report in reports])
+        for what, found in {"draw": curve, "time step": more, "snapshot": ensembles[group]}.items():
+            for row in found:
+                number = row["timesteps" if what == "time step" else "draws"]
+                scores = [f"{row[name]:.4f}" for name in names]
+                rows.append([group, count(number, what), percent(row["accuracy"]), *scores])
         told = [report.out_of_distribution for report in reports if report.out_of_distribution]
         for row in figures.mean_rows([one["curve"] for one in told]):
             areas = [f"{row[name]:.3f}" for name in ("confidence", "predictive", "mutual_information")]
@@ -151,7 +140,7 @@ def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, l
         head = ["group", "area under the ROC curve", "confidence", "predictive entropy", "mutual information"]
         tables.append(Table(head, outside))
     note = (
-        "Means over the snapshots of each group. Calibration error (ECE) in 15 bins of equal mass; T: after a "
-        f"temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
+        f"Means over the snapshots of each group. Calibration error (ECE) in {first.bins} bins of equal mass; T: after "
+        f"a temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
     )
     return [*tables, note]

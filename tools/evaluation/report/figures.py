@@ -1,9 +1,10 @@
 """The pictures of an evaluation, as matplotlib figures."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tools.analysis.statistics import seed_interval
 from tools.evaluation.comparison import ATTACK
@@ -11,45 +12,39 @@ from tools.evaluation.conditions import CLEAN
 from tools.evaluation.results import Evaluation, GroupAccuracy, Result, Row
 from tools.perturb import PERTURBATIONS
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 WIDTH = 9.6  # inches
 COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # not averaged: the same in all reports
 WORST_COLUMNS = 6
 ATTACK_STYLES = {"all": "-", "PGD": "--", "random noise": ":"}
 QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
+COMPUTE = {  # use of it: of its rows, the number on the axis; style
+    "draws": ("draws", dict(marker="o", markersize=4)),
+    "time steps": ("factor", dict(marker="s", markersize=3, linestyle=":")),
+    "snapshots": ("draws", dict(marker="*", linestyle="--")),
+}
 
 
-def strengths(label: str, results: list[Result], of: str, title: str) -> "Figure":
-    """Accuracy of one network against the strength of a perturbation, or its severity where all results have one.
-
-    Args:
-        of: what the strength is.
-    """
-    figure, panels = _panels(1, 1, 4.2, width=6.4)
-    axes = panels[0, 0]
+def strengths(label: str, results: list[Result], of: str, title: str) -> Figure:
+    """Accuracy of one network against the strength (`of` what), or the severity where all results have one."""
+    figure, ((axes,),) = _panels(1, 1, 4.2, width=6.4)
     by_severity = all(result.severity is not None for result in results)
     x = [result.severity if by_severity else result.strength for result in results]
     means = [100 * result.accuracy_mean for result in results]
     deviations = [100 * (result.accuracy_std or 0) for result in results]
     axes.errorbar(x, means, deviations, marker="o", capsize=3, label=label)
-    axes.set(xlabel=f"severity of: {of}" if by_severity else of, ylabel="test accuracy (%)", title=title)
-    axes.set_ylim(0, 101)
+    axes.set(xlabel=f"severity of: {of}" if by_severity else of, ylabel="test accuracy (%)", title=title, ylim=(0, 101))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def severities(evaluation: Evaluation) -> "Figure | None":
+def severities(evaluation: Evaluation) -> Figure | None:
     """Accuracy against severity or strength, a panel for each perturbation, with intervals over seeds."""
     by_test: dict[str, list[Row]] = {}
     for row in evaluation.rows:
-        if row.test == CLEAN:
-            clean = row
-        elif not row.test.startswith(ATTACK):
+        if not row.test.startswith(ATTACK):
             by_test.setdefault(row.test, []).append(row)
+    (clean,) = by_test.pop(CLEAN)
     if not by_test:
         return None
     columns = min(4, len(by_test))
@@ -57,13 +52,13 @@ def severities(evaluation: Evaluation) -> "Figure | None":
     figure, panels = _panels(lines, columns, 2.3 * lines + 0.6)
     for axes, (name, rows) in zip(panels.flat, by_test.items()):
         by_severity = all(row.severity is not None for row in rows)
-        x = [row.severity if by_severity else row.strength for row in rows]
+        points = [(row.severity if by_severity else row.strength, row) for row in rows]
         nothing = 0 if by_severity else PERTURBATIONS[name].neutral  # only perturbations have strengths
         if nothing is not None:
-            x, rows = [nothing, *x], [clean, *rows]
-        order = np.argsort(x, kind="stable")
+            points.insert(0, (nothing, clean))
+        points.sort(key=lambda point: point[0])
         for group in evaluation.groups:
-            _with_interval(axes, [x[i] for i in order], [rows[i].groups[group] for i in order], group)
+            _with_interval(axes, [x for x, _ in points], [row.groups[group] for _, row in points], group)
         axes.set_xlabel("severity" if by_severity else _plain(rows[-1].of), fontsize=8)
         axes.set_title(_plain(name), fontsize=10)
         _percent_axis(axes)
@@ -74,24 +69,23 @@ def severities(evaluation: Evaluation) -> "Figure | None":
     return figure
 
 
-def attacks(evaluation: Evaluation) -> "Figure":
+def attacks(evaluation: Evaluation) -> Figure:
     """Accuracy against the radius of the attacks, a panel for each norm; its title says where gates failed."""
     rows = [row for row in evaluation.rows if row.test.startswith(ATTACK)]
     norms = list(dict.fromkeys(row.of for row in rows))
     clean, doubtful = {}, []
     for group, reports in evaluation.reports("attacks").items():
-        interval = seed_interval([report.clean.accuracy for report in reports])
-        clean[group] = GroupAccuracy(**interval, draws_std=None)
-        if not all(report.reliable for report in reports):
+        clean[group] = GroupAccuracy(**seed_interval([one.clean.accuracy for one in reports]), draws_std=None)
+        if not all(one.reliable for one in reports):
             doubtful.append(group)
     figure, panels = _panels(1, len(norms), 3.6, sharey=True)
     for axes, norm in zip(panels.flat, norms):
         for number, group in enumerate(evaluation.groups):
             for attack, style in ATTACK_STYLES.items():
                 shown = [row for row in rows if row.of == norm and row.test.endswith(f": {attack}")]
-                radii, intervals = [0, *(row.strength for row in shown)], [row.groups[group] for row in shown]
-                accuracies, look = [clean[group], *intervals], dict(linestyle=style, color=f"C{number}")
-                _with_interval(axes, radii, accuracies, f"{group}, {attack}", **look)
+                radii = [0, *(row.strength for row in shown)]
+                accuracies, name = [clean[group], *(row.groups[group] for row in shown)], f"{group}, {attack}"
+                _with_interval(axes, radii, accuracies, name, linestyle=style, color=f"C{number}")
         axes.set_xlabel(norm)
         _percent_axis(axes)
     if doubtful:
@@ -101,37 +95,27 @@ def attacks(evaluation: Evaluation) -> "Figure":
     return figure
 
 
-def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[dict[str, Any]]]) -> "Figure":
-    """Accuracy, likelihood and calibration against the number of averaged draws, beside more time steps.
-
-    Args:
-        measured: {group: its uncertainty reports}.
-        ensembles: {group: scores of ensembles of its snapshots}.
-    """
+def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Scores against averaged draws, beside more time steps and ensembles; arguments are {group: reports, or rows}."""
     figure, panels = _panels(1, len(QUANTITIES), 3.9)
     for axes, (quantity, label) in zip(panels.flat, QUANTITIES.items()):
         for number, (group, reports) in enumerate(measured.items()):
             curve = mean_rows([report.curve for report in reports])
             more = mean_rows([report.more_time_steps or [] for report in reports])
             more = [{**curve[0], "factor": 1}, *more] if more else []
-            for what, rows, x, style in (
-                ("draws", curve, "draws", dict(marker="o", markersize=4)),
-                ("time steps", more, "factor", dict(marker="s", markersize=3, linestyle=":")),
-                ("snapshots", ensembles.get(group), "draws", dict(marker="*", linestyle="--")),
-            ):
+            for rows, (what, (x, style)) in zip((curve, more, ensembles[group]), COMPUTE.items()):
                 if rows:
-                    y = [row[quantity] for row in rows]
-                    name = _plain(f"{group}, {what}")
+                    y, name = [row[quantity] for row in rows], _plain(f"{group}, {what}")
                     axes.plot([row[x] for row in rows], y, color=f"C{number}", label=name, **style)
         axes.set_xscale("log", base=2)
-        axes.set(xlabel="compute: draws, or time steps / T, or snapshots", ylabel=label)
-        axes.xaxis.label.set_fontsize(7)
+        axes.set_xlabel("compute: draws, or time steps / T, or snapshots", fontsize=7)
+        axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
 
 
-def reliability(measured: dict[str, list[Any]]) -> "Figure":
+def reliability(measured: dict[str, list[Any]]) -> Figure:
     """Accuracy against confidence in bins of equal mass, before temperature scaling; a panel for each group.
 
     Bins of the same rank hold equally many samples of each snapshot, so that their means are those of all snapshots.
@@ -142,7 +126,7 @@ def reliability(measured: dict[str, list[Any]]) -> "Figure":
         for number, size in enumerate(reports[0].reliability):
             bins = mean_rows([report.reliability[size] for report in reports])
             confidence, accuracy = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
-            label = f"{size} draw{'s' * (size != '1')}"
+            label = "1 draw" if size == "1" else f"{size} draws"
             axes.plot(confidence, accuracy, marker="o", color=f"C{number}", label=label)
         axes.set(title=_plain(group), xlabel="confidence", ylabel="accuracy")
         axes.grid(alpha=0.3)
@@ -150,14 +134,9 @@ def reliability(measured: dict[str, list[Any]]) -> "Figure":
     return figure
 
 
-def firing_rates(measured: dict[str, list[Any]]) -> "Figure":
-    """Mean firing rate of each layer, a bar for each group.
-
-    Args:
-        measured: {group: its efficiency reports}.
-    """
-    figure, panels = _panels(1, 1, 3.2)
-    axes = panels[0, 0]
+def firing_rates(measured: dict[str, list[Any]]) -> Figure:
+    """Mean firing rate of each layer, a bar for each group; `measured` is {group: its efficiency reports}."""
+    figure, ((axes,),) = _panels(1, 1, 3.2)
     layers = list(dict.fromkeys(layer for reports in measured.values() for layer in reports[0].firing_rates))
     width = 0.8 / len(measured)
     for number, (group, reports) in enumerate(measured.items()):
@@ -169,10 +148,10 @@ def firing_rates(measured: dict[str, list[Any]]) -> "Figure":
     return figure
 
 
-def confusion(evaluation: Evaluation) -> "Figure":
+def confusion(evaluation: Evaluation) -> Figure:
     """Confusion matrices, the mean over snapshots and draws, a panel for each group."""
     figure, panels = _panels(1, len(evaluation.groups), 4.6)
-    names = [_plain(name) for name in evaluation.classes]
+    names = [_plain(name) for name in evaluation.dataset.classes]
     for axes, (group, snapshots) in zip(panels.flat, evaluation.groups.items()):
         counts = np.mean([one.clean.confusion for one in snapshots], axis=0)
         shares = counts / counts.sum(1, keepdims=True).clip(min=1e-9)  # a class may have no sample
@@ -180,8 +159,8 @@ def confusion(evaluation: Evaluation) -> "Figure":
         if len(names) <= 12:
             for row, column in np.argwhere(shares >= 0.005):
                 share = shares[row, column]
-                colour = "white" if share > 0.4 else "black"
-                axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+                style = dict(ha="center", va="center", fontsize=7, color="white" if share > 0.4 else "black")
+                axes.text(column, row, f"{100 * share:.0f}", **style)
             axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
             axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.set(title=_plain(f"{group}: % of each class"), xlabel="taken for", ylabel="class")
@@ -189,20 +168,20 @@ def confusion(evaluation: Evaluation) -> "Figure":
     return figure
 
 
-def worst(evaluation: Evaluation) -> "Figure":
+def worst(evaluation: Evaluation) -> Figure:
     """The samples of the highest loss of the first snapshot of each group."""
     found = {group: snapshots[0].clean.worst for group, snapshots in evaluation.groups.items()}
     lines = -(-max(map(len, found.values())) // WORST_COLUMNS)  # of each group
     figure, panels = _panels(lines * len(found), WORST_COLUMNS, 1.9 * lines * len(found) + 0.3)
     for axes in panels.flat:
         axes.set_axis_off()
+    names = [_plain(name) for name in evaluation.dataset.classes]
     for number, (group, mistakes) in enumerate(found.items()):
         mine = panels[number * lines : (number + 1) * lines]
         for axes, one in zip(mine.flat, mistakes):
-            picture = _picture(evaluation.sample(one.index))
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            label, predicted = (_plain(evaluation.classes[index]) for index in (one.label, one.predicted))
-            axes.set_title(f"{label}\nas {predicted}\n{100 * one.confidence:.0f} %", fontsize=6)
+            axes.imshow(_picture(evaluation.picture(one.index)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            title = f"{names[one.label]}\nas {names[one.predicted]}\n{100 * one.confidence:.0f} %"
+            axes.set_title(title, fontsize=6)
         first, centred = mine[0, 0], dict(ha="right", va="center", fontsize=8, rotation=90)
         first.text(-0.1, 0.5, _plain(group), transform=first.transAxes, **centred)
     return figure
@@ -216,10 +195,8 @@ def mean_rows(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return means
 
 
-def _panels(lines: int, columns: int, height: float, width: float = WIDTH, **shared: bool) -> "tuple[Figure, Any]":
+def _panels(lines: int, columns: int, height: float, width: float = WIDTH, **shared: bool) -> tuple[Figure, Any]:
     """A figure, sizes in inches, and its axes [lines, columns]."""
-    from matplotlib.figure import Figure  # slow to import
-
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(lines, columns, squeeze=False, **shared)
 
@@ -237,21 +214,19 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _with_interval(axes: "Axes", x: list[float], accuracies: Iterable[GroupAccuracy], label: str, **style: str) -> None:
-    """A line of means, and their intervals where there are any, in per cent."""
-    means, low, high = [], [], []
-    for one in accuracies:
-        means.append(100 * one.mean)
-        low.append(100 * one.mean if one.low is None else max(100 * one.low, 0))
-        high.append(100 * one.mean if one.high is None else min(100 * one.high, 100))
+def _with_interval(axes: Axes, x: list[float], accuracies: list[GroupAccuracy], label: str, **style: str) -> None:
+    """A line of means, and their intervals if there are several seeds, in per cent."""
+    means = [100 * one.mean for one in accuracies]
     (line,) = axes.plot(x, means, marker="o", markersize=3, label=_plain(label), **style)
-    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    if accuracies[0].low is not None:
+        low, high = [max(100 * one.low, 0) for one in accuracies], [min(100 * one.high, 100) for one in accuracies]
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
 
 
-def _percent_axis(axes: "Axes") -> None:
+def _percent_axis(axes: Axes) -> None:
     """From the tens below the lowest mean to the tens above the highest; intervals may reach beyond."""
     means = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     low, high = 10 * np.floor((means.min() - 1) / 10), 10 * np.ceil((means.max() + 1) / 10)
-    axes.set_ylim(max(low, -1), min(high, 101))
+    axes.set(ylim=(max(low, -1), min(high, 101)))
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)

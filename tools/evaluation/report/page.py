@@ -1,77 +1,121 @@
-"""report.html: one file that holds all its pictures and needs no network."""
+"""report.html, one file that holds all its pictures and needs no network, and what it is made of."""
 
+import base64
+import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
 
-from tools.evaluation.comparison import label, verdicts
-from tools.evaluation.measurements import MEASUREMENTS
-from tools.evaluation.results import Evaluation
+from tools.evaluation.comparison import bounds, interval, label, verdicts
+from tools.evaluation.results import Evaluation, Row
 
 from . import figures
-from .blocks import Section, Table, differences, interval, or_dash, percent, png
 
 VERDICTS = {"passed": "all gates passed", "failed": "not reliable: gates failed"}
 
 
-def render(evaluation: Evaluation, document: dict[str, Any]) -> str:
-    """The page, as text.
+@dataclasses.dataclass
+class Table:
+    """A table; with a title it is folded away, behind the title and the verdict "passed" or "failed"."""
 
-    Args:
-        document: the content of results.json, which says how it was made.
-    """
-    sections = [Section("Networks", _networks(evaluation)), Section("What differs", _differences(evaluation))]
-    for measurement in MEASUREMENTS:
-        sections += measurement.sections(evaluation)
-    sections += [
+    head: list[str]
+    rows: list[list[Any]]
+    title: str = ""
+    verdict: str = ""
+
+
+@dataclasses.dataclass
+class Section:
+    """A heading, and under it blocks: small print, lists of sentences, tables and pictures."""
+
+    heading: str
+    blocks: list[str | list[str] | Table | Figure]
+
+
+def missing(heading: str, flag: str) -> Section:
+    """The section of what was not measured, which says how to get it."""
+    return Section(heading, [f"Not part of this run: {flag} measures it."])
+
+
+def percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def comparison(rows: list[Row]) -> Table:
+    """Accuracies and their differences; means over strengths have p-values, others deviations over draws."""
+    first, is_mean = rows[0], rows[0].is_mean
+    head = ["test, mean over strengths" if is_mean else "test"]
+    head += [f"{group}, % [95 % over seeds]" for group in first.groups]
+    head += [] if is_mean else [f"{group}, over draws" for group in first.groups]
+    for one in first.differences:
+        head += [f"{one.first} - {one.second} [95 % over samples]", "[95 % over seeds]"]
+        head += ["p (Holm)"] if is_mean else []
+    lines = []
+    for row in rows:
+        cells = [label(row) + ("" if row.reliable else " (not reliable)")]
+        cells += [interval(one.mean, one) for one in row.groups.values()]
+        cells += [] if is_mean else [percent(one.draws_std) for one in row.groups.values()]
+        for one in row.differences:
+            cells += [interval(one.difference, one), bounds(one.seeds["low"], one.seeds["high"])]
+            if is_mean:
+                cells.append("-" if one.seeds["low"] is None else f"{one.p_holm:.3f}")
+        lines.append(cells)
+    return Table(head, lines)
+
+
+def render(evaluation: Evaluation, measured: list[Section], document: dict[str, Any]) -> str:
+    """The page, as text, with the sections of the measurements; `document`, of results.json, says how it was made."""
+    facts = {"command": " ".join(["python", *document["command"]]), **document["provenance"]}
+    facts["processor"] = document["machine"]["processor"]
+    sections = [
+        Section("Networks", _networks(evaluation)),
+        Section("What differs", _differences(evaluation)),
+        *measured,
         Section("Confusion matrix", [figures.confusion(evaluation)]),
         Section("Worst images", [figures.worst(evaluation)]),
-        Section("How it was made", [_made(document)]),
+        Section("How it was made", [Table([], [[name, value] for name, value in facts.items()])]),
     ]
-    title = f"Evaluation on {evaluation.dataset}: {', '.join(evaluation.groups)}"
+    title = f"Evaluation on {evaluation.dataset.name}: {', '.join(evaluation.groups)}"
     text = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(text)
-    return template.render(title=title, sections=sections, verdicts=VERDICTS, png=png)
+    return template.render(title=title, sections=sections, verdicts=VERDICTS, png=_png)
 
 
 def _networks(evaluation: Evaluation) -> list[Any]:
     rows = []
-    for group, snapshots in evaluation.groups.items():
-        for one in snapshots:
-            network = one.identity["network"]
-            row = [group, *(network[name] for name in ("model", "neuron", "width", "timestep"))]
-            row += [network["sigma"] if one.is_noisy else "-", or_dash(one.identity["training_seed"])]
-            row += [percent(one.clean.accuracy_mean), percent(one.clean.accuracy_std), one.identity["snapshot"]]
-            rows.append(row)
+    for group, one in evaluation.snapshots():
+        network, clean = one.identity["network"], one.clean
+        row = [group, *(network[name] for name in ("model", "neuron", "width", "timestep"))]
+        row += [network["sigma"] if one.is_noisy else "-", one.seed]
+        rows.append([*row, percent(clean.accuracy_mean), percent(clean.accuracy_std), one.identity["snapshot"]])
     head = ["group", "model", "neuron", "width", "T", "sigma", "seed", "clean accuracy, %", "over draws", "snapshot"]
-    identities = [one.identity for snapshots in evaluation.groups.values() for one in snapshots]
-    note = f"{identities[0]['test_images']} test samples"
-    if all(identity["training_seed"] is not None for identity in identities):
+    note = f"{one.identity['test_images']} test samples"
+    if all(one.identity["training_seed"] is not None for _, one in evaluation.snapshots()):
         note += ", none of which was used for training or to choose the epoch"
     return [Table(head, rows), f"{note}. Sigma is the scale of the noise."]
 
 
 def _differences(evaluation: Evaluation) -> list[Any]:
     """Which differences are beyond chance: in words, and the numbers."""
-    groups = list(evaluation.groups)
-    if len(groups) == 1:
+    if len(evaluation.groups) == 1:
         return ["One group of networks: nothing to compare. Give --compare NSNN=a.pth,b.pth SNN=c.pth,d.pth."]
     note = (
         "Each test is the mean over its strengths. p is the larger of two: over the test samples (paired bootstrap), "
         "and over the training seeds (Welch's t-test), with Holm's correction for all tests of two groups. Beyond "
         "chance is p below 0.05; with few seeds, little is."
     )
-    head = ["test, mean over strengths", *(f"{group}, % [95 % over seeds]" for group in groups)]
-    for one in evaluation.summary[0].differences:
-        head += [f"{one.first} - {one.second} [95 % over samples]", "[95 % over seeds]", "p (Holm)"]
-    rows = []
-    for row in evaluation.summary:
-        rows.append([label(row), *(interval(row.groups[group]) for group in groups), *differences(row)])
-    return [verdicts(evaluation.summary), note, Table(head, rows)]
+    return [verdicts(evaluation.summary), note, comparison(evaluation.summary)]
 
 
-def _made(document: dict[str, Any]) -> Table:
-    facts = {"command": " ".join(["python", *document["command"]]), **document["provenance"]}
-    facts["processor"] = document["machine"]["processor"]
-    return Table([], [[name, value] for name, value in facts.items()])
+def _png(figure: Figure) -> str:
+    """A figure as a PNG file in base 64."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
