@@ -4,7 +4,6 @@ Everywhere N are samples, C classes and K independent draws of a network's noise
 """
 
 import math
-from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -13,22 +12,6 @@ from torch import Tensor
 # SciPy is imported where it is used: it takes a second, which every script would pay.
 
 BINS = 15  # of the calibration error
-
-
-class ReliabilityBin(TypedDict):
-    """Means over the samples of a bin, and their number; a dictionary, as in results.json."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-class Uncertainty(TypedDict):
-    """Uncertainty of each sample in nats, [N] each."""
-
-    predictive: Tensor  # entropy of the mean prediction
-    expected: Tensor  # mean entropy of the draws
-    mutual_information: Tensor  # their difference: what the draws disagree about
 
 
 def mean_prediction(draws: Tensor) -> Tensor:
@@ -47,10 +30,7 @@ def negative_log_likelihood(log_probabilities: Tensor, target: Tensor) -> float:
 
 
 def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
-    """Mean over samples of the squared distance between probabilities and the right answer, in [0, 2].
-
-    Shape:
-        [N, C], [N] -> float.
+    """Mean squared distance between probabilities and the right answer. Shape: [N, C], [N] -> float in [0, 2].
 
     Note:
         Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
@@ -62,10 +42,7 @@ def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
 def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> float:
     """Expected calibration error: mean over samples of |accuracy - mean confidence| of the sample's bin.
 
-    Bins hold equally many samples, give or take one, in the order of confidence.
-
-    Shape:
-        [N, C], [N] -> float in [0, 1].
+    Bins hold equally many samples, give or take one, in the order of confidence. Shape: [N, C], [N] -> float in [0, 1].
 
     Note:
         Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et al.,
@@ -76,36 +53,34 @@ def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BIN
     return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(target)
 
 
-def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[ReliabilityBin]:
-    """The bins of `calibration_error`, for a reliability diagram, in the order of confidence. Shape: [N, C], [N]."""
+def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[dict[str, float]]:
+    """The bins of `calibration_error` in the order of confidence, for a reliability diagram. Shape: [N, C], [N].
+
+    Each has the mean "confidence" and "accuracy" of its samples and their number, "count", as in results.json.
+    """
     confidence, predicted = log_probabilities.double().exp().max(-1)
     rows = []
     for samples in confidence.argsort(stable=True).tensor_split(min(bins, len(target))):
         sure, right = confidence[samples].mean().item(), (predicted == target)[samples].double().mean().item()
-        rows.append(ReliabilityBin(confidence=sure, accuracy=right, count=len(samples)))
+        rows.append({"confidence": sure, "accuracy": right, "count": len(samples)})
     return rows
 
 
 def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
     """Find the temperature T that gives softmax(ln p / T) the lowest negative log-likelihood.
 
-    Args:
-        log_probabilities, target: of validation data, not of those that are tested afterwards.
-
-    Shape:
-        [N, C], [N] -> float in [exp(-4), exp(4)].
+    The data are validation data, not those that are tested afterwards; for several draws ln p is that of their mean
+    probability. Shape: [N, C], [N] -> float in [exp(-4), exp(4)].
 
     Note:
-        Guo et al., ICML 2017. For several draws ln p is that of their mean probability.
+        Guo et al., ICML 2017.
     """
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(
-        lambda log_t: negative_log_likelihood(with_temperature(log_probabilities, math.exp(log_t)), target),
-        bounds=(-4, 4),
-        method="bounded",
-    )
-    return math.exp(found.x)
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(with_temperature(log_probabilities, math.exp(log_temperature)), target)
+
+    return math.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x)
 
 
 def with_temperature(log_probabilities: Tensor, temperature: float) -> Tensor:
@@ -118,22 +93,25 @@ def entropy(log_probabilities: Tensor) -> Tensor:
     return torch.special.entr(log_probabilities.double().exp()).sum(-1)
 
 
-def uncertainty(draws: Tensor) -> Uncertainty:
-    """Find where the uncertainty of each sample comes from. Shape: [K, N, C] -> [N] each.
+def uncertainty(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find where the uncertainty of each sample comes from, in nats. Shape: [K, N, C] -> [N] each.
+
+    Returns:
+        Entropy of the mean prediction; mean entropy of the draws; the difference of the two, which is the mutual
+        information: what the draws disagree about.
 
     Note:
         Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
         draws are of the neurons' noise and not of weights.
     """
     predictive, expected = entropy(mean_prediction(draws)), entropy(draws).mean(0)
-    return Uncertainty(predictive=predictive, expected=expected, mutual_information=predictive - expected)
+    return predictive, expected, predictive - expected
 
 
 def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
     """Mean, over n = 1..N, of the share of errors among the n most confident samples.
 
-    Shape:
-        [N, C], [N] -> float in [0, 1]; samples of equal confidence in the order given.
+    Samples of equal confidence are taken in the order given. Shape: [N, C], [N] -> float in [0, 1].
 
     Note:
         Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
@@ -146,8 +124,7 @@ def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Area under the ROC curve: probability that a sample from outside is more uncertain, ties counting half.
 
-    Args:
-        inside, outside: uncertainties of samples of the data set, [N], and of another one, [M].
+    Shape: `inside` [N], uncertainties of samples of the data set; `outside` [M], of another one -> float in [0, 1].
     """
     from scipy.stats import rankdata
 

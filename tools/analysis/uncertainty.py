@@ -4,7 +4,6 @@ The rows are dictionaries, which go into results.json as they are.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 from torch import Tensor
 
@@ -15,52 +14,15 @@ from . import metrics
 SIZES = (1, 2, 4, 8, 16)  # draws averaged into one prediction
 
 
-class Scores(TypedDict):
-    """Scores of predictions, as `metrics` defines them; "scaled" ones after division by the temperature."""
-
-    accuracy: float
-    nll: float
-    brier: float
-    calibration_error: float
-    temperature: float
-    brier_scaled: float
-    nll_scaled: float
-    calibration_error_scaled: float
-    risk_coverage_area: float
-    predictive_entropy: float
-    expected_entropy: float
-    mutual_information: float
-
-
-class EnsembleRow(Scores):
-    """Mean scores of `ensembles` ensembles of `draws` draws each."""
-
-    draws: int
-    ensembles: int
-
-
-class OutsideRow(TypedDict):
-    """Areas under the ROC curves of measures of uncertainty, after averaging `draws` draws."""
-
-    draws: int
-    confidence: float
-    predictive: float
-    mutual_information: float
-
-
 def ensemble_curve(
     draws: Tensor, target: Tensor, validation_draws: Tensor, validation_target: Tensor, sizes: Sequence[int] = SIZES
-) -> list[EnsembleRow]:
+) -> list[dict[str, float]]:
     """Score the mean of several draws: how good and how certain it is.
 
-    Of each size, all disjoint ensembles that the draws can make are scored, and the mean is given. Temperatures are
-    fitted on validation data, to ensembles of the same size.
+    All disjoint ensembles of a size that the draws can make are scored ("ensembles" many, of "draws" each), and the
+    means of their `scores` are given. Temperatures are fitted on validation data, to ensembles of the same size.
 
-    Shape:
-        draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a row for each size.
-
-    Raises:
-        UserError: if there are fewer draws than the largest size.
+    Shape: draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a row for each size.
     """
     if min(len(draws), len(validation_draws)) < max(sizes):
         raise UserError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
@@ -74,11 +36,11 @@ def ensemble_curve(
     return rows
 
 
-def scores(draws: Tensor, target: Tensor, temperature: float) -> Scores:
-    """Score the mean prediction of some draws. Shape: [K, N, C], [N]."""
+def scores(draws: Tensor, target: Tensor, temperature: float) -> dict[str, float]:
+    """Score the mean of some draws, also after division by the temperature ("scaled"). Shape: [K, N, C], [N]."""
     log_p = metrics.mean_prediction(draws)
     scaled = metrics.with_temperature(log_p, temperature)
-    parts = metrics.uncertainty(draws)
+    predictive, expected, mutual_information = metrics.uncertainty(draws)
     return {
         "accuracy": metrics.accuracy(log_p, target),
         "nll": metrics.negative_log_likelihood(log_p, target),
@@ -89,19 +51,17 @@ def scores(draws: Tensor, target: Tensor, temperature: float) -> Scores:
         "nll_scaled": metrics.negative_log_likelihood(scaled, target),
         "calibration_error_scaled": metrics.calibration_error(scaled, target),
         "risk_coverage_area": metrics.risk_coverage_area(log_p, target),
-        "predictive_entropy": parts["predictive"].mean().item(),
-        "expected_entropy": parts["expected"].mean().item(),
-        "mutual_information": parts["mutual_information"].mean().item(),
+        "predictive_entropy": predictive.mean().item(),
+        "expected_entropy": expected.mean().item(),
+        "mutual_information": mutual_information.mean().item(),
     }
 
 
-def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = SIZES) -> list[OutsideRow]:
-    """Score how well each measure of uncertainty tells another data set from the network's own.
+def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = SIZES) -> list[dict[str, float]]:
+    """Areas under the ROC curves of three measures of uncertainty, which tell another data set from the network's own.
 
     The measures are one minus the highest probability ("confidence"), predictive entropy, and mutual information.
-
-    Shape:
-        inside [K, N, C], outside [K, M, C] -> a row for each size.
+    Shape: inside [K, N, C], outside [K, M, C] -> a row for each size.
     """
     rows = []
     for size in sizes:
@@ -111,11 +71,8 @@ def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = 
 
 
 def _measures(draws: Tensor) -> dict[str, Tensor]:
-    parts = metrics.uncertainty(draws)
-    confidence = metrics.mean_prediction(draws).exp().amax(-1)
-    return {
-        "confidence": 1 - confidence,
-        "predictive": parts["predictive"],
-        # rounded, so that a single draw, which disagrees with nobody, gives ties and not noise of the arithmetic
-        "mutual_information": parts["mutual_information"].mul(1e9).round(),
-    }
+    predictive, _, mutual_information = metrics.uncertainty(draws)
+    confidence = 1 - metrics.mean_prediction(draws).exp().amax(-1)
+    # Rounded, so that a single draw, which disagrees with nobody, gives ties and not noise of the arithmetic.
+    rounded = mutual_information.mul(1e9).round()
+    return {"confidence": confidence, "predictive": predictive, "mutual_information": rounded}

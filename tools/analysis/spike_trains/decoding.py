@@ -26,15 +26,10 @@ def decoding_accuracy(
         spikes: 0 or 1 [R, T, N], R at least 2.
         window: length of a class in bins.
         pooled: numbers m of pooled trials, each in 1..R // 2.
-        repeats: random splits of the trials.
-        seed: of them.
+        repeats, seed: number of random splits of the trials, and their seed.
 
     Returns:
-        Accuracies [len(pooled)], means over repeats, in [0, 1]; chance is 1 / (T // window). Classes of equal
-        likelihood share the success.
-
-    Raises:
-        UserError: for responses that are not 0 or 1, a window that does not fit, or more trials than there are.
+        Accuracies [len(pooled)], means over repeats; chance is 1 / (T // window). Equal likelihoods share the success.
 
     Note:
         The smoothing is Jeffreys' prior. Quian Quiroga and Panzeri, Nature Reviews Neuroscience 10, 2009, on decoding.

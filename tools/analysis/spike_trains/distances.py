@@ -20,14 +20,7 @@ def van_rossum_distance(first: ArrayLike, second: ArrayLike, tau_bins: float) ->
         f(t) = \sum_{s < t} x_s e^{-(t - s) / \tau}
 
     One additional spike adds 1/2 to :math:`D^2`; two spikes far from each other differ by 1.
-
-    Args:
-        first: spike counts [R, T, N].
-        second: spike counts [S, T, N].
-        tau_bins: time constant in bins, positive.
-
-    Returns:
-        D^2 [R, S, N].
+    Shape: counts [R, T, N] and [S, T, N], a positive time constant in bins -> D^2 [R, S, N].
 
     Note:
         van Rossum, "A novel spike distance", Neural Computation 13, 2001, equation 2.2; a spike is at its bin's start.
@@ -53,15 +46,7 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
     """Least cost of turning one spike train into the other, of all pairs of trials.
 
     To add or to delete a spike costs 1, to shift it `cost_per_bin` for each bin. With cost 0 only the numbers of
-    spikes matter; from 2 on, spikes match only in the same bin.
-
-    Args:
-        first: spike counts [R, T, N].
-        second: spike counts [S, T, N].
-        cost_per_bin: q, at least 0.
-
-    Returns:
-        [R, S, N].
+    spikes matter; from 2 on, spikes match only in the same bin. Shape: counts [R, T, N], [S, T, N] -> [R, S, N].
 
     Note:
         Victor and Purpura, "Nature and precision of temporal coding in visual cortex", Journal of Neurophysiology 76,
@@ -74,8 +59,7 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
     cost_per_bin = min(cost_per_bin, 2.0)  # more changes nothing, and infinity could not be multiplied by 0
     distances = np.empty((len(first), len(second), first.shape[2]))
     for neuron in range(first.shape[2]):
-        times_first, times_second = _times(first[..., neuron]), _times(second[..., neuron])
-        distances[:, :, neuron] = _edit_distances(times_first, times_second, cost_per_bin)
+        distances[..., neuron] = _edit_distances(_times(first[..., neuron]), _times(second[..., neuron]), cost_per_bin)
     return distances
 
 
@@ -110,6 +94,6 @@ def _times(trains: np.ndarray) -> np.ndarray:
 def _comparable(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     first, second = as_trials(first, 1), as_trials(second, 1)
     if first.shape[1:] != second.shape[1:]:
-        shapes = f"{list(first.shape)} and {list(second.shape)}"
-        raise UserError(f"trains of the same bins and neurons can be compared, got {shapes}")
+        found = f"{list(first.shape)} and {list(second.shape)}"
+        raise UserError(f"trains of the same bins and neurons can be compared, got {found}")
     return first, second

@@ -16,11 +16,7 @@ def signal_power(responses: ArrayLike) -> np.ndarray:
 
     with the mean over trials :math:`\bar y` and variances over time, both unbiased (T - 1).
 
-    Args:
-        responses: [R, T, N], R at least 2.
-
-    Returns:
-        [N]; an unbiased estimate, hence sometimes negative where there is no signal.
+    It is unbiased, hence sometimes negative where there is no signal. Shape: [R, T, N], R at least 2 -> [N].
 
     Note:
         Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
@@ -32,15 +28,9 @@ def signal_power(responses: ArrayLike) -> np.ndarray:
 def signal_power_error(responses: ArrayLike, shifts: int = 20, seed: int = 0) -> np.ndarray:
     """What `signal_power` is by chance: its root mean square where trials are shifted against each other in time.
 
-    A shift, circular and random for each trial, leaves every trial as it is, but nothing that is the same in all.
-
-    Args:
-        responses: [R, T, N], R at least 2.
-        shifts: number of times that all trials are shifted.
-        seed: of the shifts.
-
-    Returns:
-        [N]; a cell whose signal power is not well above it has no signal to speak of.
+    A shift, circular and random for each trial, leaves every trial as it is, but nothing that is the same in all. All
+    trials are shifted `shifts` times. A cell whose signal power is not well above the result has no signal to speak of.
+    Shape: [R, T, N], R at least 2 -> [N].
     """
     responses = as_trials(responses, 2, bins=2)
     trials, bins, _ = responses.shape
@@ -60,8 +50,7 @@ def total_power(responses: ArrayLike) -> np.ndarray:
 def noise_power(responses: ArrayLike) -> np.ndarray:
     """Power of what differs between trials, exactly 0 if nothing does: `total_power` less `signal_power`.
 
-    Shape:
-        [R, T, N], R at least 2 -> [N].
+    Shape: [R, T, N], R at least 2 -> [N].
     """
     responses = as_trials(responses, 2, bins=2)
     count = len(responses)
@@ -127,11 +116,7 @@ def signal_correlation(responses: ArrayLike) -> np.ndarray:
     The covariance is that of one neuron in one trial with the other in another trial, averaged over all pairs of
     trials, and the variances are `signal_power`; so it is not biased by noise, and can exceed 1 by chance.
 
-    Args:
-        responses: [R, T, N], R at least 2.
-
-    Returns:
-        [N, N]; the diagonal is 1, NaN for neurons without signal power.
+    Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without signal power.
 
     Note:
         Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
@@ -147,14 +132,9 @@ def signal_correlation(responses: ArrayLike) -> np.ndarray:
 
 
 def noise_correlation(responses: ArrayLike, window: int = 1) -> np.ndarray:
-    """Correlation of two neurons' spike counts over trials of the same stimulus, pooled over windows of time.
+    """Correlation of two neurons' spike counts over trials of the same stimulus, pooled over windows of `window` bins.
 
-    Args:
-        responses: [R, T, N], R at least 2.
-        window: its length in bins.
-
-    Returns:
-        [N, N]; the diagonal is 1, NaN for neurons without variability.
+    Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without variability.
 
     Note:
         Averbeck, Latham and Pouget, as for `signal_correlation`.

@@ -1,7 +1,7 @@
 """Readers of published formats of event-camera recordings, vectorised; see each for its specification.
 
-All return a `Reading`, with the origin of x and y in the upper left, and raise `EventFormatError` for a file that is
-empty, truncated, damaged or of another format.
+All take a file's path and content, return a `Reading` with the origin of x and y in the upper left, and raise
+`EventFormatError` for a file that is truncated, damaged or of another format.
 """
 
 import csv
@@ -9,22 +9,20 @@ import io
 import re
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from . import EVENT
 from .arrays import read_array, read_mat
-from .errors import EventFormatError, PathLike, Reading, open_file, read_bytes
+from .errors import EventFormatError, PathLike, Reading, read_bytes
 
 GESTURES = 11
 MAX_LABEL_BYTES = 2**20
 _NMNIST_MARKER = 240
 _AEDAT3, _AEDAT2 = (re.compile(rb"#!AER-DAT%s\r?\n" % version) for version in (rb"3\.1", rb"2\.0"))
-_PACKET = np.dtype(
-    [("type", "<i2"), ("source", "<i2")]
-    + [(name, "<i4") for name in ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")]
-)
+_WORDS = ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")
+_PACKET = np.dtype([("type", "<i2"), ("source", "<i2")] + [(name, "<i4") for name in _WORDS])
 _PACKET_LENGTH = struct.Struct("<4xi12xi4x")  # of these, size and number
 _PACKET_TYPES = 14  # special, polarity, frame, IMU6, ... matrix
 _POLARITY_TYPE, _POLARITY_BYTES, _POLARITY_TS_OFFSET = 1, 8, 4
@@ -45,7 +43,7 @@ class Gesture(NamedTuple):
     end_us: int
 
 
-def read_aedat3(path: PathLike) -> Reading:
+def read_aedat3(path: PathLike, raw: bytes) -> Reading:
     """Read AEDAT 3.1, the format of DVS-Gesture.
 
     A text header from "#!AER-DAT3.1" to the line "#!END-HEADER"; then little-endian packets, each with a header of
@@ -56,7 +54,6 @@ def read_aedat3(path: PathLike) -> Reading:
     Note:
         https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
     """
-    raw = read_bytes(path)
     starts, packets = _packets(path, raw, _end_of_header(path, raw))
     is_polarity = packets["type"] == _POLARITY_TYPE
     starts, packets = starts[is_polarity] + _PACKET.itemsize, packets[is_polarity]
@@ -79,10 +76,8 @@ def read_aedat3(path: PathLike) -> Reading:
     if not valid.all():
         data, time, high = data[valid], time[valid], high[valid]
     events = np.empty(len(data), EVENT)
-    events["x"] = data >> 17
-    events["y"] = (data >> 2) & 0x7FFF
-    events["p"] = (data >> 1) & 1
-    events["t"] = time + high
+    events["x"], events["y"] = data >> 17, (data >> 2) & 0x7FFF
+    events["t"], events["p"] = time + high, (data >> 1) & 1
     return Reading(path, events, lambda index: joined_byte(np.flatnonzero(valid)[index]))
 
 
@@ -130,7 +125,7 @@ def _check_packets(path: PathLike, length: int, starts: np.ndarray, headers: np.
         raise EventFormatError(path, int(starts[packet]), f"expected {expected}, got a packet of {found}")
 
 
-def read_aedat2(path: PathLike) -> Reading:
+def read_aedat2(path: PathLike, raw: bytes) -> Reading:
     """Read AEDAT 2.0 with the addresses of a DVS128, the format of DVS-CIFAR10.
 
     Header lines that start with "#"; then big-endian pairs of a 32-bit address and a 32-bit time in microseconds.
@@ -142,7 +137,6 @@ def read_aedat2(path: PathLike) -> Reading:
         there 1 is ON, while jAER, which recorded DVS-CIFAR10, and the data set's dat2mat.m read 0 as ON. The first
         byte of an address is 0, so that it cannot be mistaken for a header line.
     """
-    raw = read_bytes(path)
     if not _AEDAT2.match(raw):
         raise EventFormatError(path, 0, f"expected a line #!AER-DAT2.0, got {raw[:14]!r}")
     at = 0
@@ -164,14 +158,12 @@ def read_aedat2(path: PathLike) -> Reading:
     inner = (address >> 15) == 0
     address, time = address[inner], time[inner]
     events = np.empty(len(address), EVENT)
-    events["x"] = 127 - ((address >> 1) & 127)
-    events["y"] = 127 - ((address >> 8) & 127)
-    events["t"] = time
-    events["p"] = 1 - (address & 1)
+    events["x"], events["y"] = 127 - ((address >> 1) & 127), 127 - ((address >> 8) & 127)
+    events["t"], events["p"] = time, 1 - (address & 1)
     return Reading(path, events, lambda index: at + 8 * int(np.flatnonzero(inner)[index]))
 
 
-def read_nmnist(path: PathLike) -> Reading:
+def read_nmnist(path: PathLike, raw: bytes) -> Reading:
     """Read the .bin format of N-MNIST and N-Caltech101: 40 bits an event.
 
     Bits from the highest: 8 x, 8 y, 1 polarity, 23 time in microseconds. An event with y = 240, which is below every
@@ -181,13 +173,10 @@ def read_nmnist(path: PathLike) -> Reading:
         Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, the data set's readme, and its
         authors' event-Python for y = 240.
     """
-    raw = read_bytes(path)
     _check_whole_events(path, len(raw), len(raw), 5)
     columns = np.frombuffer(raw, np.uint8).reshape(-1, 5)
     events = np.empty(len(columns), EVENT)
-    events["x"] = columns[:, 0]
-    events["y"] = columns[:, 1]
-    events["p"] = columns[:, 2] >> 7
+    events["x"], events["y"], events["p"] = columns[:, 0], columns[:, 1], columns[:, 2] >> 7
     time = (columns[:, 2] & 127).astype(np.int32)
     for byte in (3, 4):
         time <<= 8
@@ -206,24 +195,22 @@ def _check_whole_events(path: PathLike, length: int, of_events: int, size: int) 
 
 
 def check_events(reading: Reading, width: int, height: int, lenient: bool = False) -> CheckedEvents:
-    """Check that events are on the sensor and in the order of time.
+    """Check that events are on the sensor, of this many pixels, and in the order of time.
 
-    Args:
-        reading: the events.
-        width, height: of the sensor in pixels.
-        lenient: drop and count events that are not, instead of raising.
-
-    Raises:
-        EventFormatError: for the first wrong event, or if none is left.
+    The first event that is not is an EventFormatError; if lenient, all of them are dropped and counted, and only if
+    none is left it is an error.
     """
-    events = reading.events
-    dropped = {"outside": 0, "decreasing": 0}
+    events, dropped = reading.events, {"outside": 0, "decreasing": 0}
+
+    def refuse(index: int, expected: str, found: object) -> NoReturn:
+        problem = f"event {index}: expected {expected}, got {found}"
+        raise EventFormatError(reading.path, reading.byte_of(index), problem)
+
     outside = (events["x"] >= width) | (events["y"] >= height)
     if outside.any():
         if not lenient:
             index = int(outside.argmax())
-            problem = f"event {index}: expected a pixel of {width}x{height}, got {events[index]}"
-            raise EventFormatError(reading.path, reading.byte_of(index), problem)
+            refuse(index, f"a pixel of {width}x{height}", events[index])
         dropped["outside"] = int(outside.sum())
         events = Reading(reading.path, events[~outside]).events
     time = events["t"]
@@ -231,18 +218,15 @@ def check_events(reading: Reading, width: int, height: int, lenient: bool = Fals
     if early.any():
         if not lenient:
             index = int(early.argmax()) + 1
-            problem = f"event {index}: expected a time of at least {time[index - 1]}, got {time[index]}"
-            raise EventFormatError(reading.path, reading.byte_of(index), problem)
+            refuse(index, f"a time of at least {time[index - 1]}", time[index])
         in_order = time >= np.maximum.accumulate(time)
         dropped["decreasing"] = int((~in_order).sum())
         events = events[in_order]
     return CheckedEvents(events, dropped)
 
 
-def _read_aedat(path: PathLike) -> Reading:
-    with open_file(path) as file:
-        is_aedat3 = _AEDAT3.match(file.read(16))
-    return read_aedat3(path) if is_aedat3 else read_aedat2(path)
+def _read_aedat(path: PathLike, raw: bytes) -> Reading:
+    return read_aedat3(path, raw) if _AEDAT3.match(raw) else read_aedat2(path, raw)
 
 
 READERS = {".aedat": _read_aedat, ".bin": read_nmnist, ".npy": read_array, ".npz": read_array, ".mat": read_mat}
@@ -253,7 +237,7 @@ def read_recording(path: PathLike) -> Reading:
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
         raise EventFormatError(path, 0, f"expected a file {', '.join(READERS)}, got {suffix!r}")
-    return READERS[suffix](path)
+    return READERS[suffix](path, read_bytes(path))
 
 
 def read_events(path: PathLike, width: int, height: int, lenient: bool = False) -> CheckedEvents:
