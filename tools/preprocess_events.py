@@ -26,13 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def preprocess(options: argparse.Namespace) -> tuple[str, dict[str, FrameStore]]:
-    """Frame all recordings of a data set.
-
-    Args:
-        options: of the command line.
-
-    Returns:
-        The data set's name, and the stores of its parts "train" and "test".
+    """Frame all recordings of a data set: its name, and the stores of its parts "train" and "test".
 
     Raises:
         FileNotFoundError: if no data set is recognised in the source folder.
@@ -43,8 +37,8 @@ def preprocess(options: argparse.Namespace) -> tuple[str, dict[str, FrameStore]]
     framing = Framing(options.timestep, options.frames_by, tree.sensor, tree.frame_size(options.frame_size))
     stores = {}
     for part, recordings in parts._asdict().items():
-        store_name = f"{name}-{part}"
-        stores[part] = FrameStore(store_name, recordings, framing, options.lenient, options.workers, options.out)
+        part_name = f"{name}-{part}"
+        stores[part] = FrameStore(part_name, recordings, framing, options.lenient, options.workers, options.out)
     return name, stores
 
 

@@ -8,11 +8,9 @@ import importlib.util
 
 @functools.cache
 def code_fingerprint(*names: str, follow: bool = True) -> str:
-    """Hash the code of modules, in which comments and layout do not count.
+    """Hash the code of modules, by their dotted names; comments and layout do not count.
 
-    Args:
-        names: dotted names of the modules.
-        follow: hash also what they import by relative imports from their own packages, and so on.
+    `follow` hashes also what they import by relative imports from their own packages, and so on.
     """
     key, waiting, seen = hashlib.sha256(), list(names), set()
     while waiting:

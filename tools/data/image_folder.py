@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tools.errors import UserError
 from tools.io.cache import cache_folder
-from tools.io.files import is_folder_or_device, write_atomically
+from tools.io.files import read_bytes, write_atomically
 from tools.io.npy import read_npz
 
 from .fingerprint import code_fingerprint
@@ -33,12 +33,7 @@ def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[Labe
 
     The key of the cache is a hash of the names and contents of all files, and of the code that decodes them.
 
-    Args:
-        folder: the folder that has `train` and `test`.
-        workers: threads that decode.
-
-    Returns:
-        (train, test); labels are the places of the classes' names in alphabetical order.
+    Labels are the places of the classes' names in alphabetical order; `workers` threads decode.
 
     Raises:
         FileNotFoundError: if there are no images where they should be.
@@ -52,7 +47,7 @@ def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[Labe
         raise UserError(f"{folder}: train has the classes {classes['train']}, test has {classes['test']}")
     key = hashlib.sha256(code_fingerprint(__name__, follow=False).encode())
     for path in files["train"] + files["test"]:
-        content = _read_file(path)
+        content = read_bytes(path, MAX_IMAGE_BYTES)
         key.update(os.fsencode(path.relative_to(folder)) + f"\0{len(content)}\n".encode() + content)
     cache = cache_folder() / f"images-{key.hexdigest()[:32]}.npz"
     arrays = _read_cache(cache)
@@ -76,14 +71,6 @@ def _list_part(folder: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(f"no images in {folder.resolve()}/<class>/*")
     return files
-
-
-def _read_file(path: Path) -> bytes:
-    if is_folder_or_device(path):
-        raise UserError(f"{path} is not a readable image, but a folder, pipe or device")
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise UserError(f"{path} is not a readable image: it has more than {MAX_IMAGE_BYTES} bytes")
-    return path.read_bytes()
 
 
 def _decode(files: list[Path], workers: int, description: str) -> np.ndarray:

@@ -42,10 +42,7 @@ FLIPPABLE = ("up", "down", "zoom_in", "zoom_out", "shake_horizontally", "shake_v
 def make_streams(digits: torch.Tensor, streams_per_class: int, seed: int) -> Streams:
     """Simulate recordings of moving digits, each from 0 to 500 ms; the classes take turns.
 
-    Args:
-        digits: uint8 [N, 28, 28], of which each recording shows a random one.
-        streams_per_class: recordings of each of `MOTIONS`, at least 1.
-        seed: fixes everything random.
+    Each recording shows a random one of the digits, uint8 [N, 28, 28]; the seed fixes everything random.
     """
     random = np.random.RandomState(seed)  # the one generator whose numbers no version will change
     labels = np.tile(np.arange(len(MOTIONS)), streams_per_class)
@@ -73,11 +70,7 @@ def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Ten
 
     with progress s, time tau from 0 to 1, and the numbers (r, d, q, g, a, b, omega) of the class. Random are the speed
     v, log-uniform in [0.7, 1.4], the place (x_0, y_0) on the torus, the size z_0 in [0.8, 1.2], the phase phi, and the
-    sign.
-
-    Args:
-        labels: int [S], indices in `MOTIONS`.
-        random: source of all that is random.
+    sign. Labels [S] are indices in `MOTIONS`.
 
     Returns:
         float32 [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in radians
@@ -104,14 +97,7 @@ def render(masks: torch.Tensor, paths: torch.Tensor, contrasts: torch.Tensor) ->
 
     with the digit's mask m, bilinear between its pixels; intensities are relative to the ground's. A digit of contrast
     c > 0 is bright on a dark ground, one of c < 0 dark on a bright ground; both change L by |c|.
-
-    Args:
-        masks: float32 [S, 28, 28] in [0, 1].
-        paths: float32 [S, K, 4], see `trajectories`.
-        contrasts: float32 [S].
-
-    Returns:
-        float32 [S, K, HEIGHT, WIDTH].
+    Shape: masks [S, 28, 28] in [0, 1], paths [S, K, 4] of `trajectories`, contrasts [S] -> [S, K, HEIGHT, WIDTH].
     """
     x, y, angle, size = paths.flatten(0, 1)[:, :, None, None].unbind(1)  # each [S * K, 1, 1]
     # Distance from the digit's centre, the shorter way around the torus.
@@ -145,9 +131,7 @@ def camera(
     period, M moves by one threshold per event.
 
     Args:
-        log_intensity: float32 [S, K, H, W].
-        step_us: microseconds from one of the K images to the next.
-        random: source of all that is random.
+        log_intensity: float32 [S, K, H, W], `step_us` microseconds from one of the K images to the next.
         threshold: nominal theta.
         mismatch: standard deviation of theta between pixels, relative; each recording has its own camera.
         refractory_us: r in microseconds.

@@ -16,28 +16,16 @@ from .formats import CheckedEvents, check_events, read_recording
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """The events of one recording, in a file.
-
-    Args:
-        path: of the file.
-        label: index of the class; None where it is unknown, as for a file with a problem.
-        window_us: (start, end) of the part of the file that is meant, in microseconds, without the end; None: all.
-        slice: (first, last) index of events in a `.npy` file of this project's; None: a whole file of any format.
-        problem: why the file cannot be used, if that is known already; loading raises it.
-    """
+    """The events of one recording: a file of any format, or a part of one."""
 
     path: Path
-    label: int | None
-    window_us: tuple[int, int] | None = None
-    slice: tuple[int, int] | None = None
-    problem: str | None = None
+    label: int | None  # index of the class; None where it is unknown, as for a file with a problem
+    window_us: tuple[int, int] | None = None  # (start, end) of the part in microseconds, without the end
+    slice: tuple[int, int] | None = None  # (first, last) index of events in a `.npy` file of this project's
+    problem: str | None = None  # why the file cannot be used, if that is known already; loading raises it
 
     def load(self, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
-        """Read the events.
-
-        Args:
-            sensor: (width, height) of the camera.
-            lenient: drop and count events outside the sensor or out of order, instead of raising.
+        """Read the events and check them against the (width, height) of the sensor, as `check_events` does.
 
         Raises:
             EventFormatError: for a damaged file, or one without events in the window.
@@ -77,14 +65,8 @@ class Parts(NamedTuple):
 
 
 class Streams(NamedTuple):
-    """Recordings in memory, one after the other.
+    """Recordings in memory, one after the other."""
 
-    Args:
-        events: of dtype `EVENT`.
-        ends: int64 [S], where each recording ends in `events`.
-        labels: int64 [S], indices of the classes.
-    """
-
-    events: np.ndarray
-    ends: np.ndarray
-    labels: np.ndarray
+    events: np.ndarray  # of dtype `EVENT`
+    ends: np.ndarray  # int64 [S], where each recording ends in `events`
+    labels: np.ndarray  # int64 [S], indices of the classes

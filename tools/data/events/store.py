@@ -10,6 +10,7 @@ This module and those it imports from its package run in worker processes: none 
 import collections
 import concurrent.futures
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -41,10 +42,9 @@ class FrameStore:
 
     Args:
         name: of the data set and its part, for the folder's name and the progress bar.
-        recordings: whose frames they are.
-        framing: how the frames are made.
-        lenient: skip recordings that cannot be read and events out of range or order, and count them; otherwise
-            they are errors.
+        recordings, framing: whose frames they are, and how they are made.
+        lenient: skip and count recordings that cannot be read and events out of range or order, which are errors
+            otherwise.
         workers: most processes that read; few recordings are read by fewer.
         folder: where stores are; None: `cache_folder()`.
 
@@ -97,11 +97,7 @@ def _is_made(path: Path, lenient: bool) -> bool:
 def _make_shards(
     missing: dict[Path, Sequence[Recording]], framing: Framing, lenient: bool, workers: int, description: str
 ) -> None:
-    """Make shards, in as many processes as the work deserves.
-
-    Args:
-        missing: {path of a shard: its recordings}.
-    """
+    """Make shards, {path: recordings}, in as many processes as the work deserves."""
     files = {recording.path for recordings in missing.values() for recording in recordings}
     size = sum(path.stat().st_size for path in files if path.exists())
     processes = min(workers, os.cpu_count() or 1, len(missing), 1 + size // BYTES_PER_PROCESS)
@@ -156,12 +152,9 @@ def _key(recordings: Sequence[Recording], framing: Framing) -> str:
 
 
 def stored_streams(name: str, make: Callable[[], Streams], folder: Path | None = None) -> list[Recording]:
-    """Simulated recordings: made once, then read from the cache.
+    """Simulated recordings: made once, then read from `folder`, by default `cache_folder()`.
 
-    Args:
-        name: of the files; it must differ where what is made differs, the code included (`code_fingerprint`).
-        make: simulates them.
-        folder: where the files are; None: `cache_folder()`.
+    The `name` of the files must differ where what is made differs, the code included (`code_fingerprint`).
     """
     path = Path(folder or cache_folder()) / f"{name}.npy"
     report = _checked_report(path)
@@ -169,11 +162,8 @@ def stored_streams(name: str, make: Callable[[], Streams], folder: Path | None =
         events, ends, labels = make()
         report = {"ends": ends.tolist(), "labels": labels.tolist()}
         _write(path, events, report)
-    recordings, first = [], 0
-    for label, last in zip(report["labels"], report["ends"]):
-        recordings.append(Recording(path, label, slice=(first, last)))
-        first = last
-    return recordings
+    slices = itertools.pairwise([0, *report["ends"]])
+    return [Recording(path, label, slice=part) for label, part in zip(report["labels"], slices)]
 
 
 def _checked_report(path: Path) -> dict | None:

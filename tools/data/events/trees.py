@@ -36,26 +36,18 @@ CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of each class's recordings
 class Tree:
     """What an event data set is, and how it lies on the disk.
 
-    Args:
-        classes: their names, in the order of the labels.
-        sensor: (width, height) of the camera, in pixels.
-        size: (width, height) of the frames that networks usually see.
-        list_recordings: (folder, split) -> its recordings; FileNotFoundError if the folder does not hold it, UserError
-            for lists or names that cannot be read.
-        flippable: the classes that stay what they are in a mirror, which `--flip` may mirror.
-        folders: names under the data root where the data set is looked for; none for a simulated one.
-        download: where the data set is published, for the message that it is not there.
-        validation_fraction: share of the training recordings that choose the best epoch.
+    `list_recordings` gives the recordings in a folder, for a split; FileNotFoundError if the folder does not hold the
+    data set, UserError for lists or names that cannot be read.
     """
 
-    classes: tuple[str, ...]
-    sensor: tuple[int, int]
-    size: tuple[int, int]
+    classes: tuple[str, ...]  # their names, in the order of the labels
+    sensor: tuple[int, int]  # (width, height) of the camera, in pixels
+    size: tuple[int, int]  # (width, height) of the frames that networks usually see
     list_recordings: Callable[[Path, str], Parts]
-    flippable: tuple[str, ...] = ()
-    folders: tuple[str, ...] = ()
-    download: str = ""
-    validation_fraction: float = 0.1
+    flippable: tuple[str, ...] = ()  # the classes that stay what they are in a mirror, which `--flip` may mirror
+    folders: tuple[str, ...] = ()  # where it is looked for under the data root; none for a simulated one
+    download: str = ""  # where it is published, for the message that it is not there
+    validation_fraction: float = 0.1  # share of the training recordings that choose the best epoch
 
     def frame_size(self, side: int = 0) -> tuple[int, int]:
         """(width, height) of frames with this side, in pixels; 0: the usual size."""
@@ -72,10 +64,8 @@ def list_nmnist(folder: Path, split: str = "") -> Parts:
 
 def _parts(folder: Path, train: str, test: str, label_of: Callable[[Path], int]) -> Parts:
     """The files that match a pattern for each part, as recordings in the order of their names."""
-    parts = Parts([], [])
-    for part, pattern in zip(parts, (train, test)):
-        part.extend(Recording(path, label_of(path)) for path in sorted(folder.glob(pattern)))
-    return parts
+    found = (sorted(folder.glob(pattern)) for pattern in (train, test))
+    return Parts(*([Recording(path, label_of(path)) for path in paths] for paths in found))
 
 
 def list_dvsgesture(folder: Path, split: str = "") -> Parts:
@@ -85,30 +75,28 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
     gestures of each in its `_labels.csv`; or what SpikingJelly (events_np/{train,test}/<label>/*.npz) or tonic
     (ibmGesture{Train,Test}/<user>/<label>.npy) have extracted from it.
     """
-    for read in (_official_gestures, _spikingjelly_gestures, _tonic_gestures):
-        parts = read(folder)
+    lists = [folder / f"trials_to_{part}.txt" for part in Parts._fields]
+    if all(path.exists() for path in lists):
+        parts = Parts(*map(_official_gestures, lists))
+        if all(parts):
+            return parts
+    for train, test, label_of in (
+        ("events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", lambda path: _number(path.parent)),
+        ("ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number),
+    ):
+        parts = _parts(folder, train, test, label_of)
         if all(parts):
             return parts
     _not_found(folder, "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture")
 
 
-def _official_gestures(folder: Path) -> Parts:
-    parts = Parts([], [])
-    lists = [folder / f"trials_to_{part}.txt" for part in parts._fields]
-    if all(path.exists() for path in lists):
-        for path, part in zip(lists, parts):
-            for name in _trials(path):
-                part.extend(_gestures(folder / name))
-    return parts
-
-
-def _trials(path: Path) -> list[str]:
-    """The names of files in a list, all of which are in its folder."""
-    names = read_bytes(path, MAX_LABEL_BYTES).decode(errors="replace").split()
+def _official_gestures(trials: Path) -> list[Recording]:
+    """The gestures in the files that a list names, all of which are in its folder."""
+    names = read_bytes(trials, MAX_LABEL_BYTES).decode(errors="replace").split()
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*\.aedat", name):
-            raise EventFormatError(path, 0, f"expected names of .aedat files beside it, got {name[:80]!r}")
-    return names
+            raise EventFormatError(trials, 0, f"expected names of .aedat files beside it, got {name[:80]!r}")
+    return [recording for name in names for recording in _gestures(trials.with_name(name))]
 
 
 def _gestures(path: Path) -> list[Recording]:
@@ -117,15 +105,6 @@ def _gestures(path: Path) -> list[Recording]:
     except (EventFormatError, FileNotFoundError) as error:  # one damaged file shall not hide all others
         return [Recording(path, None, problem=str(error))]
     return [Recording(path, gesture.label, (gesture.start_us, gesture.end_us)) for gesture in labels]
-
-
-def _spikingjelly_gestures(folder: Path) -> Parts:
-    inside = "[0-9]*/[!.]*.npz"
-    return _parts(folder, f"events_np/train/{inside}", f"events_np/test/{inside}", lambda path: _number(path.parent))
-
-
-def _tonic_gestures(folder: Path) -> Parts:
-    return _parts(folder, "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number)
 
 
 def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
@@ -204,10 +183,7 @@ TREES = {
 
 
 def recognise(folder: Path, split: str = "9:1") -> tuple[str, Parts]:
-    """Find out which data set a folder holds.
-
-    Returns:
-        Its name in `TREES`, and its recordings.
+    """Find out which data set a folder holds: its name in `TREES`, and its recordings.
 
     Raises:
         FileNotFoundError: if it is none of them; the message says what was looked for.
