@@ -42,18 +42,12 @@ SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 class _Dataset:
     """What all data sets have in common; `_read` gives their training and test part."""
 
-    name: str
-    num_classes: int
-    validation_fraction: float
-
     def load(self, config: TrainConfig | None = None) -> dict[str, LabelledImages | LabelledRecordings]:
         """Read the data set, or find it in the cache, and hold out the validation samples: {"train", "val", "test"}.
 
-        The settings of data, frames and split of `config` apply; None: the defaults.
-
-        Raises:
-            FileNotFoundError: if the data are not there: which folder was searched, how to get them.
-            UserError: if they are there, but damaged or not those of this data set.
+        The settings of data, frames and split of `config` apply; None: the defaults. If the data are not there, a
+        FileNotFoundError says which folder was searched and how to get them; data that are damaged, or not those of
+        this data set, are a UserError.
         """
         train, test = self._read(config or TrainConfig())
         for name, part in (("train", train), ("test", test)):
@@ -181,27 +175,23 @@ def _read_mnist5k(root=None, download=False, workers=1):
     return data.subset(train), data.subset(test)
 
 
-def _torchvision_reader(name, hint=""):
-    """A reader of the data set that torchvision has under this name."""
+def _read_torchvision(name, root, download, workers, hint=""):
+    """Read the data set that torchvision has under this name."""
+    import torchvision.datasets
 
-    def read(root, download, workers):
-        import torchvision.datasets
-
-        dataset_class = getattr(torchvision.datasets, name)
-        try:
-            train, test = (_labelled(dataset_class(root, train=train, download=download)) for train in (True, False))
-        except (RuntimeError, OSError) as error:
-            if download:
-                raise FileNotFoundError(f"{name} could not be downloaded to {root.resolve()}: {error}") from error
-            raise FileNotFoundError(
-                f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to fetch it, or "
-                "--data-root (or NSNN_DATA) to say where it is."
-            ) from error
-        except Exception as error:  # torchvision asserts and indexes where a file is damaged
-            raise UserError(f"{name} in {root.resolve()} is damaged: {error!r}") from error
-        return train, test
-
-    return read
+    dataset_class = getattr(torchvision.datasets, name)
+    try:
+        train, test = (_labelled(dataset_class(root, train=train, download=download)) for train in (True, False))
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise FileNotFoundError(f"{name} could not be downloaded to {root.resolve()}: {error}") from error
+        raise FileNotFoundError(
+            f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to fetch it, or "
+            "--data-root (or NSNN_DATA) to say where it is."
+        ) from error
+    except Exception as error:  # torchvision asserts and indexes where a file is damaged
+        raise UserError(f"{name} in {root.resolve()} is damaged: {error!r}") from error
+    return train, test
 
 
 def _labelled(part):
@@ -220,7 +210,7 @@ def _read_cifar10(root, download, workers):
 
                 return read_image_folder(folder, workers)
     hint = " (nor are image folders {train,test}/<class>/* there, or in its cifar10/ or cifar10-images/)"
-    return _torchvision_reader("CIFAR10", hint)(root, download, workers)
+    return _read_torchvision("CIFAR10", root, download, workers, hint)
 
 
 def _list_motions(folder, split):
@@ -244,13 +234,14 @@ _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 # they were trained on (CIFAR-10's "std" is the mean over images of each image's own).
 _MEAN10, _STD10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10
 _MEAN100, _STD100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100
-_MNIST = ImageDataset("mnist", (1, 28, 28), 10, (0.1307,), (0.3081,), _torchvision_reader("MNIST"))
+_MNIST = ImageDataset("mnist", (1, 28, 28), 10, (0.1307,), (0.3081,), functools.partial(_read_torchvision, "MNIST"))
+_read_fashion = functools.partial(_read_torchvision, "FashionMNIST")
 _IMAGES = (
     dataclasses.replace(_MNIST, name="mnist5k", read=_read_mnist5k),
     _MNIST,
-    ImageDataset("fashionmnist", (1, 28, 28), 10, (0.2860,), (0.3530,), _torchvision_reader("FashionMNIST"), _FASHION),
+    ImageDataset("fashionmnist", (1, 28, 28), 10, (0.2860,), (0.3530,), _read_fashion, _FASHION),
     ImageDataset("cifar10", (3, 32, 32), 10, _MEAN10, _STD10, _read_cifar10, CIFAR10_CLASSES),
-    ImageDataset("cifar100", (3, 32, 32), 100, _MEAN100, _STD100, _torchvision_reader("CIFAR100")),
+    ImageDataset("cifar100", (3, 32, 32), 100, _MEAN100, _STD100, functools.partial(_read_torchvision, "CIFAR100")),
 )
 _EVENTS = tuple(EventDataset(name, tree) for name, tree in (TREES | {"motions": _MOTIONS}).items())
 DATASETS = {dataset.name: dataset for dataset in _IMAGES + _EVENTS}

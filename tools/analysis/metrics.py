@@ -4,14 +4,18 @@ Everywhere N are samples, C classes and K independent draws of a network's noise
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tools.errors import UserError
+
 # SciPy is imported where it is used: it takes a second, which every script would pay.
 
 BINS = 15  # of the calibration error
+SIZES = (1, 2, 4, 8, 16)  # draws averaged into one prediction
 
 
 def mean_prediction(draws: Tensor) -> Tensor:
@@ -32,8 +36,7 @@ def negative_log_likelihood(log_probabilities: Tensor, target: Tensor) -> float:
 def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
     """Mean squared distance between probabilities and the right answer. Shape: [N, C], [N] -> float in [0, 2].
 
-    Note:
-        Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    Note: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
     """
     probabilities = log_probabilities.double().exp()
     return (probabilities - F.one_hot(target, probabilities.shape[-1])).square().sum(-1).mean().item()
@@ -44,10 +47,9 @@ def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BIN
 
     Bins hold equally many samples, give or take one, in the order of confidence. Shape: [N, C], [N] -> float in [0, 1].
 
-    Note:
-        Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et al.,
-        "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
-        values from equally many samples.
+    Note: Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et
+    al., "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
+    values from equally many samples.
     """
     rows = reliability(log_probabilities, target, bins)
     return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(target)
@@ -72,8 +74,7 @@ def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
     The data are validation data, not those that are tested afterwards; for several draws ln p is that of their mean
     probability. Shape: [N, C], [N] -> float in [exp(-4), exp(4)].
 
-    Note:
-        Guo et al., ICML 2017.
+    Note: Guo et al., ICML 2017.
     """
     from scipy.optimize import minimize_scalar
 
@@ -94,15 +95,13 @@ def entropy(log_probabilities: Tensor) -> Tensor:
 
 
 def uncertainty(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find where the uncertainty of each sample comes from, in nats. Shape: [K, N, C] -> [N] each.
+    """Find where the uncertainty of each sample comes from, in nats. Shape: [K, N, C] -> [N], three times.
 
-    Returns:
-        Entropy of the mean prediction; mean entropy of the draws; the difference of the two, which is the mutual
-        information: what the draws disagree about.
+    Returns entropy of the mean prediction, mean entropy of the draws, and their difference, the mutual information:
+    what the draws disagree about.
 
-    Note:
-        Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
-        draws are of the neurons' noise and not of weights.
+    Note: Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
+    draws are of the neurons' noise and not of weights.
     """
     predictive, expected = entropy(mean_prediction(draws)), entropy(draws).mean(0)
     return predictive, expected, predictive - expected
@@ -113,8 +112,7 @@ def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
 
     Samples of equal confidence are taken in the order given. Shape: [N, C], [N] -> float in [0, 1].
 
-    Note:
-        Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
+    Note: Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
     """
     confidence, predicted = log_probabilities.max(-1)
     wrong = (predicted != target)[confidence.argsort(descending=True, stable=True)].double()
@@ -130,3 +128,67 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
     ranks = rankdata(torch.cat([inside, outside]).cpu().numpy())[len(inside) :]
     return float((ranks.sum() - len(outside) * (len(outside) + 1) / 2) / (len(inside) * len(outside)))
+
+
+def ensemble_curve(
+    draws: Tensor, target: Tensor, validation_draws: Tensor, validation_target: Tensor, sizes: Sequence[int] = SIZES
+) -> list[dict[str, float]]:
+    """Score the mean of several draws: how good and how certain it is.
+
+    All disjoint ensembles of a size that the draws can make are scored ("ensembles" many, of "draws" each), and the
+    means of their `scores` are given. Temperatures are fitted on validation data, to ensembles of the same size.
+
+    Shape: draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a row for each size.
+    """
+    if min(len(draws), len(validation_draws)) < max(sizes):
+        raise UserError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
+    rows = []
+    for size in sizes:
+        temperature = fit_temperature(mean_prediction(validation_draws[:size]), validation_target)
+        ensembles = [group for group in draws.split(size) if len(group) == size]
+        each = [scores(group, target, temperature) for group in ensembles]
+        means = {name: sum(row[name] for row in each) / len(each) for name in each[0]}
+        rows.append({"draws": size, "ensembles": len(ensembles), **means})
+    return rows
+
+
+def scores(draws: Tensor, target: Tensor, temperature: float) -> dict[str, float]:
+    """Score the mean of some draws, also after division by the temperature ("scaled"). Shape: [K, N, C], [N]."""
+    log_p = mean_prediction(draws)
+    scaled = with_temperature(log_p, temperature)
+    predictive, expected, mutual_information = uncertainty(draws)
+    return {
+        "accuracy": accuracy(log_p, target),
+        "nll": negative_log_likelihood(log_p, target),
+        "brier": brier_score(log_p, target),
+        "calibration_error": calibration_error(log_p, target),
+        "temperature": temperature,
+        "brier_scaled": brier_score(scaled, target),
+        "nll_scaled": negative_log_likelihood(scaled, target),
+        "calibration_error_scaled": calibration_error(scaled, target),
+        "risk_coverage_area": risk_coverage_area(log_p, target),
+        "predictive_entropy": predictive.mean().item(),
+        "expected_entropy": expected.mean().item(),
+        "mutual_information": mutual_information.mean().item(),
+    }
+
+
+def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = SIZES) -> list[dict[str, float]]:
+    """Areas under the ROC curves of three measures of uncertainty, which tell another data set from the network's own.
+
+    The measures are one minus the highest probability ("confidence"), predictive entropy, and mutual information.
+    Shape: inside [K, N, C], outside [K, M, C] -> a row for each size.
+    """
+    rows = []
+    for size in sizes:
+        own, other = _measures(inside[:size]), _measures(outside[:size])
+        rows.append({"draws": size, **{name: auroc(own[name], other[name]) for name in own}})
+    return rows
+
+
+def _measures(draws: Tensor) -> dict[str, Tensor]:
+    predictive, _, mutual_information = uncertainty(draws)
+    confidence = 1 - mean_prediction(draws).exp().amax(-1)
+    # Rounded, so that a single draw, which disagrees with nobody, gives ties and not noise of the arithmetic.
+    rounded = mutual_information.mul(1e9).round()
+    return {"confidence": confidence, "predictive": predictive, "mutual_information": rounded}

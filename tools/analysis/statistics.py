@@ -19,11 +19,8 @@ Interval = dict[str, float | None]
 def seed_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     """Student's t-interval for the mean over training seeds: {"mean", "low", "high", "seeds"}, the last their number.
 
-    Low and high are None for a single seed, which tells nothing of others.
-
-    Args:
-        values: one number per seed; noise draws of one network are not seeds.
-        level: probability that the interval covers the true mean, if values are normal.
+    Values are one number per seed; noise draws of one network are not seeds. `level` is the probability that the
+    interval covers the true mean, if values are normal. Low and high are None for a single seed.
     """
     mean, count = float(np.mean(values)), len(values)
     low = high = None
@@ -37,10 +34,7 @@ def seed_difference(first: Sequence[float], second: Sequence[float], level: floa
     """Welch's t-interval for mean(first) - mean(second) over training seeds, and its test: {"low", "high", "p"}.
 
     p is that of no difference. All are None if a group has a single seed, and p is if no two seeds of a group differ.
-
-    Args:
-        first, second: one number per seed of each group of networks.
-        level: as for `seed_interval`.
+    Values and level are as for `seed_interval`, of two groups of networks.
     """
     if min(len(first), len(second)) < 2:
         return {"low": None, "high": None, "p": None}
@@ -59,17 +53,11 @@ def paired_difference(
 ) -> Interval:
     """Bootstrap over test samples of the mean of first - second, of two groups of networks on the same samples.
 
-    Args:
-        first, second: for each sample, the share of seeds and draws that classified it correctly, [N].
-        level: of the percentile interval.
-        resamples, seed: number of bootstrap samples, and their seed.
+    `first` and `second` [N] are, for each sample, the share of seeds and draws that classified it correctly. Returns
+    {"difference", "low", "high", "p"}: mean, percentile interval, and two-sided p-value of no difference.
 
-    Returns:
-        {"difference", "low", "high", "p"}: mean, interval, and two-sided p-value of no difference.
-
-    Note:
-        Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapters 13 and 15. It tells how far the result
-        depends on the test samples, not on the seeds.
+    Note: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapters 13 and 15. It tells how far the
+    result depends on the test samples, not on the seeds.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
     # A resample is known by how often it has each distinct difference: one multinomial draw.
@@ -87,8 +75,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     `p_values` [M] are those of all comparisons that were made.
 
-    Note:
-        Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+    Note: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
     """
     p_values = np.asarray(p_values, float)
     order = p_values.argsort()

@@ -29,8 +29,7 @@ def cutout(images: torch.Tensor, side: int) -> torch.Tensor:
 
     Shape: [B, C, H, W] -> the same.
 
-    Note:
-        DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
+    Note: DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
     """
     count, _, height, width = images.shape
 

@@ -16,9 +16,7 @@ class Batches:
     """Batches of a labelled data set, in a new order for each pass if shuffled; a subclass makes one in `_batch`.
 
     A shuffled pass drops an incomplete last batch, in which each sample would weigh more; an ordered one keeps it.
-
-    Raises:
-        UserError: if several batches make a step, and there are not enough samples for one.
+    If several batches make a step, and there are not enough samples for one, it is a UserError.
     """
 
     data: Sized

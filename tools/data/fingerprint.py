@@ -23,13 +23,9 @@ def code_fingerprint(*names: str, follow: bool = True) -> str:
         key.update(f"{name}\n{ast.dump(tree)}\n".encode())
         for node in ast.walk(tree):
             if follow and isinstance(node, ast.ImportFrom) and node.level == 1:
-                waiting += _modules(spec.parent, node)
+                if node.module:  # from .a import b
+                    waiting.append(f"{spec.parent}.{node.module}")
+                else:  # from . import a, b, of which some are modules
+                    names = [f"{spec.parent}.{alias.name}" for alias in node.names]
+                    waiting += [spec.parent, *filter(importlib.util.find_spec, names)]
     return key.hexdigest()
-
-
-def _modules(package: str, node: ast.ImportFrom) -> list[str]:
-    """The modules that a statement `from .a import b` or `from . import a, b` imports from its package."""
-    if node.module:
-        return [f"{package}.{node.module}"]
-    names = [f"{package}.{alias.name}" for alias in node.names]
-    return [package, *(name for name in names if importlib.util.find_spec(name))]

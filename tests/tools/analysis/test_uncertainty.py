@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tools.analysis import metrics
-from tools.analysis.uncertainty import ensemble_curve, out_of_distribution
+from tools.analysis.metrics import ensemble_curve, out_of_distribution
 
 
 def noisy_draws(count, samples, seed, noise=2.0):

@@ -18,8 +18,7 @@ def signal_power(responses: ArrayLike) -> np.ndarray:
 
     It is unbiased, hence sometimes negative where there is no signal. Shape: [R, T, N], R at least 2 -> [N].
 
-    Note:
-        Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
+    Note: Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
     """
     responses = as_trials(responses, 2, bins=2)
     return responses.mean(0).var(0, ddof=1) - noise_power(responses) / len(responses)
@@ -81,9 +80,8 @@ def cc_norm(prediction: ArrayLike, responses: ArrayLike) -> np.ndarray:
         power; NaN for a cell without signal power. Where either has hardly any, the quotient may have any size: see
         `signal_power_error`.
 
-    Note:
-        Schoppe et al., "Measuring the performance of neural models", Frontiers in Computational Neuroscience 10, 2016,
-        equations 5 to 8.
+    Note: Schoppe et al., "Measuring the performance of neural models", Frontiers in Computational Neuroscience 10,
+    2016, equations 5 to 8.
     """
     responses = as_trials(responses, 2, bins=2)
     prediction = np.asarray(prediction, float)
@@ -118,9 +116,8 @@ def signal_correlation(responses: ArrayLike) -> np.ndarray:
 
     Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without signal power.
 
-    Note:
-        Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
-        Neuroscience 7, 2006; the correction is the shuffle of trials, in closed form.
+    Note: Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
+    Neuroscience 7, 2006; the correction is the shuffle of trials, in closed form.
     """
     responses = as_trials(responses, 2, bins=2)
     count, bins, _ = responses.shape
@@ -136,8 +133,7 @@ def noise_correlation(responses: ArrayLike, window: int = 1) -> np.ndarray:
 
     Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without variability.
 
-    Note:
-        Averbeck, Latham and Pouget, as for `signal_correlation`.
+    Note: Averbeck, Latham and Pouget, as for `signal_correlation`.
     """
     windows = in_windows(as_trials(responses, 2), window)
     residuals = (windows - windows.mean(0)).reshape(-1, windows.shape[2])

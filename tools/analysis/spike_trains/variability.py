@@ -43,8 +43,7 @@ def fano_factor(spikes: ArrayLike, window: int) -> np.ndarray:
 
     The variance is unbiased; NaN where no trial has a spike. Shape: [R, T, N], R at least 2 -> [T // window, N].
 
-    Note:
-        Fano, Physical Review 72, 1947; for neurons: Teich, IEEE Transactions on Biomedical Engineering 36, 1989.
+    Note: Fano, Physical Review 72, 1947; for neurons: Teich, IEEE Transactions on Biomedical Engineering 36, 1989.
     """
     windows = in_windows(as_counts(spikes, 2), window)
     return ratio(windows.var(0, ddof=1), windows.mean(0))
@@ -65,9 +64,8 @@ def reliability(spikes: ArrayLike, smoothing_bins: float = 0.0) -> np.ndarray:
     `smoothing_bins`, as of `smoothed`, says how exactly in time the trials must agree. Trials without any variation,
     such as those without spikes, are left out; NaN where fewer than two are left. Shape: [R, T, N] -> [N].
 
-    Note:
-        Schreiber et al., "A new correlation-based measure of spike timing reliability", Neurocomputing 52-54, 2003,
-        there with the cosine of the trials instead of their correlation.
+    Note: Schreiber et al., "A new correlation-based measure of spike timing reliability", Neurocomputing 52-54, 2003,
+    there with the cosine of the trials instead of their correlation.
     """
     responses = smoothed(as_trials(spikes, 2, bins=2), smoothing_bins)
     centred = responses - responses.mean(1, keepdims=True)

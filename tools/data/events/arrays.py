@@ -67,8 +67,7 @@ def read_mat(path: PathLike, raw: bytes) -> Reading:
 
     Its six columns are the time in microseconds, two unused ones, x, y and polarity; with four, they are t, x, y, p.
 
-    Note:
-        "MAT-File Format" of The MathWorks, chapter 1. Not read by scipy, which crashes on damaged files.
+    Note: "MAT-File Format" of The MathWorks, chapter 1. Not read by scipy, which crashes on damaged files.
     """
     if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
         raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")

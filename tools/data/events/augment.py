@@ -61,10 +61,9 @@ def event_drop(frames: torch.Tensor) -> torch.Tensor:
     area. Counts are thinned binomially: an event in a frame that the window covers in part is lost with a probability
     equal to the covered share.
 
-    Note:
-        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The ratios are those of their
-        code; unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns
-        that it touches.
+    Note: Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The ratios are those of their
+    code; unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns that it
+    touches.
     """
     count, timesteps, _, height, width = frames.shape
     ranges = ((0, 4), (1, 10), (1, 6))

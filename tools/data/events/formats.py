@@ -9,7 +9,7 @@ import io
 import re
 import struct
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,14 +35,6 @@ class CheckedEvents(NamedTuple):
     dropped: dict[str, int]
 
 
-class Gesture(NamedTuple):
-    """One gesture in a recording of DVS-Gesture: its class from 0, and when it is made."""
-
-    label: int
-    start_us: int
-    end_us: int
-
-
 def read_aedat3(path: PathLike, raw: bytes) -> Reading:
     """Read AEDAT 3.1, the format of DVS-Gesture.
 
@@ -51,10 +43,14 @@ def read_aedat3(path: PathLike, raw: bytes) -> Reading:
     lower 31 bits of the time, whose upper bits are the packet's overflow counter. Events marked invalid, and packets
     of other types, are left out.
 
-    Note:
-        https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
+    Note: https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
     """
-    starts, packets = _packets(path, raw, _end_of_header(path, raw))
+    if not _AEDAT3.match(raw):
+        raise EventFormatError(path, 0, f"expected a line #!AER-DAT3.1, got {raw[:14]!r}")
+    end = re.search(rb"^#!END-HEADER\r?\n", raw, re.MULTILINE)
+    if end is None:
+        raise EventFormatError(path, len(raw), "expected a line #!END-HEADER, got the end of the file")
+    starts, packets = _packets(path, raw, end.end())
     is_polarity = packets["type"] == _POLARITY_TYPE
     starts, packets = starts[is_polarity] + _PACKET.itemsize, packets[is_polarity]
     # Packets may be tiny, so all are joined and their events converted at once.
@@ -69,8 +65,7 @@ def read_aedat3(path: PathLike, raw: bytes) -> Reading:
         packet = np.searchsorted(ends, index, side="right")
         return int(stops[packet] - _POLARITY_BYTES * (ends[packet] - index))
 
-    late = np.flatnonzero((time >> 31).astype(bool) & valid)
-    if len(late):
+    if len(late := np.flatnonzero((time >> 31).astype(bool) & valid)):
         offset = joined_byte(late[0]) + _POLARITY_TS_OFFSET
         raise EventFormatError(path, offset, "expected a time of 31 bits, got a negative one")
     if not valid.all():
@@ -79,15 +74,6 @@ def read_aedat3(path: PathLike, raw: bytes) -> Reading:
     events["x"], events["y"] = data >> 17, (data >> 2) & 0x7FFF
     events["t"], events["p"] = time + high, (data >> 1) & 1
     return Reading(path, events, lambda index: joined_byte(np.flatnonzero(valid)[index]))
-
-
-def _end_of_header(path: PathLike, raw: bytes) -> int:
-    if not _AEDAT3.match(raw):
-        raise EventFormatError(path, 0, f"expected a line #!AER-DAT3.1, got {raw[:14]!r}")
-    end = re.search(rb"^#!END-HEADER\r?\n", raw, re.MULTILINE)
-    if end is None:
-        raise EventFormatError(path, len(raw), "expected a line #!END-HEADER, got the end of the file")
-    return end.end()
 
 
 def _packets(path: PathLike, raw: bytes, at: int) -> tuple[np.ndarray, np.ndarray]:
@@ -132,10 +118,9 @@ def read_aedat2(path: PathLike, raw: bytes) -> Reading:
     Address: bit 0 polarity, bits 1 to 7 x, bits 8 to 14 y, bit 15 external event (left out). The camera counts x from
     the right and y from below, so both are reversed here; its polarity bit is 0 for ON.
 
-    Note:
-        https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-2.0.html, except the polarity:
-        there 1 is ON, while jAER, which recorded DVS-CIFAR10, and the data set's dat2mat.m read 0 as ON. The first
-        byte of an address is 0, so that it cannot be mistaken for a header line.
+    Note: https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-2.0.html, except the polarity:
+    there 1 is ON, while jAER, which recorded DVS-CIFAR10, and the data set's dat2mat.m read 0 as ON. The first byte of
+    an address is 0, so that it cannot be mistaken for a header line.
     """
     if not _AEDAT2.match(raw):
         raise EventFormatError(path, 0, f"expected a line #!AER-DAT2.0, got {raw[:14]!r}")
@@ -147,13 +132,10 @@ def read_aedat2(path: PathLike, raw: bytes) -> Reading:
         at = line_end + 1
     _check_whole_events(path, len(raw), len(raw) - at, 8)
     words = np.frombuffer(raw, ">u4", offset=at).reshape(-1, 2)
-    address = words[:, 0].astype(np.uint32)
-    wide = np.flatnonzero(address >> 16)
-    if len(wide):
+    address, time = words[:, 0].astype(np.uint32), words[:, 1].astype(np.int32)
+    if len(wide := np.flatnonzero(address >> 16)):
         raise EventFormatError(path, at + 8 * wide[0], f"expected an address of 16 bits, got {address[wide[0]]:#x}")
-    time = words[:, 1].astype(np.int32)
-    negative = np.flatnonzero(time < 0)
-    if len(negative):
+    if len(negative := np.flatnonzero(time < 0)):
         raise EventFormatError(path, at + 8 * negative[0] + 4, f"expected a time from 0, got {time[negative[0]]}")
     inner = (address >> 15) == 0
     address, time = address[inner], time[inner]
@@ -169,9 +151,8 @@ def read_nmnist(path: PathLike, raw: bytes) -> Reading:
     Bits from the highest: 8 x, 8 y, 1 polarity, 23 time in microseconds. An event with y = 240, which is below every
     sensor of these data sets, only says that all later times are 2^13 microseconds later.
 
-    Note:
-        Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, the data set's readme, and its
-        authors' event-Python for y = 240.
+    Note: Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, the data set's readme, and its
+    authors' event-Python for y = 240.
     """
     _check_whole_events(path, len(raw), len(raw), 5)
     columns = np.frombuffer(raw, np.uint8).reshape(-1, 5)
@@ -197,20 +178,16 @@ def _check_whole_events(path: PathLike, length: int, of_events: int, size: int) 
 def check_events(reading: Reading, width: int, height: int, lenient: bool = False) -> CheckedEvents:
     """Check that events are on the sensor, of this many pixels, and in the order of time.
 
-    The first event that is not is an EventFormatError; if lenient, all of them are dropped and counted, and only if
-    none is left it is an error.
+    If lenient, those that are not are dropped and counted. Otherwise the first one is an EventFormatError, which it is
+    also if no event is left.
     """
     events, dropped = reading.events, {"outside": 0, "decreasing": 0}
-
-    def refuse(index: int, expected: str, found: object) -> NoReturn:
-        problem = f"event {index}: expected {expected}, got {found}"
-        raise EventFormatError(reading.path, reading.byte_of(index), problem)
-
     outside = (events["x"] >= width) | (events["y"] >= height)
     if outside.any():
         if not lenient:
             index = int(outside.argmax())
-            refuse(index, f"a pixel of {width}x{height}", events[index])
+            problem = f"event {index}: expected a pixel of {width}x{height}, got {events[index]}"
+            raise EventFormatError(reading.path, reading.byte_of(index), problem)
         dropped["outside"] = int(outside.sum())
         events = Reading(reading.path, events[~outside]).events
     time = events["t"]
@@ -218,7 +195,8 @@ def check_events(reading: Reading, width: int, height: int, lenient: bool = Fals
     if early.any():
         if not lenient:
             index = int(early.argmax()) + 1
-            refuse(index, f"a time of at least {time[index - 1]}", time[index])
+            problem = f"event {index}: expected a time of at least {time[index - 1]}, got {time[index]}"
+            raise EventFormatError(reading.path, reading.byte_of(index), problem)
         in_order = time >= np.maximum.accumulate(time)
         dropped["decreasing"] = int((~in_order).sum())
         events = events[in_order]
@@ -245,8 +223,8 @@ def read_events(path: PathLike, width: int, height: int, lenient: bool = False) 
     return check_events(read_recording(path), width, height, lenient)
 
 
-def read_gesture_labels(path: PathLike) -> list[Gesture]:
-    """Read the gestures of a recording of DVS-Gesture from its `_labels.csv`; EventFormatError for other content."""
+def read_gesture_labels(path: PathLike) -> list[tuple[int, int, int]]:
+    """Read the gestures of a recording of DVS-Gesture from its `_labels.csv`: (class from 0, start, end), in us."""
     raw = read_bytes(path, MAX_LABEL_BYTES)
     try:
         rows = list(csv.reader(io.StringIO(raw.decode(), newline="")))
@@ -264,7 +242,7 @@ def read_gesture_labels(path: PathLike) -> list[Gesture]:
             raise EventFormatError(path, 0, f"line {number}: expected three whole numbers, got {row}") from error
         if not 1 <= label <= GESTURES or not 0 <= start < end < 2**62:
             raise EventFormatError(path, 0, f"line {number}: expected class 1 to {GESTURES} and start < end, got {row}")
-        gestures.append(Gesture(label - 1, start, end))
+        gestures.append((label - 1, start, end))
     if not gestures:
         raise EventFormatError(path, 0, "expected labels, got none")
     return gestures

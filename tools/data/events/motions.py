@@ -57,7 +57,7 @@ def make_streams(digits: torch.Tensor, streams_per_class: int, seed: int) -> Str
         events, ends = camera(render(masks[chunk], paths[chunk], contrasts[chunk]), STEP_US, random)
         parts.append(events)
         counts.append(np.diff(ends, prepend=0))
-    return Streams(np.concatenate(parts), np.concatenate(counts).cumsum(), labels)
+    return np.concatenate(parts), np.concatenate(counts).cumsum(), labels
 
 
 def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Tensor:
@@ -73,8 +73,8 @@ def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Ten
     sign. Labels [S] are indices in `MOTIONS`.
 
     Returns:
-        float32 [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in radians
-        (positive: clockwise as seen), size in sensor pixels per pixel of the digit.
+        [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in radians (positive:
+        clockwise as seen), size in sensor pixels per pixel of the digit.
     """
     column = (len(labels), 1)
     speed = np.exp(random.uniform(math.log(0.7), math.log(1.4), column))
@@ -138,11 +138,10 @@ def camera(
         noise_hz: background events per second and pixel: a Poisson process, ON or OFF.
 
     Returns:
-        Events of dtype `EVENT`, one recording after the other, and int64 [S], where each recording ends.
+        Events, one recording after the other, and int64 [S], where each recording ends.
 
-    Note:
-        Gallego et al., "Event-based vision: a survey", IEEE TPAMI 2022, section 2.4, for the model; Hu, Liu and
-        Delbruck, "v2e: from video frames to realistic DVS events", CVPRW 2021, for the rest.
+    Note: Gallego et al., "Event-based vision: a survey", IEEE TPAMI 2022, section 2.4, for the model; Hu, Liu and
+    Delbruck, "v2e: from video frames to realistic DVS events", CVPRW 2021, for the rest.
     """
     levels = log_intensity.flatten(2).transpose(0, 1)  # [K, S, H * W]
     draws = random.standard_normal((2, *levels.shape[1:]))

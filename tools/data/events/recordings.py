@@ -27,9 +27,7 @@ class Recording:
     def load(self, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
         """Read the events and check them against the (width, height) of the sensor, as `check_events` does.
 
-        Raises:
-            EventFormatError: for a damaged file, or one without events in the window.
-            OSError: if the file cannot be opened.
+        A damaged file, or one without events in the window, is an EventFormatError.
         """
         if self.problem is not None:
             raise EventFormatError(self.path, 0, self.problem)
@@ -64,9 +62,5 @@ class Parts(NamedTuple):
     test: list[Recording]
 
 
-class Streams(NamedTuple):
-    """Recordings in memory, one after the other."""
-
-    events: np.ndarray  # of dtype `EVENT`
-    ends: np.ndarray  # int64 [S], where each recording ends in `events`
-    labels: np.ndarray  # int64 [S], indices of the classes
+# Recordings in memory: their events, one after the other; where each ends, int64 [S]; their labels, int64 [S].
+Streams = tuple[np.ndarray, np.ndarray, np.ndarray]

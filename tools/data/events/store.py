@@ -9,6 +9,7 @@ This module and those it imports from its package run in worker processes: none 
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import json
@@ -40,21 +41,14 @@ BYTES_PER_PROCESS = 2**28  # to be read: for less, starting one more process cos
 class FrameStore:
     """The frames of recordings; `store[indices]` are counts [N, T, 2, H, W], unsigned.
 
+    Recordings that cannot be read, and events out of range or order, are an EventFormatError, unless `lenient`: then
+    they are left out, and `skipped` says {index of a recording: why}, `dropped` {reason: number of events}.
+
     Args:
         name: of the data set and its part, for the folder's name and the progress bar.
-        recordings, framing: whose frames they are, and how they are made.
-        lenient: skip and count recordings that cannot be read and events out of range or order, which are errors
-            otherwise.
         workers: most processes that read; few recordings are read by fewer.
-        folder: where stores are; None: `cache_folder()`.
-
-    Attributes:
-        folder: of this store; its name has a hash of the files, the framing, and the code that reads and frames.
-        skipped: {index of a recording: why it could not be read}.
-        dropped: {reason: number of events dropped}.
-
-    Raises:
-        EventFormatError: for a recording that cannot be read, unless `lenient`.
+        folder: where stores are; None: `cache_folder()`. The attribute is the folder of this store, whose name has a
+            hash of the files, the framing, and the code that reads and frames.
     """
 
     def __init__(
@@ -101,23 +95,14 @@ def _make_shards(
     files = {recording.path for recordings in missing.values() for recording in recordings}
     size = sum(path.stat().st_size for path in files if path.exists())
     processes = min(workers, os.cpu_count() or 1, len(missing), 1 + size // BYTES_PER_PROCESS)
-    with tqdm(total=len(missing), desc=description, unit="shard", disable=None, leave=False) as progress:
-        if processes == 1:
-            for path, recordings in missing.items():
-                make_shard(recordings, framing, lenient, path)
-                progress.update()
-            return
-        # Not forked: a fork copies locks that other threads of this process may hold.
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-            shards = [pool.submit(make_shard, part, framing, lenient, path) for path, part in missing.items()]
-            try:
-                for shard in concurrent.futures.as_completed(shards):
-                    shard.result()
-                    progress.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # else the others would be made first
-                raise
+    shards = missing.values(), itertools.repeat(framing), itertools.repeat(lenient), missing
+    with contextlib.ExitStack() as stack:
+        run = map
+        if processes > 1:
+            context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads may hold
+            run = stack.enter_context(concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)).map
+        for _ in tqdm(run(make_shard, *shards), description, len(missing), unit="shard", disable=None, leave=False):
+            pass  # an error cancels what is not yet begun
 
 
 def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool, path: Path) -> None:

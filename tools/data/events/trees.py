@@ -5,7 +5,7 @@ To add one, write a function like `list_nmnist` and an entry in `TREES`; `datase
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,16 +56,18 @@ class Tree:
 
 def list_nmnist(folder: Path, split: str = "") -> Parts:
     """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
-    parts = _parts(folder, "Train/[0-9]/*.bin", "Test/[0-9]/*.bin", lambda path: int(path.parent.name))
-    if not all(parts):
-        _not_found(folder, "{Train,Test}/<digit>/*.bin of N-MNIST")
-    return parts
+    what = "{Train,Test}/<digit>/*.bin of N-MNIST"
+    return _matching(folder, [("Train/[0-9]/*.bin", "Test/[0-9]/*.bin", _number_of_folder)], what)
 
 
-def _parts(folder: Path, train: str, test: str, label_of: Callable[[Path], int]) -> Parts:
-    """The files that match a pattern for each part, as recordings in the order of their names."""
-    found = (sorted(folder.glob(pattern)) for pattern in (train, test))
-    return Parts(*([Recording(path, label_of(path)) for path in paths] for paths in found))
+def _matching(folder: Path, layouts: Sequence[tuple[str, str, Callable[[Path], int]]], what: str) -> Parts:
+    """The recordings of the first of several layouts: a pattern of files for each part, and what gives their labels."""
+    for train, test, label_of in layouts:
+        found = (sorted(folder.glob(pattern)) for pattern in (train, test))
+        parts = Parts(*([Recording(path, label_of(path)) for path in paths] for paths in found))
+        if all(parts):
+            return parts
+    _not_found(folder, what)
 
 
 def list_dvsgesture(folder: Path, split: str = "") -> Parts:
@@ -80,14 +82,10 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
         parts = Parts(*map(_official_gestures, lists))
         if all(parts):
             return parts
-    for train, test, label_of in (
-        ("events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", lambda path: _number(path.parent)),
-        ("ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number),
-    ):
-        parts = _parts(folder, train, test, label_of)
-        if all(parts):
-            return parts
-    _not_found(folder, "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture")
+    spikingjelly = "events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", _number_of_folder
+    tonic = "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number
+    what = "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture"
+    return _matching(folder, [spikingjelly, tonic], what)
 
 
 def _official_gestures(trials: Path) -> list[Recording]:
@@ -96,15 +94,14 @@ def _official_gestures(trials: Path) -> list[Recording]:
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*\.aedat", name):
             raise EventFormatError(trials, 0, f"expected names of .aedat files beside it, got {name[:80]!r}")
-    return [recording for name in names for recording in _gestures(trials.with_name(name))]
-
-
-def _gestures(path: Path) -> list[Recording]:
-    try:
-        labels = read_gesture_labels(path.with_name(f"{path.stem}_labels.csv"))
-    except (EventFormatError, FileNotFoundError) as error:  # one damaged file shall not hide all others
-        return [Recording(path, None, problem=str(error))]
-    return [Recording(path, gesture.label, (gesture.start_us, gesture.end_us)) for gesture in labels]
+    recordings = []
+    for path in map(trials.with_name, names):
+        try:
+            for label, start_us, end_us in read_gesture_labels(path.with_name(f"{path.stem}_labels.csv")):
+                recordings.append(Recording(path, label, (start_us, end_us)))
+        except (EventFormatError, FileNotFoundError) as error:  # one damaged file shall not hide all others
+            recordings.append(Recording(path, None, problem=str(error)))
+    return recordings
 
 
 def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
@@ -114,9 +111,8 @@ def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
     70 %, split "7:3") of the numbers of its class, from 0 to the highest: of the complete data set 0 to 899 train, and
     900 to 999 test, whatever files are missing.
 
-    Note:
-        The data set's dat2mat.m and SpikingJelly mirror or swap the axes in their own ways, and their `.mat` and
-        `.npz` files are read as they are, unlike the `.aedat` files: test a network on the kind it was trained on.
+    Note: The data set's dat2mat.m and SpikingJelly mirror or swap the axes in their own ways, and their `.mat` and
+    `.npz` files are read as they are, unlike the `.aedat` files: test a network on the kind it was trained on.
     """
     folder = folder / "events_np" if (folder / "events_np").is_dir() else folder
     parts = Parts([], [])
@@ -145,6 +141,10 @@ def _number(path: Path) -> int:
     if found is None or len(found[1]) > 9:
         raise UserError(f"{path} has no number at the end of its name, as this data set's recordings have")
     return int(found[1])
+
+
+def _number_of_folder(path: Path) -> int:
+    return _number(path.parent)
 
 
 def _not_found(folder: Path, what: str) -> NoReturn:
@@ -185,9 +185,7 @@ TREES = {
 def recognise(folder: Path, split: str = "9:1") -> tuple[str, Parts]:
     """Find out which data set a folder holds: its name in `TREES`, and its recordings.
 
-    Raises:
-        FileNotFoundError: if it is none of them; the message says what was looked for.
-        UserError: if it is one, but lists or names of its files cannot be read.
+    FileNotFoundError if it is none of them; UserError if it is one, but lists or names of its files cannot be read.
     """
     problems = []
     for name, tree in TREES.items():

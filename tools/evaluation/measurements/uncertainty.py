@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tools.analysis import metrics
-from tools.analysis.uncertainty import SIZES, ensemble_curve, out_of_distribution
+from tools.analysis.metrics import SIZES, ensemble_curve, out_of_distribution
 from tools.config.evaluate import EvaluationConfig
 from tools.evaluation import passes
 from tools.evaluation.report import figures
