@@ -46,7 +46,6 @@ def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BIN
     """Expected calibration error: mean over samples of |accuracy - mean confidence| of the sample's bin.
 
     Bins hold equally many samples, give or take one, in the order of confidence. Shape: [N, C], [N] -> float in [0, 1].
-
     Note: Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et
     al., "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
     values from equally many samples.
@@ -72,9 +71,7 @@ def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
     """Find the temperature T that gives softmax(ln p / T) the lowest negative log-likelihood.
 
     The data are validation data, not those that are tested afterwards; for several draws ln p is that of their mean
-    probability. Shape: [N, C], [N] -> float in [exp(-4), exp(4)].
-
-    Note: Guo et al., ICML 2017.
+    probability (Guo et al., ICML 2017). Shape: [N, C], [N] -> float in [exp(-4), exp(4)].
     """
     from scipy.optimize import minimize_scalar
 
@@ -99,7 +96,6 @@ def uncertainty(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns entropy of the mean prediction, mean entropy of the draws, and their difference, the mutual information:
     what the draws disagree about.
-
     Note: Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
     draws are of the neurons' noise and not of weights.
     """
@@ -111,7 +107,6 @@ def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
     """Mean, over n = 1..N, of the share of errors among the n most confident samples.
 
     Samples of equal confidence are taken in the order given. Shape: [N, C], [N] -> float in [0, 1].
-
     Note: Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
     """
     confidence, predicted = log_probabilities.max(-1)
@@ -120,10 +115,7 @@ def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Area under the ROC curve: probability that a sample from outside is more uncertain, ties counting half.
-
-    Shape: `inside` [N], uncertainties of samples of the data set; `outside` [M], of another one -> float in [0, 1].
-    """
+    """Area under the ROC curve: probability that an uncertainty `outside` [M] exceeds one `inside` [N], ties half."""
     from scipy.stats import rankdata
 
     ranks = rankdata(torch.cat([inside, outside]).cpu().numpy())[len(inside) :]

@@ -73,8 +73,7 @@ def paired_difference(
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: the chance that any of those below 0.05 is a false discovery is at most 0.05.
 
-    `p_values` [M] are those of all comparisons that were made.
-
+    The p-values [M] are those of all comparisons that were made.
     Note: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
     """
     p_values = np.asarray(p_values, float)

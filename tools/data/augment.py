@@ -28,7 +28,6 @@ def cutout(images: torch.Tensor, side: int) -> torch.Tensor:
     """Set a square of `side` pixels to zero, its centre anywhere in the image, so that it may cross the edge.
 
     Shape: [B, C, H, W] -> the same.
-
     Note: DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
     """
     count, _, height, width = images.shape

@@ -33,10 +33,8 @@ def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[Labe
     The key of the cache is a hash of the names and contents of all files, and of the code that decodes them. Labels are
     the places of the classes' names in alphabetical order.
 
-    Raises:
-        FileNotFoundError: if there are no images where they should be.
-        UserError: naming it, for a file that is not an image, or has another size than the first one.
-        OSError: for a file that cannot be opened.
+    FileNotFoundError if there are no images where they should be; UserError, naming it, for a file that is not an image
+    or has another size than the first one.
     """
     folder = Path(folder)
     train, test = (_list_part(folder / part) for part in ("train", "test"))

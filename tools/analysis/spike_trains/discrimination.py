@@ -22,7 +22,6 @@ def van_rossum_distance(first: ArrayLike, second: ArrayLike, tau_bins: float) ->
 
     One additional spike adds 1/2 to :math:`D^2`; two spikes far from each other differ by 1.
     Shape: counts [R, T, N] and [S, T, N], a positive time constant in bins -> D^2 [R, S, N].
-
     Note: van Rossum, "A novel spike distance", Neural Computation 13, 2001, equation 2.2; a spike is at its bin's
     start.
     """
@@ -48,7 +47,6 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
 
     To add or to delete a spike costs 1, to shift it `cost_per_bin` for each bin. With cost 0 only the numbers of
     spikes matter; from 2 on, spikes match only in the same bin. Shape: counts [R, T, N], [S, T, N] -> [R, S, N].
-
     Note: Victor and Purpura, "Nature and precision of temporal coding in visual cortex", Journal of Neurophysiology 76,
     1996. The dynamic programme takes a spike of the first trains at a time, for all pairs at once: deletions along the
     second train are a running minimum.

@@ -14,10 +14,8 @@ def signal_power(responses: ArrayLike) -> np.ndarray:
     .. math::
         SP = \frac{1}{R - 1} \left( R \,\mathrm{Var}_t(\bar y) - \overline{\mathrm{Var}_t(y_r)} \right)
 
-    with the mean over trials :math:`\bar y` and variances over time, both unbiased (T - 1).
-
-    It is unbiased, hence sometimes negative where there is no signal. Shape: [R, T, N], R at least 2 -> [N].
-
+    with the mean over trials :math:`\bar y` and variances over time, both unbiased (T - 1). The power is unbiased too,
+    hence sometimes negative where there is no signal. Shape: [R, T, N], R at least 2 -> [N].
     Note: Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
     """
     responses = as_trials(responses, 2, bins=2)
@@ -47,10 +45,7 @@ def total_power(responses: ArrayLike) -> np.ndarray:
 
 
 def noise_power(responses: ArrayLike) -> np.ndarray:
-    """Power of what differs between trials, exactly 0 if nothing does: `total_power` less `signal_power`.
-
-    Shape: [R, T, N], R at least 2 -> [N].
-    """
+    """`total_power` less `signal_power`: what differs between trials, exactly 0 if nothing; [R, T, N] -> [N]."""
     responses = as_trials(responses, 2, bins=2)
     count = len(responses)
     # The variance of a trial around the mean trial; it is smaller than that around the true mean by a share of 1 / R.
@@ -70,10 +65,9 @@ def cc_norm(prediction: ArrayLike, responses: ArrayLike) -> np.ndarray:
         CC_\mathrm{norm} = \frac{CC_\mathrm{abs}}{CC_\mathrm{max}}
         = \frac{\mathrm{Cov}_t(\hat y, \bar y)}{\sqrt{\mathrm{Var}_t(\hat y)\, SP}}
 
-    Args:
-        prediction: of the mean response [T, N]; or trials of a model [S, T, N], S at least 2: their mean is the
-            prediction, and their signal power stands for its variance, which the noise of few trials makes too large.
-        responses: the recorded trials [R, T, N].
+    The prediction is one of the mean response [T, N], or trials of a model [S, T, N], S at least 2: their mean is the
+    prediction, and their signal power stands for its variance, which the noise of few trials makes too large. The
+    responses are the recorded trials [R, T, N].
 
     Returns:
         [N], about 1 for the true rate (above by chance); 0 for a prediction that is constant, or trials without signal
@@ -115,7 +109,6 @@ def signal_correlation(responses: ArrayLike) -> np.ndarray:
     trials, and the variances are `signal_power`; so it is not biased by noise, and can exceed 1 by chance.
 
     Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without signal power.
-
     Note: Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
     Neuroscience 7, 2006; the correction is the shuffle of trials, in closed form.
     """
@@ -132,7 +125,6 @@ def noise_correlation(responses: ArrayLike, window: int = 1) -> np.ndarray:
     """Correlation of two neurons' spike counts over trials of the same stimulus, pooled over windows of `window` bins.
 
     Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without variability.
-
     Note: Averbeck, Latham and Pouget, as for `signal_correlation`.
     """
     windows = in_windows(as_trials(responses, 2), window)

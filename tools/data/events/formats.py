@@ -130,7 +130,7 @@ def read_aedat2(path: PathLike, raw: bytes) -> Reading:
         if line_end < 0:
             raise EventFormatError(path, at, "expected the end of a header line, got the end of the file")
         at = line_end + 1
-    _check_whole_events(path, len(raw), len(raw) - at, 8)
+    _check_size(path, raw, at, 8)
     words = np.frombuffer(raw, ">u4", offset=at).reshape(-1, 2)
     address, time = words[:, 0].astype(np.uint32), words[:, 1].astype(np.int32)
     if len(wide := np.flatnonzero(address >> 16)):
@@ -154,7 +154,7 @@ def read_nmnist(path: PathLike, raw: bytes) -> Reading:
     Note: Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, the data set's readme, and its
     authors' event-Python for y = 240.
     """
-    _check_whole_events(path, len(raw), len(raw), 5)
+    _check_size(path, raw, 0, 5)
     columns = np.frombuffer(raw, np.uint8).reshape(-1, 5)
     events = np.empty(len(columns), EVENT)
     events["x"], events["y"], events["p"] = columns[:, 0], columns[:, 1], columns[:, 2] >> 7
@@ -170,9 +170,9 @@ def read_nmnist(path: PathLike, raw: bytes) -> Reading:
     return Reading(path, events[~marker], lambda index: 5 * int(np.flatnonzero(~marker)[index]))
 
 
-def _check_whole_events(path: PathLike, length: int, of_events: int, size: int) -> None:
-    if of_events % size:
-        raise EventFormatError(path, length, f"expected events of {size} bytes each, got a part of one: truncated")
+def _check_size(path: PathLike, raw: bytes, start: int, size: int) -> None:
+    if (len(raw) - start) % size:
+        raise EventFormatError(path, len(raw), f"expected events of {size} bytes each, got a part of one: truncated")
 
 
 def check_events(reading: Reading, width: int, height: int, lenient: bool = False) -> CheckedEvents:

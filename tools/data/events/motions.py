@@ -70,11 +70,8 @@ def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Ten
 
     with progress s, time tau from 0 to 1, and the numbers (r, d, q, g, a, b, omega) of the class. Random are the speed
     v, log-uniform in [0.7, 1.4], the place (x_0, y_0) on the torus, the size z_0 in [0.8, 1.2], the phase phi, and the
-    sign. Labels [S] are indices in `MOTIONS`.
-
-    Returns:
-        [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in radians (positive:
-        clockwise as seen), size in sensor pixels per pixel of the digit.
+    sign. Shape: labels [S] -> [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in
+    radians (positive: clockwise as seen), size in sensor pixels per pixel of the digit.
     """
     column = (len(labels), 1)
     speed = np.exp(random.uniform(math.log(0.7), math.log(1.4), column))
@@ -137,9 +134,7 @@ def camera(
         refractory_us: r in microseconds.
         noise_hz: background events per second and pixel: a Poisson process, ON or OFF.
 
-    Returns:
-        Events, one recording after the other, and int64 [S], where each recording ends.
-
+    Returns the events, one recording after the other, and where each ends, int64 [S].
     Note: Gallego et al., "Event-based vision: a survey", IEEE TPAMI 2022, section 2.4, for the model; Hu, Liu and
     Delbruck, "v2e: from video frames to realistic DVS events", CVPRW 2021, for the rest.
     """
