@@ -59,7 +59,7 @@ def _unzipped(raw: bytes) -> dict[str, np.ndarray]:
 def _npy(raw: bytes) -> np.ndarray:
     """The array in the bytes of a .npy file, whose header must agree with their number."""
     npy.check_header(io.BytesIO(raw), len(raw))
-    return np.load(io.BytesIO(raw))
+    return np.load(io.BytesIO(raw), allow_pickle=False)
 
 
 def read_mat(path: PathLike, raw: bytes) -> Reading:
