@@ -42,22 +42,12 @@ SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 class _Dataset:
     """What all data sets have in common; `_read` gives their training and test part."""
 
-    name: str
-    num_classes: int
-    validation_fraction: float
-
     def load(self, config: TrainConfig | None = None) -> dict[str, LabelledImages | LabelledRecordings]:
-        """Read the data set, or find it in the cache, and hold out the validation samples.
+        """Read the data set, or find it in the cache, and hold out the validation samples: {"train", "val", "test"}.
 
-        Args:
-            config: whose settings of data, frames and split apply; None: the defaults.
-
-        Returns:
-            {"train", "val", "test"}, as `LabelledImages` or `LabelledRecordings`.
-
-        Raises:
-            FileNotFoundError: if the data are not there: which folder was searched, how to get them.
-            UserError: if they are there, but damaged or not those of this data set.
+        The settings of data, frames and split of `config` apply; None: the defaults. If the data are not there, a
+        FileNotFoundError says which folder was searched and how to get them; data that are damaged, or not those of
+        this data set, are a UserError.
         """
         train, test = self._read(config or TrainConfig())
         for name, part in (("train", train), ("test", test)):
@@ -70,43 +60,32 @@ class _Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset(_Dataset):
-    """A classification data set of images of one size.
+    """A classification data set of images of one size; `tools.config.dataset.Dataset` says what it offers."""
 
-    Args:
-        name: as on the command line and in results.
-        in_shape: (C, H, W).
-        num_classes: K.
-        mean, std: per channel of the training images, in [0, 1] pixel units.
-        read: (root, download, workers) -> (train, test).
-        names: of the classes, in the order of the labels; none: the labels themselves.
-    """
-
-    name: str
-    in_shape: tuple[int, int, int]
+    name: str  # as on the command line and in results
+    in_shape: tuple[int, int, int]  # (C, H, W)
     num_classes: int
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of each channel of the training images, in [0, 1] pixel units, as is std
     std: tuple[float, ...]
-    read: Callable[[Path, bool, int], tuple[LabelledImages, LabelledImages]]
-    names: tuple[str, ...] = ()
+    read: Callable[[Path, bool, int], tuple[LabelledImages, LabelledImages]]  # (root, download, workers): (train, test)
+    names: tuple[str, ...] = ()  # of the classes, in the order of the labels; none: the labels themselves
     validation_fraction = VALIDATION_FRACTION
     has_pixels = True  # which some tests perturb
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the labels."""
         return self.names or tuple(map(str, range(self.num_classes)))
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]:
-        """(C, H, W) of the images that a network with this configuration sees."""
         return self.in_shape
 
     def augmentation(self, config: TrainConfig) -> Augment:
-        """The augmentation of training batches."""
         return Augment(config.crop_padding, config.flip, config.cutout, config.autoaugment)
 
     def _read(self, config: TrainConfig) -> tuple[LabelledImages, LabelledImages]:
         parts = self.read(data_root(config.data_root), config.download, config.workers)
-        for images, labels in ((part.images, part.labels) for part in parts):
+        for part in parts:
+            images, labels = part.images, part.labels
             if (images.dtype, labels.dtype, labels.shape) != (torch.uint8, torch.int64, images.shape[:1]):
                 found = f"{images.dtype} {list(images.shape)}, {labels.dtype} {list(labels.shape)}"
                 raise UserError(f"{self.name} has uint8 images with an int64 label each; what was read has {found}")
@@ -117,14 +96,9 @@ class ImageDataset(_Dataset):
 
 @dataclasses.dataclass(frozen=True)
 class EventDataset(_Dataset):
-    """A classification data set of recordings of an event camera; no script can download one.
+    """A classification data set of recordings of an event camera; no script can download one."""
 
-    Args:
-        name: as on the command line and in results.
-        tree: what it is, and where its recordings lie.
-    """
-
-    name: str
+    name: str  # as on the command line and in results
     tree: Tree
     has_pixels = False  # but events
     mean = (0.0, 0.0)  # frames go in as they are
@@ -132,7 +106,6 @@ class EventDataset(_Dataset):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the labels."""
         return self.tree.classes
 
     @property
@@ -144,12 +117,10 @@ class EventDataset(_Dataset):
         return self.tree.validation_fraction
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]:
-        """(2, H, W) of the frames that a network with this configuration sees."""
         width, height = self.tree.frame_size(config.frame_size)
         return POLARITIES, height, width
 
     def augmentation(self, config: TrainConfig) -> EventAugment:
-        """The augmentation of training batches; UserError for `--flip` where it would change every class."""
         if config.flip and not self.tree.flippable:
             raise UserError(f"--flip has no meaning for {self.name}: each class would be another one in the mirror")
         flippable = torch.tensor([name in self.tree.flippable for name in self.classes])
@@ -183,9 +154,8 @@ class EventDataset(_Dataset):
         rows = np.array([index for index in range(len(recordings)) if index not in store.skipped], np.int64)
         kept = [recordings[row] for row in rows]
         labels = torch.tensor([recording.label for recording in kept])
-        return LabelledRecordings(
-            kept, store, rows, labels, framing, config.frame_values, config.frame_cells, config.lenient
-        )
+        values, cells = config.frame_values, config.frame_cells
+        return LabelledRecordings(kept, store, rows, labels, framing, values, cells, config.lenient)
 
 
 def data_root(root: str = "") -> Path:
@@ -205,27 +175,23 @@ def _read_mnist5k(root=None, download=False, workers=1):
     return data.subset(train), data.subset(test)
 
 
-def _torchvision_reader(name, hint=""):
-    """A reader of the data set that torchvision has under this name."""
+def _read_torchvision(name, root, download, workers, hint=""):
+    """Read the data set that torchvision has under this name."""
+    import torchvision.datasets
 
-    def read(root, download, workers):
-        import torchvision.datasets
-
-        dataset_class = getattr(torchvision.datasets, name)
-        try:
-            train, test = (_labelled(dataset_class(root, train=train, download=download)) for train in (True, False))
-        except (RuntimeError, OSError) as error:
-            if download:
-                raise FileNotFoundError(f"{name} could not be downloaded to {root.resolve()}: {error}") from error
-            raise FileNotFoundError(
-                f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to fetch it, or "
-                "--data-root (or NSNN_DATA) to say where it is."
-            ) from error
-        except Exception as error:  # torchvision asserts and indexes where a file is damaged
-            raise UserError(f"{name} in {root.resolve()} is damaged: {error!r}") from error
-        return train, test
-
-    return read
+    dataset_class = getattr(torchvision.datasets, name)
+    try:
+        train, test = (_labelled(dataset_class(root, train=train, download=download)) for train in (True, False))
+    except (RuntimeError, OSError) as error:
+        if download:
+            raise FileNotFoundError(f"{name} could not be downloaded to {root.resolve()}: {error}") from error
+        raise FileNotFoundError(
+            f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to fetch it, or "
+            "--data-root (or NSNN_DATA) to say where it is."
+        ) from error
+    except Exception as error:  # torchvision asserts and indexes where a file is damaged
+        raise UserError(f"{name} in {root.resolve()} is damaged: {error!r}") from error
+    return train, test
 
 
 def _labelled(part):
@@ -244,14 +210,11 @@ def _read_cifar10(root, download, workers):
 
                 return read_image_folder(folder, workers)
     hint = " (nor are image folders {train,test}/<class>/* there, or in its cifar10/ or cifar10-images/)"
-    return _torchvision_reader("CIFAR10", hint)(root, download, workers)
+    return _read_torchvision("CIFAR10", root, download, workers, hint)
 
 
 def _list_motions(folder, split):
-    """Simulated recordings of moving digits (`tools.data.events.motions`): 200 to train, 50 to test, of each motion.
-
-    The digits are mnist5k's, which are disjoint between its parts.
-    """
+    """Simulated recordings (`motions`) of mnist5k's digits, which are disjoint between its parts."""
     code = code_fingerprint(motions.__name__, stored_streams.__module__)[:24]
 
     def part(name, number, streams_per_class):
@@ -260,61 +223,25 @@ def _list_motions(folder, split):
 
         return stored_streams(f"motions-{name}-{streams_per_class}-{code}", make, folder)
 
-    return Parts(part("train", 0, 200), part("test", 1, 50))
+    return Parts(part("train", 0, 200), part("test", 1, 50))  # of each motion
 
 
-_MOTIONS = Tree(
-    classes=motions.MOTIONS,
-    sensor=(motions.WIDTH, motions.HEIGHT),
-    size=(motions.WIDTH, motions.HEIGHT),
-    list_recordings=_list_motions,
-    flippable=motions.FLIPPABLE,
-)
-FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_SENSOR = (motions.WIDTH, motions.HEIGHT)
+_MOTIONS = Tree(motions.MOTIONS, _SENSOR, _SENSOR, _list_motions, motions.FLIPPABLE)
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 # Mean and standard deviation are those that the field's published code uses, so that its checkpoints meet the inputs
 # they were trained on (CIFAR-10's "std" is the mean over images of each image's own).
-_MNIST = ImageDataset("mnist", (1, 28, 28), 10, (0.1307,), (0.3081,), _torchvision_reader("MNIST"))
+_MEAN10, _STD10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10
+_MEAN100, _STD100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100
+_MNIST = ImageDataset("mnist", (1, 28, 28), 10, (0.1307,), (0.3081,), functools.partial(_read_torchvision, "MNIST"))
+_read_fashion = functools.partial(_read_torchvision, "FashionMNIST")
 _IMAGES = (
     dataclasses.replace(_MNIST, name="mnist5k", read=_read_mnist5k),
     _MNIST,
-    ImageDataset(
-        name="fashionmnist",
-        in_shape=(1, 28, 28),
-        num_classes=10,
-        mean=(0.2860,),
-        std=(0.3530,),
-        read=_torchvision_reader("FashionMNIST"),
-        names=FASHION_CLASSES,
-    ),
-    ImageDataset(
-        name="cifar10",
-        in_shape=(3, 32, 32),
-        num_classes=10,
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2023, 0.1994, 0.2010),
-        read=_read_cifar10,
-        names=CIFAR10_CLASSES,
-    ),
-    ImageDataset(
-        name="cifar100",
-        in_shape=(3, 32, 32),
-        num_classes=100,
-        mean=(0.5071, 0.4867, 0.4408),
-        std=(0.2675, 0.2565, 0.2761),
-        read=_torchvision_reader("CIFAR100"),
-    ),
+    ImageDataset("fashionmnist", (1, 28, 28), 10, (0.2860,), (0.3530,), _read_fashion, _FASHION),
+    ImageDataset("cifar10", (3, 32, 32), 10, _MEAN10, _STD10, _read_cifar10, CIFAR10_CLASSES),
+    ImageDataset("cifar100", (3, 32, 32), 100, _MEAN100, _STD100, functools.partial(_read_torchvision, "CIFAR100")),
 )
 _EVENTS = tuple(EventDataset(name, tree) for name, tree in (TREES | {"motions": _MOTIONS}).items())
 DATASETS = {dataset.name: dataset for dataset in _IMAGES + _EVENTS}

@@ -26,25 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 def preprocess(options: argparse.Namespace) -> tuple[str, dict[str, FrameStore]]:
-    """Frame all recordings of a data set.
-
-    Args:
-        options: of the command line.
-
-    Returns:
-        The data set's name, and the stores of its parts "train" and "test".
-
-    Raises:
-        FileNotFoundError: if no data set is recognised in the source folder.
-        EventFormatError: for the first damaged recording, unless `options.lenient`.
-    """
+    """Frame all recordings of the data set in the source folder: its name, and the stores of "train" and "test"."""
     name, parts = recognise(options.source, options.split)
     tree = TREES[name]
     framing = Framing(options.timestep, options.frames_by, tree.sensor, tree.frame_size(options.frame_size))
     stores = {}
     for part, recordings in parts._asdict().items():
-        store_name = f"{name}-{part}"
-        stores[part] = FrameStore(store_name, recordings, framing, options.lenient, options.workers, options.out)
+        part_name = f"{name}-{part}"
+        stores[part] = FrameStore(part_name, recordings, framing, options.lenient, options.workers, options.out)
     return name, stores
 
 
@@ -65,18 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of the data set")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the frames")
     parser.add_argument("--timestep", type=int, default=10, help="number of frames T (default: 10)")
-    parser.add_argument(
-        "--frames_by", choices=SPLITS, default="count", help="frames of equally many events (default), or equally long"
-    )
+    frames_by = "frames of equally many events (default), or equally long"
+    parser.add_argument("--frames_by", choices=SPLITS, default="count", help=frames_by)
     parser.add_argument("--frame_size", type=int, default=0, help="side of the frames in pixels; 0: the usual size")
     parser.add_argument("--split", choices=CIFAR10_TRAINING, default="9:1", help="train:test of DVS-CIFAR10")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="most processes (default: %(default)s)")
-    parser.add_argument(
-        "--lenient",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="skip damaged recordings and events and report how many, instead of failing",
-    )
+    lenient = "skip damaged recordings and events and report how many, instead of failing"
+    parser.add_argument("--lenient", action=argparse.BooleanOptionalAction, default=True, help=lenient)
     return parser
 
 

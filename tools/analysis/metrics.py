@@ -4,31 +4,18 @@ Everywhere N are samples, C classes and K independent draws of a network's noise
 """
 
 import math
-from typing import TypedDict
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tools.errors import UserError
+
 # SciPy is imported where it is used: it takes a second, which every script would pay.
 
 BINS = 15  # of the calibration error
-
-
-class ReliabilityBin(TypedDict):
-    """Means over the samples of a bin, and their number; a dictionary, as in results.json."""
-
-    confidence: float
-    accuracy: float
-    count: int
-
-
-class Uncertainty(TypedDict):
-    """Uncertainty of each sample in nats, [N] each."""
-
-    predictive: Tensor  # entropy of the mean prediction
-    expected: Tensor  # mean entropy of the draws
-    mutual_information: Tensor  # their difference: what the draws disagree about
+SIZES = (1, 2, 4, 8, 16)  # draws averaged into one prediction
 
 
 def mean_prediction(draws: Tensor) -> Tensor:
@@ -47,13 +34,9 @@ def negative_log_likelihood(log_probabilities: Tensor, target: Tensor) -> float:
 
 
 def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
-    """Mean over samples of the squared distance between probabilities and the right answer, in [0, 2].
+    """Mean squared distance between probabilities and the right answer. Shape: [N, C], [N] -> float in [0, 2].
 
-    Shape:
-        [N, C], [N] -> float.
-
-    Note:
-        Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
+    Note: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
     """
     probabilities = log_probabilities.double().exp()
     return (probabilities - F.one_hot(target, probabilities.shape[-1])).square().sum(-1).mean().item()
@@ -62,50 +45,40 @@ def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
 def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> float:
     """Expected calibration error: mean over samples of |accuracy - mean confidence| of the sample's bin.
 
-    Bins hold equally many samples, give or take one, in the order of confidence.
-
-    Shape:
-        [N, C], [N] -> float in [0, 1].
-
-    Note:
-        Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et al.,
-        "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
-        values from equally many samples.
+    Bins hold equally many samples, give or take one, in the order of confidence. Shape: [N, C], [N] -> float in [0, 1].
+    Note: Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et
+    al., "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
+    values from equally many samples.
     """
     rows = reliability(log_probabilities, target, bins)
     return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(target)
 
 
-def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[ReliabilityBin]:
-    """The bins of `calibration_error`, for a reliability diagram, in the order of confidence. Shape: [N, C], [N]."""
+def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[dict[str, float]]:
+    """The bins of `calibration_error` in the order of confidence, for a reliability diagram. Shape: [N, C], [N].
+
+    Each has the mean "confidence" and "accuracy" of its samples and their number, "count", as in results.json.
+    """
     confidence, predicted = log_probabilities.double().exp().max(-1)
     rows = []
     for samples in confidence.argsort(stable=True).tensor_split(min(bins, len(target))):
         sure, right = confidence[samples].mean().item(), (predicted == target)[samples].double().mean().item()
-        rows.append(ReliabilityBin(confidence=sure, accuracy=right, count=len(samples)))
+        rows.append({"confidence": sure, "accuracy": right, "count": len(samples)})
     return rows
 
 
 def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
     """Find the temperature T that gives softmax(ln p / T) the lowest negative log-likelihood.
 
-    Args:
-        log_probabilities, target: of validation data, not of those that are tested afterwards.
-
-    Shape:
-        [N, C], [N] -> float in [exp(-4), exp(4)].
-
-    Note:
-        Guo et al., ICML 2017. For several draws ln p is that of their mean probability.
+    The data are validation data, not those that are tested afterwards; for several draws ln p is that of their mean
+    probability (Guo et al., ICML 2017). Shape: [N, C], [N] -> float in [exp(-4), exp(4)].
     """
     from scipy.optimize import minimize_scalar
 
-    found = minimize_scalar(
-        lambda log_t: negative_log_likelihood(with_temperature(log_probabilities, math.exp(log_t)), target),
-        bounds=(-4, 4),
-        method="bounded",
-    )
-    return math.exp(found.x)
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(with_temperature(log_probabilities, math.exp(log_temperature)), target)
+
+    return math.exp(minimize_scalar(loss, bounds=(-4, 4), method="bounded").x)
 
 
 def with_temperature(log_probabilities: Tensor, temperature: float) -> Tensor:
@@ -118,25 +91,23 @@ def entropy(log_probabilities: Tensor) -> Tensor:
     return torch.special.entr(log_probabilities.double().exp()).sum(-1)
 
 
-def uncertainty(draws: Tensor) -> Uncertainty:
-    """Find where the uncertainty of each sample comes from. Shape: [K, N, C] -> [N] each.
+def uncertainty(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find where the uncertainty of each sample comes from, in nats. Shape: [K, N, C] -> [N], three times.
 
-    Note:
-        Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
-        draws are of the neurons' noise and not of weights.
+    Returns entropy of the mean prediction, mean entropy of the draws, and their difference, the mutual information:
+    what the draws disagree about.
+    Note: Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
+    draws are of the neurons' noise and not of weights.
     """
     predictive, expected = entropy(mean_prediction(draws)), entropy(draws).mean(0)
-    return Uncertainty(predictive=predictive, expected=expected, mutual_information=predictive - expected)
+    return predictive, expected, predictive - expected
 
 
 def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
     """Mean, over n = 1..N, of the share of errors among the n most confident samples.
 
-    Shape:
-        [N, C], [N] -> float in [0, 1]; samples of equal confidence in the order given.
-
-    Note:
-        Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
+    Samples of equal confidence are taken in the order given. Shape: [N, C], [N] -> float in [0, 1].
+    Note: Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
     """
     confidence, predicted = log_probabilities.max(-1)
     wrong = (predicted != target)[confidence.argsort(descending=True, stable=True)].double()
@@ -144,12 +115,72 @@ def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Area under the ROC curve: probability that a sample from outside is more uncertain, ties counting half.
-
-    Args:
-        inside, outside: uncertainties of samples of the data set, [N], and of another one, [M].
-    """
+    """Area under the ROC curve: probability that an uncertainty `outside` [M] exceeds one `inside` [N], ties half."""
     from scipy.stats import rankdata
 
     ranks = rankdata(torch.cat([inside, outside]).cpu().numpy())[len(inside) :]
     return float((ranks.sum() - len(outside) * (len(outside) + 1) / 2) / (len(inside) * len(outside)))
+
+
+def ensemble_curve(
+    draws: Tensor, target: Tensor, validation_draws: Tensor, validation_target: Tensor, sizes: Sequence[int] = SIZES
+) -> list[dict[str, float]]:
+    """Score the mean of several draws: how good and how certain it is.
+
+    All disjoint ensembles of a size that the draws can make are scored ("ensembles" many, of "draws" each), and the
+    means of their `scores` are given. Temperatures are fitted on validation data, to ensembles of the same size.
+
+    Shape: draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a row for each size.
+    """
+    if min(len(draws), len(validation_draws)) < max(sizes):
+        raise UserError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
+    rows = []
+    for size in sizes:
+        temperature = fit_temperature(mean_prediction(validation_draws[:size]), validation_target)
+        ensembles = [group for group in draws.split(size) if len(group) == size]
+        each = [scores(group, target, temperature) for group in ensembles]
+        means = {name: sum(row[name] for row in each) / len(each) for name in each[0]}
+        rows.append({"draws": size, "ensembles": len(ensembles), **means})
+    return rows
+
+
+def scores(draws: Tensor, target: Tensor, temperature: float) -> dict[str, float]:
+    """Score the mean of some draws, also after division by the temperature ("scaled"). Shape: [K, N, C], [N]."""
+    log_p = mean_prediction(draws)
+    scaled = with_temperature(log_p, temperature)
+    predictive, expected, mutual_information = uncertainty(draws)
+    return {
+        "accuracy": accuracy(log_p, target),
+        "nll": negative_log_likelihood(log_p, target),
+        "brier": brier_score(log_p, target),
+        "calibration_error": calibration_error(log_p, target),
+        "temperature": temperature,
+        "brier_scaled": brier_score(scaled, target),
+        "nll_scaled": negative_log_likelihood(scaled, target),
+        "calibration_error_scaled": calibration_error(scaled, target),
+        "risk_coverage_area": risk_coverage_area(log_p, target),
+        "predictive_entropy": predictive.mean().item(),
+        "expected_entropy": expected.mean().item(),
+        "mutual_information": mutual_information.mean().item(),
+    }
+
+
+def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = SIZES) -> list[dict[str, float]]:
+    """Areas under the ROC curves of three measures of uncertainty, which tell another data set from the network's own.
+
+    The measures are one minus the highest probability ("confidence"), predictive entropy, and mutual information.
+    Shape: inside [K, N, C], outside [K, M, C] -> a row for each size.
+    """
+    rows = []
+    for size in sizes:
+        own, other = _measures(inside[:size]), _measures(outside[:size])
+        rows.append({"draws": size, **{name: auroc(own[name], other[name]) for name in own}})
+    return rows
+
+
+def _measures(draws: Tensor) -> dict[str, Tensor]:
+    predictive, _, mutual_information = uncertainty(draws)
+    confidence = 1 - mean_prediction(draws).exp().amax(-1)
+    # Rounded, so that a single draw, which disagrees with nobody, gives ties and not noise of the arithmetic.
+    rounded = mutual_information.mul(1e9).round()
+    return {"confidence": confidence, "predictive": predictive, "mutual_information": rounded}

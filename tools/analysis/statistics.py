@@ -6,7 +6,6 @@ What they return are dictionaries, which go into results.json as they are.
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,85 +13,51 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 20_000
+Interval = dict[str, float | None]
 
 
-class SeedInterval(TypedDict):
-    """An interval for the mean over seeds; low and high are None for a single seed, which tells nothing of others."""
+def seed_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Student's t-interval for the mean over training seeds: {"mean", "low", "high", "seeds"}, the last their number.
 
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: int
-
-
-class SeedDifference(TypedDict):
-    """An interval for the difference of two means over seeds, and the p-value of no difference.
-
-    All are None if a group has a single seed, and p is if no seed differs from another of its group.
-    """
-
-    low: float | None
-    high: float | None
-    p: float | None
-
-
-class PairedDifference(TypedDict):
-    """The mean difference on the same samples, its interval, and the two-sided p-value of no difference."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-
-
-def seed_interval(values: Sequence[float], level: float = LEVEL) -> SeedInterval:
-    """Student's t-interval for the mean over training seeds.
-
-    Args:
-        values: one number per seed; noise draws of one network are not seeds.
-        level: probability that the interval covers the true mean, if values are normal.
+    Values are one number per seed; noise draws of one network are not seeds. `level` is the probability that the
+    interval covers the true mean, if values are normal. Low and high are None for a single seed.
     """
     mean, count = float(np.mean(values)), len(values)
     low = high = None
     if count > 1:
         half = stats.t.ppf((1 + level) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count)
         low, high = float(mean - half), float(mean + half)
-    return SeedInterval(mean=mean, low=low, high=high, seeds=count)
+    return {"mean": mean, "low": low, "high": high, "seeds": count}
 
 
-def seed_difference(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> SeedDifference:
-    """Welch's t-interval for mean(first) - mean(second) of two groups of networks, over training seeds.
+def seed_difference(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Interval:
+    """Welch's t-interval for mean(first) - mean(second) over training seeds, and its test: {"low", "high", "p"}.
 
-    Args:
-        first, second: one number per seed of each group.
-        level: as for `seed_interval`.
+    p is that of no difference. All are None if a group has a single seed, and p is if no two seeds of a group differ.
+    Values and level are as for `seed_interval`, of two groups of networks.
     """
     if min(len(first), len(second)) < 2:
-        return SeedDifference(low=None, high=None, p=None)
+        return {"low": None, "high": None, "p": None}
     difference = float(np.mean(first) - np.mean(second))
     if np.ptp(first) == np.ptp(second) == 0:
-        return SeedDifference(low=difference, high=difference, p=None)
+        return {"low": difference, "high": difference, "p": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of SciPy, if the seeds of one group are all the same
         test = stats.ttest_ind(first, second, equal_var=False)
         interval = test.confidence_interval(level)
-    return SeedDifference(low=float(interval.low), high=float(interval.high), p=float(test.pvalue))
+    return {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
 
 
 def paired_difference(
     first: ArrayLike, second: ArrayLike, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> PairedDifference:
+) -> Interval:
     """Bootstrap over test samples of the mean of first - second, of two groups of networks on the same samples.
 
-    Args:
-        first, second: for each sample, the share of seeds and draws that classified it correctly, [N].
-        level: of the percentile interval.
-        resamples: number of bootstrap samples.
-        seed: of them.
+    `first` and `second` [N] are, for each sample, the share of seeds and draws that classified it correctly. Returns
+    {"difference", "low", "high", "p"}: mean, percentile interval, and two-sided p-value of no difference.
 
-    Note:
-        Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapters 13 and 15. It tells how far the result
-        depends on the test samples, not on the seeds.
+    Note: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapters 13 and 15. It tells how far the
+    result depends on the test samples, not on the seeds.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
     # A resample is known by how often it has each distinct difference: one multinomial draw.
@@ -102,17 +67,14 @@ def paired_difference(
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     tail = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return PairedDifference(difference=float(differences.mean()), low=float(low), high=float(high), p=float(p))
+    return {"difference": float(differences.mean()), "low": float(low), "high": float(high), "p": float(p)}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: the chance that any of those below 0.05 is a false discovery is at most 0.05.
 
-    Args:
-        p_values: of all comparisons that were made, [M].
-
-    Note:
-        Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+    The p-values [M] are those of all comparisons that were made.
+    Note: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
     """
     p_values = np.asarray(p_values, float)
     order = p_values.argsort()

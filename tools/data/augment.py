@@ -7,11 +7,7 @@ import torch.nn.functional as F
 
 
 def random_crop(images: torch.Tensor, padding: int) -> torch.Tensor:
-    """Pad each image with zeros and cut out the original size at a random place.
-
-    Shape:
-        images [B, C, H, W] -> the same.
-    """
+    """Pad each image with zeros and cut out the original size at a random place. Shape: [B, C, H, W] -> the same."""
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), device=images.device)
@@ -23,7 +19,7 @@ def random_crop(images: torch.Tensor, padding: int) -> torch.Tensor:
 
 
 def random_flip(images: torch.Tensor) -> torch.Tensor:
-    """Mirror left and right with probability 1/2. Shape: images [B, C, H, W] -> the same."""
+    """Mirror left and right with probability 1/2. Shape: [B, C, H, W] -> the same."""
     chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(chosen, images.flip(-1), images)
 
@@ -31,11 +27,8 @@ def random_flip(images: torch.Tensor) -> torch.Tensor:
 def cutout(images: torch.Tensor, side: int) -> torch.Tensor:
     """Set a square of `side` pixels to zero, its centre anywhere in the image, so that it may cross the edge.
 
-    Shape:
-        images [B, C, H, W] -> the same.
-
-    Note:
-        DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
+    Shape: [B, C, H, W] -> the same.
+    Note: DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
     """
     count, _, height, width = images.shape
 
@@ -52,20 +45,13 @@ def cutout(images: torch.Tensor, side: int) -> torch.Tensor:
 class Augment:
     """The augmentation of training images: crop, flip, AutoAugment, cutout, in this order.
 
-    Args:
-        crop_padding: pixels around the image before a random crop; 0: no crop.
-        flip: mirror half of the images.
-        cutout_side: side of a random square set to zero, in pixels; 0: none.
-        autoaugment: torchvision's AutoAugment with the policy for CIFAR-10, drawn for each image.
-
-    Shape:
-        uint8 [B, C, H, W] -> float32 in [0, 1], [B, C, H, W].
+    Shape: uint8 [B, C, H, W] -> float32 in [0, 1], [B, C, H, W].
     """
 
-    crop_padding: int = 0
-    flip: bool = False
-    cutout_side: int = 0
-    autoaugment: bool = False
+    crop_padding: int = 0  # pixels around the image before a random crop; 0: no crop
+    flip: bool = False  # mirror half of the images
+    cutout_side: int = 0  # of a random square set to zero, in pixels; 0: none
+    autoaugment: bool = False  # torchvision's, with the policy for CIFAR-10, drawn for each image
 
     def __post_init__(self):
         if self.autoaugment:

@@ -15,31 +15,19 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and labels
 class Batches:
     """Batches of a labelled data set, in a new order for each pass if shuffled; a subclass makes one in `_batch`.
 
-    Args:
-        data: has a length.
-        batch_size: samples per batch. A shuffled pass drops an incomplete last batch, in which each sample would
-            weigh more; an ordered one keeps it.
-        device: where the batches go.
-        shuffle: order each pass anew, by torch's default CPU generator.
-        augment: what the subclass does to a training batch, or None.
-        memory_format: of the batches.
-        limit: most steps per pass, or None.
-        accumulate: batches that make a step of a shuffled pass.
-        processes: those that share the samples of each step of a shuffled pass.
-
-    Raises:
-        UserError: if several batches make a step, and there are not enough samples for one.
+    A shuffled pass drops an incomplete last batch, in which each sample would weigh more; an ordered one keeps it.
+    If several batches make a step, and there are not enough samples for one, it is a UserError.
     """
 
     data: Sized
     batch_size: int
     device: torch.device
-    shuffle: bool = False
-    augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    shuffle: bool = False  # order each pass anew, by torch's default CPU generator
+    augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # applied to each batch
     memory_format: torch.memory_format = torch.contiguous_format
-    limit: int | None = None
-    accumulate: int = 1
-    processes: Processes = Processes()
+    limit: int | None = None  # most steps per pass
+    accumulate: int = 1  # batches that make a step of a shuffled pass
+    processes: Processes = Processes()  # those that share the samples of each step of a shuffled pass
 
     def __post_init__(self):
         available, samples = len(self.data), self.batch_size * self.accumulate * self.processes.count  # of a step

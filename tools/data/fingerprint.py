@@ -8,11 +8,9 @@ import importlib.util
 
 @functools.cache
 def code_fingerprint(*names: str, follow: bool = True) -> str:
-    """Hash the code of modules, in which comments and layout do not count.
+    """Hash the code of modules, by their dotted names; comments and layout do not count.
 
-    Args:
-        names: dotted names of the modules.
-        follow: hash also what they import by relative imports from their own packages, and so on.
+    `follow` hashes also what they import by relative imports from their own packages, and so on.
     """
     key, waiting, seen = hashlib.sha256(), list(names), set()
     while waiting:
@@ -25,13 +23,9 @@ def code_fingerprint(*names: str, follow: bool = True) -> str:
         key.update(f"{name}\n{ast.dump(tree)}\n".encode())
         for node in ast.walk(tree):
             if follow and isinstance(node, ast.ImportFrom) and node.level == 1:
-                waiting += _modules(spec.parent, node)
+                if node.module:  # from .a import b
+                    waiting.append(f"{spec.parent}.{node.module}")
+                else:  # from . import a, b, of which some are modules
+                    names = [f"{spec.parent}.{alias.name}" for alias in node.names]
+                    waiting += [spec.parent, *filter(importlib.util.find_spec, names)]
     return key.hexdigest()
-
-
-def _modules(package: str, node: ast.ImportFrom) -> list[str]:
-    """The modules that a statement `from .a import b` or `from . import a, b` imports from its package."""
-    if node.module:
-        return [f"{package}.{node.module}"]
-    names = [f"{package}.{alias.name}" for alias in node.names]
-    return [package, *(name for name in names if importlib.util.find_spec(name))]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tools.errors import UserError
 from tools.io.cache import cache_folder
-from tools.io.files import is_folder_or_device, write_atomically
+from tools.io.files import read_bytes, write_atomically
 from tools.io.npy import read_npz
 
 from .fingerprint import code_fingerprint
@@ -25,50 +25,37 @@ logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")  # and no other: for some, PIL starts programs
 MAX_IMAGE_BYTES, MAX_PIXELS = 2**26, 2**24  # of a file
-PARTS = ("train", "test")
 
 
 def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[LabelledImages, LabelledImages]:
-    """Read `folder`/{train,test}/<class>/* into memory; decoded once, then cached.
+    """Read `folder`/{train,test}/<class>/* into memory; decoded once by `workers` threads, then cached.
 
-    The key of the cache is a hash of the names and contents of all files, and of the code that decodes them.
+    The key of the cache is a hash of the names and contents of all files, and of the code that decodes them. Labels are
+    the places of the classes' names in alphabetical order.
 
-    Args:
-        folder: the folder that has `train` and `test`.
-        workers: threads that decode.
-
-    Returns:
-        (train, test); labels are the places of the classes' names in alphabetical order.
-
-    Raises:
-        FileNotFoundError: if there are no images where they should be.
-        UserError: naming it, for a file that is not an image, or has another size than the first one.
-        OSError: for a file that cannot be opened.
+    FileNotFoundError if there are no images where they should be; UserError, naming it, for a file that is not an image
+    or has another size than the first one.
     """
     folder = Path(folder)
-    files = {part: _list_part(folder / part) for part in PARTS}
-    classes = {part: sorted({path.parent.name for path in files[part]}) for part in PARTS}
-    if classes["train"] != classes["test"]:
-        raise UserError(f"{folder}: train has the classes {classes['train']}, test has {classes['test']}")
+    train, test = (_list_part(folder / part) for part in ("train", "test"))
+    classes, others = (sorted({path.parent.name for path in part}) for part in (train, test))
+    if classes != others:
+        raise UserError(f"{folder}: train has the classes {classes}, test has {others}")
+    files = train + test
     key = hashlib.sha256(code_fingerprint(__name__, follow=False).encode())
-    for path in files["train"] + files["test"]:
-        content = _read_file(path)
+    for path in files:
+        content = read_bytes(path, MAX_IMAGE_BYTES)
         key.update(os.fsencode(path.relative_to(folder)) + f"\0{len(content)}\n".encode() + content)
     cache = cache_folder() / f"images-{key.hexdigest()[:32]}.npz"
-    arrays = _read_cache(cache)
-    if arrays is None:
-        arrays = {}
-        for part in PARTS:
-            arrays[f"{part}_images"] = _decode(files[part], workers, f"decoding {folder / part}")
-            labels = [classes[part].index(path.parent.name) for path in files[part]]
-            arrays[f"{part}_labels"] = np.array(labels, dtype=np.int64)
+    images = _read_cache(cache, len(files))
+    if images is None:
+        images = _decode(files, workers, f"decoding {folder}")
         try:
-            write_atomically(cache, lambda file: np.savez(file, **arrays))
+            write_atomically(cache, lambda file: np.savez(file, images=images))
         except OSError as error:
             logger.warning("the decoded images cannot be cached in %s: %s", cache.parent, error)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    train, test = (LabelledImages(tensors[f"{part}_images"], tensors[f"{part}_labels"]) for part in PARTS)
-    return train, test
+    data = LabelledImages(torch.from_numpy(images), torch.tensor([classes.index(path.parent.name) for path in files]))
+    return data.subset(torch.arange(len(train))), data.subset(torch.arange(len(train), len(files)))
 
 
 def _list_part(folder: Path) -> list[Path]:
@@ -78,18 +65,9 @@ def _list_part(folder: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path) -> bytes:
-    if is_folder_or_device(path):
-        raise UserError(f"{path} is not a readable image, but a folder, pipe or device")
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise UserError(f"{path} is not a readable image: it has more than {MAX_IMAGE_BYTES} bytes")
-    return path.read_bytes()
-
-
 def _decode(files: list[Path], workers: int, description: str) -> np.ndarray:
     """Decode images of one size: uint8 [N, 3, H, W]."""
-    first = _decode_one(files[0])
-    height, width, _ = first.shape
+    height, width, _ = _decode_one(files[0]).shape
     try:
         images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     except MemoryError as error:
@@ -116,18 +94,15 @@ def _decode_one(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     raise UserError(f"all images must have one size; {found}")
 
 
-def _read_cache(path: Path) -> dict[str, np.ndarray] | None:
+def _read_cache(path: Path, count: int) -> np.ndarray | None:
+    """The images in the cache; None if they are missing or damaged."""
     if not path.exists():
         return None
     try:
-        arrays = read_npz(path)
-        for part in PARTS:
-            images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-            if (images.dtype, images.ndim, images.shape[1]) != (np.uint8, 4, 3):
-                raise ValueError(f"images are uint8 [N, 3, H, W], got {images.dtype} {images.shape}")
-            if (labels.dtype, labels.shape) != (np.int64, images.shape[:1]):
-                raise ValueError(f"labels are int64 [N], got {labels.dtype} {labels.shape}")
-        return arrays
-    except (OSError, ValueError, KeyError, IndexError) as error:
+        images = read_npz(path)["images"]
+        if (images.dtype, images.ndim, images.shape[:2]) != (np.uint8, 4, (count, 3)):
+            raise UserError(f"images are uint8 [{count}, 3, H, W], got {images.dtype} {images.shape}")
+        return images
+    except (OSError, UserError, KeyError) as error:
         logger.warning("the cache %s is damaged (%s); it is made anew", path, error)
         return None

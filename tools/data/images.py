@@ -28,16 +28,7 @@ class LabelledImages:
 
 
 def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split indices so that each class gives the same share.
-
-    Args:
-        labels: int64 [N].
-        fraction: share of each class in the second part, in (0, 1).
-        seed: fixes the split.
-
-    Returns:
-        Two sorted index tensors.
-    """
+    """Split the indices of labels [N] into two sorted tensors, the second with this fraction of each class."""
     random = np.random.RandomState(seed)  # the one generator whose numbers no version will change
     second = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tools.analysis import uncertainty
+from tools.analysis import metrics
 from tools.analysis.statistics import holm, seed_interval
 from tools.attacks import campaign
 from tools.attacks.campaign import AttackReport, AttackResult
@@ -206,8 +206,8 @@ def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes,
 
 
 def test_another_score_of_uncertainty_is_in_results_and_page(snapshots, stripes, tmp_path, monkeypatch, repository):
-    original = uncertainty.scores
-    monkeypatch.setattr(uncertainty, "scores", lambda *args: {**original(*args), "spread": 0.125})
+    original = metrics.scores
+    monkeypatch.setattr(metrics, "scores", lambda *args: {**original(*args), "spread": 0.125})
     run_tests(EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path), uncertainty=True), stripes)
     document = json.loads((tmp_path / "results.json").read_text())
     schema(repository).validate(document)

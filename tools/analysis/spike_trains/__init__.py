@@ -5,8 +5,7 @@ analogue responses too where counts are not asked for), and give one value for e
 meaning, as the Fano factor of a neuron that never fires, it is NaN. Trials that cannot be used are a UserError.
 """
 
-from .decoding import decoding_accuracy
-from .distances import van_rossum_distance, victor_purpura_distance
+from .discrimination import decoding_accuracy, van_rossum_distance, victor_purpura_distance
 from .signals import (
     cc_max,
     cc_norm,

@@ -14,16 +14,9 @@ def signal_power(responses: ArrayLike) -> np.ndarray:
     .. math::
         SP = \frac{1}{R - 1} \left( R \,\mathrm{Var}_t(\bar y) - \overline{\mathrm{Var}_t(y_r)} \right)
 
-    with the mean over trials :math:`\bar y` and variances over time, both unbiased (T - 1).
-
-    Args:
-        responses: [R, T, N], R at least 2.
-
-    Returns:
-        [N]; an unbiased estimate, hence sometimes negative where there is no signal.
-
-    Note:
-        Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
+    with the mean over trials :math:`\bar y` and variances over time, both unbiased (T - 1). The power is unbiased too,
+    hence sometimes negative where there is no signal. Shape: [R, T, N], R at least 2 -> [N].
+    Note: Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
     """
     responses = as_trials(responses, 2, bins=2)
     return responses.mean(0).var(0, ddof=1) - noise_power(responses) / len(responses)
@@ -32,15 +25,9 @@ def signal_power(responses: ArrayLike) -> np.ndarray:
 def signal_power_error(responses: ArrayLike, shifts: int = 20, seed: int = 0) -> np.ndarray:
     """What `signal_power` is by chance: its root mean square where trials are shifted against each other in time.
 
-    A shift, circular and random for each trial, leaves every trial as it is, but nothing that is the same in all.
-
-    Args:
-        responses: [R, T, N], R at least 2.
-        shifts: number of times that all trials are shifted.
-        seed: of the shifts.
-
-    Returns:
-        [N]; a cell whose signal power is not well above it has no signal to speak of.
+    A shift, circular and random for each trial, leaves every trial as it is, but nothing that is the same in all. All
+    trials are shifted `shifts` times. A cell whose signal power is not well above the result has no signal to speak of.
+    Shape: [R, T, N], R at least 2 -> [N].
     """
     responses = as_trials(responses, 2, bins=2)
     trials, bins, _ = responses.shape
@@ -58,11 +45,7 @@ def total_power(responses: ArrayLike) -> np.ndarray:
 
 
 def noise_power(responses: ArrayLike) -> np.ndarray:
-    """Power of what differs between trials, exactly 0 if nothing does: `total_power` less `signal_power`.
-
-    Shape:
-        [R, T, N], R at least 2 -> [N].
-    """
+    """`total_power` less `signal_power`: what differs between trials, exactly 0 if nothing; [R, T, N] -> [N]."""
     responses = as_trials(responses, 2, bins=2)
     count = len(responses)
     # The variance of a trial around the mean trial; it is smaller than that around the true mean by a share of 1 / R.
@@ -82,19 +65,17 @@ def cc_norm(prediction: ArrayLike, responses: ArrayLike) -> np.ndarray:
         CC_\mathrm{norm} = \frac{CC_\mathrm{abs}}{CC_\mathrm{max}}
         = \frac{\mathrm{Cov}_t(\hat y, \bar y)}{\sqrt{\mathrm{Var}_t(\hat y)\, SP}}
 
-    Args:
-        prediction: of the mean response [T, N]; or trials of a model [S, T, N], S at least 2: their mean is the
-            prediction, and their signal power stands for its variance, which the noise of few trials makes too large.
-        responses: the recorded trials [R, T, N].
+    The prediction is one of the mean response [T, N], or trials of a model [S, T, N], S at least 2: their mean is the
+    prediction, and their signal power stands for its variance, which the noise of few trials makes too large. The
+    responses are the recorded trials [R, T, N].
 
     Returns:
         [N], about 1 for the true rate (above by chance); 0 for a prediction that is constant, or trials without signal
         power; NaN for a cell without signal power. Where either has hardly any, the quotient may have any size: see
         `signal_power_error`.
 
-    Note:
-        Schoppe et al., "Measuring the performance of neural models", Frontiers in Computational Neuroscience 10, 2016,
-        equations 5 to 8.
+    Note: Schoppe et al., "Measuring the performance of neural models", Frontiers in Computational Neuroscience 10,
+    2016, equations 5 to 8.
     """
     responses = as_trials(responses, 2, bins=2)
     prediction = np.asarray(prediction, float)
@@ -127,15 +108,9 @@ def signal_correlation(responses: ArrayLike) -> np.ndarray:
     The covariance is that of one neuron in one trial with the other in another trial, averaged over all pairs of
     trials, and the variances are `signal_power`; so it is not biased by noise, and can exceed 1 by chance.
 
-    Args:
-        responses: [R, T, N], R at least 2.
-
-    Returns:
-        [N, N]; the diagonal is 1, NaN for neurons without signal power.
-
-    Note:
-        Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
-        Neuroscience 7, 2006; the correction is the shuffle of trials, in closed form.
+    Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without signal power.
+    Note: Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
+    Neuroscience 7, 2006; the correction is the shuffle of trials, in closed form.
     """
     responses = as_trials(responses, 2, bins=2)
     count, bins, _ = responses.shape
@@ -147,17 +122,10 @@ def signal_correlation(responses: ArrayLike) -> np.ndarray:
 
 
 def noise_correlation(responses: ArrayLike, window: int = 1) -> np.ndarray:
-    """Correlation of two neurons' spike counts over trials of the same stimulus, pooled over windows of time.
+    """Correlation of two neurons' spike counts over trials of the same stimulus, pooled over windows of `window` bins.
 
-    Args:
-        responses: [R, T, N], R at least 2.
-        window: its length in bins.
-
-    Returns:
-        [N, N]; the diagonal is 1, NaN for neurons without variability.
-
-    Note:
-        Averbeck, Latham and Pouget, as for `signal_correlation`.
+    Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without variability.
+    Note: Averbeck, Latham and Pouget, as for `signal_correlation`.
     """
     windows = in_windows(as_trials(responses, 2), window)
     residuals = (windows - windows.mean(0)).reshape(-1, windows.shape[2])

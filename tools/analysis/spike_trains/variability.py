@@ -10,27 +10,14 @@ from .arrays import as_counts, as_trials, exceeds_rounding, in_windows, ratio
 
 
 def psth(spikes: ArrayLike, bin_s: float = 1.0, smoothing_bins: float = 0.0) -> np.ndarray:
-    """Peristimulus time histogram: the mean over trials, as a rate.
-
-    Args:
-        spikes: [R, T, N].
-        bin_s: length of a bin in seconds; 1 gives spikes per bin.
-        smoothing_bins: see `smoothed`.
-
-    Returns:
-        Spikes per second [T, N].
-    """
+    """Peristimulus time histogram: the rate per second, mean over trials, in bins of `bin_s`; [R, T, N] -> [T, N]."""
     if not 0 < bin_s < np.inf:
         raise ValueError(f"bin_s must be positive, got {bin_s}")
     return smoothed(as_trials(spikes, 1).mean(0), smoothing_bins) / bin_s
 
 
 def smoothed(responses: ArrayLike, smoothing_bins: float) -> np.ndarray:
-    """Smooth responses [..., T, N] by a Gaussian window over time; at the ends, over existing bins alone.
-
-    Args:
-        smoothing_bins: standard deviation of the window in bins; 0 changes nothing.
-    """
+    """Smooth responses [..., T, N] over time by a Gaussian of this standard deviation, at the ends over what exists."""
     responses = np.asarray(responses, float)
     if smoothing_bins == 0:
         return responses
@@ -48,15 +35,8 @@ def counts(spikes: ArrayLike, window: int) -> np.ndarray:
 def fano_factor(spikes: ArrayLike, window: int) -> np.ndarray:
     """Variance over mean of the spike count over trials, in each window: 1 for a Poisson process, 0 without noise.
 
-    Args:
-        spikes: [R, T, N], R at least 2.
-        window: its length in bins.
-
-    Returns:
-        [T // window, N], with the unbiased variance (R - 1); NaN where no trial has a spike.
-
-    Note:
-        Fano, Physical Review 72, 1947; for neurons: Teich, IEEE Transactions on Biomedical Engineering 36, 1989.
+    The variance is unbiased; NaN where no trial has a spike. Shape: [R, T, N], R at least 2 -> [T // window, N].
+    Note: Fano, Physical Review 72, 1947; for neurons: Teich, IEEE Transactions on Biomedical Engineering 36, 1989.
     """
     windows = in_windows(as_counts(spikes, 2), window)
     return ratio(windows.var(0, ddof=1), windows.mean(0))
@@ -74,17 +54,10 @@ def mean_fano_factor(spikes: ArrayLike, window: int) -> np.ndarray:
 def reliability(spikes: ArrayLike, smoothing_bins: float = 0.0) -> np.ndarray:
     r"""Mean Pearson correlation over time of the R (R - 1) / 2 pairs of trials: 1 if all are alike, 0 by chance.
 
-    Args:
-        spikes: [R, T, N], R at least 2.
-        smoothing_bins: see `smoothed`; how exactly in time the trials must agree.
-
-    Returns:
-        [N]; trials without any variation, such as those without spikes, are left out; NaN where fewer than two are
-        left.
-
-    Note:
-        Schreiber et al., "A new correlation-based measure of spike timing reliability", Neurocomputing 52-54, 2003,
-        there with the cosine of the trials instead of their correlation.
+    `smoothing_bins`, as of `smoothed`, says how exactly in time the trials must agree. Trials without any variation,
+    such as those without spikes, are left out; NaN where fewer than two are left. Shape: [R, T, N] -> [N].
+    Note: Schreiber et al., "A new correlation-based measure of spike timing reliability", Neurocomputing 52-54, 2003,
+    there with the cosine of the trials instead of their correlation.
     """
     responses = smoothed(as_trials(spikes, 2, bins=2), smoothing_bins)
     centred = responses - responses.mean(1, keepdims=True)

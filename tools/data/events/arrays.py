@@ -1,18 +1,17 @@
 """Readers of events in arrays of NumPy (`.npy`, `.npz`) and MATLAB (`.mat`), as other libraries write them."""
 
 import io
-import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+from tools.errors import UserError
 from tools.io import npy
 
 from . import EVENT
-from .errors import EventFormatError, PathLike, Reading, read_bytes
+from .errors import EventFormatError, PathLike, Reading
 
 MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file: no recording has more
 MOST_DEFLATED = 1100  # deflate packs at most 1032 to 1
@@ -20,14 +19,16 @@ _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 
 
-def read_array(path: PathLike) -> Reading:
+def read_array(path: PathLike, raw: bytes) -> Reading:
     """Read arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
 
     A structured array has the fields x, y, t, p, with the time in microseconds; a plain one, as in tonic's
     DVS-Gesture, has the columns x, y, p and the time in milliseconds.
     """
-    raw = read_bytes(path)
-    table = _unzipped(path, raw) if Path(path).suffix.lower() == ".npz" else _npy(path, raw)
+    try:
+        table = _unzipped(raw) if Path(path).suffix.lower() == ".npz" else _npy(raw)
+    except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
+        raise EventFormatError(path, 0, f"expected an array, or an archive of t, x, y, p: {error}") from error
     if isinstance(table, dict) and len(table) == 1:
         (table,) = table.values()
     names = table.keys() if isinstance(table, dict) else table.dtype.names
@@ -42,55 +43,32 @@ def read_array(path: PathLike) -> Reading:
     return from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
 
 
-def _unzipped(path: PathLike, raw: bytes) -> dict[str, np.ndarray]:
+def _unzipped(raw: bytes) -> dict[str, np.ndarray]:
     """All arrays of a zip archive, unpacked only if their headers agree with one recording of sensible size."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
-            if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-                raise EventFormatError(path, 0, "expected arrays stored or deflated, as NumPy packs them")
-            size = sum(entry.file_size for entry in entries)
-            lengths = {_npy_header(path, archive.open(entry))[0][:1] for entry in entries}
-            if size > min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)) or len(lengths) != 1:
-                raise EventFormatError(path, 0, f"expected arrays of one length, got {lengths}, {size} bytes")
-            return {entry.filename.removesuffix(".npy"): _npy(path, archive.read(entry)) for entry in entries}
-    except EventFormatError:
-        raise
-    except Exception as error:  # zipfile raises many kinds for damaged archives
-        raise EventFormatError(path, 0, f"expected an archive of t, x, y, p: {error}") from error
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
+        if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+            raise UserError("its arrays are not stored or deflated, as NumPy packs them")
+        size = sum(entry.file_size for entry in entries)
+        lengths = {npy.read_header(archive.open(entry))[0][:1] for entry in entries}
+        if size > min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)) or len(lengths) != 1:
+            raise UserError(f"arrays of one length are needed, got {lengths}, {size} bytes")
+        return {entry.filename.removesuffix(".npy"): _npy(archive.read(entry)) for entry in entries}
 
 
-def _npy_header(path: PathLike, file: BinaryIO) -> tuple:
-    """(shape, whether in Fortran order, dtype) of a .npy file that is open at its start."""
-    try:
-        return npy.read_header(file)
-    except ValueError as error:
-        raise EventFormatError(path, 0, str(error)) from error
-
-
-def _npy(path: PathLike, raw: bytes) -> np.ndarray:
+def _npy(raw: bytes) -> np.ndarray:
     """The array in the bytes of a .npy file, whose header must agree with their number."""
-    file = io.BytesIO(raw)
-    shape, fortran, dtype = _npy_header(path, file)
-    count = math.prod(shape)
-    expected, found = count * dtype.itemsize, len(raw) - file.tell()
-    if expected != found:
-        raise EventFormatError(path, file.tell(), f"expected {expected} bytes of {dtype} {shape}, got {found}")
-    try:
-        return np.frombuffer(raw, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
-    except (ValueError, TypeError) as error:  # more dimensions than NumPy has, or a type that is not of numbers
-        raise EventFormatError(path, file.tell(), f"expected an array: {error}") from error
+    npy.check_header(io.BytesIO(raw), len(raw))
+    return np.load(io.BytesIO(raw), allow_pickle=False)
 
 
-def read_mat(path: PathLike) -> Reading:
+def read_mat(path: PathLike, raw: bytes) -> Reading:
     """Read a MATLAB 5 file of DVS-CIFAR10, made by the data set's dat2mat.m: the variable `out1`.
 
     Its six columns are the time in microseconds, two unused ones, x, y and polarity; with four, they are t, x, y, p.
 
-    Note:
-        "MAT-File Format" of The MathWorks, chapter 1. Not read by scipy, which crashes on damaged files.
+    Note: "MAT-File Format" of The MathWorks, chapter 1. Not read by scipy, which crashes on damaged files.
     """
-    raw = read_bytes(path)
     if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
         raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")
     at = 128
@@ -146,10 +124,7 @@ def _mat_table(path: PathLike, body: bytes) -> np.ndarray | None:
 
 
 def from_columns(path: PathLike, x: np.ndarray, y: np.ndarray, t: np.ndarray, p: np.ndarray) -> Reading:
-    """Join four arrays of any kind of number, [N] each, no value of which may change by the conversion.
-
-    OFF is 0 or -1 in p.
-    """
+    """Join four arrays [N] of any kind of number, which the conversion may not change; OFF is 0 or -1 in p."""
     shapes = {column.shape for column in (x, y, t, p)}
     if len(shapes) != 1 or x.ndim != 1:
         raise EventFormatError(path, 0, f"expected x, y, t, p of one length, got {shapes}")
@@ -166,7 +141,7 @@ def from_columns(path: PathLike, x: np.ndarray, y: np.ndarray, t: np.ndarray, p:
             fits &= column == np.floor(column)
         if not fits.all():
             wrong = int(fits.argmin())
-            problem = f"event {wrong}: expected a whole {name} from 0 to {high - 1}, got {column[wrong]}"
-            raise EventFormatError(path, 0, problem)
+            expected = f"a whole {name} from 0 to {high - 1}"
+            raise EventFormatError(path, 0, f"event {wrong}: expected {expected}, got {column[wrong]}")
         events[name] = column
     return Reading(path, events)

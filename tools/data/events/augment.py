@@ -10,24 +10,13 @@ import torch
 
 
 def flip_where_allowed(frames: torch.Tensor, labels: torch.Tensor, flippable: torch.Tensor) -> torch.Tensor:
-    """Mirror left and right, with probability 1/2, the samples of classes that stay themselves in a mirror.
-
-    Args:
-        flippable: whether each class does, bool [K].
-
-    Shape:
-        frames [B, T, 2, H, W], labels [B] -> frames of the same shape.
-    """
+    """Mirror left and right, with probability 1/2, the samples of classes that are `flippable`, bool [K]."""
     chosen = flippable.to(labels.device)[labels] & (torch.rand(len(labels), device=labels.device) < 0.5)
     return torch.where(chosen[:, None, None, None, None], frames.flip(-1), frames)
 
 
 def random_roll(frames: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Shift each sample circularly by whole pixels, uniform in [-pixels, pixels], independently in x and y.
-
-    Shape:
-        frames [B, T, 2, H, W] -> the same.
-    """
+    """Shift each sample circularly by whole pixels, uniform in [-pixels, pixels], independently in x and y."""
     count, *_, height, width = frames.shape
     down, right = torch.randint(-pixels, pixels + 1, (2, count, 1), device=frames.device)
     rows = (torch.arange(height, device=frames.device) - down) % height  # [B, H]
@@ -41,12 +30,7 @@ def random_roll(frames: torch.Tensor, pixels: int) -> torch.Tensor:
 def window_share(timesteps: int, ratio: torch.Tensor) -> torch.Tensor:
     """Draw a window of time for each sample, and give the share of each frame that it covers.
 
-    Args:
-        timesteps: T.
-        ratio: length of the window over T; its start is uniform in [0, T - length].
-
-    Shape:
-        ratio [B] -> [B, T], in [0, 1].
+    `ratio` is its length over T; its start is uniform in [0, T - length]. Shape: [B] -> [B, T], in [0, 1].
     """
     length = ratio * timesteps
     start = torch.rand_like(ratio) * (timesteps - length)
@@ -58,11 +42,7 @@ def window_share(timesteps: int, ratio: torch.Tensor) -> torch.Tensor:
 def box(height: int, width: int, ratio: torch.Tensor) -> torch.Tensor:
     """Draw a box of pixels for each sample, uniformly placed inside, with sides of at least one pixel.
 
-    Args:
-        ratio: sides of the box over `height` and `width`.
-
-    Shape:
-        ratio [B] -> bool [B, H, W].
+    `ratio` is that of its sides to `height` and `width`. Shape: [B] -> bool [B, H, W].
     """
 
     def inside(size: int) -> torch.Tensor:  # [B, size]
@@ -81,18 +61,13 @@ def event_drop(frames: torch.Tensor) -> torch.Tensor:
     area. Counts are thinned binomially: an event in a frame that the window covers in part is lost with a probability
     equal to the covered share.
 
-    Shape:
-        frames [B, T, 2, H, W] -> the same.
-
-    Note:
-        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The ratios are those of their
-        code; unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns
-        that it touches.
+    Note: Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The ratios are those of their
+    code; unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns that it
+    touches.
     """
     count, timesteps, _, height, width = frames.shape
-    option, tenths, twentieths = (
-        torch.randint(low, high, (count,), device=frames.device) for low, high in ((0, 4), (1, 10), (1, 6))
-    )
+    ranges = ((0, 4), (1, 10), (1, 6))
+    option, tenths, twentieths = (torch.randint(low, high, (count,), device=frames.device) for low, high in ranges)
     by_time, by_area, at_random = (option == number for number in (1, 2, 3))
     ratio = tenths / 10
     lost = window_share(timesteps, ratio) * by_time[:, None] + (ratio * at_random)[:, None]  # [B, T]
@@ -108,21 +83,11 @@ def event_drop(frames: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass(eq=False)
 class EventAugment:
-    """The augmentation of training recordings: flip, roll, EventDrop, in this order.
+    """The augmentation of training recordings: flip, roll, EventDrop, in this order."""
 
-    Args:
-        flip: mirror half of the samples of the classes that allow it.
-        flippable: whether each class stays itself in a mirror, bool [K]; needed for `flip`.
-        roll: largest circular shift in x and in y, in pixels; 0: none.
-        event_drop: whether to apply EventDrop.
-
-    Shape:
-        frames [B, T, 2, H, W], labels [B] -> frames of the same shape and dtype.
-    """
-
-    flip: bool = False
-    flippable: torch.Tensor | None = None
-    roll: int = 0
+    flip: bool = False  # mirror half of the samples of the classes that allow it
+    flippable: torch.Tensor | None = None  # whether each class stays itself in a mirror, bool [K]; needed for `flip`
+    roll: int = 0  # largest circular shift in x and in y, in pixels; 0: none
     event_drop: bool = False
 
     def __post_init__(self):

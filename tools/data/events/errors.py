@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import BinaryIO
 
 import numpy as np
 
@@ -27,33 +26,22 @@ class EventFormatError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """The events of a file, of which there is at least one.
-
-    Args:
-        path: of the file.
-        events: [N] of dtype `EVENT`.
-        byte_of: index of an event -> offset of its first byte; 0 where the format has no such place.
-    """
+    """The events of a file, of which there is at least one."""
 
     path: PathLike
-    events: np.ndarray
-    byte_of: Callable[[int], int] = lambda index: 0
+    events: np.ndarray  # [N] of dtype `EVENT`
+    byte_of: Callable[[int], int] = lambda index: 0  # of an event, its first; 0 where the format has no such place
 
     def __post_init__(self):
         if len(self.events) == 0:
             raise EventFormatError(self.path, 0, "expected events, got none")
 
 
-def open_file(path: PathLike) -> BinaryIO:
-    """Open a file for reading bytes; EventFormatError for a folder, or a pipe that might never end."""
+def read_bytes(path: PathLike, most: int = MAX_FILE_BYTES) -> bytes:
+    """Read a whole file; EventFormatError if it is a folder or device, is empty, or has more than `most` bytes."""
     if is_folder_or_device(path):
         raise EventFormatError(path, 0, "expected a file, got a folder, pipe or device")
-    return open(path, "rb")
-
-
-def read_bytes(path: PathLike, most: int = MAX_FILE_BYTES) -> bytes:
-    """Read a whole file; EventFormatError if it is empty or has more than `most` bytes."""
-    with open_file(path) as file:
+    with open(path, "rb") as file:
         size = file.seek(0, 2)
         if not 0 < size <= most:
             found = "an empty file" if size == 0 else f"{size} bytes"

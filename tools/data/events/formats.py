@@ -1,7 +1,7 @@
 """Readers of published formats of event-camera recordings, vectorised; see each for its specification.
 
-All return a `Reading`, with the origin of x and y in the upper left, and raise `EventFormatError` for a file that is
-empty, truncated, damaged or of another format.
+All take a file's path and content, return a `Reading` with the origin of x and y in the upper left, and raise
+`EventFormatError` for a file that is truncated, damaged or of another format.
 """
 
 import csv
@@ -15,16 +15,14 @@ import numpy as np
 
 from . import EVENT
 from .arrays import read_array, read_mat
-from .errors import EventFormatError, PathLike, Reading, open_file, read_bytes
+from .errors import EventFormatError, PathLike, Reading, read_bytes
 
 GESTURES = 11
 MAX_LABEL_BYTES = 2**20
 _NMNIST_MARKER = 240
 _AEDAT3, _AEDAT2 = (re.compile(rb"#!AER-DAT%s\r?\n" % version) for version in (rb"3\.1", rb"2\.0"))
-_PACKET = np.dtype(
-    [("type", "<i2"), ("source", "<i2")]
-    + [(name, "<i4") for name in ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")]
-)
+_WORDS = ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")
+_PACKET = np.dtype([("type", "<i2"), ("source", "<i2")] + [(name, "<i4") for name in _WORDS])
 _PACKET_LENGTH = struct.Struct("<4xi12xi4x")  # of these, size and number
 _PACKET_TYPES = 14  # special, polarity, frame, IMU6, ... matrix
 _POLARITY_TYPE, _POLARITY_BYTES, _POLARITY_TS_OFFSET = 1, 8, 4
@@ -37,15 +35,7 @@ class CheckedEvents(NamedTuple):
     dropped: dict[str, int]
 
 
-class Gesture(NamedTuple):
-    """One gesture in a recording of DVS-Gesture: its class from 0, and when it is made."""
-
-    label: int
-    start_us: int
-    end_us: int
-
-
-def read_aedat3(path: PathLike) -> Reading:
+def read_aedat3(path: PathLike, raw: bytes) -> Reading:
     """Read AEDAT 3.1, the format of DVS-Gesture.
 
     A text header from "#!AER-DAT3.1" to the line "#!END-HEADER"; then little-endian packets, each with a header of
@@ -53,11 +43,14 @@ def read_aedat3(path: PathLike) -> Reading:
     lower 31 bits of the time, whose upper bits are the packet's overflow counter. Events marked invalid, and packets
     of other types, are left out.
 
-    Note:
-        https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
+    Note: https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
     """
-    raw = read_bytes(path)
-    starts, packets = _packets(path, raw, _end_of_header(path, raw))
+    if not _AEDAT3.match(raw):
+        raise EventFormatError(path, 0, f"expected a line #!AER-DAT3.1, got {raw[:14]!r}")
+    end = re.search(rb"^#!END-HEADER\r?\n", raw, re.MULTILINE)
+    if end is None:
+        raise EventFormatError(path, len(raw), "expected a line #!END-HEADER, got the end of the file")
+    starts, packets = _packets(path, raw, end.end())
     is_polarity = packets["type"] == _POLARITY_TYPE
     starts, packets = starts[is_polarity] + _PACKET.itemsize, packets[is_polarity]
     # Packets may be tiny, so all are joined and their events converted at once.
@@ -72,27 +65,15 @@ def read_aedat3(path: PathLike) -> Reading:
         packet = np.searchsorted(ends, index, side="right")
         return int(stops[packet] - _POLARITY_BYTES * (ends[packet] - index))
 
-    late = np.flatnonzero((time >> 31).astype(bool) & valid)
-    if len(late):
+    if len(late := np.flatnonzero((time >> 31).astype(bool) & valid)):
         offset = joined_byte(late[0]) + _POLARITY_TS_OFFSET
         raise EventFormatError(path, offset, "expected a time of 31 bits, got a negative one")
     if not valid.all():
         data, time, high = data[valid], time[valid], high[valid]
     events = np.empty(len(data), EVENT)
-    events["x"] = data >> 17
-    events["y"] = (data >> 2) & 0x7FFF
-    events["p"] = (data >> 1) & 1
-    events["t"] = time + high
+    events["x"], events["y"] = data >> 17, (data >> 2) & 0x7FFF
+    events["t"], events["p"] = time + high, (data >> 1) & 1
     return Reading(path, events, lambda index: joined_byte(np.flatnonzero(valid)[index]))
-
-
-def _end_of_header(path: PathLike, raw: bytes) -> int:
-    if not _AEDAT3.match(raw):
-        raise EventFormatError(path, 0, f"expected a line #!AER-DAT3.1, got {raw[:14]!r}")
-    end = re.search(rb"^#!END-HEADER\r?\n", raw, re.MULTILINE)
-    if end is None:
-        raise EventFormatError(path, len(raw), "expected a line #!END-HEADER, got the end of the file")
-    return end.end()
 
 
 def _packets(path: PathLike, raw: bytes, at: int) -> tuple[np.ndarray, np.ndarray]:
@@ -130,19 +111,17 @@ def _check_packets(path: PathLike, length: int, starts: np.ndarray, headers: np.
         raise EventFormatError(path, int(starts[packet]), f"expected {expected}, got a packet of {found}")
 
 
-def read_aedat2(path: PathLike) -> Reading:
+def read_aedat2(path: PathLike, raw: bytes) -> Reading:
     """Read AEDAT 2.0 with the addresses of a DVS128, the format of DVS-CIFAR10.
 
     Header lines that start with "#"; then big-endian pairs of a 32-bit address and a 32-bit time in microseconds.
     Address: bit 0 polarity, bits 1 to 7 x, bits 8 to 14 y, bit 15 external event (left out). The camera counts x from
     the right and y from below, so both are reversed here; its polarity bit is 0 for ON.
 
-    Note:
-        https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-2.0.html, except the polarity:
-        there 1 is ON, while jAER, which recorded DVS-CIFAR10, and the data set's dat2mat.m read 0 as ON. The first
-        byte of an address is 0, so that it cannot be mistaken for a header line.
+    Note: https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-2.0.html, except the polarity:
+    there 1 is ON, while jAER, which recorded DVS-CIFAR10, and the data set's dat2mat.m read 0 as ON. The first byte of
+    an address is 0, so that it cannot be mistaken for a header line.
     """
-    raw = read_bytes(path)
     if not _AEDAT2.match(raw):
         raise EventFormatError(path, 0, f"expected a line #!AER-DAT2.0, got {raw[:14]!r}")
     at = 0
@@ -151,43 +130,34 @@ def read_aedat2(path: PathLike) -> Reading:
         if line_end < 0:
             raise EventFormatError(path, at, "expected the end of a header line, got the end of the file")
         at = line_end + 1
-    _check_whole_events(path, len(raw), len(raw) - at, 8)
+    _check_size(path, raw, at, 8)
     words = np.frombuffer(raw, ">u4", offset=at).reshape(-1, 2)
-    address = words[:, 0].astype(np.uint32)
-    wide = np.flatnonzero(address >> 16)
-    if len(wide):
+    address, time = words[:, 0].astype(np.uint32), words[:, 1].astype(np.int32)
+    if len(wide := np.flatnonzero(address >> 16)):
         raise EventFormatError(path, at + 8 * wide[0], f"expected an address of 16 bits, got {address[wide[0]]:#x}")
-    time = words[:, 1].astype(np.int32)
-    negative = np.flatnonzero(time < 0)
-    if len(negative):
+    if len(negative := np.flatnonzero(time < 0)):
         raise EventFormatError(path, at + 8 * negative[0] + 4, f"expected a time from 0, got {time[negative[0]]}")
     inner = (address >> 15) == 0
     address, time = address[inner], time[inner]
     events = np.empty(len(address), EVENT)
-    events["x"] = 127 - ((address >> 1) & 127)
-    events["y"] = 127 - ((address >> 8) & 127)
-    events["t"] = time
-    events["p"] = 1 - (address & 1)
+    events["x"], events["y"] = 127 - ((address >> 1) & 127), 127 - ((address >> 8) & 127)
+    events["t"], events["p"] = time, 1 - (address & 1)
     return Reading(path, events, lambda index: at + 8 * int(np.flatnonzero(inner)[index]))
 
 
-def read_nmnist(path: PathLike) -> Reading:
+def read_nmnist(path: PathLike, raw: bytes) -> Reading:
     """Read the .bin format of N-MNIST and N-Caltech101: 40 bits an event.
 
     Bits from the highest: 8 x, 8 y, 1 polarity, 23 time in microseconds. An event with y = 240, which is below every
     sensor of these data sets, only says that all later times are 2^13 microseconds later.
 
-    Note:
-        Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, the data set's readme, and its
-        authors' event-Python for y = 240.
+    Note: Orchard, Jayawant, Cohen and Thakor, Frontiers in Neuroscience 9 (2015) 437, the data set's readme, and its
+    authors' event-Python for y = 240.
     """
-    raw = read_bytes(path)
-    _check_whole_events(path, len(raw), len(raw), 5)
+    _check_size(path, raw, 0, 5)
     columns = np.frombuffer(raw, np.uint8).reshape(-1, 5)
     events = np.empty(len(columns), EVENT)
-    events["x"] = columns[:, 0]
-    events["y"] = columns[:, 1]
-    events["p"] = columns[:, 2] >> 7
+    events["x"], events["y"], events["p"] = columns[:, 0], columns[:, 1], columns[:, 2] >> 7
     time = (columns[:, 2] & 127).astype(np.int32)
     for byte in (3, 4):
         time <<= 8
@@ -200,24 +170,18 @@ def read_nmnist(path: PathLike) -> Reading:
     return Reading(path, events[~marker], lambda index: 5 * int(np.flatnonzero(~marker)[index]))
 
 
-def _check_whole_events(path: PathLike, length: int, of_events: int, size: int) -> None:
-    if of_events % size:
-        raise EventFormatError(path, length, f"expected events of {size} bytes each, got a part of one: truncated")
+def _check_size(path: PathLike, raw: bytes, start: int, size: int) -> None:
+    if (len(raw) - start) % size:
+        raise EventFormatError(path, len(raw), f"expected events of {size} bytes each, got a part of one: truncated")
 
 
 def check_events(reading: Reading, width: int, height: int, lenient: bool = False) -> CheckedEvents:
-    """Check that events are on the sensor and in the order of time.
+    """Check that events are on the sensor, of this many pixels, and in the order of time.
 
-    Args:
-        reading: the events.
-        width, height: of the sensor in pixels.
-        lenient: drop and count events that are not, instead of raising.
-
-    Raises:
-        EventFormatError: for the first wrong event, or if none is left.
+    If lenient, those that are not are dropped and counted. Otherwise the first one is an EventFormatError, which it is
+    also if no event is left.
     """
-    events = reading.events
-    dropped = {"outside": 0, "decreasing": 0}
+    events, dropped = reading.events, {"outside": 0, "decreasing": 0}
     outside = (events["x"] >= width) | (events["y"] >= height)
     if outside.any():
         if not lenient:
@@ -239,10 +203,8 @@ def check_events(reading: Reading, width: int, height: int, lenient: bool = Fals
     return CheckedEvents(events, dropped)
 
 
-def _read_aedat(path: PathLike) -> Reading:
-    with open_file(path) as file:
-        is_aedat3 = _AEDAT3.match(file.read(16))
-    return read_aedat3(path) if is_aedat3 else read_aedat2(path)
+def _read_aedat(path: PathLike, raw: bytes) -> Reading:
+    return read_aedat3(path, raw) if _AEDAT3.match(raw) else read_aedat2(path, raw)
 
 
 READERS = {".aedat": _read_aedat, ".bin": read_nmnist, ".npy": read_array, ".npz": read_array, ".mat": read_mat}
@@ -253,7 +215,7 @@ def read_recording(path: PathLike) -> Reading:
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
         raise EventFormatError(path, 0, f"expected a file {', '.join(READERS)}, got {suffix!r}")
-    return READERS[suffix](path)
+    return READERS[suffix](path, read_bytes(path))
 
 
 def read_events(path: PathLike, width: int, height: int, lenient: bool = False) -> CheckedEvents:
@@ -261,8 +223,8 @@ def read_events(path: PathLike, width: int, height: int, lenient: bool = False) 
     return check_events(read_recording(path), width, height, lenient)
 
 
-def read_gesture_labels(path: PathLike) -> list[Gesture]:
-    """Read the gestures of a recording of DVS-Gesture from its `_labels.csv`; EventFormatError for other content."""
+def read_gesture_labels(path: PathLike) -> list[tuple[int, int, int]]:
+    """Read the gestures of a recording of DVS-Gesture from its `_labels.csv`: (class from 0, start, end), in us."""
     raw = read_bytes(path, MAX_LABEL_BYTES)
     try:
         rows = list(csv.reader(io.StringIO(raw.decode(), newline="")))
@@ -280,7 +242,7 @@ def read_gesture_labels(path: PathLike) -> list[Gesture]:
             raise EventFormatError(path, 0, f"line {number}: expected three whole numbers, got {row}") from error
         if not 1 <= label <= GESTURES or not 0 <= start < end < 2**62:
             raise EventFormatError(path, 0, f"line {number}: expected class 1 to {GESTURES} and start < end, got {row}")
-        gestures.append(Gesture(label - 1, start, end))
+        gestures.append((label - 1, start, end))
     if not gestures:
         raise EventFormatError(path, 0, "expected labels, got none")
     return gestures

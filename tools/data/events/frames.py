@@ -14,22 +14,12 @@ CELLS = ("sum", "average")
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """How a recording becomes frames.
+    """How a recording becomes frames; UserError if none can be made so."""
 
-    Args:
-        timesteps: number of frames T.
-        split: one of `SPLITS`; "count", frames of equally many events, is the published preprocessing.
-        sensor: (width, height) of the camera, in pixels.
-        size: (width, height) of the frames, in cells; not larger than the sensor.
-
-    Raises:
-        UserError: if no frames can be made so.
-    """
-
-    timesteps: int
-    split: str
-    sensor: tuple[int, int]
-    size: tuple[int, int]
+    timesteps: int  # number of frames T
+    split: str  # one of `SPLITS`; "count", frames of equally many events, is the published preprocessing
+    sensor: tuple[int, int]  # (width, height) of the camera, in pixels
+    size: tuple[int, int]  # (width, height) of the frames, in cells; not larger than the sensor
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -60,14 +50,8 @@ SPLITS = {"count": edges_by_count, "time": edges_by_time}
 def count_frames(events: np.ndarray, framing: Framing) -> np.ndarray:
     """Count the events per frame, polarity and cell; cells are the sensor's pixels, or blocks of them.
 
-    No event is lost: the counts sum to the number of events.
-
-    Args:
-        events: of dtype `EVENT`, in the order of time, on the sensor.
-        framing: into which frames.
-
-    Shape:
-        events [N] -> uint32 [T, 2, H, W]; channel 0 is OFF, 1 is ON.
+    No event is lost: the counts sum to the number of events. Shape: `EVENT` [N], in the order of time and on the
+    sensor -> uint32 [T, 2, H, W]; channel 0 is OFF, 1 is ON.
     """
     width, height = framing.size
     columns, rows = cell_index(framing.sensor[0], width), cell_index(framing.sensor[1], height) * width

@@ -15,26 +15,16 @@ from .store import FrameStore
 
 @dataclasses.dataclass
 class LabelledRecordings:
-    """Recordings with their frames.
-
-    Args:
-        recordings: N of them.
-        counts: frames of these recordings, and perhaps of others: [..., T, 2, H, W], unsigned.
-        rows: the row of each recording in `counts`, int64 [N].
-        labels: int64 [N].
-        framing: how the frames were made.
-        values, cells: what the network sees of the counts, one of `frames.VALUES` and of `frames.CELLS`.
-        lenient: see `Recording.load`.
-    """
+    """N recordings with their frames."""
 
     recordings: Sequence[Recording]
-    counts: FrameStore | np.ndarray
-    rows: np.ndarray
-    labels: torch.Tensor
-    framing: Framing
-    values: str
-    cells: str = "sum"
-    lenient: bool = False
+    counts: FrameStore | np.ndarray  # frames of these recordings, and perhaps of others: [..., T, 2, H, W], unsigned
+    rows: np.ndarray  # the row of each recording in `counts`, int64 [N]
+    labels: torch.Tensor  # int64 [N]
+    framing: Framing  # how the frames were made
+    values: str  # what the network sees of the counts, one of `frames.VALUES`
+    cells: str = "sum"  # one of `frames.CELLS`
+    lenient: bool = False  # see `Recording.load`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,12 +32,8 @@ class LabelledRecordings:
     def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "LabelledRecordings":
         """The recordings with these indices, in this order."""
         indices = np.asarray(indices)
-        return dataclasses.replace(
-            self,
-            recordings=[self.recordings[index] for index in indices],
-            rows=self.rows[indices],
-            labels=self.labels[torch.from_numpy(indices)],
-        )
+        recordings, labels = [self.recordings[index] for index in indices], self.labels[torch.from_numpy(indices)]
+        return dataclasses.replace(self, recordings=recordings, rows=self.rows[indices], labels=labels)
 
     def batches(self, batch_size: int, device: torch.device, **options) -> "FrameBatches":
         """Batches of these recordings; see `Batches` for the options."""
@@ -58,12 +44,9 @@ class LabelledRecordings:
         return self.recordings[index].load(self.framing.sensor, self.lenient).events
 
     def perturbed(self, perturb: Callable[..., np.ndarray], strength: float, seed: int) -> "LabelledRecordings":
-        """The same recordings with perturbed events, framed anew, in memory.
+        """The same recordings, their events perturbed by a function of `tools.perturb.events`, framed anew in memory.
 
-        Args:
-            perturb: one of `tools.perturb.events`.
-            strength: its strength.
-            seed: each recording has its own generator, from this and its index.
+        Each recording has its own generator, from the seed and its index.
         """
         frames = []
         for index in range(len(self)):
@@ -74,16 +57,13 @@ class LabelledRecordings:
 
 
 def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = None) -> torch.Tensor:
-    """What the network sees, from counts.
+    """What the network sees, from counts. Shape: [..., 2, H, W] -> float32 of the same shape.
 
     Args:
         values: "count"; "binary", 1 where there was an event; or "normalised", each frame (of both polarities) divided
             by its maximum, an empty one staying zero.
         area: None: a cell holds the sum over its sensor pixels; `frames.cell_area`: their average, which is even where
             cells have different numbers of pixels.
-
-    Shape:
-        counts [..., 2, H, W] -> float32 of the same shape.
     """
     if values not in VALUES:
         raise ValueError(f"values of frames are {', '.join(VALUES)}; got {values!r}")
@@ -105,8 +85,9 @@ class FrameBatches(Batches):
 
     def __post_init__(self):
         super().__post_init__()
-        average = self.data.cells == "average"
-        self.area = torch.from_numpy(cell_area(self.data.framing)).to(self.device) if average else None
+        self.area = None
+        if self.data.cells == "average":
+            self.area = torch.from_numpy(cell_area(self.data.framing)).to(self.device)
 
     def _batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         labels = self.data.labels[chosen].to(self.device)

@@ -42,10 +42,7 @@ FLIPPABLE = ("up", "down", "zoom_in", "zoom_out", "shake_horizontally", "shake_v
 def make_streams(digits: torch.Tensor, streams_per_class: int, seed: int) -> Streams:
     """Simulate recordings of moving digits, each from 0 to 500 ms; the classes take turns.
 
-    Args:
-        digits: uint8 [N, 28, 28], of which each recording shows a random one.
-        streams_per_class: recordings of each of `MOTIONS`, at least 1.
-        seed: fixes everything random.
+    Each recording shows a random one of the digits, uint8 [N, 28, 28]; the seed fixes everything random.
     """
     random = np.random.RandomState(seed)  # the one generator whose numbers no version will change
     labels = np.tile(np.arange(len(MOTIONS)), streams_per_class)
@@ -60,7 +57,7 @@ def make_streams(digits: torch.Tensor, streams_per_class: int, seed: int) -> Str
         events, ends = camera(render(masks[chunk], paths[chunk], contrasts[chunk]), STEP_US, random)
         parts.append(events)
         counts.append(np.diff(ends, prepend=0))
-    return Streams(np.concatenate(parts), np.concatenate(counts).cumsum(), labels)
+    return np.concatenate(parts), np.concatenate(counts).cumsum(), labels
 
 
 def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Tensor:
@@ -73,15 +70,8 @@ def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Ten
 
     with progress s, time tau from 0 to 1, and the numbers (r, d, q, g, a, b, omega) of the class. Random are the speed
     v, log-uniform in [0.7, 1.4], the place (x_0, y_0) on the torus, the size z_0 in [0.8, 1.2], the phase phi, and the
-    sign.
-
-    Args:
-        labels: int [S], indices in `MOTIONS`.
-        random: source of all that is random.
-
-    Returns:
-        float32 [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in radians
-        (positive: clockwise as seen), size in sensor pixels per pixel of the digit.
+    sign. Shape: labels [S] -> [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in
+    radians (positive: clockwise as seen), size in sensor pixels per pixel of the digit.
     """
     column = (len(labels), 1)
     speed = np.exp(random.uniform(math.log(0.7), math.log(1.4), column))
@@ -104,14 +94,7 @@ def render(masks: torch.Tensor, paths: torch.Tensor, contrasts: torch.Tensor) ->
 
     with the digit's mask m, bilinear between its pixels; intensities are relative to the ground's. A digit of contrast
     c > 0 is bright on a dark ground, one of c < 0 dark on a bright ground; both change L by |c|.
-
-    Args:
-        masks: float32 [S, 28, 28] in [0, 1].
-        paths: float32 [S, K, 4], see `trajectories`.
-        contrasts: float32 [S].
-
-    Returns:
-        float32 [S, K, HEIGHT, WIDTH].
+    Shape: masks [S, 28, 28] in [0, 1], paths [S, K, 4] of `trajectories`, contrasts [S] -> [S, K, HEIGHT, WIDTH].
     """
     x, y, angle, size = paths.flatten(0, 1)[:, :, None, None].unbind(1)  # each [S * K, 1, 1]
     # Distance from the digit's centre, the shorter way around the torus.
@@ -145,20 +128,15 @@ def camera(
     period, M moves by one threshold per event.
 
     Args:
-        log_intensity: float32 [S, K, H, W].
-        step_us: microseconds from one of the K images to the next.
-        random: source of all that is random.
+        log_intensity: float32 [S, K, H, W], `step_us` microseconds from one of the K images to the next.
         threshold: nominal theta.
         mismatch: standard deviation of theta between pixels, relative; each recording has its own camera.
         refractory_us: r in microseconds.
         noise_hz: background events per second and pixel: a Poisson process, ON or OFF.
 
-    Returns:
-        Events of dtype `EVENT`, one recording after the other, and int64 [S], where each recording ends.
-
-    Note:
-        Gallego et al., "Event-based vision: a survey", IEEE TPAMI 2022, section 2.4, for the model; Hu, Liu and
-        Delbruck, "v2e: from video frames to realistic DVS events", CVPRW 2021, for the rest.
+    Returns the events, one recording after the other, and where each ends, int64 [S].
+    Note: Gallego et al., "Event-based vision: a survey", IEEE TPAMI 2022, section 2.4, for the model; Hu, Liu and
+    Delbruck, "v2e: from video frames to realistic DVS events", CVPRW 2021, for the rest.
     """
     levels = log_intensity.flatten(2).transpose(0, 1)  # [K, S, H * W]
     draws = random.standard_normal((2, *levels.shape[1:]))

@@ -1,6 +1,5 @@
 """Pictures of recordings: events in space and time, and the frames made of them."""
 
-import os
 from collections.abc import Sequence
 
 import matplotlib
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from .errors import PathLike
 from .labelled import LabelledRecordings
 
 OFF, ON = "tab:blue", "tab:red"
@@ -15,14 +15,8 @@ SHOWN_EVENTS = 3000  # of a recording, at random: more would cover each other
 CLASSES = 12  # at most so many are shown
 
 
-def picture_recordings(path: str | os.PathLike, data: LabelledRecordings, names: Sequence[str]) -> None:
-    """Picture one recording of each class: its events in space and time, and the frames made from them.
-
-    Args:
-        path: of the PNG file.
-        data: the recordings.
-        names: of the classes, in the order of the labels.
-    """
+def picture_recordings(path: PathLike, data: LabelledRecordings, names: Sequence[str]) -> None:
+    """Picture one recording of each class (their names in the order of the labels) in a PNG file."""
     shown = data.subset(first_of_each(data.labels))
     ((frames, _),) = shown.batches(len(shown), torch.device("cpu"))
     events = [shown.events(index) for index in range(len(shown))]
@@ -34,16 +28,10 @@ def first_of_each(labels: torch.Tensor) -> torch.Tensor:
     return torch.tensor([(labels == label).nonzero()[0, 0].item() for label in labels.unique()[:CLASSES]])
 
 
-def plot_recordings(
-    path: str | os.PathLike, names: Sequence[str], events: Sequence[np.ndarray], frames: np.ndarray
-) -> None:
-    """Plot a row for each recording: its events in space and time, and its frames.
+def plot_recordings(path: PathLike, names: Sequence[str], events: Sequence[np.ndarray], frames: np.ndarray) -> None:
+    """Plot a row for each of K recordings: its events, `EVENT` [N], in space and time, and its frames.
 
-    Args:
-        path: of the PNG file.
-        names: K titles.
-        events: K arrays of `tools.data.events.EVENT`.
-        frames: float [K, T, 2, H, W] in [0, 1] or counts; each frame is shown relative to its maximum.
+    The frames [K, T, 2, H, W] are in [0, 1] or counts; each is shown relative to its maximum.
     """
     timesteps = frames.shape[1]
     figure = Figure(figsize=(3.2 + timesteps, 1.6 * len(names) + 0.4), layout="constrained")

@@ -16,32 +16,18 @@ from .formats import CheckedEvents, check_events, read_recording
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """The events of one recording, in a file.
-
-    Args:
-        path: of the file.
-        label: index of the class; None where it is unknown, as for a file with a problem.
-        window_us: (start, end) of the part of the file that is meant, in microseconds, without the end; None: all.
-        slice: (first, last) index of events in a `.npy` file of this project's; None: a whole file of any format.
-        problem: why the file cannot be used, if that is known already; loading raises it.
-    """
+    """The events of one recording: a file of any format, or a part of one."""
 
     path: Path
-    label: int | None
-    window_us: tuple[int, int] | None = None
-    slice: tuple[int, int] | None = None
-    problem: str | None = None
+    label: int | None  # index of the class; None where it is unknown, as for a file with a problem
+    window_us: tuple[int, int] | None = None  # (start, end) of the part in microseconds, without the end
+    slice: tuple[int, int] | None = None  # (first, last) index of events in a `.npy` file of this project's
+    problem: str | None = None  # why the file cannot be used, if that is known already; loading raises it
 
     def load(self, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
-        """Read the events.
+        """Read the events and check them against the (width, height) of the sensor, as `check_events` does.
 
-        Args:
-            sensor: (width, height) of the camera.
-            lenient: drop and count events outside the sensor or out of order, instead of raising.
-
-        Raises:
-            EventFormatError: for a damaged file, or one without events in the window.
-            OSError: if the file cannot be opened.
+        A damaged file, or one without events in the window, is an EventFormatError.
         """
         if self.problem is not None:
             raise EventFormatError(self.path, 0, self.problem)
@@ -76,15 +62,5 @@ class Parts(NamedTuple):
     test: list[Recording]
 
 
-class Streams(NamedTuple):
-    """Recordings in memory, one after the other.
-
-    Args:
-        events: of dtype `EVENT`.
-        ends: int64 [S], where each recording ends in `events`.
-        labels: int64 [S], indices of the classes.
-    """
-
-    events: np.ndarray
-    ends: np.ndarray
-    labels: np.ndarray
+# Recordings in memory: their events, one after the other; where each ends, int64 [S]; their labels, int64 [S].
+Streams = tuple[np.ndarray, np.ndarray, np.ndarray]

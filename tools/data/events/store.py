@@ -9,7 +9,9 @@ This module and those it imports from its package run in worker processes: none 
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -39,22 +41,14 @@ BYTES_PER_PROCESS = 2**28  # to be read: for less, starting one more process cos
 class FrameStore:
     """The frames of recordings; `store[indices]` are counts [N, T, 2, H, W], unsigned.
 
+    Recordings that cannot be read, and events out of range or order, are an EventFormatError, unless `lenient`: then
+    they are left out, and `skipped` says {index of a recording: why}, `dropped` {reason: number of events}.
+
     Args:
         name: of the data set and its part, for the folder's name and the progress bar.
-        recordings: whose frames they are.
-        framing: how the frames are made.
-        lenient: skip recordings that cannot be read and events out of range or order, and count them; otherwise
-            they are errors.
         workers: most processes that read; few recordings are read by fewer.
-        folder: where stores are; None: `cache_folder()`.
-
-    Attributes:
-        folder: of this store; its name has a hash of the files, the framing, and the code that reads and frames.
-        skipped: {index of a recording: why it could not be read}.
-        dropped: {reason: number of events dropped}.
-
-    Raises:
-        EventFormatError: for a recording that cannot be read, unless `lenient`.
+        folder: where stores are; None: `cache_folder()`. The attribute is the folder of this store, whose name has a
+            hash of the files, the framing, and the code that reads and frames.
     """
 
     def __init__(
@@ -97,31 +91,18 @@ def _is_made(path: Path, lenient: bool) -> bool:
 def _make_shards(
     missing: dict[Path, Sequence[Recording]], framing: Framing, lenient: bool, workers: int, description: str
 ) -> None:
-    """Make shards, in as many processes as the work deserves.
-
-    Args:
-        missing: {path of a shard: its recordings}.
-    """
+    """Make shards, {path: recordings}, in as many processes as the work deserves."""
     files = {recording.path for recordings in missing.values() for recording in recordings}
     size = sum(path.stat().st_size for path in files if path.exists())
     processes = min(workers, os.cpu_count() or 1, len(missing), 1 + size // BYTES_PER_PROCESS)
-    with tqdm(total=len(missing), desc=description, unit="shard", disable=None, leave=False) as progress:
-        if processes == 1:
-            for path, recordings in missing.items():
-                make_shard(recordings, framing, lenient, path)
-                progress.update()
-            return
-        # Not forked: a fork copies locks that other threads of this process may hold.
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-            shards = [pool.submit(make_shard, part, framing, lenient, path) for path, part in missing.items()]
-            try:
-                for shard in concurrent.futures.as_completed(shards):
-                    shard.result()
-                    progress.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # else the others would be made first
-                raise
+    shards = missing.values(), itertools.repeat(framing), itertools.repeat(lenient), missing
+    with contextlib.ExitStack() as stack:
+        run = map
+        if processes > 1:
+            context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads may hold
+            run = stack.enter_context(concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)).map
+        for _ in tqdm(run(make_shard, *shards), description, len(missing), unit="shard", disable=None, leave=False):
+            pass  # an error cancels what is not yet begun
 
 
 def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool, path: Path) -> None:
@@ -156,12 +137,9 @@ def _key(recordings: Sequence[Recording], framing: Framing) -> str:
 
 
 def stored_streams(name: str, make: Callable[[], Streams], folder: Path | None = None) -> list[Recording]:
-    """Simulated recordings: made once, then read from the cache.
+    """Simulated recordings: made once, then read from `folder`, by default `cache_folder()`.
 
-    Args:
-        name: of the files; it must differ where what is made differs, the code included (`code_fingerprint`).
-        make: simulates them.
-        folder: where the files are; None: `cache_folder()`.
+    The `name` of the files must differ where what is made differs, the code included (`code_fingerprint`).
     """
     path = Path(folder or cache_folder()) / f"{name}.npy"
     report = _checked_report(path)
@@ -169,11 +147,8 @@ def stored_streams(name: str, make: Callable[[], Streams], folder: Path | None =
         events, ends, labels = make()
         report = {"ends": ends.tolist(), "labels": labels.tolist()}
         _write(path, events, report)
-    recordings, first = [], 0
-    for label, last in zip(report["labels"], report["ends"]):
-        recordings.append(Recording(path, label, slice=(first, last)))
-        first = last
-    return recordings
+    slices = itertools.pairwise([0, *report["ends"]])
+    return [Recording(path, label, slice=part) for label, part in zip(report["labels"], slices)]
 
 
 def _checked_report(path: Path) -> dict | None:

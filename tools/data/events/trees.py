@@ -5,7 +5,7 @@ To add one, write a function like `list_nmnist` and an entry in `TREES`; `datase
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,26 +36,18 @@ CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of each class's recordings
 class Tree:
     """What an event data set is, and how it lies on the disk.
 
-    Args:
-        classes: their names, in the order of the labels.
-        sensor: (width, height) of the camera, in pixels.
-        size: (width, height) of the frames that networks usually see.
-        list_recordings: (folder, split) -> its recordings; FileNotFoundError if the folder does not hold it, UserError
-            for lists or names that cannot be read.
-        flippable: the classes that stay what they are in a mirror, which `--flip` may mirror.
-        folders: names under the data root where the data set is looked for; none for a simulated one.
-        download: where the data set is published, for the message that it is not there.
-        validation_fraction: share of the training recordings that choose the best epoch.
+    `list_recordings` gives the recordings in a folder, for a split; FileNotFoundError if the folder does not hold the
+    data set, UserError for lists or names that cannot be read.
     """
 
-    classes: tuple[str, ...]
-    sensor: tuple[int, int]
-    size: tuple[int, int]
+    classes: tuple[str, ...]  # their names, in the order of the labels
+    sensor: tuple[int, int]  # (width, height) of the camera, in pixels
+    size: tuple[int, int]  # (width, height) of the frames that networks usually see
     list_recordings: Callable[[Path, str], Parts]
-    flippable: tuple[str, ...] = ()
-    folders: tuple[str, ...] = ()
-    download: str = ""
-    validation_fraction: float = 0.1
+    flippable: tuple[str, ...] = ()  # the classes that stay what they are in a mirror, which `--flip` may mirror
+    folders: tuple[str, ...] = ()  # where it is looked for under the data root; none for a simulated one
+    download: str = ""  # where it is published, for the message that it is not there
+    validation_fraction: float = 0.1  # share of the training recordings that choose the best epoch
 
     def frame_size(self, side: int = 0) -> tuple[int, int]:
         """(width, height) of frames with this side, in pixels; 0: the usual size."""
@@ -64,18 +56,18 @@ class Tree:
 
 def list_nmnist(folder: Path, split: str = "") -> Parts:
     """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
-    parts = _parts(folder, "Train/[0-9]/*.bin", "Test/[0-9]/*.bin", lambda path: int(path.parent.name))
-    if not all(parts):
-        _not_found(folder, "{Train,Test}/<digit>/*.bin of N-MNIST")
-    return parts
+    what = "{Train,Test}/<digit>/*.bin of N-MNIST"
+    return _matching(folder, [("Train/[0-9]/*.bin", "Test/[0-9]/*.bin", _number_of_folder)], what)
 
 
-def _parts(folder: Path, train: str, test: str, label_of: Callable[[Path], int]) -> Parts:
-    """The files that match a pattern for each part, as recordings in the order of their names."""
-    parts = Parts([], [])
-    for part, pattern in zip(parts, (train, test)):
-        part.extend(Recording(path, label_of(path)) for path in sorted(folder.glob(pattern)))
-    return parts
+def _matching(folder: Path, layouts: Sequence[tuple[str, str, Callable[[Path], int]]], what: str) -> Parts:
+    """The recordings of the first of several layouts: a pattern of files for each part, and what gives their labels."""
+    for train, test, label_of in layouts:
+        found = (sorted(folder.glob(pattern)) for pattern in (train, test))
+        parts = Parts(*([Recording(path, label_of(path)) for path in paths] for paths in found))
+        if all(parts):
+            return parts
+    _not_found(folder, what)
 
 
 def list_dvsgesture(folder: Path, split: str = "") -> Parts:
@@ -85,47 +77,31 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
     gestures of each in its `_labels.csv`; or what SpikingJelly (events_np/{train,test}/<label>/*.npz) or tonic
     (ibmGesture{Train,Test}/<user>/<label>.npy) have extracted from it.
     """
-    for read in (_official_gestures, _spikingjelly_gestures, _tonic_gestures):
-        parts = read(folder)
+    lists = [folder / f"trials_to_{part}.txt" for part in Parts._fields]
+    if all(path.exists() for path in lists):
+        parts = Parts(*map(_official_gestures, lists))
         if all(parts):
             return parts
-    _not_found(folder, "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture")
+    spikingjelly = "events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", _number_of_folder
+    tonic = "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number
+    what = "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture"
+    return _matching(folder, [spikingjelly, tonic], what)
 
 
-def _official_gestures(folder: Path) -> Parts:
-    parts = Parts([], [])
-    lists = [folder / f"trials_to_{part}.txt" for part in parts._fields]
-    if all(path.exists() for path in lists):
-        for path, part in zip(lists, parts):
-            for name in _trials(path):
-                part.extend(_gestures(folder / name))
-    return parts
-
-
-def _trials(path: Path) -> list[str]:
-    """The names of files in a list, all of which are in its folder."""
-    names = read_bytes(path, MAX_LABEL_BYTES).decode(errors="replace").split()
+def _official_gestures(trials: Path) -> list[Recording]:
+    """The gestures in the files that a list names, all of which are in its folder."""
+    names = read_bytes(trials, MAX_LABEL_BYTES).decode(errors="replace").split()
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*\.aedat", name):
-            raise EventFormatError(path, 0, f"expected names of .aedat files beside it, got {name[:80]!r}")
-    return names
-
-
-def _gestures(path: Path) -> list[Recording]:
-    try:
-        labels = read_gesture_labels(path.with_name(f"{path.stem}_labels.csv"))
-    except (EventFormatError, FileNotFoundError) as error:  # one damaged file shall not hide all others
-        return [Recording(path, None, problem=str(error))]
-    return [Recording(path, gesture.label, (gesture.start_us, gesture.end_us)) for gesture in labels]
-
-
-def _spikingjelly_gestures(folder: Path) -> Parts:
-    inside = "[0-9]*/[!.]*.npz"
-    return _parts(folder, f"events_np/train/{inside}", f"events_np/test/{inside}", lambda path: _number(path.parent))
-
-
-def _tonic_gestures(folder: Path) -> Parts:
-    return _parts(folder, "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number)
+            raise EventFormatError(trials, 0, f"expected names of .aedat files beside it, got {name[:80]!r}")
+    recordings = []
+    for path in map(trials.with_name, names):
+        try:
+            for label, start_us, end_us in read_gesture_labels(path.with_name(f"{path.stem}_labels.csv")):
+                recordings.append(Recording(path, label, (start_us, end_us)))
+        except (EventFormatError, FileNotFoundError) as error:  # one damaged file shall not hide all others
+            recordings.append(Recording(path, None, problem=str(error)))
+    return recordings
 
 
 def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
@@ -135,9 +111,8 @@ def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
     70 %, split "7:3") of the numbers of its class, from 0 to the highest: of the complete data set 0 to 899 train, and
     900 to 999 test, whatever files are missing.
 
-    Note:
-        The data set's dat2mat.m and SpikingJelly mirror or swap the axes in their own ways, and their `.mat` and
-        `.npz` files are read as they are, unlike the `.aedat` files: test a network on the kind it was trained on.
+    Note: The data set's dat2mat.m and SpikingJelly mirror or swap the axes in their own ways, and their `.mat` and
+    `.npz` files are read as they are, unlike the `.aedat` files: test a network on the kind it was trained on.
     """
     folder = folder / "events_np" if (folder / "events_np").is_dir() else folder
     parts = Parts([], [])
@@ -166,6 +141,10 @@ def _number(path: Path) -> int:
     if found is None or len(found[1]) > 9:
         raise UserError(f"{path} has no number at the end of its name, as this data set's recordings have")
     return int(found[1])
+
+
+def _number_of_folder(path: Path) -> int:
+    return _number(path.parent)
 
 
 def _not_found(folder: Path, what: str) -> NoReturn:
@@ -204,14 +183,9 @@ TREES = {
 
 
 def recognise(folder: Path, split: str = "9:1") -> tuple[str, Parts]:
-    """Find out which data set a folder holds.
+    """Find out which data set a folder holds: its name in `TREES`, and its recordings.
 
-    Returns:
-        Its name in `TREES`, and its recordings.
-
-    Raises:
-        FileNotFoundError: if it is none of them; the message says what was looked for.
-        UserError: if it is one, but lists or names of its files cannot be read.
+    FileNotFoundError if it is none of them; UserError if it is one, but lists or names of its files cannot be read.
     """
     problems = []
     for name, tree in TREES.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tools.analysis import metrics
-from tools.analysis.uncertainty import SIZES, ensemble_curve, out_of_distribution
+from tools.analysis.metrics import SIZES, ensemble_curve, out_of_distribution
 from tools.config.evaluate import EvaluationConfig
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, count, missing, percent

@@ -1,6 +1,7 @@
-"""Distances between spike trains."""
+"""What an observer of spike trains can tell apart: distances between trains, and decoding of the stimulus."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -8,7 +9,7 @@ from scipy.signal import lfilter
 
 from tools.errors import UserError
 
-from .arrays import as_trials
+from .arrays import as_trials, in_windows
 
 
 def van_rossum_distance(first: ArrayLike, second: ArrayLike, tau_bins: float) -> np.ndarray:
@@ -20,17 +21,9 @@ def van_rossum_distance(first: ArrayLike, second: ArrayLike, tau_bins: float) ->
         f(t) = \sum_{s < t} x_s e^{-(t - s) / \tau}
 
     One additional spike adds 1/2 to :math:`D^2`; two spikes far from each other differ by 1.
-
-    Args:
-        first: spike counts [R, T, N].
-        second: spike counts [S, T, N].
-        tau_bins: time constant in bins, positive.
-
-    Returns:
-        D^2 [R, S, N].
-
-    Note:
-        van Rossum, "A novel spike distance", Neural Computation 13, 2001, equation 2.2; a spike is at its bin's start.
+    Shape: counts [R, T, N] and [S, T, N], a positive time constant in bins -> D^2 [R, S, N].
+    Note: van Rossum, "A novel spike distance", Neural Computation 13, 2001, equation 2.2; a spike is at its bin's
+    start.
     """
     first, second = _comparable(first, second)
     if not tau_bins > 0:
@@ -53,20 +46,10 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
     """Least cost of turning one spike train into the other, of all pairs of trials.
 
     To add or to delete a spike costs 1, to shift it `cost_per_bin` for each bin. With cost 0 only the numbers of
-    spikes matter; from 2 on, spikes match only in the same bin.
-
-    Args:
-        first: spike counts [R, T, N].
-        second: spike counts [S, T, N].
-        cost_per_bin: q, at least 0.
-
-    Returns:
-        [R, S, N].
-
-    Note:
-        Victor and Purpura, "Nature and precision of temporal coding in visual cortex", Journal of Neurophysiology 76,
-        1996. The dynamic programme takes a spike of the first trains at a time, for all pairs at once: deletions
-        along the second train are a running minimum.
+    spikes matter; from 2 on, spikes match only in the same bin. Shape: counts [R, T, N], [S, T, N] -> [R, S, N].
+    Note: Victor and Purpura, "Nature and precision of temporal coding in visual cortex", Journal of Neurophysiology 76,
+    1996. The dynamic programme takes a spike of the first trains at a time, for all pairs at once: deletions along the
+    second train are a running minimum.
     """
     first, second = _comparable(first, second)
     if not cost_per_bin >= 0:
@@ -74,8 +57,7 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
     cost_per_bin = min(cost_per_bin, 2.0)  # more changes nothing, and infinity could not be multiplied by 0
     distances = np.empty((len(first), len(second), first.shape[2]))
     for neuron in range(first.shape[2]):
-        times_first, times_second = _times(first[..., neuron]), _times(second[..., neuron])
-        distances[:, :, neuron] = _edit_distances(times_first, times_second, cost_per_bin)
+        distances[..., neuron] = _edit_distances(_times(first[..., neuron]), _times(second[..., neuron]), cost_per_bin)
     return distances
 
 
@@ -110,6 +92,58 @@ def _times(trains: np.ndarray) -> np.ndarray:
 def _comparable(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     first, second = as_trials(first, 1), as_trials(second, 1)
     if first.shape[1:] != second.shape[1:]:
-        shapes = f"{list(first.shape)} and {list(second.shape)}"
-        raise UserError(f"trains of the same bins and neurons can be compared, got {shapes}")
+        found = f"{list(first.shape)} and {list(second.shape)}"
+        raise UserError(f"trains of the same bins and neurons can be compared, got {found}")
     return first, second
+
+
+def decoding_accuracy(
+    spikes: ArrayLike, window: int, pooled: Sequence[int], repeats: int = 20, seed: int = 0
+) -> np.ndarray:
+    r"""How well naive Bayes tells the stimulus from the pooled responses of held-out trials.
+
+    The stimulus is cut into windows, which are the classes. Half of the trials give the probability p of a spike, of
+    each bin and neuron, as (k + 1/2) / (n + 1); the responses of `pooled` others are summed and go to the class of
+    largest likelihood,
+
+    .. math::
+        \log P = \sum_i x_i \log p_i + (m - x_i) \log(1 - p_i).
+
+    Classes of equal likelihood share the success; chance is 1 / (T // window).
+
+    Args:
+        spikes: 0 or 1 [R, T, N], R at least 2.
+        window: length of a class in bins.
+        pooled: numbers m of pooled trials, each in 1..R // 2; the accuracies [len(pooled)] are for each of them.
+        repeats: number of random splits of the trials, over which the accuracy is averaged.
+
+    Note: The smoothing is Jeffreys' prior. Quian Quiroga and Panzeri, Nature Reviews Neuroscience 10, 2009, on
+    decoding.
+    """
+    spikes = as_trials(spikes, 2)
+    if not np.isin(spikes, (0, 1)).all():
+        raise UserError("decoding takes responses of 0 or 1: use shorter bins")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    half = len(spikes) // 2
+    if not all(1 <= number <= half for number in pooled):
+        raise UserError(f"of {len(spikes)} trials, 1 to {half} can be pooled for decoding, got {list(pooled)}")
+    classes = in_windows(spikes, window).shape[1]
+    patterns = spikes[:, : classes * window].reshape(len(spikes), classes, -1)
+    random = np.random.default_rng(seed)
+    accuracies = np.zeros(len(pooled))
+    for _ in range(repeats):
+        order = random.permutation(len(spikes))
+        trained, tested = patterns[order[half:]], patterns[order[:half]]
+        p = (trained.sum(0) + 0.5) / (len(trained) + 1)
+        for place, number in enumerate(pooled):
+            x = tested[:number].sum(0)
+            scores = x @ np.log(p).T + (number - x) @ np.log1p(-p).T
+            accuracies[place] += _share_of_ties(scores)
+    return accuracies / repeats
+
+
+def _share_of_ties(scores: np.ndarray) -> float:
+    """Mean over rows i of scores [K, K] of 1 / (number of largest scores), where score i is among the largest."""
+    largest = np.isclose(scores, scores.max(1, keepdims=True), rtol=1e-9, atol=1e-9)
+    return (np.diagonal(largest) / largest.sum(1)).mean()
