@@ -1,21 +1,18 @@
 """Run the experiments of a study; results go to JSON, pictures beside it, the same ones for the same seed."""
 
 import concurrent.futures.process
-import contextlib
 import dataclasses
 import itertools
 import json
 import logging
-import math
 import multiprocessing
 import os
 import re
 import unittest.mock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -26,7 +23,6 @@ from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
-Job = TypeVar("Job")
 Result = TypeVar("Result")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 DIGITS = 5  # significant ones, of numbers in the results; those beyond may differ between machines by rounding
@@ -49,12 +45,11 @@ class Study:
         """Seeds of the repetitions of an experiment, of which there are `full` or `quick`."""
         return [self.seed_for(purpose, number) for number in range(quick if self.quick else full)]
 
-    def map(self, function: Callable[[Job], Result], jobs: list[Job], description: str) -> list[Result]:
-        """[function(job) for job in jobs], in parallel processes of one thread each.
+    def map(self, jobs: Sequence[Callable[[], Result]], description: str) -> list[Result]:
+        """What each job returns, in parallel processes of one thread each: another number may change rounding.
 
         Args:
-            function: defined at the top of a module, where other processes find it.
-            jobs: arguments; each has everything that its result depends on, the seed too.
+            jobs: `functools.partial` of functions at the top of a module, with all that results depend on, also seeds.
             description: of the progress bar.
 
         Raises:
@@ -62,13 +57,17 @@ class Study:
         """
         progress = dict(desc=description, total=len(jobs), unit="job", disable=None, leave=False)
         if self.workers == 1 or len(jobs) == 1:
-            with _one_thread():
-                return [function(job) for job in tqdm(jobs, **progress)]
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                return [job() for job in tqdm(jobs, **progress)]
+            finally:
+                torch.set_num_threads(threads)
         spawned = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
         pool = concurrent.futures.ProcessPoolExecutor(min(self.workers, len(jobs)), spawned)
         with unittest.mock.patch.dict(os.environ, ONE_THREAD), pool:
             try:
-                return list(tqdm(pool.map(function, jobs), **progress))
+                return list(tqdm(pool.map(_result, jobs), **progress))
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise ChildProcessError(
                     f"a process was killed from outside during {description!r}; if memory is short, use --workers 1"
@@ -77,43 +76,27 @@ class Study:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def map_groups(
-        self, function: Callable[[Job], Result], groups: Sequence[list[Job]], description: str
-    ) -> list[list[Result]]:
+    def map_groups(self, groups: Sequence[Sequence[Callable[[], Result]]], description: str) -> list[list[Result]]:
         """Like `map`, for groups of jobs that belong together: one list of results per group."""
-        found = iter(self.map(function, [job for group in groups for job in group], description))
-        return [list(itertools.islice(found, len(group))) for group in groups]
+        results = iter(self.map(list(itertools.chain(*groups)), description))
+        return [list(itertools.islice(results, len(group))) for group in groups]
 
     def save(self, name: str, picture: Figure) -> None:
         """Write a picture to <name>.png."""
         picture.savefig(self.folder / f"{name}.png", dpi=110)
 
 
-Experiment = Callable[[Study], Any]  # saves pictures, and returns results that `rounded` takes
+Experiments = dict[str, Callable[[Study], Any]]  # each saves pictures, and returns results that `rounded` takes
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch uses one thread in the block, since another number may change results by rounding."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _result(job):
+    return job()
 
 
 def run_study(
-    name: str,
-    experiments: dict[str, Experiment],
-    *,
-    seed: int,
-    quick: bool,
-    workers: int = 0,
-    out: str = "",
-    only: Sequence[str] = (),
+    name: str, experiments: Experiments, *, seed: int, quick: bool, workers: int = 0, out: str = "", only: Sequence = ()
 ) -> tuple[Path, dict]:
-    """Run the experiments of a study, and write results.json after each.
+    """Run the experiments of a study and return the folder and the content of its results.json, written after each.
 
     Args:
         name: of the study.
@@ -123,9 +106,6 @@ def run_study(
         out: folder of the results; "": results/<name>/<time>-s<seed>. If it has a results.json of the same study,
             seed and `quick`, the experiments that are not run again stay in it.
         only: names of the experiments to run; none: all.
-
-    Returns:
-        The folder, and the content of results.json.
 
     Raises:
         UserError: for unknown experiments, or a folder with results of other settings.
@@ -171,18 +151,13 @@ def _earlier(path: Path, head: dict) -> dict:
 
 def rounded(value: Any) -> Any:
     """Plain data for JSON: numbers with `DIGITS` significant digits, null for NaN and infinity."""
-    if dataclasses.is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, dict):
-        return {str(key): rounded(item) for key, item in value.items()}
-    if isinstance(value, torch.Tensor | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    return value
+    return json.loads(
+        json.dumps(value, default=_plain),
+        parse_float=lambda number: float(f"{float(number):.{DIGITS}g}"),
+        parse_constant=lambda infinite: None,
+    )
+
+
+def _plain(value):
+    """Dataclasses, arrays, tensors and the numbers of NumPy as what JSON has."""
+    return vars(value) if dataclasses.is_dataclass(value) else value.tolist()

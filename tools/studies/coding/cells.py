@@ -12,7 +12,6 @@ from models import Gaussian, NoiseLaw, NoisyLIF, noise_generator
 from .movie import DEPTH, FRAME_S, digit_movie, stacked
 
 CELLS = 10
-TRIALS_AT_ONCE = 250
 
 
 def population(digits: torch.Tensor, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,13 +32,7 @@ def receptive_fields(cells: int, size: tuple[int, int], random: np.random.Random
     Oriented (Gabor) in space with random place, orientation R, width, frequency and phase; biphasic in time with
     tau of 10 to 25 ms, where t = 0 is one frame after the current one.
 
-    Args:
-        cells: N.
-        size: (H, W) in pixels.
-        random: generator of all choices.
-
-    Returns:
-        float32 [N, DEPTH, H, W], each of norm 1; the current frame is last.
+    The current frame is last, and each field has norm 1: float32 [cells, DEPTH, H, W] for a size (H, W) in pixels.
 
     Note:
         Jones and Palmer, Journal of Neurophysiology 58, 1987, for Gabor functions; Adelson and Bergen, JOSA A 2, 1985,
@@ -118,17 +111,24 @@ class LIFCells:
 
     def sample(self, trials: int, seed: int) -> np.ndarray:
         """Spikes of fresh trials: uint8 [R, T, N]."""
-        with noise_generator(torch.Generator().manual_seed(seed)):
-            return in_parts(self._some, trials, TRIALS_AT_ONCE)
-
-    @torch.no_grad()
-    def _some(self, trials: int) -> np.ndarray:
         current = self.gain * torch.from_numpy(self.drive).float() + self.bias
         neuron = NoisyLIF(self.noise, decay=self.decay, placement=self.placement, decay_input=True)
-        spikes = neuron(current[:, None].expand(-1, trials, -1).contiguous())
-        return spikes.transpose(0, 1).to(torch.uint8).numpy()
+        with noise_generator(torch.Generator().manual_seed(seed)):
+            return in_parts(neuron, current[:, None], trials, most=250)
 
 
-def in_parts(draw: Callable[[int], np.ndarray], trials: int, most: int) -> np.ndarray:
-    """Trials [R, ...], of which draw(number) gives so many: at most `most` at once, as memory is limited."""
-    return np.concatenate([draw(min(most, trials - done)) for done in range(0, trials, most)])
+@torch.no_grad()
+def in_parts(
+    respond: Callable[[torch.Tensor], torch.Tensor], stimulus: torch.Tensor, trials: int, most: int
+) -> np.ndarray:
+    """Spikes uint8 [R, T, N] of so many trials with the same stimulus [T, 1, ...].
+
+    Args:
+        respond: [T, B, ...] -> spikes [T, B, N].
+        most: trials at once, as memory is limited.
+    """
+    parts = []
+    for done in range(0, trials, most):
+        repeated = stimulus.expand(-1, min(most, trials - done), *stimulus.shape[2:]).contiguous()
+        parts.append(respond(repeated).transpose(0, 1).to(torch.uint8).numpy())
+    return np.concatenate(parts)

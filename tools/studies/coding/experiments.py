@@ -1,8 +1,8 @@
 """The experiments of main_coding.py: each measures, draws its picture, and returns its numbers. A is in `truth`."""
 
 import dataclasses
-import functools
 import logging
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from models import Gaussian
 from tools.analysis import spike_trains
 from tools.errors import UserError
 from tools.studies.intervals import gains, over_seeds
-from tools.studies.study import Experiment, Study
+from tools.studies.study import Experiments, Study
 
 from . import pictures
 from .cells import CELLS, LIFCells, LNCells, population
@@ -46,15 +46,6 @@ FRAMES, PRESENTED = 1000, 40  # length of the movie, and trials
 DECODING = {"decoding_1": 1, "decoding_5": 5, "decoding_20": 20}  # trials that are pooled
 
 
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """The standard deviation of the noise of LIF cells that see moving digits, and the seed of both."""
-
-    digits: torch.Tensor
-    std: float
-    seed: int
-
-
 def scale(study: Study, digits: torch.Tensor) -> dict:
     """Measure reliability, Fano factor and decoding of noisy LIF cells against the scale of their noise.
 
@@ -62,8 +53,8 @@ def scale(study: Study, digits: torch.Tensor) -> dict:
     """
     seeds = study.seeds("scale", full=10, quick=5)
     scales = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5)
-    jobs = [[Noise(digits, std, seed) for seed in seeds] for std in scales]
-    found = study.map_groups(respond, jobs, "scales of the noise")
+    jobs = [[partial(respond, digits, std, seed) for seed in seeds] for std in scales]
+    found = study.map_groups(jobs, "scales of the noise")
     rows = []
     for std, of_scale in zip(scales, found):
         rows.append({"std": std, **over_seeds(of_scale), **gains(of_scale, found[0], DECODING)})
@@ -72,13 +63,12 @@ def scale(study: Study, digits: torch.Tensor) -> dict:
     return {**head, "rows": rows}
 
 
-def respond(job: Noise) -> Responses:
-    """Measure the responses of one population."""
-    _, drive = population(job.digits, FRAMES, job.seed)
+def respond(digits: torch.Tensor, std: float, seed: int) -> Responses:
+    """Measure the responses of one population to moving digits, with noise of one standard deviation."""
+    _, drive = population(digits, FRAMES, seed)
     # Most of the drive is below the threshold: without noise, a cell is silent most of the time.
-    cells = LIFCells(drive, gain=0.35, bias=0.3, noise=Gaussian(job.std or 1e-9))
-    spikes = cells.sample(PRESENTED, job.seed)
-    accuracies = spike_trains.decoding_accuracy(spikes, WINDOW, list(DECODING.values()), repeats=5, seed=job.seed)
+    spikes = LIFCells(drive, gain=0.35, bias=0.3, noise=Gaussian(std or 1e-9)).sample(PRESENTED, seed)
+    accuracies = spike_trains.decoding_accuracy(spikes, WINDOW, list(DECODING.values()), repeats=5, seed=seed)
     return Responses(
         rate_hz=spikes.mean() / FRAME_S,
         reliability=mean_over_cells(spike_trains.reliability(spikes)),
@@ -98,21 +88,6 @@ class Split:
     fitted: np.ndarray  # trials of the first frames, [R, start, N]
     tested: np.ndarray  # trials of the others, [R', T - start, N]
     frame_s: float  # seconds per frame
-
-    @property
-    def start(self) -> int:
-        """First frame of the test."""
-        return self.fitted.shape[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """A network of `NETWORKS` to fit with the first of the seeds, and to judge by trials drawn with each of them."""
-
-    split: Split
-    network: str
-    steps: int
-    seeds: list[int]
 
 
 def fits(study: Study, digits: torch.Tensor) -> dict:
@@ -139,13 +114,14 @@ def recording(study: Study, data: Recording, name: str) -> dict:
         UserError: for fewer than two trials, too few frames, more than one spike in a bin, or cells that do not
             respond to the movie; and as `fit` does.
     """
-    if len(data.spikes) < 2:
+    trials, frames, cells = data.spikes.shape
+    if trials < 2:
         raise UserError("variability needs at least 2 trials, the recording has 1")
     if data.spikes.max() > 1:
         raise UserError(f"networks are fitted to spikes of 0 or 1, a bin has {data.spikes.max()}: use shorter bins")
-    start = int(0.8 * len(data.movie))
+    start = int(0.8 * frames)
     if start < SEGMENT:
-        raise UserError(f"{name} has {len(data.movie)} frames; 80 % of them must be at least {SEGMENT}")
+        raise UserError(f"{name} has {frames} frames; 80 % of them must be at least {SEGMENT}")
     if data.frame_s is None:
         logger.warning("%s does not say how long a frame is (frame_s): assuming %g s", name, FRAME_S)
     split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], data.frame_s or FRAME_S)
@@ -154,17 +130,9 @@ def recording(study: Study, data: Recording, name: str) -> dict:
         raise UserError(f"no cell of {name} responds to the last fifth of its movie by more than chance")
     results = compare(study, split, name)
     study.save("fits_recording", pictures.fits(results, name))
-    return {
-        "file": name,
-        "movie": data.movie.shape,
-        "frame_s": split.frame_s,
-        "trials": len(data.spikes),
-        "cells": data.spikes.shape[2],
-        "cells_with_signal": with_signal,
-        "frames": start,
-        "test_frames": len(data.movie) - start,
-        "results": results,
-    }
+    head = {"file": name, "movie": data.movie.shape, "frame_s": split.frame_s, "trials": trials, "cells": cells}
+    numbers = {"cells_with_signal": with_signal, "frames": start, "test_frames": frames - start}
+    return {**head, **numbers, "results": results}
 
 
 def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
@@ -174,28 +142,28 @@ def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
     for network, make in NETWORKS.items():
         # The fit of an LN model has nothing random in it: it is done once, and its trials are drawn for each seed.
         groups = [seeds] if make is LNModel else [[seed] for seed in seeds]
-        jobs.append([Fit(split, network, steps, group) for group in groups])
-    found = study.map_groups(_fitted, jobs, f"fitting to {name}")
+        jobs.append([partial(_fitted, split, network, steps, group) for group in groups])
+    found = study.map_groups(jobs, f"fitting to {name}")
     return {network: over_seeds(sum(judged, [])) for network, judged in zip(NETWORKS, found)}
 
 
-def _fitted(job: Fit) -> list[Judgement]:
-    """Fit a network and judge it, once for each seed of its trials."""
-    split = job.split
-    net = fit(job.network, split.movie[: split.start], split.fitted, job.steps, job.seeds[0])
-    before = min(LEAD_IN, split.start)
+def _fitted(split: Split, network: str, steps: int, seeds: list[int]) -> list[Judgement]:
+    """Fit a network with the first of the seeds, and judge it by trials drawn with each of them."""
+    start = split.fitted.shape[1]
+    net = fit(network, split.movie[:start], split.fitted, steps, seeds[0])
+    before = min(LEAD_IN, start)
     judged = []
-    for seed in job.seeds:
-        spikes = simulate(net, split.movie[split.start - before :], TRIALS * len(split.tested), seed)
+    for seed in seeds:
+        spikes = simulate(net, split.movie[start - before :], TRIALS * len(split.tested), seed)
         judged.append(judge(spikes[:, before:], split.tested, split.frame_s))
     return judged
 
 
-def experiments(digits: torch.Tensor) -> dict[str, Experiment]:
+def experiments(digits: torch.Tensor) -> Experiments:
     """{name: experiment} with these digits, uint8 [N, 28, 28]."""
-    return {function.__name__: functools.partial(function, digits=digits) for function in (truth, scale, fits)}
+    return {function.__name__: partial(function, digits=digits) for function in (truth, scale, fits)}
 
 
-def experiments_on(data: Recording, name: str) -> dict[str, Experiment]:
+def experiments_on(data: Recording, name: str) -> Experiments:
     """{name: experiment} on a recording with this name."""
-    return {"recording": functools.partial(recording, data=data, name=name)}
+    return {"recording": partial(recording, data=data, name=name)}

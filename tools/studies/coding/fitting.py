@@ -23,15 +23,14 @@ BATCH, RATE, WEIGHT_DECAY = 16, 1e-2, 1e-2  # samples of a step, the highest lea
 NOISE = Gaussian(0.3)  # initially; in neurons without noise, the same density is the surrogate gradient
 CLIP = 1e-4  # probabilities this close to 0 or 1 count as these: one surprising spike is not a catastrophe
 TRACE_BINS = 3.0  # time constant of the traces that are compared where there is no likelihood
-FREE_TRIALS = 100  # at once, when a network runs freely
 
 
 class EncodingNetwork(nn.Module):
-    """Convolution - spikes - linear - spikes of N cells.
+    """Convolution - spikes - linear - spikes of the cells.
 
     Args:
         in_shape: (DEPTH, H, W), H and W at least 5.
-        cells: N.
+        cells: their number N.
         hidden: whether the hidden neurons are noisy.
         output: whether those that stand for the cells are.
 
@@ -67,20 +66,13 @@ class EncodingNetwork(nn.Module):
     def predict(self, frames: torch.Tensor, trials: int) -> np.ndarray:
         """Spikes of free-running trials: uint8 [R, T, N]; without noise, all are the same."""
         current = over_time(self.conv, frames[:, None])  # [T, 1, channels, h, w]: before any noise, once for all trials
-
-        def draw(count):
-            spikes = self.output(self._after_convolution(current.expand(-1, count, -1, -1, -1).contiguous()))
-            return spikes.transpose(0, 1).to(torch.uint8).numpy()
-
-        return in_parts(draw, trials, FREE_TRIALS) if is_noisy(self) else draw(1).repeat(trials, 0)
+        different = trials if is_noisy(self) else 1
+        spikes = in_parts(lambda part: self.output(self._after_convolution(part)), current, different, most=100)
+        return spikes.repeat(trials // different, 0)
 
 
 class LNModel(nn.Module):
     r"""A linear filter over space and time for each cell, and a sigmoid: :math:`p = \sigma(k \cdot x + b)`.
-
-    Args:
-        in_shape: (DEPTH, H, W).
-        cells: N.
 
     Shape:
         frames [T, B, DEPTH, H, W] -> log-odds of a spike [T, B, N].
@@ -115,9 +107,8 @@ class LNModel(nn.Module):
 
         def closure():
             optimizer.zero_grad()
-            squares = self.linear.weight.square().sum(1)
-            loss = F.binary_cross_entropy_with_logits(self.linear(x), y, reduction="none").mean(0).sum()
-            loss = loss + (penalty * squares).sum()
+            losses = F.binary_cross_entropy_with_logits(self.linear(x), y, reduction="none").mean(0)
+            loss = (losses + penalty * self.linear.weight.square().sum(1)).sum()
             loss.backward()
             return loss
 
@@ -157,9 +148,6 @@ def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: i
         steps: of the optimiser.
         seed: of weights, samples and noise.
 
-    Returns:
-        The network, in evaluation mode.
-
     Raises:
         UserError: for a movie too short or small, or counts that are not 0 or 1.
     """
@@ -179,11 +167,10 @@ def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: i
         return net.eval()
     optimizer = build_optimizer("adamw", net, RATE, WEIGHT_DECAY)
     scheduler = build_scheduler("onecycle", optimizer, steps)
-    within = torch.arange(SEGMENT)[:, None]
     # Not `train_one_epoch`, which compares classes with logits: here the recorded spikes, an input and the target at
     # once, fix the state of the output neurons, and samples are stretches of trials that overlap.
     for _ in range(steps):
-        chosen = torch.randint(length - SEGMENT + 1, (BATCH,)) + within  # [SEGMENT, B]
+        chosen = torch.randint(length - SEGMENT + 1, (BATCH,)) + torch.arange(SEGMENT)[:, None]  # [SEGMENT, B]
         trial = torch.randint(trials, (BATCH,))
         optimizer.zero_grad()
         net.loss(frames[chosen], trains[trial, chosen]).backward()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import numpy as np
 
@@ -66,24 +65,25 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
     edits, edits_recorded = _between_halves(victor, spikes[:PAIRS]), _between_halves(victor, recorded[:PAIRS])
     half = len(recorded) // 2
     across = van_rossum(spikes[:half], recorded[half:]).mean((0, 1))
-    return Judgement(
-        cc_norm=mean_over_cells(cc_norm),
-        cc_norm_smoothed=mean_over_cells(cc_norm_smoothed),
-        fano=mean_over_cells(fano),
-        fano_recorded=mean_over_cells(fano_recorded),
-        fano_mismatch=mean_over_cells(np.abs(fano - fano_recorded)),
-        signal_power=mean_over_cells(signal),
-        signal_power_recorded=mean_over_cells(signal_recorded),
-        signal_power_mismatch=mean_over_cells(np.abs(_relative(signal, signal_recorded))[chosen]),
-        noise_power=mean_over_cells(noise),
-        noise_power_recorded=mean_over_cells(noise_recorded),
-        noise_power_mismatch=mean_over_cells(np.abs(_relative(noise, noise_recorded))),
-        reliability=mean_over_cells(spike_trains.reliability(spikes)),
-        reliability_recorded=mean_over_cells(spike_trains.reliability(recorded)),
-        distance_mismatch=mean_over_cells(np.abs(_relative(distance, distance_recorded))),
-        distance_excess=mean_over_cells(_relative(across, distance_recorded)),
-        victor_purpura_mismatch=mean_over_cells(np.abs(_relative(edits, edits_recorded))),
+    of_cells = dict(
+        cc_norm=cc_norm,
+        cc_norm_smoothed=cc_norm_smoothed,
+        fano=fano,
+        fano_recorded=fano_recorded,
+        fano_mismatch=np.abs(fano - fano_recorded),
+        signal_power=signal,
+        signal_power_recorded=signal_recorded,
+        signal_power_mismatch=np.abs(_relative(signal, signal_recorded))[chosen],
+        noise_power=noise,
+        noise_power_recorded=noise_recorded,
+        noise_power_mismatch=np.abs(_relative(noise, noise_recorded)),
+        reliability=spike_trains.reliability(spikes),
+        reliability_recorded=spike_trains.reliability(recorded),
+        distance_mismatch=np.abs(_relative(distance, distance_recorded)),
+        distance_excess=_relative(across, distance_recorded),
+        victor_purpura_mismatch=np.abs(_relative(edits, edits_recorded)),
     )
+    return Judgement(**{key: mean_over_cells(values) for key, values in of_cells.items()})
 
 
 def has_signal(spikes: np.ndarray) -> np.ndarray:
@@ -99,18 +99,18 @@ def bins_of_window(frame_s: float) -> int:
     return max(1, round(WINDOW_S / frame_s))
 
 
-def _relative(found: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+def _relative(found, recorded):
     """found / recorded - 1; NaN where nothing was recorded, as for a silent cell."""
     return np.divide(found, recorded, out=np.full(found.shape, np.nan), where=recorded > 0) - 1
 
 
-def _between_halves(distance: Callable, trials: np.ndarray) -> np.ndarray:
+def _between_halves(distance, trials):
     """Mean distance between a trial of the first half and one of the second, for each cell."""
     half = len(trials) // 2
     return distance(trials[:half], trials[half:]).mean((0, 1))
 
 
-def _van_rossum(first: np.ndarray, second: np.ndarray, tau_bins: float) -> np.ndarray:
+def _van_rossum(first, second, tau_bins):
     return np.sqrt(spike_trains.van_rossum_distance(first, second, tau_bins))
 
 

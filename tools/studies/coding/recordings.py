@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.errors import UserError
+from tools.io.files import is_folder_or_device
 from tools.io.npy import read_npz
 
 MOST_BYTES = 2**34  # of a recording in memory; spikes are so sparse that a compressed file has a hundredth of that
@@ -27,10 +28,8 @@ class Recording:
     def __post_init__(self):
         movie, spikes = self.movie, self.spikes
         if movie.ndim != 3 or spikes.ndim != 3 or len(movie) != spikes.shape[1] or 0 in (*movie.shape, *spikes.shape):
-            raise UserError(
-                f"expected movie [frames, H, W] and spikes [trials, frames, cells], got {list(movie.shape)} and "
-                f"{list(spikes.shape)}"
-            )
+            shapes = f"{list(movie.shape)} and {list(spikes.shape)}"
+            raise UserError(f"expected movie [frames, H, W] and spikes [trials, frames, cells], got {shapes}")
         if movie.dtype.kind not in "biuf" or spikes.dtype.kind not in "biuf":
             raise UserError(f"movie and spikes must be numbers, got {movie.dtype} and {spikes.dtype}")
         constant = movie.min() == movie.max()
@@ -54,16 +53,17 @@ def read_recording(path: str | Path) -> Recording:
         OSError: if it cannot be opened.
         UserError: naming the file, if it lacks what is expected; and for NWB without pynwb.
     """
-    path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # from a pipe, a reader might wait forever
+        if is_folder_or_device(path):
             raise UserError("it is not a file")
-        return read_arrays(path) if path.suffix.lower() == ".npz" else read_nwb(path)
+        with open(path, "rb"):  # an absent file is an OSError, not a damaged one
+            pass
+        return read_arrays(path) if Path(path).suffix.lower() == ".npz" else read_nwb(path)
     except UserError as error:
         raise UserError(f"{path} cannot be read as a recording: {error}") from error
 
 
-def read_arrays(path: Path) -> Recording:
+def read_arrays(path: str | Path) -> Recording:
     """Read a .npz: `movie` [frames, H, W], `spikes` [trials, frames, cells] and, if known, `frame_s` in seconds."""
     arrays = read_npz(path, MOST_BYTES)
     if missing := {"movie", "spikes"} - arrays.keys():
@@ -74,7 +74,7 @@ def read_arrays(path: Path) -> Recording:
     return Recording(arrays["movie"], arrays["spikes"], None if frame_s is None else frame_s.item())
 
 
-def read_nwb(path: Path) -> Recording:
+def read_nwb(path: str | Path) -> Recording:
     """Read a file of Neurodata Without Borders.
 
     The movie is the only image series [frames, H, W] among the stimuli (a last axis of colours is averaged); `trials`
@@ -89,8 +89,6 @@ def read_nwb(path: Path) -> Recording:
         from pynwb import NWBHDF5IO
     except ImportError as error:
         raise UserError("reading NWB needs the package pynwb (pip install pynwb)") from error
-    with open(path, "rb"):  # an absent file is an OSError, not a damaged one
-        pass
     try:
         with NWBHDF5IO(str(path), "r", load_namespaces=True) as io:
             return _from_nwb(io.read())

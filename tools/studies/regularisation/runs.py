@@ -23,8 +23,9 @@ from tools.training.loop import Learner, train_one_epoch
 
 from .sharpness import hessian_trace, perturbed_loss
 
-CPU = torch.device("cpu")
-BATCH, TIMESTEPS, RATE = 50, 4, 1e-3
+CPU, TIMESTEPS = torch.device("cpu"), 4
+FORWARD, LOSS = ForwardPass(CPU, TIMESTEPS), RateCrossEntropy()
+BATCH, RATE = 50, 1e-3
 SCALE_RATE = 0.1  # of the logarithms of learnt scales, which have further to go than weights
 RECORDED = 10  # times that learnt scales are recorded during training
 WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
@@ -63,7 +64,6 @@ class Run:
     seed: int  # of weights, order, noise, and of the choice of images
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A random generator of its own for one purpose."""
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
 
 
@@ -97,8 +97,7 @@ def measure(run: Run) -> Measured:
     twin = mean_field_twin(net, run)
     with mean_field(twin):
         loss = functools.partial(loss_of, images=pixels.double(), labels=labels)
-        with torch.no_grad():
-            mean_field_loss = loss(twin).item()
+        mean_field_loss = loss(twin).item()
         trace = math.nan if run.law is Uniform else hessian_trace(twin, loss, DRAWS, run.generator("probes"))[0]
     return Measured(
         train_loss=fitted.loss,
@@ -122,14 +121,12 @@ def chosen_images(run: Run) -> LabelledImages:
 
 
 def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale: bool = False) -> nn.Module:
-    """Make the network of a run."""
     # Noise in the threshold alone: then its own distribution, not that of a sum of two, is the probability of a spike,
     # also in the mean field, and its density is the gradient, as it is the surrogate of the network without noise.
     noisy = functools.partial(NoisyLIF, placement="escape", learnable_scale=learnable_scale)
     neuron = functools.partial(noisy if run.noisy else LIF, law_of_std(run.law, run.std))
     seed_generators(derived_seed(run.seed, "weights"))
-    in_shape = tuple(run.data.train.images.shape[1:])
-    net = build_model(model, neuron=neuron, in_shape=in_shape, num_classes=10, width=width)
+    net = build_model(model, neuron=neuron, in_shape=run.data.train.images.shape[1:], num_classes=10, width=width)
     net.normalize = Normalize(run.data.mean, run.data.std)
     return net
 
@@ -140,14 +137,8 @@ def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable
     for group in optimizer.param_groups:
         if group["params"][0].dim() == 0:
             group["lr"] = SCALE_RATE
-    learner = Learner(
-        net=net,
-        criterion=RateCrossEntropy(),
-        optimizer=optimizer,
-        scheduler=build_scheduler("cos", optimizer, run.steps),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        forward=ForwardPass(CPU, TIMESTEPS),
-    )
+    scheduler, scaler = build_scheduler("cos", optimizer, run.steps), torch.amp.GradScaler("cpu", enabled=False)
+    learner = Learner(net=net, criterion=LOSS, optimizer=optimizer, scheduler=scheduler, scaler=scaler, forward=FORWARD)
     seed_generators(derived_seed(run.seed, "order"))
     done = 0
     # Noise has a generator of its own, so that a network without noise gets its images in the same order.
@@ -171,7 +162,7 @@ class Scores:
 
 def evaluate(net: nn.Module, images: LabelledImages, draws: int = DRAWS) -> Scores:
     """Test a network on images with a number of noise draws."""
-    log_p, labels = predict_all(net, images.batches(10 * BATCH, CPU), ForwardPass(CPU, TIMESTEPS), draws=draws)
+    log_p, labels = predict_all(net, images.batches(10 * BATCH, CPU), FORWARD, draws=draws)
     single, repeated = log_p.flatten(0, 1), labels.repeat(draws)
     return Scores(
         metrics.negative_log_likelihood(single, repeated),
@@ -182,7 +173,7 @@ def evaluate(net: nn.Module, images: LabelledImages, draws: int = DRAWS) -> Scor
 
 def loss_of(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The loss on images in [0, 1], differentiable, unlike that of `evaluate`."""
-    return RateCrossEntropy()(net(images, timesteps=TIMESTEPS), labels)
+    return LOSS(net(images, timesteps=TIMESTEPS), labels)
 
 
 def mean_field_twin(net: nn.Module, run: Run) -> nn.Module:
@@ -208,7 +199,7 @@ def learn_scales(run: Run) -> LearntScales:
     steps, scales = [], []
     done = itertools.count()
 
-    def record(*_) -> None:
+    def record(*_):
         step = next(done)
         if step % (run.steps // RECORDED) == 0:
             steps.append(step)

@@ -24,12 +24,9 @@ def hessian_trace(
     Args:
         net: its weights are moved and put back.
         loss: net -> scalar.
-        probes: number of vectors v.
+        probes: number of vectors v, over which mean and standard error are returned.
         generator: of these vectors.
         step: h, in units of the weights; a small one needs weights in float64.
-
-    Returns:
-        Mean and standard error over the probes.
 
     Note:
         Hutchinson, Communications in Statistics 18, 1989; for networks: Yao et al., "PyHessian", IEEE Big Data 2020.
@@ -63,10 +60,8 @@ def perturbed_loss(net: nn.Module, loss: Loss, relative: float, draws: int, gene
     sizes = [weight.square().mean().sqrt() for weight in weights]
     total = 0.0
     for _ in range(draws):
-        noise = []
-        for weight, size in zip(weights, sizes):
-            noise.append(torch.randn(weight.shape, generator=generator).to(weight) * size)
-        with moved(weights, noise, relative):
+        noise = [torch.randn(weight.shape, generator=generator).to(weight) for weight in weights]
+        with moved(weights, [one * size for one, size in zip(noise, sizes)], relative):
             total += loss(net).item()
     return total / draws
 

@@ -63,14 +63,10 @@ class SmallNetwork:
         return output if self.loss == "linear" else (output - self.target).square()
 
     def probabilities(self, weights: Sequence[torch.Tensor], spikes: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Probability of each spike, given its past and the layer below.
+        """Probability of each spike, given its past and the layer below; both lists are of layers.
 
-        Args:
-            weights: of each layer, [neurons, inputs], or one for each pattern, [M, neurons, inputs].
-            spikes: of each layer, [T, M, neurons].
-
-        Returns:
-            For each layer, [T, M, neurons].
+        Shape:
+            weights [neurons, inputs], or [M, neurons, inputs] for each pattern; spikes [T, M, neurons] -> the same.
         """
         below = self.inputs[:, None].expand(-1, spikes[0].shape[1], -1)
         found = []
@@ -81,11 +77,7 @@ class SmallNetwork:
         return found
 
     def patterns(self) -> list[torch.Tensor]:
-        """All spike patterns: for each layer, [T, 2^bits, neurons].
-
-        Raises:
-            ValueError: if there are too many.
-        """
+        """All spike patterns: for each layer, [T, 2^bits, neurons]."""
         if self.bits > MOST_BITS:
             raise ValueError(f"a pattern has {self.bits} spikes; at most {MOST_BITS} can be enumerated")
         T = len(self.inputs)

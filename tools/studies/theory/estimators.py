@@ -22,17 +22,10 @@ from models.functional import noisy_lif
 from .enumeration import SmallNetwork, currents, flat
 
 
-def ndl(network: SmallNetwork, draws: int, mode: str = "noisy", detach_reset: bool = False) -> torch.Tensor:
-    """Gradients of single draws by backpropagation: [draws, parameters].
-
-    Args:
-        network: whose gradient is estimated.
-        draws: M, computed as one batch; the noise comes from the active generator (`models.noise_generator`).
-        mode: of `noisy_lif`: "noisy", or "noiseless" or "mean_field", which need only one draw.
-        detach_reset: see `noisy_lif`.
-    """
+def ndl(network: SmallNetwork, draws: int, **options: str | bool) -> torch.Tensor:
+    """Gradients of single draws by backpropagation, with `options` of `noisy_lif`: [draws, parameters]."""
     weights = _copies(network, draws)
-    spikes = drawn_spikes(network, weights, draws, mode, detach_reset)
+    spikes = drawn_spikes(network, weights, draws, **options)
     return flat(torch.autograd.grad(network.loss_of(spikes[-1]).sum(), weights), 1)
 
 
@@ -63,14 +56,16 @@ STOCHASTIC = {  # name: (network, draws) -> gradients
     "REINFORCE": reinforce,
     "REINFORCE, baseline": functools.partial(reinforce, baseline=True),
 }
-DETERMINISTIC = {"surrogate": "noiseless", "mean field": "mean_field"}  # name: mode of `ndl`
+DETERMINISTIC = {  # those that need only one draw
+    "surrogate": functools.partial(ndl, mode="noiseless"),
+    "mean field": functools.partial(ndl, mode="mean_field"),
+}
+ESTIMATORS = STOCHASTIC | DETERMINISTIC
 
 
 def estimates(name: str, network: SmallNetwork, draws: int) -> torch.Tensor:
     """Gradients by an estimator: of `STOCHASTIC` [draws, parameters], of `DETERMINISTIC` [1, parameters]."""
-    if name in DETERMINISTIC:
-        return ndl(network, 1, DETERMINISTIC[name])
-    return STOCHASTIC[name](network, draws)
+    return ESTIMATORS[name](network, 1 if name in DETERMINISTIC else draws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +87,8 @@ def compare(gradients: torch.Tensor, exact: torch.Tensor) -> Comparison:
     mean, norm = gradients.mean(0), exact.norm()
     if norm == 0:
         return Comparison()
-    count = len(gradients)
-    variance = gradients.var(0).sum() if count > 1 else torch.zeros(())
-    chance = variance / count
+    variance = gradients.var(0).sum() if len(gradients) > 1 else torch.zeros(())
+    chance = variance / len(gradients)
     bias = ((mean - exact).square().sum() - chance).clamp(min=0).sqrt()
     single = gradients @ exact / (gradients.norm(dim=1) * norm).clamp(min=1e-300)
     return Comparison(
@@ -106,19 +100,22 @@ def compare(gradients: torch.Tensor, exact: torch.Tensor) -> Comparison:
     )
 
 
-def _copies(network: SmallNetwork, draws: int) -> list[torch.Tensor]:
+def _copies(network, draws):
     """The weights as leaves [draws, neurons, inputs], one copy per draw, so that each draw has its own gradient."""
     return [weight.expand(draws, *weight.shape).clone().requires_grad_() for weight in network.weights]
 
 
 def drawn_spikes(
-    network: SmallNetwork, weights: Sequence[torch.Tensor], draws: int, mode: str = "noisy", detach_reset: bool = False
+    network: SmallNetwork, weights: Sequence[torch.Tensor], draws: int, **options: str | bool
 ) -> list[torch.Tensor]:
-    """Spikes of each layer, [T, draws, neurons]; `mode` and `detach_reset` as in `ndl`."""
+    """Spikes of each layer, [T, draws, neurons], with weights [draws, neurons, inputs] and options of `noisy_lif`.
+
+    All draws are one batch, with noise from the active generator (`models.noise_generator`).
+    """
     neurons = functools.partial(noisy_lif, threshold=network.threshold, decay=network.decay, placement="escape")
     below = network.inputs[:, None].expand(-1, draws, -1)
     spikes = []
     for weight in weights:
-        below, _ = neurons(currents(weight, below), network.law, mode=mode, detach_reset=detach_reset)
+        below, _ = neurons(currents(weight, below), network.law, **options)
         spikes.append(below)
     return spikes
