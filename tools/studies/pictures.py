@@ -25,13 +25,12 @@ def against_scale(
     draw: Callable[[Axes, str, Any], None],
     **options,
 ) -> Figure:
-    """Draw quantities against the standard deviation of the noise: a row for each of them.
+    """Draw quantities against the standard deviation of the noise, with options of `Figure.subplots`.
 
     Args:
-        quantities: (name, label, "linear" or "log") of each.
-        columns: {title: what is drawn in this column}.
-        draw: (panel, name of the quantity, what is drawn in this column) -> None.
-        options: of `Figure.subplots`.
+        quantities: (name, label, "linear" or "log") of each row.
+        columns: {title: content} of each column.
+        draw: (panel, name of the quantity, content) -> None.
     """
     count = len(quantities)
     figure, axes = panels(3.6 * len(columns) + 1.8, 2.4 * count, count, len(columns), sharex=True, **options)

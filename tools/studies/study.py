@@ -23,7 +23,7 @@ from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
+Case, Result = TypeVar("Case"), TypeVar("Result")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 DIGITS = 5  # significant ones, of numbers in the results; those beyond may differ between machines by rounding
 
@@ -46,11 +46,9 @@ class Study:
         return [self.seed_for(purpose, number) for number in range(quick if self.quick else full)]
 
     def map(self, jobs: Sequence[Callable[[], Result]], description: str) -> list[Result]:
-        """What each job returns, in parallel processes of one thread each: another number may change rounding.
+        """What jobs return, in parallel processes of one thread each, as another number may change rounding.
 
-        Args:
-            jobs: `functools.partial` of functions at the top of a module, with all that results depend on, also seeds.
-            description: of the progress bar.
+        A job is a `functools.partial` of a function at the top of a module, with all that results depend on.
 
         Raises:
             ChildProcessError: if the system kills a process, as it does when memory is short.
@@ -69,17 +67,16 @@ class Study:
             try:
                 return list(tqdm(pool.map(_result, jobs), **progress))
             except concurrent.futures.process.BrokenProcessPool as error:
-                raise ChildProcessError(
-                    f"a process was killed from outside during {description!r}; if memory is short, use --workers 1"
-                ) from error
+                message = f"a process was killed from outside during {description!r}"
+                raise ChildProcessError(f"{message}; if memory is short, use --workers 1") from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def map_groups(self, groups: Sequence[Sequence[Callable[[], Result]]], description: str) -> list[list[Result]]:
-        """Like `map`, for groups of jobs that belong together: one list of results per group."""
-        results = iter(self.map(list(itertools.chain(*groups)), description))
-        return [list(itertools.islice(results, len(group))) for group in groups]
+    def map_groups(self, groups: dict[Case, list[Callable[[], Result]]], description: str) -> dict[Case, list[Result]]:
+        """Like `map`, for groups of jobs that belong together: {case: its results}."""
+        results = iter(self.map(sum(groups.values(), []), description))
+        return {case: list(itertools.islice(results, len(jobs))) for case, jobs in groups.items()}
 
     def save(self, name: str, picture: Figure) -> None:
         """Write a picture to <name>.png."""
@@ -99,8 +96,7 @@ def run_study(
     """Run the experiments of a study and return the folder and the content of its results.json, written after each.
 
     Args:
-        name: of the study.
-        experiments: {name: experiment}.
+        name, experiments: of the study.
         seed, quick: see `Study`.
         workers: number of parallel processes; 0: one per processor.
         out: folder of the results; "": results/<name>/<time>-s<seed>. If it has a results.json of the same study,
@@ -119,7 +115,7 @@ def run_study(
     content = _earlier(folder / "results.json", {"study": name, "seed": seed, "quick": quick})
     study = Study(folder, seed, quick, workers or os.cpu_count() or 1)
     made_by = {key: value for key, value in provenance().items() if key not in ("gpu", "threads")}
-    chosen = list(dict.fromkeys(only or experiments))
+    chosen = dict.fromkeys(only or experiments)
     for number, which in enumerate(chosen, 1):
         logger.info("%s (%d of %d)", which.replace("_", " "), number, len(chosen))
         content["experiments"][which] = rounded(experiments[which](study))
@@ -141,7 +137,7 @@ def _earlier(path: Path, head: dict) -> dict:
     try:
         content = json.loads(read_bytes(path, MOST_TEXT))
         came = {key: content[key] for key in head}
-        content.update({key: dict(content[key]) for key in ("experiments", "made_by")})
+        content |= {key: dict(content[key]) for key in ("experiments", "made_by")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as the results of a study: {error!r}") from error
     if came != head:
@@ -159,5 +155,4 @@ def rounded(value: Any) -> Any:
 
 
 def _plain(value):
-    """Dataclasses, arrays, tensors and the numbers of NumPy as what JSON has."""
     return vars(value) if dataclasses.is_dataclass(value) else value.tolist()

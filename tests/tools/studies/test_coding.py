@@ -16,11 +16,10 @@ from tools import cli
 from tools.analysis import spike_trains
 from tools.errors import UserError
 from tools.studies.coding import experiments, fitting
-from tools.studies.coding.cells import LIFCells, LNCells, filtered, receptive_fields
+from tools.studies.coding.cells import FRAME_S, LIFCells, LNCells, digit_movie, filtered, receptive_fields, stacked
 from tools.studies.coding.experiments import Responses, Split, compare
 from tools.studies.coding.fitting import fit, simulate, trace_loss
 from tools.studies.coding.judging import has_signal, judge
-from tools.studies.coding.movie import FRAME_S, digit_movie, stacked
 from tools.studies.coding.recordings import Recording, read_recording
 from tools.studies.study import Study, rounded
 

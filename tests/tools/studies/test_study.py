@@ -55,8 +55,8 @@ def test_a_process_that_is_ended_from_outside_is_told(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_of_groups_stay_together(tmp_path, workers):
-    found = Study(tmp_path, workers=workers).map_groups([squares([3, 1]), squares([2]), []], "squares")
-    assert found == [[(9, 1), (1, 1)], [(4, 1)], []]
+    found = Study(tmp_path, workers=workers).map_groups({"a": squares([3, 1]), "b": squares([2]), "c": []}, "squares")
+    assert found == {"a": [(9, 1), (1, 1)], "b": [(4, 1)], "c": []}
 
 
 def test_seeds_differ_between_studies_purposes_and_repetitions(tmp_path):

@@ -18,7 +18,7 @@ from tools.studies.theory.estimators import (
     QUANTITIES,
     Comparison,
     compare,
-    drawn_spikes,
+    drawn,
     estimates,
     ndl,
     reinforce,
@@ -41,8 +41,8 @@ def test_the_expected_loss_is_the_mean_of_drawn_losses(law):
     small = network(law)
     losses = []
     for _ in range(20):
-        weights = [weight.expand(5000, -1, -1) for weight in small.weights]
-        losses.append(small.loss_of(drawn_spikes(small, weights, 5000)[-1]))
+        _, spikes = drawn(small, 5000)
+        losses.append(small.loss_of(spikes[-1]).detach())
     losses = torch.cat(losses)
     error = losses.std() / math.sqrt(len(losses))
     assert abs(small.expected_loss(small.weights) - losses.mean()) < 4 * error
@@ -174,8 +174,8 @@ def test_relative_to_no_gradient_nothing_is_said():
 
 
 def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch):
-    def measured(law, layers, width, steps, seed, loss, estimators):
-        assert list(estimators) == ["NDL"] and layers == 1
+    def measured(law, layers, width, steps, seed, loss, names):
+        assert list(names) == ["NDL"] and layers == 1
         return {"NDL": Comparison(100 * (loss == "squared") + 10 * steps + width + (seed == first))}
 
     first = Study(tmp_path).seed_for("exactness", 0)
@@ -215,7 +215,7 @@ def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
 
 
 def test_one_network_is_measured_against_its_exact_gradient():
-    options = dict(layers=1, width=2, steps=1, seed=3, loss="squared", estimators=("NDL", "REINFORCE", "mean field"))
+    options = dict(layers=1, width=2, steps=1, seed=3, loss="squared", names=("NDL", "REINFORCE", "mean field"))
     found = experiments.measure(Gaussian(0.4), **options)
     assert found["REINFORCE"].bias < 4 * found["REINFORCE"].bias_error
     assert found["NDL"].bias > 10 * found["NDL"].bias_error and found["mean field"].variance == 0

@@ -1,4 +1,4 @@
-"""The experiments of main_coding.py: each measures, draws its picture, and returns its numbers. A is in `truth`."""
+"""The experiments of main_coding.py: each measures, draws its picture, and returns its numbers."""
 
 import dataclasses
 import logging
@@ -9,22 +9,94 @@ import torch
 
 from models import Gaussian
 from tools.analysis import spike_trains
+from tools.analysis.spike_trains import victor_purpura_distance
+from tools.analysis.statistics import seed_interval
 from tools.errors import UserError
 from tools.studies.intervals import gains, over_seeds
 from tools.studies.study import Experiments, Study
 
 from . import pictures
-from .cells import CELLS, LIFCells, LNCells, population
+from .cells import CELLS, FRAME_S, LIFCells, LNCells, population
 from .fitting import NETWORKS, SEGMENT, LNModel, fit, simulate
-from .judging import Judgement, has_signal, judge, mean_over_cells
-from .movie import FRAME_S
+from .judging import TAU_S, Judgement, bins_of_window, has_signal, judge, mean_over_cells
 from .recordings import Recording
-from .truth import WINDOW, truth
 
 logger = logging.getLogger(__name__)
 STEPS, QUICK_STEPS = 1500, 300  # of a fit
 LEAD_IN = 100  # frames before the test that a network sees, so that it does not start from rest
 TRIALS = 4  # of a model, for each recorded one: its mean response is better known than the recorded one
+
+
+# A: whether the metrics recover the truth, on cells for which it has a closed form.
+
+WINDOW, TAU = bins_of_window(FRAME_S), TAU_S / FRAME_S  # in bins
+
+METRICS = {  # name: (spikes [R, T, N], true rates [T, N]) -> values, of which the mean is taken
+    "Fano factor": lambda spikes, rates: spike_trains.mean_fano_factor(spikes, WINDOW),
+    "signal power": lambda spikes, rates: spike_trains.signal_power(spikes),
+    "noise power": lambda spikes, rates: spike_trains.noise_power(spikes),
+    "reliability": lambda spikes, rates: spike_trains.reliability(spikes),
+    "CC_norm of the true rate": lambda spikes, rates: spike_trains.cc_norm(rates, spikes),
+    "signal correlation": lambda spikes, rates: _off_diagonal(spike_trains.signal_correlation(spikes)),
+    "noise correlation": lambda spikes, rates: _off_diagonal(spike_trains.noise_correlation(spikes)),
+    "van Rossum distance": lambda spikes, rates: spike_trains.van_rossum_distance(spikes[:10], spikes[10:20], TAU),
+    "Victor-Purpura distance, q = 2": lambda spikes, rates: victor_purpura_distance(spikes[:5], spikes[5:10], 2.0),
+}
+
+
+def truth(study: Study, digits: torch.Tensor) -> dict:
+    """Measure each metric on cells of known truth, over repeated recordings of 40 trials."""
+    frames, trials, seeds = 2000, 40, study.seeds("recordings", full=40, quick=12)
+    _, drive = population(digits, frames, study.seed_for("population"))
+    rows = []
+    for name in ("Bernoulli", "Poisson"):
+        cells = LNCells(drive, poisson=name == "Poisson")
+        rates = cells.rates()
+        recordings = [cells.sample(trials, seed) for seed in seeds]
+        for metric, expected in _truth_of(rates, cells.poisson).items():
+            found = [np.nanmean(METRICS[metric](recording, rates)) for recording in recordings]
+            rows.append(_row(name, metric, expected, found))
+    for share in (0.1, 0.5):
+        found = [_shared_noise(share, seed) for seed in seeds]
+        rows.append(_row(f"pair with {share:.0%} common spikes", "noise correlation", share, found))
+    study.save("truth", pictures.truth(rows))
+    return {"frames": frames, "trials": trials, "recordings": len(seeds), "rows": rows}
+
+
+def _row(cells: str, metric: str, expected: float, found: list[float]) -> dict:
+    """What was found, with its interval, beside the truth; "z" is the error in standard errors."""
+    z = (np.mean(found) - expected) / (np.std(found, ddof=1) / np.sqrt(len(found)))
+    return {"cells": cells, "metric": metric, "truth": float(expected), **seed_interval(found), "z": float(z)}
+
+
+def _truth_of(p, poisson):
+    """{metric: the truth, as mean over cells} for independent Bernoulli(p) or Poisson(p) counts, p [T, N]."""
+    signal, noise = p.var(0, ddof=1), p if poisson else p * (1 - p)
+    counts, variances = (bins.reshape(-1, WINDOW, CELLS).sum(1).mean(0) for bins in (p, noise))
+    values = {
+        "Fano factor": (variances / counts).mean(),
+        "signal power": signal.mean(),
+        "noise power": noise.mean(),
+        "reliability": (signal / (signal + noise.mean(0))).mean(),
+        "CC_norm of the true rate": 1.0,
+        "signal correlation": _off_diagonal(np.corrcoef(p.T)).mean(),
+        "noise correlation": 0.0,
+        "van Rossum distance": noise.sum(0).mean(),  # E (x - y)^2 / 2 in each bin, and no covariance
+    }
+    if not poisson:
+        values["Victor-Purpura distance, q = 2"] = (2 * noise).sum(0).mean()  # spikes that are not in both
+    return values
+
+
+def _shared_noise(share: float, seed: int) -> float:
+    """Noise correlation of two Poisson cells that have a share of their spikes in common: the truth is that share."""
+    random = np.random.default_rng(seed)
+    common, own = random.poisson(share, (100, 500, 1)), random.poisson(1 - share, (100, 500, 2))
+    return spike_trains.noise_correlation(common + own)[0, 1]
+
+
+def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
+    return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
 # B: the scale of the noise.
@@ -53,11 +125,11 @@ def scale(study: Study, digits: torch.Tensor) -> dict:
     """
     seeds = study.seeds("scale", full=10, quick=5)
     scales = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5)
-    jobs = [[partial(respond, digits, std, seed) for seed in seeds] for std in scales]
+    jobs = {std: [partial(respond, digits, std, seed) for seed in seeds] for std in scales}
     found = study.map_groups(jobs, "scales of the noise")
     rows = []
-    for std, of_scale in zip(scales, found):
-        rows.append({"std": std, **over_seeds(of_scale), **gains(of_scale, found[0], DECODING)})
+    for std, of_scale in found.items():
+        rows.append({"std": std, **over_seeds(of_scale), **gains(of_scale, found[0.0], DECODING)})
     study.save("noise_scale", pictures.scale(rows, DECODING))
     head = {"cells": CELLS, "frames": FRAMES, "trials": PRESENTED, "seeds": len(seeds), "chance": WINDOW / FRAMES}
     return {**head, "rows": rows}
@@ -138,13 +210,13 @@ def recording(study: Study, data: Recording, name: str) -> dict:
 def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
     """{network: what `judge` says of it, with intervals over seeds}."""
     seeds, steps = study.seeds("fits", full=5, quick=5), QUICK_STEPS if study.quick else STEPS
-    jobs = []
+    jobs = {}
     for network, make in NETWORKS.items():
         # The fit of an LN model has nothing random in it: it is done once, and its trials are drawn for each seed.
         groups = [seeds] if make is LNModel else [[seed] for seed in seeds]
-        jobs.append([partial(_fitted, split, network, steps, group) for group in groups])
+        jobs[network] = [partial(_fitted, split, network, steps, group) for group in groups]
     found = study.map_groups(jobs, f"fitting to {name}")
-    return {network: over_seeds(sum(judged, [])) for network, judged in zip(NETWORKS, found)}
+    return {network: over_seeds(sum(judged, [])) for network, judged in found.items()}
 
 
 def _fitted(split: Split, network: str, steps: int, seeds: list[int]) -> list[Judgement]:

@@ -15,8 +15,7 @@ from tools.optim import build_optimizer, build_scheduler
 from tools.probes.hooks import is_noisy
 from tools.runtime.seeds import seed_generators
 
-from .cells import in_parts
-from .movie import DEPTH, stacked
+from .cells import DEPTH, in_parts, stacked
 
 SEGMENT, WARM_UP = 100, 10  # frames of a training sample; the first of them, from rest, are not judged
 BATCH, RATE, WEIGHT_DECAY = 16, 1e-2, 1e-2  # samples of a step, the highest learning rate, and AdamW's decay
@@ -26,13 +25,7 @@ TRACE_BINS = 3.0  # time constant of the traces that are compared where there is
 
 
 class EncodingNetwork(nn.Module):
-    """Convolution - spikes - linear - spikes of the cells.
-
-    Args:
-        in_shape: (DEPTH, H, W), H and W at least 5.
-        cells: their number N.
-        hidden: whether the hidden neurons are noisy.
-        output: whether those that stand for the cells are.
+    """Convolution - spikes - linear - spikes of the cells; `hidden`, `output`: which of these neurons are noisy.
 
     Shape:
         frames [T, B, DEPTH, H, W] -> input current of the cells [T, B, N], which `output` turns into spikes.
@@ -97,18 +90,20 @@ class LNModel(nn.Module):
         for penalty in self.PENALTIES:
             self._maximise(x[:split], y[:split], penalty)
             with torch.no_grad():
-                held_out = F.binary_cross_entropy_with_logits(self.linear(x[split:]), y[split:], reduction="none")
-            losses.append(held_out.mean(0))
+                losses.append(self._losses(x[split:], y[split:]))
         self._maximise(x, y, torch.tensor(self.PENALTIES)[torch.stack(losses).argmin(0)])
 
+    def _losses(self, x, y):
+        """For each cell, the negative log-likelihood of mean spikes [T, N] with inputs [T, D], in nats per bin."""
+        return F.binary_cross_entropy_with_logits(self.linear(x), y, reduction="none").mean(0)
+
     def _maximise(self, x, y, penalty):
-        """Fit to inputs [T, D] and mean spikes [T, N] from the present weights; one penalty, or one for each cell."""
+        """Fit from the present weights, with one penalty, or one for each cell."""
         optimizer = torch.optim.LBFGS(self.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
         def closure():
             optimizer.zero_grad()
-            losses = F.binary_cross_entropy_with_logits(self.linear(x), y, reduction="none").mean(0)
-            loss = (losses + penalty * self.linear.weight.square().sum(1)).sum()
+            loss = (self._losses(x, y) + penalty * self.linear.weight.square().sum(1)).sum()
             loss.backward()
             return loss
 
@@ -154,10 +149,8 @@ def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: i
     frames, trains = stacked(movie, DEPTH), torch.from_numpy(spikes).float()
     trials, length, cells = trains.shape
     if length != len(frames) or length < SEGMENT or min(frames.shape[2:]) < 5:
-        raise UserError(
-            f"networks are fitted to movies of at least {SEGMENT} frames and 5x5 pixels, and as many bins of spikes; "
-            f"got {list(movie.shape)} and {list(trains.shape)}"
-        )
+        wanted = f"movies of at least {SEGMENT} frames and 5x5 pixels, and as many bins of spikes"
+        raise UserError(f"networks are fitted to {wanted}; got {list(movie.shape)} and {list(trains.shape)}")
     if not ((trains == 0) | (trains == 1)).all():
         raise UserError("networks are fitted to spikes of 0 or 1: use shorter bins")
     seed_generators(seed)

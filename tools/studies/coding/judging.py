@@ -40,12 +40,9 @@ class Judgement:
 
 
 def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement:
-    """Compare the trials of a model with recorded ones.
+    """Compare the trials of a model [S, T, N] with recorded ones [R, T, N], in bins of `frame_s` seconds.
 
-    Args:
-        spikes: of the model, [S, T, N]; its mean response is that of all, its variability that of the first R.
-        recorded: [R, T, N].
-        frame_s: seconds per bin.
+    The mean response of the model is that of all its trials, its variability that of the first R.
     """
     smooth = functools.partial(spike_trains.smoothed, smoothing_bins=SMOOTHING_S / frame_s)
     chosen, modelled = has_signal(recorded), has_signal(spikes)
@@ -61,10 +58,9 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
     noise, noise_recorded = spike_trains.noise_power(spikes), spike_trains.noise_power(recorded)
     van_rossum = functools.partial(_van_rossum, tau_bins=TAU_S / frame_s)
     victor = functools.partial(spike_trains.victor_purpura_distance, cost_per_bin=COST_PER_S * frame_s)
-    distance, distance_recorded = _between_halves(van_rossum, spikes), _between_halves(van_rossum, recorded)
-    edits, edits_recorded = _between_halves(victor, spikes[:PAIRS]), _between_halves(victor, recorded[:PAIRS])
-    half = len(recorded) // 2
-    across = van_rossum(spikes[:half], recorded[half:]).mean((0, 1))
+    distance, distance_recorded = (_mean_distance(van_rossum, one, one) for one in (spikes, recorded))
+    across = _mean_distance(van_rossum, spikes, recorded)
+    edits, edits_recorded = (_mean_distance(victor, one[:PAIRS], one[:PAIRS]) for one in (spikes, recorded))
     of_cells = dict(
         cc_norm=cc_norm,
         cc_norm_smoothed=cc_norm_smoothed,
@@ -104,10 +100,10 @@ def _relative(found, recorded):
     return np.divide(found, recorded, out=np.full(found.shape, np.nan), where=recorded > 0) - 1
 
 
-def _between_halves(distance, trials):
-    """Mean distance between a trial of the first half and one of the second, for each cell."""
-    half = len(trials) // 2
-    return distance(trials[:half], trials[half:]).mean((0, 1))
+def _mean_distance(distance, first, second):
+    """For each cell, the mean distance between a trial of half of the first and one of the other half of the second."""
+    half = len(second) // 2
+    return distance(first[:half], second[half:]).mean((0, 1))
 
 
 def _van_rossum(first, second, tau_bins):

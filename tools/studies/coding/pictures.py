@@ -21,12 +21,7 @@ def truth(rows: list[dict]) -> Figure:
 
 
 def scale(rows: list[dict], decoding: dict[str, int]) -> Figure:
-    """Draw reliability, Fano factor and decoding against the scale of the noise; no noise is the leftmost point.
-
-    Args:
-        rows: one for each scale: {"std", quantity: interval}.
-        decoding: {key of the accuracy: number of pooled trials}.
-    """
+    """Draw reliability, Fano factor and decoding {key: pooled trials} against the scale, no noise as leftmost point."""
     scales = np.array([row["std"] for row in rows])
     shown = np.where(scales > 0, scales, scales[scales > 0].min() / 2.5)
     figure, (axes,) = panels(11.0, 3.8, columns=3)
@@ -54,12 +49,7 @@ QUANTITIES = (  # name, label, name of what was recorded
 
 
 def fits(results: dict[str, dict], name: str) -> Figure:
-    """Draw bars of what `judge` says of each network, with intervals over seeds.
-
-    Args:
-        results: {network: {quantity: interval}}.
-        name: of the cells.
-    """
+    """Draw bars of what `judge` says of each network, {network: {quantity: interval over seeds}}."""
     figure = Figure(figsize=(12.0, 6.0), layout="constrained")
     ticks = [network.replace(", ", ",\n") for network in results]
     for axes, (key, label, recorded) in zip(figure.subplots(2, 3).flat, QUANTITIES):

@@ -47,7 +47,7 @@ class Recording:
 
 
 def read_recording(path: str | Path) -> Recording:
-    """Read a `Recording` from a file: .npz (see `read_arrays`), else NWB (see `read_nwb`).
+    """Read a `Recording` from a file: .npz (see `_read_arrays`), else NWB (see `_read_nwb`).
 
     Raises:
         OSError: if it cannot be opened.
@@ -58,12 +58,12 @@ def read_recording(path: str | Path) -> Recording:
             raise UserError("it is not a file")
         with open(path, "rb"):  # an absent file is an OSError, not a damaged one
             pass
-        return read_arrays(path) if Path(path).suffix.lower() == ".npz" else read_nwb(path)
+        return _read_arrays(path) if Path(path).suffix.lower() == ".npz" else _read_nwb(path)
     except UserError as error:
         raise UserError(f"{path} cannot be read as a recording: {error}") from error
 
 
-def read_arrays(path: str | Path) -> Recording:
+def _read_arrays(path):
     """Read a .npz: `movie` [frames, H, W], `spikes` [trials, frames, cells] and, if known, `frame_s` in seconds."""
     arrays = read_npz(path, MOST_BYTES)
     if missing := {"movie", "spikes"} - arrays.keys():
@@ -74,13 +74,12 @@ def read_arrays(path: str | Path) -> Recording:
     return Recording(arrays["movie"], arrays["spikes"], None if frame_s is None else frame_s.item())
 
 
-def read_nwb(path: str | Path) -> Recording:
+def _read_nwb(path):
     """Read a file of Neurodata Without Borders.
 
-    The movie is the only image series [frames, H, W] among the stimuli (a last axis of colours is averaged); `trials`
-    has the presentations, each from its `start_time`; `units` the spike times. Frames are timed by the rate of the
-    series, or by its timestamps. Only trials that show the whole movie count, and, where the trials have a column
-    "stimulus", those that name this one.
+    The movie is the only image series [frames, H, W] among the stimuli (a last axis of colours is averaged), timed by
+    its rate or timestamps; `trials` has the presentations, each from its `start_time`; `units` the spike times. Only
+    trials that show the whole movie count, and, where they have a column "stimulus", those that name this one.
 
     Note:
         NWB 2.x, https://nwb-schema.readthedocs.io; read by pynwb (BSD).
@@ -96,7 +95,7 @@ def read_nwb(path: str | Path) -> Recording:
         raise UserError(str(error) or repr(error)) from error
 
 
-def _from_nwb(content) -> Recording:
+def _from_nwb(content):
     movies = {}
     for name, series in content.stimulus.items():
         if getattr(series, "data", None) is not None and len(series.data.shape) in (3, 4):
@@ -108,8 +107,7 @@ def _from_nwb(content) -> Recording:
         raise UserError("expected trials, and units that have spike_times")
     if series.rate is not None and not 0 < series.rate < math.inf:
         raise UserError(f"the rate of the movie must be positive, got {series.rate}")
-    size = math.prod(series.data.shape) * np.dtype(float).itemsize
-    if size > MOST_BYTES:
+    if (size := 8 * math.prod(series.data.shape)) > MOST_BYTES:
         raise UserError(f"the movie has {size} bytes, more than {MOST_BYTES}")
     movie = np.asarray(series.data[:], float)
     movie = movie.mean(-1) if movie.ndim == 4 else movie
@@ -127,7 +125,7 @@ def _from_nwb(content) -> Recording:
     return Recording(movie, np.stack(counts, axis=2), frame_s)
 
 
-def _interval(timestamps, frames: int) -> float:
+def _interval(timestamps, frames):
     """Seconds from one frame to the next, which must be the same for all."""
     times = np.asarray(timestamps if timestamps is not None else (), float)
     if len(times) != frames or frames < 2:

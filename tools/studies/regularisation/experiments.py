@@ -26,11 +26,11 @@ def generalisation(study: Study, data: Data) -> dict:
     seeds = study.seeds("generalisation", full=5, quick=3)
     steps = 300 if study.quick else 1000
     kinds = [(law, True) for law in LAWS] + [(Gaussian, False)]
-    cases = [(size, std, law, noisy) for size, std, (law, noisy) in itertools.product(sizes, stds, kinds)]
-    jobs = []
-    for size, std, law, noisy in cases:
-        jobs.append([partial(measure, Run(data, size, law, std, noisy, steps, seed)) for seed in seeds])
-    found = dict(zip(cases, study.map_groups(jobs, "networks")))
+    jobs = {}
+    for size, std, (law, noisy) in itertools.product(sizes, stds, kinds):
+        runs = [Run(data, size, law, std, noisy, steps, seed) for seed in seeds]
+        jobs[size, std, law, noisy] = [partial(measure, run) for run in runs]
+    found = study.map_groups(jobs, "networks")
     rows = []
     for (size, std, law, noisy), networks in found.items():
         row = {"images": size, "std": std, "law": law.__name__, "noisy": noisy, **over_seeds(networks)}
@@ -46,10 +46,10 @@ def learnt_scales(study: Study, data: Data) -> dict:
     """Let each layer of a convolutional network learn its scale, from different initial scales."""
     seeds = study.seeds("learnt scales", full=5, quick=3)
     stds, steps = (0.1, 0.3, 1.0), 200 if study.quick else 2000
-    jobs = []
+    jobs = {}
     for std in stds:
-        jobs.append([partial(learn_scales, Run(data, 4000, Gaussian, std, True, steps, seed)) for seed in seeds])
-    found = dict(zip(stds, study.map_groups(jobs, "learnt scales")))
+        jobs[std] = [partial(learn_scales, Run(data, 4000, Gaussian, std, True, steps, seed)) for seed in seeds]
+    found = study.map_groups(jobs, "learnt scales")
     study.save("learnt_scales", pictures.learnt_scales(found))
     rows = []
     for std, networks in found.items():

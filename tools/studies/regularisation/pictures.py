@@ -28,9 +28,7 @@ def generalisation(rows: list[dict]) -> Figure:
 def few_images(rows: list[dict], std: float) -> Figure:
     """Draw, against the number of training images, accuracy at one scale, and what noise adds to it and to test loss.
 
-    Args:
-        rows: of `experiments.generalisation`.
-        std: of the noise, for accuracy; test losses are for Gaussian noise of this scale and of larger ones.
+    Test losses are for Gaussian noise of this scale, `std`, and of larger ones.
     """
     figure, (axes,) = panels(12.4, 4.0, columns=3)
     accuracy, accuracy_gain, loss_gain = axes
@@ -75,11 +73,7 @@ def _line(axes, x, rows, key, name):
 
 
 def learnt_scales(found: dict) -> Figure:
-    """Draw the scale of each layer during training, a panel for each initial scale, a line for each network.
-
-    Args:
-        found: {initial scale: [`runs.LearntScales` of each network]}.
-    """
+    """Draw {initial scale: [`runs.LearntScales` of each network]}, a panel for each initial scale."""
     figure, (axes,) = panels(3.6 * len(found) + 1.0, 3.6, columns=len(found), sharey=True)
     for panel, (std, networks) in zip(axes, found.items()):
         for number, one in enumerate(networks):

@@ -23,9 +23,8 @@ from tools.training.loop import Learner, train_one_epoch
 
 from .sharpness import hessian_trace, perturbed_loss
 
-CPU, TIMESTEPS = torch.device("cpu"), 4
+CPU, TIMESTEPS, BATCH, RATE = torch.device("cpu"), 4, 50, 1e-3
 FORWARD, LOSS = ForwardPass(CPU, TIMESTEPS), RateCrossEntropy()
-BATCH, RATE = 50, 1e-3
 SCALE_RATE = 0.1  # of the logarithms of learnt scales, which have further to go than weights
 RECORDED = 10  # times that learnt scales are recorded during training
 WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
@@ -88,7 +87,8 @@ def measure(run: Run) -> Measured:
     net, images = build(run), chosen_images(run)
     train(net, images, run)
     with noise_generator(run.generator("noise")):
-        fitted, tested = evaluate(net, images), evaluate(net, run.data.test)
+        train_loss, train_accuracy, _ = evaluate(net, images)
+        test_loss, test_accuracy, ensemble_accuracy = evaluate(net, run.data.test)
         pixels, labels = images.images[:MEASURED].float() / 255, images.labels[:MEASURED]
         loss = functools.partial(loss_of, images=pixels, labels=labels)
         with torch.no_grad():
@@ -100,12 +100,12 @@ def measure(run: Run) -> Measured:
         mean_field_loss = loss(twin).item()
         trace = math.nan if run.law is Uniform else hessian_trace(twin, loss, DRAWS, run.generator("probes"))[0]
     return Measured(
-        train_loss=fitted.loss,
-        train_accuracy=fitted.accuracy,
-        test_loss=tested.loss,
-        test_accuracy=tested.accuracy,
-        ensemble_accuracy=tested.ensemble_accuracy,
-        gap=tested.loss - fitted.loss,
+        train_loss=train_loss,
+        train_accuracy=train_accuracy,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        ensemble_accuracy=ensemble_accuracy,
+        gap=test_loss - train_loss,
         sharpness=perturbed - before,
         trained_loss=before,
         mean_field_loss=mean_field_loss,
@@ -121,6 +121,7 @@ def chosen_images(run: Run) -> LabelledImages:
 
 
 def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale: bool = False) -> nn.Module:
+    """Make the network of a run."""
     # Noise in the threshold alone: then its own distribution, not that of a sum of two, is the probability of a spike,
     # also in the mean field, and its density is the gradient, as it is the surrogate of the network without noise.
     noisy = functools.partial(NoisyLIF, placement="escape", learnable_scale=learnable_scale)
@@ -151,24 +152,12 @@ def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable
                 return
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Loss (nats) and accuracy of single draws, and the accuracy of the mean prediction of all draws."""
-
-    loss: float
-    accuracy: float
-    ensemble_accuracy: float
-
-
-def evaluate(net: nn.Module, images: LabelledImages, draws: int = DRAWS) -> Scores:
-    """Test a network on images with a number of noise draws."""
+def evaluate(net: nn.Module, images: LabelledImages, draws: int = DRAWS) -> tuple[float, float, float]:
+    """Loss (nats) and accuracy of single draws of the noise, and the accuracy of the mean prediction of all draws."""
     log_p, labels = predict_all(net, images.batches(10 * BATCH, CPU), FORWARD, draws=draws)
     single, repeated = log_p.flatten(0, 1), labels.repeat(draws)
-    return Scores(
-        metrics.negative_log_likelihood(single, repeated),
-        metrics.accuracy(single, repeated),
-        metrics.accuracy(metrics.mean_prediction(log_p), labels),
-    )
+    ensemble_accuracy = metrics.accuracy(metrics.mean_prediction(log_p), labels)
+    return metrics.negative_log_likelihood(single, repeated), metrics.accuracy(single, repeated), ensemble_accuracy
 
 
 def loss_of(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -208,4 +197,5 @@ def learn_scales(run: Run) -> LearntScales:
     record()
     train(net, chosen_images(run), run, after_step=record)
     with noise_generator(run.generator("noise")):
-        return LearntScales(steps, scales, evaluate(net, run.data.test, draws=1).accuracy)
+        _, accuracy, _ = evaluate(net, run.data.test, draws=1)
+    return LearntScales(steps, scales, accuracy)

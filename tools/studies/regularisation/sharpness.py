@@ -23,9 +23,8 @@ def hessian_trace(
 
     Args:
         net: its weights are moved and put back.
-        loss: net -> scalar.
-        probes: number of vectors v, over which mean and standard error are returned.
-        generator: of these vectors.
+        loss: of the network.
+        probes: number of vectors v, from the generator, over which mean and standard error are returned.
         step: h, in units of the weights; a small one needs weights in float64.
 
     Note:
@@ -47,14 +46,9 @@ def hessian_trace(
 
 @torch.no_grad()
 def perturbed_loss(net: nn.Module, loss: Loss, relative: float, draws: int, generator: torch.Generator) -> float:
-    """Mean loss when each weight is moved by Gaussian noise, relative to the size of the weights of its layer.
+    """Mean loss, over a number of draws from a generator, when each weight is moved by Gaussian noise.
 
-    Args:
-        net: its weights are moved and put back.
-        loss: net -> scalar.
-        relative: standard deviation, in units of the root mean square of the weight's tensor.
-        draws: number of perturbations.
-        generator: of these perturbations.
+    Its standard deviation is `relative`, in units of the root mean square of the weight's tensor.
     """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     sizes = [weight.square().mean().sqrt() for weight in weights]

@@ -27,30 +27,24 @@ MOST_BITS = 20  # spikes in a pattern; there are 2^bits patterns
 
 @dataclasses.dataclass(frozen=True)
 class SmallNetwork:
-    r"""Weights, input and loss of such a network.
-
-    The loss is a function of the output :math:`y = \frac1T \sum_t c \cdot s^D_t`: "linear" is y, "squared" is
-    :math:`(y - y^*)^2`.
-    """
+    r"""Weights, input and loss of such a network, whose output is :math:`y = \frac1T \sum_t c \cdot s^D_t`."""
 
     weights: tuple[torch.Tensor, ...]  # D of [neurons, inputs], float64
     readout: torch.Tensor  # c, [neurons of the last layer]
     inputs: torch.Tensor  # [T, inputs]
     law: NoiseLaw
-    loss: str = "squared"
+    loss: str = "squared"  # (y - y*)^2, or "linear": y
     target: float = 0.5  # y*
     decay: float = 0.5  # beta
     threshold: float = 1.0  # theta
 
-    @classmethod
-    def random(
-        cls, law: NoiseLaw, depth: int, width: int, timesteps: int, seed: int, loss: str = "squared"
-    ) -> "SmallNetwork":
+    @staticmethod
+    def random(law: NoiseLaw, depth: int, width: int, steps: int, seed: int, loss: str = "squared") -> "SmallNetwork":
         """Weights and inputs that put neurons near threshold, and the loss neither near 0 nor saturated."""
         draw = functools.partial(torch.rand, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         weights = tuple((3.5 * draw(width, width) - 0.75) / width**0.5 for _ in range(depth))
         readout = (2 * draw(width) - 0.5) / width
-        return cls(weights, readout, draw(timesteps, width), law, loss)
+        return SmallNetwork(weights, readout, draw(steps, width), law, loss)
 
     @property
     def bits(self) -> int:

@@ -13,7 +13,6 @@ r"""Estimators of the gradient of a noisy network's expected loss.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -24,24 +23,20 @@ from .enumeration import SmallNetwork, currents, flat
 
 def ndl(network: SmallNetwork, draws: int, **options: str | bool) -> torch.Tensor:
     """Gradients of single draws by backpropagation, with `options` of `noisy_lif`: [draws, parameters]."""
-    weights = _copies(network, draws)
-    spikes = drawn_spikes(network, weights, draws, **options)
+    weights, spikes = drawn(network, draws, **options)
     return flat(torch.autograd.grad(network.loss_of(spikes[-1]).sum(), weights), 1)
 
 
 def reinforce(network: SmallNetwork, draws: int, baseline: bool = False) -> torch.Tensor:
     """Gradients of single draws by the score function: [draws, parameters].
 
-    Args:
-        network, draws: see `ndl`.
-        baseline: subtract the mean loss of the other draws, which leaves the expectation unchanged.
+    A baseline, the mean loss of the other draws, leaves the expectation unchanged.
 
     Note:
         Williams, "Simple statistical gradient-following algorithms", Machine Learning 8, 1992.
     """
-    weights = _copies(network, draws)
     with torch.no_grad():
-        spikes = drawn_spikes(network, weights, draws)
+        weights, spikes = drawn(network, draws)
         loss = network.loss_of(spikes[-1])
         advantage = (loss - loss.mean()) * draws / (draws - 1) if baseline else loss
     score = torch.zeros(draws, dtype=torch.float64)
@@ -100,22 +95,17 @@ def compare(gradients: torch.Tensor, exact: torch.Tensor) -> Comparison:
     )
 
 
-def _copies(network, draws):
-    """The weights as leaves [draws, neurons, inputs], one copy per draw, so that each draw has its own gradient."""
-    return [weight.expand(draws, *weight.shape).clone().requires_grad_() for weight in network.weights]
+def drawn(network: SmallNetwork, draws: int, **options: str | bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Draw spikes as one batch, with options of `noisy_lif` and noise from the active generator.
 
-
-def drawn_spikes(
-    network: SmallNetwork, weights: Sequence[torch.Tensor], draws: int, **options: str | bool
-) -> list[torch.Tensor]:
-    """Spikes of each layer, [T, draws, neurons], with weights [draws, neurons, inputs] and options of `noisy_lif`.
-
-    All draws are one batch, with noise from the active generator (`models.noise_generator`).
+    Returns:
+        For each layer, the weights as leaves [draws, neurons, inputs], one copy per draw so that each has its own
+        gradient, and the spikes [T, draws, neurons].
     """
     neurons = functools.partial(noisy_lif, threshold=network.threshold, decay=network.decay, placement="escape")
-    below = network.inputs[:, None].expand(-1, draws, -1)
-    spikes = []
+    weights = [weight.expand(draws, *weight.shape).clone().requires_grad_() for weight in network.weights]
+    below, spikes = network.inputs[:, None].expand(-1, draws, -1), []
     for weight in weights:
         below, _ = neurons(currents(weight, below), network.law, **options)
         spikes.append(below)
-    return spikes
+    return weights, spikes

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -77,16 +77,12 @@ def expected_curves(law: NoiseLaw, placement: str) -> Curves:
     parts = 25  # of the way between two potentials, for the mean of the density
     z = torch.from_numpy(POTENTIALS) - THRESHOLD
     middles = z[:-1, None] + z.diff()[:, None] * (torch.arange(parts) + 0.5) / parts
-    cdf, pdf = law.cdf, law.pdf
+    eps = torch.zeros(1)  # of the membrane, by its quantiles
     if placement == "both":
-        cdf, pdf = _over_noise(law.cdf, law), _over_noise(law.pdf, law)
-    return Curves(cdf(z).numpy(), pdf(z).numpy(), pdf(middles).mean(1).numpy())
-
-
-def _over_noise(function: Callable, law: NoiseLaw) -> Callable:
-    """The mean of function(z - eps) over the noise eps, by its quantiles."""
-    eps = law.icdf((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
-    return lambda z: function(z[..., None] - eps).mean(-1)
+        eps = law.icdf((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
+    slope = law.pdf(middles[..., None] - eps).mean((1, 2))
+    z = z[:, None] - eps
+    return Curves(law.cdf(z).mean(1).numpy(), law.pdf(z).mean(1).numpy(), slope.numpy())
 
 
 def deviations(measured: Curves, expected: Curves, draws: int) -> dict:
@@ -114,8 +110,10 @@ def limit(study: Study) -> dict:
     """Measure which share of spikes differs from the deterministic LIF's, as the scale goes to 0."""
     scales = np.geomspace(1e-4, 1.0, 9)
     neurons, seed = 20_000 if study.quick else 500_000, study.seed_for("limit")
-    jobs = [[partial(_differing, law_of_std(law, float(std)), neurons, seed) for std in scales] for law in LAWS]
-    shares = dict(zip([law.__name__ for law in LAWS], study.map_groups(jobs, "limit of vanishing noise")))
+    jobs = {}
+    for law in LAWS:
+        jobs[law.__name__] = [partial(_differing, law_of_std(law, float(std)), neurons, seed) for std in scales]
+    shares = study.map_groups(jobs, "limit of vanishing noise")
     exponents = {}
     for law, of_law in shares.items():  # slopes of log(share) over log(scale)
         exponents[law] = np.polyfit(np.log(scales[:5]), np.log(np.maximum(of_law[:5], 1e-12)), 1)[0]
@@ -138,12 +136,11 @@ def exactness(study: Study) -> dict:
     seeds, law = study.seeds("exactness", full=100, quick=30), Gaussian(0.3)
     cases = [(loss, 1, width) for loss in ("linear", "squared") for width in (1, 2, 3, 6, 12)]
     cases += [("linear", steps, WIDTH) for steps in (2, 3, 4)]
-    jobs = []
+    jobs, rows = {}, []
     for loss, steps, width in cases:
-        jobs.append([partial(measure, law, 1, width, steps, seed, loss, ["NDL"]) for seed in seeds])
-    biases = _medians(study.map_groups(jobs, "where it is exact"), "NDL")["bias"]
-    rows = []
-    for (loss, steps, width), bias in zip(cases, biases):
+        jobs[loss, steps, width] = [partial(measure, law, 1, width, steps, seed, loss, ["NDL"]) for seed in seeds]
+    for (loss, steps, width), networks in study.map_groups(jobs, "where it is exact").items():
+        (bias,) = _medians([networks], "NDL")["bias"]
         rows.append({"loss": loss, "layers": 1, "steps": steps, "width": width, "bias": bias})
     study.save("exactness", pictures.exactness(rows))
     return {"networks": len(seeds), "std": law.std, "draws": DRAWS, "median_bias": rows}
@@ -155,11 +152,11 @@ def gradients(study: Study) -> dict:
     Medians are over the networks that have a gradient: with a law of narrow support it can be zero.
     """
     seeds = study.seeds("gradients", full=20, quick=6)
-    cases = list(itertools.product(LAWS, DEPTHS, SCALES))
-    jobs = []
-    for law, depth, std in cases:
-        jobs.append([partial(measure, law_of_std(law, std), depth, WIDTH, TIMESTEPS, seed) for seed in seeds])
-    found = dict(zip(cases, study.map_groups(jobs, "gradients")))
+    jobs = {}
+    for law, depth, std in itertools.product(LAWS, DEPTHS, SCALES):
+        network = partial(measure, law_of_std(law, std), depth, WIDTH, TIMESTEPS)
+        jobs[law, depth, std] = [partial(network, seed) for seed in seeds]
+    found = study.map_groups(jobs, "gradients")
     medians, have_one = {}, {}
     for law in LAWS:
         of_law, counts = medians.setdefault(law.__name__, {}), have_one.setdefault(law.__name__, {})
@@ -182,19 +179,13 @@ def _medians(groups: list[list[dict[str, Comparison]]], estimator: str) -> dict[
 
 
 def measure(
-    law: NoiseLaw,
-    layers: int,
-    width: int,
-    steps: int,
-    seed: int,
-    loss: str = "squared",
-    estimators: Sequence[str] = tuple(ESTIMATORS),
+    law: NoiseLaw, layers: int, width: int, steps: int, seed: int, loss: str = "squared", names: Iterable = ESTIMATORS
 ) -> dict[str, Comparison]:
     """Compare estimators with the exact gradient of one random `SmallNetwork`; the seed is of it and of the noise."""
     network = SmallNetwork.random(law, layers, width, steps, seed, loss)
     exact = network.exact_gradient()
     with noise_generator(torch.Generator().manual_seed(derived_seed(seed, "noise"))):
-        return {name: compare(estimates(name, network, DRAWS), exact) for name in estimators}
+        return {name: compare(estimates(name, network, DRAWS), exact) for name in names}
 
 
 EXPERIMENTS = {"firing": firing, "limit": limit, "exactness": exactness, "gradients": gradients}

@@ -17,8 +17,7 @@ def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
         std: standard deviation of the noise.
     """
     laws = list(dict.fromkeys(law for law, _ in curves))
-    figure = Figure(figsize=(3.0 * len(laws), 5.4), layout="constrained")
-    axes = figure.subplots(2, len(laws), sharex=True, sharey="row")
+    figure, axes = panels(3.0 * len(laws), 5.4, rows=2, columns=len(laws), sharex=True, sharey="row")
     for law, (above, below) in zip(laws, axes.T):
         for placement, colour in (("escape", "C0"), ("both", "C1")):
             measured, expected = curves[law, placement]
@@ -71,14 +70,9 @@ QUANTITIES = (
 
 
 def gradients(scales: tuple[float, ...], medians: dict, law: str) -> Figure:
-    """Draw bias, variance and cosines against the scale, a column for each depth, a line for each estimator.
+    """Draw {depth: {estimator: {quantity: [scales]}}}, a column for each depth, a line for each estimator.
 
     A bias smaller than the number of draws can resolve is drawn at that limit.
-
-    Args:
-        scales: standard deviations.
-        medians: {depth: {estimator: {quantity: [scales]}}}.
-        law: its name.
     """
 
     def draw(axes, quantity, estimators):
