@@ -147,12 +147,9 @@ def _earlier(path: Path, head: dict) -> dict:
 
 def rounded(value: Any) -> Any:
     """Plain data for JSON: numbers with `DIGITS` significant digits, null for NaN and infinity."""
-    return json.loads(
-        json.dumps(value, default=_plain),
-        parse_float=lambda number: float(f"{float(number):.{DIGITS}g}"),
-        parse_constant=lambda infinite: None,
-    )
+    text = json.dumps(value, default=lambda one: vars(one) if dataclasses.is_dataclass(one) else one.tolist())
+    return json.loads(text, parse_float=_nearby, parse_constant=lambda name: None)
 
 
-def _plain(value):
-    return vars(value) if dataclasses.is_dataclass(value) else value.tolist()
+def _nearby(number):
+    return float(f"{float(number):.{DIGITS}g}")

@@ -25,11 +25,9 @@ logger = logging.getLogger(__name__)
 STEPS, QUICK_STEPS = 1500, 300  # of a fit
 LEAD_IN = 100  # frames before the test that a network sees, so that it does not start from rest
 TRIALS = 4  # of a model, for each recorded one: its mean response is better known than the recorded one
-
-
-# A: whether the metrics recover the truth, on cells for which it has a closed form.
-
 WINDOW, TAU = bins_of_window(FRAME_S), TAU_S / FRAME_S  # in bins
+FRAMES, PRESENTED = 1000, 40  # length of the movie that LIF cells see, and trials
+DECODING = {"decoding_1": 1, "decoding_5": 5, "decoding_20": 20}  # trials that are pooled
 
 METRICS = {  # name: (spikes [R, T, N], true rates [T, N]) -> values, of which the mean is taken
     "Fano factor": lambda spikes, rates: spike_trains.mean_fano_factor(spikes, WINDOW),
@@ -45,7 +43,7 @@ METRICS = {  # name: (spikes [R, T, N], true rates [T, N]) -> values, of which t
 
 
 def truth(study: Study, digits: torch.Tensor) -> dict:
-    """Measure each metric on cells of known truth, over repeated recordings of 40 trials."""
+    """A: measure each metric on cells for which the truth has a closed form, over repeated recordings of 40 trials."""
     frames, trials, seeds = 2000, 40, study.seeds("recordings", full=40, quick=12)
     _, drive = population(digits, frames, study.seed_for("population"))
     rows = []
@@ -99,9 +97,6 @@ def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
     return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
-# B: the scale of the noise.
-
-
 @dataclasses.dataclass(frozen=True)
 class Responses:
     """What is measured of noisy LIF cells; decoding_<m>: accuracy when m trials are pooled."""
@@ -114,18 +109,14 @@ class Responses:
     decoding_20: float
 
 
-FRAMES, PRESENTED = 1000, 40  # length of the movie, and trials
-DECODING = {"decoding_1": 1, "decoding_5": 5, "decoding_20": 20}  # trials that are pooled
-
-
 def scale(study: Study, digits: torch.Tensor) -> dict:
-    """Measure reliability, Fano factor and decoding of noisy LIF cells against the scale of their noise.
+    """B: measure reliability, Fano factor and decoding of noisy LIF cells against the scale of their noise.
 
     "..._gain" is the mean difference to the same population without noise.
     """
-    seeds = study.seeds("scale", full=10, quick=5)
-    scales = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5)
-    jobs = {std: [partial(respond, digits, std, seed) for seed in seeds] for std in scales}
+    seeds, jobs = study.seeds("scale", full=10, quick=5), {}
+    for std in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5):
+        jobs[std] = [partial(respond, digits, std, seed) for seed in seeds]
     found = study.map_groups(jobs, "scales of the noise")
     rows = []
     for std, of_scale in found.items():
@@ -149,9 +140,6 @@ def respond(digits: torch.Tensor, std: float, seed: int) -> Responses:
     )
 
 
-# C: networks fitted to cells.
-
-
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Spikes to fit a network to, and later ones of the same movie to judge it by."""
@@ -163,7 +151,7 @@ class Split:
 
 
 def fits(study: Study, digits: torch.Tensor) -> dict:
-    """Fit all networks to LN and to LIF cells; the cells themselves are the oracle."""
+    """C: fit all networks to LN and to LIF cells; the cells themselves are the oracle."""
     frames, start = 5000, 4000
     movie, drive = population(digits, frames, study.seed_for("population"))
     results = {}
@@ -171,10 +159,8 @@ def fits(study: Study, digits: torch.Tensor) -> dict:
         recorded = cells.sample(20, study.seed_for("recording"))[:, :start]
         tested = cells.sample(50, study.seed_for("test"))[:, start:]
         results[name] = compare(study, Split(movie, recorded, tested, FRAME_S), name)
-        oracle = []
-        for seed in study.seeds("oracle", full=5, quick=5):
-            oracle.append(judge(cells.sample(TRIALS * len(tested), seed)[:, start:], tested, FRAME_S))
-        results[name]["oracle"] = over_seeds(oracle)
+        trials = [cells.sample(TRIALS * len(tested), seed) for seed in study.seeds("oracle", full=5, quick=5)]
+        results[name]["oracle"] = over_seeds([judge(spikes[:, start:], tested, FRAME_S) for spikes in trials])
         study.save(f"fits_{name.split()[0].lower()}", pictures.fits(results[name], name))
     return {"frames": start, "trials": 20, "test_frames": frames - start, "test_trials": 50, "results": results}
 
@@ -222,9 +208,8 @@ def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
 def _fitted(split: Split, network: str, steps: int, seeds: list[int]) -> list[Judgement]:
     """Fit a network with the first of the seeds, and judge it by trials drawn with each of them."""
     start = split.fitted.shape[1]
+    before, judged = min(LEAD_IN, start), []
     net = fit(network, split.movie[:start], split.fitted, steps, seeds[0])
-    before = min(LEAD_IN, start)
-    judged = []
     for seed in seeds:
         spikes = simulate(net, split.movie[start - before :], TRIALS * len(split.tested), seed)
         judged.append(judge(spikes[:, before:], split.tested, split.frame_s))

@@ -28,7 +28,7 @@ class EncodingNetwork(nn.Module):
     """Convolution - spikes - linear - spikes of the cells; `hidden`, `output`: which of these neurons are noisy.
 
     Shape:
-        frames [T, B, DEPTH, H, W] -> input current of the cells [T, B, N], which `output` turns into spikes.
+        convolved frames [T, B, channels, h, w] -> input current of the cells [T, B, N]; `output` makes it spikes.
     """
 
     def __init__(self, in_shape: tuple[int, int, int], cells: int, hidden: bool = True, output: bool = True):
@@ -41,15 +41,12 @@ class EncodingNetwork(nn.Module):
         # Threshold noise alone in the last layer: given the past, a spike is then exactly a Bernoulli variable.
         self.output = noisy(placement="escape") if output else LIF(NOISE)
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self._after_convolution(over_time(self.conv, frames))
-
-    def _after_convolution(self, current):
-        return over_time(self.readout, self.hidden(current).flatten(2))
+    def forward(self, convolved: torch.Tensor) -> torch.Tensor:
+        return over_time(self.readout, self.hidden(convolved).flatten(2))
 
     def loss(self, frames: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of recorded spikes (nats per bin), or `trace_loss` if the output has no noise."""
-        current = self(frames)
+        current = self(over_time(self.conv, frames))
         if not is_noisy(self.output):
             return trace_loss(self.output(current), recorded)
         p = self.output.firing_probability(current, recorded)[WARM_UP:].clamp(CLIP, 1 - CLIP)
@@ -58,18 +55,14 @@ class EncodingNetwork(nn.Module):
     @torch.no_grad()
     def predict(self, frames: torch.Tensor, trials: int) -> np.ndarray:
         """Spikes of free-running trials: uint8 [R, T, N]; without noise, all are the same."""
-        current = over_time(self.conv, frames[:, None])  # [T, 1, channels, h, w]: before any noise, once for all trials
+        convolved = over_time(self.conv, frames[:, None])  # before any noise: once for all trials
         different = trials if is_noisy(self) else 1
-        spikes = in_parts(lambda part: self.output(self._after_convolution(part)), current, different, most=100)
+        spikes = in_parts(lambda part: self.output(self(part)), convolved, different, most=100)
         return spikes.repeat(trials // different, 0)
 
 
 class LNModel(nn.Module):
-    r"""A linear filter over space and time for each cell, and a sigmoid: :math:`p = \sigma(k \cdot x + b)`.
-
-    Shape:
-        frames [T, B, DEPTH, H, W] -> log-odds of a spike [T, B, N].
-    """
+    r"""A linear filter over space and time for each cell, and a sigmoid: :math:`p = \sigma(k \cdot x + b)`."""
 
     PENALTIES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)  # on the squared norm of a filter, in nats per bin
     HELD_OUT = 0.2  # of the frames; the last ones choose the penalty of each cell
@@ -78,9 +71,6 @@ class LNModel(nn.Module):
         super().__init__()
         self.linear = nn.Linear(math.prod(in_shape), cells)
         nn.init.zeros_(self.linear.weight)
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.linear(frames.flatten(2))
 
     def fit(self, frames: torch.Tensor, trains: torch.Tensor) -> None:
         """Maximise the likelihood of spike trains [R, T, N], with the penalty that predicts held-out frames best."""
@@ -112,7 +102,7 @@ class LNModel(nn.Module):
     @torch.no_grad()
     def predict(self, frames: torch.Tensor, trials: int) -> np.ndarray:
         """Spikes of trials: uint8 [R, T, N]."""
-        p = torch.sigmoid(self(frames[:, None]))[:, 0]
+        p = torch.sigmoid(self.linear(frames.flatten(1)))
         return torch.bernoulli(p.expand(trials, -1, -1)).to(torch.uint8).numpy()
 
 
@@ -134,12 +124,11 @@ NETWORKS = {  # name: (in_shape, cells) -> network
 
 
 def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: int) -> nn.Module:
-    """Fit a network to recorded trials: each sample is a stretch of one trial, so that noise differs as trials do.
+    """Fit one of `NETWORKS` to recorded trials: each sample is a stretch of one trial, so noise differs as they do.
 
     Args:
-        network: one of `NETWORKS`.
-        movie: [T, H, W].
-        spikes: 0 or 1 [R, T, N].
+        network: its name.
+        movie, spikes: [T, H, W], and 0 or 1 [R, T, N].
         steps: of the optimiser.
         seed: of weights, samples and noise.
 

@@ -1,7 +1,6 @@
 """Compare model spike trains with recorded ones."""
 
 import dataclasses
-import functools
 
 import numpy as np
 
@@ -44,10 +43,10 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
 
     The mean response of the model is that of all its trials, its variability that of the first R.
     """
-    smooth = functools.partial(spike_trains.smoothed, smoothing_bins=SMOOTHING_S / frame_s)
     chosen, modelled = has_signal(recorded), has_signal(spikes)
+    smooth, smooth_recorded = (spike_trains.smoothed(one, SMOOTHING_S / frame_s) for one in (spikes, recorded))
     cc_norm = np.where(modelled, spike_trains.cc_norm(spikes, recorded), 0.0)[chosen]
-    cc_norm_smoothed = np.where(modelled, spike_trains.cc_norm(smooth(spikes), smooth(recorded)), 0.0)[chosen]
+    cc_norm_smoothed = np.where(modelled, spike_trains.cc_norm(smooth, smooth_recorded), 0.0)[chosen]
     signal, signal_recorded = spike_trains.signal_power(spikes), spike_trains.signal_power(recorded)
 
     spikes = spikes[: len(recorded)]
@@ -56,11 +55,9 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
     # A model cell that never fires varies as little as one that always does the same; a recorded one has no value.
     fano = np.where(np.isnan(fano_recorded), np.nan, np.nan_to_num(fano))
     noise, noise_recorded = spike_trains.noise_power(spikes), spike_trains.noise_power(recorded)
-    van_rossum = functools.partial(_van_rossum, tau_bins=TAU_S / frame_s)
-    victor = functools.partial(spike_trains.victor_purpura_distance, cost_per_bin=COST_PER_S * frame_s)
-    distance, distance_recorded = (_mean_distance(van_rossum, one, one) for one in (spikes, recorded))
-    across = _mean_distance(van_rossum, spikes, recorded)
-    edits, edits_recorded = (_mean_distance(victor, one[:PAIRS], one[:PAIRS]) for one in (spikes, recorded))
+    distance, distance_recorded = (_van_rossum(one, one, frame_s) for one in (spikes, recorded))
+    across = _van_rossum(spikes, recorded, frame_s)
+    edits, edits_recorded = (_victor_purpura(one[:PAIRS], frame_s) for one in (spikes, recorded))
     of_cells = dict(
         cc_norm=cc_norm,
         cc_norm_smoothed=cc_norm_smoothed,
@@ -83,10 +80,8 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
 
 
 def has_signal(spikes: np.ndarray) -> np.ndarray:
-    """Which cells [N] respond to the stimulus: those with a signal power of more than twice its error by chance.
-
-    CC_norm of the others would be chance divided by chance.
-    """
+    """Which cells [N] respond to the stimulus, by more than twice the error of the signal power by chance."""
+    # CC_norm of the others would be chance divided by chance.
     return spike_trains.signal_power(spikes) > 2 * spike_trains.signal_power_error(spikes)
 
 
@@ -100,14 +95,15 @@ def _relative(found, recorded):
     return np.divide(found, recorded, out=np.full(found.shape, np.nan), where=recorded > 0) - 1
 
 
-def _mean_distance(distance, first, second):
+def _van_rossum(first, second, frame_s):
     """For each cell, the mean distance between a trial of half of the first and one of the other half of the second."""
     half = len(second) // 2
-    return distance(first[:half], second[half:]).mean((0, 1))
+    return np.sqrt(spike_trains.van_rossum_distance(first[:half], second[half:], TAU_S / frame_s)).mean((0, 1))
 
 
-def _van_rossum(first, second, tau_bins):
-    return np.sqrt(spike_trains.van_rossum_distance(first, second, tau_bins))
+def _victor_purpura(trials, frame_s):
+    half = len(trials) // 2
+    return spike_trains.victor_purpura_distance(trials[:half], trials[half:], COST_PER_S * frame_s).mean((0, 1))
 
 
 def mean_over_cells(values: np.ndarray) -> float:

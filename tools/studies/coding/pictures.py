@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.studies.pictures import draw_intervals, panels
+from tools.studies.intervals import draw_intervals, panels
 
 
 def truth(rows: list[dict]) -> Figure:

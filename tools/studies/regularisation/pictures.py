@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from tools.studies.pictures import against_scale, draw_intervals, panels
+from tools.studies.intervals import against_scale, draw_intervals, panels
 
 QUANTITIES = (
     ("gap", "test loss - training loss (nats)", "linear"),
@@ -19,9 +19,8 @@ def generalisation(rows: list[dict]) -> Figure:
         for name, of_group in _groups(of_size).items():
             _line(axes, [row["std"] for row in of_group], of_group, quantity, name)
 
-    columns = {}
-    for size in (100, 1000, 4000):
-        columns[f"{size} training images"] = [row for row in rows if row["images"] == size]
+    sizes = (100, 1000, 4000)
+    columns = {f"{size} training images": [row for row in rows if row["images"] == size] for size in sizes}
     return against_scale(QUANTITIES, columns, draw)
 
 

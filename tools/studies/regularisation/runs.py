@@ -185,17 +185,15 @@ def learn_scales(run: Run) -> LearntScales:
     """Train a convolutional network whose layers learn the scales of their noise."""
     net = build(run, model="vggwoap", width=0.125, learnable_scale=True)
     neurons = [neuron for _, neuron in spiking_neurons(net)]
-    steps, scales = [], []
-    done = itertools.count()
+    scales, done = {}, itertools.count()
 
     def record(*_):
         step = next(done)
         if step % (run.steps // RECORDED) == 0:
-            steps.append(step)
-            scales.append([neuron.scale.item() for neuron in neurons])
+            scales[step] = [neuron.scale.item() for neuron in neurons]
 
     record()
     train(net, chosen_images(run), run, after_step=record)
     with noise_generator(run.generator("noise")):
         _, accuracy, _ = evaluate(net, run.data.test, draws=1)
-    return LearntScales(steps, scales, accuracy)
+    return LearntScales(list(scales), list(scales.values()), accuracy)

@@ -98,9 +98,8 @@ def compare(gradients: torch.Tensor, exact: torch.Tensor) -> Comparison:
 def drawn(network: SmallNetwork, draws: int, **options: str | bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Draw spikes as one batch, with options of `noisy_lif` and noise from the active generator.
 
-    Returns:
-        For each layer, the weights as leaves [draws, neurons, inputs], one copy per draw so that each has its own
-        gradient, and the spikes [T, draws, neurons].
+    For each layer, weights are leaves [draws, neurons, inputs], one copy per draw so that each has its own gradient;
+    spikes are [T, draws, neurons].
     """
     neurons = functools.partial(noisy_lif, threshold=network.threshold, decay=network.decay, placement="escape")
     weights = [weight.expand(draws, *weight.shape).clone().requires_grad_() for weight in network.weights]

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.studies.pictures import against_scale, panels
+from tools.studies.intervals import against_scale, panels
 
 from .estimators import ESTIMATORS, STOCHASTIC
 
