@@ -15,8 +15,5 @@ def law_of_std(law: type[NoiseLaw], std: float) -> NoiseLaw:
     unit = law(1.0)
     if math.isfinite(unit.std):
         return law(std / unit.std)
-    return law(std * _quartile(Gaussian(1.0)) / _quartile(unit))
-
-
-def _quartile(law: NoiseLaw) -> float:
-    return law.icdf(torch.tensor(0.75, dtype=torch.float64)).item()
+    upper = torch.tensor(0.75, dtype=torch.float64)
+    return law(std * Gaussian(1.0).icdf(upper).item() / unit.icdf(upper).item())

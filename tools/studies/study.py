@@ -1,21 +1,18 @@
 """Run the experiments of a study; results go to JSON, pictures beside it, the same ones for the same seed."""
 
 import concurrent.futures.process
-import contextlib
 import dataclasses
 import itertools
 import json
 import logging
-import math
 import multiprocessing
 import os
 import re
 import unittest.mock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -26,8 +23,7 @@ from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+Case, Result = TypeVar("Case"), TypeVar("Result")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 DIGITS = 5  # significant ones, of numbers in the results; those beyond may differ between machines by rounding
 
@@ -49,83 +45,63 @@ class Study:
         """Seeds of the repetitions of an experiment, of which there are `full` or `quick`."""
         return [self.seed_for(purpose, number) for number in range(quick if self.quick else full)]
 
-    def map(self, function: Callable[[Job], Result], jobs: list[Job], description: str) -> list[Result]:
-        """[function(job) for job in jobs], in parallel processes of one thread each.
+    def map(self, jobs: Sequence[Callable[[], Result]], description: str) -> list[Result]:
+        """What jobs return, in parallel processes of one thread each, as another number may change rounding.
 
-        Args:
-            function: defined at the top of a module, where other processes find it.
-            jobs: arguments; each has everything that its result depends on, the seed too.
-            description: of the progress bar.
+        A job is a `functools.partial` of a function at the top of a module, with all that results depend on.
 
         Raises:
             ChildProcessError: if the system kills a process, as it does when memory is short.
         """
         progress = dict(desc=description, total=len(jobs), unit="job", disable=None, leave=False)
         if self.workers == 1 or len(jobs) == 1:
-            with _one_thread():
-                return [function(job) for job in tqdm(jobs, **progress)]
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                return [job() for job in tqdm(jobs, **progress)]
+            finally:
+                torch.set_num_threads(threads)
         spawned = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
         pool = concurrent.futures.ProcessPoolExecutor(min(self.workers, len(jobs)), spawned)
         with unittest.mock.patch.dict(os.environ, ONE_THREAD), pool:
             try:
-                return list(tqdm(pool.map(function, jobs), **progress))
+                return list(tqdm(pool.map(_result, jobs), **progress))
             except concurrent.futures.process.BrokenProcessPool as error:
-                raise ChildProcessError(
-                    f"a process was killed from outside during {description!r}; if memory is short, use --workers 1"
-                ) from error
+                message = f"a process was killed from outside during {description!r}"
+                raise ChildProcessError(f"{message}; if memory is short, use --workers 1") from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def map_groups(
-        self, function: Callable[[Job], Result], groups: Sequence[list[Job]], description: str
-    ) -> list[list[Result]]:
-        """Like `map`, for groups of jobs that belong together: one list of results per group."""
-        found = iter(self.map(function, [job for group in groups for job in group], description))
-        return [list(itertools.islice(found, len(group))) for group in groups]
+    def map_groups(self, groups: dict[Case, list[Callable[[], Result]]], description: str) -> dict[Case, list[Result]]:
+        """Like `map`, for groups of jobs that belong together: {case: its results}."""
+        results = iter(self.map(sum(groups.values(), []), description))
+        return {case: list(itertools.islice(results, len(jobs))) for case, jobs in groups.items()}
 
     def save(self, name: str, picture: Figure) -> None:
         """Write a picture to <name>.png."""
         picture.savefig(self.folder / f"{name}.png", dpi=110)
 
 
-Experiment = Callable[[Study], Any]  # saves pictures, and returns results that `rounded` takes
+Experiments = dict[str, Callable[[Study], Any]]  # each saves pictures, and returns results that `rounded` takes
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch uses one thread in the block, since another number may change results by rounding."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _result(job):
+    return job()
 
 
 def run_study(
-    name: str,
-    experiments: dict[str, Experiment],
-    *,
-    seed: int,
-    quick: bool,
-    workers: int = 0,
-    out: str = "",
-    only: Sequence[str] = (),
+    name: str, experiments: Experiments, *, seed: int, quick: bool, workers: int = 0, out: str = "", only: Sequence = ()
 ) -> tuple[Path, dict]:
-    """Run the experiments of a study, and write results.json after each.
+    """Run the experiments of a study and return the folder and the content of its results.json, written after each.
 
     Args:
-        name: of the study.
-        experiments: {name: experiment}.
+        name, experiments: of the study.
         seed, quick: see `Study`.
         workers: number of parallel processes; 0: one per processor.
         out: folder of the results; "": results/<name>/<time>-s<seed>. If it has a results.json of the same study,
             seed and `quick`, the experiments that are not run again stay in it.
         only: names of the experiments to run; none: all.
-
-    Returns:
-        The folder, and the content of results.json.
 
     Raises:
         UserError: for unknown experiments, or a folder with results of other settings.
@@ -139,7 +115,7 @@ def run_study(
     content = _earlier(folder / "results.json", {"study": name, "seed": seed, "quick": quick})
     study = Study(folder, seed, quick, workers or os.cpu_count() or 1)
     made_by = {key: value for key, value in provenance().items() if key not in ("gpu", "threads")}
-    chosen = list(dict.fromkeys(only or experiments))
+    chosen = dict.fromkeys(only or experiments)
     for number, which in enumerate(chosen, 1):
         logger.info("%s (%d of %d)", which.replace("_", " "), number, len(chosen))
         content["experiments"][which] = rounded(experiments[which](study))
@@ -161,7 +137,7 @@ def _earlier(path: Path, head: dict) -> dict:
     try:
         content = json.loads(read_bytes(path, MOST_TEXT))
         came = {key: content[key] for key in head}
-        content.update({key: dict(content[key]) for key in ("experiments", "made_by")})
+        content |= {key: dict(content[key]) for key in ("experiments", "made_by")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as the results of a study: {error!r}") from error
     if came != head:
@@ -171,18 +147,9 @@ def _earlier(path: Path, head: dict) -> dict:
 
 def rounded(value: Any) -> Any:
     """Plain data for JSON: numbers with `DIGITS` significant digits, null for NaN and infinity."""
-    if dataclasses.is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, dict):
-        return {str(key): rounded(item) for key, item in value.items()}
-    if isinstance(value, torch.Tensor | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if isinstance(value, float | np.floating):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-    return value
+    text = json.dumps(value, default=lambda one: vars(one) if dataclasses.is_dataclass(one) else one.tolist())
+    return json.loads(text, parse_float=_nearby, parse_constant=lambda name: None)
+
+
+def _nearby(number):
+    return float(f"{float(number):.{DIGITS}g}")

@@ -238,12 +238,12 @@ def test_evaluation_is_of_single_draws_and_of_their_mean():
     job = run()
     net, images = build(job), job.data.test
     with noise_generator(generator()):
-        found = evaluate(net, images, draws=2)
+        loss, accuracy, ensemble_accuracy = evaluate(net, images, draws=2)
     with noise_generator(generator()), torch.no_grad():
         pixels = images.images.float() / 255
         logits = net(torch.cat([pixels] * 2), timesteps=4).mean(0)
     labels = images.labels.repeat(2)
-    assert found.loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert found.accuracy == pytest.approx((logits.argmax(-1) == labels).double().mean().item())
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert accuracy == pytest.approx((logits.argmax(-1) == labels).double().mean().item())
     mean = logits.softmax(-1).unflatten(0, (2, -1)).mean(0)
-    assert found.ensemble_accuracy == pytest.approx((mean.argmax(-1) == images.labels).double().mean().item())
+    assert ensemble_accuracy == pytest.approx((mean.argmax(-1) == images.labels).double().mean().item())

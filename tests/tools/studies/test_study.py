@@ -1,6 +1,7 @@
 """Studies: results that repeat, are completed and not mixed, and what the command line makes of errors."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -17,8 +18,12 @@ from tools.errors import UserError
 from tools.studies.study import Study, rounded, run_study
 
 
-def square(job):
-    return job * job, torch.get_num_threads()
+def square(number):
+    return number * number, torch.get_num_threads()
+
+
+def squares(numbers):
+    return [functools.partial(square, number) for number in numbers]
 
 
 def failing(job):
@@ -28,7 +33,7 @@ def failing(job):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_are_done_in_order_by_one_thread_each(tmp_path, workers):
     threads = torch.get_num_threads()
-    found = Study(tmp_path, workers=workers).map(square, [3, 1, 2], "squares")
+    found = Study(tmp_path, workers=workers).map(squares([3, 1, 2]), "squares")
     assert found == [(9, 1), (1, 1), (4, 1)]
     assert torch.get_num_threads() == threads
 
@@ -36,22 +41,22 @@ def test_jobs_are_done_in_order_by_one_thread_each(tmp_path, workers):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_error_of_a_job_is_raised(tmp_path, workers):
     with pytest.raises(ValueError, match="job 5 is wrong"):
-        Study(tmp_path, workers=workers).map(failing, [5, 6], "failures")
+        Study(tmp_path, workers=workers).map([functools.partial(failing, job) for job in (5, 6)], "failures")
 
 
-def dying(job):
+def dying():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_that_is_ended_from_outside_is_told(tmp_path):
     with pytest.raises(ChildProcessError, match="killed from outside during 'deaths'; .* --workers 1"):
-        Study(tmp_path, workers=2).map(dying, [1, 2], "deaths")
+        Study(tmp_path, workers=2).map([dying, dying], "deaths")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_jobs_of_groups_stay_together(tmp_path, workers):
-    found = Study(tmp_path, workers=workers).map_groups(square, [[3, 1], [2], []], "squares")
-    assert found == [[(9, 1), (1, 1)], [(4, 1)], []]
+    found = Study(tmp_path, workers=workers).map_groups({"a": squares([3, 1]), "b": squares([2]), "c": []}, "squares")
+    assert found == {"a": [(9, 1), (1, 1)], "b": [(4, 1)], "c": []}
 
 
 def test_seeds_differ_between_studies_purposes_and_repetitions(tmp_path):

@@ -14,17 +14,16 @@ from tools.studies.study import Study
 from tools.studies.theory import experiments
 from tools.studies.theory.enumeration import SmallNetwork
 from tools.studies.theory.estimators import (
-    DETERMINISTIC,
+    ESTIMATORS,
     QUANTITIES,
-    STOCHASTIC,
     Comparison,
     compare,
-    drawn_spikes,
+    drawn,
     estimates,
     ndl,
     reinforce,
 )
-from tools.studies.theory.experiments import NetworkJob, Neuron, deviations, expected_curves
+from tools.studies.theory.experiments import deviations, expected_curves
 
 
 def network(law=Gaussian(0.3), depth=2, width=2, timesteps=2, loss="squared", seed=0):
@@ -42,8 +41,8 @@ def test_the_expected_loss_is_the_mean_of_drawn_losses(law):
     small = network(law)
     losses = []
     for _ in range(20):
-        weights = [weight.expand(5000, -1, -1) for weight in small.weights]
-        losses.append(small.loss_of(drawn_spikes(small, weights, 5000)[-1]))
+        _, spikes = drawn(small, 5000)
+        losses.append(small.loss_of(spikes[-1]).detach())
     losses = torch.cat(losses)
     error = losses.std() / math.sqrt(len(losses))
     assert abs(small.expected_loss(small.weights) - losses.mean()) < 4 * error
@@ -151,7 +150,7 @@ def test_measured_probabilities_are_judged(tmp_path):
 
 
 def test_what_is_measured_does_not_fit_another_law():
-    measured = experiments.fire(Neuron(Gaussian, "escape", 100_000, 0))
+    measured = experiments.fire(Gaussian(0.3), "escape", 100_000, 0)
     wrong = deviations(measured, expected_curves(Gaussian(0.31), "escape"), 100_000)
     assert wrong["p"] < 1e-6
     right = expected_curves(Gaussian(0.3), "escape")
@@ -175,10 +174,9 @@ def test_relative_to_no_gradient_nothing_is_said():
 
 
 def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch):
-    def measured(job):
-        assert job.estimators == ("NDL",) and job.layers == 1
-        bias = 100 * (job.loss == "squared") + 10 * job.steps + job.width
-        return {"NDL": Comparison(bias + (job.seed == first))}
+    def measured(law, layers, width, steps, seed, loss, names):
+        assert list(names) == ["NDL"] and layers == 1
+        return {"NDL": Comparison(100 * (loss == "squared") + 10 * steps + width + (seed == first))}
 
     first = Study(tmp_path).seed_for("exactness", 0)
     monkeypatch.setattr(experiments, "measure", measured)
@@ -192,12 +190,12 @@ def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch):
 def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
     """... and networks without a gradient are left out, and counted."""
 
-    def measured(job):
-        if isinstance(job.law, Uniform) and (job.layers == 3 or job.seed in without_gradient):
-            return {name: compare(torch.ones(2, 1), torch.zeros(1)) for name in job.estimators}
+    def measured(law, layers, width, steps, seed):
+        if isinstance(law, Uniform) and (layers == 3 or seed in without_gradient):
+            return {name: compare(torch.ones(2, 1), torch.zeros(1)) for name in ESTIMATORS}
         found = {}
-        for place, name in enumerate(job.estimators):
-            found[name] = Comparison(**dict.fromkeys(QUANTITIES, 10 * job.layers + job.law.scale + 100 * place))
+        for place, name in enumerate(ESTIMATORS):
+            found[name] = Comparison(**dict.fromkeys(QUANTITIES, 10 * layers + law.scale + 100 * place))
         return found
 
     without_gradient = Study(tmp_path, quick=True).seeds("gradients", full=20, quick=6)[:2]
@@ -206,7 +204,7 @@ def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
     for law in LAWS:
         of_law = found["medians_over_networks"][law.__name__]
         for depth, place in ((1, 0), (2, 5), (3, 2)):
-            name = (*STOCHASTIC, *DETERMINISTIC)[place]
+            name = list(ESTIMATORS)[place]
             expected = [10 * depth + law_of_std(law, std).scale + 100 * place for std in experiments.SCALES]
             if law is Uniform and depth == 3:
                 expected = [math.nan] * len(expected)
@@ -217,11 +215,11 @@ def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
 
 
 def test_one_network_is_measured_against_its_exact_gradient():
-    job = NetworkJob(Gaussian(0.4), "squared", 1, 1, 2, seed=3, estimators=("NDL", "REINFORCE", "mean field"))
-    found = experiments.measure(job)
+    options = dict(layers=1, width=2, steps=1, seed=3, loss="squared", names=("NDL", "REINFORCE", "mean field"))
+    found = experiments.measure(Gaussian(0.4), **options)
     assert found["REINFORCE"].bias < 4 * found["REINFORCE"].bias_error
     assert found["NDL"].bias > 10 * found["NDL"].bias_error and found["mean field"].variance == 0
-    assert found == experiments.measure(job)
+    assert found == experiments.measure(Gaussian(0.4), **options)
 
 
 def test_the_limit_is_approached_in_proportion_to_the_scale(tmp_path):

@@ -1,18 +1,20 @@
-"""Cells whose truth is known: a filtered movie drives them, and trials differ only by their noise."""
+"""Movies, and cells whose truth is known: a filtered movie drives them, and trials differ only by their noise."""
 
 import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.special import expit
 
 from models import Gaussian, NoiseLaw, NoisyLIF, noise_generator
-
-from .movie import DEPTH, FRAME_S, digit_movie, stacked
+from tools.data.events import motions
 
 CELLS = 10
-TRIALS_AT_ONCE = 250
+FRAME_S = motions.STEP_US / 1e6  # seconds from one frame to the next
+DEPTH = 8  # frames that receptive fields and networks see at once, the current one last
+_POOLING = 3  # pixels of the rendered scene that make one of the movie
 
 
 def population(digits: torch.Tensor, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +25,32 @@ def population(digits: torch.Tensor, frames: int, seed: int) -> tuple[np.ndarray
     return movie, drive / drive.std(0)
 
 
+def digit_movie(digits: torch.Tensor, frames: int, random: np.random.RandomState) -> np.ndarray:
+    """Moving real digits, in scenes of 0.5 s with a random digit, motion, size and contrast each.
+
+    It is the logarithm of the light on a torus (see `tools.data.events.motions`), of mean 0 and variance 1.
+
+    Shape:
+        digits uint8 [N, 28, 28] -> float32 [frames, 16, 16].
+    """
+    per_scene = motions.STEPS + 1
+    scenes = -(-frames // per_scene)
+    labels = random.randint(len(motions.MOTIONS), size=scenes)
+    masks = digits[torch.from_numpy(random.randint(len(digits), size=scenes))].float() / 255
+    contrasts = random.uniform(1.0, 1.8, scenes) * random.choice([-1, 1], scenes)
+    paths = motions.trajectories(labels, random)
+    light = motions.render(masks, paths, torch.from_numpy(contrasts).float())  # [scenes, frames, H, W]
+    movie = F.avg_pool2d(light, _POOLING).flatten(0, 1)[:frames].numpy()
+    return ((movie - movie.mean()) / movie.std()).astype(np.float32)
+
+
+def stacked(movie: np.ndarray, depth: int) -> torch.Tensor:
+    """The latest `depth` frames at each time, the current one last, 0 before the first: float32 [T, depth, H, W]."""
+    frames = torch.as_tensor(np.asarray(movie), dtype=torch.float32)
+    padded = torch.cat([frames.new_zeros(depth - 1, *frames.shape[1:]), frames])
+    return padded.unfold(0, depth, 1).permute(0, 3, 1, 2)
+
+
 def receptive_fields(cells: int, size: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
     r"""Random receptive fields, separable in space and time.
 
@@ -31,15 +59,10 @@ def receptive_fields(cells: int, size: tuple[int, int], random: np.random.Random
         \; e^{-|R x|^2} \cos(\omega (R x)_1 + \phi)
 
     Oriented (Gabor) in space with random place, orientation R, width, frequency and phase; biphasic in time with
-    tau of 10 to 25 ms, where t = 0 is one frame after the current one.
+    tau of 10 to 25 ms, where t = 0 is one frame after the current one, which is last. Each field has norm 1.
 
-    Args:
-        cells: N.
-        size: (H, W) in pixels.
-        random: generator of all choices.
-
-    Returns:
-        float32 [N, DEPTH, H, W], each of norm 1; the current frame is last.
+    Shape:
+        size (H, W) -> float32 [cells, DEPTH, H, W].
 
     Note:
         Jones and Palmer, Journal of Neurophysiology 58, 1987, for Gabor functions; Adelson and Bergen, JOSA A 2, 1985,
@@ -102,33 +125,31 @@ class LIFCells:
     .. math::
         x(t) = g\, d(t) + b, \quad u \leftarrow \beta u + (1 - \beta) x(t) - \epsilon_1
 
-    with threshold 1, and noise of the membrane and of the threshold; `NoisyLIF` has the equations in full.
+    with threshold 1, beta = 0.6 per frame, and noise of membrane and threshold; `NoisyLIF` has the equations in full.
     """
 
     drive: np.ndarray  # d, [T, N]
     gain: float = 0.6  # g, in thresholds
     bias: float = 0.3  # b, in thresholds
     noise: NoiseLaw = Gaussian(0.25)
-    decay: float = 0.6  # beta, per frame
-    placement: str = "both"  # of the noise
-
-    def rates(self, trials: int = 4000, seed: int = 0) -> np.ndarray:
-        """Probability of a spike in each bin, estimated by trials: [T, N]."""
-        return self.sample(trials, seed).mean(0)
 
     def sample(self, trials: int, seed: int) -> np.ndarray:
         """Spikes of fresh trials: uint8 [R, T, N]."""
-        with noise_generator(torch.Generator().manual_seed(seed)):
-            return in_parts(self._some, trials, TRIALS_AT_ONCE)
-
-    @torch.no_grad()
-    def _some(self, trials: int) -> np.ndarray:
         current = self.gain * torch.from_numpy(self.drive).float() + self.bias
-        neuron = NoisyLIF(self.noise, decay=self.decay, placement=self.placement, decay_input=True)
-        spikes = neuron(current[:, None].expand(-1, trials, -1).contiguous())
-        return spikes.transpose(0, 1).to(torch.uint8).numpy()
+        neuron = NoisyLIF(self.noise, decay=0.6, decay_input=True)
+        with noise_generator(torch.Generator().manual_seed(seed)):
+            return in_parts(neuron, current[:, None], trials, most=250)
 
 
-def in_parts(draw: Callable[[int], np.ndarray], trials: int, most: int) -> np.ndarray:
-    """Trials [R, ...], of which draw(number) gives so many: at most `most` at once, as memory is limited."""
-    return np.concatenate([draw(min(most, trials - done)) for done in range(0, trials, most)])
+@torch.no_grad()
+def in_parts(respond: Callable, stimulus: torch.Tensor, trials: int, most: int) -> np.ndarray:
+    """Spikes uint8 [R, T, N] of so many trials with the same stimulus, at most `most` at once to save memory.
+
+    Shape:
+        respond: [T, B, ...] -> [T, B, N]; stimulus [T, 1, ...].
+    """
+    parts = []
+    for done in range(0, trials, most):
+        repeated = stimulus.expand(-1, min(most, trials - done), *stimulus.shape[2:]).contiguous()
+        parts.append(respond(repeated).transpose(0, 1).to(torch.uint8).numpy())
+    return np.concatenate(parts)

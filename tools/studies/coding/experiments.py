@@ -1,33 +1,100 @@
-"""The experiments of main_coding.py: each measures, draws its picture, and returns its numbers. A is in `truth`."""
+"""The experiments of main_coding.py: each measures, draws its picture, and returns its numbers."""
 
 import dataclasses
-import functools
 import logging
+from functools import partial
 
 import numpy as np
 import torch
 
 from models import Gaussian
 from tools.analysis import spike_trains
+from tools.analysis.spike_trains import victor_purpura_distance
+from tools.analysis.statistics import seed_interval
 from tools.errors import UserError
 from tools.studies.intervals import gains, over_seeds
-from tools.studies.study import Experiment, Study
+from tools.studies.study import Experiments, Study
 
 from . import pictures
-from .cells import CELLS, LIFCells, LNCells, population
+from .cells import CELLS, FRAME_S, LIFCells, LNCells, population
 from .fitting import NETWORKS, SEGMENT, LNModel, fit, simulate
-from .judging import Judgement, has_signal, judge, mean_over_cells
-from .movie import FRAME_S
+from .judging import TAU_S, Judgement, bins_of_window, has_signal, judge, mean_over_cells
 from .recordings import Recording
-from .truth import WINDOW, truth
 
 logger = logging.getLogger(__name__)
 STEPS, QUICK_STEPS = 1500, 300  # of a fit
 LEAD_IN = 100  # frames before the test that a network sees, so that it does not start from rest
 TRIALS = 4  # of a model, for each recorded one: its mean response is better known than the recorded one
+WINDOW, TAU = bins_of_window(FRAME_S), TAU_S / FRAME_S  # in bins
+FRAMES, PRESENTED = 1000, 40  # length of the movie that LIF cells see, and trials
+DECODING = {"decoding_1": 1, "decoding_5": 5, "decoding_20": 20}  # trials that are pooled
+
+METRICS = {  # name: (spikes [R, T, N], true rates [T, N]) -> values, of which the mean is taken
+    "Fano factor": lambda spikes, rates: spike_trains.mean_fano_factor(spikes, WINDOW),
+    "signal power": lambda spikes, rates: spike_trains.signal_power(spikes),
+    "noise power": lambda spikes, rates: spike_trains.noise_power(spikes),
+    "reliability": lambda spikes, rates: spike_trains.reliability(spikes),
+    "CC_norm of the true rate": lambda spikes, rates: spike_trains.cc_norm(rates, spikes),
+    "signal correlation": lambda spikes, rates: _off_diagonal(spike_trains.signal_correlation(spikes)),
+    "noise correlation": lambda spikes, rates: _off_diagonal(spike_trains.noise_correlation(spikes)),
+    "van Rossum distance": lambda spikes, rates: spike_trains.van_rossum_distance(spikes[:10], spikes[10:20], TAU),
+    "Victor-Purpura distance, q = 2": lambda spikes, rates: victor_purpura_distance(spikes[:5], spikes[5:10], 2.0),
+}
 
 
-# B: the scale of the noise.
+def truth(study: Study, digits: torch.Tensor) -> dict:
+    """A: measure each metric on cells for which the truth has a closed form, over repeated recordings of 40 trials."""
+    frames, trials, seeds = 2000, 40, study.seeds("recordings", full=40, quick=12)
+    _, drive = population(digits, frames, study.seed_for("population"))
+    rows = []
+    for name in ("Bernoulli", "Poisson"):
+        cells = LNCells(drive, poisson=name == "Poisson")
+        rates = cells.rates()
+        recordings = [cells.sample(trials, seed) for seed in seeds]
+        for metric, expected in _truth_of(rates, cells.poisson).items():
+            found = [np.nanmean(METRICS[metric](recording, rates)) for recording in recordings]
+            rows.append(_row(name, metric, expected, found))
+    for share in (0.1, 0.5):
+        found = [_shared_noise(share, seed) for seed in seeds]
+        rows.append(_row(f"pair with {share:.0%} common spikes", "noise correlation", share, found))
+    study.save("truth", pictures.truth(rows))
+    return {"frames": frames, "trials": trials, "recordings": len(seeds), "rows": rows}
+
+
+def _row(cells: str, metric: str, expected: float, found: list[float]) -> dict:
+    """What was found, with its interval, beside the truth; "z" is the error in standard errors."""
+    z = (np.mean(found) - expected) / (np.std(found, ddof=1) / np.sqrt(len(found)))
+    return {"cells": cells, "metric": metric, "truth": float(expected), **seed_interval(found), "z": float(z)}
+
+
+def _truth_of(p, poisson):
+    """{metric: the truth, as mean over cells} for independent Bernoulli(p) or Poisson(p) counts, p [T, N]."""
+    signal, noise = p.var(0, ddof=1), p if poisson else p * (1 - p)
+    counts, variances = (bins.reshape(-1, WINDOW, CELLS).sum(1).mean(0) for bins in (p, noise))
+    values = {
+        "Fano factor": (variances / counts).mean(),
+        "signal power": signal.mean(),
+        "noise power": noise.mean(),
+        "reliability": (signal / (signal + noise.mean(0))).mean(),
+        "CC_norm of the true rate": 1.0,
+        "signal correlation": _off_diagonal(np.corrcoef(p.T)).mean(),
+        "noise correlation": 0.0,
+        "van Rossum distance": noise.sum(0).mean(),  # E (x - y)^2 / 2 in each bin, and no covariance
+    }
+    if not poisson:
+        values["Victor-Purpura distance, q = 2"] = (2 * noise).sum(0).mean()  # spikes that are not in both
+    return values
+
+
+def _shared_noise(share: float, seed: int) -> float:
+    """Noise correlation of two Poisson cells that have a share of their spikes in common: the truth is that share."""
+    random = np.random.default_rng(seed)
+    common, own = random.poisson(share, (100, 500, 1)), random.poisson(1 - share, (100, 500, 2))
+    return spike_trains.noise_correlation(common + own)[0, 1]
+
+
+def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
+    return matrix[~np.eye(len(matrix), dtype=bool)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,52 +109,35 @@ class Responses:
     decoding_20: float
 
 
-FRAMES, PRESENTED = 1000, 40  # length of the movie, and trials
-DECODING = {"decoding_1": 1, "decoding_5": 5, "decoding_20": 20}  # trials that are pooled
-
-
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """The standard deviation of the noise of LIF cells that see moving digits, and the seed of both."""
-
-    digits: torch.Tensor
-    std: float
-    seed: int
-
-
 def scale(study: Study, digits: torch.Tensor) -> dict:
-    """Measure reliability, Fano factor and decoding of noisy LIF cells against the scale of their noise.
+    """B: measure reliability, Fano factor and decoding of noisy LIF cells against the scale of their noise.
 
     "..._gain" is the mean difference to the same population without noise.
     """
-    seeds = study.seeds("scale", full=10, quick=5)
-    scales = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5)
-    jobs = [[Noise(digits, std, seed) for seed in seeds] for std in scales]
-    found = study.map_groups(respond, jobs, "scales of the noise")
+    seeds, jobs = study.seeds("scale", full=10, quick=5), {}
+    for std in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5):
+        jobs[std] = [partial(respond, digits, std, seed) for seed in seeds]
+    found = study.map_groups(jobs, "scales of the noise")
     rows = []
-    for std, of_scale in zip(scales, found):
-        rows.append({"std": std, **over_seeds(of_scale), **gains(of_scale, found[0], DECODING)})
+    for std, of_scale in found.items():
+        rows.append({"std": std, **over_seeds(of_scale), **gains(of_scale, found[0.0], DECODING)})
     study.save("noise_scale", pictures.scale(rows, DECODING))
     head = {"cells": CELLS, "frames": FRAMES, "trials": PRESENTED, "seeds": len(seeds), "chance": WINDOW / FRAMES}
     return {**head, "rows": rows}
 
 
-def respond(job: Noise) -> Responses:
-    """Measure the responses of one population."""
-    _, drive = population(job.digits, FRAMES, job.seed)
+def respond(digits: torch.Tensor, std: float, seed: int) -> Responses:
+    """Measure the responses of one population to moving digits, with noise of one standard deviation."""
+    _, drive = population(digits, FRAMES, seed)
     # Most of the drive is below the threshold: without noise, a cell is silent most of the time.
-    cells = LIFCells(drive, gain=0.35, bias=0.3, noise=Gaussian(job.std or 1e-9))
-    spikes = cells.sample(PRESENTED, job.seed)
-    accuracies = spike_trains.decoding_accuracy(spikes, WINDOW, list(DECODING.values()), repeats=5, seed=job.seed)
+    spikes = LIFCells(drive, gain=0.35, bias=0.3, noise=Gaussian(std or 1e-9)).sample(PRESENTED, seed)
+    accuracies = spike_trains.decoding_accuracy(spikes, WINDOW, list(DECODING.values()), repeats=5, seed=seed)
     return Responses(
         rate_hz=spikes.mean() / FRAME_S,
         reliability=mean_over_cells(spike_trains.reliability(spikes)),
         fano=mean_over_cells(spike_trains.mean_fano_factor(spikes, WINDOW)),
         **dict(zip(DECODING, accuracies)),
     )
-
-
-# C: networks fitted to cells.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,24 +149,9 @@ class Split:
     tested: np.ndarray  # trials of the others, [R', T - start, N]
     frame_s: float  # seconds per frame
 
-    @property
-    def start(self) -> int:
-        """First frame of the test."""
-        return self.fitted.shape[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """A network of `NETWORKS` to fit with the first of the seeds, and to judge by trials drawn with each of them."""
-
-    split: Split
-    network: str
-    steps: int
-    seeds: list[int]
-
 
 def fits(study: Study, digits: torch.Tensor) -> dict:
-    """Fit all networks to LN and to LIF cells; the cells themselves are the oracle."""
+    """C: fit all networks to LN and to LIF cells; the cells themselves are the oracle."""
     frames, start = 5000, 4000
     movie, drive = population(digits, frames, study.seed_for("population"))
     results = {}
@@ -124,10 +159,8 @@ def fits(study: Study, digits: torch.Tensor) -> dict:
         recorded = cells.sample(20, study.seed_for("recording"))[:, :start]
         tested = cells.sample(50, study.seed_for("test"))[:, start:]
         results[name] = compare(study, Split(movie, recorded, tested, FRAME_S), name)
-        oracle = []
-        for seed in study.seeds("oracle", full=5, quick=5):
-            oracle.append(judge(cells.sample(TRIALS * len(tested), seed)[:, start:], tested, FRAME_S))
-        results[name]["oracle"] = over_seeds(oracle)
+        trials = [cells.sample(TRIALS * len(tested), seed) for seed in study.seeds("oracle", full=5, quick=5)]
+        results[name]["oracle"] = over_seeds([judge(spikes[:, start:], tested, FRAME_S) for spikes in trials])
         study.save(f"fits_{name.split()[0].lower()}", pictures.fits(results[name], name))
     return {"frames": start, "trials": 20, "test_frames": frames - start, "test_trials": 50, "results": results}
 
@@ -139,13 +172,14 @@ def recording(study: Study, data: Recording, name: str) -> dict:
         UserError: for fewer than two trials, too few frames, more than one spike in a bin, or cells that do not
             respond to the movie; and as `fit` does.
     """
-    if len(data.spikes) < 2:
+    trials, frames, cells = data.spikes.shape
+    if trials < 2:
         raise UserError("variability needs at least 2 trials, the recording has 1")
     if data.spikes.max() > 1:
         raise UserError(f"networks are fitted to spikes of 0 or 1, a bin has {data.spikes.max()}: use shorter bins")
-    start = int(0.8 * len(data.movie))
+    start = int(0.8 * frames)
     if start < SEGMENT:
-        raise UserError(f"{name} has {len(data.movie)} frames; 80 % of them must be at least {SEGMENT}")
+        raise UserError(f"{name} has {frames} frames; 80 % of them must be at least {SEGMENT}")
     if data.frame_s is None:
         logger.warning("%s does not say how long a frame is (frame_s): assuming %g s", name, FRAME_S)
     split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], data.frame_s or FRAME_S)
@@ -154,48 +188,39 @@ def recording(study: Study, data: Recording, name: str) -> dict:
         raise UserError(f"no cell of {name} responds to the last fifth of its movie by more than chance")
     results = compare(study, split, name)
     study.save("fits_recording", pictures.fits(results, name))
-    return {
-        "file": name,
-        "movie": data.movie.shape,
-        "frame_s": split.frame_s,
-        "trials": len(data.spikes),
-        "cells": data.spikes.shape[2],
-        "cells_with_signal": with_signal,
-        "frames": start,
-        "test_frames": len(data.movie) - start,
-        "results": results,
-    }
+    head = {"file": name, "movie": data.movie.shape, "frame_s": split.frame_s, "trials": trials, "cells": cells}
+    numbers = {"cells_with_signal": with_signal, "frames": start, "test_frames": frames - start}
+    return {**head, **numbers, "results": results}
 
 
 def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
     """{network: what `judge` says of it, with intervals over seeds}."""
     seeds, steps = study.seeds("fits", full=5, quick=5), QUICK_STEPS if study.quick else STEPS
-    jobs = []
+    jobs = {}
     for network, make in NETWORKS.items():
         # The fit of an LN model has nothing random in it: it is done once, and its trials are drawn for each seed.
         groups = [seeds] if make is LNModel else [[seed] for seed in seeds]
-        jobs.append([Fit(split, network, steps, group) for group in groups])
-    found = study.map_groups(_fitted, jobs, f"fitting to {name}")
-    return {network: over_seeds(sum(judged, [])) for network, judged in zip(NETWORKS, found)}
+        jobs[network] = [partial(_fitted, split, network, steps, group) for group in groups]
+    found = study.map_groups(jobs, f"fitting to {name}")
+    return {network: over_seeds(sum(judged, [])) for network, judged in found.items()}
 
 
-def _fitted(job: Fit) -> list[Judgement]:
-    """Fit a network and judge it, once for each seed of its trials."""
-    split = job.split
-    net = fit(job.network, split.movie[: split.start], split.fitted, job.steps, job.seeds[0])
-    before = min(LEAD_IN, split.start)
-    judged = []
-    for seed in job.seeds:
-        spikes = simulate(net, split.movie[split.start - before :], TRIALS * len(split.tested), seed)
+def _fitted(split: Split, network: str, steps: int, seeds: list[int]) -> list[Judgement]:
+    """Fit a network with the first of the seeds, and judge it by trials drawn with each of them."""
+    start = split.fitted.shape[1]
+    before, judged = min(LEAD_IN, start), []
+    net = fit(network, split.movie[:start], split.fitted, steps, seeds[0])
+    for seed in seeds:
+        spikes = simulate(net, split.movie[start - before :], TRIALS * len(split.tested), seed)
         judged.append(judge(spikes[:, before:], split.tested, split.frame_s))
     return judged
 
 
-def experiments(digits: torch.Tensor) -> dict[str, Experiment]:
+def experiments(digits: torch.Tensor) -> Experiments:
     """{name: experiment} with these digits, uint8 [N, 28, 28]."""
-    return {function.__name__: functools.partial(function, digits=digits) for function in (truth, scale, fits)}
+    return {function.__name__: partial(function, digits=digits) for function in (truth, scale, fits)}
 
 
-def experiments_on(data: Recording, name: str) -> dict[str, Experiment]:
+def experiments_on(data: Recording, name: str) -> Experiments:
     """{name: experiment} on a recording with this name."""
-    return {"recording": functools.partial(recording, data=data, name=name)}
+    return {"recording": partial(recording, data=data, name=name)}

@@ -15,28 +15,20 @@ from tools.optim import build_optimizer, build_scheduler
 from tools.probes.hooks import is_noisy
 from tools.runtime.seeds import seed_generators
 
-from .cells import in_parts
-from .movie import DEPTH, stacked
+from .cells import DEPTH, in_parts, stacked
 
 SEGMENT, WARM_UP = 100, 10  # frames of a training sample; the first of them, from rest, are not judged
 BATCH, RATE, WEIGHT_DECAY = 16, 1e-2, 1e-2  # samples of a step, the highest learning rate, and AdamW's decay
 NOISE = Gaussian(0.3)  # initially; in neurons without noise, the same density is the surrogate gradient
 CLIP = 1e-4  # probabilities this close to 0 or 1 count as these: one surprising spike is not a catastrophe
 TRACE_BINS = 3.0  # time constant of the traces that are compared where there is no likelihood
-FREE_TRIALS = 100  # at once, when a network runs freely
 
 
 class EncodingNetwork(nn.Module):
-    """Convolution - spikes - linear - spikes of N cells.
-
-    Args:
-        in_shape: (DEPTH, H, W), H and W at least 5.
-        cells: N.
-        hidden: whether the hidden neurons are noisy.
-        output: whether those that stand for the cells are.
+    """Convolution - spikes - linear - spikes of the cells; `hidden`, `output`: which of these neurons are noisy.
 
     Shape:
-        frames [T, B, DEPTH, H, W] -> input current of the cells [T, B, N], which `output` turns into spikes.
+        convolved frames [T, B, channels, h, w] -> input current of the cells [T, B, N]; `output` makes it spikes.
     """
 
     def __init__(self, in_shape: tuple[int, int, int], cells: int, hidden: bool = True, output: bool = True):
@@ -49,15 +41,12 @@ class EncodingNetwork(nn.Module):
         # Threshold noise alone in the last layer: given the past, a spike is then exactly a Bernoulli variable.
         self.output = noisy(placement="escape") if output else LIF(NOISE)
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self._after_convolution(over_time(self.conv, frames))
-
-    def _after_convolution(self, current):
-        return over_time(self.readout, self.hidden(current).flatten(2))
+    def forward(self, convolved: torch.Tensor) -> torch.Tensor:
+        return over_time(self.readout, self.hidden(convolved).flatten(2))
 
     def loss(self, frames: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of recorded spikes (nats per bin), or `trace_loss` if the output has no noise."""
-        current = self(frames)
+        current = self(over_time(self.conv, frames))
         if not is_noisy(self.output):
             return trace_loss(self.output(current), recorded)
         p = self.output.firing_probability(current, recorded)[WARM_UP:].clamp(CLIP, 1 - CLIP)
@@ -66,25 +55,14 @@ class EncodingNetwork(nn.Module):
     @torch.no_grad()
     def predict(self, frames: torch.Tensor, trials: int) -> np.ndarray:
         """Spikes of free-running trials: uint8 [R, T, N]; without noise, all are the same."""
-        current = over_time(self.conv, frames[:, None])  # [T, 1, channels, h, w]: before any noise, once for all trials
-
-        def draw(count):
-            spikes = self.output(self._after_convolution(current.expand(-1, count, -1, -1, -1).contiguous()))
-            return spikes.transpose(0, 1).to(torch.uint8).numpy()
-
-        return in_parts(draw, trials, FREE_TRIALS) if is_noisy(self) else draw(1).repeat(trials, 0)
+        convolved = over_time(self.conv, frames[:, None])  # before any noise: once for all trials
+        different = trials if is_noisy(self) else 1
+        spikes = in_parts(lambda part: self.output(self(part)), convolved, different, most=100)
+        return spikes.repeat(trials // different, 0)
 
 
 class LNModel(nn.Module):
-    r"""A linear filter over space and time for each cell, and a sigmoid: :math:`p = \sigma(k \cdot x + b)`.
-
-    Args:
-        in_shape: (DEPTH, H, W).
-        cells: N.
-
-    Shape:
-        frames [T, B, DEPTH, H, W] -> log-odds of a spike [T, B, N].
-    """
+    r"""A linear filter over space and time for each cell, and a sigmoid: :math:`p = \sigma(k \cdot x + b)`."""
 
     PENALTIES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)  # on the squared norm of a filter, in nats per bin
     HELD_OUT = 0.2  # of the frames; the last ones choose the penalty of each cell
@@ -94,9 +72,6 @@ class LNModel(nn.Module):
         self.linear = nn.Linear(math.prod(in_shape), cells)
         nn.init.zeros_(self.linear.weight)
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.linear(frames.flatten(2))
-
     def fit(self, frames: torch.Tensor, trains: torch.Tensor) -> None:
         """Maximise the likelihood of spike trains [R, T, N], with the penalty that predicts held-out frames best."""
         x, y = frames.flatten(1), trains.mean(0)  # bins are independent: the mean over trials is sufficient
@@ -105,19 +80,20 @@ class LNModel(nn.Module):
         for penalty in self.PENALTIES:
             self._maximise(x[:split], y[:split], penalty)
             with torch.no_grad():
-                held_out = F.binary_cross_entropy_with_logits(self.linear(x[split:]), y[split:], reduction="none")
-            losses.append(held_out.mean(0))
+                losses.append(self._losses(x[split:], y[split:]))
         self._maximise(x, y, torch.tensor(self.PENALTIES)[torch.stack(losses).argmin(0)])
 
+    def _losses(self, x, y):
+        """For each cell, the negative log-likelihood of mean spikes [T, N] with inputs [T, D], in nats per bin."""
+        return F.binary_cross_entropy_with_logits(self.linear(x), y, reduction="none").mean(0)
+
     def _maximise(self, x, y, penalty):
-        """Fit to inputs [T, D] and mean spikes [T, N] from the present weights; one penalty, or one for each cell."""
+        """Fit from the present weights, with one penalty, or one for each cell."""
         optimizer = torch.optim.LBFGS(self.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
         def closure():
             optimizer.zero_grad()
-            squares = self.linear.weight.square().sum(1)
-            loss = F.binary_cross_entropy_with_logits(self.linear(x), y, reduction="none").mean(0).sum()
-            loss = loss + (penalty * squares).sum()
+            loss = (self._losses(x, y) + penalty * self.linear.weight.square().sum(1)).sum()
             loss.backward()
             return loss
 
@@ -126,7 +102,7 @@ class LNModel(nn.Module):
     @torch.no_grad()
     def predict(self, frames: torch.Tensor, trials: int) -> np.ndarray:
         """Spikes of trials: uint8 [R, T, N]."""
-        p = torch.sigmoid(self(frames[:, None]))[:, 0]
+        p = torch.sigmoid(self.linear(frames.flatten(1)))
         return torch.bernoulli(p.expand(trials, -1, -1)).to(torch.uint8).numpy()
 
 
@@ -148,17 +124,13 @@ NETWORKS = {  # name: (in_shape, cells) -> network
 
 
 def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: int) -> nn.Module:
-    """Fit a network to recorded trials: each sample is a stretch of one trial, so that noise differs as trials do.
+    """Fit one of `NETWORKS` to recorded trials: each sample is a stretch of one trial, so noise differs as they do.
 
     Args:
-        network: one of `NETWORKS`.
-        movie: [T, H, W].
-        spikes: 0 or 1 [R, T, N].
+        network: its name.
+        movie, spikes: [T, H, W], and 0 or 1 [R, T, N].
         steps: of the optimiser.
         seed: of weights, samples and noise.
-
-    Returns:
-        The network, in evaluation mode.
 
     Raises:
         UserError: for a movie too short or small, or counts that are not 0 or 1.
@@ -166,10 +138,8 @@ def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: i
     frames, trains = stacked(movie, DEPTH), torch.from_numpy(spikes).float()
     trials, length, cells = trains.shape
     if length != len(frames) or length < SEGMENT or min(frames.shape[2:]) < 5:
-        raise UserError(
-            f"networks are fitted to movies of at least {SEGMENT} frames and 5x5 pixels, and as many bins of spikes; "
-            f"got {list(movie.shape)} and {list(trains.shape)}"
-        )
+        wanted = f"movies of at least {SEGMENT} frames and 5x5 pixels, and as many bins of spikes"
+        raise UserError(f"networks are fitted to {wanted}; got {list(movie.shape)} and {list(trains.shape)}")
     if not ((trains == 0) | (trains == 1)).all():
         raise UserError("networks are fitted to spikes of 0 or 1: use shorter bins")
     seed_generators(seed)
@@ -179,11 +149,10 @@ def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: i
         return net.eval()
     optimizer = build_optimizer("adamw", net, RATE, WEIGHT_DECAY)
     scheduler = build_scheduler("onecycle", optimizer, steps)
-    within = torch.arange(SEGMENT)[:, None]
     # Not `train_one_epoch`, which compares classes with logits: here the recorded spikes, an input and the target at
     # once, fix the state of the output neurons, and samples are stretches of trials that overlap.
     for _ in range(steps):
-        chosen = torch.randint(length - SEGMENT + 1, (BATCH,)) + within  # [SEGMENT, B]
+        chosen = torch.randint(length - SEGMENT + 1, (BATCH,)) + torch.arange(SEGMENT)[:, None]  # [SEGMENT, B]
         trial = torch.randint(trials, (BATCH,))
         optimizer.zero_grad()
         net.loss(frames[chosen], trains[trial, chosen]).backward()

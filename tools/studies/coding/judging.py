@@ -1,8 +1,6 @@
 """Compare model spike trains with recorded ones."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 
 import numpy as np
 
@@ -41,17 +39,14 @@ class Judgement:
 
 
 def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement:
-    """Compare the trials of a model with recorded ones.
+    """Compare the trials of a model [S, T, N] with recorded ones [R, T, N], in bins of `frame_s` seconds.
 
-    Args:
-        spikes: of the model, [S, T, N]; its mean response is that of all, its variability that of the first R.
-        recorded: [R, T, N].
-        frame_s: seconds per bin.
+    The mean response of the model is that of all its trials, its variability that of the first R.
     """
-    smooth = functools.partial(spike_trains.smoothed, smoothing_bins=SMOOTHING_S / frame_s)
     chosen, modelled = has_signal(recorded), has_signal(spikes)
+    smooth, smooth_recorded = (spike_trains.smoothed(one, SMOOTHING_S / frame_s) for one in (spikes, recorded))
     cc_norm = np.where(modelled, spike_trains.cc_norm(spikes, recorded), 0.0)[chosen]
-    cc_norm_smoothed = np.where(modelled, spike_trains.cc_norm(smooth(spikes), smooth(recorded)), 0.0)[chosen]
+    cc_norm_smoothed = np.where(modelled, spike_trains.cc_norm(smooth, smooth_recorded), 0.0)[chosen]
     signal, signal_recorded = spike_trains.signal_power(spikes), spike_trains.signal_power(recorded)
 
     spikes = spikes[: len(recorded)]
@@ -60,37 +55,33 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
     # A model cell that never fires varies as little as one that always does the same; a recorded one has no value.
     fano = np.where(np.isnan(fano_recorded), np.nan, np.nan_to_num(fano))
     noise, noise_recorded = spike_trains.noise_power(spikes), spike_trains.noise_power(recorded)
-    van_rossum = functools.partial(_van_rossum, tau_bins=TAU_S / frame_s)
-    victor = functools.partial(spike_trains.victor_purpura_distance, cost_per_bin=COST_PER_S * frame_s)
-    distance, distance_recorded = _between_halves(van_rossum, spikes), _between_halves(van_rossum, recorded)
-    edits, edits_recorded = _between_halves(victor, spikes[:PAIRS]), _between_halves(victor, recorded[:PAIRS])
-    half = len(recorded) // 2
-    across = van_rossum(spikes[:half], recorded[half:]).mean((0, 1))
-    return Judgement(
-        cc_norm=mean_over_cells(cc_norm),
-        cc_norm_smoothed=mean_over_cells(cc_norm_smoothed),
-        fano=mean_over_cells(fano),
-        fano_recorded=mean_over_cells(fano_recorded),
-        fano_mismatch=mean_over_cells(np.abs(fano - fano_recorded)),
-        signal_power=mean_over_cells(signal),
-        signal_power_recorded=mean_over_cells(signal_recorded),
-        signal_power_mismatch=mean_over_cells(np.abs(_relative(signal, signal_recorded))[chosen]),
-        noise_power=mean_over_cells(noise),
-        noise_power_recorded=mean_over_cells(noise_recorded),
-        noise_power_mismatch=mean_over_cells(np.abs(_relative(noise, noise_recorded))),
-        reliability=mean_over_cells(spike_trains.reliability(spikes)),
-        reliability_recorded=mean_over_cells(spike_trains.reliability(recorded)),
-        distance_mismatch=mean_over_cells(np.abs(_relative(distance, distance_recorded))),
-        distance_excess=mean_over_cells(_relative(across, distance_recorded)),
-        victor_purpura_mismatch=mean_over_cells(np.abs(_relative(edits, edits_recorded))),
+    distance, distance_recorded = (_van_rossum(one, one, frame_s) for one in (spikes, recorded))
+    across = _van_rossum(spikes, recorded, frame_s)
+    edits, edits_recorded = (_victor_purpura(one[:PAIRS], frame_s) for one in (spikes, recorded))
+    of_cells = dict(
+        cc_norm=cc_norm,
+        cc_norm_smoothed=cc_norm_smoothed,
+        fano=fano,
+        fano_recorded=fano_recorded,
+        fano_mismatch=np.abs(fano - fano_recorded),
+        signal_power=signal,
+        signal_power_recorded=signal_recorded,
+        signal_power_mismatch=np.abs(_relative(signal, signal_recorded))[chosen],
+        noise_power=noise,
+        noise_power_recorded=noise_recorded,
+        noise_power_mismatch=np.abs(_relative(noise, noise_recorded)),
+        reliability=spike_trains.reliability(spikes),
+        reliability_recorded=spike_trains.reliability(recorded),
+        distance_mismatch=np.abs(_relative(distance, distance_recorded)),
+        distance_excess=_relative(across, distance_recorded),
+        victor_purpura_mismatch=np.abs(_relative(edits, edits_recorded)),
     )
+    return Judgement(**{key: mean_over_cells(values) for key, values in of_cells.items()})
 
 
 def has_signal(spikes: np.ndarray) -> np.ndarray:
-    """Which cells [N] respond to the stimulus: those with a signal power of more than twice its error by chance.
-
-    CC_norm of the others would be chance divided by chance.
-    """
+    """Which cells [N] respond to the stimulus, by more than twice the error of the signal power by chance."""
+    # CC_norm of the others would be chance divided by chance.
     return spike_trains.signal_power(spikes) > 2 * spike_trains.signal_power_error(spikes)
 
 
@@ -99,19 +90,20 @@ def bins_of_window(frame_s: float) -> int:
     return max(1, round(WINDOW_S / frame_s))
 
 
-def _relative(found: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+def _relative(found, recorded):
     """found / recorded - 1; NaN where nothing was recorded, as for a silent cell."""
     return np.divide(found, recorded, out=np.full(found.shape, np.nan), where=recorded > 0) - 1
 
 
-def _between_halves(distance: Callable, trials: np.ndarray) -> np.ndarray:
-    """Mean distance between a trial of the first half and one of the second, for each cell."""
+def _van_rossum(first, second, frame_s):
+    """For each cell, the mean distance between a trial of half of the first and one of the other half of the second."""
+    half = len(second) // 2
+    return np.sqrt(spike_trains.van_rossum_distance(first[:half], second[half:], TAU_S / frame_s)).mean((0, 1))
+
+
+def _victor_purpura(trials, frame_s):
     half = len(trials) // 2
-    return distance(trials[:half], trials[half:]).mean((0, 1))
-
-
-def _van_rossum(first: np.ndarray, second: np.ndarray, tau_bins: float) -> np.ndarray:
-    return np.sqrt(spike_trains.van_rossum_distance(first, second, tau_bins))
+    return spike_trains.victor_purpura_distance(trials[:half], trials[half:], COST_PER_S * frame_s).mean((0, 1))
 
 
 def mean_over_cells(values: np.ndarray) -> float:

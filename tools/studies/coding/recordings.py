@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tools.errors import UserError
+from tools.io.files import is_folder_or_device
 from tools.io.npy import read_npz
 
 MOST_BYTES = 2**34  # of a recording in memory; spikes are so sparse that a compressed file has a hundredth of that
@@ -27,10 +28,8 @@ class Recording:
     def __post_init__(self):
         movie, spikes = self.movie, self.spikes
         if movie.ndim != 3 or spikes.ndim != 3 or len(movie) != spikes.shape[1] or 0 in (*movie.shape, *spikes.shape):
-            raise UserError(
-                f"expected movie [frames, H, W] and spikes [trials, frames, cells], got {list(movie.shape)} and "
-                f"{list(spikes.shape)}"
-            )
+            shapes = f"{list(movie.shape)} and {list(spikes.shape)}"
+            raise UserError(f"expected movie [frames, H, W] and spikes [trials, frames, cells], got {shapes}")
         if movie.dtype.kind not in "biuf" or spikes.dtype.kind not in "biuf":
             raise UserError(f"movie and spikes must be numbers, got {movie.dtype} and {spikes.dtype}")
         constant = movie.min() == movie.max()
@@ -48,22 +47,23 @@ class Recording:
 
 
 def read_recording(path: str | Path) -> Recording:
-    """Read a `Recording` from a file: .npz (see `read_arrays`), else NWB (see `read_nwb`).
+    """Read a `Recording` from a file: .npz (see `_read_arrays`), else NWB (see `_read_nwb`).
 
     Raises:
         OSError: if it cannot be opened.
         UserError: naming the file, if it lacks what is expected; and for NWB without pynwb.
     """
-    path = Path(path)
     try:
-        if path.exists() and not path.is_file():  # from a pipe, a reader might wait forever
+        if is_folder_or_device(path):
             raise UserError("it is not a file")
-        return read_arrays(path) if path.suffix.lower() == ".npz" else read_nwb(path)
+        with open(path, "rb"):  # an absent file is an OSError, not a damaged one
+            pass
+        return _read_arrays(path) if Path(path).suffix.lower() == ".npz" else _read_nwb(path)
     except UserError as error:
         raise UserError(f"{path} cannot be read as a recording: {error}") from error
 
 
-def read_arrays(path: Path) -> Recording:
+def _read_arrays(path):
     """Read a .npz: `movie` [frames, H, W], `spikes` [trials, frames, cells] and, if known, `frame_s` in seconds."""
     arrays = read_npz(path, MOST_BYTES)
     if missing := {"movie", "spikes"} - arrays.keys():
@@ -74,13 +74,12 @@ def read_arrays(path: Path) -> Recording:
     return Recording(arrays["movie"], arrays["spikes"], None if frame_s is None else frame_s.item())
 
 
-def read_nwb(path: Path) -> Recording:
+def _read_nwb(path):
     """Read a file of Neurodata Without Borders.
 
-    The movie is the only image series [frames, H, W] among the stimuli (a last axis of colours is averaged); `trials`
-    has the presentations, each from its `start_time`; `units` the spike times. Frames are timed by the rate of the
-    series, or by its timestamps. Only trials that show the whole movie count, and, where the trials have a column
-    "stimulus", those that name this one.
+    The movie is the only image series [frames, H, W] among the stimuli (a last axis of colours is averaged), timed by
+    its rate or timestamps; `trials` has the presentations, each from its `start_time`; `units` the spike times. Only
+    trials that show the whole movie count, and, where they have a column "stimulus", those that name this one.
 
     Note:
         NWB 2.x, https://nwb-schema.readthedocs.io; read by pynwb (BSD).
@@ -89,8 +88,6 @@ def read_nwb(path: Path) -> Recording:
         from pynwb import NWBHDF5IO
     except ImportError as error:
         raise UserError("reading NWB needs the package pynwb (pip install pynwb)") from error
-    with open(path, "rb"):  # an absent file is an OSError, not a damaged one
-        pass
     try:
         with NWBHDF5IO(str(path), "r", load_namespaces=True) as io:
             return _from_nwb(io.read())
@@ -98,7 +95,7 @@ def read_nwb(path: Path) -> Recording:
         raise UserError(str(error) or repr(error)) from error
 
 
-def _from_nwb(content) -> Recording:
+def _from_nwb(content):
     movies = {}
     for name, series in content.stimulus.items():
         if getattr(series, "data", None) is not None and len(series.data.shape) in (3, 4):
@@ -110,8 +107,7 @@ def _from_nwb(content) -> Recording:
         raise UserError("expected trials, and units that have spike_times")
     if series.rate is not None and not 0 < series.rate < math.inf:
         raise UserError(f"the rate of the movie must be positive, got {series.rate}")
-    size = math.prod(series.data.shape) * np.dtype(float).itemsize
-    if size > MOST_BYTES:
+    if (size := 8 * math.prod(series.data.shape)) > MOST_BYTES:
         raise UserError(f"the movie has {size} bytes, more than {MOST_BYTES}")
     movie = np.asarray(series.data[:], float)
     movie = movie.mean(-1) if movie.ndim == 4 else movie
@@ -129,7 +125,7 @@ def _from_nwb(content) -> Recording:
     return Recording(movie, np.stack(counts, axis=2), frame_s)
 
 
-def _interval(timestamps, frames: int) -> float:
+def _interval(timestamps, frames):
     """Seconds from one frame to the next, which must be the same for all."""
     times = np.asarray(timestamps if timestamps is not None else (), float)
     if len(times) != frames or frames < 2:

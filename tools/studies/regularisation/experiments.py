@@ -1,13 +1,13 @@
 """The experiments of main_regularisation.py: each measures, draws its picture, and returns its numbers."""
 
-import functools
 import itertools
+from functools import partial
 
 from models import Gaussian
 from models.noise import LAWS
 from tools.analysis.statistics import seed_interval
 from tools.studies.intervals import gains, over_seeds
-from tools.studies.study import Experiment, Study
+from tools.studies.study import Experiments, Study
 
 from . import pictures
 from .runs import Data, Run, learn_scales, measure
@@ -26,11 +26,11 @@ def generalisation(study: Study, data: Data) -> dict:
     seeds = study.seeds("generalisation", full=5, quick=3)
     steps = 300 if study.quick else 1000
     kinds = [(law, True) for law in LAWS] + [(Gaussian, False)]
-    cases, jobs = [], []
+    jobs = {}
     for size, std, (law, noisy) in itertools.product(sizes, stds, kinds):
-        cases.append((size, std, law, noisy))
-        jobs.append([Run(data, size, law, std, noisy, steps, seed) for seed in seeds])
-    found = dict(zip(cases, study.map_groups(measure, jobs, "networks")))
+        runs = [Run(data, size, law, std, noisy, steps, seed) for seed in seeds]
+        jobs[size, std, law, noisy] = [partial(measure, run) for run in runs]
+    found = study.map_groups(jobs, "networks")
     rows = []
     for (size, std, law, noisy), networks in found.items():
         row = {"images": size, "std": std, "law": law.__name__, "noisy": noisy, **over_seeds(networks)}
@@ -45,20 +45,20 @@ def generalisation(study: Study, data: Data) -> dict:
 def learnt_scales(study: Study, data: Data) -> dict:
     """Let each layer of a convolutional network learn its scale, from different initial scales."""
     seeds = study.seeds("learnt scales", full=5, quick=3)
-    stds = (0.1, 0.3, 1.0)
-    steps = 200 if study.quick else 2000
-    jobs = [[Run(data, 4000, Gaussian, std, True, steps, seed) for seed in seeds] for std in stds]
-    found = dict(zip(stds, study.map_groups(learn_scales, jobs, "learnt scales")))
+    stds, steps = (0.1, 0.3, 1.0), 200 if study.quick else 2000
+    jobs = {}
+    for std in stds:
+        jobs[std] = [partial(learn_scales, Run(data, 4000, Gaussian, std, True, steps, seed)) for seed in seeds]
+    found = study.map_groups(jobs, "learnt scales")
     study.save("learnt_scales", pictures.learnt_scales(found))
     rows = []
     for std, networks in found.items():
-        last = zip(*(one.scales[-1] for one in networks))
-        layers = [seed_interval(scales) for scales in last]
+        layers = [seed_interval(scales) for scales in zip(*(one.scales[-1] for one in networks))]
         accuracy = seed_interval([one.accuracy for one in networks])
         rows.append({"initial": std, "layers": layers, "test_accuracy": accuracy})
     return {"model": "vggwoap", "width": 0.125, "seeds": len(seeds), "steps": steps, "rows": rows}
 
 
-def experiments(data: Data) -> dict[str, Experiment]:
+def experiments(data: Data) -> Experiments:
     """{name: experiment} on these images."""
-    return {function.__name__: functools.partial(function, data=data) for function in (generalisation, learnt_scales)}
+    return {function.__name__: partial(function, data=data) for function in (generalisation, learnt_scales)}

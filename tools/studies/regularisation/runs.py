@@ -23,8 +23,8 @@ from tools.training.loop import Learner, train_one_epoch
 
 from .sharpness import hessian_trace, perturbed_loss
 
-CPU = torch.device("cpu")
-BATCH, TIMESTEPS, RATE = 50, 4, 1e-3
+CPU, TIMESTEPS, BATCH, RATE = torch.device("cpu"), 4, 50, 1e-3
+FORWARD, LOSS = ForwardPass(CPU, TIMESTEPS), RateCrossEntropy()
 SCALE_RATE = 0.1  # of the logarithms of learnt scales, which have further to go than weights
 RECORDED = 10  # times that learnt scales are recorded during training
 WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
@@ -63,7 +63,6 @@ class Run:
     seed: int  # of weights, order, noise, and of the choice of images
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A random generator of its own for one purpose."""
         return torch.Generator().manual_seed(derived_seed(self.seed, purpose))
 
 
@@ -88,7 +87,8 @@ def measure(run: Run) -> Measured:
     net, images = build(run), chosen_images(run)
     train(net, images, run)
     with noise_generator(run.generator("noise")):
-        fitted, tested = evaluate(net, images), evaluate(net, run.data.test)
+        train_loss, train_accuracy, _ = evaluate(net, images)
+        test_loss, test_accuracy, ensemble_accuracy = evaluate(net, run.data.test)
         pixels, labels = images.images[:MEASURED].float() / 255, images.labels[:MEASURED]
         loss = functools.partial(loss_of, images=pixels, labels=labels)
         with torch.no_grad():
@@ -97,16 +97,15 @@ def measure(run: Run) -> Measured:
     twin = mean_field_twin(net, run)
     with mean_field(twin):
         loss = functools.partial(loss_of, images=pixels.double(), labels=labels)
-        with torch.no_grad():
-            mean_field_loss = loss(twin).item()
+        mean_field_loss = loss(twin).item()
         trace = math.nan if run.law is Uniform else hessian_trace(twin, loss, DRAWS, run.generator("probes"))[0]
     return Measured(
-        train_loss=fitted.loss,
-        train_accuracy=fitted.accuracy,
-        test_loss=tested.loss,
-        test_accuracy=tested.accuracy,
-        ensemble_accuracy=tested.ensemble_accuracy,
-        gap=tested.loss - fitted.loss,
+        train_loss=train_loss,
+        train_accuracy=train_accuracy,
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        ensemble_accuracy=ensemble_accuracy,
+        gap=test_loss - train_loss,
         sharpness=perturbed - before,
         trained_loss=before,
         mean_field_loss=mean_field_loss,
@@ -128,8 +127,7 @@ def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale
     noisy = functools.partial(NoisyLIF, placement="escape", learnable_scale=learnable_scale)
     neuron = functools.partial(noisy if run.noisy else LIF, law_of_std(run.law, run.std))
     seed_generators(derived_seed(run.seed, "weights"))
-    in_shape = tuple(run.data.train.images.shape[1:])
-    net = build_model(model, neuron=neuron, in_shape=in_shape, num_classes=10, width=width)
+    net = build_model(model, neuron=neuron, in_shape=run.data.train.images.shape[1:], num_classes=10, width=width)
     net.normalize = Normalize(run.data.mean, run.data.std)
     return net
 
@@ -140,14 +138,8 @@ def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable
     for group in optimizer.param_groups:
         if group["params"][0].dim() == 0:
             group["lr"] = SCALE_RATE
-    learner = Learner(
-        net=net,
-        criterion=RateCrossEntropy(),
-        optimizer=optimizer,
-        scheduler=build_scheduler("cos", optimizer, run.steps),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        forward=ForwardPass(CPU, TIMESTEPS),
-    )
+    scheduler, scaler = build_scheduler("cos", optimizer, run.steps), torch.amp.GradScaler("cpu", enabled=False)
+    learner = Learner(net=net, criterion=LOSS, optimizer=optimizer, scheduler=scheduler, scaler=scaler, forward=FORWARD)
     seed_generators(derived_seed(run.seed, "order"))
     done = 0
     # Noise has a generator of its own, so that a network without noise gets its images in the same order.
@@ -160,29 +152,17 @@ def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable
                 return
 
 
-@dataclasses.dataclass(frozen=True)
-class Scores:
-    """Loss (nats) and accuracy of single draws, and the accuracy of the mean prediction of all draws."""
-
-    loss: float
-    accuracy: float
-    ensemble_accuracy: float
-
-
-def evaluate(net: nn.Module, images: LabelledImages, draws: int = DRAWS) -> Scores:
-    """Test a network on images with a number of noise draws."""
-    log_p, labels = predict_all(net, images.batches(10 * BATCH, CPU), ForwardPass(CPU, TIMESTEPS), draws=draws)
+def evaluate(net: nn.Module, images: LabelledImages, draws: int = DRAWS) -> tuple[float, float, float]:
+    """Loss (nats) and accuracy of single draws of the noise, and the accuracy of the mean prediction of all draws."""
+    log_p, labels = predict_all(net, images.batches(10 * BATCH, CPU), FORWARD, draws=draws)
     single, repeated = log_p.flatten(0, 1), labels.repeat(draws)
-    return Scores(
-        metrics.negative_log_likelihood(single, repeated),
-        metrics.accuracy(single, repeated),
-        metrics.accuracy(metrics.mean_prediction(log_p), labels),
-    )
+    ensemble_accuracy = metrics.accuracy(metrics.mean_prediction(log_p), labels)
+    return metrics.negative_log_likelihood(single, repeated), metrics.accuracy(single, repeated), ensemble_accuracy
 
 
 def loss_of(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The loss on images in [0, 1], differentiable, unlike that of `evaluate`."""
-    return RateCrossEntropy()(net(images, timesteps=TIMESTEPS), labels)
+    return LOSS(net(images, timesteps=TIMESTEPS), labels)
 
 
 def mean_field_twin(net: nn.Module, run: Run) -> nn.Module:
@@ -205,16 +185,15 @@ def learn_scales(run: Run) -> LearntScales:
     """Train a convolutional network whose layers learn the scales of their noise."""
     net = build(run, model="vggwoap", width=0.125, learnable_scale=True)
     neurons = [neuron for _, neuron in spiking_neurons(net)]
-    steps, scales = [], []
-    done = itertools.count()
+    scales, done = {}, itertools.count()
 
-    def record(*_) -> None:
+    def record(*_):
         step = next(done)
         if step % (run.steps // RECORDED) == 0:
-            steps.append(step)
-            scales.append([neuron.scale.item() for neuron in neurons])
+            scales[step] = [neuron.scale.item() for neuron in neurons]
 
     record()
     train(net, chosen_images(run), run, after_step=record)
     with noise_generator(run.generator("noise")):
-        return LearntScales(steps, scales, evaluate(net, run.data.test, draws=1).accuracy)
+        _, accuracy, _ = evaluate(net, run.data.test, draws=1)
+    return LearntScales(list(scales), list(scales.values()), accuracy)

@@ -23,13 +23,9 @@ def hessian_trace(
 
     Args:
         net: its weights are moved and put back.
-        loss: net -> scalar.
-        probes: number of vectors v.
-        generator: of these vectors.
+        loss: of the network.
+        probes: number of vectors v, from the generator, over which mean and standard error are returned.
         step: h, in units of the weights; a small one needs weights in float64.
-
-    Returns:
-        Mean and standard error over the probes.
 
     Note:
         Hutchinson, Communications in Statistics 18, 1989; for networks: Yao et al., "PyHessian", IEEE Big Data 2020.
@@ -50,23 +46,16 @@ def hessian_trace(
 
 @torch.no_grad()
 def perturbed_loss(net: nn.Module, loss: Loss, relative: float, draws: int, generator: torch.Generator) -> float:
-    """Mean loss when each weight is moved by Gaussian noise, relative to the size of the weights of its layer.
+    """Mean loss, over a number of draws from a generator, when each weight is moved by Gaussian noise.
 
-    Args:
-        net: its weights are moved and put back.
-        loss: net -> scalar.
-        relative: standard deviation, in units of the root mean square of the weight's tensor.
-        draws: number of perturbations.
-        generator: of these perturbations.
+    Its standard deviation is `relative`, in units of the root mean square of the weight's tensor.
     """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     sizes = [weight.square().mean().sqrt() for weight in weights]
     total = 0.0
     for _ in range(draws):
-        noise = []
-        for weight, size in zip(weights, sizes):
-            noise.append(torch.randn(weight.shape, generator=generator).to(weight) * size)
-        with moved(weights, noise, relative):
+        noise = [torch.randn(weight.shape, generator=generator).to(weight) for weight in weights]
+        with moved(weights, [one * size for one, size in zip(noise, sizes)], relative):
             total += loss(net).item()
     return total / draws
 

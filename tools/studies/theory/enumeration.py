@@ -27,30 +27,24 @@ MOST_BITS = 20  # spikes in a pattern; there are 2^bits patterns
 
 @dataclasses.dataclass(frozen=True)
 class SmallNetwork:
-    r"""Weights, input and loss of such a network.
-
-    The loss is a function of the output :math:`y = \frac1T \sum_t c \cdot s^D_t`: "linear" is y, "squared" is
-    :math:`(y - y^*)^2`.
-    """
+    r"""Weights, input and loss of such a network, whose output is :math:`y = \frac1T \sum_t c \cdot s^D_t`."""
 
     weights: tuple[torch.Tensor, ...]  # D of [neurons, inputs], float64
     readout: torch.Tensor  # c, [neurons of the last layer]
     inputs: torch.Tensor  # [T, inputs]
     law: NoiseLaw
-    loss: str = "squared"
+    loss: str = "squared"  # (y - y*)^2, or "linear": y
     target: float = 0.5  # y*
     decay: float = 0.5  # beta
     threshold: float = 1.0  # theta
 
-    @classmethod
-    def random(
-        cls, law: NoiseLaw, depth: int, width: int, timesteps: int, seed: int, loss: str = "squared"
-    ) -> "SmallNetwork":
+    @staticmethod
+    def random(law: NoiseLaw, depth: int, width: int, steps: int, seed: int, loss: str = "squared") -> "SmallNetwork":
         """Weights and inputs that put neurons near threshold, and the loss neither near 0 nor saturated."""
         draw = functools.partial(torch.rand, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         weights = tuple((3.5 * draw(width, width) - 0.75) / width**0.5 for _ in range(depth))
         readout = (2 * draw(width) - 0.5) / width
-        return cls(weights, readout, draw(timesteps, width), law, loss)
+        return SmallNetwork(weights, readout, draw(steps, width), law, loss)
 
     @property
     def bits(self) -> int:
@@ -63,14 +57,10 @@ class SmallNetwork:
         return output if self.loss == "linear" else (output - self.target).square()
 
     def probabilities(self, weights: Sequence[torch.Tensor], spikes: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Probability of each spike, given its past and the layer below.
+        """Probability of each spike, given its past and the layer below; both lists are of layers.
 
-        Args:
-            weights: of each layer, [neurons, inputs], or one for each pattern, [M, neurons, inputs].
-            spikes: of each layer, [T, M, neurons].
-
-        Returns:
-            For each layer, [T, M, neurons].
+        Shape:
+            weights [neurons, inputs], or [M, neurons, inputs] for each pattern; spikes [T, M, neurons] -> the same.
         """
         below = self.inputs[:, None].expand(-1, spikes[0].shape[1], -1)
         found = []
@@ -81,11 +71,7 @@ class SmallNetwork:
         return found
 
     def patterns(self) -> list[torch.Tensor]:
-        """All spike patterns: for each layer, [T, 2^bits, neurons].
-
-        Raises:
-            ValueError: if there are too many.
-        """
+        """All spike patterns: for each layer, [T, 2^bits, neurons]."""
         if self.bits > MOST_BITS:
             raise ValueError(f"a pattern has {self.bits} spikes; at most {MOST_BITS} can be enumerated")
         T = len(self.inputs)

@@ -13,7 +13,6 @@ r"""Estimators of the gradient of a noisy network's expected loss.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -22,33 +21,22 @@ from models.functional import noisy_lif
 from .enumeration import SmallNetwork, currents, flat
 
 
-def ndl(network: SmallNetwork, draws: int, mode: str = "noisy", detach_reset: bool = False) -> torch.Tensor:
-    """Gradients of single draws by backpropagation: [draws, parameters].
-
-    Args:
-        network: whose gradient is estimated.
-        draws: M, computed as one batch; the noise comes from the active generator (`models.noise_generator`).
-        mode: of `noisy_lif`: "noisy", or "noiseless" or "mean_field", which need only one draw.
-        detach_reset: see `noisy_lif`.
-    """
-    weights = _copies(network, draws)
-    spikes = drawn_spikes(network, weights, draws, mode, detach_reset)
+def ndl(network: SmallNetwork, draws: int, **options: str | bool) -> torch.Tensor:
+    """Gradients of single draws by backpropagation, with `options` of `noisy_lif`: [draws, parameters]."""
+    weights, spikes = drawn(network, draws, **options)
     return flat(torch.autograd.grad(network.loss_of(spikes[-1]).sum(), weights), 1)
 
 
 def reinforce(network: SmallNetwork, draws: int, baseline: bool = False) -> torch.Tensor:
     """Gradients of single draws by the score function: [draws, parameters].
 
-    Args:
-        network, draws: see `ndl`.
-        baseline: subtract the mean loss of the other draws, which leaves the expectation unchanged.
+    A baseline, the mean loss of the other draws, leaves the expectation unchanged.
 
     Note:
         Williams, "Simple statistical gradient-following algorithms", Machine Learning 8, 1992.
     """
-    weights = _copies(network, draws)
     with torch.no_grad():
-        spikes = drawn_spikes(network, weights, draws)
+        weights, spikes = drawn(network, draws)
         loss = network.loss_of(spikes[-1])
         advantage = (loss - loss.mean()) * draws / (draws - 1) if baseline else loss
     score = torch.zeros(draws, dtype=torch.float64)
@@ -63,14 +51,16 @@ STOCHASTIC = {  # name: (network, draws) -> gradients
     "REINFORCE": reinforce,
     "REINFORCE, baseline": functools.partial(reinforce, baseline=True),
 }
-DETERMINISTIC = {"surrogate": "noiseless", "mean field": "mean_field"}  # name: mode of `ndl`
+DETERMINISTIC = {  # those that need only one draw
+    "surrogate": functools.partial(ndl, mode="noiseless"),
+    "mean field": functools.partial(ndl, mode="mean_field"),
+}
+ESTIMATORS = STOCHASTIC | DETERMINISTIC
 
 
 def estimates(name: str, network: SmallNetwork, draws: int) -> torch.Tensor:
     """Gradients by an estimator: of `STOCHASTIC` [draws, parameters], of `DETERMINISTIC` [1, parameters]."""
-    if name in DETERMINISTIC:
-        return ndl(network, 1, DETERMINISTIC[name])
-    return STOCHASTIC[name](network, draws)
+    return ESTIMATORS[name](network, 1 if name in DETERMINISTIC else draws)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +82,8 @@ def compare(gradients: torch.Tensor, exact: torch.Tensor) -> Comparison:
     mean, norm = gradients.mean(0), exact.norm()
     if norm == 0:
         return Comparison()
-    count = len(gradients)
-    variance = gradients.var(0).sum() if count > 1 else torch.zeros(())
-    chance = variance / count
+    variance = gradients.var(0).sum() if len(gradients) > 1 else torch.zeros(())
+    chance = variance / len(gradients)
     bias = ((mean - exact).square().sum() - chance).clamp(min=0).sqrt()
     single = gradients @ exact / (gradients.norm(dim=1) * norm).clamp(min=1e-300)
     return Comparison(
@@ -106,19 +95,16 @@ def compare(gradients: torch.Tensor, exact: torch.Tensor) -> Comparison:
     )
 
 
-def _copies(network: SmallNetwork, draws: int) -> list[torch.Tensor]:
-    """The weights as leaves [draws, neurons, inputs], one copy per draw, so that each draw has its own gradient."""
-    return [weight.expand(draws, *weight.shape).clone().requires_grad_() for weight in network.weights]
+def drawn(network: SmallNetwork, draws: int, **options: str | bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Draw spikes as one batch, with options of `noisy_lif` and noise from the active generator.
 
-
-def drawn_spikes(
-    network: SmallNetwork, weights: Sequence[torch.Tensor], draws: int, mode: str = "noisy", detach_reset: bool = False
-) -> list[torch.Tensor]:
-    """Spikes of each layer, [T, draws, neurons]; `mode` and `detach_reset` as in `ndl`."""
+    For each layer, weights are leaves [draws, neurons, inputs], one copy per draw so that each has its own gradient;
+    spikes are [T, draws, neurons].
+    """
     neurons = functools.partial(noisy_lif, threshold=network.threshold, decay=network.decay, placement="escape")
-    below = network.inputs[:, None].expand(-1, draws, -1)
-    spikes = []
+    weights = [weight.expand(draws, *weight.shape).clone().requires_grad_() for weight in network.weights]
+    below, spikes = network.inputs[:, None].expand(-1, draws, -1), []
     for weight in weights:
-        below, _ = neurons(currents(weight, below), network.law, mode=mode, detach_reset=detach_reset)
+        below, _ = neurons(currents(weight, below), network.law, **options)
         spikes.append(below)
-    return spikes
+    return weights, spikes

@@ -1,10 +1,10 @@
 """The experiments of main_theory.py: each measures, draws its picture, and returns its numbers."""
 
 import dataclasses
-import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from tools.studies.study import Study
 
 from . import pictures
 from .enumeration import SmallNetwork
-from .estimators import DETERMINISTIC, QUANTITIES, STOCHASTIC, Comparison, compare, estimates
+from .estimators import ESTIMATORS, QUANTITIES, Comparison, compare, estimates
 
 THRESHOLD = 1.0
 FIRING_STD = 0.3
@@ -28,7 +28,6 @@ SCALES = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # standard deviations in thresholds; be
 DEPTHS = (1, 2, 3)
 WIDTH, TIMESTEPS = 3, 2  # neurons per layer, and steps, of the networks that are enumerated
 DRAWS = 4000
-ESTIMATORS = (*STOCHASTIC, *DETERMINISTIC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,46 +39,37 @@ class Curves:
     slope: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Neuron:
-    """A neuron whose firing is measured."""
-
-    law: type[NoiseLaw]
-    placement: str  # of its noise, see `NoisyLIF`
-    draws: int  # at each potential
-    seed: int
-
-
 def firing(study: Study) -> dict:
     """Measure firing probabilities against F, and their slopes and the mean gradient of spikes against the density."""
     draws = 100_000 if study.quick else 2_000_000
-    neurons = [
-        Neuron(law, placement, draws, study.seed_for("firing", law.__name__, placement))
-        for law, placement in itertools.product(LAWS, ("escape", "membrane", "both"))
-    ]
+    neurons = list(itertools.product(LAWS, ("escape", "membrane", "both")))
+    jobs = []
+    for law, placement in neurons:
+        seed = study.seed_for("firing", law.__name__, placement)
+        jobs.append(partial(fire, law_of_std(law, FIRING_STD), placement, draws, seed))
     curves, summary = {}, {law.__name__: {} for law in LAWS}
-    for neuron, measured in zip(neurons, study.map(fire, neurons, "firing")):
-        expected = expected_curves(law_of_std(neuron.law, FIRING_STD), neuron.placement)
-        curves[neuron.law.__name__, neuron.placement] = measured, expected
-        summary[neuron.law.__name__][neuron.placement] = deviations(measured, expected, draws)
+    for (law, placement), measured in zip(neurons, study.map(jobs, "firing")):
+        expected = expected_curves(law_of_std(law, FIRING_STD), placement)
+        curves[law.__name__, placement] = measured, expected
+        summary[law.__name__][placement] = deviations(measured, expected, draws)
     study.save("firing", pictures.firing(POTENTIALS, curves, FIRING_STD))
     return {"std": FIRING_STD, "draws": draws, "potentials": len(POTENTIALS), "laws": summary}
 
 
-def fire(job: Neuron) -> Curves:
+def fire(law: NoiseLaw, placement: str, draws: int, seed: int) -> Curves:
     """Measure the share of draws that fire at each potential, its slope, and the mean gradient of a spike."""
-    neuron = NoisyLIF(law_of_std(job.law, FIRING_STD), threshold=THRESHOLD, placement=job.placement)
+    neuron = NoisyLIF(law, threshold=THRESHOLD, placement=placement)
     u = torch.from_numpy(POTENTIALS).float()
     fired, gradient = torch.zeros(2, len(u), dtype=torch.float64)
-    with noise_generator(torch.Generator().manual_seed(job.seed)):
-        for _ in range(job.draws // 50_000):
+    with noise_generator(torch.Generator().manual_seed(seed)):
+        for _ in range(draws // 50_000):
             x = u.expand(1, 50_000, -1).clone().requires_grad_()
             spikes = neuron(x)
             (by_x,) = torch.autograd.grad(spikes.sum(), x)
             fired += spikes.detach().double().sum((0, 1))
             gradient += by_x.double().sum((0, 1))
-    probability = (fired / job.draws).numpy()
-    return Curves(probability, (gradient / job.draws).numpy(), np.diff(probability) / np.diff(POTENTIALS))
+    probability = (fired / draws).numpy()
+    return Curves(probability, (gradient / draws).numpy(), np.diff(probability) / np.diff(POTENTIALS))
 
 
 def expected_curves(law: NoiseLaw, placement: str) -> Curves:
@@ -87,16 +77,12 @@ def expected_curves(law: NoiseLaw, placement: str) -> Curves:
     parts = 25  # of the way between two potentials, for the mean of the density
     z = torch.from_numpy(POTENTIALS) - THRESHOLD
     middles = z[:-1, None] + z.diff()[:, None] * (torch.arange(parts) + 0.5) / parts
-    cdf, pdf = law.cdf, law.pdf
+    eps = torch.zeros(1)  # of the membrane, by its quantiles
     if placement == "both":
-        cdf, pdf = _over_noise(law.cdf, law), _over_noise(law.pdf, law)
-    return Curves(cdf(z).numpy(), pdf(z).numpy(), pdf(middles).mean(1).numpy())
-
-
-def _over_noise(function: Callable, law: NoiseLaw) -> Callable:
-    """The mean of function(z - eps) over the noise eps, by its quantiles."""
-    eps = law.icdf((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
-    return lambda z: function(z[..., None] - eps).mean(-1)
+        eps = law.icdf((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
+    slope = law.pdf(middles[..., None] - eps).mean((1, 2))
+    z = z[:, None] - eps
+    return Curves(law.cdf(z).mean(1).numpy(), law.pdf(z).mean(1).numpy(), slope.numpy())
 
 
 def deviations(measured: Curves, expected: Curves, draws: int) -> dict:
@@ -123,22 +109,19 @@ def deviations(measured: Curves, expected: Curves, draws: int) -> dict:
 def limit(study: Study) -> dict:
     """Measure which share of spikes differs from the deterministic LIF's, as the scale goes to 0."""
     scales = np.geomspace(1e-4, 1.0, 9)
-    neurons = 20_000 if study.quick else 500_000
-    measure_one = functools.partial(_differing, neurons=neurons, seed=study.seed_for("limit"))
-    jobs = [[law_of_std(law, float(std)) for std in scales] for law in LAWS]
-    found = study.map_groups(measure_one, jobs, "limit of vanishing noise")
-    shares = {law.__name__: of_law for law, of_law in zip(LAWS, found)}
+    neurons, seed = 20_000 if study.quick else 500_000, study.seed_for("limit")
+    jobs = {}
+    for law in LAWS:
+        jobs[law.__name__] = [partial(_differing, law_of_std(law, float(std)), neurons, seed) for std in scales]
+    shares = study.map_groups(jobs, "limit of vanishing noise")
+    exponents = {}
+    for law, of_law in shares.items():  # slopes of log(share) over log(scale)
+        exponents[law] = np.polyfit(np.log(scales[:5]), np.log(np.maximum(of_law[:5], 1e-12)), 1)[0]
     study.save("limit", pictures.limit(scales, shares))
-    return {
-        "steps": 10,
-        "neurons": neurons,
-        "std": scales,
-        "differing": shares,
-        "exponent": {law: _exponent(scales[:5], of_law[:5]) for law, of_law in shares.items()},
-    }
+    return {"steps": 10, "neurons": neurons, "std": scales, "differing": shares, "exponent": exponents}
 
 
-def _differing(law: NoiseLaw, neurons: int, seed: int) -> float:
+def _differing(law, neurons, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(10, 1, neurons, generator=generator, dtype=torch.float64)  # [T, B, N], some below threshold
     neuron = NoisyLIF(law, threshold=THRESHOLD, decay=0.8)
@@ -148,33 +131,16 @@ def _differing(law: NoiseLaw, neurons: int, seed: int) -> float:
         return (noisy != neuron(x)).double().mean().item()
 
 
-def _exponent(scales: np.ndarray, shares: list[float]) -> float:
-    """Slope of log(share) over log(scale)."""
-    return float(np.polyfit(np.log(scales), np.log(np.maximum(shares, 1e-12)), 1)[0])
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkJob:
-    """A random `SmallNetwork` whose gradient is estimated."""
-
-    law: NoiseLaw
-    loss: str
-    layers: int
-    steps: int
-    width: int
-    seed: int  # of the network and of the noise
-    estimators: tuple[str, ...] = ESTIMATORS  # that are compared
-
-
 def exactness(study: Study) -> dict:
     """Measure where noise-driven learning is exact: its bias with one layer, by loss, width and number of steps."""
     seeds, law = study.seeds("exactness", full=100, quick=30), Gaussian(0.3)
     cases = [(loss, 1, width) for loss in ("linear", "squared") for width in (1, 2, 3, 6, 12)]
     cases += [("linear", steps, WIDTH) for steps in (2, 3, 4)]
-    jobs = [[NetworkJob(law, loss, 1, steps, width, seed, ("NDL",)) for seed in seeds] for loss, steps, width in cases]
-    rows = []
-    for (loss, steps, width), found in zip(cases, study.map_groups(measure, jobs, "where it is exact")):
-        bias = _median([one["NDL"].bias for one in found])
+    jobs, rows = {}, []
+    for loss, steps, width in cases:
+        jobs[loss, steps, width] = [partial(measure, law, 1, width, steps, seed, loss, ["NDL"]) for seed in seeds]
+    for (loss, steps, width), networks in study.map_groups(jobs, "where it is exact").items():
+        (bias,) = _medians([networks], "NDL")["bias"]
         rows.append({"loss": loss, "layers": 1, "steps": steps, "width": width, "bias": bias})
     study.save("exactness", pictures.exactness(rows))
     return {"networks": len(seeds), "std": law.std, "draws": DRAWS, "median_bias": rows}
@@ -186,53 +152,40 @@ def gradients(study: Study) -> dict:
     Medians are over the networks that have a gradient: with a law of narrow support it can be zero.
     """
     seeds = study.seeds("gradients", full=20, quick=6)
-    cases = list(itertools.product(LAWS, DEPTHS, SCALES))
-    jobs = [
-        [NetworkJob(law_of_std(law, std), "squared", depth, TIMESTEPS, WIDTH, seed) for seed in seeds]
-        for law, depth, std in cases
-    ]
-    found = dict(zip(cases, study.map_groups(measure, jobs, "gradients")))
+    jobs = {}
+    for law, depth, std in itertools.product(LAWS, DEPTHS, SCALES):
+        network = partial(measure, law_of_std(law, std), depth, WIDTH, TIMESTEPS)
+        jobs[law, depth, std] = [partial(network, seed) for seed in seeds]
+    found = study.map_groups(jobs, "gradients")
     medians, have_one = {}, {}
     for law in LAWS:
         of_law, counts = medians.setdefault(law.__name__, {}), have_one.setdefault(law.__name__, {})
         for depth in DEPTHS:
-            by_scale = [_with_gradient(found[law, depth, std]) for std in SCALES]
-            of_law[f"{depth} layers"] = {name: _medians(name, by_scale) for name in ESTIMATORS}
+            by_scale = [[one for one in found[law, depth, std] if not math.isnan(one["NDL"].bias)] for std in SCALES]
+            of_law[f"{depth} layers"] = {name: _medians(by_scale, name) for name in ESTIMATORS}
             counts[f"{depth} layers"] = [len(networks) for networks in by_scale]
         study.save(f"gradients_{law.__name__.lower()}", pictures.gradients(SCALES, of_law, law.__name__))
-    return {
-        "networks": len(seeds),
-        "draws": DRAWS,
-        "width": WIDTH,
-        "steps": TIMESTEPS,
-        "std": SCALES,
-        "networks_with_a_gradient": have_one,
-        "medians_over_networks": medians,
-    }
+    head = {"networks": len(seeds), "draws": DRAWS, "width": WIDTH, "steps": TIMESTEPS, "std": SCALES}
+    return {**head, "networks_with_a_gradient": have_one, "medians_over_networks": medians}
 
 
-def _with_gradient(networks: list[dict[str, Comparison]]) -> list[dict[str, Comparison]]:
-    return [one for one in networks if not math.isnan(one["NDL"].bias)]
-
-
-def _medians(estimator: str, by_scale: list[list[dict[str, Comparison]]]) -> dict[str, list[float]]:
-    """{quantity: median over networks for each scale} of one estimator."""
-    found = {}
+def _medians(groups: list[list[dict[str, Comparison]]], estimator: str) -> dict[str, list[float]]:
+    """{quantity: the median over networks, for each group of them} of one estimator."""
+    medians = {}
     for quantity in QUANTITIES:
-        found[quantity] = [_median([getattr(one[estimator], quantity) for one in networks]) for networks in by_scale]
-    return found
+        values = [[getattr(one[estimator], quantity) for one in networks] for networks in groups]
+        medians[quantity] = [float(np.median(of_group)) if of_group else math.nan for of_group in values]
+    return medians
 
 
-def _median(values: list[float]) -> float:
-    return float(np.median(values)) if values else math.nan
-
-
-def measure(job: NetworkJob) -> dict[str, Comparison]:
-    """Compare each estimator with the exact gradient of one random network."""
-    network = SmallNetwork.random(job.law, job.layers, job.width, job.steps, job.seed, job.loss)
+def measure(
+    law: NoiseLaw, layers: int, width: int, steps: int, seed: int, loss: str = "squared", names: Iterable = ESTIMATORS
+) -> dict[str, Comparison]:
+    """Compare estimators with the exact gradient of one random `SmallNetwork`; the seed is of it and of the noise."""
+    network = SmallNetwork.random(law, layers, width, steps, seed, loss)
     exact = network.exact_gradient()
-    with noise_generator(torch.Generator().manual_seed(derived_seed(job.seed, "noise"))):
-        return {name: compare(estimates(name, network, DRAWS), exact) for name in job.estimators}
+    with noise_generator(torch.Generator().manual_seed(derived_seed(seed, "noise"))):
+        return {name: compare(estimates(name, network, DRAWS), exact) for name in names}
 
 
 EXPERIMENTS = {"firing": firing, "limit": limit, "exactness": exactness, "gradients": gradients}
