@@ -29,10 +29,7 @@ class DivergenceWatch:
     so a network of NaN weights may have a finite loss.
 
     Args:
-        epoch: its number, for messages.
-        device: of the network.
         progress: counts the skipped steps.
-        processes: that train together.
         scaler: if enabled, a gradient that is not finite may only be outside fp16's range; the scaler skips the step
             and lowers its scale, which must not fall below 1.
     """
@@ -49,7 +46,7 @@ class DivergenceWatch:
         progress = self.progress
         judged = [loss] if self.scaler.is_enabled() else [loss, norm]
         is_finite = torch.isfinite(torch.stack(judged)).all().item()
-        if not self.processes.largest([int(not is_finite)])[0]:
+        if not self._in_any_process(not is_finite):
             progress.skipped_in_a_row = 0
             return True
         progress.skipped += 1
@@ -81,7 +78,7 @@ class DivergenceWatch:
                 raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {self.progress.steps}")
 
     def _check_pending(self):
-        """Look at the numbers of `pending`, and name the first that is not finite."""
+        """Raise for the first number of `pending` that is not finite."""
         rows = [torch.stack([loss, norm]) for _, loss, norm in self.pending]
         values = torch.stack(rows).tolist() if rows else []  # all at once: an accelerator is waited for
         names = ["loss", "norm of the gradient"]
@@ -95,44 +92,37 @@ class DivergenceWatch:
             for name, value in zip(names, row):
                 if not problem and not math.isfinite(value):
                     problem = f"the {name} became {value} in epoch {self.epoch}, step {step}"
-        if self.processes.largest([int(bool(problem))])[0]:
+        if self._in_any_process(problem):
             raise Diverged(problem or f"another process has diverged in epoch {self.epoch}")
         self.pending.clear()
 
+    def _in_any_process(self, condition):
+        return self.processes.largest([int(bool(condition))])[0] > 0
+
 
 class Recovery:
-    """Undoes a step that is not finite.
+    """Undoes a step that is not finite, before it has changed weights and optimiser: restores running statistics.
 
     Args:
-        recover: called instead of the optimiser's step.
+        roll_back: if given, called instead; it restores the last checkpoint, while data and noise go on.
     """
 
-    def __init__(self, recover: Callable[[], None]):
-        self.recover = recover
-
-    def remember(self) -> None:
-        """Called before a step."""
-
-
-class Skip(Recovery):
-    """Skips a step: weights and optimiser are untouched, and running statistics are restored."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__(self._restore)
+    def __init__(self, net: nn.Module, roll_back: Callable[[], None] | None = None):
         self.buffers = list(net.buffers())
         self.before = [buffer.clone() for buffer in self.buffers]
+        self.roll_back = roll_back
 
     @torch.no_grad()
     def remember(self) -> None:
+        """Called before a step."""
         for kept, buffer in zip(self.before, self.buffers):
             kept.copy_(buffer)
 
     @torch.no_grad()
-    def _restore(self):
+    def recover(self) -> None:
+        """Called instead of the optimiser's step."""
+        if self.roll_back is not None:
+            self.roll_back()
+            return
         for kept, buffer in zip(self.before, self.buffers):
             buffer.copy_(kept)
-
-
-def build_recovery(name: str, net: nn.Module, roll_back: Callable[[], None]) -> Recovery | None:
-    """What --on_nonfinite names: nothing to "stop", `Skip`, or a "rollback", after which data and noise go on."""
-    return {"stop": None, "skip": Skip(net), "rollback": Recovery(roll_back)}[name]

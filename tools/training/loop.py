@@ -24,7 +24,7 @@ class Learner:
     """All that a training step needs.
 
     Args:
-        net: images, timesteps -> logits [T, B, K].
+        net: images, timesteps -> logits [T, B, K]; with several processes, it averages gradients and has `no_sync()`.
         criterion: logits [T, B, K], target [B] -> scalar.
         optimizer, scheduler: both stepped after every step.
         scaler: disabled unless amp is "fp16".
@@ -35,7 +35,7 @@ class Learner:
         ema: the averaged network.
         accumulate: number of batches whose gradients are averaged in one step.
         recovery: undoes steps that are not finite; None: they are errors. With it, each step waits for its numbers.
-        processes: with several, `net` averages gradients over them and has `no_sync()`.
+        processes: that train together.
     """
 
     net: nn.Module
@@ -97,8 +97,7 @@ def train_one_epoch(
     watch.finish(learner.net)
     of_this_process = [torch.stack(progress.losses).mean().item(), progress.correct.item(), progress.seen]
     loss, correct, seen = processes.sum(torch.tensor(of_this_process, dtype=torch.float64)).tolist()
-    counts_skips = learner.recovery is not None or learner.scaler.is_enabled()
-    skipped = progress.skipped if counts_skips else None
+    skipped = progress.skipped if learner.recovery is not None or learner.scaler.is_enabled() else None
     return EpochResult(loss / processes.count, correct / seen, seen / progress.seconds, skipped)
 
 

@@ -20,18 +20,12 @@ from .progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best epoch so far.
-
-    Args:
-        epoch: its number.
-        loss, accuracy: on the validation images.
-        highest_accuracy: of all epochs, maybe that of another one.
-    """
+    """The best epoch so far."""
 
     epoch: int
-    loss: float
+    loss: float  # on the validation images, like the accuracy
     accuracy: float
-    highest_accuracy: float
+    highest_accuracy: float  # of all epochs, maybe that of another one
 
     def __post_init__(self):
         if not isinstance(self.highest_accuracy, float):  # as of a forged checkpoint
@@ -39,16 +33,11 @@ class Best:
 
 
 def is_as_good(accuracy: float, highest: float, images: int) -> bool:
-    """Whether an epoch becomes the best one: at most a standard error below the highest accuracy so far.
+    """Whether an epoch becomes the best one: at most a standard error below the highest accuracy of those before.
 
-    On few validation images, accuracies of neighbouring epochs differ by chance; the highest of them
-    would often be a lucky early epoch, from before the learning rate has come down. So the latest epoch
-    within one standard error is chosen.
-
-    Args:
-        accuracy: of this epoch, in [0, 1].
-        highest: of all epochs before.
-        images: number of validation images.
+    On few validation images, accuracies of neighbouring epochs differ by chance; the highest of them would often be a
+    lucky early epoch, from before the learning rate has come down. So the latest epoch within one standard error is
+    chosen.
 
     Note:
         The one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, section 3.4.3.
@@ -58,24 +47,14 @@ def is_as_good(accuracy: float, highest: float, images: int) -> bool:
 
 @dataclasses.dataclass
 class RunState:
-    """Everything that changes during a run, and the checkpoints that hold it.
-
-    Args:
-        learner: what is trained.
-        net: its network, without what wraps it for training.
-        folder: of the run.
-        config, dataset: settings and name of the data set, which checkpoints carry.
-        samples: number of training samples.
-        best: the best epoch so far.
-        saved_at: time of the last save, on the clock of `time.monotonic`.
-    """
+    """Everything that changes during a run, and the checkpoints that hold it."""
 
     learner: Learner
-    net: nn.Module
+    net: nn.Module  # without what wraps it for training
     folder: Path
     config: TrainConfig
-    dataset: str
-    samples: int
+    dataset: str  # its name
+    samples: int  # for training
     best: Best | None = None
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
