@@ -22,16 +22,13 @@ class ForwardPass:
     """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
 
     Args:
-        device: of the network and its batches.
-        timesteps: T of the direct coding of images; frames have their own.
-        amp: "no", or a key of `AMP_DTYPES`.
         fold: largest number of images in a pass when noise draws are folded into the batch (one draw of a batch
             always runs whole); halved when memory runs out.
     """
 
-    device: torch.device
-    timesteps: int
-    amp: str = "no"
+    device: torch.device  # of the network and its batches
+    timesteps: int  # T of the direct coding of images; frames have their own
+    amp: str = "no"  # or a key of `AMP_DTYPES`
     fold: int = 256
 
     def halve(self) -> None:
@@ -50,22 +47,16 @@ class ForwardPass:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How good a network's predictions are.
+    """How good a network's predictions are."""
 
-    Args:
-        loss: mean cross-entropy, in nats per sample.
-        accuracy: share of samples classified correctly, in [0, 1].
-    """
-
-    loss: float
-    accuracy: float
+    loss: float  # mean cross-entropy, in nats per sample
+    accuracy: float  # share of samples classified correctly, in [0, 1]
 
 
 def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:
-    """Log-probabilities of independent noise draws, in one pass: log-softmax of the time-averaged logits.
+    """Log-probabilities of noise draws, in one pass: log-softmax of the time-averaged logits; differentiable.
 
-    Shape:
-        images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32; differentiable.
+    Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32.
     """
     batch_dim = images.dim() - 4
     if draws > 1:
@@ -109,14 +100,12 @@ def predict_all(
     Args:
         net: put into evaluation mode.
         batches: (images, labels) on the device; they have a length.
-        forward: how to run the network.
         draws: independent noise draws of each sample.
         transform: (images in [0, 1], labels) -> images, applied before the network.
         description: of the progress bar.
         processes: each has its own batches and gets the results of all.
 
-    Shape:
-        -> log-probabilities [draws, N, K], labels [N], on the device.
+    Shape: -> log-probabilities [draws, N, K], labels [N], on the device.
     """
     net.eval()
     outputs, targets = [], []

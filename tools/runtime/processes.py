@@ -22,13 +22,9 @@ class Processes:
     """All processes of a training, seen from one of them; without torchrun there is one, with nothing to exchange.
 
     Every method but `part` must be called by all of them, in the same order.
-
-    Args:
-        rank: number of this process.
-        count: number of all.
     """
 
-    rank: int = 0
+    rank: int = 0  # of this process
     count: int = 1
 
     @property
@@ -116,16 +112,10 @@ class Processes:
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
-    """Context manager: join the processes that torchrun started, if it did.
+    """Context manager: join the processes that torchrun started, if it did; `device` is that of --device.
 
     Tensors on CUDA devices are exchanged by NCCL, those on the CPU by Gloo. Each process takes the CUDA device of its
-    number on its machine.
-
-    Args:
-        device: the value of --device.
-
-    Raises:
-        UserError: if there are more processes than CUDA devices.
+    number on its machine; UserError if there are too few.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()

@@ -39,14 +39,16 @@ class DivergenceWatch:
     progress: Progress
     processes: Processes
     scaler: torch.amp.GradScaler
-    pending: list = dataclasses.field(default_factory=list)  # (step, loss, norm of the gradient), not looked at yet
+    pending: list = dataclasses.field(default_factory=list)  # (step, its numbers) that are not looked at yet
+
+    def __post_init__(self):
+        self.names = ("loss",) if self.scaler.is_enabled() else ("loss", "norm of the gradient")
 
     def allows(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether a step is finite in all processes; counts those that are not, and raises after many in a row."""
         progress = self.progress
-        judged = [loss] if self.scaler.is_enabled() else [loss, norm]
-        is_finite = torch.isfinite(torch.stack(judged)).all().item()
-        if not self._in_any_process(not is_finite):
+        numbers = torch.stack([loss, norm])[: len(self.names)]
+        if not self._in_any_process(not numbers.isfinite().all()):
             progress.skipped_in_a_row = 0
             return True
         progress.skipped += 1
@@ -60,15 +62,9 @@ class DivergenceWatch:
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Note loss and norm of the gradient of a step, before it changes the weights."""
         self.progress.losses.append(loss)
-        self.pending.append((self.progress.steps, loss, norm))
+        self.pending.append((self.progress.steps, torch.stack([loss, norm])))
         if len(self.pending) == (1 if self.device.type == "cpu" else CHECK_EVERY):
             self._check_pending()
-
-    def finish(self, net: nn.Module) -> None:
-        """Check everything after the last step, of which at least one must have been finite."""
-        self.check(net)
-        if not self.progress.losses:
-            raise Diverged(f"no step of epoch {self.epoch} was finite")
 
     def check(self, net: nn.Module) -> None:
         """Look at all numbers so far, and at all weights and buffers."""
@@ -79,17 +75,15 @@ class DivergenceWatch:
 
     def _check_pending(self):
         """Raise for the first number of `pending` that is not finite."""
-        rows = [torch.stack([loss, norm]) for _, loss, norm in self.pending]
-        values = torch.stack(rows).tolist() if rows else []  # all at once: an accelerator is waited for
-        names = ["loss", "norm of the gradient"]
+        rows = [numbers for _, numbers in self.pending]
+        rows = torch.stack(rows).tolist() if rows else []  # all at once: an accelerator is waited for
         if self.scaler.is_enabled():
-            self.progress.skipped += sum(not math.isfinite(norm) for _, norm in values)
+            self.progress.skipped += sum(not math.isfinite(norm) for _, norm in rows)
             if self.scaler.get_scale() < 1:
                 raise Diverged(f"no gradient is finite in fp16, at any scale, up to epoch {self.epoch}")
-            names = ["loss"]
         problem = ""
-        for (step, _, _), row in zip(self.pending, values):
-            for name, value in zip(names, row):
+        for (step, _), row in zip(self.pending, rows):
+            for name, value in zip(self.names, row):
                 if not problem and not math.isfinite(value):
                     problem = f"the {name} became {value} in epoch {self.epoch}, step {step}"
         if self._in_any_process(problem):

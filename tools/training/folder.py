@@ -34,11 +34,7 @@ class RunResult:
 
 
 def make_run_folder(config: TrainConfig, dataset: str) -> tuple[Path, bool]:
-    """Make --run_dir, or <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/; also say whether it is new.
-
-    Raises:
-        UserError: if --run_dir already holds a run.
-    """
+    """Make --run_dir, or <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/; also say whether it is new."""
     if not config.run_dir:
         parent = Path(config.results) / dataset / f"{config.model}-{config.neuron}"
         return make_folder_of_now(parent, f"-s{config.seed}"), True
@@ -67,12 +63,7 @@ def read_result(folder: Path) -> RunResult | None:
 
 
 class RunLog:
-    """Writes metrics.jsonl and TensorBoard events.
-
-    Args:
-        folder: of the run.
-        first_epoch: rows of this epoch and later ones, of an interrupted run, are dropped.
-    """
+    """Writes metrics.jsonl and TensorBoard events, in place of what an interrupted run wrote from `first_epoch` on."""
 
     def __init__(self, folder: Path, first_epoch: int = 1):
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed for --help
@@ -86,8 +77,7 @@ class RunLog:
         """Add a row to metrics.jsonl, and a TensorBoard scalar for each of its numbers.
 
         Args:
-            epoch: its number, from 1.
-            lr: learning rate of its first step.
+            lr: learning rate of the first step.
             rates: {layer: spikes per neuron and time step in validation}, if they were watched.
         """
         scalars = {"lr": lr}
@@ -148,12 +138,9 @@ def read_metrics(path: Path) -> list[dict]:
 
 @contextlib.contextmanager
 def opened(folder: Path, config: TrainConfig, dataset: str, first_epoch: int) -> Iterator[RunLog]:
-    """Context manager: lock the folder for this process, write config.yaml, and open the log.
+    """Context manager: lock the folder against other processes, write config.yaml, and open the log.
 
     config.yaml is itself a recipe of the whole run, with the code and libraries behind it.
-
-    Raises:
-        UserError: if another process is at work in the folder.
     """
     with alone_in(folder):
         remove_parts(folder)

@@ -33,18 +33,15 @@ class StoredRun:
 def find_run(
     config: TrainConfig, dataset: Dataset, given: Collection[str], processes: int, restarted: int
 ) -> StoredRun | None:
-    """The run to continue, or None to start a new one.
+    """The run to continue, which `config.resume` and `config.run_dir` name, or None to start a new one.
 
     Args:
-        config: its `resume` and `run_dir` say which run.
-        dataset: to train on.
         given: names of the settings that the user gave.
         processes: their number, which must be that of the run.
         restarted: how often torchrun has restarted them.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        CheckpointError: if none is intact or can be resumed.
+        FileNotFoundError, CheckpointError: if there is no checkpoint, or none that is intact and can be resumed.
         UserError: if it is of another data set, or settings were given that a resumed run cannot change.
     """
     _, may_restart = restarts()

@@ -41,14 +41,12 @@ class Training:
 
     Args:
         config: with `config.resume`, the run's own configuration replaces it.
-        dataset: to train on.
         given: names of the settings that the user gave; in a resumed run, few may differ.
         processes: that train together; `config.minibatch` is the number of images of each.
 
     Raises:
         UserError: for settings that do not go together, or cannot change in a resumed run.
-        FileNotFoundError: if the data, or the run to resume, are missing.
-        OSError: if the folder of the run is not writable.
+        OSError: if the data or the run to resume are missing, or the folder of the run is not writable.
     """
 
     def __init__(

@@ -67,8 +67,7 @@ class RunState:
         """Save last.pth; to be called by all processes.
 
         Args:
-            epochs_done: number of complete epochs.
-            progress: of the epoch in progress; None between two.
+            progress: of an incomplete epoch after `epochs_done` complete ones.
             keep: the last.pth before, as previous.pth.
         """
         learner = self.learner
@@ -107,11 +106,7 @@ class RunState:
         return Best(**best["metrics"])
 
     def restore(self, content: dict, path: Path) -> Progress | None:
-        """Restore the content of the checkpoint at `path`; returns the progress of an incomplete epoch.
-
-        Raises:
-            CheckpointError: if the content does not fit.
-        """
+        """Restore the content of the checkpoint at `path`, if it fits; returns the progress of an incomplete epoch."""
         if content["samples"] != self.samples:
             raise CheckpointError(f"{path} was trained on {content['samples']} samples, and here are {self.samples}")
         learner = self.learner
