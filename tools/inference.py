@@ -58,12 +58,8 @@ def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: in
 
     Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32.
     """
-    batch_dim = images.dim() - 4
     if draws > 1:
-        channels_last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)
-        images = torch.cat([images] * draws, batch_dim)
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = torch.cat([images] * draws, images.dim() - 4)  # which keeps the memory format
     return F.log_softmax(forward(net, images).mean(0), dim=-1).unflatten(0, (draws, -1))
 
 
@@ -75,12 +71,11 @@ def predict(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int = 1
         count = min(missing, max(1, forward.fold // images.shape[images.dim() - 4]))
         try:
             parts.append(folded_draws(net, images, forward, count))
+            missing -= count
         except torch.OutOfMemoryError:
             if count == 1:
                 raise
             forward.halve()
-            continue
-        missing -= count
     return torch.cat(parts)
 
 
@@ -102,7 +97,6 @@ def predict_all(
         batches: (images, labels) on the device; they have a length.
         draws: independent noise draws of each sample.
         transform: (images in [0, 1], labels) -> images, applied before the network.
-        description: of the progress bar.
         processes: each has its own batches and gets the results of all.
 
     Shape: -> log-probabilities [draws, N, K], labels [N], on the device.

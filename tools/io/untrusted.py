@@ -53,8 +53,8 @@ def checked_archive(file: BinaryIO) -> io.BytesIO:
 def _check_pickle(raw):
     """Raise an exception for a pickle that names more than it needs, or holds more items than its length allows.
 
-    A pickle may refer to earlier objects, so that 100 bytes can be a tuple of 2^40 items: hashing or counting them
-    never ends. Here each instruction is followed only for the number of items in its result.
+    A pickle may refer to earlier objects, so that 100 bytes can be a tuple of 2^40 items: counting them never ends.
+    Here each instruction is followed only for the number of items in its result.
     """
     stack, marks, memo = [], [], {}
     for instruction, argument, _ in pickletools.genops(raw):

@@ -72,9 +72,7 @@ def build_learner(
     """What trains a network in epochs of so many batches; from here on, processes draw different random numbers."""
     trained = processes.replicated(net, device)
     optimizer = optim.build_optimizer(config.optim, net, config.lr, config.weight_decay)
-    ema = None
-    if config.ema:
-        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    average = get_ema_multi_avg_fn(config.ema)
     learner = Learner(
         net=torch.compile(trained) if config.compile else trained,
         criterion=build_loss(config.loss, config.label_smoothing, config.lambda_tet),
@@ -85,7 +83,7 @@ def build_learner(
         regularizer=None if config.reg == "no" else build_regularizer(config.reg, config.target_rate),
         regularizer_weight=config.lambda1,
         clip_grad=config.clip_grad,
-        ema=ema,
+        ema=AveragedModel(net, multi_avg_fn=average, use_buffers=True) if config.ema else None,
         accumulate=config.accumulate,
         processes=processes,
     )

@@ -18,6 +18,8 @@ from tools.runtime.processes import Processes
 from .divergence import Diverged, DivergenceWatch, Recovery
 from .progress import EpochResult, Progress
 
+AfterStep = Callable[[Progress, Callable[[], None]], object] | None
+
 
 @dataclasses.dataclass
 class Learner:
@@ -50,11 +52,7 @@ class Learner:
 
 
 def train_one_epoch(
-    learner: Learner,
-    batches: Batches,
-    epoch: int,
-    progress: Progress | None = None,
-    after_step: Callable[[Progress, Callable[[], None]], object] | None = None,
+    learner: Learner, batches: Batches, epoch: int, progress: Progress | None = None, after_step: AfterStep = None
 ) -> EpochResult:
     """One pass over the training batches.
 

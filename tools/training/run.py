@@ -90,9 +90,7 @@ class Training:
     def run(self) -> RunResult:
         """Train to the last epoch, then test the network of the best epoch, once.
 
-        Raises:
-            Diverged: last.pth is then what was saved last.
-            Interrupted: by a signal or the time limit; last.pth then has the present state.
+        After `Diverged`, last.pth is what was saved last; after `Interrupted`, it has the present state.
         """
         config = self.config
         logger.info("%s: %s", self.folder, describe(self.net, config, self.processes))

@@ -64,12 +64,7 @@ class RunState:
         return self.net if self.learner.ema is None else self.learner.ema.module
 
     def save(self, epochs_done: int, progress: Progress | None = None, keep: bool = True) -> None:
-        """Save last.pth; to be called by all processes.
-
-        Args:
-            progress: of an incomplete epoch after `epochs_done` complete ones.
-            keep: the last.pth before, as previous.pth.
-        """
+        """Save last.pth, in all processes, with the progress of an incomplete epoch; the one before stays if `keep`."""
         learner = self.learner
         of_this_process = {"rng": seeds.rng_state(), "progress": progress.state() if progress else None}
         content = {
