@@ -37,10 +37,8 @@ class ForwardPass:
         logger.warning("out of memory: noise draws go on with at most %d images in a pass", self.fold)
 
     def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
-        autocast = contextlib.nullcontext()
-        if self.amp != "no":
-            autocast = torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp])
-        with autocast:
+        is_mixed, device = self.amp != "no", self.device.type
+        with torch.autocast(device, dtype=AMP_DTYPES[self.amp]) if is_mixed else contextlib.nullcontext():
             logits = net(images) if images.dim() == 5 else net(images, timesteps=self.timesteps)
         return logits.float()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import time
 import uuid
@@ -38,9 +39,8 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None) -> None:
     """Write a file so that other processes see all of it or nothing; its folder is made if necessary.
 
-    Args:
-        write: is given the open binary file; OSError, naming the file, if that fails, and `path` is unchanged.
-        previous: the name that the replaced file gets.
+    `write` is given the open binary file; the replaced file gets the name `previous`. If anything fails, `path` is
+    unchanged, and an OSError names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
@@ -91,14 +91,11 @@ def make_folder_of_now(parent: Path, ending: str = "") -> Path:
     """Make and return <parent>/<time><ending>, numbered where necessary: a folder that no other process is given."""
     parent.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}{ending}"
-    for attempt in range(1, 1000):
+    for attempt in itertools.count(1):
         folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
+        with contextlib.suppress(FileExistsError):  # made by another process in the same second
             folder.mkdir()
             return folder
-        except FileExistsError:  # made by another process in the same second
-            continue
-    raise FileExistsError(f"{parent} has 999 folders named {name}")
 
 
 def check_writable(folder: str | Path) -> None:

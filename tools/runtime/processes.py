@@ -58,13 +58,7 @@ class Processes:
         """The processes' tensors, concatenated along `dim`, in which their sizes may differ."""
         if self.count == 1:
             return tensor
-        sizes = self.gathered(tensor.shape[dim])
-        missing = max(sizes) - tensor.shape[dim]
-        tensor = tensor.transpose(0, dim)
-        padded = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)]).transpose(0, dim)
+        return torch.cat(self.gathered(tensor.cpu()), dim).to(tensor.device)
 
     def gathered(self, value: T) -> list[T]:
         """The values (plain data or CPU tensors) of all processes, in the order of their ranks."""
@@ -136,8 +130,8 @@ def _fresh_store():
     """Arguments with which processes that torchrun restarted on one machine find each other.
 
     The agent's store still has the addresses of their predecessors, which would be tried; see PyTorch's issue 135712.
-    On several machines the numbers of restarts need not agree: there the store must not be shared, which is a setting
-    of torchrun itself (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    On several machines the numbers of restarts need not agree: there the store must not be shared, which is torchrun's
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
     count, most = restarts()
     if not most or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:

@@ -25,18 +25,14 @@ class Diverged(RuntimeError):
 class DivergenceWatch:
     """Looks for losses, gradients and weights that are not finite.
 
-    The loss alone does not suffice: a comparison with a threshold turns a NaN potential into "no spike",
-    so a network of NaN weights may have a finite loss.
-
-    Args:
-        progress: counts the skipped steps.
-        scaler: if enabled, a gradient that is not finite may only be outside fp16's range; the scaler skips the step
-            and lowers its scale, which must not fall below 1.
+    The loss alone does not suffice: a comparison with a threshold turns a NaN potential into "no spike", so a network
+    of NaN weights may have a finite loss. Where the scaler is enabled, a gradient that is not finite may only be
+    outside fp16's range; the scaler skips the step and lowers its scale, which must not fall below 1.
     """
 
     epoch: int
     device: torch.device
-    progress: Progress
+    progress: Progress  # counts the skipped steps
     processes: Processes
     scaler: torch.amp.GradScaler
     pending: list = dataclasses.field(default_factory=list)  # (step, its numbers) that are not looked at yet

@@ -37,8 +37,7 @@ def find_run(
 
     Args:
         given: names of the settings that the user gave.
-        processes: their number, which must be that of the run.
-        restarted: how often torchrun has restarted them.
+        processes, restarted: their number, which must be that of the run, and how often torchrun has restarted them.
 
     Raises:
         FileNotFoundError, CheckpointError: if there is no checkpoint, or none that is intact and can be resumed.

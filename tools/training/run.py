@@ -103,20 +103,17 @@ class Training:
             files = opened(self.folder, config, self.dataset.name, self.first_epoch)
         try:
             with self.interruption, torch.autograd.set_detect_anomaly(config.debug), files as self.log:
-                self._save_start()
+                if self.resumed_from is None:
+                    self.state.save(0)  # so that a run that diverges at once leaves a checkpoint too
+                elif self.resumed_from.name != checkpoint.LAST:
+                    # last.pth is damaged, or later than where the user went back to; what is resumed is kept.
+                    self.state.save(self.first_epoch - 1, self.progress, keep=False)
                 for epoch in range(self.first_epoch, config.epochs + 1):
                     self._epoch(epoch)
                 return self._test()
         except Interrupted as error:
             logger.info("stopped (%s); everything is saved: --resume %s continues", error, self.folder)
             raise
-
-    def _save_start(self):
-        if self.resumed_from is None:
-            self.state.save(0)  # so that a run that diverges at once leaves a checkpoint too
-        elif self.resumed_from.name != checkpoint.LAST:
-            # last.pth is damaged, or later than where the user went back to; what is resumed is kept.
-            self.state.save(self.first_epoch - 1, self.progress, keep=False)
 
     def _epoch(self, epoch):
         batches = self.data.train

@@ -67,16 +67,13 @@ class RunState:
         """Save last.pth, in all processes, with the progress of an incomplete epoch; the one before stays if `keep`."""
         learner = self.learner
         of_this_process = {"rng": seeds.rng_state(), "progress": progress.state() if progress else None}
+        parts = {**self._parts(), "scheduler": learner.scheduler}
         content = {
             **self._identity(),
             "epochs_done": epochs_done,
             "samples": self.samples,
             "best": dataclasses.asdict(self.best) if self.best else None,
-            "model": self.net.state_dict(),
-            "ema": learner.ema.state_dict() if learner.ema is not None else None,
-            "optimizer": learner.optimizer.state_dict(),
-            "scaler": learner.scaler.state_dict(),
-            "scheduler": learner.scheduler.state_dict(),
+            **{name: None if part is None else part.state_dict() for name, part in parts.items()},
             "processes": learner.processes.gathered(of_this_process),
         }
         if learner.processes.is_first:
@@ -128,10 +125,12 @@ class RunState:
     def _identity(self):
         return {"config": dataclasses.asdict(self.config), "dataset": self.dataset}
 
-    def _restore_weights(self, content):
+    def _parts(self):
+        """What a step changes, and a rollback restores, by its name in checkpoints; None for an average that is not."""
         learner = self.learner
-        self.net.load_state_dict(content["model"])
-        if learner.ema is not None:
-            learner.ema.load_state_dict(content["ema"])
-        learner.optimizer.load_state_dict(content["optimizer"])
-        learner.scaler.load_state_dict(content["scaler"])
+        return {"model": self.net, "ema": learner.ema, "optimizer": learner.optimizer, "scaler": learner.scaler}
+
+    def _restore_weights(self, content):
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(content[name])
