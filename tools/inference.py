@@ -22,16 +22,13 @@ class ForwardPass:
     """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
 
     Args:
-        device: of the network and its batches.
-        timesteps: T of the direct coding of images; frames have their own.
-        amp: "no", or a key of `AMP_DTYPES`.
         fold: largest number of images in a pass when noise draws are folded into the batch (one draw of a batch
             always runs whole); halved when memory runs out.
     """
 
-    device: torch.device
-    timesteps: int
-    amp: str = "no"
+    device: torch.device  # of the network and its batches
+    timesteps: int  # T of the direct coding of images; frames have their own
+    amp: str = "no"  # or a key of `AMP_DTYPES`
     fold: int = 256
 
     def halve(self) -> None:
@@ -40,39 +37,27 @@ class ForwardPass:
         logger.warning("out of memory: noise draws go on with at most %d images in a pass", self.fold)
 
     def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
-        autocast = contextlib.nullcontext()
-        if self.amp != "no":
-            autocast = torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp])
-        with autocast:
+        is_mixed, device = self.amp != "no", self.device.type
+        with torch.autocast(device, dtype=AMP_DTYPES[self.amp]) if is_mixed else contextlib.nullcontext():
             logits = net(images) if images.dim() == 5 else net(images, timesteps=self.timesteps)
         return logits.float()
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How good a network's predictions are.
+    """How good a network's predictions are."""
 
-    Args:
-        loss: mean cross-entropy, in nats per sample.
-        accuracy: share of samples classified correctly, in [0, 1].
-    """
-
-    loss: float
-    accuracy: float
+    loss: float  # mean cross-entropy, in nats per sample
+    accuracy: float  # share of samples classified correctly, in [0, 1]
 
 
 def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:
-    """Log-probabilities of independent noise draws, in one pass: log-softmax of the time-averaged logits.
+    """Log-probabilities of noise draws, in one pass: log-softmax of the time-averaged logits; differentiable.
 
-    Shape:
-        images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32; differentiable.
+    Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32.
     """
-    batch_dim = images.dim() - 4
     if draws > 1:
-        channels_last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)
-        images = torch.cat([images] * draws, batch_dim)
-        if channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = torch.cat([images] * draws, images.dim() - 4)  # which keeps the memory format
     return F.log_softmax(forward(net, images).mean(0), dim=-1).unflatten(0, (draws, -1))
 
 
@@ -84,12 +69,11 @@ def predict(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int = 1
         count = min(missing, max(1, forward.fold // images.shape[images.dim() - 4]))
         try:
             parts.append(folded_draws(net, images, forward, count))
+            missing -= count
         except torch.OutOfMemoryError:
             if count == 1:
                 raise
             forward.halve()
-            continue
-        missing -= count
     return torch.cat(parts)
 
 
@@ -109,14 +93,11 @@ def predict_all(
     Args:
         net: put into evaluation mode.
         batches: (images, labels) on the device; they have a length.
-        forward: how to run the network.
         draws: independent noise draws of each sample.
         transform: (images in [0, 1], labels) -> images, applied before the network.
-        description: of the progress bar.
         processes: each has its own batches and gets the results of all.
 
-    Shape:
-        -> log-probabilities [draws, N, K], labels [N], on the device.
+    Shape: -> log-probabilities [draws, N, K], labels [N], on the device.
     """
     net.eval()
     outputs, targets = [], []

@@ -24,9 +24,9 @@ MOST_UNSAID = 10**8  # numbers of a network that may be built though its checkpo
 
 def memory_format(config: TrainConfig) -> torch.memory_format:
     """Memory format of the network of a configuration."""
-    # On the CPU, PyTorch's channels-last convolutions in bfloat16 read gradients of weights from memory that nobody
+    # On the CPU, PyTorch's channels-last convolutions in bfloat16 compute gradients of weights from memory that nobody
     # wrote, where the kernel is larger than the image.
-    is_unsafe = config.amp == "bf16" and chosen_device(config).type == "cpu"
+    is_unsafe = config.amp == "bf16" and chosen_device(config.device).type == "cpu"
     return torch.channels_last if config.channels_last and not is_unsafe else torch.contiguous_format
 
 

@@ -39,7 +39,7 @@ from tools.perturb.corruptions import CorruptionFolder
 from tools.published import load_published, published_key
 from tools.studies.coding.recordings import read_recording
 from tools.sweep import DEFINITION, check_same
-from tools.training.log import read_metrics
+from tools.training.folder import read_metrics
 
 SIZE = dict(in_shape=(1, 2, 2), num_classes=2)
 

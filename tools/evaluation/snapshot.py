@@ -59,7 +59,7 @@ class Snapshot:
             self.corruptions = CorruptionFolder(config.corruptions, dataset.input_shape(config), dataset.num_classes)
         corrupted = self.corruptions.names if self.corruptions else ()
         self.conditions = conditions(config, dataset.has_pixels, corrupted)
-        self.device = set_up_torch(config)
+        self.device = set_up_torch(config.device, config.threads)
         self.net, self.trained = load_snapshot(config, dataset)
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)

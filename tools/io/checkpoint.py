@@ -23,15 +23,10 @@ class CheckpointError(UserError):
 
 
 def save(path: str | Path, content: dict, previous: Path | None = None) -> None:
-    """Write a checkpoint; a process killed meanwhile leaves the old file or the new one, never half of one.
+    """Write a dictionary of tensors and plain data; the replaced checkpoint gets the name `previous`.
 
-    Args:
-        path: of the file.
-        content: dictionary of tensors and plain data.
-        previous: the name that the replaced checkpoint gets.
-
-    Raises:
-        OSError: if it cannot be written, as when the disk is full; the old files are then unchanged.
+    A process killed meanwhile leaves the old file or the new one, never half of one. OSError if it cannot be written,
+    as when the disk is full; the old files are then unchanged.
     """
     content = {"format": FORMAT, **content}
     content["checksum"] = checksum(content)
@@ -56,16 +51,9 @@ def holds_run(folder: str | Path) -> bool:
 
 
 def read_last(folder: str | Path) -> tuple[Path, dict]:
-    """Path and content of the newest intact checkpoint of a run.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        CheckpointError: if none is intact.
-    """
+    """Path and content of the newest intact checkpoint of a run; FileNotFoundError or CheckpointError if none is."""
     problems = []
-    for path in (Path(folder, LAST), Path(folder, PREVIOUS)):
-        if not path.exists():
-            continue
+    for path in filter(Path.exists, (Path(folder, LAST), Path(folder, PREVIOUS))):
         try:
             return path, read(path)
         except CheckpointError as error:
@@ -77,10 +65,7 @@ def read_last(folder: str | Path) -> tuple[Path, dict]:
 
 
 def checksum(content: dict) -> int:
-    """CRC-32 of all tensors and plain data of a nested dictionary, in its order, except its item "checksum".
-
-    It guards against damage, not against forgery.
-    """
+    """CRC-32 of a nested dictionary, in its order, without its "checksum": detects damage, not forgery."""
     return _checksum({name: value for name, value in content.items() if name != "checksum"}, 0)
 
 
@@ -101,12 +86,12 @@ def _checksum(value, crc):
 
 
 def read(path: str | Path) -> dict:
-    """Read any checkpoint onto the CPU, with `weights_only=True`: no code in the file is run.
+    """Read any checkpoint onto the CPU; no code in it is run.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is not a checkpoint, is damaged, or holds more than dense tensors and plain data
-            (`tools.io.untrusted`). PyTorch's format from before 1.6 is refused.
+        CheckpointError: if it is not a checkpoint, is damaged, of PyTorch's format from before 1.6, or holds more than
+            dense tensors and plain data.
     """
     if is_folder_or_device(path):
         raise CheckpointError(f"{path} is not a file")
@@ -129,16 +114,8 @@ def read(path: str | Path) -> dict:
     return content
 
 
-def load_weights(
-    net: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path, rename: Callable[[str], str] = str
-) -> None:
-    """Copy weights into a network.
-
-    Args:
-        net: the network.
-        weights: as read from `path`.
-        path: for the message.
-        rename: from a key of the network to the key in `weights`.
+def load_weights(net: torch.nn.Module, weights: dict, path: str | Path, rename: Callable[[str], str] = str) -> None:
+    """Copy `weights`, as read from `path`, into a network; `rename` makes its key in them of a key of the network.
 
     Raises:
         CheckpointError: naming missing and unexpected keys, and shapes that do not fit.
@@ -155,9 +132,10 @@ def load_weights(
         came, needed = getattr(weights[key], "shape", None), wanted[key][1].shape
         if came != needed:
             problems.append(f"{key} has shape {came if came is None else list(came)}, wanted {list(needed)}")
+    if not problems:
+        try:
+            net.load_state_dict({key: weights[theirs] for theirs, (key, _) in wanted.items()})
+        except RuntimeError as error:  # as of a type that cannot be converted
+            problems.append(str(error))
     if problems:
         raise CheckpointError(f"{path} does not fit {type(net).__name__}: " + "; ".join(problems))
-    try:
-        net.load_state_dict({key: weights[theirs] for theirs, (key, _) in wanted.items()})
-    except RuntimeError as error:  # as of a type that cannot be converted
-        raise CheckpointError(f"{path} does not fit {type(net).__name__}: {error}") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import time
 import uuid
@@ -16,17 +17,11 @@ MOST_TEXT = 2**30  # bytes of a file of results
 
 def is_folder_or_device(path: str | Path) -> bool:
     """Whether a folder, pipe or device is at `path`; reading a pipe may wait forever."""
-    path = Path(path)
-    return path.exists() and not path.is_file()
+    return Path(path).exists() and not Path(path).is_file()
 
 
 def read_bytes(path: str | Path, most: int) -> bytes:
-    """The content of a file of at most `most` bytes.
-
-    Raises:
-        OSError: if it cannot be read.
-        UserError: if it is larger, or is a folder, pipe or device.
-    """
+    """The content of a file; UserError if it has more than `most` bytes, or is a folder, pipe or device."""
     if is_folder_or_device(path):
         raise UserError(f"{path} is not a file")
     with open(path, "rb") as file:
@@ -44,13 +39,8 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None) -> None:
     """Write a file so that other processes see all of it or nothing; its folder is made if necessary.
 
-    Args:
-        path: of the file.
-        write: is given the open binary file.
-        previous: the name that the replaced file gets.
-
-    Raises:
-        OSError: naming the file, if it cannot be written; `path` is then unchanged.
+    `write` is given the open binary file; the replaced file gets the name `previous`. If anything fails, `path` is
+    unchanged, and an OSError names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
@@ -88,11 +78,7 @@ def _also_named(path, name):
 
 @contextlib.contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Context manager: no other process is in such a block for the same folder.
-
-    Raises:
-        UserError: if one is.
-    """
+    """Context manager: no other process is in such a block for the same folder; UserError if one is."""
     with open(Path(folder, ".lock"), "a") as file:  # the lock ends with the process, however that ends
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,14 +91,11 @@ def make_folder_of_now(parent: Path, ending: str = "") -> Path:
     """Make and return <parent>/<time><ending>, numbered where necessary: a folder that no other process is given."""
     parent.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}{ending}"
-    for attempt in range(1, 1000):
+    for attempt in itertools.count(1):
         folder = parent / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
+        with contextlib.suppress(FileExistsError):  # made by another process in the same second
             folder.mkdir()
             return folder
-        except FileExistsError:  # made by another process in the same second
-            continue
-    raise FileExistsError(f"{parent} has 999 folders named {name}")
 
 
 def check_writable(folder: str | Path) -> None:

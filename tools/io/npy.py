@@ -13,13 +13,10 @@ from .files import is_folder_or_device
 
 
 def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of a .npy file: shape, whether in Fortran order, dtype.
-
-    Args:
-        file: open at the start of the array; left at its data.
+    """Read the header of an open .npy file up to its data: shape, whether in Fortran order, dtype.
 
     Raises:
-        UserError: if the header is damaged, or of an array of Python objects.
+        UserError: if it is damaged, or of an array of Python objects.
     """
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
@@ -40,18 +37,12 @@ def check_header(file: IO[bytes], size: int) -> None:
 
 
 def open_npy(path: str | Path) -> np.ndarray:
-    """A read-only memory map of a .npy file.
-
-    Raises:
-        OSError: if it cannot be opened.
-        UserError: naming the file, if it is damaged, or is a folder, pipe or device.
-    """
+    """A read-only memory map of a .npy file; UserError, naming it, if it is damaged, or a folder, pipe or device."""
     if is_folder_or_device(path):
         raise UserError(f"{path} is not a file")
-    size = Path(path).stat().st_size
     try:
         with open(path, "rb") as file:
-            check_header(file, size)
+            check_header(file, Path(path).stat().st_size)
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, TypeError, OverflowError) as error:  # types and sizes that memory cannot be mapped to
         raise UserError(f"{path} cannot be read as a .npy file: {error}") from error
@@ -61,11 +52,9 @@ def read_npz(path: str | Path, most_unpacked: int = 0) -> dict[str, np.ndarray]:
     """The arrays of a file written by `np.savez` or `np.savez_compressed`, by name.
 
     Args:
-        path: of the file.
         most_unpacked: bytes that the arrays may take even if the file is smaller; 0: no more than the file.
 
     Raises:
-        OSError: if it cannot be opened.
         UserError: naming the file, if it is damaged, or its arrays would take more memory than allowed.
     """
     if is_folder_or_device(path):

@@ -17,19 +17,16 @@ from tools.errors import UserError
 
 # All that state dictionaries of dense tensors and plain data need.
 _NEEDED = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)")
-_LEAVES = (str, int, float, bool, type(None))
 _KEYS = (str, int, float, bool)
+_LEAVES = (*_KEYS, type(None))
 _SHARING = 4  # tensors may share memory, as tied weights do, but not many of them the same
 
 
 def checked_archive(file: BinaryIO) -> io.BytesIO:
-    """A fresh copy of an archive of `torch.save`, checked to hold no more than its size allows.
+    """A fresh copy of an archive of `torch.save`; exceptions of many kinds if it claims more than its size allows.
 
     Python and PyTorch read a zip archive differently: a forged one may have two directories, one for each.
     So PyTorch gets what Python has found in it, not the file.
-
-    Raises:
-        Exception: of many kinds, if it is not such an archive.
     """
     fresh = io.BytesIO()
     if file.read(4) != b"PK\x03\x04":
@@ -56,8 +53,8 @@ def checked_archive(file: BinaryIO) -> io.BytesIO:
 def _check_pickle(raw):
     """Raise an exception for a pickle that names more than it needs, or holds more items than its length allows.
 
-    A pickle may refer to earlier objects, so that 100 bytes can be a tuple of 2^40 items: hashing or counting them
-    never ends. Here each instruction is followed only for the number of items in its result.
+    A pickle may refer to earlier objects, so that 100 bytes can be a tuple of 2^40 items: counting them never ends.
+    Here each instruction is followed only for the number of items in its result.
     """
     stack, marks, memo = [], [], {}
     for instruction, argument, _ in pickletools.genops(raw):
@@ -72,9 +69,7 @@ def _check_pickle(raw):
             stack.append(memo[argument])
         else:
             start = len(stack) - len(before)
-            if (
-                pickletools.stackslice in before
-            ):  # everything from the mark on, and what the instruction lists before it
+            if pickletools.stackslice in before:  # all from the mark on, and what the instruction lists before it
                 start = marks.pop() - before.index(pickletools.markobject)
             items = 1 + sum(stack[start:])
             if start < 0 or items > len(raw):
@@ -83,16 +78,10 @@ def _check_pickle(raw):
 
 
 def check_content(content: object, size: int) -> None:
-    """Check that `content` is a dictionary of dense tensors and plain data, nested in dictionaries, lists and tuples.
+    """Raise UserError unless `content` is a dictionary of dense tensors and plain data, in dictionaries and lists.
 
-    Attributes that dictionaries have besides their items, as state dictionaries do, are dropped.
-
-    Args:
-        content: what was read from a file.
-        size: bytes of the file; limits the number of items and the bytes of tensors.
-
-    Raises:
-        UserError: if it is not.
+    Attributes that dictionaries have besides their items, as state dictionaries do, are dropped. The `size` of the
+    file, in bytes, limits the number of items and the bytes of tensors.
     """
     if not isinstance(content, dict):
         raise UserError(f"it holds a {type(content).__name__}, not a dictionary")

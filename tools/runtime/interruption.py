@@ -1,6 +1,7 @@
 """Requests to stop a run: signals and a time limit. The run chooses the moment."""
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -10,11 +11,7 @@ TIME_IS_OVER = 1  # a request, beside the numbers of signals
 
 
 class Interrupted(Exception):
-    """The run was asked to stop.
-
-    Args:
-        request: `TIME_IS_OVER`, or the number of a signal.
-    """
+    """The run was asked to stop, by the number of a signal or `TIME_IS_OVER`."""
 
     def __init__(self, request: int):
         super().__init__("the time is over" if request == TIME_IS_OVER else signal.Signals(request).name)
@@ -25,23 +22,18 @@ class Interrupted(Exception):
 class Interruption:
     """Context manager that notes SIGTERM, SIGINT and the end of the time, for the run to look at.
 
-    A second signal of the same kind does what it would have done without this.
-
-    Args:
-        max_minutes: time limit, from now on; 0: none.
+    A second signal of the same kind does what it would have done without this. A limit of 0 minutes is none.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
     def __init__(self, max_minutes: float = 0.0):
-        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
+        self.deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
         self._received = 0
         self._before: dict = {}
         self._may_raise = False
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # others cannot set handlers
-            for number in self.SIGNALS:
+            for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -53,9 +45,7 @@ class Interruption:
     @property
     def request(self) -> int:
         """0, `TIME_IS_OVER`, or the number of the signal received."""
-        if self._received:
-            return self._received
-        return TIME_IS_OVER if self.deadline is not None and time.monotonic() > self.deadline else 0
+        return self._received or (TIME_IS_OVER if time.monotonic() > self.deadline else 0)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

@@ -22,13 +22,9 @@ class Processes:
     """All processes of a training, seen from one of them; without torchrun there is one, with nothing to exchange.
 
     Every method but `part` must be called by all of them, in the same order.
-
-    Args:
-        rank: number of this process.
-        count: number of all.
     """
 
-    rank: int = 0
+    rank: int = 0  # of this process
     count: int = 1
 
     @property
@@ -62,13 +58,7 @@ class Processes:
         """The processes' tensors, concatenated along `dim`, in which their sizes may differ."""
         if self.count == 1:
             return tensor
-        sizes = self.gathered(tensor.shape[dim])
-        missing = max(sizes) - tensor.shape[dim]
-        tensor = tensor.transpose(0, dim)
-        padded = torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)]).transpose(0, dim)
+        return torch.cat(self.gathered(tensor.cpu()), dim).to(tensor.device)
 
     def gathered(self, value: T) -> list[T]:
         """The values (plain data or CPU tensors) of all processes, in the order of their ranks."""
@@ -116,16 +106,10 @@ class Processes:
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
-    """Context manager: join the processes that torchrun started, if it did.
+    """Context manager: join the processes that torchrun started, if it did; `device` is that of --device.
 
     Tensors on CUDA devices are exchanged by NCCL, those on the CPU by Gloo. Each process takes the CUDA device of its
-    number on its machine.
-
-    Args:
-        device: the value of --device.
-
-    Raises:
-        UserError: if there are more processes than CUDA devices.
+    number on its machine; UserError if there are too few.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -146,8 +130,8 @@ def _fresh_store():
     """Arguments with which processes that torchrun restarted on one machine find each other.
 
     The agent's store still has the addresses of their predecessors, which would be tried; see PyTorch's issue 135712.
-    On several machines the numbers of restarts need not agree: there the store must not be shared, which is a setting
-    of torchrun itself (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    On several machines the numbers of restarts need not agree: there the store must not be shared, which is torchrun's
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
     count, most = restarts()
     if not most or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:

@@ -14,12 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
-    """A seed in [0, 2^63) for one purpose, independent of those for all others.
-
-    Args:
-        seed: of the run.
-        purpose: words and integers that say what the numbers are for, such as "noise", 3.
-    """
+    """A seed in [0, 2^63) for one purpose, such as "noise", 3, independent of those for all others."""
     digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -50,15 +45,11 @@ def rng_state() -> dict:
 def set_rng_state(state: dict) -> None:
     """Restore what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if len(state["cuda"]) == devices:
+    had, have = len(state["cuda"]), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if had == have:
         torch.cuda.set_rng_state_all(state["cuda"])
     else:
-        logger.warning(
-            "the run had %d CUDA devices, there are %d here: its noise will not be continued",
-            len(state["cuda"]),
-            devices,
-        )
+        logger.warning("the run had %d CUDA devices, there are %d here: its noise will not be continued", had, have)
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])

@@ -1,7 +1,6 @@
 """Everything that a configuration describes: data, network, and what trains it."""
 
 import dataclasses
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -9,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crits import build_loss, build_regularizer
 from tools import optim
+from tools.config.dataset import Dataset
 from tools.config.train import TrainConfig
 from tools.data.batches import Batches
 from tools.errors import UserError
@@ -22,32 +22,13 @@ from .loop import Learner
 DEBUG_BATCHES = 5
 
 
-class Dataset(Protocol):
-    """What training uses of a data set of `dataset_utils`, which documents it."""
-
-    name: str
-    num_classes: int
-    mean: tuple
-    std: tuple
-
-    def load(self, config: TrainConfig) -> dict: ...
-    def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...
-    def augmentation(self, config: TrainConfig) -> object: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The batches of a run, for one process.
-
-    Args:
-        train, val, test: batches on the device.
-        train_samples, val_samples: numbers of samples, over all processes.
-    """
+    """The batches of one process, on its device, and the number of validation samples over all processes."""
 
     train: Batches
     val: Batches
     test: Batches
-    train_samples: int
     val_samples: int
 
 
@@ -63,26 +44,16 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
     """Load a data set and share it out among the processes."""
     with processes.first_goes_ahead():  # otherwise all would download or decode the same
         parts = dataset.load(config)
-    options = dict(
-        batch_size=config.minibatch,
-        device=device,
-        memory_format=memory_format(config),
-        limit=DEBUG_BATCHES if config.debug else None,
-    )
+    limit = DEBUG_BATCHES if config.debug else None
+    options = dict(batch_size=config.minibatch, device=device, memory_format=memory_format(config), limit=limit)
+    training = dict(shuffle=True, augment=dataset.augmentation(config), accumulate=config.accumulate)
 
     def share(part):
         return part.subset(processes.part(len(part))) if processes.count > 1 else part
 
-    augment = dataset.augmentation(config)
-    return Data(
-        train=parts["train"].batches(
-            shuffle=True, augment=augment, accumulate=config.accumulate, processes=processes, **options
-        ),
-        val=share(parts["val"]).batches(**options),
-        test=share(parts["test"]).batches(**options),
-        train_samples=len(parts["train"]),
-        val_samples=len(parts["val"]),
-    )
+    train = parts["train"].batches(**options, **training, processes=processes)
+    val, test = share(parts["val"]).batches(**options), share(parts["test"]).batches(**options)
+    return Data(train, val, test, len(parts["val"]))
 
 
 def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn.Module:
@@ -101,9 +72,7 @@ def build_learner(
     """What trains a network in epochs of so many batches; from here on, processes draw different random numbers."""
     trained = processes.replicated(net, device)
     optimizer = optim.build_optimizer(config.optim, net, config.lr, config.weight_decay)
-    ema = None
-    if config.ema:
-        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    average = get_ema_multi_avg_fn(config.ema)
     learner = Learner(
         net=torch.compile(trained) if config.compile else trained,
         criterion=build_loss(config.loss, config.label_smoothing, config.lambda_tet),
@@ -114,7 +83,7 @@ def build_learner(
         regularizer=None if config.reg == "no" else build_regularizer(config.reg, config.target_rate),
         regularizer_weight=config.lambda1,
         clip_grad=config.clip_grad,
-        ema=ema,
+        ema=AveragedModel(net, multi_avg_fn=average, use_buffers=True) if config.ema else None,
         accumulate=config.accumulate,
         processes=processes,
     )
@@ -124,11 +93,9 @@ def build_learner(
 
 
 def describe(net: nn.Module, config: TrainConfig, processes: Processes) -> str:
-    """The network, and how many images make a step, for the first message of a run."""
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    text = f"{type(net).__name__} with {parameters:,} parameters"
-    batches, count = config.accumulate, processes.count
+    """The network, and how many images make a step."""
+    text = f"{type(net).__name__} with {sum(parameter.numel() for parameter in net.parameters()):,} parameters"
+    size, batches, count = config.minibatch, config.accumulate, processes.count
     if batches * count > 1:
-        images = config.minibatch * batches * count
-        text += f"; {images} images a step: {config.minibatch} x {batches} batches x {count} processes"
+        text += f"; {size * batches * count} images a step: {size} x {batches} batches x {count} processes"
     return text

@@ -25,31 +25,26 @@ class Diverged(RuntimeError):
 class DivergenceWatch:
     """Looks for losses, gradients and weights that are not finite.
 
-    The loss alone does not suffice: a comparison with a threshold turns a NaN potential into "no spike",
-    so a network of NaN weights may have a finite loss.
-
-    Args:
-        epoch: its number, for messages.
-        device: of the network.
-        progress: counts the skipped steps.
-        processes: that train together.
-        scaler: if enabled, a gradient that is not finite may only be outside fp16's range; the scaler skips the step
-            and lowers its scale, which must not fall below 1.
+    The loss alone does not suffice: a comparison with a threshold turns a NaN potential into "no spike", so a network
+    of NaN weights may have a finite loss. Where the scaler is enabled, a gradient that is not finite may only be
+    outside fp16's range; the scaler skips the step and lowers its scale, which must not fall below 1.
     """
 
     epoch: int
     device: torch.device
-    progress: Progress
+    progress: Progress  # counts the skipped steps
     processes: Processes
     scaler: torch.amp.GradScaler
-    pending: list = dataclasses.field(default_factory=list)  # (step, loss, norm of the gradient), not looked at yet
+    pending: list = dataclasses.field(default_factory=list)  # (step, its numbers) that are not looked at yet
+
+    def __post_init__(self):
+        self.names = ("loss",) if self.scaler.is_enabled() else ("loss", "norm of the gradient")
 
     def allows(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether a step is finite in all processes; counts those that are not, and raises after many in a row."""
         progress = self.progress
-        judged = [loss] if self.scaler.is_enabled() else [loss, norm]
-        is_finite = torch.isfinite(torch.stack(judged)).all().item()
-        if not self.processes.largest([int(not is_finite)])[0]:
+        numbers = torch.stack([loss, norm])[: len(self.names)]
+        if not self._in_any_process(not numbers.isfinite().all()):
             progress.skipped_in_a_row = 0
             return True
         progress.skipped += 1
@@ -63,15 +58,9 @@ class DivergenceWatch:
     def add(self, loss: Tensor, norm: Tensor) -> None:
         """Note loss and norm of the gradient of a step, before it changes the weights."""
         self.progress.losses.append(loss)
-        self.pending.append((self.progress.steps, loss, norm))
+        self.pending.append((self.progress.steps, torch.stack([loss, norm])))
         if len(self.pending) == (1 if self.device.type == "cpu" else CHECK_EVERY):
             self._check_pending()
-
-    def finish(self, net: nn.Module) -> None:
-        """Check everything after the last step, of which at least one must have been finite."""
-        self.check(net)
-        if not self.progress.losses:
-            raise Diverged(f"no step of epoch {self.epoch} was finite")
 
     def check(self, net: nn.Module) -> None:
         """Look at all numbers so far, and at all weights and buffers."""
@@ -81,58 +70,49 @@ class DivergenceWatch:
                 raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {self.progress.steps}")
 
     def _check_pending(self):
-        """Look at the numbers of `pending`, and name the first that is not finite."""
-        rows = [torch.stack([loss, norm]) for _, loss, norm in self.pending]
-        values = torch.stack(rows).tolist() if rows else []  # all at once: an accelerator is waited for
-        names = ["loss", "norm of the gradient"]
+        """Raise for the first number of `pending` that is not finite."""
+        rows = [numbers for _, numbers in self.pending]
+        rows = torch.stack(rows).tolist() if rows else []  # all at once: an accelerator is waited for
         if self.scaler.is_enabled():
-            self.progress.skipped += sum(not math.isfinite(norm) for _, norm in values)
+            self.progress.skipped += sum(not math.isfinite(norm) for _, norm in rows)
             if self.scaler.get_scale() < 1:
                 raise Diverged(f"no gradient is finite in fp16, at any scale, up to epoch {self.epoch}")
-            names = ["loss"]
         problem = ""
-        for (step, _, _), row in zip(self.pending, values):
-            for name, value in zip(names, row):
+        for (step, _), row in zip(self.pending, rows):
+            for name, value in zip(self.names, row):
                 if not problem and not math.isfinite(value):
                     problem = f"the {name} became {value} in epoch {self.epoch}, step {step}"
-        if self.processes.largest([int(bool(problem))])[0]:
+        if self._in_any_process(problem):
             raise Diverged(problem or f"another process has diverged in epoch {self.epoch}")
         self.pending.clear()
 
+    def _in_any_process(self, condition):
+        return self.processes.largest([int(bool(condition))])[0] > 0
+
 
 class Recovery:
-    """Undoes a step that is not finite.
+    """Undoes a step that is not finite, before it has changed weights and optimiser: restores running statistics.
 
     Args:
-        recover: called instead of the optimiser's step.
+        roll_back: if given, called instead; it restores the last checkpoint, while data and noise go on.
     """
 
-    def __init__(self, recover: Callable[[], None]):
-        self.recover = recover
-
-    def remember(self) -> None:
-        """Called before a step."""
-
-
-class Skip(Recovery):
-    """Skips a step: weights and optimiser are untouched, and running statistics are restored."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__(self._restore)
+    def __init__(self, net: nn.Module, roll_back: Callable[[], None] | None = None):
         self.buffers = list(net.buffers())
         self.before = [buffer.clone() for buffer in self.buffers]
+        self.roll_back = roll_back
 
     @torch.no_grad()
     def remember(self) -> None:
+        """Called before a step."""
         for kept, buffer in zip(self.before, self.buffers):
             kept.copy_(buffer)
 
     @torch.no_grad()
-    def _restore(self):
+    def recover(self) -> None:
+        """Called instead of the optimiser's step."""
+        if self.roll_back is not None:
+            self.roll_back()
+            return
         for kept, buffer in zip(self.before, self.buffers):
             buffer.copy_(kept)
-
-
-def build_recovery(name: str, net: nn.Module, roll_back: Callable[[], None]) -> Recovery | None:
-    """What --on_nonfinite names: nothing to "stop", `Skip`, or a "rollback", after which data and noise go on."""
-    return {"stop": None, "skip": Skip(net), "rollback": Recovery(roll_back)}[name]

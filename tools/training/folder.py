@@ -1,47 +1,40 @@
-"""The folder of a run: how it is made and used, its settings and its result."""
+"""The folder of a run: its settings, metrics.jsonl, TensorBoard events and result."""
 
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from torch import nn
 
 from tools.config.train import TrainConfig
 from tools.errors import UserError
+from tools.inference import Scores
 from tools.io import checkpoint
 from tools.io.files import MOST_TEXT, alone_in, make_folder_of_now, read_bytes, remove_parts, write_text_atomically
 from tools.runtime.provenance import provenance
 
-from .log import RunLog
+from .progress import EpochResult
 
+logger = logging.getLogger(__name__)
 TEST = "test.json"  # of a complete run
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """The result of a complete run: test.json.
+    """The result of a complete run: test.json."""
 
-    Args:
-        epoch: whose network was tested.
-        val_accuracy: of that network on the validation images, in [0, 1].
-        loss: on the test images, in nats per image.
-        accuracy: on the test images, in [0, 1].
-    """
-
-    epoch: int
-    val_accuracy: float
-    loss: float
-    accuracy: float
+    epoch: int  # whose network was tested
+    val_accuracy: float  # of that network on the validation images, in [0, 1]
+    loss: float  # on the test images, in nats per image
+    accuracy: float  # on the test images, in [0, 1]
 
 
 def make_run_folder(config: TrainConfig, dataset: str) -> tuple[Path, bool]:
-    """Make --run_dir, or <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/; also say whether it is new.
-
-    Raises:
-        UserError: if --run_dir already holds a run.
-    """
+    """Make --run_dir, or <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/; also say whether it is new."""
     if not config.run_dir:
         parent = Path(config.results) / dataset / f"{config.model}-{config.neuron}"
         return make_folder_of_now(parent, f"-s{config.seed}"), True
@@ -51,24 +44,6 @@ def make_run_folder(config: TrainConfig, dataset: str) -> tuple[Path, bool]:
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     return folder, is_new
-
-
-@contextlib.contextmanager
-def opened(folder: Path, config: TrainConfig, dataset: str, first_epoch: int) -> Iterator[RunLog]:
-    """Context manager: lock the folder for this process, write config.yaml, and open the log.
-
-    config.yaml is itself a recipe of the whole run, with the code and libraries behind it.
-
-    Raises:
-        UserError: if another process is at work in the folder.
-    """
-    with alone_in(folder):
-        remove_parts(folder)
-        with contextlib.closing(RunLog(folder, first_epoch)) as log:
-            settings = {**dataclasses.asdict(config), "resume": ""}
-            content = {"dataset": dataset, **settings, "provenance": provenance()}
-            write_text_atomically(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False))
-            yield log
 
 
 def write_result(folder: Path, result: RunResult) -> None:
@@ -85,3 +60,92 @@ def read_result(folder: Path) -> RunResult | None:
         return RunResult(**json.loads(read_bytes(path, MOST_TEXT)))
     except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not the result of a run; delete it to test the network again: {error}") from error
+
+
+class RunLog:
+    """Writes metrics.jsonl and TensorBoard events, in place of what an interrupted run wrote from `first_epoch` on."""
+
+    def __init__(self, folder: Path, first_epoch: int = 1):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed for --help
+
+        self.folder, self.metrics = folder, folder / "metrics.jsonl"
+        rows = [row for row in read_metrics(self.metrics) if row["epoch"] < first_epoch]
+        write_text_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        self.board = SummaryWriter(folder, purge_step=first_epoch)
+
+    def epoch(self, epoch: int, lr: float, trained: EpochResult, validated: Scores, rates: dict | None = None) -> None:
+        """Add a row to metrics.jsonl, and a TensorBoard scalar for each of its numbers.
+
+        Args:
+            lr: learning rate of the first step.
+            rates: {layer: spikes per neuron and time step in validation}, if they were watched.
+        """
+        scalars = {"lr": lr}
+        for part, result in (("train", trained), ("val", validated)):
+            numbers = dataclasses.asdict(result).items()
+            scalars |= {f"{part}_{name}": value for name, value in numbers if value is not None}
+        row = {"epoch": epoch, **scalars, **({"firing_rates": rates} if rates else {})}
+        with self._readable_errors():
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            for name, value in scalars.items():
+                self.board.add_scalar(name.replace("_", "/", 1), value, epoch)
+            for layer, rate in (rates or {}).items():
+                self.board.add_scalar(f"firing_rate/{layer}", rate, epoch)
+
+    def histograms(self, net: nn.Module, epoch: int) -> None:
+        """Add histograms of all weights, and of the gradients of the last batch."""
+        with self._readable_errors():
+            for name, parameter in net.named_parameters():
+                self.board.add_histogram(f"weights/{name}", parameter.detach().float(), epoch)
+                if parameter.grad is not None:
+                    self.board.add_histogram(f"gradients/{name}", parameter.grad.float(), epoch)
+
+    def close(self) -> None:
+        """Write what is left and close the event file."""
+        with self._readable_errors():
+            self.board.close()
+
+    @contextlib.contextmanager
+    def _readable_errors(self):
+        try:
+            yield
+        except OSError as error:  # TensorBoard's does not name the file
+            raise OSError(f"the log in {self.folder} cannot be written, is the disk full? {error}") from error
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl, each with the integer "epoch"; none if the file does not exist.
+
+    Lines that are not such rows, such as the incomplete last one of a killed run, are left out; any but the last is
+    reported. UserError if `path` is a folder, pipe or device.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    lines = read_bytes(path, MOST_TEXT).splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and type(row.get("epoch")) is int:
+            rows.append(row)
+        elif number < len(lines):
+            logger.warning("line %d of %s is damaged and left out", number, path)
+    return rows
+
+
+@contextlib.contextmanager
+def opened(folder: Path, config: TrainConfig, dataset: str, first_epoch: int) -> Iterator[RunLog]:
+    """Context manager: lock the folder against other processes, write config.yaml, and open the log.
+
+    config.yaml is itself a recipe of the whole run, with the code and libraries behind it.
+    """
+    with alone_in(folder):
+        remove_parts(folder)
+        with contextlib.closing(RunLog(folder, first_epoch)) as log:
+            settings = {**dataclasses.asdict(config), "resume": ""}
+            content = {"dataset": dataset, **settings, "provenance": provenance()}
+            write_text_atomically(folder / "config.yaml", yaml.safe_dump(content, sort_keys=False))
+            yield log

@@ -15,8 +15,10 @@ from tools.data.batches import Batches
 from tools.inference import ForwardPass
 from tools.runtime.processes import Processes
 
-from .divergence import DivergenceWatch, Recovery
+from .divergence import Diverged, DivergenceWatch, Recovery
 from .progress import EpochResult, Progress
+
+AfterStep = Callable[[Progress, Callable[[], None]], object] | None
 
 
 @dataclasses.dataclass
@@ -24,31 +26,22 @@ class Learner:
     """All that a training step needs.
 
     Args:
-        net: images, timesteps -> logits [T, B, K].
-        criterion: logits [T, B, K], target [B] -> scalar.
-        optimizer, scheduler: both stepped after every step.
-        scaler: disabled unless amp is "fp16".
-        forward: how the network is run.
+        net: images, timesteps -> logits [T, B, K]; with several processes, it averages gradients and has `no_sync()`.
         regularizer: regularizer(net) -> scalar, inside regularizer.watching(net), a context around the forward pass.
-        regularizer_weight: factor of the regulariser in the loss.
-        clip_grad: largest norm of the gradient; 0: no clipping.
-        ema: the averaged network.
-        accumulate: number of batches whose gradients are averaged in one step.
         recovery: undoes steps that are not finite; None: they are errors. With it, each step waits for its numbers.
-        processes: with several, `net` averages gradients over them and has `no_sync()`.
     """
 
     net: nn.Module
-    criterion: Callable[[Tensor, Tensor], Tensor]
+    criterion: Callable[[Tensor, Tensor], Tensor]  # logits [T, B, K], target [B] -> scalar
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    scaler: torch.amp.GradScaler
+    scheduler: torch.optim.lr_scheduler.LRScheduler  # stepped after every step of the optimiser
+    scaler: torch.amp.GradScaler  # disabled unless amp is "fp16"
     forward: ForwardPass
     regularizer: Callable[[nn.Module], Tensor] | None = None
     regularizer_weight: float = 0.0
-    clip_grad: float = 0.0
+    clip_grad: float = 0.0  # largest norm of the gradient; 0: no clipping
     ema: AveragedModel | None = None
-    accumulate: int = 1
+    accumulate: int = 1  # batches whose gradients are averaged in one step
     recovery: Recovery | None = None
     processes: Processes = Processes()
 
@@ -59,16 +52,11 @@ class Learner:
 
 
 def train_one_epoch(
-    learner: Learner,
-    batches: Batches,
-    epoch: int,
-    progress: Progress | None = None,
-    after_step: Callable[[Progress, Callable[[], None]], object] | None = None,
+    learner: Learner, batches: Batches, epoch: int, progress: Progress | None = None, after_step: AfterStep = None
 ) -> EpochResult:
     """One pass over the training batches.
 
     Args:
-        learner: what is trained, and how.
         batches: (images, target) on the device; their number is a multiple of `learner.accumulate`.
         epoch: its number, for messages.
         progress: of an interrupted pass, which is continued.
@@ -94,11 +82,12 @@ def train_one_epoch(
         progress.seconds = time.perf_counter() - start
         if after_step is not None:
             after_step(progress, lambda: watch.check(learner.net))
-    watch.finish(learner.net)
+    watch.check(learner.net)
+    if not progress.losses:
+        raise Diverged(f"no step of epoch {epoch} was finite")
     of_this_process = [torch.stack(progress.losses).mean().item(), progress.correct.item(), progress.seen]
     loss, correct, seen = processes.sum(torch.tensor(of_this_process, dtype=torch.float64)).tolist()
-    counts_skips = learner.recovery is not None or learner.scaler.is_enabled()
-    skipped = progress.skipped if counts_skips else None
+    skipped = progress.skipped if learner.recovery is not None or learner.scaler.is_enabled() else None
     return EpochResult(loss / processes.count, correct / seen, seen / progress.seconds, skipped)
 
 

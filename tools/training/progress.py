@@ -10,28 +10,16 @@ from tools.errors import UserError
 
 @dataclasses.dataclass
 class Progress:
-    """The state of a pass: what a checkpoint needs to continue with the next step.
+    """The state of a pass: what a checkpoint needs to continue with the next step."""
 
-    Args:
-        order: of the samples, int64 [N].
-        lr: learning rate of the first step.
-        losses: of the steps so far, scalars on the device.
-        correct: number of samples classified correctly, int64 scalar on the device.
-        steps: number of steps done.
-        seen: number of samples in them.
-        skipped: number of steps that were not finite and were undone, or left out by fp16's scaler.
-        skipped_in_a_row: how many of the latest steps were.
-        seconds: time taken.
-    """
-
-    order: Tensor
-    lr: float
-    losses: list[Tensor]
-    correct: Tensor
-    steps: int = 0
-    seen: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    order: Tensor  # of the samples, int64 [N]
+    lr: float  # learning rate of the first step
+    losses: list[Tensor]  # of the steps so far, scalars on the device
+    correct: Tensor  # number of samples classified correctly, int64 scalar on the device
+    steps: int = 0  # done
+    seen: int = 0  # samples in them
+    skipped: int = 0  # steps that were not finite: undone, or left out by fp16's scaler
+    skipped_in_a_row: int = 0  # the latest of them
     seconds: float = 0.0
 
     def state(self) -> dict:
@@ -50,16 +38,9 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class EpochResult:
-    """What a pass over the training batches gave, over all processes.
+    """What a pass over the training batches gave, over all processes."""
 
-    Args:
-        loss: mean over the steps.
-        accuracy: share of samples classified correctly, in [0, 1].
-        images_per_s: samples per second.
-        skipped_steps: number of steps that were not finite; None if those are errors.
-    """
-
-    loss: float
-    accuracy: float
+    loss: float  # mean over the steps
+    accuracy: float  # share of samples classified correctly, in [0, 1]
     images_per_s: float
-    skipped_steps: int | None = None
+    skipped_steps: int | None = None  # steps that were not finite; None if those are errors

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
+from tools.config.dataset import Dataset
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
@@ -11,31 +12,18 @@ from tools.io.checkpoint import CheckpointError
 from tools.networks import check_size, stored_config
 from tools.runtime.processes import restarts
 
-from .build import Dataset
-
 AUTO = "auto"  # --resume: the run in --run_dir, if there is one
 # Settings that may differ in a resumed run.
 RESUMABLE = {"resume", "run_dir", "epochs", "device", "threads", "workers", "data_root", "download", "lenient"}
 RESUMABLE |= {"plot_spike_rate", "save_minutes", "save_steps", "max_minutes", "on_nonfinite"}
 PLANNED = ("onecycle", "cyclic")  # schedules whose number of steps is fixed at the start
-KINDS = {  # of what a checkpoint of a run must hold before anything is restored
-    "config": (dict,),
-    "processes": (list,),
-    "epochs_done": (int,),
-    "samples": (int,),
-    "best": (dict, type(None)),
-}
+# Types of what a checkpoint of a run must hold before anything is restored.
+KINDS = {"config": (dict,), "processes": (list,), "epochs_done": (int,), "samples": (int,), "best": (dict, type(None))}
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredRun:
-    """A run to continue.
-
-    Args:
-        path: of its newest intact checkpoint.
-        content: of that checkpoint.
-        config: of the run, with the changes that are allowed.
-    """
+    """A run to continue: its newest intact checkpoint, and its configuration with the changes that are allowed."""
 
     path: Path
     content: dict
@@ -45,18 +33,14 @@ class StoredRun:
 def find_run(
     config: TrainConfig, dataset: Dataset, given: Collection[str], processes: int, restarted: int
 ) -> StoredRun | None:
-    """The run to continue, or None to start a new one.
+    """The run to continue, which `config.resume` and `config.run_dir` name, or None to start a new one.
 
     Args:
-        config: its `resume` and `run_dir` say which run.
-        dataset: to train on.
         given: names of the settings that the user gave.
-        processes: their number, which must be that of the run.
-        restarted: how often torchrun has restarted them.
+        processes, restarted: their number, which must be that of the run, and how often torchrun has restarted them.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        CheckpointError: if none is intact or can be resumed.
+        FileNotFoundError, CheckpointError: if there is no checkpoint, or none that is intact and can be resumed.
         UserError: if it is of another data set, or settings were given that a resumed run cannot change.
     """
     _, may_restart = restarts()
@@ -69,8 +53,7 @@ def find_run(
         config = dataclasses.replace(config, resume=config.run_dir)
     path = Path(config.resume)
     path, content = checkpoint.read_last(path) if path.is_dir() else (path, checkpoint.read(path))
-    _check_content(content, path)
-    _check_origin(content, path, dataset, processes)
+    _check_content(content, path, dataset, processes)
     stored = stored_config(content, path)
     check_size(stored, dataset, content.get("model"), path)
     _check_changes(config, stored, given)
@@ -80,7 +63,7 @@ def find_run(
     return StoredRun(path, content, dataclasses.replace(stored, **changes))
 
 
-def _check_content(content, path):
+def _check_content(content, path, dataset, processes):
     if "processes" not in content:
         raise CheckpointError(f"{path} cannot be resumed: it holds a network only; take the run's {checkpoint.LAST}")
     for name, kinds in KINDS.items():
@@ -88,16 +71,11 @@ def _check_content(content, path):
             raise CheckpointError(f"{path} cannot be resumed: its {name} is not that of a run")
     if content["epochs_done"] < 0:
         raise CheckpointError(f"{path} cannot be resumed: its epochs_done is negative")
-
-
-def _check_origin(content, path, dataset, processes):
     if content["dataset"] != dataset.name:
         raise UserError(f"{path} was trained on {content['dataset']}, this script is for {dataset.name}")
-    if len(content["processes"]) != processes:
-        raise UserError(
-            f"{path} is of a run of {len(content['processes'])} processes, which {processes} cannot continue: "
-            "their steps would be different ones"
-        )
+    if (count := len(content["processes"])) != processes:
+        reason = "their steps would be different ones"
+        raise UserError(f"{path} is of a run of {count} processes, which {processes} cannot continue: {reason}")
 
 
 def _check_changes(config, stored, given):

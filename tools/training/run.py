@@ -10,22 +10,27 @@ from collections.abc import Callable, Collection
 
 import torch
 
+from tools import inference
+from tools.config.dataset import Dataset
 from tools.config.train import TrainConfig
+from tools.data.batches import Batches
+from tools.inference import Scores
 from tools.io import checkpoint
 from tools.io.files import check_writable
+from tools.networks import seeded_noise
+from tools.probes.firing_rates import firing_rates
 from tools.runtime.device import set_up_torch
 from tools.runtime.interruption import Interrupted, Interruption
 from tools.runtime.processes import Processes, restarts
+from tools.runtime.seeds import derived_seed
 
 from . import loop
-from .build import Dataset, build_learner, build_net, check_settings, describe, load_data
-from .divergence import Diverged, build_recovery
-from .folder import RunResult, make_run_folder, opened, read_result, write_result
-from .log import EpochRecord, RunLog
+from .build import build_learner, build_net, check_settings, describe, load_data
+from .divergence import Diverged, Recovery
+from .folder import RunLog, RunResult, make_run_folder, opened, read_result, write_result
 from .progress import Progress
 from .resume import find_run
 from .state import RunState
-from .validation import Evaluator
 
 logger = logging.getLogger(__name__)
 MOST_HISTOGRAMS = 100  # epochs that have them: those of all epochs of a long run would fill the disk
@@ -36,28 +41,22 @@ class Training:
 
     Args:
         config: with `config.resume`, the run's own configuration replaces it.
-        dataset: to train on.
         given: names of the settings that the user gave; in a resumed run, few may differ.
         processes: that train together; `config.minibatch` is the number of images of each.
 
     Raises:
         UserError: for settings that do not go together, or cannot change in a resumed run.
-        FileNotFoundError: if the data, or the run to resume, are missing.
-        OSError: if the folder of the run is not writable.
+        OSError: if the data or the run to resume are missing, or the folder of the run is not writable.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        dataset: Dataset,
-        given: Collection[str] = (),
-        processes: Processes = Processes(),
+        self, config: TrainConfig, dataset: Dataset, given: Collection[str] = (), processes: Processes = Processes()
     ):
         restarted = processes.largest([restarts()[0]])[0]  # each machine counts its own
         stored = processes.from_first(lambda: find_run(config, dataset, given, processes.count, restarted))
         config = stored.config if stored else dataclasses.replace(config, resume="")
         self.config, self.dataset, self.processes = config, dataset, processes
-        self.device = set_up_torch(config)
+        self.device = set_up_torch(config.device, config.threads)
         check_settings(config, self.device)
         if stored:
             self.folder, is_new = stored.path.parent, False
@@ -76,23 +75,22 @@ class Training:
             self.first_epoch, self.resumed_from = stored.content["epochs_done"] + 1, stored.path
             self.progress = self.state.restore(stored.content, stored.path)
         self.interruption = Interruption(config.max_minutes)
-        self.evaluator = Evaluator(self.state.evaluated, self.learner, config.seed, self.interruption)
-        self.log: RunLog | None = None
+        self.log: RunLog | None = None  # of the first process
 
     def _build(self):
         config, processes = self.config, self.processes
         self.data = load_data(config, self.dataset, self.device, processes)
         self.net = build_net(config, self.dataset, self.device)
         self.learner = build_learner(config, self.net, len(self.data.train), self.device, processes)
-        self.state = RunState(self.learner, self.net, self.folder, config, self.dataset.name, self.data.train_samples)
-        self.learner.recovery = build_recovery(config.on_nonfinite, self.net, self.state.roll_back)
+        samples = len(self.data.train.data)
+        self.state = RunState(self.learner, self.net, self.folder, config, self.dataset.name, samples)
+        recoveries = {"stop": None, "skip": Recovery(self.net), "rollback": Recovery(self.net, self.state.roll_back)}
+        self.learner.recovery = recoveries[config.on_nonfinite]
 
     def run(self) -> RunResult:
         """Train to the last epoch, then test the network of the best epoch, once.
 
-        Raises:
-            Diverged: last.pth is then what was saved last.
-            Interrupted: by a signal or the time limit; last.pth then has the present state.
+        After `Diverged`, last.pth is what was saved last; after `Interrupted`, it has the present state.
         """
         config = self.config
         logger.info("%s: %s", self.folder, describe(self.net, config, self.processes))
@@ -100,13 +98,16 @@ class Training:
         if is_trained and (result := self.processes.from_first(lambda: read_result(self.folder))):
             logger.info("all %d epochs are done, and the test too; --epochs asks for more", config.epochs)
             return result
+        files = contextlib.nullcontext()
+        if self.processes.is_first:
+            files = opened(self.folder, config, self.dataset.name, self.first_epoch)
         try:
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(self.interruption)
-                stack.enter_context(torch.autograd.set_detect_anomaly(config.debug))
-                if self.processes.is_first:
-                    self.log = stack.enter_context(opened(self.folder, config, self.dataset.name, self.first_epoch))
-                self._save_start()
+            with self.interruption, torch.autograd.set_detect_anomaly(config.debug), files as self.log:
+                if self.resumed_from is None:
+                    self.state.save(0)  # so that a run that diverges at once leaves a checkpoint too
+                elif self.resumed_from.name != checkpoint.LAST:
+                    # last.pth is damaged, or later than where the user went back to; what is resumed is kept.
+                    self.state.save(self.first_epoch - 1, self.progress, keep=False)
                 for epoch in range(self.first_epoch, config.epochs + 1):
                     self._epoch(epoch)
                 return self._test()
@@ -114,27 +115,20 @@ class Training:
             logger.info("stopped (%s); everything is saved: --resume %s continues", error, self.folder)
             raise
 
-    def _save_start(self):
-        if self.resumed_from is None:
-            self.state.save(0)  # so that a run that diverges at once leaves a checkpoint too
-        elif self.resumed_from.name != checkpoint.LAST:
-            # last.pth is damaged, or later than where the user went back to; what is resumed is kept.
-            self.state.save(self.first_epoch - 1, self.progress, keep=False)
-
     def _epoch(self, epoch):
         batches = self.data.train
         progress, self.progress = self.progress or self.learner.start(batches), None
         try:
             after_step = functools.partial(self.between_steps, epoch)
             trained = loop.train_one_epoch(self.learner, batches, epoch, progress, after_step)
-            validated, rates = self.evaluator.validate(self.data.val, self.config.plot_spike_rate)
+            validated, rates = self._validate()
         except Interrupted:
             self.state.save(epoch - 1, progress)
             raise
         if not math.isfinite(validated.loss):
             raise Diverged(f"the validation loss became {validated.loss} after epoch {epoch}")
         if self.log:
-            self.log.epoch(EpochRecord(epoch, progress.lr, trained, validated, rates))
+            self.log.epoch(epoch, progress.lr, trained, validated, rates)
             every = math.ceil(self.config.epochs / MOST_HISTOGRAMS)
             if self.config.histograms and (epoch % every == 0 or epoch == self.config.epochs):
                 self.log.histograms(self.net, epoch)
@@ -157,9 +151,25 @@ class Training:
         if is_due:
             self.state.save(epoch - 1, progress)
 
+    def _validate(self):
+        """Scores on the validation images and, if asked for, the firing rate of each layer."""
+        net = self.state.evaluated
+        self.processes.share(net)  # each process has its own running statistics
+        with firing_rates(net) if self.config.plot_spike_rate else contextlib.nullcontext() as record:
+            scores = self.score(self.data.val, "validation")
+        return scores, record and record.rates(self.processes)
+
+    def score(self, batches: Batches, purpose: str) -> Scores:
+        """Scores with the noise that `purpose` determines, the same in every epoch; that of training is undisturbed."""
+        processes, forward = self.processes, self.learner.forward
+        # Several processes must stop at the same place, and here their numbers of batches differ.
+        at_once = self.interruption.at_once() if processes.count == 1 else contextlib.nullcontext()
+        with at_once, seeded_noise(forward.device, derived_seed(self.config.seed, purpose, processes.rank)):
+            return inference.evaluate(self.state.evaluated, batches, forward, description=purpose, processes=processes)
+
     def _test(self):
         best = self.state.load_best()
-        scores = self.evaluator.score(self.data.test, "test")
+        scores = self.score(self.data.test, "test")
         result = RunResult(best.epoch, best.accuracy, scores.loss, scores.accuracy)
         if self.processes.is_first:
             write_result(self.folder, result)

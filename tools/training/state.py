@@ -20,18 +20,12 @@ from .progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best epoch so far.
-
-    Args:
-        epoch: its number.
-        loss, accuracy: on the validation images.
-        highest_accuracy: of all epochs, maybe that of another one.
-    """
+    """The best epoch so far."""
 
     epoch: int
-    loss: float
+    loss: float  # on the validation images, like the accuracy
     accuracy: float
-    highest_accuracy: float
+    highest_accuracy: float  # of all epochs, maybe that of another one
 
     def __post_init__(self):
         if not isinstance(self.highest_accuracy, float):  # as of a forged checkpoint
@@ -39,16 +33,11 @@ class Best:
 
 
 def is_as_good(accuracy: float, highest: float, images: int) -> bool:
-    """Whether an epoch becomes the best one: at most a standard error below the highest accuracy so far.
+    """Whether an epoch becomes the best one: at most a standard error below the highest accuracy of those before.
 
-    On few validation images, accuracies of neighbouring epochs differ by chance; the highest of them
-    would often be a lucky early epoch, from before the learning rate has come down. So the latest epoch
-    within one standard error is chosen.
-
-    Args:
-        accuracy: of this epoch, in [0, 1].
-        highest: of all epochs before.
-        images: number of validation images.
+    On few validation images, accuracies of neighbouring epochs differ by chance; the highest of them would often be a
+    lucky early epoch, from before the learning rate has come down. So the latest epoch within one standard error is
+    chosen.
 
     Note:
         The one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, section 3.4.3.
@@ -58,24 +47,14 @@ def is_as_good(accuracy: float, highest: float, images: int) -> bool:
 
 @dataclasses.dataclass
 class RunState:
-    """Everything that changes during a run, and the checkpoints that hold it.
-
-    Args:
-        learner: what is trained.
-        net: its network, without what wraps it for training.
-        folder: of the run.
-        config, dataset: settings and name of the data set, which checkpoints carry.
-        samples: number of training samples.
-        best: the best epoch so far.
-        saved_at: time of the last save, on the clock of `time.monotonic`.
-    """
+    """Everything that changes during a run, and the checkpoints that hold it."""
 
     learner: Learner
-    net: nn.Module
+    net: nn.Module  # without what wraps it for training
     folder: Path
     config: TrainConfig
-    dataset: str
-    samples: int
+    dataset: str  # its name
+    samples: int  # for training
     best: Best | None = None
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -85,25 +64,16 @@ class RunState:
         return self.net if self.learner.ema is None else self.learner.ema.module
 
     def save(self, epochs_done: int, progress: Progress | None = None, keep: bool = True) -> None:
-        """Save last.pth; to be called by all processes.
-
-        Args:
-            epochs_done: number of complete epochs.
-            progress: of the epoch in progress; None between two.
-            keep: the last.pth before, as previous.pth.
-        """
+        """Save last.pth, in all processes, with the progress of an incomplete epoch; the one before stays if `keep`."""
         learner = self.learner
         of_this_process = {"rng": seeds.rng_state(), "progress": progress.state() if progress else None}
+        parts = {**self._parts(), "scheduler": learner.scheduler}
         content = {
             **self._identity(),
             "epochs_done": epochs_done,
             "samples": self.samples,
             "best": dataclasses.asdict(self.best) if self.best else None,
-            "model": self.net.state_dict(),
-            "ema": learner.ema.state_dict() if learner.ema is not None else None,
-            "optimizer": learner.optimizer.state_dict(),
-            "scaler": learner.scaler.state_dict(),
-            "scheduler": learner.scheduler.state_dict(),
+            **{name: None if part is None else part.state_dict() for name, part in parts.items()},
             "processes": learner.processes.gathered(of_this_process),
         }
         if learner.processes.is_first:
@@ -128,11 +98,7 @@ class RunState:
         return Best(**best["metrics"])
 
     def restore(self, content: dict, path: Path) -> Progress | None:
-        """Restore the content of the checkpoint at `path`; returns the progress of an incomplete epoch.
-
-        Raises:
-            CheckpointError: if the content does not fit.
-        """
+        """Restore the content of the checkpoint at `path`, if it fits; returns the progress of an incomplete epoch."""
         if content["samples"] != self.samples:
             raise CheckpointError(f"{path} was trained on {content['samples']} samples, and here are {self.samples}")
         learner = self.learner
@@ -159,10 +125,12 @@ class RunState:
     def _identity(self):
         return {"config": dataclasses.asdict(self.config), "dataset": self.dataset}
 
-    def _restore_weights(self, content):
+    def _parts(self):
+        """What a step changes, and a rollback restores, by its name in checkpoints; None for an average that is not."""
         learner = self.learner
-        self.net.load_state_dict(content["model"])
-        if learner.ema is not None:
-            learner.ema.load_state_dict(content["ema"])
-        learner.optimizer.load_state_dict(content["optimizer"])
-        learner.scaler.load_state_dict(content["scaler"])
+        return {"model": self.net, "ema": learner.ema, "optimizer": learner.optimizer, "scaler": learner.scaler}
+
+    def _restore_weights(self, content):
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(content[name])

@@ -14,7 +14,7 @@ from tools.config.train import TrainConfig
 from tools.data.batches import Batches
 from tools.io import checkpoint
 from tools.runtime.processes import Processes, joined
-from tools.training.log import read_metrics
+from tools.training.folder import read_metrics
 from tools.training.run import Training
 
 SETTINGS = dict(

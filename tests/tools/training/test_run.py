@@ -294,12 +294,12 @@ def test_files_of_a_run_have_the_keys_that_their_readers_know(tmp_path, stripes)
 def test_validation_leaves_the_noise_of_training_alone_and_repeats_its_own(tmp_path, stripes):
     training = Training(config(tmp_path), stripes)
     before = torch.get_rng_state()
-    scores = [training.evaluator.score(training.data.val, purpose) for purpose in ("validation", "validation", "test")]
+    scores = [training.score(training.data.val, purpose) for purpose in ("validation", "validation", "test")]
     assert torch.equal(torch.get_rng_state(), before)
     assert scores[0] == scores[1] != scores[2]
     other = Training(config(tmp_path, seed=1), stripes)
     other.net.load_state_dict(training.net.state_dict())
-    assert other.evaluator.score(training.data.val, "validation") != scores[0]
+    assert other.score(training.data.val, "validation") != scores[0]
 
 
 def test_a_damaged_result_is_an_error_that_says_what_to_do(tmp_path, stripes):

@@ -23,7 +23,7 @@ from tools.runtime import processes
 from tools.runtime.interruption import TIME_IS_OVER, Interrupted, Interruption
 from tools.training import loop
 from tools.training.divergence import MOST_SKIPPED, Diverged, DivergenceWatch
-from tools.training.log import EpochRecord, RunLog
+from tools.training.folder import RunLog
 from tools.training.progress import EpochResult
 from tools.training.run import Training
 
@@ -345,7 +345,7 @@ def test_an_event_file_that_does_not_fit_is_an_error(tmp_path):
         try:
             for epoch in range(1, 100):
                 log.histograms(torch.nn.Linear(100, 100), epoch)
-                log.epoch(EpochRecord(epoch, 0.1, EpochResult(1.0, 0.5, 100.0), Scores(1.0, 0.5)))
+                log.epoch(epoch, 0.1, EpochResult(1.0, 0.5, 100.0), Scores(1.0, 0.5))
         except OSError as error:
             os._exit(17 if f"the log in {tmp_path} cannot be written" in str(error) else 1)
 
