@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.config.dataset import Dataset
+from tools.config.train import Dataset
 
 from .conditions import CLEAN
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
+from tools.config.train import Dataset
 from tools.errors import UserError
 from tools.io.files import make_folder_of_now, write_text_atomically
 from tools.runtime.provenance import provenance

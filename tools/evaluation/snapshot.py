@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tools import inference
-from tools.config.dataset import Dataset
 from tools.config.evaluate import EvaluationConfig
+from tools.config.train import Dataset
 from tools.errors import UserError
 from tools.inference import ForwardPass
 from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format, seeded_noise

@@ -7,15 +7,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools.analysis.statistics import SeedInterval, seed_interval
+from tools.analysis.statistics import Interval, seed_interval
 
 
-def over_seeds(found: Sequence[Any]) -> dict[str, SeedInterval]:
+def over_seeds(found: Sequence[Any]) -> dict[str, Interval]:
     """{quantity: `seed_interval`} of measurements with different seeds."""
     return {key: seed_interval([getattr(one, key) for one in found]) for key in vars(found[0])}
 
 
-def gains(found: Sequence[Any], others: Sequence[Any], keys: Iterable[str]) -> dict[str, SeedInterval]:
+def gains(found: Sequence[Any], others: Sequence[Any], keys: Iterable[str]) -> dict[str, Interval]:
     """{<quantity>_gain: `seed_interval` of the difference} of pairs of measurements with the same seed."""
     intervals = {}
     for key in keys:
@@ -55,7 +55,7 @@ def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, dra
     return figure
 
 
-def draw_intervals(axes: Axes, x: Sequence[float], intervals: Sequence[SeedInterval], **style: Any) -> None:
+def draw_intervals(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], **style: Any) -> None:
     """Draw means with error bars, in a style of `Axes.errorbar`."""
     means = [one["mean"] for one in intervals]
     halves = [one["high"] - one["mean"] for one in intervals]

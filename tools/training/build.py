@@ -8,8 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from crits import build_loss, build_regularizer
 from tools import optim
-from tools.config.dataset import Dataset
-from tools.config.train import TrainConfig
+from tools.config.train import Dataset, TrainConfig
 from tools.data.batches import Batches
 from tools.errors import UserError
 from tools.inference import ForwardPass

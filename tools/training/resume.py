@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
-from tools.config.dataset import Dataset
-from tools.config.train import TrainConfig
+from tools.config.train import Dataset, TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError

@@ -11,8 +11,7 @@ from collections.abc import Callable, Collection
 import torch
 
 from tools import inference
-from tools.config.dataset import Dataset
-from tools.config.train import TrainConfig
+from tools.config.train import Dataset, TrainConfig
 from tools.data.batches import Batches
 from tools.inference import Scores
 from tools.io import checkpoint
