@@ -18,13 +18,14 @@ from tools.errors import UserError
 from tools.runtime.interruption import Interrupted
 from tools.runtime.processes import joined
 from tools.training.divergence import Diverged
+from tools.training.folder import RunResult
 
 logger = logging.getLogger(__name__)
 Argv = Sequence[str] | None  # None: sys.argv[1:]
 Experiments = dict[str, Callable]  # {name: function of a `Study`}
 
 
-def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None):
+def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> RunResult:
     """Train a network on a data set as the command line says; return loss and accuracy on the test data.
 
     Args:
