@@ -3,6 +3,7 @@
 docs/coding.md has the results. `python main_coding.py --help` lists all settings.
 """
 
+from functools import partial
 from pathlib import Path
 
 from dataset_utils import DATASETS
@@ -15,11 +16,12 @@ def add_flags(parser):
 
 def chosen(arguments):
     # These need SciPy and Matplotlib, which --help does without.
-    from tools.studies.coding.experiments import experiments, experiments_on
+    from tools.studies.coding.experiments import experiments, recording
     from tools.studies.coding.recordings import read_recording
 
     if arguments.recording:
-        return experiments_on(read_recording(arguments.recording), Path(arguments.recording).name)
+        data, name = read_recording(arguments.recording), Path(arguments.recording).name
+        return {"recording": partial(recording, data=data, name=name)}
     return experiments(DATASETS["mnist5k"].load()["train"].images[:, 0])
 
 
