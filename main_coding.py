@@ -1,5 +1,6 @@
 """Reliability of neural codes, scale of the noise, networks fitted to cells (docs/coding.md)."""
 
+from functools import partial
 from pathlib import Path
 
 from dataset_utils import DATASETS
@@ -11,11 +12,12 @@ def add_flags(parser):
 
 
 def chosen(arguments):
-    from tools.studies.coding.experiments import experiments, experiments_on  # needs SciPy; --help does not
+    from tools.studies.coding.experiments import experiments, recording  # needs SciPy, which --help does without
     from tools.studies.coding.recordings import read_recording
 
     if arguments.recording:
-        return experiments_on(read_recording(arguments.recording), Path(arguments.recording).name)
+        data, name = read_recording(arguments.recording), Path(arguments.recording).name
+        return {"recording": partial(recording, data=data, name=name)}
     return experiments(DATASETS["mnist5k"].load()["train"].images[:, 0])
 
 

@@ -219,8 +219,3 @@ def _fitted(split: Split, network: str, steps: int, seeds: list[int]) -> list[Ju
 def experiments(digits: torch.Tensor) -> Experiments:
     """{name: experiment} with these digits, uint8 [N, 28, 28]."""
     return {function.__name__: partial(function, digits=digits) for function in (truth, scale, fits)}
-
-
-def experiments_on(data: Recording, name: str) -> Experiments:
-    """{name: experiment} on a recording with this name."""
-    return {"recording": partial(recording, data=data, name=name)}

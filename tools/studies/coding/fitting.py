@@ -93,7 +93,7 @@ class LNModel(nn.Module):
 
         def closure():
             optimizer.zero_grad()
-            loss = (self._losses(x, y) + penalty * self.linear.weight.square().sum(1)).sum()
+            loss = self._losses(x, y).sum() + (penalty * self.linear.weight.square().sum(1)).sum()
             loss.backward()
             return loss
 

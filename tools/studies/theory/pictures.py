@@ -83,10 +83,9 @@ def gradients(scales: tuple[float, ...], medians: dict, law: str) -> Figure:
             if name in STOCHASTIC or quantity != "variance":
                 style = "o-" if name in STOCHASTIC else "s--"
                 axes.plot(scales, values, style, color=f"C{number}", ms=3.5, lw=1.2, label=name)
-        if quantity == "variance":
-            axes.set_ylim(bottom=1e-4)
 
     columns = {depth.replace("1 layers", "1 layer"): estimators for depth, estimators in medians.items()}
     figure = against_scale(QUANTITIES, columns, draw, sharey="row")
+    figure.axes[len(columns)].set_ylim(bottom=1e-4)  # of variances
     figure.suptitle(f"gradients against the exact one: {law}")
     return figure
