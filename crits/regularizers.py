@@ -45,7 +45,7 @@ class Gramian(Regularizer):
 
 
 class SRIP(Regularizer):
-    """Spectral restricted isometry property, the deviation of layers from isometries: R = sum_layers sigma(W^T W - I)^2.
+    """Spectral restricted isometry property, a deviation from isometries: R = sum_layers sigma(W^T W - I)^2.
 
     The spectral norm sigma is estimated by one power step from a random start: with A = W^T W - I and v random,
     sigma ~ |A A v| / |A v|. Of W^T W and W W^T the smaller matrix is taken: it costs less, and the larger one is
@@ -118,10 +118,10 @@ REGULARIZERS: dict[str, Callable[[float], Regularizer]] = {
 
 
 def build_regularizer(name: str, target_rate: float = 0.1) -> Regularizer:
-    """Make a regulariser by its name in `REGULARIZERS`; penalties on weights ignore the rate. Wrong arguments: ValueError.
+    """Make a regulariser by its name in `REGULARIZERS`; ValueError for wrong arguments.
 
     Args:
-        target_rate: spikes per neuron and time step, in [0, 1].
+        target_rate: spikes per neuron and time step, in [0, 1]; penalties on weights ignore it.
     """
     if name not in REGULARIZERS:
         raise ValueError(f"unknown regulariser {name!r}; choose from {', '.join(REGULARIZERS)}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,14 +13,16 @@ RESETS = ("zero", "subtract", "none")
 SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
 MAX_RANK = 3  # loops over memory that fused kernels know, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
+Pair = tuple[Tensor | None, Tensor | None]
+Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # of x, state, decay and scale
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 @dataclasses.dataclass(slots=True, eq=False)  # not frozen: that would double the time to make one, at every call
 class Neuron:
-    """The neurons of a layer, as kernels take them; `models.functional` says what each number means.
+    """The neurons of a layer, as kernels take them; see `models.functional.noisy_lif`.
 
-    `law` is that of the noise, and its density the gradient unless there is a `surrogate`. `decay` and `scale` (of
-    `law`) are numbers, or 0-d tensors where they are learnt.
+    `decay` and `scale` (of `law`) are numbers, or 0-d tensors where they are learnt.
     """
 
     law: NoiseLaw
@@ -129,11 +131,7 @@ def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int
     return sizes, strides
 
 
-@overload
-def laid_out_as(template: Tensor, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
-@overload
-def laid_out_as(template: Tensor, tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None: ...
-def laid_out_as(template: Tensor, tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None = None) -> MaybeTensor:
     """`tensor` with the strides, and the dtype, of `template`; itself if it has them; None for None."""
     if tensor is None:
         return None
@@ -141,3 +139,23 @@ def laid_out_as(template: Tensor, tensor: Tensor | None, dtype: torch.dtype | No
     if tensor.stride() == template.stride() and tensor.dtype == dtype:
         return tensor
     return torch.empty_like(template, dtype=dtype).copy_(tensor)
+
+
+def backward_tensors(grads: Pair, saved: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
+    """What a kernel's `backward` reads and, uninitialised, what it writes: all laid out as the spikes are."""
+    x, state, seeds, spikes, z = saved
+    assert spikes is not None and z is not None
+    z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
+    state = laid_out_as(z[0], state)
+    grad_x, grad_state = empty_gradients(spikes, z, state)
+    return dict(
+        x=laid_out_as(spikes, x),
+        state=state,
+        seeds=seeds,
+        spikes=spikes,
+        z=z,
+        grad_spikes=laid_out_as(spikes, grads[0]),
+        grad_last=laid_out_as(z[0], grads[1]),
+        grad_x=grad_x,
+        grad_state=grad_state,
+    )

@@ -4,6 +4,7 @@ import ctypes
 import functools
 import operator
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,8 +16,10 @@ from .common import (
     MAX_RANK,
     RESETS,
     SWITCHES,
+    Gradients,
     Neuron,
-    empty_gradients,
+    Pair,
+    backward_tensors,
     empty_outputs,
     empty_sequence,
     laid_out_as,
@@ -29,16 +32,9 @@ UPDATES_PER_THREAD = 16384  # with fewer neurons times steps, waking a thread co
 # Philox 4x32-10 of key 0 and counter 0: the first known answer of its authors' library, Random123.
 KNOWN_WORDS = [0x6627E8D5, 0xE169C58D]
 
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
+_forks: list[bool] = []  # not empty in a forked process
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+    os.register_at_fork(after_in_child=lambda: _forks.append(True))
 
 
 def _threads(updates: int) -> int:
@@ -46,7 +42,7 @@ def _threads(updates: int) -> int:
 
     A forked process has one: GCC's OpenMP would wait for threads that the fork left behind.
     """
-    return 1 if _forked else max(1, min(torch.get_num_threads(), updates // UPDATES_PER_THREAD))
+    return 1 if _forks else max(1, min(torch.get_num_threads(), updates // UPDATES_PER_THREAD))
 
 
 @functools.cache
@@ -71,15 +67,25 @@ class _Layer(ctypes.Structure):
     _fields_ += [(name, ctypes.c_int64) for name in INTEGERS]
 
 
+class _Tensors(ctypes.Structure):
+    """`Tensors` of cpu.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "state", "seeds", "spikes", "z", "last")]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("grad_spikes", "grad_last", "grad_x", "grad_state", "parts")]
+
+
 class Kernel:
     """cpu.c, compiled for one dtype of inputs; `laws` has the numbers of the laws that it knows, by name."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._library = library
-        for function, pointers in ((library.lif_forward, 6), (library.lif_backward, 10), (library.random_words, 3)):
-            function.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * pointers
-            function.restype = None
+        library.lif_forward.argtypes = library.lif_backward.argtypes = [
+            ctypes.POINTER(_Layer),
+            ctypes.POINTER(_Tensors),
+        ]
+        library.random_words.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * 3
+        library.lif_forward.restype = library.lif_backward.restype = library.random_words.restype = None
         library.number_of_blocks.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_blocks.restype = library.number_of_law.restype = ctypes.c_int64
         library.number_of_law.argtypes = [ctypes.c_char_p]
@@ -103,52 +109,38 @@ class Kernel:
         """
         spikes, last, z = empty_outputs(x, keep_z, keep_state)
         state = laid_out_as(x[0], state, last.dtype)
-        layer = self._describe(x, neuron)
-        self._library.lif_forward(layer, *map(_pointer, (x, state, seeds, spikes, z, last)))
+        tensors = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, z=z, last=last)
+        self._library.lif_forward(self._describe(x, neuron), tensors)
         return spikes, last, z
 
     def backward(
-        self,
-        grad_spikes: Tensor | None,
-        grad_last: Tensor | None,
-        x: Tensor | None,
-        state: Tensor | None,
-        seeds: Tensor | None,
-        spikes: Tensor,
-        z: Tensor,
-        neuron: Neuron,
-        learns_decay: bool,
-        learns_scale: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        self, grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: tuple[bool, bool]
+    ) -> Gradients:
         """The gradients of `forward`; the density is that of `neuron.law`.
 
         Args:
-            grad_spikes, grad_last: of the spikes and of the last potential; None for zeros.
-            x: may be None unless a learnt decay scales the input.
-            spikes, z: from `forward`.
+            grads: of the spikes and of the last potential; None for zeros.
+            saved: x (None unless a learnt decay scales it), state and seeds; spikes and z from `forward`.
+            learns: whether the gradients of decay and scale are wanted.
 
         Returns:
             Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale
             (0-d tensors, 0 for one that is not learnt; where neither is, both are None).
         """
-        z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
-        grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
-        state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
-        grad_x, grad_state = empty_gradients(spikes, z, state)
-        layer = self._describe(spikes, neuron, learns_decay, learns_scale)
+        tensors = backward_tensors(grads, saved)
+        layer = self._describe(tensors["spikes"], neuron, learns)
         parts = None
-        if learns_decay or learns_scale:
+        if any(learns):
             parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
-        tensors = (x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts)
-        self._library.lif_backward(layer, *map(_pointer, tensors))
-        grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1).to(z.dtype)
-        return grad_x, grad_state, grad_decay, grad_scale
+        self._library.lif_backward(layer, _pointers(parts=parts, **tensors))
+        grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1).to(tensors["z"].dtype)
+        return tensors["grad_x"], tensors["grad_state"], grad_decay, grad_scale
 
     def random_words(self, x: Tensor, seeds: Tensor) -> list[Tensor]:
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
         words = [empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
         layer = self._describe(x, Neuron(noise.Gaussian(1.0), 1.0))
-        self._library.random_words(layer, *map(_pointer, (seeds, *words)))
+        self._library.random_words(layer, *[tensor.data_ptr() for tensor in (seeds, *words)])
         return [word.long() % 2**32 for word in words]
 
     def checked(self) -> "Kernel":
@@ -166,7 +158,7 @@ class Kernel:
                 del self.laws[law]
         return self
 
-    def _describe(self, x: Tensor, neuron: Neuron, learns_decay: bool = False, learns_scale: bool = False) -> _Layer:
+    def _describe(self, x: Tensor, neuron: Neuron, learns: tuple[bool, bool] = (False, False)) -> _Layer:
         """The `Layer` of neurons that get x [T, B, ...]."""
         layout = (x.shape[0], x.shape[1:], x.stride(), _threads(x.numel()))
         numbers = (
@@ -177,8 +169,7 @@ class Kernel:
             self.laws[type(neuron.law).__name__],
             RESETS.index(neuron.reset),
             *_switches_of(neuron),
-            learns_decay,
-            learns_scale,
+            *learns,
         )
         return _layer(layout, numbers)
 
@@ -186,8 +177,9 @@ class Kernel:
 _switches_of = operator.attrgetter(*SWITCHES)
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+def _pointers(**tensors: Tensor | None) -> _Tensors:
+    given = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None and tensor.numel() > 0}
+    return _Tensors(**given)
 
 
 @functools.lru_cache(maxsize=512)  # to fill in the structure takes longer than a small layer's neurons
@@ -196,13 +188,5 @@ def _layer(layout: tuple[int, torch.Size, tuple[int, ...], int], numbers: tuple[
     order = memory_order(shape, strides[1:])
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     sizes, index_strides = order
-    return _Layer(
-        timesteps=timesteps,
-        neurons=shape.numel(),
-        x_stride=strides[0],
-        rank=len(sizes),
-        size=Loops(*sizes),
-        index_stride=Loops(*index_strides),
-        threads=threads,
-        **dict(zip((*REALS, *INTEGERS), numbers)),
-    )
+    loops = (len(sizes), Loops(*sizes), Loops(*index_strides))
+    return _Layer(timesteps, shape.numel(), strides[0], *loops, threads, *numbers)

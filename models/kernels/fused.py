@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import noise
 from . import build, common, cpu, selftest
-from .common import SWITCHES, Neuron, dense, empty_gradients, empty_outputs
+from .common import SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, empty_outputs
 
 
 def _library() -> torch.library.Library:
@@ -126,11 +126,6 @@ def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, 
     return getattr(getattr(torch.ops, LIBRARY.ns), name).default
 
 
-def _fake(operator: Any) -> Callable[..., Any]:
-    """Decorator: shapes, strides and dtypes of an operator's results, for torch.compile."""
-    return torch.library.register_fake(operator, lib=LIBRARY)
-
-
 def _random_seeds(x: Tensor) -> Tensor:
     """A seed for each step of x [T, ...], int64 [T], from the generator that applies when it runs (`models.noise`)."""
     return noise.draw_seeds(len(x), x.device)
@@ -139,7 +134,7 @@ def _random_seeds(x: Tensor) -> Tensor:
 random_seeds = _operator("random_seeds(Tensor x) -> Tensor", _random_seeds, (torch.Tag.nondeterministic_seeded,))
 
 
-@_fake(random_seeds)
+@torch.library.register_fake(random_seeds, lib=LIBRARY)
 def _(x: Tensor) -> Tensor:
     return x.new_empty(len(x), dtype=torch.int64)
 
@@ -162,64 +157,47 @@ lif_forward = _operator(
 )
 
 
-@_fake(lif_forward)
+@torch.library.register_fake(lif_forward, lib=LIBRARY)
 def _(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return empty_outputs(dense(x), *inputs[-2:])
 
 
-def _backward(
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    saved: tuple[Any, ...],
-    neuron: Neuron,
-    learns_decay: bool,
-    learns_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def _backward(grads: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
     """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (None, None: 0)."""
-    x, state, learnt_decay, learnt_scale, seeds, spikes, z = saved
+    learnt_decay, learnt_scale, _, state, _, spikes, z = saved
     if spikes.numel() == 0:
         grad_x, grad_state = empty_gradients(spikes, z, state)
         if state is not None:
-            grad_state = grad_state.zero_() if grad_last is None else grad_state.copy_(grad_last)
+            grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
         return grad_x, grad_state, None, None
-    neuron = neuron.learning(learnt_decay, learnt_scale)
-    return _kernel(spikes).backward(
-        grad_spikes, grad_last, x, state, seeds, spikes, z, neuron, learns_decay, learns_scale
-    )
+    return _kernel(spikes).backward(grads, saved[2:], neuron.learning(learnt_decay, learnt_scale), learns)
 
 
 def _backward_in_tensors(*inputs: Any) -> tuple[Tensor, ...]:
     """As `_backward`, of a flattened neuron; an operator has tensors for all results."""
-    grad_x, grad_state, *grads = _backward(
-        inputs[0], inputs[1], inputs[2:9], _rebuilt(inputs[9:-2]), inputs[-2], inputs[-1]
-    )
+    grad_x, grad_state, *grads = _backward(inputs[:2], inputs[2:9], _rebuilt(inputs[9:-2]), inputs[-2:])
     zero = grad_x.new_zeros((), dtype=common.arithmetic_dtype(grad_x.dtype))
     return grad_x, grad_state, *(zero.clone() if grad is None else grad for grad in grads)
 
 
 lif_backward = _operator(
-    "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? x, Tensor? state, Tensor? learnt_decay, "
-    f"Tensor? learnt_scale, Tensor? seeds, Tensor spikes, Tensor z, {NEURON}, bool learns_decay, bool learns_scale) "
+    "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? x, "
+    f"Tensor? state, Tensor? seeds, Tensor spikes, Tensor z, {NEURON}, bool learns_decay, bool learns_scale) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward_in_tensors,
 )
 
 
-@_fake(lif_backward)
+@torch.library.register_fake(lif_backward, lib=LIBRARY)
 def _(*inputs: Any) -> tuple[Tensor, ...]:
-    state, spikes, z = inputs[3], inputs[7], inputs[8]
+    state, spikes, z = inputs[5], inputs[7], inputs[8]
     return *empty_gradients(spikes, z, state), z.new_empty(()), z.new_empty(())
 
 
 def _backward_by_operator(
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    saved: tuple[Any, ...],
-    neuron: Neuron,
-    learns_decay: bool,
-    learns_scale: bool,
+    grads: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
 ) -> tuple[Tensor, ...]:
-    return lif_backward(grad_spikes, grad_last, *saved, *flattened(neuron), learns_decay, learns_scale)
+    return lif_backward(*grads, *saved, *flattened(neuron), *learns)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -237,7 +215,7 @@ def _save_for_backward(
     ctx.neuron, ctx.keep_state = neuron.of_gradient(), keep_state
     learnt_scale = learnt_scale if neuron.surrogate is None else None
     needs_x = neuron.decay_input and learnt_decay is not None
-    ctx.save_for_backward(x if needs_x else None, state, learnt_decay, learnt_scale, seeds, spikes, z)
+    ctx.save_for_backward(learnt_decay, learnt_scale, x if needs_x else None, state, seeds, spikes, z)
     ctx.set_materialize_grads(False)
 
 
@@ -248,12 +226,10 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> No
 def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """The backward function of autograd, by `_backward` or by its operator."""
 
-    def differentiate(
-        ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, grad_z: None
-    ) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
-        grad_last = grad_last if ctx.keep_state else None
-        grads = backward(grad_spikes, grad_last, ctx.saved_tensors, ctx.neuron, needed[2], needed[3])
+        outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
+        grads = backward(outer, ctx.saved_tensors, ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
 

@@ -48,8 +48,8 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
         neuron = Neuron(law(0.3, 0.1), scale=on_device[4], decay=on_device[3], **settings)
         forward = kernel.forward(*on_device[:3], neuron, True, True)
         spikes, last, z = forward
-        gradients = [moved(value, device) for value in (g_spikes, g_last)]
-        backward = kernel.backward(*gradients, *on_device[:3], spikes, z, neuron, *learns)
+        gradients = (moved(g_spikes, device), moved(g_last, device))
+        backward = kernel.backward(gradients, (*on_device[:3], spikes, z), neuron, learns)
         results.append([value.cpu() for value in (*forward, *backward) if value is not None])
     (spikes, last, z, *grads), (spikes2, last2, z2, *grads2) = results
     if neuron.mean_field:
