@@ -47,16 +47,15 @@ def noisy_lif(
     backend: str = "auto",
     keep_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Noisy leaky integrate-and-fire neurons over a sequence; the module's docstring has the equations.
+    """Noisy leaky integrate-and-fire neurons over a sequence x of currents; the module's docstring has the equations.
 
     Args:
-        x: input current, time first.
         noise: the `NoiseLaw` of eps1 and eps2; its density is the gradient.
         threshold: firing threshold, in the units of the potential.
         decay: factor of the potential per step, in [0, 1]; a 0-d tensor is learnt. The command line's tau is
             1 / decay; SpikingJelly's tau is 1 / (1 - decay); snnTorch's beta is decay.
-        placement: "both" noises (the spike's marginal noise is then wider than the law), "escape"
-            (threshold noise alone) or "membrane" (membrane noise alone: fires where u > threshold).
+        placement: "both" noises (the spike's marginal noise is then wider than the law), "escape" (threshold noise
+            alone) or "membrane" (membrane noise alone: fires where u > threshold).
         reset: "zero", "subtract" (by the threshold) or "none".
         detach_reset: if true, the gradient does not flow through the spike in the reset.
         decay_input: if true, the input enters as (1 - decay) * x[t].
@@ -78,20 +77,14 @@ def noisy_lif(
         (2023) 100831, give the model and the learning rule.
     """
     check_choice("placement", placement, PLACEMENTS)
-    check_choice("reset", reset, RESETS)
     check_choice("mode", mode, MODES)
-    check_decay(decay)
-    check_threshold(threshold)
-    check_law("noise", noise)
-    if scale is not None:
-        _check_learnt("scale", scale)
+    _check_layer(x, noise, threshold, decay, reset, scale)
     if surrogate is not None:
         check_law("surrogate", surrogate)
         if scale is not None and scale.requires_grad:
             raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
         if mode == "mean_field":
             surrogate = None
-    _check_input(x)
     neuron = Neuron(
         law=noise,
         scale=noise.scale if scale is None else scale,
@@ -149,14 +142,9 @@ def firing_probability(
         encoding model", Neural Computation 16, 2004; with escape noise, Gerstner et al., "Neuronal dynamics", 2014,
         section 10.2. Plain PyTorch: differentiable as often as the law is.
     """
-    check_choice("reset", reset, RESETS)
-    check_decay(decay)
-    check_threshold(threshold)
-    check_law("noise", noise)
-    _check_input(x)
+    _check_layer(x, noise, threshold, decay, reset, scale)
     _check_shape("spikes", spikes, x.shape, "as the input current")
     if scale is not None:
-        _check_learnt("scale", scale)
         noise = Rescaled(noise, scale)
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
@@ -215,7 +203,15 @@ def _choose_kernel(backend: str, x: Tensor, *laws: NoiseLaw | None) -> Kernel:
     return KERNELS["fused" if can_fuse else "eager"]
 
 
-def _check_input(x: Tensor) -> None:
+def _check_layer(
+    x: Tensor, noise: NoiseLaw, threshold: float, decay: float | Tensor, reset: str, scale: Tensor | None
+) -> None:
+    check_choice("reset", reset, RESETS)
+    check_decay(decay)
+    check_threshold(threshold)
+    check_law("noise", noise)
+    if scale is not None:
+        _check_learnt("scale", scale)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         came = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"the input current must be a floating point tensor, got {came}")

@@ -228,8 +228,7 @@ class NoisyLIF(SpikingNeuron):
     @property
     def scale(self) -> float | Tensor:
         """Scale of the noise: a number, or the current value (0-d tensor) where it is learnt."""
-        learnt = self._learnt_scale()
-        return self.noise.scale if learnt is None else learnt
+        return self.noise.scale if self.log_scale is None else torch.exp(self.log_scale)
 
     @property
     def is_noisy(self) -> bool:

@@ -40,9 +40,8 @@ _active_generator = _holder.__dict__.setdefault("variable", ContextVar(_holder._
 def noise_generator(generator: Generator) -> Iterator[Generator]:
     """Draw all noise inside the block from `generator`, instead of from torch's default one.
 
-    It holds for all copies of this package in the process, and for this thread. The numbers are drawn on the
-    generator's own device and then moved, so a CPU generator gives the same noise to a network on any device (and a
-    CUDA generator gives it faster on CUDA).
+    It holds for all copies of this package in the process, and for this thread. Numbers are drawn on the device of the
+    generator and then moved: a CPU generator gives the same noise to a network on any device, a CUDA one is faster.
     """
     if not isinstance(generator, Generator):
         raise TypeError(f"noise_generator takes a torch.Generator, got {type(generator).__name__}")
@@ -78,8 +77,7 @@ class NoiseLaw(abc.ABC):
         loc: mean (centre) of the law, in the same units.
 
     Note:
-        A subclass that does not call `super().__init__` keeps the class attributes `scale = 1`
-        and `loc = 0`; they matter for `learnable_scale` (which stretches the law about `loc`).
+        A subclass that does not call `super().__init__` has scale 1 and loc 0; `learnable_scale` stretches about loc.
     """
 
     neuron_name: ClassVar[str]  # of the noisy neuron in the registry, for an entry of `LAWS`

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,10 +81,8 @@ def dense(x: Tensor) -> Tensor:
 
 
 def empty_sequence(step: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised [T, B, ...] whose steps have the memory format of `step` [B, ...].
-
-    `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
-    """
+    """Uninitialised [T, B, ...] whose steps have the memory format of `step` [B, ...]."""
+    # `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
     like = torch.empty_like(step, dtype=dtype)
     return like.new_empty_strided((timesteps, *like.shape), (like.numel(), *like.stride()))
 
@@ -103,12 +101,10 @@ def empty_gradients(spikes: Tensor, z: Tensor, state: Tensor | None) -> tuple[Te
 
 
 def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int]] | None:
-    """How the neurons of one step [B, ...] lie in memory, by its shape and strides.
+    """How the neurons of one step [B, ...] lie in memory: (sizes, index_strides), or None for gaps or overlaps.
 
-    Returns:
-        None if there are gaps or overlaps; else (sizes, index_strides) of the fewest nested loops,
-        outermost first, that visit the neurons as they lie in memory: dimension d has sizes[d]
-        neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
+    They are those of the fewest nested loops, outermost first, that visit the neurons as they lie in memory: dimension
+    d has sizes[d] neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
     """
     index_strides: list[int] = []
     index_stride = 1
@@ -141,21 +137,13 @@ def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None
     return torch.empty_like(template, dtype=dtype).copy_(tensor)
 
 
-def backward_tensors(grads: Pair, saved: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
-    """What a kernel's `backward` reads and, uninitialised, what it writes: all laid out as the spikes are."""
+def backward_tensors(grads: Pair, saved: Sequence[Any]) -> tuple[Any, ...]:
+    """What a kernel's `backward` reads and, uninitialised, what it writes, laid out as the spikes.
+
+    They are x, state, seeds, spikes, z, and the gradients of spikes, last, x and state.
+    """
     x, state, seeds, spikes, z = saved
-    assert spikes is not None and z is not None
     z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
-    state = laid_out_as(z[0], state)
-    grad_x, grad_state = empty_gradients(spikes, z, state)
-    return dict(
-        x=laid_out_as(spikes, x),
-        state=state,
-        seeds=seeds,
-        spikes=spikes,
-        z=z,
-        grad_spikes=laid_out_as(spikes, grads[0]),
-        grad_last=laid_out_as(z[0], grads[1]),
-        grad_x=grad_x,
-        grad_state=grad_state,
-    )
+    x, state = laid_out_as(spikes, x), laid_out_as(z[0], state)
+    grad_spikes, grad_last = laid_out_as(spikes, grads[0]), laid_out_as(z[0], grads[1])
+    return x, state, seeds, spikes, z, grad_spikes, grad_last, *empty_gradients(spikes, z, state)

@@ -69,27 +69,21 @@ typedef struct {
     const real *state;
     const int64_t *seeds;
     input *spikes;
-    real *z, *last;
+    real *z;
     const input *grad_spikes;
     const real *grad_last;
     input *grad_x;
     real *grad_state;
     double *parts; /* [2][number_of_blocks]: what each block adds to the gradients of decay and scale, if learnt */
+    real *last;
 } Tensors;
 
-INLINE float float_of(uint32_t bits)
-{
+typedef union {
     float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE uint32_t bits_of(float value)
-{
     uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
+} Float;
+INLINE float float_of(uint32_t bits) { return (Float){.bits = bits}.value; }
+INLINE uint32_t bits_of(float value) { return (Float){.value = value}.bits; }
 
 #if INPUT_BITS == 16
 INLINE real load(input x) { return float_of((uint32_t)x << 16); }
@@ -184,8 +178,7 @@ INLINE Lanes product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xfffff
 #define TOGETHER 2 /* vectors in flight: while one waits for a product, the other goes on */
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
-/* The four words of each counter, under a key. The arrays are as long as BLOCK: whole vectors are
-   filled, beyond n too. */
+/* The four words of each counter, under a key. Arrays are as long as BLOCK: whole vectors are filled, beyond n too. */
 static void philox(int64_t key, const uint32_t *counter, int n, uint32_t words[4][BLOCK])
 {
     const Lanes none = {0}, factor0 = none + 0xD2511F53u, factor2 = none + 0xCD9E8D57u;
@@ -339,7 +332,6 @@ static void draw_words(const Layer *l, int64_t seed, Block *b)
             for (int i = 0; i < b->length[0]; i++) b->words[k][i] = b->words[b->upper[i] ? k + 2 : k][i];
 }
 
-/* The noise of a row from its words. */
 INLINE void draw_row(int law, const Layer *l, Block *b, int row)
 {
     const float scale = (float)l->scale, loc = (float)l->loc;

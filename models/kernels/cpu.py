@@ -11,20 +11,8 @@ import torch
 from torch import Tensor
 
 from .. import noise
-from . import build, selftest
-from .common import (
-    MAX_RANK,
-    RESETS,
-    SWITCHES,
-    Gradients,
-    Neuron,
-    Pair,
-    backward_tensors,
-    empty_outputs,
-    empty_sequence,
-    laid_out_as,
-    memory_order,
-)
+from . import build, common, selftest
+from .common import MAX_RANK, RESETS, SWITCHES, Gradients, Neuron, Pair
 
 SOURCE = Path(__file__).with_name("cpu.c")
 INPUT_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16}
@@ -58,9 +46,8 @@ INTEGERS = ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")
 Loops = ctypes.c_int64 * MAX_RANK
 
 
+# `Layer` and `Tensors` of cpu.c.
 class _Layer(ctypes.Structure):
-    """`Layer` of cpu.c."""
-
     _fields_ = [(name, ctypes.c_int64) for name in ("timesteps", "neurons", "x_stride", "rank")]
     _fields_ += [("size", Loops), ("index_stride", Loops), ("threads", ctypes.c_int64)]
     _fields_ += [(name, ctypes.c_double) for name in REALS]
@@ -68,10 +55,9 @@ class _Layer(ctypes.Structure):
 
 
 class _Tensors(ctypes.Structure):
-    """`Tensors` of cpu.c."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "state", "seeds", "spikes", "z", "last")]
-    _fields_ += [(name, ctypes.c_void_p) for name in ("grad_spikes", "grad_last", "grad_x", "grad_state", "parts")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "state", "seeds", "spikes", "z")]
+    _fields_ += [(f"grad_{name}", ctypes.c_void_p) for name in ("spikes", "last", "x", "state")]
+    _fields_ += [("parts", ctypes.c_void_p), ("last", ctypes.c_void_p)]
 
 
 class Kernel:
@@ -101,15 +87,14 @@ class Kernel:
             x: input current [T, B, ...], its steps dense in memory; at least one element.
             state: membrane potential before the first step [B, ...], or None for rest.
             seeds: int64 [T], or None where nothing is random.
-            keep_z: whether backward will follow.
-            keep_state: whether the last potential is wanted.
 
         Returns:
-            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...]. What is not kept is empty.
+            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], for backward. What is not to
+            be kept is empty.
         """
-        spikes, last, z = empty_outputs(x, keep_z, keep_state)
-        state = laid_out_as(x[0], state, last.dtype)
-        tensors = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, z=z, last=last)
+        spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
+        state = common.laid_out_as(x[0], state, last.dtype)
+        tensors = _Tensors(*map(_pointer, (x, state, seeds, spikes, z)), last=_pointer(last))
         self._library.lif_forward(self._describe(x, neuron), tensors)
         return spikes, last, z
 
@@ -124,21 +109,22 @@ class Kernel:
             learns: whether the gradients of decay and scale are wanted.
 
         Returns:
-            Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale
-            (0-d tensors, 0 for one that is not learnt; where neither is, both are None).
+            Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale (0-d tensors,
+            0 for one that is not learnt; where neither is, both are None).
         """
-        tensors = backward_tensors(grads, saved)
-        layer = self._describe(tensors["spikes"], neuron, learns)
+        tensors = common.backward_tensors(grads, saved)
+        *_, spikes, z, _, _, grad_x, grad_state = tensors
+        layer = self._describe(spikes, neuron, learns)
         parts = None
         if any(learns):
             parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
-        self._library.lif_backward(layer, _pointers(parts=parts, **tensors))
-        grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1).to(tensors["z"].dtype)
-        return tensors["grad_x"], tensors["grad_state"], grad_decay, grad_scale
+        self._library.lif_backward(layer, _Tensors(*map(_pointer, (*tensors, parts))))
+        grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1).to(z.dtype)
+        return grad_x, grad_state, grad_decay, grad_scale
 
     def random_words(self, x: Tensor, seeds: Tensor) -> list[Tensor]:
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
-        words = [empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
+        words = [common.empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
         layer = self._describe(x, Neuron(noise.Gaussian(1.0), 1.0))
         self._library.random_words(layer, *[tensor.data_ptr() for tensor in (seeds, *words)])
         return [word.long() % 2**32 for word in words]
@@ -159,7 +145,6 @@ class Kernel:
         return self
 
     def _describe(self, x: Tensor, neuron: Neuron, learns: tuple[bool, bool] = (False, False)) -> _Layer:
-        """The `Layer` of neurons that get x [T, B, ...]."""
         layout = (x.shape[0], x.shape[1:], x.stride(), _threads(x.numel()))
         numbers = (
             neuron.threshold,
@@ -177,15 +162,14 @@ class Kernel:
 _switches_of = operator.attrgetter(*SWITCHES)
 
 
-def _pointers(**tensors: Tensor | None) -> _Tensors:
-    given = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None and tensor.numel() > 0}
-    return _Tensors(**given)
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
 @functools.lru_cache(maxsize=512)  # to fill in the structure takes longer than a small layer's neurons
 def _layer(layout: tuple[int, torch.Size, tuple[int, ...], int], numbers: tuple[float, ...]) -> _Layer:
     timesteps, shape, strides, threads = layout
-    order = memory_order(shape, strides[1:])
+    order = common.memory_order(shape, strides[1:])
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     sizes, index_strides = order
     loops = (len(sizes), Loops(*sizes), Loops(*index_strides))

@@ -1,8 +1,8 @@
 """The CUDA kernel, in Triton: the dynamics, the random words and the draws of cpu.c.
 
-A program takes a block of neurons through all time steps, with the potential and the noise in registers.
-Seeds are read from device memory, so that a CUDA graph can capture a launch and draw fresh noise at each
-replay. `TRITON_INTERPRET=1` runs the same code on CPU tensors, for tests.
+A program takes a block of neurons through all time steps, with the potential and the noise in registers. Seeds are read
+from device memory, so that a CUDA graph can capture a launch and draw fresh noise at each replay. `TRITON_INTERPRET=1`
+runs the same code on CPU tensors, for tests.
 """
 
 import functools
@@ -14,18 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import (
-    MAX_RANK,
-    RESETS,
-    Gradients,
-    Neuron,
-    Pair,
-    backward_tensors,
-    empty_outputs,
-    empty_sequence,
-    laid_out_as,
-    memory_order,
-)
+from . import common
+from .common import MAX_RANK, RESETS, Gradients, Neuron, Pair
 
 BLOCK = 512
 WARPS = 4
@@ -182,13 +172,7 @@ def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
 @triton.jit
 def _removed(u, THRESHOLD: tl.constexpr, RESET: tl.constexpr):
     """What the reset takes from a neuron that fires at potential u."""
-    if RESET == RESET_ZERO:
-        taken = u
-    elif RESET == RESET_SUBTRACT:
-        taken = u * 0.0 + THRESHOLD
-    else:
-        taken = u * 0.0
-    return taken
+    return u if RESET == RESET_ZERO else u * 0.0 + (THRESHOLD if RESET == RESET_SUBTRACT else 0.0)
 
 
 @triton.jit
@@ -303,22 +287,12 @@ def _backward(
         tl.store(parts + tl.num_programs(0) + tl.program_id(0), tl.sum(scale_sum, 0))
 
 
-@triton.jit
-def _store_words(seeds, first, second, neurons, size1, size2, stride0, stride1, stride2, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    t = tl.program_id(1)
-    index = _index(at, size1, size2, stride0, stride1, stride2)
-    a, b = _words(tl.load(seeds + t), index, neurons)
-    tl.store(first + _at(t, neurons, at), a.to(tl.int64), at < neurons)
-    tl.store(second + _at(t, neurons, at), b.to(tl.int64), at < neurons)
-
-
 def forward(
     x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`; decay and scale may be 0-d tensors on the device, whose values are not waited for."""
-    spikes, last, z = empty_outputs(x, keep_z, keep_state)
-    state = laid_out_as(x[0], state, last.dtype)
+    spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
+    state = common.laid_out_as(x[0], state, last.dtype)
     tensors = (x, state, seeds, spikes, last if keep_state else None, z if keep_z else None)
     _launch(_forward, x, tensors, neuron)
     return spikes, last, z
@@ -326,22 +300,13 @@ def forward(
 
 def backward(grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
     """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
-    tensors = backward_tensors(grads, saved)
-    z = tensors["z"]
+    tensors = common.backward_tensors(grads, saved)
+    *_, spikes, z, _, _, grad_x, grad_state = tensors
     parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK)) if any(learns) else None
     switches = dict(DETACH_RESET=neuron.detach_reset, LEARNS_DECAY=learns[0], LEARNS_SCALE=learns[1])
-    _launch(_backward, tensors["spikes"], (*tensors.values(), parts), neuron, **switches)
+    _launch(_backward, spikes, (*tensors, parts), neuron, **switches)
     grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1)
-    return tensors["grad_x"], tensors["grad_state"], grad_decay, grad_scale
-
-
-def random_words(x: Tensor, seeds: Tensor) -> list[Tensor]:
-    """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
-    words = [empty_sequence(x[0], len(x), torch.int64) for _ in range(2)]
-    grid = (triton.cdiv(x[0].numel(), BLOCK), len(x))
-    with torch.cuda.device_of(x):
-        _store_words[grid](seeds, *words, x[0].numel(), *_loops(x), BLOCK=BLOCK)
-    return words
+    return grad_x, grad_state, grad_decay, grad_scale
 
 
 def _launch(kernel: Any, x: Tensor, tensors: tuple[Tensor | None, ...], neuron: Neuron, **switches: bool) -> None:
@@ -370,7 +335,7 @@ def _loops(x: Tensor) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _padded_loops(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    order = memory_order(shape, strides)
+    order = common.memory_order(shape, strides)
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     padding = MAX_RANK - len(order[0])
     return *([1] * padding + order[0])[1:], *([0] * padding + order[1])

@@ -1,9 +1,9 @@
 """The fused kernels as custom operators of PyTorch, with their gradient; opaque to torch.compile.
 
-The namespace of the operators comes from the name of this package, so that copies of it under other
-names live beside each other.
+Their namespace comes from the name of this package, so that copies of it under other names live beside each other.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -23,13 +23,11 @@ from .common import SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, e
 
 def _library() -> torch.library.Library:
     """A namespace for the operators; with a number where this package is imported a second time."""
-    name, taken = "nsnn_" + __package__.replace(".", "_"), RuntimeError()
+    name = "nsnn_" + __package__.replace(".", "_")
     for number in range(1, 100):
-        try:
+        with contextlib.suppress(RuntimeError):  # the name is taken
             return torch.library.Library(name if number == 1 else f"{name}_{number}", "DEF")
-        except RuntimeError as error:
-            taken = error
-    raise taken
+    raise RuntimeError(f"PyTorch has no free namespace {name} for the operators of spiking neurons")
 
 
 LIBRARY = _library()
@@ -38,11 +36,9 @@ LIBRARY = _library()
 def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
     """Whether a fused kernel runs these neurons: a law of this package that it knows, and a kernel here."""
     kind = type(law)  # not a subclass: its functions may be others
-    return (
-        kind in noise.LAWS
-        and x.shape[1:].numel() <= common.MAX_NEURONS
-        and _has_kernel(x.device.type, x.dtype, kind.__name__)
-    )
+    if kind not in noise.LAWS or x.shape[1:].numel() > common.MAX_NEURONS:
+        return False
+    return _has_kernel(x.device.type, x.dtype, kind.__name__)
 
 
 def _has_kernel(device_type: str, dtype: torch.dtype, law: str) -> bool:
@@ -59,16 +55,13 @@ _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True) -> tuple[Tensor, Tensor]:
-    """Run one layer of neurons over a sequence; the arguments are those of `eager.lif_sequence`.
-
-    Without `keep_state` the second result is empty, and the time to write it is saved.
-    """
+    """As `eager.lif_sequence`; without `keep_state` the second result is empty, and the time to write it is saved."""
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
         spikes, last = lif_sequence(x.float(), state, neuron, keep_state)
         return spikes.to(x.dtype), last
-    learnt_decay = neuron.decay.to(x.device) if isinstance(neuron.decay, Tensor) else None
-    learnt_scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
-    tensors = (x, state, learnt_decay, learnt_scale)
+    decay = neuron.decay.to(x.device) if isinstance(neuron.decay, Tensor) else None
+    scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
+    tensors = (x, state, decay, scale)
     keep_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode()
     seeds = None
@@ -83,7 +76,7 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
 
 # `Neuron`, flattened; learnt numbers come as tensors beside it.
 NEURON = (
-    "str law, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, float scale, "
+    "str law, float scale, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, "
     "float threshold, str reset, "
 ) + ", ".join(f"bool {switch}" for switch in SWITCHES)
 
@@ -91,23 +84,15 @@ NEURON = (
 def flattened(neuron: Neuron) -> tuple[Any, ...]:
     """A neuron as the arguments of an operator, in the order of `NEURON`."""
     law, other = neuron.law, neuron.surrogate
-    return (
-        type(law).__name__,
-        law.loc,
-        None if other is None else type(other).__name__,
-        0.0 if other is None else other.scale,
-        0.0 if other is None else other.loc,
-        0.0 if isinstance(neuron.decay, Tensor) else neuron.decay,
-        law.scale if isinstance(neuron.scale, Tensor) else neuron.scale,
-        neuron.threshold,
-        neuron.reset,
-        *[getattr(neuron, switch) for switch in SWITCHES],
-    )
+    surrogate = (None, 0.0, 0.0) if other is None else (type(other).__name__, other.scale, other.loc)
+    decay = 0.0 if isinstance(neuron.decay, Tensor) else neuron.decay
+    switches = [getattr(neuron, switch) for switch in SWITCHES]
+    return type(law).__name__, law.scale, law.loc, *surrogate, decay, neuron.threshold, neuron.reset, *switches
 
 
 def _rebuilt(values: tuple[Any, ...]) -> Neuron:
     """The neuron that was `flattened`."""
-    name, loc, other, other_scale, other_loc, decay, scale, threshold, reset = values[:9]
+    name, scale, loc, other, other_scale, other_loc, decay, threshold, reset = values[:9]
     laws: dict[str, Any] = {law.__name__: law for law in noise.LAWS}
     surrogate = None if other is None else laws[other](other_scale, other_loc)
     switches = dict(zip(SWITCHES, values[9:]))
@@ -140,7 +125,7 @@ def _(x: Tensor) -> Tensor:
 
 
 def _forward(tensors: tuple[Any, ...], neuron: Neuron, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...]; what is not kept is empty."""
+    """As `cpu.Kernel.forward`, for any x."""
     x, state, learnt_decay, learnt_scale, seeds = tensors
     if x.numel() == 0:
         spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
@@ -163,7 +148,7 @@ def _(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(grads: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
-    """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (None, None: 0)."""
+    """As `cpu.Kernel.backward`, for any spikes."""
     learnt_decay, learnt_scale, _, state, _, spikes, z = saved
     if spikes.numel() == 0:
         grad_x, grad_state = empty_gradients(spikes, z, state)
@@ -192,12 +177,6 @@ lif_backward = _operator(
 def _(*inputs: Any) -> tuple[Tensor, ...]:
     state, spikes, z = inputs[5], inputs[7], inputs[8]
     return *empty_gradients(spikes, z, state), z.new_empty(()), z.new_empty(())
-
-
-def _backward_by_operator(
-    grads: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
-) -> tuple[Tensor, ...]:
-    return lif_backward(*grads, *saved, *flattened(neuron), *learns)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -236,9 +215,10 @@ def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Ca
     return differentiate
 
 
-torch.library.register_autograd(
-    lif_forward, _differentiated_by(_backward_by_operator), setup_context=_set_up, lib=LIBRARY
+_by_operator = _differentiated_by(
+    lambda grads, saved, neuron, learns: lif_backward(*grads, *saved, *flattened(neuron), *learns)
 )
+torch.library.register_autograd(lif_forward, _by_operator, setup_context=_set_up, lib=LIBRARY)
 
 
 class _Direct(torch.autograd.Function):
@@ -246,8 +226,8 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        # Not by setup_context, with which PyTorch inspects the signature at every call; and the neuron and the
-        # switches are one tuple, since each argument of its own would cost time.
+        # Not by setup_context, with which PyTorch inspects the signature at every call; and one tuple for the neuron
+        # and the switches, since each argument of its own would cost time.
         tensors, (neuron, keep_z, keep_state) = inputs[:5], inputs[5]
         output = _forward(tensors, neuron, keep_z, keep_state)
         _save_for_backward(ctx, tensors, neuron, keep_state, output)
