@@ -153,10 +153,7 @@ class NoiseLaw(abc.ABC):
 
 
 class Gaussian(NoiseLaw):
-    """Normal noise of standard deviation `scale`; as a surrogate: "erf".
-
-    F(x) = Phi(z),  F'(x) = exp(-z^2 / 2) / (scale sqrt(2 pi)),  z = (x - loc) / scale
-    """
+    """Normal noise of standard deviation `scale`: F(x) = Phi(z), z = (x - loc) / scale; as a surrogate: "erf"."""
 
     neuron_name = "NILIF"
     unit_std = 1.0
@@ -180,10 +177,7 @@ class Gaussian(NoiseLaw):
 
 
 class Logistic(NoiseLaw):
-    """Logistic noise; as a surrogate: "sigmoid" with slope 1 / scale.
-
-    F(x) = 1 / (1 + exp(-z)),  F'(x) = F(x) (1 - F(x)) / scale,  z = (x - loc) / scale
-    """
+    """Logistic noise: F(x) = 1 / (1 + exp(-z)), z = (x - loc) / scale; as a surrogate: "sigmoid" of slope 1 / scale."""
 
     neuron_name = "NILIF_sigmoid"
     unit_std = math.pi / math.sqrt(3)
@@ -200,11 +194,7 @@ class Logistic(NoiseLaw):
 
 
 class Triangular(NoiseLaw):
-    """Triangular noise on [loc - scale, loc + scale]; as a surrogate: "triangular".
-
-    F'(x) = (1 - |z|) / scale for |z| < 1, else 0,  z = (x - loc) / scale
-    F(x)  = (1 + z)^2 / 2 for z < 0,  1 - (1 - z)^2 / 2 for z > 0
-    """
+    """Triangular noise: F'(x) = (1 - |z|) / scale for |z| < 1, z = (x - loc) / scale; as a surrogate: "triangular"."""
 
     neuron_name = "NILIF_triang"
     unit_std = 1 / math.sqrt(6)
@@ -222,10 +212,7 @@ class Triangular(NoiseLaw):
 
 
 class Uniform(NoiseLaw):
-    """Uniform noise on [loc - scale, loc + scale]; as a surrogate: "rectangular".
-
-    F'(x) = 1 / (2 scale) for |z| <= 1, else 0;  F(x) = (1 + z) / 2,  z = (x - loc) / scale
-    """
+    """Uniform noise: F'(x) = 1 / (2 scale) for |z| <= 1, z = (x - loc) / scale; as a surrogate: "rectangular"."""
 
     neuron_name = "NILIF_uniform"
     unit_std = 1 / math.sqrt(3)
@@ -243,10 +230,7 @@ class Uniform(NoiseLaw):
 
 
 class Cauchy(NoiseLaw):
-    """Cauchy noise of half-width `scale` at half-maximum, without a mean or a variance; as a surrogate: "arctangent".
-
-    F(x) = 1/2 + arctan(z) / pi,  F'(x) = 1 / (pi scale (1 + z^2)),  z = (x - loc) / scale
-    """
+    """Cauchy noise, without mean or variance: F(x) = 1/2 + arctan(z) / pi, z = (x - loc) / scale; "arctangent"."""
 
     neuron_name = "NILIF_atan"
     unit_std = math.inf

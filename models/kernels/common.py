@@ -41,9 +41,8 @@ class Neuron:
         """With these tensors in place of its numbers; None: the number stays."""
         if decay is None and scale is None:
             return self
-        return dataclasses.replace(
-            self, decay=self.decay if decay is None else decay, scale=self.scale if scale is None else scale
-        )
+        decay_now, scale_now = self.decay if decay is None else decay, self.scale if scale is None else scale
+        return dataclasses.replace(self, decay=decay_now, scale=scale_now)
 
     def of_gradient(self) -> "Neuron":
         """With the surrogate, where there is one, in place of the law."""

@@ -1,7 +1,7 @@
 /* Noisy leaky integrate-and-fire neurons over a sequence, forward and backward, in one pass each.
 
-   models/functional.py states the dynamics, eager.py is the oracle. A thread takes a block of neurons
-   through all time steps, so the potential and the noise stay in its first-level cache.
+   models/functional.py states the dynamics, eager.py is the oracle. A thread takes a block of neurons through all time
+   steps, so the potential and the noise stay in its first-level cache.
 
    Noise is counter-based: Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
    1, 2, 3", SC 2011), with a key of its own, seeds[t], for each step. Neuron n, its row-major index in [B, ...]
