@@ -20,7 +20,6 @@ from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law
 from .noise import Gaussian, NoiseLaw
 
 ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its density is a / sqrt(pi) exp(-(a z)^2)
-DYNAMICS = ("threshold", "decay", "reset", "detach_reset", "decay_input")  # of every neuron
 
 
 def _number(value: float | Tensor) -> float:
@@ -103,7 +102,13 @@ class SpikingNeuron(nn.Module, abc.ABC):
         """
 
     def _dynamics(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in DYNAMICS}
+        return dict(
+            threshold=self.threshold,
+            decay=self.decay,
+            reset=self.reset,
+            detach_reset=self.detach_reset,
+            decay_input=self.decay_input,
+        )
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold:g}, decay={_number(self.decay):.4g}, reset={self.reset!r}"
@@ -259,9 +264,17 @@ class NoisyLIF(SpikingNeuron):
         return None if self.log_scale is None else torch.exp(self.log_scale)
 
     def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
-        settings = dict(self._dynamics(), placement=self.placement, mode=self.mode, surrogate=self.surrogate)
-        scale = self._learnt_scale()
-        return functional.noisy_lif(x, self.noise, state=state, scale=scale, keep_state=keep_state, **settings)
+        return functional.noisy_lif(
+            x,
+            self.noise,
+            placement=self.placement,
+            state=state,
+            scale=self._learnt_scale(),
+            surrogate=self.surrogate,
+            mode=self.mode,
+            keep_state=keep_state,
+            **self._dynamics(),
+        )
 
     def firing_probability(self, x: Tensor, spikes: Tensor) -> Tensor:
         """Probability of a spike at each step given those before it, from rest: `models.functional.firing_probability`.

@@ -143,6 +143,7 @@ def backward_tensors(grads: Pair, saved: Sequence[Any]) -> tuple[Any, ...]:
     """
     x, state, seeds, spikes, z = saved
     z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
-    x, state = laid_out_as(spikes, x), laid_out_as(z[0], state)
-    grad_spikes, grad_last = laid_out_as(spikes, grads[0]), laid_out_as(z[0], grads[1])
+    step = z[0]
+    x, state = laid_out_as(spikes, x), laid_out_as(step, state)
+    grad_spikes, grad_last = laid_out_as(spikes, grads[0]), laid_out_as(step, grads[1])
     return x, state, seeds, spikes, z, grad_spikes, grad_last, *empty_gradients(spikes, z, state)

@@ -537,20 +537,24 @@ static void want_large_pages(void *memory, int64_t bytes)
 #endif
 }
 
-void lif_forward(const Layer *l, const Tensors *m)
+void lif_forward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
+                 real *last)
 {
-    want_large_pages(m->spikes, l->timesteps * l->neurons * sizeof *m->spikes);
-    want_large_pages(m->z, l->timesteps * l->neurons * sizeof *m->z);
+    const Tensors m = {.x = x, .state = state, .seeds = seeds, .spikes = spikes, .z = z, .last = last};
+    want_large_pages(spikes, l->timesteps * l->neurons * sizeof *spikes);
+    want_large_pages(z, l->timesteps * l->neurons * sizeof *z);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, m, block);
+    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, &m, block);
 }
 
 /* The caller sums the parts in the order of blocks, so that the number of threads does not matter. */
-void lif_backward(const Layer *l, const Tensors *m)
+void lif_backward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
+                  const input *grad_spikes, const real *grad_last, input *grad_x, real *grad_state, double *parts)
 {
-    want_large_pages(m->grad_x, l->timesteps * l->neurons * sizeof *m->grad_x);
+    const Tensors m = {x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts, NULL};
+    want_large_pages(grad_x, l->timesteps * l->neurons * sizeof *grad_x);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) backward_block(l, m, block);
+    for (int64_t block = 0; block < blocks_of(l); block++) backward_block(l, &m, block);
 }
 
 /* What Layer calls the law of a class by its name; -1 for one that this kernel does not know. */

@@ -46,18 +46,12 @@ INTEGERS = ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")
 Loops = ctypes.c_int64 * MAX_RANK
 
 
-# `Layer` and `Tensors` of cpu.c.
+# `Layer` of cpu.c.
 class _Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("timesteps", "neurons", "x_stride", "rank")]
     _fields_ += [("size", Loops), ("index_stride", Loops), ("threads", ctypes.c_int64)]
     _fields_ += [(name, ctypes.c_double) for name in REALS]
     _fields_ += [(name, ctypes.c_int64) for name in INTEGERS]
-
-
-class _Tensors(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "state", "seeds", "spikes", "z")]
-    _fields_ += [(f"grad_{name}", ctypes.c_void_p) for name in ("spikes", "last", "x", "state")]
-    _fields_ += [("parts", ctypes.c_void_p), ("last", ctypes.c_void_p)]
 
 
 class Kernel:
@@ -66,12 +60,9 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._library = library
-        library.lif_forward.argtypes = library.lif_backward.argtypes = [
-            ctypes.POINTER(_Layer),
-            ctypes.POINTER(_Tensors),
-        ]
-        library.random_words.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * 3
-        library.lif_forward.restype = library.lif_backward.restype = library.random_words.restype = None
+        for function, pointers in ((library.lif_forward, 6), (library.lif_backward, 10), (library.random_words, 3)):
+            function.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * pointers
+            function.restype = None
         library.number_of_blocks.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_blocks.restype = library.number_of_law.restype = ctypes.c_int64
         library.number_of_law.argtypes = [ctypes.c_char_p]
@@ -94,8 +85,8 @@ class Kernel:
         """
         spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
-        tensors = _Tensors(*map(_pointer, (x, state, seeds, spikes, z)), last=_pointer(last))
-        self._library.lif_forward(self._describe(x, neuron), tensors)
+        layer = self._describe(x, neuron)
+        self._library.lif_forward(layer, *map(_pointer, (x, state, seeds, spikes, z, last)))
         return spikes, last, z
 
     def backward(
@@ -113,12 +104,12 @@ class Kernel:
             0 for one that is not learnt; where neither is, both are None).
         """
         tensors = common.backward_tensors(grads, saved)
-        *_, spikes, z, _, _, grad_x, grad_state = tensors
+        _, _, _, spikes, z, _, _, grad_x, grad_state = tensors
         layer = self._describe(spikes, neuron, learns)
         parts = None
-        if any(learns):
+        if learns[0] or learns[1]:
             parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
-        self._library.lif_backward(layer, _Tensors(*map(_pointer, (*tensors, parts))))
+        self._library.lif_backward(layer, *map(_pointer, (*tensors, parts)))
         grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1).to(z.dtype)
         return grad_x, grad_state, grad_decay, grad_scale
 
@@ -126,7 +117,7 @@ class Kernel:
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
         words = [common.empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
         layer = self._describe(x, Neuron(noise.Gaussian(1.0), 1.0))
-        self._library.random_words(layer, *[tensor.data_ptr() for tensor in (seeds, *words)])
+        self._library.random_words(layer, *map(_pointer, (seeds, *words)))
         return [word.long() % 2**32 for word in words]
 
     def checked(self) -> "Kernel":

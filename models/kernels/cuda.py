@@ -301,8 +301,8 @@ def forward(
 def backward(grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
     """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
     tensors = common.backward_tensors(grads, saved)
-    *_, spikes, z, _, _, grad_x, grad_state = tensors
-    parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK)) if any(learns) else None
+    _, _, _, spikes, z, _, _, grad_x, grad_state = tensors
+    parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK)) if learns[0] or learns[1] else None
     switches = dict(DETACH_RESET=neuron.detach_reset, LEARNS_DECAY=learns[0], LEARNS_SCALE=learns[1])
     _launch(_backward, spikes, (*tensors, parts), neuron, **switches)
     grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1)
