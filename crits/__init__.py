@@ -4,15 +4,6 @@ from .losses import LOSSES, TET, PerStepCrossEntropy, RateCrossEntropy, build_lo
 from .regularizers import REGULARIZERS, SRIP, FiringRate, Gramian, Regularizer, build_regularizer
 
 __all__ = [
-    "LOSSES",
-    "REGULARIZERS",
-    "SRIP",
-    "TET",
-    "FiringRate",
-    "Gramian",
-    "PerStepCrossEntropy",
-    "RateCrossEntropy",
-    "Regularizer",
-    "build_loss",
-    "build_regularizer",
-]
+    "LOSSES", "REGULARIZERS", "SRIP", "TET", "FiringRate", "Gramian", "PerStepCrossEntropy", "RateCrossEntropy",
+    "Regularizer", "build_loss", "build_regularizer",
+]  # fmt: skip

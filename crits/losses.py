@@ -1,4 +1,4 @@
-"""Losses on the logits of every time step: criterion(logits [T, B, K], target [B]) -> scalar."""
+"""Losses on the logits of every time step: criterion(logits [T, B, K], target [B] of class indices) -> scalar."""
 
 from collections.abc import Callable
 
@@ -20,16 +20,7 @@ class _SmoothedCriterion(nn.Module):
 
 
 class RateCrossEntropy(_SmoothedCriterion):
-    """Cross-entropy of the time-averaged logits.
-
-        L = CE(mean_t logits[t], target)
-
-    Args:
-        label_smoothing: in [0, 1).
-
-    Shape:
-        logits [T, B, K], target [B] of class indices -> scalar.
-    """
+    """Cross-entropy of the time-averaged logits: L = CE(mean_t logits[t], target)."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
@@ -37,12 +28,7 @@ class RateCrossEntropy(_SmoothedCriterion):
 
 
 class PerStepCrossEntropy(_SmoothedCriterion):
-    """Cross-entropy of each step's logits, averaged over time.
-
-        L = mean_t CE(logits[t], target)
-
-    Args and shape as for `RateCrossEntropy`.
-    """
+    """Cross-entropy of each step's logits, averaged over time: L = mean_t CE(logits[t], target)."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
@@ -60,12 +46,9 @@ class TET(nn.Module):
         mean: the value towards which logits are pulled.
         label_smoothing: in [0, 1).
 
-    Shape:
-        logits [T, B, K], target [B] of class indices -> scalar.
-
     Note:
-        Deng et al., "Temporal efficient training of spiking neural network via gradient
-        re-weighting", ICLR 2022, equations 10 to 12.
+        Deng et al., "Temporal efficient training of spiking neural network via gradient re-weighting", ICLR 2022,
+        equations 10 to 12.
     """
 
     def __init__(self, lambda_tet: float = 0.05, mean: float = 1.0, label_smoothing: float = 0.0) -> None:
@@ -90,15 +73,7 @@ LOSSES: dict[str, Callable[[float, float], nn.Module]] = {
 
 
 def build_loss(name: str, label_smoothing: float = 0.0, lambda_tet: float = 0.05) -> nn.Module:
-    """Make a loss by its name in `LOSSES`.
-
-    Args:
-        label_smoothing: in [0, 1).
-        lambda_tet: weight of the pull in `TET`, in [0, 1]; other losses ignore it.
-
-    Raises:
-        ValueError: for an unknown name (the valid ones are listed) or a number out of range.
-    """
+    """Make a loss by its name in `LOSSES`; ones other than `TET` ignore `lambda_tet`. Wrong arguments: ValueError."""
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
     return LOSSES[name](label_smoothing, lambda_tet)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 
 def _weight_matrices(net: nn.Module) -> list[Tensor]:
@@ -30,14 +29,11 @@ class Regularizer:
         raise TypeError(f"{type(self).__name__} is abstract: use one of its subclasses")
 
     def watching(self, net: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Context manager around the forward pass; weight penalties need to see nothing."""
         return contextlib.nullcontext()
 
 
 class Gramian(Regularizer):
-    """Soft orthogonality of the rows of every layer's weight.
-
-        R = sum_layers || W W^T - I ||_F,   W as [out, in * k * k]
+    """Soft orthogonality of the rows of every weight: R = sum_layers || W W^T - I ||_F,   W as [out, in * k * k].
 
     Note:
         Xie, Xiong and Pu, "All you need is beyond a good init", CVPR 2017 (there squared).
@@ -49,17 +45,15 @@ class Gramian(Regularizer):
 
 
 class SRIP(Regularizer):
-    """Spectral restricted isometry property: the largest deviation of a layer from an isometry.
+    """Spectral restricted isometry property, a deviation from isometries: R = sum_layers sigma(W^T W - I)^2.
 
-        R = sum_layers sigma(W^T W - I)^2
-
-    The spectral norm sigma is estimated by one power step from a random start: with A = W^T W - I
-    and v random, sigma ~ |A A v| / |A v|. Of W^T W and W W^T the smaller matrix is taken: it costs
-    less, and the larger one is singular, so that its deviation could never fall below 1.
+    The spectral norm sigma is estimated by one power step from a random start: with A = W^T W - I and v random,
+    sigma ~ |A A v| / |A v|. Of W^T W and W W^T the smaller matrix is taken: it costs less, and the larger one is
+    singular, so that its deviation could never fall below 1.
 
     Note:
-        Bansal, Chen and Wang, "Can we gain more from orthogonality regularizations in training deep
-        networks?", NeurIPS 2018, equations 9 to 11.
+        Bansal, Chen and Wang, "Can we gain more from orthogonality regularizations in training deep networks?",
+        NeurIPS 2018, equations 9 to 11.
     """
 
     def __call__(self, net: nn.Module) -> Tensor:
@@ -76,9 +70,7 @@ class SRIP(Regularizer):
 
 
 class FiringRate(Regularizer):
-    """Keeps each layer's mean firing rate near a target.
-
-        R = mean_layers (mean spikes of the layer - target)^2
+    """Keeps each layer's mean firing rate near a target: R = mean_layers (mean spikes of the layer - target)^2.
 
     The spikes are those of the last forward pass inside `with regularizer.watching(net):`.
 
@@ -105,13 +97,10 @@ class FiringRate(Regularizer):
         rates: dict[str, Tensor] = {}
         self._rates = rates
 
-        def keep(name: str, module: nn.Module) -> RemovableHandle:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], spikes: Tensor) -> None:
-                rates[name] = spikes.float().mean()
+        def keep(name: str, module: nn.Module, args: tuple[Tensor, ...], spikes: Tensor) -> None:
+            rates[name] = spikes.float().mean()
 
-            return module.register_forward_hook(hook)
-
-        handles = [keep(name, module) for name, module in neurons.items()]
+        handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in neurons.items()]
         try:
             yield self
         finally:
@@ -129,13 +118,10 @@ REGULARIZERS: dict[str, Callable[[float], Regularizer]] = {
 
 
 def build_regularizer(name: str, target_rate: float = 0.1) -> Regularizer:
-    """Make a regulariser by its name in `REGULARIZERS`.
+    """Make a regulariser by its name in `REGULARIZERS`; ValueError for wrong arguments.
 
     Args:
         target_rate: spikes per neuron and time step, in [0, 1]; penalties on weights ignore it.
-
-    Raises:
-        ValueError: for an unknown name (the valid ones are listed) or a target out of range.
     """
     if name not in REGULARIZERS:
         raise ValueError(f"unknown regulariser {name!r}; choose from {', '.join(REGULARIZERS)}")

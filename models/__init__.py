@@ -5,20 +5,6 @@ from .noise import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, no
 from .registry import build_model, build_neuron
 
 __all__ = [
-    "IF",
-    "LIF",
-    "Cauchy",
-    "Gaussian",
-    "Logistic",
-    "NoiseLaw",
-    "NoisyLIF",
-    "ParametricLIF",
-    "SpikingNeuron",
-    "Triangular",
-    "Uniform",
-    "build_model",
-    "build_neuron",
-    "mean_field",
-    "noise_generator",
-    "noiseless",
-]
+    "IF", "LIF", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyLIF", "ParametricLIF", "SpikingNeuron",
+    "Triangular", "Uniform", "build_model", "build_neuron", "mean_field", "noise_generator", "noiseless",
+]  # fmt: skip

@@ -7,13 +7,14 @@ For t = 1..T and each neuron on its own, with `u` the membrane potential:
     u <- u * (1 - spike[t])                    reset="zero" ("hard"); "subtract" ("soft"): u - threshold * spike[t];
                                                "none": u
 
-so that P(spike | u) = F(u - threshold), F being the distribution function of the law. One draw
-decides both the spike and the reset. The backward pass takes d spike / d u = F'(u - threshold),
-the density of the law at the (noisy) potential, and flows through the reset as well.
+so that P(spike | u) = F(u - threshold), F being the distribution function of the law. One draw decides both the spike
+and the reset. The backward pass takes d spike / d u = F'(u - threshold), the density of the law at the (noisy)
+potential, and flows through the reset as well. An argument out of range is a ValueError or TypeError.
 """
 
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,56 +47,44 @@ def noisy_lif(
     backend: str = "auto",
     keep_state: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Noisy leaky integrate-and-fire neurons over a sequence; the module's docstring has the equations.
+    """Noisy leaky integrate-and-fire neurons over a sequence x of currents; the module's docstring has the equations.
 
     Args:
-        x: input current, time first.
         noise: the `NoiseLaw` of eps1 and eps2; its density is the gradient.
         threshold: firing threshold, in the units of the potential.
-        decay: factor of the potential per step, in [0, 1]; a 0-d tensor is learnt. The command
-            line's tau is 1 / decay; SpikingJelly's tau is 1 / (1 - decay); snnTorch's beta is decay.
-        placement: "both" noises (the spike's marginal noise is then wider than the law), "escape"
-            (threshold noise alone) or "membrane" (membrane noise alone: fires where u > threshold).
+        decay: factor of the potential per step, in [0, 1]; a 0-d tensor is learnt. The command line's tau is
+            1 / decay; SpikingJelly's tau is 1 / (1 - decay); snnTorch's beta is decay.
+        placement: "both" noises (the spike's marginal noise is then wider than the law), "escape" (threshold noise
+            alone) or "membrane" (membrane noise alone: fires where u > threshold).
         reset: "zero", "subtract" (by the threshold) or "none".
         detach_reset: if true, the gradient does not flow through the spike in the reset.
         decay_input: if true, the input enters as (1 - decay) * x[t].
         state: membrane potential before the first step; None means 0, at rest.
         scale: a 0-d tensor that replaces the scale of `noise`, and is learnt.
-        surrogate: the `NoiseLaw` whose density is the gradient, in place of that of `noise`; the mean field, whose
-            gradient is exact, ignores it.
-        mode: "noisy"; "noiseless" fires where u > threshold with no noise at all; "mean_field"
-            replaces spikes by their probabilities F(u - threshold), in the reset too.
-        backend: "eager" (plain PyTorch, any law and device), "fused" (compiled; the laws of this package), or
-            "auto": fused where it can be.
+        surrogate: a law whose density is the gradient instead; the mean field, whose gradient is exact, ignores it.
+        mode: "noisy"; "noiseless" fires where u > threshold with no noise at all; "mean_field" replaces spikes by
+            their probabilities F(u - threshold), in the reset too.
+        backend: "eager" (any law and device), "fused" (compiled; the laws of this package), "auto": fused if possible.
         keep_state: if false, the second result is None, and the time to compute it is saved.
 
     Shape:
-        x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential
-        after the last step [B, ...] in float32 (float64 for float64 input), as all arithmetic is.
-
-    Raises:
-        ValueError, TypeError: for an argument out of range.
+        x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential after the last step
+        [B, ...] in float32 (float64 for float64 input), as all arithmetic is.
 
     Note:
-        With `scale`, the gradient is that of the firing probability: by F(u - threshold) directly
-        where the threshold is noisy, and through eps1 = loc + scale * (standard draw) where the
-        membrane is. Ma, Yan and Tang, Patterns 4 (2023) 100831, give the model and the learning rule.
+        With `scale`, the gradient is that of the firing probability: by F(u - threshold) directly where the threshold
+        is noisy, and through eps1 = loc + scale * (standard draw) where the membrane is. Ma, Yan and Tang, Patterns 4
+        (2023) 100831, give the model and the learning rule.
     """
     check_choice("placement", placement, PLACEMENTS)
-    check_choice("reset", reset, RESETS)
     check_choice("mode", mode, MODES)
-    check_decay(decay)
-    check_threshold(threshold)
-    check_law("noise", noise)
-    if scale is not None:
-        _check_learnt("scale", scale)
+    _check_layer(x, noise, threshold, decay, reset, scale)
     if surrogate is not None:
         check_law("surrogate", surrogate)
         if scale is not None and scale.requires_grad:
             raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
         if mode == "mean_field":
             surrogate = None
-    _check_input(x)
     neuron = Neuron(
         law=noise,
         scale=noise.scale if scale is None else scale,
@@ -104,8 +93,8 @@ def noisy_lif(
         reset=reset,
         detach_reset=detach_reset,
         decay_input=decay_input,
-        membrane_noise=mode == "noisy" and placement in ("both", "membrane"),
-        threshold_noise=mode == "noisy" and placement in ("both", "escape"),
+        membrane_noise=mode == "noisy" and placement != "escape",
+        threshold_noise=mode == "noisy" and placement != "membrane",
         mean_field=mode == "mean_field",
         surrogate=surrogate,
     )
@@ -114,37 +103,13 @@ def noisy_lif(
     return spikes, last if keep_state else None
 
 
-def lif(
-    x: Tensor,
-    surrogate: NoiseLaw,
-    *,
-    threshold: float = 1.0,
-    decay: float | Tensor = 0.5,
-    reset: str = "zero",
-    detach_reset: bool = False,
-    decay_input: bool = False,
-    state: Tensor | None = None,
-    backend: str = "auto",
-    keep_state: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Deterministic leaky integrate-and-fire neurons over a sequence.
+def lif(x: Tensor, surrogate: NoiseLaw, **settings: Any) -> tuple[Tensor, Tensor | None]:
+    """Deterministic neurons: they fire where u > threshold, strictly, and the density of `surrogate` is d spike / d u.
 
-    They fire where u > threshold, strictly; backward takes the density of `surrogate` for d spike / d u. Args, shape
-    and errors as for `noisy_lif`.
+    Args:
+        settings: threshold, decay, reset, detach_reset, decay_input, state, backend and keep_state, as for `noisy_lif`.
     """
-    return noisy_lif(
-        x,
-        surrogate,
-        threshold=threshold,
-        decay=decay,
-        reset=reset,
-        detach_reset=detach_reset,
-        decay_input=decay_input,
-        state=state,
-        mode="noiseless",
-        backend=backend,
-        keep_state=keep_state,
-    )
+    return noisy_lif(x, surrogate, mode="noiseless", **settings)
 
 
 def firing_probability(
@@ -164,36 +129,22 @@ def firing_probability(
     .. math::
         P(s_t = 1 \mid s_1, \ldots, s_{t-1}) = F(u_t - \theta)
 
-    where the potential follows from the input and the given spikes, which need not be the neuron's own. The
-    probability of a whole train is the product over time of P where it has a spike and 1 - P where it has none: the
-    likelihood of recorded trains, to be maximised by its exact gradient.
-
-    Args:
-        x: input current.
-        spikes: of the neurons, 0 or 1; the potential is reset after them.
-        noise, threshold, decay, reset, decay_input, state, scale: as for `noisy_lif`.
+    where the potential follows from the input and the given spikes (0 or 1), which need not be the neuron's own, and
+    after which it is reset. The probability of a whole train is the product over time of P where it has a spike and
+    1 - P where it has none: the likelihood of recorded trains, to be maximised by its exact gradient. Other arguments
+    are those of `noisy_lif`.
 
     Shape:
         x and spikes [T, B, ...] -> [T, B, ...] in float32 (float64 for float64 input).
-
-    Raises:
-        ValueError, TypeError: for an argument out of range.
 
     Note:
         Pillow, Paninski and Simoncelli, "Maximum likelihood estimation of a stochastic integrate-and-fire neural
         encoding model", Neural Computation 16, 2004; with escape noise, Gerstner et al., "Neuronal dynamics", 2014,
         section 10.2. Plain PyTorch: differentiable as often as the law is.
     """
-    check_choice("reset", reset, RESETS)
-    check_decay(decay)
-    check_threshold(threshold)
-    check_law("noise", noise)
-    _check_input(x)
-    if not isinstance(spikes, Tensor) or spikes.shape != x.shape:
-        came = f"shape {list(spikes.shape)}" if isinstance(spikes, Tensor) else type(spikes).__name__
-        raise ValueError(f"the spikes must be {list(x.shape)}, as the input current; got {came}")
+    _check_layer(x, noise, threshold, decay, reset, scale)
+    _check_shape("spikes", spikes, x.shape, "as the input current")
     if scale is not None:
-        _check_learnt("scale", scale)
         noise = Rescaled(noise, scale)
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
@@ -252,7 +203,15 @@ def _choose_kernel(backend: str, x: Tensor, *laws: NoiseLaw | None) -> Kernel:
     return KERNELS["fused" if can_fuse else "eager"]
 
 
-def _check_input(x: Tensor) -> None:
+def _check_layer(
+    x: Tensor, noise: NoiseLaw, threshold: float, decay: float | Tensor, reset: str, scale: Tensor | None
+) -> None:
+    check_choice("reset", reset, RESETS)
+    check_decay(decay)
+    check_threshold(threshold)
+    check_law("noise", noise)
+    if scale is not None:
+        _check_learnt("scale", scale)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         came = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"the input current must be a floating point tensor, got {came}")
@@ -260,13 +219,16 @@ def _check_input(x: Tensor) -> None:
         raise ValueError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
 
 
+def _check_shape(name: str, value: Tensor, shape: torch.Size, meaning: str) -> None:
+    if not isinstance(value, Tensor) or value.shape != shape:
+        came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"the {name} must be {list(shape)}, {meaning}; got {came}")
+
+
 def _checked_state(x: Tensor, state: Tensor | None) -> Tensor | None:
-    """The state in the dtype of the arithmetic; None is rest."""
     if state is None:
         return None
-    if not isinstance(state, Tensor) or state.shape != x.shape[1:]:
-        came = f"shape {list(state.shape)}" if isinstance(state, Tensor) else type(state).__name__
-        raise ValueError(f"the state must be {list(x.shape[1:])}, one step of the input; got {came}")
+    _check_shape("state", state, x.shape[1:], "one step of the input")
     if state.device != x.device:
         raise ValueError(f"the state is on {state.device}, the input current on {x.device}")
     return state.to(arithmetic_dtype(x.dtype))

@@ -9,22 +9,15 @@ MakeNeuron = Callable[[], nn.Module]
 
 
 def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a layer without memory to every time step at once: time is folded into the batch.
-
-    Shape:
-        x [T, B, ...] -> layer(x as [T * B, ...]) as [T, B, ...]
-    """
+    """Apply a layer without memory to all steps at once: x [T, B, ...] -> layer(x as [T * B, ...]) as [T, B, ...]."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel; as a layer of the model, attacks and perturbations see raw pixels.
+    """(x - mean) / std of x [..., C, H, W]; as a layer of the model, so that attacks and perturbations see raw pixels.
 
     Args:
         mean, std: one number per channel, in pixel units ([0, 1] images).
-
-    Shape:
-        x [..., C, H, W] -> the same.
     """
 
     mean: Tensor
@@ -45,13 +38,7 @@ class ConvNorm(nn.Sequential):
     """Convolution and, where `norm` is "bn", batch normalisation: [N, C, H, W] -> [N, C', H', W']."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        norm: str | None = "bn",
-        bias: bool = False,
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: str | None, bias: bool = False
     ) -> None:
         super().__init__()
         padding = kernel_size // 2
@@ -68,18 +55,12 @@ def scaled(channels: int, width: float) -> int:
 class SpikingNetwork(nn.Module):
     """Frame of all networks: normalisation, the stem, and the direct coding of images.
 
-    A subclass has `stem`, the layers before the first neurons ([N, C, H, W] -> [N, ...]), and
-    `body`, all the rest ([T, B, ...] -> logits [T, B, K]).
-
-    Args:
-        in_shape: (C, H, W) of one image or event frame.
+    A subclass has `stem`, the layers before the first neurons ([N, C, H, W] -> [N, ...]), and `body`, all the rest
+    ([T, B, ...] -> logits [T, B, K]).
 
     Shape:
-        x [T, B, C, H, W] -> logits [T, B, K]; or, with `timesteps` = T, an image [B, C, H, W] that
-        is the same at every step ("direct coding"): the stem then runs once, not T times.
-
-    Raises:
-        ValueError: if `x` has another shape, saying what came and what was wanted.
+        x [T, B, C, H, W] -> logits [T, B, K]; or, with `timesteps` = T, an image [B, C, H, W] that is the same at every
+        step ("direct coding"): the stem then runs once, not T times.
     """
 
     stem: nn.Module
@@ -102,13 +83,11 @@ class SpikingNetwork(nn.Module):
         return self.body(current)
 
     def _check_shape(self, x: Tensor, timesteps: int | None) -> None:
-        wanted = f"[T, B, {', '.join(map(str, self.in_shape))}]"
+        shape = ", ".join(map(str, self.in_shape))
+        wanted, got = f"[T, B, {shape}]", "without timesteps"
         if timesteps is not None:
-            wanted = f"[B, {', '.join(map(str, self.in_shape))}] together with timesteps"
+            wanted, got = f"[B, {shape}] together with timesteps", f"with timesteps={timesteps}"
             if not isinstance(timesteps, int) or timesteps < 1:
                 raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
         if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:
-            raise ValueError(
-                f"expected input {wanted}, got {list(x.shape)}"
-                + (" without timesteps" if timesteps is None else f" with timesteps={timesteps}")
-            )
+            raise ValueError(f"expected input {wanted}, got {list(x.shape)} {got}")

@@ -1,10 +1,11 @@
 """Spiking neurons as modules: they map an input current [T, B, ...] to spikes [T, B, ...].
 
-`neuron(x)` starts from rest and keeps nothing, so there is nothing to reset between batches.
-`neuron.run` and `neuron.step` stream: they take the state and hand it back. The equations are in
-`models.functional`.
+`neuron(x)` starts from rest and keeps nothing, so there is nothing to reset between batches. `neuron.run` and
+`neuron.step` stream: they take the state and hand it back. The equations are in `models.functional`. An argument out of
+range is a ValueError or TypeError.
 """
 
+import abc
 import contextlib
 import copy
 import math
@@ -14,25 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .functional import (
-    PLACEMENTS,
-    RESETS,
-    check_choice,
-    check_decay,
-    check_law,
-    check_threshold,
-    firing_probability,
-    lif,
-    noisy_lif,
-)
+from . import functional
+from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold
 from .noise import Gaussian, NoiseLaw
+
+ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its density is a / sqrt(pi) exp(-(a z)^2)
 
 
 def _number(value: float | Tensor) -> float:
-    return value.item() if isinstance(value, Tensor) else value
+    return value.item() if isinstance(value, Tensor) else value  # float() warns of tensors that are learnt
 
 
-class SpikingNeuron(nn.Module):
+class SpikingNeuron(nn.Module, abc.ABC):
     """Base of the neurons, and the protocol by which the rest of the project knows a neuron.
 
     A module is a spiking neuron if its `emits_spikes` is true, whatever its class. One of another copy of this
@@ -41,7 +35,8 @@ class SpikingNeuron(nn.Module):
     - `is_noisy`: everything that evaluates, attacks or switches a network.
     - `mode`, "noisy", "noiseless" (fires where u > threshold) or "mean_field" (puts out its firing probability):
       `noiseless`, `mean_field` and the noiseless twins of attacks. Only a neuron that can be noisy has one.
-    - `gradient_law` and `set_gradient`: the gradient paths of attacks; `as_mean_field`: their mean field;
+    - `gradient_law`, the law whose density is the gradient at present, and `set_gradient`: the gradient paths of
+      attacks; `as_mean_field()`, a neuron of the same dynamics that puts out its firing probability: their mean field;
       `scale_noise`: their vanishing noise, for a neuron that is noisy.
     - `decay` and `decay_input`: membrane noise as a perturbation.
 
@@ -54,9 +49,6 @@ class SpikingNeuron(nn.Module):
 
     Shape:
         x [T, B, ...] -> spikes [T, B, ...], 0 or 1, in the dtype of `x`.
-
-    Raises:
-        ValueError, TypeError: for an argument out of range.
     """
 
     emits_spikes = True
@@ -81,16 +73,10 @@ class SpikingNeuron(nn.Module):
         """Whether two calls on the same input may differ."""
         return False
 
-    @property
-    def gradient_law(self) -> NoiseLaw:
-        """The law whose density is the gradient, at its present scale."""
-        raise self._is_abstract()
-
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
         """Take the density of `law` for d spike / d u from now on; spikes stay as they are.
 
-        Args:
-            detach_reset: whether the reset passes no gradient; None: as before.
+        Whether the reset passes no gradient is `detach_reset`, or as before if that is None.
         """
         check_law("surrogate", law)
         self.surrogate = law
@@ -99,31 +85,21 @@ class SpikingNeuron(nn.Module):
     def scale_noise(self, factor: float) -> None:
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
 
-    def as_mean_field(self) -> "SpikingNeuron":
-        """A neuron of the same dynamics that puts out its firing probability."""
-        raise self._is_abstract()
-
     def forward(self, x: Tensor) -> Tensor:
-        spikes, _ = self._integrate(x, keep_state=False)
-        return spikes
+        return self.run(x, keep_state=False)[0]
 
     def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """One time step: input [B, ...] and state [B, ...] -> spike [B, ...] and the next state."""
         spikes, state = self.run(x_t.unsqueeze(0), state)
         return spikes.squeeze(0), state
 
-    def run(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    @abc.abstractmethod
+    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
         """A stretch of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after it.
 
-        The state is the membrane potential (float32, or float64 for float64 input); None is rest.
+        The state is the membrane potential (float32, or float64 for float64 input); None is rest, and what comes out
+        where it is not to be kept.
         """
-        return self._integrate(x, state)
-
-    def _integrate(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
-        raise self._is_abstract()
-
-    def _is_abstract(self) -> TypeError:
-        return TypeError(f"{type(self).__name__} is abstract: use a subclass of SpikingNeuron that says its dynamics")
 
     def _dynamics(self) -> dict[str, Any]:
         return dict(
@@ -142,8 +118,7 @@ class LIF(SpikingNeuron):
     """Deterministic leaky integrate-and-fire neuron: fires where u > threshold, strictly.
 
     Args:
-        surrogate: the law whose density stands for d spike / d u in the backward pass. The default
-            is the erf surrogate of sharpness a = 1, a / sqrt(pi) exp(-(a z)^2): Gaussian(1 / (a sqrt 2)).
+        surrogate: the law whose density is d spike / d u in the backward pass; erf of sharpness 1 by default.
         threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
     """
 
@@ -151,7 +126,7 @@ class LIF(SpikingNeuron):
 
     def __init__(
         self,
-        surrogate: NoiseLaw = Gaussian(math.sqrt(0.5)),
+        surrogate: NoiseLaw = ERF,
         threshold: float = 1.0,
         decay: float = 0.5,
         reset: str = "zero",
@@ -167,12 +142,12 @@ class LIF(SpikingNeuron):
 
     def as_mean_field(self) -> "NoisyLIF":
         """A noisy neuron in the mean field, whose noise has the law of the surrogate."""
-        neuron = NoisyLIF(self.surrogate, **{**self._dynamics(), "decay": _number(self.decay)})
+        neuron = NoisyLIF(self.surrogate, **(self._dynamics() | {"decay": _number(self.decay)}))
         neuron.mode = "mean_field"
         return neuron
 
-    def _integrate(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
-        return lif(x, self.surrogate, state=state, keep_state=keep_state, **self._dynamics())
+    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+        return functional.lif(x, self.surrogate, state=state, keep_state=keep_state, **self._dynamics())
 
     def extra_repr(self) -> str:
         return f"{self.surrogate}, {super().extra_repr()}"
@@ -182,11 +157,7 @@ class IF(LIF):
     """Integrate-and-fire neuron without leak: a `LIF` with decay 1."""
 
     def __init__(
-        self,
-        surrogate: NoiseLaw = Gaussian(math.sqrt(0.5)),
-        threshold: float = 1.0,
-        reset: str = "zero",
-        detach_reset: bool = False,
+        self, surrogate: NoiseLaw = ERF, threshold: float = 1.0, reset: str = "zero", detach_reset: bool = False
     ) -> None:
         super().__init__(surrogate, threshold, 1.0, reset, detach_reset)
 
@@ -194,12 +165,9 @@ class IF(LIF):
 class ParametricLIF(LIF):
     """A `LIF` that learns its decay, one value per layer: decay = sigmoid(decay_logit), in (0, 1).
 
-    Args:
-        decay: the initial value, in (0, 1).
-
     Note:
-        Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking
-        neural networks", ICCV 2021. There `decay_input` is on.
+        Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
+        ICCV 2021. There `decay_input` is on.
     """
 
     decay_logit: nn.Parameter
@@ -230,13 +198,13 @@ class NoisyLIF(SpikingNeuron):
         noise: the law F of the noise (see `models.noise`).
         placement: "both", "escape" (threshold noise alone) or "membrane" (membrane noise alone).
         threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
-        learnable_scale: if true, the layer learns the scale of its noise, kept positive by
-            scale = exp(log_scale), by the gradient of the firing probability.
-        surrogate: a law whose density is the gradient, in place of that of `noise`; None: that of `noise`.
+        learnable_scale: if true, the layer learns the scale of its noise, kept positive by scale = exp(log_scale), by
+            the gradient of the firing probability.
+        surrogate: a law whose density is the gradient, in place of that of `noise`.
 
     Note:
-        Noise is drawn in training and in evaluation alike: the noise is part of the model. Use
-        `noiseless` or `mean_field` for its deterministic relatives.
+        Noise is part of the model: it is drawn in training and in evaluation alike. Use `noiseless` or `mean_field` for
+        its deterministic relatives.
     """
 
     def __init__(
@@ -265,8 +233,7 @@ class NoisyLIF(SpikingNeuron):
     @property
     def scale(self) -> float | Tensor:
         """Scale of the noise: a number, or the current value (0-d tensor) where it is learnt."""
-        learnt = self._learnt_scale()
-        return self.noise.scale if learnt is None else learnt
+        return self.noise.scale if self.log_scale is None else torch.exp(self.log_scale)
 
     @property
     def is_noisy(self) -> bool:
@@ -296,8 +263,8 @@ class NoisyLIF(SpikingNeuron):
     def _learnt_scale(self) -> Tensor | None:
         return None if self.log_scale is None else torch.exp(self.log_scale)
 
-    def _integrate(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
-        return noisy_lif(
+    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+        return functional.noisy_lif(
             x,
             self.noise,
             placement=self.placement,
@@ -310,21 +277,15 @@ class NoisyLIF(SpikingNeuron):
         )
 
     def firing_probability(self, x: Tensor, spikes: Tensor) -> Tensor:
-        """Probability of a spike at each step, given the input and the spikes before it, from rest.
+        """Probability of a spike at each step given those before it, from rest: `models.functional.firing_probability`.
 
-        See `models.functional.firing_probability`. With membrane noise it has no closed form: ValueError.
-
-        Shape:
-            x and spikes [T, B, ...] -> [T, B, ...].
+        With membrane noise it has no closed form: ValueError.
         """
         if self.placement != "escape":
-            raise ValueError(
-                f"with membrane noise, spikes do not fix the potential: placement must be 'escape', is "
-                f"{self.placement!r}"
-            )
+            raise ValueError(f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}")
         dynamics = self._dynamics()
         del dynamics["detach_reset"]
-        return firing_probability(x, spikes, self.noise, scale=self._learnt_scale(), **dynamics)
+        return functional.firing_probability(x, spikes, self.noise, scale=self._learnt_scale(), **dynamics)
 
     def extra_repr(self) -> str:
         learnt = "" if self.log_scale is None else f", scale={_number(self.scale):.4g} (learnt)"
@@ -334,8 +295,7 @@ class NoisyLIF(SpikingNeuron):
 def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
     """Context manager: every noisy neuron in `net` fires where u > threshold, without any noise.
 
-    Raises:
-        TypeError: on entry, if a neuron is noisy and cannot be switched: one without `mode`.
+    On entry, a neuron that is noisy and cannot be switched, for want of a `mode`, is a TypeError.
     """
     return _switched(net, "noiseless")
 
@@ -343,10 +303,7 @@ def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
 def mean_field(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
     """Context manager: every noisy neuron in `net` puts out its firing probability F(u - threshold).
 
-    No noise is drawn, the reset uses the probability too, and backward is the exact derivative.
-
-    Raises:
-        TypeError: as `noiseless`.
+    The reset uses the probability too, and backward is the exact derivative. Errors as for `noiseless`.
     """
     return _switched(net, "mean_field")
 

@@ -1,9 +1,7 @@
 """Noise laws: one object for the noise of a neuron and for its surrogate gradient.
 
-A neuron that fires when its potential `u` exceeds a noisy threshold does so with probability
-`F(u - threshold)`, F being the distribution function of the noise. The derivative of that
-probability is the density `F'`, which the field calls a surrogate gradient. A noise law holds
-both, and samples.
+A neuron that fires when its potential `u` exceeds a noisy threshold does so with probability `F(u - threshold)`, F
+being the distribution function of the noise. Its derivative is the density `F'`: a surrogate gradient.
 
 All laws are symmetric about `loc`. With `z = (x - loc) / scale`:
 
@@ -30,28 +28,20 @@ import torch
 from torch import Generator, Tensor
 
 Device = torch.device | str | int | None
+DType = torch.dtype | None
 
-
-def _shared_variable() -> ContextVar[Generator | None]:
-    """The variable of `noise_generator`, one for all copies of this package in the process."""
-    name = "_nsnn_noise_generator"
-    holder = sys.modules.setdefault(name, types.ModuleType(name))
-    return holder.__dict__.setdefault("variable", ContextVar(name, default=None))
-
-
-_active_generator = _shared_variable()
+# One variable for all copies of this package in the process.
+_holder = sys.modules.setdefault("_nsnn_noise_generator", types.ModuleType("_nsnn_noise_generator"))
+_active_generator: ContextVar[Generator | None]
+_active_generator = _holder.__dict__.setdefault("variable", ContextVar(_holder.__name__, default=None))
 
 
 @contextlib.contextmanager
 def noise_generator(generator: Generator) -> Iterator[Generator]:
     """Draw all noise inside the block from `generator`, instead of from torch's default one.
 
-    It holds for all copies of this package in the process, and for this thread. The numbers are drawn on the
-    generator's own device and then moved, so a CPU generator gives the same noise to a network on any device (and a
-    CUDA generator gives it faster on CUDA).
-
-    Raises:
-        TypeError: if `generator` is not a `torch.Generator`.
+    It holds for all copies of this package in the process, and for this thread. Numbers are drawn on the device of the
+    generator and then moved: a CPU generator gives the same noise to a network on any device, a CUDA one is faster.
     """
     if not isinstance(generator, Generator):
         raise TypeError(f"noise_generator takes a torch.Generator, got {type(generator).__name__}")
@@ -63,11 +53,7 @@ def noise_generator(generator: Generator) -> Iterator[Generator]:
 
 
 def _draw(
-    sampler: Callable[..., Tensor],
-    shape: Sequence[int],
-    generator: Generator | None,
-    device: Device,
-    dtype: torch.dtype | None,
+    sampler: Callable[..., Tensor], shape: Sequence[int], generator: Generator | None, device: Device, dtype: DType
 ) -> Tensor:
     """Call `sampler` (such as torch.rand) with the generator that applies here."""
     generator = generator if generator is not None else _active_generator.get()
@@ -86,21 +72,16 @@ def draw_seeds(count: int, device: Device) -> Tensor:
 class NoiseLaw(abc.ABC):
     """A symmetric noise law; subclass it with `cdf`, `pdf` and `icdf` to add your own.
 
-    A law that is also an entry of `LAWS`, with a `neuron_name`, is known to `build_neuron` and the command line.
-
     Args:
         scale: width of the law, in units of the membrane potential; positive and finite.
         loc: mean (centre) of the law, in the same units.
 
-    Raises:
-        ValueError: if `scale` is not positive and finite, or `loc` is not finite.
-
     Note:
-        A subclass that does not call `super().__init__` keeps the class attributes `scale = 1`
-        and `loc = 0`; they matter for `learnable_scale` (which stretches the law about `loc`).
+        A subclass that does not call `super().__init__` has scale 1 and loc 0; `learnable_scale` stretches about loc.
     """
 
-    neuron_name: ClassVar[str]  # of the noisy neuron in the registry
+    neuron_name: ClassVar[str]  # of the noisy neuron in the registry, for an entry of `LAWS`
+    unit_std: ClassVar[float | None] = None  # standard deviation at scale 1; None: found by quadrature
     scale: float = 1.0
     loc: float = 0.0
 
@@ -118,15 +99,15 @@ class NoiseLaw(abc.ABC):
 
     @abc.abstractmethod
     def cdf(self, x: Tensor) -> Tensor:
-        """Distribution function F(x) = P(noise <= x). Shape of the result: that of `x`."""
+        """Distribution function F(x) = P(noise <= x), elementwise."""
 
     @abc.abstractmethod
     def pdf(self, x: Tensor) -> Tensor:
-        """Density F'(x), per unit of `x`. Shape of the result: that of `x`."""
+        """Density F'(x), per unit of `x`, elementwise."""
 
     @abc.abstractmethod
     def icdf(self, p: Tensor) -> Tensor:
-        """Quantile: the x with F(x) = p, for p in (0, 1). Shape of the result: that of `p`."""
+        """Quantile: the x with F(x) = p, for p in (0, 1), elementwise."""
 
     def widened(self, factor: float) -> "NoiseLaw":
         """The same law, stretched about its `loc`: its scale times `factor`."""
@@ -135,26 +116,23 @@ class NoiseLaw(abc.ABC):
 
     @property
     def std(self) -> float:
-        """Standard deviation; here by quadrature of the density about `loc`, on a grid dense there.
+        """Standard deviation; without `unit_std` by quadrature of the density about `loc`, on a grid dense there.
 
         A subclass with infinite variance, or whose centre is not its `loc`, must define its own.
         """
+        if self.unit_std is not None:
+            return self.unit_std * self.scale
         t = torch.linspace(-20.0, 20.0, 200_001, dtype=torch.float64)
         deviation = self.scale * torch.sinh(t)
         density = self.pdf(self.loc + deviation) * self.scale * torch.cosh(t)
         return math.sqrt(torch.trapezoid(deviation.square() * density, t).item())
 
     def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generator | None = None,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
+        self, shape: Sequence[int], generator: Generator | None = None, device: Device = None, dtype: DType = None
     ) -> Tensor:
         """Draw independent noise.
 
         Args:
-            shape: shape of the result.
             generator: `torch.Generator`; by default that of `noise_generator`, else torch's own.
             device, dtype: of the result; by default the generator's device, torch's dtype.
         """
@@ -165,8 +143,7 @@ class NoiseLaw(abc.ABC):
     def _standardise(self, x: Tensor) -> Tensor:
         """z = (x - loc) / scale, limited so that neither z nor z^2 overflows.
 
-        Where the limit acts, every density here is 0 or negligible, and so is its slope:
-        clamping keeps 0 * infinity, a NaN, out of the backward pass.
+        There every density here is 0 or negligible, and so is its slope: no 0 * infinity, a NaN, in backward.
         """
         limit = math.sqrt(torch.finfo(x.dtype).max) / 4
         return ((x - self.loc) / self.scale).clamp(-limit, limit)
@@ -176,12 +153,10 @@ class NoiseLaw(abc.ABC):
 
 
 class Gaussian(NoiseLaw):
-    """Normal noise of standard deviation `scale`; as a surrogate: "erf".
-
-    F(x) = Phi(z),  F'(x) = exp(-z^2 / 2) / (scale sqrt(2 pi)),  z = (x - loc) / scale
-    """
+    """Normal noise of standard deviation `scale`: F(x) = Phi(z), z = (x - loc) / scale; as a surrogate: "erf"."""
 
     neuron_name = "NILIF"
+    unit_std = 1.0
 
     def cdf(self, x: Tensor) -> Tensor:
         # erfc, and not torch.special.ndtr: that loses all digits of the lower tail in float32.
@@ -194,28 +169,18 @@ class Gaussian(NoiseLaw):
     def icdf(self, p: Tensor) -> Tensor:
         return self._destandardise(torch.special.ndtri(p))
 
-    @property
-    def std(self) -> float:
-        return self.scale
-
     def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generator | None = None,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
+        self, shape: Sequence[int], generator: Generator | None = None, device: Device = None, dtype: DType = None
     ) -> Tensor:
-        numbers = _draw(torch.randn, shape, generator, device, dtype)
-        return numbers.mul_(self.scale).add_(self.loc) if self.loc else numbers.mul_(self.scale)
+        noise = _draw(torch.randn, shape, generator, device, dtype).mul_(self.scale)
+        return noise.add_(self.loc) if self.loc else noise
 
 
 class Logistic(NoiseLaw):
-    """Logistic noise; as a surrogate: "sigmoid" with slope 1 / scale.
-
-    F(x) = 1 / (1 + exp(-z)),  F'(x) = F(x) (1 - F(x)) / scale,  z = (x - loc) / scale
-    """
+    """Logistic noise: F(x) = 1 / (1 + exp(-z)), z = (x - loc) / scale; as a surrogate: "sigmoid" of slope 1 / scale."""
 
     neuron_name = "NILIF_sigmoid"
+    unit_std = math.pi / math.sqrt(3)
 
     def cdf(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self._standardise(x))
@@ -227,19 +192,12 @@ class Logistic(NoiseLaw):
     def icdf(self, p: Tensor) -> Tensor:
         return self._destandardise(torch.logit(p))
 
-    @property
-    def std(self) -> float:
-        return self.scale * math.pi / math.sqrt(3)
-
 
 class Triangular(NoiseLaw):
-    """Triangular noise on [loc - scale, loc + scale]; as a surrogate: "triangular".
-
-    F'(x) = (1 - |z|) / scale for |z| < 1, else 0,  z = (x - loc) / scale
-    F(x)  = (1 + z)^2 / 2 for z < 0,  1 - (1 - z)^2 / 2 for z > 0
-    """
+    """Triangular noise: F'(x) = (1 - |z|) / scale for |z| < 1, z = (x - loc) / scale; as a surrogate: "triangular"."""
 
     neuron_name = "NILIF_triang"
+    unit_std = 1 / math.sqrt(6)
 
     def cdf(self, x: Tensor) -> Tensor:
         z = self._standardise(x).clamp(-1.0, 1.0)
@@ -252,18 +210,12 @@ class Triangular(NoiseLaw):
         tail = torch.minimum(p, 1 - p)
         return self._destandardise(torch.sign(p - 0.5) * (1 - torch.sqrt(2 * tail)))
 
-    @property
-    def std(self) -> float:
-        return self.scale / math.sqrt(6)
-
 
 class Uniform(NoiseLaw):
-    """Uniform noise on [loc - scale, loc + scale]; as a surrogate: "rectangular".
-
-    F'(x) = 1 / (2 scale) for |z| <= 1, else 0;  F(x) = (1 + z) / 2,  z = (x - loc) / scale
-    """
+    """Uniform noise: F'(x) = 1 / (2 scale) for |z| <= 1, z = (x - loc) / scale; as a surrogate: "rectangular"."""
 
     neuron_name = "NILIF_uniform"
+    unit_std = 1 / math.sqrt(3)
 
     def cdf(self, x: Tensor) -> Tensor:
         return 0.5 * (1 + self._standardise(x).clamp(-1.0, 1.0))
@@ -276,20 +228,12 @@ class Uniform(NoiseLaw):
     def icdf(self, p: Tensor) -> Tensor:
         return self._destandardise(2 * p - 1)
 
-    @property
-    def std(self) -> float:
-        return self.scale / math.sqrt(3)
-
 
 class Cauchy(NoiseLaw):
-    """Cauchy noise of half-width `scale` at half-maximum; as a surrogate: "arctangent".
-
-        F(x) = 1/2 + arctan(z) / pi,  F'(x) = 1 / (pi scale (1 + z^2)),  z = (x - loc) / scale
-
-    The tails are so heavy that mean and variance do not exist: `std` is infinite.
-    """
+    """Cauchy noise, without mean or variance: F(x) = 1/2 + arctan(z) / pi, z = (x - loc) / scale; "arctangent"."""
 
     neuron_name = "NILIF_atan"
+    unit_std = math.inf
 
     def cdf(self, x: Tensor) -> Tensor:
         z = self._standardise(x)
@@ -303,10 +247,6 @@ class Cauchy(NoiseLaw):
     def icdf(self, p: Tensor) -> Tensor:
         tail = torch.minimum(p, 1 - p)
         return self._destandardise(torch.sign(p - 0.5) / torch.tan(math.pi * tail))
-
-    @property
-    def std(self) -> float:
-        return math.inf
 
 
 # A law that is added here, and has a `neuron_name`, is known everywhere; it runs on the eager kernel.
@@ -335,11 +275,5 @@ class Rescaled(NoiseLaw):
     def std(self) -> float:
         return self.law.std * self._ratio
 
-    def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generator | None = None,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        return (self.law.sample(shape, generator, device, dtype) - self.loc) * self._ratio + self.loc
+    def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        return (self.law.sample(*args, **kwargs) - self.loc) * self._ratio + self.loc

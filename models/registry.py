@@ -45,16 +45,11 @@ def build_neuron(
     Args:
         name: one of `NEURONS`.
         sigma: scale of the noise law of a noisy neuron, in the units of the potential.
-        tau: decay = 1 / tau, at least 1; as in the published code, not SpikingJelly's tau (whose decay
-            is 1 - 1 / tau). IF has no leak and ignores it.
-        threshold: firing threshold.
-        alpha: sharpness a of the erf surrogate of a deterministic neuron, density
-            a / sqrt(pi) exp(-(a z)^2).
+        tau: decay = 1 / tau, at least 1; as in the published code, not SpikingJelly's tau (whose decay is 1 - 1 / tau).
+            IF has no leak and ignores it.
+        alpha: sharpness a of the erf surrogate of a deterministic neuron, density a / sqrt(pi) exp(-(a z)^2).
         placement, learnable_scale: see `NoisyLIF`; deterministic neurons ignore them.
-        reset, detach_reset, decay_input: see `SpikingNeuron`.
-
-    Raises:
-        ValueError: for an unknown name (the valid ones are listed) or an argument out of range.
+        threshold, reset, detach_reset, decay_input: see `SpikingNeuron`.
     """
     if name not in NEURONS:
         raise ValueError(f"unknown neuron {name!r}; choose from {', '.join(NEURONS)}")
@@ -65,13 +60,11 @@ def build_neuron(
     options: dict[str, Any] = dict(threshold=threshold, reset=reset, detach_reset=detach_reset)
     if name != "IF":
         options.update(decay=1 / tau, decay_input=decay_input)
-    make: Callable[..., SpikingNeuron] = NoisyLIF
     if name in NOISY_NEURONS:
         options.update(noise=NOISY_NEURONS[name](sigma), placement=placement, learnable_scale=learnable_scale)
     else:
-        make = DETERMINISTIC_NEURONS[name]
         options.update(surrogate=Gaussian(1 / (alpha * math.sqrt(2))))
-    factory = functools.partial(make, **options)
+    factory = functools.partial(DETERMINISTIC_NEURONS.get(name, NoisyLIF), **options)
     factory()  # a wrong argument is reported here, not when the network is built
     return factory
 
@@ -85,7 +78,7 @@ def build_model(
     norm: str | None = "bn",
     width: float = 1.0,
 ) -> SpikingNetwork:
-    """Make a network.
+    """Make a network: x [T, B, C, H, W] -> logits [T, B, K]; see `SpikingNetwork` for images with `timesteps`.
 
     Args:
         name: one of `MODELS`.
@@ -94,12 +87,6 @@ def build_model(
         num_classes: K.
         norm: "bn" or None; cifarnet and toynet have no normalisation either way.
         width: factor on all channel counts.
-
-    Shape:
-        x [T, B, C, H, W] -> logits [T, B, K]; see `SpikingNetwork` for images with `timesteps`.
-
-    Raises:
-        ValueError: for an unknown name (the valid ones are listed) or an argument out of range.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")

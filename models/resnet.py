@@ -30,15 +30,11 @@ class SpikingResNet(SpikingNetwork):
     """Residual network of spiking neurons, without max-pool; sizes after "->" are for 32x32 images.
 
     Args:
-        neuron: zero-argument callable that makes a fresh neuron.
-        in_shape: (C, H, W).
-        num_classes: K.
         channels: of each stage, before `width`.
         blocks: number of residual blocks of each stage.
         hidden: size of a hidden linear layer before the last, or None.
         large_stem: if true, images other than 32x32 get a 7x7 stem of stride 2.
-        norm: "bn" or None.
-        width: factor on all channel counts.
+        neuron, in_shape, num_classes, norm, width: see `build_model`.
     """
 
     def __init__(

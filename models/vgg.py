@@ -38,14 +38,9 @@ class SpikingVGG(SpikingNetwork):
     """A chain of convolutions and pools, then linear layers.
 
     Args:
-        neuron: zero-argument callable that makes a fresh neuron.
-        in_shape: (C, H, W).
-        num_classes: K.
         plan: for each layer its channels, or (channels, stride), or POOL; the first is a stride-1 convolution.
-        hidden: sizes of the linear layers before the last. No neurons between them: the published
-            checkpoints have none.
-        norm: "bn" or None.
-        width: factor on all channel counts and hidden sizes.
+        hidden: sizes of the linear layers before the last. No neurons between them, as in published checkpoints.
+        neuron, in_shape, num_classes, norm, width: see `build_model`.
     """
 
     def __init__(

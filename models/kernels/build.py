@@ -1,7 +1,6 @@
 """Compile C with the machine's compiler, and cache the library.
 
-Environment: `CC` names a compiler; `NSNN_CACHE` is the folder of the cache (default: `nsnn` in the user's
-cache folder).
+Environment: `CC` names a compiler; `NSNN_CACHE` is the folder of the cache (else `nsnn` in the user's cache folder).
 """
 
 import ctypes
@@ -36,17 +35,13 @@ class BuildError(RuntimeError):
 
 
 def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]) -> Loaded | None:
-    """Compile `source` unless the cache has it, load it, and return `prepare` of it.
+    """Compile the C file `source` unless the cache has it, load it, and return `prepare` of it.
 
-    Compilers and flags are tried from the best to the plainest.
+    Compilers and flags are tried from the best to the plainest; None, after a warning, if no attempt succeeded.
 
     Args:
-        source: path of a C file.
-        definition: one "-DNAME=value" for it.
-        prepare: takes a `ctypes.CDLL`; may raise BuildError if the library's results are wrong.
-
-    Returns:
-        What `prepare` returned; None, after a warning, if no attempt succeeded.
+        definition: one "-DNAME=value" for the compiler.
+        prepare: may raise BuildError if the library's results are wrong.
     """
     failures = []
     for compiler, flags, runtime in _attempts():
@@ -101,7 +96,7 @@ def openmp_runtime() -> str | None:
 
 def _compiled(source: Path, compiler: Sequence[str], flags: Sequence[str], runtime: str | None) -> Path:
     """Path of the library in the cache; built there if it is missing."""
-    parts = (Path(source).read_text(), *compiler, *flags, str(runtime), _version(compiler), _processor())
+    parts = (Path(source).read_text(), *compiler, *flags, str(runtime), _run(*compiler, "--version"), _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     target = _cache_folder() / f"{Path(source).stem}-{key}.so"
     if not target.exists():
@@ -140,10 +135,6 @@ def _run(*command: str) -> str:
     if done.returncode:
         raise BuildError((done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0])
     return done.stdout
-
-
-def _version(compiler: Sequence[str]) -> str:
-    return _run(*compiler, "--version")
 
 
 def _processor() -> str:

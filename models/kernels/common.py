@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,14 +13,16 @@ RESETS = ("zero", "subtract", "none")
 SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
 MAX_RANK = 3  # loops over memory that fused kernels know, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
+Pair = tuple[Tensor | None, Tensor | None]
+Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # of x, state, decay and scale
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 @dataclasses.dataclass(slots=True, eq=False)  # not frozen: that would double the time to make one, at every call
 class Neuron:
-    """The neurons of a layer, as kernels take them; `models.functional` says what each number means.
+    """The neurons of a layer, as kernels take them; see `models.functional.noisy_lif`.
 
-    `law` is that of the noise, and its density the gradient unless there is a `surrogate`. `decay` and `scale` (of
-    `law`) are numbers, or 0-d tensors where they are learnt.
+    `decay` and `scale` (of `law`) are numbers, or 0-d tensors where they are learnt.
     """
 
     law: NoiseLaw
@@ -39,9 +41,8 @@ class Neuron:
         """With these tensors in place of its numbers; None: the number stays."""
         if decay is None and scale is None:
             return self
-        return dataclasses.replace(
-            self, decay=self.decay if decay is None else decay, scale=self.scale if scale is None else scale
-        )
+        decay_now, scale_now = self.decay if decay is None else decay, self.scale if scale is None else scale
+        return dataclasses.replace(self, decay=decay_now, scale=scale_now)
 
     def of_gradient(self) -> "Neuron":
         """With the surrogate, where there is one, in place of the law."""
@@ -79,10 +80,8 @@ def dense(x: Tensor) -> Tensor:
 
 
 def empty_sequence(step: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
-    """Uninitialised [T, B, ...] whose steps have the memory format of `step` [B, ...].
-
-    `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
-    """
+    """Uninitialised [T, B, ...] whose steps have the memory format of `step` [B, ...]."""
+    # `empty_like(x)` would not do: direct coding expands one image over time with stride 0.
     like = torch.empty_like(step, dtype=dtype)
     return like.new_empty_strided((timesteps, *like.shape), (like.numel(), *like.stride()))
 
@@ -101,12 +100,10 @@ def empty_gradients(spikes: Tensor, z: Tensor, state: Tensor | None) -> tuple[Te
 
 
 def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int]] | None:
-    """How the neurons of one step [B, ...] lie in memory, by its shape and strides.
+    """How the neurons of one step [B, ...] lie in memory: (sizes, index_strides), or None for gaps or overlaps.
 
-    Returns:
-        None if there are gaps or overlaps; else (sizes, index_strides) of the fewest nested loops,
-        outermost first, that visit the neurons as they lie in memory: dimension d has sizes[d]
-        neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
+    They are those of the fewest nested loops, outermost first, that visit the neurons as they lie in memory: dimension
+    d has sizes[d] neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
     """
     index_strides: list[int] = []
     index_stride = 1
@@ -129,11 +126,7 @@ def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int
     return sizes, strides
 
 
-@overload
-def laid_out_as(template: Tensor, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
-@overload
-def laid_out_as(template: Tensor, tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None: ...
-def laid_out_as(template: Tensor, tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None = None) -> MaybeTensor:
     """`tensor` with the strides, and the dtype, of `template`; itself if it has them; None for None."""
     if tensor is None:
         return None
@@ -141,3 +134,16 @@ def laid_out_as(template: Tensor, tensor: Tensor | None, dtype: torch.dtype | No
     if tensor.stride() == template.stride() and tensor.dtype == dtype:
         return tensor
     return torch.empty_like(template, dtype=dtype).copy_(tensor)
+
+
+def backward_tensors(grads: Pair, saved: Sequence[Any]) -> tuple[Any, ...]:
+    """What a kernel's `backward` reads and, uninitialised, what it writes, laid out as the spikes.
+
+    They are x, state, seeds, spikes, z, and the gradients of spikes, last, x and state.
+    """
+    x, state, seeds, spikes, z = saved
+    z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
+    step = z[0]
+    x, state = laid_out_as(spikes, x), laid_out_as(step, state)
+    grad_spikes, grad_last = laid_out_as(spikes, grads[0]), laid_out_as(step, grads[1])
+    return x, state, seeds, spikes, z, grad_spikes, grad_last, *empty_gradients(spikes, z, state)

@@ -1,7 +1,7 @@
 /* Noisy leaky integrate-and-fire neurons over a sequence, forward and backward, in one pass each.
 
-   models/functional.py states the dynamics, eager.py is the oracle. A thread takes a block of neurons
-   through all time steps, so the potential and the noise stay in its first-level cache.
+   models/functional.py states the dynamics, eager.py is the oracle. A thread takes a block of neurons through all time
+   steps, so the potential and the noise stay in its first-level cache.
 
    Noise is counter-based: Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
    1, 2, 3", SC 2011), with a key of its own, seeds[t], for each step. Neuron n, its row-major index in [B, ...]
@@ -62,19 +62,28 @@ typedef struct {
     int64_t learns_decay, learns_scale;
 } Layer;
 
-INLINE float float_of(uint32_t bits)
-{
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
+/* Sequences [T, ...], single steps [...] (state, last and their gradients) and seeds [T]; z = u - threshold. NULL: the
+   state is rest, gradients that come in are zeros, and results that go out are not wanted. */
+typedef struct {
+    const input *x;
+    const real *state;
+    const int64_t *seeds;
+    input *spikes;
+    real *z;
+    const input *grad_spikes;
+    const real *grad_last;
+    input *grad_x;
+    real *grad_state;
+    double *parts; /* [2][number_of_blocks]: what each block adds to the gradients of decay and scale, if learnt */
+    real *last;
+} Tensors;
 
-INLINE uint32_t bits_of(float value)
-{
+typedef union {
+    float value;
     uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
+} Float;
+INLINE float float_of(uint32_t bits) { return (Float){.bits = bits}.value; }
+INLINE uint32_t bits_of(float value) { return (Float){.value = value}.bits; }
 
 #if INPUT_BITS == 16
 INLINE real load(input x) { return float_of((uint32_t)x << 16); }
@@ -169,8 +178,7 @@ INLINE Lanes product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xfffff
 #define TOGETHER 2 /* vectors in flight: while one waits for a product, the other goes on */
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
-/* The four words of each counter, under a key. The arrays are as long as BLOCK: whole vectors are
-   filled, beyond n too. */
+/* The four words of each counter, under a key. Arrays are as long as BLOCK: whole vectors are filled, beyond n too. */
 static void philox(int64_t key, const uint32_t *counter, int n, uint32_t words[4][BLOCK])
 {
     const Lanes none = {0}, factor0 = none + 0xD2511F53u, factor2 = none + 0xCD9E8D57u;
@@ -324,7 +332,6 @@ static void draw_words(const Layer *l, int64_t seed, Block *b)
             for (int i = 0; i < b->length[0]; i++) b->words[k][i] = b->words[b->upper[i] ? k + 2 : k][i];
 }
 
-/* The noise of a row from its words. */
 INLINE void draw_row(int law, const Layer *l, Block *b, int row)
 {
     const float scale = (float)l->scale, loc = (float)l->loc;
@@ -364,14 +371,14 @@ INLINE Reset reset_of(const Layer *l)
 
 INLINE real removed(Reset reset, real u) { return reset.hard ? u : reset.soft; }
 
-INLINE void forward_row(int law, const Layer *l, Block *b, int row, int64_t t, const input *x, input *spikes, real *z,
-                        real *restrict v)
+INLINE void forward_row(int law, const Layer *l, const Tensors *m, Block *b, int row, int64_t t, real *restrict v)
 {
     const int n = b->length[row];
     const real decay = (real)l->decay, gain = l->decay_input ? 1 - decay : 1, threshold = (real)l->threshold;
-    const input *restrict current = x + t * l->x_stride + b->start[row];
-    input *restrict out = spikes + t * l->neurons + b->start[row];
-    real discarded[BLOCK], *restrict kept = z ? z + t * l->neurons + b->start[row] : discarded;
+    const int64_t at = t * l->neurons + b->start[row];
+    const input *restrict current = m->x + t * l->x_stride + b->start[row];
+    input *restrict out = m->spikes + at;
+    real discarded[BLOCK], *restrict kept = m->z ? m->z + at : discarded;
     const float *restrict eps_membrane = b->membrane[row], *restrict eps_threshold = b->threshold[row];
     const Reset reset = reset_of(l);
     if (l->membrane_noise || l->threshold_noise) draw_row(law, l, b, row);
@@ -404,19 +411,19 @@ INLINE void forward_row(int law, const Layer *l, Block *b, int row, int64_t t, c
     default: __builtin_trap();                                            \
     }
 
-/* x [T, ...], state [...] or NULL (rest), seeds [T] -> spikes [T, ...], z = u - threshold [T, ...] and last state [...] unless NULL. */
-static void forward_block(const Layer *l, int64_t number, const input *x, const real *state, const int64_t *seeds,
-                          input *spikes, real *z, real *last)
+static void forward_block(const Layer *l, const Tensors *m, int64_t number)
 {
     Block b;
     real v[2][BLOCK] = {{0}};
     start_block(l, number, &b);
-    for (int row = 0; state && row < b.rows; row++) memcpy(v[row], state + b.start[row], b.length[row] * sizeof(real));
+    for (int row = 0; m->state && row < b.rows; row++)
+        memcpy(v[row], m->state + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = 0; t < l->timesteps; t++) {
-        if (l->membrane_noise || l->threshold_noise) draw_words(l, seeds[t], &b);
-        for (int row = 0; row < b.rows; row++) BY_LAW(forward_row, l, &b, row, t, x, spikes, z, v[row])
+        if (l->membrane_noise || l->threshold_noise) draw_words(l, m->seeds[t], &b);
+        for (int row = 0; row < b.rows; row++) BY_LAW(forward_row, l, m, &b, row, t, v[row])
     }
-    for (int row = 0; last && row < b.rows; row++) memcpy(last + b.start[row], v[row], b.length[row] * sizeof(real));
+    for (int row = 0; m->last && row < b.rows; row++)
+        memcpy(m->last + b.start[row], v[row], b.length[row] * sizeof(real));
 }
 
 static double sum(const real *values, int n)
@@ -442,18 +449,17 @@ INLINE const real *fired_row(int law, const Layer *l, const real *restrict z, co
 
 /* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one
    before; where decay or scale are learnt (`learning`), their parts are added to sums[0] and sums[1]. */
-INLINE void backward_row(int law, const int learning, const Layer *l, Block *b, int row, int64_t t, const input *x, const real *state,
-                         const input *spikes, const real *z, const input *grad_spikes, input *grad_x,
+INLINE void backward_row(int law, const int learning, const Layer *l, const Tensors *m, Block *b, int row, int64_t t,
                          real *restrict grad_v, double *sums)
 {
     const int n = b->length[row];
     const int64_t at = t * l->neurons + b->start[row];
     const real decay = (real)l->decay, gain = l->decay_input ? 1 - decay : 1, threshold = (real)l->threshold;
     const real loc = (real)l->loc, inverse = (real)(1 / l->scale);
-    const real *restrict z_t = z + at;
-    const input *restrict fired_t = spikes + at, *restrict given = grad_spikes ? grad_spikes + at : fired_t;
-    const real given_counts = grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
-    input *restrict out = grad_x + at;
+    const real *restrict z_t = m->z + at;
+    const input *restrict fired_t = m->spikes + at, *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
+    const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
+    input *restrict out = m->grad_x + at;
     const Reset reset = reset_of(l);
     real grad_u[BLOCK], spread[BLOCK], space[BLOCK];
     const real *restrict fired = fired_row(law, l, z_t, fired_t, n, space);
@@ -488,39 +494,34 @@ INLINE void backward_row(int law, const int learning, const Layer *l, Block *b, 
                 real u = z_before[i] + threshold;
                 before[i] = fused(-fired_before[i], removed(reset, u), u);
             }
-        } else if (state)
-            memcpy(before, state + b->start[row], n * sizeof(real));
+        } else if (m->state)
+            memcpy(before, m->state + b->start[row], n * sizeof(real));
         if (l->decay_input)
-            for (int i = 0; i < n; i++) before[i] -= load(x[t * l->x_stride + b->start[row] + i]);
+            for (int i = 0; i < n; i++) before[i] -= load(m->x[t * l->x_stride + b->start[row] + i]);
         for (int i = 0; i < n; i++) spread[i] = grad_u[i] * before[i];
         sums[0] += sum(spread, n);
     }
 }
 
-/* grad_spikes [T, ...] and grad_last [...], or NULL for zeros -> grad_x [T, ...], grad_state [...] unless NULL, and
-   what the block adds to the gradients of decay and scale. */
-static void backward_block(const Layer *l, int64_t number, const input *x, const real *state, const int64_t *seeds,
-                           const input *spikes, const real *z, const input *grad_spikes, const real *grad_last,
-                           input *grad_x, real *grad_state, double *grad_decay, double *grad_scale)
+static void backward_block(const Layer *l, const Tensors *m, int64_t number)
 {
     Block b;
     real grad_v[2][BLOCK] = {{0}};
     double sums[2] = {0, 0};
     start_block(l, number, &b);
-    for (int row = 0; grad_last && row < b.rows; row++)
-        memcpy(grad_v[row], grad_last + b.start[row], b.length[row] * sizeof(real));
+    for (int row = 0; m->grad_last && row < b.rows; row++)
+        memcpy(grad_v[row], m->grad_last + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = l->timesteps - 1; t >= 0; t--) {
-        if (l->learns_scale && l->membrane_noise) draw_words(l, seeds[t], &b);
+        if (l->learns_scale && l->membrane_noise) draw_words(l, m->seeds[t], &b);
         for (int row = 0; row < b.rows; row++)
             if (l->learns_decay || l->learns_scale)
-                BY_LAW(backward_row, 1, l, &b, row, t, x, state, spikes, z, grad_spikes, grad_x, grad_v[row], sums)
+                BY_LAW(backward_row, 1, l, m, &b, row, t, grad_v[row], sums)
             else
-                BY_LAW(backward_row, 0, l, &b, row, t, x, state, spikes, z, grad_spikes, grad_x, grad_v[row], sums)
+                BY_LAW(backward_row, 0, l, m, &b, row, t, grad_v[row], sums)
     }
-    for (int row = 0; grad_state && row < b.rows; row++)
-        memcpy(grad_state + b.start[row], grad_v[row], b.length[row] * sizeof(real));
-    if (l->learns_decay) *grad_decay = sums[0];
-    if (l->learns_scale) *grad_scale = sums[1];
+    for (int row = 0; m->grad_state && row < b.rows; row++)
+        memcpy(m->grad_state + b.start[row], grad_v[row], b.length[row] * sizeof(real));
+    for (int learnt = 0; m->parts && learnt < 2; learnt++) m->parts[learnt * blocks_of(l) + number] = sums[learnt];
 }
 
 /* Ask for large pages for memory that is about to be written first: a fault for each 4 KiB of a fresh allocation
@@ -539,23 +540,21 @@ static void want_large_pages(void *memory, int64_t bytes)
 void lif_forward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
                  real *last)
 {
+    const Tensors m = {.x = x, .state = state, .seeds = seeds, .spikes = spikes, .z = z, .last = last};
     want_large_pages(spikes, l->timesteps * l->neurons * sizeof *spikes);
     want_large_pages(z, l->timesteps * l->neurons * sizeof *z);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, block, x, state, seeds, spikes, z, last);
+    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, &m, block);
 }
 
-/* parts [2][number_of_blocks]: what each block adds to the gradients of decay and scale, if learnt; the caller sums them
-   in the order of blocks, so that the number of threads does not matter. */
-void lif_backward(const Layer *l, const input *x, const real *state, const int64_t *seeds, const input *spikes,
-                  const real *z, const input *grad_spikes, const real *grad_last, input *grad_x, real *grad_state,
-                  double *parts)
+/* The caller sums the parts in the order of blocks, so that the number of threads does not matter. */
+void lif_backward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
+                  const input *grad_spikes, const real *grad_last, input *grad_x, real *grad_state, double *parts)
 {
+    const Tensors m = {x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts, NULL};
     want_large_pages(grad_x, l->timesteps * l->neurons * sizeof *grad_x);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++)
-        backward_block(l, block, x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts + block,
-                       parts + blocks_of(l) + block);
+    for (int64_t block = 0; block < blocks_of(l); block++) backward_block(l, &m, block);
 }
 
 /* What Layer calls the law of a class by its name; -1 for one that this kernel does not know. */

@@ -4,24 +4,15 @@ import ctypes
 import functools
 import operator
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import noise
-from . import build, selftest
-from .common import (
-    MAX_RANK,
-    RESETS,
-    SWITCHES,
-    Neuron,
-    empty_gradients,
-    empty_outputs,
-    empty_sequence,
-    laid_out_as,
-    memory_order,
-)
+from . import build, common, selftest
+from .common import MAX_RANK, RESETS, SWITCHES, Gradients, Neuron, Pair
 
 SOURCE = Path(__file__).with_name("cpu.c")
 INPUT_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16}
@@ -29,16 +20,9 @@ UPDATES_PER_THREAD = 16384  # with fewer neurons times steps, waking a thread co
 # Philox 4x32-10 of key 0 and counter 0: the first known answer of its authors' library, Random123.
 KNOWN_WORDS = [0x6627E8D5, 0xE169C58D]
 
-_forked = False
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
+_forks: list[bool] = []  # not empty in a forked process
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+    os.register_at_fork(after_in_child=lambda: _forks.append(True))
 
 
 def _threads(updates: int) -> int:
@@ -46,7 +30,7 @@ def _threads(updates: int) -> int:
 
     A forked process has one: GCC's OpenMP would wait for threads that the fork left behind.
     """
-    return 1 if _forked else max(1, min(torch.get_num_threads(), updates // UPDATES_PER_THREAD))
+    return 1 if _forks else max(1, min(torch.get_num_threads(), updates // UPDATES_PER_THREAD))
 
 
 @functools.cache
@@ -62,9 +46,8 @@ INTEGERS = ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")
 Loops = ctypes.c_int64 * MAX_RANK
 
 
+# `Layer` of cpu.c.
 class _Layer(ctypes.Structure):
-    """`Layer` of cpu.c."""
-
     _fields_ = [(name, ctypes.c_int64) for name in ("timesteps", "neurons", "x_stride", "rank")]
     _fields_ += [("size", Loops), ("index_stride", Loops), ("threads", ctypes.c_int64)]
     _fields_ += [(name, ctypes.c_double) for name in REALS]
@@ -95,58 +78,44 @@ class Kernel:
             x: input current [T, B, ...], its steps dense in memory; at least one element.
             state: membrane potential before the first step [B, ...], or None for rest.
             seeds: int64 [T], or None where nothing is random.
-            keep_z: whether backward will follow.
-            keep_state: whether the last potential is wanted.
 
         Returns:
-            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...]. What is not kept is empty.
+            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], for backward. What is not to
+            be kept is empty.
         """
-        spikes, last, z = empty_outputs(x, keep_z, keep_state)
-        state = laid_out_as(x[0], state, last.dtype)
+        spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
+        state = common.laid_out_as(x[0], state, last.dtype)
         layer = self._describe(x, neuron)
         self._library.lif_forward(layer, *map(_pointer, (x, state, seeds, spikes, z, last)))
         return spikes, last, z
 
     def backward(
-        self,
-        grad_spikes: Tensor | None,
-        grad_last: Tensor | None,
-        x: Tensor | None,
-        state: Tensor | None,
-        seeds: Tensor | None,
-        spikes: Tensor,
-        z: Tensor,
-        neuron: Neuron,
-        learns_decay: bool,
-        learns_scale: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        self, grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: tuple[bool, bool]
+    ) -> Gradients:
         """The gradients of `forward`; the density is that of `neuron.law`.
 
         Args:
-            grad_spikes, grad_last: of the spikes and of the last potential; None for zeros.
-            x: may be None unless a learnt decay scales the input.
-            spikes, z: from `forward`.
+            grads: of the spikes and of the last potential; None for zeros.
+            saved: x (None unless a learnt decay scales it), state and seeds; spikes and z from `forward`.
+            learns: whether the gradients of decay and scale are wanted.
 
         Returns:
-            Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale
-            (0-d tensors, 0 for one that is not learnt; where neither is, both are None).
+            Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale (0-d tensors,
+            0 for one that is not learnt; where neither is, both are None).
         """
-        z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
-        grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
-        state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
-        grad_x, grad_state = empty_gradients(spikes, z, state)
-        layer = self._describe(spikes, neuron, learns_decay, learns_scale)
+        tensors = common.backward_tensors(grads, saved)
+        _, _, _, spikes, z, _, _, grad_x, grad_state = tensors
+        layer = self._describe(spikes, neuron, learns)
         parts = None
-        if learns_decay or learns_scale:
+        if learns[0] or learns[1]:
             parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
-        tensors = (x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts)
-        self._library.lif_backward(layer, *map(_pointer, tensors))
+        self._library.lif_backward(layer, *map(_pointer, (*tensors, parts)))
         grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1).to(z.dtype)
         return grad_x, grad_state, grad_decay, grad_scale
 
     def random_words(self, x: Tensor, seeds: Tensor) -> list[Tensor]:
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
-        words = [empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
+        words = [common.empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
         layer = self._describe(x, Neuron(noise.Gaussian(1.0), 1.0))
         self._library.random_words(layer, *map(_pointer, (seeds, *words)))
         return [word.long() % 2**32 for word in words]
@@ -166,8 +135,7 @@ class Kernel:
                 del self.laws[law]
         return self
 
-    def _describe(self, x: Tensor, neuron: Neuron, learns_decay: bool = False, learns_scale: bool = False) -> _Layer:
-        """The `Layer` of neurons that get x [T, B, ...]."""
+    def _describe(self, x: Tensor, neuron: Neuron, learns: tuple[bool, bool] = (False, False)) -> _Layer:
         layout = (x.shape[0], x.shape[1:], x.stride(), _threads(x.numel()))
         numbers = (
             neuron.threshold,
@@ -177,8 +145,7 @@ class Kernel:
             self.laws[type(neuron.law).__name__],
             RESETS.index(neuron.reset),
             *_switches_of(neuron),
-            learns_decay,
-            learns_scale,
+            *learns,
         )
         return _layer(layout, numbers)
 
@@ -193,16 +160,8 @@ def _pointer(tensor: Tensor | None) -> int | None:
 @functools.lru_cache(maxsize=512)  # to fill in the structure takes longer than a small layer's neurons
 def _layer(layout: tuple[int, torch.Size, tuple[int, ...], int], numbers: tuple[float, ...]) -> _Layer:
     timesteps, shape, strides, threads = layout
-    order = memory_order(shape, strides[1:])
+    order = common.memory_order(shape, strides[1:])
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     sizes, index_strides = order
-    return _Layer(
-        timesteps=timesteps,
-        neurons=shape.numel(),
-        x_stride=strides[0],
-        rank=len(sizes),
-        size=Loops(*sizes),
-        index_stride=Loops(*index_strides),
-        threads=threads,
-        **dict(zip((*REALS, *INTEGERS), numbers)),
-    )
+    loops = (len(sizes), Loops(*sizes), Loops(*index_strides))
+    return _Layer(timesteps, shape.numel(), strides[0], *loops, threads, *numbers)

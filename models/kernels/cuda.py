@@ -1,8 +1,8 @@
 """The CUDA kernel, in Triton: the dynamics, the random words and the draws of cpu.c.
 
-A program takes a block of neurons through all time steps, with the potential and the noise in registers.
-Seeds are read from device memory, so that a CUDA graph can capture a launch and draw fresh noise at each
-replay. `TRITON_INTERPRET=1` runs the same code on CPU tensors, for tests.
+A program takes a block of neurons through all time steps, with the potential and the noise in registers. Seeds are read
+from device memory, so that a CUDA graph can capture a launch and draw fresh noise at each replay. `TRITON_INTERPRET=1`
+runs the same code on CPU tensors, for tests.
 """
 
 import functools
@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import MAX_RANK, RESETS, Neuron, empty_gradients, empty_outputs, empty_sequence, laid_out_as, memory_order
+from . import common
+from .common import MAX_RANK, RESETS, Gradients, Neuron, Pair
 
 BLOCK = 512
 WARPS = 4
@@ -171,13 +172,7 @@ def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
 @triton.jit
 def _removed(u, THRESHOLD: tl.constexpr, RESET: tl.constexpr):
     """What the reset takes from a neuron that fires at potential u."""
-    if RESET == RESET_ZERO:
-        taken = u
-    elif RESET == RESET_SUBTRACT:
-        taken = u * 0.0 + THRESHOLD
-    else:
-        taken = u * 0.0
-    return taken
+    return u if RESET == RESET_ZERO else u * 0.0 + (THRESHOLD if RESET == RESET_SUBTRACT else 0.0)
 
 
 @triton.jit
@@ -188,35 +183,12 @@ def _parameter(learnt, VALUE: tl.constexpr, REAL: tl.constexpr):
 
 @triton.jit
 def _forward(
-    x,
-    state,
-    seeds,
-    learnt_decay,
-    learnt_scale,
-    spikes,
-    last,
-    z,
-    timesteps,
-    neurons,
-    x_stride,
-    size1,
-    size2,
-    stride0,
-    stride1,
-    stride2,
-    DECAY: tl.constexpr,
-    SCALE: tl.constexpr,
-    LAW: tl.constexpr,
-    LOC: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    RESET: tl.constexpr,
-    DECAY_INPUT: tl.constexpr,
-    MEMBRANE_NOISE: tl.constexpr,
-    THRESHOLD_NOISE: tl.constexpr,
-    MEAN_FIELD: tl.constexpr,
-    REAL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, state, seeds, spikes, last, z, learnt_decay, learnt_scale,
+    timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2,
+    DECAY: tl.constexpr, SCALE: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr, THRESHOLD: tl.constexpr,
+    RESET: tl.constexpr, DECAY_INPUT: tl.constexpr, MEMBRANE_NOISE: tl.constexpr, THRESHOLD_NOISE: tl.constexpr,
+    MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < neurons
     index = _index(at, size1, size2, stride0, stride1, stride2)
@@ -249,42 +221,13 @@ def _forward(
 
 @triton.jit
 def _backward(
-    x,
-    state,
-    seeds,
-    learnt_decay,
-    learnt_scale,
-    spikes,
-    z,
-    grad_spikes,
-    grad_last,
-    grad_x,
-    grad_state,
-    parts,
-    timesteps,
-    neurons,
-    x_stride,
-    size1,
-    size2,
-    stride0,
-    stride1,
-    stride2,
-    DECAY: tl.constexpr,
-    SCALE: tl.constexpr,
-    LAW: tl.constexpr,
-    LOC: tl.constexpr,
-    THRESHOLD: tl.constexpr,
-    RESET: tl.constexpr,
-    DETACH_RESET: tl.constexpr,
-    DECAY_INPUT: tl.constexpr,
-    MEMBRANE_NOISE: tl.constexpr,
-    THRESHOLD_NOISE: tl.constexpr,
-    MEAN_FIELD: tl.constexpr,
-    LEARNS_DECAY: tl.constexpr,
-    LEARNS_SCALE: tl.constexpr,
-    REAL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts, learnt_decay, learnt_scale,
+    timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2,
+    DECAY: tl.constexpr, SCALE: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr, THRESHOLD: tl.constexpr,
+    RESET: tl.constexpr, DECAY_INPUT: tl.constexpr, MEMBRANE_NOISE: tl.constexpr, THRESHOLD_NOISE: tl.constexpr,
+    MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
+    DETACH_RESET: tl.constexpr, LEARNS_DECAY: tl.constexpr, LEARNS_SCALE: tl.constexpr,
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < neurons
     index = _index(at, size1, size2, stride0, stride1, stride2)
@@ -336,7 +279,7 @@ def _backward(
             grad_current = (1.0 - decay) * grad_u
         tl.store(grad_x + _at(t, neurons, at), grad_current.to(grad_x.dtype.element_ty), inside)
         grad_v = decay * grad_u
-    if grad_state is not None:
+    if state is not None:
         tl.store(grad_state + at, grad_v, inside)
     if LEARNS_DECAY:
         tl.store(parts + tl.program_id(0), tl.sum(decay_sum, 0))
@@ -344,62 +287,26 @@ def _backward(
         tl.store(parts + tl.num_programs(0) + tl.program_id(0), tl.sum(scale_sum, 0))
 
 
-@triton.jit
-def _store_words(seeds, first, second, neurons, size1, size2, stride0, stride1, stride2, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    t = tl.program_id(1)
-    index = _index(at, size1, size2, stride0, stride1, stride2)
-    a, b = _words(tl.load(seeds + t), index, neurons)
-    tl.store(first + _at(t, neurons, at), a.to(tl.int64), at < neurons)
-    tl.store(second + _at(t, neurons, at), b.to(tl.int64), at < neurons)
-
-
 def forward(
     x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`; decay and scale may be 0-d tensors on the device, whose values are not waited for."""
-    spikes, last, z = empty_outputs(x, keep_z, keep_state)
-    state = laid_out_as(x[0], state, last.dtype)
-    outputs = (spikes, last if keep_state else None, z if keep_z else None)
-    _launch(_forward, x, (x, state, seeds, *_learnt(neuron), *outputs), neuron)
+    spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
+    state = common.laid_out_as(x[0], state, last.dtype)
+    tensors = (x, state, seeds, spikes, last if keep_state else None, z if keep_z else None)
+    _launch(_forward, x, tensors, neuron)
     return spikes, last, z
 
 
-def backward(
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    x: Tensor | None,
-    state: Tensor | None,
-    seeds: Tensor | None,
-    spikes: Tensor,
-    z: Tensor,
-    neuron: Neuron,
-    learns_decay: bool,
-    learns_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def backward(grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
     """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
-    z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
-    grad_spikes, x = laid_out_as(spikes, grad_spikes), laid_out_as(spikes, x)
-    state, grad_last = laid_out_as(z[0], state), laid_out_as(z[0], grad_last)
-    grad_x, grad_state = empty_gradients(spikes, z, state)
-    parts = None
-    if learns_decay or learns_scale:
-        parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK))
-    inputs = (x, state, seeds, *_learnt(neuron), spikes, z, grad_spikes, grad_last)
-    outputs = (grad_x, None if state is None else grad_state, parts)
-    learns = dict(DETACH_RESET=neuron.detach_reset, LEARNS_DECAY=learns_decay, LEARNS_SCALE=learns_scale)
-    _launch(_backward, spikes, (*inputs, *outputs), neuron, **learns)
+    tensors = common.backward_tensors(grads, saved)
+    _, _, _, spikes, z, _, _, grad_x, grad_state = tensors
+    parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK)) if learns[0] or learns[1] else None
+    switches = dict(DETACH_RESET=neuron.detach_reset, LEARNS_DECAY=learns[0], LEARNS_SCALE=learns[1])
+    _launch(_backward, spikes, (*tensors, parts), neuron, **switches)
     grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1)
     return grad_x, grad_state, grad_decay, grad_scale
-
-
-def random_words(x: Tensor, seeds: Tensor) -> list[Tensor]:
-    """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
-    words = [empty_sequence(x[0], len(x), torch.int64) for _ in range(2)]
-    grid = (triton.cdiv(x[0].numel(), BLOCK), len(x))
-    with torch.cuda.device_of(x):
-        _store_words[grid](seeds, *words, x[0].numel(), *_loops(x), BLOCK=BLOCK)
-    return words
 
 
 def _launch(kernel: Any, x: Tensor, tensors: tuple[Tensor | None, ...], neuron: Neuron, **switches: bool) -> None:
@@ -407,26 +314,14 @@ def _launch(kernel: Any, x: Tensor, tensors: tuple[Tensor | None, ...], neuron: 
     decay, scale = neuron.decay, neuron.scale
     with torch.cuda.device_of(x):  # Triton launches on the current device
         kernel[(triton.cdiv(neurons, BLOCK),)](
-            *tensors,
-            len(x),
-            neurons,
-            x.stride(0),
-            *_loops(x),
+            *tensors, *_learnt(neuron), len(x), neurons, x.stride(0), *_loops(x),
             DECAY=0.0 if isinstance(decay, Tensor) else float(decay),
             SCALE=0.0 if isinstance(scale, Tensor) else float(scale),
-            LAW=KNOWN_LAWS.index(type(neuron.law).__name__),
-            LOC=float(neuron.law.loc),
-            THRESHOLD=neuron.threshold,
-            RESET=RESETS.index(neuron.reset),
-            DECAY_INPUT=neuron.decay_input,
-            MEMBRANE_NOISE=neuron.membrane_noise,
-            THRESHOLD_NOISE=neuron.threshold_noise,
-            MEAN_FIELD=neuron.mean_field,
-            REAL=tl.float64 if x.dtype == torch.float64 else tl.float32,
-            BLOCK=BLOCK,
-            num_warps=WARPS,
-            **switches,
-        )
+            LAW=KNOWN_LAWS.index(type(neuron.law).__name__), LOC=float(neuron.law.loc),
+            THRESHOLD=neuron.threshold, RESET=RESETS.index(neuron.reset), DECAY_INPUT=neuron.decay_input,
+            MEMBRANE_NOISE=neuron.membrane_noise, THRESHOLD_NOISE=neuron.threshold_noise, MEAN_FIELD=neuron.mean_field,
+            REAL=tl.float64 if x.dtype == torch.float64 else tl.float32, BLOCK=BLOCK, num_warps=WARPS, **switches,
+        )  # fmt: skip
 
 
 def _learnt(neuron: Neuron) -> list[Tensor | None]:
@@ -440,7 +335,7 @@ def _loops(x: Tensor) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _padded_loops(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
-    order = memory_order(shape, strides)
+    order = common.memory_order(shape, strides)
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     padding = MAX_RANK - len(order[0])
     return *([1] * padding + order[0])[1:], *([0] * padding + order[1])

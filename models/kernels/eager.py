@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..noise import NoiseLaw, Rescaled
+from ..noise import Rescaled
 from .common import Neuron, after_reset, arithmetic_dtype, empty_sequence, step_of
 
 
@@ -17,10 +17,9 @@ def lif_sequence(
     keep_state: bool = True,
     noise: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:
-    """Run one layer of neurons over a sequence; `models.functional` states the dynamics.
+    """Run a layer over a sequence x [T, B, ...]; `models.functional` states the dynamics.
 
     Args:
-        x: input current [T, B, ...].
         state: membrane potential before the first step [B, ...], in the dtype of the arithmetic; None is rest.
         keep_state: ignored; this kernel always computes the state.
         noise: membrane and threshold noise, each [T, B, ...]; what is None is drawn from the law.
@@ -31,10 +30,6 @@ def lif_sequence(
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
     return _LIFSequence.apply(x, state, neuron.decay, neuron.scale, *noise, neuron)
-
-
-def _law_of(neuron: Neuron, scale: float | Tensor) -> NoiseLaw:
-    return Rescaled(neuron.law, scale) if isinstance(scale, Tensor) else neuron.law
 
 
 def _reset_backward(grad_v: Tensor, u: Tensor, fired: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor | None]:
@@ -49,26 +44,17 @@ def _reset_backward(grad_v: Tensor, u: Tensor, fired: Tensor, neuron: Neuron) ->
 class _LIFSequence(torch.autograd.Function):
     """One autograd node for the whole sequence, instead of T small graphs.
 
-    Saved for backward: the spikes (which the next layer holds anyway) and z = u - threshold;
-    the membrane noise and `x` only where a learnt scale or decay needs them.
+    Saved are the spikes (which the next layer holds anyway) and z = u - threshold; the membrane noise and `x` only
+    where a learnt scale or decay needs them.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        state: Tensor,
-        decay: float | Tensor,
-        scale: float | Tensor,
-        eps_membrane: Tensor | None,
-        eps_threshold: Tensor | None,
-        neuron: Neuron,
-    ) -> tuple[Tensor, Tensor]:
-        law = _law_of(neuron, scale)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        x, state, decay, scale, eps_membrane, eps_threshold, neuron = inputs
+        law = Rescaled(neuron.law, scale) if isinstance(scale, Tensor) else neuron.law
         T = x.shape[0]
         spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
-        keep_eps = isinstance(scale, Tensor) and neuron.membrane_noise
-        eps_kept = torch.empty_like(z) if keep_eps else None
+        eps_kept = torch.empty_like(z) if isinstance(scale, Tensor) and neuron.membrane_noise else None
 
         def draw(given: Tensor | None, t: int) -> Tensor:
             return law.sample(state.shape, device=x.device, dtype=state.dtype) if given is None else given[t]
@@ -92,8 +78,8 @@ class _LIFSequence(torch.autograd.Function):
 
         ctx.law = law if neuron.surrogate is None else neuron.surrogate
         ctx.neuron, ctx.decay, ctx.scale = neuron, decay, scale
-        needs_x = neuron.decay_input and isinstance(decay, Tensor)
-        ctx.save_for_backward(state, spikes, z, eps_kept, x if needs_x else None)
+        kept_x = x if neuron.decay_input and isinstance(decay, Tensor) else None
+        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x)
         ctx.set_materialize_grads(False)
         return spikes, v
 

@@ -1,9 +1,9 @@
 """The fused kernels as custom operators of PyTorch, with their gradient; opaque to torch.compile.
 
-The namespace of the operators comes from the name of this package, so that copies of it under other
-names live beside each other.
+Their namespace comes from the name of this package, so that copies of it under other names live beside each other.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -18,18 +18,16 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import noise
 from . import build, common, cpu, selftest
-from .common import SWITCHES, Neuron, dense, empty_gradients, empty_outputs
+from .common import SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, empty_outputs
 
 
 def _library() -> torch.library.Library:
     """A namespace for the operators; with a number where this package is imported a second time."""
-    name, taken = "nsnn_" + __package__.replace(".", "_"), RuntimeError()
+    name = "nsnn_" + __package__.replace(".", "_")
     for number in range(1, 100):
-        try:
+        with contextlib.suppress(RuntimeError):  # the name is taken
             return torch.library.Library(name if number == 1 else f"{name}_{number}", "DEF")
-        except RuntimeError as error:
-            taken = error
-    raise taken
+    raise RuntimeError(f"PyTorch has no free namespace {name} for the operators of spiking neurons")
 
 
 LIBRARY = _library()
@@ -38,11 +36,9 @@ LIBRARY = _library()
 def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
     """Whether a fused kernel runs these neurons: a law of this package that it knows, and a kernel here."""
     kind = type(law)  # not a subclass: its functions may be others
-    return (
-        kind in noise.LAWS
-        and x.shape[1:].numel() <= common.MAX_NEURONS
-        and _has_kernel(x.device.type, x.dtype, kind.__name__)
-    )
+    if kind not in noise.LAWS or x.shape[1:].numel() > common.MAX_NEURONS:
+        return False
+    return _has_kernel(x.device.type, x.dtype, kind.__name__)
 
 
 def _has_kernel(device_type: str, dtype: torch.dtype, law: str) -> bool:
@@ -59,16 +55,13 @@ _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True) -> tuple[Tensor, Tensor]:
-    """Run one layer of neurons over a sequence; the arguments are those of `eager.lif_sequence`.
-
-    Without `keep_state` the second result is empty, and the time to write it is saved.
-    """
+    """As `eager.lif_sequence`; without `keep_state` the second result is empty, and the time to write it is saved."""
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
         spikes, last = lif_sequence(x.float(), state, neuron, keep_state)
         return spikes.to(x.dtype), last
-    learnt_decay = neuron.decay.to(x.device) if isinstance(neuron.decay, Tensor) else None
-    learnt_scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
-    tensors = (x, state, learnt_decay, learnt_scale)
+    decay = neuron.decay.to(x.device) if isinstance(neuron.decay, Tensor) else None
+    scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
+    tensors = (x, state, decay, scale)
     keep_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode()
     seeds = None
@@ -83,7 +76,7 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
 
 # `Neuron`, flattened; learnt numbers come as tensors beside it.
 NEURON = (
-    "str law, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, float scale, "
+    "str law, float scale, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, "
     "float threshold, str reset, "
 ) + ", ".join(f"bool {switch}" for switch in SWITCHES)
 
@@ -91,23 +84,15 @@ NEURON = (
 def flattened(neuron: Neuron) -> tuple[Any, ...]:
     """A neuron as the arguments of an operator, in the order of `NEURON`."""
     law, other = neuron.law, neuron.surrogate
-    return (
-        type(law).__name__,
-        law.loc,
-        None if other is None else type(other).__name__,
-        0.0 if other is None else other.scale,
-        0.0 if other is None else other.loc,
-        0.0 if isinstance(neuron.decay, Tensor) else neuron.decay,
-        law.scale if isinstance(neuron.scale, Tensor) else neuron.scale,
-        neuron.threshold,
-        neuron.reset,
-        *[getattr(neuron, switch) for switch in SWITCHES],
-    )
+    surrogate = (None, 0.0, 0.0) if other is None else (type(other).__name__, other.scale, other.loc)
+    decay = 0.0 if isinstance(neuron.decay, Tensor) else neuron.decay
+    switches = [getattr(neuron, switch) for switch in SWITCHES]
+    return type(law).__name__, law.scale, law.loc, *surrogate, decay, neuron.threshold, neuron.reset, *switches
 
 
 def _rebuilt(values: tuple[Any, ...]) -> Neuron:
     """The neuron that was `flattened`."""
-    name, loc, other, other_scale, other_loc, decay, scale, threshold, reset = values[:9]
+    name, scale, loc, other, other_scale, other_loc, decay, threshold, reset = values[:9]
     laws: dict[str, Any] = {law.__name__: law for law in noise.LAWS}
     surrogate = None if other is None else laws[other](other_scale, other_loc)
     switches = dict(zip(SWITCHES, values[9:]))
@@ -126,11 +111,6 @@ def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, 
     return getattr(getattr(torch.ops, LIBRARY.ns), name).default
 
 
-def _fake(operator: Any) -> Callable[..., Any]:
-    """Decorator: shapes, strides and dtypes of an operator's results, for torch.compile."""
-    return torch.library.register_fake(operator, lib=LIBRARY)
-
-
 def _random_seeds(x: Tensor) -> Tensor:
     """A seed for each step of x [T, ...], int64 [T], from the generator that applies when it runs (`models.noise`)."""
     return noise.draw_seeds(len(x), x.device)
@@ -139,13 +119,13 @@ def _random_seeds(x: Tensor) -> Tensor:
 random_seeds = _operator("random_seeds(Tensor x) -> Tensor", _random_seeds, (torch.Tag.nondeterministic_seeded,))
 
 
-@_fake(random_seeds)
+@torch.library.register_fake(random_seeds, lib=LIBRARY)
 def _(x: Tensor) -> Tensor:
     return x.new_empty(len(x), dtype=torch.int64)
 
 
 def _forward(tensors: tuple[Any, ...], neuron: Neuron, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Spikes [T, B, ...], the last potential [B, ...], and z = u - threshold [T, B, ...]; what is not kept is empty."""
+    """As `cpu.Kernel.forward`, for any x."""
     x, state, learnt_decay, learnt_scale, seeds = tensors
     if x.numel() == 0:
         spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
@@ -162,64 +142,41 @@ lif_forward = _operator(
 )
 
 
-@_fake(lif_forward)
+@torch.library.register_fake(lif_forward, lib=LIBRARY)
 def _(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return empty_outputs(dense(x), *inputs[-2:])
 
 
-def _backward(
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    saved: tuple[Any, ...],
-    neuron: Neuron,
-    learns_decay: bool,
-    learns_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of x [T, B, ...], of the state [B, ...] (empty without one), of decay and scale (None, None: 0)."""
-    x, state, learnt_decay, learnt_scale, seeds, spikes, z = saved
+def _backward(grads: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
+    """As `cpu.Kernel.backward`, for any spikes."""
+    learnt_decay, learnt_scale, _, state, _, spikes, z = saved
     if spikes.numel() == 0:
         grad_x, grad_state = empty_gradients(spikes, z, state)
         if state is not None:
-            grad_state = grad_state.zero_() if grad_last is None else grad_state.copy_(grad_last)
+            grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
         return grad_x, grad_state, None, None
-    neuron = neuron.learning(learnt_decay, learnt_scale)
-    return _kernel(spikes).backward(
-        grad_spikes, grad_last, x, state, seeds, spikes, z, neuron, learns_decay, learns_scale
-    )
+    return _kernel(spikes).backward(grads, saved[2:], neuron.learning(learnt_decay, learnt_scale), learns)
 
 
 def _backward_in_tensors(*inputs: Any) -> tuple[Tensor, ...]:
     """As `_backward`, of a flattened neuron; an operator has tensors for all results."""
-    grad_x, grad_state, *grads = _backward(
-        inputs[0], inputs[1], inputs[2:9], _rebuilt(inputs[9:-2]), inputs[-2], inputs[-1]
-    )
+    grad_x, grad_state, *grads = _backward(inputs[:2], inputs[2:9], _rebuilt(inputs[9:-2]), inputs[-2:])
     zero = grad_x.new_zeros((), dtype=common.arithmetic_dtype(grad_x.dtype))
     return grad_x, grad_state, *(zero.clone() if grad is None else grad for grad in grads)
 
 
 lif_backward = _operator(
-    "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? x, Tensor? state, Tensor? learnt_decay, "
-    f"Tensor? learnt_scale, Tensor? seeds, Tensor spikes, Tensor z, {NEURON}, bool learns_decay, bool learns_scale) "
+    "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? x, "
+    f"Tensor? state, Tensor? seeds, Tensor spikes, Tensor z, {NEURON}, bool learns_decay, bool learns_scale) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward_in_tensors,
 )
 
 
-@_fake(lif_backward)
+@torch.library.register_fake(lif_backward, lib=LIBRARY)
 def _(*inputs: Any) -> tuple[Tensor, ...]:
-    state, spikes, z = inputs[3], inputs[7], inputs[8]
+    state, spikes, z = inputs[5], inputs[7], inputs[8]
     return *empty_gradients(spikes, z, state), z.new_empty(()), z.new_empty(())
-
-
-def _backward_by_operator(
-    grad_spikes: Tensor | None,
-    grad_last: Tensor | None,
-    saved: tuple[Any, ...],
-    neuron: Neuron,
-    learns_decay: bool,
-    learns_scale: bool,
-) -> tuple[Tensor, ...]:
-    return lif_backward(grad_spikes, grad_last, *saved, *flattened(neuron), learns_decay, learns_scale)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -237,7 +194,7 @@ def _save_for_backward(
     ctx.neuron, ctx.keep_state = neuron.of_gradient(), keep_state
     learnt_scale = learnt_scale if neuron.surrogate is None else None
     needs_x = neuron.decay_input and learnt_decay is not None
-    ctx.save_for_backward(x if needs_x else None, state, learnt_decay, learnt_scale, seeds, spikes, z)
+    ctx.save_for_backward(learnt_decay, learnt_scale, x if needs_x else None, state, seeds, spikes, z)
     ctx.set_materialize_grads(False)
 
 
@@ -248,21 +205,20 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> No
 def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """The backward function of autograd, by `_backward` or by its operator."""
 
-    def differentiate(
-        ctx: Any, grad_spikes: Tensor | None, grad_last: Tensor | None, grad_z: None
-    ) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
-        grad_last = grad_last if ctx.keep_state else None
-        grads = backward(grad_spikes, grad_last, ctx.saved_tensors, ctx.neuron, needed[2], needed[3])
+        outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
+        grads = backward(outer, ctx.saved_tensors, ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
 
     return differentiate
 
 
-torch.library.register_autograd(
-    lif_forward, _differentiated_by(_backward_by_operator), setup_context=_set_up, lib=LIBRARY
+_by_operator = _differentiated_by(
+    lambda grads, saved, neuron, learns: lif_backward(*grads, *saved, *flattened(neuron), *learns)
 )
+torch.library.register_autograd(lif_forward, _by_operator, setup_context=_set_up, lib=LIBRARY)
 
 
 class _Direct(torch.autograd.Function):
@@ -270,8 +226,8 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        # Not by setup_context, with which PyTorch inspects the signature at every call; and the neuron and the
-        # switches are one tuple, since each argument of its own would cost time.
+        # Not by setup_context, with which PyTorch inspects the signature at every call; and one tuple for the neuron
+        # and the switches, since each argument of its own would cost time.
         tensors, (neuron, keep_z, keep_state) = inputs[:5], inputs[5]
         output = _forward(tensors, neuron, keep_z, keep_state)
         _save_for_backward(ctx, tensors, neuron, keep_state, output)

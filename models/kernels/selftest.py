@@ -25,7 +25,7 @@ def check_law(kernel: Any, name: str, like: Tensor) -> None:
     x = torch.arange(-128.0, 129.0).div(32).to(like).reshape(1, 1, -1)  # exact in bfloat16; none is on an edge of a law
     potential = x.double().cpu() - neuron.threshold
     p, _, z = kernel.forward(x, None, None, neuron, True, True)
-    density, *_ = kernel.backward(torch.ones_like(x), None, None, None, None, p, z, neuron, False, False)
+    density, *_ = kernel.backward((torch.ones_like(x), None), (None, None, None, p, z), neuron, (False, False))
     rtol = 0.01 if like.dtype in (torch.bfloat16, torch.float16) else 1e-4
     for what, ours, right in (("probabilities", p, law.cdf(potential)), ("density", density, law.pdf(potential))):
         if not torch.allclose(ours.double().cpu(), right, rtol=rtol, atol=1e-5):
@@ -59,7 +59,7 @@ def check_steps(kernel: Any, like: Tensor) -> None:
         v = u * (1 - p)
         if not torch.allclose(spikes_t, p, rtol=0.01, atol=1e-4):
             raise BuildError("the compiled firing probabilities are wrong")
-    grad_x, *_ = kernel.backward(None, torch.ones_like(last), None, None, None, spikes, z, neuron, False, False)
+    grad_x, *_ = kernel.backward((None, torch.ones_like(last)), (None, None, None, spikes, z), neuron, (False, False))
     above, below = (kernel.forward(x + sign * h, None, None, neuron, True, True)[1] for sign in (1, -1))
     if not torch.allclose(grad_x.double().sum(0), (above - below).double() / (2 * h), rtol=0.02, atol=0.02):
         raise BuildError("the compiled gradients are wrong")
