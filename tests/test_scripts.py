@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,8 +199,8 @@ def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, t
 def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_path, arguments, least, pictures):
     """`bash run_training.sh` in a copy of the repository, from another folder."""
     copy = tmp_path / "a copy"  # paths may have spaces
-    unwanted = shutil.ignore_patterns(".git", ".venv", "results", "data", "__pycache__", ".pytest_cache")
-    shutil.copytree(repository, copy, ignore=unwanted)
+    unwanted = {repository / name for name in (".git", ".venv", "results", "data", ".pytest_cache")}
+    shutil.copytree(repository, copy, ignore=lambda folder, names: {n for n in names if Path(folder, n) in unwanted})
     cache = {"NSNN_CACHE": str(tmp_path / "cache")} if arguments else {}
     done = run(repository, "bash", str(copy / "run_training.sh"), *arguments, cwd=tmp_path, timeout=1200, **cache)
     assert done.returncode == 0, done.stderr

@@ -129,7 +129,7 @@ def test_a_law_without_a_standard_deviation_is_matched_by_its_quartiles():
     class Tailed(NoiseLaw):
         """A Cauchy law of one's own."""
 
-        cdf, pdf, icdf, std = Cauchy.cdf, Cauchy.pdf, Cauchy.icdf, Cauchy.std
+        cdf, pdf, icdf, unit_std = Cauchy.cdf, Cauchy.pdf, Cauchy.icdf, Cauchy.unit_std
 
     assert law_of_std(Tailed, 0.3).scale == pytest.approx(law_of_std(Cauchy, 0.3).scale)
 
