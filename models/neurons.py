@@ -123,6 +123,7 @@ class LIF(SpikingNeuron):
     """
 
     surrogate: NoiseLaw
+    _mode = "noiseless"  # or "mean_field", for good
 
     def __init__(
         self,
@@ -140,14 +141,18 @@ class LIF(SpikingNeuron):
     def gradient_law(self) -> NoiseLaw:
         return self.surrogate
 
-    def as_mean_field(self) -> "NoisyLIF":
-        """A noisy neuron in the mean field, whose noise has the law of the surrogate."""
-        neuron = NoisyLIF(self.surrogate, **(self._dynamics() | {"decay": _number(self.decay)}))
-        neuron.mode = "mean_field"
+    def as_mean_field(self) -> "LIF":
+        """A copy that puts out F(u - threshold), F being the distribution function of the surrogate.
+
+        It has the `run` of its class: a subclass's own must go through `super().run`.
+        """
+        neuron = copy.deepcopy(self)
+        neuron._mode = "mean_field"
         return neuron
 
     def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
-        return functional.lif(x, self.surrogate, state=state, keep_state=keep_state, **self._dynamics())
+        dynamics = self._dynamics()
+        return functional.noisy_lif(x, self.surrogate, mode=self._mode, state=state, keep_state=keep_state, **dynamics)
 
     def extra_repr(self) -> str:
         return f"{self.surrogate}, {super().extra_repr()}"

@@ -112,7 +112,8 @@ class NoiseLaw(abc.ABC):
     def widened(self, factor: float) -> "NoiseLaw":
         """The same law, stretched about its `loc`: its scale times `factor`."""
         scale = self.scale * factor
-        return type(self)(scale, self.loc) if type(self) in LAWS else Rescaled(self, scale)
+        takes_loc = type(self).__init__ is NoiseLaw.__init__  # a constructor of its own may take anything
+        return type(self)(scale, self.loc) if takes_loc and type(self) in LAWS else Rescaled(self, scale)
 
     @property
     def std(self) -> float:

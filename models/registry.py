@@ -1,18 +1,20 @@
 """Neurons and networks by name."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 from .layers import MakeNeuron, SpikingNetwork
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
-from .noise import LAWS, Gaussian
+from .noise import LAWS, Gaussian, NoiseLaw
 from .resnet import sresnet18, sresnet19, sresnet34
 from .toynet import ToyNet
 from .vgg import cifarnet, vgg, vggwoap
 
-NOISY_NEURONS = {law.neuron_name: law for law in LAWS}
+NOISY_NEURONS: dict[str, tuple[Callable[..., SpikingNeuron], type[NoiseLaw]]]
+NOISY_NEURONS = {law.neuron_name: (NoisyLIF, law) for law in LAWS}
 DETERMINISTIC_NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"LIF": LIF, "PLIF": ParametricLIF, "IF": IF}
 NEURONS = (*NOISY_NEURONS, *DETERMINISTIC_NEURONS)
 MODELS: dict[str, Callable[..., SpikingNetwork]] = {
@@ -50,6 +52,9 @@ def build_neuron(
         alpha: sharpness a of the erf surrogate of a deterministic neuron, density a / sqrt(pi) exp(-(a z)^2).
         placement, learnable_scale: see `NoisyLIF`; deterministic neurons ignore them.
         threshold, reset, detach_reset, decay_input: see `SpikingNeuron`.
+
+    Raises:
+        ValueError: for a wrong argument, or one that the class in the table does not take.
     """
     if name not in NEURONS:
         raise ValueError(f"unknown neuron {name!r}; choose from {', '.join(NEURONS)}")
@@ -61,11 +66,19 @@ def build_neuron(
     if name != "IF":
         options.update(decay=1 / tau, decay_input=decay_input)
     if name in NOISY_NEURONS:
-        options.update(noise=NOISY_NEURONS[name](sigma), placement=placement, learnable_scale=learnable_scale)
+        kind, law = NOISY_NEURONS[name]
+        options.update(noise=law(sigma), placement=placement, learnable_scale=learnable_scale)
     else:
+        kind = DETERMINISTIC_NEURONS[name]
         options.update(surrogate=Gaussian(1 / (alpha * math.sqrt(2))))
-    factory = functools.partial(DETERMINISTIC_NEURONS.get(name, NoisyLIF), **options)
-    factory()  # a wrong argument is reported here, not when the network is built
+    try:
+        inspect.signature(kind).bind(**options)
+    except TypeError as error:
+        raise ValueError(f"neuron {name!r} cannot be built with {', '.join(options)}: {error}") from error
+    factory = functools.partial(kind, **options)
+    neuron = factory()  # a wrong argument is reported here, not when the network is built
+    if name in DETERMINISTIC_NEURONS and getattr(neuron, "is_noisy", False):
+        raise ValueError(f"neuron {name!r} is noisy: enter it in NOISY_NEURONS, not in DETERMINISTIC_NEURONS")
     return factory
 
 

@@ -19,7 +19,18 @@ SCHEDULERS = {  # functions of an optimiser, its learning rate, and the number n
     "onecycle": lambda optimizer, lr, n: OneCycleLR(optimizer, lr, n),
     "none": lambda optimizer, lr, n: LambdaLR(optimizer, lambda k: 1.0),
 }
-INITIALISATIONS = ("uniform", "orthog")
+
+
+def _orthogonal(layer):
+    nn.init.orthogonal_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+INITIALISATIONS = {  # functions of a convolution or linear layer
+    "uniform": lambda layer: None,  # as PyTorch made it
+    "orthog": _orthogonal,  # [out, in * k * k], of gain 1, with biases 0
+}
 
 
 def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -> optim.Optimizer:
@@ -41,14 +52,9 @@ def build_scheduler(name: str, optimizer: optim.Optimizer, total_steps: int) -> 
 
 
 def initialise(net: nn.Module, scheme: str) -> None:
-    """Leave convolutions and linear layers as PyTorch made them ("uniform"), or make them orthogonal ("orthog").
-
-    Orthogonal matrices are [out, in * k * k], of gain 1, with biases 0. ValueError for another scheme.
-    """
+    """Apply one of `INITIALISATIONS` to all convolutions and linear layers; ValueError for another scheme."""
     if scheme not in INITIALISATIONS:
         raise ValueError(f"unknown initialisation {scheme!r}; choose from {', '.join(INITIALISATIONS)}")
-    for layer in net.modules() if scheme == "orthog" else ():
+    for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.orthogonal_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            INITIALISATIONS[scheme](layer)

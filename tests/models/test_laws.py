@@ -77,6 +77,20 @@ def test_every_law_is_a_neuron_of_the_registry():
         assert type(neuron.noise) is law and neuron.noise.scale == 0.7
 
 
+def test_a_law_with_a_constructor_of_its_own_is_widened_about_its_centre(monkeypatch):
+    class Shaped(Laplace):
+        def __init__(self, scale, shape=2.0, loc=0.0):
+            super().__init__(scale, loc)
+            self.shape = shape
+
+    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Shaped))
+    law, x = Shaped(0.3, shape=5.0, loc=0.1), torch.linspace(-2, 2, 41)
+    wide = law.widened(2)
+    torch.testing.assert_close(wide.cdf(x), Laplace(0.6, 0.1).cdf(x))
+    torch.testing.assert_close(wide.pdf(x), Laplace(0.6, 0.1).pdf(x))
+    assert wide.scale == 0.6 and wide.loc == 0.1 and law.shape == 5.0
+
+
 BUGS = {  # what the compiler might have made of one law
     "draws of the Gaussian": ("radius = scale * sqrtf(-2.0f", "radius = scale * sqrtf(-1.0f"),
     "draws of the Cauchy": ("magnitude = q < 0.25f ? c / s : s / c;", "magnitude = c / s;"),

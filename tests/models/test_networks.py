@@ -25,6 +25,7 @@ from models import (
     mean_field,
     noise_generator,
     noiseless,
+    registry,
 )
 from models.layers import Normalize, over_time
 
@@ -519,6 +520,44 @@ def test_build_neuron_of_the_deterministic_names(name, kind):
     z = torch.linspace(-1, 1, 21, dtype=torch.float64)
     expected = 3 / torch.pi**0.5 * torch.exp(-((3 * z) ** 2))
     torch.testing.assert_close(neuron.surrogate.pdf(z), expected, rtol=1e-9, atol=1e-12)
+
+
+class OwnNoisy(NoisyLIF):
+    pass
+
+
+class Bare(LIF):
+    def __init__(self, surrogate, threshold, decay, reset, detach_reset):
+        super().__init__(surrogate, threshold, decay, reset, detach_reset)
+
+
+@pytest.fixture
+def entered(monkeypatch):
+    """Entries of one's own in the tables of neurons."""
+    noisy = {"OwnNoisy": (OwnNoisy, Logistic), "NoNoise": (LIF, Gaussian)}
+    deterministic = {"Bare": Bare, "Misplaced": OwnNoisy}
+    monkeypatch.setattr(registry, "NOISY_NEURONS", registry.NOISY_NEURONS | noisy)
+    monkeypatch.setattr(registry, "DETERMINISTIC_NEURONS", registry.DETERMINISTIC_NEURONS | deterministic)
+    monkeypatch.setattr(registry, "NEURONS", (*registry.NEURONS, *noisy, *deterministic))
+
+
+def test_a_noisy_neuron_of_ones_own_gets_the_options_of_noise(entered):
+    neuron = build_neuron("OwnNoisy", sigma=0.4, placement="escape", learnable_scale=True)()
+    assert type(neuron) is OwnNoisy and type(neuron.noise) is Logistic and neuron.noise.scale == 0.4
+    assert neuron.placement == "escape" and neuron.log_scale is not None and neuron.surrogate is None
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("Bare", "'Bare'.*'decay_input'"),
+        ("NoNoise", "'NoNoise'.*'noise'"),
+        ("Misplaced", "'Misplaced' is noisy.*NOISY_NEURONS"),
+    ],
+)
+def test_a_neuron_that_does_not_take_what_it_is_given_is_an_error(entered, name, message):
+    with pytest.raises(ValueError, match=message):
+        build_neuron(name)
 
 
 @every_neuron

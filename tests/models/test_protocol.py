@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import models
-from models import LIF, Gaussian, NoisyLIF, ParametricLIF, mean_field, noise_generator, noiseless
+from models import IF, LIF, Gaussian, NoisyLIF, ParametricLIF, mean_field, noise_generator, noiseless
 from models.kernels import fused
 from models.noise import LAWS
 
@@ -130,6 +130,22 @@ def test_the_mean_field_of_a_neuron_is_another_neuron():
     assert neuron.mode == "noisy" and not other.is_noisy
     with mean_field(neuron):
         assert torch.equal(other(x), neuron(x))
+
+
+@pytest.mark.parametrize("kind", [LIF, IF, ParametricLIF, NoisyLIF])
+def test_the_mean_field_of_a_subclass_keeps_its_dynamics(kind):
+    class Saturating(kind):
+        def run(self, x, state=None, keep_state=True):
+            return super().run(torch.tanh(x), state, keep_state)
+
+    x = torch.rand(3, 2, 9, generator=seeded()) * 3
+    neuron, plain = Saturating(Gaussian(0.4), reset="subtract"), kind(Gaussian(0.4), reset="subtract")
+    spikes = neuron.as_mean_field()(x)
+    assert torch.equal(spikes, plain.as_mean_field()(torch.tanh(x)))
+    u = torch.tanh(x[0])
+    torch.testing.assert_close(spikes[0], Gaussian(0.4).cdf(u - 1))
+    if kind is not NoisyLIF:
+        assert set(neuron(x).unique().tolist()) <= {0.0, 1.0}
 
 
 # ---- a second copy of the package

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import build_model, build_neuron
-from tools.optim import OPTIMIZERS, SCHEDULERS, build_optimizer, build_scheduler, initialise
+from tools.optim import INITIALISATIONS, OPTIMIZERS, SCHEDULERS, build_optimizer, build_scheduler, initialise
 
 
 def tiny_net(neuron="NILIF", **options):
@@ -80,3 +80,11 @@ def test_uniform_leaves_the_weights_of_pytorch():
 def test_an_unknown_initialisation_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="'kaiming'; choose from uniform, orthog"):
         initialise(tiny_net(), "kaiming")
+
+
+def test_a_function_in_the_table_is_applied_to_convolutions_and_linear_layers(monkeypatch):
+    monkeypatch.setitem(INITIALISATIONS, "ones", lambda layer: torch.nn.init.ones_(layer.weight))
+    net = tiny_net()
+    initialise(net, "ones")
+    layers = [module for module in net.modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert layers and all((layer.weight == 1).all() for layer in layers)
