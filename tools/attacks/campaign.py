@@ -155,16 +155,23 @@ class Campaign:
     def victim(self, net: nn.Module | None = None, draws: int | None = None) -> Victim:
         """A network (default: this campaign's) with `draws` of its noise (default: the preset's)."""
         net = self.net if net is None else net
-        return Victim(net, self.forward, (draws or self.draws) if is_noisy(net) else 1)
+        return Victim(net, self.forward, (self.draws if draws is None else draws) if is_noisy(net) else 1)
 
     def pgd(
-        self, net: nn.Module, norm: str, eps: float, restart: int = 0, steps: int = 0, draws: int = 0, best: bool = True
+        self,
+        net: nn.Module,
+        norm: str,
+        eps: float,
+        restart: int = 0,
+        steps: int | None = None,
+        draws: int | None = None,
+        best: bool = True,
     ) -> Tensor:
         """Projected gradient descent on a network.
 
         Args:
             restart: number of it; each has a start, noise and an objective of its own.
-            steps, draws: 0: as the preset has it.
+            steps, draws: default: the preset's.
             best: return the best point on the way, not the last one; ignored with noise, as luck may have made it so.
         """
         victim, objective = self.victim(net, draws), OBJECTIVES[restart % len(OBJECTIVES)]
@@ -177,7 +184,7 @@ class Campaign:
         self.bar.set_postfix_str(f"PGD, {norm} {eps:.2g}")
         ball, start = Ball(self.images, eps, norm), self.generator("start", restart)
         with self.noise("making", restart):
-            return pgd(gradient, ball, self.target, steps or self.preset.steps, start, margins)
+            return pgd(gradient, ball, self.target, self.preset.steps if steps is None else steps, start, margins)
 
     def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
         """The best of several attacked images, by draws of the noise that nothing else sees."""

@@ -30,6 +30,7 @@ from .snapshot import FoldHalved, Snapshot
 logger = logging.getLogger(__name__)
 # in the order in which they are made and shown
 MEASUREMENTS: tuple[Measurement, ...] = (Perturbations(), Attacks(), Uncertainty(), Efficiency(), Pictures())
+FOLD = "fold"  # a stored report: which one memory allows, if not the one asked for
 Groups = dict[str, list[Snapshot]]
 Results = dict[str, list[SnapshotResults]]
 
@@ -68,17 +69,29 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
 def evaluate(snapshot: Snapshot) -> SnapshotResults:
     """Make, write and log all measurements that are asked for; those stored by an earlier run are reused.
 
-    All have the same fold: where memory makes one halve it, the others are made again.
+    All have the same fold: if one runs out of memory and halves it, all are repeated, and later runs begin with it.
+
+    Raises:
+        UserError: where memory does not suffice for a single draw.
     """
+    asked, config = snapshot.folder, snapshot.config
+    if fits := asked.report(FOLD, lambda content: int(content["fits"])):
+        logger.info("--fold %d, as an earlier run had no memory for more (%s.json)", fits, asked.path / FOLD)
+        snapshot.keep_fold(fits)
     while True:
         try:
-            wanted = [one for one in MEASUREMENTS if not one.setting or getattr(snapshot.config, one.setting)]
+            wanted = [one for one in MEASUREMENTS if not one.setting or getattr(config, one.setting)]
             reports = {one.key: one.run(snapshot) for one in wanted}
         except FoldHalved as error:
             (fold,) = error.args
             logger.warning("all is measured with --fold %d", fold)
+            snapshot.folder.restore()
+            asked.write_report(FOLD, {"fits": fold})
             snapshot.keep_fold(fold)
             continue
+        except torch.OutOfMemoryError as error:
+            sizes = f"lower --minibatch (now {config.minibatch}) or, for attacks, --fold (now {snapshot.forward.fold})"
+            raise UserError(f"out of memory, even for a single noise draw: {sizes}") from error
         found = {key: report for key, report in reports.items() if report is not None}
         return SnapshotResults(snapshot.identity, snapshot.is_noisy, found)
 

@@ -30,6 +30,7 @@ class ResultFolder:
     def __init__(self, path: str | Path, identity: Content, of_points: Content, suffix: str = ""):
         self.path, self.identity, self.suffix = Path(path), identity, suffix
         self.identity_of_points = {**identity, **of_points}
+        self.replaced: dict[Path, str] = {}  # what was stored before
 
     def points_file(self, name: str) -> Path:
         return self.path / f"{name}{self.suffix}.json"
@@ -51,10 +52,10 @@ class ResultFolder:
         head["crc32"] = _checksum({**head, "points": rows})
         opened = json.dumps(head, indent=2).removesuffix("\n}")
         lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
-        write_text_atomically(self.points_file(name), f'{opened},\n  "points": [\n{lines}\n  ]\n}}\n')
+        self._write(self.points_file(name), f'{opened},\n  "points": [\n{lines}\n  ]\n}}\n')
 
     def report(self, name: str, from_json: Callable[[Content], Any] = dict, **settings: Any) -> Any:
-        """A stored report, as `from_json` makes it of its plain data, that has these settings; or None."""
+        """Load a stored report whose settings match, by `from_json`; else None."""
 
         def read(content: Content) -> Any:
             del content["identity"]
@@ -64,8 +65,18 @@ class ResultFolder:
 
     def write_report(self, name: str, report: Content) -> None:
         path, content = self.path / f"{name}.json", {"identity": self.identity, **report}
-        write_text_atomically(path, json.dumps({**content, "crc32": _checksum(content)}, indent=1) + "\n")
+        self._write(path, json.dumps({**content, "crc32": _checksum(content)}, indent=1) + "\n")
         logger.info("written: %s", path)
+
+    def restore(self) -> None:
+        """Put back the files that this object replaced."""
+        for path, text in self.replaced.items():
+            write_text_atomically(path, text)
+
+    def _write(self, path: Path, text: str) -> None:
+        if path not in self.replaced and path.is_file() and path.stat().st_size <= MOST_TEXT:
+            self.replaced[path] = path.read_text("utf-8", "replace")
+        write_text_atomically(path, text)
 
     def _read(self, path: Path, identity: Content, read: Callable[[Content], Any]) -> Any:
         try:

@@ -29,11 +29,19 @@ class Perturbation:
     is_random: bool = True  # whether it draws anything
 
 
-def entry(table: dict[str, Perturbation], where: str, name: str, *fields: Any, **limits: Any) -> Callable[..., Any]:
-    """Decorator that enters a function into a table as what the perturbation `name` applies."""
+def entry(
+    table: dict[str, Perturbation],
+    where: str,
+    name: str,
+    flag: str,
+    unit: str,
+    severities: tuple[float, ...],
+    **more: Any,
+) -> Callable[..., Any]:
+    """Decorator that enters a function into a table as what the perturbation `name` applies; `more` fields of it."""
 
     def enter(apply: Callable[..., Any]) -> Callable[..., Any]:
-        table[name] = Perturbation(where, apply, *fields, **limits)
+        table[name] = Perturbation(where, apply, flag=flag, unit=unit, severities=severities, **more)
         return apply
 
     return enter

@@ -266,24 +266,27 @@ def test_what_results_depend_on_is_measured_again_when_it_changes(trained, strip
         assert run(moved, **{change: 7}) > 0
 
 
+def in_memory_for(most, made, passes):
+    """An evaluation of a snapshot where a network can be run on `most` images at once; `passes` gets all tries."""
+    original = made.net.forward
+
+    def forward(images, **more):
+        passes.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError
+        return original(images, **more)
+
+    made.net.forward = forward
+    return evaluate(made)
+
+
 def test_results_are_of_the_fold_that_memory_allows_and_stored_under_it(trained, stripes, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
     options = dict(draws=1, n_ensembles=8, minibatch=10, perturbation=["membrane"], efficiency=True)
     calls = []
 
     def in_small_memory(out, fold):
-        """An evaluation where a network can be run on 40 images at once."""
-        made = snapshot(trained, stripes, tmp_path / out, fold=fold, **options)
-        original = made.net.forward
-
-        def forward(images, **more):
-            if len(images) > 40:
-                raise torch.OutOfMemoryError
-            calls.append(len(images))
-            return original(images, **more)
-
-        made.net.forward = forward
-        return evaluate(made)
+        return in_memory_for(40, snapshot(trained, stripes, tmp_path / out, fold=fold, **options), calls)
 
     found, fitting = in_small_memory("a", 80), in_small_memory("b", 40)
     assert found.perturbations == fitting.perturbations and found.reports == fitting.reports
@@ -294,10 +297,37 @@ def test_results_are_of_the_fold_that_memory_allows_and_stored_under_it(trained,
     calls.clear()
     assert in_small_memory("a", 40) == found and not calls
     assert in_small_memory("a", 80) == found
-    assert not calls  # the first pass said that 80 are too many; then it found what is stored
-    assert (
-        evaluated(trained, stripes, tmp_path / "a", fold=80, **options).identity["fold"] == 80
-    )  # here memory suffices
+    assert not calls  # the folder says that 80 are too many
+    (tmp_path / "a" / "fold.json").unlink()
+    measured = evaluated(trained, stripes, tmp_path / "a", fold=80, **options)  # here memory suffices
+    assert measured.identity["fold"] == 80
+
+
+def test_an_evaluation_whose_fold_was_halved_is_resumed(trained, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
+    options = dict(draws=1, minibatch=10, fold=80, uncertainty=True)
+    first, second = [], []
+    found = in_memory_for(20, snapshot(trained, stripes, tmp_path, **options), first)
+    assert first[0] == 10 and {80, 40} <= set(first)  # clean was measured first; then the fold was halved twice
+    assert in_memory_for(20, snapshot(trained, stripes, tmp_path, **options), second) == found and not second
+    assert found.identity["fold"] == 20
+
+
+def test_running_out_of_memory_loses_no_stored_results_of_another_fold(trained, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
+    options = dict(draws=1, minibatch=10, uncertainty=True)
+    evaluated(trained, stripes, tmp_path, fold=40, **options)
+    clean, uncertainty = ((tmp_path / f"{name}.json").read_bytes() for name in ("clean", "uncertainty"))
+    passes = []
+    in_memory_for(40, snapshot(trained, stripes, tmp_path, fold=80, **options), passes)
+    assert (tmp_path / "clean.json").read_bytes() == clean
+    assert (tmp_path / "uncertainty.json").read_bytes() == uncertainty
+    assert passes.index(80) == len(passes) - 1  # nothing was measured again
+
+
+def test_a_minibatch_that_memory_does_not_allow_is_an_error_of_the_user(trained, stripes, tmp_path):
+    with pytest.raises(UserError, match=r"out of memory.*lower --minibatch \(now 20\)"):
+        in_memory_for(10, snapshot(trained, stripes, tmp_path, minibatch=20), [])
 
 
 def test_seeds_are_of_their_own_for_each_draw_and_purpose(trained, stripes, tmp_path):

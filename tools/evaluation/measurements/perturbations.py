@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import statistics
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -87,11 +88,11 @@ def _result(snapshot: Snapshot, condition: Condition) -> Result:
     is_random = not condition.is_clean and perturbation is not None and perturbation.is_random
     is_drawn, predictions = snapshot.is_noisy or is_random, []
     for draw in range(snapshot.config.draws if is_drawn else 1):
-        inside, transform, batches = _disturbance(snapshot, condition, snapshot.seed("perturbation", draw))
+        disturbance = _disturbance(snapshot, condition, snapshot.seed("perturbation", draw))
         what = f"{condition.name} {condition.strength}, draw {draw + 1}"
-        with inside:
-            options = dict(draws=snapshot.config.n_ensembles, transform=transform, description=what)
-            log_p, target = snapshot.predict(batches, "noise", draw, **options)
+        with disturbance.inside:
+            options = dict(draws=snapshot.config.n_ensembles, transform=disturbance.transform, description=what)
+            log_p, target = snapshot.predict(disturbance.batches, "noise", draw, **options)
         predictions.append(metrics.mean_prediction(log_p))
     accuracies = [metrics.accuracy(one, target) for one in predictions]
     losses = [metrics.negative_log_likelihood(one, target) for one in predictions]
@@ -111,26 +112,38 @@ def _result(snapshot: Snapshot, condition: Condition) -> Result:
     )
 
 
-def _disturbance(snapshot: Snapshot, condition: Condition, seed: int) -> tuple[AbstractContextManager[Any], Any, Any]:
-    """The context of the network, the function of images or None, and the batches that make a condition."""
-    nothing, name, strength = contextlib.nullcontext(), condition.name, condition.strength
+@dataclasses.dataclass
+class _Disturbance:
+    """What makes a condition."""
+
+    batches: Any
+    inside: AbstractContextManager[Any] = contextlib.nullcontext()  # of the network
+    transform: Callable[[Tensor, Tensor], Tensor] | None = None  # (images, labels) -> images
+
+
+def _disturbance(snapshot: Snapshot, condition: Condition, seed: int) -> _Disturbance:
+    name, strength = condition.name, condition.strength
     if condition.is_clean:
-        return nothing, None, snapshot.test_batches
+        return _Disturbance(snapshot.test_batches)
     if name not in PERTURBATIONS:
-        return nothing, None, snapshot.batches(snapshot.corruptions.part(name, condition.severity))
+        return _Disturbance(snapshot.batches(snapshot.corruptions.part(name, condition.severity)))
     apply, where, generator = PERTURBATIONS[name].apply, PERTURBATIONS[name].where, Generator().manual_seed(seed)
     if where == "events":
-        return nothing, None, snapshot.batches(snapshot.test.perturbed(apply, strength, seed))
+        return _Disturbance(snapshot.batches(snapshot.test.perturbed(apply, strength, seed)))
     if where == "hidden":
         own = Generator(snapshot.device).manual_seed(seed)
-        return apply(snapshot.net, strength, own), None, snapshot.test_batches
+        return _Disturbance(snapshot.test_batches, inside=apply(snapshot.net, strength, own))
     if where == "pixels":
-        return nothing, lambda images, target: apply(images, strength, generator), snapshot.test_batches
+        return _Disturbance(snapshot.test_batches, transform=lambda images, _: apply(images, strength, generator))
     if where != "attack":
         raise ValueError(f"{name}: no family of perturbations is called {where}")
     own_path = with_gradient_path(snapshot.net, "own")
     gradient = Victim(own_path, snapshot.forward, snapshot.config.adv_draws if snapshot.is_noisy else 1).gradient
-    return nothing, lambda images, target: apply(gradient, images, target, strength, generator), snapshot.test_batches
+
+    def attack(images: Tensor, target: Tensor) -> Tensor:
+        return apply(gradient, images, target, strength, generator)
+
+    return _Disturbance(snapshot.test_batches, transform=attack)
 
 
 def _deviation(values: list[float]) -> float | None:

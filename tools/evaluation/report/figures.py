@@ -17,7 +17,7 @@ COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # not averaged:
 WORST_COLUMNS = 6
 ATTACK_STYLES = {"all": "-", "PGD": "--", "random noise": ":"}
 QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
-COMPUTE = {  # use of it: of its rows, the number on the axis; style
+COMPUTE = {  # by what it is spent on: the key of a row's number on the axis, and the style of the curve
     "draws": ("draws", dict(marker="o", markersize=4)),
     "time steps": ("factor", dict(marker="s", markersize=3, linestyle=":")),
     "snapshots": ("draws", dict(marker="*", linestyle="--")),
@@ -53,7 +53,7 @@ def severities(evaluation: Evaluation) -> Figure | None:
     for axes, (name, rows) in zip(panels.flat, by_test.items()):
         by_severity = all(row.severity is not None for row in rows)
         points = [(row.severity if by_severity else row.strength, row) for row in rows]
-        nothing = 0 if by_severity else PERTURBATIONS[name].neutral  # only perturbations have strengths
+        nothing = 0 if by_severity else PERTURBATIONS[name].neutral  # corruptions of a folder have severities
         if nothing is not None:
             points.insert(0, (nothing, clean))
         points.sort(key=lambda point: point[0])
@@ -154,7 +154,7 @@ def confusion(evaluation: Evaluation) -> Figure:
     names = [_plain(name) for name in evaluation.dataset.classes]
     for axes, (group, snapshots) in zip(panels.flat, evaluation.groups.items()):
         counts = np.mean([one.clean.confusion for one in snapshots], axis=0)
-        shares = counts / counts.sum(1, keepdims=True).clip(min=1e-9)  # a class may have no sample
+        shares = counts / counts.sum(1, keepdims=True).clip(min=1e-9)  # some classes may have no samples
         image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)  # the root makes rare mistakes visible
         if len(names) <= 12:
             for row, column in np.argwhere(shares >= 0.005):
@@ -171,7 +171,7 @@ def confusion(evaluation: Evaluation) -> Figure:
 def worst(evaluation: Evaluation) -> Figure:
     """The samples of the highest loss of the first snapshot of each group."""
     found = {group: snapshots[0].clean.worst for group, snapshots in evaluation.groups.items()}
-    lines = -(-max(map(len, found.values())) // WORST_COLUMNS)  # of each group
+    lines = -(-max(map(len, found.values())) // WORST_COLUMNS)  # rows of panels, for each group
     figure, panels = _panels(lines * len(found), WORST_COLUMNS, 1.9 * lines * len(found) + 0.3)
     for axes in panels.flat:
         axes.set_axis_off()
