@@ -20,11 +20,11 @@ from .hooks import spiking_neurons
 ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6
 ADDITIONS = {form for name in ("add", "sub") for form in (name, f"{name}_", f"__{name}__", f"__i{name}__")}
 ADDITIONS |= {"__radd__", "subtract", "subtract_"}
-SYNAPSES = {"linear", "matmul", "__matmul__", "mm", "addmm", "bmm", "einsum"}
+SYNAPSES = {"linear", "matmul", "__matmul__", "mm", "addmm", "bmm", "einsum", "scaled_dot_product_attention"}
 SYNAPSES |= {f"{layer}{n}d" for layer in ("conv", "conv_transpose") for n in (1, 2, 3)}
 UNCOUNTED = (nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, *UNCOUNTED)
-TORCH = os.path.dirname(torch.__file__)
+TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 NORMS = {f"{kind}_norm" for kind in ("batch", "group", "instance", "layer", "rms")}
 
 
@@ -194,6 +194,10 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _is_current(source: str | None) -> bool:
+    return source is not None and source.endswith("()")
+
+
 def _place() -> tuple[Any, int]:
     """Where the code outside of torch and this file is that calls."""
     frame = sys._getframe(1)
@@ -205,9 +209,9 @@ def _place() -> tuple[Any, int]:
 class _Additions(TorchFunctionMode):
     """Sees every operation on tensors; counts the identity paths among the additions.
 
-    `sources` has the storages of currents, so that a view of one is known too, and the module each came from; and those
-    of constants, which come from None. A weak reference keeps the address of a storage from being used again, not its
-    memory.
+    `sources` has storages, so that a view is known too, and the source of each: "<module>()" of a current, the neuron's
+    name of spikes, None of a constant; what is not there has "". A weak reference keeps the address of a storage from
+    being used again, not its memory.
     """
 
     def __init__(self, record: Operations, net: nn.Module) -> None:
@@ -231,9 +235,10 @@ class _Additions(TorchFunctionMode):
 
     def end(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         """Forward hook of any module."""
-        if self.running.pop() in self.neurons:  # what neurons put out begins anew
+        name = self.running.pop()
+        if name in self.neurons:  # what neurons put out begins anew
             for spikes in _tensors(output):
-                self.sources.pop(self._reference(spikes).cdata, None)
+                self._note(spikes, name)
 
     def within(self, name: str, neuron: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
         """A method of a neuron, seen as a pass of the neuron."""
@@ -260,16 +265,15 @@ class _Additions(TorchFunctionMode):
         if name in ADDITIONS and len(operands) == 2 and self._are_activations(operands):
             self._count(operands)
         result = func(*args, **kwargs)
-        currents = [source for source in sources if source]
+        currents = [source for source in sources if _is_current(source)]
+        others = [source for source in sources if source is not None and source not in currents]
         if name in SYNAPSES or (name in NORMS and not currents):
-            currents = [f"{self.running[-1]}()"]  # not empty, even of the network itself
+            currents = [f"{self.running[-1]}()"]
         for x in _tensors(args[0] if name == "__setitem__" else result):
             if currents and x.is_floating_point():
-                self._note(x, currents[-1])
-            elif all(source is None for source in sources):
-                self._note(x, None)
-            else:
-                self.sources.pop(self._reference(x).cdata, None)
+                self._note(x, currents[0])
+            else:  # a comparison of a current makes spikes
+                self._note(x, others[0] if others else "" if currents else None)
         return result
 
     def _are_activations(self, operands: list[Any]) -> bool:
@@ -282,24 +286,19 @@ class _Additions(TorchFunctionMode):
         name, sources = self.running[-1], [self._source(x) for x in operands]
         places = self.identities.setdefault(name, [])
         for index, x in enumerate(operands):
-            if sources[index]:
+            if _is_current(sources[index]):
                 continue
-            place = (*_place(), index, max(sources))  # a loop over layers adds their currents at one place of the code
+            place = (*_place(), index, *sources)  # a loop over layers adds other activations at one place of the code
             if place not in places:
                 places.append(place)
             number = places.index(place) + 1
             self.record.add_identity(f"{name}.identity{number if number > 1 else ''}".lstrip("."), x)
 
-    @staticmethod
-    def _reference(x: Tensor) -> StorageWeakRef:
-        return StorageWeakRef(x.untyped_storage())
-
     def _source(self, x: Tensor) -> str | None:
-        """The module that a current came from; "" of other activations, None of constants."""
         if isinstance(x, nn.Parameter):
             return None
-        return self.sources.get(self._reference(x).cdata, (None, ""))[1]
+        return self.sources.get(StorageWeakRef(x.untyped_storage()).cdata, (None, ""))[1]
 
     def _note(self, x: Tensor, source: str | None) -> None:
-        reference = self._reference(x)
+        reference = StorageWeakRef(x.untyped_storage())
         self.sources[reference.cdata] = (reference, source)

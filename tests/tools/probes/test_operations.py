@@ -218,6 +218,11 @@ def test_sums_of_currents_and_constants_are_no_identity_path(form):
     assert identities(Shortcut(form)) == {}
 
 
+def test_spikes_made_by_comparison_are_no_current():
+    found = identities(Shortcut(lambda block, x: (block.conv(x) > -9).to(x.dtype) + block.conv(x)))
+    assert found == {"identity": {"operations": 40, "kind": "AC", "dense": 40}}
+
+
 def test_sums_of_spikes_count_both_operands():
     other = 1 - SPIKES
     found = identities(Shortcut(lambda block, x: block.conv(x + other)))
@@ -249,6 +254,13 @@ def test_a_loop_over_steps_adds_to_one_path_and_one_over_layers_does_not():
     assert found == {"identity": {"operations": x.sum().item() / 3, "kind": "AC", "dense": 40}}
     layers = Shortcut(lambda block, x: [x + block.norm(layer(x)) for layer in (block.conv, block.down)])
     assert identities(layers, x[0]).keys() == {"identity", "identity2"}
+
+    def spikes_of_layers(block, x):
+        for layer, neuron in zip((block.conv, block.down), block.neurons):
+            x = x + neuron(layer(x)[None])[0]
+
+    layers.neurons, layers.form = nn.ModuleList(build_neuron("LIF")() for _ in range(2)), spikes_of_layers
+    assert len(identities(layers, x[0])) == 4  # sums of spikes
 
 
 @pytest.mark.parametrize("kind", ["LIF", "NILIF"])
