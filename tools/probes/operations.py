@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,20 +13,27 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
+from tools.errors import UserError
+
 from .hooks import spiking_neurons
 
 ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6
-ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
-SYNAPSES = {"linear", "matmul", "__matmul__", "mm", "addmm", "bmm", "einsum"}
+ADDITIONS = {form for name in ("add", "sub") for form in (name, f"{name}_", f"__{name}__", f"__i{name}__")}
+ADDITIONS |= {"__radd__", "subtract", "subtract_"}
+SYNAPSES = {"linear", "matmul", "__matmul__", "mm", "addmm", "bmm", "einsum", "scaled_dot_product_attention"}
 SYNAPSES |= {f"{layer}{n}d" for layer in ("conv", "conv_transpose") for n in (1, 2, 3)}
-SYNAPSES |= {f"{kind}_norm" for kind in ("batch", "group", "instance", "layer", "rms")}
+UNCOUNTED = (nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd, *UNCOUNTED)
+TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+NORMS = {f"{kind}_norm" for kind in ("batch", "group", "instance", "layer", "rms")}
 
 
 @dataclasses.dataclass
 class _Connections:
     """Those of a layer or identity path, and sums over its calls, which stay on the device: reading would stall it."""
 
-    fan_out: Tensor  # of each input of one sample and time step: [C, H, W] or [features]
+    fan_out: Tensor  # of each input of one sample and time step: [C, H, W], or one number for all
+    dense: int  # all connections of one sample and time step
     is_identity: bool = False
     operations: Tensor | int = 0
     multiplies: Tensor | bool = False
@@ -36,8 +45,8 @@ class _Connections:
         self.multiplies = self.multiplies | ((x != 0) & (x != 1)).any()
 
     def report(self, samples: int) -> dict[str, Any]:
-        kind, dense = "MAC" if self.multiplies else "AC", int(self.fan_out.sum())
-        return {"operations": float(self.operations) / samples, "kind": kind, "dense": dense}
+        kind = "MAC" if self.multiplies else "AC"
+        return {"operations": float(self.operations) / samples, "kind": kind, "dense": self.dense}
 
 
 class Operations:
@@ -51,20 +60,41 @@ class Operations:
 
     def __init__(self) -> None:
         self.samples = 0
+        self._batch, self._steps = 1, 0  # of the pass; 0: not known
         self._paths: dict[str, _Connections] = {}
+
+    def begin(self, x: Tensor, batch_dim: int, timesteps: int | None) -> None:
+        """Begin a pass with input `x`."""
+        self._batch, self._steps = x.shape[batch_dim], timesteps or (x.shape[0] if batch_dim == 1 else 0)
+        self.samples += self._batch
 
     def add_layer(self, name: str, layer: nn.Module, args: tuple[Tensor]) -> None:
         """Add one call of a convolution or linear layer: its forward pre-hook, after its name."""
+        x = args[0]
         if name not in self._paths:
-            self._paths[name] = _Connections(_fan_out(layer, args[0]))
-        self._paths[name].add(args[0])
+            fan_out = _fan_out(name, layer, x)
+            dense = int(fan_out) * self._size(name, x) if fan_out.dim() == 0 else int(fan_out.sum())
+            self._paths[name] = _Connections(fan_out, dense)
+        self._paths[name].add(x)
 
     def add_identity(self, name: str, x: Tensor) -> None:
-        """Add one call of an identity path, through which activations [..., C, H, W] or [..., features] are added."""
+        """Add one call of an identity path, through which activations are added."""
         if name not in self._paths:
-            shape = x.shape[-3:] if x.dim() > 3 else x.shape[-1:]
-            self._paths[name] = _Connections(torch.ones(shape, dtype=torch.int64, device=x.device), is_identity=True)
+            one = torch.ones((), dtype=torch.int64, device=x.device)
+            self._paths[name] = _Connections(one, self._size(name, x), is_identity=True)
         self._paths[name].add(x)
+
+    def _size(self, name: str, x: Tensor) -> int:
+        """Elements of one sample and time step of `x`, which is [T, B, ...], [T * B, ...] or [B, ...]."""
+        in_steps = x.shape[0] == self._steps if self._steps else x.shape[0] != self._batch
+        if x.dim() > 2 and x.shape[1] == self._batch and in_steps:
+            return x[0, 0].numel()
+        if x.shape[0] % self._batch or (self._steps and x.shape[0] not in (self._batch, self._steps * self._batch)):
+            shape = f"{list(x.shape)}, in a batch of {self._batch}"
+            raise UserError(
+                f"cannot count {name!r}: activations must be [T, B, ...], [T * B, ...] or [B, ...], not {shape}"
+            )
+        return x[0].numel()
 
     def report(self) -> dict[str, Any]:
         """{"layers": {name: {"operations", "kind" ("AC" or "MAC"), "dense"}}, "ac", "mac", ...}: what one sample costs.
@@ -95,92 +125,180 @@ class Operations:
 
 
 @contextlib.contextmanager
-def count_operations(net: nn.Module) -> Iterator[Operations]:
+def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[Operations]:
     """Context manager: count the synaptic operations of a network in the block.
 
-    Counted are convolutions, linear layers, and identity paths: where a module adds two activations of one shape, and
-    one of them is not itself a current (made by a convolution, linear layer or normalisation, or a sum with one), each
-    of its elements that is not zero is an operation, under the name `<module>.identity` (a second one in a forward
-    pass of the module: `.identity2`).
+    Counted are convolutions, linear layers, and identity paths: where a module adds (or subtracts) two activations of
+    one shape, and one of them is not itself a current, each of its elements that is not zero is an operation, under the
+    name `<module>.identity` (a second one in the code of the module: `.identity2`; a loop over steps repeats one). A
+    current is what a convolution, linear layer or normalisation makes, and all that is made of a current outside
+    spiking neurons. Parameters, buffers and what is made of them alone are not activations.
+
+    Args:
+        batch_dim: of the samples in the network's input, 0 or 1. None: 0 with `timesteps`, and for [B, C, H, W] (the
+            dimensions that its first convolution takes), else 1.
+
+    Raises:
+        UserError: in the block, where a layer is called that cannot be counted.
     """
     record = Operations()
     additions = _Additions(record, net)
+    convolutions = [module for module in net.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    image_dim = len(convolutions[0].kernel_size) + 2 if convolutions else None
 
-    def start(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        record.samples += args[0].shape[0 if args[0].dim() == 4 else 1]
-        additions.currents.clear()
+    def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        timesteps = kwargs.get("timesteps", args[1] if len(args) > 1 else None)
+        default = 0 if timesteps is not None or args[0].dim() == image_dim else 1
+        record.begin(args[0], default if batch_dim is None else batch_dim, timesteps)
+        additions.start()
 
     with contextlib.ExitStack() as hooks:
-        hooks.enter_context(net.register_forward_pre_hook(start))
+        hooks.enter_context(net.register_forward_pre_hook(start, with_kwargs=True))
         for name, module in net.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(additions.begin, name)))
             hooks.enter_context(module.register_forward_hook(additions.end, always_call=True))
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, LAYERS):
                 hooks.enter_context(module.register_forward_pre_hook(partial(record.add_layer, name)))
+        for name, neuron in spiking_neurons(net):  # they stream by methods, which run no hooks
+            for method in {"run", "step"} & set(dir(neuron)) - set(vars(neuron)):
+                setattr(neuron, method, additions.within(name, neuron, getattr(neuron, method)))
+                hooks.callback(delattr, neuron, method)
         hooks.enter_context(additions)
         yield record
 
 
-def _fan_out(layer: nn.Module, x: Tensor) -> Tensor:
-    """Connections of each input of one sample and time step. Shape: int64 [C, H, W] or [features]."""
+def _fan_out(name: str, layer: nn.Module, x: Tensor) -> Tensor:
+    """Connections of each input of one sample and time step: int64 [C, H, W] (or [C, L], ...); of a linear layer []."""
     if isinstance(layer, nn.Linear):
-        return torch.full(x.shape[-1:], layer.out_features, device=x.device)
-    kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64, device=x.device)
-    shape = (1, 1, *x.shape[-2:])
-    geometry = (layer.stride, layer.padding, layer.dilation)
-    outputs = torch.ones_like(nn.functional.conv2d(kernel.new_zeros(shape), kernel, None, *geometry))
-    reached = torch.nn.grad.conv2d_input(shape, kernel, outputs, *geometry)[0]  # outputs of one channel, [1, H, W]
-    return (reached.round().long() * (layer.out_channels // layer.groups)).expand(x.shape[-3], -1, -1)
+        return torch.tensor(layer.out_features, device=x.device)
+    if isinstance(layer, UNCOUNTED) or layer.transposed or layer.padding_mode != "zeros":
+        known = "linear layers, and convolutions that are not transposed and pad with zeros"
+        raise UserError(f"operations of layer {name!r} ({layer}) cannot be counted: only those of {known} can")
+    dims = len(layer.kernel_size)
+    with torch.inference_mode(False), torch.enable_grad():
+        kernel = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64, device=x.device)
+        one = kernel.new_zeros(1, *x.shape[-dims:]).requires_grad_()
+        convolve = getattr(nn.functional, f"conv{dims}d")
+        outputs = convolve(one[None], kernel, None, layer.stride, layer.padding, layer.dilation)
+        (reached,) = torch.autograd.grad(outputs.sum(), one)  # outputs of one channel, [1, H, W]
+    reached = reached.round().long() * (layer.out_channels // layer.groups)
+    return reached.expand(layer.in_channels, *x.shape[-dims:])
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in arguments or results."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors(value)
+
+
+def _is_current(source: str | None) -> bool:
+    return source is not None and source.endswith("()")
+
+
+def _place() -> tuple[Any, int]:
+    """Where the code outside of torch and this file is that calls."""
+    frame = sys._getframe(1)
+    while frame.f_back and (frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(TORCH)):
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
 
 
 class _Additions(TorchFunctionMode):
     """Sees every operation on tensors; counts the identity paths among the additions.
 
-    `currents` has the storages of currents, so that a view of one is known too. A weak reference keeps the address of
-    a storage from being used again, not its memory.
+    `sources` has storages, so that a view is known too, and the source of each: "<module>()" of a current, the neuron's
+    name of spikes, None of a constant; what is not there has "". A weak reference keeps the address of a storage from
+    being used again, not its memory.
     """
 
     def __init__(self, record: Operations, net: nn.Module) -> None:
         super().__init__()
         self.record = record
+        self.net = net
         self.neurons = {name for name, _ in spiking_neurons(net)}
         self.running: list[str] = []  # names of the modules whose forward pass has begun
-        self.identities: dict[str, int] = {}  # identity paths so far in the pass of each module
-        self.currents: dict[int, StorageWeakRef] = {}
+        self.identities: dict[str, list[Any]] = {}  # of each module: the places of its identity paths
+        self.sources: dict[int, tuple[StorageWeakRef, str | None]] = {}
+
+    def start(self) -> None:
+        """Begin a pass."""
+        self.sources.clear()
+        for constant in (*self.net.parameters(), *self.net.buffers()):
+            self._note(constant, None)
 
     def begin(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook of a module, after its name."""
         self.running.append(name)
-        self.identities[name] = 0
 
     def end(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         """Forward hook of any module."""
-        self.running.pop()
+        name = self.running.pop()
+        if name in self.neurons:  # what neurons put out begins anew
+            for spikes in _tensors(output):
+                self._note(spikes, name)
+
+    def within(self, name: str, neuron: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of a neuron, seen as a pass of the neuron."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = None
+            self.begin(name, neuron, ())
+            try:
+                output = method(*args, **kwargs)
+            finally:
+                self.end(neuron, (), output)
+            return output
+
+        return call
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name in SYNAPSES:
-            self._note_current(result)
-        elif name in ADDITIONS and len(args) == 2 and self.running and self.neurons.isdisjoint(self.running):
-            self._count(args, result)
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if not self.running or not self.neurons.isdisjoint(self.running):
+            return func(*args, **kwargs)
+        sources = [self._source(x) for x in _tensors([args, kwargs])]
+        if name.endswith(("_as", "_like")) or name.startswith("new_"):  # of another tensor, the shape or type alone
+            sources = sources[: name.endswith("_as")]
+        operands = [*args[:2], *(kwargs[key] for key in ("input", "other") if key in kwargs)]
+        if name in ADDITIONS and len(operands) == 2 and self._are_activations(operands):
+            self._count(operands)
+        result = func(*args, **kwargs)
+        currents = [source for source in sources if _is_current(source)]
+        others = [source for source in sources if source is not None and source not in currents]
+        if name in SYNAPSES or (name in NORMS and not currents):
+            currents = [f"{self.running[-1]}()"]
+        for x in _tensors(args[0] if name == "__setitem__" else result):
+            if currents and x.is_floating_point():
+                self._note(x, currents[0])
+            else:  # a comparison of a current makes spikes
+                self._note(x, others[0] if others else "" if currents else None)
         return result
 
-    def _count(self, operands: tuple[Any, Any], result: Tensor) -> None:
+    def _are_activations(self, operands: list[Any]) -> bool:
         for x in operands:
-            if not isinstance(x, Tensor) or isinstance(x, nn.Parameter) or not x.is_floating_point():
-                return
-            if x.shape != operands[0].shape:
-                return
-        paths = [x for x in operands if StorageWeakRef(x.untyped_storage()).cdata not in self.currents]
-        if len(paths) < 2:
-            self._note_current(result)
-        name = self.running[-1]
-        for x in paths:
-            self.identities[name] += 1
-            number = self.identities[name] if self.identities[name] > 1 else ""
-            self.record.add_identity(f"{name}.identity{number}".lstrip("."), x)
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != operands[0].shape or not x.dim():
+                return False
+        return all(self._source(x) is not None for x in operands)
 
-    def _note_current(self, x: Tensor) -> None:
+    def _count(self, operands: list[Tensor]) -> None:
+        name, sources = self.running[-1], [self._source(x) for x in operands]
+        places = self.identities.setdefault(name, [])
+        for index, x in enumerate(operands):
+            if _is_current(sources[index]):
+                continue
+            place = (*_place(), index, *sources)  # a loop over layers adds other activations at one place of the code
+            if place not in places:
+                places.append(place)
+            number = places.index(place) + 1
+            self.record.add_identity(f"{name}.identity{number if number > 1 else ''}".lstrip("."), x)
+
+    def _source(self, x: Tensor) -> str | None:
+        if isinstance(x, nn.Parameter):
+            return None
+        return self.sources.get(StorageWeakRef(x.untyped_storage()).cdata, (None, ""))[1]
+
+    def _note(self, x: Tensor, source: str | None) -> None:
         reference = StorageWeakRef(x.untyped_storage())
-        self.currents[reference.cdata] = reference
+        self.sources[reference.cdata] = (reference, source)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models import build_model, build_neuron
+from tools.errors import UserError
 from tools.probes.operations import count_operations
 
 
@@ -55,6 +56,28 @@ def test_operations_of_a_convolution_are_its_connections(layer):
     assert report["relu_mac"] == connections(layer, torch.ones(1, 2, 5, 6))
     assert report["energy_nj"] == pytest.approx(0.9e-3 * report["ac"])
     assert report["relu_energy_nj"] == pytest.approx(4.6e-3 * report["relu_mac"])
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d(2, 4, 3, 2, 1, groups=2), nn.Conv3d(2, 3, 3, padding="same")])
+def test_convolutions_of_other_dimensions_are_counted(layer):
+    nn.init.uniform_(layer.weight, 0.5, 1)
+    x = (torch.rand(2, 2, 3, 4, 3)[(..., 0, 0) if isinstance(layer, nn.Conv1d) else ...] < 0.4).float()
+    net = Frame(layer)
+    with count_operations(net) as record, torch.inference_mode():
+        net(x)
+    report = record.report()
+    assert record.samples == 2 and report["ac"] == connections(layer, x) / 2
+    assert report["relu_mac"] == connections(layer, torch.ones(x[:1].shape))
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ConvTranspose2d(2, 2, 3), nn.Conv2d(2, 2, 3, 1, 1, padding_mode="circular"), nn.LSTM(5, 3)]
+)
+def test_layers_that_cannot_be_counted_are_an_error(layer):
+    net = Frame(layer)
+    x = SPIKES[:, 0] if isinstance(layer, nn.LSTM) else SPIKES
+    with count_operations(net), pytest.raises(UserError, match=f"'layer'.*{type(layer).__name__}"):
+        net(x)
 
 
 def test_other_values_than_spikes_are_multiplied():
@@ -138,6 +161,12 @@ def identities(net, x=SPIKES):
     return {name: row for name, row in record.report()["layers"].items() if "identity" in name}
 
 
+def into_zeros(x):
+    out = torch.zeros(x.shape)
+    out[0], out[1:] = x[0], x[1:]
+    return out
+
+
 @pytest.mark.parametrize(
     "form",
     [
@@ -148,6 +177,20 @@ def identities(net, x=SPIKES):
         lambda block, x: block.conv(x).flatten(0, 1).unflatten(0, x.shape[:2]) + x,
         lambda block, x: block.conv(x) + block.down(x) + x,
         lambda block, x: block.conv(x) + nn.functional.relu(x),
+        lambda block, x: x + torch.full((2, 1, 1), 0.5) * block.conv(x),
+        lambda block, x: x + nn.functional.avg_pool2d(block.conv(x), 3, 1, 1),
+        lambda block, x: x + block.conv(x).relu(),
+        lambda block, x: x + block.conv(x).clone(),
+        lambda block, x: x.double() + block.conv(x).double(),
+        lambda block, x: x + block.conv(x).contiguous(memory_format=torch.channels_last),
+        lambda block, x: x + torch.stack([block.conv(x), block.conv(x)]).unbind()[0],
+        lambda block, x: torch.add(x, other=block.conv(x)),
+        lambda block, x: torch.add(input=block.conv(x), other=x),
+        lambda block, x: x - block.conv(x),
+        lambda block, x: block.conv(x).sub(x),
+        lambda block, x: into_zeros(block.conv(x)) + x,
+        lambda block, x: x.clone().add_(block.conv(x)),
+        lambda block, x: x.sum() + x.mean() + block.conv(x) + x,
     ],
 )
 def test_the_identity_path_of_any_block_is_counted(form):
@@ -165,10 +208,19 @@ def test_the_identity_path_of_any_block_is_counted(form):
         lambda block, x: block.conv(x) + block.conv.bias[:, None, None],
         lambda block, x: block.conv(x) + 1.0,
         lambda block, x: block.conv(x) + nn.Parameter(torch.ones_like(x)),
+        lambda block, x: block.conv(x) + block.norm.running_var[:, None, None].expand_as(x),
+        lambda block, x: block.conv(x) + 2 * block.norm.running_var[:, None, None].expand(x.shape).contiguous(),
+        lambda block, x: block.conv(x) + torch.zeros(x.shape),
+        lambda block, x: block.conv(x) + torch.zeros_like(x) + x.new_ones(x.shape),
     ],
 )
 def test_sums_of_currents_and_constants_are_no_identity_path(form):
     assert identities(Shortcut(form)) == {}
+
+
+def test_spikes_made_by_comparison_are_no_current():
+    found = identities(Shortcut(lambda block, x: (block.conv(x) > -9).to(x.dtype) + block.conv(x)))
+    assert found == {"identity": {"operations": 40, "kind": "AC", "dense": 40}}
 
 
 def test_sums_of_spikes_count_both_operands():
@@ -189,6 +241,76 @@ def test_identity_paths_add_where_the_relu_network_multiplies():
     assert report["layers"]["identity"]["kind"] == "MAC"  # values other than spikes take it
     assert report["layers"]["identity"]["operations"] == SPIKES.sum().item() / 3
     assert report["relu_ac"] == 40 and report["relu_mac"] == report["layers"]["conv"]["dense"]
+
+
+def test_a_subtracted_negative_is_an_identity_path_too():
+    found = identities(Shortcut(lambda block, x: block.conv(x) - (-x)))
+    assert found == {"identity": {"operations": SPIKES.sum().item() / 3, "kind": "MAC", "dense": 40}}
+
+
+def test_a_loop_over_steps_adds_to_one_path_and_one_over_layers_does_not():
+    x = torch.stack([SPIKES, 1 - SPIKES, SPIKES])
+    found = identities(Shortcut(lambda block, x: torch.stack([x_t + block.conv(x_t) for x_t in x])), x)
+    assert found == {"identity": {"operations": x.sum().item() / 3, "kind": "AC", "dense": 40}}
+    layers = Shortcut(lambda block, x: [x + block.norm(layer(x)) for layer in (block.conv, block.down)])
+    assert identities(layers, x[0]).keys() == {"identity", "identity2"}
+
+    def spikes_of_layers(block, x):
+        for layer, neuron in zip((block.conv, block.down), block.neurons):
+            x = x + neuron(layer(x)[None])[0]
+
+    layers.neurons, layers.form = nn.ModuleList(build_neuron("LIF")() for _ in range(2)), spikes_of_layers
+    assert len(identities(layers, x[0])) == 4  # sums of spikes
+
+
+@pytest.mark.parametrize("kind", ["LIF", "NILIF"])
+@pytest.mark.parametrize("streams", [False, True])
+def test_spikes_of_a_neuron_are_no_current(kind, streams):
+    def form(block, x):
+        current = block.conv(x)
+        spikes = block.neuron.step(current)[0] if streams else block.neuron(current[None])[0]
+        return spikes + block.conv(spikes)
+
+    net = Shortcut(form)
+    net.neuron = build_neuron(kind)()
+    nn.init.constant_(net.conv.weight, 1.0)
+    found = identities(net)
+    assert found.keys() == {"identity"} and found["identity"]["operations"] > 0
+    assert "step" not in vars(net.neuron)
+
+
+@pytest.mark.parametrize("form", ["all steps", "flat", "one by one"])
+def test_tokens_are_counted_in_batches_of_any_size(form):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):  # [T, B, N, C]
+            if form == "one by one":
+                return [x_t + self.linear(x_t) for x_t in x]
+            x = x.flatten(0, 1) if form == "flat" else x
+            return x + self.linear(x)
+
+    batches = [torch.rand(steps, batch, 5, 4) for steps, batch in ((2, 3), (2, 2), (4, 2), (2, 1))]
+    net = Tokens()
+    with count_operations(net) as record, torch.inference_mode():
+        for x in batches:
+            net(x)
+    layers, total = record.report()["layers"], sum(x.numel() for x in batches)
+    assert record.samples == 8
+    assert layers["identity"] == {"operations": total / 8, "kind": "MAC", "dense": 20}
+    assert layers["linear"] == {"operations": total * 4 / 8, "kind": "MAC", "dense": 80}
+
+
+def test_activations_that_are_no_batch_are_an_error():
+    net = Shortcut(lambda block, x: x.movedim(0, -1) + block.conv(x).movedim(0, -1))
+    with pytest.raises(UserError, match=r"identity.*\[2, 4, 5, 3\].*batch of 3"):
+        identities(net)
+    net.form = lambda block, x: x.transpose(0, 2) + block.conv(x).transpose(0, 2)
+    with count_operations(net, batch_dim=1) as record, pytest.raises(UserError, match=r"\[4, 2, 3, 5\].*batch of 2"):
+        net(SPIKES)
+    assert record.samples == 2
 
 
 def test_additions_inside_neurons_are_their_own():
