@@ -19,7 +19,7 @@ def set_up_torch(device: str, threads: int) -> torch.device:
     try:
         torch.zeros(1, device=chosen).item()
     except (AssertionError, ImportError, RuntimeError) as error:  # which one depends on the kind of device
-        reason, *_ = str(error).split("\n")
+        reason = str(error).partition("\n")[0]
         raise UserError(f"--device {device} cannot be used: {reason}") from error
     return chosen
 

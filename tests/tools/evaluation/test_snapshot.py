@@ -147,7 +147,7 @@ def test_a_sweep_has_all_strengths(trained, stripes, tmp_path):
 def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
     with pytest.raises(UserError, match="must not be below"):
         snapshot(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=0.1)
-    with pytest.raises(UserError, match="give --perturbation"):
+    with pytest.raises(UserError, match="--range needs --perturbation"):
         snapshot(trained, stripes, tmp_path, range=True)
     with pytest.raises(UserError, match="at most 1"):
         snapshot(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=1.5)
