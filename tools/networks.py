@@ -19,13 +19,13 @@ from tools.runtime.device import chosen_device
 
 NEURON_SETTINGS = ("sigma", "tau", "threshold", "alpha", "placement", "reset")
 NEURON_SETTINGS += ("detach_reset", "decay_input", "learnable_scale")
-MOST_UNSAID = 10**8  # numbers of a network that may be built though its checkpoint has fewer, to say which do not fit
+MAX_EXTRA_PARAMETERS = 10**8  # a network may have so many more than twice its checkpoint's; see `check_size`
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:
     """Memory format of the network of a configuration."""
-    # On the CPU, PyTorch's channels-last convolutions in bfloat16 compute gradients of weights from memory that nobody
-    # wrote, where the kernel is larger than the image.
+    # On the CPU, PyTorch's channels-last convolutions in bfloat16 compute gradients of weights from uninitialised
+    # memory, where the kernel is larger than the image.
     is_unsafe = config.amp == "bf16" and chosen_device(config.device).type == "cpu"
     return torch.channels_last if config.channels_last and not is_unsafe else torch.contiguous_format
 
@@ -91,7 +91,8 @@ def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str
     has = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
     with torch.device("meta"):  # shapes alone
         wanted = sum(value.numel() for value in _bare_network(config, dataset).state_dict().values())
-    if wanted > 2 * has + MOST_UNSAID:  # whoever changes --model or --width by mistake is told which weights do not fit
+    # One of moderate size is built nevertheless: loading then says which weights do not fit, e.g. of a wrong --model.
+    if wanted > 2 * has + MAX_EXTRA_PARAMETERS:
         raise checkpoint.CheckpointError(f"{path} describes a network of {wanted} numbers, but has {has}")
 
 

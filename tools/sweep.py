@@ -23,6 +23,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if __package__ in (None, ""):  # run as a file, so that Python looks for modules in tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from tools.errors import UserError
 from tools.io.files import MOST_TEXT, read_bytes, write_text_atomically
 

@@ -69,6 +69,12 @@ def test_a_sweep_of_several_settings_is_drawn_and_written_for_spreadsheets(tmp_p
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("start", [["tools/sweep.py"], ["-m", "tools.sweep"]])
+def test_it_runs_as_a_file_and_as_a_module(repository, start):
+    done = subprocess.run([sys.executable, *start, "--help"], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0 and "--vary" in done.stdout, done.stderr
+
+
 def test_a_folder_has_one_sweep(tmp_path):
     sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
     sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})

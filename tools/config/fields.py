@@ -25,6 +25,7 @@ class Setting:
     choices: Iterable | Callable[[], Iterable] | None = None  # or a function that finds them when they are needed
     low: float | None = None  # allowed, as is `high`
     high: float | None = None
+    below: float | None = None  # as `high`, but itself not allowed
     network: bool = False  # describes the network, so an evaluation may override it
     only: str | None = None  # "pixels" or "events": other data sets do not know this setting
     name: str = ""
@@ -65,6 +66,8 @@ class Setting:
                 raise UserError(f"{where}{self.name} must be at least {self.low}, got {item!r}")
             if self.high is not None and not item <= self.high:
                 raise UserError(f"{where}{self.name} must be at most {self.high}, got {item!r}")
+            if self.below is not None and not item < self.below:
+                raise UserError(f"{where}{self.name} must be below {self.below}, got {item!r}")
 
 
 def option(default: object, help: str, **details: object) -> typing.Any:
@@ -100,3 +103,8 @@ class RunConfig:
     download: bool = _data(False, "download the data set if it is missing")
     workers: int = _data(4, "threads that decode images, or processes that read recordings, the first time", low=1)
     lenient: bool = _data(False, "skip damaged recordings and report how many, instead of failing", only="events")
+
+    @staticmethod
+    def updated(values: dict, layer: dict, file: str = "") -> dict:
+        """The values by name, with those of a higher layer over them; `file`: which the layer is from, if from one."""
+        return {**values, **layer}

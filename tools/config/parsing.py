@@ -51,9 +51,9 @@ def parse(
         if unknown:
             hint = f"; did you mean --{_nearest(unknown[0], known)}?" if unknown[0].startswith("--") else ""
             raise UserError(f"unknown argument {unknown[0]}{hint}")
-        if path:
-            given = {**_read_recipe(path, known, dataset), **given}
-        config = config_class(**{**defaults, **given})
+        recipe = _read_recipe(path, known, dataset) if path else {}
+        values = config_class.updated(config_class.updated({}, defaults), recipe, f"recipe {path}")
+        config = config_class(**config_class.updated(values, given))
         for setting in known.values():
             value = getattr(config, setting.name)
             setting.check(value)
@@ -62,7 +62,7 @@ def parse(
                 raise UserError(f"--{setting.name} has no meaning for {dataset.name}, which has {kind}")
     except (UserError, OSError) as error:
         parser.error(str(error))
-    return config, set(given)
+    return config, {*recipe, *given}
 
 
 def checked(config_class: type[Config], values: dict, where: str | Path) -> Config:
@@ -70,7 +70,8 @@ def checked(config_class: type[Config], values: dict, where: str | Path) -> Conf
     known = settings(config_class)
     if unknown := sorted(map(str, values.keys() - known)):
         raise UserError(f"{where} has settings that this version does not know: {', '.join(unknown)}")
-    config = config_class(**{name: known[name].converted(value, f"{where}: {name}") for name, value in values.items()})
+    converted = {name: known[name].converted(value, f"{where}: {name}") for name, value in values.items()}
+    config = config_class(**config_class.updated({}, converted, str(where)))
     for setting in known.values():
         setting.check(getattr(config, setting.name), f"{where}: ")
     return config

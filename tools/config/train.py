@@ -49,7 +49,7 @@ class TrainConfig(RunConfig):
     loss: str = _loss("rate", "cross-entropy of mean logits, of each step, or of each and a pull (tet)", choices=LOSSES)
     tet: bool = _loss(False, "short for --loss tet")
     lambda_tet: float = _loss(0.05, "weight of the pull in --loss tet", low=0.0, high=1.0)
-    label_smoothing: float = _loss(0.0, "label smoothing", low=0.0, high=1.0)
+    label_smoothing: float = _loss(0.0, "label smoothing", low=0.0, below=1.0)
     reg: str = _loss("no", "regulariser", choices=("no", *REGULARIZERS))
     lambda1: float = _loss(1e-4, "weight of the regulariser", low=0.0)
     target_rate: float = _loss(0.1, "target of --reg rate, in spikes per neuron and step", low=0.0, high=1.0)
@@ -65,7 +65,7 @@ class TrainConfig(RunConfig):
     ema: float = _optimisation(0.0, "decay of a moving average of the weights to evaluate; 0: off", low=0.0, high=1.0)
     on_nonfinite: str = _optimisation("stop", "reaction to a loss or gradient that is not finite", choices=REACTIONS)
 
-    crop_padding: int = _augmentation(0, "pixels of padding before a random crop; 0: no crop", low=0, only="pixels")
+    crop_padding: int = _augmentation(0, "pixels padded before a random crop; 0: none", low=0, high=1000, only="pixels")
     flip: bool = _augmentation(False, "random horizontal flip")
     cutout: int = _augmentation(0, "side in pixels of a random square set to zero; 0: none", low=0, only="pixels")
     autoaugment: bool = _augmentation(False, "AutoAugment, CIFAR-10 policy", only="pixels")
@@ -92,9 +92,24 @@ class TrainConfig(RunConfig):
     histograms: bool = _run(True, "log histograms of weights and gradients, after at most 100 epochs")
 
     def __post_init__(self):
-        if self.tet and self.loss not in ("rate", "tet"):
-            raise UserError(f"--tet means --loss tet, and --loss {self.loss} was given too")
         self.loss = "tet" if self.tet else self.loss
+        self.tet = self.loss == "tet"
+
+    @staticmethod
+    def updated(values: dict, layer: dict, file: str = "") -> dict:
+        """As for any configuration; `tet` is turned into the `loss` that it means in its layer."""
+        layer = dict(layer)
+        tet = layer.pop("tet", None)
+        if file and "loss" in layer:
+            tet = tet or None  # files of runs with --loss tet have tet: false
+        if tet:
+            layer.setdefault("loss", "tet")
+        elif tet is False and values.get("loss") == "tet":
+            layer.setdefault("loss", "rate")
+        if tet is not None and "loss" in layer and tet != (layer["loss"] == "tet"):
+            given = f"--{'' if tet else 'no-'}tet and --loss {layer['loss']}"
+            raise UserError(f"{file}{': ' if file else ''}{given} contradict each other")
+        return {**values, **layer}
 
 
 class Dataset(Protocol):

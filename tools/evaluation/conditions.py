@@ -9,6 +9,7 @@ from tools.perturb import PERTURBATIONS, applicable
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN = "clean"
+MAX_STRENGTHS = 1000  # of a --range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,15 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         UserError: for perturbations that do not apply to the data set, or strengths out of range.
     """
     if (config.range or config.severity) and not config.perturbation:
-        raise UserError(f"--{'range' if config.range else 'severity'} needs to know of what: give --perturbation")
+        raise UserError(f"--{'range' if config.range else 'severity'} needs --perturbation")
     if config.range and config.severity:
         raise UserError("--range and --severity are two ways to say how strong; give one")
     if config.range and "all" in config.perturbation:
         raise UserError("--range has one unit, the perturbations of all have many: give --severity")
     if config.range and config.right < config.left:
         raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
+    if config.range and not (config.right - config.left) / config.step + 1e-6 < MAX_STRENGTHS:
+        raise UserError(f"--range has more than {MAX_STRENGTHS} strengths; choose a larger --step")
     possible, names, severities = applicable(has_pixels), config.perturbation, config.severity
     if "all" in names:
         named = [name for name in names if name != "all"]  # "all" has no attack, but one may be asked for beside it

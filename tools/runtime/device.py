@@ -8,11 +8,20 @@ from tools.errors import UserError
 
 
 def set_up_torch(device: str, threads: int) -> torch.device:
-    """Apply --threads (0: PyTorch's choice), keep freed memory, and return the device that --device names."""
+    """Apply --threads (0: PyTorch's choice), keep freed memory, and return the device that --device names.
+
+    UserError if this machine does not have it, or it does not compute.
+    """
     keep_freed_memory()
     if threads:
         torch.set_num_threads(threads)
-    return chosen_device(device)
+    chosen = chosen_device(device)
+    try:
+        torch.zeros(1, device=chosen).item()
+    except (AssertionError, ImportError, RuntimeError) as error:  # which one depends on the kind of device
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--device {device} cannot be used: {reason}") from error
+    return chosen
 
 
 def chosen_device(name: str) -> torch.device:

@@ -67,6 +67,8 @@ def test_boolean_flags_have_a_negative():
         ("sigma: -0.1", "sigma must be at least"),
         ("minibatch: 0", "minibatch must be at least 1"),
         ("lambda_tet: 1.5", "lambda_tet must be at most 1"),
+        ("label_smoothing: 1", "label_smoothing must be below 1"),
+        ("crop_padding: 1000000", "crop_padding must be at most 1000"),
         ("dataset: cifar10", "is for the data set 'cifar10', this script is for 'mnist5k'"),
         ("- 1\n- 2", "key: value"),
         ("a: [", "not valid YAML"),
@@ -213,7 +215,28 @@ def test_the_loss_is_chosen_by_name_and_tet_by_its_old_flag_too(tmp_path, capsys
         assert parse(TrainConfig, argv)[0].loss == "tet"
     assert checked(TrainConfig, {"tet": True}, "old.pth").loss == "tet"  # of before there was `loss`
     assert parse(TrainConfig, ["--loss", "per_step"])[0].loss == "per_step"
-    assert "--loss per_step" in refused(capsys, TrainConfig, ["--tet", "--loss", "per_step"])
+    for argv in (["--tet", "--loss", "per_step"], ["--tet", "--loss", "rate"], ["--no-tet", "--loss", "tet"]):
+        assert "contradict" in refused(capsys, TrainConfig, argv)
+    with pytest.raises(UserError, match="old.pth: --tet and --loss rate contradict"):
+        checked(TrainConfig, {"tet": True, "loss": "rate"}, "old.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "loss"),
+    [
+        ("tet: true", ["--loss", "rate"], "rate"),
+        ("{tet: true, loss: tet}", [], "tet"),
+        ("{tet: true, loss: tet}", ["--no-tet"], "rate"),
+        ("{tet: true, loss: tet}", ["--loss", "per_step"], "per_step"),
+        ("{tet: false, loss: tet}", [], "tet"),  # of a run with --loss tet
+        ("{tet: false, loss: rate}", ["--tet"], "tet"),
+        ("loss: per_step", ["--tet"], "tet"),
+        ("loss: per_step", ["--no-tet"], "per_step"),
+    ],
+)
+def test_a_higher_layer_replaces_the_loss_of_a_lower_one_however_it_is_said(tmp_path, text, flags, loss):
+    config, _ = parse(TrainConfig, ["--config", recipe(tmp_path, text), *flags])
+    assert (config.loss, config.tet) == (loss, loss == "tet")
 
 
 def test_values_of_a_file_are_checked_and_errors_name_it():

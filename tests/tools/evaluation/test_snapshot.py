@@ -147,7 +147,7 @@ def test_a_sweep_has_all_strengths(trained, stripes, tmp_path):
 def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
     with pytest.raises(UserError, match="must not be below"):
         snapshot(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=0.1)
-    with pytest.raises(UserError, match="give --perturbation"):
+    with pytest.raises(UserError, match="--range needs --perturbation"):
         snapshot(trained, stripes, tmp_path, range=True)
     with pytest.raises(UserError, match="at most 1"):
         snapshot(trained, stripes, tmp_path, perturbation=["sp"], range=True, left=0.5, right=1.5)
@@ -479,6 +479,20 @@ def test_the_published_attack_is_a_perturbation_of_the_test(half_trained, stripe
     assert list(beside)[-1] == "adversarial" and len(beside) == 15
     with pytest.raises(UserError, match="does not have"):
         conditions(EvaluationConfig(perturbation=["adversarial"]), has_pixels=False)
+
+
+def test_a_range_has_at_most_a_thousand_strengths():
+    options = dict(perturbation=["membrane"], range=True, left=0.0)
+    for right, step in ((1e9, 1e-9), (1e308, 1e-9), (1.0, 0.001)):
+        with pytest.raises(UserError, match="more than 1000 strengths"):
+            conditions(EvaluationConfig(right=right, step=step, **options), has_pixels=True)
+    found = conditions(EvaluationConfig(right=0.999, step=0.001, **options), has_pixels=True)
+    assert len(found["membrane"]) == 1000
+
+
+def test_a_severity_needs_a_perturbation():
+    with pytest.raises(UserError, match="--severity needs --perturbation"):
+        conditions(EvaluationConfig(severity=[1]), has_pixels=True)
 
 
 def write_corruptions(folder, images, labels):

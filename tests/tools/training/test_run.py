@@ -309,3 +309,19 @@ def test_a_damaged_result_is_an_error_that_says_what_to_do(tmp_path, stripes):
         Training(config(tmp_path, resume=str(training.folder)), stripes).run()
     (training.folder / "test.json").unlink()
     assert Training(config(tmp_path, resume=str(training.folder)), stripes).run().epoch == 1
+
+
+def test_a_run_with_loss_tet_is_resumed_with_tet(tmp_path, stripes):
+    training, _ = run(tmp_path, stripes, epochs=1, loss="tet")
+    resumed, given = parse(TrainConfig, ["--resume", str(training.folder), "--tet"])
+    Training(resumed, stripes, given)
+    for flag in ("--no-tet", "--loss=rate"):
+        resumed, given = parse(TrainConfig, ["--resume", str(training.folder), flag])
+        with pytest.raises(UserError, match="a resumed run keeps its"):
+            Training(resumed, stripes, given)
+
+
+def test_settings_that_crits_refuse_are_the_errors_of_the_user(tmp_path, stripes):
+    for wrong in ({"label_smoothing": 1.0}, {"reg": "rate", "target_rate": 2.0}):
+        with pytest.raises(UserError, match=r"must be in \[0, 1"):
+            Training(config(tmp_path, **wrong), stripes)
