@@ -1,13 +1,13 @@
 """What the benchmarks share: fair timing, and one JSON line per result."""
 
 import json
-import platform
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+
+from tools.runtime.provenance import processor
 
 
 def in_turns(candidates, repeats, device):
@@ -40,15 +40,6 @@ def synchronise(device):
 
 def report(benchmark, device, **result):
     """Print one JSON line: the result, and the machine it was measured on."""
-    machine = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
-    line = {"benchmark": benchmark, **result, "device": machine, "threads": torch.get_num_threads()}
+    line = {"benchmark": benchmark, **result, "device": processor(device), "threads": torch.get_num_threads()}
     sys.stdout.write(json.dumps({**line, "torch": torch.__version__}) + "\n")
     sys.stdout.flush()
-
-
-def _processor():
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()

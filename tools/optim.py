@@ -19,6 +19,7 @@ SCHEDULERS = {  # functions of an optimiser, its learning rate, and the number n
     "onecycle": lambda optimizer, lr, n: OneCycleLR(optimizer, lr, n),
     "none": lambda optimizer, lr, n: LambdaLR(optimizer, lambda k: 1.0),
 }
+PLANNED = ("onecycle", "cyclic")  # whose number of steps is fixed at the start
 
 
 def _orthogonal(layer):

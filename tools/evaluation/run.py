@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tools.config.evaluate import EvaluationConfig
 from tools.config.train import Dataset
 from tools.errors import UserError
 from tools.io.files import make_folder_of_now, write_text_atomically
-from tools.runtime.provenance import provenance
+from tools.runtime.provenance import processor, provenance
 
 from .comparison import compare, parse_groups, table, verdicts
 from .measurements import Measurement
@@ -93,7 +92,7 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
             sizes = f"lower --minibatch (now {config.minibatch}) or, for attacks, --fold (now {snapshot.forward.fold})"
             raise UserError(f"out of memory, even for a single noise draw: {sizes}") from error
         found = {key: report for key, report in reports.items() if report is not None}
-        return SnapshotResults(snapshot.identity, snapshot.is_noisy, found)
+        return SnapshotResults(snapshot.folder.identity, snapshot.is_noisy, found)
 
 
 def check_comparable(groups: Groups) -> None:
@@ -138,25 +137,14 @@ def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
         made = [measurement for measurement in MEASUREMENTS if measurement.key in one.reports]
         summaries = {measurement.key: measurement.summary(one.reports[measurement.key]) for measurement in made}
         kinds.setdefault(group, []).append({"identity": one.identity, **summaries})
-    threads, processor = torch.get_num_threads(), _processor(device)
     return {
         "format": 2,
         "dataset": evaluation.dataset.name,
         "command": sys.argv,
-        "machine": {"processor": processor, "torch": torch.__version__, "threads": threads},
+        "machine": {"processor": processor(device), "torch": torch.__version__, "threads": torch.get_num_threads()},
         "provenance": provenance(),
         "kinds": kinds,
         "tests": [row.as_json() for row in evaluation.rows],
         "summary": [row.as_json() for row in evaluation.summary],
         "ensembles": evaluation.ensembles,
     }
-
-
-def _processor(device: torch.device) -> str:
-    """The name of the processor, or of the accelerator if the networks were on one."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    about = Path("/proc/cpuinfo")  # of Linux
-    lines = about.read_text().splitlines() if about.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

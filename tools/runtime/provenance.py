@@ -23,6 +23,16 @@ def provenance() -> dict[str, str | int | None]:
     }
 
 
+def processor(device: torch.device | str) -> str:
+    """The name of the processor, or of the accelerator if `device` is one."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    about = Path("/proc/cpuinfo")  # of Linux
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def _git_revision():
     """Commit of this source tree, with "-dirty" if changed since; "unknown" outside git."""
     root = Path(__file__).resolve().parents[2]

@@ -98,7 +98,7 @@ class Recovery:
     """
 
     def __init__(self, net: nn.Module, roll_back: Callable[[], None] | None = None):
-        self.buffers = list(net.buffers())
+        self.buffers = [] if roll_back else list(net.buffers())  # a checkpoint has its own
         self.before = [buffer.clone() for buffer in self.buffers]
         self.roll_back = roll_back
 

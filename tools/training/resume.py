@@ -9,13 +9,13 @@ from tools.errors import UserError
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
 from tools.networks import check_size, stored_config
+from tools.optim import PLANNED
 from tools.runtime.processes import restarts
 
 AUTO = "auto"  # --resume: the run in --run_dir, if there is one
 # Settings that may differ in a resumed run.
 RESUMABLE = {"resume", "run_dir", "epochs", "device", "threads", "workers", "data_root", "download", "lenient"}
 RESUMABLE |= {"plot_spike_rate", "save_minutes", "save_steps", "max_minutes", "on_nonfinite"}
-PLANNED = ("onecycle", "cyclic")  # schedules whose number of steps is fixed at the start
 # Types of what a checkpoint of a run must hold before anything is restored.
 KINDS = {"config": (dict,), "processes": (list,), "epochs_done": (int,), "samples": (int,), "best": (dict, type(None))}
 

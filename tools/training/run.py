@@ -83,8 +83,9 @@ class Training:
         self.learner = build_learner(config, self.net, len(self.data.train), self.device, processes)
         samples = len(self.data.train.data)
         self.state = RunState(self.learner, self.net, self.folder, config, self.dataset.name, samples)
-        recoveries = {"stop": None, "skip": Recovery(self.net), "rollback": Recovery(self.net, self.state.roll_back)}
-        self.learner.recovery = recoveries[config.on_nonfinite]
+        if config.on_nonfinite != "stop":
+            roll_back = {"skip": None, "rollback": self.state.roll_back}[config.on_nonfinite]
+            self.learner.recovery = Recovery(self.net, roll_back)
 
     def run(self) -> RunResult:
         """Train to the last epoch, then test the network of the best epoch, once.
