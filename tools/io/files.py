@@ -25,10 +25,11 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     if is_folder_or_device(path):
         raise UserError(f"{path} is not a file")
     with open(path, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise UserError(f"{path} has more than {most} bytes")
-    return content
+        size = file.seek(0, os.SEEK_END)
+        if size > most:
+            raise UserError(f"{path} has more than {most} bytes")
+        file.seek(0)
+        return file.read(size)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

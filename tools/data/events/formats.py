@@ -1,4 +1,4 @@
-"""Readers of published formats of event-camera recordings, vectorised; see each for its specification.
+"""Readers of published formats of event-camera recordings.
 
 All take a file's path and content, return a `Reading` with the origin of x and y in the upper left, and raise
 `EventFormatError` for a file that is truncated, damaged or of another format.
@@ -13,14 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tools.io.files import read_bytes
+
 from . import EVENT
 from .arrays import read_array, read_mat
-from .errors import EventFormatError, PathLike, Reading, read_bytes
+from .errors import EventFormatError, PathLike, Reading
 
 GESTURES = 11
+MAX_FILE_BYTES = 2**32  # no recording of these data sets is larger, and it would not fit into memory
 MAX_LABEL_BYTES = 2**20
 _NMNIST_MARKER = 240
-_AEDAT3, _AEDAT2 = (re.compile(rb"#!AER-DAT%s\r?\n" % version) for version in (rb"3\.1", rb"2\.0"))
+_AEDAT3 = re.compile(rb"#!AER-DAT3\.1\r?\n")
+_AEDAT2 = re.compile(rb"#!AER-DAT2\.0\r?\n")
 _WORDS = ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")
 _PACKET = np.dtype([("type", "<i2"), ("source", "<i2")] + [(name, "<i4") for name in _WORDS])
 _PACKET_LENGTH = struct.Struct("<4xi12xi4x")  # of these, size and number
@@ -29,10 +33,10 @@ _POLARITY_TYPE, _POLARITY_BYTES, _POLARITY_TS_OFFSET = 1, 8, 4
 
 
 class CheckedEvents(NamedTuple):
-    """Events [N] of dtype `EVENT` that are on the sensor and in the order of time; {reason: number dropped}."""
+    """Events that are on the sensor and in the order of time."""
 
-    events: np.ndarray
-    dropped: dict[str, int]
+    events: np.ndarray  # [N] of dtype `EVENT`
+    dropped: dict[str, int]  # {reason: number of events}
 
 
 def read_aedat3(path: PathLike, raw: bytes) -> Reading:
@@ -175,13 +179,13 @@ def _check_size(path: PathLike, raw: bytes, start: int, size: int) -> None:
         raise EventFormatError(path, len(raw), f"expected events of {size} bytes each, got a part of one: truncated")
 
 
-def check_events(reading: Reading, width: int, height: int, lenient: bool = False) -> CheckedEvents:
-    """Check that events are on the sensor, of this many pixels, and in the order of time.
+def check_events(reading: Reading, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
+    """Check that events are on the sensor, (width, height) in pixels, and in the order of time.
 
-    If lenient, those that are not are dropped and counted. Otherwise the first one is an EventFormatError, which it is
-    also if no event is left.
+    Others are dropped and counted if `lenient`, else the first of them is an EventFormatError. It is also an
+    EventFormatError if no event is left.
     """
-    events, dropped = reading.events, {"outside": 0, "decreasing": 0}
+    (width, height), events, dropped = sensor, reading.events, {"outside": 0, "decreasing": 0}
     outside = (events["x"] >= width) | (events["y"] >= height)
     if outside.any():
         if not lenient:
@@ -211,16 +215,11 @@ READERS = {".aedat": _read_aedat, ".bin": read_nmnist, ".npy": read_array, ".npz
 
 
 def read_recording(path: PathLike) -> Reading:
-    """Read a file in any of the formats, chosen by the suffix of its name, without checking its events."""
+    """Read a file in the format that its suffix names, without checking its events."""
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
         raise EventFormatError(path, 0, f"expected a file {', '.join(READERS)}, got {suffix!r}")
-    return READERS[suffix](path, read_bytes(path))
-
-
-def read_events(path: PathLike, width: int, height: int, lenient: bool = False) -> CheckedEvents:
-    """Read a recording in any of the formats and check its events: `read_recording`, then `check_events`."""
-    return check_events(read_recording(path), width, height, lenient)
+    return READERS[suffix](path, read_bytes(path, MAX_FILE_BYTES))
 
 
 def read_gesture_labels(path: PathLike) -> list[tuple[int, int, int]]:
