@@ -122,9 +122,9 @@ class EventDataset(_Dataset):
 
     def augmentation(self, config: TrainConfig) -> EventAugment:
         if config.flip and not self.tree.flippable:
-            raise UserError(f"--flip has no meaning for {self.name}: each class would be another one in the mirror")
+            raise UserError(f"--flip has no meaning for {self.name}: a mirror turns each class into something else")
         flippable = torch.tensor([name in self.tree.flippable for name in self.classes])
-        return EventAugment(config.flip, flippable, config.roll, config.event_drop)
+        return EventAugment(flippable if config.flip else None, config.roll, config.event_drop)
 
     def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
         parts = self.tree.list_recordings(self._folder(data_root(config.data_root)), config.split)
