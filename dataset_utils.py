@@ -1,7 +1,7 @@
 """Data sets by name: where they are, how they are read, how they are split.
 
-To add a data set of images, write a reader like `_read_cifar10` and an entry in `DATASETS`; for recordings of an event
-camera, see `tools/data/events/trees.py`. A main_<name>.py and a testing_<name>.py then name the data set.
+To add a data set of images, write a reader like `_read_cifar10` and an entry in `_IMAGES`; for recordings of an event
+camera, see `tools/data/events/trees.py`. Then add a main_<name>.py and a testing_<name>.py that name it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from tools.data.images import LabelledImages, stratified_split
 from tools.errors import UserError
 from tools.io.cache import cache_folder
 
-# Readers import torchvision, PIL and mlxtend themselves: every script would wait for those that it does not need.
+# Readers import torchvision, PIL and mlxtend themselves, so that scripts do not wait for what they do not need.
 
 # Folder of the data sets. Edit it here, or set the environment variable NSNN_DATA, or pass --data-root.
 DATA_ROOT = "data"
@@ -40,14 +40,13 @@ SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 
 
 class _Dataset:
-    """What all data sets have in common; `_read` gives their training and test part."""
+    """The loading that all data sets share; a subclass reads the training and the test part in `_read`."""
 
     def load(self, config: TrainConfig | None = None) -> dict[str, LabelledImages | LabelledRecordings]:
         """Read the data set, or find it in the cache, and hold out the validation samples: {"train", "val", "test"}.
 
-        The settings of data, frames and split of `config` apply; None: the defaults. If the data are not there, a
-        FileNotFoundError says which folder was searched and how to get them; data that are damaged, or not those of
-        this data set, are a UserError.
+        The settings of data and frames of `config` apply; None: the defaults. If the data are missing, a
+        FileNotFoundError says which folder was searched and how to get them. Damaged or other data are a UserError.
         """
         train, test = self._read(config or TrainConfig())
         for name, part in (("train", train), ("test", test)):
@@ -60,7 +59,7 @@ class _Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset(_Dataset):
-    """A classification data set of images of one size; `tools.config.dataset.Dataset` says what it offers."""
+    """A classification data set of images of one size; see also `tools.config.train.Dataset`."""
 
     name: str  # as on the command line and in results
     in_shape: tuple[int, int, int]  # (C, H, W)
@@ -70,7 +69,7 @@ class ImageDataset(_Dataset):
     read: Callable[[Path, bool, int], tuple[LabelledImages, LabelledImages]]  # (root, download, workers): (train, test)
     names: tuple[str, ...] = ()  # of the classes, in the order of the labels; none: the labels themselves
     validation_fraction = VALIDATION_FRACTION
-    has_pixels = True  # which some tests perturb
+    has_pixels = True
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -96,12 +95,12 @@ class ImageDataset(_Dataset):
 
 @dataclasses.dataclass(frozen=True)
 class EventDataset(_Dataset):
-    """A classification data set of recordings of an event camera; no script can download one."""
+    """A classification data set of recordings of an event camera, which the user has to download."""
 
     name: str  # as on the command line and in results
     tree: Tree
-    has_pixels = False  # but events
-    mean = (0.0, 0.0)  # frames go in as they are
+    has_pixels = False
+    mean = (0.0, 0.0)  # frames are not normalised
     std = (1.0, 1.0)
 
     @property
@@ -131,16 +130,15 @@ class EventDataset(_Dataset):
         return self._part("train", parts.train, config), self._part("test", parts.test, config)
 
     def _folder(self, root: Path) -> Path:
-        if not self.tree.folders:  # made here, not found
+        if not self.tree.folders:  # simulated
             return cache_folder()
         folders = [root / name for name in self.tree.folders]
         for folder in folders:
             if folder.is_dir():
                 return folder
         raise FileNotFoundError(
-            f"{self.name} is not there; searched: {', '.join(str(folder.resolve()) for folder in folders)}. Get it "
-            f"from {self.tree.download}, unpack it into one of these, or say where it is with --data-root (or "
-            "NSNN_DATA)."
+            f"{self.name} is missing; searched: {', '.join(str(folder.resolve()) for folder in folders)}. Get it from "
+            f"{self.tree.download} and unpack it into one of these, or say where it is with --data-root (or NSNN_DATA)."
         )
 
     def _part(self, part: str, recordings: list[Recording], config: TrainConfig) -> LabelledRecordings:
@@ -176,7 +174,7 @@ def _read_mnist5k(root=None, download=False, workers=1):
 
 
 def _read_torchvision(name, root, download, workers, hint=""):
-    """Read the data set that torchvision has under this name."""
+    """Read the data set of torchvision that has this name; `hint`: where else it was looked for, for the error."""
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, name)
@@ -186,7 +184,7 @@ def _read_torchvision(name, root, download, workers, hint=""):
         if download:
             raise FileNotFoundError(f"{name} could not be downloaded to {root.resolve()}: {error}") from error
         raise FileNotFoundError(
-            f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to fetch it, or "
+            f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to download it, or "
             "--data-root (or NSNN_DATA) to say where it is."
         ) from error
     except Exception as error:  # torchvision asserts and indexes where a file is damaged
@@ -202,7 +200,7 @@ def _labelled(part):
 
 
 def _read_cifar10(root, download, workers):
-    """Read CIFAR-10 as torchvision stores it, else a folder of images {train,test}/<class>/*."""
+    """Read CIFAR-10 as torchvision stores it, or else from a folder of images {train,test}/<class>/*."""
     if not (root / "cifar-10-batches-py").is_dir():
         for folder in (root, root / "cifar10", root / "cifar10-images"):
             if (folder / "train").is_dir() and (folder / "test").is_dir():
@@ -214,7 +212,7 @@ def _read_cifar10(root, download, workers):
 
 
 def _list_motions(folder, split):
-    """Simulated recordings (`motions`) of mnist5k's digits, which are disjoint between its parts."""
+    """Simulate the recordings of `motions`, each part from the digits of that part of mnist5k."""
     code = code_fingerprint(motions.__name__, stored_streams.__module__)[:24]
 
     def part(name, number, streams_per_class):
