@@ -42,6 +42,10 @@ SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 class _Dataset:
     """The loading that all data sets share; a subclass reads the training and the test part in `_read`."""
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
     def load(self, config: TrainConfig | None = None) -> dict[str, LabelledImages | LabelledRecordings]:
         """Read the data set, or find it in the cache, and hold out the validation samples: {"train", "val", "test"}.
 
@@ -63,17 +67,12 @@ class ImageDataset(_Dataset):
 
     name: str  # as on the command line and in results
     in_shape: tuple[int, int, int]  # (C, H, W)
-    num_classes: int
+    classes: tuple[str, ...]  # their names, in the order of the labels
     mean: tuple[float, ...]  # of each channel of the training images, in [0, 1] pixel units, as is std
     std: tuple[float, ...]
     read: Callable[[Path, bool, int], tuple[LabelledImages, LabelledImages]]  # (root, download, workers): (train, test)
-    names: tuple[str, ...] = ()  # of the classes, in the order of the labels; none: the labels themselves
     validation_fraction = VALIDATION_FRACTION
     has_pixels = True
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.names or tuple(map(str, range(self.num_classes)))
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]:
         return self.in_shape
@@ -106,10 +105,6 @@ class EventDataset(_Dataset):
     @property
     def classes(self) -> tuple[str, ...]:
         return self.tree.classes
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.tree.classes)
 
     @property
     def validation_fraction(self) -> float:
@@ -232,14 +227,16 @@ _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 # they were trained on (CIFAR-10's "std" is the mean over images of each image's own).
 _MEAN10, _STD10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10
 _MEAN100, _STD100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100
-_MNIST = ImageDataset("mnist", (1, 28, 28), 10, (0.1307,), (0.3081,), functools.partial(_read_torchvision, "MNIST"))
+_read_mnist = functools.partial(_read_torchvision, "MNIST")
+_MNIST = ImageDataset("mnist", (1, 28, 28), tuple("0123456789"), (0.1307,), (0.3081,), _read_mnist)
 _read_fashion = functools.partial(_read_torchvision, "FashionMNIST")
+_read_cifar100 = functools.partial(_read_torchvision, "CIFAR100")
 _IMAGES = (
     dataclasses.replace(_MNIST, name="mnist5k", read=_read_mnist5k),
     _MNIST,
-    ImageDataset("fashionmnist", (1, 28, 28), 10, (0.2860,), (0.3530,), _read_fashion, _FASHION),
-    ImageDataset("cifar10", (3, 32, 32), 10, _MEAN10, _STD10, _read_cifar10, CIFAR10_CLASSES),
-    ImageDataset("cifar100", (3, 32, 32), 100, _MEAN100, _STD100, functools.partial(_read_torchvision, "CIFAR100")),
+    ImageDataset("fashionmnist", (1, 28, 28), _FASHION, (0.2860,), (0.3530,), _read_fashion),
+    ImageDataset("cifar10", (3, 32, 32), CIFAR10_CLASSES, _MEAN10, _STD10, _read_cifar10),
+    ImageDataset("cifar100", (3, 32, 32), tuple(map(str, range(100))), _MEAN100, _STD100, _read_cifar100),
 )
 _EVENTS = tuple(EventDataset(name, tree) for name, tree in (TREES | {"motions": _MOTIONS}).items())
 DATASETS = {dataset.name: dataset for dataset in _IMAGES + _EVENTS}
