@@ -26,7 +26,8 @@ def random_flip(images: torch.Tensor, allowed: torch.Tensor | None = None) -> to
     chosen = torch.rand(len(images), device=images.device) < 0.5
     if allowed is not None:
         chosen &= allowed
-    return torch.where(chosen.view(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)
+    chosen = chosen.view([len(images)] + [1] * (images.dim() - 1))
+    return torch.where(chosen, images.flip(-1), images)
 
 
 def cutout(images: torch.Tensor, side: int) -> torch.Tensor:

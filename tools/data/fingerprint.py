@@ -26,6 +26,6 @@ def code_fingerprint(*names: str, follow: bool = True) -> str:
                 if node.module:  # from .a import b
                     waiting.append(f"{spec.parent}.{node.module}")
                 else:  # from . import a, b, of which some are modules
-                    names = [f"{spec.parent}.{alias.name}" for alias in node.names]
-                    waiting += [spec.parent, *filter(importlib.util.find_spec, names)]
+                    imported = [f"{spec.parent}.{alias.name}" for alias in node.names]
+                    waiting += [spec.parent, *filter(importlib.util.find_spec, imported)]
     return key.hexdigest()

@@ -36,8 +36,9 @@ def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[Labe
     than the first one.
     """
     folder = Path(folder)
-    train, test = (_list_part(folder / part) for part in ("train", "test"))
-    classes, others = (sorted({path.parent.name for path in part}) for part in (train, test))
+    train, test = _list_part(folder / "train"), _list_part(folder / "test")
+    classes = sorted({path.parent.name for path in train})
+    others = sorted({path.parent.name for path in test})
     if classes != others:
         raise UserError(f"{folder}: train has the classes {classes}, test has {others}")
     files = train + test

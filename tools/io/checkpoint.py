@@ -131,7 +131,7 @@ def load_weights(net: torch.nn.Module, weights: dict, path: str | Path, rename: 
         problems.append(f"missing keys: {', '.join(missing)}")
     if unexpected := [key for key in weights if key not in wanted]:
         problems.append(f"unexpected keys: {', '.join(map(str, unexpected))}")
-    for key in wanted.keys() & weights.keys():
+    for key in [key for key in wanted if key in weights]:  # in the order of the network
         came, needed = getattr(weights[key], "shape", None), wanted[key][1].shape
         if came != needed:
             problems.append(f"{key} has shape {came if came is None else list(came)}, wanted {list(needed)}")

@@ -63,11 +63,7 @@ def open_npy(path: str | Path) -> np.ndarray:
 def read_npz(path: str | Path, most_unpacked: int = 0) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, by name.
 
-    Args:
-        most_unpacked: bytes that the arrays may take even if the file is smaller; 0: no more than the file.
-
-    Raises:
-        UserError: naming the file, if it is damaged, or its arrays would take more memory than allowed.
+    UserError, naming it, if it is damaged or would take more memory than its size and `most_unpacked` bytes.
     """
     if is_folder_or_device(path):
         raise UserError(f"{path} is not a file")

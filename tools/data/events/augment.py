@@ -59,9 +59,10 @@ def event_drop(frames: torch.Tensor) -> torch.Tensor:
     Unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns it touches.
     """
     count, timesteps, _, height, width = frames.shape
-    ranges = ((0, 4), (1, 10), (1, 6))
-    option, tenths, twentieths = (torch.randint(low, high, (count,), device=frames.device) for low, high in ranges)
-    by_time, by_area, at_random = (option == number for number in (1, 2, 3))
+    option = torch.randint(0, 4, (count,), device=frames.device)
+    tenths = torch.randint(1, 10, (count,), device=frames.device)
+    twentieths = torch.randint(1, 6, (count,), device=frames.device)
+    by_time, by_area, at_random = option == 1, option == 2, option == 3
     ratio = tenths / 10
     lost = window_share(timesteps, ratio) * by_time[:, None] + (ratio * at_random)[:, None]  # [B, T]
     area = box(height, width, twentieths / 20) & by_area[:, None, None]

@@ -65,11 +65,11 @@ def _matching(folder: Path, layouts: Sequence[tuple[str, str, Callable[[Path], i
 
     A layout: the patterns of the training and the test files, and the function that gives the label of a path.
     """
-    for train, test, label_of in layouts:
-        found = (sorted(folder.glob(pattern)) for pattern in (train, test))
-        parts = Parts(*([Recording(path, label_of(path)) for path in paths] for paths in found))
-        if all(parts):
-            return parts
+    for train_pattern, test_pattern, label_of in layouts:
+        train = [Recording(path, label_of(path)) for path in sorted(folder.glob(train_pattern))]
+        test = [Recording(path, label_of(path)) for path in sorted(folder.glob(test_pattern))]
+        if train and test:
+            return Parts(train, test)
     raise _missing(folder, what)
 
 
@@ -80,10 +80,10 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
     `_labels.csv`; or what SpikingJelly (events_np/{train,test}/<label>/*.npz) or tonic
     (ibmGesture{Train,Test}/<user>/<label>.npy) have extracted from it.
     """
-    lists = [folder / f"trials_to_{part}.txt" for part in Parts._fields]
-    if all(path.exists() for path in lists):
-        parts = Parts(*map(_official_gestures, lists))
-        if all(parts):
+    train_list, test_list = folder / "trials_to_train.txt", folder / "trials_to_test.txt"
+    if train_list.exists() and test_list.exists():
+        parts = Parts(_official_gestures(train_list), _official_gestures(test_list))
+        if parts.train and parts.test:
             return parts
     spikingjelly = "events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", _number_of_folder
     tonic = "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number
@@ -123,7 +123,7 @@ def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
         cut = round(CIFAR10_TRAINING[split] * (numbered[-1][0] + 1))
         for number, path in numbered:
             (parts.train if number < cut else parts.test).append(Recording(path, label))
-    if not all(parts):
+    if not (parts.train and parts.test):
         raise _missing(folder, "recordings of DVS-CIFAR10 for training and for testing")
     return parts
 
