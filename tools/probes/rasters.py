@@ -22,10 +22,9 @@ NEURONS_PER_LAYER = 24
 def picture_spikes(
     path: Path, net: nn.Module, data: Any, names: Sequence[str], forward: ForwardPass, title: str
 ) -> None:
-    """Draw a raster of one sample of each class: time steps to the right, neurons upwards, a colour per layer.
+    """Write a PNG with a raster of one sample of each class: time to the right, neurons upwards, a colour per layer.
 
     Args:
-        path: the PNG file to write.
         net: in evaluation mode.
         data: labelled test data: has labels, subset() and batches().
         names: of the classes, in the order of the labels.
@@ -58,7 +57,7 @@ def picture_spikes(
 
 @torch.no_grad()
 def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[str, Tensor]:
-    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer, for one batch; one draw of the noise."""
+    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer for one batch and one draw of the noise."""
     found = {}
     with neuron_hooks(net, lambda layer, neuron, spikes: found.update({layer: spikes.float().cpu()})):
         forward(net, inputs)
@@ -66,7 +65,7 @@ def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[
 
 
 def some_that_fire(spikes: Tensor, count: int = NEURONS_PER_LAYER) -> Tensor:
-    """At most `count` random neurons of those that fire in the batch. Shape: [T, B, ...] -> [T, B, N]."""
+    """The spikes of at most `count` random neurons that fire in the batch. Shape: [T, B, ...] -> [T, B, N]."""
     flat = spikes.flatten(2)
     firing = flat.any(1).any(0).nonzero()[:, 0]
     chosen = torch.randperm(len(firing), generator=torch.Generator().manual_seed(0))[:count]
