@@ -37,11 +37,11 @@ def picture_spikes(
     figure = Figure(figsize=(3.2 * columns, 3.0 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     colours = {layer: matplotlib.colors.to_rgb(f"C{number % 10}") for number, layer in enumerate(layers)}
-    for index, label in enumerate(labels.tolist()):
+    for index, (label, axes) in enumerate(zip(labels.tolist(), panels.flat)):
         cells = []  # [N, T, RGB] each
         for layer, spikes in layers.items():
             cells.append(np.where(spikes[:, index].numpy().T[..., None] > 0, colours[layer], 1.0))
-        image, axes = np.concatenate(cells), panels.flat[index]
+        image = np.concatenate(cells)
         bounds = (0.5, image.shape[1] + 0.5, 0, len(image))
         axes.imshow(image, aspect="auto", interpolation="nearest", origin="lower", extent=bounds)
         axes.set_title(names[label], fontsize=10)

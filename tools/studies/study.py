@@ -46,9 +46,10 @@ class Study:
         return [self.seed_for(purpose, number) for number in range(quick if self.quick else full)]
 
     def map(self, jobs: Sequence[Callable[[], Result]], description: str) -> list[Result]:
-        """Run jobs in parallel processes of one thread each, as another number may change rounding: their results.
+        """Run jobs in parallel processes, and return their results.
 
-        A job is a `functools.partial` of a module's function with everything that its result depends on.
+        Processes have one thread each, as another number may change rounding. A job is a `functools.partial` of a
+        module's function with everything that its result depends on.
 
         Raises:
             ChildProcessError: if the system kills a process, for example when memory is short.

@@ -22,9 +22,9 @@ def as_trials(responses: ArrayLike, fewest: int, bins: int = 1) -> np.ndarray:
     return responses
 
 
-def as_counts(spikes: ArrayLike, fewest: int) -> np.ndarray:
-    """Spike counts as float64 [R, T, N], checked like `as_trials`; UserError for negative ones."""
-    spikes = as_trials(spikes, fewest)
+def as_counts(spikes: ArrayLike) -> np.ndarray:
+    """Spike counts as float64 [R, T, N], R at least 2; UserError as of `as_trials`, and for negative counts."""
+    spikes = as_trials(spikes, 2)
     if (spikes < 0).any():
         raise UserError("spike counts must be at least 0")
     return spikes

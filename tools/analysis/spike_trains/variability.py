@@ -33,7 +33,7 @@ def fano_factor(spikes: ArrayLike, window: int) -> np.ndarray:
     The variance is unbiased; NaN where no trial has a spike. Shape: [R, T, N], R at least 2 -> [T // window, N].
     Note: Fano, Physical Review 72, 1947; for neurons: Teich, IEEE Transactions on Biomedical Engineering 36, 1989.
     """
-    windows = in_windows(as_counts(spikes, 2), window)
+    windows = in_windows(as_counts(spikes), window)
     return ratio(windows.var(0, ddof=1), windows.mean(0))
 
 
@@ -42,7 +42,7 @@ def mean_fano_factor(spikes: ArrayLike, window: int) -> np.ndarray:
 
     The mean of the windows' own factors would give a window with one spike the weight of a window with many.
     """
-    windows = in_windows(as_counts(spikes, 2), window)
+    windows = in_windows(as_counts(spikes), window)
     return ratio(windows.var(0, ddof=1).mean(0), windows.mean((0, 1)))
 
 

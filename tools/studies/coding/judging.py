@@ -54,7 +54,7 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
     spikes = spikes[: len(recorded)]
     window = bins_of_window(frame_s)
     fano, fano_recorded = (spike_trains.mean_fano_factor(one, window) for one in (spikes, recorded))
-    # 0 for a model cell that never fires, as for one that always does the same; NaN for a recorded one that never does.
+    # A model cell that never fires has 0, as one that always does the same; NaN where the recorded cell never fires.
     fano = np.where(np.isnan(fano_recorded), np.nan, np.nan_to_num(fano))
     noise, noise_recorded = spike_trains.noise_power(spikes), spike_trains.noise_power(recorded)
     distance, distance_recorded = (_van_rossum(one, one, frame_s) for one in (spikes, recorded))
@@ -82,7 +82,7 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
 
 
 def has_signal(spikes: np.ndarray) -> np.ndarray:
-    """Which cells [N] have a signal power of more than twice what chance makes it."""
+    """Which cells [N] have a signal power of more than twice its size by chance."""
     # CC_norm of the others would be chance divided by chance.
     return spike_trains.signal_power(spikes) > 2 * spike_trains.signal_power_error(spikes)
 

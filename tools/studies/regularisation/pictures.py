@@ -25,9 +25,9 @@ def generalisation(rows: list[dict]) -> Figure:
 
 
 def few_images(rows: list[dict], std: float) -> Figure:
-    """Draw test accuracy, its gain by noise and that of the test loss against the number of training images.
+    """Draw test accuracy, and the gains of test accuracy and loss, against the number of training images.
 
-    Accuracies are for noise of standard deviation `std`; losses for Gaussian noise of this and larger ones.
+    Accuracies are for noise of standard deviation `std`, losses for Gaussian noise of this and larger ones.
     """
     figure, (axes,) = panels(12.4, 4.0, columns=3)
     accuracy, accuracy_gain, loss_gain = axes

@@ -24,7 +24,7 @@ THRESHOLD = 1.0
 FIRING_STD = 0.3
 POTENTIALS = np.linspace(-0.25, 2.25, 41)
 FEWEST = 10  # expected spikes, and expected steps without one, for a count to be tested: it is then nearly normal
-SCALES = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # standard deviations in thresholds; for less, REINFORCE needs too many draws
+SCALES = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # standard deviations in thresholds; with less, REINFORCE needs too many draws
 DEPTHS = (1, 2, 3)
 WIDTH, TIMESTEPS = 3, 2  # neurons per layer and time steps of the networks
 DRAWS = 4000
@@ -140,7 +140,7 @@ def exactness(study: Study) -> dict:
     for loss, steps, width in cases:
         jobs[loss, steps, width] = [partial(measure, law, 1, width, steps, seed, loss, ["NDL"]) for seed in seeds]
     for (loss, steps, width), networks in study.map_groups(jobs, "where it is exact").items():
-        (bias,) = _medians([networks], "NDL")["bias"]
+        bias = np.median([one["NDL"].bias for one in networks])
         rows.append({"loss": loss, "layers": 1, "steps": steps, "width": width, "bias": bias})
     study.save("exactness", pictures.exactness(rows))
     return {"networks": len(seeds), "std": law.std, "draws": DRAWS, "median_bias": rows}
