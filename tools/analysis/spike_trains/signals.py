@@ -46,7 +46,7 @@ def noise_power(responses: ArrayLike) -> np.ndarray:
     """
     responses = as_trials(responses, 2, bins=2)
     count = len(responses)
-    # The variance around the mean of R trials is by a factor of 1 - 1 / R too small.
+    # The variance around the mean of R trials is too small, by a factor of 1 - 1 / R.
     return (responses - responses.mean(0)).var(1, ddof=1).mean(0) * count / (count - 1)
 
 
