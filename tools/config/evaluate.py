@@ -13,20 +13,22 @@ _on_events = partial(_strength, only="events")
 _run = partial(option, group="run")
 
 
-def _perturbations() -> tuple[str, ...]:
-    from tools.perturb import PERTURBATIONS  # heavier than all else that a configuration needs
+def _perturbations(has_pixels: bool | None) -> list[str]:
+    from tools.perturb import PERTURBATIONS, applicable  # slow to import
 
-    return ("all", *PERTURBATIONS)
-
-
-def _presets() -> tuple[str, ...]:
-    from tools.attacks.campaign import PRESETS  # as above
-
-    return tuple(PRESETS)
+    return ["all", *(PERTURBATIONS if has_pixels is None else applicable(has_pixels))]
 
 
-# The settings of training that describe the network: over those of a checkpoint of ours, or for a published one.
+def _presets(has_pixels: bool | None) -> list[str]:
+    from tools.attacks.campaign import PRESETS  # slow to import
+
+    return list(PRESETS)
+
+
+# The training settings that describe the network. They override those in our checkpoints; published ones have none.
 NETWORK_SETTINGS = tuple(name for name, setting in settings(TrainConfig).items() if setting.network)
+# `_Overrides` has these settings as fields, with the default None for "as in the snapshot". They are copied from
+# `TrainConfig`, so that a new flag of the network can be overridden without a change here.
 _fields = []
 for field in dataclasses.fields(TrainConfig):
     if field.name in NETWORK_SETTINGS:
@@ -36,7 +38,7 @@ _Overrides = dataclasses.make_dataclass("_Overrides", _fields, bases=(RunConfig,
 
 @dataclasses.dataclass
 class EvaluationConfig(_Overrides):
-    """What to evaluate and how, with all `NETWORK_SETTINGS`, where None means the snapshot's own value."""
+    """What to evaluate, and how; of the `NETWORK_SETTINGS`, None means the value in the snapshot."""
 
     snapshot: str = _test("", "checkpoint: a best.pth or last.pth of ours, or a published one")
     compare: list[str] = _test([], "groups of checkpoints instead of one --snapshot, e.g. NSNN=a.pth,b.pth SNN=c.pth")
