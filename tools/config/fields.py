@@ -11,7 +11,7 @@ from tools.errors import UserError
 from tools.inference import AMP_DTYPES
 
 AMP = ("no", *AMP_DTYPES)
-MOST_STEPS = 10_000  # of time: each keeps activations, and a checkpoint from anyone says how many there are
+MOST_STEPS = 10_000  # most time steps: each needs memory, and their number may come from a checkpoint by a stranger
 GROUPS = ("test", "strength of perturbations", "network", "neuron and noise", "loss", "optimisation")
 GROUPS += ("augmentation", "event data", "data", "run")  # headings of --help, in this order
 
@@ -29,7 +29,7 @@ class Setting:
     network: bool = False  # describes the network, so an evaluation may override it
     only: str | None = None  # "pixels" or "events": the kind of data set that has this setting; None: both
     name: str = ""
-    kind: type = str  # of a list: of its items
+    kind: type = str  # for a list, the type of its items
     is_list: bool = False
     default: object = None
 
@@ -56,8 +56,11 @@ class Setting:
             raise UserError(f"{where} must be {self.kind.__name__}, got {value!r}")
         return value
 
-    def check(self, value: object, where: str = "") -> None:
-        """Raise UserError if a value, or an item of a list, is not among the choices or is out of range."""
+    def check(self, value: object, where: str = "", has_pixels: bool | None = None) -> None:
+        """Raise UserError if a value, or an item of a list, is not among the choices or is out of range.
+
+        Choices for the other kind of data set pass: what runs says why it refuses them.
+        """
         allowed = self.allowed()
         for item in value if self.is_list else [value]:
             if item is None:  # in an evaluation: as in the snapshot
@@ -65,7 +68,8 @@ class Setting:
             if isinstance(item, float) and not math.isfinite(item):
                 raise UserError(f"{where}{self.name} must be finite, got {item!r}")
             if allowed is not None and item not in allowed:
-                raise UserError(f"{where}{self.name} must be one of {', '.join(allowed)}; got {item!r}")
+                offered = ", ".join(self.allowed(has_pixels))
+                raise UserError(f"{where}{self.name} must be one of {offered}; got {item!r}")
             if self.low is not None and not item >= self.low:
                 raise UserError(f"{where}{self.name} must be at least {self.low}, got {item!r}")
             if self.high is not None and not item <= self.high:
@@ -105,7 +109,7 @@ class RunConfig:
     debug: bool = _run(False, "verbose log with tracebacks; training: anomaly detection, 5 batches per pass")
     data_root: str = _data("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT in dataset_utils.py")
     download: bool = _data(False, "download the data set if it is missing")
-    workers: int = _data(4, "threads that decode images, or processes that read recordings, the first time", low=1)
+    workers: int = _data(4, "threads that decode images, or processes that read recordings, at first use", low=1)
     lenient: bool = _data(False, "skip damaged recordings and report how many, instead of failing", only="events")
 
     @staticmethod

@@ -56,7 +56,7 @@ def parse(
         config = config_class(**config_class.updated(values, given))
         for setting in known.values():
             value = getattr(config, setting.name)
-            setting.check(value)
+            setting.check(value, has_pixels=dataset and dataset.has_pixels)
             if not _applies(setting, dataset) and value != setting.default:
                 kind = "images" if dataset.has_pixels else "events"
                 raise UserError(f"--{setting.name} has no meaning for {dataset.name}, which has {kind}")
