@@ -44,13 +44,7 @@ class Preset:
 LINF = {level: ("linf", level / 255) for level in (1, 2, 4, 8)}  # radii in steps of 8-bit pixels
 PRESETS = {
     "quick": Preset(
-        images=200,
-        steps=20,
-        draws=5,
-        restarts=2,
-        paths=("own", "arctangent"),
-        radii=(LINF[2], LINF[8]),
-        queries=500,
+        images=200, steps=20, draws=5, restarts=2, paths=("own", "arctangent"), radii=(LINF[2], LINF[8]), queries=500
     ),
     "full": Preset(
         images=1000,
@@ -109,12 +103,11 @@ class AttackReport:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "AttackReport":
         """The inverse of `as_json`."""
-        known = {name: content[name] for name in ("preset", "settings", "images", "label")}
-        known["clean"], known["gates"] = Score(**content["clean"]), [Gate(**gate) for gate in content["gates"]]
         attacks = []
         for row in content["attacks"]:
             attacks.append(AttackResult(row.pop("norm"), row.pop("eps"), row.pop("attack"), Score(**row)))
-        return cls(attacks=attacks, **known)
+        clean, gates = Score(**content["clean"]), [Gate(**gate) for gate in content["gates"]]
+        return cls(content["preset"], content["settings"], content["images"], clean, attacks, gates)
 
 
 @dataclasses.dataclass

@@ -63,10 +63,7 @@ class RunState:
         return self.net if self.learner.ema is None else self.learner.ema.module
 
     def save(self, epochs_done: int, progress: Progress | None = None, keep: bool = True) -> None:
-        """Save last.pth, with the progress of an incomplete epoch; all processes call it.
-
-        `keep`: also keep the previous checkpoint.
-        """
+        """Save last.pth, with the progress of an incomplete epoch; `keep` the previous one. All processes call it."""
         learner = self.learner
         of_this_process = {"rng": seeds.rng_state(), "progress": progress.state() if progress else None}
         parts = {**self._parts(), "scheduler": learner.scheduler}
