@@ -10,7 +10,7 @@ from tools.analysis.statistics import holm, paired_difference, seed_difference, 
 from tools.errors import UserError
 
 from .conditions import CLEAN, unit
-from .results import Difference, GroupAccuracy, Key, Row, SnapshotResults
+from .results import Difference, GroupAccuracy, Key, Row, SeedDifference, SnapshotResults
 
 ATTACK, ALL = "attack (", ": all"  # starts the names of attacks; ends that of the best attack on each image
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -56,7 +56,7 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
             by_test.setdefault(key.test, []).append(key)
     summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
     for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, in all tests
-        joint = [max(one.p, 1.0 if one.seeds["p"] is None else one.seeds["p"]) for one in differences]
+        joint = [max(one.p, 1.0 if one.seeds.p is None else one.seeds.p) for one in differences]
         for difference, p in zip(differences, holm(joint)):
             difference.p_holm = p
     return [_row([key], tables) for key in shared], summary
@@ -92,7 +92,8 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
         reliable = reliable and all(one.reliable for one in found)
     for first, second in itertools.combinations(tables, 2):
         of_samples = paired_difference(correct[first], correct[second])
-        differences.append(Difference(first, second, **of_samples, seeds=seed_difference(means[first], means[second])))
+        seeds = SeedDifference(**seed_difference(means[first], means[second]))
+        differences.append(Difference(first, second, **of_samples, seeds=seeds))
     key = dataclasses.asdict(keys[0])
     return Row(**key, reliable=reliable, groups=groups, differences=differences, is_mean=is_mean)
 
@@ -102,7 +103,7 @@ def verdicts(summary: list[Row]) -> list[str]:
     sentences = []
     for number, pair in enumerate(summary[0].differences):
         first, second = pair.first, pair.second
-        if pair.seeds["low"] is None:
+        if pair.seeds.low is None:
             sentences.append(f"{first} and {second} cannot be told apart by a single seed of a group; compare several.")
             continue
         is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"

@@ -84,6 +84,15 @@ class GroupAccuracy:
     draws_std: float | None  # over noise draws, mean over snapshots; None for single draws
 
 
+@dataclasses.dataclass(frozen=True)
+class SeedDifference:
+    """Interval and p of a difference over training seeds, from `seed_difference`; None with too few seeds."""
+
+    low: float | None
+    high: float | None
+    p: float | None
+
+
 @dataclasses.dataclass
 class Difference:
     """The accuracy of one group minus that of another, with interval and p over samples from `paired_difference`."""
@@ -94,7 +103,7 @@ class Difference:
     low: float
     high: float
     p: float
-    seeds: dict[str, float | None]  # interval and p over seeds, from `seed_difference`
+    seeds: SeedDifference
     # For means over strengths: the larger p, over samples or over seeds, corrected for all tests of the two groups. It
     # is small only for a difference beyond both kinds of chance.
     p_holm: float | None = None

@@ -66,9 +66,9 @@ def comparison(rows: list[Row]) -> Table:
         if not is_mean:
             cells += [percent(one.draws_std) for one in row.groups.values()]
         for one in row.differences:
-            cells += [interval(one.difference, one), bounds(one.seeds["low"], one.seeds["high"])]
+            cells += [interval(one.difference, one), bounds(one.seeds.low, one.seeds.high)]
             if is_mean:
-                cells.append("-" if one.seeds["low"] is None else f"{one.p_holm:.3f}")
+                cells.append("-" if one.seeds.low is None else f"{one.p_holm:.3f}")
         lines.append(cells)
     return Table(head, lines)
 
