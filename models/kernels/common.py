@@ -136,14 +136,20 @@ def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None
     return torch.empty_like(template, dtype=dtype).copy_(tensor)
 
 
-def backward_tensors(grads: Pair, saved: Sequence[Any]) -> tuple[Any, ...]:
-    """What a kernel's `backward` reads and, uninitialised, what it writes, laid out as the spikes.
-
-    They are x, state, seeds, spikes, z, and the gradients of spikes, last, x and state.
-    """
+def backward_tensors(grads: Pair, saved: Sequence[Any]) -> dict[str, Any]:
+    """By name, what a kernel's `backward` reads and what it writes (uninitialised), laid out as the spikes."""
     x, state, seeds, spikes, z = saved
     z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
     step = z[0]
-    x, state = laid_out_as(spikes, x), laid_out_as(step, state)
-    grad_spikes, grad_last = laid_out_as(spikes, grads[0]), laid_out_as(step, grads[1])
-    return x, state, seeds, spikes, z, grad_spikes, grad_last, *empty_gradients(spikes, z, state)
+    grad_x, grad_state = empty_gradients(spikes, z, state)
+    return dict(
+        x=laid_out_as(spikes, x),
+        state=laid_out_as(step, state),
+        seeds=seeds,
+        spikes=spikes,
+        z=z,
+        grad_spikes=laid_out_as(spikes, grads[0]),
+        grad_last=laid_out_as(step, grads[1]),
+        grad_x=grad_x,
+        grad_state=grad_state,
+    )

@@ -63,7 +63,7 @@ typedef struct {
 } Layer;
 
 /* Sequences [T, ...], single steps [...] (state, last and their gradients) and seeds [T]; z = u - threshold. NULL: the
-   state is rest, gradients that come in are zeros, and results that go out are not wanted. */
+   state is rest, gradients that come in are zeros, and results that go out are not wanted. cpu.py fills it in. */
 typedef struct {
     const input *x;
     const real *state;
@@ -537,24 +537,20 @@ static void want_large_pages(void *memory, int64_t bytes)
 #endif
 }
 
-void lif_forward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
-                 real *last)
+void lif_forward(const Layer *l, const Tensors *m)
 {
-    const Tensors m = {.x = x, .state = state, .seeds = seeds, .spikes = spikes, .z = z, .last = last};
-    want_large_pages(spikes, l->timesteps * l->neurons * sizeof *spikes);
-    want_large_pages(z, l->timesteps * l->neurons * sizeof *z);
+    want_large_pages(m->spikes, l->timesteps * l->neurons * sizeof *m->spikes);
+    want_large_pages(m->z, l->timesteps * l->neurons * sizeof *m->z);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, &m, block);
+    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, m, block);
 }
 
 /* The caller sums the parts in the order of blocks, so that the number of threads does not matter. */
-void lif_backward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
-                  const input *grad_spikes, const real *grad_last, input *grad_x, real *grad_state, double *parts)
+void lif_backward(const Layer *l, const Tensors *m)
 {
-    const Tensors m = {x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts, NULL};
-    want_large_pages(grad_x, l->timesteps * l->neurons * sizeof *grad_x);
+    want_large_pages(m->grad_x, l->timesteps * l->neurons * sizeof *m->grad_x);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) backward_block(l, &m, block);
+    for (int64_t block = 0; block < blocks_of(l); block++) backward_block(l, m, block);
 }
 
 /* What Layer calls the law of a class by its name; -1 for one that this kernel does not know. */
