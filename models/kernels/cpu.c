@@ -210,14 +210,10 @@ static void philox(int64_t key, const uint32_t *counter, int n, uint32_t words[4
     }
 }
 
-INLINE float tail_of(uint32_t word) { return fused_f((float)(int32_t)(word >> 1), 0x1p-32f, 0x1p-33f); }
-
-INLINE float signed_by(uint32_t word, float magnitude) { return float_of(bits_of(magnitude) ^ (word << 31)); }
-
 /* A standard draw from one word, of any law but the Gaussian. */
 INLINE float draw(int law, uint32_t word)
 {
-    float q = tail_of(word), magnitude;
+    float q = fused_f((float)(int32_t)(word >> 1), 0x1p-32f, 0x1p-33f), magnitude;
     if (law == LOGISTIC)
         magnitude = fast_log((1.0f - q) / q);
     else if (law == TRIANGULAR)
@@ -230,7 +226,7 @@ INLINE float draw(int law, uint32_t word)
         magnitude = q < 0.25f ? c / s : s / c;
     } else
         __builtin_trap();
-    return signed_by(word, magnitude);
+    return float_of(bits_of(magnitude) ^ (word << 31));
 }
 
 /* Firing probability F(z), z = u - threshold. Only the mean field needs it: libm is fast enough. */

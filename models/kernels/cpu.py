@@ -34,14 +34,12 @@ def _threads(updates: int) -> int:
 
 @functools.cache
 def kernel(dtype: torch.dtype) -> "Kernel | None":
-    """The `Kernel` for inputs of a dtype, or None; a warning says so where one was to be expected."""
+    """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built."""
     if dtype not in INPUT_BITS:
         return None
     return build.load(SOURCE, f"-DINPUT_BITS={INPUT_BITS[dtype]}", lambda library: Kernel(library, dtype).checked())
 
 
-REALS = ("threshold", "decay", "scale", "loc")
-INTEGERS = ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")
 TENSORS = ["x", "state", "seeds", "spikes", "z", "grad_spikes", "grad_last", "grad_x", "grad_state", "parts", "last"]
 Loops = ctypes.c_int64 * MAX_RANK
 
@@ -50,8 +48,8 @@ Loops = ctypes.c_int64 * MAX_RANK
 class _Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("timesteps", "neurons", "x_stride", "rank")]
     _fields_ += [("size", Loops), ("index_stride", Loops), ("threads", ctypes.c_int64)]
-    _fields_ += [(name, ctypes.c_double) for name in REALS]
-    _fields_ += [(name, ctypes.c_int64) for name in INTEGERS]
+    _fields_ += [(name, ctypes.c_double) for name in ("threshold", "decay", "scale", "loc")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")]
 
 
 class _Tensors(ctypes.Structure):
@@ -86,8 +84,8 @@ class Kernel:
             seeds: int64 [T], or None where nothing is random.
 
         Returns:
-            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], for backward. What is not to
-            be kept is empty.
+            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], for backward. What is not
+            kept has no elements.
         """
         spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
@@ -106,8 +104,8 @@ class Kernel:
             learns: whether the gradients of decay and scale are wanted.
 
         Returns:
-            Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale (0-d tensors,
-            0 for one that is not learnt; where neither is, both are None).
+            Gradients of x [T, B, ...], of the state [B, ...] (no elements without one), and of decay and scale: 0-d
+            tensors, 0 for one that is not learnt; both None if neither is.
         """
         tensors = common.backward_tensors(grads, saved)
         layer = self._describe(tensors["spikes"], neuron, learns)
@@ -127,7 +125,7 @@ class Kernel:
         return [word.long() % 2**32 for word in words]
 
     def checked(self) -> "Kernel":
-        """This kernel, without the laws that it computes wrongly; BuildError if it computes all wrongly."""
+        """This kernel without the laws that it computes wrongly; BuildError if something else is wrong."""
         like = torch.empty(0, dtype=self.dtype)
         words = self.random_words(like.new_zeros(1, 1, 1), torch.zeros(1, dtype=torch.int64))
         if [word.item() for word in words] != KNOWN_WORDS:
@@ -159,7 +157,7 @@ class Kernel:
 
 
 def _pointers(**tensors: Tensor | None) -> _Tensors:
-    """NULL for None, and for an empty tensor."""
+    """Addresses of tensors; NULL for None and for a tensor without elements."""
     pointers = _Tensors()
     for name, tensor in tensors.items():
         if tensor is not None and tensor.numel() > 0:

@@ -325,7 +325,7 @@ def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None
 
 @functools.lru_cache(maxsize=1024)
 def _loops(shape: Sequence[int], strides: Sequence[int]) -> dict[str, int]:
-    """The loops over memory, padded in front by loops of one turn; of the outermost size there is no need."""
+    """The loops over memory, but for the outermost size; loops of one turn come first, if there are fewer loops."""
     order = common.memory_order(shape, strides)
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     padding = MAX_RANK - len(order[0])

@@ -22,7 +22,7 @@ from .common import SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, e
 
 
 def _library() -> torch.library.Library:
-    """A namespace for the operators; with a number where this package is imported a second time."""
+    """A namespace for the operators; with a number if this package is imported again."""
     name = "nsnn_" + __package__.replace(".", "_")
     for number in range(1, 100):
         with contextlib.suppress(RuntimeError):  # the name is taken
@@ -34,7 +34,7 @@ LIBRARY = _library()
 
 
 def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
-    """Whether a fused kernel runs these neurons: a law of this package that it knows, and a kernel here."""
+    """Whether there is a fused kernel for the device and dtype of `x` that knows the law."""
     kind = type(law)  # not a subclass: its functions may be others
     if kind not in noise.LAWS or x.shape[1:].numel() > common.MAX_NEURONS:
         return False
@@ -55,7 +55,7 @@ _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True) -> tuple[Tensor, Tensor]:
-    """As `eager.lif_sequence`; without `keep_state` the second result is empty, and the time to write it is saved."""
+    """As `eager.lif_sequence`; without `keep_state`, the second result has no elements."""
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
         spikes, last = lif_sequence(x.float(), state, neuron, keep_state)
         return spikes.to(x.dtype), last
@@ -74,7 +74,7 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
     return spikes, last
 
 
-# The arguments of an operator that make a `Neuron`, by name; learnt numbers come as tensors before them.
+# A `Neuron` as arguments of an operator, by name; learnt numbers come as tensors before them.
 NEURON = (
     "*, str law, float scale, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, "
     "float threshold, str reset, "
@@ -82,7 +82,7 @@ NEURON = (
 
 
 def flattened(neuron: Neuron) -> dict[str, Any]:
-    """The arguments of an operator for a neuron."""
+    """A neuron as arguments of an operator."""
     law, surrogate = neuron.law, neuron.surrogate
     return dict(
         law=type(law).__name__,
@@ -99,24 +99,18 @@ def flattened(neuron: Neuron) -> dict[str, Any]:
 
 
 def _rebuilt(
-    law: str,
-    scale: float,
-    loc: float,
-    surrogate: str | None,
-    surrogate_scale: float,
-    surrogate_loc: float,
-    **others: Any,
+    law: str, scale: float, loc: float, surrogate: str | None, surrogate_scale: float, surrogate_loc: float, **rest: Any
 ) -> Neuron:
     """The neuron that was `flattened`."""
     laws: dict[str, Any] = {kind.__name__: kind for kind in noise.LAWS}
     gradient_law = None if surrogate is None else laws[surrogate](surrogate_scale, surrogate_loc)
-    return Neuron(laws[law](scale, loc), scale, surrogate=gradient_law, **others)
+    return Neuron(laws[law](scale, loc), scale, surrogate=gradient_law, **rest)
 
 
 def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()) -> Any:
-    """Define an operator by an implementation for CPU and CUDA; returned is what calls it.
+    """Define an operator with one implementation for CPU and CUDA, and return what calls it.
 
-    Not by `torch.library.custom_op`, whose wrappers in Python take 150 microseconds per call.
+    `torch.library.custom_op` would do it, but its wrappers in Python take 150 microseconds per call.
     """
     LIBRARY.define(schema, tags=tags)
     name = schema.partition("(")[0]
@@ -182,7 +176,7 @@ def _backward(
 
 
 def _backward_of_operator(*tensors: Any, learns_decay: bool, learns_scale: bool, **neuron: Any) -> tuple[Tensor, ...]:
-    """As `_backward`; an operator has tensors for all results."""
+    """As `_backward`, but with zeros for None: the results of an operator are tensors."""
     learns = (learns_decay, learns_scale)
     results = _backward(tensors[:2], tensors[2:4], tensors[4:], _rebuilt(**neuron), learns)
     zero = results[0].new_zeros((), dtype=common.arithmetic_dtype(results[0].dtype))
@@ -247,8 +241,9 @@ def _backward_by_operator(
     return lif_backward(*grads, *learnt, *saved, learns_decay=learns[0], learns_scale=learns[1], **settings)
 
 
-_by_operator = _differentiated_by(_backward_by_operator)
-torch.library.register_autograd(lif_forward, _by_operator, setup_context=_set_up, lib=LIBRARY)
+torch.library.register_autograd(
+    lif_forward, _differentiated_by(_backward_by_operator), setup_context=_set_up, lib=LIBRARY
+)
 
 
 class _Direct(torch.autograd.Function):
