@@ -86,6 +86,13 @@ def figures(monkeypatch):
     return saved
 
 
+def lines_of(axes):
+    """{label: (x, y)} of the lines of a panel, as lists; of what `errorbar` draws, the means."""
+    lines = {line.get_label(): line for line in axes.lines}
+    lines |= {container.get_label(): container.lines[0] for container in axes.containers if hasattr(container, "lines")}
+    return {label: (list(line.get_xdata()), list(line.get_ydata())) for label, line in lines.items()}
+
+
 SCRIPT = """
 import sys
 from dataset_utils import ImageDataset

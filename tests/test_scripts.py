@@ -23,6 +23,7 @@ from tools.published import published_key
 SCRIPTS = [f"{kind}_{dataset}.py" for kind in ("main", "testing") for dataset in DATASETS]
 STUDIES = ["main_theory.py", "main_regularisation.py", "main_coding.py"]
 HEAVY = ["torchvision", "mlxtend", "pandas", "scipy", "sklearn", "matplotlib", "tensorboard", "sympy", "torch._dynamo"]
+HEAVY += ["tools.studies", "tools.training.run", "tools.evaluation"]  # what runs
 QUICK = ["--model", "toynet", "--width", "0.05", "--threads", "1", "--workers", "1", "--no-histograms"]
 
 
@@ -138,7 +139,7 @@ for script in scripts:
     sys.argv = [script, "--help"]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         runpy.run_path(script, run_name="__main__")
-    shown[script] = out.getvalue(), [name for name in heavy if name in sys.modules]
+    shown[script] = out.getvalue(), [name for name in sys.modules if name.startswith(tuple(heavy))]
 json.dump(shown, sys.stdout)
 """
 
