@@ -1,7 +1,7 @@
 """Data sets by name: where they are, how they are read, how they are split.
 
-To add a data set of images, write a reader like `_read_cifar10` and an entry in `DATASETS`; for recordings of an event
-camera, see `tools/data/events/trees.py`. A main_<name>.py and a testing_<name>.py then name the data set.
+To add a data set of images, write a reader like `_read_cifar10` and an entry in `_IMAGES`; for recordings of an event
+camera, see `tools/data/events/trees.py`. Then add a main_<name>.py and a testing_<name>.py that name it.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from tools.data.images import LabelledImages, stratified_split
 from tools.errors import UserError
 from tools.io.cache import cache_folder
 
-# Readers import torchvision, PIL and mlxtend themselves: every script would wait for those that it does not need.
+# Readers import torchvision, PIL and mlxtend themselves, so that scripts do not wait for what they do not need.
 
 # Folder of the data sets. Edit it here, or set the environment variable NSNN_DATA, or pass --data-root.
 DATA_ROOT = "data"
@@ -40,14 +40,17 @@ SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 
 
 class _Dataset:
-    """What all data sets have in common; `_read` gives their training and test part."""
+    """The loading that all data sets share; a subclass reads the training and the test part in `_read`."""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
 
     def load(self, config: TrainConfig | None = None) -> dict[str, LabelledImages | LabelledRecordings]:
         """Read the data set, or find it in the cache, and hold out the validation samples: {"train", "val", "test"}.
 
-        The settings of data, frames and split of `config` apply; None: the defaults. If the data are not there, a
-        FileNotFoundError says which folder was searched and how to get them; data that are damaged, or not those of
-        this data set, are a UserError.
+        The settings of data and frames of `config` apply; None: the defaults. If the data are missing, a
+        FileNotFoundError says which folder was searched and how to get them. Damaged or other data are a UserError.
         """
         train, test = self._read(config or TrainConfig())
         for name, part in (("train", train), ("test", test)):
@@ -60,21 +63,16 @@ class _Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset(_Dataset):
-    """A classification data set of images of one size; `tools.config.dataset.Dataset` says what it offers."""
+    """A classification data set of images of one size; see also `tools.config.train.Dataset`."""
 
     name: str  # as on the command line and in results
     in_shape: tuple[int, int, int]  # (C, H, W)
-    num_classes: int
+    classes: tuple[str, ...]  # their names, in the order of the labels
     mean: tuple[float, ...]  # of each channel of the training images, in [0, 1] pixel units, as is std
     std: tuple[float, ...]
     read: Callable[[Path, bool, int], tuple[LabelledImages, LabelledImages]]  # (root, download, workers): (train, test)
-    names: tuple[str, ...] = ()  # of the classes, in the order of the labels; none: the labels themselves
     validation_fraction = VALIDATION_FRACTION
-    has_pixels = True  # which some tests perturb
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.names or tuple(map(str, range(self.num_classes)))
+    has_pixels = True
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]:
         return self.in_shape
@@ -96,21 +94,17 @@ class ImageDataset(_Dataset):
 
 @dataclasses.dataclass(frozen=True)
 class EventDataset(_Dataset):
-    """A classification data set of recordings of an event camera; no script can download one."""
+    """A classification data set of recordings of an event camera, which the user has to download."""
 
     name: str  # as on the command line and in results
     tree: Tree
-    has_pixels = False  # but events
-    mean = (0.0, 0.0)  # frames go in as they are
+    has_pixels = False
+    mean = (0.0, 0.0)  # frames are not normalised
     std = (1.0, 1.0)
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.tree.classes
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.tree.classes)
 
     @property
     def validation_fraction(self) -> float:
@@ -122,25 +116,24 @@ class EventDataset(_Dataset):
 
     def augmentation(self, config: TrainConfig) -> EventAugment:
         if config.flip and not self.tree.flippable:
-            raise UserError(f"--flip has no meaning for {self.name}: each class would be another one in the mirror")
+            raise UserError(f"--flip has no meaning for {self.name}: a mirror turns each class into something else")
         flippable = torch.tensor([name in self.tree.flippable for name in self.classes])
-        return EventAugment(config.flip, flippable, config.roll, config.event_drop)
+        return EventAugment(flippable if config.flip else None, config.roll, config.event_drop)
 
     def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
         parts = self.tree.list_recordings(self._folder(data_root(config.data_root)), config.split)
         return self._part("train", parts.train, config), self._part("test", parts.test, config)
 
     def _folder(self, root: Path) -> Path:
-        if not self.tree.folders:  # made here, not found
+        if not self.tree.folders:  # simulated
             return cache_folder()
         folders = [root / name for name in self.tree.folders]
         for folder in folders:
             if folder.is_dir():
                 return folder
         raise FileNotFoundError(
-            f"{self.name} is not there; searched: {', '.join(str(folder.resolve()) for folder in folders)}. Get it "
-            f"from {self.tree.download}, unpack it into one of these, or say where it is with --data-root (or "
-            "NSNN_DATA)."
+            f"{self.name} is missing; searched: {', '.join(str(folder.resolve()) for folder in folders)}. Get it from "
+            f"{self.tree.download} and unpack it into one of these, or say where it is with --data-root (or NSNN_DATA)."
         )
 
     def _part(self, part: str, recordings: list[Recording], config: TrainConfig) -> LabelledRecordings:
@@ -176,7 +169,7 @@ def _read_mnist5k(root=None, download=False, workers=1):
 
 
 def _read_torchvision(name, root, download, workers, hint=""):
-    """Read the data set that torchvision has under this name."""
+    """Read the data set of torchvision that has this name; `hint`: where else it was looked for, for the error."""
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, name)
@@ -186,7 +179,7 @@ def _read_torchvision(name, root, download, workers, hint=""):
         if download:
             raise FileNotFoundError(f"{name} could not be downloaded to {root.resolve()}: {error}") from error
         raise FileNotFoundError(
-            f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to fetch it, or "
+            f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to download it, or "
             "--data-root (or NSNN_DATA) to say where it is."
         ) from error
     except Exception as error:  # torchvision asserts and indexes where a file is damaged
@@ -202,7 +195,7 @@ def _labelled(part):
 
 
 def _read_cifar10(root, download, workers):
-    """Read CIFAR-10 as torchvision stores it, else a folder of images {train,test}/<class>/*."""
+    """Read CIFAR-10 as torchvision stores it, or else from a folder of images {train,test}/<class>/*."""
     if not (root / "cifar-10-batches-py").is_dir():
         for folder in (root, root / "cifar10", root / "cifar10-images"):
             if (folder / "train").is_dir() and (folder / "test").is_dir():
@@ -214,7 +207,7 @@ def _read_cifar10(root, download, workers):
 
 
 def _list_motions(folder, split):
-    """Simulated recordings (`motions`) of mnist5k's digits, which are disjoint between its parts."""
+    """Simulate the recordings of `motions`, each part from the digits of that part of mnist5k."""
     code = code_fingerprint(motions.__name__, stored_streams.__module__)[:24]
 
     def part(name, number, streams_per_class):
@@ -234,14 +227,16 @@ _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 # they were trained on (CIFAR-10's "std" is the mean over images of each image's own).
 _MEAN10, _STD10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10
 _MEAN100, _STD100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100
-_MNIST = ImageDataset("mnist", (1, 28, 28), 10, (0.1307,), (0.3081,), functools.partial(_read_torchvision, "MNIST"))
+_read_mnist = functools.partial(_read_torchvision, "MNIST")
+_MNIST = ImageDataset("mnist", (1, 28, 28), tuple("0123456789"), (0.1307,), (0.3081,), _read_mnist)
 _read_fashion = functools.partial(_read_torchvision, "FashionMNIST")
+_read_cifar100 = functools.partial(_read_torchvision, "CIFAR100")
 _IMAGES = (
     dataclasses.replace(_MNIST, name="mnist5k", read=_read_mnist5k),
     _MNIST,
-    ImageDataset("fashionmnist", (1, 28, 28), 10, (0.2860,), (0.3530,), _read_fashion, _FASHION),
-    ImageDataset("cifar10", (3, 32, 32), 10, _MEAN10, _STD10, _read_cifar10, CIFAR10_CLASSES),
-    ImageDataset("cifar100", (3, 32, 32), 100, _MEAN100, _STD100, functools.partial(_read_torchvision, "CIFAR100")),
+    ImageDataset("fashionmnist", (1, 28, 28), _FASHION, (0.2860,), (0.3530,), _read_fashion),
+    ImageDataset("cifar10", (3, 32, 32), CIFAR10_CLASSES, _MEAN10, _STD10, _read_cifar10),
+    ImageDataset("cifar100", (3, 32, 32), tuple(map(str, range(100))), _MEAN100, _STD100, _read_cifar100),
 )
 _EVENTS = tuple(EventDataset(name, tree) for name, tree in (TREES | {"motions": _MOTIONS}).items())
 DATASETS = {dataset.name: dataset for dataset in _IMAGES + _EVENTS}

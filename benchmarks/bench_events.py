@@ -16,8 +16,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
 from benchmarks.common import in_turns, report
 from tools.data.events import EVENT
-from tools.data.events.formats import read_events
 from tools.data.events.frames import SPLITS, Framing, count_frames
+from tools.data.events.recordings import Recording
 
 SENSOR = (128, 128)
 
@@ -63,7 +63,7 @@ def main():
         for name, (file, raw) in files.items():
             path = Path(folder) / file
             path.write_bytes(raw)
-            runs[f"read {name}"] = partial(read_events, path, *SENSOR)
+            runs[f"read {name}"] = partial(Recording(path).load, SENSOR)
         for split, size in itertools.product(SPLITS, (SENSOR, (48, 48))):
             framing = Framing(10, split, SENSOR, size)
             runs[f"frame by {split} to {size[0]}x{size[1]}"] = partial(count_frames, events, framing)

@@ -34,7 +34,9 @@ def _stripes(count, seed):
 @pytest.fixture(scope="session")
 def stripes():
     """An `ImageDataset` of 200 training and 50 test images, two classes, [1, 8, 8]."""
-    return ImageDataset("stripes", (1, 8, 8), 2, (0.4,), (0.4,), lambda *args: (_stripes(200, 0), _stripes(50, 1)))
+    return ImageDataset(
+        "stripes", (1, 8, 8), ("0", "1"), (0.4,), (0.4,), lambda *args: (_stripes(200, 0), _stripes(50, 1))
+    )
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ from dataset_utils import ImageDataset
 from tests.conftest import _stripes
 from tools import cli
 parts = _stripes(200, 0), _stripes(50, 1)
-stripes = ImageDataset("stripes", (1, 8, 8), 2, (0.4,), (0.4,), lambda *args: parts)
+stripes = ImageDataset("stripes", (1, 8, 8), ("0", "1"), (0.4,), (0.4,), lambda *args: parts)
 cli.train(stripes, argv=sys.argv[1:])
 """
 

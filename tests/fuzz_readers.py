@@ -19,12 +19,13 @@ import atheris
 with atheris.instrument_imports(include=["tools", "dataset_utils"]):
     from tests.tools.data.events.test_formats import KINDS, SIZE, written
     from tests.tools.test_hostile_input import DOCUMENTED, READERS, entries, repacked
-    from tools.data.events.formats import read_events, read_gesture_labels
+    from tools.data.events.formats import read_gesture_labels
+    from tools.data.events.recordings import Recording
 
 
 def recording(folder, kind):
     path = written(folder, kind)
-    return path, lambda: read_events(path, *SIZE)
+    return path, lambda: Recording(path).load(SIZE)
 
 
 def gestures(folder):

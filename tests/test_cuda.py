@@ -44,7 +44,7 @@ def test_noise_comes_from_the_generator_of_the_device():
 
 def test_augmentation_of_events_stays_on_its_device():
     frames = torch.poisson(torch.full((200, 4, 2, 6, 8), 3.0)).to(torch.uint8).cuda()
-    augment = EventAugment(flip=True, flippable=torch.ones(1, dtype=torch.bool), roll=2, event_drop=True)
+    augment = EventAugment(flippable=torch.ones(1, dtype=torch.bool), roll=2, event_drop=True)
     augmented = augment(frames, torch.zeros(200, dtype=torch.long).cuda())
     assert augmented.device == frames.device and augmented.dtype == frames.dtype
     assert augmented.max() <= frames.max()

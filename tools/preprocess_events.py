@@ -1,9 +1,8 @@
 """Make the frames of an event data set ahead of training: python tools/preprocess_events.py SOURCE OUT.
 
-SOURCE is a folder of N-MNIST, DVS-Gesture or DVS-CIFAR10 in any of the layouts of tools/data/events/trees.py. OUT
-receives the frames; training finds them with NSNN_CACHE=OUT and the same settings of frames. Several processes read;
-an interrupted run is continued by the same command. Recordings that cannot be read are skipped: the table at the end,
-and OUT/skipped-<data set>.json, say which and why.
+SOURCE is a folder of N-MNIST, DVS-Gesture or DVS-CIFAR10 in any of the layouts of tools/data/events/trees.py. Frames
+are written to OUT; training finds them with NSNN_CACHE=OUT and the same settings of frames. The same command continues
+an interrupted run. Recordings that cannot be read are skipped; OUT/skipped-<data set>.json says which and why.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, so that Python looks for modules in tools/
+if __package__ in (None, ""):  # run as a file: Python would look for modules in tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tools.data.events.frames import SPLITS, Framing
@@ -26,15 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 def preprocess(options: argparse.Namespace) -> tuple[str, dict[str, FrameStore]]:
-    """Frame all recordings of the data set in the source folder: its name, and the stores of "train" and "test"."""
+    """Frame all recordings of the data set in the source folder; return its name and {"train", "test": store}."""
     name, parts = recognise(options.source, options.split)
     tree = TREES[name]
     framing = Framing(options.timestep, options.frames_by, tree.sensor, tree.frame_size(options.frame_size))
-    stores = {}
-    for part, recordings in parts._asdict().items():
-        part_name = f"{name}-{part}"
-        stores[part] = FrameStore(part_name, recordings, framing, options.lenient, options.workers, options.out)
-    return name, stores
+    how = dict(framing=framing, lenient=options.lenient, workers=options.workers, folder=options.out)
+    return name, {part: FrameStore(f"{name}-{part}", found, **how) for part, found in parts._asdict().items()}
 
 
 def table(stores: dict[str, FrameStore]) -> str:
@@ -54,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of the data set")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the frames")
     parser.add_argument("--timestep", type=int, default=10, help="number of frames T (default: 10)")
-    frames_by = "frames of equally many events (default), or equally long"
+    frames_by = "frames of equally many events (default), or of equal duration"
     parser.add_argument("--frames_by", choices=SPLITS, default="count", help=frames_by)
     parser.add_argument("--frame_size", type=int, default=0, help="side of the frames in pixels; 0: the usual size")
     parser.add_argument("--split", choices=CIFAR10_TRAINING, default="9:1", help="train:test of DVS-CIFAR10")

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device; every image of a batch gets its own draw."""
+"""Augmentation of whole batches on their device; each image of a batch gets its own draw."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def random_crop(images: torch.Tensor, padding: int) -> torch.Tensor:
-    """Pad each image with zeros and cut out the original size at a random place. Shape: [B, C, H, W] -> the same."""
+    """Pad each image with zeros and crop it to its size at a random place. Shape: [B, C, H, W] -> the same."""
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), device=images.device)
@@ -18,14 +18,20 @@ def random_crop(images: torch.Tensor, padding: int) -> torch.Tensor:
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def random_flip(images: torch.Tensor) -> torch.Tensor:
-    """Mirror left and right with probability 1/2. Shape: [B, C, H, W] -> the same."""
-    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+def random_flip(images: torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
+    """Mirror each image left and right with probability 1/2, if it is `allowed`, bool [B]; None: all are.
+
+    Shape: [B, ..., H, W] -> the same.
+    """
+    chosen = torch.rand(len(images), device=images.device) < 0.5
+    if allowed is not None:
+        chosen &= allowed
+    chosen = chosen.view([len(images)] + [1] * (images.dim() - 1))
     return torch.where(chosen, images.flip(-1), images)
 
 
 def cutout(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Set a square of `side` pixels to zero, its centre anywhere in the image, so that it may cross the edge.
+    """Set a square of `side` pixels to zero, with its centre anywhere in the image: it may extend beyond the edge.
 
     Shape: [B, C, H, W] -> the same.
     Note: DeVries and Taylor, "Improved regularization of convolutional neural networks with cutout", 2017.
@@ -49,13 +55,13 @@ class Augment:
     """
 
     crop_padding: int = 0  # pixels around the image before a random crop; 0: no crop
-    flip: bool = False  # mirror half of the images
-    cutout_side: int = 0  # of a random square set to zero, in pixels; 0: none
-    autoaugment: bool = False  # torchvision's, with the policy for CIFAR-10, drawn for each image
+    flip: bool = False
+    cutout_side: int = 0  # in pixels; 0: no cutout
+    autoaugment: bool = False  # torchvision's, with the policy for CIFAR-10
 
     def __post_init__(self):
         if self.autoaugment:
-            from torchvision.transforms import AutoAugment, AutoAugmentPolicy  # here, for they are slow to import
+            from torchvision.transforms import AutoAugment, AutoAugmentPolicy  # slow to import
 
             self.policy = AutoAugment(AutoAugmentPolicy.CIFAR10)
 
@@ -64,7 +70,7 @@ class Augment:
             images = random_crop(images, self.crop_padding)
         if self.flip:
             images = random_flip(images)
-        if self.autoaugment:  # torchvision draws once per call, so each image is a call of its own
+        if self.autoaugment:  # image by image, because torchvision draws once per call
             images = torch.stack([self.policy(image) for image in images])
         images = images.float() / 255
         if self.cutout_side:

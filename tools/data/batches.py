@@ -1,4 +1,4 @@
-"""What batches of images and batches of event frames have in common: their number and their order."""
+"""Batches of images or event frames: their number and their order."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sized
@@ -13,21 +13,21 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and labels
 
 @dataclasses.dataclass(eq=False)
 class Batches:
-    """Batches of a labelled data set, in a new order for each pass if shuffled; a subclass makes one in `_batch`.
+    """Batches of a labelled data set; a subclass makes one batch in `_batch`.
 
     A shuffled pass drops an incomplete last batch, in which each sample would weigh more; an ordered one keeps it.
-    If several batches make a step, and there are not enough samples for one, it is a UserError.
+    UserError if a step takes several batches and there are not enough samples for one.
     """
 
     data: Sized
     batch_size: int
     device: torch.device
-    shuffle: bool = False  # order each pass anew, by torch's default CPU generator
+    shuffle: bool = False  # a new order for each pass, by torch's default CPU generator
     augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # applied to each batch
     memory_format: torch.memory_format = torch.contiguous_format
     limit: int | None = None  # most steps per pass
-    accumulate: int = 1  # batches that make a step of a shuffled pass
-    processes: Processes = Processes()  # those that share the samples of each step of a shuffled pass
+    accumulate: int = 1  # batches of a step
+    processes: Processes = Processes()  # those that share the samples of each step
 
     def __post_init__(self):
         available, samples = len(self.data), self.batch_size * self.accumulate * self.processes.count  # of a step
@@ -47,15 +47,15 @@ class Batches:
         return self.passing(self.order())
 
     def order(self) -> torch.Tensor:
-        """Indices of the samples in the order of a pass, int64 [N]; new for each pass if shuffled."""
+        """Indices of the samples in the order of a pass, int64 [N]."""
         return torch.randperm(len(self.data)) if self.shuffle else torch.arange(len(self.data))
 
     def passing(self, order: torch.Tensor, first: int = 0) -> Iterator[Batch]:
-        """The batches of a pass in the given order, from batch number `first` on."""
+        """The batches of a pass in the given order, from number `first` on."""
         for number in range(first, self.batches):
             start = (number * self.processes.count + self.processes.rank) * self.batch_size
             yield self._batch(order[start : start + self.batch_size])
 
     def _batch(self, chosen: torch.Tensor) -> Batch:
-        """Inputs and labels, on the device, of the samples with the indices `chosen` (int64, on the CPU)."""
+        """Inputs and labels on the device; `chosen`: indices of the samples, int64 on the CPU."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""A hash of code, as part of the key of what that code has made: changed code never meets old content of a cache."""
+"""A hash of code, for the key of a cache: changed code never meets content that older code has made."""
 
 import ast
 import functools
@@ -10,7 +10,7 @@ import importlib.util
 def code_fingerprint(*names: str, follow: bool = True) -> str:
     """Hash the code of modules, by their dotted names; comments and layout do not count.
 
-    `follow` hashes also what they import by relative imports from their own packages, and so on.
+    `follow`: also hash the modules that they import from their own packages by relative imports, and so on.
     """
     key, waiting, seen = hashlib.sha256(), list(names), set()
     while waiting:
@@ -26,6 +26,6 @@ def code_fingerprint(*names: str, follow: bool = True) -> str:
                 if node.module:  # from .a import b
                     waiting.append(f"{spec.parent}.{node.module}")
                 else:  # from . import a, b, of which some are modules
-                    names = [f"{spec.parent}.{alias.name}" for alias in node.names]
-                    waiting += [spec.parent, *filter(importlib.util.find_spec, names)]
+                    imported = [f"{spec.parent}.{alias.name}" for alias in node.names]
+                    waiting += [spec.parent, *filter(importlib.util.find_spec, imported)]
     return key.hexdigest()

@@ -1,8 +1,7 @@
-"""Folders of image files, decoded once."""
+"""Folders of image files, decoded once and then cached."""
 
 import concurrent.futures
 import hashlib
-import itertools
 import logging
 import os
 from pathlib import Path
@@ -23,22 +22,23 @@ from .images import LabelledImages
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
-FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")  # and no other: for some, PIL starts programs
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")  # for some others, PIL starts programs
 MAX_IMAGE_BYTES, MAX_PIXELS = 2**26, 2**24  # of a file
 
 
 def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[LabelledImages, LabelledImages]:
-    """Read `folder`/{train,test}/<class>/* into memory; decoded once by `workers` threads, then cached.
+    """Read `folder`/{train,test}/<class>/* into memory: decoded once by `workers` threads, then cached.
 
-    The key of the cache is a hash of the names and contents of all files, and of the code that decodes them. Labels are
-    the places of the classes' names in alphabetical order.
+    The key of the cache is a hash of the names and contents of all files, and of the code that decodes them. Classes
+    are numbered in alphabetical order.
 
-    FileNotFoundError if there are no images where they should be; UserError, naming it, for a file that is not an image
-    or has another size than the first one.
+    FileNotFoundError if a part has no images; UserError, naming it, for a file that is not an image or has another size
+    than the first one.
     """
     folder = Path(folder)
-    train, test = (_list_part(folder / part) for part in ("train", "test"))
-    classes, others = (sorted({path.parent.name for path in part}) for part in (train, test))
+    train, test = _list_part(folder / "train"), _list_part(folder / "test")
+    classes = sorted({path.parent.name for path in train})
+    others = sorted({path.parent.name for path in test})
     if classes != others:
         raise UserError(f"{folder}: train has the classes {classes}, test has {others}")
     files = train + test
@@ -67,31 +67,30 @@ def _list_part(folder: Path) -> list[Path]:
 
 def _decode(files: list[Path], workers: int, description: str) -> np.ndarray:
     """Decode images of one size: uint8 [N, 3, H, W]."""
-    height, width, _ = _decode_one(files[0]).shape
+    _, height, width = _decode_one(files[0]).shape
     try:
         images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     except MemoryError as error:
         raise UserError(f"{len(files)} images like {files[0]} do not fit into memory: {error}") from error
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        decoded = pool.map(_decode_one, files, itertools.repeat((width, height)))
-        progress = tqdm(decoded, description, len(files), unit="image", disable=None, leave=False)
-        for index, pixels in enumerate(progress):
-            images[index] = pixels.transpose(2, 0, 1)
+        decoded = zip(files, images, pool.map(_decode_one, files))
+        for path, image, pixels in tqdm(decoded, description, len(files), unit="image", disable=None, leave=False):
+            if pixels.shape != image.shape:
+                found = f"{path} is {pixels.shape[2]}x{pixels.shape[1]}, others {width}x{height}"
+                raise UserError(f"all images must have one size; {found}")
+            image[:] = pixels
     return images
 
 
-def _decode_one(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode an image: uint8 [H, W, 3]; UserError unless it has this size (width, height)."""
+def _decode_one(path: Path) -> np.ndarray:
+    """Decode an image: uint8 [3, H, W]."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
-            if size in (None, image.size):
-                return np.asarray(image.convert("RGB"))
-            found = f"{path} is {image.width}x{image.height}, others {size[0]}x{size[1]}"
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except Exception as error:  # PIL raises many kinds for damaged files
         raise UserError(f"{path} is not a readable image: {error}") from error
-    raise UserError(f"all images must have one size; {found}")
 
 
 def _read_cache(path: Path, count: int) -> np.ndarray | None:

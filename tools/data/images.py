@@ -41,7 +41,7 @@ def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[
 class ImageBatches(Batches):
     """Batches of float images in [0, 1], with their labels, of `LabelledImages`, which move to the device once.
 
-    `augment` takes a uint8 batch on the device and its labels, and gives a float batch.
+    `augment`: (images uint8 on the device, labels) -> images float32 in [0, 1].
     """
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Where caches are, and how a changed file is noticed."""
+"""The folder of caches, and a stamp by which a changed file is noticed."""
 
 import os
 from pathlib import Path

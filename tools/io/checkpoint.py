@@ -14,19 +14,19 @@ from .untrusted import check_content, checked_archive
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
-LAST, PREVIOUS = "last.pth", "previous.pth"  # of a run: its present state, and the one saved before
-BEST = "best.pth"  # of a run: the network of its best epoch
+LAST, PREVIOUS = "last.pth", "previous.pth"  # the present state of a run, and the one saved before
+BEST = "best.pth"  # the network of the best epoch of a run
 
 
 class CheckpointError(UserError):
-    """A file is not a checkpoint, or not a fitting one; the message names the file and the problem."""
+    """A file is not a checkpoint, or does not fit; the message names the file and the problem."""
 
 
 def save(path: str | Path, content: dict, previous: Path | None = None) -> None:
     """Write a dictionary of tensors and plain data; the replaced checkpoint gets the name `previous`.
 
-    A process killed meanwhile leaves the old file or the new one, never half of one. OSError if it cannot be written,
-    as when the disk is full; the old files are then unchanged.
+    A process killed meanwhile leaves the old file or the new one. OSError if it cannot be written, for example because
+    the disk is full; the old files are then unchanged.
     """
     content = {"format": FORMAT, **content}
     content["checksum"] = checksum(content)
@@ -34,14 +34,14 @@ def save(path: str | Path, content: dict, previous: Path | None = None) -> None:
     def write(file):
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # of torch's writer, which has swallowed the reason
+        except RuntimeError as error:  # torch does not pass on the reason
             raise OSError(f"{path} cannot be written, is the disk full? {error}") from error
 
     write_atomically(Path(path), write, previous)
 
 
 def save_last(folder: str | Path, content: dict, keep: bool = True) -> None:
-    """Write a run's present state to `last.pth`; `keep` renames the one before to `previous.pth`."""
+    """Write the present state of a run to `last.pth`; if `keep`, the one before becomes `previous.pth`."""
     save(Path(folder, LAST), content, previous=Path(folder, PREVIOUS) if keep else None)
 
 
@@ -51,7 +51,10 @@ def holds_run(folder: str | Path) -> bool:
 
 
 def read_last(folder: str | Path) -> tuple[Path, dict]:
-    """Path and content of the newest intact checkpoint of a run; FileNotFoundError or CheckpointError if none is."""
+    """Path and content of the newest intact checkpoint of a run.
+
+    FileNotFoundError if the run has no checkpoint, CheckpointError if none is intact.
+    """
     problems = []
     for path in filter(Path.exists, (Path(folder, LAST), Path(folder, PREVIOUS))):
         try:
@@ -65,7 +68,7 @@ def read_last(folder: str | Path) -> tuple[Path, dict]:
 
 
 def checksum(content: dict) -> int:
-    """CRC-32 of a nested dictionary, in its order, without its "checksum": detects damage, not forgery."""
+    """CRC-32 of a nested dictionary without its "checksum"; it detects damage, not forgery."""
     return _checksum({name: value for name, value in content.items() if name != "checksum"}, 0)
 
 
@@ -90,12 +93,12 @@ def read(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is not a checkpoint, is damaged, of PyTorch's format from before 1.6, or holds more than
+        CheckpointError: if it is not a checkpoint, is damaged, has PyTorch's format from before 1.6, or holds more than
             dense tensors and plain data.
     """
     if is_folder_or_device(path):
         raise CheckpointError(f"{path} is not a file")
-    with open(path, "rb") as file:  # outside the try, which tells an absent file from a damaged one
+    with open(path, "rb") as file:  # outside the try: an absent file is not a damaged one
         try:
             archive = checked_archive(file)
             content = torch.load(archive, map_location="cpu", weights_only=True)
@@ -115,7 +118,7 @@ def read(path: str | Path) -> dict:
 
 
 def load_weights(net: torch.nn.Module, weights: dict, path: str | Path, rename: Callable[[str], str] = str) -> None:
-    """Copy `weights`, as read from `path`, into a network; `rename` makes its key in them of a key of the network.
+    """Copy `weights`, as read from `path`, into a network; `rename` turns a key of the network into one of `weights`.
 
     Raises:
         CheckpointError: naming missing and unexpected keys, and shapes that do not fit.
@@ -128,14 +131,14 @@ def load_weights(net: torch.nn.Module, weights: dict, path: str | Path, rename: 
         problems.append(f"missing keys: {', '.join(missing)}")
     if unexpected := [key for key in weights if key not in wanted]:
         problems.append(f"unexpected keys: {', '.join(map(str, unexpected))}")
-    for key in wanted.keys() & weights.keys():
+    for key in [key for key in wanted if key in weights]:  # in the order of the network
         came, needed = getattr(weights[key], "shape", None), wanted[key][1].shape
         if came != needed:
             problems.append(f"{key} has shape {came if came is None else list(came)}, wanted {list(needed)}")
     if not problems:
         try:
             net.load_state_dict({key: weights[theirs] for theirs, (key, _) in wanted.items()})
-        except RuntimeError as error:  # as of a type that cannot be converted
+        except RuntimeError as error:  # for example, a type that cannot be converted
             problems.append(str(error))
     if problems:
         raise CheckpointError(f"{path} does not fit {type(net).__name__}: " + "; ".join(problems))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders of runs, and files from anyone."""
+"""Files that appear whole or not at all, locked folders, and reading with limits."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from tools.errors import UserError
 
-MOST_TEXT = 2**30  # bytes of a file of results
+MOST_TEXT = 2**30  # bytes of a text file that is read
 
 
 def is_folder_or_device(path: str | Path) -> bool:
@@ -25,10 +25,11 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     if is_folder_or_device(path):
         raise UserError(f"{path} is not a file")
     with open(path, "rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise UserError(f"{path} has more than {most} bytes")
-    return content
+        size = file.seek(0, os.SEEK_END)
+        if size > most:
+            raise UserError(f"{path} has more than {most} bytes")
+        file.seek(0)
+        return file.read(size)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -39,8 +40,8 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], previous: Path | None = None) -> None:
     """Write a file so that other processes see all of it or nothing; its folder is made if necessary.
 
-    `write` is given the open binary file; the replaced file gets the name `previous`. If anything fails, `path` is
-    unchanged, and an OSError names it.
+    `write` is called with the open binary file; the replaced file gets the name `previous`. If anything fails, `path`
+    is unchanged, and an OSError names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
@@ -48,19 +49,19 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], previous: 
         with open(part, "xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())  # otherwise a machine that loses power may keep the new name without the content
+            os.fsync(file.fileno())  # otherwise, after a power failure, the new name may be there without the content
         if previous is not None and path.exists():
             _also_named(path, previous)
         os.replace(part, path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # as for a full disk
+        if isinstance(error, OSError) and error.filename is None:  # for example a full disk
             raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from error
         raise
 
 
 def _part(path):
-    """A name beside `path` that no other process uses, for what is to get the name `path`."""
+    """A name beside `path` that no other process uses."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # unlike tempfile's, readable by other users
 
 
@@ -73,12 +74,12 @@ def _also_named(path, name):
         os.replace(path, name)
     else:
         os.replace(link, name)
-        link.unlink(missing_ok=True)  # which os.replace leaves if `name` is the same file already
+        link.unlink(missing_ok=True)  # os.replace leaves it if `name` is the same file already
 
 
 @contextlib.contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Context manager: no other process is in such a block for the same folder; UserError if one is."""
+    """Context manager that locks a folder; UserError if another process has locked it."""
     with open(Path(folder, ".lock"), "a") as file:  # the lock ends with the process, however that ends
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,7 +89,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
 
 
 def make_folder_of_now(parent: Path, ending: str = "") -> Path:
-    """Make and return <parent>/<time><ending>, numbered where necessary: a folder that no other process is given."""
+    """Make a new folder <parent>/<time><ending>, with a number if another process has made it already."""
     parent.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}{ending}"
     for attempt in itertools.count(1):
@@ -105,6 +106,6 @@ def check_writable(folder: str | Path) -> None:
 
 
 def remove_parts(folder: str | Path) -> None:
-    """Remove what killed processes left half written in a folder that nobody else writes into."""
+    """Remove half-written files of killed processes from a folder that nobody else writes to."""
     for part in Path(folder).glob(f"*.{'[0-9a-f]' * 32}.part"):
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""NumPy files from anyone: nothing in them is executed, and no memory is allocated on the word of a header."""
+"""NumPy files from anyone: nothing in them is executed, and no memory is allocated because a header says so."""
 
 import math
 import zipfile
@@ -12,28 +12,40 @@ from tools.errors import UserError
 from .files import is_folder_or_device
 
 
-def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Read the header of an open .npy file up to its data: shape, whether in Fortran order, dtype.
+def check_npy(file: IO[bytes], size: int) -> tuple[int, ...]:
+    """Check the header of an open .npy file of `size` bytes, and return the shape of its array.
 
-    Raises:
-        UserError: if it is damaged, or of an array of Python objects.
+    UserError if it is damaged, of an array of Python objects, or the file is not exactly as long as it says.
     """
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        shape, fortran, dtype = readers[np.lib.format.read_magic(file)](file)
+        shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
     except Exception as error:  # numpy parses the header as Python text, and raises many kinds
         raise UserError(f"expected the header of a .npy array: {error}") from error
     if dtype.hasobject or dtype.itemsize == 0 or min(shape, default=1) < 0:
         raise UserError(f"expected an array of numbers, got {dtype} {shape}")
-    return shape, fortran, dtype
-
-
-def check_header(file: IO[bytes], size: int) -> None:
-    """Raise UserError if a .npy file of `size` bytes is not exactly as long as its header says."""
-    shape, _, dtype = read_header(file)
     wanted, came = math.prod(shape) * dtype.itemsize, size - file.tell()
     if wanted != came:
         raise UserError(f"expected {wanted} bytes of {dtype} {shape}, got {came}")
+    return shape
+
+
+def check_npz(file: IO[bytes], most: int) -> list[tuple[int, ...]]:
+    """Check an open .npz file before NumPy unpacks it, and return the shapes of its arrays.
+
+    UserError if it claims to hold more than `most` bytes, or not what `np.savez` and `np.savez_compressed` write.
+    """
+    with zipfile.ZipFile(file) as archive:
+        shapes, entries = [], archive.infolist()
+        claimed = sum(entry.file_size for entry in entries)
+        if claimed > most:
+            raise UserError(f"it claims to hold {claimed} bytes, more than {most}")
+        for entry in entries:
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(f"{entry.filename} is not stored or deflated, as NumPy packs arrays")
+            with archive.open(entry) as array:
+                shapes.append(check_npy(array, entry.file_size))
+    return shapes
 
 
 def open_npy(path: str | Path) -> np.ndarray:
@@ -42,34 +54,22 @@ def open_npy(path: str | Path) -> np.ndarray:
         raise UserError(f"{path} is not a file")
     try:
         with open(path, "rb") as file:
-            check_header(file, Path(path).stat().st_size)
+            check_npy(file, Path(path).stat().st_size)
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, TypeError, OverflowError) as error:  # types and sizes that memory cannot be mapped to
         raise UserError(f"{path} cannot be read as a .npy file: {error}") from error
 
 
 def read_npz(path: str | Path, most_unpacked: int = 0) -> dict[str, np.ndarray]:
-    """The arrays of a file written by `np.savez` or `np.savez_compressed`, by name.
+    """The arrays of a .npz file, by name.
 
-    Args:
-        most_unpacked: bytes that the arrays may take even if the file is smaller; 0: no more than the file.
-
-    Raises:
-        UserError: naming the file, if it is damaged, or its arrays would take more memory than allowed.
+    UserError, naming it, if it is damaged or would take more memory than its size and `most_unpacked` bytes.
     """
     if is_folder_or_device(path):
         raise UserError(f"{path} is not a file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            claimed = sum(entry.file_size for entry in entries)
-            if claimed > max(Path(path).stat().st_size, most_unpacked):
-                raise UserError(f"it claims to hold {claimed} bytes")
-            for entry in entries:
-                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise UserError(f"{entry.filename} is compressed in a way that NumPy does not use")
-                with archive.open(entry) as file:
-                    check_header(file, entry.file_size)
+        with open(path, "rb") as file:
+            check_npz(file, max(Path(path).stat().st_size, most_unpacked))
         with np.load(path, allow_pickle=False) as stored:
             return dict(stored)
     except OSError:

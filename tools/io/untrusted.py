@@ -1,7 +1,7 @@
-"""Checks of a checkpoint from anyone, before PyTorch reads it and after.
+"""Checks of a checkpoint from anyone, before and after PyTorch reads it.
 
 `torch.load(weights_only=True)` runs no code of a file. But it unpacks whatever an archive claims to hold, allocates
-arrays of any size that a pickle asks for, and does not protect its caller from structures that contain themselves.
+arrays of any size that a pickle asks for, and accepts structures that contain themselves.
 """
 
 import collections
@@ -15,15 +15,15 @@ import torch
 
 from tools.errors import UserError
 
-# All that state dictionaries of dense tensors and plain data need.
+# All names that a pickle of dense tensors and plain data needs.
 _NEEDED = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)")
 _KEYS = (str, int, float, bool)
 _LEAVES = (*_KEYS, type(None))
-_SHARING = 4  # tensors may share memory, as tied weights do, but not many of them the same
+_SHARING = 4  # tensors may share memory, as tied weights do: they may have so many times the bytes of the file
 
 
 def checked_archive(file: BinaryIO) -> io.BytesIO:
-    """A fresh copy of an archive of `torch.save`; exceptions of many kinds if it claims more than its size allows.
+    """A copy of an archive of `torch.save`, after checking it; exceptions of many kinds if it is forged or damaged.
 
     Python and PyTorch read a zip archive differently: a forged one may have two directories, one for each.
     So PyTorch gets what Python has found in it, not the file.
@@ -51,10 +51,10 @@ def checked_archive(file: BinaryIO) -> io.BytesIO:
 
 
 def _check_pickle(raw):
-    """Raise an exception for a pickle that names more than it needs, or holds more items than its length allows.
+    """Raise an exception for a pickle that names more than it needs, or holds more items than it has bytes.
 
-    A pickle may refer to earlier objects, so that 100 bytes can be a tuple of 2^40 items: counting them never ends.
-    Here each instruction is followed only for the number of items in its result.
+    A pickle may refer to earlier objects, so that 100 bytes can be a tuple of 2^40 items, which cannot be counted once
+    it is made. So each instruction is followed only for the number of items in its result.
     """
     stack, marks, memo = [], [], {}
     for instruction, argument, _ in pickletools.genops(raw):
@@ -69,7 +69,7 @@ def _check_pickle(raw):
             stack.append(memo[argument])
         else:
             start = len(stack) - len(before)
-            if pickletools.stackslice in before:  # all from the mark on, and what the instruction lists before it
+            if pickletools.stackslice in before:  # it takes all from the mark on, and what it lists before the mark
                 start = marks.pop() - before.index(pickletools.markobject)
             items = 1 + sum(stack[start:])
             if start < 0 or items > len(raw):
@@ -80,8 +80,8 @@ def _check_pickle(raw):
 def check_content(content: object, size: int) -> None:
     """Raise UserError unless `content` is a dictionary of dense tensors and plain data, in dictionaries and lists.
 
-    Attributes that dictionaries have besides their items, as state dictionaries do, are dropped. The `size` of the
-    file, in bytes, limits the number of items and the bytes of tensors.
+    The `size` of the file, in bytes, limits the number of items and the bytes of tensors. Attributes of dictionaries
+    (state dictionaries have some) are removed.
     """
     if not isinstance(content, dict):
         raise UserError(f"it holds a {type(content).__name__}, not a dictionary")

@@ -1,6 +1,6 @@
 """Perturbations by name: of pixels, of events, inside the network, by an attack.
 
-The entry of each stands above its function. All are seeded, so that all compared networks meet the same draws.
+Each has its entry above its function. All are seeded, so that compared networks meet the same draws.
 """
 
 from tools.attacks.gradients import direct_optimisation
@@ -16,6 +16,6 @@ PERTURBATIONS = {**pixels.PERTURBATIONS, **events.PERTURBATIONS, **hidden.PERTUR
 
 
 def applicable(has_pixels: bool) -> list[str]:
-    """Names of the perturbations for a data set that has pixels, or else events."""
+    """Names of the perturbations for a data set of images (`has_pixels`) or of events."""
     others = ("events",) if has_pixels else ("pixels", "attack")
     return [name for name, perturbation in PERTURBATIONS.items() if perturbation.where not in others]

@@ -22,13 +22,13 @@ class CorruptionFolder:
         in_shape: (C, H, W) that the images must have.
 
     Raises:
-        OSError: if the folder, the labels or any corruption is missing, or a file cannot be opened.
-        UserError: if a file has another format; it names the file.
+        OSError: if the folder, the labels or all corruptions are missing, or a file cannot be opened.
+        UserError: naming the file, if it has another format.
 
     Note:
         Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations",
-        ICLR 2019; the files are at https://zenodo.org/records/2535967. The labels are the folder's own, as its images
-        need not be in the order of the test part.
+        ICLR 2019; the files are at https://zenodo.org/records/2535967. The labels are those of the folder, as its
+        images need not be in the order of the test part.
     """
 
     def __init__(self, folder: str | Path, in_shape: tuple[int, int, int], num_classes: int):
@@ -62,7 +62,7 @@ class CorruptionFolder:
         return images
 
     def stamps(self) -> list[str]:
-        """A text for each file that changes when the file does."""
+        """A text for each file, which changes when the file does (`tools.io.cache.stamp`)."""
         return [stamp(self.folder / f"{name}.npy") for name in self.names] + [stamp(self.folder / LABELS)]
 
     def part(self, name: str, severity: int) -> LabelledImages:

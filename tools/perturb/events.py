@@ -1,8 +1,8 @@
 """Perturbations of raw event streams, before they are framed. Pure functions, seeded.
 
 All are called as f(events [N], strength, random, size): `events` of dtype `EVENT`, in the order of time and on the
-sensor; `size` (width, height) of the sensor in pixels. They return a new array [M], again in the order of time (events
-of one microsecond keep their order). Strength 0 changes nothing.
+sensor; `size` (width, height) of the sensor in pixels. They return a new array [M], in the order of time; events of one
+microsecond keep their order. Strength 0 changes nothing. A number of events or pixels is exact, round(share * N).
 """
 
 from functools import partial
@@ -30,14 +30,14 @@ def as_share(value: float) -> float:
 
 
 def choose(count: int, share: float, random: Generator) -> ndarray:
-    """Choose exactly round(share * count) of `count` things, uniformly. Shape: bool [count]."""
+    """Choose round(share * count) of `count` things, uniformly. Shape: bool [count]."""
     chosen = np.zeros(count, bool)
     chosen[random.choice(count, round(as_share(share) * count), replace=False, shuffle=False)] = True
     return chosen
 
 
 def duration(events: ndarray) -> int:
-    """From the first event to the last, in microseconds; 0 for an empty recording."""
+    """Microseconds from the first event to the last; 0 without events."""
     return int(events["t"][-1] - events["t"][0]) if len(events) else 0
 
 
@@ -47,19 +47,19 @@ def in_time_order(events: ndarray) -> ndarray:
 
 
 def fire(events: ndarray, where: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
-    """New events of Poisson processes at pixels `where` (y * width + x) while `events` last; all OFF, not sorted."""
+    """New events of Poisson processes at pixels `where` (y * width + x), as long as `events`; all OFF, not sorted."""
     microseconds = duration(events)
     where = np.repeat(where, random.poisson(rate_hz * microseconds * 1e-6, len(where)))
     new = np.zeros(len(where), EVENT)
     new["y"], new["x"] = np.divmod(where, size[0])
-    if microseconds:  # otherwise there is nothing new, and perhaps no first event either
+    if microseconds:  # otherwise there are no new events, and maybe no first event
         new["t"] = events["t"][0] + random.integers(0, microseconds, len(new), endpoint=True)
     return new
 
 
 @_share("eventdrop", "drop_p", "fraction of events dropped", (0.1, 0.3, 0.5, 0.7, 0.9))
 def drop_random(events: ndarray, p: float, random: Generator, size: Size) -> ndarray:
-    """Remove exactly round(p N) of the N events, p in [0, 1], chosen uniformly."""
+    """Remove a share `p` of the events, chosen uniformly."""
     return events[~choose(len(events), p, random)]
 
 
@@ -67,9 +67,8 @@ def drop_random(events: ndarray, p: float, random: Generator, size: Size) -> nda
 def drop_time(events: ndarray, ratio: float, random: Generator, size: Size) -> ndarray:
     """Remove all events in one window of time, of `ratio` of the duration, placed uniformly in the recording.
 
-    Note:
-        Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. Their code starts the window
-        anywhere from time 0 on, so that it can extend beyond the end.
+    Note: Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The window of their code can
+    extend beyond the end.
     """
     length = as_share(ratio) * duration(events)
     if not length:
@@ -84,9 +83,7 @@ def drop_time(events: ndarray, ratio: float, random: Generator, size: Size) -> n
 def drop_area(events: ndarray, ratio: float, random: Generator, size: Size) -> ndarray:
     """Remove all events in one box, of `ratio` of the sensor's sides in whole pixels, placed uniformly inside it.
 
-    Note:
-        Gu et al., "EventDrop", IJCAI 2021. Their code removes all rows and columns that the box touches; here it is
-        the box alone.
+    Note: Gu et al., as above. Their code removes all rows and columns that the box touches.
     """
     inside = np.ones(len(events), bool)
     for axis, pixels in zip("xy", size):
@@ -98,7 +95,7 @@ def drop_area(events: ndarray, ratio: float, random: Generator, size: Size) -> n
 
 @_entry("background", "background_hz", "events per pixel and second", (0.1, 0.3, 1.0, 3.0, 5.0))
 def background_activity(events: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
-    """Add Poisson noise of `rate_hz` events per second (at least 0) at every pixel, ON and OFF with equal chance."""
+    """Add Poisson noise of `rate_hz` events per second at every pixel, ON and OFF with equal probability."""
     new = fire(events, np.arange(size[0] * size[1]), rate_hz, random, size)
     new["p"] = random.random(len(new)) < 0.5
     return in_time_order(np.concatenate([events, new]))
@@ -106,7 +103,7 @@ def background_activity(events: ndarray, rate_hz: float, random: Generator, size
 
 @_share("hot_pixels", "pixel_fraction", "fraction of hot pixels", (0.001, 0.003, 0.01, 0.03, 0.1))
 def hot_pixels(events: ndarray, fraction: float, random: Generator, size: Size) -> ndarray:
-    """Exactly round(fraction * pixels) pixels fire, Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity."""
+    """A fraction of the pixels fire, as Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity."""
     width, height = size
     hot = choose(width * height, fraction, random)
     bright = random.random((height, width)) < 0.5  # a pixel's leak has one sign
@@ -117,7 +114,7 @@ def hot_pixels(events: ndarray, fraction: float, random: Generator, size: Size) 
 
 @_share("dead_pixels", "pixel_fraction", "fraction of dead pixels", (0.01, 0.03, 0.1, 0.2, 0.3))
 def dead_pixels(events: ndarray, fraction: float, random: Generator, size: Size) -> ndarray:
-    """Remove all events of exactly round(fraction * pixels) pixels, fraction in [0, 1]."""
+    """Remove all events of a fraction of the pixels, chosen uniformly."""
     width, height = size
     dead = choose(width * height, fraction, random).reshape(height, width)
     return events[~dead[events["y"], events["x"]]]
@@ -125,7 +122,7 @@ def dead_pixels(events: ndarray, fraction: float, random: Generator, size: Size)
 
 @_entry("time_jitter", "jitter_us", "standard deviation of times (microseconds)", (1000, 5000, 10_000, 30_000, 100_000))
 def jitter_time(events: ndarray, sigma_us: float, random: Generator, size: Size) -> ndarray:
-    """t + n, n normal with deviation `sigma_us` (at least 0), rounded and clipped to the times of the recording."""
+    """t + n, n normal with standard deviation `sigma_us`, rounded and clipped to the times of the recording."""
     jittered = events.copy()
     if duration(events):
         shift = np.rint(random.normal(0, sigma_us, len(events))).astype(np.int64)
@@ -135,7 +132,7 @@ def jitter_time(events: ndarray, sigma_us: float, random: Generator, size: Size)
 
 @_share("polarity_flip", "polarity_p", "fraction of flipped events", (0.05, 0.1, 0.2, 0.3, 0.5))
 def flip_polarity(events: ndarray, p: float, random: Generator, size: Size) -> ndarray:
-    """Exactly round(p N) of the N events, p in [0, 1], chosen uniformly, change polarity."""
+    """Invert the polarity of a share `p` of the events, chosen uniformly."""
     flipped = events.copy()
     flipped["p"] ^= choose(len(events), p, random)
     return flipped

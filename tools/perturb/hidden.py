@@ -22,7 +22,7 @@ _entry = partial(entry, PERTURBATIONS, "hidden")
 def flip_spikes(net: nn.Module, p: float, generator: Generator) -> Block:
     """Every output of every neuron flips (0 to 1, 1 to 0) with probability `p` per time step.
 
-    What it passes on flips; its own reset follows the spike it fired. So it is for lost and extra spikes, below.
+    Here and below, the neuron's own reset follows the spike that it fired, not the changed one.
     """
     return _change_spikes(net, p, generator, lambda spikes: 1 - spikes)
 
@@ -35,7 +35,7 @@ def delete_spikes(net: nn.Module, p: float, generator: Generator) -> Block:
 
 @_entry("spike_insert", "spike_p", "probability of an extra spike per silent neuron and step", FEW, highest=1)
 def insert_spikes(net: nn.Module, p: float, generator: Generator) -> Block:
-    """Every neuron that is silent in a time step passes on a spike with probability `p`."""
+    """Every neuron that is silent in a time step emits a spike with probability `p`."""
     return _change_spikes(net, p, generator, torch.ones_like)
 
 
@@ -50,7 +50,7 @@ def _change_spikes(net: nn.Module, p: float, generator: Generator, changed: Call
 def membrane_noise(net: nn.Module, sigma: float, generator: Generator) -> Block:
     """Every potential gets extra normal noise of standard deviation `sigma` at every time step.
 
-    It is added to the input current, so it is divided by 1 - decay where the neuron multiplies its input by that.
+    It is added to the input current, divided by 1 - decay if the neuron multiplies its input by that.
     """
 
     def disturb(layer: str, neuron: nn.Module, x: Tensor) -> Tensor:

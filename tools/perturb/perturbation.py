@@ -1,4 +1,4 @@
-"""What a perturbation is."""
+"""The description of a perturbation."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ class Perturbation:
     """One way to disturb the input or the inside of a network.
 
     Args:
-        where: the family, which says how `apply` is called (all draw from a seeded generator):
+        where: the family, which determines how `apply` is called:
             "pixels": (images [B, C, H, W] in [0, 1], strength, generator) -> the same, in [0, 1];
             "events": (events [N], strength, numpy Generator, (width, height) of the sensor) -> events;
             "hidden": (net, strength, generator) -> context manager;
@@ -21,27 +21,21 @@ class Perturbation:
     where: str
     apply: Callable[..., Any]
     flag: str  # the setting that holds its strength
-    unit: str  # what the strength is, for the axis of a plot
+    unit: str  # meaning and unit of the strength, for the axis of a plot
     severities: tuple[float, ...]  # the strengths of severity 1 to 5
     neutral: float | None = 0.0  # the strength that changes nothing; None if there is none
     lowest: float = 0.0  # strength allowed
     highest: float = math.inf
-    is_random: bool = True  # whether it draws anything
+    is_random: bool = True  # whether it draws anything from the generator
 
 
 def entry(
-    table: dict[str, Perturbation],
-    where: str,
-    name: str,
-    flag: str,
-    unit: str,
-    severities: tuple[float, ...],
-    **more: Any,
+    table: dict[str, Perturbation], where: str, name: str, flag: str, unit: str, severities: tuple, **more: Any
 ) -> Callable[..., Any]:
-    """Decorator that enters a function into a table as what the perturbation `name` applies; `more` fields of it."""
+    """Decorator that enters a function into a table as a `Perturbation`, whose other fields are in `more`."""
 
     def enter(apply: Callable[..., Any]) -> Callable[..., Any]:
-        table[name] = Perturbation(where, apply, flag=flag, unit=unit, severities=severities, **more)
+        table[name] = Perturbation(where, apply, flag, unit, severities, **more)
         return apply
 
     return enter

@@ -3,8 +3,8 @@
 The corruptions of CIFAR-10-C (Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions
 and perturbations", ICLR 2019) that need no extra data, with their definitions and severities for images of 32 pixels.
 
-They draw on the device of `generator` and move the numbers: a CPU generator gives networks on any device the same
-draws. Shape: images [B, C, H, W] -> the same, clamped to [0, 1].
+They draw on the device of `generator`, so that a CPU generator gives networks on any device the same draws.
+Shape: images [B, C, H, W] -> the same, clamped to [0, 1].
 """
 
 import io
@@ -49,7 +49,7 @@ def shot_noise(images: Tensor, photons: float, generator: Generator) -> Tensor:
 
 @_drawn("sp", "sp_alpha", "fraction of pixels set to black or white", (0.01, 0.02, 0.03, 0.05, 0.07), highest=1)
 def salt_and_pepper(images: Tensor, alpha: float, generator: Generator) -> Tensor:
-    """A fraction `alpha` of the pixels, in all channels at once, becomes black or white, with equal chance."""
+    """A fraction `alpha` of the pixels becomes black or white in all channels, with equal probability."""
     count, _, height, width = images.shape
     lot = draw(torch.rand, (count, 1, height, width), generator, images)
     images = torch.where(lot < alpha / 2, 0.0, images)
@@ -63,7 +63,7 @@ def blur(images: Tensor, sigma: float, generator: Generator | None) -> Tensor:
 
     if sigma == 0:
         return images
-    # The kernel ends at 4 sigma, or at the image's width, beyond which a mirror shows nothing.
+    # The kernel ends at 4 sigma, or at the side of the image: a mirrored edge has no more pixels.
     size = 2 * min(int(np.ceil(4 * sigma)), min(images.shape[-2:]) - 1) + 1
     return gaussian_blur(images, size, sigma).clamp(0, 1)
 
@@ -77,7 +77,7 @@ def contrast(images: Tensor, factor: float, generator: Generator | None) -> Tens
 
 @_fixed("brightness", "brightness_delta", "added to the value (pixel range 1)", (0.05, 0.1, 0.15, 0.2, 0.3), highest=1)
 def brightness(images: Tensor, delta: float, generator: Generator | None) -> Tensor:
-    """V + delta for each pixel in HSV, V being the largest channel; hue and saturation stay, black becomes grey."""
+    """V + delta in HSV, V being the largest channel of a pixel; hue and saturation stay, black becomes grey."""
     value = images.amax(-3, keepdim=True)
     raised = (value + delta).clamp(0, 1)
     return torch.where(value > 0, images * (raised / value.clamp(min=1e-12)), raised).clamp(0, 1)
@@ -99,7 +99,7 @@ def jpeg(images: Tensor, quality: float, generator: Generator | None) -> Tensor:
     "pixelate", "pixelate_factor", "size after shrinking, of the original", (0.95, 0.9, 0.85, 0.75, 0.65), highest=1
 )
 def pixelate(images: Tensor, factor: float, generator: Generator | None) -> Tensor:
-    """Shrink the sides to `factor` of their size, averaging over boxes, and enlarge again."""
+    """Shrink the sides to `factor` of their size, averaging over boxes, and enlarge them again."""
 
     def coarse(image: Image.Image) -> Image.Image:
         width, height = image.size
@@ -110,7 +110,7 @@ def pixelate(images: Tensor, factor: float, generator: Generator | None) -> Tens
 
 
 def _through_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """Apply a function of PIL images to each image, in 8 bits; one channel or three."""
+    """Apply a function of PIL images to each image, which has one channel or three, in 8 bits."""
     from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
     pixels = (images * 255).round().to(torch.uint8).cpu()

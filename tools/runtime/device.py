@@ -10,7 +10,7 @@ from tools.errors import UserError
 def set_up_torch(device: str, threads: int) -> torch.device:
     """Apply --threads (0: PyTorch's choice), keep freed memory, and return the device that --device names.
 
-    UserError if this machine does not have it, or it does not compute.
+    UserError if it cannot be used on this machine.
     """
     keep_freed_memory()
     if threads:
@@ -18,14 +18,14 @@ def set_up_torch(device: str, threads: int) -> torch.device:
     chosen = chosen_device(device)
     try:
         torch.zeros(1, device=chosen).item()
-    except (AssertionError, ImportError, RuntimeError) as error:  # which one depends on the kind of device
+    except (AssertionError, ImportError, RuntimeError) as error:  # depending on the kind of device
         reason = str(error).partition("\n")[0]
         raise UserError(f"--device {device} cannot be used: {reason}") from error
     return chosen
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device that --device names; "auto" is CUDA where there is one. UserError if PyTorch does not know it."""
+    """The device that --device names; "auto" is CUDA if available. UserError if PyTorch does not know it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -37,8 +37,8 @@ def chosen_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of freed tensors instead of returning it to the system.
 
-    Activations are allocated and freed in every step; by default each of 32 MiB or more is mapped from the system and
-    faulted in page by page, which can cost more than computing on it. Does nothing where the C library is not glibc.
+    Activations are allocated and freed in every step. By default, each of 32 MiB or more is mapped from the system and
+    faulted in page by page, which can take longer than computing on it. Does nothing if the C library is not glibc.
     """
     m_trim_threshold, m_mmap_max = -1, -4  # of glibc's malloc.h
     try:

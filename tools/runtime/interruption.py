@@ -1,4 +1,4 @@
-"""Requests to stop a run: signals and a time limit. The run chooses the moment."""
+"""Requests to stop a run: signals and a time limit."""
 
 import contextlib
 import math
@@ -7,22 +7,22 @@ import threading
 import time
 from collections.abc import Iterator
 
-TIME_IS_OVER = 1  # a request, beside the numbers of signals
+TIME_IS_OVER = 1  # a request; the others are numbers of signals
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, by the number of a signal or `TIME_IS_OVER`."""
+    """The run was asked to stop; `request`: the number of a signal, or `TIME_IS_OVER`."""
 
     def __init__(self, request: int):
         super().__init__("the time is over" if request == TIME_IS_OVER else signal.Signals(request).name)
-        # A shell's exit code for a process ended by a signal; reaching the time limit is no failure.
+        # The exit code of a shell for a process ended by a signal; reaching the time limit is not a failure.
         self.exit_code = 0 if request == TIME_IS_OVER else 128 + request
 
 
 class Interruption:
-    """Context manager that notes SIGTERM, SIGINT and the end of the time, for the run to look at.
+    """Context manager that notes SIGTERM, SIGINT and the end of `max_minutes` (0: no limit); the run reads `request`.
 
-    A second signal of the same kind does what it would have done without this. A limit of 0 minutes is none.
+    A second signal of the same kind has its usual effect.
     """
 
     def __init__(self, max_minutes: float = 0.0):
@@ -32,7 +32,7 @@ class Interruption:
         self._may_raise = False
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+        if threading.current_thread() is threading.main_thread():  # other threads cannot set handlers
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -49,7 +49,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """In the block, a request raises `Interrupted` immediately: for work that can be repeated."""
+        """Context manager for work that can be repeated: a request raises `Interrupted` immediately."""
         if self.request:
             raise Interrupted(self.request)
         self._may_raise = True

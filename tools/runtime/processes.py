@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from tools.errors import UserError
 
-LONGEST_WAIT = datetime.timedelta(hours=3)  # for another process, which may be downloading or decoding all data
+LONGEST_WAIT = datetime.timedelta(hours=3)  # for another process, which may have to download or decode all data
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """All processes of a training, seen from one of them; without torchrun there is one, with nothing to exchange.
+    """The processes of a training, as seen from one of them; without torchrun there is only one.
 
-    Every method but `part` must be called by all of them, in the same order.
+    All processes must call the same methods in the same order, except for `is_first` and `part`.
     """
 
     rank: int = 0  # of this process
@@ -33,7 +33,7 @@ class Processes:
         return self.rank == 0
 
     def part(self, number: int) -> Tensor:
-        """Indices of this process's share of `number` samples: a range, as even as possible, disjoint from others."""
+        """Indices of this process's share of `number` samples: consecutive, and as even as possible."""
         if number < self.count:
             raise UserError(f"{number} samples are too few for {self.count} processes")
         return torch.arange(number * self.rank // self.count, number * (self.rank + 1) // self.count)
@@ -50,18 +50,18 @@ class Processes:
         """The largest value over the processes, for each of some integers."""
         if self.count == 1:
             return list(numbers)
-        tensor = torch.tensor(numbers)  # on the CPU: an accelerator would have to be waited for
+        tensor = torch.tensor(numbers)  # on the CPU, so that nobody waits for an accelerator
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
     def concatenated(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """The processes' tensors, concatenated along `dim`, in which their sizes may differ."""
+        """The tensors of all processes, concatenated along `dim`, in which their sizes may differ."""
         if self.count == 1:
             return tensor
         return torch.cat(self.gathered(tensor.cpu()), dim).to(tensor.device)
 
     def gathered(self, value: T) -> list[T]:
-        """The values (plain data or CPU tensors) of all processes, in the order of their ranks."""
+        """The values of all processes (plain data or CPU tensors), in the order of their ranks."""
         if self.count == 1:
             return [value]
         values = [None] * self.count
@@ -78,7 +78,7 @@ class Processes:
 
     @torch.no_grad()
     def share(self, net: nn.Module) -> None:
-        """Give all processes the weights and buffers of the first one's network."""
+        """Copy the weights and buffers of the first process's network to all others."""
         if self.count > 1:
             for tensor in net.state_dict().values():
                 dist.broadcast(tensor, 0)
@@ -89,13 +89,13 @@ class Processes:
             return net
         if device.type == "cuda":
             return nn.parallel.DistributedDataParallel(net, [device])
-        # Looking for unused parameters keeps gradients in one order. Otherwise it changes after the first step, and a
-        # resumed run, whose first step is a later one, would round its sums differently.
+        # Looking for unused parameters keeps the order in which gradients are summed. Otherwise it changes after the
+        # first step, and a resumed run would round sums differently.
         return nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
 
     @contextlib.contextmanager
     def first_goes_ahead(self) -> Iterator[None]:
-        """Run the block first in one process of each machine; the others follow, and find its files."""
+        """Context manager: one process of each machine runs the block first; the others then find its files."""
         waits = self.count > 1 and os.environ.get("LOCAL_RANK", "0") != "0"
         if waits:
             dist.barrier()
@@ -106,10 +106,10 @@ class Processes:
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
-    """Context manager: join the processes that torchrun started, if it did; `device` is that of --device.
+    """Context manager: connect the processes that torchrun has started, if it has; `device` is that of --device.
 
-    Tensors on CUDA devices are exchanged by NCCL, those on the CPU by Gloo. Each process takes the CUDA device of its
-    number on its machine; UserError if there are too few.
+    Tensors on CUDA devices are exchanged by NCCL, those on the CPU by Gloo. Each process of a machine takes a CUDA
+    device of its own; UserError if there are too few.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -123,14 +123,14 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=LONGEST_WAIT, **_fresh_store())
     yield Processes(dist.get_rank(), dist.get_world_size())
-    dist.destroy_process_group()  # not after an error: the others may be waiting in an exchange
+    dist.destroy_process_group()  # not after an error, when other processes may wait for an exchange
 
 
 def _fresh_store():
-    """Arguments with which processes that torchrun restarted on one machine find each other.
+    """Arguments of `init_process_group` for processes that torchrun may restart on one machine.
 
-    The agent's store still has the addresses of their predecessors, which would be tried; see PyTorch's issue 135712.
-    On several machines the numbers of restarts need not agree: there the store must not be shared, which is torchrun's
+    Its store keeps the addresses of earlier processes, which would be tried again (PyTorch issue 135712), so each
+    restart gets a prefix of its own. On several machines the counts of restarts may differ: there, set
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
     count, most = restarts()

@@ -49,7 +49,7 @@ def set_rng_state(state: dict) -> None:
     if had == have:
         torch.cuda.set_rng_state_all(state["cuda"])
     else:
-        logger.warning("the run had %d CUDA devices, there are %d here: its noise will not be continued", had, have)
+        logger.warning("the run had %d CUDA devices, here are %d: noise differs from an uninterrupted run", had, have)
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])

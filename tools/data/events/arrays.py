@@ -1,7 +1,6 @@
 """Readers of events in arrays of NumPy (`.npy`, `.npz`) and MATLAB (`.mat`), as other libraries write them."""
 
 import io
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from tools.io import npy
 from . import EVENT
 from .errors import EventFormatError, PathLike, Reading
 
-MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file: no recording has more
+MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file; no recording has more
 MOST_DEFLATED = 1100  # deflate packs at most 1032 to 1
 _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
@@ -22,11 +21,17 @@ _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "
 def read_array(path: PathLike, raw: bytes) -> Reading:
     """Read arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
 
-    A structured array has the fields x, y, t, p, with the time in microseconds; a plain one, as in tonic's
+    A structured array has the fields x, y, t, p, with the time in microseconds. A plain one, as in tonic's
     DVS-Gesture, has the columns x, y, p and the time in milliseconds.
     """
+    is_archive = Path(path).suffix.lower() == ".npz"
     try:
-        table = _unzipped(raw) if Path(path).suffix.lower() == ".npz" else _npy(raw)
+        if is_archive:
+            _check_npz(raw)
+        else:
+            npy.check_npy(io.BytesIO(raw), len(raw))
+        loaded = np.load(io.BytesIO(raw), allow_pickle=False)
+        table = dict(loaded) if is_archive else loaded
     except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
         raise EventFormatError(path, 0, f"expected an array, or an archive of t, x, y, p: {error}") from error
     if isinstance(table, dict) and len(table) == 1:
@@ -39,35 +44,24 @@ def read_array(path: PathLike, raw: bytes) -> Reading:
     if table.ndim != 2 or table.shape[1] != 4 or table.dtype.kind not in "iuf":
         raise EventFormatError(path, 0, f"expected numbers [N, 4] of x, y, p, t, got {table.dtype} {table.shape}")
     x, y, p, milliseconds = table.T
-    # Not in the array's own type, which may be too narrow for microseconds.
+    # The array's own type may be too narrow for microseconds.
     return from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
 
 
-def _unzipped(raw: bytes) -> dict[str, np.ndarray]:
-    """All arrays of a zip archive, unpacked only if their headers agree with one recording of sensible size."""
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
-        if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-            raise UserError("its arrays are not stored or deflated, as NumPy packs them")
-        size = sum(entry.file_size for entry in entries)
-        lengths = {npy.read_header(archive.open(entry))[0][:1] for entry in entries}
-        if size > min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)) or len(lengths) != 1:
-            raise UserError(f"arrays of one length are needed, got {lengths}, {size} bytes")
-        return {entry.filename.removesuffix(".npy"): _npy(archive.read(entry)) for entry in entries}
-
-
-def _npy(raw: bytes) -> np.ndarray:
-    """The array in the bytes of a .npy file, whose header must agree with their number."""
-    npy.check_header(io.BytesIO(raw), len(raw))
-    return np.load(io.BytesIO(raw), allow_pickle=False)
+def _check_npz(raw: bytes) -> None:
+    """Raise UserError unless the headers in an archive describe one recording of a sensible size."""
+    shapes = npy.check_npz(io.BytesIO(raw), min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)))
+    lengths = {shape[:1] for shape in shapes}
+    if len(lengths) != 1:
+        raise UserError(f"arrays of one length are needed, got {lengths}")
 
 
 def read_mat(path: PathLike, raw: bytes) -> Reading:
     """Read a MATLAB 5 file of DVS-CIFAR10, made by the data set's dat2mat.m: the variable `out1`.
 
-    Its six columns are the time in microseconds, two unused ones, x, y and polarity; with four, they are t, x, y, p.
+    Its six columns are the time in microseconds, two unused ones, x, y and polarity; if there are four, t, x, y, p.
 
-    Note: "MAT-File Format" of The MathWorks, chapter 1. Not read by scipy, which crashes on damaged files.
+    Note: "MAT-File Format" of The MathWorks, chapter 1. SciPy's reader is not used: a damaged file can crash Python.
     """
     if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
         raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")
@@ -94,7 +88,10 @@ def _inflated(path: PathLike, at: int, body: bytes) -> bytes:
 
 
 def _mat_element(path: PathLike, raw: bytes, at: int) -> tuple[int, bytes, int]:
-    """(type, content, start of the next) of the data element at a byte; small ones have type and size in one word."""
+    """The data element at byte `at`: its type, content, and where the next one starts.
+
+    A small element has its type and size in one word.
+    """
     if len(raw) - at < 8:
         raise EventFormatError(path, at, "expected a data element, got the end of the file: truncated")
     kind, size = (int(word) for word in np.frombuffer(raw, "<u4", 2, at))
@@ -108,7 +105,7 @@ def _mat_element(path: PathLike, raw: bytes, at: int) -> tuple[int, bytes, int]:
 
 
 def _mat_table(path: PathLike, body: bytes) -> np.ndarray | None:
-    """`out1` as [N, 4] or [N, 6], from the content of a matrix element; None for another variable."""
+    """The content of a matrix element as [N, 4] or [N, 6]; None if it is not the variable out1."""
     _, _, at = _mat_element(path, body, 0)  # flags
     _, dims, at = _mat_element(path, body, at)
     _, name, at = _mat_element(path, body, at)
@@ -124,7 +121,10 @@ def _mat_table(path: PathLike, body: bytes) -> np.ndarray | None:
 
 
 def from_columns(path: PathLike, x: np.ndarray, y: np.ndarray, t: np.ndarray, p: np.ndarray) -> Reading:
-    """Join four arrays [N] of any kind of number, which the conversion may not change; OFF is 0 or -1 in p."""
+    """Join four arrays [N] of any numeric types; p is 1 for ON, 0 or -1 for OFF.
+
+    EventFormatError for a value that the conversion to `EVENT` would change.
+    """
     shapes = {column.shape for column in (x, y, t, p)}
     if len(shapes) != 1 or x.ndim != 1:
         raise EventFormatError(path, 0, f"expected x, y, t, p of one length, got {shapes}")

@@ -1,18 +1,13 @@
-"""Augmentation of whole batches of event frames on their device; every sample gets its own draw.
+"""Augmentation of whole batches of event frames on their device; each sample gets its own draw.
 
-A batch is counts of events, [B, T, 2, H, W] (channel 0 OFF, 1 ON), of any integer or float dtype, which is kept; its
-labels are int64 [B].
+A batch is counts of events, [B, T, 2, H, W], of any integer or float dtype, which is kept; its labels are int64 [B].
 """
 
 import dataclasses
 
 import torch
 
-
-def flip_where_allowed(frames: torch.Tensor, labels: torch.Tensor, flippable: torch.Tensor) -> torch.Tensor:
-    """Mirror left and right, with probability 1/2, the samples of classes that are `flippable`, bool [K]."""
-    chosen = flippable.to(labels.device)[labels] & (torch.rand(len(labels), device=labels.device) < 0.5)
-    return torch.where(chosen[:, None, None, None, None], frames.flip(-1), frames)
+from tools.data.augment import random_flip
 
 
 def random_roll(frames: torch.Tensor, pixels: int) -> torch.Tensor:
@@ -28,9 +23,9 @@ def random_roll(frames: torch.Tensor, pixels: int) -> torch.Tensor:
 
 
 def window_share(timesteps: int, ratio: torch.Tensor) -> torch.Tensor:
-    """Draw a window of time for each sample, and give the share of each frame that it covers.
+    """Draw a window of time for each sample and return the share of each frame that it covers.
 
-    `ratio` is its length over T; its start is uniform in [0, T - length]. Shape: [B] -> [B, T], in [0, 1].
+    `ratio` is the length of the window over T; its start is uniform in [0, T - length]. Shape: [B] -> [B, T].
     """
     length = ratio * timesteps
     start = torch.rand_like(ratio) * (timesteps - length)
@@ -40,9 +35,9 @@ def window_share(timesteps: int, ratio: torch.Tensor) -> torch.Tensor:
 
 
 def box(height: int, width: int, ratio: torch.Tensor) -> torch.Tensor:
-    """Draw a box of pixels for each sample, uniformly placed inside, with sides of at least one pixel.
+    """Draw a box of pixels inside the frame for each sample, uniformly placed.
 
-    `ratio` is that of its sides to `height` and `width`. Shape: [B] -> bool [B, H, W].
+    `ratio` is that of its sides to `height` and `width`, at least one pixel. Shape: [B] -> bool [B, H, W].
     """
 
     def inside(size: int) -> torch.Tensor:  # [B, size]
@@ -55,20 +50,19 @@ def box(height: int, width: int, ratio: torch.Tensor) -> torch.Tensor:
 
 
 def event_drop(frames: torch.Tensor) -> torch.Tensor:
-    """Apply EventDrop: each sample stays, or loses a window of time, an area, or random events, with chance 1/4 each.
+    """EventDrop: each sample stays, or loses a window of time, an area, or random events, with probability 1/4 each.
 
-    Ratios are multiples of 1/10 in 0.1..0.9 for time and random events, of 1/20 in 0.05..0.25 for the sides of the
-    area. Counts are thinned binomially: an event in a frame that the window covers in part is lost with a probability
-    equal to the covered share.
+    Ratios are 0.1, 0.2, ... 0.9 for time and random events, 0.05, 0.1, ... 0.25 for the sides of the area. An event in
+    a frame that the window covers in part is lost with a probability equal to the covered share.
 
-    Note: Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021. The ratios are those of their
-    code; unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns that it
-    touches.
+    Note: Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021, with the ratios of their code.
+    Unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns it touches.
     """
     count, timesteps, _, height, width = frames.shape
-    ranges = ((0, 4), (1, 10), (1, 6))
-    option, tenths, twentieths = (torch.randint(low, high, (count,), device=frames.device) for low, high in ranges)
-    by_time, by_area, at_random = (option == number for number in (1, 2, 3))
+    option = torch.randint(0, 4, (count,), device=frames.device)
+    tenths = torch.randint(1, 10, (count,), device=frames.device)
+    twentieths = torch.randint(1, 6, (count,), device=frames.device)
+    by_time, by_area, at_random = option == 1, option == 2, option == 3
     ratio = tenths / 10
     lost = window_share(timesteps, ratio) * by_time[:, None] + (ratio * at_random)[:, None]  # [B, T]
     area = box(height, width, twentieths / 20) & by_area[:, None, None]
@@ -85,18 +79,13 @@ def event_drop(frames: torch.Tensor) -> torch.Tensor:
 class EventAugment:
     """The augmentation of training recordings: flip, roll, EventDrop, in this order."""
 
-    flip: bool = False  # mirror half of the samples of the classes that allow it
-    flippable: torch.Tensor | None = None  # whether each class stays itself in a mirror, bool [K]; needed for `flip`
+    flippable: torch.Tensor | None = None  # whether to mirror half of the samples of a class, bool [K]; None: no flip
     roll: int = 0  # largest circular shift in x and in y, in pixels; 0: none
     event_drop: bool = False
 
-    def __post_init__(self):
-        if self.flip and self.flippable is None:
-            raise ValueError("flip needs flippable: which classes stay themselves in a mirror")
-
     def __call__(self, frames: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.flip:
-            frames = flip_where_allowed(frames, labels, self.flippable)
+        if self.flippable is not None:
+            frames = random_flip(frames, self.flippable.to(labels.device)[labels])
         if self.roll:
             frames = random_roll(frames, self.roll)
         if self.event_drop:

@@ -1,4 +1,4 @@
-"""Readers of published formats of event-camera recordings, vectorised; see each for its specification.
+"""Readers of published formats of event-camera recordings.
 
 All take a file's path and content, return a `Reading` with the origin of x and y in the upper left, and raise
 `EventFormatError` for a file that is truncated, damaged or of another format.
@@ -13,26 +13,29 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tools.io.files import read_bytes
+
 from . import EVENT
 from .arrays import read_array, read_mat
-from .errors import EventFormatError, PathLike, Reading, read_bytes
+from .errors import EventFormatError, PathLike, Reading
 
 GESTURES = 11
+MAX_FILE_BYTES = 2**32  # no recording of these data sets is larger, and it would not fit into memory
 MAX_LABEL_BYTES = 2**20
 _NMNIST_MARKER = 240
-_AEDAT3, _AEDAT2 = (re.compile(rb"#!AER-DAT%s\r?\n" % version) for version in (rb"3\.1", rb"2\.0"))
-_WORDS = ("size", "ts_offset", "ts_overflow", "capacity", "number", "valid")
-_PACKET = np.dtype([("type", "<i2"), ("source", "<i2")] + [(name, "<i4") for name in _WORDS])
-_PACKET_LENGTH = struct.Struct("<4xi12xi4x")  # of these, size and number
+_AEDAT3 = re.compile(rb"#!AER-DAT3\.1\r?\n")
+_AEDAT2 = re.compile(rb"#!AER-DAT2\.0\r?\n")
+_HEADER = struct.Struct("<2h6i")  # of a packet of AEDAT 3.1
+_FIELDS = ("type", "source", "size", "ts_offset", "ts_overflow", "capacity", "number", "valid")
 _PACKET_TYPES = 14  # special, polarity, frame, IMU6, ... matrix
-_POLARITY_TYPE, _POLARITY_BYTES, _POLARITY_TS_OFFSET = 1, 8, 4
+_POLARITY_TYPE, _POLARITY_BYTES, _POLARITY_TIME_OFFSET = 1, 8, 4
 
 
 class CheckedEvents(NamedTuple):
-    """Events [N] of dtype `EVENT` that are on the sensor and in the order of time; {reason: number dropped}."""
+    """Events that are on the sensor and in the order of time."""
 
-    events: np.ndarray
-    dropped: dict[str, int]
+    events: np.ndarray  # [N] of dtype `EVENT`
+    dropped: dict[str, int]  # {reason: number of events}
 
 
 def read_aedat3(path: PathLike, raw: bytes) -> Reading:
@@ -50,23 +53,21 @@ def read_aedat3(path: PathLike, raw: bytes) -> Reading:
     end = re.search(rb"^#!END-HEADER\r?\n", raw, re.MULTILINE)
     if end is None:
         raise EventFormatError(path, len(raw), "expected a line #!END-HEADER, got the end of the file")
-    starts, packets = _packets(path, raw, end.end())
-    is_polarity = packets["type"] == _POLARITY_TYPE
-    starts, packets = starts[is_polarity] + _PACKET.itemsize, packets[is_polarity]
+    starts, numbers, overflows = _polarity_packets(path, raw, end.end())
     # Packets may be tiny, so all are joined and their events converted at once.
-    view, stops = memoryview(raw), starts + _POLARITY_BYTES * packets["number"].astype(np.int64)
+    view, stops = memoryview(raw), starts + _POLARITY_BYTES * numbers
     joined = b"".join([view[start:stop] for start, stop in zip(starts.tolist(), stops.tolist())])
     data, time = np.frombuffer(joined, "<u4").reshape(-1, 2).T
     valid = (data & 1).astype(bool)
-    high = np.repeat(packets["ts_overflow"].astype(np.int64) << 31, packets["number"])
+    high = np.repeat(overflows << 31, numbers)
 
     def joined_byte(index: int) -> int:
-        ends = packets["number"].cumsum(dtype=np.int64)
+        ends = numbers.cumsum()
         packet = np.searchsorted(ends, index, side="right")
         return int(stops[packet] - _POLARITY_BYTES * (ends[packet] - index))
 
     if len(late := np.flatnonzero((time >> 31).astype(bool) & valid)):
-        offset = joined_byte(late[0]) + _POLARITY_TS_OFFSET
+        offset = joined_byte(late[0]) + _POLARITY_TIME_OFFSET
         raise EventFormatError(path, offset, "expected a time of 31 bits, got a negative one")
     if not valid.all():
         data, time, high = data[valid], time[valid], high[valid]
@@ -76,39 +77,35 @@ def read_aedat3(path: PathLike, raw: bytes) -> Reading:
     return Reading(path, events, lambda index: joined_byte(np.flatnonzero(valid)[index]))
 
 
-def _packets(path: PathLike, raw: bytes, at: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the packets of AEDAT 3.1 start, int64 [P], and their headers [P], after checking them."""
-    starts, headers = [], []
-    while at + _PACKET.itemsize <= len(raw):
-        starts.append(at)
-        headers.append(raw[at : at + _PACKET.itemsize])
-        size, number = _PACKET_LENGTH.unpack(headers[-1])
-        if size <= 0 or number < 0:
-            break  # the start of the next packet is unknown; the check below refuses this one
-        at += _PACKET.itemsize + size * number
-    starts, headers = np.array(starts, np.int64), np.frombuffer(b"".join(headers), _PACKET)
-    _check_packets(path, len(raw), starts, headers)
-    if at < len(raw):
-        raise EventFormatError(path, at, f"expected a packet header of 28 bytes, got {len(raw) - at}: truncated")
-    return starts, headers
+def _polarity_packets(path: PathLike, raw: bytes, at: int) -> np.ndarray:
+    """Check all packets from byte `at` on.
 
-
-def _check_packets(path: PathLike, length: int, starts: np.ndarray, headers: np.ndarray) -> None:
-    """Raise EventFormatError for the first impossible packet header in a file of `length` bytes."""
-    kind, size, number, valid = (headers[name].astype(np.int64) for name in ("type", "size", "number", "valid"))
-    layout = (size != _POLARITY_BYTES) | (headers["ts_offset"] != _POLARITY_TS_OFFSET)
-    checks = {
-        f"an event type from 0 to {_PACKET_TYPES - 1}": (kind < 0) | (kind >= _PACKET_TYPES),
-        "sizes and numbers of events that agree": (size <= 0) | (number < 0) | (valid < 0) | (valid > number),
-        "the whole packet, not one truncated": number * size > length - starts - _PACKET.itemsize,
-        "polarity events of 8 bytes with the time at 4": (kind == _POLARITY_TYPE) & layout,
-        "an overflow counter from 0": headers["ts_overflow"] < 0,
-    }
-    failed = [(int(wrong.argmax()), expected) for expected, wrong in checks.items() if wrong.any()]
-    if failed:
-        packet, expected = min(failed, key=lambda failure: failure[0])
-        found = dict(zip(_PACKET.names, headers[packet].item()))
-        raise EventFormatError(path, int(starts[packet]), f"expected {expected}, got a packet of {found}")
+    Returns int64 [3, P]: of each polarity packet the place of its first event, number of events, overflow counter.
+    """
+    packets = []
+    while at < len(raw):
+        start = at + _HEADER.size
+        if start > len(raw):
+            raise EventFormatError(path, at, f"expected a packet header of 28 bytes, got {len(raw) - at}: truncated")
+        header = _HEADER.unpack_from(raw, at)
+        kind, _, size, time_offset, overflow, _, number, valid = header
+        expected = ""
+        if not 0 <= kind < _PACKET_TYPES:
+            expected = f"an event type from 0 to {_PACKET_TYPES - 1}"
+        elif size <= 0 or not 0 <= valid <= number:
+            expected = "sizes and numbers of events that agree"
+        elif number * size > len(raw) - start:
+            expected = "the whole packet, not one truncated"
+        elif kind == _POLARITY_TYPE and (size, time_offset) != (_POLARITY_BYTES, _POLARITY_TIME_OFFSET):
+            expected = "polarity events of 8 bytes with the time at 4"
+        elif overflow < 0:
+            expected = "an overflow counter from 0"
+        if expected:
+            raise EventFormatError(path, at, f"expected {expected}, got a packet of {dict(zip(_FIELDS, header))}")
+        if kind == _POLARITY_TYPE:
+            packets.append((start, number, overflow))
+        at = start + number * size
+    return np.array(packets, np.int64).reshape(-1, 3).T
 
 
 def read_aedat2(path: PathLike, raw: bytes) -> Reading:
@@ -175,13 +172,13 @@ def _check_size(path: PathLike, raw: bytes, start: int, size: int) -> None:
         raise EventFormatError(path, len(raw), f"expected events of {size} bytes each, got a part of one: truncated")
 
 
-def check_events(reading: Reading, width: int, height: int, lenient: bool = False) -> CheckedEvents:
-    """Check that events are on the sensor, of this many pixels, and in the order of time.
+def check_events(reading: Reading, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
+    """Check that events are on the sensor, (width, height) in pixels, and in the order of time.
 
-    If lenient, those that are not are dropped and counted. Otherwise the first one is an EventFormatError, which it is
-    also if no event is left.
+    Others are dropped and counted if `lenient`, else the first of them is an EventFormatError. It is also an
+    EventFormatError if no event is left.
     """
-    events, dropped = reading.events, {"outside": 0, "decreasing": 0}
+    (width, height), events, dropped = sensor, reading.events, {"outside": 0, "decreasing": 0}
     outside = (events["x"] >= width) | (events["y"] >= height)
     if outside.any():
         if not lenient:
@@ -211,16 +208,11 @@ READERS = {".aedat": _read_aedat, ".bin": read_nmnist, ".npy": read_array, ".npz
 
 
 def read_recording(path: PathLike) -> Reading:
-    """Read a file in any of the formats, chosen by the suffix of its name, without checking its events."""
+    """Read a file in the format that its suffix names, without checking its events."""
     suffix = Path(path).suffix.lower()
     if suffix not in READERS:
         raise EventFormatError(path, 0, f"expected a file {', '.join(READERS)}, got {suffix!r}")
-    return READERS[suffix](path, read_bytes(path))
-
-
-def read_events(path: PathLike, width: int, height: int, lenient: bool = False) -> CheckedEvents:
-    """Read a recording in any of the formats and check its events: `read_recording`, then `check_events`."""
-    return check_events(read_recording(path), width, height, lenient)
+    return READERS[suffix](path, read_bytes(path, MAX_FILE_BYTES))
 
 
 def read_gesture_labels(path: PathLike) -> list[tuple[int, int, int]]:

@@ -14,10 +14,10 @@ CELLS = ("sum", "average")
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """How a recording becomes frames; UserError if none can be made so."""
+    """How frames are made of a recording; UserError for settings that cannot be."""
 
     timesteps: int  # number of frames T
-    split: str  # one of `SPLITS`; "count", frames of equally many events, is the published preprocessing
+    split: str  # one of `SPLITS`; "count" is the published preprocessing
     sensor: tuple[int, int]  # (width, height) of the camera, in pixels
     size: tuple[int, int]  # (width, height) of the frames, in cells; not larger than the sensor
 
@@ -31,12 +31,12 @@ class Framing:
 
 
 def edges_by_count(events: np.ndarray, timesteps: int) -> np.ndarray:
-    """Indices [T + 1] that cut events into T parts of equally many, give or take one."""
+    """Indices [T + 1] that cut events into T parts of the same number of events, or one more."""
     return np.arange(timesteps + 1) * len(events) // timesteps
 
 
 def edges_by_time(events: np.ndarray, timesteps: int) -> np.ndarray:
-    """Indices [T + 1] that cut events into T equally long parts of the time from the first event to the last."""
+    """Indices [T + 1] that cut events into T parts of the same duration."""
     if len(events) == 0:
         return np.zeros(timesteps + 1, dtype=np.int64)
     start, duration = int(events["t"][0]), int(events["t"][-1] - events["t"][0]) + 1

@@ -1,4 +1,4 @@
-"""Labelled recordings as networks are trained and tested on them: sets, values of frames, batches."""
+"""Labelled recordings, and the batches of frames made of them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ class LabelledRecordings:
     """N recordings with their frames."""
 
     recordings: Sequence[Recording]
-    counts: FrameStore | np.ndarray  # frames of these recordings, and perhaps of others: [..., T, 2, H, W], unsigned
+    counts: FrameStore | np.ndarray  # frames of these recordings, and maybe of others: [..., T, 2, H, W], unsigned
     rows: np.ndarray  # the row of each recording in `counts`, int64 [N]
     labels: torch.Tensor  # int64 [N]
     framing: Framing  # how the frames were made
@@ -44,9 +44,9 @@ class LabelledRecordings:
         return self.recordings[index].load(self.framing.sensor, self.lenient).events
 
     def perturbed(self, perturb: Callable[..., np.ndarray], strength: float, seed: int) -> "LabelledRecordings":
-        """The same recordings, their events perturbed by a function of `tools.perturb.events`, framed anew in memory.
+        """The same recordings, with events perturbed by a function of `tools.perturb.events` and framed in memory.
 
-        Each recording has its own generator, from the seed and its index.
+        Each recording has a generator of its own, from the seed and its index.
         """
         frames = []
         for index in range(len(self)):
@@ -57,13 +57,12 @@ class LabelledRecordings:
 
 
 def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = None) -> torch.Tensor:
-    """What the network sees, from counts. Shape: [..., 2, H, W] -> float32 of the same shape.
+    """The input of a network, from counts. Shape: [..., 2, H, W] -> float32 of the same shape.
 
     Args:
-        values: "count"; "binary", 1 where there was an event; or "normalised", each frame (of both polarities) divided
-            by its maximum, an empty one staying zero.
-        area: None: a cell holds the sum over its sensor pixels; `frames.cell_area`: their average, which is even where
-            cells have different numbers of pixels.
+        values: "count"; "binary": 1 where there was an event; "normalised": each frame (of both polarities) is divided
+            by its maximum, and an empty one stays zero.
+        area: `frames.cell_area`, to average over the sensor pixels of a cell; None: cells hold their sum.
     """
     if values not in VALUES:
         raise ValueError(f"values of frames are {', '.join(VALUES)}; got {values!r}")
@@ -80,7 +79,7 @@ def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = 
 class FrameBatches(Batches):
     """Batches of frames [T, B, 2, H, W], float32, with their labels [B], of `LabelledRecordings`.
 
-    `augment` takes counts [B, T, 2, H, W] on the device and their labels, and gives such counts.
+    `augment`: (counts [B, T, 2, H, W] on the device, labels) -> counts.
     """
 
     def __post_init__(self):

@@ -1,7 +1,7 @@
 """The simulated recordings of the data set `motions`: real digits that move before an event camera.
 
-The world is a torus of the size of the sensor, with a digit anywhere on it, so that all classes have the same mean
-image: the order of events tells them apart, not their places.
+The world is a torus of the size of the sensor, with a digit anywhere on it. So all classes have the same mean image,
+and only the order of events tells them apart.
 """
 
 import math
@@ -16,11 +16,11 @@ from .recordings import Streams
 
 WIDTH = HEIGHT = 48
 STEPS = 50  # rendered images per recording, besides the first
-STEP_US = 10_000  # microseconds from one to the next
+STEP_US = 10_000  # microseconds between images
 CHUNK = 32  # recordings simulated at once: bounds the memory
 
-# Per unit of progress: pixels to the right and down, radians clockwise, growth of the logarithm of the size. Then a
-# swing: pixels to the right and down, radians per unit of progress. See `trajectories`.
+# The numbers (r, d, q, g, a, b, omega) of `trajectories`. Per unit of progress: pixels to the right and down, radians
+# clockwise, growth of the logarithm of the size; of a swing: pixels to the right and down, radians per unit.
 _MOTIONS = {
     "right": (16, 0, 0, 0, 0, 0, 0),
     "left": (-16, 0, 0, 0, 0, 0, 0),
@@ -35,7 +35,7 @@ _MOTIONS = {
     "orbit": (0, 0, 0, 0, 3.5, 3.5, 6),
 }
 MOTIONS = tuple(_MOTIONS)  # the names of the classes 0, 1, ...
-# Those that stay what they are when left and right are exchanged.
+# Classes that a mirror does not change.
 FLIPPABLE = ("up", "down", "zoom_in", "zoom_out", "shake_horizontally", "shake_vertically", "orbit")
 
 
@@ -71,7 +71,7 @@ def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Ten
     with progress s, time tau from 0 to 1, and the numbers (r, d, q, g, a, b, omega) of the class. Random are the speed
     v, log-uniform in [0.7, 1.4], the place (x_0, y_0) on the torus, the size z_0 in [0.8, 1.2], the phase phi, and the
     sign. Shape: labels [S] -> [S, STEPS + 1, 4]: x and y of the centre in pixels (not wrapped; y points down), angle in
-    radians (positive: clockwise as seen), size in sensor pixels per pixel of the digit.
+    radians (clockwise), size in sensor pixels per pixel of the digit.
     """
     column = (len(labels), 1)
     speed = np.exp(random.uniform(math.log(0.7), math.log(1.4), column))
@@ -92,8 +92,8 @@ def render(masks: torch.Tensor, paths: torch.Tensor, contrasts: torch.Tensor) ->
     .. math::
         L = \ln I, \quad I = 1 + m (e^c - 1)
 
-    with the digit's mask m, bilinear between its pixels; intensities are relative to the ground's. A digit of contrast
-    c > 0 is bright on a dark ground, one of c < 0 dark on a bright ground; both change L by |c|.
+    with the digit's mask m, bilinear between its pixels, and intensities relative to the ground. A digit of contrast
+    c > 0 is brighter than the ground, one of c < 0 darker; both change L by |c|.
     Shape: masks [S, 28, 28] in [0, 1], paths [S, K, 4] of `trajectories`, contrasts [S] -> [S, K, HEIGHT, WIDTH].
     """
     x, y, angle, size = paths.flatten(0, 1)[:, :, None, None].unbind(1)  # each [S * K, 1, 1]
@@ -119,22 +119,22 @@ def camera(
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""Simulate an event camera before a logarithmic intensity L that is linear in time between its steps.
 
-    A pixel remembers a level M, at first L(0). It emits an event, ON or OFF, at the time t at which
+    A pixel remembers a level M, at first L(0). It emits an event, ON or OFF, at the time t when
 
     .. math::
         L(t) - M = \theta_\mathrm{ON} \quad\text{or}\quad L(t) - M = -\theta_\mathrm{OFF}
 
-    and for the refractory period r its memory follows its input, so that then M = L(t + r). Without a refractory
-    period, M moves by one threshold per event.
+    Its memory follows the input for the refractory period r, so that then M = L(t + r). Without a refractory period, M
+    moves by one threshold per event.
 
     Args:
         log_intensity: float32 [S, K, H, W], `step_us` microseconds from one of the K images to the next.
         threshold: nominal theta.
-        mismatch: standard deviation of theta between pixels, relative; each recording has its own camera.
+        mismatch: relative standard deviation of theta between pixels; each recording has its own camera.
         refractory_us: r in microseconds.
         noise_hz: background events per second and pixel: a Poisson process, ON or OFF.
 
-    Returns the events, one recording after the other, and where each ends, int64 [S].
+    Returns the events, one recording after the other, and the end of each recording, int64 [S].
     Note: Gallego et al., "Event-based vision: a survey", IEEE TPAMI 2022, section 2.4, for the model; Hu, Liu and
     Delbruck, "v2e: from video frames to realistic DVS events", CVPRW 2021, for the rest.
     """
@@ -167,8 +167,8 @@ def _crossings(levels, on, off, refractory):
         needed = torch.where(rising, on, off)
         while True:
             memory = torch.where(wait > 0, torch.lerp(before, after, wait.clamp(max=1)), memory)
-            # When the pixel fires next, counted from the start of the step. Where the refractory period outlasts the
-            # step, memory is `after`, so this is above 1 like the wait; without change it is infinite.
+            # The time of the next event, from the start of the step. If the refractory period outlasts the step, memory
+            # is `after`, so this is above 1; without change it is infinite.
             time = (torch.where(rising, memory - before, before - memory) + needed) / change.abs()
             fired = (time <= 1).nonzero().flatten()
             found.append((fired, step + time[fired].double(), rising[fired]))

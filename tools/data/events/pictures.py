@@ -11,12 +11,12 @@ from .errors import PathLike
 from .labelled import LabelledRecordings
 
 OFF, ON = "tab:blue", "tab:red"
-SHOWN_EVENTS = 3000  # of a recording, at random: more would cover each other
-CLASSES = 12  # at most so many are shown
+SHOWN_EVENTS = 3000  # of a recording, at random; more would cover each other
+CLASSES = 12  # most that are shown
 
 
 def picture_recordings(path: PathLike, data: LabelledRecordings, names: Sequence[str]) -> None:
-    """Picture one recording of each class (their names in the order of the labels) in a PNG file."""
+    """Plot one recording of each class in a PNG file; `names`: of the classes, in the order of the labels."""
     shown = data.subset(first_of_each(data.labels))
     ((frames, _),) = shown.batches(len(shown), torch.device("cpu"))
     events = [shown.events(index) for index in range(len(shown))]

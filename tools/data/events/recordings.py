@@ -19,15 +19,15 @@ class Recording:
     """The events of one recording: a file of any format, or a part of one."""
 
     path: Path
-    label: int | None  # index of the class; None where it is unknown, as for a file with a problem
+    label: int | None = None  # index of the class; None: unknown
     window_us: tuple[int, int] | None = None  # (start, end) of the part in microseconds, without the end
-    slice: tuple[int, int] | None = None  # (first, last) index of events in a `.npy` file of this project's
+    slice: tuple[int, int] | None = None  # the part of a `.npy` file of `stored_streams`: its first event, its end
     problem: str | None = None  # why the file cannot be used, if that is known already; loading raises it
 
     def load(self, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
-        """Read the events and check them against the (width, height) of the sensor, as `check_events` does.
+        """Read the events and check them with `check_events`.
 
-        A damaged file, or one without events in the window, is an EventFormatError.
+        UserError if the file is damaged, or has no events in the window.
         """
         if self.problem is not None:
             raise EventFormatError(self.path, 0, self.problem)
@@ -38,8 +38,7 @@ class Recording:
             reading = self._window()
         else:
             reading = read_recording(self.path)
-        width, height = sensor
-        return check_events(reading, width, height, lenient)
+        return check_events(reading, sensor, lenient)
 
     def _window(self) -> Reading:
         start, end = self.window_us
@@ -50,13 +49,13 @@ class Recording:
         return Reading(self.path, whole.events[chosen], lambda index: whole.byte_of(chosen[index]))
 
 
-@functools.lru_cache(maxsize=1)  # the parts of one file follow each other
+@functools.lru_cache(maxsize=1)  # because the parts of one file follow each other
 def _read_whole(path: Path, stamp: str) -> Reading:
     return read_recording(path)
 
 
 class Parts(NamedTuple):
-    """The recordings of a data set, to train on and to test with."""
+    """The recordings of a data set."""
 
     train: list[Recording]
     test: list[Recording]

@@ -1,10 +1,10 @@
 """Frames of many recordings on disk: counted once, by several processes, then mapped into memory.
 
-A store is a folder of shards; shard `00003` holds the frames of consecutive recordings (`00003.npy`) and what became
-of each (`00003.json`, written last, with checksums). Files appear whole or not at all, so that a store which was
-interrupted, or is being made by several processes, is completed; a damaged shard is made anew.
+A store is a folder of shards. Shard 3 holds the frames of `SHARD` consecutive recordings in `00003.npy`, and a report
+of what was left out in `00003.json`, which is written last and has checksums of both. Files appear whole or not at
+all: an interrupted store is completed, several processes may make one at once, and a damaged shard is made anew.
 
-This module and those it imports from its package run in worker processes: none imports torch.
+This module and those it imports from its package run in worker processes, so none of them imports torch.
 """
 
 import collections
@@ -24,31 +24,31 @@ import numpy as np
 from tqdm import tqdm
 
 from tools.data.fingerprint import code_fingerprint
+from tools.errors import UserError
 from tools.io.cache import cache_folder, stamp
 from tools.io.files import write_atomically, write_text_atomically
 from tools.io.npy import open_npy
 
 from . import POLARITIES
-from .errors import EventFormatError
 from .frames import Framing, count_frames
 from .recordings import Recording, Streams
 
 logger = logging.getLogger(__name__)
 SHARD = 64  # recordings
-BYTES_PER_PROCESS = 2**28  # to be read: for less, starting one more process costs more than it saves
+BYTES_PER_PROCESS = 2**28  # to be read; for less, starting one more process takes longer than it saves
 
 
 class FrameStore:
     """The frames of recordings; `store[indices]` are counts [N, T, 2, H, W], unsigned.
 
-    Recordings that cannot be read, and events out of range or order, are an EventFormatError, unless `lenient`: then
-    they are left out, and `skipped` says {index of a recording: why}, `dropped` {reason: number of events}.
+    A recording that cannot be read, or has events outside the sensor or out of order, is a UserError. If `lenient`,
+    such recordings and events are left out, and reported in `skipped` ({index of a recording: why}) and `dropped`
+    ({reason: number of events}).
 
     Args:
-        name: of the data set and its part, for the folder's name and the progress bar.
-        workers: most processes that read; few recordings are read by fewer.
-        folder: where stores are; None: `cache_folder()`. The attribute is the folder of this store, whose name has a
-            hash of the files, the framing, and the code that reads and frames.
+        name: of the data set and its part, for the name of the folder and the progress bar.
+        workers: most processes that read; little data is read by fewer.
+        folder: the parent of the store's folder; None: `cache_folder()`.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class FrameStore:
         folder: Path | None = None,
     ):
         self.folder = Path(folder or cache_folder()) / f"frames-{name}-{_key(recordings, framing)}"
-        self._length = len(recordings)
         parts = [recordings[start : start + SHARD] for start in range(0, len(recordings), SHARD)]
         paths = [self.folder / f"{shard:05d}.npy" for shard in range(len(parts))]
         missing = {path: part for path, part in zip(paths, parts) if not _is_made(path, lenient)}
@@ -76,14 +75,14 @@ class FrameStore:
             self.dropped.update(report["dropped"])
 
     def __len__(self) -> int:
-        return self._length
+        return sum(map(len, self._frames))
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         return np.stack([self._frames[index // SHARD][index % SHARD] for index in np.asarray(indices)])
 
 
 def _is_made(path: Path, lenient: bool) -> bool:
-    """Whether a shard is there and whole; a strict store makes one with omissions anew, to meet the error."""
+    """Whether a shard is there and usable: a strict store makes one with omissions anew, to raise their error."""
     report = _checked_report(path)
     return report is not None and (lenient or not (report["skipped"] or any(report["dropped"].values())))
 
@@ -91,7 +90,7 @@ def _is_made(path: Path, lenient: bool) -> bool:
 def _make_shards(
     missing: dict[Path, Sequence[Recording]], framing: Framing, lenient: bool, workers: int, description: str
 ) -> None:
-    """Make shards, {path: recordings}, in as many processes as the work deserves."""
+    """Make shards, {path: recordings}, in up to `workers` processes."""
     files = {recording.path for recordings in missing.values() for recording in recordings}
     size = sum(path.stat().st_size for path in files if path.exists())
     processes = min(workers, os.cpu_count() or 1, len(missing), 1 + size // BYTES_PER_PROCESS)
@@ -102,7 +101,7 @@ def _make_shards(
             context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads may hold
             run = stack.enter_context(concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)).map
         for _ in tqdm(run(make_shard, *shards), description, len(missing), unit="shard", disable=None, leave=False):
-            pass  # an error cancels what is not yet begun
+            pass  # an error cancels the shards that are not yet begun
 
 
 def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool, path: Path) -> None:
@@ -113,10 +112,10 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
     for row, recording in enumerate(recordings):
         try:
             checked = recording.load(framing.sensor, lenient)
-        except (EventFormatError, FileNotFoundError) as error:  # not what passes, such as too many open files
+        except (UserError, FileNotFoundError) as error:  # others may not last, such as too many open files
             if not lenient:
                 raise
-            skipped[str(row)] = str(error)  # a key as JSON has it
+            skipped[str(row)] = str(error)  # keys of JSON are strings
             continue
         dropped.update(checked.dropped)
         counts[row] = count_frames(checked.events, framing)
@@ -124,24 +123,23 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
 
 
 def _key(recordings: Sequence[Recording], framing: Framing) -> str:
-    """Hash of the code, the framing, the files (place, size, time of change), and the parts that are recordings."""
-    key, stamps = hashlib.sha256(f"{code_fingerprint(__name__)} {framing}\n".encode()), {}
+    """Hash of the code that reads and frames, the framing, the files (`stamp`), and which parts of them are used."""
+    key = hashlib.sha256(f"{code_fingerprint(__name__)} {framing}\n".encode())
     for recording in recordings:
-        if recording.path not in stamps:
-            try:
-                stamps[recording.path] = stamp(recording.path)
-            except OSError:  # reading it will fail, and say so
-                stamps[recording.path] = f"{recording.path.resolve()} absent"
-        key.update(f"{stamps[recording.path]} {recording.window_us} {recording.slice} {recording.problem}\n".encode())
+        try:
+            file = stamp(recording.path)
+        except OSError:  # reading it will fail, and say so
+            file = f"{recording.path.resolve()} absent"
+        key.update(f"{file} {recording.window_us} {recording.slice} {recording.problem}\n".encode())
     return key.hexdigest()[:24]
 
 
-def stored_streams(name: str, make: Callable[[], Streams], folder: Path | None = None) -> list[Recording]:
-    """Simulated recordings: made once, then read from `folder`, by default `cache_folder()`.
+def stored_streams(name: str, make: Callable[[], Streams], folder: Path) -> list[Recording]:
+    """Simulated recordings: made once, then read from `folder`.
 
-    The `name` of the files must differ where what is made differs, the code included (`code_fingerprint`).
+    Streams that differ, or are made by other code (`code_fingerprint`), need another `name`.
     """
-    path = Path(folder or cache_folder()) / f"{name}.npy"
+    path = folder / f"{name}.npy"
     report = _checked_report(path)
     if report is None:
         events, ends, labels = make()
@@ -156,23 +154,21 @@ def _checked_report(path: Path) -> dict | None:
     beside = path.with_suffix(".json")
     if not beside.exists():
         return None
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         content = json.loads(beside.read_bytes())
-        sums = {"array": zlib.crc32(path.read_bytes()), "report": _checksum(content["report"])}
-        if content["crc32"] == sums:
+        if content["crc32"] == _checksums(path, content["report"]):
             return content["report"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
     logger.warning("%s in the cache is damaged; it is made anew", path)
     return None
 
 
 def _write(path: Path, array: np.ndarray, report: dict) -> None:
-    """Write an array, then beside it a report with checksums of both, which vouches for the array."""
+    """Write an array, then a report beside it, with checksums of both."""
     write_atomically(path, lambda file: np.save(file, array))
-    content = {"crc32": {"array": zlib.crc32(path.read_bytes()), "report": _checksum(report)}, "report": report}
+    content = {"crc32": _checksums(path, report), "report": report}
     write_text_atomically(path.with_suffix(".json"), json.dumps(content))
 
 
-def _checksum(report: dict) -> int:
-    return zlib.crc32(json.dumps(report, sort_keys=True).encode())
+def _checksums(path: Path, report: dict) -> dict[str, int]:
+    encoded = json.dumps(report, sort_keys=True).encode()
+    return {"array": zlib.crc32(path.read_bytes()), "report": zlib.crc32(encoded)}

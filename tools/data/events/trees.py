@@ -1,4 +1,4 @@
-"""The event data sets that people download: what they are, and where their recordings lie in a folder.
+"""The event data sets that people download, and where their recordings are in a folder.
 
 To add one, write a function like `list_nmnist` and an entry in `TREES`; `dataset_utils.DATASETS` takes it from there.
 """
@@ -7,11 +7,11 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from tools.errors import UserError
+from tools.io.files import read_bytes
 
-from .errors import EventFormatError, read_bytes
+from .errors import EventFormatError
 from .formats import MAX_LABEL_BYTES, read_gesture_labels
 from .recordings import Parts, Recording
 
@@ -29,28 +29,28 @@ GESTURE_CLASSES = (
     "other gestures",
 )
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of each class's recordings
+CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of the recordings of each class
 
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """What an event data set is, and how it lies on the disk.
+    """An event data set and its layout on the disk.
 
-    `list_recordings` gives the recordings in a folder, for a split; FileNotFoundError if the folder does not hold the
-    data set, UserError for lists or names that cannot be read.
+    `list_recordings` gives the recordings in a folder, for a split. It raises FileNotFoundError if the folder does not
+    hold the data set, and UserError for lists or names that cannot be read.
     """
 
     classes: tuple[str, ...]  # their names, in the order of the labels
     sensor: tuple[int, int]  # (width, height) of the camera, in pixels
-    size: tuple[int, int]  # (width, height) of the frames that networks usually see
+    size: tuple[int, int]  # (width, height) of the frames, unless --frame_size says otherwise
     list_recordings: Callable[[Path, str], Parts]
-    flippable: tuple[str, ...] = ()  # the classes that stay what they are in a mirror, which `--flip` may mirror
-    folders: tuple[str, ...] = ()  # where it is looked for under the data root; none for a simulated one
-    download: str = ""  # where it is published, for the message that it is not there
-    validation_fraction: float = 0.1  # share of the training recordings that choose the best epoch
+    flippable: tuple[str, ...] = ()  # the classes that a mirror does not change, so that --flip may mirror them
+    folders: tuple[str, ...] = ()  # its possible names under the data root; none: it is simulated
+    download: str = ""  # where to get it, for the message that it is missing
+    validation_fraction: float = 0.1  # share of the training recordings that are held out to choose the best epoch
 
     def frame_size(self, side: int = 0) -> tuple[int, int]:
-        """(width, height) of frames with this side, in pixels; 0: the usual size."""
+        """(width, height) of frames with this side, in pixels; 0: `size`."""
         return (side, side) if side else self.size
 
 
@@ -61,26 +61,29 @@ def list_nmnist(folder: Path, split: str = "") -> Parts:
 
 
 def _matching(folder: Path, layouts: Sequence[tuple[str, str, Callable[[Path], int]]], what: str) -> Parts:
-    """The recordings of the first of several layouts: a pattern of files for each part, and what gives their labels."""
-    for train, test, label_of in layouts:
-        found = (sorted(folder.glob(pattern)) for pattern in (train, test))
-        parts = Parts(*([Recording(path, label_of(path)) for path in paths] for paths in found))
-        if all(parts):
-            return parts
-    _not_found(folder, what)
+    """The recordings of the first layout that is found.
+
+    A layout: the patterns of the training and the test files, and the function that gives the label of a path.
+    """
+    for train_pattern, test_pattern, label_of in layouts:
+        train = [Recording(path, label_of(path)) for path in sorted(folder.glob(train_pattern))]
+        test = [Recording(path, label_of(path)) for path in sorted(folder.glob(test_pattern))]
+        if train and test:
+            return Parts(train, test)
+    raise _missing(folder, what)
 
 
 def list_dvsgesture(folder: Path, split: str = "") -> Parts:
     """List DVS-Gesture (Amir et al., CVPR 2017), whose training and test users are disjoint.
 
-    Either the official folder, with trials_to_train.txt and trials_to_test.txt, one `.aedat` file a line, and the
-    gestures of each in its `_labels.csv`; or what SpikingJelly (events_np/{train,test}/<label>/*.npz) or tonic
+    Either the official folder, where trials_to_train.txt and trials_to_test.txt list `.aedat` files, each with a
+    `_labels.csv`; or what SpikingJelly (events_np/{train,test}/<label>/*.npz) or tonic
     (ibmGesture{Train,Test}/<user>/<label>.npy) have extracted from it.
     """
-    lists = [folder / f"trials_to_{part}.txt" for part in Parts._fields]
-    if all(path.exists() for path in lists):
-        parts = Parts(*map(_official_gestures, lists))
-        if all(parts):
+    train_list, test_list = folder / "trials_to_train.txt", folder / "trials_to_test.txt"
+    if train_list.exists() and test_list.exists():
+        parts = Parts(_official_gestures(train_list), _official_gestures(test_list))
+        if parts.train and parts.test:
             return parts
     spikingjelly = "events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", _number_of_folder
     tonic = "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number
@@ -89,7 +92,7 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
 
 
 def _official_gestures(trials: Path) -> list[Recording]:
-    """The gestures in the files that a list names, all of which are in its folder."""
+    """The gestures in the files named by a list; all of them must be in the folder of the list."""
     names = read_bytes(trials, MAX_LABEL_BYTES).decode(errors="replace").split()
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*\.aedat", name):
@@ -99,7 +102,7 @@ def _official_gestures(trials: Path) -> list[Recording]:
         try:
             for label, start_us, end_us in read_gesture_labels(path.with_name(f"{path.stem}_labels.csv")):
                 recordings.append(Recording(path, label, (start_us, end_us)))
-        except (EventFormatError, FileNotFoundError) as error:  # one damaged file shall not hide all others
+        except (UserError, FileNotFoundError) as error:  # one damaged file must not hide all others
             recordings.append(Recording(path, None, problem=str(error)))
     return recordings
 
@@ -107,12 +110,11 @@ def _official_gestures(trials: Path) -> list[Recording]:
 def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
     """List DVS-CIFAR10 (Li et al. 2017): <class>/*, as .aedat, .npz, .npy or .mat files.
 
-    The data set has no official split. Here a recording belongs to the training part if its number is below 90 % (or
-    70 %, split "7:3") of the numbers of its class, from 0 to the highest: of the complete data set 0 to 899 train, and
-    900 to 999 test, whatever files are missing.
+    The data set has no official split. Here each class has its first 90 % of numbers (70 % with split "7:3"), from 0 to
+    the highest, in the training part: 0 to 899 of the complete data set, whatever files are missing.
 
-    Note: The data set's dat2mat.m and SpikingJelly mirror or swap the axes in their own ways, and their `.mat` and
-    `.npz` files are read as they are, unlike the `.aedat` files: test a network on the kind it was trained on.
+    Note: The `.mat` and `.npz` files that the data set's dat2mat.m and SpikingJelly make have mirrored or swapped axes,
+    unlike the `.aedat` files, and are read as they are. So test a network on the kind of file it was trained on.
     """
     folder = folder / "events_np" if (folder / "events_np").is_dir() else folder
     parts = Parts([], [])
@@ -121,25 +123,25 @@ def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
         cut = round(CIFAR10_TRAINING[split] * (numbered[-1][0] + 1))
         for number, path in numbered:
             (parts.train if number < cut else parts.test).append(Recording(path, label))
-    if not all(parts):
-        _not_found(folder, "recordings of DVS-CIFAR10 for training and for testing")
+    if not (parts.train and parts.test):
+        raise _missing(folder, "recordings of DVS-CIFAR10 for training and for testing")
     return parts
 
 
 def _of_one_kind(folder: Path) -> list[Path]:
-    """The recordings in a folder; several kinds of files are the same recordings several times."""
+    """The recordings in a folder, each once: files of several kinds hold the same recordings."""
     files = [path for path in folder.glob("*") if not path.name.startswith(".")]
     for suffix in (".aedat", ".npz", ".npy", ".mat"):
         if chosen := [path for path in files if path.suffix.lower() == suffix]:
             return chosen
-    _not_found(folder, "recordings (.aedat, .npz, .npy or .mat) of DVS-CIFAR10")
+    raise _missing(folder, "recordings (.aedat, .npz, .npy or .mat) of DVS-CIFAR10")
 
 
 def _number(path: Path) -> int:
     """The number at the end of a name, before the suffix."""
     found = re.search(r"(\d+)$", path.stem)
     if found is None or len(found[1]) > 9:
-        raise UserError(f"{path} has no number at the end of its name, as this data set's recordings have")
+        raise UserError(f"{path} has no number at the end of its name, which recordings of this data set have")
     return int(found[1])
 
 
@@ -147,8 +149,8 @@ def _number_of_folder(path: Path) -> int:
     return _number(path.parent)
 
 
-def _not_found(folder: Path, what: str) -> NoReturn:
-    raise FileNotFoundError(f"{Path(folder).resolve()} has no {what}")
+def _missing(folder: Path, what: str) -> FileNotFoundError:
+    return FileNotFoundError(f"{folder.resolve()} has no {what}")
 
 
 TREES = {
@@ -185,7 +187,7 @@ TREES = {
 def recognise(folder: Path, split: str = "9:1") -> tuple[str, Parts]:
     """Find out which data set a folder holds: its name in `TREES`, and its recordings.
 
-    FileNotFoundError if it is none of them; UserError if it is one, but lists or names of its files cannot be read.
+    FileNotFoundError if it holds none of them; UserError if lists or names of files cannot be read.
     """
     problems = []
     for name, tree in TREES.items():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tools.data.events.augment import EventAugment, box, event_drop, flip_where_allowed, random_roll, window_share
+from tools.data.events.augment import EventAugment, box, event_drop, random_roll, window_share
 
 DTYPES = [torch.uint8, torch.int16, torch.int32, torch.float32]
 STAYS, TIME, AREA, RANDOM = range(4)
@@ -38,7 +38,7 @@ def what_happened(before, after):
 def test_only_allowed_classes_are_mirrored_and_half_of_them(dtype):
     frames = torch.arange(8).repeat(4000, 2, 2, 3, 1).to(dtype)
     labels = torch.arange(4000) % 3
-    flipped = flip_where_allowed(frames, labels, torch.tensor([True, False, True]))
+    flipped = EventAugment(torch.tensor([True, False, True]))(frames, labels)
     assert flipped.dtype == dtype
     mirrored = (flipped == frames.flip(-1)).flatten(1).all(1)
     assert (mirrored | (flipped == frames).flatten(1).all(1)).all()
@@ -49,7 +49,7 @@ def test_only_allowed_classes_are_mirrored_and_half_of_them(dtype):
 
 def test_a_flip_turns_only_the_last_axis():
     frames = recordings(50)
-    flipped = flip_where_allowed(frames, torch.zeros(50, dtype=torch.long), torch.tensor([True]))
+    flipped = EventAugment(torch.tensor([True]))(frames, torch.zeros(50, dtype=torch.long))
     mirrored = (flipped != frames).flatten(1).any(1)
     assert 10 < mirrored.sum() < 40
     assert torch.equal(flipped[mirrored], frames[mirrored].flip(-1))
@@ -174,7 +174,7 @@ def test_event_drop_keeps_the_type_and_the_input_and_adds_nothing(dtype):
 @pytest.mark.parametrize("count", [0, 1, 50])
 def test_frames_without_events_and_tiny_batches(shape, count):
     frames = torch.zeros(count, *shape, dtype=torch.uint8)
-    augment = EventAugment(flip=True, flippable=torch.ones(3, dtype=torch.bool), roll=2, event_drop=True)
+    augment = EventAugment(flippable=torch.ones(3, dtype=torch.bool), roll=2, event_drop=True)
     assert torch.equal(augment(frames, torch.zeros(count, dtype=torch.long)), frames)
 
 
@@ -183,22 +183,15 @@ def test_without_options_nothing_changes():
     assert torch.equal(EventAugment()(frames, torch.zeros(8, dtype=torch.long)), frames)
 
 
-@pytest.mark.parametrize(
-    "options", [{"flip": True, "flippable": torch.ones(3).bool()}, {"roll": 2}, {"event_drop": True}]
-)
+@pytest.mark.parametrize("options", [{"flippable": torch.ones(3).bool()}, {"roll": 2}, {"event_drop": True}])
 def test_each_option_alone_changes_something(options):
     frames = recordings(50)
     assert not torch.equal(EventAugment(**options)(frames, torch.zeros(50, dtype=torch.long)), frames)
 
 
-def test_a_flip_needs_to_know_the_classes():
-    with pytest.raises(ValueError, match="flippable"):
-        EventAugment(flip=True)
-
-
 def test_all_together_repeat_with_the_seed():
     frames, labels = recordings(50), torch.arange(50) % 2
-    augment = EventAugment(flip=True, flippable=torch.tensor([True, False]), roll=2, event_drop=True)
+    augment = EventAugment(flippable=torch.tensor([True, False]), roll=2, event_drop=True)
     torch.manual_seed(5)
     first = augment(frames, labels)
     torch.manual_seed(5)
