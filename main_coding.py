@@ -1,4 +1,4 @@
-"""Reliability of neural codes, scale of the noise, networks fitted to cells (docs/coding.md)."""
+"""Neural codes: metrics, the scale of the noise, networks fitted to cells (docs/coding.md)."""
 
 from functools import partial
 from pathlib import Path
@@ -8,11 +8,11 @@ from tools.cli import study
 
 
 def add_flags(parser):
-    parser.add_argument("--recording", metavar="FILE", help="fit to a recording: .npz (movie, spikes) or NWB")
+    parser.add_argument("--recording", metavar="FILE", help="fit networks to a recording: .npz (movie, spikes) or NWB")
 
 
 def chosen(arguments):
-    from tools.studies.coding.experiments import experiments, recording  # needs SciPy, which --help does without
+    from tools.studies.coding.experiments import experiments, recording  # needs SciPy; --help does not
     from tools.studies.coding.recordings import read_recording
 
     if arguments.recording:

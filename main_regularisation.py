@@ -1,4 +1,4 @@
-"""Noise as regulariser: generalisation, sharpness, few images, learnt scales (docs/regularisation.md)."""
+"""Noise as a regulariser: generalisation, sharpness, few images, learnt scales (docs/regularisation.md)."""
 
 from dataset_utils import DATASETS
 from tools.cli import study

@@ -1,4 +1,4 @@
-"""Why the surrogate gradient is a density: spikes and gradients against exact ones (docs/theory.md)."""
+"""Why the surrogate gradient is a density: firing and gradients compared with exact ones (docs/theory.md)."""
 
 from tools.cli import study
 

@@ -1,10 +1,10 @@
 """Write the numbers of results into the pages that quote them.
 
-    python docs/quote.py        # after new results were copied to docs/results/
+    python docs/quote.py        # after copying new results to docs/results/
 
 A page marks a number by an invisible comment, as `0.09<!-- theory exactness/median_bias/loss=linear,steps=4/bias -->`:
-the name of a file in docs/results, a path in it (a row of a list is named by its values), and a factor such as x100 if
-the page uses another unit. A number keeps its digits. <study>.json is of `--quick`, <study>_full.json of runs without.
+the name of a file in docs/results, a path in it, and a factor such as x100 if the page uses another unit. The number of
+digits stays the same. <study>.json has results of `--quick`, <study>_full.json those without it.
 """
 
 import json
@@ -16,9 +16,9 @@ MARK = re.compile(r"([-\d.e+]+)<!-- (\w+) ([^>]+?)(?: x([\d.]+))? -->")
 
 
 def look_up(content, path: str):
-    """What a path leads to in the content of a JSON file; KeyError for a key that does not exist, or not one row.
+    """The value at a path in the content of a JSON file; KeyError for an absent key, or unless one row matches.
 
-    A path has keys joined by "/"; for a list a number, or `name=value,name=value` of the one row with these values.
+    A path is keys joined by "/"; the key of a list is an index, or `name=value,name=value` for the row with these.
     """
     for key in path.split("/"):
         if isinstance(content, list) and "=" in key:
@@ -33,12 +33,12 @@ def look_up(content, path: str):
 
 
 def quoted(text: str, results: dict[str, dict]) -> str:
-    """A page in which each marked number is replaced by that of the results, {file: experiments}."""
+    """A page with each marked number replaced by that in the results, {file: experiments}."""
 
     def number(match):
-        shown, study, path, factor = match.groups()
+        shown, file, path, factor = match.groups()
         digits = len(shown.partition("e")[0].partition(".")[2])
-        value = look_up(results[study], path) * float(factor or 1)
+        value = look_up(results[file], path) * float(factor or 1)
         return f"{value:.{digits}{'e' if 'e' in shown else 'f'}}" + match[0][len(shown) :]
 
     return MARK.sub(number, text)

@@ -1,6 +1,6 @@
-"""How good predictions are, how well calibrated and how certain; from log-probabilities of several noise draws.
+"""Accuracy, calibration and uncertainty of predictions, from log-probabilities of several noise draws.
 
-Everywhere N are samples, C classes and K independent draws of a network's noise; log-probabilities are natural.
+Shapes: N samples, C classes, K independent draws of a network's noise. Log-probabilities are natural logarithms.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tools.errors import UserError
 
-# SciPy is imported where it is used: it takes a second, which every script would pay.
+# SciPy is imported where it is used: it takes a second, which every script would pay for.
 
 BINS = 15  # of the calibration error
 SIZES = (1, 2, 4, 8, 16)  # draws averaged into one prediction
@@ -45,20 +45,17 @@ def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
 def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> float:
     """Expected calibration error: mean over samples of |accuracy - mean confidence| of the sample's bin.
 
-    Bins hold equally many samples, give or take one, in the order of confidence. Shape: [N, C], [N] -> float in [0, 1].
+    Bins are in the order of confidence; their numbers of samples differ by at most one. Few samples bias the error
+    upwards: compare only values from equally many. Shape: [N, C], [N] -> float in [0, 1].
     Note: Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et
-    al., "Measuring calibration in deep learning", CVPR workshops 2019. It is never 0 for few samples: compare only
-    values from equally many samples.
+    al., "Measuring calibration in deep learning", CVPR workshops 2019.
     """
     rows = reliability(log_probabilities, target, bins)
     return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(target)
 
 
 def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[dict[str, float]]:
-    """The bins of `calibration_error` in the order of confidence, for a reliability diagram. Shape: [N, C], [N].
-
-    Each has the mean "confidence" and "accuracy" of its samples and their number, "count", as in results.json.
-    """
+    """The bins of `calibration_error`: mean confidence and accuracy, and number of samples. Shape: [N, C], [N]."""
     confidence, predicted = log_probabilities.double().exp().max(-1)
     rows = []
     for samples in confidence.argsort(stable=True).tensor_split(min(bins, len(target))):
@@ -70,8 +67,8 @@ def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> 
 def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
     """Find the temperature T that gives softmax(ln p / T) the lowest negative log-likelihood.
 
-    The data are validation data, not those that are tested afterwards; for several draws ln p is that of their mean
-    probability (Guo et al., ICML 2017). Shape: [N, C], [N] -> float in [exp(-4), exp(4)].
+    Fit it on validation data; for several draws, p is their mean (Guo et al., ICML 2017).
+    Shape: [N, C], [N] -> float in [exp(-4), exp(4)].
     """
     from scipy.optimize import minimize_scalar
 
@@ -92,12 +89,12 @@ def entropy(log_probabilities: Tensor) -> Tensor:
 
 
 def uncertainty(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find where the uncertainty of each sample comes from, in nats. Shape: [K, N, C] -> [N], three times.
+    """Split the uncertainty of each sample, in nats. Shape: [K, N, C] -> [N], three times.
 
-    Returns entropy of the mean prediction, mean entropy of the draws, and their difference, the mutual information:
-    what the draws disagree about.
-    Note: Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names. Here the
-    draws are of the neurons' noise and not of weights.
+    Returns the entropy of the mean prediction, the mean entropy of the draws, and their difference, the mutual
+    information: how much the draws disagree.
+    Note: Gal, Islam and Ghahramani, "Deep Bayesian active learning with image data", ICML 2017, for the names; there
+    the draws are of weights, here of the neurons' noise.
     """
     predictive, expected = entropy(mean_prediction(draws)), entropy(draws).mean(0)
     return predictive, expected, predictive - expected
@@ -116,19 +113,19 @@ def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Area under the ROC curve: probability that an uncertainty `outside` [M] exceeds one `inside` [N], ties half."""
-    from scipy.stats import rankdata
+    from scipy.stats import mannwhitneyu
 
-    ranks = rankdata(torch.cat([inside, outside]).cpu().numpy())[len(inside) :]
-    return float((ranks.sum() - len(outside) * (len(outside) + 1) / 2) / (len(inside) * len(outside)))
+    exceeding = mannwhitneyu(outside.cpu(), inside.cpu(), method="asymptotic").statistic
+    return float(exceeding / (len(inside) * len(outside)))
 
 
 def ensemble_curve(
     draws: Tensor, target: Tensor, validation_draws: Tensor, validation_target: Tensor, sizes: Sequence[int] = SIZES
 ) -> list[dict[str, float]]:
-    """Score the mean of several draws: how good and how certain it is.
+    """Mean `scores` of ensembles of each size; an ensemble's prediction is the mean of its draws.
 
-    All disjoint ensembles of a size that the draws can make are scored ("ensembles" many, of "draws" each), and the
-    means of their `scores` are given. Temperatures are fitted on validation data, to ensembles of the same size.
+    For each size, the draws are split into as many disjoint ensembles as possible; temperatures are fitted on
+    validation data, to an ensemble of the same size.
 
     Shape: draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a row for each size.
     """
@@ -145,7 +142,7 @@ def ensemble_curve(
 
 
 def scores(draws: Tensor, target: Tensor, temperature: float) -> dict[str, float]:
-    """Score the mean of some draws, also after division by the temperature ("scaled"). Shape: [K, N, C], [N]."""
+    """Score the mean of some draws, also with the temperature ("scaled"). Shape: [K, N, C], [N]."""
     log_p = mean_prediction(draws)
     scaled = with_temperature(log_p, temperature)
     predictive, expected, mutual_information = uncertainty(draws)
@@ -166,7 +163,7 @@ def scores(draws: Tensor, target: Tensor, temperature: float) -> dict[str, float
 
 
 def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = SIZES) -> list[dict[str, float]]:
-    """Areas under the ROC curves of three measures of uncertainty, which tell another data set from the network's own.
+    """`auroc` of three measures of uncertainty, inside and outside of the network's own data set.
 
     The measures are one minus the highest probability ("confidence"), predictive entropy, and mutual information.
     Shape: inside [K, N, C], outside [K, M, C] -> a row for each size.
@@ -181,6 +178,6 @@ def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = 
 def _measures(draws: Tensor) -> dict[str, Tensor]:
     predictive, _, mutual_information = uncertainty(draws)
     confidence = 1 - mean_prediction(draws).exp().amax(-1)
-    # Rounded, so that a single draw, which disagrees with nobody, gives ties and not noise of the arithmetic.
+    # The mutual information of a single draw is 0: rounded, so that it gives ties, not errors of the arithmetic.
     rounded = mutual_information.mul(1e9).round()
     return {"confidence": confidence, "predictive": predictive, "mutual_information": rounded}

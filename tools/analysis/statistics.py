@@ -1,7 +1,4 @@
-"""Intervals and tests for comparisons of networks: over seeds, over test samples, over many comparisons.
-
-What they return are dictionaries, which go into results.json as they are.
-"""
+"""Intervals and tests for comparisons of networks; they return dictionaries that results.json stores as they are."""
 
 import math
 import warnings
@@ -11,30 +8,28 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-LEVEL = 0.95
+LEVEL = 0.95  # probability that an interval covers the true value
 RESAMPLES = 20_000
 Interval = dict[str, float | None]
 
 
-def seed_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's t-interval for the mean over training seeds: {"mean", "low", "high", "seeds"}, the last their number.
+def seed_interval(values: Sequence[float]) -> Interval:
+    """Student's t-interval for the mean over training seeds: {"mean", "low", "high", "seeds": their number}.
 
-    Values are one number per seed; noise draws of one network are not seeds. `level` is the probability that the
-    interval covers the true mean, if values are normal. Low and high are None for a single seed.
+    Values are one number per seed; noise draws of one network are not seeds. Low and high are None for a single seed.
     """
     mean, count = float(np.mean(values)), len(values)
     low = high = None
     if count > 1:
-        half = stats.t.ppf((1 + level) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count)
+        half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count)
         low, high = float(mean - half), float(mean + half)
     return {"mean": mean, "low": low, "high": high, "seeds": count}
 
 
-def seed_difference(first: Sequence[float], second: Sequence[float], level: float = LEVEL) -> Interval:
+def seed_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Welch's t-interval for mean(first) - mean(second) over training seeds, and its test: {"low", "high", "p"}.
 
-    p is that of no difference. All are None if a group has a single seed, and p is if no two seeds of a group differ.
-    Values and level are as for `seed_interval`, of two groups of networks.
+    p is that of no difference. All are None if a group has a single seed; p is None if neither group varies.
     """
     if min(len(first), len(second)) < 2:
         return {"low": None, "high": None, "p": None}
@@ -44,27 +39,25 @@ def seed_difference(first: Sequence[float], second: Sequence[float], level: floa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of SciPy, if the seeds of one group are all the same
         test = stats.ttest_ind(first, second, equal_var=False)
-        interval = test.confidence_interval(level)
+        interval = test.confidence_interval(LEVEL)
     return {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
 
 
-def paired_difference(
-    first: ArrayLike, second: ArrayLike, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """Bootstrap over test samples of the mean of first - second, of two groups of networks on the same samples.
+def paired_difference(first: ArrayLike, second: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Bootstrap over test samples of the mean of first - second, for two groups of networks.
 
     `first` and `second` [N] are, for each sample, the share of seeds and draws that classified it correctly. Returns
     {"difference", "low", "high", "p"}: mean, percentile interval, and two-sided p-value of no difference.
 
-    Note: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapters 13 and 15. It tells how far the
+    Note: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapters 13 and 15. It shows how much the
     result depends on the test samples, not on the seeds.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
-    # A resample is known by how often it has each distinct difference: one multinomial draw.
+    # Only how often each distinct difference is drawn matters for the mean: one multinomial draw per resample.
     distinct, counts = np.unique(differences, return_counts=True)
     total = len(differences)
     means = np.random.default_rng(seed).multinomial(total, counts / total, size=resamples) @ distinct / total
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     tail = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (resamples + 1))
     return {"difference": float(differences.mean()), "low": float(low), "high": float(high), "p": float(p)}

@@ -12,7 +12,7 @@ from .hooks import neuron_hooks
 
 
 class FiringRates:
-    """Mean firing rate of each layer, over all passes inside `firing_rates`."""
+    """Mean firing rate of each layer over all passes inside `firing_rates`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -20,7 +20,7 @@ class FiringRates:
 
     def add(self, layer: str, spikes: Tensor) -> None:
         """Add the spikes [T, B, ...] of one call of a layer."""
-        # The sums stay on the device: reading them here would stall it at every layer.
+        # The sums stay on the device: reading them at every layer would stall it.
         self._sums[layer] = self._sums.get(layer, 0) + spikes.detach().float().mean() * spikes.numel()
         self._counts[layer] = self._counts.get(layer, 0) + spikes.numel()
 
@@ -33,7 +33,7 @@ class FiringRates:
 
 @contextlib.contextmanager
 def firing_rates(net: nn.Module) -> Iterator[FiringRates]:
-    """Context manager: record the rates of every neuron layer in the block; they can be read inside and after it."""
+    """Context manager: record the rates of every neuron layer in the block, to be read in it or after it."""
     record = FiringRates()
     with neuron_hooks(net, lambda layer, neuron, spikes: record.add(layer, spikes)):
         yield record

@@ -1,6 +1,6 @@
-"""Find the spiking neurons of a network by what they offer, and hook them.
+"""Find the spiking neurons of a network by their attributes, and hook them.
 
-`models.SpikingNeuron` documents the attributes; a neuron of any class takes part that has those that are asked for.
+`models.SpikingNeuron` documents the attributes; a neuron may be of any class that has those that are needed.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def require(layer: str, neuron: nn.Module, attribute: str, purpose: str) -> Any:
-    """An attribute of a neuron; where it is missing, a UserError that says of which layer, and what needs it."""
+    """An attribute of a neuron; a UserError names the layer that lacks it and the purpose that needs it."""
     if not hasattr(neuron, attribute):
         lacks = f"layer {layer!r} ({type(neuron).__name__}) lacks {attribute!r}"
         raise UserError(f"{lacks}, which {purpose} needs: see models.SpikingNeuron")
@@ -29,7 +29,7 @@ def require(layer: str, neuron: nn.Module, attribute: str, purpose: str) -> Any:
 
 
 def is_noisy(net: nn.Module) -> bool:
-    """Whether two passes over the same input may differ; UserError if a neuron does not say so of itself."""
+    """Whether two passes over the same input may differ; UserError if a neuron does not say whether it is noisy."""
     answers = [require(layer, neuron, "is_noisy", "an evaluation") for layer, neuron in spiking_neurons(net)]
     return any(answers)
 
@@ -39,10 +39,10 @@ def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator
     """Context manager: in each call of a spiking neuron, run a hook on its spikes (or its input) [T, B, ...].
 
     Args:
-        hook: (layer name, neuron, tensor) -> what takes the tensor's place, or None.
+        hook: (layer name, neuron, tensor) -> a tensor to replace it, or None.
 
     Raises:
-        UserError: if there is no spiking neuron.
+        UserError: if the network has no spiking neuron.
     """
 
     def attach(layer: str, neuron: nn.Module) -> RemovableHandle:

@@ -12,29 +12,31 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from tools.errors import UserError
 
 from .hooks import spiking_neurons
 
 ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6
-ADDITIONS = {form for name in ("add", "sub") for form in (name, f"{name}_", f"__{name}__", f"__i{name}__")}
-ADDITIONS |= {"__radd__", "subtract", "subtract_"}
+ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
+ADDITIONS |= {"sub", "sub_", "__sub__", "__isub__", "subtract", "subtract_"}
 SYNAPSES = {"linear", "matmul", "__matmul__", "mm", "addmm", "bmm", "einsum", "scaled_dot_product_attention"}
-SYNAPSES |= {f"{layer}{n}d" for layer in ("conv", "conv_transpose") for n in (1, 2, 3)}
+SYNAPSES |= {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+NORMS = {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
 UNCOUNTED = (nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, *UNCOUNTED)
 TORCH = os.path.join(os.path.dirname(torch.__file__), "")
-NORMS = {f"{kind}_norm" for kind in ("batch", "group", "instance", "layer", "rms")}
 
 
 @dataclasses.dataclass
 class _Connections:
-    """Those of a layer or identity path, and sums over its calls, which stay on the device: reading would stall it."""
+    """The connections of a layer or identity path, and sums over its calls."""
 
     fan_out: Tensor  # of each input of one sample and time step: [C, H, W], or one number for all
     dense: int  # all connections of one sample and time step
-    is_identity: bool = False
+    is_identity: bool
+    # The sums stay on the device: reading them at every layer would stall it.
     operations: Tensor | int = 0
     multiplies: Tensor | bool = False
 
@@ -50,17 +52,17 @@ class _Connections:
 
 
 class Operations:
-    """Synaptic operations of all passes inside `count_operations`; it keeps sums only, so memory stays constant.
+    """Synaptic operations of all passes inside `count_operations`.
 
-    An operation is one connection through which an input that is not zero reaches an output. Where all inputs of a
-    layer are 0 or 1 it is an accumulate (AC), elsewhere, as in the stem, or behind an average pool, a multiply-
-    accumulate (MAC). Padding is not a connection. Biases, batch normalisation (which folds into the weights) and the
-    neurons' own updates are not counted.
+    An operation is one connection through which an input that is not zero reaches an output. It is an accumulate (AC)
+    where all inputs of a layer are 0 or 1, elsewhere (the stem, after an average pool) a multiply-accumulate (MAC).
+    Padding is not a connection. Biases, batch normalisation (which folds into the weights) and the neurons' own updates
+    are not counted.
     """
 
     def __init__(self) -> None:
         self.samples = 0
-        self._batch, self._steps = 1, 0  # of the pass; 0: not known
+        self._batch, self._steps = 1, 0  # samples and time steps of the pass; 0: unknown
         self._paths: dict[str, _Connections] = {}
 
     def begin(self, x: Tensor, batch_dim: int, timesteps: int | None) -> None:
@@ -68,20 +70,13 @@ class Operations:
         self._batch, self._steps = x.shape[batch_dim], timesteps or (x.shape[0] if batch_dim == 1 else 0)
         self.samples += self._batch
 
-    def add_layer(self, name: str, layer: nn.Module, args: tuple[Tensor]) -> None:
-        """Add one call of a convolution or linear layer: its forward pre-hook, after its name."""
+    def add(self, name: str, layer: nn.Module | None, args: tuple[Tensor]) -> None:
+        """Forward pre-hook of a convolution or linear layer, after its name; without a layer: of an identity path."""
         x = args[0]
         if name not in self._paths:
             fan_out = _fan_out(name, layer, x)
             dense = int(fan_out) * self._size(name, x) if fan_out.dim() == 0 else int(fan_out.sum())
-            self._paths[name] = _Connections(fan_out, dense)
-        self._paths[name].add(x)
-
-    def add_identity(self, name: str, x: Tensor) -> None:
-        """Add one call of an identity path, through which activations are added."""
-        if name not in self._paths:
-            one = torch.ones((), dtype=torch.int64, device=x.device)
-            self._paths[name] = _Connections(one, self._size(name, x), is_identity=True)
+            self._paths[name] = _Connections(fan_out, dense, is_identity=layer is None)
         self._paths[name].add(x)
 
     def _size(self, name: str, x: Tensor) -> int:
@@ -90,22 +85,21 @@ class Operations:
         if x.dim() > 2 and x.shape[1] == self._batch and in_steps:
             return x[0, 0].numel()
         if x.shape[0] % self._batch or (self._steps and x.shape[0] not in (self._batch, self._steps * self._batch)):
-            shape = f"{list(x.shape)}, in a batch of {self._batch}"
-            raise UserError(
-                f"cannot count {name!r}: activations must be [T, B, ...], [T * B, ...] or [B, ...], not {shape}"
-            )
+            known = "[T, B, ...], [T * B, ...] or [B, ...]"
+            found = f"{list(x.shape)}, in a batch of {self._batch}"
+            raise UserError(f"cannot count {name!r}: activations must be {known}, not {found}")
         return x[0].numel()
 
     def report(self) -> dict[str, Any]:
-        """{"layers": {name: {"operations", "kind" ("AC" or "MAC"), "dense"}}, "ac", "mac", ...}: what one sample costs.
+        """Costs of one sample: {"layers": {name: {"operations", "kind" ("AC" or "MAC"), "dense"}}, "ac", "mac", ...}.
 
-        The entries "relu_..." are of the ReLU network, every connection of which multiplies, once, except those of
-        identity paths, which add.
+        The entries "relu_..." are of the ReLU network, in which every connection multiplies, once; those of identity
+        paths add.
 
         Note:
             Energies of 32-bit floating-point operations in 45 nm: 0.9 pJ to add, 3.7 pJ more to multiply. Horowitz,
-            "Computing's energy problem (and what we can do about it)", ISSCC 2014. An estimate of arithmetic alone:
-            moving data and keeping state cost more in most machines, and are left out for both networks.
+            "Computing's energy problem (and what we can do about it)", ISSCC 2014. This is arithmetic alone: moving
+            data and keeping state cost more on most machines, and are left out for both networks.
         """
         layers = {name: path.report(self.samples) for name, path in self._paths.items()}
         rows = layers.values()
@@ -128,18 +122,18 @@ class Operations:
 def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[Operations]:
     """Context manager: count the synaptic operations of a network in the block.
 
-    Counted are convolutions, linear layers, and identity paths: where a module adds (or subtracts) two activations of
-    one shape, and one of them is not itself a current, each of its elements that is not zero is an operation, under the
-    name `<module>.identity` (a second one in the code of the module: `.identity2`; a loop over steps repeats one). A
-    current is what a convolution, linear layer or normalisation makes, and all that is made of a current outside
-    spiking neurons. Parameters, buffers and what is made of them alone are not activations.
+    Counted are convolutions, linear layers, and identity paths. An identity path is where a module adds (or subtracts)
+    two activations of one shape and one of them is not a current: each of its elements that is not zero is an operation
+    of `<module>.identity` (`.identity2` for a second place in the module's code; a loop over steps repeats the same
+    path). A current is the output of a convolution, linear layer or normalisation, and what is computed from it outside
+    of spiking neurons. Parameters, buffers and what is computed from them alone are not activations.
 
     Args:
-        batch_dim: of the samples in the network's input, 0 or 1. None: 0 with `timesteps`, and for [B, C, H, W] (the
-            dimensions that its first convolution takes), else 1.
+        batch_dim: dimension of the samples in the network's input, 0 or 1. None: 0 with `timesteps`, and for
+            [B, C, H, W] (as many dimensions as the first convolution takes), else 1.
 
     Raises:
-        UserError: in the block, where a layer is called that cannot be counted.
+        UserError: in the block, when a layer is called that cannot be counted.
     """
     record = Operations()
     additions = _Additions(record, net)
@@ -158,8 +152,8 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
             hooks.enter_context(module.register_forward_pre_hook(partial(additions.begin, name)))
             hooks.enter_context(module.register_forward_hook(additions.end, always_call=True))
             if isinstance(module, LAYERS):
-                hooks.enter_context(module.register_forward_pre_hook(partial(record.add_layer, name)))
-        for name, neuron in spiking_neurons(net):  # they stream by methods, which run no hooks
+                hooks.enter_context(module.register_forward_pre_hook(partial(record.add, name)))
+        for name, neuron in spiking_neurons(net):  # methods for streaming run no hooks
             for method in {"run", "step"} & set(dir(neuron)) - set(vars(neuron)):
                 setattr(neuron, method, additions.within(name, neuron, getattr(neuron, method)))
                 hooks.callback(delattr, neuron, method)
@@ -167,10 +161,10 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
         yield record
 
 
-def _fan_out(name: str, layer: nn.Module, x: Tensor) -> Tensor:
-    """Connections of each input of one sample and time step: int64 [C, H, W] (or [C, L], ...); of a linear layer []."""
-    if isinstance(layer, nn.Linear):
-        return torch.tensor(layer.out_features, device=x.device)
+def _fan_out(name: str, layer: nn.Module | None, x: Tensor) -> Tensor:
+    """Connections of each input of one sample and time step: int64 [C, H, W] (or [C, L], ...); [] if all are equal."""
+    if layer is None or isinstance(layer, nn.Linear):
+        return torch.tensor(1 if layer is None else layer.out_features, device=x.device)
     if isinstance(layer, UNCOUNTED) or layer.transposed or layer.padding_mode != "zeros":
         known = "linear layers, and convolutions that are not transposed and pad with zeros"
         raise UserError(f"operations of layer {name!r} ({layer}) cannot be counted: only those of {known} can")
@@ -185,13 +179,9 @@ def _fan_out(name: str, layer: nn.Module, x: Tensor) -> Tensor:
     return reached.expand(layer.in_channels, *x.shape[-dims:])
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values: Any) -> list[Tensor]:
     """The tensors in arguments or results."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list, dict)):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _tensors(value)
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 def _is_current(source: str | None) -> bool:
@@ -199,7 +189,7 @@ def _is_current(source: str | None) -> bool:
 
 
 def _place() -> tuple[Any, int]:
-    """Where the code outside of torch and this file is that calls."""
+    """The innermost call outside of PyTorch and this file: its code and the place in it."""
     frame = sys._getframe(1)
     while frame.f_back and (frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(TORCH)):
         frame = frame.f_back
@@ -207,11 +197,11 @@ def _place() -> tuple[Any, int]:
 
 
 class _Additions(TorchFunctionMode):
-    """Sees every operation on tensors; counts the identity paths among the additions.
+    """Watches every operation on tensors, and counts the identity paths among the additions.
 
-    `sources` has storages, so that a view is known too, and the source of each: "<module>()" of a current, the neuron's
-    name of spikes, None of a constant; what is not there has "". A weak reference keeps the address of a storage from
-    being used again, not its memory.
+    `sources` maps storages, so that it knows views too, to where they come from: "<module>()" for a current, the
+    neuron's name for spikes, None for a constant; "", for other activations, is the default. Weak references keep the
+    addresses of storages from being used again, but not their memory.
     """
 
     def __init__(self, record: Operations, net: nn.Module) -> None:
@@ -220,7 +210,7 @@ class _Additions(TorchFunctionMode):
         self.net = net
         self.neurons = {name for name, _ in spiking_neurons(net)}
         self.running: list[str] = []  # names of the modules whose forward pass has begun
-        self.identities: dict[str, list[Any]] = {}  # of each module: the places of its identity paths
+        self.identities: dict[str, list[Any]] = {}  # {module: places of its identity paths}
         self.sources: dict[int, tuple[StorageWeakRef, str | None]] = {}
 
     def start(self) -> None:
@@ -236,12 +226,12 @@ class _Additions(TorchFunctionMode):
     def end(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         """Forward hook of any module."""
         name = self.running.pop()
-        if name in self.neurons:  # what neurons put out begins anew
+        if name in self.neurons:
             for spikes in _tensors(output):
                 self._note(spikes, name)
 
     def within(self, name: str, neuron: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
-        """A method of a neuron, seen as a pass of the neuron."""
+        """A method of a neuron, treated as a forward pass of the neuron."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             output = None
@@ -259,8 +249,10 @@ class _Additions(TorchFunctionMode):
         if not self.running or not self.neurons.isdisjoint(self.running):
             return func(*args, **kwargs)
         sources = [self._source(x) for x in _tensors([args, kwargs])]
-        if name.endswith(("_as", "_like")) or name.startswith("new_"):  # of another tensor, the shape or type alone
-            sources = sources[: name.endswith("_as")]
+        if name.endswith("_as"):  # the other tensor gives shape or type alone
+            sources = sources[:1]
+        elif name.endswith("_like") or name.startswith("new_"):
+            sources = []
         operands = [*args[:2], *(kwargs[key] for key in ("input", "other") if key in kwargs)]
         if name in ADDITIONS and len(operands) == 2 and self._are_activations(operands):
             self._count(operands)
@@ -288,11 +280,11 @@ class _Additions(TorchFunctionMode):
         for index, x in enumerate(operands):
             if _is_current(sources[index]):
                 continue
-            place = (*_place(), index, *sources)  # a loop over layers adds other activations at one place of the code
+            place = (*_place(), index, *sources)  # sources too: a loop over layers has one place, but several paths
             if place not in places:
                 places.append(place)
             number = places.index(place) + 1
-            self.record.add_identity(f"{name}.identity{number if number > 1 else ''}".lstrip("."), x)
+            self.record.add(f"{name}.identity{number if number > 1 else ''}".lstrip("."), None, (x,))
 
     def _source(self, x: Tensor) -> str | None:
         if isinstance(x, nn.Parameter):

@@ -22,10 +22,9 @@ NEURONS_PER_LAYER = 24
 def picture_spikes(
     path: Path, net: nn.Module, data: Any, names: Sequence[str], forward: ForwardPass, title: str
 ) -> None:
-    """Draw a raster of one sample of each class: time steps to the right, neurons upwards, a colour per layer.
+    """Write a PNG with a raster of one sample of each class: time to the right, neurons upwards, a colour per layer.
 
     Args:
-        path: the PNG file to write.
         net: in evaluation mode.
         data: labelled test data: has labels, subset() and batches().
         names: of the classes, in the order of the labels.
@@ -38,11 +37,11 @@ def picture_spikes(
     figure = Figure(figsize=(3.2 * columns, 3.0 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     colours = {layer: matplotlib.colors.to_rgb(f"C{number % 10}") for number, layer in enumerate(layers)}
-    for index, label in enumerate(labels.tolist()):
+    for index, (label, axes) in enumerate(zip(labels.tolist(), panels.flat)):
         cells = []  # [N, T, RGB] each
         for layer, spikes in layers.items():
             cells.append(np.where(spikes[:, index].numpy().T[..., None] > 0, colours[layer], 1.0))
-        image, axes = np.concatenate(cells), panels.flat[index]
+        image = np.concatenate(cells)
         bounds = (0.5, image.shape[1] + 0.5, 0, len(image))
         axes.imshow(image, aspect="auto", interpolation="nearest", origin="lower", extent=bounds)
         axes.set_title(names[label], fontsize=10)
@@ -58,7 +57,7 @@ def picture_spikes(
 
 @torch.no_grad()
 def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[str, Tensor]:
-    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer, for one batch; one draw of the noise."""
+    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer for one batch and one draw of the noise."""
     found = {}
     with neuron_hooks(net, lambda layer, neuron, spikes: found.update({layer: spikes.float().cpu()})):
         forward(net, inputs)
@@ -66,7 +65,7 @@ def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[
 
 
 def some_that_fire(spikes: Tensor, count: int = NEURONS_PER_LAYER) -> Tensor:
-    """At most `count` random neurons of those that fire in the batch. Shape: [T, B, ...] -> [T, B, N]."""
+    """The spikes of at most `count` random neurons that fire in the batch. Shape: [T, B, ...] -> [T, B, N]."""
     flat = spikes.flatten(2)
     firing = flat.any(1).any(0).nonzero()[:, 0]
     chosen = torch.randperm(len(firing), generator=torch.Generator().manual_seed(0))[:count]

@@ -1,6 +1,6 @@
 """The studies main_theory.py, main_regularisation.py and main_coding.py.
 
 A study has one name everywhere: main_<name>.py hands {experiment: function of a `study.Study`} to `cli.study`;
-<name>/experiments.py, with <name>/pictures.py, measures, draws, and returns what goes to results.json;
-docs/<name>.md tells it, and quotes docs/results/<name>.json by marks that docs/quote.py and tests/test_docs.py follow.
+<name>/experiments.py measures, draws with <name>/pictures.py, and returns what goes to results.json; docs/<name>.md
+presents it, and quotes docs/results/<name>.json by marks that docs/quote.py fills in and tests/test_docs.py checks.
 """

@@ -1,4 +1,4 @@
-"""Intervals over seeds of what is measured once for each seed, as dataclasses of numbers, and pictures of them."""
+"""Intervals over seeds, and pictures of them; a measurement is a dataclass of numbers, one for each seed."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def gains(found: Sequence[Any], others: Sequence[Any], keys: Iterable[str]) -> d
 
 
 def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of a size in inches, and its panels: [rows, columns], with options of `Figure.subplots`."""
+    """A figure of a size in inches, and its panels [rows, columns]; options are those of `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for one in axes.flat:
@@ -34,7 +34,7 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 
 def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, draw: Callable, **options: Any) -> Figure:
-    """Draw quantities against the standard deviation of the noise, with options of `Figure.subplots`.
+    """Draw quantities against the standard deviation of the noise; options are those of `Figure.subplots`.
 
     Args:
         quantities: (name, label, "linear" or "log") of each row.
@@ -56,7 +56,7 @@ def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, dra
 
 
 def draw_intervals(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], **style: Any) -> None:
-    """Draw means with error bars, in a style of `Axes.errorbar`."""
+    """Draw means with error bars; style is that of `Axes.errorbar`."""
     means = [one["mean"] for one in intervals]
     halves = [one["high"] - one["mean"] for one in intervals]
     axes.errorbar(x, means, halves, **{"fmt": "o-", "ms": 4, "capsize": 2, **style})

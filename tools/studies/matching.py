@@ -1,4 +1,4 @@
-"""Noise laws of equal width, so that kinds of noise can be compared."""
+"""Noise laws of equal width, to compare kinds of noise."""
 
 import math
 
@@ -8,10 +8,7 @@ from models import Gaussian, NoiseLaw
 
 
 def law_of_std(law: type[NoiseLaw], std: float) -> NoiseLaw:
-    """The law with this standard deviation; one that has none gets the quartiles of the Gaussian that has it.
-
-    With these, as for the Cauchy law, half of the noise is within 0.674 `std`.
-    """
+    """The law with this standard deviation, or (Cauchy has none) with the quartiles of the Gaussian that has it."""
     unit = law(1.0)
     if math.isfinite(unit.std):
         return law(std / unit.std)

@@ -1,4 +1,4 @@
-"""Run the experiments of a study; results go to JSON, pictures beside it, the same ones for the same seed."""
+"""Run the experiments of a study: results go to JSON, pictures beside it, the same ones for the same seed."""
 
 import concurrent.futures.process
 import dataclasses
@@ -25,12 +25,12 @@ from tools.runtime.seeds import derived_seed
 logger = logging.getLogger(__name__)
 Case, Result = TypeVar("Case"), TypeVar("Result")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-DIGITS = 5  # significant ones, of numbers in the results; those beyond may differ between machines by rounding
+DIGITS = 5  # significant ones of numbers in the results; more may differ between machines, by rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What an experiment is given."""
+    """The settings of a study, and what its experiments have in common."""
 
     folder: Path  # for pictures
     seed: int = 0  # fixes everything random
@@ -38,20 +38,21 @@ class Study:
     workers: int = 1  # number of parallel processes
 
     def seed_for(self, *purpose: str | int) -> int:
-        """A seed for one purpose, below 2^32: NumPy's `RandomState` takes no larger one."""
+        """A seed for one purpose, below 2^32 for NumPy's `RandomState`."""
         return derived_seed(self.seed, *purpose) % 2**32
 
     def seeds(self, purpose: str, full: int, quick: int) -> list[int]:
-        """Seeds of the repetitions of an experiment, of which there are `full` or `quick`."""
+        """Seeds of the repetitions of an experiment, `full` or `quick` many."""
         return [self.seed_for(purpose, number) for number in range(quick if self.quick else full)]
 
     def map(self, jobs: Sequence[Callable[[], Result]], description: str) -> list[Result]:
-        """What jobs return, in parallel processes of one thread each, as another number may change rounding.
+        """Run jobs in parallel processes, and return their results.
 
-        A job is a `functools.partial` of a function at the top of a module, with all that results depend on.
+        Processes have one thread each, as another number may change rounding. A job is a `functools.partial` of a
+        module's function with everything that its result depends on.
 
         Raises:
-            ChildProcessError: if the system kills a process, as it does when memory is short.
+            ChildProcessError: if the system kills a process, for example when memory is short.
         """
         progress = dict(desc=description, total=len(jobs), unit="job", disable=None, leave=False)
         if self.workers == 1 or len(jobs) == 1:
@@ -74,7 +75,7 @@ class Study:
                 raise
 
     def map_groups(self, groups: dict[Case, list[Callable[[], Result]]], description: str) -> dict[Case, list[Result]]:
-        """Like `map`, for groups of jobs that belong together: {case: its results}."""
+        """`map` for groups of jobs that belong together: {case: its results}."""
         results = iter(self.map(sum(groups.values(), []), description))
         return {case: list(itertools.islice(results, len(jobs))) for case, jobs in groups.items()}
 
@@ -83,7 +84,7 @@ class Study:
         picture.savefig(self.folder / f"{name}.png", dpi=110)
 
 
-Experiments = dict[str, Callable[[Study], Any]]  # each saves pictures, and returns results that `rounded` takes
+Experiments = dict[str, Callable[[Study], Any]]  # each saves pictures, and returns results for `rounded`
 
 
 def _result(job):
@@ -93,15 +94,14 @@ def _result(job):
 def run_study(
     name: str, experiments: Experiments, *, seed: int, quick: bool, workers: int = 0, out: str = "", only: Sequence = ()
 ) -> tuple[Path, dict]:
-    """Run the experiments of a study and return the folder and the content of its results.json, written after each.
+    """Run the experiments of a study; return the folder and the content of its results.json, written after each.
 
     Args:
-        name, experiments: of the study.
         seed, quick: see `Study`.
         workers: number of parallel processes; 0: one per processor.
         out: folder of the results; "": results/<name>/<time>-s<seed>. If it has a results.json of the same study,
-            seed and `quick`, the experiments that are not run again stay in it.
-        only: names of the experiments to run; none: all.
+            seed and `quick`, that keeps the results of experiments that are not run again.
+        only: names of the experiments to run; empty: all.
 
     Raises:
         UserError: for unknown experiments, or a folder with results of other settings.
@@ -131,25 +131,25 @@ def _laid_out(content: dict) -> str:
 
 
 def _earlier(path: Path, head: dict) -> dict:
-    """The content of an earlier results.json that is to be completed; else of a new one."""
+    """The content of an earlier results.json, to be completed; of a new one if there is none."""
     if not path.exists():
         return {**head, "experiments": {}, "made_by": {}}
     try:
         content = json.loads(read_bytes(path, MOST_TEXT))
-        came = {key: content[key] for key in head}
+        found = {key: content[key] for key in head}
         content |= {key: dict(content[key]) for key in ("experiments", "made_by")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as the results of a study: {error!r}") from error
-    if came != head:
-        raise UserError(f"{path} has the results of {came}, not of {head}; choose another folder with --out")
+    if found != head:
+        raise UserError(f"{path} has the results of {found}, not of {head}; choose another folder with --out")
     return content
 
 
 def rounded(value: Any) -> Any:
     """Plain data for JSON: numbers with `DIGITS` significant digits, null for NaN and infinity."""
     text = json.dumps(value, default=lambda one: vars(one) if dataclasses.is_dataclass(one) else one.tolist())
-    return json.loads(text, parse_float=_nearby, parse_constant=lambda name: None)
+    return json.loads(text, parse_float=_few_digits, parse_constant=lambda name: None)
 
 
-def _nearby(number):
+def _few_digits(number: str) -> float:
     return float(f"{float(number):.{DIGITS}g}")

@@ -73,9 +73,8 @@ def test_powers_are_those_of_signal_and_noise():
     expected = np.stack([p.var(0, ddof=1), (p * (1 - p)).mean(0)])
     assert (np.abs(found.mean(0) - expected) < 4 * error).all()  # unbiased
     _, spikes = bernoulli(20)
-    assert spike_trains.total_power(spikes) == pytest.approx(
-        spike_trains.signal_power(spikes) + spike_trains.noise_power(spikes)
-    )
+    total = spikes.var(1, ddof=1).mean(0)
+    assert total == pytest.approx(spike_trains.signal_power(spikes) + spike_trains.noise_power(spikes))
     assert spike_trains.signal_to_noise(spikes) == pytest.approx(
         spike_trains.signal_power(spikes) / spike_trains.noise_power(spikes)
     )
@@ -277,7 +276,7 @@ def test_decoding_at_chance_and_ties():
         (lambda s: spike_trains.signal_power(s[:, :1]), "at least 2 bins, got 1"),
         (lambda s: spike_trains.signal_power_error(s[:1]), "at least 2 trials"),
         (lambda s: spike_trains.psth(s, bin_s=0.0), "bin_s must be positive"),
-        (lambda s: spike_trains.counts(s, 2.5), "a window must have"),
+        (lambda s: spike_trains.fano_factor(s, 2.5), "a window must have"),
         (lambda s: spike_trains.fano_factor(-s, 5), "at least 0"),
         (lambda s: spike_trains.decoding_accuracy(s, 5, [1], repeats=0), "repeats must be at least 1"),
         (lambda s: spike_trains.van_rossum_distance(s, s[:, :5], 1.0), "same bins and neurons"),

@@ -370,16 +370,20 @@ def test_what_cannot_be_fitted_is_named(movie, spikes, message):
         fit("NSNN", movie, spikes, 1, 0)
 
 
-def test_a_recording_of_one_trial_or_of_many_spikes_in_a_bin_is_refused_before_anything_is_fitted(tmp_path):
-    movie, spikes = arrays()
+def test_a_recording_of_one_trial_or_of_many_spikes_in_a_bin_is_refused_before_anything_is_fitted(
+    small, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(experiments, "fit", None)
+    movie, _, split = small
+    spikes = np.concatenate([split.fitted, split.tested], axis=1)
     with pytest.raises(UserError, match="at least 2 trials"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes[:1]), "one")
     spikes[:, -1] = 3
     with pytest.raises(UserError, match="a bin has 3: use shorter bins"):
         experiments.recording(Study(tmp_path), Recording(movie, spikes), "many")
     spikes[:] = 0
-    with pytest.raises(UserError, match=f"few has {len(movie)} frames; 80 % of them must be at least 100"):
-        experiments.recording(Study(tmp_path), Recording(movie, spikes), "few")
+    with pytest.raises(UserError, match="few has 30 frames; 80 % of them must be at least 100"):
+        experiments.recording(Study(tmp_path), Recording(movie[:30], spikes[:, :30]), "few")
 
 
 def test_recordings_are_checked():

@@ -1,8 +1,8 @@
-"""How neurons encode a stimulus: variability, reliability, distances and decoding of spike trains over trials.
+"""Metrics of spike trains over trials: variability, reliability, distances and decoding.
 
-All functions take spike counts [R, T, N]: R trials of the same stimulus, T time bins, N neurons (numbers or booleans;
-analogue responses too where counts are not asked for), and give one value for each neuron. Where a value has no
-meaning, as the Fano factor of a neuron that never fires, it is NaN. Trials that cannot be used are a UserError.
+All functions take responses [R, T, N] to R trials of the same stimulus, in T time bins, of N neurons: spike counts or,
+unless a function asks for counts, analogue values. They return one value per neuron, NaN where it is undefined (the
+Fano factor of a neuron that never fires). Trials that cannot be used are a UserError.
 """
 
 from .discrimination import decoding_accuracy, van_rossum_distance, victor_purpura_distance
@@ -15,6 +15,5 @@ from .signals import (
     signal_power,
     signal_power_error,
     signal_to_noise,
-    total_power,
 )
-from .variability import counts, fano_factor, mean_fano_factor, psth, reliability, smoothed
+from .variability import fano_factor, mean_fano_factor, psth, reliability, smoothed

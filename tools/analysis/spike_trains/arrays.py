@@ -9,7 +9,7 @@ from tools.errors import UserError
 
 
 def as_trials(responses: ArrayLike, fewest: int, bins: int = 1) -> np.ndarray:
-    """Responses as float64 [R, T, N]; UserError for another shape, or fewer trials or bins than needed."""
+    """Responses as float64 [R, T, N]; UserError for another shape, or too few trials or bins."""
     responses = np.asarray(responses, float)
     if responses.ndim != 3 or responses.size == 0:
         raise UserError(f"expected responses [trials, bins, neurons], got shape {list(responses.shape)}")
@@ -22,16 +22,16 @@ def as_trials(responses: ArrayLike, fewest: int, bins: int = 1) -> np.ndarray:
     return responses
 
 
-def as_counts(spikes: ArrayLike, fewest: int) -> np.ndarray:
-    """Spike counts as float64 [R, T, N], checked like `as_trials`; UserError for negative ones."""
-    spikes = as_trials(spikes, fewest)
+def as_counts(spikes: ArrayLike) -> np.ndarray:
+    """Spike counts as float64 [R, T, N], R at least 2; UserError as of `as_trials`, and for negative counts."""
+    spikes = as_trials(spikes, 2)
     if (spikes < 0).any():
         raise UserError("spike counts must be at least 0")
     return spikes
 
 
 def in_windows(responses: np.ndarray, window: int) -> np.ndarray:
-    """Sum over consecutive windows of bins: [R, T, N] -> [R, T // window, N]; bins that fill none are left out."""
+    """Sum over consecutive windows of bins: [R, T, N] -> [R, T // window, N]; an incomplete last one is left out."""
     trials, bins, neurons = responses.shape
     if not isinstance(window, numbers.Integral) or not 1 <= window <= bins:
         raise UserError(f"a window must have 1 to {bins} bins, as many as the trials, got {window}")
@@ -40,7 +40,7 @@ def in_windows(responses: np.ndarray, window: int) -> np.ndarray:
 
 
 def exceeds_rounding(variance: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
-    """Whether a variance is larger than what rounding makes of numbers of this mean square (or both, their sums)."""
+    """Whether a variance is more than rounding errors of numbers of this mean square (both may be sums instead)."""
     return variance > 1e-24 * mean_square
 
 

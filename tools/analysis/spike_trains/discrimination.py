@@ -1,4 +1,4 @@
-"""What an observer of spike trains can tell apart: distances between trains, and decoding of the stimulus."""
+"""Distances between spike trains, and decoding of the stimulus."""
 
 import functools
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .arrays import as_trials, in_windows
 
 
 def van_rossum_distance(first: ArrayLike, second: ArrayLike, tau_bins: float) -> np.ndarray:
-    r"""Squared distances of spike trains as exponential traces, of all pairs of trials.
+    r"""Squared distances between the exponential traces of spike trains, for all pairs of trials.
 
     .. math::
         D^2 = \frac{1}{\tau} \int_0^\infty (f - g)^2 \, dt
@@ -37,19 +37,19 @@ def van_rossum_distance(first: ArrayLike, second: ArrayLike, tau_bins: float) ->
 
 
 def _around(trains: np.ndarray, tau_bins: float) -> np.ndarray:
-    """Sum over s of x_s exp(-|s - t| / tau) for trains [..., T]: what decayed until t, and the same backwards."""
+    """Sum over s of x_s exp(-|s - t| / tau) for trains [..., T]: traces forward and backward in time."""
     trace = functools.partial(lfilter, [1.0], [1.0, -np.exp(-1 / tau_bins)])
     return trace(trains) + trace(trains[..., ::-1])[..., ::-1] - trains
 
 
 def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: float) -> np.ndarray:
-    """Least cost of turning one spike train into the other, of all pairs of trials.
+    """Least cost of turning one spike train into the other, for all pairs of trials.
 
-    To add or to delete a spike costs 1, to shift it `cost_per_bin` for each bin. With cost 0 only the numbers of
+    Adding or deleting a spike costs 1, shifting it `cost_per_bin` for each bin. With cost 0 only the numbers of
     spikes matter; from 2 on, spikes match only in the same bin. Shape: counts [R, T, N], [S, T, N] -> [R, S, N].
     Note: Victor and Purpura, "Nature and precision of temporal coding in visual cortex", Journal of Neurophysiology 76,
-    1996. The dynamic programme takes a spike of the first trains at a time, for all pairs at once: deletions along the
-    second train are a running minimum.
+    1996. The dynamic programme goes through the spikes of the first trains, for all pairs at once; insertions along
+    the second train are a running minimum.
     """
     first, second = _comparable(first, second)
     if not cost_per_bin >= 0:
@@ -62,13 +62,13 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
 
 
 def _edit_distances(first: np.ndarray, second: np.ndarray, cost: float) -> np.ndarray:
-    """Distances [R, S] of spike times [R, n] and [S, m], which are padded by infinity."""
-    number_first, number_second = (np.isfinite(times).sum(1) for times in (first, second))
+    """Distances [R, S] of spike times [R, n] and [S, m], which are padded with infinity."""
+    number_first, number_second = np.isfinite(first).sum(1), np.isfinite(second).sum(1)
     steps = np.arange(second.shape[1] + 1.0)
-    distance = np.broadcast_to(steps, (len(first), len(second), len(steps)))  # of no spike from the first j
+    distance = np.broadcast_to(steps, (len(first), len(second), len(steps)))  # from no spike to the first j
     result = np.broadcast_to(number_second, distance.shape[:2]).astype(float)
     for row in range(first.shape[1]):
-        with np.errstate(invalid="ignore"):  # infinity less infinity: padding, which is never read
+        with np.errstate(invalid="ignore"):  # infinity minus infinity, of padding that is never read
             shift = np.minimum(cost * np.abs(first[:, row, None, None] - second) if cost else 0.0, 2.0)
         candidates = distance + 1.0  # this spike is deleted
         candidates[..., 1:] = np.fmin(candidates[..., 1:], distance[..., :-1] + shift)
@@ -79,7 +79,7 @@ def _edit_distances(first: np.ndarray, second: np.ndarray, cost: float) -> np.nd
 
 
 def _times(trains: np.ndarray) -> np.ndarray:
-    """Bins of the spikes of trains [R, T], as often as there are spikes in a bin, padded by infinity: [R, n]."""
+    """Bins of the spikes of trains [R, T], each once per spike, padded with infinity: [R, n]."""
     if (trains < 0).any() or (trains % 1 != 0).any():
         raise UserError("spike counts must be whole numbers of at least 0")
     found = [np.repeat(np.arange(trains.shape[1]), train.astype(int)) for train in trains]
@@ -93,18 +93,18 @@ def _comparable(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.nda
     first, second = as_trials(first, 1), as_trials(second, 1)
     if first.shape[1:] != second.shape[1:]:
         found = f"{list(first.shape)} and {list(second.shape)}"
-        raise UserError(f"trains of the same bins and neurons can be compared, got {found}")
+        raise UserError(f"only trains of the same bins and neurons can be compared, got {found}")
     return first, second
 
 
 def decoding_accuracy(
     spikes: ArrayLike, window: int, pooled: Sequence[int], repeats: int = 20, seed: int = 0
 ) -> np.ndarray:
-    r"""How well naive Bayes tells the stimulus from the pooled responses of held-out trials.
+    r"""Accuracy of naive Bayes that decodes the stimulus from the pooled responses of held-out trials.
 
-    The stimulus is cut into windows, which are the classes. Half of the trials give the probability p of a spike, of
-    each bin and neuron, as (k + 1/2) / (n + 1); the responses of `pooled` others are summed and go to the class of
-    largest likelihood,
+    The stimulus is cut into windows, which are the classes. Half of the trials, n of them, give the probability
+    of a spike in each bin and neuron: (k + 1/2) / (n + 1) for k spikes. Of the others, m are summed and assigned to the
+    class of largest likelihood,
 
     .. math::
         \log P = \sum_i x_i \log p_i + (m - x_i) \log(1 - p_i).
@@ -114,11 +114,10 @@ def decoding_accuracy(
     Args:
         spikes: 0 or 1 [R, T, N], R at least 2.
         window: length of a class in bins.
-        pooled: numbers m of pooled trials, each in 1..R // 2; the accuracies [len(pooled)] are for each of them.
-        repeats: number of random splits of the trials, over which the accuracy is averaged.
+        pooled: numbers m of pooled trials, each in 1..R // 2; the accuracies [len(pooled)] are for these.
+        repeats: number of random splits of the trials; accuracies are means over them.
 
-    Note: The smoothing is Jeffreys' prior. Quian Quiroga and Panzeri, Nature Reviews Neuroscience 10, 2009, on
-    decoding.
+    Note: 1/2 and 1 are Jeffreys' prior. On decoding: Quian Quiroga and Panzeri, Nature Reviews Neuroscience 10, 2009.
     """
     spikes = as_trials(spikes, 2)
     if not np.isin(spikes, (0, 1)).all():
@@ -144,6 +143,6 @@ def decoding_accuracy(
 
 
 def _share_of_ties(scores: np.ndarray) -> float:
-    """Mean over rows i of scores [K, K] of 1 / (number of largest scores), where score i is among the largest."""
+    """Mean over rows i of scores [K, K] of 1 / (number of largest scores), or 0 if score i is not among them."""
     largest = np.isclose(scores, scores.max(1, keepdims=True), rtol=1e-9, atol=1e-9)
     return (np.diagonal(largest) / largest.sum(1)).mean()

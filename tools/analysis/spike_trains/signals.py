@@ -1,4 +1,4 @@
-"""Signal and noise in responses: their power, what predictions explain of it, and correlations between neurons."""
+"""Signal and noise: their power, how well predictions match the signal, and correlations between neurons."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,13 +9,13 @@ from .arrays import as_trials, exceeds_rounding, in_windows, ratio
 
 
 def signal_power(responses: ArrayLike) -> np.ndarray:
-    r"""Power of what is the same in all trials.
+    r"""Power of the part of the response that is the same in all trials.
 
     .. math::
         SP = \frac{1}{R - 1} \left( R \,\mathrm{Var}_t(\bar y) - \overline{\mathrm{Var}_t(y_r)} \right)
 
-    with the mean over trials :math:`\bar y` and variances over time, both unbiased (T - 1). The power is unbiased too,
-    hence sometimes negative where there is no signal. Shape: [R, T, N], R at least 2 -> [N].
+    with the mean over trials :math:`\bar y` and unbiased variances over time (T - 1). The power is unbiased too, and so
+    may be negative where there is no signal. Shape: [R, T, N], R at least 2 -> [N].
     Note: Sahani and Linden, "How linear are auditory cortical responses?", NIPS 15, 2003, equation 1.
     """
     responses = as_trials(responses, 2, bins=2)
@@ -23,10 +23,10 @@ def signal_power(responses: ArrayLike) -> np.ndarray:
 
 
 def signal_power_error(responses: ArrayLike, shifts: int = 20, seed: int = 0) -> np.ndarray:
-    """What `signal_power` is by chance: its root mean square where trials are shifted against each other in time.
+    """Size of `signal_power` by chance: its root mean square when trials are shifted against each other in time.
 
-    A shift, circular and random for each trial, leaves every trial as it is, but nothing that is the same in all. All
-    trials are shifted `shifts` times. A cell whose signal power is not well above the result has no signal to speak of.
+    Circular shifts, random for each trial, destroy what the trials have in common and nothing else. They are repeated
+    `shifts` times. A cell whose signal power is not well above the result has no measurable signal.
     Shape: [R, T, N], R at least 2 -> [N].
     """
     responses = as_trials(responses, 2, bins=2)
@@ -39,21 +39,19 @@ def signal_power_error(responses: ArrayLike, shifts: int = 20, seed: int = 0) ->
     return np.sqrt(squared / shifts)
 
 
-def total_power(responses: ArrayLike) -> np.ndarray:
-    """Mean over trials of a trial's variance over time: signal and noise power; [R, T, N] -> [N]."""
-    return as_trials(responses, 1, bins=2).var(1, ddof=1).mean(0)
-
-
 def noise_power(responses: ArrayLike) -> np.ndarray:
-    """`total_power` less `signal_power`: what differs between trials, exactly 0 if nothing; [R, T, N] -> [N]."""
+    """Power of what differs between trials: a trial's mean variance over time minus `signal_power`; [R, T, N] -> [N].
+
+    It is exactly 0 if all trials are the same.
+    """
     responses = as_trials(responses, 2, bins=2)
     count = len(responses)
-    # The variance of a trial around the mean trial; it is smaller than that around the true mean by a share of 1 / R.
+    # The variance around the mean of R trials is too small, by a factor of 1 - 1 / R.
     return (responses - responses.mean(0)).var(1, ddof=1).mean(0) * count / (count - 1)
 
 
 def signal_to_noise(responses: ArrayLike) -> np.ndarray:
-    """`signal_power` over `noise_power`, infinite without noise; [R, T, N] -> [N]."""
+    """`signal_power` / `noise_power`, infinite without noise; [R, T, N] -> [N]."""
     signal, noise = signal_power(responses), noise_power(responses)
     return np.where((noise == 0) & (signal > 0), np.inf, ratio(signal, noise))
 
@@ -65,14 +63,14 @@ def cc_norm(prediction: ArrayLike, responses: ArrayLike) -> np.ndarray:
         CC_\mathrm{norm} = \frac{CC_\mathrm{abs}}{CC_\mathrm{max}}
         = \frac{\mathrm{Cov}_t(\hat y, \bar y)}{\sqrt{\mathrm{Var}_t(\hat y)\, SP}}
 
-    The prediction is one of the mean response [T, N], or trials of a model [S, T, N], S at least 2: their mean is the
-    prediction, and their signal power stands for its variance, which the noise of few trials makes too large. The
+    The prediction is a mean response [T, N], or trials of a model [S, T, N], S at least 2: then their mean is the
+    prediction, and their signal power its variance, without the noise that is left in the mean of few trials. The
     responses are the recorded trials [R, T, N].
 
     Returns:
-        [N], about 1 for the true rate (above by chance); 0 for a prediction that is constant, or trials without signal
-        power; NaN for a cell without signal power. Where either has hardly any, the quotient may have any size: see
-        `signal_power_error`.
+        [N]: about 1 for the true rate (above 1 by chance); 0 for a constant prediction, or a model without signal
+        power; NaN for a recorded cell without signal power. Where either power is nearly 0, the quotient may have any
+        size: see `signal_power_error`.
 
     Note: Schoppe et al., "Measuring the performance of neural models", Frontiers in Computational Neuroscience 10,
     2016, equations 5 to 8.
@@ -103,10 +101,10 @@ def cc_max(responses: ArrayLike) -> np.ndarray:
 
 
 def signal_correlation(responses: ArrayLike) -> np.ndarray:
-    """Correlation over time of what two neurons encode, without what they share by common noise.
+    """Correlation over time of the signals of two neurons, without that of their noise.
 
-    The covariance is that of one neuron in one trial with the other in another trial, averaged over all pairs of
-    trials, and the variances are `signal_power`; so it is not biased by noise, and can exceed 1 by chance.
+    The covariance is that of one neuron in one trial and the other in another trial, averaged over all pairs of trials,
+    and the variances are `signal_power`: noise does not bias the correlation, which may exceed 1 by chance.
 
     Shape: [R, T, N], R at least 2 -> [N, N]; the diagonal is 1, NaN for neurons without signal power.
     Note: Averbeck, Latham and Pouget, "Neural correlations, population coding and computation", Nature Reviews
@@ -133,7 +131,7 @@ def noise_correlation(responses: ArrayLike, window: int = 1) -> np.ndarray:
 
 
 def _correlation(covariance: np.ndarray, mean_squares: np.ndarray) -> np.ndarray:
-    """Covariances [N, N] as correlations; NaN where a variance is only rounding of what has these mean squares [N]."""
+    """Correlations from covariances [N, N]; NaN for variances that are rounding errors of these mean squares [N]."""
     variance = np.diagonal(covariance)
     deviation = np.sqrt(np.where(exceeds_rounding(variance, mean_squares), variance, np.nan))
     return covariance / deviation / deviation[:, None]

@@ -1,4 +1,4 @@
-"""Rates of spike trains, how much they vary between trials, and how reliable they are."""
+"""Rates of spike trains, their variability between trials, and their reliability."""
 
 import functools
 
@@ -17,7 +17,7 @@ def psth(spikes: ArrayLike, bin_s: float = 1.0, smoothing_bins: float = 0.0) -> 
 
 
 def smoothed(responses: ArrayLike, smoothing_bins: float) -> np.ndarray:
-    """Smooth responses [..., T, N] over time by a Gaussian of this standard deviation, at the ends over what exists."""
+    """Smooth responses [..., T, N] over time with a Gaussian of this standard deviation, renormalised at the ends."""
     responses = np.asarray(responses, float)
     if smoothing_bins == 0:
         return responses
@@ -27,37 +27,32 @@ def smoothed(responses: ArrayLike, smoothing_bins: float) -> np.ndarray:
     return window(responses, axis=-2) / window(np.ones(responses.shape[-2]))[:, None]
 
 
-def counts(spikes: ArrayLike, window: int) -> np.ndarray:
-    """Count spikes in consecutive windows: [R, T, N] -> [R, T // window, N]; bins that fill none are left out."""
-    return in_windows(as_counts(spikes, 1), window)
-
-
 def fano_factor(spikes: ArrayLike, window: int) -> np.ndarray:
     """Variance over mean of the spike count over trials, in each window: 1 for a Poisson process, 0 without noise.
 
     The variance is unbiased; NaN where no trial has a spike. Shape: [R, T, N], R at least 2 -> [T // window, N].
     Note: Fano, Physical Review 72, 1947; for neurons: Teich, IEEE Transactions on Biomedical Engineering 36, 1989.
     """
-    windows = in_windows(as_counts(spikes, 2), window)
+    windows = in_windows(as_counts(spikes), window)
     return ratio(windows.var(0, ddof=1), windows.mean(0))
 
 
 def mean_fano_factor(spikes: ArrayLike, window: int) -> np.ndarray:
-    """One Fano factor for each neuron, [N]: the mean over windows of the variance, over that of the count.
+    """One Fano factor per neuron, [N]: the variance, averaged over windows, divided by the mean count.
 
-    A mean of the windows' factors would give a window with one spike the weight of a window with many.
+    The mean of the windows' own factors would give a window with one spike the weight of a window with many.
     """
-    windows = in_windows(as_counts(spikes, 2), window)
+    windows = in_windows(as_counts(spikes), window)
     return ratio(windows.var(0, ddof=1).mean(0), windows.mean((0, 1)))
 
 
 def reliability(spikes: ArrayLike, smoothing_bins: float = 0.0) -> np.ndarray:
-    r"""Mean Pearson correlation over time of the R (R - 1) / 2 pairs of trials: 1 if all are alike, 0 by chance.
+    """Mean Pearson correlation over time of the R (R - 1) / 2 pairs of trials: 1 if all are alike, 0 by chance.
 
-    `smoothing_bins`, as of `smoothed`, says how exactly in time the trials must agree. Trials without any variation,
-    such as those without spikes, are left out; NaN where fewer than two are left. Shape: [R, T, N] -> [N].
+    Trials are smoothed first, with a time scale of `smoothing_bins`. Constant ones, such as those without spikes, are
+    left out; NaN where fewer than two are left. Shape: [R, T, N] -> [N].
     Note: Schreiber et al., "A new correlation-based measure of spike timing reliability", Neurocomputing 52-54, 2003,
-    there with the cosine of the trials instead of their correlation.
+    who take the cosine of the trials instead of their correlation.
     """
     responses = smoothed(as_trials(spikes, 2, bins=2), smoothing_bins)
     centred = responses - responses.mean(1, keepdims=True)

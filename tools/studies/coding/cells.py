@@ -1,4 +1,4 @@
-"""Movies, and cells whose truth is known: a filtered movie drives them, and trials differ only by their noise."""
+"""Movies, and simulated cells that a filtered movie drives; trials differ only by noise."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from tools.data.events import motions
 CELLS = 10
 FRAME_S = motions.STEP_US / 1e6  # seconds from one frame to the next
 DEPTH = 8  # frames that receptive fields and networks see at once, the current one last
-_POOLING = 3  # pixels of the rendered scene that make one of the movie
+_POOLING = 3  # pixels of the rendered scene per pixel of the movie, in each direction
 
 
 def population(digits: torch.Tensor, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A movie of moving digits [T, H, W], and what the receptive fields of cells see of it, of variance 1: [T, N]."""
+    """A movie of moving digits [T, H, W], and its drive to cells with receptive fields, of variance 1: [T, N]."""
     random = np.random.RandomState(seed)
     movie = digit_movie(digits, frames, random)
     drive = filtered(movie, receptive_fields(CELLS, movie.shape[1:], random))
@@ -26,12 +26,10 @@ def population(digits: torch.Tensor, frames: int, seed: int) -> tuple[np.ndarray
 
 
 def digit_movie(digits: torch.Tensor, frames: int, random: np.random.RandomState) -> np.ndarray:
-    """Moving real digits, in scenes of 0.5 s with a random digit, motion, size and contrast each.
+    """Moving real digits: scenes of 0.5 s, each with a random digit, motion, size and contrast.
 
-    It is the logarithm of the light on a torus (see `tools.data.events.motions`), of mean 0 and variance 1.
-
-    Shape:
-        digits uint8 [N, 28, 28] -> float32 [frames, 16, 16].
+    Pixels are the logarithm of the light on a torus (see `tools.data.events.motions`), of mean 0 and variance 1.
+    Shape: digits uint8 [N, 28, 28] -> float32 [frames, 16, 16].
     """
     per_scene = motions.STEPS + 1
     scenes = -(-frames // per_scene)
@@ -46,7 +44,7 @@ def digit_movie(digits: torch.Tensor, frames: int, random: np.random.RandomState
 
 def stacked(movie: np.ndarray, depth: int) -> torch.Tensor:
     """The latest `depth` frames at each time, the current one last, 0 before the first: float32 [T, depth, H, W]."""
-    frames = torch.as_tensor(np.asarray(movie), dtype=torch.float32)
+    frames = torch.as_tensor(movie, dtype=torch.float32)
     padded = torch.cat([frames.new_zeros(depth - 1, *frames.shape[1:]), frames])
     return padded.unfold(0, depth, 1).permute(0, 3, 1, 2)
 
@@ -58,15 +56,11 @@ def receptive_fields(cells: int, size: tuple[int, int], random: np.random.Random
         k(t, x) = \left(\frac{t}{\tau} - \frac{t^2}{2 \tau^2}\right) e^{-t/\tau}
         \; e^{-|R x|^2} \cos(\omega (R x)_1 + \phi)
 
-    Oriented (Gabor) in space with random place, orientation R, width, frequency and phase; biphasic in time with
-    tau of 10 to 25 ms, where t = 0 is one frame after the current one, which is last. Each field has norm 1.
-
-    Shape:
-        size (H, W) -> float32 [cells, DEPTH, H, W].
-
-    Note:
-        Jones and Palmer, Journal of Neurophysiology 58, 1987, for Gabor functions; Adelson and Bergen, JOSA A 2, 1985,
-        for biphasic responses in time, here of second order.
+    In space, Gabor functions of random place, orientation R, width, frequency and phase; in time, biphasic with tau of
+    10 to 25 ms, where t = 0 is one frame after the current one, which is last. Each field has norm 1.
+    Shape: size (H, W) -> float32 [cells, DEPTH, H, W].
+    Note: Jones and Palmer, Journal of Neurophysiology 58, 1987, for Gabor functions; Adelson and Bergen, JOSA A 2,
+    1985, for biphasic responses in time, here of second order.
     """
     height, width = size
     column = (cells, 1, 1, 1)
@@ -83,31 +77,29 @@ def receptive_fields(cells: int, size: tuple[int, int], random: np.random.Random
 
 
 def filtered(movie: np.ndarray, fields: np.ndarray) -> np.ndarray:
-    """What receptive fields [N, DEPTH, H, W] see of a movie [T, H, W]: float32 [T, N]."""
+    """Responses of receptive fields [N, DEPTH, H, W] to a movie [T, H, W]: float32 [T, N]."""
     frames = stacked(movie, fields.shape[1]).flatten(1)
     return (frames @ torch.from_numpy(fields).flatten(1).T).numpy()
 
 
 @dataclasses.dataclass
 class LNCells:
-    r"""Linear-nonlinear cells: the probability of a spike depends on what the receptive field sees, and nothing else.
+    r"""Linear-nonlinear cells: the probability of a spike depends on the drive of the same bin alone.
 
     .. math::
         p(t) = \sigma(g\, d(t) + b)
 
-    with the drive d of variance 1; counts are Bernoulli(p) or Poisson(p), independent in time and between trials.
-
-    Note:
-        Chichilnisky, "A simple white noise analysis of neuronal light responses", Network 12, 2001.
+    Counts are Bernoulli(p) or Poisson(p), independent in time and between trials.
+    Note: Chichilnisky, "A simple white noise analysis of neuronal light responses", Network 12, 2001.
     """
 
-    drive: np.ndarray  # d, [T, N]
+    drive: np.ndarray  # d, [T, N], of variance 1
     gain: float = 1.5  # g
-    bias: float = -2.5  # b: sigma(b) is the probability without any drive
-    poisson: bool = False  # counts are Poisson
+    bias: float = -2.5  # b: sigma(b) is the probability without drive
+    poisson: bool = False
 
     def rates(self) -> np.ndarray:
-        """The expected count of each bin, exactly: [T, N]."""
+        """The exact expected count of each bin: [T, N]."""
         return expit(self.gain * self.drive.astype(float) + self.bias)
 
     def sample(self, trials: int, seed: int) -> np.ndarray:
@@ -120,15 +112,9 @@ class LNCells:
 
 @dataclasses.dataclass
 class LIFCells:
-    r"""Noisy leaky integrate-and-fire cells: `NoisyLIF` driven by what the receptive field sees.
+    r"""Noisy leaky integrate-and-fire cells: `NoisyLIF` with the input :math:`x(t) = g\, d(t) + b`."""
 
-    .. math::
-        x(t) = g\, d(t) + b, \quad u \leftarrow \beta u + (1 - \beta) x(t) - \epsilon_1
-
-    with threshold 1, beta = 0.6 per frame, and noise of membrane and threshold; `NoisyLIF` has the equations in full.
-    """
-
-    drive: np.ndarray  # d, [T, N]
+    drive: np.ndarray  # d, [T, N], of variance 1
     gain: float = 0.6  # g, in thresholds
     bias: float = 0.3  # b, in thresholds
     noise: NoiseLaw = Gaussian(0.25)
@@ -143,10 +129,9 @@ class LIFCells:
 
 @torch.no_grad()
 def in_parts(respond: Callable, stimulus: torch.Tensor, trials: int, most: int) -> np.ndarray:
-    """Spikes uint8 [R, T, N] of so many trials with the same stimulus, at most `most` at once to save memory.
+    """Spikes uint8 [R, T, N] in trials of the same stimulus, at most `most` at once to save memory.
 
-    Shape:
-        respond: [T, B, ...] -> [T, B, N]; stimulus [T, 1, ...].
+    Shape: respond: [T, B, ...] -> [T, B, N]; stimulus [T, 1, ...].
     """
     parts = []
     for done in range(0, trials, most):

@@ -24,9 +24,9 @@ from .recordings import Recording
 logger = logging.getLogger(__name__)
 STEPS, QUICK_STEPS = 1500, 300  # of a fit
 LEAD_IN = 100  # frames before the test that a network sees, so that it does not start from rest
-TRIALS = 4  # of a model, for each recorded one: its mean response is better known than the recorded one
+TRIALS = 4  # of a model for each recorded one, so that its mean response is known better
 WINDOW, TAU = bins_of_window(FRAME_S), TAU_S / FRAME_S  # in bins
-FRAMES, PRESENTED = 1000, 40  # length of the movie that LIF cells see, and trials
+FRAMES, PRESENTED = 1000, 40  # frames and trials that the LIF cells of `scale` see
 DECODING = {"decoding_1": 1, "decoding_5": 5, "decoding_20": 20}  # trials that are pooled
 
 METRICS = {  # name: (spikes [R, T, N], true rates [T, N]) -> values, of which the mean is taken
@@ -43,7 +43,7 @@ METRICS = {  # name: (spikes [R, T, N], true rates [T, N]) -> values, of which t
 
 
 def truth(study: Study, digits: torch.Tensor) -> dict:
-    """A: measure each metric on cells for which the truth has a closed form, over repeated recordings of 40 trials."""
+    """A: measure each metric on cells for which its true value has a closed form, over recordings of 40 trials."""
     frames, trials, seeds = 2000, 40, study.seeds("recordings", full=40, quick=12)
     _, drive = population(digits, frames, study.seed_for("population"))
     rows = []
@@ -62,15 +62,16 @@ def truth(study: Study, digits: torch.Tensor) -> dict:
 
 
 def _row(cells: str, metric: str, expected: float, found: list[float]) -> dict:
-    """What was found, with its interval, beside the truth; "z" is the error in standard errors."""
+    """Estimates, with interval, beside the truth; "z" is the error of their mean in standard errors."""
     z = (np.mean(found) - expected) / (np.std(found, ddof=1) / np.sqrt(len(found)))
     return {"cells": cells, "metric": metric, "truth": float(expected), **seed_interval(found), "z": float(z)}
 
 
 def _truth_of(p, poisson):
-    """{metric: the truth, as mean over cells} for independent Bernoulli(p) or Poisson(p) counts, p [T, N]."""
+    """{metric: true mean over cells} for independent Bernoulli(p) or Poisson(p) counts, p [T, N]."""
     signal, noise = p.var(0, ddof=1), p if poisson else p * (1 - p)
-    counts, variances = (bins.reshape(-1, WINDOW, CELLS).sum(1).mean(0) for bins in (p, noise))
+    counts = p.reshape(-1, WINDOW, CELLS).sum(1).mean(0)
+    variances = noise.reshape(-1, WINDOW, CELLS).sum(1).mean(0)
     values = {
         "Fano factor": (variances / counts).mean(),
         "signal power": signal.mean(),
@@ -82,12 +83,12 @@ def _truth_of(p, poisson):
         "van Rossum distance": noise.sum(0).mean(),  # E (x - y)^2 / 2 in each bin, and no covariance
     }
     if not poisson:
-        values["Victor-Purpura distance, q = 2"] = (2 * noise).sum(0).mean()  # spikes that are not in both
+        values["Victor-Purpura distance, q = 2"] = (2 * noise).sum(0).mean()  # spikes in only one of the trains
     return values
 
 
 def _shared_noise(share: float, seed: int) -> float:
-    """Noise correlation of two Poisson cells that have a share of their spikes in common: the truth is that share."""
+    """Noise correlation of two Poisson cells with a share of their spikes in common: its true value is the share."""
     random = np.random.default_rng(seed)
     common, own = random.poisson(share, (100, 500, 1)), random.poisson(1 - share, (100, 500, 2))
     return spike_trains.noise_correlation(common + own)[0, 1]
@@ -99,7 +100,7 @@ def _off_diagonal(matrix: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Responses:
-    """What is measured of noisy LIF cells; decoding_<m>: accuracy when m trials are pooled."""
+    """Measurements of noisy LIF cells; decoding_<m>: accuracy when m trials are pooled."""
 
     rate_hz: float
     reliability: float
@@ -112,7 +113,7 @@ class Responses:
 def scale(study: Study, digits: torch.Tensor) -> dict:
     """B: measure reliability, Fano factor and decoding of noisy LIF cells against the scale of their noise.
 
-    "..._gain" is the mean difference to the same population without noise.
+    "..._gain" is the mean difference from the same population without noise.
     """
     seeds, jobs = study.seeds("scale", full=10, quick=5), {}
     for std in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5):
@@ -142,7 +143,7 @@ def respond(digits: torch.Tensor, std: float, seed: int) -> Responses:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Spikes to fit a network to, and later ones of the same movie to judge it by."""
+    """Spikes to fit a network to, and later ones to judge it by, of the same movie."""
 
     movie: np.ndarray  # [T, H, W]
     fitted: np.ndarray  # trials of the first frames, [R, start, N]
@@ -151,7 +152,7 @@ class Split:
 
 
 def fits(study: Study, digits: torch.Tensor) -> dict:
-    """C: fit all networks to LN and to LIF cells; the cells themselves are the oracle."""
+    """C: fit all networks to LN cells and to LIF cells; fresh trials of the cells are the oracle."""
     frames, start = 5000, 4000
     movie, drive = population(digits, frames, study.seed_for("population"))
     results = {}
@@ -170,11 +171,9 @@ def recording(study: Study, data: Recording, name: str) -> dict:
 
     Raises:
         UserError: for fewer than two trials, too few frames, more than one spike in a bin, or cells that do not
-            respond to the movie; and as `fit` does.
+            respond to the movie; and from `fit`.
     """
     trials, frames, cells = data.spikes.shape
-    if trials < 2:
-        raise UserError("variability needs at least 2 trials, the recording has 1")
     if data.spikes.max() > 1:
         raise UserError(f"networks are fitted to spikes of 0 or 1, a bin has {data.spikes.max()}: use shorter bins")
     start = int(0.8 * frames)
@@ -185,7 +184,7 @@ def recording(study: Study, data: Recording, name: str) -> dict:
     split = Split(data.movie, data.spikes[:, :start], data.spikes[:, start:], data.frame_s or FRAME_S)
     with_signal = int(has_signal(split.tested).sum())
     if with_signal == 0:
-        raise UserError(f"no cell of {name} responds to the last fifth of its movie by more than chance")
+        raise UserError(f"no cell of {name} responds to the last fifth of its movie more than by chance")
     results = compare(study, split, name)
     study.save("fits_recording", pictures.fits(results, name))
     head = {"file": name, "movie": data.movie.shape, "frame_s": split.frame_s, "trials": trials, "cells": cells}
@@ -194,11 +193,11 @@ def recording(study: Study, data: Recording, name: str) -> dict:
 
 
 def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
-    """{network: what `judge` says of it, with intervals over seeds}."""
+    """{network: its judgement, as intervals over seeds}."""
     seeds, steps = study.seeds("fits", full=5, quick=5), QUICK_STEPS if study.quick else STEPS
     jobs = {}
     for network, make in NETWORKS.items():
-        # The fit of an LN model has nothing random in it: it is done once, and its trials are drawn for each seed.
+        # The fit of an LN model is deterministic: it is done once, and trials are drawn for each seed.
         groups = [seeds] if make is LNModel else [[seed] for seed in seeds]
         jobs[network] = [partial(_fitted, split, network, steps, group) for group in groups]
     found = study.map_groups(jobs, f"fitting to {name}")
@@ -206,7 +205,7 @@ def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
 
 
 def _fitted(split: Split, network: str, steps: int, seeds: list[int]) -> list[Judgement]:
-    """Fit a network with the first of the seeds, and judge it by trials drawn with each of them."""
+    """Fit a network with the first of the seeds, and judge trials drawn with each of them."""
     start = split.fitted.shape[1]
     before, judged = min(LEAD_IN, start), []
     net = fit(network, split.movie[:start], split.fitted, steps, seeds[0])

@@ -1,4 +1,4 @@
-"""Networks that are fitted to recorded spike trains, and what they predict."""
+"""Fit networks to recorded spike trains, and simulate them."""
 
 import functools
 import math
@@ -17,18 +17,17 @@ from tools.runtime.seeds import seed_generators
 
 from .cells import DEPTH, in_parts, stacked
 
-SEGMENT, WARM_UP = 100, 10  # frames of a training sample; the first of them, from rest, are not judged
+SEGMENT, WARM_UP = 100, 10  # frames of a training sample; frames at its start, from rest, that the loss leaves out
 BATCH, RATE, WEIGHT_DECAY = 16, 1e-2, 1e-2  # samples of a step, the highest learning rate, and AdamW's decay
-NOISE = Gaussian(0.3)  # initially; in neurons without noise, the same density is the surrogate gradient
-CLIP = 1e-4  # probabilities this close to 0 or 1 count as these: one surprising spike is not a catastrophe
+NOISE = Gaussian(0.3)  # initially; its density is the surrogate gradient of neurons without noise
+CLIP = 1e-4  # least distance of probabilities from 0 and 1, so that single surprising spikes do not dominate the loss
 TRACE_BINS = 3.0  # time constant of the traces that are compared where there is no likelihood
 
 
 class EncodingNetwork(nn.Module):
-    """Convolution - spikes - linear - spikes of the cells; `hidden`, `output`: which of these neurons are noisy.
+    """Convolution - spikes - linear - spikes of the cells; `hidden` and `output` say which neurons are noisy.
 
-    Shape:
-        convolved frames [T, B, channels, h, w] -> input current of the cells [T, B, N]; `output` makes it spikes.
+    Shape: convolved frames [T, B, channels, h, w] -> input current of the cells [T, B, N].
     """
 
     def __init__(self, in_shape: tuple[int, int, int], cells: int, hidden: bool = True, output: bool = True):
@@ -38,7 +37,7 @@ class EncodingNetwork(nn.Module):
         self.conv = nn.Conv2d(depth, 16, 5, stride=2)
         self.hidden = noisy() if hidden else LIF(NOISE)
         self.readout = nn.Linear(16 * ((height - 5) // 2 + 1) * ((width - 5) // 2 + 1), cells)
-        # Threshold noise alone in the last layer: given the past, a spike is then exactly a Bernoulli variable.
+        # Threshold noise alone in the last layer: given the past, a spike is exactly a Bernoulli variable.
         self.output = noisy(placement="escape") if output else LIF(NOISE)
 
     def forward(self, convolved: torch.Tensor) -> torch.Tensor:
@@ -55,7 +54,7 @@ class EncodingNetwork(nn.Module):
     @torch.no_grad()
     def predict(self, frames: torch.Tensor, trials: int) -> np.ndarray:
         """Spikes of free-running trials: uint8 [R, T, N]; without noise, all are the same."""
-        convolved = over_time(self.conv, frames[:, None])  # before any noise: once for all trials
+        convolved = over_time(self.conv, frames[:, None])  # has no noise: once for all trials
         different = trials if is_noisy(self) else 1
         spikes = in_parts(lambda part: self.output(self(part)), convolved, different, most=100)
         return spikes.repeat(trials // different, 0)
@@ -65,7 +64,7 @@ class LNModel(nn.Module):
     r"""A linear filter over space and time for each cell, and a sigmoid: :math:`p = \sigma(k \cdot x + b)`."""
 
     PENALTIES = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)  # on the squared norm of a filter, in nats per bin
-    HELD_OUT = 0.2  # of the frames; the last ones choose the penalty of each cell
+    HELD_OUT = 0.2  # share of the frames, the last ones, that choose the penalty of each cell
 
     def __init__(self, in_shape: tuple[int, int, int], cells: int):
         super().__init__()
@@ -73,7 +72,7 @@ class LNModel(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def fit(self, frames: torch.Tensor, trains: torch.Tensor) -> None:
-        """Maximise the likelihood of spike trains [R, T, N], with the penalty that predicts held-out frames best."""
+        """Maximise the likelihood of spike trains [R, T, N], with the penalty that is best on held-out frames."""
         x, y = frames.flatten(1), trains.mean(0)  # bins are independent: the mean over trials is sufficient
         split = int(len(x) * (1 - self.HELD_OUT))
         losses = []
@@ -84,11 +83,11 @@ class LNModel(nn.Module):
         self._maximise(x, y, torch.tensor(self.PENALTIES)[torch.stack(losses).argmin(0)])
 
     def _losses(self, x, y):
-        """For each cell, the negative log-likelihood of mean spikes [T, N] with inputs [T, D], in nats per bin."""
+        """Negative log-likelihood of each cell, in nats per bin, of mean spikes [T, N] with inputs [T, D]."""
         return F.binary_cross_entropy_with_logits(self.linear(x), y, reduction="none").mean(0)
 
     def _maximise(self, x, y, penalty):
-        """Fit from the present weights, with one penalty, or one for each cell."""
+        """Fit from the present weights, with one penalty for all cells or one for each."""
         optimizer = torch.optim.LBFGS(self.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
         def closure():
@@ -124,16 +123,14 @@ NETWORKS = {  # name: (in_shape, cells) -> network
 
 
 def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: int) -> nn.Module:
-    """Fit one of `NETWORKS` to recorded trials: each sample is a stretch of one trial, so noise differs as they do.
+    """Fit one of `NETWORKS` to recorded trials, of which each training sample is a stretch.
 
     Args:
-        network: its name.
         movie, spikes: [T, H, W], and 0 or 1 [R, T, N].
-        steps: of the optimiser.
         seed: of weights, samples and noise.
 
     Raises:
-        UserError: for a movie too short or small, or counts that are not 0 or 1.
+        UserError: for a movie that is too short or too small, or counts other than 0 and 1.
     """
     frames, trains = stacked(movie, DEPTH), torch.from_numpy(spikes).float()
     trials, length, cells = trains.shape
@@ -149,8 +146,8 @@ def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: i
         return net.eval()
     optimizer = build_optimizer("adamw", net, RATE, WEIGHT_DECAY)
     scheduler = build_scheduler("onecycle", optimizer, steps)
-    # Not `train_one_epoch`, which compares classes with logits: here the recorded spikes, an input and the target at
-    # once, fix the state of the output neurons, and samples are stretches of trials that overlap.
+    # Not `train_one_epoch`, which is for classes: here recorded spikes are the target and also an input, which sets the
+    # state of the output neurons, and samples are overlapping stretches of trials.
     for _ in range(steps):
         chosen = torch.randint(length - SEGMENT + 1, (BATCH,)) + torch.arange(SEGMENT)[:, None]  # [SEGMENT, B]
         trial = torch.randint(trials, (BATCH,))
@@ -162,6 +159,6 @@ def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: i
 
 
 def simulate(net: nn.Module, movie: np.ndarray, trials: int, seed: int) -> np.ndarray:
-    """Spikes of a fitted network that sees a movie: uint8 [R, T, N]."""
+    """Spikes of a fitted network in response to a movie: uint8 [R, T, N]."""
     seed_generators(seed)
     return net.predict(stacked(movie, DEPTH), trials)

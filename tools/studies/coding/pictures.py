@@ -21,7 +21,7 @@ def truth(rows: list[dict]) -> Figure:
 
 
 def scale(rows: list[dict], decoding: dict[str, int]) -> Figure:
-    """Draw reliability, Fano factor and decoding {key: pooled trials} against the scale, no noise as leftmost point."""
+    """Draw reliability, Fano factor and decoding {key: pooled trials} against the scale; leftmost: no noise."""
     scales = np.array([row["std"] for row in rows])
     shown = np.where(scales > 0, scales, scales[scales > 0].min() / 2.5)
     figure, (axes,) = panels(11.0, 3.8, columns=3)
@@ -38,7 +38,7 @@ def scale(rows: list[dict], decoding: dict[str, int]) -> Figure:
     return figure
 
 
-QUANTITIES = (  # name, label, name of what was recorded
+QUANTITIES = (  # name, label, name of the recorded value
     ("cc_norm", "CC_norm", None),
     ("fano", "Fano factor", "fano_recorded"),
     ("signal_power", "signal power", "signal_power_recorded"),
@@ -49,7 +49,7 @@ QUANTITIES = (  # name, label, name of what was recorded
 
 
 def fits(results: dict[str, dict], name: str) -> Figure:
-    """Draw bars of what `judge` says of each network, {network: {quantity: interval over seeds}}."""
+    """Draw bars of the judgement of each network, {network: {quantity: interval over seeds}}."""
     figure = Figure(figsize=(12.0, 6.0), layout="constrained")
     ticks = [network.replace(", ", ",\n") for network in results]
     for axes, (key, label, recorded) in zip(figure.subplots(2, 3).flat, QUANTITIES):

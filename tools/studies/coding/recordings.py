@@ -1,4 +1,4 @@
-"""Recordings of cells that saw a movie, from files: arrays in a .npz, or NWB."""
+"""Recordings of cells that saw a movie, from files: .npz or NWB."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from tools.errors import UserError
 from tools.io.files import is_folder_or_device
 from tools.io.npy import read_npz
 
-MOST_BYTES = 2**34  # of a recording in memory; spikes are so sparse that a compressed file has a hundredth of that
+MOST_BYTES = 2**34  # of a recording in memory; as spikes are sparse, a compressed file may have a hundredth of that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,8 @@ def read_recording(path: str | Path) -> Recording:
     """Read a `Recording` from a file: .npz (see `_read_arrays`), else NWB (see `_read_nwb`).
 
     Raises:
-        OSError: if it cannot be opened.
-        UserError: naming the file, if it lacks what is expected; and for NWB without pynwb.
+        OSError: if the file cannot be opened.
+        UserError: if it lacks what is expected, or is NWB and pynwb is not installed; it names the file.
     """
     try:
         if is_folder_or_device(path):
@@ -64,7 +64,7 @@ def read_recording(path: str | Path) -> Recording:
 
 
 def _read_arrays(path):
-    """Read a .npz: `movie` [frames, H, W], `spikes` [trials, frames, cells] and, if known, `frame_s` in seconds."""
+    """Read a .npz of `movie` [frames, H, W], `spikes` [trials, frames, cells] and, if known, `frame_s` in seconds."""
     arrays = read_npz(path, MOST_BYTES)
     if missing := {"movie", "spikes"} - arrays.keys():
         raise UserError(f"it lacks {' and '.join(sorted(missing))}; it has {', '.join(sorted(arrays)) or 'nothing'}")
@@ -78,11 +78,9 @@ def _read_nwb(path):
     """Read a file of Neurodata Without Borders.
 
     The movie is the only image series [frames, H, W] among the stimuli (a last axis of colours is averaged), timed by
-    its rate or timestamps; `trials` has the presentations, each from its `start_time`; `units` the spike times. Only
-    trials that show the whole movie count, and, where they have a column "stimulus", those that name this one.
-
-    Note:
-        NWB 2.x, https://nwb-schema.readthedocs.io; read by pynwb (BSD).
+    its rate or timestamps; `trials` has the presentations, which begin at `start_time`; `units` has the spike times.
+    Only trials count that show the whole movie and, where they have a column "stimulus", name this one there.
+    Note: NWB 2.x, https://nwb-schema.readthedocs.io.
     """
     try:
         from pynwb import NWBHDF5IO
@@ -126,12 +124,12 @@ def _from_nwb(content):
 
 
 def _interval(timestamps, frames):
-    """Seconds from one frame to the next, which must be the same for all."""
+    """Seconds from one frame to the next; UserError unless they are about the same for all frames."""
     times = np.asarray(timestamps if timestamps is not None else (), float)
     if len(times) != frames or frames < 2:
         raise UserError(f"a movie without a rate needs a timestamp for each of its {frames} frames, got {len(times)}")
     frame_s = float((times[-1] - times[0]) / (frames - 1))
-    # Compared with where each frame should be: small errors of single intervals do not matter, their sum does.
+    # Each frame is compared with the time that it should have: small errors of intervals matter only if they add up.
     if not frame_s > 0 or np.abs(times - times[0] - frame_s * np.arange(frames)).max() > 0.5 * frame_s:
         raise UserError("the frames of the movie are not at regular intervals")
     return frame_s

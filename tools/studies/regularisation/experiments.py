@@ -16,10 +16,10 @@ GAINS = ("test_accuracy", "train_loss", "test_loss", "gap", "sharpness", "hessia
 
 
 def generalisation(study: Study, data: Data) -> dict:
-    """Measure losses, gap, sharpness and accuracy against the scale, for all laws and numbers of training images.
+    """Measure networks by scale, law and number of training images.
 
-    "..._gain" is the mean difference to the network without noise, whose surrogate gradient is the Gaussian density of
-    the same standard deviation, over pairs of the same seed: with the same images, first weights and order.
+    "..._gain" is the mean difference from the network without noise, whose surrogate gradient is the Gaussian density
+    of the same standard deviation, over pairs of the same seed: with the same images, initial weights and order.
     """
     sizes = (100, 1000, 4000) if study.quick else (100, 400, 1000, 4000)
     stds = (0.1, 0.3, 0.6, 1.2) if study.quick else (0.05, 0.1, 0.3, 0.6, 1.2, 2.0)
@@ -43,7 +43,7 @@ def generalisation(study: Study, data: Data) -> dict:
 
 
 def learnt_scales(study: Study, data: Data) -> dict:
-    """Let each layer of a convolutional network learn its scale, from different initial scales."""
+    """Let each layer of a convolutional network learn its scale, from several initial scales."""
     seeds = study.seeds("learnt scales", full=5, quick=3)
     stds, steps = (0.1, 0.3, 1.0), 200 if study.quick else 2000
     jobs = {}
@@ -60,5 +60,5 @@ def learnt_scales(study: Study, data: Data) -> dict:
 
 
 def experiments(data: Data) -> Experiments:
-    """{name: experiment} on these images."""
+    """{name: experiment} with these images."""
     return {function.__name__: partial(function, data=data) for function in (generalisation, learnt_scales)}

@@ -13,7 +13,7 @@ QUANTITIES = (
 
 
 def generalisation(rows: list[dict]) -> Figure:
-    """Draw gap, sharpness and accuracy against the scale: a column for each number of images, a line for each law."""
+    """Draw `QUANTITIES` against the scale: a column for each number of images, a line for each law."""
 
     def draw(axes, quantity, of_size):
         for name, of_group in _groups(of_size).items():
@@ -25,9 +25,9 @@ def generalisation(rows: list[dict]) -> Figure:
 
 
 def few_images(rows: list[dict], std: float) -> Figure:
-    """Draw, against the number of training images, accuracy at one scale, and what noise adds to it and to test loss.
+    """Draw test accuracy, and the gains of test accuracy and loss, against the number of training images.
 
-    Test losses are for Gaussian noise of this scale, `std`, and of larger ones.
+    Accuracies are for noise of standard deviation `std`, losses for Gaussian noise of this and larger ones.
     """
     figure, (axes,) = panels(12.4, 4.0, columns=3)
     accuracy, accuracy_gain, loss_gain = axes
@@ -54,12 +54,12 @@ def few_images(rows: list[dict], std: float) -> Figure:
 
 
 def _beside_each_other(rows, number):
-    """Numbers of images, shifted on a logarithmic axis so that the error bars of several groups do not overlap."""
+    """Numbers of images, shifted so that the error bars of several groups do not overlap."""
     return [row["images"] * 1.06 ** (number - 2) for row in rows]
 
 
 def _groups(rows):
-    """{name for the legend: its rows}."""
+    """{name in the legend: rows}."""
     groups = {}
     for row in rows:
         groups.setdefault(row["law"] if row["noisy"] else f"no noise, {row['law']} surrogate", []).append(row)
@@ -72,12 +72,12 @@ def _line(axes, x, rows, key, name):
 
 
 def learnt_scales(found: dict) -> Figure:
-    """Draw {initial scale: [`runs.LearntScales` of each network]}, a panel for each initial scale."""
+    """Draw the scales of each layer over training, {initial scale: [`runs.LearntScales`]}, a panel for each."""
     figure, (axes,) = panels(3.6 * len(found) + 1.0, 3.6, columns=len(found), sharey=True)
     for panel, (std, networks) in zip(axes, found.items()):
         for number, one in enumerate(networks):
             for layer, scales in enumerate(zip(*one.scales)):
-                label = "_" if number else f"layer {layer + 1}"  # one in the legend for all networks
+                label = "_" if number else f"layer {layer + 1}"  # only the first network is in the legend
                 panel.plot(one.steps, scales, color=f"C{layer}", lw=1.2, label=label)
         panel.set(yscale="log", xlabel="step", title=f"initially {std}")
     axes[0].set_ylabel("learnt standard deviation (thresholds)")

@@ -1,4 +1,4 @@
-"""The networks of the study: how one is made, trained and measured."""
+"""Make, train and measure the networks of the study."""
 
 import dataclasses
 import functools
@@ -25,12 +25,12 @@ from .sharpness import hessian_trace, perturbed_loss
 
 CPU, TIMESTEPS, BATCH, RATE = torch.device("cpu"), 4, 50, 1e-3
 FORWARD, LOSS = ForwardPass(CPU, TIMESTEPS), RateCrossEntropy()
-SCALE_RATE = 0.1  # of the logarithms of learnt scales, which have further to go than weights
-RECORDED = 10  # times that learnt scales are recorded during training
+SCALE_RATE = 0.1  # learning rate of the logarithms of learnt scales, which have further to go than weights
+RECORDED = 10  # how many times learnt scales are recorded during training
 WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
-DRAWS = 8  # of the noise, when a network is measured
+DRAWS = 8  # of the noise, for each measurement
 MEASURED = 500  # training images at most, on which sharpness is measured
-PERTURBATION = 0.3  # of weights, relative to their size
+PERTURBATION = 0.3  # of weights, relative to the root mean square of their tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Data:
 
     @classmethod
     def of(cls, parts: dict[str, LabelledImages], mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
-        """Of a data set's "train", "val" and "test"; "val" is trained on too, as nothing is chosen by it."""
+        """The data of a data set's "train", "val" and "test"; "val" is trained on too, as nothing is chosen by it."""
         images = torch.cat([parts["train"].images, parts["val"].images])
         labels = torch.cat([parts["train"].labels, parts["val"].labels])
         return cls(LabelledImages(images, labels), parts["test"], mean, std)
@@ -55,7 +55,7 @@ class Run:
     """One network to train and to measure."""
 
     data: Data
-    images: int  # number of those that are trained on
+    images: int  # number of training images
     law: type[NoiseLaw]
     std: float  # of the noise, in thresholds; see `law_of_std`
     noisy: bool  # or deterministic, with the density of the law as surrogate gradient
@@ -68,7 +68,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What is measured of a trained network: losses in nats, accuracies in [0, 1]."""
+    """Measurements of a trained network: losses in nats, accuracies in [0, 1]."""
 
     train_loss: float  # this and the next three: of single draws
     train_accuracy: float
@@ -114,7 +114,7 @@ def measure(run: Run) -> Measured:
 
 
 def chosen_images(run: Run) -> LabelledImages:
-    """The training images of a run, the same share of each class, in random order; larger sets contain smaller ones."""
+    """The training images of a run, balanced over classes, in random order; larger sets contain smaller ones."""
     train = run.data.train
     _, chosen = stratified_split(train.labels, run.images / len(train), run.seed)
     return train.subset(chosen[torch.randperm(len(chosen), generator=run.generator("images"))])
@@ -122,8 +122,8 @@ def chosen_images(run: Run) -> LabelledImages:
 
 def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale: bool = False) -> nn.Module:
     """Make the network of a run."""
-    # Noise in the threshold alone: then its own distribution, not that of a sum of two, is the probability of a spike,
-    # also in the mean field, and its density is the gradient, as it is the surrogate of the network without noise.
+    # With noise in the threshold alone, the probability of a spike is F of the law, not of a sum of two, also in the
+    # mean field; and the gradient is its density, as in the network without noise.
     noisy = functools.partial(NoisyLIF, placement="escape", learnable_scale=learnable_scale)
     neuron = functools.partial(noisy if run.noisy else LIF, law_of_std(run.law, run.std))
     seed_generators(derived_seed(run.seed, "weights"))
@@ -133,7 +133,7 @@ def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale
 
 
 def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable | None = None) -> None:
-    """Train a network for the steps of a run, in as many passes as that takes; `train_one_epoch` has `after_step`."""
+    """Train a network for the steps of a run, in as many passes as that takes; `after_step` as in `train_one_epoch`."""
     optimizer = build_optimizer("adam", net, RATE, weight_decay=0.0)
     for group in optimizer.param_groups:
         if group["params"][0].dim() == 0:
@@ -166,7 +166,7 @@ def loss_of(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch
 
 
 def mean_field_twin(net: nn.Module, run: Run) -> nn.Module:
-    """The network with noisy neurons of the same law, in float64: its mean field is smooth, also without noise."""
+    """A float64 copy with noisy neurons of the same law, whose mean field is smooth, even if the network is not."""
     twin = build(dataclasses.replace(run, noisy=True))
     twin.load_state_dict(net.state_dict())
     return twin.double().eval()
@@ -174,7 +174,7 @@ def mean_field_twin(net: nn.Module, run: Run) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True)
 class LearntScales:
-    """The scales that layers had during training."""
+    """Scales of the layers during training."""
 
     steps: list[int]  # [RECORDED + 1]
     scales: list[list[float]]  # at these steps, of each layer

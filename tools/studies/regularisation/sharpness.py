@@ -1,4 +1,4 @@
-"""How sharp a minimum is: the trace of the Hessian, and the loss under perturbed weights."""
+"""Sharpness of a minimum: the trace of the Hessian, and the loss under perturbed weights."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +18,12 @@ def hessian_trace(
         \mathrm{tr} H = \mathbb{E}\, v^\top H v, \quad
         H v \approx \frac{g(w + h v) - g(w - h v)}{2 h}
 
-    with random signs v and the gradient g of the loss. The quotient needs first derivatives only, which the kernels
-    have. The loss must be smooth, as that of the mean field is: spikes have no second derivative.
+    with random signs v and the gradient g of the loss. The quotient needs first derivatives only, all that the kernels
+    have. The loss must be smooth, as in the mean field: spikes have no second derivative.
 
     Args:
         net: its weights are moved and put back.
-        loss: of the network.
-        probes: number of vectors v, from the generator, over which mean and standard error are returned.
+        probes: number of vectors v, drawn from the generator; mean and standard error over them are returned.
         step: h, in units of the weights; a small one needs weights in float64.
 
     Note:
@@ -39,16 +38,17 @@ def hessian_trace(
             above = torch.autograd.grad(loss(net), weights)
         with moved(weights, signs, -step):
             below = torch.autograd.grad(loss(net), weights)
-        found.append(sum((sign * (a - b)).sum().item() for sign, a, b in zip(signs, above, below)) / (2 * step))
+        products = [(sign * (a - b)).sum().item() for sign, a, b in zip(signs, above, below)]
+        found.append(sum(products) / (2 * step))
     traces = torch.tensor(found, dtype=torch.float64)
     return traces.mean().item(), (traces.std() / len(found) ** 0.5).item()
 
 
 @torch.no_grad()
 def perturbed_loss(net: nn.Module, loss: Loss, relative: float, draws: int, generator: torch.Generator) -> float:
-    """Mean loss, over a number of draws from a generator, when each weight is moved by Gaussian noise.
+    """Mean loss over draws of Gaussian noise that is added to each weight.
 
-    Its standard deviation is `relative`, in units of the root mean square of the weight's tensor.
+    The standard deviation of the noise is `relative`, in units of the root mean square of the weight's tensor.
     """
     weights = [weight for weight in net.parameters() if weight.requires_grad]
     sizes = [weight.square().mean().sqrt() for weight in weights]
@@ -62,7 +62,7 @@ def perturbed_loss(net: nn.Module, loss: Loss, relative: float, draws: int, gene
 
 @contextlib.contextmanager
 def moved(weights: Sequence[torch.Tensor], directions: Sequence[torch.Tensor], step: float) -> Iterator[None]:
-    """Context manager: weights + step * directions."""
+    """Context manager: weights + step * directions, put back afterwards."""
     before = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-r"""Networks small enough to list all spike patterns: the exact expected loss and its gradient.
+r"""Exact expected losses and gradients of networks so small that all spike patterns can be listed.
 
 Layers l = 1..D of noisy neurons with threshold noise only, over steps t = 1..T:
 
@@ -27,7 +27,7 @@ MOST_BITS = 20  # spikes in a pattern; there are 2^bits patterns
 
 @dataclasses.dataclass(frozen=True)
 class SmallNetwork:
-    r"""Weights, input and loss of such a network, whose output is :math:`y = \frac1T \sum_t c \cdot s^D_t`."""
+    r"""Weights, input and loss of a network whose output is :math:`y = \frac1T \sum_t c \cdot s^D_t`."""
 
     weights: tuple[torch.Tensor, ...]  # D of [neurons, inputs], float64
     readout: torch.Tensor  # c, [neurons of the last layer]
@@ -40,7 +40,7 @@ class SmallNetwork:
 
     @staticmethod
     def random(law: NoiseLaw, depth: int, width: int, steps: int, seed: int, loss: str = "squared") -> "SmallNetwork":
-        """Weights and inputs that put neurons near threshold, and the loss neither near 0 nor saturated."""
+        """A network whose weights and inputs keep neurons near threshold, and the loss neither near 0 nor saturated."""
         draw = functools.partial(torch.rand, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         weights = tuple((3.5 * draw(width, width) - 0.75) / width**0.5 for _ in range(depth))
         readout = (2 * draw(width) - 0.5) / width
@@ -57,10 +57,9 @@ class SmallNetwork:
         return output if self.loss == "linear" else (output - self.target).square()
 
     def probabilities(self, weights: Sequence[torch.Tensor], spikes: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Probability of each spike, given its past and the layer below; both lists are of layers.
+        """Probability of each spike, given its past and the layer below; lists have an entry per layer.
 
-        Shape:
-            weights [neurons, inputs], or [M, neurons, inputs] for each pattern; spikes [T, M, neurons] -> the same.
+        Shape: weights [neurons, inputs], or [M, neurons, inputs] for each pattern; spikes [T, M, neurons] -> the same.
         """
         below = self.inputs[:, None].expand(-1, spikes[0].shape[1], -1)
         found = []

@@ -1,13 +1,13 @@
 r"""Estimators of the gradient of a noisy network's expected loss.
 
-| estimator | what it is | needs |
+| estimator | what it is | draws |
 |---|---|---|
-| NDL | backpropagation with d spike / d u = F'(u - theta) at the drawn spikes: noise-driven learning | a draw |
-| NDL, reset detached | the same, without the gradient through the reset | a draw |
-| REINFORCE | L(s) grad log p(s): the score function | a draw |
-| REINFORCE, baseline | (L(s) - mean L of the other draws) grad log p(s) | draws |
-| surrogate | backpropagation through the deterministic network, the density as surrogate gradient | nothing |
-| mean field | exact gradient of the network whose spikes are replaced by their probabilities | nothing |
+| NDL | noise-driven learning: backpropagation with d spike / d u = F'(u - theta) at the drawn spikes | 1 |
+| NDL, reset detached | the same, without the gradient through the reset | 1 |
+| REINFORCE | L(s) grad log p(s): the score function | 1 |
+| REINFORCE, baseline | (L(s) - mean L of the other draws) grad log p(s) | 2 or more |
+| surrogate | backpropagation through the deterministic network, the density as surrogate gradient | 0 |
+| mean field | exact gradient of the network whose spikes are replaced by their probabilities | 0 |
 """
 
 import dataclasses
@@ -31,9 +31,7 @@ def reinforce(network: SmallNetwork, draws: int, baseline: bool = False) -> torc
     """Gradients of single draws by the score function: [draws, parameters].
 
     A baseline, the mean loss of the other draws, leaves the expectation unchanged.
-
-    Note:
-        Williams, "Simple statistical gradient-following algorithms", Machine Learning 8, 1992.
+    Note: Williams, "Simple statistical gradient-following algorithms", Machine Learning 8, 1992.
     """
     with torch.no_grad():
         weights, spikes = drawn(network, draws)
@@ -51,7 +49,7 @@ STOCHASTIC = {  # name: (network, draws) -> gradients
     "REINFORCE": reinforce,
     "REINFORCE, baseline": functools.partial(reinforce, baseline=True),
 }
-DETERMINISTIC = {  # those that need only one draw
+DETERMINISTIC = {  # the same in every draw
     "surrogate": functools.partial(ndl, mode="noiseless"),
     "mean field": functools.partial(ndl, mode="mean_field"),
 }
@@ -67,8 +65,8 @@ def estimates(name: str, network: SmallNetwork, draws: int) -> torch.Tensor:
 class Comparison:
     """Bias, variance and cosine of estimates g of a gradient g*; all NaN if g* is zero."""
 
-    bias: float = math.nan  # |E g - g*| / |g*|, after what chance adds to its square was subtracted
-    bias_error: float = math.nan  # standard deviation of the mean by chance alone, relative to |g*|
+    bias: float = math.nan  # |E g - g*| / |g*|; what chance adds to its square is subtracted
+    bias_error: float = math.nan  # standard error of the mean of g, relative to |g*|
     variance: float = math.nan  # sum of the variances of one draw, relative to |g*|^2
     cosine: float = math.nan  # of the mean with g*
     cosine_of_one: float = math.nan  # mean cosine of one draw with g*; a draw whose gradient is 0 counts as 0
@@ -98,7 +96,7 @@ def compare(gradients: torch.Tensor, exact: torch.Tensor) -> Comparison:
 def drawn(network: SmallNetwork, draws: int, **options: str | bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Draw spikes as one batch, with options of `noisy_lif` and noise from the active generator.
 
-    For each layer, weights are leaves [draws, neurons, inputs], one copy per draw so that each has its own gradient;
+    For each layer, weights are leaves [draws, neurons, inputs], a copy per draw, so that each has its own gradient;
     spikes are [T, draws, neurons].
     """
     neurons = functools.partial(noisy_lif, threshold=network.threshold, decay=network.decay, placement="escape")

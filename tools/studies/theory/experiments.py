@@ -23,16 +23,16 @@ from .estimators import ESTIMATORS, QUANTITIES, Comparison, compare, estimates
 THRESHOLD = 1.0
 FIRING_STD = 0.3
 POTENTIALS = np.linspace(-0.25, 2.25, 41)
-FEWEST = 10  # expected spikes, and expected steps without one, from which on a count is tested: it is then normal
-SCALES = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # standard deviations in thresholds; below, REINFORCE needs too many draws
+FEWEST = 10  # expected spikes, and expected steps without one, for a count to be tested: it is then nearly normal
+SCALES = (0.1, 0.2, 0.3, 0.5, 1.0, 2.0)  # standard deviations in thresholds; with less, REINFORCE needs too many draws
 DEPTHS = (1, 2, 3)
-WIDTH, TIMESTEPS = 3, 2  # neurons per layer, and steps, of the networks that are enumerated
+WIDTH, TIMESTEPS = 3, 2  # neurons per layer and time steps of the networks
 DRAWS = 4000
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """A neuron against its potential: firing probability and gradient [K], slope between neighbours [K - 1]."""
+    """Firing probability and gradient [K] at each potential, and slope [K - 1] between neighbouring ones."""
 
     probability: np.ndarray
     gradient: np.ndarray
@@ -40,7 +40,7 @@ class Curves:
 
 
 def firing(study: Study) -> dict:
-    """Measure firing probabilities against F, and their slopes and the mean gradient of spikes against the density."""
+    """Compare firing probabilities with F, and their slopes and the mean gradients of spikes with the density."""
     draws = 100_000 if study.quick else 2_000_000
     neurons = list(itertools.product(LAWS, ("escape", "membrane", "both")))
     jobs = []
@@ -74,10 +74,10 @@ def fire(law: NoiseLaw, placement: str, draws: int, seed: int) -> Curves:
 
 def expected_curves(law: NoiseLaw, placement: str) -> Curves:
     """F and the density at u - threshold; for noise in both places, those of the sum of the two."""
-    parts = 25  # of the way between two potentials, for the mean of the density
+    parts = 25  # points between two potentials, over which the density is averaged
     z = torch.from_numpy(POTENTIALS) - THRESHOLD
     middles = z[:-1, None] + z.diff()[:, None] * (torch.arange(parts) + 0.5) / parts
-    eps = torch.zeros(1)  # of the membrane, by its quantiles
+    eps = torch.zeros(1)  # noise of the membrane, as its quantiles
     if placement == "both":
         eps = law.icdf((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
     slope = law.pdf(middles[..., None] - eps).mean((1, 2))
@@ -86,7 +86,7 @@ def expected_curves(law: NoiseLaw, placement: str) -> Curves:
 
 
 def deviations(measured: Curves, expected: Curves, draws: int) -> dict:
-    """Largest errors, and "p" of all probabilities at once: a chi-squared test over the potentials."""
+    """Largest errors, and the p-value of all probabilities: a chi-squared test over the potentials."""
     p = expected.probability
     deviation = np.sqrt(p * (1 - p) / draws)
     tested = draws * np.minimum(p, 1 - p) >= FEWEST
@@ -107,7 +107,7 @@ def deviations(measured: Curves, expected: Curves, draws: int) -> dict:
 
 
 def limit(study: Study) -> dict:
-    """Measure which share of spikes differs from the deterministic LIF's, as the scale goes to 0."""
+    """Measure the share of spikes that differ from the deterministic LIF's, as the scale goes to 0."""
     scales = np.geomspace(1e-4, 1.0, 9)
     neurons, seed = 20_000 if study.quick else 500_000, study.seed_for("limit")
     jobs = {}
@@ -115,7 +115,7 @@ def limit(study: Study) -> dict:
         jobs[law.__name__] = [partial(_differing, law_of_std(law, float(std)), neurons, seed) for std in scales]
     shares = study.map_groups(jobs, "limit of vanishing noise")
     exponents = {}
-    for law, of_law in shares.items():  # slopes of log(share) over log(scale)
+    for law, of_law in shares.items():  # slope of log(share) against log(scale)
         exponents[law] = np.polyfit(np.log(scales[:5]), np.log(np.maximum(of_law[:5], 1e-12)), 1)[0]
     study.save("limit", pictures.limit(scales, shares))
     return {"steps": 10, "neurons": neurons, "std": scales, "differing": shares, "exponent": exponents}
@@ -132,7 +132,7 @@ def _differing(law, neurons, seed):
 
 
 def exactness(study: Study) -> dict:
-    """Measure where noise-driven learning is exact: its bias with one layer, by loss, width and number of steps."""
+    """Measure the bias of noise-driven learning with one layer, by loss, width and number of steps."""
     seeds, law = study.seeds("exactness", full=100, quick=30), Gaussian(0.3)
     cases = [(loss, 1, width) for loss in ("linear", "squared") for width in (1, 2, 3, 6, 12)]
     cases += [("linear", steps, WIDTH) for steps in (2, 3, 4)]
@@ -140,7 +140,7 @@ def exactness(study: Study) -> dict:
     for loss, steps, width in cases:
         jobs[loss, steps, width] = [partial(measure, law, 1, width, steps, seed, loss, ["NDL"]) for seed in seeds]
     for (loss, steps, width), networks in study.map_groups(jobs, "where it is exact").items():
-        (bias,) = _medians([networks], "NDL")["bias"]
+        bias = np.median([one["NDL"].bias for one in networks])
         rows.append({"loss": loss, "layers": 1, "steps": steps, "width": width, "bias": bias})
     study.save("exactness", pictures.exactness(rows))
     return {"networks": len(seeds), "std": law.std, "draws": DRAWS, "median_bias": rows}
@@ -149,7 +149,7 @@ def exactness(study: Study) -> dict:
 def gradients(study: Study) -> dict:
     """Compare all estimators with exact gradients, over laws, scales and depths.
 
-    Medians are over the networks that have a gradient: with a law of narrow support it can be zero.
+    Medians are over the networks whose gradient is not zero, as it can be with a law of narrow support.
     """
     seeds = study.seeds("gradients", full=20, quick=6)
     jobs = {}
@@ -170,7 +170,7 @@ def gradients(study: Study) -> dict:
 
 
 def _medians(groups: list[list[dict[str, Comparison]]], estimator: str) -> dict[str, list[float]]:
-    """{quantity: the median over networks, for each group of them} of one estimator."""
+    """{quantity of an estimator: its median over each group of networks}."""
     medians = {}
     for quantity in QUANTITIES:
         values = [[getattr(one[estimator], quantity) for one in networks] for networks in groups]
@@ -181,7 +181,7 @@ def _medians(groups: list[list[dict[str, Comparison]]], estimator: str) -> dict[
 def measure(
     law: NoiseLaw, layers: int, width: int, steps: int, seed: int, loss: str = "squared", names: Iterable = ESTIMATORS
 ) -> dict[str, Comparison]:
-    """Compare estimators with the exact gradient of one random `SmallNetwork`; the seed is of it and of the noise."""
+    """Compare estimators with the exact gradient of a random `SmallNetwork`; the seed fixes it and the noise."""
     network = SmallNetwork.random(law, layers, width, steps, seed, loss)
     exact = network.exact_gradient()
     with noise_generator(torch.Generator().manual_seed(derived_seed(seed, "noise"))):

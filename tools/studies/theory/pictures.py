@@ -9,7 +9,7 @@ from .estimators import ESTIMATORS, STOCHASTIC
 
 
 def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
-    """Draw probabilities above, slopes below, a column for each law; points are measured, lines F and its density.
+    """Draw probabilities above, slopes below, a column for each law; points are measured, lines expected.
 
     Args:
         u: potentials [K].
@@ -36,7 +36,7 @@ def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
 
 
 def limit(scales: np.ndarray, shares: dict[str, list[float]]) -> Figure:
-    """Draw the share of spikes that differ from the deterministic neuron's, {law: [scales]}, against the scale."""
+    """Draw, against the scale, the share of spikes that differ from the deterministic neuron's: {law: [scales]}."""
     figure, ((axes,),) = panels(6.0, 4.2)
     for law, row in shares.items():
         axes.loglog(scales, row, "o-", ms=4, label=law)
@@ -47,7 +47,7 @@ def limit(scales: np.ndarray, shares: dict[str, list[float]]) -> Figure:
 
 
 def exactness(rows: list[dict]) -> Figure:
-    """Draw the bias of noise-driven learning with one layer: by width for both losses, and by the number of steps."""
+    """Draw the bias of noise-driven learning with one layer, by width for both losses, and by the number of steps."""
     figure, ((by_width, by_steps),) = panels(8.4, 3.8, columns=2, sharey=True)
     for loss in ("linear", "squared"):
         chosen = [row for row in rows if row["loss"] == loss and row["steps"] == 1]
