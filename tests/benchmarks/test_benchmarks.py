@@ -30,7 +30,7 @@ def test_neurons(repository, as_module):
     assert all(line["T"] == 2 and line["ns_per_neuron_step"]["median"] > 0 for line in found)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_steps(repository):
     found = lines(repository, "bench_step", "--networks", "cifarnet", "--minibatch", "1")
     assert [line["neuron"] for line in found] == ["ReLU", "NILIF", "LIF"]

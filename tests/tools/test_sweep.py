@@ -90,7 +90,7 @@ def test_a_run_that_fails_says_why(tmp_path):
         sweep.run_combination(tmp_path, ["main_mnist5k.py"], {"sigma": "-1"})
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
     pytest.importorskip("ray")
     folder = tmp_path / "sweep"

@@ -230,7 +230,7 @@ def test_synchronised_batch_normalisation_needs_cuda(tmp_path, stripes):
         Training(TrainConfig(**{**SETTINGS, "sync_bn": True, "device": "cpu", "results": str(tmp_path)}), stripes)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path, stripes, script):
     settings = {**SETTINGS, "neuron": "NILIF", "minibatch": 10, "epochs": 20, "device": "cpu"}
     whole, _ = train(tmp_path / "whole", stripes, count=2, **settings)

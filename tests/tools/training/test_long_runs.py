@@ -68,7 +68,7 @@ def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, 
     assert sorted(sizes) == sorted(["best", "config", "events", "last", "metrics", "previous", "test"])
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("monitored", [False, True], ids=["evaluation", "monitoring"])
 def test_two_thousand_evaluated_minibatches_take_no_more_memory(monitored, stripes):
     torch.manual_seed(0)
