@@ -21,7 +21,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.analysis": {"tools.errors"},
     "tools.optim": set(),
     "tools.data": BASE,
-    "tools.inference": {"tools.analysis", "tools.runtime"},
+    "tools.inference": {"models", "tools.analysis", "tools.runtime"},
     "tools.probes": {*BASE, "tools.data", "tools.inference"},
     "tools.attacks": {*BASE, *LOOPS, "models"},
     "tools.perturb": {*BASE, *LOOPS, "tools.attacks"},

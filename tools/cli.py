@@ -1,6 +1,6 @@
-"""What the scripts main_<...>.py and testing_<dataset>.py hand over to.
+"""The functions that the scripts main_<name>.py and testing_<dataset>.py call.
 
-What runs is imported after the flags are parsed, so that --help and a wrong flag answer at once.
+They import what they run after parsing the flags, so that --help and a wrong flag answer at once.
 """
 
 import argparse
@@ -22,19 +22,18 @@ from tools.training.folder import RunResult
 
 logger = logging.getLogger(__name__)
 Argv = Sequence[str] | None  # None: sys.argv[1:]
-Experiments = dict[str, Callable]  # {name: function of a `Study`}
 
 
 def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> RunResult:
-    """Train a network on a data set as the command line says; return loss and accuracy on the test data.
+    """Train a network on a data set as the command line says, and test it.
 
     Args:
-        dataset: of `dataset_utils`, or another of this kind.
+        dataset: one of `dataset_utils.DATASETS`, or another with its attributes.
         defaults: settings that suit this data set; recipe and flags override them.
 
     Raises:
-        SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite; when stopped by a
-            signal, with exit code 128 + its number, or at the end of --max_minutes with 0.
+        SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite. After a signal the
+            exit code is 128 + its number, at the end of --max_minutes 0.
     """
     config, given = parse(TrainConfig, argv, defaults, dataset, f"Train a spiking network on {dataset.name}.")
     from tools.training.run import Training
@@ -45,14 +44,12 @@ def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> 
         return Training(config, dataset, given, processes).run()
 
 
-def test(
-    dataset: Dataset, defaults: dict | None = None, argv: Argv = None, other_datasets: dict[str, Dataset] | None = None
-) -> dict[str, list]:
-    """Test a snapshot on a data set as the command line says; arguments and errors are as for `train`.
+def test(dataset: Dataset, argv: Argv = None, other_datasets: dict[str, Dataset] | None = None) -> dict[str, list]:
+    """Test a snapshot on a data set as the command line says; errors are as for `train`.
 
     --ood may choose one of `other_datasets`, {name: data set}. Returns {group: list of results}, as `run_tests` does.
     """
-    config, _ = parse(EvaluationConfig, argv, defaults, dataset, f"Test a spiking network on {dataset.name}.")
+    config, _ = parse(EvaluationConfig, argv, None, dataset, f"Test a spiking network on {dataset.name}.")
     from tools.evaluation.run import run_tests
 
     with _readable_errors(config.debug):
@@ -62,19 +59,20 @@ def test(
 def study(
     name: str,
     description: str,
-    experiments: Experiments | Callable[[argparse.Namespace], Experiments],
+    experiments: Callable[[argparse.Namespace], dict[str, Callable]],
     argv: Argv = None,
     more_flags: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> tuple[Path, dict]:
     """Run a study as the command line says; return the folder of results and the content of its results.json.
 
-    Wrong flags, and files that cannot be read or written, are a message and SystemExit, as in `train`.
-
     Args:
         name: as in main_<name>.py.
-        description: what --help says first.
-        experiments: or a function that makes them of the parsed arguments, where it imports what they need.
-        more_flags: a function that adds flags to a parser.
+        description: first line of --help.
+        experiments: makes {name: function of a `Study`} from the parsed arguments, and imports what they need.
+        more_flags: adds flags to a parser.
+
+    Raises:
+        SystemExit: with a message, for wrong flags, and for files that cannot be read or written.
     """
     parser = argparse.ArgumentParser(f"main_{name}.py", description=description)
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False, help="fewer repetitions")
@@ -90,16 +88,15 @@ def study(
     from tools.studies.study import run_study
 
     with _readable_errors():
-        chosen = experiments(arguments) if callable(experiments) else experiments
         options = {key: getattr(arguments, key) for key in ("seed", "quick", "workers", "out", "only")}
-        folder, content = run_study(name, chosen, **options)
+        folder, content = run_study(name, experiments(arguments), **options)
         logger.info("results and pictures are in %s", folder)
         return folder, content
 
 
 @contextlib.contextmanager
 def _readable_errors(debug: bool = False) -> Iterator[None]:
-    """Log to stderr; an error that the user can act on is one line and exit code 1, any other keeps its traceback."""
+    """Log to stderr; errors that the user can act on exit with one line and code 1, others keep their traceback."""
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, format="%(message)s", stream=sys.stderr)
     for library in ("matplotlib", "PIL", "tensorboard"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -107,7 +104,7 @@ def _readable_errors(debug: bool = False) -> Iterator[None]:
         yield
     except Interrupted as error:
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:  # where nothing was to be saved
+    except KeyboardInterrupt:  # outside of training, with nothing to save
         logger.error("stopped")
         sys.exit(128 + signal.SIGINT)
     except (Diverged, OSError, UserError) as error:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models import noise_generator
 from tools.analysis.metrics import accuracy, mean_prediction, negative_log_likelihood
 from tools.runtime.processes import Processes
 
@@ -22,11 +23,11 @@ class ForwardPass:
     """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
 
     Args:
-        fold: largest number of images in a pass when noise draws are folded into the batch (one draw of a batch
-            always runs whole); halved when memory runs out.
+        fold: largest number of images in a pass when noise draws are folded into the batch; halved when memory runs
+            out. A single draw of a batch is never split.
     """
 
-    device: torch.device  # of the network and its batches
+    device: torch.device  # where the network and its batches are
     timesteps: int  # T of the direct coding of images; frames have their own
     amp: str = "no"  # or a key of `AMP_DTYPES`
     fold: int = 256
@@ -45,19 +46,24 @@ class ForwardPass:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How good a network's predictions are."""
+    """Loss and accuracy of a network's predictions."""
 
     loss: float  # mean cross-entropy, in nats per sample
     accuracy: float  # share of samples classified correctly, in [0, 1]
 
 
+def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextManager:
+    """Draw all noise in the block from a generator of its own, so that no other draws change."""
+    return noise_generator(torch.Generator(device).manual_seed(seed))
+
+
 def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:
-    """Log-probabilities of noise draws, in one pass: log-softmax of the time-averaged logits; differentiable.
+    """Log-probabilities of several noise draws, in one pass: log-softmax of the time-averaged logits.
 
     Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32.
     """
     if draws > 1:
-        images = torch.cat([images] * draws, images.dim() - 4)  # which keeps the memory format
+        images = torch.cat([images] * draws, images.dim() - 4)  # unlike repeat, cat keeps the memory format
     return F.log_softmax(forward(net, images).mean(0), dim=-1).unflatten(0, (draws, -1))
 
 
@@ -91,7 +97,7 @@ def predict_all(
     """Predictions for all samples of a test or validation set.
 
     Args:
-        net: put into evaluation mode.
+        net: is put into evaluation mode.
         batches: (images, labels) on the device; they have a length.
         draws: independent noise draws of each sample.
         transform: (images in [0, 1], labels) -> images, applied before the network.
@@ -101,7 +107,7 @@ def predict_all(
     """
     net.eval()
     outputs, targets = [], []
-    is_hidden = None if processes.is_first else True  # None: hidden unless on a terminal
+    is_hidden = None if processes.is_first else True  # None: shown on a terminal only
     for images, target in tqdm(batches, description, unit="batch", disable=is_hidden, leave=False):
         if transform is not None:
             images = transform(images, target)
@@ -111,7 +117,7 @@ def predict_all(
 
 
 def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], forward: ForwardPass, **options) -> Scores:
-    """The scores of the mean prediction over the draws; arguments are those of `predict_all`."""
+    """The scores of the mean prediction over the draws; `options` are those of `predict_all`."""
     log_probabilities, target = predict_all(net, batches, forward, **options)
     mean = mean_prediction(log_probabilities)
     return Scores(negative_log_likelihood(mean, target), accuracy(mean, target))

@@ -1,13 +1,12 @@
-"""The network of a configuration, or of a checkpoint."""
+"""Networks made from a configuration or loaded from a checkpoint."""
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from models import build_model, build_neuron, noise_generator
+from models import build_model, build_neuron
 from models.layers import Normalize
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.parsing import checked
@@ -19,20 +18,15 @@ from tools.runtime.device import chosen_device
 
 NEURON_SETTINGS = ("sigma", "tau", "threshold", "alpha", "placement", "reset")
 NEURON_SETTINGS += ("detach_reset", "decay_input", "learnable_scale")
-MAX_EXTRA_PARAMETERS = 10**8  # a network may have so many more than twice its checkpoint's; see `check_size`
+MAX_EXTRA_PARAMETERS = 10**8  # see `check_size`
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:
-    """Memory format of the network of a configuration."""
-    # On the CPU, PyTorch's channels-last convolutions in bfloat16 compute gradients of weights from uninitialised
-    # memory, where the kernel is larger than the image.
+    """The memory format of a configuration's network."""
+    # On the CPU, PyTorch's channels-last convolutions in bfloat16 compute weight gradients from uninitialised memory
+    # where the kernel is larger than the image.
     is_unsafe = config.amp == "bf16" and chosen_device(config.device).type == "cpu"
     return torch.channels_last if config.channels_last and not is_unsafe else torch.contiguous_format
-
-
-def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextManager:
-    """Draw all noise in the block from a generator of its own, so that no other draws change."""
-    return noise_generator(torch.Generator(device).manual_seed(seed))
 
 
 def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
@@ -47,17 +41,17 @@ def _bare_network(config, dataset):
     try:
         neuron = build_neuron(config.neuron, **{name: getattr(config, name) for name in NEURON_SETTINGS})
         return build_model(config.model, neuron=neuron, norm=None if config.nobn else "bn", **options)
-    except ValueError as error:  # of `models`, about the user's settings
+    except ValueError as error:  # raised by `models` about the user's settings
         raise UserError(str(error)) from error
 
 
 def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module, TrainConfig]:
-    """The network of a checkpoint, ours or a published one, in evaluation mode, and the configuration of its training.
+    """The network of a checkpoint of ours or a published one, in evaluation mode, and its training configuration.
 
-    The network takes raw pixels in [0, 1]. What `config` says of it overrides what a checkpoint of ours says.
+    The network takes raw pixels in [0, 1]. The network settings of `config` override those in a checkpoint of ours.
 
     Raises:
-        CheckpointError: if the file cannot be loaded or does not fit; it says what is missing.
+        CheckpointError: if the file cannot be loaded or does not fit.
         UserError: if a setting cannot be overridden because the network has learnt it.
     """
     path = config.snapshot
@@ -66,7 +60,7 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
     if "config" not in content:
         if not {"model", "neuron"} <= overrides.keys():
             raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
-        trained = TrainConfig(**overrides, seed=None)  # nobody knows which it was
+        trained = TrainConfig(**overrides, seed=None)  # it is not known
         net = load_published(_bare_network(trained, dataset), trained.model, path)
         net.normalize = Normalize(dataset.mean, dataset.std)
         return net, trained
@@ -91,7 +85,7 @@ def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str
     has = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
     with torch.device("meta"):  # shapes alone
         wanted = sum(value.numel() for value in _bare_network(config, dataset).state_dict().values())
-    # One of moderate size is built nevertheless: loading then says which weights do not fit, e.g. of a wrong --model.
+    # A network that is only somewhat larger is built: loading then says which weights do not fit a wrong --model.
     if wanted > 2 * has + MAX_EXTRA_PARAMETERS:
         raise checkpoint.CheckpointError(f"{path} describes a network of {wanted} numbers, but has {has}")
 
@@ -105,7 +99,7 @@ def stored_config(content: dict, path: str | Path) -> TrainConfig:
 
 
 def _without_prefix(averaged: object) -> dict | None:
-    """The weights in the state of an `AveragedModel`; None if that is not what it is."""
+    """The network's weights in the state of an `AveragedModel`; None if it is not a dictionary."""
     if not isinstance(averaged, dict):
         return None
     return {str(key).removeprefix("module."): averaged[key] for key in averaged if str(key).startswith("module.")}

@@ -13,13 +13,13 @@ OPTIMIZERS = {
     "sgdm": partial(optim.SGD, momentum=0.9, fused=True),
     "radam": optim.RAdam,  # takes its grouped form by itself
 }
-SCHEDULERS = {  # functions of an optimiser, its learning rate, and the number n of steps k
+SCHEDULERS = {  # functions of an optimiser, its learning rate, and the number n of steps; k is the step
     "cos": lambda optimizer, lr, n: LambdaLR(optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * min(k / n, 1)))),
     "cyclic": lambda optimizer, lr, n: CyclicLR(optimizer, lr / 10, lr, max(1, n // 8), cycle_momentum=False),
     "onecycle": lambda optimizer, lr, n: OneCycleLR(optimizer, lr, n),
     "none": lambda optimizer, lr, n: LambdaLR(optimizer, lambda k: 1.0),
 }
-PLANNED = ("onecycle", "cyclic")  # whose number of steps is fixed at the start
+PLANNED = ("onecycle", "cyclic")  # schedules whose number of steps is fixed at the start
 
 
 def _orthogonal(layer):
@@ -29,13 +29,13 @@ def _orthogonal(layer):
 
 
 INITIALISATIONS = {  # functions of a convolution or linear layer
-    "uniform": lambda layer: None,  # as PyTorch made it
-    "orthog": _orthogonal,  # [out, in * k * k], of gain 1, with biases 0
+    "uniform": lambda layer: None,  # PyTorch's default
+    "orthog": _orthogonal,  # the matrix [out, in * k * k], of gain 1; biases are 0
 }
 
 
 def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -> optim.Optimizer:
-    """Make one of `OPTIMIZERS` that does not decay 0-d parameters (learnt decays and noise scales)."""
+    """One of `OPTIMIZERS`, without weight decay of 0-d parameters (learnt decays and noise scales)."""
     parameters = list(net.parameters())
     groups = [{"params": [p for p in parameters if p.dim() > 0], "weight_decay": weight_decay}]
     if scalars := [p for p in parameters if p.dim() == 0]:
@@ -44,10 +44,10 @@ def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -
 
 
 def build_scheduler(name: str, optimizer: optim.Optimizer, total_steps: int) -> LRScheduler:
-    """Make a schedule that is stepped after each of `total_steps` batches, below the optimiser's learning rate lr.
+    """One of `SCHEDULERS`, to be stepped after each of `total_steps`; its maximum is lr, the optimiser's learning rate.
 
-    It is "cos" (from lr to 0), "cyclic" (triangles between lr / 10 and lr, four over the run), "onecycle" (warm up to
-    lr, then down to nearly 0) or "none".
+    "cos": from lr to 0; "cyclic": four triangles between lr / 10 and lr; "onecycle": warm-up to lr, then down to
+    nearly 0; "none": constant.
     """
     return SCHEDULERS[name](optimizer, optimizer.param_groups[0]["lr"], total_steps)
 

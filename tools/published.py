@@ -38,17 +38,17 @@ PUBLISHED_KEYS = {
 
 
 def load_published(net: nn.Module, model: str, path: str | Path) -> nn.Module:
-    """Fill a network with the weights of a checkpoint of the published NSNN code; return it in evaluation mode.
+    """Load the weights of a checkpoint of the published NSNN code into `net`; return it in evaluation mode.
 
     Args:
-        net: as `models.build_model` makes it: like the published one, it takes normalised inputs. The file does not
-            say sigma, tau and threshold of its neurons.
+        net: made by `models.build_model`, for normalised inputs like the published ones. Sigma, tau and threshold of
+            its neurons are not in the file.
         model: name of the network.
         path: a torch.save'd dictionary {"net": state_dict, "acc": float, "epoch": int}, or the state_dict itself; its
             keys may carry the prefix `module.` of DataParallel.
 
     Raises:
-        CheckpointError: naming missing and unexpected keys, and shapes that do not fit.
+        CheckpointError: for missing and unexpected keys, and shapes that do not fit.
         UserError: for a network that the published code does not have.
     """
     content = read(path)
@@ -61,7 +61,7 @@ def load_published(net: nn.Module, model: str, path: str | Path) -> nn.Module:
 
 
 def published_key(model: str, key: str) -> str:
-    """The published code's name of a weight of ours, in the network `model`; UserError if it has no such network."""
+    """The name that the published code gives a weight of ours; UserError if it does not have the network `model`."""
     if model not in PUBLISHED_KEYS:
         raise UserError(f"there are no published checkpoints of {model}, only of {', '.join(PUBLISHED_KEYS)}")
     for pattern, replacement in PUBLISHED_KEYS[model]:

@@ -4,7 +4,7 @@
 
 Needs the packages of requirements-sweep.txt. Runs on this machine, as many at a time as its CPUs and GPUs allow, or
 with --address on a Ray cluster whose machines see this folder and the sweep's at the same paths. The same command
-again continues a sweep: interrupted runs go on from their last checkpoint, complete ones are left alone.
+again continues a sweep: interrupted runs go on from their last checkpoint, complete ones are not repeated.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file, so that Python looks for modules in tools/
+if __package__ in (None, ""):  # run as a file, for which Python looks for modules in tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from tools.errors import UserError
@@ -39,12 +39,12 @@ Combination = dict[str, str]  # {setting: value}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Test accuracy of the complete runs of one combination; std is None for a single seed."""
+    """Test accuracy of the complete runs of one combination."""
 
     settings: Combination  # without the seed
-    seeds: int
+    seeds: int  # number of complete runs
     mean: float
-    std: float | None
+    std: float | None  # None for a single seed
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, list[str]]:
-    """["sigma=0.1,0.3", ...] -> {"sigma": ["0.1", "0.3"], ...}; UserError for any other form, or a name given twice."""
+    """["sigma=0.1,0.3", ...] -> {"sigma": ["0.1", "0.3"], ...}; UserError for texts of another form."""
     settings = {}
     for text in texts:
         name, _, values = text.partition("=")
@@ -104,7 +104,7 @@ def run_folder(folder: str | Path, combination: Combination) -> Path:
 
 
 def run_combination(folder: Path, command: Sequence[str], combination: Combination) -> dict:
-    """Train with one combination, or continue that; return its test.json, or raise RuntimeError with its last lines."""
+    """Start or continue the run of a combination; return its test.json, or raise RuntimeError with its last lines."""
     run = run_folder(folder, combination)
     run.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, *command]
@@ -119,13 +119,13 @@ def run_combination(folder: Path, command: Sequence[str], combination: Combinati
 
 
 def _end_with_parent():
-    """Stop this process when its parent dies: a run must not go on beside the one that continues it."""
+    """Stop this process when its parent dies, so that no other run in the same folder starts beside it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def run_sweep(arguments: argparse.Namespace) -> list[str]:
-    """Run what is missing; return messages of runs that failed; UserError without Ray, or in another sweep's folder."""
+    """Run what is missing; return the messages of failed runs; UserError without Ray, or in another sweep's folder."""
     try:
         import ray
         from ray import tune
@@ -146,8 +146,8 @@ def run_sweep(arguments: argparse.Namespace) -> list[str]:
     ray.init(arguments.address, include_dashboard=False if arguments.address is None else None, log_to_driver=False)
     try:
         trainable = tune.with_resources(train, {"cpu": arguments.cpus, "gpu": arguments.gpus})
-        thrice = tune.FailureConfig(max_failures=2)  # a run that fails is tried three times
-        config = tune.RunConfig(name="ray", storage_path=str(folder), verbose=1, failure_config=thrice)
+        retries = tune.FailureConfig(max_failures=2)
+        config = tune.RunConfig(name="ray", storage_path=str(folder), verbose=1, failure_config=retries)
         tuner = tune.Tuner(trainable, param_space={"settings": tune.grid_search(missing)}, run_config=config)
         return [str(error) for error in tuner.fit().errors]
     finally:
@@ -155,7 +155,7 @@ def run_sweep(arguments: argparse.Namespace) -> list[str]:
 
 
 def check_same(folder: Path, definition: dict) -> None:
-    """Note in its folder what a sweep is; UserError if another one is there."""
+    """Write the definition of a sweep into its folder; UserError if the folder has another sweep."""
     path = folder / DEFINITION
     if not path.exists():
         write_text_atomically(path, json.dumps(definition, indent=2) + "\n")
@@ -164,7 +164,7 @@ def check_same(folder: Path, definition: dict) -> None:
 
 
 def summarise(folder: Path, settings: dict[str, list[str]]) -> list[Row]:
-    """The results of the complete runs, over seeds."""
+    """The results of the complete runs: a row for each combination, over seeds."""
     accuracies = {}
     for combination in combinations(settings):
         path = run_folder(folder, combination) / "test.json"
@@ -189,7 +189,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a sweep, then write its table (sweep.csv) and picture (sweep.png)."""
+    """Run a sweep, then write its table, sweep.csv, and its picture, sweep.png."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = parse(argv)
     try:
@@ -236,7 +236,8 @@ def plot_sweep(path: Path, rows: Sequence[Row]) -> None:
     axes = Figure(figsize=(6.4, 4.2), layout="constrained").subplots()
     axes.xaxis.update_units(places)  # categories in the order of the values, also where runs are missing
     for label, points in lines.items():
-        axes.errorbar(*zip(*points), marker="o", capsize=3, label=label)
+        x, means, deviations = zip(*points)
+        axes.errorbar(x, means, deviations, marker="o", capsize=3, label=label)
     axes.set(xlabel=axis, ylabel="test accuracy (%)", title="mean and standard deviation over seeds")
     axes.grid(alpha=0.3)
     if len(lines) > 1:

@@ -5,7 +5,8 @@ import torch
 
 from tools.config.train import TrainConfig
 from tools.errors import UserError
-from tools.networks import build_network, seeded_noise
+from tools.inference import seeded_noise
+from tools.networks import build_network
 
 
 class Tiny:

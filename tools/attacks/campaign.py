@@ -9,8 +9,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from models import noise_generator
-from tools.inference import ForwardPass
+from tools.inference import ForwardPass, seeded_noise
 from tools.probes.hooks import is_noisy
 from tools.runtime.seeds import derived_seed
 
@@ -21,37 +20,47 @@ from .twins import GRADIENT_PATHS, mean_field_twin, noiseless_twin, with_gradien
 from .victim import Score, Victim, choose, cross_entropy, margin, score
 
 CHOICE_DRAWS, SCORE_DRAWS = 20, 100
-SUBSET = 2023  # seed that chooses the images: the same for every network
-OBJECTIVES = (cross_entropy, margin)  # in turn for the restarts: each fails where the other may succeed
+SUBSET = 2023  # seed of the choice of images, the same for every network
+OBJECTIVES = (cross_entropy, margin)  # restarts alternate: one may succeed where the other fails
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How thorough an evaluation by attacks is."""
+    """The size of an evaluation by attacks."""
 
-    images: int  # of the test part
-    steps: int  # of projected gradient descent
-    draws: int  # of the noise in each gradient and each query
-    restarts: int  # of each gradient path
-    paths: tuple[str, ...]  # names of `GRADIENT_PATHS`, or "mean_field"
+    images: int  # from the test part
+    steps: int  # steps of projected gradient descent
+    draws: int  # noise draws in each gradient and each query
+    restarts: int  # restarts for each gradient path
+    paths: tuple[str, ...]  # names in `GRADIENT_PATHS`, or "mean_field"
     radii: tuple[tuple[str, float], ...]  # (norm, radius in pixel units) of each test
-    queries: int  # of the Square attack, for each image and Linf radius
+    queries: int  # queries of the Square attack, for each image and Linf radius
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON has it: with lists for tuples."""
+        """As JSON, with lists instead of tuples."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 LINF = {level: ("linf", level / 255) for level in (1, 2, 4, 8)}  # radii in steps of 8-bit pixels
-PRESETS = {  # by name; values in the order of the fields
-    "quick": Preset(200, 20, 5, 2, ("own", "arctangent"), (LINF[2], LINF[8]), queries=500),
-    "full": Preset(1000, 50, 20, 5, (*GRADIENT_PATHS, "mean_field"), (*LINF.values(), ("l2", 0.5)), queries=2000),
+PRESETS = {
+    "quick": Preset(
+        images=200, steps=20, draws=5, restarts=2, paths=("own", "arctangent"), radii=(LINF[2], LINF[8]), queries=500
+    ),
+    "full": Preset(
+        images=1000,
+        steps=50,
+        draws=20,
+        restarts=5,
+        paths=(*GRADIENT_PATHS, "mean_field"),
+        radii=(*LINF.values(), ("l2", 0.5)),
+        queries=2000,
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class RadiusTest:
-    """What was done at one radius."""
+    """The attacks at one radius."""
 
     restarts: list[Tensor]  # the attacked images of each restart of the first path
     scores: dict[str, Score]  # by attack
@@ -59,21 +68,21 @@ class RadiusTest:
 
 @dataclasses.dataclass(frozen=True)
 class AttackResult:
-    """The score of a network under one attack; `eps` is the radius in pixel units."""
+    """The score of a network under one attack."""
 
     norm: str
-    eps: float
+    eps: float  # radius in pixel units
     attack: str
     score: Score
 
 
 @dataclasses.dataclass(frozen=True)
 class AttackReport:
-    """What a campaign found: scores without attack and under each one, and gates that say whether to believe them."""
+    """The result of a campaign: scores without attack and under each, and gates that say whether to believe them."""
 
     preset: str  # its name
     settings: dict[str, Any]  # its values, as plain data
-    images: int  # that were attacked
+    images: int  # number of attacked images
     clean: Score
     attacks: list[AttackResult]
     gates: list[Gate]
@@ -85,7 +94,7 @@ class AttackReport:
         return all(gate.passed for gate in self.gates)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain data; the score of an attack is flat in its row."""
+        """As plain data, with the fields of its score in the row of an attack."""
         content = {"label": self.label, **dataclasses.asdict(self), "reliable": self.reliable}
         for row in content["attacks"]:
             row.update(row.pop("score"))
@@ -93,13 +102,12 @@ class AttackReport:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "AttackReport":
-        """The report that `as_json` gave."""
-        known = {name: content[name] for name in ("preset", "settings", "images", "label")}
-        known["clean"], known["gates"] = Score(**content["clean"]), [Gate(**gate) for gate in content["gates"]]
+        """The inverse of `as_json`."""
         attacks = []
         for row in content["attacks"]:
             attacks.append(AttackResult(row.pop("norm"), row.pop("eps"), row.pop("attack"), Score(**row)))
-        return cls(attacks=attacks, **known)
+        clean, gates = Score(**content["clean"]), [Gate(**gate) for gate in content["gates"]]
+        return cls(content["preset"], content["settings"], content["images"], clean, attacks, gates)
 
 
 @dataclasses.dataclass
@@ -108,11 +116,11 @@ class Campaign:
 
     net: nn.Module  # images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]
     forward: ForwardPass
-    images: Tensor  # of the test part, on the network's device
+    images: Tensor  # test images, on the network's device
     target: Tensor
     preset: Preset
-    seed: int = 0  # of everything random
-    name: str = ""  # of the preset, for the report
+    seed: int = 0  # seed of everything random
+    name: str = ""  # name of the preset, for the report
 
     def __post_init__(self) -> None:
         self.is_noisy = is_noisy(self.net.eval())
@@ -123,7 +131,7 @@ class Campaign:
         """Attack, score and check."""
         with tqdm(desc="attacks", unit="step", disable=None, leave=False) as self.bar:
             clean = self.score(self.images)
-            tests = {radius: self.attack(*radius) for radius in self.preset.radii}
+            tests = {(norm, eps): self.attack(norm, eps) for norm, eps in self.preset.radii}
             gates = run_checks(self, clean, tests)
         rows = []
         for (norm, eps), test in tests.items():
@@ -131,7 +139,7 @@ class Campaign:
         return AttackReport(self.name, self.preset.as_json(), len(self.images), clean, rows, gates)
 
     def attack(self, norm: str, eps: float) -> RadiusTest:
-        """All attacks at one radius; the last one, "all", takes the best attack on each image."""
+        """All attacks at one radius; "all" is the best one on each image."""
         ball, restarts, found = Ball(self.images, eps, norm), range(self.preset.restarts), {}
         with self.noise("making", "FGSM"):
             found["random noise"] = random_noise(ball, self.generator("random noise"))
@@ -170,9 +178,9 @@ class Campaign:
         """Projected gradient descent on a network.
 
         Args:
-            restart: number of it; each has a start, noise and an objective of its own.
-            steps, draws: default: the preset's.
-            best: return the best point on the way, not the last one; ignored with noise, as luck may have made it so.
+            restart: its number; each has its own start, noise and objective.
+            steps, draws: None means the preset's.
+            best: return the best point on the way, not the last one; ignored with noise, where it may be luck.
         """
         victim, objective = self.victim(net, draws), OBJECTIVES[restart % len(OBJECTIVES)]
         margins = victim.margins if best and not victim.is_noisy else None
@@ -187,13 +195,13 @@ class Campaign:
             return pgd(gradient, ball, self.target, self.preset.steps if steps is None else steps, start, margins)
 
     def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
-        """The best of several attacked images, by draws of the noise that nothing else sees."""
+        """The best of several attacked images, judged with draws of the noise that nothing else sees."""
         self.bar.set_postfix_str("choosing")
         with self.noise("choosing"):
             return choose(self.victim(net, CHOICE_DRAWS), candidates, self.target)
 
     def score(self, images: Tensor, net: nn.Module | None = None, repetition: int = 0) -> Score:
-        """The score on attacked images, by draws that nothing else sees, and others in each `repetition`."""
+        """The score on attacked images, with draws that nothing else sees, and that differ by `repetition`."""
         self.bar.set_postfix_str("scoring")
         victim = self.victim(net, SCORE_DRAWS)
         with self.noise("scoring", repetition):
@@ -206,10 +214,9 @@ class Campaign:
         return part
 
     def noise(self, *purpose: str | int) -> AbstractContextManager[Any]:
-        """The network's noise, from a generator of its own for each purpose."""
-        seed = derived_seed(self.seed, "attack noise", *purpose)
-        return noise_generator(Generator(self.forward.device).manual_seed(seed))
+        """Context: the network's noise comes from a generator of its own for each purpose."""
+        return seeded_noise(self.forward.device, derived_seed(self.seed, "attack noise", *purpose))
 
     def generator(self, *purpose: str | int) -> Generator:
-        """A generator of starts and squares; on the CPU, so that it is the same on all devices."""
+        """A generator of starts and squares, on the CPU so that all devices get the same."""
         return Generator().manual_seed(derived_seed(self.seed, "attack", *purpose))

@@ -1,7 +1,7 @@
-"""The gates: checks of an evaluation by attacks that say whether to believe it, and the attacks that they need.
+"""The gates: checks that say whether to believe an evaluation by attacks.
 
-Attacks fail for many reasons other than robustness: no gradient, too few steps, noise mistaken for strength. One gate
-that fails makes the result "not reliable". Functions of scores decide; functions of a campaign attack for them.
+Attacks fail for many reasons other than robustness: no gradient, too few steps, noise mistaken for strength. One failed
+gate makes the result "not reliable". Functions of scores decide; functions of a campaign run the attacks they need.
 
 Note:
     Carlini et al., "On evaluating adversarial robustness", arXiv 1902.06705, 2019, for most of them.
@@ -22,15 +22,15 @@ from .victim import Score
 if TYPE_CHECKING:
     from .campaign import Campaign, RadiusTest
 
-ERRORS = 3.0  # standard errors of a difference that count as chance of the noise
-SLACK = 0.01  # difference of accuracies that counts as chance of the search, which starts at random
-NEARLY_ZERO = 0.05  # accuracy that may be left without any bound on the perturbation
-ZERO_GRADIENTS = 0.05  # share of images that may have no gradient
+ERRORS = 3.0  # a difference within so many standard errors may be chance of the noise
+SLACK = 0.01  # a difference of accuracies that may be chance of the search, which starts at random
+NEARLY_ZERO = 0.05  # largest accuracy under an unbounded perturbation
+ZERO_GRADIENTS = 0.05  # largest share of images without a gradient
 PLANTED_ACCURACY = 0.02
 PLANTED_EPS, PLANTED_STRENGTH = 8 / 255, 3.0
-IMAGES = 50  # of gates that attack for themselves
+IMAGES = 50  # number of images for gates that make attacks of their own
 
-Tests = dict[tuple[str, float], "RadiusTest"]  # {(norm, radius): what was done there}
+Tests = dict[tuple[str, float], "RadiusTest"]  # by norm and radius
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +63,13 @@ def run_checks(campaign: "Campaign", clean: Score, tests: Tests) -> list[Gate]:
 
 
 def telling_radius(clean: Score, tests: Tests) -> float:
-    """The Linf radius that leaves about half of the accuracy: where all or nothing is left, attacks look alike."""
+    """The Linf radius that leaves about half of the accuracy; where all or nothing is left, attacks look alike."""
     left = {eps: score.accuracy for eps, score in _of_pgd(tests).items()}
     return min(left, key=lambda eps: abs(left[eps] - clean.accuracy / 2))
 
 
 def _of_pgd(tests: Tests) -> dict[float, Score]:
-    """{Linf radius: score under PGD}, the radii rising."""
+    """{Linf radius: score under PGD}, by rising radius."""
     return {eps: test.scores["PGD"] for (norm, eps), test in sorted(tests.items()) if norm == "linf"}
 
 
@@ -79,7 +79,7 @@ def _first_path(campaign: "Campaign") -> nn.Module:
 
 
 def does_not_rise(what: str, scores: dict[float, Score]) -> Gate:
-    """More of `what` (radius, steps, draws, restarts) must not raise a score; `scores` are by rising amount."""
+    """More of `what` (radius, steps, draws, restarts) must not raise the accuracy; `scores` are by rising amount."""
     risen = []
     for low, high in itertools.pairwise(scores):
         if excess(scores[high], scores[low]) > 0:
@@ -111,7 +111,7 @@ def _restarts(campaign: "Campaign", test: "RadiusTest") -> Gate:
 
 
 def _unbounded(campaign: "Campaign") -> Gate:
-    """With any image allowed, an attack must find one that is classified wrongly."""
+    """Where any image is allowed, attacks must find one that is classified wrongly."""
     part = campaign.first(IMAGES)
     candidates = [part.pgd(with_gradient_path(part.net, path), "linf", 1.0) for path in part.preset.paths]
     return at_most("eps = 1 reaches nearly zero", part.score(part.choose(candidates)), NEARLY_ZERO)
@@ -127,21 +127,21 @@ def compare_rivals(tests: Tests) -> Iterator[Gate]:
 
 
 def not_weaker(name: str, strong: Score, others: dict[str, Score]) -> Gate:
-    """The strong attack must leave no more accuracy than any of the others does, except by chance."""
+    """The strong attack must leave no more accuracy than any of the others, except by chance."""
     stronger = [other for other, score in others.items() if excess(strong, score) > 0]
     detail = f"{percent(strong)} against " + ", ".join(f"{percent(one)} ({other})" for other, one in others.items())
     return Gate(name, not stronger, detail + (f"; stronger: {', '.join(stronger)}" if stronger else ""))
 
 
 def _noise(clean: Score, tests: Tests) -> Iterator[Gate]:
-    """At the largest radius of each norm: within a small one, noise may harm a robust network as much as attacks do."""
-    for norm, eps in dict(sorted(tests)).items():  # of each norm, what comes last
+    """At the largest radius of each norm; within a small one, noise may harm a robust network as much as attacks do."""
+    for norm, eps in dict(sorted(tests)).items():  # the last radius of each norm
         scores = tests[norm, eps].scores
         yield stronger_than_noise(f"{norm} attack", scores["PGD"], scores["random noise"], clean)
 
 
 def stronger_than_noise(what: str, attack: Score, noise: Score, clean: Score) -> Gate:
-    """An attack must do more than random noise of the same norm, unless there is nothing left to do."""
+    """An attack must do more harm than random noise of the same norm, unless there is nothing left to do."""
     passed = excess(noise, attack, slack=0.0) > 0 or min(noise.accuracy, clean.accuracy) <= NEARLY_ZERO
     return Gate(f"{what} stronger than random noise", passed, f"{percent(attack)} against {percent(noise)}")
 
@@ -149,12 +149,13 @@ def stronger_than_noise(what: str, attack: Score, noise: Score, clean: Score) ->
 def _gradients(campaign: "Campaign") -> Gate:
     victim = campaign.victim(_first_path(campaign))
     with campaign.noise("gradients"):
-        first, second = (victim.gradient(campaign.images, campaign.target) for _ in range(2))
+        first = victim.gradient(campaign.images, campaign.target)
+        second = victim.gradient(campaign.images, campaign.target)
     return gradients_are_there(first, second)
 
 
 def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
-    """Few images may have no gradient, none one that is not finite; the detail says how two estimates agree."""
+    """Nearly all images must have a gradient, and all gradients be finite; the detail says how two estimates agree."""
     first, second = first.flatten(1).double(), second.flatten(1).double()
     zero = (first == 0).double()
     without = zero.amin(1).mean().item()
@@ -167,19 +168,20 @@ def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
 
 
 def _vanishing(campaign: "Campaign", eps: float) -> Gate:
-    scores = []
-    for twin in (vanishing_noise_twin(campaign.net), noiseless_twin(campaign.net)):
-        attacked = campaign.pgd(twin, "linf", eps, draws=1, best=False)
-        scores.append(campaign.score(attacked, twin))
-    return vanishing_noise_is_no_noise(*scores)
+    def attacked(twin: nn.Module) -> Score:
+        return campaign.score(campaign.pgd(twin, "linf", eps, draws=1, best=False), twin)
+
+    return vanishing_noise_is_no_noise(
+        vanishing=attacked(vanishing_noise_twin(campaign.net)), noiseless=attacked(noiseless_twin(campaign.net))
+    )
 
 
 def vanishing_noise_is_no_noise(vanishing: Score, noiseless: Score) -> Gate:
     """As the scale of the noise goes to 0, attacks must succeed as often as without noise.
 
     Attacks on two networks that differ by rounding alone may end differently, as a membrane at its threshold fires in
-    one and not in the other. That turns images one way as often as the other, so the standard error is that of the
-    mean of the images' own differences.
+    one and not in the other. That changes images in either direction equally often, so the standard error is that of
+    the mean of the images' own differences.
     """
     difference = _shares(vanishing) - _shares(noiseless)
     error = difference.square().sum().sqrt() / len(difference)
@@ -208,16 +210,16 @@ def _no_attack(campaign: "Campaign", clean: Score) -> Gate:
 
 
 def nothing_comes_of_no_attack(chosen: Score, clean: Score) -> Gate:
-    """What was chosen among copies of the clean image must score as the clean image does."""
+    """A choice among copies of the clean image must have the score of the clean image."""
     passed = excess(chosen, clean) <= 0 and excess(clean, chosen) <= 0
     return Gate("no attack leaves the clean accuracy", passed, f"{percent(chosen)} and {percent(clean)}")
 
 
 def excess(first: Score, second: Score, slack: float = SLACK) -> float:
-    """The accuracy of the first score, less that of the second, `slack`, and `ERRORS` standard errors.
+    """The accuracy of the first score, minus that of the second, `slack`, and `ERRORS` standard errors.
 
-    The standard error is that of the mean over images of the difference, with the binomial error of each image's
-    draws: the images are the same in both, so that nothing but the noise is left to chance.
+    The standard error is that of the mean over images of the difference, from the binomial error of each image's
+    draws: the images are the same in both, so only the noise is left to chance.
     """
     variance = 0.0
     for score in (first, second):
@@ -228,7 +230,7 @@ def excess(first: Score, second: Score, slack: float = SLACK) -> float:
 
 
 def _shares(score: Score) -> Tensor:
-    """Of each image, the share of draws in which it was classified correctly. Shape: [B], float64."""
+    """The share of draws that classified each image correctly. Shape: [B], float64."""
     return torch.tensor(score.times_correct, dtype=torch.float64) / score.draws
 
 
@@ -237,5 +239,5 @@ def percent(score: Score) -> str:
 
 
 def shown(amount: float) -> str:
-    """A radius (float) in 1/255 pixel, a number of steps, draws or restarts (int) as it is."""
+    """A radius (float) in units of 1/255; a number of steps, draws or restarts (int) as it is."""
     return f"{255 * amount:g}/255" if isinstance(amount, float) else str(amount)

@@ -1,4 +1,4 @@
-"""White-box attacks, which ascend a gradient given as a function (images, target) -> gradient.
+"""White-box attacks, which climb a gradient given as a function (images, target) -> gradient.
 
 Images are in [0, 1] and stay there; `eps` and `gamma` are in the same units. One perturbation serves all time steps.
 Shape: images [B, C, H, W], target [B] -> attacked images [B, C, H, W].
@@ -14,13 +14,13 @@ from torch import Generator, Tensor
 from tools.runtime.seeds import draw
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
-STEP = 2.5  # of projected gradient descent, times eps / steps (Madry et al., ICLR 2018)
-ADAM_LR, ADAM_STEPS = 0.002, 30  # of the published direct optimisation
+STEP = 2.5  # step size of projected gradient descent, times eps / steps (Madry et al., ICLR 2018)
+ADAM_LR, ADAM_STEPS = 0.002, 30  # learning rate and number of steps of the published direct optimisation
 
 
 @dataclasses.dataclass(frozen=True)
 class Ball:
-    """The images within a distance of given ones, and within [0, 1]."""
+    """The set of images within a distance `eps` of given ones, and within [0, 1]."""
 
     images: Tensor
     eps: float
@@ -47,7 +47,7 @@ class Ball:
 
 
 def random_noise(ball: Ball, generator: Generator) -> Tensor:
-    """Noise of norm `eps` in a random direction (Linf: each pixel +-eps), which any attack must beat."""
+    """Noise of norm `eps` in a random direction (Linf: +-eps in each pixel), which any attack must beat."""
     return ball.moved(ball.images, draw(torch.randn, ball.images.shape, generator, ball.images), ball.eps)
 
 
@@ -66,7 +66,8 @@ def pgd(
     """Projected gradient ascent from a random start in the ball, in steps of size 2.5 eps / steps.
 
     Args:
-        margins: how far the network errs [B]; if given, the best point on the way is returned, not the last one.
+        margins: (images, target) -> how far the network errs [B]; if given, the best point on the way is returned, not
+            the last one.
 
     Note:
         Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
@@ -89,8 +90,8 @@ def direct_optimisation(
 ) -> Tensor:
     """The published attack: Adam moves a perturbation on the sphere of L2 radius `gamma`.
 
-    For comparison with published numbers only, not a measure of robustness: a pixel moves by 0.002 a step, 0.06 in all,
-    and what leaves [0, 1] is cut off, so that `pgd` of the same norm finds far more.
+    For comparison with published numbers only, not a measure of robustness: a pixel moves by 0.002 per step, 0.06 in
+    all, and is cut to [0, 1], so `pgd` of the same norm does far more harm.
 
     Note:
         Ma, Yan and Tang, Patterns 4 (2023) 100831, with their learning rate and number of steps. The start is random on
@@ -108,7 +109,7 @@ def direct_optimisation(
 
 
 def _steepest(gradient: Tensor, norm: str) -> Tensor:
-    """The step of norm 1 along which a linear function grows most; 0 where the gradient is 0."""
+    """The step of norm 1 along which a linear function of this gradient grows most; 0 where the gradient is 0."""
     return gradient.sign() if norm == "linf" else gradient / _l2(gradient).clamp(min=1e-30)
 
 

@@ -3,8 +3,8 @@
 Note:
     Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search", ECCV
     2020, for Linf: the start, the squares and the schedule of their size are theirs. The treatment of noise is ours: a
-    query is the margin averaged over draws; what was accepted is measured again now and then, as an estimate that won
-    by luck would never be beaten, and an image must fool the network twice before it is left alone.
+    query is the margin averaged over draws. What was accepted is measured again now and then, as an estimate that won
+    by luck would never be beaten. An image must fool the network twice before its search ends.
 """
 
 import math
@@ -16,9 +16,9 @@ from torch import Generator, Tensor
 from .gradients import Ball
 from .victim import Victim
 
-START_SHARE = 0.8  # of the pixels in the first squares
-HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
-MEASURED_AGAIN = 10  # queries of a noisy network between fresh estimates of what was accepted
+START_SHARE = 0.8  # share of the pixels in the first squares
+HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, out of 10,000, that halve the squares
+MEASURED_AGAIN = 10  # queries after which the accepted images of a noisy network are measured again
 CONFIDENT = 1.0  # margin (nats) at which a noisy network counts as fooled; without noise 0 does
 
 
@@ -28,7 +28,7 @@ def square_attack(
     """Random search over squares of +-eps in an Linf ball.
 
     Args:
-        queries: per image at most; those that fool the network need no more.
+        queries: most queries per image; those that fool the network need no more.
         generator: on the CPU, of the search.
         on_query: called after each query, for a progress bar.
     """

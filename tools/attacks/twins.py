@@ -1,8 +1,8 @@
-"""Twins of a network: frozen copies through which gradients flow otherwise, or whose noise is another.
+"""Twins of a network: frozen copies with another gradient path, or another noise.
 
-A network whose noise hides its gradient looks robust and is not, so gradients are also taken by other paths. The
-forward pass stays that of the network itself, except in the mean field and in the noiseless twin. A neuron that lacks
-what a twin needs is a UserError.
+A network whose noise hides its gradient looks robust and is not, so gradients are also taken along other paths. The
+forward pass is that of the network itself, except in the mean-field and the noiseless twin. A neuron that lacks what a
+twin needs is a UserError.
 """
 
 import copy
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from models import Cauchy, NoiseLaw
 from tools.probes.hooks import require, spiking_neurons
 
-VANISHING = 1e-6  # factor on the noise of a network that is to have next to none
+VANISHING = 1e-6  # factor on the scale of vanishing noise
 
 
 class StraightThrough(NoiseLaw):
-    """Density 1 everywhere: not a law to draw from, but a gradient that takes a neuron for the identity.
+    """Density 1 everywhere: the gradient of the identity, not a law to draw from.
 
     Note:
         Bengio, Leonard and Courville, "Estimating or propagating gradients through stochastic neurons for conditional
@@ -36,7 +36,7 @@ class StraightThrough(NoiseLaw):
         return p
 
 
-# By name: the law whose density is the gradient, given the neuron's own law, and whether the reset passes none.
+# By name: a function from the neuron's own law to the law whose density is the gradient; whether to detach the reset.
 GRADIENT_PATHS: dict[str, tuple[Callable[[NoiseLaw], NoiseLaw], bool | None]] = {
     "own": (lambda law: law, None),
     "widened2": (lambda law: law.widened(2), None),
@@ -71,7 +71,7 @@ def mean_field_twin(net: nn.Module) -> nn.Module:
 
 
 def noiseless_twin(net: nn.Module) -> nn.Module:
-    """Neurons fire where u > threshold; the gradient is the density of their noise."""
+    """Neurons that fire where u > threshold, with the density of their noise as gradient."""
     twin = _frozen_copy(net)
     for layer, neuron in spiking_neurons(twin):
         if require(layer, neuron, "is_noisy", "the noiseless twin") or hasattr(neuron, "mode"):
@@ -81,7 +81,7 @@ def noiseless_twin(net: nn.Module) -> nn.Module:
 
 
 def vanishing_noise_twin(net: nn.Module) -> nn.Module:
-    """Noise scaled by `VANISHING`, and the gradient of the noise as it was: it must behave as `noiseless_twin` does."""
+    """Noise scaled by `VANISHING`, gradients as before: attacks must succeed as often as on `noiseless_twin`."""
     twin = _frozen_copy(net)
     for layer, neuron in spiking_neurons(twin):
         if require(layer, neuron, "is_noisy", "vanishing noise"):

@@ -1,7 +1,7 @@
 """A network as attacks see it: images in [0, 1] -> the mean prediction of several draws of its noise.
 
-What making, choosing and scoring attacked images see are different draws. Were they the same, a network would look weak
-wherever it is hit by bad luck once, and strong wherever an attack is kept because a lucky draw flipped.
+Attacked images are made, chosen and scored with different draws. With the same draws, an attack would be credited with
+errors that are the bad luck of these draws.
 """
 
 import dataclasses
@@ -35,14 +35,14 @@ class Victim:
     Args:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it normalises for itself. Its weights should
             not require gradients.
-        draws: of the noise, averaged in every gradient and in every query; 1 for a network without noise.
+        draws: number of noise draws averaged in every gradient and query; 1 for a network without noise.
     """
 
     def __init__(self, net: nn.Module, forward: inference.ForwardPass, draws: int):
         self.net, self.forward, self.draws, self.is_noisy = net, forward, draws, is_noisy(net)
 
     def gradient(self, images: Tensor, target: Tensor, objective: Objective = cross_entropy) -> Tensor:
-        """Gradient of an objective of the mean probability: an expectation over the noise.
+        """Gradient of an objective of the mean probability over the noise draws.
 
         The mean is inside the objective, as the network under attack averages probabilities, not gradients.
         Shape: images [B, C, H, W], target [B] -> [B, C, H, W].
@@ -50,7 +50,7 @@ class Victim:
         Note:
             Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security", ICML 2018.
         """
-        # In fp16, whose exponent has 5 bits, gradients would vanish where the network is certain.
+        # In fp16 the gradients of confident predictions would underflow.
         forward = dataclasses.replace(self.forward, amp="no") if self.forward.amp == "fp16" else self.forward
 
         def measure(images: Tensor, target: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Victim:
         return self._in_parts(measure, images, target)
 
     def _in_parts(self, measure: Objective, images: Tensor, target: Tensor) -> Tensor:
-        """A function of a batch, in parts that fit into one pass with all their draws."""
+        """`measure` of a batch, in parts that fit into one pass with all their draws."""
         parts, start = [], 0
         while start < len(images):
             size = max(1, self.forward.fold // self.draws)
@@ -89,17 +89,17 @@ class Victim:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well a network does on some images, by fresh draws of its noise."""
+    """Accuracy of a network on some images, with fresh draws of its noise."""
 
     accuracy: float  # mean over draws
     accuracy_std: float  # over draws; 0 for a single one
     accuracy_ensemble: float  # mean over disjoint ensembles of draws
-    times_correct: list[int]  # of each image, in how many draws it was classified correctly
+    times_correct: list[int]  # for each image, the number of draws that classified it correctly
     draws: int  # 1 without noise
 
 
 def choose(victim: Victim, candidates: list[Tensor], target: Tensor) -> Tensor:
-    """Of each image, the candidate [B, C, H, W] with the highest mean margin over the draws."""
+    """For each image, the candidate [B, C, H, W] with the highest margin of the mean prediction."""
     best, highest = candidates[0], victim.margins(candidates[0], target)
     for images in candidates[1:]:
         found = victim.margins(images, target)
@@ -109,7 +109,7 @@ def choose(victim: Victim, candidates: list[Tensor], target: Tensor) -> Tensor:
 
 
 def score(victim: Victim, images: Tensor, target: Tensor, ensemble: int) -> Score:
-    """Score a network by draws that neither made nor chose the images; `ensemble` of them make one mean prediction."""
+    """The score by draws that neither made nor chose the images; `ensemble` of them make one mean prediction."""
     forward, draws = victim.forward, victim.draws
     parts = [inference.predict(victim.net, part, forward, draws) for part in images.split(forward.fold)]
     log_probabilities = torch.cat(parts, 1)

@@ -13,20 +13,22 @@ _on_events = partial(_strength, only="events")
 _run = partial(option, group="run")
 
 
-def _perturbations() -> tuple[str, ...]:
-    from tools.perturb import PERTURBATIONS  # heavier than all else that a configuration needs
+def _perturbations(has_pixels: bool | None) -> list[str]:
+    from tools.perturb import PERTURBATIONS, applicable  # slow to import
 
-    return ("all", *PERTURBATIONS)
-
-
-def _presets() -> tuple[str, ...]:
-    from tools.attacks.campaign import PRESETS  # as above
-
-    return tuple(PRESETS)
+    return ["all", *(PERTURBATIONS if has_pixels is None else applicable(has_pixels))]
 
 
-# The settings of training that describe the network: over those of a checkpoint of ours, or for a published one.
+def _presets(has_pixels: bool | None) -> list[str]:
+    from tools.attacks.campaign import PRESETS  # slow to import
+
+    return list(PRESETS)
+
+
+# The training settings that describe the network. They override those in our checkpoints; published ones have none.
 NETWORK_SETTINGS = tuple(name for name, setting in settings(TrainConfig).items() if setting.network)
+# `_Overrides` has these settings as fields, with the default None for "as in the snapshot". They are copied from
+# `TrainConfig`, so that a new flag of the network can be overridden without a change here.
 _fields = []
 for field in dataclasses.fields(TrainConfig):
     if field.name in NETWORK_SETTINGS:
@@ -36,7 +38,7 @@ _Overrides = dataclasses.make_dataclass("_Overrides", _fields, bases=(RunConfig,
 
 @dataclasses.dataclass
 class EvaluationConfig(_Overrides):
-    """What to evaluate and how, with all `NETWORK_SETTINGS`, where None means the snapshot's own value."""
+    """What to evaluate, and how; of the `NETWORK_SETTINGS`, None means the value in the snapshot."""
 
     snapshot: str = _test("", "checkpoint: a best.pth or last.pth of ours, or a published one")
     compare: list[str] = _test([], "groups of checkpoints instead of one --snapshot, e.g. NSNN=a.pth,b.pth SNN=c.pth")
@@ -45,7 +47,7 @@ class EvaluationConfig(_Overrides):
     perturbation: list[str] = _test(
         [], "perturbations to test; all: every one except adversarial, at severities 1 to 5", choices=_perturbations
     )
-    severity: list[int] = _test([], "as in CIFAR-10-C, 1 to 5, instead of the strengths below", low=1, high=5)
+    severity: list[int] = _test([], "1 to 5 as in CIFAR-10-C, instead of the strengths below", low=1, high=5)
     range: bool = _test(False, "sweep the strength from --left to --right by --step")
     left: float = _test(0.0, "first strength of a sweep", low=0.0)
     right: float = _test(0.5, "last strength of a sweep", low=0.0)
@@ -55,7 +57,7 @@ class EvaluationConfig(_Overrides):
     uncertainty: bool = _test(False, "also score calibration and uncertainty against the number of averaged draws")
     ood: str = _test("", "out-of-distribution data set (needs --uncertainty)")
     efficiency: bool = _test(False, "also count synaptic operations, beside those of the same network with ReLU")
-    pictures: bool = _test(False, "also draw spike rasters of a test sample of each class, and recordings of events")
+    pictures: bool = _test(False, "also draw spike rasters for a test sample of each class, and event recordings")
 
     gaussian_sigma: float = _on_pixels(0.1, "standard deviation of add_gaussian and multi_gaussian")
     sp_alpha: float = _on_pixels(0.05, "fraction of pixels changed by sp (salt and pepper)", high=1.0)
@@ -65,18 +67,18 @@ class EvaluationConfig(_Overrides):
     brightness_delta: float = _on_pixels(0.1, "what brightness adds to the value of a pixel", high=1.0)
     jpeg_quality: float = _on_pixels(50.0, "quality of jpeg", low=1.0, high=95.0)
     pixelate_factor: float = _on_pixels(0.5, "relative size after shrinking by pixelate", low=0.01, high=1.0)
-    adv_gamma: float = _on_pixels(1.0, "L2 norm of adversarial, pixel range 1")
+    adv_gamma: float = _on_pixels(1.0, "L2 norm of the change made by adversarial (pixel range 1)")
     adv_draws: int = _on_pixels(5, "noise draws averaged in each gradient of adversarial", low=1)
     drop_p: float = _on_events(0.3, "fraction of events that eventdrop drops", high=1.0)
     drop_ratio: float = _on_events(0.3, "share of the time (drop_time) or of the sides (drop_area)", high=1.0)
     background_hz: float = _on_events(5.0, "events of background per pixel and second")
     pixel_fraction: float = _on_events(0.01, "fraction of pixels in hot_pixels and dead_pixels", high=1.0)
     jitter_us: float = _on_events(10000.0, "standard deviation of time_jitter, in microseconds")
-    polarity_p: float = _on_events(0.1, "fraction of events in polarity_flip", high=1.0)
+    polarity_p: float = _on_events(0.1, "fraction of events that polarity_flip changes", high=1.0)
     spike_p: float = _strength(
         0.01, "probability of spike_level, spike_delete, spike_insert per neuron and step", high=1.0
     )
-    membrane_sigma: float = _strength(0.3, "standard deviation of membrane, additional membrane noise")
+    membrane_sigma: float = _strength(0.3, "standard deviation of the extra noise of membrane")
 
     minibatch: int = _run(200, "samples per batch", low=1)
     fold: int = _run(256, "largest batch into which noise draws are folded", low=1)

@@ -11,57 +11,65 @@ from tools.errors import UserError
 from tools.inference import AMP_DTYPES
 
 AMP = ("no", *AMP_DTYPES)
-MOST_STEPS = 10_000  # of time: each keeps activations, and a checkpoint from anyone says how many there are
+MOST_STEPS = 10_000  # most time steps: each needs memory, and their number may come from a checkpoint by a stranger
 GROUPS = ("test", "strength of perturbations", "network", "neuron and noise", "loss", "optimisation")
 GROUPS += ("augmentation", "event data", "data", "run")  # headings of --help, in this order
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is known of one field of a configuration; the last four are of the field itself, filled in by `settings`."""
+    """One setting of a configuration; `settings` fills in the last four from the dataclass field itself."""
 
     help: str
     group: str  # its heading in --help, one of `GROUPS`
-    choices: Iterable | Callable[[], Iterable] | None = None  # or a function that finds them when they are needed
-    low: float | None = None  # allowed, as is `high`
-    high: float | None = None
-    below: float | None = None  # as `high`, but itself not allowed
+    choices: Iterable | Callable[[bool | None], Iterable] | None = None  # or a function as `allowed` is
+    low: float | None = None  # smallest value
+    high: float | None = None  # largest value
+    below: float | None = None  # the value must be smaller than this
     network: bool = False  # describes the network, so an evaluation may override it
-    only: str | None = None  # "pixels" or "events": other data sets do not know this setting
+    only: str | None = None  # "pixels" or "events": the kind of data set that has this setting; None: both
     name: str = ""
-    kind: type = str  # of a list: of its items
+    kind: type = str  # for a list, the type of its items
     is_list: bool = False
     default: object = None
 
-    @property
-    def allowed(self) -> tuple | None:
-        """The values to choose from; None: any."""
-        choices = self.choices() if callable(self.choices) else self.choices
+    def allowed(self, has_pixels: bool | None = None) -> tuple | None:
+        """The values to choose from for data sets of pixels (True), of events (False), or both; None: any value."""
+        choices = self.choices(has_pixels) if callable(self.choices) else self.choices
         return None if choices is None else tuple(choices)
 
     def converted(self, value: object, where: str) -> object:
-        """A value from a file as one of this type (1, and YAML 1.1's string 1e-3, may be floats), else a UserError."""
+        """A value from a file, converted to this setting's type: an int or YAML's string 1e-3 may become a float.
+
+        Raises:
+            UserError: for a value of another type, with `where` at its start.
+        """
         if self.is_list:
             item = dataclasses.replace(self, is_list=False)
             return [item.converted(one, where) for one in (value if isinstance(value, list) else [value])]
         if self.kind is float and type(value) in (int, str):
             with contextlib.suppress(ValueError, OverflowError):
                 return float(value)
-        if value is False and self.kind is str and "no" in (self.allowed or ()):
+        if value is False and self.kind is str and "no" in (self.allowed() or ()):
             return "no"  # YAML 1.1 reads an unquoted no as false
         if type(value) is not self.kind:
             raise UserError(f"{where} must be {self.kind.__name__}, got {value!r}")
         return value
 
-    def check(self, value: object, where: str = "") -> None:
-        """Raise UserError if a value, or an item of a list, is not among the choices or out of range."""
+    def check(self, value: object, where: str = "", has_pixels: bool | None = None) -> None:
+        """Raise UserError if a value, or an item of a list, is not among the choices or is out of range.
+
+        Choices for the other kind of data set pass: what runs says why it refuses them.
+        """
+        allowed = self.allowed()
         for item in value if self.is_list else [value]:
-            if item is None:  # of an evaluation: the snapshot's own
+            if item is None:  # in an evaluation: as in the snapshot
                 continue
             if isinstance(item, float) and not math.isfinite(item):
                 raise UserError(f"{where}{self.name} must be finite, got {item!r}")
-            if self.choices and item not in self.allowed:
-                raise UserError(f"{where}{self.name} must be one of {', '.join(map(str, self.allowed))}; got {item!r}")
+            if allowed is not None and item not in allowed:
+                offered = ", ".join(self.allowed(has_pixels))
+                raise UserError(f"{where}{self.name} must be one of {offered}; got {item!r}")
             if self.low is not None and not item >= self.low:
                 raise UserError(f"{where}{self.name} must be at least {self.low}, got {item!r}")
             if self.high is not None and not item <= self.high:
@@ -71,7 +79,7 @@ class Setting:
 
 
 def option(default: object, help: str, **details: object) -> typing.Any:
-    """A field that is also a flag, with `details` of `Setting`; its annotation is its type: T, T | None or list[T]."""
+    """A dataclass field that is also a flag; `details` go to `Setting`. Its annotation is T, T | None or list[T]."""
     start = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
     return dataclasses.field(**start, metadata={"setting": Setting(help, **details)})
 
@@ -93,18 +101,18 @@ _run = partial(option, group="run")
 
 @dataclasses.dataclass
 class RunConfig:
-    """What training and evaluation have in common."""
+    """The settings that training and evaluation share."""
 
-    seed: int = _run(0, "of weights, order of data, augmentation, noise; evaluation: of all draws", low=0, high=2**53)
+    seed: int = _run(0, "seed of weights, data order, augmentation, noise; evaluation: of all draws", low=0, high=2**53)
     device: str = _run("auto", "torch device; auto: CUDA if available, else the CPU")
     threads: int = _run(0, "CPU threads of PyTorch; 0: PyTorch's default", low=0, high=4096)
     debug: bool = _run(False, "verbose log with tracebacks; training: anomaly detection, 5 batches per pass")
     data_root: str = _data("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT in dataset_utils.py")
     download: bool = _data(False, "download the data set if it is missing")
-    workers: int = _data(4, "threads that decode images, or processes that read recordings, the first time", low=1)
+    workers: int = _data(4, "threads that decode images, or processes that read recordings, at first use", low=1)
     lenient: bool = _data(False, "skip damaged recordings and report how many, instead of failing", only="events")
 
     @staticmethod
     def updated(values: dict, layer: dict, file: str = "") -> dict:
-        """The values by name, with those of a higher layer over them; `file`: which the layer is from, if from one."""
+        """`values` by name, overridden by those of a `layer` (read from `file`, if not empty)."""
         return {**values, **layer}

@@ -31,19 +31,19 @@ def parse(
     dataset: Dataset | None = None,
     description: str | None = None,
 ) -> tuple[Config, set[str]]:
-    """Build a configuration; return it, and the names of the fields given in the recipe or on the command line.
+    """Build a configuration; return it, and the names of the settings given in the recipe or on the command line.
 
     Args:
-        argv: arguments; None means sys.argv[1:].
-        defaults: values of the script, below the recipe.
-        dataset: if given, a recipe's `dataset` must name it, and settings that it does not know keep their defaults.
+        argv: the arguments; None means sys.argv[1:].
+        defaults: values of the script, which the recipe overrides.
+        dataset: if given, a recipe's `dataset` must name it, and settings for the other kind of data are refused.
         description: first line of --help.
 
     Raises:
         SystemExit: with a message, as argparse does, for anything wrong in recipe or flags.
     """
     known, defaults = settings(config_class), defaults or {}
-    parser = _parser(known.values(), defaults, dataset, description)
+    parser = _parser(known, defaults, dataset, description)
     flags, unknown = parser.parse_known_args(map(_underscored, sys.argv[1:] if argv is None else argv))
     given = vars(flags)
     path = given.pop("config", None)
@@ -56,7 +56,7 @@ def parse(
         config = config_class(**config_class.updated(values, given))
         for setting in known.values():
             value = getattr(config, setting.name)
-            setting.check(value)
+            setting.check(value, has_pixels=dataset and dataset.has_pixels)
             if not _applies(setting, dataset) and value != setting.default:
                 kind = "images" if dataset.has_pixels else "events"
                 raise UserError(f"--{setting.name} has no meaning for {dataset.name}, which has {kind}")
@@ -66,7 +66,7 @@ def parse(
 
 
 def checked(config_class: type[Config], values: dict, where: str | Path) -> Config:
-    """A configuration of plain values from the file `where`; UserError where one is not what a recipe's may be."""
+    """A configuration made of plain values from the file `where`; UserError for a value that no recipe may have."""
     known = settings(config_class)
     if unknown := sorted(map(str, values.keys() - known)):
         raise UserError(f"{where} has settings that this version does not know: {', '.join(unknown)}")
@@ -78,18 +78,19 @@ def checked(config_class: type[Config], values: dict, where: str | Path) -> Conf
 
 
 def _applies(setting: Setting, dataset: Dataset | None) -> bool:
-    """Whether a setting has a meaning for a data set."""
+    """Whether a setting applies to a data set."""
     return dataset is None or setting.only in (None, "pixels" if dataset.has_pixels else "events")
 
 
-def _parser(known: Iterable[Setting], defaults: dict, dataset, description: str | None) -> argparse.ArgumentParser:
+def _parser(known: dict[str, Setting], defaults: dict, dataset, description: str | None) -> argparse.ArgumentParser:
+    """The flags; `Setting.check` refuses values that are not among the choices."""
     usage, absent = "%(prog)s [--config YAML] [flags]", argparse.SUPPRESS
     parser = argparse.ArgumentParser(usage=usage, description=description, argument_default=absent, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="recipe; flags override it")
     groups = {title: parser.add_argument_group(title) for title in GROUPS}
-    for setting in known:
+    for name, setting in known.items():
         text = setting.help.replace("%", "%%")
-        default = defaults.get(setting.name, setting.default)
+        default = defaults.get(name, setting.default)
         if setting.network and default is None:
             default = "the snapshot's"
         if default is not False and default not in (None, "", []):
@@ -97,15 +98,16 @@ def _parser(known: Iterable[Setting], defaults: dict, dataset, description: str 
         if setting.kind is bool:
             options = dict(action=argparse.BooleanOptionalAction)
         else:
-            options = dict(type=setting.kind, choices=setting.allowed, nargs="*" if setting.is_list else None)
-            options["metavar"] = None if setting.choices else setting.kind.__name__.upper()
+            allowed = setting.allowed(dataset and dataset.has_pixels)
+            metavar = setting.kind.__name__.upper() if allowed is None else f"{{{','.join(allowed)}}}"
+            options = dict(type=setting.kind, metavar=metavar, nargs="*" if setting.is_list else None)
         shown = text if _applies(setting, dataset) else absent
-        groups[setting.group].add_argument(f"--{setting.name}", help=shown, **options)
+        groups[setting.group].add_argument(f"--{name}", help=shown, **options)
     return parser
 
 
 def _underscored(word: str) -> str:
-    """Turn --weight-decay into --weight_decay: flags are listed once, and can be typed either way."""
+    """Turn --weight-decay into --weight_decay: flags can be typed either way."""
     flag = re.match("(--(?:no-)?)([^=]*)", word)
     return word if flag is None else flag[1] + flag[2].replace("-", "_") + word[flag.end() :]
 
@@ -131,7 +133,7 @@ def _read_recipe(path: str, known: dict[str, Setting], dataset) -> dict:
 
 
 def _read_yaml(path: str) -> object:
-    """The content of a small YAML file as plain data; refuses what could grow when read."""
+    """The content of a small YAML file as plain data; aliases and nesting, which can grow when read, are refused."""
     raw, depth = read_bytes(path, MAX_RECIPE_BYTES), 0
     try:
         for event in yaml.parse(raw, Loader=yaml.SafeLoader):

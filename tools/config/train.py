@@ -22,12 +22,12 @@ _optimisation = partial(option, group="optimisation")
 _augmentation = partial(option, group="augmentation")
 _frames = partial(option, group="event data", network=True, only="events")
 _run = partial(option, group="run")
-REACTIONS = ("stop", "skip", "rollback")  # leave the step out; go back to the last checkpoint
+REACTIONS = ("stop", "skip", "rollback")  # skip: undo the step; rollback: go back to the last checkpoint
 
 
 @dataclasses.dataclass
 class TrainConfig(RunConfig):
-    """Everything that determines a training run, besides the data set."""
+    """All settings of a training run; the data set is that of the script."""
 
     model: str = _network("vgg", "network", choices=MODELS)
     width: float = _network(1.0, "factor on all channel counts", low=1e-3, high=1e3)
@@ -46,7 +46,7 @@ class TrainConfig(RunConfig):
     decay_input: bool = _neuron(False, "multiply the input by 1 - decay")
     learnable_scale: bool = _neuron(False, "learn the scale of the noise, one per noisy layer", network=False)
 
-    loss: str = _loss("rate", "cross-entropy of mean logits, of each step, or of each and a pull (tet)", choices=LOSSES)
+    loss: str = _loss("rate", "cross-entropy of mean logits, or of each step; tet adds a pull to 1", choices=LOSSES)
     tet: bool = _loss(False, "short for --loss tet")
     lambda_tet: float = _loss(0.05, "weight of the pull in --loss tet", low=0.0, high=1.0)
     label_smoothing: float = _loss(0.0, "label smoothing", low=0.0, below=1.0)
@@ -57,7 +57,7 @@ class TrainConfig(RunConfig):
     epochs: int = _optimisation(100, "passes over the training data (--resume with more stretches the schedule)", low=1)
     minibatch: int = _optimisation(64, "samples per batch and process", low=1)
     accumulate: int = _optimisation(1, "batches whose gradients make one step", low=1)
-    lr: float = _optimisation(3e-3, "learning rate (the highest one of a schedule)", low=0.0)
+    lr: float = _optimisation(3e-3, "learning rate (the maximum of a schedule)", low=0.0)
     optim: str = _optimisation("adam", "optimiser", choices=OPTIMIZERS)
     weight_decay: float = _optimisation(0.0, "weight decay (not of learnt decays and noise scales)", low=0.0)
     scheduler: str = _optimisation("cos", "learning-rate schedule, per step", choices=SCHEDULERS)
@@ -70,7 +70,7 @@ class TrainConfig(RunConfig):
     cutout: int = _augmentation(0, "side in pixels of a random square set to zero; 0: none", low=0, only="pixels")
     autoaugment: bool = _augmentation(False, "AutoAugment, CIFAR-10 policy", only="pixels")
     roll: int = _augmentation(0, "largest random shift of a recording's frames, in pixels", low=0, only="events")
-    event_drop: bool = _augmentation(False, "EventDrop: at random, in a stretch of time, or in an area", only="events")
+    event_drop: bool = _augmentation(False, "drop events: at random, in a time span, or in an area", only="events")
 
     frames_by: str = _frames("count", "frames of equally many events, or of equal duration", choices=SPLITS)
     frame_values: str = _frames("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
@@ -81,7 +81,7 @@ class TrainConfig(RunConfig):
     amp: str = _run("no", "automatic mixed precision", choices=AMP, network=True)
     channels_last: bool = _run(True, "channels-last memory format, the fastest for convolutions")
     compile: bool = _run(False, "torch.compile the network for training")
-    sync_bn: bool = _run(False, "several processes: batch normalisation over the batches of all (CUDA)")
+    sync_bn: bool = _run(False, "batch normalisation over the batches of all processes (CUDA)")
     results: str = _run("results", "folder of all results")
     run_dir: str = _run("", "folder of this run, instead of <results>/<dataset>/<model>-<neuron>/<time>-s<seed>")
     resume: str = _run("", "continue a run: its folder or last.pth; auto: the one in --run_dir, if any")
@@ -89,7 +89,7 @@ class TrainConfig(RunConfig):
     save_steps: int = _run(0, "steps between mid-epoch checkpoints (0: off)", low=0)
     max_minutes: float = _run(0.0, "stop after this many minutes, with everything saved (0: no limit)", low=0.0)
     plot_spike_rate: bool = _run(False, "log the firing rate of every layer")
-    histograms: bool = _run(True, "log histograms of weights and gradients, after at most 100 epochs")
+    histograms: bool = _run(True, "log histograms of weights and gradients (of at most 100 epochs)")
 
     def __post_init__(self):
         self.loss = "tet" if self.tet else self.loss
@@ -97,11 +97,11 @@ class TrainConfig(RunConfig):
 
     @staticmethod
     def updated(values: dict, layer: dict, file: str = "") -> dict:
-        """As for any configuration; `tet` is turned into the `loss` that it means in its layer."""
+        """As in `RunConfig`; a layer's `tet` becomes the `loss` that it means."""
         layer = dict(layer)
         tet = layer.pop("tet", None)
         if file and "loss" in layer:
-            tet = tet or None  # files of runs with --loss tet have tet: false
+            tet = tet or None  # the config.yaml of a run with --loss tet may have tet: false
         if tet:
             layer.setdefault("loss", "tet")
         elif tet is False and values.get("loss") == "tet":
@@ -113,15 +113,15 @@ class TrainConfig(RunConfig):
 
 
 class Dataset(Protocol):
-    """A data set, as `dataset_utils` has them."""
+    """A data set, as in `dataset_utils`."""
 
     name: str  # as in main_<name>.py and in results
     classes: Sequence[str]  # names, in the order of the labels
     num_classes: int
-    mean: Sequence[float]  # of each channel, in [0, 1] pixel units, by which the network normalises its inputs
+    mean: Sequence[float]  # of each channel, for pixels in [0, 1], to normalise the network's inputs
     std: Sequence[float]
-    has_pixels: bool  # images, which tests perturb by pixels; events otherwise
+    has_pixels: bool  # True: images, whose pixels tests perturb; False: event recordings
 
-    def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...  # (C, H, W) of what a network sees
-    def load(self, config: TrainConfig | None = None) -> dict: ...  # the labelled samples {"train", "val", "test"}
+    def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...  # (C, H, W) of the network's input
+    def load(self, config: TrainConfig | None = None) -> dict: ...  # labelled samples: {"train", "val", "test"}
     def augmentation(self, config: TrainConfig) -> Callable: ...  # of training batches

@@ -1,1 +1,1 @@
-"""The testing of trained networks: `run` is where to start."""
+"""Evaluation of trained networks; `run` is where to start."""

@@ -1,4 +1,4 @@
-"""Compare groups of networks, several snapshots (training seeds) of each, under the same tests."""
+"""Comparison of groups of networks, several snapshots (training seeds) each, under the same tests."""
 
 import dataclasses
 import itertools
@@ -10,14 +10,14 @@ from tools.analysis.statistics import holm, paired_difference, seed_difference, 
 from tools.errors import UserError
 
 from .conditions import CLEAN, unit
-from .results import Difference, GroupAccuracy, Key, Row, SnapshotResults
+from .results import Difference, GroupAccuracy, Key, Row, SeedDifference, SnapshotResults
 
-ATTACK, ALL = "attack (", ": all"  # how the names of attacks begin, and that of the best of them on each image ends
+ATTACK, ALL = "attack (", ": all"  # starts the names of attacks; ends that of the best attack on each image
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 def parse_groups(texts: list[str]) -> dict[str, list[str]]:
-    """{group: [path, ...]} of texts such as NSNN=a.pth,b.pth; UserError for other texts."""
+    """{group: [path, ...]} from texts such as NSNN=a.pth,b.pth; UserError for other texts."""
     groups = {}
     for text in texts:
         group, _, paths = text.partition("=")
@@ -32,20 +32,20 @@ def parse_groups(texts: list[str]) -> dict[str, list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """The accuracy of one snapshot in one test; `correct`: of each sample, in which share of draws it was right [N]."""
+    """The accuracy of one snapshot in one test."""
 
     mean: float
     draws_std: float | None
-    correct: np.ndarray
+    correct: np.ndarray  # [N]: the share of draws that classified each sample correctly
     reliable: bool = True
 
 
 def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[Row]]:
-    """Compare the groups in every test that all snapshots went through.
+    """Compare the groups in every test that all snapshots have.
 
     Returns:
-        A row for each test and strength, and one for each test's mean over its strengths, of attacks of "all" alone.
-        Differences are positive where the first group is the more accurate one; those of means have a `p_holm`.
+        A row for each test and strength, and a row for each test's mean over its strengths (of attacks: only "all").
+        Differences are positive where the first group is more accurate; those of means have a `p_holm`.
     """
     tables = {group: [_accuracies(results) for results in snapshots] for group, snapshots in groups.items()}
     everyone = [table for snapshots in tables.values() for table in snapshots]
@@ -55,8 +55,8 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
         if not key.test.startswith(ATTACK) or key.test.endswith(ALL):
             by_test.setdefault(key.test, []).append(key)
     summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
-    for differences in zip(*(row.differences for row in summary)):  # of one pair of groups, in all tests
-        joint = [max(one.p, 1.0 if one.seeds["p"] is None else one.seeds["p"]) for one in differences]
+    for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, in all tests
+        joint = [max(one.p, 1.0 if one.seeds.p is None else one.seeds.p) for one in differences]
         for difference, p in zip(differences, holm(joint)):
             difference.p_holm = p
     return [_row([key], tables) for key in shared], summary
@@ -92,17 +92,18 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
         reliable = reliable and all(one.reliable for one in found)
     for first, second in itertools.combinations(tables, 2):
         of_samples = paired_difference(correct[first], correct[second])
-        differences.append(Difference(first, second, **of_samples, seeds=seed_difference(means[first], means[second])))
+        seeds = SeedDifference(**seed_difference(means[first], means[second]))
+        differences.append(Difference(first, second, **of_samples, seeds=seeds))
     key = dataclasses.asdict(keys[0])
     return Row(**key, reliable=reliable, groups=groups, differences=differences, is_mean=is_mean)
 
 
 def verdicts(summary: list[Row]) -> list[str]:
-    """Which differences are beyond the chance of samples and of seeds (p below 0.05), in sentences."""
+    """Sentences that say which differences are beyond the chance of samples and of seeds (p below 0.05)."""
     sentences = []
     for number, pair in enumerate(summary[0].differences):
         first, second = pair.first, pair.second
-        if pair.seeds["low"] is None:
+        if pair.seeds.low is None:
             sentences.append(f"{first} and {second} cannot be told apart by a single seed of a group; compare several.")
             continue
         is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"
@@ -122,7 +123,7 @@ def verdicts(summary: list[Row]) -> list[str]:
 
 
 def label(row: Row) -> str:
-    """A row's test and strength; an Linf radius that is whole steps of 8 bits as n/255."""
+    """A row's test and strength; an Linf radius of whole 8-bit steps is shown as n/255."""
     if row.test == CLEAN or row.is_mean:
         return row.test
     steps = 255 * row.strength

@@ -1,4 +1,4 @@
-"""The conditions under which a network is tested: which perturbations, how strong."""
+"""The conditions under which a network is tested: perturbations and their strengths."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ from tools.perturb import PERTURBATIONS, applicable
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN = "clean"
-MAX_STRENGTHS = 1000  # of a --range
+MAX_STRENGTHS = 1000  # in a --range
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What a network is tested under."""
+    """A perturbation or corruption with its strength, or "clean"."""
 
-    name: str  # of a perturbation or corruption, or "clean"
-    severity: int | None  # 0 where nothing is changed, 1 to 5, or None for a strength chosen by hand
-    strength: float | None  # None where nothing is changed and no strength says so
+    name: str
+    severity: int | None  # 1 to 5, 0 where nothing is changed, or None for a strength that was given
+    strength: float | None  # None: nothing is changed, by a perturbation that has no neutral strength
 
     @property
     def is_clean(self) -> bool:
@@ -26,11 +26,11 @@ class Condition:
 
 
 def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[str] = ()) -> dict[str, list[Condition]]:
-    """{"clean": [one], name of a perturbation or corruption: its conditions}, as a configuration asks for them.
+    """The conditions that a configuration asks for, by the name of the perturbation or corruption; "clean" first.
 
     Args:
-        has_pixels: whether the data set has pixels; it has events otherwise.
-        corrupted: names of the corruptions of a folder, each at all severities.
+        has_pixels: whether the data set has pixels, or else events.
+        corrupted: names of the corruptions in a folder, each tested at all severities.
 
     Raises:
         UserError: for perturbations that do not apply to the data set, or strengths out of range.
@@ -47,7 +47,7 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         raise UserError(f"--range has more than {MAX_STRENGTHS} strengths; choose a larger --step")
     possible, names, severities = applicable(has_pixels), config.perturbation, config.severity
     if "all" in names:
-        named = [name for name in names if name != "all"]  # "all" has no attack, but one may be asked for beside it
+        named = [name for name in names if name != "all"]  # such as adversarial, which "all" does not include
         names = [name for name in possible if PERTURBATIONS[name].where != "attack"] + named
         severities = severities or SEVERITIES
     for name in names:
@@ -67,7 +67,7 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
 
 
 def unit(name: str) -> str:
-    """What the strength of a perturbation, or of a corruption from a folder, is."""
+    """The meaning of the strength of a perturbation, or of a corruption from a folder."""
     return PERTURBATIONS[name].unit if name in PERTURBATIONS else "severity"
 
 

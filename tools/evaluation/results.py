@@ -1,4 +1,4 @@
-"""What comes out of an evaluation, as records and as plain data."""
+"""The results of an evaluation, and their form in JSON files."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from .conditions import CLEAN
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """A test sample, and what a network takes it for; `loss` in nats."""
+    """A test sample, and the class that a network takes it for."""
 
     index: int
     label: int
     predicted: int
     confidence: float
-    loss: float
+    loss: float  # in nats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Result:
     severity: int | None
     strength: float | None
     accuracy_mean: float
-    accuracy_std: float | None  # None for a single draw of many; 0 where nothing is drawn
+    accuracy_std: float | None  # over draws; None for a single draw, 0 where nothing is random
     accuracy_draws: list[float]
     loss_mean: float
     loss_std: float | None
     loss_draws: list[float]
-    times_correct: list[int]  # of each sample, in how many draws it was classified correctly
-    confusion: list[list[float]] | None = None  # of a clean condition: [class][taken for], samples per draw
-    worst: list[Mistake] | None = None  # of a clean condition: the samples of the highest loss
+    times_correct: list[int]  # for each sample, the number of draws that classified it correctly
+    confusion: list[list[float]] | None = None  # [class][taken for], in samples per draw; of "clean" alone
+    worst: list[Mistake] | None = None  # the samples of the highest loss; of "clean" alone
 
     def as_json(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
@@ -53,7 +53,7 @@ class Result:
 class SnapshotResults:
     """The results of one snapshot."""
 
-    identity: dict[str, Any]  # all that they depend on, as plain data
+    identity: dict[str, Any]  # all that the results depend on, as plain data
     is_noisy: bool
     reports: dict[str, Any]  # by the key of the measurement
 
@@ -68,14 +68,14 @@ class SnapshotResults:
 
     @property
     def seed(self) -> int | str:
-        """Of its training; a dash where nobody knows it."""
+        """The training seed; a dash if it is not known."""
         seed = self.identity["training_seed"]
         return "-" if seed is None else seed
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupAccuracy:
-    """Accuracy of a group under one test: mean and interval over seeds, as of `seed_interval`."""
+    """Accuracy of a group in one test: mean and interval over seeds, from `seed_interval`."""
 
     mean: float
     low: float | None
@@ -84,9 +84,18 @@ class GroupAccuracy:
     draws_std: float | None  # over noise draws, mean over snapshots; None for single draws
 
 
+@dataclasses.dataclass(frozen=True)
+class SeedDifference:
+    """Interval and p of a difference over training seeds, from `seed_difference`; None with too few seeds."""
+
+    low: float | None
+    high: float | None
+    p: float | None
+
+
 @dataclasses.dataclass
 class Difference:
-    """The accuracy of one group less that of another, with interval and p over samples, as of `paired_difference`."""
+    """The accuracy of one group minus that of another, with interval and p over samples from `paired_difference`."""
 
     first: str
     second: str
@@ -94,30 +103,30 @@ class Difference:
     low: float
     high: float
     p: float
-    seeds: dict[str, float | None]  # as of `seed_difference`
-    # of means: the larger p, over samples or over seeds, corrected for all tests of the same two groups; it is small
-    # only for a difference beyond both kinds of chance
+    seeds: SeedDifference
+    # For means over strengths: the larger p, over samples or over seeds, corrected for all tests of the two groups. It
+    # is small only for a difference beyond both kinds of chance.
     p_holm: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One test and strength."""
+    """One test at one strength."""
 
     test: str
-    of: str  # what the strength is
+    of: str  # the meaning of the strength
     severity: int | None
     strength: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row(Key):
-    """What came out of one test and strength, or the mean of a test over its strengths, of all groups."""
+    """The results of all groups in one test at one strength, or in the mean of a test over its strengths."""
 
     reliable: bool  # False where a gate of the attacks failed
     groups: dict[str, GroupAccuracy]
     differences: list[Difference]
-    is_mean: bool = False  # which has no severity and strength
+    is_mean: bool = False  # then severity and strength mean nothing
 
     def as_json(self) -> dict[str, Any]:
         """As in results.json, where groups are called kinds."""
@@ -133,21 +142,21 @@ class Row(Key):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """All that came out of one call of a testing script."""
+    """All results of one call of a testing script."""
 
     dataset: Dataset
-    groups: dict[str, list[SnapshotResults]]  # of each of its snapshots
-    rows: list[Row]  # every test and strength that all snapshots went through
+    groups: dict[str, list[SnapshotResults]]  # {group: the results of its snapshots}
+    rows: list[Row]  # every test and strength that all snapshots have
     summary: list[Row]  # the mean of each test over its strengths
     ensembles: dict[str, list[dict[str, Any]]]  # scores of ensembles of a group's snapshots
     picture: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
 
     def snapshots(self) -> list[tuple[str, SnapshotResults]]:
-        """[(group, the results of one of its snapshots)]."""
+        """(group, results of one of its snapshots), for all snapshots."""
         return [(group, one) for group, snapshots in self.groups.items() for one in snapshots]
 
     def reports(self, key: str) -> dict[str, list[Any]]:
-        """{group: the reports of its snapshots}, of the groups that have any of this measurement."""
+        """{group: the reports of one measurement of its snapshots}, for the groups that have any."""
         found: dict[str, list[Any]] = {}
         for group, one in self.snapshots():
             if key in one.reports:

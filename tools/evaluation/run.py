@@ -1,4 +1,4 @@
-"""One call of a testing script: the evaluation of one snapshot, or of several groups of networks; and its report."""
+"""One call of a testing script: evaluation of one snapshot or of groups of snapshots, and the report."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from .snapshot import FoldHalved, Snapshot
 logger = logging.getLogger(__name__)
 # in the order in which they are made and shown
 MEASUREMENTS: tuple[Measurement, ...] = (Perturbations(), Attacks(), Uncertainty(), Efficiency(), Pictures())
-FOLD = "fold"  # a stored report: which one memory allows, if not the one asked for
+FOLD = "fold"  # name of the stored report that says which fold memory allows
 Groups = dict[str, list[Snapshot]]
 Results = dict[str, list[SnapshotResults]]
 
@@ -41,13 +41,13 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
         {group: results of each snapshot}; a single snapshot's group has the name of its neuron.
 
     Raises:
-        UserError: where neither or both are given; and what `Snapshot` raises.
+        UserError: if neither or both are given; see also `Snapshot`.
     """
     if bool(config.snapshot) == bool(config.compare):
         raise UserError("which checkpoint? Give --snapshot PATH, or --compare GROUP=PATH,PATH GROUP=PATH,PATH")
     groups = {}
     for group, paths in parse_groups(config.compare).items():
-        # the results of each lie beside it, and --out is for the report alone
+        # results are stored beside each snapshot; --out is for the report alone
         configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
         groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
     if config.snapshot:
@@ -66,16 +66,16 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
 
 
 def evaluate(snapshot: Snapshot) -> SnapshotResults:
-    """Make, write and log all measurements that are asked for; those stored by an earlier run are reused.
+    """Make, write and log all measurements that are asked for, or reuse those stored by an earlier run.
 
     All have the same fold: if one runs out of memory and halves it, all are repeated, and later runs begin with it.
 
     Raises:
-        UserError: where memory does not suffice for a single draw.
+        UserError: if memory does not suffice for a single draw.
     """
     asked, config = snapshot.folder, snapshot.config
     if fits := asked.report(FOLD, lambda content: int(content["fits"])):
-        logger.info("--fold %d, as an earlier run had no memory for more (%s.json)", fits, asked.path / FOLD)
+        logger.info("using --fold %d: an earlier run had no memory for more (%s.json)", fits, asked.path / FOLD)
         snapshot.keep_fold(fits)
     while True:
         try:
@@ -83,7 +83,7 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
             reports = {one.key: one.run(snapshot) for one in wanted}
         except FoldHalved as error:
             (fold,) = error.args
-            logger.warning("all is measured with --fold %d", fold)
+            logger.warning("everything is measured again with --fold %d", fold)
             snapshot.folder.restore()
             asked.write_report(FOLD, {"fits": fold})
             snapshot.keep_fold(fold)
@@ -96,7 +96,7 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
 
 
 def check_comparable(groups: Groups) -> None:
-    """UserError for the same network twice, or networks tested on other samples; a warning for doubtful seeds."""
+    """UserError for a network given twice, or other test samples; a warning for a training seed given twice."""
     first = next(iter(groups.values()))[0]
     for group, snapshots in groups.items():
         by_checksum: dict[int, Snapshot] = {}

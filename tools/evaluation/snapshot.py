@@ -14,8 +14,8 @@ from tools import inference
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import Dataset
 from tools.errors import UserError
-from tools.inference import ForwardPass
-from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format, seeded_noise
+from tools.inference import ForwardPass, seeded_noise
+from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format
 from tools.perturb.corruptions import CorruptionFolder
 from tools.probes.hooks import is_noisy
 from tools.runtime.device import set_up_torch
@@ -27,11 +27,11 @@ from .stored import ResultFolder
 
 
 class FoldHalved(Exception):
-    """Memory does not suffice for the fold of an evaluation; the argument is the next one to try."""
+    """The fold of an evaluation needs too much memory; the argument is the next one to try."""
 
 
 class SteadyForwardPass(ForwardPass):
-    """A forward pass that ends a measurement rather than go on with another fold, which would order draws otherwise."""
+    """A forward pass that ends the measurement when its fold is halved, as another fold changes the order of draws."""
 
     def halve(self) -> None:
         super().halve()
@@ -74,23 +74,12 @@ class Snapshot:
         self.keep_fold(config.fold)
 
     def seed(self, *purpose: str | int) -> int:
-        """A seed that depends on nothing but `--seed` and the purpose, so that all networks share it."""
+        """A seed that depends on `--seed` and the purpose alone, so that all networks share it."""
         return derived_seed(self.config.seed, "evaluation", *purpose)
 
-    def batches(self, part: Any) -> Any:
-        """Batches of labelled data on the device."""
-        return part.batches(**self.batch_options)
-
-    @functools.cached_property
-    def test_batches(self) -> Any:
-        return self.batches(self.test)
-
-    @functools.cached_property
-    def validation_batches(self) -> Any:
-        return self.batches(self.validation)
-
-    def predict(self, batches: Any, *purpose: str | int, **options: Any) -> tuple[Tensor, Tensor]:
-        """What `predict_all` gives, with a noise that all networks share in the predictions of the same purpose."""
+    def predict(self, data: Any, *purpose: str | int, **options: Any) -> tuple[Tensor, Tensor]:
+        """Predictions as of `predict_all`; all networks have the same noise for the same purpose."""
+        batches = data.batches(**self.batch_options)
         with seeded_noise(self.device, self.seed(*purpose)):
             return inference.predict_all(self.net, batches, **{"forward": self.forward, **options})
 
@@ -100,7 +89,7 @@ class Snapshot:
         return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
 
     def _load(self, dataset: Dataset) -> dict[str, Any]:
-        """The parts of a data set, as this network sees it."""
+        """The parts of a data set, as this network was trained to see them."""
         chosen = {name: getattr(self.config, name) for name in ("data_root", "download", "workers", "lenient")}
         return dataset.load(dataclasses.replace(self.trained, **chosen))
 
@@ -117,7 +106,7 @@ class Snapshot:
 
     @functools.cached_property
     def _data_checksums(self) -> list[int]:
-        """Of the test and validation samples as they go into the network, and of their labels."""
+        """CRC-32 of the test and of the validation samples, as they go into the network, with their labels."""
         checksums = [0, 0]
         for index, part in enumerate((self.test, self.validation)):
             for batch in part.batches(self.config.minibatch, torch.device("cpu")):
@@ -127,7 +116,7 @@ class Snapshot:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that results depend on; where it is the same, they need not be measured again."""
+        """All that results depend on; stored results with the same identity are reused."""
         return {
             "dataset": self.dataset.name,
             "test_images": len(self.test),
@@ -144,7 +133,7 @@ class Snapshot:
         }
 
     def keep_fold(self, fold: int) -> None:
-        """Measure with a fold that memory allows, and store results under it."""
+        """Measure with a fold that memory allows, which becomes part of the results' identity."""
         self.forward.fold = fold
         snapshot, config = Path(self.path), self.config
         beside = snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")

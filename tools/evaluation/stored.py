@@ -20,23 +20,23 @@ class ResultFolder:
     """The stored results of one snapshot.
 
     Args:
-        path: the folder; it is made with the first result.
-        identity: all that the results depend on; "snapshot", a path, may differ. The git revision of a clean source
-            tree is in its "provenance", so that no result of another scheme of seeds is reused.
-        of_points: what else the results of perturbations depend on, and reports do not.
-        suffix: of the names of the perturbations' files.
+        path: of the folder, which the first result makes.
+        identity: all that results depend on. Only "snapshot", a path, may differ. "provenance" has the git revision, so
+            results of other code are not reused.
+        of_points: what else the results of perturbations depend on; reports do not.
+        suffix: ends the names of the perturbations' files.
     """
 
     def __init__(self, path: str | Path, identity: Content, of_points: Content, suffix: str = ""):
         self.path, self.identity, self.suffix = Path(path), identity, suffix
         self.identity_of_points = {**identity, **of_points}
-        self.replaced: dict[Path, str] = {}  # what was stored before
+        self.replaced: dict[Path, str] = {}  # the former content of overwritten files
 
     def points_file(self, name: str) -> Path:
         return self.path / f"{name}{self.suffix}.json"
 
     def points(self, name: str) -> Points:
-        """The results of a perturbation, as stored; {} if there is nothing to reuse."""
+        """The stored results of a perturbation; {} if there are none to reuse."""
 
         def read(content: Content) -> Points:
             points = [Result.from_json(point) for point in content["points"]]
@@ -45,7 +45,7 @@ class ResultFolder:
         return self._read(self.points_file(name), self.identity_of_points, read) or {}
 
     def write_points(self, name: str, points: Points) -> None:
-        """Write the results of a perturbation, or "clean", on a line each, as they are long."""
+        """Write the results of a perturbation, or of "clean", one per line."""
         order = sorted(points, key=lambda key: [(value is None, value or 0) for value in key])
         rows = [points[key].as_json() for key in order]
         head = {"perturbation": name, "identity": self.identity_of_points}
@@ -55,7 +55,7 @@ class ResultFolder:
         self._write(self.points_file(name), f'{opened},\n  "points": [\n{lines}\n  ]\n}}\n')
 
     def report(self, name: str, from_json: Callable[[Content], Any] = dict, **settings: Any) -> Any:
-        """Load a stored report whose settings match, by `from_json`; else None."""
+        """The stored report, made by `from_json`, if its `settings` match; else None."""
 
         def read(content: Content) -> Any:
             del content["identity"]
@@ -69,7 +69,7 @@ class ResultFolder:
         logger.info("written: %s", path)
 
     def restore(self) -> None:
-        """Put back the files that this object replaced."""
+        """Put back the files that were overwritten."""
         for path, text in self.replaced.items():
             write_text_atomically(path, text)
 
@@ -82,10 +82,10 @@ class ResultFolder:
         try:
             content = json.loads(read_bytes(path, MOST_TEXT))
             if content.pop("crc32") != _checksum(content):
-                logger.warning("%s is damaged; its results are measured anew", path)
+                logger.warning("%s is damaged; its results are measured again", path)
                 return None
             source = content["identity"]["provenance"]["git"]
-            if source == "unknown" or source.endswith("-dirty"):  # nobody knows which code it was
+            if source == "unknown" or source.endswith("-dirty"):  # it is not known which code it was
                 return None
             is_same = {**content["identity"], "snapshot": identity["snapshot"]} == identity
             return read(content) if is_same else None
@@ -94,5 +94,5 @@ class ResultFolder:
 
 
 def _checksum(content: Content) -> int:
-    """CRC-32 of what JSON keeps of a dictionary: detects damage, not forgery."""
+    """CRC-32 of a dictionary as JSON; detects damage, not forgery."""
     return zlib.crc32(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())

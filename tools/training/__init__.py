@@ -1,1 +1,1 @@
-"""Training runs."""
+"""Training: the loop, and runs with their folder, checkpoints and log."""

@@ -1,4 +1,4 @@
-"""Everything that a configuration describes: data, network, and what trains it."""
+"""Data, network and learner, built from a configuration."""
 
 import dataclasses
 
@@ -23,12 +23,12 @@ DEBUG_BATCHES = 5
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The batches of one process, on its device, and the number of validation samples over all processes."""
+    """The batches of one process, on its device."""
 
     train: Batches
     val: Batches
     test: Batches
-    val_samples: int
+    val_samples: int  # of all processes
 
 
 def check_settings(config: TrainConfig, device: torch.device) -> None:
@@ -40,8 +40,8 @@ def check_settings(config: TrainConfig, device: torch.device) -> None:
 
 
 def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, processes: Processes) -> Data:
-    """Load a data set and share it out among the processes."""
-    with processes.first_goes_ahead():  # otherwise all would download or decode the same
+    """Load a data set and divide it among the processes."""
+    with processes.first_goes_ahead():  # so that only one downloads and decodes
         parts = dataset.load(config)
     for name, part in parts.items():
         if not len(part):
@@ -71,15 +71,17 @@ def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn
 def build_learner(
     config: TrainConfig, net: nn.Module, batches: int, device: torch.device, processes: Processes
 ) -> Learner:
-    """What trains a network in epochs of so many batches; from here on, processes draw different random numbers."""
+    """What trains a network, in epochs of `batches` batches; afterwards processes draw different random numbers."""
     trained = processes.replicated(net, device)
     optimizer = optim.build_optimizer(config.optim, net, config.lr, config.weight_decay)
-    average = get_ema_multi_avg_fn(config.ema)
     try:
         criterion = build_loss(config.loss, config.label_smoothing, config.lambda_tet)
         regularizer = None if config.reg == "no" else build_regularizer(config.reg, config.target_rate)
-    except ValueError as error:  # of `crits`, about the user's settings
+    except ValueError as error:  # raised by `crits` about settings that did not go through the parser
         raise UserError(str(error)) from error
+    ema = None
+    if config.ema:
+        ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     learner = Learner(
         net=torch.compile(trained) if config.compile else trained,
         criterion=criterion,
@@ -90,7 +92,7 @@ def build_learner(
         regularizer=regularizer,
         regularizer_weight=config.lambda1,
         clip_grad=config.clip_grad,
-        ema=AveragedModel(net, multi_avg_fn=average, use_buffers=True) if config.ema else None,
+        ema=ema,
         accumulate=config.accumulate,
         processes=processes,
     )
@@ -100,7 +102,7 @@ def build_learner(
 
 
 def describe(net: nn.Module, config: TrainConfig, processes: Processes) -> str:
-    """The network, and how many images make a step."""
+    """One line for the log: the network, and how many images make a step."""
     text = f"{type(net).__name__} with {sum(parameter.numel() for parameter in net.parameters()):,} parameters"
     size, batches, count = config.minibatch, config.accumulate, processes.count
     if batches * count > 1:

@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite: how they are found and handled."""
+"""Losses, gradients and weights that are not finite are detected here, and such steps are undone."""
 
 import dataclasses
 import logging
@@ -13,8 +13,8 @@ from tools.runtime.processes import Processes
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
-CHECK_EVERY = 25  # steps between looks at the losses on an accelerator: each look waits for it
-MOST_SKIPPED = 10  # steps in a row that may be not finite
+CHECK_EVERY = 25  # steps between checks on an accelerator: each check waits for it
+MOST_SKIPPED = 10  # at so many steps in a row that are not finite, the run has diverged
 
 
 class Diverged(RuntimeError):
@@ -23,10 +23,10 @@ class Diverged(RuntimeError):
 
 @dataclasses.dataclass
 class DivergenceWatch:
-    """Looks for losses, gradients and weights that are not finite.
+    """Checks that losses, gradients and weights are finite.
 
     The loss alone does not suffice: a comparison with a threshold turns a NaN potential into "no spike", so a network
-    of NaN weights may have a finite loss. Where the scaler is enabled, a gradient that is not finite may only be
+    with NaN weights may have a finite loss. Where the scaler is enabled, a gradient that is not finite may only be
     outside fp16's range; the scaler skips the step and lowers its scale, which must not fall below 1.
     """
 
@@ -35,7 +35,7 @@ class DivergenceWatch:
     progress: Progress  # counts the skipped steps
     processes: Processes
     scaler: torch.amp.GradScaler
-    pending: list = dataclasses.field(default_factory=list)  # (step, its numbers) that are not looked at yet
+    pending: list = dataclasses.field(default_factory=list)  # (step, its numbers), not checked yet
 
     def __post_init__(self):
         self.names = ("loss",) if self.scaler.is_enabled() else ("loss", "norm of the gradient")
@@ -56,23 +56,23 @@ class DivergenceWatch:
         return False
 
     def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Note loss and norm of the gradient of a step, before it changes the weights."""
+        """Record the loss and gradient norm of a step, before it changes the weights."""
         self.progress.losses.append(loss)
         self.pending.append((self.progress.steps, torch.stack([loss, norm])))
         if len(self.pending) == (1 if self.device.type == "cpu" else CHECK_EVERY):
             self._check_pending()
 
     def check(self, net: nn.Module) -> None:
-        """Look at all numbers so far, and at all weights and buffers."""
+        """Raise `Diverged` if any number so far, weight or buffer is not finite."""
         self._check_pending()
         for name, value in net.state_dict().items():
             if not torch.isfinite(value).all():
                 raise Diverged(f"{name} is not finite after epoch {self.epoch}, step {self.progress.steps}")
 
     def _check_pending(self):
-        """Raise for the first number of `pending` that is not finite."""
+        """Raise `Diverged` for the first number of `pending` that is not finite."""
         rows = [numbers for _, numbers in self.pending]
-        rows = torch.stack(rows).tolist() if rows else []  # all at once: an accelerator is waited for
+        rows = torch.stack(rows).tolist() if rows else []  # all at once, so that an accelerator is waited for once
         if self.scaler.is_enabled():
             self.progress.skipped += sum(not math.isfinite(norm) for _, norm in rows)
             if self.scaler.get_scale() < 1:
@@ -91,10 +91,10 @@ class DivergenceWatch:
 
 
 class Recovery:
-    """Undoes a step that is not finite, before it has changed weights and optimiser: restores running statistics.
+    """Undoes a step that is not finite, before it changes weights and optimiser, by restoring running statistics.
 
     Args:
-        roll_back: if given, called instead; it restores the last checkpoint, while data and noise go on.
+        roll_back: called instead, if given: restores the last checkpoint, while data and noise go on.
     """
 
     def __init__(self, net: nn.Module, roll_back: Callable[[], None] | None = None):
@@ -104,13 +104,13 @@ class Recovery:
 
     @torch.no_grad()
     def remember(self) -> None:
-        """Called before a step."""
+        """Keep the running statistics; called before each step."""
         for kept, buffer in zip(self.before, self.buffers):
             kept.copy_(buffer)
 
     @torch.no_grad()
     def recover(self) -> None:
-        """Called instead of the optimiser's step."""
+        """Undo the forward passes of a step; called instead of the optimiser's step."""
         if self.roll_back is not None:
             self.roll_back()
             return

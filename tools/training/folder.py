@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, metrics.jsonl, TensorBoard events and result."""
+"""The folder of a run: config.yaml, metrics.jsonl, TensorBoard events and test.json."""
 
 import contextlib
 import dataclasses
@@ -20,21 +20,21 @@ from tools.runtime.provenance import provenance
 from .progress import EpochResult
 
 logger = logging.getLogger(__name__)
-TEST = "test.json"  # of a complete run
+TEST = "test.json"  # only complete runs have it
 
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """The result of a complete run: test.json."""
+    """The result of a complete run, as in test.json."""
 
-    epoch: int  # whose network was tested
+    epoch: int  # of the network that was tested
     val_accuracy: float  # of that network on the validation images, in [0, 1]
     loss: float  # on the test images, in nats per image
     accuracy: float  # on the test images, in [0, 1]
 
 
 def make_run_folder(config: TrainConfig, dataset: str) -> tuple[Path, bool]:
-    """Make --run_dir, or <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/; also say whether it is new."""
+    """Make --run_dir, or <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/; return it, and whether it is new."""
     if not config.run_dir:
         parent = Path(config.results) / dataset / f"{config.model}-{config.neuron}"
         return make_folder_of_now(parent, f"-s{config.seed}"), True
@@ -63,10 +63,10 @@ def read_result(folder: Path) -> RunResult | None:
 
 
 class RunLog:
-    """Writes metrics.jsonl and TensorBoard events, in place of what an interrupted run wrote from `first_epoch` on."""
+    """Writes metrics.jsonl and TensorBoard events, replacing those of an interrupted run from `first_epoch` on."""
 
     def __init__(self, folder: Path, first_epoch: int = 1):
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and not needed for --help
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.folder, self.metrics = folder, folder / "metrics.jsonl"
         rows = [row for row in read_metrics(self.metrics) if row["epoch"] < first_epoch]
@@ -78,7 +78,7 @@ class RunLog:
 
         Args:
             lr: learning rate of the first step.
-            rates: {layer: spikes per neuron and time step in validation}, if they were watched.
+            rates: {layer: spikes per neuron and time step in validation}, if recorded.
         """
         scalars = {"lr": lr}
         for part, result in (("train", trained), ("val", validated)):
@@ -102,7 +102,7 @@ class RunLog:
                     self.board.add_histogram(f"gradients/{name}", parameter.grad.float(), epoch)
 
     def close(self) -> None:
-        """Write what is left and close the event file."""
+        """Write the remaining events and close their file."""
         with self._readable_errors():
             self.board.close()
 
@@ -110,15 +110,15 @@ class RunLog:
     def _readable_errors(self):
         try:
             yield
-        except OSError as error:  # TensorBoard's does not name the file
+        except OSError as error:  # TensorBoard's message does not name the file
             raise OSError(f"the log in {self.folder} cannot be written, is the disk full? {error}") from error
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl, each with the integer "epoch"; none if the file does not exist.
+    """The rows of a metrics.jsonl, each with an integer "epoch"; none if the file does not exist.
 
-    Lines that are not such rows, such as the incomplete last one of a killed run, are left out; any but the last is
-    reported. UserError if `path` is a folder, pipe or device.
+    Damaged lines are left out. All but the last one, which may be incomplete after a killed run, are reported.
+    UserError if `path` is a folder, pipe or device.
     """
     if not path.exists():
         return []
@@ -140,7 +140,7 @@ def read_metrics(path: Path) -> list[dict]:
 def opened(folder: Path, config: TrainConfig, dataset: str, first_epoch: int) -> Iterator[RunLog]:
     """Context manager: lock the folder against other processes, write config.yaml, and open the log.
 
-    config.yaml is itself a recipe of the whole run, with the code and libraries behind it.
+    config.yaml is itself a recipe, with the versions of code and libraries.
     """
     with alone_in(folder):
         remove_parts(folder)

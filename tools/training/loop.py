@@ -1,4 +1,4 @@
-"""The training loop. It receives network, criterion and batches, and imports none."""
+"""The training loop."""
 
 import contextlib
 import dataclasses
@@ -18,8 +18,6 @@ from tools.runtime.processes import Processes
 from .divergence import Diverged, DivergenceWatch, Recovery
 from .progress import EpochResult, Progress
 
-AfterStep = Callable[[Progress, Callable[[], None]], object] | None
-
 
 @dataclasses.dataclass
 class Learner:
@@ -28,7 +26,7 @@ class Learner:
     Args:
         net: images, timesteps -> logits [T, B, K]; with several processes, it averages gradients and has `no_sync()`.
         regularizer: regularizer(net) -> scalar, inside regularizer.watching(net), a context around the forward pass.
-        recovery: undoes steps that are not finite; None: they are errors. With it, each step waits for its numbers.
+        recovery: undoes steps that are not finite, for which each step waits for the device; None: they are errors.
     """
 
     net: nn.Module
@@ -46,26 +44,30 @@ class Learner:
     processes: Processes = Processes()
 
     def start(self, batches: Batches) -> Progress:
-        """The start of a new pass over the training batches, whose order all processes share."""
+        """The progress at the start of a pass over the training batches, whose order all processes share."""
         correct = torch.zeros((), dtype=torch.int64, device=self.forward.device)
         return Progress(self.processes.from_first(batches.order), self.scheduler.get_last_lr()[0], [], correct)
 
 
 def train_one_epoch(
-    learner: Learner, batches: Batches, epoch: int, progress: Progress | None = None, after_step: AfterStep = None
+    learner: Learner,
+    batches: Batches,
+    epoch: int,
+    progress: Progress | None = None,
+    after_step: Callable[[Progress, Callable[[], None]], object] | None = None,
 ) -> EpochResult:
     """One pass over the training batches.
 
     Args:
         batches: (images, target) on the device; their number is a multiple of `learner.accumulate`.
         epoch: its number, for messages.
-        progress: of an interrupted pass, which is continued.
-        after_step: called between steps with the progress and a function `check`; may raise to interrupt the pass.
+        progress: of the interrupted pass to continue.
+        after_step: called after each step with the progress and a function `check`; may raise to interrupt the pass.
             `check()` raises `Diverged` if any number so far is not finite. Call it before saving anything: on an
             accelerator such numbers are noticed late.
 
     Raises:
-        Diverged: naming epoch and step.
+        Diverged: if a loss, gradient or weight is not finite, with epoch and step.
     """
     learner.net.train()
     processes = learner.processes
@@ -74,7 +76,7 @@ def train_one_epoch(
     start = time.perf_counter() - progress.seconds
     coming = batches.passing(progress.order, progress.steps * learner.accumulate)
     steps = range(progress.steps, len(batches) // learner.accumulate)
-    is_hidden = None if processes.is_first else True  # None: hidden unless on a terminal
+    is_hidden = None if processes.is_first else True  # None: shown on a terminal only
     bar = dict(unit="step", leave=False, initial=progress.steps, total=steps.stop, disable=is_hidden)
     for _ in tqdm(steps, f"epoch {epoch}", **bar):
         progress.steps += 1
@@ -92,7 +94,7 @@ def train_one_epoch(
 
 
 def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress: Progress) -> None:
-    """One step of the optimiser, by the mean gradient of the next batches; undone or skipped if not finite."""
+    """One step of the optimiser with the mean gradient of the next batches; undone or skipped if not finite."""
     net, scaler, optimizer = learner.net, learner.scaler, learner.optimizer
     if learner.recovery is not None:
         learner.recovery.remember()
@@ -125,7 +127,7 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
 
 
 def _loss(learner, images, target):
-    """Logits, and the loss with its penalty."""
+    """Logits, and the loss with the regulariser's penalty."""
     net, regularizer = learner.net, learner.regularizer
     with regularizer.watching(net) if regularizer else contextlib.nullcontext():
         logits = learner.forward(net, images)

@@ -1,4 +1,4 @@
-"""How far a pass over the training batches has come, and what it gave."""
+"""The progress and the result of a pass over the training batches."""
 
 import dataclasses
 
@@ -10,16 +10,16 @@ from tools.errors import UserError
 
 @dataclasses.dataclass
 class Progress:
-    """The state of a pass: what a checkpoint needs to continue with the next step."""
+    """The state of a pass, from which a checkpoint continues with the next step."""
 
-    order: Tensor  # of the samples, int64 [N]
+    order: Tensor  # indices of the samples, int64 [N]
     lr: float  # learning rate of the first step
-    losses: list[Tensor]  # of the steps so far, scalars on the device
+    losses: list[Tensor]  # one of each step so far, scalars on the device
     correct: Tensor  # number of samples classified correctly, int64 scalar on the device
     steps: int = 0  # done
     seen: int = 0  # samples in them
     skipped: int = 0  # steps that were not finite: undone, or left out by fp16's scaler
-    skipped_in_a_row: int = 0  # the latest of them
+    skipped_in_a_row: int = 0  # up to the latest step
     seconds: float = 0.0
 
     def state(self) -> dict:
@@ -29,16 +29,16 @@ class Progress:
 
     @classmethod
     def from_state(cls, state: dict, device: torch.device, samples: int) -> "Progress":
-        """The progress that `state` describes; UserError if its order is not one of that many samples."""
+        """The progress in `state`; UserError if its order is not that of `samples` samples."""
         if not torch.equal(state["order"].sort().values, torch.arange(samples)):
-            raise UserError(f"its order is not one of {samples} samples")
+            raise UserError(f"its order is not that of {samples} samples")
         losses = list(state["losses"].to(device))
         return cls(**{**state, "losses": losses, "correct": torch.tensor(state["correct"], device=device)})
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochResult:
-    """What a pass over the training batches gave, over all processes."""
+    """The result of a pass over the training batches, over all processes."""
 
     loss: float  # mean over the steps
     accuracy: float  # share of samples classified correctly, in [0, 1]

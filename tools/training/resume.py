@@ -1,4 +1,4 @@
-"""Which run is continued, and with which settings."""
+"""Finding the run to continue, and its settings."""
 
 import dataclasses
 from collections.abc import Collection
@@ -13,16 +13,16 @@ from tools.optim import PLANNED
 from tools.runtime.processes import restarts
 
 AUTO = "auto"  # --resume: the run in --run_dir, if there is one
-# Settings that may differ in a resumed run.
+# Settings that may change when a run is resumed.
 RESUMABLE = {"resume", "run_dir", "epochs", "device", "threads", "workers", "data_root", "download", "lenient"}
 RESUMABLE |= {"plot_spike_rate", "save_minutes", "save_steps", "max_minutes", "on_nonfinite"}
-# Types of what a checkpoint of a run must hold before anything is restored.
+# Parts of a checkpoint and their types, checked before anything is restored.
 KINDS = {"config": (dict,), "processes": (list,), "epochs_done": (int,), "samples": (int,), "best": (dict, type(None))}
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredRun:
-    """A run to continue: its newest intact checkpoint, and its configuration with the changes that are allowed."""
+    """A run to continue: its newest intact checkpoint, and its configuration with the allowed changes."""
 
     path: Path
     content: dict
@@ -36,17 +36,18 @@ def find_run(
 
     Args:
         given: names of the settings that the user gave.
-        processes, restarted: their number, which must be that of the run, and how often torchrun has restarted them.
+        processes: how many there are; the run must have had as many.
+        restarted: how often torchrun has restarted them.
 
     Raises:
         FileNotFoundError, CheckpointError: if there is no checkpoint, or none that is intact and can be resumed.
-        UserError: if it is of another data set, or settings were given that a resumed run cannot change.
+        UserError: if the run is of another data set, or a given setting cannot change.
     """
     _, may_restart = restarts()
     if config.resume in ("", AUTO):
         if not config.run_dir and (config.resume or may_restart):
-            reason = "--resume auto" if config.resume else "torchrun --max-restarts"
-            raise UserError(f"{reason} needs --run_dir, to find the run again")
+            flag = "--resume auto" if config.resume else "torchrun --max-restarts"
+            raise UserError(f"{flag} needs --run_dir, to find the run again")
         if not (config.resume or restarted) or not checkpoint.holds_run(config.run_dir):
             return None
         config = dataclasses.replace(config, resume=config.run_dir)
@@ -67,14 +68,13 @@ def _check_content(content, path, dataset, processes):
         raise CheckpointError(f"{path} cannot be resumed: it holds a network only; take the run's {checkpoint.LAST}")
     for name, kinds in KINDS.items():
         if name not in content or type(content[name]) not in kinds:
-            raise CheckpointError(f"{path} cannot be resumed: its {name} is not that of a run")
+            raise CheckpointError(f"{path} cannot be resumed: its {name} is missing or of the wrong type")
     if content["epochs_done"] < 0:
         raise CheckpointError(f"{path} cannot be resumed: its epochs_done is negative")
     if content["dataset"] != dataset.name:
         raise UserError(f"{path} was trained on {content['dataset']}, this script is for {dataset.name}")
     if (count := len(content["processes"])) != processes:
-        reason = "their steps would be different ones"
-        raise UserError(f"{path} is of a run of {count} processes, which {processes} cannot continue: {reason}")
+        raise UserError(f"{path} is of a run of {count} processes, which {processes} cannot continue")
 
 
 def _check_changes(config, stored, given):
@@ -83,4 +83,4 @@ def _check_changes(config, stored, given):
         if name not in RESUMABLE and value != getattr(stored, name):
             raise UserError(f"a resumed run keeps its {name} = {getattr(stored, name)!r}; {value!r} was asked for")
     if config.epochs != stored.epochs and "epochs" in given and stored.scheduler in PLANNED:
-        raise UserError(f"the {stored.scheduler} schedule was planned for its epochs: they cannot be changed")
+        raise UserError(f"the {stored.scheduler} schedule was planned for its number of epochs, which cannot change")

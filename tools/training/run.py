@@ -1,4 +1,4 @@
-"""A training run: the parts that a configuration describes, its epochs and its test."""
+"""A training run: building it, its epochs and its test."""
 
 import contextlib
 import dataclasses
@@ -13,10 +13,9 @@ import torch
 from tools import inference
 from tools.config.train import Dataset, TrainConfig
 from tools.data.batches import Batches
-from tools.inference import Scores
+from tools.inference import Scores, seeded_noise
 from tools.io import checkpoint
 from tools.io.files import check_writable
-from tools.networks import seeded_noise
 from tools.probes.firing_rates import firing_rates
 from tools.runtime.device import set_up_torch
 from tools.runtime.interruption import Interrupted, Interruption
@@ -32,7 +31,7 @@ from .resume import find_run
 from .state import RunState
 
 logger = logging.getLogger(__name__)
-MOST_HISTOGRAMS = 100  # epochs that have them: those of all epochs of a long run would fill the disk
+MOST_HISTOGRAMS = 100  # epochs with histograms: those of all epochs of a long run would fill the disk
 
 
 class Training:
@@ -40,8 +39,8 @@ class Training:
 
     Args:
         config: with `config.resume`, the run's own configuration replaces it.
-        given: names of the settings that the user gave; in a resumed run, few may differ.
-        processes: that train together; `config.minibatch` is the number of images of each.
+        given: names of the settings that the user gave; a resumed run refuses most that differ.
+        processes: those that train together; `config.minibatch` is the number of images of each.
 
     Raises:
         UserError: for settings that do not go together, or cannot change in a resumed run.
@@ -51,7 +50,7 @@ class Training:
     def __init__(
         self, config: TrainConfig, dataset: Dataset, given: Collection[str] = (), processes: Processes = Processes()
     ):
-        restarted = processes.largest([restarts()[0]])[0]  # each machine counts its own
+        restarted = processes.largest([restarts()[0]])[0]  # each machine has its own count
         stored = processes.from_first(lambda: find_run(config, dataset, given, processes.count, restarted))
         config = stored.config if stored else dataclasses.replace(config, resume="")
         self.config, self.dataset, self.processes = config, dataset, processes
@@ -74,7 +73,7 @@ class Training:
             self.first_epoch, self.resumed_from = stored.content["epochs_done"] + 1, stored.path
             self.progress = self.state.restore(stored.content, stored.path)
         self.interruption = Interruption(config.max_minutes)
-        self.log: RunLog | None = None  # of the first process
+        self.log: RunLog | None = None  # in the first process only
 
     def _build(self):
         config, processes = self.config, self.processes
@@ -90,7 +89,7 @@ class Training:
     def run(self) -> RunResult:
         """Train to the last epoch, then test the network of the best epoch, once.
 
-        After `Diverged`, last.pth is what was saved last; after `Interrupted`, it has the present state.
+        After `Interrupted`, last.pth has the present state; after `Diverged`, an earlier one.
         """
         config = self.config
         logger.info("%s: %s", self.folder, describe(self.net, config, self.processes))
@@ -106,7 +105,7 @@ class Training:
                 if self.resumed_from is None:
                     self.state.save(0)  # so that a run that diverges at once leaves a checkpoint too
                 elif self.resumed_from.name != checkpoint.LAST:
-                    # last.pth is damaged, or later than where the user went back to; what is resumed is kept.
+                    # last.pth is damaged, or the user went back to before it; the checkpoint resumed from is kept.
                     self.state.save(self.first_epoch - 1, self.progress, keep=False)
                 for epoch in range(self.first_epoch, config.epochs + 1):
                     self._epoch(epoch)
@@ -139,7 +138,7 @@ class Training:
         logger.info(f"epoch {epoch}/{self.config.epochs}: {losses}, {speed}")
 
     def between_steps(self, epoch: int, progress: Progress, check: Callable[[], None]) -> None:
-        """Save if due, or stop if asked to: in all processes after the same step."""
+        """Save if due, or stop if asked to, in all processes after the same step."""
         config = self.config
         after_steps = config.save_steps > 0 and progress.steps % config.save_steps == 0
         after_minutes = 0 < 60 * config.save_minutes < time.monotonic() - self.state.saved_at
@@ -154,15 +153,15 @@ class Training:
     def _validate(self):
         """Scores on the validation images and, if asked for, the firing rate of each layer."""
         net = self.state.evaluated
-        self.processes.share(net)  # each process has its own running statistics
+        self.processes.share(net)  # before, each process has its own running statistics
         with firing_rates(net) if self.config.plot_spike_rate else contextlib.nullcontext() as record:
             scores = self.score(self.data.val, "validation")
         return scores, record and record.rates(self.processes)
 
     def score(self, batches: Batches, purpose: str) -> Scores:
-        """Scores with the noise that `purpose` determines, the same in every epoch; that of training is undisturbed."""
+        """Scores with noise seeded by `purpose`, the same in every epoch; the noise of training is not disturbed."""
         processes, forward = self.processes, self.learner.forward
-        # Several processes must stop at the same place, and here their numbers of batches differ.
+        # Several processes must stop at the same step, and here their numbers of batches differ.
         at_once = self.interruption.at_once() if processes.count == 1 else contextlib.nullcontext()
         with at_once, seeded_noise(forward.device, derived_seed(self.config.seed, purpose, processes.rank)):
             return inference.evaluate(self.state.evaluated, batches, forward, description=purpose, processes=processes)

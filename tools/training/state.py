@@ -1,4 +1,4 @@
-"""The state of a run, and its checkpoints."""
+"""The state of a run and its checkpoints."""
 
 import dataclasses
 import math
@@ -20,24 +20,23 @@ from .progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best epoch so far."""
+    """The epoch chosen so far, with its validation loss and accuracy."""
 
     epoch: int
-    loss: float  # on the validation images, like the accuracy
+    loss: float
     accuracy: float
-    highest_accuracy: float  # of all epochs, maybe that of another one
+    highest_accuracy: float  # of all epochs
 
     def __post_init__(self):
-        if not isinstance(self.highest_accuracy, float):  # as of a forged checkpoint
+        if not isinstance(self.highest_accuracy, float):  # in a forged checkpoint
             raise TypeError("the highest accuracy is not a number")
 
 
-def is_as_good(accuracy: float, highest: float, images: int) -> bool:
-    """Whether an epoch becomes the best one: at most a standard error below the highest accuracy of those before.
+def within_standard_error(accuracy: float, highest: float, images: int) -> bool:
+    """Whether an accuracy on `images` validation images is at most one standard error below the highest so far.
 
-    On few validation images, accuracies of neighbouring epochs differ by chance; the highest of them would often be a
-    lucky early epoch, from before the learning rate has come down. So the latest epoch within one standard error is
-    chosen.
+    The latest such epoch is the best one. On few validation images, accuracies of neighbouring epochs differ by chance;
+    the highest is often that of a lucky early epoch, from before the learning rate has come down.
 
     Note:
         The one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, section 3.4.3.
@@ -54,17 +53,17 @@ class RunState:
     folder: Path
     config: TrainConfig
     dataset: str  # its name
-    samples: int  # for training
+    samples: int  # number of training samples
     best: Best | None = None
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network that validation and test see: the averaged one, if there is one."""
+        """The network to validate and test: the one with averaged weights, if there is one."""
         return self.net if self.learner.ema is None else self.learner.ema.module
 
     def save(self, epochs_done: int, progress: Progress | None = None, keep: bool = True) -> None:
-        """Save last.pth, in all processes, with the progress of an incomplete epoch; the one before stays if `keep`."""
+        """Save last.pth, with the progress of an incomplete epoch; `keep` the previous one. All processes call it."""
         learner = self.learner
         of_this_process = {"rng": seeds.rng_state(), "progress": progress.state() if progress else None}
         parts = {**self._parts(), "scheduler": learner.scheduler}
@@ -78,13 +77,13 @@ class RunState:
         }
         if learner.processes.is_first:
             checkpoint.save_last(self.folder, content, keep)
-            (self.folder / TEST).unlink(missing_ok=True)  # it marks a complete run, which this state is not
+            (self.folder / TEST).unlink(missing_ok=True)  # only complete runs have it
         self.saved_at = time.monotonic()
 
     def keep_best(self, epoch: int, scores: Scores, images: int) -> None:
-        """Save the network as best.pth if its scores on so many validation images make it the best (`is_as_good`)."""
+        """Save the network as best.pth if its accuracy on `images` validation images is `within_standard_error`."""
         highest = self.best.highest_accuracy if self.best else 0.0
-        if not is_as_good(scores.accuracy, highest, images):
+        if not within_standard_error(scores.accuracy, highest, images):
             return
         self.best = Best(epoch, scores.loss, scores.accuracy, max(highest, scores.accuracy))
         content = {"model": self.evaluated.state_dict(), "metrics": dataclasses.asdict(self.best), **self._identity()}
@@ -98,7 +97,7 @@ class RunState:
         return Best(**best["metrics"])
 
     def restore(self, content: dict, path: Path) -> Progress | None:
-        """Restore the content of the checkpoint at `path`, if it fits; returns the progress of an incomplete epoch."""
+        """Restore the content of the checkpoint at `path`; return the progress of an incomplete epoch, if any."""
         if content["samples"] != self.samples:
             raise CheckpointError(f"{path} was trained on {content['samples']} samples, and here are {self.samples}")
         learner = self.learner
@@ -110,11 +109,11 @@ class RunState:
             seeds.set_rng_state(of_this_process["rng"])  # last: everything above may draw numbers
             progress = of_this_process["progress"]
             return progress and Progress.from_state(progress, learner.forward.device, self.samples)
-        except Exception as error:  # torch trusts its input, so errors are of many kinds
+        except Exception as error:  # torch does not check its input, so errors are of many kinds
             raise CheckpointError(f"{path} cannot be resumed: {error!r}") from error
 
     def roll_back(self) -> None:
-        """Restore network and optimiser from the last checkpoint, but not the learning rate or the place in the run."""
+        """Restore network and optimiser from the last checkpoint, but not the learning rate or the progress."""
         content = self.learner.processes.from_first(lambda: checkpoint.read_last(self.folder)[1])
         groups = self.learner.optimizer.param_groups
         rates = [group["lr"] for group in groups]
@@ -126,7 +125,7 @@ class RunState:
         return {"config": dataclasses.asdict(self.config), "dataset": self.dataset}
 
     def _parts(self):
-        """What a step changes, and a rollback restores, by its name in checkpoints; None for an average that is not."""
+        """What a step changes and a rollback restores, by its name in checkpoints; "ema" is None without averaging."""
         learner = self.learner
         return {"model": self.net, "ema": learner.ema, "optimizer": learner.optimizer, "scaler": learner.scaler}
 

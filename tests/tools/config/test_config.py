@@ -14,6 +14,7 @@ from tools.config.fields import GROUPS, settings
 from tools.config.parsing import checked, parse
 from tools.config.train import TrainConfig
 from tools.errors import UserError
+from tools.perturb import applicable
 
 
 @dataclasses.dataclass
@@ -194,6 +195,21 @@ def test_help_has_every_flag_under_a_heading(capsys, config_class):
     assert all(f"  --{name}" in shown for name in settings(config_class))
 
 
+@pytest.mark.parametrize(
+    ("dataset", "offered", "others"), [(IMAGES, "add_gaussian", "eventdrop"), (EVENTS, "eventdrop", "add_gaussian")]
+)
+def test_help_offers_the_perturbations_that_the_data_set_accepts(capsys, dataset, offered, others):
+    with pytest.raises(SystemExit):
+        parse(EvaluationConfig, ["--help"], dataset=dataset)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  --perturbation [{")]
+    names = line.partition("{")[2].partition("}")[0].split(",")
+    assert {"all", "membrane", offered} <= set(names) and others not in names
+    assert names[1:] == applicable(dataset.has_pixels)
+    with pytest.raises(SystemExit):
+        parse(EvaluationConfig, ["--help"])
+    assert f",{others}," in capsys.readouterr().out  # for any data set
+
+
 def test_settings_of_the_network_can_be_overridden_in_an_evaluation():
     ours, theirs = settings(TrainConfig), settings(EvaluationConfig)
     assert {"model", "neuron", "timestep", "sigma", "amp", "frame_size", "split"} <= set(NETWORK_SETTINGS)
@@ -208,8 +224,8 @@ def test_settings_of_the_network_can_be_overridden_in_an_evaluation():
 
 
 def test_the_loss_is_chosen_by_name_and_tet_by_its_old_flag_too(tmp_path, capsys):
-    assert settings(TrainConfig)["loss"].allowed == tuple(LOSSES)
-    assert settings(TrainConfig)["reg"].allowed == ("no", *REGULARIZERS)
+    assert settings(TrainConfig)["loss"].allowed() == tuple(LOSSES)
+    assert settings(TrainConfig)["reg"].allowed() == ("no", *REGULARIZERS)
     assert TrainConfig().loss == "rate"
     for argv in (["--tet"], ["--loss", "tet"], ["--config", recipe(tmp_path, "tet: true")]):
         assert parse(TrainConfig, argv)[0].loss == "tet"

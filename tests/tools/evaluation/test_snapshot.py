@@ -473,7 +473,7 @@ def test_the_published_attack_is_a_perturbation_of_the_test(half_trained, stripe
         test.net.normalize.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].clone()))
         clean, weak, strong = evaluate(test).perturbations["adversarial"]
         assert strong.loss_mean > weak.loss_mean > clean.loss_mean
-        images = torch.cat([batch for batch, _ in test.test_batches])
+        images = test.test.images.float() / 255
         distance = (seen[-1] - images[: len(seen[-1])]).flatten(1).norm(dim=1)
         assert (distance <= PERTURBATIONS["adversarial"].severities[-1] + 1e-4).all() and (distance > 0.5).all()
     beside = conditions(EvaluationConfig(perturbation=["adversarial", "all"]), has_pixels=True)

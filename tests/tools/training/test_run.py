@@ -17,7 +17,7 @@ from tools.training import loop
 from tools.training.build import DEBUG_BATCHES
 from tools.training.divergence import Diverged
 from tools.training.run import Training
-from tools.training.state import is_as_good
+from tools.training.state import within_standard_error
 
 TINY = {
     "model": "vggwoap",
@@ -87,11 +87,11 @@ def test_config_yaml_of_a_run_is_a_recipe(tmp_path, stripes):
 
 
 def test_the_best_epoch_is_the_latest_within_a_standard_error():
-    assert is_as_good(0.98, 0.985, images=400)  # the standard error is 0.6 %
-    assert not is_as_good(0.978, 0.985, images=400)
-    assert not is_as_good(0.98, 0.985, images=5000)
-    assert is_as_good(0.99, 0.985, images=5000)
-    assert is_as_good(1.0, 1.0, images=10) and not is_as_good(0.9, 1.0, images=10)
+    assert within_standard_error(0.98, 0.985, images=400)  # the standard error is 0.6 %
+    assert not within_standard_error(0.978, 0.985, images=400)
+    assert not within_standard_error(0.98, 0.985, images=5000)
+    assert within_standard_error(0.99, 0.985, images=5000)
+    assert within_standard_error(1.0, 1.0, images=10) and not within_standard_error(0.9, 1.0, images=10)
 
 
 def test_best_is_chosen_in_validation(tmp_path, stripes):

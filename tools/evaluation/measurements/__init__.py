@@ -1,4 +1,4 @@
-"""What a measurement is; each has a module here."""
+"""The parts of an evaluation, a module for each; here what they have in common."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -10,22 +10,22 @@ from tools.evaluation.snapshot import Snapshot
 
 
 class Measurement:
-    """One part of an evaluation: measured of each snapshot, stored, logged, and shown in the report."""
+    """One part of an evaluation: measured for each snapshot, stored, logged, and shown in the report."""
 
-    key: ClassVar[str]  # its name in the results, and of its file
+    key: ClassVar[str]  # name in the results
     setting: ClassVar[str] = ""  # the setting that asks for it; empty: always measured
-    kind: ClassVar[type] = dict  # the dataclass of its report, or dict
+    kind: ClassVar[type] = dict  # the dataclass of the report, or dict
 
     def name(self, config: EvaluationConfig) -> str:
-        """The name of its file, without ending."""
+        """The name of the file, without ending."""
         return self.key
 
     def settings(self, config: EvaluationConfig) -> dict[str, Any]:
-        """Values in a stored report without which it is measured anew."""
+        """The values that a stored report must have to be reused."""
         return {}
 
     def run(self, snapshot: Snapshot) -> Any:
-        """The report of a snapshot, measured or as stored; None if there is nothing to report."""
+        """The report of a snapshot, measured or stored earlier; None if there is nothing to report."""
         name = self.name(snapshot.config)
         report = snapshot.folder.report(name, self.from_json, **self.settings(snapshot.config))
         if report is None:
@@ -43,16 +43,16 @@ class Measurement:
         return {name: value for name, value in content.items() if value is not None}
 
     def from_json(self, content: dict[str, Any]) -> Any:
-        """The report that `as_json` gave."""
+        """The inverse of `as_json`."""
         return self.kind(**content)
 
     def summary(self, report: Any) -> Any:
-        """What results.json has of a report: no more than it shows."""
+        """The part of a report that goes into results.json."""
         return self.as_json(report)
 
     def log(self, report: Any) -> None:
         """Log the main numbers."""
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
-        """Its parts of the report page."""
+        """The sections of the report page."""
         return []

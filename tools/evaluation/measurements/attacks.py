@@ -1,4 +1,4 @@
-"""All attacks of a preset, their scores, and the gates that say whether to believe them."""
+"""Accuracy under the attacks of a preset, and the gates that say whether to believe it."""
 
 import logging
 from typing import Any

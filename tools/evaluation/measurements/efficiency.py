@@ -1,4 +1,4 @@
-"""Firing rates, synaptic operations and their energy, over the test samples; one draw of the noise."""
+"""Firing rates, synaptic operations and their energy, over the test samples, with one draw of the noise."""
 
 import dataclasses
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class EfficiencyReport:
-    """What one sample costs; the fields after `firing_rates` are those of `Operations.report`."""
+    """The cost of one sample; the fields after `firing_rates` are those of `Operations.report`."""
 
     firing_rates: dict[str, float]
     layers: dict[str, dict[str, Any]]
@@ -36,7 +36,7 @@ class Efficiency(Measurement):
 
     def measure(self, snapshot: Snapshot) -> EfficiencyReport:
         with firing_rates(snapshot.net) as rates, count_operations(snapshot.net) as operations:
-            snapshot.predict(snapshot.test_batches, "efficiency", description="counting operations")
+            snapshot.predict(snapshot.test, "efficiency", description="counting operations")
         return EfficiencyReport(rates.rates(), **operations.report())
 
     def log(self, report: EfficiencyReport) -> None:

@@ -1,11 +1,9 @@
-"""Accuracy and loss under each condition; stored condition by condition, so that an interrupted test goes on."""
+"""Accuracy and loss under each condition, stored one by one, so that an interrupted test continues."""
 
-import contextlib
 import dataclasses
 import logging
 import statistics
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -25,7 +23,8 @@ from . import Measurement
 
 logger = logging.getLogger(__name__)
 Report = dict[str, list[Result]]
-WORST = 12  # samples of the highest loss that are remembered
+Transform = Callable[[Tensor, Tensor], Tensor]  # (images, labels) -> images
+WORST = 12  # number of samples of the highest loss that are listed
 
 
 class Perturbations(Measurement):
@@ -38,7 +37,7 @@ class Perturbations(Measurement):
             for condition in conditions:
                 key = (condition.severity, condition.strength)
                 if key not in done:
-                    if condition.is_clean and name != CLEAN:  # which comes first
+                    if condition.is_clean and name != CLEAN:  # CLEAN itself is the first name
                         clean = report[CLEAN][0]
                         done[key] = dataclasses.replace(clean, strength=condition.strength, confusion=None, worst=None)
                     else:
@@ -82,18 +81,14 @@ def _log(name: str, result: Result) -> None:
 def _result(snapshot: Snapshot, condition: Condition) -> Result:
     """Accuracy and loss under a condition, over draws of the network's noise and of the perturbation.
 
-    Each draw is one pass, whose predictions are the mean of `n_ensembles`.
+    Each draw is one pass; its predictions are means over `n_ensembles` noise draws.
     """
-    perturbation = PERTURBATIONS.get(condition.name)  # None for corruptions from a folder, which draw nothing
+    perturbation = PERTURBATIONS.get(condition.name)  # None: a corruption from a folder, which draws nothing
     is_random = not condition.is_clean and perturbation is not None and perturbation.is_random
     is_drawn, predictions = snapshot.is_noisy or is_random, []
     for draw in range(snapshot.config.draws if is_drawn else 1):
-        disturbance = _disturbance(snapshot, condition, snapshot.seed("perturbation", draw))
-        what = f"{condition.name} {condition.strength}, draw {draw + 1}"
-        with disturbance.inside:
-            options = dict(draws=snapshot.config.n_ensembles, transform=disturbance.transform, description=what)
-            log_p, target = snapshot.predict(disturbance.batches, "noise", draw, **options)
-        predictions.append(metrics.mean_prediction(log_p))
+        prediction, target = _prediction(snapshot, condition, draw)
+        predictions.append(prediction)
     accuracies = [metrics.accuracy(one, target) for one in predictions]
     losses = [metrics.negative_log_likelihood(one, target) for one in predictions]
     draws = torch.stack(predictions)
@@ -112,38 +107,32 @@ def _result(snapshot: Snapshot, condition: Condition) -> Result:
     )
 
 
-@dataclasses.dataclass
-class _Disturbance:
-    """What makes a condition."""
+def _prediction(snapshot: Snapshot, condition: Condition, draw: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N, K] of one pass under a condition, and labels [N]."""
+    name, strength, seed = condition.name, condition.strength, snapshot.seed("perturbation", draw)
 
-    batches: Any
-    inside: AbstractContextManager[Any] = contextlib.nullcontext()  # of the network
-    transform: Callable[[Tensor, Tensor], Tensor] | None = None  # (images, labels) -> images
+    def predict(data: Any = snapshot.test, transform: Transform | None = None) -> tuple[Tensor, Tensor]:
+        options = dict(draws=snapshot.config.n_ensembles, description=f"{name} {strength}, draw {draw + 1}")
+        log_p, target = snapshot.predict(data, "noise", draw, transform=transform, **options)
+        return metrics.mean_prediction(log_p), target
 
-
-def _disturbance(snapshot: Snapshot, condition: Condition, seed: int) -> _Disturbance:
-    name, strength = condition.name, condition.strength
     if condition.is_clean:
-        return _Disturbance(snapshot.test_batches)
+        return predict()
     if name not in PERTURBATIONS:
-        return _Disturbance(snapshot.batches(snapshot.corruptions.part(name, condition.severity)))
+        return predict(snapshot.corruptions.part(name, condition.severity))
     apply, where, generator = PERTURBATIONS[name].apply, PERTURBATIONS[name].where, Generator().manual_seed(seed)
     if where == "events":
-        return _Disturbance(snapshot.batches(snapshot.test.perturbed(apply, strength, seed)))
+        return predict(snapshot.test.perturbed(apply, strength, seed))
     if where == "hidden":
-        own = Generator(snapshot.device).manual_seed(seed)
-        return _Disturbance(snapshot.test_batches, inside=apply(snapshot.net, strength, own))
+        with apply(snapshot.net, strength, Generator(snapshot.device).manual_seed(seed)):
+            return predict()
     if where == "pixels":
-        return _Disturbance(snapshot.test_batches, transform=lambda images, _: apply(images, strength, generator))
+        return predict(transform=lambda images, _: apply(images, strength, generator))
     if where != "attack":
-        raise ValueError(f"{name}: no family of perturbations is called {where}")
+        raise ValueError(f"the perturbation {name} is of the unknown family {where!r}")
     own_path = with_gradient_path(snapshot.net, "own")
     gradient = Victim(own_path, snapshot.forward, snapshot.config.adv_draws if snapshot.is_noisy else 1).gradient
-
-    def attack(images: Tensor, target: Tensor) -> Tensor:
-        return apply(gradient, images, target, strength, generator)
-
-    return _Disturbance(snapshot.test_batches, transform=attack)
+    return predict(transform=lambda images, target: apply(gradient, images, target, strength, generator))
 
 
 def _deviation(values: list[float]) -> float | None:
@@ -151,7 +140,7 @@ def _deviation(values: list[float]) -> float | None:
 
 
 def _confusion(draws: Tensor, target: Tensor) -> list[list[float]]:
-    """Of each class, how many samples per draw were taken for each class. Shape: [D, N, K], [N] -> [K][K]."""
+    """Confusion matrix [class][taken for], in samples per draw. Shape: draws [D, N, K], target [N] -> [K][K]."""
     classes = draws.shape[-1]
     pairs = (target * classes + draws.argmax(-1)).flatten()
     return (pairs.bincount(minlength=classes**2).view(classes, classes) / len(draws)).tolist()

@@ -1,10 +1,10 @@
-"""Pictures of a test sample of each class, and of the network's spikes; nothing for the report."""
+"""Pictures of a recording of each class and of the network's spikes, as files of their own."""
 
 import logging
 
 from tools.data.events.pictures import picture_recordings
 from tools.evaluation.snapshot import Snapshot
-from tools.networks import seeded_noise
+from tools.inference import seeded_noise
 from tools.probes.rasters import picture_spikes
 
 from . import Measurement

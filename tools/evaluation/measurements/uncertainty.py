@@ -19,9 +19,9 @@ from tools.evaluation.snapshot import Snapshot
 from . import Measurement
 
 logger = logging.getLogger(__name__)
-Row = dict[str, Any]  # of `ensemble_curve`
+Row = dict[str, Any]  # a row of `ensemble_curve`
 
-SCORES = {  # in the report, in this order; a score without an entry is shown by its own name
+SCORES = {  # headings in the report; a score without an entry is shown by its own name
     "nll": "NLL",
     "nll_scaled": "NLL, T",
     "brier": "Brier",
@@ -42,11 +42,11 @@ class UncertaintyReport:
 
     ood: str  # name of the other data set, or empty
     validation_images: int  # that temperatures are fitted on
-    bins: int  # of the calibration error
+    bins: int  # number of bins of the calibration error
     images_per_s: float  # times draws
-    curve: list[Row]  # against the number of averaged draws
+    curve: list[Row]  # a row for each number of averaged draws
     reliability: dict[str, list[Row]]  # rows of `metrics.reliability`, by number of averaged draws
-    more_time_steps: list[Row] | None = None  # of single draws; events have none
+    more_time_steps: list[Row] | None = None  # scores of single draws; None for event data
     out_of_distribution: dict[str, Any] | None = None  # how well the other data set is told from this one
 
 
@@ -60,18 +60,18 @@ class Uncertainty(Measurement):
     def measure(self, snapshot: Snapshot) -> UncertaintyReport:
         ood, sizes = snapshot.config.ood, SIZES if snapshot.is_noisy else (1,)
         most, more, told = max(sizes), None, None
-        val, val_target = _draws(snapshot, snapshot.validation_batches, most, "val")
+        val, val_target = _draws(snapshot, snapshot.validation, most, "val")
         start = time.perf_counter()
-        test, target = _draws(snapshot, snapshot.test_batches, most, "test")
+        test, target = _draws(snapshot, snapshot.test, most, "test")
         images_per_s = most * len(target) / (time.perf_counter() - start)
         curve = ensemble_curve(test, target, val, val_target, sizes)
         means = {size: metrics.mean_prediction(test[:size]) for size in (1, most)}
         reliability = {str(size): metrics.reliability(mean, target) for size, mean in means.items()}
         if snapshot.dataset.has_pixels:
-            # as many passes for each row as the draws' own curve had
+            # so many repetitions that each row costs as much compute as the curve of draws
             more = [_more_steps(snapshot, factor, most // factor or 1) for factor in SIZES[1:]]
         if ood:
-            outside, labels = _draws(snapshot, snapshot.batches(snapshot.outside), most, ood)
+            outside, labels = _draws(snapshot, snapshot.outside, most, ood)
             told = {"dataset": ood, "test_images": len(labels), "curve": out_of_distribution(test, outside, sizes)}
         return UncertaintyReport(ood, len(val_target), metrics.BINS, images_per_s, curve, reliability, more, told)
 
@@ -92,13 +92,13 @@ class Uncertainty(Measurement):
 
 
 def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[Row]:
-    """Scores of the mean of the first 2, 3, ... snapshots, one draw each: what the compute of as many draws buys."""
+    """Scores of the mean of the first 2, 3, ... snapshots, one draw each: at the cost of 2, 3, ... draws."""
     if len(snapshots) < 2:
         return []
     what, tests, vals = "ensemble of snapshots", [], []
     for one in snapshots:
-        test, target = _draws(one, one.test_batches, 1, what)
-        val, val_target = _draws(one, one.validation_batches, 1, what)
+        test, target = _draws(one, one.test, 1, what)
+        val, val_target = _draws(one, one.validation, 1, what)
         tests.append(test)
         vals.append(val)
     return ensemble_curve(torch.cat(tests), target, torch.cat(vals), val_target, range(2, len(snapshots) + 1))
@@ -108,15 +108,15 @@ def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
     """Scores of single draws with `factor` times as many time steps, averaged over `repetitions` of them."""
     forward = dataclasses.replace(snapshot.forward, timesteps=factor * snapshot.forward.timesteps)
     what = f"{forward.timesteps} time steps"
-    test, target = _draws(snapshot, snapshot.test_batches, repetitions, f"test, {what}", forward=forward)
-    val, val_target = _draws(snapshot, snapshot.validation_batches, repetitions, f"val, {what}", forward=forward)
+    test, target = _draws(snapshot, snapshot.test, repetitions, f"test, {what}", forward=forward)
+    val, val_target = _draws(snapshot, snapshot.validation, repetitions, f"val, {what}", forward=forward)
     (row,) = ensemble_curve(test, target, val, val_target, (1,))
     return {"factor": factor, "timesteps": forward.timesteps, **row}
 
 
-def _draws(snapshot: Snapshot, batches: Any, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of independent noise draws [count, N, K], folded into the batch where they fit; labels [N]."""
-    return snapshot.predict(batches, "draws", draws=count, description=f"{what}, {count} draws", **options)
+def _draws(snapshot: Snapshot, data: Any, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of independent noise draws [count, N, K], and labels [N]."""
+    return snapshot.predict(data, "draws", draws=count, description=f"{what}, {count} draws", **options)
 
 
 def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[Row]]) -> list[Any]:

@@ -1,1 +1,1 @@
-"""The report of an evaluation: results.json (`document`), report.html (`page`, of `blocks`), and `figures`."""
+"""The report of an evaluation: report.html (`page`) and its pictures (`figures`)."""

@@ -13,11 +13,11 @@ from tools.evaluation.results import Evaluation, GroupAccuracy, Result, Row
 from tools.perturb import PERTURBATIONS
 
 WIDTH = 9.6  # inches
-COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # not averaged: the same in all reports
+COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # the same in all reports, so not averaged
 WORST_COLUMNS = 6
 ATTACK_STYLES = {"all": "-", "PGD": "--", "random noise": ":"}
 QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
-COMPUTE = {  # by what it is spent on: the key of a row's number on the axis, and the style of the curve
+COMPUTE = {  # what compute is spent on: the entry of a row that is on the axis, and the style of the curve
     "draws": ("draws", dict(marker="o", markersize=4)),
     "time steps": ("factor", dict(marker="s", markersize=3, linestyle=":")),
     "snapshots": ("draws", dict(marker="*", linestyle="--")),
@@ -25,7 +25,7 @@ COMPUTE = {  # by what it is spent on: the key of a row's number on the axis, an
 
 
 def strengths(label: str, results: list[Result], of: str, title: str) -> Figure:
-    """Accuracy of one network against the strength (`of` what), or the severity where all results have one."""
+    """Accuracy of one network against the severity where all results have one, else the strength; `of`: its meaning."""
     figure, ((axes,),) = _panels(1, 1, 4.2, width=6.4)
     by_severity = all(result.severity is not None for result in results)
     x = [result.severity if by_severity else result.strength for result in results]
@@ -70,7 +70,7 @@ def severities(evaluation: Evaluation) -> Figure | None:
 
 
 def attacks(evaluation: Evaluation) -> Figure:
-    """Accuracy against the radius of the attacks, a panel for each norm; its title says where gates failed."""
+    """Accuracy against the radius of the attacks, a panel for each norm; the title names groups whose gates failed."""
     rows = [row for row in evaluation.rows if row.test.startswith(ATTACK)]
     norms = list(dict.fromkeys(row.of for row in rows))
     clean, doubtful = {}, []
@@ -96,7 +96,10 @@ def attacks(evaluation: Evaluation) -> Figure:
 
 
 def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Scores against averaged draws, beside more time steps and ensembles; arguments are {group: reports, or rows}."""
+    """Scores against averaged draws, beside more time steps and ensembles of snapshots.
+
+    `measured` is {group: uncertainty reports}, `ensembles` {group: rows}.
+    """
     figure, panels = _panels(1, len(QUANTITIES), 3.9)
     for axes, (quantity, label) in zip(panels.flat, QUANTITIES.items()):
         for number, (group, reports) in enumerate(measured.items()):
@@ -118,7 +121,7 @@ def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[dict[str, An
 def reliability(measured: dict[str, list[Any]]) -> Figure:
     """Accuracy against confidence in bins of equal mass, before temperature scaling; a panel for each group.
 
-    Bins of the same rank hold equally many samples of each snapshot, so that their means are those of all snapshots.
+    Bins of the same rank hold equally many samples of each snapshot, so means over snapshots are means over samples.
     """
     figure, panels = _panels(1, len(measured), 3.8, sharey=True)
     for axes, (group, reports) in zip(panels.flat, measured.items()):
@@ -188,7 +191,7 @@ def worst(evaluation: Evaluation) -> Figure:
 
 
 def mean_rows(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of several tables of numbers, averaged over the tables; [] of none."""
+    """Rows of numbers, averaged over several tables; [] without tables."""
     means = []
     for rows in zip(*tables):
         means.append({key: rows[0][key] if key in COUNTS else np.mean([row[key] for row in rows]) for key in rows[0]})
@@ -202,7 +205,7 @@ def _panels(lines: int, columns: int, height: float, width: float = WIDTH, **sha
 
 
 def _picture(image: np.ndarray) -> np.ndarray:
-    """[C, H, W] -> what imshow takes; two polarities of events as red and blue."""
+    """An image [C, H, W] as imshow takes it; the two polarities of events become blue and red."""
     if len(image) == 2:
         off, on = image / max(image.max(), 1e-9)
         return np.stack([on, np.zeros_like(on), off], -1)
@@ -210,12 +213,12 @@ def _picture(image: np.ndarray) -> np.ndarray:
 
 
 def _plain(text: str) -> str:
-    """Text in which matplotlib sees no formula."""
+    """Text with escaped dollars, which matplotlib would take for formulas."""
     return text.replace("$", r"\$")
 
 
 def _with_interval(axes: Axes, x: list[float], accuracies: list[GroupAccuracy], label: str, **style: str) -> None:
-    """A line of means, and their intervals if there are several seeds, in per cent."""
+    """Plot means in per cent, and their intervals if there are several seeds."""
     means = [100 * one.mean for one in accuracies]
     (line,) = axes.plot(x, means, marker="o", markersize=3, label=_plain(label), **style)
     if accuracies[0].low is not None:
@@ -224,7 +227,7 @@ def _with_interval(axes: Axes, x: list[float], accuracies: list[GroupAccuracy], 
 
 
 def _percent_axis(axes: Axes) -> None:
-    """From the tens below the lowest mean to the tens above the highest; intervals may reach beyond."""
+    """Set the limits to the tens below the lowest mean and above the highest; intervals may reach beyond."""
     means = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     low, high = 10 * np.floor((means.min() - 1) / 10), 10 * np.ceil((means.max() + 1) / 10)
     axes.set(ylim=(max(low, -1), min(high, 101)))

@@ -1,4 +1,4 @@
-"""report.html, one file that holds all its pictures and needs no network, and what it is made of."""
+"""report.html: one file with all pictures inside, which needs no network."""
 
 import base64
 import dataclasses
@@ -19,7 +19,7 @@ VERDICTS = {"passed": "all gates passed", "failed": "not reliable: gates failed"
 
 @dataclasses.dataclass
 class Table:
-    """A table; with a title it is folded away, behind the title and the verdict "passed" or "failed"."""
+    """A table; one with a title is folded away, behind the title and the verdict, "passed" or "failed"."""
 
     head: list[str]
     rows: list[list[Any]]
@@ -36,7 +36,7 @@ class Section:
 
 
 def missing(heading: str, flag: str) -> Section:
-    """The section of what was not measured, which says how to get it."""
+    """The section for a part that was not measured, with the flag that measures it."""
     return Section(heading, [f"Not part of this run: {flag} measures it."])
 
 
@@ -49,29 +49,32 @@ def count(number: int, what: str) -> str:
 
 
 def comparison(rows: list[Row]) -> Table:
-    """Accuracies and their differences; means over strengths have p-values, others deviations over draws."""
+    """A table of accuracies and their differences, with p-values (means over strengths) or deviations (others)."""
     first, is_mean = rows[0], rows[0].is_mean
     head = ["test, mean over strengths" if is_mean else "test"]
     head += [f"{group}, % [95 % over seeds]" for group in first.groups]
-    head += [] if is_mean else [f"{group}, over draws" for group in first.groups]
+    if not is_mean:
+        head += [f"{group}, over draws" for group in first.groups]
     for one in first.differences:
         head += [f"{one.first} - {one.second} [95 % over samples]", "[95 % over seeds]"]
-        head += ["p (Holm)"] if is_mean else []
+        if is_mean:
+            head.append("p (Holm)")
     lines = []
     for row in rows:
         cells = [label(row) + ("" if row.reliable else " (not reliable)")]
         cells += [interval(one.mean, one) for one in row.groups.values()]
-        cells += [] if is_mean else [percent(one.draws_std) for one in row.groups.values()]
+        if not is_mean:
+            cells += [percent(one.draws_std) for one in row.groups.values()]
         for one in row.differences:
-            cells += [interval(one.difference, one), bounds(one.seeds["low"], one.seeds["high"])]
+            cells += [interval(one.difference, one), bounds(one.seeds.low, one.seeds.high)]
             if is_mean:
-                cells.append("-" if one.seeds["low"] is None else f"{one.p_holm:.3f}")
+                cells.append("-" if one.seeds.low is None else f"{one.p_holm:.3f}")
         lines.append(cells)
     return Table(head, lines)
 
 
 def render(evaluation: Evaluation, measured: list[Section], document: dict[str, Any]) -> str:
-    """The page, as text, with the sections of the measurements; `document`, of results.json, says how it was made."""
+    """The page as text, with the sections of the measurements; `document` is the content of results.json."""
     facts = {"command": " ".join(["python", *document["command"]]), **document["provenance"]}
     facts["processor"] = document["machine"]["processor"]
     sections = [
@@ -103,7 +106,7 @@ def _networks(evaluation: Evaluation) -> list[Any]:
 
 
 def _differences(evaluation: Evaluation) -> list[Any]:
-    """Which differences are beyond chance: in words, and the numbers."""
+    """Which differences are beyond chance, in words and numbers."""
     if len(evaluation.groups) == 1:
         return ["One group of networks: nothing to compare. Give --compare NSNN=a.pth,b.pth SNN=c.pth,d.pth."]
     note = (
