@@ -82,7 +82,7 @@ class FiringRate(Regularizer):
         if not 0.0 <= target <= 1.0:
             raise ValueError(f"the target rate must be in [0, 1] spikes per step, got {target}")
         self.target = target
-        self._rates: dict[str, Tensor] | None = None
+        self._rates: dict[str, Tensor] = {}
 
     def __call__(self, net: nn.Module) -> Tensor:
         if not self._rates:
@@ -94,17 +94,15 @@ class FiringRate(Regularizer):
         neurons = {name: module for name, module in net.named_modules() if getattr(module, "emits_spikes", False)}
         if not neurons:
             raise ValueError(f"{type(net).__name__} has no spiking neuron to regularise")
-        rates: dict[str, Tensor] = {}
-        self._rates = rates
 
         def keep(name: str, module: nn.Module, args: tuple[Tensor, ...], spikes: Tensor) -> None:
-            rates[name] = spikes.float().mean()
+            self._rates[name] = spikes.float().mean()
 
         handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in neurons.items()]
         try:
             yield self
         finally:
-            self._rates = None  # nothing of the graph outlives the block
+            self._rates = {}  # nothing of the graph outlives the block
             for handle in handles:
                 handle.remove()
 

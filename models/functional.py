@@ -62,10 +62,10 @@ def noisy_lif(
         state: membrane potential before the first step; None means 0, at rest.
         scale: a 0-d tensor that replaces the scale of `noise`, and is learnt.
         surrogate: a law whose density is the gradient instead; the mean field, whose gradient is exact, ignores it.
-        mode: "noisy"; "noiseless" fires where u > threshold with no noise at all; "mean_field" replaces spikes by
-            their probabilities F(u - threshold), in the reset too.
+        mode: "noisy"; "noiseless" fires where u > threshold; "mean_field" replaces spikes by their probabilities
+            F(u - threshold), in the reset too.
         backend: "eager" (any law and device), "fused" (compiled; the laws of this package), "auto": fused if possible.
-        keep_state: if false, the second result is None, and the time to compute it is saved.
+        keep_state: if false, the second result is None, and need not be computed.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential after the last step
@@ -159,7 +159,7 @@ def firing_probability(
 
 
 def check_decay(decay: float | Tensor) -> None:
-    """Raise ValueError unless `decay` is in [0, 1], or a 0-d tensor (whose value stays on its device, unread)."""
+    """Raise ValueError unless `decay` is in [0, 1] or a 0-d tensor, whose value is not read from its device."""
     if isinstance(decay, Tensor):
         _check_learnt("decay", decay)
     elif not 0.0 <= decay <= 1.0:
@@ -185,7 +185,7 @@ def check_law(name: str, law: object) -> None:
         return
     missing = [attribute for attribute in LAW_ATTRIBUTES if not hasattr(law, attribute)]
     if missing or isinstance(law, type):
-        reason = f"which lacks {', '.join(missing)}" if missing else "a class: make one of it"
+        reason = f"which lacks {', '.join(missing)}" if missing else "a class, not an instance of it"
         raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}, {reason}")
 
 
@@ -195,12 +195,13 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _choose_kernel(backend: str, x: Tensor, *laws: NoiseLaw | None) -> Kernel:
+def _choose_kernel(backend: str, x: Tensor, noise: NoiseLaw, surrogate: NoiseLaw | None) -> Kernel:
     check_choice("backend", backend, ("auto", *KERNELS))
-    can_fuse = backend != "eager" and all(law is None or fused.serves(x, law) for law in laws)
-    if backend == "fused" and not can_fuse:
-        raise ValueError(f"no fused kernel runs {laws[0]!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
-    return KERNELS["fused" if can_fuse else "eager"]
+    if backend != "eager" and fused.serves(x, noise) and (surrogate is None or fused.serves(x, surrogate)):
+        return KERNELS["fused"]
+    if backend == "fused":
+        raise ValueError(f"no fused kernel runs {noise!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
+    return KERNELS["eager"]
 
 
 def _check_layer(

@@ -29,16 +29,15 @@ def _number(value: float | Tensor) -> float:
 class SpikingNeuron(nn.Module, abc.ABC):
     """Base of the neurons, and the protocol by which the rest of the project knows a neuron.
 
-    A module is a spiking neuron if its `emits_spikes` is true, whatever its class. One of another copy of this
-    package, or one of your own, takes part wherever it has the attributes that are needed:
+    A module is a spiking neuron if its `emits_spikes` is true, whatever its class. A class of your own, or of another
+    copy of this package, needs only the attributes for what you do with it:
 
-    - `is_noisy`: everything that evaluates, attacks or switches a network.
-    - `mode`, "noisy", "noiseless" (fires where u > threshold) or "mean_field" (puts out its firing probability):
-      `noiseless`, `mean_field` and the noiseless twins of attacks. Only a neuron that can be noisy has one.
-    - `gradient_law`, the law whose density is the gradient at present, and `set_gradient`: the gradient paths of
-      attacks; `as_mean_field()`, a neuron of the same dynamics that puts out its firing probability: their mean field;
-      `scale_noise`: their vanishing noise, for a neuron that is noisy.
-    - `decay` and `decay_input`: membrane noise as a perturbation.
+    - evaluation, attacks and the switches below: `is_noisy`.
+    - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
+      u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one.
+    - gradient paths of attacks: `gradient_law`, the law whose density is the gradient at present, and `set_gradient`;
+      `as_mean_field()`, a neuron of the same dynamics that outputs its firing probability; `scale_noise`, if noisy.
+    - membrane noise as a perturbation: `decay` and `decay_input`.
 
     Args:
         threshold: firing threshold, in the units of the potential; positive.
@@ -74,10 +73,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
         return False
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
-        """Take the density of `law` for d spike / d u from now on; spikes stay as they are.
-
-        Whether the reset passes no gradient is `detach_reset`, or as before if that is None.
-        """
+        """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is."""
         check_law("surrogate", law)
         self.surrogate = law
         self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
@@ -95,10 +91,10 @@ class SpikingNeuron(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
-        """A stretch of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after it.
+        """Some steps of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after them.
 
-        The state is the membrane potential (float32, or float64 for float64 input); None is rest, and what comes out
-        where it is not to be kept.
+        The state is the membrane potential, in float32 (float64 for float64 input). As an argument, None means rest;
+        as a result, that `keep_state` was false.
         """
 
     def _dynamics(self) -> dict[str, Any]:
@@ -123,7 +119,7 @@ class LIF(SpikingNeuron):
     """
 
     surrogate: NoiseLaw
-    _mode = "noiseless"  # or "mean_field", for good
+    _mode = "noiseless"  # "mean_field" in what `as_mean_field` returns
 
     def __init__(
         self,
@@ -142,9 +138,9 @@ class LIF(SpikingNeuron):
         return self.surrogate
 
     def as_mean_field(self) -> "LIF":
-        """A copy that puts out F(u - threshold), F being the distribution function of the surrogate.
+        """A copy that outputs F(u - threshold), F being the distribution function of the surrogate.
 
-        It has the `run` of its class: a subclass's own must go through `super().run`.
+        A subclass that overrides `run` must call `super().run` for this.
         """
         neuron = copy.deepcopy(self)
         neuron._mode = "mean_field"
@@ -282,10 +278,7 @@ class NoisyLIF(SpikingNeuron):
         )
 
     def firing_probability(self, x: Tensor, spikes: Tensor) -> Tensor:
-        """Probability of a spike at each step given those before it, from rest: `models.functional.firing_probability`.
-
-        With membrane noise it has no closed form: ValueError.
-        """
+        """`models.functional.firing_probability` of this neuron, from rest; ValueError if there is membrane noise."""
         if self.placement != "escape":
             raise ValueError(f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}")
         dynamics = self._dynamics()
@@ -298,17 +291,14 @@ class NoisyLIF(SpikingNeuron):
 
 
 def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-    """Context manager: every noisy neuron in `net` fires where u > threshold, without any noise.
-
-    On entry, a neuron that is noisy and cannot be switched, for want of a `mode`, is a TypeError.
-    """
+    """Context manager: every noisy neuron in `net` fires where u > threshold; TypeError if one has no `mode`."""
     return _switched(net, "noiseless")
 
 
 def mean_field(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-    """Context manager: every noisy neuron in `net` puts out its firing probability F(u - threshold).
+    """Context manager: every noisy neuron in `net` outputs its firing probability F(u - threshold).
 
-    The reset uses the probability too, and backward is the exact derivative. Errors as for `noiseless`.
+    The reset uses the probability too, and the gradient is exact. Errors as for `noiseless`.
     """
     return _switched(net, "mean_field")
 

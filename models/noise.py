@@ -2,16 +2,7 @@
 
 A neuron that fires when its potential `u` exceeds a noisy threshold does so with probability `F(u - threshold)`, F
 being the distribution function of the noise. Its derivative is the density `F'`: a surrogate gradient.
-
-All laws are symmetric about `loc`. With `z = (x - loc) / scale`:
-
-| law        | density of z                     | standard deviation | as a surrogate |
-|------------|----------------------------------|--------------------|----------------|
-| Gaussian   | exp(-z^2 / 2) / sqrt(2 pi)       | scale              | erf            |
-| Logistic   | 1 / (4 cosh^2(z / 2))            | scale pi / sqrt(3) | sigmoid        |
-| Triangular | 1 - |z| on [-1, 1]               | scale / sqrt(6)    | triangular     |
-| Uniform    | 1/2 on [-1, 1]                   | scale / sqrt(3)    | rectangular    |
-| Cauchy     | 1 / (pi (1 + z^2))               | infinite           | arctangent     |
+All laws are symmetric about `loc`. Each class says by which name its density is known as a surrogate.
 """
 
 import abc
@@ -117,9 +108,9 @@ class NoiseLaw(abc.ABC):
 
     @property
     def std(self) -> float:
-        """Standard deviation; without `unit_std` by quadrature of the density about `loc`, on a grid dense there.
+        """Standard deviation: by `unit_std`, else by quadrature of the density on a grid that is dense at `loc`.
 
-        A subclass with infinite variance, or whose centre is not its `loc`, must define its own.
+        A subclass that has infinite variance, or is not centred on its `loc`, must define its own.
         """
         if self.unit_std is not None:
             return self.unit_std * self.scale
@@ -142,9 +133,9 @@ class NoiseLaw(abc.ABC):
         return self.icdf(p.clamp_(min=torch.finfo(p.dtype).eps / 4))
 
     def _standardise(self, x: Tensor) -> Tensor:
-        """z = (x - loc) / scale, limited so that neither z nor z^2 overflows.
+        """z = (x - loc) / scale, limited: if z^2 overflowed, the backward pass would have 0 * infinity, a NaN.
 
-        There every density here is 0 or negligible, and so is its slope: no 0 * infinity, a NaN, in backward.
+        At the limit, the densities and their slopes are negligible.
         """
         limit = math.sqrt(torch.finfo(x.dtype).max) / 4
         return ((x - self.loc) / self.scale).clamp(-limit, limit)

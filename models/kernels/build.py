@@ -35,7 +35,7 @@ class BuildError(RuntimeError):
 
 
 def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]) -> Loaded | None:
-    """Compile the C file `source` unless the cache has it, load it, and return `prepare` of it.
+    """Compile the C file `source` unless it is in the cache, load it, and return `prepare(library)`.
 
     Compilers and flags are tried from the best to the plainest; None, after a warning, if no attempt succeeded.
 
@@ -60,7 +60,7 @@ def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]
 
 
 def warn_once(message: str) -> None:
-    """Give the first warning of this process about kernels; later ones would say the same of other dtypes."""
+    """Warn, but only once in a process: later warnings about kernels would say the same of other dtypes."""
     if not _warnings_given:
         _warnings_given.append(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -91,7 +91,7 @@ def openmp_runtime() -> str | None:
     paths = [path for path in dict.fromkeys(paths) if re.search(r"/lib(gomp|iomp5|omp)\b[^/]*$", path)]
     own = [path for path in paths if Path(path).is_relative_to(folder)]  # of torch/lib
     own += [path for path in paths if Path(path).is_relative_to(folder.parent / "torch.libs")]
-    return (own + paths or [None])[0]
+    return next(iter(own + paths), None)
 
 
 def _compiled(source: Path, compiler: Sequence[str], flags: Sequence[str], runtime: str | None) -> Path:
@@ -115,7 +115,7 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _cache_folder() -> Path:
-    """Folder of compiled kernels; one for this process alone if it cannot be written."""
+    """Folder of compiled kernels; if it cannot be written, a temporary one of this process."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(os.environ.get("NSNN_CACHE") or os.path.join(base, "nsnn")) / "kernels"
     try:

@@ -11,7 +11,7 @@ from ..noise import NoiseLaw
 
 RESETS = ("zero", "subtract", "none")
 SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
-MAX_RANK = 3  # loops over memory that fused kernels know, such as batch, pixels, channels
+MAX_RANK = 3  # nested loops over memory in fused kernels, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
 Pair = tuple[Tensor | None, Tensor | None]
 Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # of x, state, decay and scale
@@ -38,14 +38,14 @@ class Neuron:
     surrogate: NoiseLaw | None = None
 
     def learning(self, decay: Tensor | None, scale: Tensor | None) -> "Neuron":
-        """With these tensors in place of its numbers; None: the number stays."""
+        """This neuron with a learnt decay and scale; None leaves the number as it is."""
         if decay is None and scale is None:
             return self
         decay_now, scale_now = self.decay if decay is None else decay, self.scale if scale is None else scale
         return dataclasses.replace(self, decay=decay_now, scale=scale_now)
 
     def of_gradient(self) -> "Neuron":
-        """With the surrogate, where there is one, in place of the law."""
+        """This neuron with its surrogate, if it has one, as the law."""
         if self.surrogate is None:
             return self
         return dataclasses.replace(self, law=self.surrogate, scale=self.surrogate.scale, surrogate=None)
@@ -66,7 +66,7 @@ def after_reset(u: Tensor, fired: Tensor, reset: str, threshold: float) -> Tenso
 
 
 def step_of(x: Tensor) -> Tensor:
-    """The first step [B, ...] of x [T, B, ...]; where there is none, an empty one."""
+    """The first step [B, ...] of x [T, B, ...]; uninitialised if T = 0."""
     return x[0] if len(x) else x.new_empty(x.shape[1:])
 
 
@@ -87,7 +87,7 @@ def empty_sequence(step: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
 
 
 def empty_outputs(x: Tensor, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...] for a dense x; not kept is empty."""
+    """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...]; no elements in what is not kept."""
     step, dtype = step_of(x), arithmetic_dtype(x.dtype)
     last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
     z = empty_sequence(step, len(x), dtype) if keep_z else step.new_empty(0, dtype=dtype)
@@ -95,7 +95,7 @@ def empty_outputs(x: Tensor, keep_z: bool, keep_state: bool) -> tuple[Tensor, Te
 
 
 def empty_gradients(spikes: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Uninitialised gradients of x [T, B, ...] and of the state [B, ...], which is empty where there was none."""
+    """Uninitialised gradients of x [T, B, ...] and of the state [B, ...] (no elements if there was none)."""
     return torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(step_of(z))
 
 
@@ -127,23 +127,29 @@ def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int
 
 
 def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None = None) -> MaybeTensor:
-    """`tensor` with the strides, and the dtype, of `template`; itself if it has them; None for None."""
+    """`tensor`, copied unless it has the strides and the dtype of `template`; None for None."""
     if tensor is None:
         return None
-    dtype, tensor = dtype or template.dtype, tensor.resolve_neg()  # kernels read memory, where a negation may be due
+    dtype, tensor = dtype or template.dtype, tensor.resolve_neg()  # kernels read memory, and negation may be lazy
     if tensor.stride() == template.stride() and tensor.dtype == dtype:
         return tensor
     return torch.empty_like(template, dtype=dtype).copy_(tensor)
 
 
-def backward_tensors(grads: Pair, saved: Sequence[Any]) -> tuple[Any, ...]:
-    """What a kernel's `backward` reads and, uninitialised, what it writes, laid out as the spikes.
-
-    They are x, state, seeds, spikes, z, and the gradients of spikes, last, x and state.
-    """
+def backward_tensors(grads: Pair, saved: Sequence[Any]) -> dict[str, Any]:
+    """The tensors that a kernel's `backward` reads and those it is to write, by name, laid out as the spikes."""
     x, state, seeds, spikes, z = saved
     z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
     step = z[0]
-    x, state = laid_out_as(spikes, x), laid_out_as(step, state)
-    grad_spikes, grad_last = laid_out_as(spikes, grads[0]), laid_out_as(step, grads[1])
-    return x, state, seeds, spikes, z, grad_spikes, grad_last, *empty_gradients(spikes, z, state)
+    grad_x, grad_state = empty_gradients(spikes, z, state)
+    return dict(
+        x=laid_out_as(spikes, x),
+        state=laid_out_as(step, state),
+        seeds=seeds,
+        spikes=spikes,
+        z=z,
+        grad_spikes=laid_out_as(spikes, grads[0]),
+        grad_last=laid_out_as(step, grads[1]),
+        grad_x=grad_x,
+        grad_state=grad_state,
+    )

@@ -63,7 +63,7 @@ typedef struct {
 } Layer;
 
 /* Sequences [T, ...], single steps [...] (state, last and their gradients) and seeds [T]; z = u - threshold. NULL: the
-   state is rest, gradients that come in are zeros, and results that go out are not wanted. */
+   state is rest, gradients that come in are zeros, and results that go out are not wanted. cpu.py fills it in. */
 typedef struct {
     const input *x;
     const real *state;
@@ -210,14 +210,10 @@ static void philox(int64_t key, const uint32_t *counter, int n, uint32_t words[4
     }
 }
 
-INLINE float tail_of(uint32_t word) { return fused_f((float)(int32_t)(word >> 1), 0x1p-32f, 0x1p-33f); }
-
-INLINE float signed_by(uint32_t word, float magnitude) { return float_of(bits_of(magnitude) ^ (word << 31)); }
-
 /* A standard draw from one word, of any law but the Gaussian. */
 INLINE float draw(int law, uint32_t word)
 {
-    float q = tail_of(word), magnitude;
+    float q = fused_f((float)(int32_t)(word >> 1), 0x1p-32f, 0x1p-33f), magnitude;
     if (law == LOGISTIC)
         magnitude = fast_log((1.0f - q) / q);
     else if (law == TRIANGULAR)
@@ -230,7 +226,7 @@ INLINE float draw(int law, uint32_t word)
         magnitude = q < 0.25f ? c / s : s / c;
     } else
         __builtin_trap();
-    return signed_by(word, magnitude);
+    return float_of(bits_of(magnitude) ^ (word << 31));
 }
 
 /* Firing probability F(z), z = u - threshold. Only the mean field needs it: libm is fast enough. */
@@ -537,24 +533,20 @@ static void want_large_pages(void *memory, int64_t bytes)
 #endif
 }
 
-void lif_forward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
-                 real *last)
+void lif_forward(const Layer *l, const Tensors *m)
 {
-    const Tensors m = {.x = x, .state = state, .seeds = seeds, .spikes = spikes, .z = z, .last = last};
-    want_large_pages(spikes, l->timesteps * l->neurons * sizeof *spikes);
-    want_large_pages(z, l->timesteps * l->neurons * sizeof *z);
+    want_large_pages(m->spikes, l->timesteps * l->neurons * sizeof *m->spikes);
+    want_large_pages(m->z, l->timesteps * l->neurons * sizeof *m->z);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, &m, block);
+    for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, m, block);
 }
 
 /* The caller sums the parts in the order of blocks, so that the number of threads does not matter. */
-void lif_backward(const Layer *l, const input *x, const real *state, const int64_t *seeds, input *spikes, real *z,
-                  const input *grad_spikes, const real *grad_last, input *grad_x, real *grad_state, double *parts)
+void lif_backward(const Layer *l, const Tensors *m)
 {
-    const Tensors m = {x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts, NULL};
-    want_large_pages(grad_x, l->timesteps * l->neurons * sizeof *grad_x);
+    want_large_pages(m->grad_x, l->timesteps * l->neurons * sizeof *m->grad_x);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) backward_block(l, &m, block);
+    for (int64_t block = 0; block < blocks_of(l); block++) backward_block(l, m, block);
 }
 
 /* What Layer calls the law of a class by its name; -1 for one that this kernel does not know. */

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,23 +34,26 @@ def _threads(updates: int) -> int:
 
 @functools.cache
 def kernel(dtype: torch.dtype) -> "Kernel | None":
-    """The `Kernel` for inputs of a dtype, or None; a warning says so where one was to be expected."""
+    """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built."""
     if dtype not in INPUT_BITS:
         return None
     return build.load(SOURCE, f"-DINPUT_BITS={INPUT_BITS[dtype]}", lambda library: Kernel(library, dtype).checked())
 
 
-REALS = ("threshold", "decay", "scale", "loc")
-INTEGERS = ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")
+TENSORS = ["x", "state", "seeds", "spikes", "z", "grad_spikes", "grad_last", "grad_x", "grad_state", "parts", "last"]
 Loops = ctypes.c_int64 * MAX_RANK
 
 
-# `Layer` of cpu.c.
+# `Layer` and `Tensors` of cpu.c.
 class _Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("timesteps", "neurons", "x_stride", "rank")]
     _fields_ += [("size", Loops), ("index_stride", Loops), ("threads", ctypes.c_int64)]
-    _fields_ += [(name, ctypes.c_double) for name in REALS]
-    _fields_ += [(name, ctypes.c_int64) for name in INTEGERS]
+    _fields_ += [(name, ctypes.c_double) for name in ("threshold", "decay", "scale", "loc")]
+    _fields_ += [(name, ctypes.c_int64) for name in ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")]
+
+
+class _Tensors(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in TENSORS]
 
 
 class Kernel:
@@ -60,9 +62,11 @@ class Kernel:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._library = library
-        for function, pointers in ((library.lif_forward, 6), (library.lif_backward, 10), (library.random_words, 3)):
-            function.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * pointers
+        for function in (library.lif_forward, library.lif_backward):
+            function.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors)]
             function.restype = None
+        library.random_words.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * 3
+        library.random_words.restype = None
         library.number_of_blocks.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_blocks.restype = library.number_of_law.restype = ctypes.c_int64
         library.number_of_law.argtypes = [ctypes.c_char_p]
@@ -80,13 +84,13 @@ class Kernel:
             seeds: int64 [T], or None where nothing is random.
 
         Returns:
-            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], for backward. What is not to
-            be kept is empty.
+            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], for backward. What is not
+            kept has no elements.
         """
         spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
         layer = self._describe(x, neuron)
-        self._library.lif_forward(layer, *map(_pointer, (x, state, seeds, spikes, z, last)))
+        self._library.lif_forward(layer, _pointers(x=x, state=state, seeds=seeds, spikes=spikes, z=z, last=last))
         return spikes, last, z
 
     def backward(
@@ -100,28 +104,28 @@ class Kernel:
             learns: whether the gradients of decay and scale are wanted.
 
         Returns:
-            Gradients of x [T, B, ...], of the state [B, ...] (empty without one), and of decay and scale (0-d tensors,
-            0 for one that is not learnt; where neither is, both are None).
+            Gradients of x [T, B, ...], of the state [B, ...] (no elements without one), and of decay and scale: 0-d
+            tensors, 0 for one that is not learnt; both None if neither is.
         """
         tensors = common.backward_tensors(grads, saved)
-        _, _, _, spikes, z, _, _, grad_x, grad_state = tensors
-        layer = self._describe(spikes, neuron, learns)
-        parts = None
+        layer = self._describe(tensors["spikes"], neuron, learns)
+        parts = grad_decay = grad_scale = None
         if learns[0] or learns[1]:
             parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
-        self._library.lif_backward(layer, *map(_pointer, (*tensors, parts)))
-        grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1).to(z.dtype)
-        return grad_x, grad_state, grad_decay, grad_scale
+        self._library.lif_backward(layer, _pointers(**tensors, parts=parts))
+        if parts is not None:
+            grad_decay, grad_scale = parts.sum(1).to(tensors["z"].dtype)
+        return tensors["grad_x"], tensors["grad_state"], grad_decay, grad_scale
 
     def random_words(self, x: Tensor, seeds: Tensor) -> list[Tensor]:
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
         words = [common.empty_sequence(x[0], len(x), torch.int32) for _ in range(2)]
         layer = self._describe(x, Neuron(noise.Gaussian(1.0), 1.0))
-        self._library.random_words(layer, *map(_pointer, (seeds, *words)))
+        self._library.random_words(layer, seeds.data_ptr(), words[0].data_ptr(), words[1].data_ptr())
         return [word.long() % 2**32 for word in words]
 
     def checked(self) -> "Kernel":
-        """This kernel, without the laws that it computes wrongly; BuildError if it computes all wrongly."""
+        """This kernel without the laws that it computes wrongly; BuildError if something else is wrong."""
         like = torch.empty(0, dtype=self.dtype)
         words = self.random_words(like.new_zeros(1, 1, 1), torch.zeros(1, dtype=torch.int64))
         if [word.item() for word in words] != KNOWN_WORDS:
@@ -136,32 +140,42 @@ class Kernel:
         return self
 
     def _describe(self, x: Tensor, neuron: Neuron, learns: tuple[bool, bool] = (False, False)) -> _Layer:
-        layout = (x.shape[0], x.shape[1:], x.stride(), _threads(x.numel()))
-        numbers = (
-            neuron.threshold,
-            float(neuron.decay),
-            float(neuron.scale),
-            neuron.law.loc,
-            self.laws[type(neuron.law).__name__],
-            RESETS.index(neuron.reset),
-            *_switches_of(neuron),
-            *learns,
+        return _layer(
+            x.shape,
+            x.stride(),
+            threads=_threads(x.numel()),
+            threshold=neuron.threshold,
+            decay=float(neuron.decay),
+            scale=float(neuron.scale),
+            loc=neuron.law.loc,
+            law=self.laws[type(neuron.law).__name__],
+            reset=RESETS.index(neuron.reset),
+            learns_decay=learns[0],
+            learns_scale=learns[1],
+            **{switch: getattr(neuron, switch) for switch in SWITCHES},
         )
-        return _layer(layout, numbers)
 
 
-_switches_of = operator.attrgetter(*SWITCHES)
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+def _pointers(**tensors: Tensor | None) -> _Tensors:
+    """Addresses of tensors; NULL for None and for a tensor without elements."""
+    pointers = _Tensors()
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.numel() > 0:
+            setattr(pointers, name, tensor.data_ptr())
+    return pointers
 
 
 @functools.lru_cache(maxsize=512)  # to fill in the structure takes longer than a small layer's neurons
-def _layer(layout: tuple[int, torch.Size, tuple[int, ...], int], numbers: tuple[float, ...]) -> _Layer:
-    timesteps, shape, strides, threads = layout
-    order = common.memory_order(shape, strides[1:])
+def _layer(shape: torch.Size, strides: tuple[int, ...], **numbers: float) -> _Layer:
+    order = common.memory_order(shape[1:], strides[1:])
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     sizes, index_strides = order
-    loops = (len(sizes), Loops(*sizes), Loops(*index_strides))
-    return _Layer(timesteps, shape.numel(), strides[0], *loops, threads, *numbers)
+    return _Layer(
+        timesteps=shape[0],
+        neurons=shape[1:].numel(),
+        x_stride=strides[0],
+        rank=len(sizes),
+        size=Loops(*sizes),
+        index_stride=Loops(*index_strides),
+        **numbers,
+    )

@@ -45,24 +45,9 @@ def _words(seed, index, neurons):
     """The two random words of each neuron: Philox 4x32-10, shared by the neurons n and n + H."""
     half = (neurons + 1) // 2
     upper = index >= half
-    c0 = tl.where(upper, index - half, index).to(tl.uint32)
-    c1 = c0 * 0
-    c2 = c1
-    c3 = c1
-    key0 = (seed & 0xFFFFFFFF).to(tl.uint32)
-    key1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    factor0 = c1 + 0xD2511F53
-    factor2 = c1 + 0xCD9E8D57
-    for _ in tl.static_range(10):
-        next0 = tl.umulhi(c2, factor2) ^ c1 ^ key0
-        next2 = tl.umulhi(c0, factor0) ^ c3 ^ key1
-        c1 = c2 * factor2
-        c3 = c0 * factor0
-        c0 = next0
-        c2 = next2
-        key0 += 0x9E3779B9
-        key1 += 0xBB67AE85
-    return tl.where(upper, c2, c0), tl.where(upper, c3, c1)
+    counter = tl.where(upper, index - half, index).to(tl.uint32)
+    word0, word1, word2, word3 = tl.randint4x(seed, counter)
+    return tl.where(upper, word2, word0), tl.where(upper, word3, word1)
 
 
 @triton.jit
@@ -293,49 +278,57 @@ def forward(
     """As `cpu.Kernel.forward`; decay and scale may be 0-d tensors on the device, whose values are not waited for."""
     spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
     state = common.laid_out_as(x[0], state, last.dtype)
-    tensors = (x, state, seeds, spikes, last if keep_state else None, z if keep_z else None)
-    _launch(_forward, x, tensors, neuron)
+    kept = dict(last=last if keep_state else None, z=z if keep_z else None)
+    _launch(_forward, x, neuron, x=x, state=state, seeds=seeds, spikes=spikes, **kept)
     return spikes, last, z
 
 
 def backward(grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
     """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
     tensors = common.backward_tensors(grads, saved)
-    _, _, _, spikes, z, _, _, grad_x, grad_state = tensors
+    z, grad_decay, grad_scale = tensors["z"], None, None
     parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK)) if learns[0] or learns[1] else None
     switches = dict(DETACH_RESET=neuron.detach_reset, LEARNS_DECAY=learns[0], LEARNS_SCALE=learns[1])
-    _launch(_backward, spikes, (*tensors, parts), neuron, **switches)
-    grad_decay, grad_scale = (None, None) if parts is None else parts.sum(1)
-    return grad_x, grad_state, grad_decay, grad_scale
+    _launch(_backward, tensors["spikes"], neuron, **tensors, parts=parts, **switches)
+    if parts is not None:
+        grad_decay, grad_scale = parts.sum(1)
+    return tensors["grad_x"], tensors["grad_state"], grad_decay, grad_scale
 
 
-def _launch(kernel: Any, x: Tensor, tensors: tuple[Tensor | None, ...], neuron: Neuron, **switches: bool) -> None:
-    neurons = x[0].numel()
-    decay, scale = neuron.decay, neuron.scale
-    with torch.cuda.device_of(x):  # Triton launches on the current device
+def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None:
+    """Run a kernel on sequences laid out as `like`."""
+    neurons, decay, scale = like[0].numel(), neuron.decay, neuron.scale
+    with torch.cuda.device_of(like):  # Triton launches on the current device
         kernel[(triton.cdiv(neurons, BLOCK),)](
-            *tensors, *_learnt(neuron), len(x), neurons, x.stride(0), *_loops(x),
+            **arguments,
+            learnt_decay=decay if isinstance(decay, Tensor) else None,
+            learnt_scale=scale if isinstance(scale, Tensor) else None,
+            timesteps=len(like),
+            neurons=neurons,
+            x_stride=like.stride(0),
+            **_loops(like.shape[1:], like.stride()[1:]),
             DECAY=0.0 if isinstance(decay, Tensor) else float(decay),
             SCALE=0.0 if isinstance(scale, Tensor) else float(scale),
-            LAW=KNOWN_LAWS.index(type(neuron.law).__name__), LOC=float(neuron.law.loc),
-            THRESHOLD=neuron.threshold, RESET=RESETS.index(neuron.reset), DECAY_INPUT=neuron.decay_input,
-            MEMBRANE_NOISE=neuron.membrane_noise, THRESHOLD_NOISE=neuron.threshold_noise, MEAN_FIELD=neuron.mean_field,
-            REAL=tl.float64 if x.dtype == torch.float64 else tl.float32, BLOCK=BLOCK, num_warps=WARPS, **switches,
-        )  # fmt: skip
-
-
-def _learnt(neuron: Neuron) -> list[Tensor | None]:
-    return [number if isinstance(number, Tensor) else None for number in (neuron.decay, neuron.scale)]
-
-
-def _loops(x: Tensor) -> tuple[int, ...]:
-    """(size1, size2, stride0, stride1, stride2) of the loops over memory, padded in front by loops of one turn."""
-    return _padded_loops(x.shape[1:], x.stride()[1:])
+            LAW=KNOWN_LAWS.index(type(neuron.law).__name__),
+            LOC=float(neuron.law.loc),
+            THRESHOLD=neuron.threshold,
+            RESET=RESETS.index(neuron.reset),
+            DECAY_INPUT=neuron.decay_input,
+            MEMBRANE_NOISE=neuron.membrane_noise,
+            THRESHOLD_NOISE=neuron.threshold_noise,
+            MEAN_FIELD=neuron.mean_field,
+            REAL=tl.float64 if like.dtype == torch.float64 else tl.float32,
+            BLOCK=BLOCK,
+            num_warps=WARPS,
+        )
 
 
 @functools.lru_cache(maxsize=1024)
-def _padded_loops(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+def _loops(shape: Sequence[int], strides: Sequence[int]) -> dict[str, int]:
+    """The loops over memory, but for the outermost size; loops of one turn come first, if there are fewer loops."""
     order = common.memory_order(shape, strides)
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     padding = MAX_RANK - len(order[0])
-    return *([1] * padding + order[0])[1:], *([0] * padding + order[1])
+    _, size1, size2 = [1] * padding + order[0]
+    stride0, stride1, stride2 = [0] * padding + order[1]
+    return dict(size1=size1, size2=size2, stride0=stride0, stride1=stride1, stride2=stride2)

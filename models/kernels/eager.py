@@ -33,7 +33,7 @@ def lif_sequence(
 
 
 def _reset_backward(grad_v: Tensor, u: Tensor, fired: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `after_reset` with respect to `u` and to `fired` (None where there is none)."""
+    """Gradients of `after_reset` with respect to `u` and to `fired` (None for reset "none")."""
     if neuron.reset == "zero":
         return torch.addcmul(grad_v, grad_v, fired, value=-1), -u * grad_v
     if neuron.reset == "subtract":

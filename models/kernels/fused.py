@@ -22,7 +22,7 @@ from .common import SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, e
 
 
 def _library() -> torch.library.Library:
-    """A namespace for the operators; with a number where this package is imported a second time."""
+    """A namespace for the operators; with a number if this package is imported again."""
     name = "nsnn_" + __package__.replace(".", "_")
     for number in range(1, 100):
         with contextlib.suppress(RuntimeError):  # the name is taken
@@ -34,7 +34,7 @@ LIBRARY = _library()
 
 
 def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
-    """Whether a fused kernel runs these neurons: a law of this package that it knows, and a kernel here."""
+    """Whether there is a fused kernel for the device and dtype of `x` that knows the law."""
     kind = type(law)  # not a subclass: its functions may be others
     if kind not in noise.LAWS or x.shape[1:].numel() > common.MAX_NEURONS:
         return False
@@ -55,7 +55,7 @@ _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True) -> tuple[Tensor, Tensor]:
-    """As `eager.lif_sequence`; without `keep_state` the second result is empty, and the time to write it is saved."""
+    """As `eager.lif_sequence`; without `keep_state`, the second result has no elements."""
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
         spikes, last = lif_sequence(x.float(), state, neuron, keep_state)
         return spikes.to(x.dtype), last
@@ -68,41 +68,49 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
     if traced:
-        spikes, last, _ = lif_forward(*tensors, seeds, *flattened(neuron), keep_z, keep_state)
+        spikes, last, _ = lif_forward(x, state, decay, scale, seeds, keep_z, keep_state, **flattened(neuron))
     else:
-        spikes, last, _ = _Direct.apply(*tensors, seeds, (neuron, keep_z, keep_state))
+        spikes, last, _ = _Direct.apply(x, state, decay, scale, seeds, (neuron, keep_z, keep_state))
     return spikes, last
 
 
-# `Neuron`, flattened; learnt numbers come as tensors beside it.
+# A `Neuron` as arguments of an operator, by name; learnt numbers come as tensors before them.
 NEURON = (
-    "str law, float scale, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, "
+    "*, str law, float scale, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, "
     "float threshold, str reset, "
 ) + ", ".join(f"bool {switch}" for switch in SWITCHES)
 
 
-def flattened(neuron: Neuron) -> tuple[Any, ...]:
-    """A neuron as the arguments of an operator, in the order of `NEURON`."""
-    law, other = neuron.law, neuron.surrogate
-    surrogate = (None, 0.0, 0.0) if other is None else (type(other).__name__, other.scale, other.loc)
-    decay = 0.0 if isinstance(neuron.decay, Tensor) else neuron.decay
-    switches = [getattr(neuron, switch) for switch in SWITCHES]
-    return type(law).__name__, law.scale, law.loc, *surrogate, decay, neuron.threshold, neuron.reset, *switches
+def flattened(neuron: Neuron) -> dict[str, Any]:
+    """A neuron as arguments of an operator."""
+    law, surrogate = neuron.law, neuron.surrogate
+    return dict(
+        law=type(law).__name__,
+        scale=law.scale,
+        loc=law.loc,
+        surrogate=None if surrogate is None else type(surrogate).__name__,
+        surrogate_scale=0.0 if surrogate is None else surrogate.scale,
+        surrogate_loc=0.0 if surrogate is None else surrogate.loc,
+        decay=0.0 if isinstance(neuron.decay, Tensor) else neuron.decay,
+        threshold=neuron.threshold,
+        reset=neuron.reset,
+        **{switch: getattr(neuron, switch) for switch in SWITCHES},
+    )
 
 
-def _rebuilt(values: tuple[Any, ...]) -> Neuron:
+def _rebuilt(
+    law: str, scale: float, loc: float, surrogate: str | None, surrogate_scale: float, surrogate_loc: float, **rest: Any
+) -> Neuron:
     """The neuron that was `flattened`."""
-    name, scale, loc, other, other_scale, other_loc, decay, threshold, reset = values[:9]
-    laws: dict[str, Any] = {law.__name__: law for law in noise.LAWS}
-    surrogate = None if other is None else laws[other](other_scale, other_loc)
-    switches = dict(zip(SWITCHES, values[9:]))
-    return Neuron(laws[name](scale, loc), scale, decay, threshold, reset, surrogate=surrogate, **switches)
+    laws: dict[str, Any] = {kind.__name__: kind for kind in noise.LAWS}
+    gradient_law = None if surrogate is None else laws[surrogate](surrogate_scale, surrogate_loc)
+    return Neuron(laws[law](scale, loc), scale, surrogate=gradient_law, **rest)
 
 
 def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()) -> Any:
-    """Define an operator by an implementation for CPU and CUDA; returned is what calls it.
+    """Define an operator with one implementation for CPU and CUDA, and return what calls it.
 
-    Not by `torch.library.custom_op`, whose wrappers in Python take 150 microseconds per call.
+    `torch.library.custom_op` would do it, but its wrappers in Python take 150 microseconds per call.
     """
     LIBRARY.define(schema, tags=tags)
     name = schema.partition("(")[0]
@@ -124,58 +132,68 @@ def _(x: Tensor) -> Tensor:
     return x.new_empty(len(x), dtype=torch.int64)
 
 
-def _forward(tensors: tuple[Any, ...], neuron: Neuron, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(
+    x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`, for any x."""
-    x, state, learnt_decay, learnt_scale, seeds = tensors
-    if x.numel() == 0:
-        spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
-        if keep_state:
-            last = last.zero_() if state is None else last.copy_(state)
-        return spikes, last, z
-    return _kernel(x).forward(dense(x), state, seeds, neuron.learning(learnt_decay, learnt_scale), keep_z, keep_state)
+    if x.numel() > 0:
+        return _kernel(x).forward(dense(x), state, seeds, neuron, keep_z, keep_state)
+    spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
+    if keep_state:
+        last = last.zero_() if state is None else last.copy_(state)
+    return spikes, last, z
+
+
+def _forward_of_operator(*inputs: Any, **neuron: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, state, decay, scale, seeds, keep_z, keep_state = inputs
+    return _forward(x, state, seeds, _rebuilt(**neuron).learning(decay, scale), keep_z, keep_state)
 
 
 lif_forward = _operator(
-    "lif_forward(Tensor x, Tensor? state, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? seeds, "
-    f"{NEURON}, bool keep_z, bool keep_state) -> (Tensor, Tensor, Tensor)",
-    lambda *inputs: _forward(inputs[:5], _rebuilt(inputs[5:-2]), inputs[-2], inputs[-1]),
+    "lif_forward(Tensor x, Tensor? state, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? seeds, bool keep_z, "
+    f"bool keep_state, {NEURON}) -> (Tensor, Tensor, Tensor)",
+    _forward_of_operator,
 )
 
 
 @torch.library.register_fake(lif_forward, lib=LIBRARY)
-def _(x: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_outputs(dense(x), *inputs[-2:])
+def _(*inputs: Any, **neuron: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, _, _, _, _, keep_z, keep_state = inputs
+    return empty_outputs(dense(x), keep_z, keep_state)
 
 
-def _backward(grads: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
-    """As `cpu.Kernel.backward`, for any spikes."""
-    learnt_decay, learnt_scale, _, state, _, spikes, z = saved
-    if spikes.numel() == 0:
-        grad_x, grad_state = empty_gradients(spikes, z, state)
-        if state is not None:
-            grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
-        return grad_x, grad_state, None, None
-    return _kernel(spikes).backward(grads, saved[2:], neuron.learning(learnt_decay, learnt_scale), learns)
+def _backward(
+    grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
+) -> Gradients:
+    """As `cpu.Kernel.backward`, for any spikes; `learnt` are decay and scale, where they are tensors."""
+    _, state, _, spikes, z = saved
+    if spikes.numel() > 0:
+        return _kernel(spikes).backward(grads, saved, neuron.learning(*learnt), learns)
+    grad_x, grad_state = empty_gradients(spikes, z, state)
+    if state is not None:
+        grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
+    return grad_x, grad_state, None, None
 
 
-def _backward_in_tensors(*inputs: Any) -> tuple[Tensor, ...]:
-    """As `_backward`, of a flattened neuron; an operator has tensors for all results."""
-    grad_x, grad_state, *grads = _backward(inputs[:2], inputs[2:9], _rebuilt(inputs[9:-2]), inputs[-2:])
-    zero = grad_x.new_zeros((), dtype=common.arithmetic_dtype(grad_x.dtype))
-    return grad_x, grad_state, *(zero.clone() if grad is None else grad for grad in grads)
+def _backward_of_operator(*tensors: Any, learns_decay: bool, learns_scale: bool, **neuron: Any) -> tuple[Tensor, ...]:
+    """As `_backward`, but with zeros for None: the results of an operator are tensors."""
+    learns = (learns_decay, learns_scale)
+    results = _backward(tensors[:2], tensors[2:4], tensors[4:], _rebuilt(**neuron), learns)
+    zero = results[0].new_zeros((), dtype=common.arithmetic_dtype(results[0].dtype))
+    return tuple(zero.clone() if grad is None else grad for grad in results)
 
 
 lif_backward = _operator(
     "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? x, "
     f"Tensor? state, Tensor? seeds, Tensor spikes, Tensor z, {NEURON}, bool learns_decay, bool learns_scale) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
-    _backward_in_tensors,
+    _backward_of_operator,
 )
 
 
 @torch.library.register_fake(lif_backward, lib=LIBRARY)
-def _(*inputs: Any) -> tuple[Tensor, ...]:
-    state, spikes, z = inputs[5], inputs[7], inputs[8]
+def _(*tensors: Any, **settings: Any) -> tuple[Tensor, ...]:
+    _, state, _, spikes, z = tensors[4:]
     return *empty_gradients(spikes, z, state), z.new_empty(()), z.new_empty(())
 
 
@@ -189,17 +207,17 @@ torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIB
 def _save_for_backward(
     ctx: Any, tensors: tuple[Tensor | None, ...], neuron: Neuron, keep_state: bool, output: tuple[Tensor, ...]
 ) -> None:
-    x, state, learnt_decay, learnt_scale, seeds = tensors
+    x, state, decay, scale, seeds = tensors
     spikes, _, z = output
     ctx.neuron, ctx.keep_state = neuron.of_gradient(), keep_state
-    learnt_scale = learnt_scale if neuron.surrogate is None else None
-    needs_x = neuron.decay_input and learnt_decay is not None
-    ctx.save_for_backward(learnt_decay, learnt_scale, x if needs_x else None, state, seeds, spikes, z)
+    kept_x = x if neuron.decay_input and decay is not None else None
+    kept_scale = scale if neuron.surrogate is None else None
+    ctx.save_for_backward(decay, kept_scale, kept_x, state, seeds, spikes, z)
     ctx.set_materialize_grads(False)
 
 
-def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _save_for_backward(ctx, inputs[:5], _rebuilt(inputs[5:-2]), inputs[-1], output)
+def _set_up(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, ...]) -> None:
+    _save_for_backward(ctx, inputs[:5], _rebuilt(**keyword_only_inputs), inputs[6], output)
 
 
 def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -208,17 +226,24 @@ def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Ca
     def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
         outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
-        grads = backward(outer, ctx.saved_tensors, ctx.neuron, needed[2:])
+        saved = ctx.saved_tensors
+        grads = backward(outer, saved[:2], saved[2:], ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
 
     return differentiate
 
 
-_by_operator = _differentiated_by(
-    lambda grads, saved, neuron, learns: lif_backward(*grads, *saved, *flattened(neuron), *learns)
+def _backward_by_operator(
+    grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
+) -> tuple[Tensor, ...]:
+    settings = flattened(neuron)
+    return lif_backward(*grads, *learnt, *saved, learns_decay=learns[0], learns_scale=learns[1], **settings)
+
+
+torch.library.register_autograd(
+    lif_forward, _differentiated_by(_backward_by_operator), setup_context=_set_up, lib=LIBRARY
 )
-torch.library.register_autograd(lif_forward, _by_operator, setup_context=_set_up, lib=LIBRARY)
 
 
 class _Direct(torch.autograd.Function):
@@ -228,9 +253,9 @@ class _Direct(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         # Not by setup_context, with which PyTorch inspects the signature at every call; and one tuple for the neuron
         # and the switches, since each argument of its own would cost time.
-        tensors, (neuron, keep_z, keep_state) = inputs[:5], inputs[5]
-        output = _forward(tensors, neuron, keep_z, keep_state)
-        _save_for_backward(ctx, tensors, neuron, keep_state, output)
+        x, state, decay, scale, seeds, (neuron, keep_z, keep_state) = inputs
+        output = _forward(x, state, seeds, neuron.learning(decay, scale), keep_z, keep_state)
+        _save_for_backward(ctx, inputs[:5], neuron, keep_state, output)
         return output
 
     backward = staticmethod(once_differentiable(_differentiated_by(_backward)))  # type: ignore[assignment]
