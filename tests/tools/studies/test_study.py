@@ -44,7 +44,7 @@ def test_a_process_that_is_ended_from_outside_is_told(tmp_path):
         Study(tmp_path, workers=2).map([dying, dying], "deaths")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_jobs_are_done_in_order_and_in_groups_by_one_thread_each(tmp_path, workers):
     threads = torch.get_num_threads()
     found = Study(tmp_path, workers=workers).map_groups({"a": squares([3, 1]), "b": squares([2]), "c": []}, "squares")

@@ -58,6 +58,7 @@ def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, 
         return original(learner, batches, epoch, *args)
 
     monkeypatch.setattr(loop, "train_one_epoch", counted)
+    caplog.clear()  # a path of the test's own
     training.run()
     assert list(seen) == list(range(1, EPOCHS + 1)) and seen[EPOCHS] == seen[EPOCHS // 10]
     lines = caplog.text.splitlines()
