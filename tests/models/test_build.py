@@ -61,6 +61,7 @@ def refuse(flag):
     return f'for word in "$@"; do case "$word" in {flag}) echo "unknown $word" >&2; exit 1; esac; done'
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_one_build(repository, tmp_path, compiler):
     environment, dtypes = compiler(), ("float32", "float64", "float32")
     outputs = [finish(process) for process in [start(repository, tmp_path, *dtypes, **environment) for _ in range(2)]]
@@ -76,7 +77,7 @@ def test_processes_that_start_at_once_share_one_build(repository, tmp_path, comp
     ("text", "reason"),
     [
         ("echo 'fatal: broken compiler' >&2; exit 1", "broken compiler"),
-        ("exit 0", ""),  # claims success and makes nothing
+        pytest.param("exit 0", "", marks=pytest.mark.slow),  # claims success and makes nothing
     ],
 )
 def test_a_failed_build_is_one_warning_and_the_eager_kernel(repository, tmp_path, compiler, text, reason):
@@ -90,7 +91,13 @@ def test_other_compilers_than_gcc_get_flags_that_they_know(repository, tmp_path,
     assert finish(start(repository, tmp_path / "cache", **environment)) == "fused 0\n"
 
 
-@pytest.mark.parametrize("environment", [{"NSNN_CACHE": "/proc/nowhere"}, {"NSNN_CACHE": "", "HOME": "/proc/nowhere"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"NSNN_CACHE": "", "HOME": "/proc/nowhere"},
+        pytest.param({"NSNN_CACHE": "/proc/nowhere"}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_cache_that_cannot_be_written_costs_a_build_and_no_more(repository, tmp_path, compiler, environment):
     assert finish(start(repository, tmp_path, **compiler(**environment))) == "fused 0\n"
 

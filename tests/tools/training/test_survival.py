@@ -89,7 +89,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("changes", CASES, ids=lambda changes: changes.get("scheduler", "default"))
-@pytest.mark.parametrize("saved_at", [1, 3])
+@pytest.mark.parametrize("saved_at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path, stripes, changes, saved_at):
     whole = Training(config(tmp_path, **changes), stripes)
     result = whole.run()
