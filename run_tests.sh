@@ -18,8 +18,10 @@ export OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
 parallel=(-n "$(getconf _NPROCESSORS_ONLN)" --dist worksteal)
 if [ "${1:-}" = --all ]; then
     shift
-    run "${parallel[@]}" -m "not alone" "$@"
-    run -m alone "$@"
+    status=0
+    run "${parallel[@]}" -m "not alone" "$@" || status=$?
+    run -m alone "$@" || status=$?
+    exit "$status"
 else
     run "${parallel[@]}" -m "not slow and not alone" "$@"
 fi

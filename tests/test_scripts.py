@@ -249,11 +249,20 @@ def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "least"), [("mnist5k_nsnn", 0.9), ("mnist5k_snn", 0.9)])
-def test_the_networks_of_the_demonstration_learn(run_script, repository, tmp_path, recipe, least):
-    """In an eighth of the demonstration's epochs."""
-    flags = ["--config", repository / "configs" / f"{recipe}.yaml", "--epochs", 6, "--run_dir", tmp_path / "run"]
-    assert run_script("main_mnist5k.py", *flags).code == 0
+@pytest.mark.parametrize(
+    ("dataset", "network", "epochs", "least"),
+    [
+        ("mnist5k", "nsnn", 6, 0.955),  # 96.8 and 97.1 % with seeds 0 and 1
+        ("mnist5k", "snn", 6, 0.955),  # 97.6 and 97.4 %
+        ("motions", "nsnn", 8, 0.38),  # 44.9 and 53.5 %; the image summed over time does not tell so much
+        ("motions", "snn", 8, 0.75),  # 82.6 and 80.6 %
+    ],
+)
+def test_the_networks_of_the_demonstrations_learn(run_script, repository, tmp_path, dataset, network, epochs, least):
+    """In an eighth and a third of the demonstrations' epochs."""
+    recipe = repository / "configs" / f"{dataset}_{network}.yaml"
+    flags = ["--config", recipe, "--epochs", epochs, "--run_dir", tmp_path / "run", "--threads", 1]
+    assert run_script(f"main_{dataset}.py", *flags).code == 0
     assert json.loads((tmp_path / "run" / "test.json").read_text())["accuracy"] > least
 
 
