@@ -1,9 +1,12 @@
 """What several tests share: a tiny data set that can be learnt in seconds."""
 
+import logging
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -40,6 +43,56 @@ def stripes():
 def repository():
     """The root folder of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+class Outcome(NamedTuple):
+    """What a script did: its exit code and its messages."""
+
+    code: int
+    messages: str
+
+
+@pytest.fixture
+def run_script(monkeypatch, caplog, repository):
+    """Runs a script in this process, which spares the imports: name, flags, environment -> `Outcome`."""
+
+    def run(name, *flags, **environment):
+        caplog.clear()
+        caplog.set_level(logging.INFO)
+        code = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [name, *map(str, flags)])
+            for variable, value in environment.items():
+                patch.setenv(variable, str(value))
+            try:
+                runpy.run_path(str(repository / name), run_name="__main__")
+            except SystemExit as error:
+                code = error.code
+        return Outcome(code, caplog.text)
+
+    return run
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """{name of a picture's file: its figure}, of all pictures that the test's code saves."""
+    from matplotlib.figure import Figure
+
+    saved, save = {}, Figure.savefig
+
+    def savefig(figure, file, **options):
+        saved[getattr(file, "name", file)] = figure
+        save(figure, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
+
+
+def lines_of(axes):
+    """{label: (x, y)} of the lines of a panel, as lists; of what `errorbar` draws, the means."""
+    lines = {line.get_label(): line for line in axes.lines}
+    lines |= {container.get_label(): container.lines[0] for container in axes.containers if hasattr(container, "lines")}
+    return {label: (list(line.get_xdata()), list(line.get_ydata())) for label, line in lines.items()}
 
 
 SCRIPT = """

@@ -1,7 +1,6 @@
 """Data sets by name: what is embedded, how the splits are made, and what is said when data are absent."""
 
 import gzip
-import pickle
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from PIL import Image
 import dataset_utils
 from dataset_utils import DATASETS, data_root
 from tests.tools.data.events.written import striped_nmnist_tree
+from tests.written_images import PIXELS, cifar10_batches, idx_files, image_folder, without_checksums
 from tools.config.train import TrainConfig
 from tools.data.events import EVENT
 from tools.data.events.errors import EventFormatError
@@ -65,12 +65,7 @@ def test_the_data_root_is_flag_then_environment_then_constant(monkeypatch):
 @pytest.mark.parametrize("place", ["", "cifar10", "cifar10-images"])
 def test_cifar10_is_read_from_a_folder_of_images(tmp_path, monkeypatch, place):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
-    for split, count in (("train", 10), ("test", 2)):
-        for label in range(10):
-            folder = tmp_path / "data" / place / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(np.full((32, 32, 3), 20 * label, np.uint8)).save(folder / f"{index}.jpg", quality=95)
+    image_folder(tmp_path / "data" / place, ending="jpg")
     parts = DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path / "data")))
     assert {name: len(part) for name, part in parts.items()} == {"train": 90, "val": 10, "test": 20}
     assert parts["val"].labels.bincount().tolist() == [1] * 10
@@ -108,40 +103,19 @@ def test_a_failed_download_says_why(tmp_path, monkeypatch):
 
 
 def test_cifar10_in_the_published_format_is_preferred(tmp_path, monkeypatch):
-    """Files as torchvision unpacks them; its checksums are of the real files, so that check is set aside."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
+    cifar10_batches(tmp_path)
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
-    row = np.arange(3072, dtype=np.uint32).astype(np.uint8)
-    for name in [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]:
-        batch = {"data": np.tile(row, (20, 1)), "labels": [index % 10 for index in range(20)]}
-        (folder / name).write_bytes(pickle.dumps(batch))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    without_checksums(monkeypatch)
     parts = DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path)))
     assert {name: len(part) for name, part in parts.items()} == {"train": 90, "val": 10, "test": 20}
     image = parts["test"].images[0]
     assert image.shape == (3, 32, 32)
-    assert torch.equal(image.flatten(), torch.from_numpy(row))  # channel, then row, then column
-
-
-def write_idx(path, array):
-    """A file of the MNIST format: magic number, sizes (big endian), bytes."""
-    header = np.array([0x0800 + array.ndim, *array.shape], dtype=">u4").tobytes()
-    path.write_bytes(header + array.astype(np.uint8).tobytes())
+    assert torch.equal(image.flatten(), torch.from_numpy(PIXELS))
 
 
 def test_fashionmnist_is_read_from_its_published_files(tmp_path):
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (40, 28, 28))
-    labels = np.arange(40) % 10
-    for prefix, count in (("train", 40), ("t10k", 20)):
-        write_idx(raw / f"{prefix}-images-idx3-ubyte", images[:count])
-        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels[:count])
+    images, labels = idx_files(tmp_path / "FashionMNIST")
     parts = DATASETS["fashionmnist"].load(TrainConfig(data_root=str(tmp_path)))
     assert len(parts["test"]) == 20 and parts["test"].labels.tolist() == labels[:20].tolist()
     assert np.array_equal(parts["test"].images[:, 0].numpy(), images[:20])

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them, each in a process of its own."""
+"""The scripts: each of them once, in this process; and one of each kind as a user starts it, in its own process."""
 
 import json
 import os
@@ -10,212 +10,260 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.image import imread
 
-from dataset_utils import DATASETS
-from tests.tools.data.events.written import striped_nmnist_tree
+from dataset_utils import DATASETS, motions
+from models import build_model, build_neuron
+from tests.tools.data.events.written import cifar10_tree, official_gestures, striped_nmnist_tree
+from tests.written_images import cifar100_batches, idx_files, image_folder, without_checksums
+from tools import cli
 from tools.perturb import PERTURBATIONS
+from tools.published import published_key
 
 SCRIPTS = [f"{kind}_{dataset}.py" for kind in ("main", "testing") for dataset in DATASETS]
 STUDIES = ["main_theory.py", "main_regularisation.py", "main_coding.py"]
-HEAVY = {"torchvision", "mlxtend", "pandas", "scipy", "sklearn", "matplotlib", "tensorboard", "sympy", "torch._dynamo"}
+HEAVY = ["torchvision", "mlxtend", "pandas", "scipy", "sklearn", "matplotlib", "tensorboard", "sympy", "torch._dynamo"]
+HEAVY += ["tools.studies", "tools.training.run", "tools.evaluation"]  # what runs
+QUICK = ["--model", "toynet", "--width", "0.05", "--threads", "1", "--workers", "1", "--no-histograms"]
 
 
-def run(repository, *command, cwd=None, timeout=600, **environment):
-    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # so that bash scripts find this Python
+def start(repository, *command, cwd=None, timeout=600, **environment):
+    """Run a command in a process of its own, with this Python as the active one."""
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, **environment}
     return subprocess.run(command, cwd=cwd or repository, env=env, capture_output=True, text=True, timeout=timeout)
 
 
-def test_main_mnist5k_learns_resumes_and_is_tested(repository, tmp_path):
-    options = ["--width", "0.05", "--minibatch", "100", "--run_dir", str(tmp_path / "run"), "--threads", "1"]
-    trained = run(repository, sys.executable, "main_mnist5k.py", "--epochs", "3", "--scheduler", "none", *options)
-    assert trained.returncode == 0, trained.stderr
-    assert "test accuracy" in trained.stderr
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[2]["train_loss"] < rows[1]["train_loss"] < rows[0]["train_loss"]
-    assert "\r" not in trained.stderr  # no progress bar where the output is no terminal
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
-    longer = run(repository, sys.executable, "main_mnist5k.py", "--resume", str(tmp_path / "run"), "--epochs", "4")
-    assert longer.returncode == 0, longer.stderr
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
-    snapshot = str(tmp_path / "run" / "best.pth")
-    tested = run(
-        repository, sys.executable, "testing_mnist5k.py", "--snapshot", snapshot, "--perturbation", "sp", "--draws", "2"
-    )
-    assert tested.returncode == 0, tested.stderr
-    points = json.loads((tmp_path / "run" / "evaluation" / "sp.json").read_text())["points"]
+@pytest.fixture
+def small_data(tmp_path, monkeypatch):
+    """Makes a small data set of a name, in the format of the real one; the folder is the data root."""
+    make_streams = motions.make_streams
+    write = {
+        "mnist": lambda: idx_files(tmp_path / "MNIST"),
+        "fashionmnist": lambda: idx_files(tmp_path / "FashionMNIST"),
+        "cifar10": lambda: image_folder(tmp_path),
+        "cifar100": lambda: cifar100_batches(tmp_path),
+        "nmnist": lambda: striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2),
+        "dvsgesture": lambda: official_gestures(tmp_path / "DvsGesture", range(1, 12), training=6),
+        "dvscifar10": lambda: cifar10_tree(tmp_path / "dvscifar10", "aedat"),
+        "motions": lambda: monkeypatch.setattr(
+            motions, "make_streams", lambda digits, streams_per_class, seed: make_streams(digits, 6, seed)
+        ),
+    }
+    without_checksums(monkeypatch)
+    monkeypatch.setenv("NSNN_DATA", str(tmp_path))
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "DvsGesture").mkdir()
+    return lambda name: write[name]()
+
+
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - {"mnist5k"}))  # for which see below
+def test_every_data_set_is_trained_and_tested_on(run_script, small_data, tmp_path, name):
+    small_data(name)
+    run = tmp_path / "run"
+    trained = run_script(f"main_{name}.py", *QUICK, "--epochs", 1, "--minibatch", 5, "--timestep", 2, "--run_dir", run)
+    assert trained.code == 0, trained.messages
+    assert "test accuracy" in trained.messages and len(metrics_of(run)) == 1
+    perturbation = "sp" if DATASETS[name].has_pixels else "eventdrop"
+    flags = ["--snapshot", run / "best.pth", "--draws", 1, "--threads", 1, "--perturbation", perturbation]
+    tested = run_script(f"testing_{name}.py", *flags)
+    assert tested.code == 0, tested.messages
+    points = json.loads((run / "evaluation" / f"{perturbation}.json").read_text())["points"]
+    assert points[0]["strength"] == 0 < points[1]["strength"] and 0 <= points[1]["accuracy_mean"] <= 1
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_has_its_experiments_and_refuses_others(run_script, tmp_path, study):
+    refused = run_script(study, "--quick", "--only", "nosuch", "--out", tmp_path / "out")
+    assert refused.code == 1 and re.search("error: .*nosuch", refused.messages)
+
+
+def test_mnist5k_is_learnt_resumed_and_tested(run_script, tmp_path, figures):
+    run = tmp_path / "run"
+    flags = ["--model", "toynet", "--minibatch", 100, "--run_dir", run, "--threads", 1, "--scheduler", "none"]
+    trained = run_script("main_mnist5k.py", "--epochs", 3, *flags)
+    assert trained.code == 0, trained.messages
+    losses = [row["train_loss"] for row in metrics_of(run)]
+    assert losses == sorted(losses, reverse=True) and len(set(losses)) == 3
+    longer = run_script("main_mnist5k.py", "--resume", run, "--epochs", 4)
+    assert longer.code == 0 and len(metrics_of(run)) == 4
+    tested = run_script("testing_mnist5k.py", "--snapshot", run / "best.pth", "--perturbation", "sp", "--draws", 2)
+    assert tested.code == 0, tested.messages
+    points = json.loads((run / "evaluation" / "sp.json").read_text())["points"]
     assert points[0]["accuracy_mean"] > 0.5 and len(points[1]["accuracy_draws"]) == 2
-    assert (tmp_path / "run" / "evaluation" / "sp.png").exists()
+    (line,) = figures["sp.png"].axes[0].lines[:1]
+    assert line.get_ydata() == pytest.approx([100 * point["accuracy_mean"] for point in points])
 
 
-def test_main_nmnist_learns_and_is_tested_on_perturbed_events_with_pictures(repository, tmp_path):
+def test_nmnist_is_learnt_and_tested_on_perturbed_events_with_pictures(run_script, tmp_path, monkeypatch, figures):
     striped_nmnist_tree(tmp_path / "nmnist")
-    folder, environment = tmp_path / "run", {"NSNN_DATA": str(tmp_path), "NSNN_CACHE": str(tmp_path / "cache")}
-    options = ["--width", "0.05", "--epochs", "12", "--timestep", "4", "--minibatch", "20"]
-    options += ["--roll", "1", "--lr", "0.01", "--no-histograms", "--run_dir", str(folder)]
-    trained = run(repository, sys.executable, "main_nmnist.py", *options, **environment)
-    assert trained.returncode == 0, trained.stderr
-    assert json.loads((folder / "test.json").read_text())["accuracy"] > 0.5
+    monkeypatch.setenv("NSNN_DATA", str(tmp_path))
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
+    run, evaluation = tmp_path / "run", tmp_path / "run" / "evaluation"
+    flags = ["--width", 0.05, "--epochs", 12, "--timestep", 4, "--minibatch", 20, "--roll", 1, "--lr", 0.01]
+    trained = run_script("main_nmnist.py", *flags, "--no-histograms", "--run_dir", run, "--threads", 1)
+    assert trained.code == 0, trained.messages
+    assert json.loads((run / "test.json").read_text())["accuracy"] > 0.5
 
     names = [name for name, perturbation in PERTURBATIONS.items() if perturbation.where == "events"]
-    assert len(names) == 8
-    command = [
-        sys.executable,
-        "testing_nmnist.py",
-        "--snapshot",
-        str(folder / "best.pth"),
-        "--draws",
-        "2",
-        "--pictures",
-    ]
-    tested = run(repository, *command, "--pictures", "--drop_p", "1.0", "--perturbation", *names, **environment)
-    assert tested.returncode == 0, tested.stderr
+    assert "eventdrop" in names
+    flags = ["--snapshot", run / "best.pth", "--draws", 2, "--threads", 1]
+    tested = run_script("testing_nmnist.py", *flags, "--pictures", "--drop_p", 1.0, "--perturbation", *names)
+    assert tested.code == 0, tested.messages
     for name in names:
-        clean, perturbed = json.loads((folder / "evaluation" / f"{name}.json").read_text())["points"]
+        clean, perturbed = json.loads((evaluation / f"{name}.json").read_text())["points"]
         assert clean["strength"] == 0 < perturbed["strength"] and clean["accuracy_mean"] > 0.5
         assert perturbed["loss_draws"] != clean["loss_draws"]
-    dropped = json.loads((folder / "evaluation" / "eventdrop.json").read_text())["points"][-1]
+    dropped = json.loads((evaluation / "eventdrop.json").read_text())["points"][-1]
     assert dropped["strength"] == 1 and dropped["accuracy_mean"] < 0.35  # nothing is left to see
-    for picture in ("recordings", "rasters"):
-        assert (folder / "evaluation" / f"{picture}.png").stat().st_size > 10_000
+    digits = [str(digit) for digit in range(10)]
+    for picture in ("recordings.png", "rasters.png"):
+        titles = [axes.get_title(loc) for axes in figures[picture].axes for loc in ("left", "center")]
+        assert [title for title in titles if title] == digits[: len(titles)]
+        assert imread(evaluation / picture).shape[2] == 4
 
-    refused = run(repository, *command, "--perturbation", "sp", **environment)
-    assert refused.returncode == 1 and "sp perturbs pixels" in refused.stderr
-
-
-@pytest.mark.parametrize("script", [*SCRIPTS, *STUDIES])
-def test_every_script_has_help_at_once_and_names_what_it_is_for(repository, script):
-    shown = run(repository, sys.executable, "-X", "importtime", script, "--help")
-    assert shown.returncode == 0, shown.stderr
-    assert script.split("_")[1].removesuffix(".py")[:6] in shown.stdout.lower()
-    flag = "--snapshot" if script.startswith("testing") else "--quick" if script in STUDIES else "--epochs"
-    assert flag in shown.stdout
-    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
-    assert "torch" in imported and not imported & HEAVY  # no more than torch, so that it takes no longer
+    refused = run_script("testing_nmnist.py", *flags, "--perturbation", "sp")
+    assert refused.code != 0 and "sp" in refused.messages
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["main_cifar10.py", "--data_root", "/nowhere"], "/nowhere"),
-        (["main_mnist5k.py", "--resume", "/nowhere"], "/nowhere"),
-        (["testing_mnist5k.py"], "--snapshot"),
-        (["testing_mnist5k.py", "--snapshot", "README.md"], r"README.md cannot be loaded safely"),
-    ],
-)
-def test_errors_are_one_line_and_exit_code_1(repository, command, message):
-    failed = run(repository, sys.executable, *command)
-    assert failed.returncode == 1
-    assert re.search(f"^error: .*{message}", failed.stderr, re.MULTILINE) and "Traceback" not in failed.stderr
-
-
-def test_an_error_of_the_program_keeps_its_traceback(repository, tmp_path):
-    code = """
-import sys
-from tools import cli
-class Data:
-    name, num_classes, mean, std, has_pixels = "broken", 2, (0.0,), (1.0,), True
-    def input_shape(self, config): return 1, 8, 8
-    def load(self, config=None): raise ValueError("a bug")
-cli.train(Data(), argv=["--run_dir", sys.argv[1]])
+HELP = """
+import contextlib, io, json, runpy, sys
+heavy, scripts = json.loads(sys.argv[1])
+shown = {}
+for script in scripts:
+    sys.argv = [script, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    shown[script] = out.getvalue(), [name for name in sys.modules if name.startswith(tuple(heavy))]
+json.dump(shown, sys.stdout)
 """
-    failed = run(repository, sys.executable, "-c", code, str(tmp_path / "run"))
-    assert failed.returncode == 1 and "Traceback" in failed.stderr and "ValueError: a bug" in failed.stderr
 
 
-def test_a_published_checkpoint_is_tested_as_the_readme_says(repository, tmp_path):
+def test_every_script_has_help_that_needs_torch_alone(repository):
+    """So that it comes at once."""
+    scripts = [*SCRIPTS, *STUDIES]
+    done = start(repository, sys.executable, "-c", HELP, json.dumps([HEAVY, scripts]))
+    assert done.returncode == 0, done.stderr
+    for script, (text, heavy) in json.loads(done.stdout).items():
+        flag = "--snapshot" if script.startswith("testing") else "--quick" if script in STUDIES else "--epochs"
+        assert flag in text and script.split("_")[1].removesuffix(".py")[:6] in text.lower(), script
+        assert not heavy, script
+
+
+ERRORS = [
+    (["main_cifar10.py", "--data_root", "/nowhere"], "/nowhere"),
+    (["main_mnist5k.py", "--resume", "/nowhere"], "/nowhere"),
+    (["testing_mnist5k.py"], "--snapshot"),
+    (["testing_mnist5k.py", "--snapshot", "README.md"], r"README.md cannot be loaded safely"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), ERRORS)
+def test_errors_are_one_message_and_exit_code_1(run_script, tmp_path, monkeypatch, repository, command, message):
+    (tmp_path / "README.md").write_text("no checkpoint")
+    monkeypatch.chdir(tmp_path)
+    failed = run_script(*command)
+    assert failed.code == 1
+    assert re.search(f"error: .*{message}", failed.messages) and "Traceback" not in failed.messages
+
+
+def test_an_error_is_one_line_of_the_terminal(repository):
+    failed = start(repository, sys.executable, "testing_mnist5k.py", "--snapshot", "README.md")
+    assert failed.returncode == 1 and not failed.stdout
+    assert re.fullmatch(r"error: README.md cannot be loaded safely as a checkpoint: .*\n", failed.stderr)
+
+
+def test_an_error_of_the_program_keeps_its_traceback(tmp_path, stripes, monkeypatch):
+    def load(*args, **options):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(type(stripes), "load", load)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.train(stripes, argv=["--run_dir", str(tmp_path / "run")])
+
+
+def test_a_published_checkpoint_is_tested_as_the_readme_says(run_script, tmp_path, monkeypatch):
     """sresnet18 of the published code, random weights, on a CIFAR-10 folder of a few images."""
-    import numpy as np
-    from PIL import Image
-
-    from models import build_model, build_neuron
-    from tools.published import published_key
-
-    for split in ("train", "test"):
-        for label in range(10):
-            folder = tmp_path / "data" / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for index in range(10 if split == "train" else 1):
-                Image.fromarray(np.full((32, 32, 3), 20 * label + index, np.uint8)).save(folder / f"{index}.png")
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
+    image_folder(tmp_path / "data", test=1)
     net = build_model("sresnet18", neuron=build_neuron("NILIF"), in_shape=(3, 32, 32), num_classes=10)
     weights = {f"module.{published_key('sresnet18', key)}": value for key, value in net.state_dict().items()}
     torch.save({"net": weights, "acc": 90.0, "epoch": 1}, tmp_path / "theirs.pth")
-    tested = run(
-        repository,
-        *(sys.executable, "testing_cifar10.py", "--snapshot", str(tmp_path / "theirs.pth")),
-        *("--model", "sresnet18", "--neuron", "NILIF", "--sigma", "0.3", "--draws", "1"),
-        *("--data_root", str(tmp_path / "data")),
-        NSNN_CACHE=str(tmp_path / "cache"),
+    flags = ["--model", "sresnet18", "--neuron", "NILIF", "--sigma", 0.3, "--draws", 1, "--threads", 1]
+    tested = run_script(
+        "testing_cifar10.py", "--snapshot", tmp_path / "theirs.pth", "--data_root", tmp_path / "data", *flags
     )
-    assert tested.returncode == 0, tested.stderr
+    assert tested.code == 0, tested.messages
     content = json.loads((tmp_path / "evaluation-theirs" / "clean.json").read_text())
     assert content["identity"]["test_images"] == 10 and content["identity"]["network"]["model"] == "sresnet18"
 
 
 def test_run_training_refuses_an_unknown_recipe_and_lists_those_there_are(repository, tmp_path):
-    failed = run(repository, "bash", str(repository / "run_training.sh"), "nosuch.yaml", cwd=tmp_path)
+    failed = start(repository, "bash", str(repository / "run_training.sh"), "nosuch.yaml", cwd=tmp_path)
     assert failed.returncode == 1
     assert "no recipe nosuch.yaml" in failed.stderr and "configs/mnist5k_nsnn.yaml" in failed.stderr
-
-
-def test_the_demonstration_of_events_takes_no_flags(repository):
-    failed = run(repository, "bash", "run_training.sh", "events", "--epochs", "1")
-    assert failed.returncode == 1 and "takes no flags, got --epochs 1" in failed.stderr
+    (tmp_path / "bad.yaml").write_text("dataset: nosuch\n")
+    failed = start(repository, "bash", str(repository / "run_training.sh"), "bad.yaml", cwd=tmp_path)
+    assert failed.returncode == 1 and "dataset: NAME" in failed.stderr
 
 
 def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, tmp_path):
-    (tmp_path / "mine.yaml").write_text('dataset: "mnist5k"  # embedded\nwidth: 0.05\nepochs: 1\nminibatch: 100\n')
-    folder = tmp_path / "run"
-    done = run(
-        repository,
-        "bash",
-        str(repository / "run_training.sh"),
-        "mine.yaml",
-        "--run_dir",
-        str(folder),
-        cwd=tmp_path,
-        CDPATH="/tmp",
-    )
+    (tmp_path / "mine.yaml").write_text('dataset: "mnist5k"  # embedded\nmodel: toynet\nepochs: 1\nminibatch: 100\n')
+    run = tmp_path / "run"
+    command = ["bash", str(repository / "run_training.sh"), "mine.yaml", "--run_dir", str(run), "--threads", "1"]
+    done = start(repository, *command, cwd=tmp_path, CDPATH="/tmp")
     assert done.returncode == 0, done.stderr
-    assert (folder / "best.pth").exists()
-    (tmp_path / "bad.yaml").write_text("dataset: nosuch\n")
-    failed = run(repository, "bash", str(repository / "run_training.sh"), "bad.yaml", cwd=tmp_path)
-    assert failed.returncode == 1 and "dataset: NAME" in failed.stderr
+    assert (run / "best.pth").exists() and "test accuracy" in done.stderr
+    assert "\r" not in done.stderr  # no progress bar where the output is no terminal
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "least", "pictures"),
-    [
-        ([], 96.5, {"rasters.png"}),  # about 98, less more than three standard errors of 1,000 images
-        (
-            ["events"],
-            90,
-            {"rasters.png", "recordings.png"},
-        ),  # what one image does not tell (see test_motions), a spiking network reads from time
-    ],
+    ("name", "pictures"), [("digits", {"rasters.png"}), ("events", {"rasters.png", "recordings.png"})]
 )
-def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_path, arguments, least, pictures):
-    """`bash run_training.sh` in a copy of the repository, from another folder."""
+def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_path, name, pictures):
+    """`bash run_training.sh`, shortened, in a copy of the repository, from another folder."""
     copy = tmp_path / "a copy"  # paths may have spaces
     unwanted = {repository / name for name in (".git", ".venv", "results", "data", ".pytest_cache")}
     shutil.copytree(repository, copy, ignore=lambda folder, names: {n for n in names if Path(folder, n) in unwanted})
-    cache = {"NSNN_CACHE": str(tmp_path / "cache")} if arguments else {}
-    done = run(repository, "bash", str(copy / "run_training.sh"), *arguments, cwd=tmp_path, timeout=1200, **cache)
+    command = ["bash", str(copy / "run_training.sh"), name, "--epochs", "1", "--width", "0.05", "--model", "toynet"]
+    done = start(repository, *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table = done.stderr[done.stderr.index("test accuracy, %") :].splitlines()
     assert table[0].split()[-2:] == ["NSNN", "SNN"] and table[1].startswith("clean")
     accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", table[1])]
-    assert len(accuracies) == 2 and min(accuracies) > least
+    assert len(accuracies) == 2
     (report,) = re.findall(r"^report: (.*\.html)$", done.stderr, re.MULTILINE)
-    assert (copy / report).stat().st_size > 100_000
     folder = (copy / report).parent
     document = json.loads((folder / "results.json").read_text())
-    assert len(document["kinds"]["NSNN"][0]["perturbations"]) == 3 and "uncertainty" in document["kinds"]["SNN"][0]
-    for network in ("nsnn", "snn"):
-        shown = {path.name for path in (folder / network / "evaluation").glob("*.png")}
-        assert shown - {f"{name}.png" for name in document["kinds"]["SNN"][0]["perturbations"]} == pictures
+    for group, accuracy in zip(("NSNN", "SNN"), accuracies):
+        (one,) = document["kinds"][group]
+        assert 100 * one["perturbations"]["clean"]["points"][0]["accuracy_mean"] == pytest.approx(accuracy, abs=0.01)
+        assert "uncertainty" in one and "efficiency" in one
+        shown = {path.name for path in (folder / group.lower() / "evaluation").glob("*.png")}
+        assert shown - {f"{name}.png" for name in one["perturbations"]} == pictures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dataset", "network", "epochs", "least"),
+    [
+        ("mnist5k", "nsnn", 6, 0.955),  # 96.8 and 97.1 % with seeds 0 and 1
+        ("mnist5k", "snn", 6, 0.955),  # 97.6 and 97.4 %
+        ("motions", "nsnn", 8, 0.38),  # 44.9 and 53.5 %; the image summed over time does not tell so much
+        ("motions", "snn", 8, 0.75),  # 82.6 and 80.6 %
+    ],
+)
+def test_the_networks_of_the_demonstrations_learn(run_script, repository, tmp_path, dataset, network, epochs, least):
+    """In an eighth and a third of the demonstrations' epochs."""
+    recipe = repository / "configs" / f"{dataset}_{network}.yaml"
+    flags = ["--config", recipe, "--epochs", epochs, "--run_dir", tmp_path / "run", "--threads", 1]
+    assert run_script(f"main_{dataset}.py", *flags).code == 0
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["accuracy"] > least
 
 
 def test_the_environment_check_sees_what_is_missing(repository, tmp_path):
@@ -225,5 +273,5 @@ def test_the_environment_check_sees_what_is_missing(repository, tmp_path):
         (tmp_path / "requirements.txt").write_text(content)
         (tmp_path / "dev.txt").write_text("-r requirements.txt\n")
         for name in ("requirements.txt", "dev.txt"):
-            checked = run(repository, "bash", "-c", script, "bash", sys.executable, str(tmp_path / name))
+            checked = start(repository, "bash", "-c", script, "bash", sys.executable, str(tmp_path / name))
             assert checked.returncode == code

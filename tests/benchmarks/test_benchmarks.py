@@ -22,15 +22,14 @@ def test_events(repository, tmp_path):
     assert {"work", "repeats", "device", "threads", "torch"} <= set(found[0])
 
 
-@pytest.mark.parametrize("as_module", [True, False])
-def test_neurons(repository, as_module):
-    found = lines(repository, "bench_neuron", "--neurons", "1024", "--timesteps", "2", as_module=as_module)
+def test_neurons(repository):
+    found = lines(repository, "bench_neuron", "--neurons", "1024", "--timesteps", "2", as_module=True)
     by_layer = {line["layer"]: line for line in found}
     assert by_layer["ReLU"]["ratio_to_relu"] == 1 and {"LIF", "NoisyLIF Gaussian(0.3)"} <= set(by_layer)
     assert all(line["T"] == 2 and line["ns_per_neuron_step"]["median"] > 0 for line in found)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_steps(repository):
     found = lines(repository, "bench_step", "--networks", "cifarnet", "--minibatch", "1")
     assert [line["neuron"] for line in found] == ["ReLU", "NILIF", "LIF"]

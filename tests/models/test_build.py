@@ -12,23 +12,25 @@ import torch
 from models.kernels import build, cpu
 
 RUN = """
+import sys
 import warnings
 import torch
 from models import Gaussian, NoisyLIF
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    for dtype in (torch.float32, torch.float64, torch.float32):
-        spikes = NoisyLIF(Gaussian(0.3))(torch.full((2, 1, 1000), 1.0, dtype=dtype))
+    for dtype in sys.argv[1:]:
+        spikes = NoisyLIF(Gaussian(0.3))(torch.full((2, 1, 1000), 1.0, dtype=getattr(torch, dtype)))
         assert 0.2 < spikes.mean() < 0.8
     from models.kernels import cpu
     print("fused" if cpu.kernel(torch.float32) else "eager", len(caught), *(str(w.message) for w in caught))
 """
 
 
-def start(repository, cache, **environment):
+def start(repository, cache, *dtypes, **environment):
+    """A process that uses neurons of these types, float32 if none is given."""
     env = {**os.environ, "NSNN_CACHE": str(cache), "OMP_NUM_THREADS": "1", **environment}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen([sys.executable, "-c", RUN], cwd=repository, env=env, **pipes)
+    return subprocess.Popen([sys.executable, "-c", RUN, *(dtypes or ["float32"])], cwd=repository, env=env, **pipes)
 
 
 def finish(process):
@@ -37,47 +39,67 @@ def finish(process):
     return out
 
 
-def test_processes_that_start_at_once_share_one_build(repository, tmp_path):
-    outputs = [finish(process) for process in [start(repository, tmp_path) for _ in range(3)]]
-    assert outputs == ["fused 0\n"] * 3
+@pytest.fixture
+def compiler(tmp_path):
+    """Makes stand-ins for compilers; returns the variables with which they are found.
+
+    They do what the shell text says, then run the real one, without optimisation, which takes most of its time.
+    """
+
+    def make(text="", names=("cc", "gcc", "clang"), **environment):
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(f'#!/bin/sh\n{text}\nexec {shutil.which("cc")} "$@" -O0\n')
+            (folder / name).chmod(0o755)
+        return {"CC": "", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", **environment}
+
+    return make
+
+
+def refuse(flag):
+    return f'for word in "$@"; do case "$word" in {flag}) echo "unknown $word" >&2; exit 1; esac; done'
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_once_share_one_build(repository, tmp_path, compiler):
+    environment, dtypes = compiler(), ("float32", "float64", "float32")
+    outputs = [finish(process) for process in [start(repository, tmp_path, *dtypes, **environment) for _ in range(2)]]
+    assert outputs == ["fused 0\n"] * 2
     files = sorted((tmp_path / "kernels").iterdir())
     assert len(files) == 2 and all(file.suffix == ".so" for file in files)  # one for each dtype, nothing else
     times = [file.stat().st_mtime_ns for file in files]
-    assert finish(start(repository, tmp_path)) == "fused 0\n"
+    assert finish(start(repository, tmp_path, *dtypes, **environment)) == "fused 0\n"
     assert [file.stat().st_mtime_ns for file in files] == times
 
 
 @pytest.mark.parametrize(
-    ("compiler", "reason"),
+    ("text", "reason"),
     [
-        ("#!/bin/sh\necho 'fatal: broken compiler' >&2; exit 1", "broken compiler"),
-        ("#!/bin/sh\nexit 0", ""),  # claims success and makes nothing
+        ("echo 'fatal: broken compiler' >&2; exit 1", "broken compiler"),
+        pytest.param("exit 0", "", marks=pytest.mark.slow),  # claims success and makes nothing
     ],
 )
-def test_a_failed_build_is_one_warning_and_the_eager_kernel(repository, tmp_path, compiler, reason):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("cc", "gcc", "clang"):
-        (folder / name).write_text(compiler)
-        (folder / name).chmod(0o755)
-    out = finish(start(repository, tmp_path / "cache", PATH=str(folder), CC=""))
+def test_a_failed_build_is_one_warning_and_the_eager_kernel(repository, tmp_path, compiler, text, reason):
+    out = finish(start(repository, tmp_path / "cache", "float32", "float64", **compiler(text)))
     assert out.startswith("eager 1 spiking neurons run on the slower eager kernel") and reason in out
 
 
-def test_other_compilers_than_gcc_get_flags_that_they_know(repository, tmp_path):
+def test_other_compilers_than_gcc_get_flags_that_they_know(repository, tmp_path, compiler):
     """clang refuses GCC's -fvect-cost-model, and knows -O3."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    refuse = 'for word in "$@"; do case "$word" in -fvect-cost-model*) echo "unknown $word" >&2; exit 1; esac; done\n'
-    (folder / "mycc").write_text(f'#!/bin/sh\n{refuse}exec {shutil.which("cc")} "$@"\n')
-    (folder / "mycc").chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    assert finish(start(repository, tmp_path / "cache", PATH=path, CC="mycc -g0")) == "fused 0\n"
+    environment = compiler(refuse("-fvect-cost-model*"), names=["mycc"], CC="mycc -g0")
+    assert finish(start(repository, tmp_path / "cache", **environment)) == "fused 0\n"
 
 
-@pytest.mark.parametrize("environment", [{"NSNN_CACHE": "/proc/nowhere"}, {"NSNN_CACHE": "", "HOME": "/proc/nowhere"}])
-def test_a_cache_that_cannot_be_written_costs_a_build_and_no_more(repository, tmp_path, environment):
-    assert finish(start(repository, tmp_path, **environment)) == "fused 0\n"
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"NSNN_CACHE": "", "HOME": "/proc/nowhere"},
+        pytest.param({"NSNN_CACHE": "/proc/nowhere"}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_cache_that_cannot_be_written_costs_a_build_and_no_more(repository, tmp_path, compiler, environment):
+    assert finish(start(repository, tmp_path, **compiler(**environment))) == "fused 0\n"
 
 
 def test_no_compiler_is_one_warning_and_the_eager_kernel(repository, tmp_path):
@@ -85,17 +107,11 @@ def test_no_compiler_is_one_warning_and_the_eager_kernel(repository, tmp_path):
     assert out.startswith("eager 1 ") and "no C compiler" in out
 
 
-def test_a_compiler_without_openmp_gives_one_thread_and_a_warning(repository, tmp_path):
+def test_a_compiler_without_openmp_gives_one_thread_and_a_warning(repository, tmp_path, compiler):
     """Such as clang beside a PyTorch that uses GCC's OpenMP."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    refuse = 'for word in "$@"; do [ "$word" != -fopenmp ] || { echo "no OpenMP here" >&2; exit 1; }; done\n'
-    for name in ("cc", "gcc", "clang"):
-        (folder / name).write_text(f'#!/bin/sh\n{refuse}exec {shutil.which("cc")} "$@"\n')
-        (folder / name).chmod(0o755)
-    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    out = finish(start(repository, tmp_path / "cache", PATH=path, CC="", OMP_NUM_THREADS="2"))
-    assert out.startswith("fused 1 spiking neurons run on one thread") and "no OpenMP here" in out
+    environment = compiler(refuse("-fopenmp"), OMP_NUM_THREADS="2")
+    out = finish(start(repository, tmp_path / "cache", **environment))
+    assert out.startswith("fused 1 spiking neurons run on one thread") and "unknown -fopenmp" in out
 
 
 def test_a_library_with_wrong_results_is_refused(tmp_path):

@@ -40,15 +40,14 @@ def build(kernel, capability, dtype, **constants):
     return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": cuda.WARPS})
 
 
-for law in range(len(cuda.KNOWN_LAWS)):
-    for dtype in {0: ("fp32", "bf16", "fp16", "fp64")}.get(law, ("fp32",)):
-        for kernel in (cuda._forward, cuda._backward):
-            options = dict(LAW=law, RESET=law % 3, MEMBRANE_NOISE=True, THRESHOLD_NOISE=True, MEAN_FIELD=False)
-            assert "cubin" in build(kernel, 80 if law % 2 else 90, dtype, **options).asm
-for law in (0, 4):
+types = ("fp32", "bf16", "fp16", "fp64")
+noisy = dict(MEMBRANE_NOISE=True, THRESHOLD_NOISE=True, MEAN_FIELD=False)
+cases = [dict(LAW=law, RESET=law % 3, **noisy) for law in range(len(cuda.KNOWN_LAWS))]
+cases.append(dict(LAW=0, RESET=0, MEMBRANE_NOISE=False, THRESHOLD_NOISE=False, MEAN_FIELD=True))
+for number, options in enumerate(cases):
     for kernel in (cuda._forward, cuda._backward):
-        options = dict(LAW=law, RESET=0, MEMBRANE_NOISE=False, THRESHOLD_NOISE=False, MEAN_FIELD=True)
-        assert "cubin" in build(kernel, 90, "fp64", **options).asm
+        dtype, capability = types[number % len(types)], 80 if number % 2 else 90
+        assert "cubin" in build(kernel, capability, dtype, **options).asm
 print("compiled")
 """
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.conftest import lines_of
 from tools import sweep
 from tools.errors import UserError
 
@@ -57,7 +58,7 @@ def test_the_table_is_over_seeds_and_knows_what_is_missing(tmp_path):
     assert sweep.table(rows) == ["sigma  seeds  test accuracy, %", "0.1    2      85.00 +- 7.07", "0.3    1      70.00"]
 
 
-def test_a_sweep_of_several_settings_is_drawn_and_written_for_spreadsheets(tmp_path, monkeypatch):
+def test_a_sweep_of_several_settings_is_drawn_and_written_for_spreadsheets(tmp_path, monkeypatch, figures):
     argv = [str(tmp_path), "--vary", "sigma=0.1,0.3", "--vary", "config=a.yaml,b.yaml", "--", "main_mnist5k.py"]
     arguments = sweep.parse(argv)
     for combination in sweep.combinations(arguments.vary):
@@ -66,7 +67,9 @@ def test_a_sweep_of_several_settings_is_drawn_and_written_for_spreadsheets(tmp_p
     sweep.main(argv)
     lines = (tmp_path / "sweep.csv").read_text().splitlines()
     assert lines[:2] == ["sigma,config,seeds,accuracy_mean,accuracy_std", "0.1,a.yaml,1,0.600000,"] and len(lines) == 5
-    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+    shown = lines_of(figures["sweep.png"].axes[0])
+    for config in ("a.yaml", "b.yaml"):
+        assert shown[f"config {config}"] == ([0.1, 0.3], pytest.approx([60, 80]))
 
 
 @pytest.mark.parametrize("start", [["tools/sweep.py"], ["-m", "tools.sweep"]])
@@ -87,7 +90,7 @@ def test_a_run_that_fails_says_why(tmp_path):
         sweep.run_combination(tmp_path, ["main_mnist5k.py"], {"sigma": "-1"})
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
     pytest.importorskip("ray")
     folder = tmp_path / "sweep"

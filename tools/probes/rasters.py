@@ -43,7 +43,10 @@ def picture_spikes(
             cells.append(np.where(spikes[:, index].numpy().T[..., None] > 0, colours[layer], 1.0))
         image = np.concatenate(cells)
         bounds = (0.5, image.shape[1] + 0.5, 0, len(image))
-        axes.imshow(image, aspect="auto", interpolation="nearest", origin="lower", extent=bounds)
+        if len(image):
+            axes.imshow(image, aspect="auto", interpolation="nearest", origin="lower", extent=bounds)
+        else:
+            axes.text(0.5, 0.5, "no neuron fires", transform=axes.transAxes, ha="center")
         axes.set_title(names[label], fontsize=10)
     for axes in panels.flat[len(shown) :]:
         axes.set_axis_off()

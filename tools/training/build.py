@@ -43,6 +43,9 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
     """Load a data set and divide it among the processes."""
     with processes.first_goes_ahead():  # so that only one downloads and decodes
         parts = dataset.load(config)
+    for name, part in parts.items():
+        if not len(part):
+            raise UserError(f"{dataset.name} is too small: its {name} part has no samples")
     limit = DEBUG_BATCHES if config.debug else None
     options = dict(batch_size=config.minibatch, device=device, memory_format=memory_format(config), limit=limit)
     training = dict(shuffle=True, augment=dataset.augmentation(config), accumulate=config.accumulate)

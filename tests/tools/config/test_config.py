@@ -282,8 +282,8 @@ def test_importing_the_configuration_is_cheap(repository):
     assert imported(repository, code) == "[]"
 
 
-def test_help_and_wrong_flags_need_nothing_that_runs(repository):
-    data = "class Data: name, has_pixels = 'x', True"
-    for flags in (["--help"], ["--epohcs", "3"]):
-        code = f"import tools.cli\n{data}\ntry: tools.cli.train(Data, argv={flags})\nexcept SystemExit: pass"
-        assert imported(repository, code) == "[]"
+def test_wrong_flags_need_nothing_that_runs(repository):
+    """That --help does not, either, is in tests/test_scripts.py."""
+    code = "import tools.cli\nclass Data: name, has_pixels = 'x', True\n"
+    code += "try: tools.cli.train(Data, argv=['--epohcs', '3'])\nexcept SystemExit: pass"
+    assert imported(repository, code) == "[]"

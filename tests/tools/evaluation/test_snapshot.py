@@ -462,6 +462,7 @@ def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeyp
     assert ranges and all(low >= 0 and high <= 1 for low, high in ranges)
 
 
+@pytest.mark.slow
 def test_the_published_attack_is_a_perturbation_of_the_test(half_trained, stripes, tmp_path):
     """Crafted with noise of its own, within the sphere of its norm, and it does more harm the larger that is."""
     for neuron in ("NILIF", "LIF"):

@@ -56,6 +56,13 @@ def test_rasters_of_images_are_drawn(tmp_path, samples):
     assert (np.abs(picture - blue).max(-1) < 0.02).sum() > 50
 
 
+def test_a_network_in_which_no_neuron_fires_is_drawn_as_such(tmp_path, figures):
+    net = build_model("toynet", neuron=build_neuron("LIF", threshold=1e9), in_shape=(1, 4, 4), num_classes=2).eval()
+    data = LabelledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.arange(2))
+    picture_spikes(tmp_path / "r.png", net, data, ("a", "b"), inference.ForwardPass(torch.device("cpu"), 3), "title")
+    assert [axes.texts[0].get_text() for axes in figures["r.png"].axes] == ["no neuron fires"] * 2
+
+
 def test_both_polarities_of_recordings_are_drawn_also_where_frames_are_empty(tmp_path):
     events = np.zeros(40, EVENT)
     events["x"], events["t"], events["p"] = np.arange(40) % 8, np.arange(40) * 1000, np.arange(40) % 2

@@ -134,7 +134,14 @@ def test_the_samples_of_a_pass_are_shared_without_loss_or_double(stripes, count,
         data.batches(50, torch.device("cpu"), shuffle=True, accumulate=2, processes=Processes(0, 3))
 
 
-@pytest.mark.parametrize("changes", [{}, {"tet": True, "optim": "sgdm", "ema": 0.9, "clip_grad": 0.1}, {"reg": "gram"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tet": True, "optim": "sgdm", "ema": 0.9, "clip_grad": 0.1},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"reg": "gram"}, marks=pytest.mark.slow),
+    ],
+)
 def test_without_noise_many_processes_train_as_one_with_the_large_batch(tmp_path, stripes, changes):
     """30 images a step: of one batch, of accumulated ones, of 2 and 3 processes, whose shares of 50 are uneven."""
     one, last = train(tmp_path / "one", stripes, minibatch=30, plot_spike_rate=True, **changes)
@@ -166,7 +173,7 @@ def test_noise_differs_between_processes_and_repeats_between_runs(tmp_path, stri
     assert abs(alone[-1]["train_loss"] - first[-1]["train_loss"]) < 0.1
 
 
-@pytest.mark.parametrize("count", [2, 3])  # the sum of two numbers has no order
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])  # the sum of two has no order
 def test_several_processes_go_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path, stripes, count):
     options = {**SETTINGS, "neuron": "NILIF", "minibatch": 20 // count, "crop_padding": 1, "nobn": False}
     whole, state = train(tmp_path / "whole", stripes, count=count, **options)
@@ -230,7 +237,7 @@ def test_synchronised_batch_normalisation_needs_cuda(tmp_path, stripes):
         Training(TrainConfig(**{**SETTINGS, "sync_bn": True, "device": "cpu", "results": str(tmp_path)}), stripes)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path, stripes, script):
     settings = {**SETTINGS, "neuron": "NILIF", "minibatch": 10, "epochs": 20, "device": "cpu"}
     whole, _ = train(tmp_path / "whole", stripes, count=2, **settings)

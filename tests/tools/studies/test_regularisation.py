@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import Gaussian, NoisyLIF, Uniform, build_model, mean_field, noise_generator
+from tests.conftest import lines_of
 from tools.data.images import LabelledImages
 from tools.probes.hooks import is_noisy
 from tools.studies.regularisation import experiments
@@ -190,7 +191,7 @@ def test_learnt_scales_are_noted_from_first_to_last():
     assert max(abs(scale - 0.3) for scale in last) > 0.03  # as far as their own rate lets them
 
 
-def test_learnt_scales_have_a_row_for_each_scale_at_first(tmp_path, monkeypatch, stripes):
+def test_learnt_scales_have_a_row_for_each_scale_at_first(tmp_path, monkeypatch, stripes, figures):
     monkeypatch.setattr(experiments, "learn_scales", _learnt)
     found = experiments.learnt_scales(Study(tmp_path, quick=True), Data.of(stripes.load(), stripes.mean, stripes.std))
     assert [row["initial"] for row in found["rows"]] == [0.1, 0.3, 1.0] and found["seeds"] == 3
@@ -198,7 +199,11 @@ def test_learnt_scales_have_a_row_for_each_scale_at_first(tmp_path, monkeypatch,
         assert [layer["mean"] for layer in row["layers"]] == pytest.approx([10 * row["initial"], 20 * row["initial"]])
         accuracy = row["test_accuracy"]
         assert 0.9 < accuracy["low"] < accuracy["mean"] < accuracy["high"] and accuracy["seeds"] == 3
-    assert (tmp_path / "learnt_scales.png").stat().st_size > 10_000
+    panels = figures["learnt_scales.png"].axes
+    assert [panel.get_title() for panel in panels] == ["initially 0.1", "initially 0.3", "initially 1.0"]
+    for panel, row in zip(panels, found["rows"]):
+        layers = [lines_of(panel)[f"layer {layer}"] for layer in (1, 2)]
+        assert layers == [([0, 1], pytest.approx([row["initial"], final["mean"]])) for final in row["layers"]]
 
 
 def _learnt(job):
@@ -206,7 +211,7 @@ def _learnt(job):
     return LearntScales([0, 1], [[std, std], [10 * std, 20 * std]], 0.97 + 0.01 * (job.seed % 7) / 7)
 
 
-def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes):
+def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes, figures):
     monkeypatch.setattr(experiments, "measure", _measured)
     found = experiments.generalisation(Study(tmp_path, quick=True), Data.of(stripes.load(), stripes.mean, stripes.std))
     assert {row["law"] for row in found["rows"]} == {"Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy"}
@@ -217,7 +222,12 @@ def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes)
         ):  # of pairs of the same seed, so that the interval is a point
             gain = row[f"{key}_gain"] if row["noisy"] else dict.fromkeys(("low", "mean", "high"), 0.1 * number)
             assert [gain[part] for part in ("low", "mean", "high")] == pytest.approx([0.1 * number] * 3)
-    assert (tmp_path / "generalisation.png").stat().st_size > 10_000 < (tmp_path / "few_images.png").stat().st_size
+    gap = lines_of(figures["generalisation.png"].axes[1])["Gaussian"]  # the first row, 1,000 images
+    rows = [row for row in found["rows"] if (row["images"], row["law"], row["noisy"]) == (1000, "Gaussian", True)]
+    assert gap == ([row["std"] for row in rows], [row["gap"]["mean"] for row in rows])
+    accuracy = lines_of(figures["few_images.png"].axes[0])["Logistic"]
+    rows = [row for row in found["rows"] if (row["std"], row["law"], row["noisy"]) == (0.3, "Logistic", True)]
+    assert accuracy[1] == [row["test_accuracy"]["mean"] for row in rows]
 
 
 def _measured(job):

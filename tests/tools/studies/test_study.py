@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,14 +29,6 @@ def failing(job):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_jobs_are_done_in_order_by_one_thread_each(tmp_path, workers):
-    threads = torch.get_num_threads()
-    found = Study(tmp_path, workers=workers).map(squares([3, 1, 2]), "squares")
-    assert found == [(9, 1), (1, 1), (4, 1)]
-    assert torch.get_num_threads() == threads
-
-
-@pytest.mark.parametrize("workers", [1, 2])
 def test_the_error_of_a_job_is_raised(tmp_path, workers):
     with pytest.raises(ValueError, match="job 5 is wrong"):
         Study(tmp_path, workers=workers).map([functools.partial(failing, job) for job in (5, 6)], "failures")
@@ -48,15 +38,18 @@ def dying():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_ended_from_outside_is_told(tmp_path):
     with pytest.raises(ChildProcessError, match="killed from outside during 'deaths'; .* --workers 1"):
         Study(tmp_path, workers=2).map([dying, dying], "deaths")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_jobs_of_groups_stay_together(tmp_path, workers):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_jobs_are_done_in_order_and_in_groups_by_one_thread_each(tmp_path, workers):
+    threads = torch.get_num_threads()
     found = Study(tmp_path, workers=workers).map_groups({"a": squares([3, 1]), "b": squares([2]), "c": []}, "squares")
     assert found == {"a": [(9, 1), (1, 1)], "b": [(4, 1)], "c": []}
+    assert torch.get_num_threads() == threads
 
 
 def test_seeds_differ_between_studies_purposes_and_repetitions(tmp_path):
@@ -122,13 +115,3 @@ def test_the_command_line(tmp_path, capsys, caplog):
     with pytest.raises(SystemExit) as error:
         cli.study("test", "A test.", chosen, ["--workers", "-1"])
     assert error.value.code == 2
-
-
-@pytest.mark.parametrize("name", ["theory", "regularisation", "coding"])
-def test_help_loads_no_experiments(repository, name):
-    code = (
-        f"import sys, main_{name}\n"
-        f"loaded = [module for module in sys.modules if module.startswith('tools.studies.{name}')]\n"
-        "assert not loaded, loaded"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True, timeout=120)

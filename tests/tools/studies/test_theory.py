@@ -9,6 +9,7 @@ import torch
 
 from models import Cauchy, Gaussian, NoiseLaw, Triangular, Uniform, noise_generator
 from models.noise import LAWS
+from tests.conftest import lines_of
 from tools.studies.matching import law_of_std
 from tools.studies.study import Study
 from tools.studies.theory import experiments
@@ -134,9 +135,14 @@ def test_a_law_without_a_standard_deviation_is_matched_by_its_quartiles():
     assert law_of_std(Tailed, 0.3).scale == pytest.approx(law_of_std(Cauchy, 0.3).scale)
 
 
-def test_measured_probabilities_are_judged(tmp_path):
+def test_measured_probabilities_are_judged(tmp_path, figures):
     found = experiments.firing(Study(tmp_path, quick=True))
-    assert (tmp_path / "firing.png").stat().st_size > 10_000
+    above, below = figures["firing.png"].axes[0], figures["firing.png"].axes[len(LAWS)]
+    assert above.get_title() == LAWS[0].__name__
+    for panel, quantity in ((above, "probability"), (below, "gradient")):
+        lines, wanted = lines_of(panel), expected_curves(law_of_std(LAWS[0], 0.3), "escape")
+        assert lines["escape: expected"][1] == pytest.approx(getattr(wanted, quantity), abs=1e-6)
+        assert lines["both: measured"][1] == pytest.approx(lines["both: expected"][1], abs=0.02)
     assert set(found["laws"]) == {law.__name__ for law in LAWS}
     rows = [row for law in found["laws"].values() for row in law.values()]
     assert len(rows) == 15 and min(row["p"] for row in rows) > 1e-3 / 15
@@ -173,7 +179,7 @@ def test_relative_to_no_gradient_nothing_is_said():
     assert all(math.isnan(value) for value in vars(compare(torch.ones(3, 2), torch.zeros(2))).values())
 
 
-def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch):
+def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch, figures):
     def measured(law, layers, width, steps, seed, loss, names):
         assert list(names) == ["NDL"] and layers == 1
         return {"NDL": Comparison(100 * (loss == "squared") + 10 * steps + width + (seed == first))}
@@ -184,10 +190,13 @@ def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch):
     assert len(found["median_bias"]) == 13 and found["networks"] == 30
     for row in found["median_bias"]:
         assert row["bias"] == 100 * (row["loss"] == "squared") + 10 * row["steps"] + row["width"]
-    assert (tmp_path / "exactness.png").stat().st_size > 10_000
+    widths, biases = lines_of(figures["exactness.png"].axes[0])["squared loss"]
+    assert biases == [110 + width for width in widths]
+    (steps, biases), *_ = lines_of(figures["exactness.png"].axes[1]).values()
+    assert biases == [10 * step + 3 for step in steps]
 
 
-def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
+def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch, figures):
     """... and networks without a gradient are left out, and counted."""
 
     def measured(law, layers, width, steps, seed):
@@ -200,8 +209,9 @@ def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
 
     without_gradient = Study(tmp_path, quick=True).seeds("gradients", full=20, quick=6)[:2]
     monkeypatch.setattr(experiments, "measure", measured)
+    monkeypatch.setattr(experiments, "LAWS", (Gaussian, Uniform))
     found = experiments.gradients(Study(tmp_path, quick=True))
-    for law in LAWS:
+    for law in (Gaussian, Uniform):
         of_law = found["medians_over_networks"][law.__name__]
         for depth, place in ((1, 0), (2, 5), (3, 2)):
             name = list(ESTIMATORS)[place]
@@ -211,7 +221,8 @@ def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch):
             assert of_law[f"{depth} layers"][name]["variance"] == pytest.approx(expected, nan_ok=True)
             count = 6 if law is not Uniform else 0 if depth == 3 else 4
             assert found["networks_with_a_gradient"][law.__name__][f"{depth} layers"] == [count] * len(expected)
-        assert (tmp_path / f"gradients_{law.__name__.lower()}.png").stat().st_size > 10_000
+        shown = lines_of(figures[f"gradients_{law.__name__.lower()}.png"].axes[1])["NDL"]  # bias with two layers
+        assert shown == (list(experiments.SCALES), pytest.approx(of_law["2 layers"]["NDL"]["bias"]))
 
 
 def test_one_network_is_measured_against_its_exact_gradient():
@@ -222,9 +233,10 @@ def test_one_network_is_measured_against_its_exact_gradient():
     assert found == experiments.measure(Gaussian(0.4), **options)
 
 
-def test_the_limit_is_approached_in_proportion_to_the_scale(tmp_path):
+def test_the_limit_is_approached_in_proportion_to_the_scale(tmp_path, figures):
     found = experiments.limit(Study(tmp_path, quick=True))
     assert found["exponent"]["Gaussian"] == pytest.approx(1, abs=0.1)
     assert 0.5 < found["exponent"]["Cauchy"] < 0.9
     assert all(np.all(np.diff(row) > 0) for row in found["differing"].values())
-    assert (tmp_path / "limit.png").stat().st_size > 10_000
+    shown = lines_of(figures["limit.png"].axes[0])
+    assert {law: y for law, (_, y) in shown.items()} == found["differing"]

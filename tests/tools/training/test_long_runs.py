@@ -1,11 +1,12 @@
 """Long runs: memory does not grow, nothing is left behind, and what they write stays small."""
 
 import contextlib
+import gc
 import json
+import logging
+import multiprocessing
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,51 +15,60 @@ import torch
 from models import build_model, build_neuron
 from tests.tools.training.test_survival import config
 from tools import inference
+from tools.config.train import TrainConfig
+from tools.io.files import make_folder_of_now
 from tools.probes.firing_rates import firing_rates
+from tools.training import loop
+from tools.training.folder import make_run_folder
 from tools.training.run import Training
 
 STEPS = 2000
 GROWTH = 0.02
+EPOCHS = 200
 
 
-def memory(process="self"):
-    """Resident memory of a process, in bytes."""
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def memory():
+    """Resident memory of this process, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def open_files(process="self"):
-    return len(os.listdir(f"/proc/{process}/fd"))
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
 
 
-def children(process):
-    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+def children():
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
-@pytest.mark.slow
-def test_a_thousand_epochs_take_no_more_memory_and_their_log_stays_readable(tmp_path, script):
-    """2,000 steps and 1,000 validations with monitoring, seen from outside: epoch 100 against the last."""
-    folder = tmp_path / "run"
-    options = dict(model="toynet", width=0.02, epochs=STEPS // 2, minibatch=90, ema=0.9, threads=1, timestep=3)
-    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    process = script("--run_dir", str(folder), *flags)
-    seen, lines = {}, []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith(("epoch 100/", "epoch 990/")):
-            seen[line.split("/")[0]] = memory(process.pid), open_files(process.pid), len(children(process.pid))
-    assert process.wait() == 0, "".join(lines[-20:])
-    (memory_before, *kept_before), (memory_after, *kept_after) = seen.values()
-    print(f"memory {memory_before / 1e6:.1f} MB after 200 steps, {memory_after / 1e6:.1f} MB after 1,980")
-    assert memory_after < (1 + GROWTH) * memory_before
-    assert kept_after == kept_before
-    assert 1000 <= len(lines) < 1010 and max(map(len, lines)) < 200
-    assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").open()] == list(range(1, 1001))
-    sizes = {path.name.split(".")[0]: path.stat().st_size for path in folder.glob("[!.]*")}
-    assert sizes["metrics"] < 400_000 and sizes["events"] < 4_000_000
+def kept():
+    """What a long run must not gather: numbers of tensors and of open files, child processes."""
+    gc.collect()
+    tensors = sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+    return tensors, open_files(), children()
+
+
+def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, stripes, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    options = dict(model="toynet", width=0.02, minibatch=90, epochs=EPOCHS, timestep=3, plot_spike_rate=True)
+    training = Training(config(tmp_path, run_dir=str(tmp_path / "run"), **options), stripes)
+    original, seen = loop.train_one_epoch, {}
+
+    def counted(learner, batches, epoch, *args):
+        seen[epoch] = kept() if epoch in (EPOCHS // 10, EPOCHS) else None
+        return original(learner, batches, epoch, *args)
+
+    monkeypatch.setattr(loop, "train_one_epoch", counted)
+    training.run()
+    assert list(seen) == list(range(1, EPOCHS + 1)) and seen[EPOCHS] == seen[EPOCHS // 10]
+    lines = caplog.text.replace(str(training.folder), "RUN").splitlines()
+    assert EPOCHS <= len(lines) < EPOCHS + 10 and max(map(len, lines)) < 200
+    assert [json.loads(line)["epoch"] for line in (training.folder / "metrics.jsonl").open()] == list(seen)
+    sizes = {path.name.split(".")[0]: path.stat().st_size for path in training.folder.glob("[!.]*")}
+    assert sizes["metrics"] < 400 * EPOCHS and sizes["events"] < 4000 * EPOCHS
     assert sorted(sizes) == sorted(["best", "config", "events", "last", "metrics", "previous", "test"])
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("monitored", [False, True], ids=["evaluation", "monitoring"])
 def test_two_thousand_evaluated_minibatches_take_no_more_memory(monitored, stripes):
     torch.manual_seed(0)
@@ -84,34 +94,33 @@ def test_a_run_leaves_no_files_open_and_no_processes(tmp_path, stripes):
         Training(config(tmp_path, epochs=1, workers=2), stripes).run()
 
     run()
-    before = open_files(), children(os.getpid())
+    before = open_files(), children()
     for _ in range(3):
         run()
-    assert (open_files(), children(os.getpid())) == before
+    assert (open_files(), children()) == before
 
 
-FOLDERS = {
-    "run": "from tools.training.folder import TrainConfig, make_run_folder; "
-    "make = lambda: make_run_folder(TrainConfig(results=str(root)), 'stripes')[0]",
-    "evaluation": "from tools.io.files import make_folder_of_now; make = lambda: make_folder_of_now(root)",
+MAKERS = {
+    "run": lambda root: make_run_folder(TrainConfig(results=str(root)), "stripes")[0],
+    "evaluation": make_folder_of_now,
 }
 
 
-@pytest.mark.parametrize("kind", FOLDERS)
-def test_runs_that_start_in_the_same_second_share_no_folder(tmp_path, kind, repository):
-    code = (
-        f"import sys; from pathlib import Path; root = Path({str(tmp_path / 'results')!r}); {FOLDERS[kind]}\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "for _ in range(20): print(make())"
-    )
-    options = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=repository)
-    processes = [subprocess.Popen([sys.executable, "-c", code], **options) for _ in range(4)]
+@pytest.mark.parametrize("kind", MAKERS)
+def test_runs_that_start_in_the_same_second_share_no_folder(tmp_path, kind):
+    context = multiprocessing.get_context("fork")
+    ready, queue = context.Barrier(4), context.SimpleQueue()
+
+    def work():
+        ready.wait()
+        queue.put([str(MAKERS[kind](tmp_path / "results")) for _ in range(20)])
+
+    processes = [context.Process(target=work) for _ in range(4)]
     for process in processes:
-        assert process.stdout.readline() == "ready\n"
+        process.start()
+    made = sum((queue.get() for _ in processes), [])
     for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    made = [line for process in processes for line in process.communicate()[0].splitlines()]
+        process.join()
     assert len(made) == len(set(made)) == 80
     seconds = {re.search(r"\d{8}-\d{6}", name).group() for name in made}
     assert len(seconds) < 40  # most share theirs with others

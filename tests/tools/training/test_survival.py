@@ -3,18 +3,20 @@
 import copy
 import functools
 import json
+import logging
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import sys
 import time
 
 import pytest
 import torch
 import yaml
 
-from tools import inference
+from tools import cli, inference
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.inference import Scores
@@ -87,7 +89,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("changes", CASES, ids=lambda changes: changes.get("scheduler", "default"))
-@pytest.mark.parametrize("saved_at", [1, 3])
+@pytest.mark.parametrize("saved_at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path, stripes, changes, saved_at):
     whole = Training(config(tmp_path, **changes), stripes)
     result = whole.run()
@@ -118,46 +120,107 @@ def flags(folder, **changes):
     return ["--config", str(recipe), "--run_dir", str(folder)]
 
 
-def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path, stripes):
-    """SIGKILL, often within a save, as each step ends with one. Processes are forked, which spares the imports."""
-    options = dict(save_steps=1, epochs=6, minibatch=10, histograms=True, plot_spike_rate=True, resume="auto")
+def forked(work, *args):
+    """Start a function in a forked process, which spares the imports."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=args)
+    process.start()
+    return process
+
+
+MOMENTS = {  # of the writing of last.pth: (function of os, name of the file it is about, whether it is still done)
+    "written": ("fsync", "last.pth", False),
+    "synced": ("fsync", "last.pth", True),
+    "linked": ("link", "last.pth", True),
+    "previous renamed": ("replace", "previous.pth", True),
+    "renamed": ("replace", "last.pth", True),
+}
+
+
+def kill_at(moment, saves=4):
+    """End this process by SIGKILL at a moment of a save, as if the machine had lost power."""
+    name, file, still_done = MOMENTS[moment]
+    original, calls = getattr(os, name), []
+
+    def last_call(*args):
+        path = os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else args[0 if name == "link" else 1]
+        if os.path.basename(path).startswith(file):
+            calls.append(path)
+        if len(calls) < saves:
+            return original(*args)
+        if still_done:
+            original(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(os, name, last_call)
+
+
+SAVES_OFTEN = dict(save_steps=1, epochs=4, histograms=True, plot_spike_rate=True, resume="auto")
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_no_trace(tmp_path, stripes):
+    """One run, which is killed once at each moment of the writing of a checkpoint, and goes on each time."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    def train(folder):
-        Training(config(tmp_path, run_dir=str(folder), **options), stripes, {"resume", "run_dir"}).run()
+    def train(folder, moment=None):
+        if moment is not None:
+            kill_at(moment)
+        Training(config(tmp_path, run_dir=str(folder), **SAVES_OFTEN), stripes, {"resume", "run_dir"}).run()
 
-    began = time.monotonic()
     train(whole)
-    longest = (time.monotonic() - began) / 15  # so that 20 times half of it is less than the run
-    generator, kills, in_a_save = random.Random(1), 0, 0
-    while kills < 20:
-        process = multiprocessing.get_context("fork").Process(target=train, args=(killed,))
-        process.start()
-        process.join(generator.uniform(0.0, longest))
-        assert process.exitcode is None, f"the run ended after {kills} kills"
-        process.kill()
-        process.join()
-        kills += 1
-        in_a_save += bool(list(killed.glob("*.part")))
+    for moment in MOMENTS:
+        process = forked(train, killed, moment)
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, moment
     train(killed)
-    print(f"{kills} kills, {in_a_save} of them while a file was written")
-    assert in_a_save
     assert_same_run(killed, whole)
     assert not list(killed.glob("*.part"))
 
 
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_no_trace(tmp_path, stripes):
+    """Often within a save, as each step ends with one."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def train(folder):
+        Training(config(tmp_path, run_dir=str(folder), **SAVES_OFTEN), stripes, {"resume", "run_dir"}).run()
+
+    began = time.monotonic()
+    train(whole)
+    longest = time.monotonic() - began
+    generator = random.Random(1)
+    for _ in range(5):
+        process = forked(train, killed)
+        process.join(generator.uniform(0.0, longest / 2))
+        process.kill()  # which does nothing to a run that has ended
+        process.join()
+    train(killed)
+    assert_same_run(killed, whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, script, number):
-    folder = tmp_path / "run"
-    process = script(*flags(folder, epochs=1000))
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, stripes, number):
+    folder, printed = tmp_path / "run", tmp_path / "printed"
+    process = forked(train_as_a_user, stripes, flags(folder, epochs=1000), printed)
     wait_for(folder / "best.pth")
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
+    os.kill(process.pid, number)
+    process.join(60)
+    output = printed.read_text()
+    assert process.exitcode == 128 + number, output
     assert f"stopped ({signal.Signals(number).name}); everything is saved: --resume {folder} continues" in output
     assert "Traceback" not in output
     content = checkpoint.read(folder / "last.pth")
     assert content["epochs_done"] + 1 >= len(rows(folder)) >= 1
+
+
+def train_as_a_user(dataset, arguments, printed):
+    """Train in this process as a script does, with what it prints in a file."""
+    with open(printed, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    logging.getLogger().handlers.clear()  # those of pytest
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+    cli.train(dataset, argv=arguments)
 
 
 def wait_for(path, seconds=60):
@@ -317,8 +380,7 @@ def test_a_full_disk_is_an_error_and_leaves_earlier_files_as_they_were(tmp_path,
         except OSError as error:
             os._exit(17 if str(folder) in str(error) else 1)
 
-    process = multiprocessing.get_context("fork").Process(target=train)
-    process.start()
+    process = forked(train)
     process.join(60)
     assert process.exitcode == 17
     for name in ("last.pth", "previous.pth", "best.pth", "test.json"):
@@ -328,10 +390,16 @@ def test_a_full_disk_is_an_error_and_leaves_earlier_files_as_they_were(tmp_path,
     assert [row["epoch"] for row in rows(folder)] == [1, 2, 3]
 
 
-def test_the_message_of_a_full_disk(tmp_path, script):
-    process = script(*flags(tmp_path / "run"), preexec_fn=lambda: limit_files(20))
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1
+def test_the_message_of_a_full_disk(tmp_path, stripes):
+    def train():
+        limit_files(20)
+        train_as_a_user(stripes, flags(tmp_path / "run"), printed)
+
+    printed = tmp_path / "printed"
+    process = forked(train)
+    process.join(60)
+    output = printed.read_text()
+    assert process.exitcode == 1, output
     assert "last.pth cannot be written, is the disk full?" in output and "Traceback" not in output
 
 
@@ -349,8 +417,7 @@ def test_an_event_file_that_does_not_fit_is_an_error(tmp_path):
         except OSError as error:
             os._exit(17 if f"the log in {tmp_path} cannot be written" in str(error) else 1)
 
-    process = multiprocessing.get_context("fork").Process(target=write)
-    process.start()
+    process = forked(write)
     process.join(60)
     assert process.exitcode == 17
 

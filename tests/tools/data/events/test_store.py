@@ -116,6 +116,7 @@ def test_a_store_survives_that_its_process_is_killed(recordings, tmp_path, repos
     assert (folder / "00000.npy").stat().st_mtime_ns == first
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_same_store_at_once(recordings, tmp_path):
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_frame, [recordings] * 4, [tmp_path / "cache"] * 4))

@@ -62,15 +62,16 @@ def gesture_events(start, count=4):
     return [(5 + number, 7, start + number, number % 2) for number in range(count)]
 
 
-def official_gestures(folder):
-    """Users 1 and 2 train, 3 tests; each makes gestures 1, 2 and 11, one after the other."""
-    for user, part in ((1, "train"), (2, "train"), (3, "test")):
+def official_gestures(folder, labels=(1, 2, 11), training=2):
+    """Users from 1 to `training` train, the next one tests; each makes these gestures, one after the other."""
+    for user in range(1, training + 2):
+        part = "train" if user <= training else "test"
         name = f"user{user:02d}_fluorescent"
         with open(folder / f"trials_to_{part}.txt", "a") as trials:
             trials.write(f"{name}.aedat\n")
-        events = [event for gesture in range(3) for event in gesture_events(1000 * gesture)]
+        events = [event for gesture in range(len(labels)) for event in gesture_events(1000 * gesture)]
         touch(folder / f"{name}.aedat", aedat3(events))
-        rows = [f"{label},{1000 * gesture},{1000 * gesture + 3}" for gesture, label in enumerate((1, 2, 11))]
+        rows = [f"{label},{1000 * gesture},{1000 * gesture + 3}" for gesture, label in enumerate(labels)]
         (folder / f"{name}_labels.csv").write_text("\n".join(["class,startTime_usec,endTime_usec", *rows, ""]))
 
 
