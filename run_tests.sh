@@ -3,25 +3,27 @@
 #
 #   bash run_tests.sh            what is fast: every module's behaviour, every script once
 #   bash run_tests.sh --all      everything, as CI does
-#   bash run_tests.sh -k neuron  other arguments go to pytest, where a -m replaces the choice of what is fast
+#   bash run_tests.sh -m cuda    other arguments go to pytest; -m replaces the choice of what is fast
+#
+# pytest-xdist starts the processes: -n 0 runs the tests in one, as --pdb needs.
 set -euo pipefail
 unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/environment.sh
 prepare_python requirements-dev.txt
 
-run() {
-    "$PYTHON" -m pytest "$@"
-}
 # One thread for each process: more would wait for each other.
 export OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
-parallel=(-n "$(getconf _NPROCESSORS_ONLN)" --dist worksteal)
-if [ "${1:-}" = --all ]; then
-    shift
-    status=0
-    run "${parallel[@]}" -m "not alone" "$@" || status=$?
-    run -m alone "$@" || status=$?
-    exit "$status"
-else
-    run "${parallel[@]}" -m "not slow and not alone" "$@"
+parallel=(-n logical --maxprocesses 8 --dist worksteal)
+if [ "${1:-}" != --all ]; then
+    exec "$PYTHON" -m pytest "${parallel[@]}" -m "not slow and not alone" "$@"
 fi
+shift
+none=5 # pytest's exit code where no test was selected
+first=0 second=0
+"$PYTHON" -m pytest "${parallel[@]}" -m "not alone" "$@" || first=$?
+case "$first" in 0 | 1 | $none) ;; *) exit "$first" ;; esac # interrupted, or a wrong flag
+"$PYTHON" -m pytest -m alone "$@" || second=$?
+[ "$first" -ne $none ] || exit "$second"
+[ "$second" -ne $none ] || exit "$first"
+exit $((first | second))

@@ -22,6 +22,7 @@ demonstrate() { # DATASET "PERTURBATION ..." HIGHEST STEP TRAINING_FLAGS ...: tr
     local dataset="$1" perturbations="$2" highest="$3" step="$4" network
     local folder="results/$dataset/demo/$(date +%Y%m%d-%H%M%S)-$$"
     shift 4
+    case " $*" in *" --run_dir"*) fail "a demonstration trains two networks: it has a folder of its own, $folder" ;; esac
     for network in nsnn snn; do
         echo "== $network: training ==" >&2
         "$PYTHON" "main_$dataset.py" --config "configs/${dataset}_$network.yaml" --run_dir "$folder/$network" "$@"

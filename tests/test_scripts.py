@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from models import build_model, build_neuron
 from tests.tools.data.events.written import cifar10_tree, official_gestures, striped_nmnist_tree
 from tests.written_images import cifar100_batches, idx_files, image_folder, without_checksums
 from tools import cli
+from tools.config.parsing import parse
+from tools.config.train import TrainConfig
 from tools.perturb import PERTURBATIONS
 from tools.published import published_key
 
@@ -99,7 +102,9 @@ def test_mnist5k_is_learnt_resumed_and_tested(run_script, tmp_path, figures):
     assert line.get_ydata() == pytest.approx([100 * point["accuracy_mean"] for point in points])
 
 
-def test_nmnist_is_learnt_and_tested_on_perturbed_events_with_pictures(run_script, tmp_path, monkeypatch, figures):
+def test_nmnist_is_learnt_and_tested_on_perturbed_events_with_pictures(
+    run_script, tmp_path, monkeypatch, figures, capsys
+):
     striped_nmnist_tree(tmp_path / "nmnist")
     monkeypatch.setenv("NSNN_DATA", str(tmp_path))
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
@@ -123,11 +128,11 @@ def test_nmnist_is_learnt_and_tested_on_perturbed_events_with_pictures(run_scrip
     digits = [str(digit) for digit in range(10)]
     for picture in ("recordings.png", "rasters.png"):
         titles = [axes.get_title(loc) for axes in figures[picture].axes for loc in ("left", "center")]
-        assert [title for title in titles if title] == digits[: len(titles)]
+        assert [title for title in titles if title] == digits
         assert imread(evaluation / picture).shape[2] == 4
 
     refused = run_script("testing_nmnist.py", *flags, "--perturbation", "sp")
-    assert refused.code != 0 and "sp" in refused.messages
+    assert refused.code != 0 and "sp perturbs pixels" in refused.messages + capsys.readouterr().err
 
 
 HELP = """
@@ -136,8 +141,11 @@ heavy, scripts = json.loads(sys.argv[1])
 shown = {}
 for script in scripts:
     sys.argv = [script, "--help"]
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        runpy.run_path(script, run_name="__main__")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as error:
+            assert not error.code
     shown[script] = out.getvalue(), [name for name in sys.modules if name.startswith(tuple(heavy))]
 json.dump(shown, sys.stdout)
 """
@@ -221,6 +229,42 @@ def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, t
     assert "\r" not in done.stderr  # no progress bar where the output is no terminal
 
 
+@pytest.mark.parametrize(
+    ("arguments", "dataset", "flags", "conditions"),
+    [
+        ([], "mnist5k", "", "--perturbation add_gaussian sp --range --left 0 --right 0.3 --step 0.1"),
+        (["digits", "--lr", "1"], "mnist5k", " --lr 1", "--perturbation add_gaussian sp --range --left 0 --right 0.3"),
+        (["events"], "motions", "", "--perturbation eventdrop polarity_flip --range --left 0 --right 0.6 --step 0.3"),
+    ],
+)
+def test_the_demonstrations_train_and_test_two_networks(repository, tmp_path, arguments, dataset, flags, conditions):
+    """By what is started: `python` is a stand-in that notes its arguments."""
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    (tmp_path / "python").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    command = ["bash", str(repository / "run_training.sh"), *arguments]
+    done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    _, *calls = (tmp_path / "calls").read_text().splitlines()  # the first one looks for packages
+    nsnn, snn, test = calls
+    folder = nsnn.split()[4].removesuffix("/nsnn")
+    for network, call in (("nsnn", nsnn), ("snn", snn)):
+        recipe = f"configs/{dataset}_{network}.yaml"
+        assert call == f"main_{dataset}.py --config {recipe} --run_dir {folder}/{network}{flags}"
+    assert test.startswith(f"testing_{dataset}.py --draws 3 --uncertainty --efficiency --pictures --out {folder} ")
+    assert conditions in test
+    assert test.endswith(f"--compare NSNN={folder}/nsnn/best.pth SNN={folder}/snn/best.pth")
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script.startswith("main")])
+def test_the_defaults_of_a_training_script_are_valid(repository, script):
+    content = runpy.run_path(str(repository / script))
+    dataset = DATASETS[script.removeprefix("main_").removesuffix(".py")]
+    config, _ = parse(TrainConfig, [], content.get("DEFAULTS"), dataset)
+    neuron = build_neuron(config.neuron)
+    build_model(config.model, neuron=neuron, in_shape=(1, 32, 32), num_classes=2, width=0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pictures"), [("digits", {"rasters.png"}), ("events", {"rasters.png", "recordings.png"})]
@@ -238,6 +282,7 @@ def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_pa
     accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", table[1])]
     assert len(accuracies) == 2
     (report,) = re.findall(r"^report: (.*\.html)$", done.stderr, re.MULTILINE)
+    assert (copy / report).read_text().count("<img") > 3
     folder = (copy / report).parent
     document = json.loads((folder / "results.json").read_text())
     for group, accuracy in zip(("NSNN", "SNN"), accuracies):
@@ -254,7 +299,7 @@ def test_the_demonstrations_train_both_networks_and_show_them(repository, tmp_pa
     [
         ("mnist5k", "nsnn", 6, 0.955),  # 96.8 and 97.1 % with seeds 0 and 1
         ("mnist5k", "snn", 6, 0.955),  # 97.6 and 97.4 %
-        ("motions", "nsnn", 8, 0.38),  # 44.9 and 53.5 %; the image summed over time does not tell so much
+        ("motions", "nsnn", 8, 0.3),  # 44.9 and 53.5 %
         ("motions", "snn", 8, 0.75),  # 82.6 and 80.6 %
     ],
 )

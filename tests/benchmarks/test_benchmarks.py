@@ -16,14 +16,14 @@ def lines(repository, script, *flags, as_module=False, cwd=None):
 
 
 def test_events(repository, tmp_path):
-    found = lines(repository, "bench_events", "--events", "2000", cwd=tmp_path)
+    found = lines(repository, "bench_events", "--events", "2000", as_module=True)
     assert {line["benchmark"] for line in found} == {"events"} and len(found) == 10
     assert all(line["million_per_s"]["median"] > 0 and line["events"] == 2000 for line in found)
     assert {"work", "repeats", "device", "threads", "torch"} <= set(found[0])
 
 
 def test_neurons(repository):
-    found = lines(repository, "bench_neuron", "--neurons", "1024", "--timesteps", "2", as_module=True)
+    found = lines(repository, "bench_neuron", "--neurons", "1024", "--timesteps", "2")
     by_layer = {line["layer"]: line for line in found}
     assert by_layer["ReLU"]["ratio_to_relu"] == 1 and {"LIF", "NoisyLIF Gaussian(0.3)"} <= set(by_layer)
     assert all(line["T"] == 2 and line["ns_per_neuron_step"]["median"] > 0 for line in found)

@@ -109,7 +109,7 @@ MAKERS = {
 @pytest.mark.parametrize("kind", MAKERS)
 def test_runs_that_start_in_the_same_second_share_no_folder(tmp_path, kind):
     context = multiprocessing.get_context("fork")
-    ready, queue = context.Barrier(4), context.SimpleQueue()
+    ready, queue = context.Barrier(4), context.Queue()
 
     def work():
         ready.wait()
@@ -118,7 +118,7 @@ def test_runs_that_start_in_the_same_second_share_no_folder(tmp_path, kind):
     processes = [context.Process(target=work) for _ in range(4)]
     for process in processes:
         process.start()
-    made = sum((queue.get() for _ in processes), [])
+    made = sum((queue.get(timeout=30) for _ in processes), [])
     for process in processes:
         process.join()
     assert len(made) == len(set(made)) == 80
