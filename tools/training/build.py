@@ -34,7 +34,7 @@ class Data:
 def check_settings(config: TrainConfig, device: torch.device) -> None:
     """Raise UserError for settings that do not go together."""
     if config.compile and config.reg == "rate":
-        raise UserError("--compile and --reg rate do not go together: compiled networks run no hooks")
+        raise UserError("--compile and --reg rate do not go together: the penalty needs a network that is not compiled")
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync_bn needs CUDA devices: PyTorch's SyncBatchNorm has no other implementation")
 
