@@ -531,6 +531,7 @@ def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, t
 
     refused("needs labels.npy", FileNotFoundError)
     write_corruptions(tmp_path / "c", data.images, data.labels)
+    (tmp_path / "c" / "._fog.npy").write_bytes(b"which macOS leaves behind")
     folder = CorruptionFolder(tmp_path / "c", stripes.in_shape, 2)
     assert folder.names == ["fog", "snow"] and len(folder.part("snow", 5)) == 50
     labels = np.load(tmp_path / "c" / "labels.npy")
