@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from dataset_utils import DATASETS
+from models import build_model, build_neuron
+from models.layers import Normalize
 from tools import inference
 from tools.attacks.campaign import PRESETS, Preset
 from tools.config.evaluate import EvaluationConfig
@@ -442,6 +444,21 @@ def test_a_published_snapshot_needs_model_and_neuron_and_then_just_works(tmp_pat
     assert torch.equal(test.net.normalize.mean.flatten(), torch.tensor([0.4]))
     assert 0 <= evaluate(test).perturbations["clean"][0].accuracy_mean <= 1
     assert (tmp_path / "evaluation-theirs" / "clean.json").exists()
+
+
+@pytest.mark.parametrize("key", [None, "state_dict"])
+def test_the_weights_of_ones_own_loop_are_tested_as_the_network_was_trained(tmp_path, stripes, key, caplog):
+    net = build_model("toynet", neuron=build_neuron("LIF", tau=4.0), in_shape=(1, 8, 8), num_classes=2)
+    net.normalize = Normalize([0.1], [0.7])  # not those of the data set
+    weights = torch.compile(net).state_dict()
+    torch.save(weights if key is None else {key: weights}, tmp_path / "own.pth")
+    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron="LIF", tau=4.0, timestep=3)
+    test, images = Snapshot(config, stripes), torch.rand(5, 1, 8, 8)
+    assert torch.equal(test.net(images, timesteps=3), net(images, timesteps=3)) and not caplog.records
+    assert len(evaluate(test).perturbations["clean"]) == 1
+    Snapshot(dataclasses.replace(config, tau=None), stripes)
+    (record,) = caplog.records
+    assert "neurons with decay=0.25 were loaded into neurons with decay=0.5" in record.message
 
 
 def test_a_snapshot_of_another_data_set_is_refused(trained, stripes, tmp_path):
