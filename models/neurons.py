@@ -112,6 +112,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
             value: Any = getattr(self, name, None)
             if hasattr(value, "scale"):  # a law, whose scale may be learnt
                 is_learnt = name == "noise" and getattr(self, "log_scale", None) is not None
+                is_learnt |= isinstance(value.scale, Tensor)
                 value = type(value).__name__ if is_learnt else f"{type(value).__name__}({value.scale:g}, {value.loc:g})"
             if value is not None and not isinstance(value, Tensor):
                 settings[name] = value

@@ -30,6 +30,7 @@ from models import (
     noiseless,
 )
 from models.functional import noisy_lif
+from models.noise import Rescaled
 
 MAKERS = {
     "IF": IF,
@@ -729,6 +730,8 @@ def test_what_is_learnt_is_no_other_setting():
         warnings.simplefilter("error")
         fresh.load_state_dict(weights_of(learnt))
         ParametricLIF(decay=0.1).load_state_dict(weights_of(ParametricLIF(decay=0.9)))
+        stretched = Rescaled(Gaussian(0.3), torch.tensor([1.0, 2.0]))  # one scale for each channel
+        LIF(stretched).load_state_dict(weights_of(LIF(stretched)))
 
 
 @pytest.mark.parametrize("kind", [LIF, IF, ParametricLIF, NoisyLIF])
