@@ -1,4 +1,7 @@
-"""Losses on the logits of every time step: criterion(logits [T, B, K], target [B] of class indices) -> scalar."""
+"""Losses on the logits of every time step: criterion(logits [T, B, K], target) -> scalar.
+
+A target is class indices [B], or class probabilities [B, K] in floating point ("soft" targets).
+"""
 
 from collections.abc import Callable
 
@@ -7,8 +10,16 @@ from torch import Tensor, nn
 
 
 def _check(logits: Tensor, target: Tensor) -> None:
-    if logits.dim() != 3 or target.shape != logits.shape[1:2]:
-        raise ValueError(f"expected logits [T, B, K] and target [B], got {list(logits.shape)} and {list(target.shape)}")
+    shape = logits.shape[1:] if target.is_floating_point() else logits.shape[1:2]
+    if logits.dim() != 3 or target.shape != shape:
+        wanted = "logits [T, B, K] and target [B] of class indices, or [B, K] of probabilities in floating point"
+        came = f"{list(logits.shape)} and {list(target.shape)} of {target.dtype}"
+        raise ValueError(f"expected {wanted}; got {came}")
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+    target = target.to(logits.dtype) if target.is_floating_point() else target
+    return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
 
 
 class _SmoothedCriterion(nn.Module):
@@ -24,7 +35,7 @@ class RateCrossEntropy(_SmoothedCriterion):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
-        return F.cross_entropy(logits.mean(0), target, label_smoothing=self.label_smoothing)
+        return _cross_entropy(logits.mean(0), target, self.label_smoothing)
 
 
 class PerStepCrossEntropy(_SmoothedCriterion):
@@ -32,8 +43,8 @@ class PerStepCrossEntropy(_SmoothedCriterion):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
-        every_step = target.expand(logits.shape[0], -1).flatten()
-        return F.cross_entropy(logits.flatten(0, 1), every_step, label_smoothing=self.label_smoothing)
+        every_step = target.expand(logits.shape[0], *target.shape).flatten(0, 1)
+        return _cross_entropy(logits.flatten(0, 1), every_step, self.label_smoothing)
 
 
 class TET(nn.Module):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .watching import neuron_hooks
+
 
 def _weight_matrices(net: nn.Module) -> list[Tensor]:
     """The weights of all convolutions and linear layers as matrices [out, in * k * k]."""
@@ -72,7 +74,8 @@ class SRIP(Regularizer):
 class FiringRate(Regularizer):
     """Keeps each layer's mean firing rate near a target: R = mean_layers (mean spikes of the layer - target)^2.
 
-    The spikes are those of the last forward pass inside `with regularizer.watching(net):`.
+    The spikes are those of the last forward pass inside `with regularizer.watching(net):`; where neurons are called by
+    `run` or `step`, of the last stream, which begins where no state is given. In the block nothing runs compiled.
 
     Args:
         target: spikes per neuron and time step, in [0, 1].
@@ -83,28 +86,32 @@ class FiringRate(Regularizer):
             raise ValueError(f"the target rate must be in [0, 1] spikes per step, got {target}")
         self.target = target
         self._rates: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
 
     def __call__(self, net: nn.Module) -> Tensor:
         if not self._rates:
-            raise RuntimeError("FiringRate needs spikes: run the network inside `with regularizer.watching(net):`")
+            raise RuntimeError(
+                "FiringRate needs spikes: run the network itself, not a copy of it or what was exported or traced from "
+                "it, inside `with regularizer.watching(net):`"
+            )
         return torch.stack([(rate - self.target).square() for rate in self._rates.values()]).mean()
 
     @contextlib.contextmanager
     def watching(self, net: nn.Module) -> Iterator["FiringRate"]:
-        neurons = {name: module for name, module in net.named_modules() if getattr(module, "emits_spikes", False)}
-        if not neurons:
-            raise ValueError(f"{type(net).__name__} has no spiking neuron to regularise")
-
-        def keep(name: str, module: nn.Module, args: tuple[Tensor, ...], spikes: Tensor) -> None:
-            self._rates[name] = spikes.float().mean()
-
-        handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in neurons.items()]
         try:
-            yield self
+            with neuron_hooks(net, self._keep):
+                yield self
         finally:
-            self._rates = {}  # nothing of the graph outlives the block
-            for handle in handles:
-                handle.remove()
+            self._rates, self._counts = {}, {}  # nothing of the graph outlives the block
+
+    def _keep(self, layer: str, neuron: nn.Module, spikes: Tensor, continues: bool) -> None:
+        if not spikes.numel():
+            raise ValueError(f"layer {layer!r} has no firing rate: its batch is empty, {list(spikes.shape)}")
+        rate, count = spikes.float().mean(), spikes.numel()
+        if continues and layer in self._rates:
+            before = self._counts[layer]
+            rate, count = (self._rates[layer] * before + rate * count) / (before + count), before + count
+        self._rates[layer], self._counts[layer] = rate, count
 
 
 # By name: target rate of `FiringRate` -> the regulariser.

@@ -9,6 +9,7 @@ import abc
 import contextlib
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,10 @@ ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its dens
 
 def _number(value: float | Tensor) -> float:
     return value.item() if isinstance(value, Tensor) else value  # float() warns of tensors that are learnt
+
+
+def _listed(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
 class SpikingNeuron(nn.Module, abc.ABC):
@@ -48,6 +53,9 @@ class SpikingNeuron(nn.Module, abc.ABC):
 
     Shape:
         x [T, B, ...] -> spikes [T, B, ...], 0 or 1, in the dtype of `x`.
+
+    Note:
+        `load_state_dict` warns if the weights were saved with other settings, or do not say with which.
     """
 
     emits_spikes = True
@@ -96,6 +104,40 @@ class SpikingNeuron(nn.Module, abc.ABC):
         The state is the membrane potential, in float32 (float64 for float64 input). As an argument, None means rest;
         as a result, that `keep_state` was false.
         """
+
+    def _settings(self) -> dict[str, Any]:
+        """What weights depend on and do not hold, as plain data: settings that are not learnt."""
+        settings = {}
+        for name in ("threshold", "decay", "reset", "decay_input", "placement", "noise", "surrogate"):
+            value: Any = getattr(self, name, None)
+            if hasattr(value, "scale"):  # a law, whose scale may be learnt
+                is_learnt = name == "noise" and getattr(self, "log_scale", None) is not None
+                is_learnt |= isinstance(value.scale, Tensor)
+                value = type(value).__name__ if is_learnt else f"{type(value).__name__}({value.scale:g}, {value.loc:g})"
+            if value is not None and not isinstance(value, Tensor):
+                settings[name] = value
+        return settings
+
+    # The settings go into the metadata of a state dictionary, beside the versions of PyTorch's own layers: its keys and
+    # values are weights alone.
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["settings"] = self._settings()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        saved, own = local_metadata.get("settings"), self._settings()
+        if not isinstance(saved, dict):
+            warnings.warn(
+                "these weights do not say with which threshold, decay and noise they were trained (they are from an "
+                f"earlier version, or were copied to a plain dictionary); they are used with {_listed(own)}",
+                stacklevel=2,
+            )
+        elif different := [name for name in {**own, **saved} if own.get(name) != saved.get(name)]:
+            before, now = ({name: settings.get(name) for name in different} for settings in (saved, own))
+            message = f"weights of neurons with {_listed(before)} were loaded into neurons with {_listed(now)}"
+            warnings.warn(message, stacklevel=2)
 
     def _dynamics(self) -> dict[str, Any]:
         return dict(

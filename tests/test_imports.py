@@ -22,7 +22,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.optim": set(),
     "tools.data": BASE,
     "tools.inference": {"models", "tools.analysis", "tools.runtime"},
-    "tools.probes": {*BASE, "tools.data", "tools.inference"},
+    "tools.probes": {*BASE, "crits", "tools.data", "tools.inference"},
     "tools.attacks": {*BASE, *LOOPS, "models"},
     "tools.perturb": {*BASE, *LOOPS, "tools.attacks"},
     "tools.config": {*BASE, "models", "crits", "tools.attacks", "tools.data", "tools.inference", "tools.optim"}

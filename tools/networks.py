@@ -46,9 +46,10 @@ def _bare_network(config, dataset):
 
 
 def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module, TrainConfig]:
-    """The network of a checkpoint of ours or a published one, in evaluation mode, and its training configuration.
+    """The network of a checkpoint of ours or any other, in evaluation mode, and its training configuration.
 
-    The network takes raw pixels in [0, 1]. The network settings of `config` override those in a checkpoint of ours.
+    The network takes raw pixels in [0, 1]. The network settings of `config` override those in a checkpoint of ours, and
+    describe the network of any other (see `load_published`).
 
     Raises:
         CheckpointError: if the file cannot be loaded or does not fit.
@@ -61,8 +62,12 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
         if not {"model", "neuron"} <= overrides.keys():
             raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
         trained = TrainConfig(**overrides, seed=None)  # it is not known
-        net = load_published(_bare_network(trained, dataset), trained.model, path)
-        net.normalize = Normalize(dataset.mean, dataset.std)
+        net, normalize = _bare_network(trained, dataset), Normalize(dataset.mean, dataset.std)
+        if {"normalize.mean", "normalize.std"} <= checkpoint.bare_weights(content, path).keys():
+            net.normalize = normalize  # whose mean and standard deviation the file has
+        net = load_published(net, trained.model, path)
+        if not isinstance(net.normalize, Normalize):
+            net.normalize = normalize
         return net, trained
     if content["dataset"] != dataset.name:
         raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")

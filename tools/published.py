@@ -1,5 +1,6 @@
-"""Checkpoints of the published NSNN code."""
+"""Checkpoints without a configuration: those of the published NSNN code, and of loops of one's own."""
 
+import logging
 import re
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from tools.errors import UserError
-from tools.io.checkpoint import CheckpointError, load_weights, read
+from tools.io.checkpoint import bare_weights, load_weights, read
+
+logger = logging.getLogger(__name__)
 
 # From our key names to those of the published networks: (pattern, replacement), applied one after another.
 _RESNET = (
@@ -38,25 +41,28 @@ PUBLISHED_KEYS = {
 
 
 def load_published(net: nn.Module, model: str, path: str | Path) -> nn.Module:
-    """Load the weights of a checkpoint of the published NSNN code into `net`; return it in evaluation mode.
+    """Load weights without a configuration into `net`, and return it in evaluation mode.
+
+    They are in a checkpoint of the published NSNN code, or of a loop of one's own. What the file says about sigma, tau
+    and threshold, or that it says nothing, is logged.
 
     Args:
-        net: made by `models.build_model`, for normalised inputs like the published ones. Sigma, tau and threshold of
-            its neurons are not in the file.
+        net: made by `models.build_model`.
         model: name of the network.
-        path: a torch.save'd dictionary {"net": state_dict, "acc": float, "epoch": int}, or the state_dict itself; its
-            keys may carry the prefix `module.` of DataParallel.
+        path: a torch.save'd state_dict, or a dictionary that has it as its "net", "model", "state_dict" or
+            "model_state_dict"; its keys may carry the prefixes `module.` and `_orig_mod.`.
 
     Raises:
         CheckpointError: for missing and unexpected keys, and shapes that do not fit.
-        UserError: for a network that the published code does not have.
+        UserError: for keys that are not ours, of a network that the published code does not have.
     """
-    content = read(path)
-    theirs = content.get("net", content)
-    if not isinstance(theirs, dict):
-        raise CheckpointError(f"{path} has no weights: its net is a {type(theirs).__name__}")
-    theirs = {str(key).removeprefix("module."): value for key, value in theirs.items()}
-    load_weights(net, theirs, path, rename=partial(published_key, model))
+    weights = bare_weights(read(path), path)
+    is_ours = any(key in weights for key in net.state_dict())
+    said = load_weights(net, weights, path, rename=str if is_ours else partial(published_key, model))
+    if is_ours and not any(key.startswith("normalize.") for key in weights):
+        said.append("it has no normalize.mean and .std: images are normalised by those of the data set")
+    for text in said:
+        logger.warning("%s: %s", path, text)
     return net.eval()
 
 

@@ -135,6 +135,7 @@ def test_wrong_shapes_show_what_came_and_what_was_wanted(make, logits, target):
     with pytest.raises(ValueError) as error:
         make()(torch.zeros(logits), torch.zeros(target, dtype=torch.long))
     message = str(error.value)
+    assert "[B, K] of probabilities" in message
     assert "[T, B, K]" in message and "[B]" in message
     assert str(list(logits)) in message and str(list(target)) in message
 
@@ -177,3 +178,52 @@ def test_losses_by_name():
         build_loss("TET")
     with pytest.raises(ValueError, match="label_smoothing"):
         build_loss("rate", label_smoothing=1.0)
+
+
+CRITERIA = [RateCrossEntropy, PerStepCrossEntropy, lambda smoothing=0.0: TET(0.3, label_smoothing=smoothing)]
+
+
+def probabilities(dtype=torch.float64):
+    return torch.rand(B, K, generator=torch.Generator().manual_seed(3), dtype=dtype).softmax(-1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("make", CRITERIA)
+def test_a_soft_target_is_the_mean_over_classes(make, smoothing):
+    """Cross-entropy is linear in the target."""
+    logits, _ = logits_and_target()
+    soft, criterion = probabilities(), make(smoothing)
+    loss = criterion(logits, soft)
+    each = [[criterion(logits[:, [b]], torch.tensor([k])) for k in range(K)] for b in range(B)]
+    expected = sum(soft[b, k] * each[b][k] for b in range(B) for k in range(K)) / B
+    torch.testing.assert_close(loss, expected)
+    assert torch.autograd.gradcheck(lambda x: criterion(x, soft), (logits,))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("make", CRITERIA)
+def test_a_target_that_is_certain_is_its_class(make, dtype, smoothing):
+    logits, target = logits_and_target(torch.float32)
+    one_hot = torch.nn.functional.one_hot(target, K).to(dtype)
+    torch.testing.assert_close(make(smoothing)(logits, one_hot), make(smoothing)(logits, target))
+
+
+@pytest.mark.parametrize("make", CRITERIA)
+def test_soft_targets_belong_to_the_samples_also_where_sizes_agree(make):
+    logits = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(2))
+    soft, order = torch.rand(4, 4, generator=torch.Generator().manual_seed(3)).softmax(-1), torch.tensor([2, 0, 3, 1])
+    loss = make()(logits, soft)
+    torch.testing.assert_close(make()(logits[:, order], soft[order]), loss)
+    torch.testing.assert_close(make()(logits.flip(0), soft), loss)
+    assert (make()(logits, soft[order]) - loss).abs() > 1e-4
+
+
+@pytest.mark.parametrize("make", CRITERIA)
+@pytest.mark.parametrize(
+    "target",
+    [torch.zeros(B), torch.zeros(T, B, K), torch.zeros(B, K + 1), torch.zeros(B, K).long(), torch.zeros(B, K).bool()],
+)
+def test_targets_that_are_neither_indices_nor_probabilities_are_refused(make, target):
+    with pytest.raises(ValueError, match=r"\[B, K\] of probabilities in floating point; got .* of torch\."):
+        make()(torch.zeros(T, B, K), target)

@@ -385,6 +385,88 @@ def test_firing_rate_of_a_net_without_neurons_is_an_error():
         pass
 
 
+class Streaming(nn.Module):
+    """A neuron that is called by `step` or `run` and passes its potential on."""
+
+    emits_spikes = True
+
+    def run(self, x, state=None):
+        return StraightThrough.apply(x), x[-1]
+
+    def step(self, x_t, state=None):
+        spikes, state = self.run(x_t[None], state)
+        return spikes[0], state
+
+    def forward(self, x):
+        return self.run(x)[0]
+
+
+def stepped(neuron, x):
+    state = None
+    for x_t in x:
+        _, state = neuron.step(x_t, state)
+
+
+def in_two_runs(neuron, x):
+    _, state = neuron.run(x[:1])
+    neuron.run(x[1:], state=state)
+
+
+@pytest.mark.parametrize("call", [stepped, in_two_runs, lambda neuron, x: neuron.run(x), lambda neuron, x: neuron(x)])
+def test_firing_rate_sees_the_whole_of_the_last_stream(call):
+    net, regularizer = Streaming(), FiringRate(0.0)
+    x = torch.rand(5, 2, 4, generator=seeded(1)).requires_grad_()
+    with regularizer.watching(net):
+        call(net, torch.ones(3, 2, 4))
+        call(net, x)
+        penalty = regularizer(net)
+    rate = (x > 0.5).float().mean().item()
+    assert penalty.item() == pytest.approx(rate**2)
+    (gradient,) = torch.autograd.grad(penalty, x)
+    torch.testing.assert_close(gradient, torch.full_like(x, 2 * rate / x.numel()))
+
+
+@pytest.mark.parametrize("where", ["whole", "in place", "one layer"])
+def test_firing_rate_of_a_compiled_network_is_that_of_the_network(where):
+    torch._dynamo.reset()
+    net, regularizer, x = layers(), FiringRate(0.3), torch.rand(5, 2, 4, generator=seeded(1))
+    with regularizer.watching(net):
+        net(x)
+        expected = regularizer(net).item()
+    if where == "one layer":
+        net[2] = torch.compile(net[2], backend="eager")
+    elif where == "in place":
+        net.compile(backend="eager")
+    else:
+        net = torch.compile(net, backend="eager")
+    net(x)
+    with regularizer.watching(net):
+        net(x)
+        penalty = regularizer(net)
+    assert penalty.item() == expected and penalty.requires_grad
+
+
+def test_firing_rate_in_a_compiled_step_is_right_or_an_error():
+    torch._dynamo.reset()
+    net, regularizer, x = layers(), FiringRate(0.3), torch.rand(5, 2, 4, generator=seeded(1))
+
+    def step(x):
+        with regularizer.watching(net):
+            return net(x).mean() + regularizer(net)
+
+    try:
+        assert torch.compile(step, backend="eager")(x).item() == step(x).item()
+    except RuntimeError as error:
+        assert "watch neurons around" in str(error)
+
+
+@pytest.mark.parametrize("shape", [(5, 0, 4), (0, 2, 4)])
+def test_firing_rate_of_an_empty_batch_is_an_error(shape):
+    net, regularizer = layers(), FiringRate()
+    with regularizer.watching(net), pytest.raises(ValueError, match="layer '0' has no firing rate: its batch is empty"):
+        net(torch.rand(shape))
+
+
 @pytest.mark.parametrize("target", [-0.1, 1.1, float("nan")])
 def test_firing_rate_target_out_of_range(target):
     with pytest.raises(ValueError, match=rf"target rate.*\[0, 1\].*{target}"):

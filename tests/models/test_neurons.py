@@ -6,6 +6,7 @@ import math
 import pickle
 import warnings
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ from models import (
     noiseless,
 )
 from models.functional import noisy_lif
+from models.noise import Rescaled
 
 MAKERS = {
     "IF": IF,
@@ -677,3 +679,63 @@ def test_float64_arithmetic_is_float64():
     x = torch.tensor([[1.0], [2.0**-40]], dtype=torch.float64)
     spikes, _ = IF(threshold=1 + 2.0**-41).run(x)
     assert spikes.flatten().tolist() == [0.0, 1.0]
+
+
+SETTINGS = [
+    (LIF, {"threshold": 1.5}),
+    (LIF, {"decay": 0.25}),
+    (LIF, {"surrogate": Gaussian(0.4)}),
+    (LIF, {"reset": "subtract"}),
+    (LIF, {"decay_input": True}),
+    (IF, {"threshold": 1.5}),
+    (ParametricLIF, {"threshold": 1.5}),
+    (NoisyLIF, {"noise": Gaussian(0.5)}),
+    (NoisyLIF, {"noise": Logistic(0.3)}),
+    (NoisyLIF, {"noise": Gaussian(0.3, loc=0.1)}),
+    (NoisyLIF, {"placement": "escape"}),
+    (NoisyLIF, {"surrogate": Gaussian(0.7)}),
+    (partial(NoisyLIF, learnable_scale=True), {"noise": Cauchy(0.3)}),
+]
+
+
+def weights_of(net):
+    """The state dictionary of a network, as a file returns it."""
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize(("kind", "changes"), SETTINGS)
+def test_weights_of_neurons_with_other_settings_load_with_a_warning(kind, changes):
+    (name,) = changes
+    with pytest.warns(UserWarning, match=rf"with {name}=.* were loaded into neurons with {name}="):
+        nn.Sequential(nn.Linear(2, 2), kind()).load_state_dict(
+            weights_of(nn.Sequential(nn.Linear(2, 2), kind(**changes)))
+        )
+
+
+@pytest.mark.parametrize(("kind", "changes"), SETTINGS)
+def test_weights_of_neurons_with_the_same_settings_load_in_silence(kind, changes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = nn.Sequential(nn.Linear(2, 2), kind(**changes))
+        net.load_state_dict(weights_of(nn.Sequential(nn.Linear(2, 2), kind(**changes))))
+        net.load_state_dict(nn.Sequential(nn.Linear(2, 2), kind(**changes)).state_dict())
+
+
+def test_what_is_learnt_is_no_other_setting():
+    learnt, fresh = NoisyLIF(Gaussian(0.3), learnable_scale=True), NoisyLIF(Gaussian(0.9), learnable_scale=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fresh.load_state_dict(weights_of(learnt))
+        ParametricLIF(decay=0.1).load_state_dict(weights_of(ParametricLIF(decay=0.9)))
+        stretched = Rescaled(Gaussian(0.3), torch.tensor([1.0, 2.0]))  # one scale for each channel
+        LIF(stretched).load_state_dict(weights_of(LIF(stretched)))
+
+
+@pytest.mark.parametrize("kind", [LIF, IF, ParametricLIF, NoisyLIF])
+def test_weights_without_settings_load_with_a_warning(kind):
+    net = nn.Sequential(nn.Linear(2, 2), kind())
+    with pytest.warns(UserWarning, match="do not say with which threshold, decay and noise"):
+        net.load_state_dict(dict(weights_of(net)))

@@ -1,6 +1,7 @@
 """Augmentation of whole batches on their device; each image of a batch gets its own draw."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -76,3 +77,19 @@ class Augment:
         if self.cutout_side:
             images = cutout(images, self.cutout_side)
         return images
+
+
+def mixing(mixup: float, cutmix: float, num_classes: int) -> Callable | None:
+    """torchvision's MixUp and CutMix with these alphas, chosen anew for each batch; None if both are 0.
+
+    Shape: (float images [B, C, H, W], int64 labels [B]) -> the same, but probabilities [B, K] for labels.
+    Note: Zhang et al., "mixup: beyond empirical risk minimization", ICLR 2018; Yun et al., "CutMix", ICCV 2019.
+    """
+    if not (mixup or cutmix):
+        return None
+    from torchvision.transforms import v2  # slow to import
+
+    chosen = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
+    if cutmix:
+        chosen.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+    return chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)

@@ -8,7 +8,7 @@ import torch
 from tools.errors import UserError
 from tools.runtime.processes import Processes
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs and labels
+Batch = tuple[torch.Tensor, torch.Tensor]  # inputs, and labels [B] or probabilities of the classes [B, K]
 
 
 @dataclasses.dataclass(eq=False)

@@ -23,20 +23,26 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")  # for some others, PIL starts programs
+TRANSPARENT = "it has transparent pixels, which have no colour: put it on a background first"
 MAX_IMAGE_BYTES, MAX_PIXELS = 2**26, 2**24  # of a file
 
 
 def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[LabelledImages, LabelledImages]:
     """Read `folder`/{train,test}/<class>/* into memory: decoded once by `workers` threads, then cached.
 
+    Pixels of any depth and colour become 8 bits of red, green and blue. Files and folders whose names begin with a dot,
+    which systems and editors leave behind, are skipped with a warning.
+
     The key of the cache is a hash of the names and contents of all files, and of the code that decodes them. Classes
     are numbered in alphabetical order.
 
-    FileNotFoundError if a part has no images; UserError, naming it, for a file that is not an image or has another size
-    than the first one.
+    FileNotFoundError if a part has no images; UserError, naming it, for a file that is not an image, is transparent,
+    has pixels in floating point, or another size than the first one.
     """
     folder = Path(folder)
     train, test = _list_part(folder / "train"), _list_part(folder / "test")
+    if hidden := [path for path in folder.glob("*/*/*") if _is_hidden(path) and _has_image_name(path)]:
+        logger.warning("%d hidden files are skipped, such as %s", len(hidden), min(hidden))
     classes = sorted({path.parent.name for path in train})
     others = sorted({path.parent.name for path in test})
     if classes != others:
@@ -59,10 +65,18 @@ def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[Labe
 
 
 def _list_part(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(path for path in folder.glob("*/*") if _has_image_name(path) and not _is_hidden(path))
     if not files:
         raise FileNotFoundError(f"no images in {folder.resolve()}/<class>/*")
     return files
+
+
+def _has_image_name(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.parent.name.startswith(".")
 
 
 def _decode(files: list[Path], workers: int, description: str) -> np.ndarray:
@@ -88,9 +102,26 @@ def _decode_one(path: Path) -> np.ndarray:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            return _as_rgb(image).transpose(2, 0, 1)
     except Exception as error:  # PIL raises many kinds for damaged files
         raise UserError(f"{path} is not a readable image: {error}") from error
+
+
+def _as_rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an image of any depth and colour: uint8 [H, W, 3]."""
+    if image.mode == "F":
+        raise UserError("its pixels are in floating point, whose range is not known: save them as 8 or 16 bits")
+    may_be_transparent = "transparency" in image.info
+    if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip to 255; of colours it takes the upper 8
+        if may_be_transparent:
+            raise UserError(TRANSPARENT)
+        grey = np.asarray(image) >> 8
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
+    if may_be_transparent or image.mode.lower() in ("rgba", "la", "pa"):
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            raise UserError(TRANSPARENT)
+    return np.asarray(image.convert("RGB"))
 
 
 def _read_cache(path: Path, count: int) -> np.ndarray | None:

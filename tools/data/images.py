@@ -1,11 +1,12 @@
 """Labelled images held as one uint8 tensor, and the batches made of them."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from .batches import Batches
+from .batches import Batch, Batches
 
 
 @dataclasses.dataclass
@@ -38,17 +39,23 @@ def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[
     return (~second).nonzero().flatten(), second.nonzero().flatten()
 
 
+@dataclasses.dataclass(eq=False)
 class ImageBatches(Batches):
     """Batches of float images in [0, 1], with their labels, of `LabelledImages`, which move to the device once.
 
     `augment`: (images uint8 on the device, labels) -> images float32 in [0, 1].
     """
 
+    mix: Callable[[torch.Tensor, torch.Tensor], Batch] | None = None  # then applied to images and labels
+
     def __post_init__(self):
         super().__post_init__()
         self.data = LabelledImages(self.data.images.to(self.device), self.data.labels.to(self.device))
 
-    def _batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, chosen: torch.Tensor) -> Batch:
         part = self.data.subset(chosen.to(self.device))
         images = self.augment(part.images, part.labels) if self.augment else part.images.float() / 255
-        return images.contiguous(memory_format=self.memory_format), part.labels
+        labels = part.labels
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        return images.contiguous(memory_format=self.memory_format), labels

@@ -1,7 +1,9 @@
 """Checkpoint files: written whole, read without running code."""
 
 import logging
+import warnings
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,8 +119,12 @@ def read(path: str | Path) -> dict:
     return content
 
 
-def load_weights(net: torch.nn.Module, weights: dict, path: str | Path, rename: Callable[[str], str] = str) -> None:
+def load_weights(
+    net: torch.nn.Module, weights: dict, path: str | Path, rename: Callable[[str], str] = str
+) -> list[str]:
     """Copy `weights`, as read from `path`, into a network; `rename` turns a key of the network into one of `weights`.
+
+    Returns what the network says about weights that were saved with other settings, or do not say with which.
 
     Raises:
         CheckpointError: naming missing and unexpected keys, and shapes that do not fit.
@@ -126,7 +132,7 @@ def load_weights(net: torch.nn.Module, weights: dict, path: str | Path, rename: 
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path} has a {type(weights).__name__} instead of weights")
     wanted = {rename(key): (key, tensor) for key, tensor in net.state_dict().items()}
-    problems = []
+    problems, said = [], []
     if missing := [key for key in wanted if key not in weights]:
         problems.append(f"missing keys: {', '.join(missing)}")
     if unexpected := [key for key in weights if key not in wanted]:
@@ -136,9 +142,44 @@ def load_weights(net: torch.nn.Module, weights: dict, path: str | Path, rename: 
         if came != needed:
             problems.append(f"{key} has shape {came if came is None else list(came)}, wanted {list(needed)}")
     if not problems:
+        ours = OrderedDict((key, weights[theirs]) for theirs, (key, _) in wanted.items())
+        ours._metadata = getattr(weights, "_metadata", {})
         try:
-            net.load_state_dict({key: weights[theirs] for theirs, (key, _) in wanted.items()})
-        except RuntimeError as error:  # for example, a type that cannot be converted
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                net.load_state_dict(ours)
+            said = list(dict.fromkeys(str(warning.message) for warning in caught))
+        except (RuntimeError, TypeError, AttributeError) as error:  # a type that cannot be converted, forged metadata
             problems.append(str(error))
     if problems:
         raise CheckpointError(f"{path} does not fit {type(net).__name__}: " + "; ".join(problems))
+    return said
+
+
+def bare_weights(content: dict, path: str | Path) -> dict:
+    """The weights in a checkpoint that is not of a run of ours.
+
+    They are the content itself, or an entry of it; prefixes that PyTorch's wrappers give to keys are removed.
+    """
+    weights = content
+    for name in ("net", "model", "state_dict", "model_state_dict"):
+        if name in content:
+            weights = content[name]
+            break
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"{path} has no weights: its {name} is a {type(weights).__name__}")
+    bare = OrderedDict((_without_wrappers(key), value) for key, value in weights.items())
+    if len(bare) < len(weights):
+        raise CheckpointError(f"{path} has several weights of one name: with and without a prefix of a wrapper")
+    bare.pop("n_averaged", None)  # of AveragedModel
+    metadata = getattr(weights, "_metadata", {})
+    bare._metadata = {_without_wrappers(f"{layer}.").removesuffix("."): one for layer, one in metadata.items()}
+    return bare
+
+
+def _without_wrappers(key: object) -> str:
+    """A key without the prefixes of torch.compile, wherever they are, and of data parallel and averaged networks."""
+    key = ".".join(part for part in str(key).split(".") if part != "_orig_mod")
+    while key.startswith("module."):
+        key = key.removeprefix("module.")
+    return key

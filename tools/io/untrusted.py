@@ -81,7 +81,7 @@ def check_content(content: object, size: int) -> None:
     """Raise UserError unless `content` is a dictionary of dense tensors and plain data, in dictionaries and lists.
 
     The `size` of the file, in bytes, limits the number of items and the bytes of tensors. Attributes of dictionaries
-    (state dictionaries have some) are removed.
+    are removed, but for the metadata of state dictionaries.
     """
     if not isinstance(content, dict):
         raise UserError(f"it holds a {type(content).__name__}, not a dictionary")
@@ -96,7 +96,11 @@ def check_content(content: object, size: int) -> None:
             if not all(type(key) in _KEYS for key in value):
                 raise UserError("it has a dictionary whose keys are not names or numbers")
             if type(value) is collections.OrderedDict:
+                metadata = vars(value).get("_metadata")
                 vars(value).clear()  # one named "items" would replace the method
+                if isinstance(metadata, dict):  # a mapping from layers to dictionaries
+                    value._metadata = {key: one for key, one in metadata.items() if isinstance(one, dict)}
+                    waiting.append(value._metadata)
             waiting.extend(value.values())
         elif type(value) in (list, tuple):
             waiting.extend(value)

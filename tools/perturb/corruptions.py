@@ -33,7 +33,7 @@ class CorruptionFolder:
 
     def __init__(self, folder: str | Path, in_shape: tuple[int, int, int], num_classes: int):
         self.folder, self.in_shape = Path(folder), tuple(in_shape)
-        self.names = sorted(path.stem for path in self.folder.glob("*.npy") if path.name != LABELS)
+        self.names = sorted(path.stem for path in self.folder.glob("[!.]*.npy") if path.name != LABELS)
         if not self.names or not (self.folder / LABELS).exists():
             raise FileNotFoundError(f"{self.folder.resolve()} needs {LABELS} and a .npy file for each corruption")
         labels = open_npy(self.folder / LABELS)

@@ -40,7 +40,7 @@ def insert_spikes(net: nn.Module, p: float, generator: Generator) -> Block:
 
 
 def _change_spikes(net: nn.Module, p: float, generator: Generator, changed: Callable[[Tensor], Tensor]) -> Block:
-    def change(layer: str, neuron: nn.Module, spikes: Tensor) -> Tensor:
+    def change(layer: str, neuron: nn.Module, spikes: Tensor, continues: bool) -> Tensor:
         return torch.where(draw(torch.rand, spikes.shape, generator, spikes) < p, changed(spikes), spikes)
 
     return neuron_hooks(net, change)
@@ -53,7 +53,7 @@ def membrane_noise(net: nn.Module, sigma: float, generator: Generator) -> Block:
     It is added to the input current, divided by 1 - decay if the neuron multiplies its input by that.
     """
 
-    def disturb(layer: str, neuron: nn.Module, x: Tensor) -> Tensor:
+    def disturb(layer: str, neuron: nn.Module, x: Tensor, continues: bool) -> Tensor:
         is_scaled = require(layer, neuron, "decay_input", "membrane noise")
         gain = 1 - require(layer, neuron, "decay", "membrane noise") if is_scaled else 1
         return x + sigma / gain * draw(torch.randn, x.shape, generator, x)

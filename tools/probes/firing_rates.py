@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from tools.errors import UserError
 from tools.runtime.processes import Processes
 
 from .hooks import neuron_hooks
@@ -20,12 +21,22 @@ class FiringRates:
 
     def add(self, layer: str, spikes: Tensor) -> None:
         """Add the spikes [T, B, ...] of one call of a layer."""
+        if not spikes.numel():  # they have no mean
+            return
         # The sums stay on the device: reading them at every layer would stall it.
         self._sums[layer] = self._sums.get(layer, 0) + spikes.detach().float().mean() * spikes.numel()
         self._counts[layer] = self._counts.get(layer, 0) + spikes.numel()
 
     def rates(self, processes: Processes = Processes()) -> dict[str, float]:
-        """{layer: spikes per neuron and time step}, in the order of the layers, over all processes."""
+        """{layer: spikes per neuron and time step}, in the order of the layers, over all processes.
+
+        Layers that were not called are left out; UserError if none was.
+        """
+        if not self._sums:
+            raise UserError(
+                "no spikes were recorded: inside the block, run the network itself (not a copy of it, or what was "
+                "exported or traced from it), on a batch that is not empty"
+            )
         sums, counts = [float(total) for total in self._sums.values()], list(self._counts.values())
         sums, counts = processes.sum(torch.tensor([sums, counts], dtype=torch.float64))
         return dict(zip(self._sums, (sums / counts).tolist()))
@@ -33,7 +44,10 @@ class FiringRates:
 
 @contextlib.contextmanager
 def firing_rates(net: nn.Module) -> Iterator[FiringRates]:
-    """Context manager: record the rates of every neuron layer in the block, to be read in it or after it."""
+    """Context manager: record the rates of every neuron layer in the block, to be read in it or after it.
+
+    Calls of `run` and `step` count too. In the block nothing runs compiled.
+    """
     record = FiringRates()
-    with neuron_hooks(net, lambda layer, neuron, spikes: record.add(layer, spikes)):
+    with neuron_hooks(net, lambda layer, neuron, spikes, continues: record.add(layer, spikes)):
         yield record

@@ -4,20 +4,13 @@
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import nn
 
+from crits import watching
+from crits.watching import Hook, spiking_neurons
 from tools.errors import UserError
-
-Hook = Callable[[str, nn.Module, Tensor], Tensor | None]
-
-
-def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """(name, module) of every module of `net` that emits spikes, in the order of `named_modules`."""
-    return [(name, module) for name, module in net.named_modules() if getattr(module, "emits_spikes", False)]
 
 
 def require(layer: str, neuron: nn.Module, attribute: str, purpose: str) -> Any:
@@ -34,26 +27,8 @@ def is_noisy(net: nn.Module) -> bool:
     return any(answers)
 
 
-@contextlib.contextmanager
-def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator[nn.Module]:
-    """Context manager: in each call of a spiking neuron, run a hook on its spikes (or its input) [T, B, ...].
-
-    Args:
-        hook: (layer name, neuron, tensor) -> a tensor to replace it, or None.
-
-    Raises:
-        UserError: if the network has no spiking neuron.
-    """
-
-    def attach(layer: str, neuron: nn.Module) -> RemovableHandle:
-        if on_input:
-            return neuron.register_forward_pre_hook(lambda module, args: hook(layer, neuron, args[0]))
-        return neuron.register_forward_hook(lambda module, args, spikes: hook(layer, neuron, spikes))
-
-    neurons = spiking_neurons(net)
-    if not neurons:
+def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
+    """`crits.watching.neuron_hooks`; UserError if the network has no spiking neuron."""
+    if not spiking_neurons(net):
         raise UserError(f"{type(net).__name__} has no spiking neuron")
-    with contextlib.ExitStack() as handles:
-        for layer, neuron in neurons:
-            handles.enter_context(attach(layer, neuron))
-        yield net
+    return watching.neuron_hooks(net, hook, on_input)

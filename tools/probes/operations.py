@@ -154,9 +154,12 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
             if isinstance(module, LAYERS):
                 hooks.enter_context(module.register_forward_pre_hook(partial(record.add, name)))
         for name, neuron in spiking_neurons(net):  # methods for streaming run no hooks
-            for method in {"run", "step"} & set(dir(neuron)) - set(vars(neuron)):
+            for method in {"run", "step"} & set(dir(neuron)):
+                if method in vars(neuron):  # for example inside `neuron_hooks`
+                    hooks.callback(setattr, neuron, method, vars(neuron)[method])
+                else:
+                    hooks.callback(delattr, neuron, method)
                 setattr(neuron, method, additions.within(name, neuron, getattr(neuron, method)))
-                hooks.callback(delattr, neuron, method)
         hooks.enter_context(additions)
         yield record
 

@@ -62,7 +62,12 @@ def picture_spikes(
 def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[str, Tensor]:
     """{layer: spikes [T, B, ...], on the CPU} of every neuron layer for one batch and one draw of the noise."""
     found = {}
-    with neuron_hooks(net, lambda layer, neuron, spikes: found.update({layer: spikes.float().cpu()})):
+
+    def keep(layer: str, neuron: nn.Module, spikes: Tensor, continues: bool) -> None:
+        spikes = spikes.float().cpu()
+        found[layer] = torch.cat([found[layer], spikes]) if continues and layer in found else spikes
+
+    with neuron_hooks(net, keep):
         forward(net, inputs)
     return found
 

@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from crits import build_loss, build_regularizer
 from tools import optim
 from tools.config.train import Dataset, TrainConfig
+from tools.data.augment import mixing
 from tools.data.batches import Batches
 from tools.errors import UserError
 from tools.inference import ForwardPass
@@ -34,7 +35,7 @@ class Data:
 def check_settings(config: TrainConfig, device: torch.device) -> None:
     """Raise UserError for settings that do not go together."""
     if config.compile and config.reg == "rate":
-        raise UserError("--compile and --reg rate do not go together: compiled networks run no hooks")
+        raise UserError("--compile and --reg rate do not go together: the penalty needs a network that is not compiled")
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync_bn needs CUDA devices: PyTorch's SyncBatchNorm has no other implementation")
 
@@ -49,6 +50,10 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
     limit = DEBUG_BATCHES if config.debug else None
     options = dict(batch_size=config.minibatch, device=device, memory_format=memory_format(config), limit=limit)
     training = dict(shuffle=True, augment=dataset.augmentation(config), accumulate=config.accumulate)
+    if mix := mixing(config.mixup, config.cutmix, dataset.num_classes):
+        if not dataset.has_pixels:
+            raise UserError(f"--mixup and --cutmix have no meaning for {dataset.name}, which has events")
+        training["mix"] = mix
 
     def share(part):
         return part.subset(processes.part(len(part))) if processes.count > 1 else part

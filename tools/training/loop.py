@@ -30,7 +30,7 @@ class Learner:
     """
 
     net: nn.Module
-    criterion: Callable[[Tensor, Tensor], Tensor]  # logits [T, B, K], target [B] -> scalar
+    criterion: Callable[[Tensor, Tensor], Tensor]  # logits [T, B, K], target [B] or [B, K] -> scalar
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler  # stepped after every step of the optimiser
     scaler: torch.amp.GradScaler  # disabled unless amp is "fp16"
@@ -59,7 +59,8 @@ def train_one_epoch(
     """One pass over the training batches.
 
     Args:
-        batches: (images, target) on the device; their number is a multiple of `learner.accumulate`.
+        batches: (images, target) on the device, the target classes [B] or their probabilities [B, K]; their number is a
+            multiple of `learner.accumulate`.
         epoch: its number, for messages.
         progress: of the interrupted pass to continue.
         after_step: called after each step with the progress and a function `check`; may raise to interrupt the pass.
@@ -107,7 +108,8 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
             logits, loss = _loss(learner, images, target)
             scaler.scale(loss / learner.accumulate).backward()
         losses.append(loss.detach())
-        correct += (logits.detach().mean(0).argmax(-1) == target).sum()
+        classes = target if target.dim() == 1 else target.argmax(-1)  # of mixed images, the larger part
+        correct += (logits.detach().mean(0).argmax(-1) == classes).sum()
         seen += len(target)
     loss = torch.stack(losses).mean()
     scaler.unscale_(optimizer)

@@ -1,8 +1,9 @@
 """Augmentation: each image of a batch has its own draw, and the result is a cut of the original."""
 
+import pytest
 import torch
 
-from tools.data.augment import Augment, cutout, random_crop, random_flip
+from tools.data.augment import Augment, cutout, mixing, random_crop, random_flip
 
 
 def test_a_crop_is_a_shifted_copy_with_zeros_outside():
@@ -64,3 +65,23 @@ def test_all_together_repeat_with_the_seed():
     torch.manual_seed(5)
     assert torch.equal(first, augment(images))
     assert not torch.equal(first, augment(images))
+
+
+@pytest.mark.parametrize("alphas", [(0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
+def test_labels_are_mixed_like_pixels_and_repeat_with_the_seed(alphas):
+    """Image k of 8 is 1 in plane k alone, so that the mean of its planes says what it is made of."""
+    images, labels = torch.eye(8)[:, :, None, None].repeat(1, 1, 6, 6), torch.arange(8)
+    torch.manual_seed(0)
+    mix = mixing(*alphas, num_classes=8)
+    made = [mix(images, labels) for _ in range(20)]
+    for mixed, soft in made:
+        torch.testing.assert_close(mixed.mean((2, 3)), soft)
+        torch.testing.assert_close(soft.sum(1), torch.ones(8))
+    assert any(0.01 < soft.amax() < 0.99 for _, soft in made)
+    torch.manual_seed(0)
+    assert all(torch.equal(mix(images, labels)[0], mixed) for mixed, _ in made)
+    assert torch.equal(images, torch.eye(8)[:, :, None, None].repeat(1, 1, 6, 6))
+
+
+def test_without_alphas_nothing_is_mixed():
+    assert mixing(0.0, 0.0, 10) is None

@@ -1,7 +1,10 @@
 """Batches, splits, and image folders with their cache."""
 
+import io
 import os
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 from tools.data import image_folder
 from tools.data.image_folder import read_image_folder
 from tools.data.images import ImageBatches, LabelledImages, stratified_split
+from tools.errors import UserError
 
 
 @pytest.fixture
@@ -99,6 +103,112 @@ def test_an_image_of_another_size_is_named(folder):
     Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(folder / "train" / "dog" / "9.png")
     with pytest.raises(ValueError, match=r"dog/9\.png is 5x5, others 4x6"):
         read_image_folder(folder)
+
+
+GREY16 = np.array([[0, 255, 256, 0x1234], [0x8000, 0xFF00, 0xFFFF, 40_000]], np.uint16).repeat(3, 0)  # [6, 4]
+
+
+def png(pixels, colour):
+    """A PNG of 16 bits, which Pillow writes in grey alone. `pixels`: uint16 [H, W * channels]."""
+
+    def chunk(name, content):
+        crc = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + crc
+
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
+    head = struct.pack(">IIBBBBB", pixels.shape[1] // channels, len(pixels), 16, colour, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_alpha(mode, alpha):
+    image = Image.fromarray(np.full((6, 4), 50, np.uint8)).convert(mode)
+    image.putalpha(Image.fromarray(np.full((6, 4), alpha, np.uint8)))
+    return image
+
+
+BITS = np.indices((6, 4)).sum(0) % 2 == 1
+BY_TEN = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10
+DEPTHS = {
+    "grey of 16 bits": (encoded(Image.fromarray(GREY16)), GREY16 >> 8),
+    "the same as PGM": (b"P5\n4 6\n65535\n" + GREY16.astype(">u2").tobytes(), GREY16 >> 8),
+    "PGM of 10 bits": (b"P5\n4 6\n1023\n" + (BITS * 1023).astype(">u2").tobytes(), BITS * 255),
+    "PPM of 4 bits": (b"P6\n4 6\n15\n" + (BITS * 15).astype(np.uint8).repeat(3).tobytes(), BITS * 255),
+    "colours of 16 bits": (png(GREY16.repeat(3, 1), 2), GREY16 >> 8),
+    "opaque grey of 16 bits": (png(np.stack([GREY16, GREY16 | 0xFFFF], -1).reshape(6, 8), 4), GREY16 >> 8),
+    "1 bit": (encoded(Image.fromarray(BITS)), BITS * 255),
+    "1 bit as BMP": (encoded(Image.fromarray(BITS), "BMP"), BITS * 255),
+    "2 bits": (encoded(Image.fromarray(BITS * np.uint8(3)).convert("P"), bits=2), BITS * 3),
+    "grey": (encoded(Image.fromarray(BY_TEN)), BY_TEN),
+    "grey JPEG": (encoded(Image.fromarray(np.full((6, 4), 90, np.uint8)), "JPEG"), np.full((6, 4), 90)),
+    "palette": (encoded(Image.fromarray(BY_TEN).convert("P")), BY_TEN),
+    "CMYK": (encoded(Image.new("CMYK", (4, 6), (0, 0, 0, 155)), "JPEG", quality=100), np.full((6, 4), 100)),
+    "opaque": (encoded(with_alpha("RGB", 255)), np.full((6, 4), 50)),
+    "opaque grey": (encoded(with_alpha("L", 255)), np.full((6, 4), 50)),
+    "opaque WEBP": (encoded(with_alpha("RGB", 255), "WEBP", lossless=True), np.full((6, 4), 50)),
+    "palette with a transparent colour not in use": (
+        encoded(Image.fromarray(BY_TEN).convert("P"), transparency=255),
+        BY_TEN,
+    ),
+}
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_pixels_of_other_depths_are_scaled(folder, depth):
+    content, grey = DEPTHS[depth]
+    suffix = "ppm" if content[:1] == b"P" else "png"
+    (folder / "train" / "cat" / "0.png").unlink()
+    (folder / "train" / "cat" / f"0.{suffix}").write_bytes(content)
+    train, _ = read_image_folder(folder)
+    difference = train.images[0].int() - torch.from_numpy(grey.astype(np.int32))
+    assert difference.abs().max() <= 1  # JPEG rounds, and so does CMYK
+    assert train.images[1, 1, 0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encoded(with_alpha("RGB", 254)), "transparent"),
+        (encoded(with_alpha("L", 0)), "transparent"),
+        (encoded(with_alpha("RGB", 100), "WEBP", lossless=True), "transparent"),
+        (encoded(Image.fromarray(BY_TEN).convert("P"), transparency=230), "transparent"),
+        (encoded(Image.fromarray(BY_TEN), transparency=230), "transparent"),
+        (encoded(Image.new("RGB", (4, 6), (1, 2, 3)), transparency=(1, 2, 3)), "transparent"),
+        (png(GREY16.repeat(4, 1), 6), "transparent"),
+        (encoded(Image.fromarray(GREY16.astype(np.float32)), "PPM"), "floating point"),
+    ],
+)
+def test_pixels_without_one_meaning_are_refused_by_file(folder, content, message):
+    (folder / "train" / "dog" / "1.png").write_bytes(content)
+    with pytest.raises(UserError, match=rf"dog/1\.png is not a readable image: .*{message}"):
+        read_image_folder(folder)
+
+
+def test_hidden_files_and_folders_are_skipped_with_one_warning(folder, caplog):
+    whole = read_image_folder(folder)
+    for place in ("train/cat/._0.png", "test/dog/._0.png", "train/.ipynb_checkpoints/0-checkpoint.png"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_bytes(b"no image")
+    (folder / "train" / ".DS_Store").write_bytes(b"")
+    (folder / "train" / "cat" / ".DS_Store").write_bytes(b"")
+    again = read_image_folder(folder)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "3 hidden files are skipped, such as" in caplog.text
+    for one, two in zip(whole, again):
+        assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
+
+
+def test_hidden_files_alone_are_no_images(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="no images in .*train"):
+        read_image_folder(tmp_path)
 
 
 def test_an_empty_folder_is_named(tmp_path):

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from dataset_utils import DATASETS
+from models import build_model, build_neuron
+from models.layers import Normalize
 from tools import inference
 from tools.attacks.campaign import PRESETS, Preset
 from tools.config.evaluate import EvaluationConfig
@@ -444,6 +446,21 @@ def test_a_published_snapshot_needs_model_and_neuron_and_then_just_works(tmp_pat
     assert (tmp_path / "evaluation-theirs" / "clean.json").exists()
 
 
+@pytest.mark.parametrize("key", [None, "state_dict"])
+def test_the_weights_of_ones_own_loop_are_tested_as_the_network_was_trained(tmp_path, stripes, key, caplog):
+    net = build_model("toynet", neuron=build_neuron("LIF", tau=4.0), in_shape=(1, 8, 8), num_classes=2)
+    net.normalize = Normalize([0.1], [0.7])  # not those of the data set
+    weights = torch.compile(net).state_dict()
+    torch.save(weights if key is None else {key: weights}, tmp_path / "own.pth")
+    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron="LIF", tau=4.0, timestep=3)
+    test, images = Snapshot(config, stripes), torch.rand(5, 1, 8, 8)
+    assert torch.equal(test.net(images, timesteps=3), net(images, timesteps=3)) and not caplog.records
+    assert len(evaluate(test).perturbations["clean"]) == 1
+    Snapshot(dataclasses.replace(config, tau=None), stripes)
+    (record,) = caplog.records
+    assert "neurons with decay=0.25 were loaded into neurons with decay=0.5" in record.message
+
+
 def test_a_snapshot_of_another_data_set_is_refused(trained, stripes, tmp_path):
     with pytest.raises(CheckpointError, match="was trained on stripes, this is mnist5k"):
         snapshot(trained, dataclasses.replace(stripes, name="mnist5k"), tmp_path)
@@ -531,6 +548,7 @@ def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, t
 
     refused("needs labels.npy", FileNotFoundError)
     write_corruptions(tmp_path / "c", data.images, data.labels)
+    (tmp_path / "c" / "._fog.npy").write_bytes(b"which macOS leaves behind")
     folder = CorruptionFolder(tmp_path / "c", stripes.in_shape, 2)
     assert folder.names == ["fog", "snow"] and len(folder.part("snow", 5)) == 50
     labels = np.load(tmp_path / "c" / "labels.npy")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,104 @@ def test_a_network_that_the_published_code_does_not_have_is_named(tmp_path, monk
     monkeypatch.delitem(PUBLISHED_KEYS, "toynet")
     with pytest.raises(UserError, match="no published checkpoints of toynet, only of sresnet18,"):
         load_published(toynet(), "toynet", path)
+
+
+def own_network(**options):
+    torch.manual_seed(0)
+    neuron = build_neuron("NILIF", **{"sigma": 0.3, **options})
+    net = build_model("sresnet18", neuron=neuron, in_shape=(3, 8, 8), num_classes=4, width=0.05)
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            value.copy_(torch.rand(value.shape))
+    return net
+
+
+def loaded(path, net=None):
+    net = net or build_model("sresnet18", neuron=build_neuron("NILIF"), in_shape=(3, 8, 8), num_classes=4, width=0.05)
+    return load_published(net, "sresnet18", path)
+
+
+WRAPPERS = {
+    "none": lambda net: net,
+    "torch.compile": torch.compile,
+    "data parallel": torch.nn.DataParallel,
+    "compiled inside": lambda net: torch.nn.DataParallel(torch.compile(net)),
+    "compiled outside": lambda net: torch.compile(torch.nn.DataParallel(net)),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+}
+
+
+@pytest.mark.parametrize("key", [None, "model", "state_dict", "net", "model_state_dict"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_of_ones_own_loop_load(tmp_path, wrapper, key, caplog):
+    path, net = tmp_path / "own.pth", own_network()
+    weights = WRAPPERS[wrapper](net).state_dict()
+    torch.save(weights if key is None else {key: weights, "epoch": 3, "optimizer": {"lr": 0.1}}, path)
+    ours = loaded(path).state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in net.state_dict().items())
+    assert [record.message for record in caplog.records] == [
+        f"{path}: it has no normalize.mean and .std: images are normalised by those of the data set"
+    ]
+
+
+def test_weights_of_a_part_that_was_compiled_load(tmp_path):
+    net, path = own_network(), tmp_path / "own.pth"
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    net.stages[1] = torch.compile(net.stages[1])
+    torch.save(net.state_dict(), path)
+    ours = loaded(path).state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in before.items())
+
+
+def test_the_same_weight_with_and_without_a_prefix_is_refused(tmp_path):
+    weights = own_network().state_dict()
+    torch.save({**weights, **{f"module.{key}": value for key, value in weights.items()}}, tmp_path / "two.pth")
+    with pytest.raises(CheckpointError, match="several weights of one name"):
+        loaded(tmp_path / "two.pth")
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"tau": 4.0}, "neurons with decay=0.25 were loaded into neurons with decay=0.5"),
+        ({"threshold": 0.8}, "neurons with threshold=0.8 were loaded into neurons with threshold=1.0"),
+        (
+            {"sigma": 0.5},
+            r"neurons with noise=Gaussian\(0.5, 0\) were loaded into neurons with noise=Gaussian\(0.3, 0\)",
+        ),
+        ({"reset": "subtract", "placement": "escape"}, "reset=subtract, placement=escape were .* placement=both"),
+        ({"decay_input": True}, "decay_input=True were .* decay_input=False"),
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["none", "compiled inside"])
+def test_other_settings_than_those_saved_are_said_once(tmp_path, saved, message, wrapper, caplog):
+    torch.save({"model": WRAPPERS[wrapper](own_network(**saved)).state_dict()}, tmp_path / "own.pth")
+    loaded(tmp_path / "own.pth")
+    said = [record.message for record in caplog.records if "normalize" not in record.message]
+    assert len(said) == 1
+    assert re.search(message, said[0])
+
+
+def test_weights_that_do_not_say_their_settings_load_with_a_warning(tmp_path, caplog):
+    torch.save(dict(own_network().state_dict()), tmp_path / "old.pth")
+    loaded(tmp_path / "old.pth")
+    said = [record.message for record in caplog.records if "normalize" not in record.message]
+    assert len(said) == 1 and "do not say with which threshold, decay and noise they were trained" in said[0]
+    assert "decay=0.5" in said[0] and "noise=Gaussian(0.3, 0)" in said[0]
+
+
+@pytest.mark.parametrize("metadata", [3, {"": 3}, {"stem_neuron": {"settings": 3}}, {"": {"version": "two"}}])
+def test_forged_metadata_is_an_error_of_the_file_or_without_effect(tmp_path, metadata):
+    weights = own_network().state_dict()
+    weights._metadata = metadata
+    torch.save(weights, tmp_path / "forged.pth")
+    ours = loaded(tmp_path / "forged.pth").state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in weights.items())
+
+
+def test_metadata_of_layers_that_cannot_be_read_are_an_error_of_the_file(tmp_path):
+    weights = own_network().state_dict()
+    weights._metadata["stem.norm"]["version"] = "two"
+    torch.save(weights, tmp_path / "forged.pth")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        loaded(tmp_path / "forged.pth")

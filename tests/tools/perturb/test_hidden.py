@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import LIF
 from tools.errors import UserError
 from tools.perturb.hidden import flip_spikes, membrane_noise
 
@@ -39,3 +40,24 @@ def test_membrane_noise_needs_to_know_how_the_input_enters():
     net[0].decay_input = False
     with membrane_noise(net, 0.1, seeded()):
         assert net(silent).mean() < 1e-3
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("call", ["forward", "run", "step"])
+def test_neurons_are_perturbed_by_whichever_method_they_are_called(call, compiled):
+    torch._dynamo.reset()
+    lif = LIF(decay=0.0)
+    net = torch.compile(lif, backend="eager") if compiled else lif
+    x = torch.rand(1, 3, 4, generator=seeded()) * 2
+
+    def spikes():
+        if call == "step":
+            return lif.step(x[0])[0][None]
+        return net(x) if call == "forward" else lif.run(x)[0]
+
+    plain = spikes()
+    with flip_spikes(net, 1.0, seeded()):
+        assert torch.equal(spikes(), 1 - plain)
+    with membrane_noise(net, 100.0, seeded()):
+        assert not torch.equal(spikes(), plain)
+    assert torch.equal(spikes(), plain)

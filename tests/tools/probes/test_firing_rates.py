@@ -1,10 +1,18 @@
 """The monitor of firing rates."""
 
+import copy
+import threading
+
 import pytest
 import torch
+from torch import nn
 
-from models import LIF, build_model, build_neuron
+from models import LIF, NoisyLIF, ParametricLIF, build_model, build_neuron
+from tools.errors import UserError
+from tools.inference import ForwardPass
 from tools.probes.firing_rates import firing_rates
+from tools.probes.operations import count_operations
+from tools.probes.rasters import record_spikes
 
 
 def test_rates_are_means_over_all_calls():
@@ -23,7 +31,8 @@ def test_hooks_are_gone_afterwards_also_after_an_error():
     with firing_rates(net) as record:
         pass
     net(torch.rand(2, 1, 4, 4), timesteps=2)
-    assert record.rates() == {}
+    with pytest.raises(UserError, match="no spikes were recorded"):
+        record.rates()
     assert not any(module._forward_hooks for module in net.modules())
 
 
@@ -35,3 +44,214 @@ def test_every_layer_is_seen_and_the_graph_is_not_kept():
     assert len(rates) == 17  # the stem, and two for each of eight blocks
     assert all(0 < rate < 1 for rate in rates.values())
     assert not any(total.requires_grad for total in record._sums.values())
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), LIF(threshold=0.3), nn.Linear(4, 4), ParametricLIF(threshold=0.3))
+
+
+X = torch.rand(5, 2, 3, generator=torch.Generator().manual_seed(1)) * 3
+
+
+def rates_of(net, run):
+    with firing_rates(net) as record:
+        run()
+    return record.rates()
+
+
+class Stepped(nn.Module):
+    """A network that goes through time itself, as users' own loops do; `stream` says how it calls its neuron."""
+
+    def __init__(self, stream):
+        super().__init__()
+        self.lif, self.stream = LIF(), stream
+
+    def forward(self, x, timesteps=None):
+        return self.stream(self.lif, x)
+
+
+def by_step(lif, x):
+    state, spikes = None, []
+    for x_t in x:
+        spike, state = lif.step(x_t, state)
+        spikes.append(spike)
+    return torch.stack(spikes)
+
+
+def by_step_with_names(lif, x):
+    state, spikes = None, []
+    for x_t in x:
+        spike, state = lif.step(state=state, x_t=x_t)
+        spikes.append(spike)
+    return torch.stack(spikes)
+
+
+def by_run(lif, x):
+    first, state = lif.run(x[:2])
+    return torch.cat([first, lif.run(x[2:], state)[0]])
+
+
+STREAMS = [by_step, by_step_with_names, by_run, lambda lif, x: lif.run(x)[0], lambda lif, x: lif(x=x)]
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_methods_for_streaming_are_seen_once_each(stream):
+    net = Stepped(stream)
+    rates = rates_of(net, lambda: net(X))
+    assert rates == {"lif": pytest.approx(LIF()(X).mean().item())} and rates["lif"] > 0
+    assert not {"run", "step"} & set(vars(net.lif))
+    raster = record_spikes(net, X, ForwardPass(torch.device("cpu"), 5))
+    assert torch.equal(raster["lif"], LIF()(X))
+
+
+def test_a_neuron_of_ones_own_that_returns_its_state_is_seen():
+    class Own(nn.Module):
+        emits_spikes = True
+
+        def forward(self, x, mem=None):
+            return (x > 1).float(), x
+
+        def step(self, x, mem=None):
+            return self(x, mem)
+
+    net = nn.ModuleDict({"a": Own(), "b": Own()})
+    rates = rates_of(net, lambda: (net["a"](X), [net["b"].step(x) for x in X]))
+    assert rates["a"] == pytest.approx(rates["b"]) == pytest.approx((X > 1).float().mean().item())
+
+
+def test_a_copy_made_inside_is_a_network_of_its_own():
+    net = Stepped(by_step)
+    with firing_rates(net) as record:
+        other = copy.deepcopy(net)
+        net(X), other(10 * X)
+    rates = record.rates()
+    other.lif.threshold = 100.0
+    assert other(X).sum() == 0
+    assert other.lif.run(X)[0].sum() == 0 and other.lif.step(X[0])[0].sum() == 0
+    assert record.rates() == rates
+
+
+def test_monitors_may_overlap_in_any_order():
+    net = Stepped(by_step)
+    first, second = firing_rates(net), firing_rates(net)
+    one, two = first.__enter__(), second.__enter__()
+    net(X)
+    first.__exit__(None, None, None)
+    net(X * 0)
+    second.__exit__(None, None, None)
+    net(X * 10)
+    assert one.rates()["lif"] == pytest.approx(2 * two.rates()["lif"]) and two.rates()["lif"] > 0
+    assert not {"run", "step"} & set(vars(net.lif))
+
+
+def test_threads_do_not_hide_each_other_s_calls():
+    net, inside, done = Stepped(lambda lif, x: lif(x)), threading.Event(), threading.Event()
+
+    def wait(module, args):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            done.wait(20)
+
+    net.lif.register_forward_pre_hook(wait)
+    with firing_rates(net) as record:
+        thread = threading.Thread(target=net, args=(X * 0,))
+        thread.start()
+        inside.wait(20)
+        net.lif.run(X)
+        done.set()
+        thread.join()
+    assert record.rates()["lif"] == pytest.approx(LIF()(X).mean().item() / 2)
+
+
+def test_rates_and_operations_are_counted_together_in_either_order():
+    net = Stepped(by_step)
+    with count_operations(net, batch_dim=1) as operations, firing_rates(net) as inner:
+        net(X)
+    with firing_rates(net) as outer, count_operations(net, batch_dim=1) as again:
+        net(X)
+    assert inner.rates() == outer.rates() and operations.report() == again.report()
+    assert not {"run", "step"} & set(vars(net.lif))
+
+
+def compiled(module):
+    torch._dynamo.reset()
+    return torch.compile(module, backend="eager")
+
+
+def compiled_and_run(module):
+    module = compiled(module)
+    module(X)
+    return module
+
+
+def in_place(module):
+    torch._dynamo.reset()
+    module.compile(backend="eager")
+    module(X)
+    return module
+
+
+def with_a_compiled_neuron(module):
+    module[1] = compiled(module[1])
+    return compiled(module)
+
+
+@pytest.mark.parametrize("prepare", [compiled, compiled_and_run, in_place, with_a_compiled_neuron])
+def test_rates_of_a_compiled_network_are_those_of_the_network(prepare):
+    expected = rates_of(plain := two_layers(), lambda: plain(X))
+    net = prepare(two_layers())
+    assert rates_of(net, lambda: net(X)) == expected and expected["1"] > 0
+    assert torch.equal(net(X), plain(X))
+
+
+def test_the_block_leaves_compiled_code_as_it_was():
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    net = torch.compile(two_layers(), backend=backend)
+    net(X)
+    before = len(compilations)
+    first, second = firing_rates(net), firing_rates(net)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None), second.__exit__(None, None, None)
+    net(X)
+    assert before and len(compilations) == before
+    net(torch.rand(5, 3, 3))
+    assert len(compilations) > before  # it still compiles
+
+
+def test_a_monitor_inside_a_compiled_function_is_right_or_an_error():
+    net = two_layers()
+    expected = rates_of(net, lambda: net(X))
+    torch._dynamo.reset()
+
+    @torch.compile(backend="eager")
+    def function(x):
+        with firing_rates(net) as record:
+            net(x)
+        return record.rates()
+
+    try:
+        assert function(X) == expected
+    except RuntimeError as error:
+        assert "watch neurons around" in str(error)
+
+
+@pytest.mark.parametrize("run", [lambda net: None, lambda net: net(X[:, :0]), lambda net: copy.deepcopy(net)(X)])
+def test_no_spikes_are_an_error_not_a_number(run):
+    net = two_layers()
+    with pytest.raises(UserError, match="run the network itself .* on a batch that is not empty"):
+        rates_of(net, lambda: run(net))
+
+
+def test_an_empty_batch_among_others_does_not_count():
+    net = nn.Sequential(NoisyLIF())
+    with firing_rates(net) as record:
+        net(torch.zeros(2, 0, 4))
+        net(torch.full((2, 3, 4), 50.0))
+    assert record.rates() == {"0": 1.0}

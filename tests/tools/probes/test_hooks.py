@@ -27,7 +27,7 @@ def test_spiking_neurons_of_any_class_are_found_in_order():
         ("3", NoisyLIF),
     ]
     seen = []
-    with neuron_hooks(net, lambda layer, neuron, spikes: seen.append(layer)):
+    with neuron_hooks(net, lambda layer, neuron, spikes, continues: seen.append(layer)):
         net(torch.rand(2, 1, 3))
     assert seen == ["0", "2.0", "3"]
     with pytest.raises(UserError, match="Linear has no spiking neuron"), neuron_hooks(nn.Linear(2, 2), None):

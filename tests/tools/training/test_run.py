@@ -8,6 +8,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from crits import LOSSES
+from dataset_utils import DATASETS
 from tools import inference
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
@@ -239,6 +241,29 @@ def test_mixed_precision_and_channels_last_learn(tmp_path, stripes, amp):
     """Not vggwoap: on some CPUs, oneDNN's bf16 convolution of stride 2 on a 1x1 map has a wrong weight gradient."""
     _, result = run(tmp_path, stripes, epochs=6, amp=amp, channels_last=True, model="vgg")
     assert result.accuracy > 0.9
+
+
+@pytest.mark.parametrize("mix", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_mixed_images_are_learnt_from_by_every_loss(tmp_path, stripes, mix):
+    for loss in LOSSES:
+        training, result = run(tmp_path, stripes, model="toynet", epochs=6, loss=loss, label_smoothing=0.1, **mix)
+        _, target = next(iter(training.data.train))
+        assert target.shape == (20, 2) and next(iter(training.data.val))[1].dim() == 1
+        assert result.accuracy > 0.9 and all(0 < row["train_accuracy"] <= 1 for row in rows(training.folder))
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_mixing_is_refused_for_recordings_and_out_of_range(tmp_path, stripes, name, capsys):
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, [f"--{name}", "0.2"], dataset=DATASETS["motions"])
+    assert f"--{name} has no meaning for motions, which has events" in capsys.readouterr().err
+    recordings = dataclasses.replace(stripes)
+    object.__setattr__(recordings, "has_pixels", False)
+    with pytest.raises(UserError, match="no meaning for stripes, which has events"):
+        Training(config(tmp_path, **{name: 0.2}), recordings)
+    for value in ("-0.1", "1000", "nan"):
+        with pytest.raises(SystemExit):
+            parse(TrainConfig, [f"--{name}", value], dataset=stripes)
 
 
 def test_debug_runs_few_batches(tmp_path, stripes):

@@ -83,6 +83,7 @@ def stop_after(training, epoch, steps):
 
 CASES = [
     {},
+    {"mixup": 0.4, "cutmix": 1.0, "loss": "tet", "model": "toynet", "scheduler": "none", "learnable_scale": False},
     {"scheduler": "onecycle", "optim": "sgdm", "amp": "fp16", "ema": 0.0, "accumulate": 2, "on_nonfinite": "skip"},
     {"scheduler": "cyclic", "amp": "bf16", "model": "vgg", "reg": "rate", "neuron": "PLIF", "learnable_scale": False},
 ]

@@ -57,7 +57,7 @@ class Tree:
 def list_nmnist(folder: Path, split: str = "") -> Parts:
     """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
     what = "{Train,Test}/<digit>/*.bin of N-MNIST"
-    return _matching(folder, [("Train/[0-9]/*.bin", "Test/[0-9]/*.bin", _number_of_folder)], what)
+    return _matching(folder, [("Train/[0-9]/[!.]*.bin", "Test/[0-9]/[!.]*.bin", _number_of_folder)], what)
 
 
 def _matching(folder: Path, layouts: Sequence[tuple[str, str, Callable[[Path], int]]], what: str) -> Parts:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -168,7 +169,9 @@ def loss_of(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch
 def mean_field_twin(net: nn.Module, run: Run) -> nn.Module:
     """A float64 copy with noisy neurons of the same law, whose mean field is smooth, even if the network is not."""
     twin = build(dataclasses.replace(run, noisy=True))
-    twin.load_state_dict(net.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the twin has other neurons on purpose
+        twin.load_state_dict(net.state_dict())
     return twin.double().eval()
 
 

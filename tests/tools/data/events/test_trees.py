@@ -18,6 +18,8 @@ from tools.data.events.trees import CIFAR10_CLASSES, GESTURE_CLASSES, TREES, lis
 
 def test_nmnist(tmp_path):
     nmnist_tree(tmp_path)
+    for part in ("Train", "Test"):
+        touch(tmp_path / part / "0" / "._00001.bin")  # which macOS leaves behind
     train, test = TREES["nmnist"].list_recordings(tmp_path, "9:1")
     assert [len(train), len(test)] == [30, 20]
     assert all(recording.label == int(recording.path.parent.name) for recording in train + test)

@@ -1,0 +1,220 @@
+"""Watching the spiking neurons of a network, by whichever method they are called.
+
+A neuron is any module whose `emits_spikes` is true (see `models.SpikingNeuron`).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Hook = Callable[[str, nn.Module, Tensor, bool], Tensor | None]
+STREAMING = ("run", "step")  # methods for streaming, which run no hooks of PyTorch's
+INSIDE_COMPILED = "compiled code runs no hooks: watch neurons around the call of a compiled function, not inside it"
+
+
+def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, module) of every module of `net` that emits spikes, in the order of `named_modules`.
+
+    Names are those without `torch.compile`.
+    """
+    found = []
+    for name, module in net.named_modules():
+        is_wrapper = hasattr(module, "_orig_mod")  # of torch.compile: has the attributes of what it wraps
+        if getattr(module, "emits_spikes", False) and not is_wrapper:
+            found.append((".".join(part for part in name.split(".") if part != "_orig_mod"), module))
+    return found
+
+
+@contextlib.contextmanager
+def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator[nn.Module]:
+    """Context manager: in each call of a spiking neuron, run a hook on its spikes (or its input) [T, B, ...].
+
+    Calls are `neuron(x)`, `neuron.run(x)` and `neuron.step(x_t)`, of which T is 1. As compiled code runs no hooks,
+    nothing runs compiled inside the block.
+
+    Args:
+        hook: (layer name, neuron, tensor, whether the call continues from a state) -> a tensor to replace it, or None.
+
+    Raises:
+        ValueError: if the network has no spiking neuron.
+        RuntimeError: if the block itself is inside a compiled function.
+    """
+    neurons = spiking_neurons(net)
+    if not neurons:
+        raise ValueError(f"{type(net).__name__} has no spiking neuron")
+    with contextlib.ExitStack() as blocks:
+        blocks.enter_context(_uncompiled())
+        for layer, neuron in neurons:
+            blocks.enter_context(_watched(neuron, functools.partial(hook, layer, neuron), on_input))
+        yield net
+
+
+@dataclasses.dataclass(eq=False)
+class _Watch(threading.local):
+    """One hook on one neuron."""
+
+    hook: Callable[[Tensor, bool], Tensor | None]
+    on_input: bool
+    depth: int = 0  # of calls, in each thread: `forward` and `step` call `run`, which then is no call of its own
+
+    def before(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """Forward pre-hook."""
+        _refuse_compilation()
+        self.depth += 1
+        if self.depth > 1 or not self.on_input:
+            return None
+        call = inspect.signature(neuron.forward).bind(*args, **kwargs)
+        _change_first(call.arguments, lambda x: self.hook(x, False))
+        return call.args, call.kwargs
+
+    def after(self, neuron: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Forward hook; after an exception, `output` is None."""
+        self.depth = max(0, self.depth - 1)
+        if self.depth or self.on_input or output is None:
+            return None
+        return _with_spikes(output, lambda spikes: self.hook(spikes, False))
+
+    def around(self, method: str, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a method for streaming: (x, state, ...) -> (spikes, state)."""
+        if self.depth:
+            return run(*args, **kwargs)
+        signature = inspect.signature(run)
+        call = signature.bind(*args, **kwargs)
+        continues = any(call.arguments.get(name) is not None for name in list(signature.parameters)[1:2])
+
+        def changed(x: Tensor) -> Tensor | None:
+            if method != "step":
+                return self.hook(x, continues)
+            result = self.hook(x.unsqueeze(0), continues)
+            return None if result is None else result.squeeze(0)
+
+        if self.on_input:
+            _change_first(call.arguments, changed)
+        self.depth += 1
+        try:
+            output = run(*call.args, **call.kwargs)
+        finally:
+            self.depth -= 1
+        return output if self.on_input else _with_spikes(output, changed)
+
+
+def _change_first(arguments: dict[str, Any], change: Callable[[Tensor], Tensor | None]) -> None:
+    """Replace the first of the arguments of a call, unless `change` returns None."""
+    first = next(iter(arguments))
+    result = change(arguments[first])
+    if result is not None:
+        arguments[first] = result
+
+
+def _with_spikes(output: Any, change: Callable[[Tensor], Tensor | None]) -> Any:
+    """What a neuron has returned, spikes or (spikes, ...), with its spikes replaced unless `change` returns None."""
+    spikes, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+    result = change(spikes)
+    if result is None:
+        return output
+    return result if rest is None else (result, *rest)
+
+
+@dataclasses.dataclass
+class _Streaming:
+    """The watches on one neuron, and the methods for streaming that `_stand_in` replaces."""
+
+    methods: dict[str, Callable[..., Any]]
+    of_instance: dict[str, Any]  # those that were attributes of the neuron itself
+    watches: list[_Watch] = dataclasses.field(default_factory=list)
+
+
+_streaming: weakref.WeakKeyDictionary[nn.Module, _Streaming] = weakref.WeakKeyDictionary()
+
+
+def _stand_in(method: str) -> Callable[..., Any]:
+    """What stands in for a neuron's `run` or `step`."""
+
+    def stand_in(neuron: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        _refuse_compilation()
+        streaming = _streaming.get(neuron)
+        if streaming is None:  # a copy that was made inside the block
+            return getattr(type(neuron), method)(neuron, *args, **kwargs)
+        call = streaming.methods[method]
+        for watch in streaming.watches:
+            call = functools.wraps(call)(functools.partial(watch.around, method, call))  # `wraps`: keeps the signature
+        return call(*args, **kwargs)
+
+    return stand_in
+
+
+def _refuse_compilation() -> None:
+    if torch.compiler.is_compiling():
+        raise RuntimeError(INSIDE_COMPILED)
+
+
+@contextlib.contextmanager
+def _watched(neuron: nn.Module, hook: Callable[[Tensor, bool], Tensor | None], on_input: bool) -> Iterator[None]:
+    """Context manager: `neuron_hooks` for one neuron. Blocks may overlap in any way."""
+    watch = _Watch(hook, on_input)
+
+    # A copy of the neuron that is made inside the block has these hooks too, but is not watched; replicas of
+    # nn.DataParallel are.
+    def before(module: nn.Module, *call: Any) -> Any:
+        return watch.before(module, *call) if module is neuron or hasattr(module, "_is_replica") else None
+
+    def after(module: nn.Module, *call: Any) -> Any:
+        return watch.after(module, *call) if module is neuron or hasattr(module, "_is_replica") else None
+
+    handles = [
+        neuron.register_forward_pre_hook(before, with_kwargs=True),
+        neuron.register_forward_hook(after, always_call=True),
+    ]
+    attributes = vars(neuron)
+    if neuron not in _streaming:
+        methods = {name: getattr(neuron, name) for name in STREAMING if inspect.isroutine(getattr(neuron, name, None))}
+        _streaming[neuron] = _Streaming(methods, {name: attributes[name] for name in methods if name in attributes})
+        # Bound methods, unlike closures, belong to the copy in a copy of the neuron.
+        attributes.update({name: types.MethodType(_stand_in(name), neuron) for name in methods})
+    streaming = _streaming[neuron]
+    streaming.watches.append(watch)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        streaming.watches.remove(watch)
+        if not streaming.watches:
+            del _streaming[neuron]
+            for name in streaming.methods:
+                del attributes[name]
+            attributes.update(streaming.of_instance)
+
+
+_lock, _eager, _open = threading.Lock(), contextlib.ExitStack(), 0
+
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Context manager: what torch.compile has made runs uncompiled, in all threads."""
+    global _open
+    can_switch = hasattr(torch.compiler, "set_stance") and "torch._dynamo" in sys.modules  # else nothing is compiled
+    with _lock:
+        if not _open and can_switch:
+            try:
+                _eager.enter_context(torch.compiler.set_stance("force_eager"))
+            except RuntimeError as error:
+                raise RuntimeError(INSIDE_COMPILED) from error
+        _open += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _open -= 1
+            if not _open:
+                _eager.close()
