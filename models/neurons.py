@@ -9,13 +9,15 @@ import abc
 import contextlib
 import copy
 import math
-from collections.abc import Iterator
+import threading
+import weakref
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import functional
+from .contexts import MODES, Block, refuse_reentrant
 from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold
 from .noise import Gaussian, NoiseLaw
 
@@ -34,7 +36,8 @@ class SpikingNeuron(nn.Module, abc.ABC):
 
     - evaluation, attacks and the switches below: `is_noisy`.
     - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
-      u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one.
+      u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one. It is
+      set for all threads, and may not be two at once; `NoisyLIF` has one in each thread (`models.contexts`).
     - gradient paths of attacks: `gradient_law`, the law whose density is the gradient at present, and `set_gradient`;
       `as_mean_field()`, a neuron of the same dynamics that outputs its firing probability; `scale_noise`, if noisy.
     - membrane noise as a perturbation: `decay` and `decay_input`.
@@ -208,6 +211,8 @@ class NoisyLIF(SpikingNeuron):
         its deterministic relatives.
     """
 
+    knows_contexts = True  # its `mode` is that of the blocks of `noiseless` and `mean_field` that hold where it runs
+
     def __init__(
         self,
         noise: NoiseLaw = Gaussian(0.3),
@@ -226,10 +231,26 @@ class NoisyLIF(SpikingNeuron):
         self.noise = noise
         self.surrogate = None
         self.placement = placement
-        self.mode = "noisy"  # switched by `noiseless` and `mean_field`
+        self.mode = "noisy"
         self.log_scale = nn.Parameter(torch.tensor(math.log(noise.scale))) if learnable_scale else None
         if surrogate is not None:
             self.set_gradient(surrogate)
+
+    @property
+    def mode(self) -> str:
+        """ "noisy", or as set; inside `noiseless` and `mean_field`, what they say."""
+        for block in MODES.in_effect():
+            mode, neurons = block.value
+            if id(self) in neurons:
+                if not torch.compiler.is_compiling():
+                    refuse_reentrant(block)
+                return mode
+        return self.__dict__["mode"]
+
+    @mode.setter
+    def mode(self, value: str) -> None:
+        check_choice("mode", value, functional.MODES)
+        self.__dict__["mode"] = value
 
     @property
     def scale(self) -> float | Tensor:
@@ -291,20 +312,22 @@ class NoisyLIF(SpikingNeuron):
 
 
 def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-    """Context manager: every noisy neuron in `net` fires where u > threshold; TypeError if one has no `mode`."""
-    return _switched(net, "noiseless")
+    """Context manager: every noisy neuron in `net` fires where u > threshold; TypeError if one has no `mode`.
+
+    It holds as `models.contexts` says, and not for copies of the network that are made inside.
+    """
+    return _Switch(net, "noiseless")
 
 
 def mean_field(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
     """Context manager: every noisy neuron in `net` outputs its firing probability F(u - threshold).
 
-    The reset uses the probability too, and the gradient is exact. Errors as for `noiseless`.
+    The reset uses the probability too, and the gradient is exact. Errors, and where it holds, as for `noiseless`.
     """
-    return _switched(net, "mean_field")
+    return _Switch(net, "mean_field")
 
 
-@contextlib.contextmanager
-def _switched(net: nn.Module, mode: str) -> Iterator[nn.Module]:
+def _switchable(net: nn.Module, mode: str) -> list[Any]:
     neurons: list[Any] = []
     for name, module in net.named_modules():
         if not getattr(module, "emits_spikes", False):
@@ -314,11 +337,53 @@ def _switched(net: nn.Module, mode: str) -> Iterator[nn.Module]:
         elif getattr(module, "is_noisy", True):
             missing = "mode" if hasattr(module, "is_noisy") else "is_noisy"
             raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs")
-    before = [neuron.mode for neuron in neurons]
-    try:
-        for neuron in neurons:
-            neuron.mode = mode
-        yield net
-    finally:
-        for neuron, previous in zip(neurons, before):
-            neuron.mode = previous
+    return neurons
+
+
+class _Switch(Block):
+    """A block in which the noisy neurons of a network have a mode."""
+
+    def __init__(self, net: nn.Module, mode: str) -> None:
+        super().__init__(MODES, net)
+        self._mode = mode
+        self._undo: list[contextlib.ExitStack] = []  # one for each time that the block was entered
+
+    def __enter__(self) -> nn.Module:
+        neurons = _switchable(self.value, self._mode)
+        with contextlib.ExitStack() as stack:
+            for neuron in neurons:
+                if not getattr(neuron, "knows_contexts", False):
+                    _set_mode(neuron, self, self._mode)
+                    stack.callback(_restore_mode, neuron, self)
+            self._undo.append(stack.pop_all())
+        self.setting.begin(self, (self._mode, {id(neuron): neuron for neuron in neurons}))
+        return self.value
+
+    def __exit__(self, *error: object) -> None:
+        self.setting.end(self)
+        self._undo.pop().close()
+
+
+# Of neurons that do not know `models.contexts`: [(block, mode, thread)], before them (None, own mode, None).
+_modes_set: "weakref.WeakKeyDictionary[Any, list[tuple[Any, str, int | None]]]" = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _set_mode(neuron: Any, block: object, mode: str) -> None:
+    with _lock:
+        blocks = _modes_set.setdefault(neuron, [(None, neuron.mode, None)])
+        for _, other, thread in blocks[1:]:
+            if other != mode and thread != threading.get_ident():
+                raise RuntimeError(f"{type(neuron).__name__} is {other} in another thread: give each thread a copy")
+        blocks.append((block, mode, threading.get_ident()))
+        neuron.mode = mode
+
+
+def _restore_mode(neuron: Any, block: object) -> None:
+    with _lock:
+        blocks = _modes_set[neuron]
+        last = max(place for place, entry in enumerate(blocks) if entry[0] is block)
+        del blocks[last]
+        neuron.mode = blocks[-1][1]
+        if len(blocks) == 1:
+            del _modes_set[neuron]

@@ -9,45 +9,37 @@ import abc
 import contextlib
 import functools
 import math
-import sys
-import types
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
+from .contexts import GENERATORS, Block, refuse_other_noise
+
 Device = torch.device | str | int | None
 DType = torch.dtype | None
 
-# One variable for all copies of this package in the process.
-_holder = sys.modules.setdefault("_nsnn_noise_generator", types.ModuleType("_nsnn_noise_generator"))
-_active_generator: ContextVar[Generator | None]
-_active_generator = _holder.__dict__.setdefault("variable", ContextVar(_holder.__name__, default=None))
 
+def noise_generator(generator: Generator) -> contextlib.AbstractContextManager[Generator]:
+    """Context manager: all noise inside the block is drawn from `generator`, instead of from torch's default one.
 
-@contextlib.contextmanager
-def noise_generator(generator: Generator) -> Iterator[Generator]:
-    """Draw all noise inside the block from `generator`, instead of from torch's default one.
-
-    It holds for all copies of this package in the process, and for this thread. Numbers are drawn on the device of the
-    generator and then moved: a CPU generator gives the same noise to a network on any device, a CUDA one is faster.
+    It holds for all copies of this package in the process, where `models.contexts` says. Numbers are drawn on the
+    device of the generator and then moved: a CPU generator gives the same noise on any device, a CUDA one is faster.
     """
     if not isinstance(generator, Generator):
         raise TypeError(f"noise_generator takes a torch.Generator, got {type(generator).__name__}")
-    outer = _active_generator.set(generator)
-    try:
-        yield generator
-    finally:
-        _active_generator.reset(outer)
+    return Block(GENERATORS, generator)
 
 
 def _draw(
     sampler: Callable[..., Tensor], shape: Sequence[int], generator: Generator | None, device: Device, dtype: DType
 ) -> Tensor:
     """Call `sampler` (such as torch.rand) with the generator that applies here."""
-    generator = generator if generator is not None else _active_generator.get()
+    if generator is None:
+        for block in GENERATORS.in_effect()[:1]:
+            refuse_other_noise(block)
+            generator = block.value
     dtype = dtype or torch.get_default_dtype()
     if generator is None:
         return sampler(shape, device=device, dtype=dtype)
