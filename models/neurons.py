@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from . import functional
 from .contexts import MODES, Block, refuse_reentrant
 from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold
-from .noise import Gaussian, NoiseLaw
+from .noise import Gaussian, NoiseLaw, check_scale
 
 ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its density is a / sqrt(pi) exp(-(a z)^2)
 
@@ -226,15 +226,31 @@ class NoisyLIF(SpikingNeuron):
         surrogate: NoiseLaw | None = None,
     ) -> None:
         super().__init__(threshold, decay, reset, detach_reset, decay_input)
-        check_law("noise", noise)
         check_choice("placement", placement, PLACEMENTS)
+        self.log_scale = None
         self.noise = noise
         self.surrogate = None
         self.placement = placement
         self.mode = "noisy"
-        self.log_scale = nn.Parameter(torch.tensor(math.log(noise.scale))) if learnable_scale else None
+        if learnable_scale:
+            self.log_scale = nn.Parameter(torch.tensor(math.log(noise.scale)))
         if surrogate is not None:
             self.set_gradient(surrogate)
+
+    @property
+    def noise(self) -> NoiseLaw:
+        """The law of the noise; set another to anneal it. A learnt scale goes on from that of the law."""
+        law: NoiseLaw = self.__dict__["noise"]
+        return law
+
+    @noise.setter
+    def noise(self, law: NoiseLaw) -> None:
+        check_law("noise", law)
+        check_scale(law.scale)
+        self.__dict__["noise"] = law
+        if self.log_scale is not None:  # keep the parameter that an optimiser may hold
+            with torch.no_grad():
+                self.log_scale.fill_(math.log(law.scale))
 
     @property
     def mode(self) -> str:
@@ -271,8 +287,10 @@ class NoisyLIF(SpikingNeuron):
         super().set_gradient(law, detach_reset)
 
     def scale_noise(self, factor: float) -> None:
+        noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
-        self.noise, self.log_scale = self._noise_as_learnt().widened(factor), None
+        self.log_scale = None
+        self.noise = noise
 
     def as_mean_field(self) -> "NoisyLIF":
         neuron = copy.deepcopy(self)
