@@ -11,6 +11,7 @@ import copy
 import math
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,7 +26,15 @@ ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its dens
 
 
 def _number(value: float | Tensor) -> float:
-    return value.item() if isinstance(value, Tensor) else value  # float() warns of tensors that are learnt
+    """The value of a number or a learnt tensor; NaN for a tensor without values, on the meta device."""
+    if isinstance(value, Tensor):
+        return math.nan if value.is_meta else value.item()  # float() warns of tensors that are learnt
+    return value
+
+
+def _learnt(parameter: Tensor) -> Tensor:
+    """The value of a parameter of one element, which has shape [1]: `fully_shard` refuses 0-d ones."""
+    return parameter.reshape(())
 
 
 class SpikingNeuron(nn.Module, abc.ABC):
@@ -41,6 +50,9 @@ class SpikingNeuron(nn.Module, abc.ABC):
     - gradient paths of attacks: `gradient_law`, the law whose density is the gradient at present, and `set_gradient`;
       `as_mean_field()`, a neuron of the same dynamics that outputs its firing probability; `scale_noise`, if noisy.
     - membrane noise as a perturbation: `decay` and `decay_input`.
+
+    A subclass overrides `run` or `step`, whichever is easier; the other one and `forward` then go through it. `super()`
+    has the neuron without the override.
 
     Args:
         threshold: firing threshold, in the units of the potential; positive.
@@ -84,21 +96,46 @@ class SpikingNeuron(nn.Module, abc.ABC):
     def scale_noise(self, factor: float) -> None:
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Where a class, or a mixin of it, overrides one of `run` and `step`, the other follows from it."""
+        super().__init_subclass__(**options)
+        owners: dict[str, int] = {}
+        for place, base in reversed(list(enumerate(cls.__mro__))):
+            for name in {"run", "step"} & vars(base).keys():
+                owners[name] = place
+        if owners["run"] < owners["step"]:
+            cls.step = _step_by(cls.run)  # type: ignore[method-assign]
+        elif owners["step"] < owners["run"]:
+            cls.run = _run_by(cls.step)  # type: ignore[method-assign]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x, keep_state=False)[0]
 
-    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One time step: input [B, ...] and state [B, ...] -> spike [B, ...] and the next state."""
-        spikes, state = self.run(x_t.unsqueeze(0), state)
-        return spikes.squeeze(0), state
-
     @abc.abstractmethod
-    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(self, x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Tensor, Any]:
         """Some steps of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after them.
 
         The state is the membrane potential, in float32 (float64 for float64 input). As an argument, None means rest;
         as a result, that `keep_state` was false.
         """
+
+    def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One time step: input [B, ...] and state [B, ...] -> spike [B, ...] and the next state."""
+        spikes, state = self.run(x_t.unsqueeze(0), state)
+        return spikes.squeeze(0), state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, parameter in self._parameters.items():  # files of earlier versions have numbers of shape []
+            saved = state_dict.get(prefix + name)
+            if parameter is not None and isinstance(saved, Tensor) and saved.dim() == 0:
+                state_dict[prefix + name] = saved.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "nn.DataParallel splits and gathers along one dimension, which is the batch of images but the time of "
+            "spikes and logits [T, B, ...]: use DistributedDataParallel"
+        )
 
     def _dynamics(self) -> dict[str, Any]:
         return dict(
@@ -111,6 +148,25 @@ class SpikingNeuron(nn.Module, abc.ABC):
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold:g}, decay={_number(self.decay):.4g}, reset={self.reset!r}"
+
+
+def _step_by(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    def step(self: SpikingNeuron, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        spikes, state = run(self, x_t.unsqueeze(0), state)
+        return spikes.squeeze(0), state
+
+    return step
+
+
+def _run_by(step: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    def run(self: SpikingNeuron, x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+        spikes = []
+        for x_t in x:
+            spike, state = step(self, x_t, state)
+            spikes.append(spike)
+        return torch.stack(spikes) if spikes else torch.empty_like(x), state if keep_state else None
+
+    return run
 
 
 class LIF(SpikingNeuron):
@@ -143,7 +199,7 @@ class LIF(SpikingNeuron):
     def as_mean_field(self) -> "LIF":
         """A copy that outputs F(u - threshold), F being the distribution function of the surrogate.
 
-        A subclass that overrides `run` must call `super().run` for this.
+        A subclass that overrides `run` or `step` must call that of `super()` for this.
         """
         neuron = copy.deepcopy(self)
         neuron._mode = "mean_field"
@@ -178,7 +234,7 @@ class ParametricLIF(LIF):
 
     @property
     def decay(self) -> Tensor:
-        decay = torch.sigmoid(self.decay_logit)
+        decay = torch.sigmoid(_learnt(self.decay_logit))
         eps = torch.finfo(decay.dtype).eps  # where the sigmoid is rounded to 0 or 1, its slope is 0 already
         return decay.clamp(eps, 1 - eps)
 
@@ -187,12 +243,15 @@ class ParametricLIF(LIF):
         value = float(value)
         if not 0.0 < value < 1.0:
             raise ValueError(f"a learnable decay must be in (0, 1), got {value}")
-        logit = torch.tensor(math.log(value / (1 - value)))
-        if "decay_logit" in self._parameters:  # keep the parameter that an optimiser may hold
-            with torch.no_grad():
-                self.decay_logit.copy_(logit)
-        else:
-            self.decay_logit = nn.Parameter(logit)
+        self._decay_set = value
+        if "decay_logit" not in self._parameters:
+            self.decay_logit = nn.Parameter(torch.empty(1))
+        self.reset_parameters()  # keeps the parameter that an optimiser may hold
+
+    def reset_parameters(self) -> None:
+        """Start again from the decay that was last set."""
+        with torch.no_grad():
+            self.decay_logit.fill_(math.log(self._decay_set / (1 - self._decay_set)))
 
 
 class NoisyLIF(SpikingNeuron):
@@ -227,13 +286,11 @@ class NoisyLIF(SpikingNeuron):
     ) -> None:
         super().__init__(threshold, decay, reset, detach_reset, decay_input)
         check_choice("placement", placement, PLACEMENTS)
-        self.log_scale = None
+        self.log_scale = nn.Parameter(torch.empty(1)) if learnable_scale else None
         self.noise = noise
         self.surrogate = None
         self.placement = placement
         self.mode = "noisy"
-        if learnable_scale:
-            self.log_scale = nn.Parameter(torch.tensor(math.log(noise.scale)))
         if surrogate is not None:
             self.set_gradient(surrogate)
 
@@ -248,9 +305,13 @@ class NoisyLIF(SpikingNeuron):
         check_law("noise", law)
         check_scale(law.scale)
         self.__dict__["noise"] = law
-        if self.log_scale is not None:  # keep the parameter that an optimiser may hold
+        self.reset_parameters()  # keeps the parameter that an optimiser may hold
+
+    def reset_parameters(self) -> None:
+        """Start again from the scale of the law, where the scale is learnt."""
+        if self.log_scale is not None:
             with torch.no_grad():
-                self.log_scale.fill_(math.log(law.scale))
+                self.log_scale.fill_(math.log(self.noise.scale))
 
     @property
     def mode(self) -> str:
@@ -271,7 +332,7 @@ class NoisyLIF(SpikingNeuron):
     @property
     def scale(self) -> float | Tensor:
         """Scale of the noise: a number, or the current value (0-d tensor) where it is learnt."""
-        return self.noise.scale if self.log_scale is None else torch.exp(self.log_scale)
+        return self.noise.scale if self.log_scale is None else torch.exp(_learnt(self.log_scale))
 
     @property
     def is_noisy(self) -> bool:
@@ -301,7 +362,7 @@ class NoisyLIF(SpikingNeuron):
         return self.noise if self.log_scale is None else self.noise.widened(_number(self.scale) / self.noise.scale)
 
     def _learnt_scale(self) -> Tensor | None:
-        return None if self.log_scale is None else torch.exp(self.log_scale)
+        return None if self.log_scale is None else torch.exp(_learnt(self.log_scale))
 
     def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
         return functional.noisy_lif(
