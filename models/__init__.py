@@ -1,10 +1,11 @@
 """Noisy spiking neurons and networks. Needs PyTorch alone: copy this folder into any project."""
 
+from .contexts import checkpoint
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron, mean_field, noiseless
 from .noise import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, noise_generator
 from .registry import build_model, build_neuron
 
 __all__ = [
     "IF", "LIF", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyLIF", "ParametricLIF", "SpikingNeuron",
-    "Triangular", "Uniform", "build_model", "build_neuron", "mean_field", "noise_generator", "noiseless",
+    "Triangular", "Uniform", "build_model", "build_neuron", "checkpoint", "mean_field", "noise_generator", "noiseless",
 ]  # fmt: skip

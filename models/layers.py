@@ -25,10 +25,16 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        self._given = [float(value) for value in mean], [float(value) for value in std]
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
-        if self.mean.shape != self.std.shape or not (self.std > 0).all():
+        if self.mean.shape != self.std.shape or not all(value > 0 for value in self._given[1]):
             raise ValueError(f"mean and std need one number per channel, std positive; got {mean} and {std}")
+
+    def reset_parameters(self) -> None:
+        """Fill the buffers again, after `to_empty`."""
+        for buffer, values in zip((self.mean, self.std), self._given):
+            buffer.copy_(torch.tensor(values, device="cpu").reshape(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std

@@ -9,22 +9,33 @@ import abc
 import contextlib
 import copy
 import math
+import threading
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import functional
+from .contexts import MODES, Block, refuse_reentrant
 from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold
-from .noise import Gaussian, NoiseLaw
+from .noise import Gaussian, NoiseLaw, check_scale
 
 ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its density is a / sqrt(pi) exp(-(a z)^2)
 
 
 def _number(value: float | Tensor) -> float:
-    return value.item() if isinstance(value, Tensor) else value  # float() warns of tensors that are learnt
+    """The value of a number or a learnt tensor; NaN for a tensor without values, on the meta device."""
+    if isinstance(value, Tensor):
+        return math.nan if value.is_meta else value.item()  # float() warns of tensors that are learnt
+    return value
+
+
+def _learnt(parameter: Tensor) -> Tensor:
+    """The value of a parameter of one element, which has shape [1]: `fully_shard` refuses 0-d ones."""
+    return parameter.reshape(())
 
 
 def _listed(settings: dict[str, Any]) -> str:
@@ -39,10 +50,14 @@ class SpikingNeuron(nn.Module, abc.ABC):
 
     - evaluation, attacks and the switches below: `is_noisy`.
     - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
-      u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one.
+      u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one. It is
+      set for all threads, and may not be two at once; `NoisyLIF` has one in each thread (`models.contexts`).
     - gradient paths of attacks: `gradient_law`, the law whose density is the gradient at present, and `set_gradient`;
       `as_mean_field()`, a neuron of the same dynamics that outputs its firing probability; `scale_noise`, if noisy.
     - membrane noise as a perturbation: `decay` and `decay_input`.
+
+    A subclass overrides `run` or `step`, whichever is easier; the other one and `forward` then go through it. `super()`
+    has the neuron without the override.
 
     Args:
         threshold: firing threshold, in the units of the potential; positive.
@@ -89,21 +104,33 @@ class SpikingNeuron(nn.Module, abc.ABC):
     def scale_noise(self, factor: float) -> None:
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Where a class, or a mixin of it, overrides one of `run` and `step`, the other follows from it."""
+        super().__init_subclass__(**options)
+        owners: dict[str, int] = {}
+        for place, base in reversed(list(enumerate(cls.__mro__))):
+            for name in {"run", "step"} & vars(base).keys():
+                owners[name] = place
+        if owners["run"] < owners["step"]:
+            cls.step = _step_by(cls.run)  # type: ignore[method-assign]
+        elif owners["step"] < owners["run"]:
+            cls.run = _run_by(cls.step)  # type: ignore[method-assign]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.run(x, keep_state=False)[0]
 
-    def step(self, x_t: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One time step: input [B, ...] and state [B, ...] -> spike [B, ...] and the next state."""
-        spikes, state = self.run(x_t.unsqueeze(0), state)
-        return spikes.squeeze(0), state
-
     @abc.abstractmethod
-    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(self, x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Tensor, Any]:
         """Some steps of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after them.
 
         The state is the membrane potential, in float32 (float64 for float64 input). As an argument, None means rest;
         as a result, that `keep_state` was false.
         """
+
+    def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One time step: input [B, ...] and state [B, ...] -> spike [B, ...] and the next state."""
+        spikes, state = self.run(x_t.unsqueeze(0), state)
+        return spikes.squeeze(0), state
 
     def _settings(self) -> dict[str, Any]:
         """What weights depend on and do not hold, as plain data: settings that are not learnt."""
@@ -126,6 +153,10 @@ class SpikingNeuron(nn.Module, abc.ABC):
             destination._metadata[prefix[:-1]]["settings"] = self._settings()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
+        for name, parameter in self._parameters.items():  # files of earlier versions have numbers of shape []
+            loaded = state_dict.get(prefix + name)
+            if parameter is not None and isinstance(loaded, Tensor) and loaded.dim() == 0:
+                state_dict[prefix + name] = loaded.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         saved, own = local_metadata.get("settings"), self._settings()
         if not isinstance(saved, dict):
@@ -139,6 +170,12 @@ class SpikingNeuron(nn.Module, abc.ABC):
             message = f"weights of neurons with {_listed(before)} were loaded into neurons with {_listed(now)}"
             warnings.warn(message, stacklevel=2)
 
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "nn.DataParallel splits and gathers along one dimension, which is the batch of images but the time of "
+            "spikes and logits [T, B, ...]: use DistributedDataParallel"
+        )
+
     def _dynamics(self) -> dict[str, Any]:
         return dict(
             threshold=self.threshold,
@@ -150,6 +187,25 @@ class SpikingNeuron(nn.Module, abc.ABC):
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold:g}, decay={_number(self.decay):.4g}, reset={self.reset!r}"
+
+
+def _step_by(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    def step(self: SpikingNeuron, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        spikes, state = run(self, x_t.unsqueeze(0), state)
+        return spikes.squeeze(0), state
+
+    return step
+
+
+def _run_by(step: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    def run(self: SpikingNeuron, x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+        spikes = []
+        for x_t in x:
+            spike, state = step(self, x_t, state)
+            spikes.append(spike)
+        return torch.stack(spikes) if spikes else torch.empty_like(x), state if keep_state else None
+
+    return run
 
 
 class LIF(SpikingNeuron):
@@ -182,7 +238,7 @@ class LIF(SpikingNeuron):
     def as_mean_field(self) -> "LIF":
         """A copy that outputs F(u - threshold), F being the distribution function of the surrogate.
 
-        A subclass that overrides `run` must call `super().run` for this.
+        A subclass that overrides `run` or `step` must call that of `super()` for this.
         """
         neuron = copy.deepcopy(self)
         neuron._mode = "mean_field"
@@ -217,7 +273,7 @@ class ParametricLIF(LIF):
 
     @property
     def decay(self) -> Tensor:
-        decay = torch.sigmoid(self.decay_logit)
+        decay = torch.sigmoid(_learnt(self.decay_logit))
         eps = torch.finfo(decay.dtype).eps  # where the sigmoid is rounded to 0 or 1, its slope is 0 already
         return decay.clamp(eps, 1 - eps)
 
@@ -226,12 +282,15 @@ class ParametricLIF(LIF):
         value = float(value)
         if not 0.0 < value < 1.0:
             raise ValueError(f"a learnable decay must be in (0, 1), got {value}")
-        logit = torch.tensor(math.log(value / (1 - value)))
-        if "decay_logit" in self._parameters:  # keep the parameter that an optimiser may hold
-            with torch.no_grad():
-                self.decay_logit.copy_(logit)
-        else:
-            self.decay_logit = nn.Parameter(logit)
+        self._decay_set = value
+        if "decay_logit" not in self._parameters:
+            self.decay_logit = nn.Parameter(torch.empty(1))
+        self.reset_parameters()  # keeps the parameter that an optimiser may hold
+
+    def reset_parameters(self) -> None:
+        """Start again from the decay that was last set."""
+        with torch.no_grad():
+            self.decay_logit.fill_(math.log(self._decay_set / (1 - self._decay_set)))
 
 
 class NoisyLIF(SpikingNeuron):
@@ -250,6 +309,8 @@ class NoisyLIF(SpikingNeuron):
         its deterministic relatives.
     """
 
+    knows_contexts = True  # its `mode` is that of the blocks of `noiseless` and `mean_field` that hold where it runs
+
     def __init__(
         self,
         noise: NoiseLaw = Gaussian(0.3),
@@ -263,20 +324,54 @@ class NoisyLIF(SpikingNeuron):
         surrogate: NoiseLaw | None = None,
     ) -> None:
         super().__init__(threshold, decay, reset, detach_reset, decay_input)
-        check_law("noise", noise)
         check_choice("placement", placement, PLACEMENTS)
+        self.log_scale = nn.Parameter(torch.empty(1)) if learnable_scale else None
         self.noise = noise
         self.surrogate = None
         self.placement = placement
-        self.mode = "noisy"  # switched by `noiseless` and `mean_field`
-        self.log_scale = nn.Parameter(torch.tensor(math.log(noise.scale))) if learnable_scale else None
+        self.mode = "noisy"
         if surrogate is not None:
             self.set_gradient(surrogate)
 
     @property
+    def noise(self) -> NoiseLaw:
+        """The law of the noise; set another to anneal it. A learnt scale goes on from that of the law."""
+        law: NoiseLaw = self.__dict__["noise"]
+        return law
+
+    @noise.setter
+    def noise(self, law: NoiseLaw) -> None:
+        check_law("noise", law)
+        check_scale(law.scale)
+        self.__dict__["noise"] = law
+        self.reset_parameters()  # keeps the parameter that an optimiser may hold
+
+    def reset_parameters(self) -> None:
+        """Start again from the scale of the law, where the scale is learnt."""
+        if self.log_scale is not None:
+            with torch.no_grad():
+                self.log_scale.fill_(math.log(self.noise.scale))
+
+    @property
+    def mode(self) -> str:
+        """ "noisy", or as set; inside `noiseless` and `mean_field`, what they say."""
+        for block in MODES.in_effect():
+            mode, neurons = block.value
+            if id(self) in neurons:
+                if not torch.compiler.is_compiling():
+                    refuse_reentrant(block)
+                return mode
+        return self.__dict__["mode"]
+
+    @mode.setter
+    def mode(self, value: str) -> None:
+        check_choice("mode", value, functional.MODES)
+        self.__dict__["mode"] = value
+
+    @property
     def scale(self) -> float | Tensor:
         """Scale of the noise: a number, or the current value (0-d tensor) where it is learnt."""
-        return self.noise.scale if self.log_scale is None else torch.exp(self.log_scale)
+        return self.noise.scale if self.log_scale is None else torch.exp(_learnt(self.log_scale))
 
     @property
     def is_noisy(self) -> bool:
@@ -292,8 +387,10 @@ class NoisyLIF(SpikingNeuron):
         super().set_gradient(law, detach_reset)
 
     def scale_noise(self, factor: float) -> None:
+        noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
-        self.noise, self.log_scale = self._noise_as_learnt().widened(factor), None
+        self.log_scale = None
+        self.noise = noise
 
     def as_mean_field(self) -> "NoisyLIF":
         neuron = copy.deepcopy(self)
@@ -304,7 +401,7 @@ class NoisyLIF(SpikingNeuron):
         return self.noise if self.log_scale is None else self.noise.widened(_number(self.scale) / self.noise.scale)
 
     def _learnt_scale(self) -> Tensor | None:
-        return None if self.log_scale is None else torch.exp(self.log_scale)
+        return None if self.log_scale is None else torch.exp(_learnt(self.log_scale))
 
     def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
         return functional.noisy_lif(
@@ -333,20 +430,22 @@ class NoisyLIF(SpikingNeuron):
 
 
 def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-    """Context manager: every noisy neuron in `net` fires where u > threshold; TypeError if one has no `mode`."""
-    return _switched(net, "noiseless")
+    """Context manager: every noisy neuron in `net` fires where u > threshold; TypeError if one has no `mode`.
+
+    It holds as `models.contexts` says, and not for copies of the network that are made inside.
+    """
+    return _Switch(net, "noiseless")
 
 
 def mean_field(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
     """Context manager: every noisy neuron in `net` outputs its firing probability F(u - threshold).
 
-    The reset uses the probability too, and the gradient is exact. Errors as for `noiseless`.
+    The reset uses the probability too, and the gradient is exact. Errors, and where it holds, as for `noiseless`.
     """
-    return _switched(net, "mean_field")
+    return _Switch(net, "mean_field")
 
 
-@contextlib.contextmanager
-def _switched(net: nn.Module, mode: str) -> Iterator[nn.Module]:
+def _switchable(net: nn.Module, mode: str) -> list[Any]:
     neurons: list[Any] = []
     for name, module in net.named_modules():
         if not getattr(module, "emits_spikes", False):
@@ -356,11 +455,53 @@ def _switched(net: nn.Module, mode: str) -> Iterator[nn.Module]:
         elif getattr(module, "is_noisy", True):
             missing = "mode" if hasattr(module, "is_noisy") else "is_noisy"
             raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs")
-    before = [neuron.mode for neuron in neurons]
-    try:
-        for neuron in neurons:
-            neuron.mode = mode
-        yield net
-    finally:
-        for neuron, previous in zip(neurons, before):
-            neuron.mode = previous
+    return neurons
+
+
+class _Switch(Block):
+    """A block in which the noisy neurons of a network have a mode."""
+
+    def __init__(self, net: nn.Module, mode: str) -> None:
+        super().__init__(MODES, net)
+        self._mode = mode
+        self._undo: list[contextlib.ExitStack] = []  # one for each time that the block was entered
+
+    def __enter__(self) -> nn.Module:
+        neurons = _switchable(self.value, self._mode)
+        with contextlib.ExitStack() as stack:
+            for neuron in neurons:
+                if not getattr(neuron, "knows_contexts", False):
+                    _set_mode(neuron, self, self._mode)
+                    stack.callback(_restore_mode, neuron, self)
+            self._undo.append(stack.pop_all())
+        self.setting.begin(self, (self._mode, {id(neuron): neuron for neuron in neurons}))
+        return self.value
+
+    def __exit__(self, *error: object) -> None:
+        self.setting.end(self)
+        self._undo.pop().close()
+
+
+# Of neurons that do not know `models.contexts`: [(block, mode, thread)], before them (None, own mode, None).
+_modes_set: "weakref.WeakKeyDictionary[Any, list[tuple[Any, str, int | None]]]" = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _set_mode(neuron: Any, block: object, mode: str) -> None:
+    with _lock:
+        blocks = _modes_set.setdefault(neuron, [(None, neuron.mode, None)])
+        for _, other, thread in blocks[1:]:
+            if other != mode and thread != threading.get_ident():
+                raise RuntimeError(f"{type(neuron).__name__} is {other} in another thread: give each thread a copy")
+        blocks.append((block, mode, threading.get_ident()))
+        neuron.mode = mode
+
+
+def _restore_mode(neuron: Any, block: object) -> None:
+    with _lock:
+        blocks = _modes_set[neuron]
+        last = max(place for place, entry in enumerate(blocks) if entry[0] is block)
+        del blocks[last]
+        neuron.mode = blocks[-1][1]
+        if len(blocks) == 1:
+            del _modes_set[neuron]

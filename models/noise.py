@@ -9,45 +9,37 @@ import abc
 import contextlib
 import functools
 import math
-import sys
-import types
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
 
+from .contexts import GENERATORS, Block, refuse_other_noise
+
 Device = torch.device | str | int | None
 DType = torch.dtype | None
 
-# One variable for all copies of this package in the process.
-_holder = sys.modules.setdefault("_nsnn_noise_generator", types.ModuleType("_nsnn_noise_generator"))
-_active_generator: ContextVar[Generator | None]
-_active_generator = _holder.__dict__.setdefault("variable", ContextVar(_holder.__name__, default=None))
 
+def noise_generator(generator: Generator) -> contextlib.AbstractContextManager[Generator]:
+    """Context manager: all noise inside the block is drawn from `generator`, instead of from torch's default one.
 
-@contextlib.contextmanager
-def noise_generator(generator: Generator) -> Iterator[Generator]:
-    """Draw all noise inside the block from `generator`, instead of from torch's default one.
-
-    It holds for all copies of this package in the process, and for this thread. Numbers are drawn on the device of the
-    generator and then moved: a CPU generator gives the same noise to a network on any device, a CUDA one is faster.
+    It holds for all copies of this package in the process, where `models.contexts` says. Numbers are drawn on the
+    device of the generator and then moved: a CPU generator gives the same noise on any device, a CUDA one is faster.
     """
     if not isinstance(generator, Generator):
         raise TypeError(f"noise_generator takes a torch.Generator, got {type(generator).__name__}")
-    outer = _active_generator.set(generator)
-    try:
-        yield generator
-    finally:
-        _active_generator.reset(outer)
+    return Block(GENERATORS, generator)
 
 
 def _draw(
     sampler: Callable[..., Tensor], shape: Sequence[int], generator: Generator | None, device: Device, dtype: DType
 ) -> Tensor:
     """Call `sampler` (such as torch.rand) with the generator that applies here."""
-    generator = generator if generator is not None else _active_generator.get()
+    if generator is None:
+        for block in GENERATORS.in_effect()[:1]:
+            refuse_other_noise(block)
+            generator = block.value
     dtype = dtype or torch.get_default_dtype()
     if generator is None:
         return sampler(shape, device=device, dtype=dtype)
@@ -60,8 +52,26 @@ def draw_seeds(count: int, device: Device) -> Tensor:
     return _draw(functools.partial(torch.randint, -(2**63), 2**63 - 1), (count,), None, device, torch.int64)
 
 
-class NoiseLaw(abc.ABC):
-    """A symmetric noise law; subclass it with `cdf`, `pdf` and `icdf` to add your own.
+def check_scale(scale: Any) -> None:
+    """Raise ValueError unless a scale is positive and finite; the value of a tensor is not read from its device."""
+    if not isinstance(scale, Tensor) and not 0.0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+
+
+class _Immutable(abc.ABCMeta):
+    """The type of classes whose instances are complete after their constructor."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        law = super().__call__(*args, **kwargs)
+        check_scale(law.scale)
+        law.__dict__["_complete"] = True
+        return law
+
+
+class NoiseLaw(metaclass=_Immutable):
+    """A symmetric noise law, immutable; subclass it with `cdf`, `pdf` and `icdf` to add your own.
+
+    To anneal the noise of a neuron, give it another law: `neuron.noise = Gaussian(0.2)`.
 
     Args:
         scale: width of the law, in units of the membrane potential; positive and finite.
@@ -77,12 +87,24 @@ class NoiseLaw(abc.ABC):
     loc: float = 0.0
 
     def __init__(self, scale: float, loc: float = 0.0) -> None:
-        if not (0.0 < scale < math.inf):
-            raise ValueError(f"scale must be positive and finite, got {scale}")
+        check_scale(scale)
         if not math.isfinite(loc):
             raise ValueError(f"loc must be finite, got {loc}")
         self.scale = float(scale)
         self.loc = float(loc)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._refuse_change(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._refuse_change(name)
+        super().__delattr__(name)
+
+    def _refuse_change(self, name: str) -> None:
+        if "_complete" in self.__dict__:
+            law = type(self).__name__
+            raise AttributeError(f"{name} of {self!r}: laws are immutable; set neuron.noise = {law}(...) in its place")
 
     def __repr__(self) -> str:
         loc = f", loc={self.loc:g}" if self.loc else ""
@@ -249,6 +271,7 @@ class Rescaled(NoiseLaw):
     """Another law, stretched about its `loc` to a new scale (a number or a 0-d tensor)."""
 
     def __init__(self, law: NoiseLaw, scale: float | Tensor) -> None:
+        check_scale(scale)
         self.law = law
         self.loc = law.loc
         self.scale = scale  # type: ignore[assignment]  # a tensor where it is learnt

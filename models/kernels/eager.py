@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..contexts import check_same_noise
 from ..noise import Rescaled
 from .common import Neuron, after_reset, arithmetic_dtype, empty_sequence, step_of
 
@@ -56,8 +57,13 @@ class _LIFSequence(torch.autograd.Function):
         spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
         eps_kept = torch.empty_like(z) if isinstance(scale, Tensor) and neuron.membrane_noise else None
 
+        drawn: list[Tensor] = []  # the last draw
+
         def draw(given: Tensor | None, t: int) -> Tensor:
-            return law.sample(state.shape, device=x.device, dtype=state.dtype) if given is None else given[t]
+            if given is not None:
+                return given[t]
+            drawn[:] = [law.sample(state.shape, device=x.device, dtype=state.dtype)]
+            return drawn[0]
 
         v = state
         for t in range(T):
@@ -79,14 +85,16 @@ class _LIFSequence(torch.autograd.Function):
         ctx.law = law if neuron.surrogate is None else neuron.surrogate
         ctx.neuron, ctx.decay, ctx.scale = neuron, decay, scale
         kept_x = x if neuron.decay_input and isinstance(decay, Tensor) else None
-        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x)
+        ctx.last_draw = drawn[-1].flatten()[:1].clone() if drawn else None
+        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.last_draw)
         ctx.set_materialize_grads(False)
         return spikes, v
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None) -> tuple[Tensor | None, ...]:
-        state, spikes, z, eps, x = ctx.saved_tensors
+        state, spikes, z, eps, x, last_draw = ctx.saved_tensors
+        check_same_noise(ctx.last_draw, last_draw)
         law, neuron, decay, scale = ctx.law, ctx.neuron, ctx.decay, ctx.scale
         learns_decay, learns_scale = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
         grad_x = empty_sequence(state, z.shape[0], spikes.dtype)

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .. import noise
+from .. import contexts, noise
 from . import build, common, cpu, selftest
 from .common import SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, empty_outputs
 
@@ -209,7 +209,7 @@ def _save_for_backward(
 ) -> None:
     x, state, decay, scale, seeds = tensors
     spikes, _, z = output
-    ctx.neuron, ctx.keep_state = neuron.of_gradient(), keep_state
+    ctx.neuron, ctx.keep_state, ctx.seeds = neuron.of_gradient(), keep_state, seeds
     kept_x = x if neuron.decay_input and decay is not None else None
     kept_scale = scale if neuron.surrogate is None else None
     ctx.save_for_backward(decay, kept_scale, kept_x, state, seeds, spikes, z)
@@ -227,6 +227,7 @@ def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Ca
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
         outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
         saved = ctx.saved_tensors
+        contexts.check_same_noise(ctx.seeds, saved[4])
         grads = backward(outer, saved[:2], saved[2:], ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others

@@ -739,3 +739,56 @@ def test_weights_without_settings_load_with_a_warning(kind):
     net = nn.Sequential(nn.Linear(2, 2), kind())
     with pytest.warns(UserWarning, match="do not say with which threshold, decay and noise"):
         net.load_state_dict(dict(weights_of(net)))
+
+
+# ---- the law of a neuron may be exchanged
+
+
+def test_a_neuron_with_the_default_noise_shares_no_law_that_could_change():
+    with pytest.raises(AttributeError, match="immutable"):
+        NoisyLIF().noise.scale = 0.7
+    with pytest.raises(AttributeError, match="immutable"):
+        LIF().surrogate.scale = 0.7
+    assert NoisyLIF().noise.scale == 0.3
+
+
+@pytest.mark.parametrize("law", [Gaussian(0.7), Cauchy(0.2, 0.1), Laplace(0.5)], ids=repr)
+@pytest.mark.parametrize("learnable", [False, True])
+def test_another_law_anneals_the_noise(law, learnable):
+    neuron, x = NoisyLIF(Gaussian(0.3), learnable_scale=learnable), currents()
+    parameters = list(neuron.parameters())
+    for law_now in (law, Gaussian(0.05), law):
+        neuron.noise = law_now
+        other = NoisyLIF(law_now, learnable_scale=learnable)
+        assert neuron.noise is law_now and number(neuron.scale) == pytest.approx(law_now.scale)
+        given = [x.clone().requires_grad_() for _ in range(2)]
+        for one, current in zip((neuron, other), given):
+            with noise_generator(seeded(1)):
+                one(current).sum().backward()
+        torch.testing.assert_close(*(current.grad for current in given))
+    assert all(one is another for one, another in zip(parameters, neuron.parameters(), strict=True))
+
+
+class Foreign:
+    """Has what a law has, but is none of this package's."""
+
+    cdf = pdf = icdf = sample = widened = staticmethod(torch.sigmoid)
+    loc = 0.0
+
+    def __init__(self, scale):
+        self.scale = scale
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
+def test_noise_without_width_is_refused(wrong):
+    neuron = NoisyLIF()
+    for learnable in (False, True):
+        with pytest.raises(ValueError, match="scale must be positive and finite"):
+            NoisyLIF(Foreign(wrong), learnable_scale=learnable)
+    with pytest.raises(ValueError, match="scale must be positive and finite"):
+        neuron.noise = Foreign(wrong)
+    with pytest.raises(ValueError, match="scale must be positive and finite"):
+        neuron.scale_noise(wrong)
+    assert neuron.noise.scale == 0.3 and neuron.surrogate is None
+    with pytest.raises(TypeError, match="noise must be a NoiseLaw"):
+        neuron.noise = wrong

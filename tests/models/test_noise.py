@@ -430,3 +430,54 @@ def test_std_by_quadrature_matches_the_closed_form_of_a_law_with_corners(monkeyp
         monkeypatch.setattr(law, "unit_std", None)
     assert Triangular(0.3, 0.2).std == pytest.approx(0.3 / math.sqrt(6), rel=1e-5)
     assert Uniform(0.3).std == pytest.approx(0.3 / math.sqrt(3), rel=1e-3)
+
+
+# ---- laws do not change
+
+
+class LaplaceOfShape(Laplace):
+    """Sets attributes after its base class has."""
+
+    def __init__(self, scale):
+        super().__init__(scale)
+        self.shape = 2.0
+
+
+IMMUTABLE = [law(0.3) for law in LAWS]
+IMMUTABLE += [
+    Rescaled(Gaussian(0.3), 0.6),
+    Laplace(0.3),
+    LaplaceWithSuper(0.3),
+    LaplaceWithoutInit(),
+    LaplaceOfShape(1),
+]
+
+
+@pytest.mark.parametrize("law", IMMUTABLE, ids=repr)
+def test_laws_and_their_copies_are_immutable(law):
+    before = law.scale
+    for one in (law, copy.copy(law), copy.deepcopy(law), pickle.loads(pickle.dumps(law))):
+        for name in ("scale", "loc", "shape"):
+            with pytest.raises(AttributeError, match=rf"immutable; set neuron.noise = {type(law).__name__}\("):
+                setattr(one, name, 0.7)
+            with pytest.raises(AttributeError, match="immutable"):
+                delattr(one, name)
+        assert one.scale == before and one.loc == 0.0
+
+
+class Flat(Laplace):
+    """Chooses its scale without asking the base class."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.3, math.inf, math.nan])
+def test_a_scale_that_is_not_positive_is_refused_wherever_it_is_set(wrong):
+    for law in (Gaussian(0.3), Cauchy(0.3), Laplace(0.3), LaplaceWithoutInit(), Rescaled(Gaussian(1.0), 0.3)):
+        with pytest.raises(ValueError, match="scale must be positive and finite"):
+            law.widened(wrong)
+        with pytest.raises(ValueError, match="scale must be positive and finite"):
+            Rescaled(law, wrong)
+    with pytest.raises(ValueError, match="scale must be positive and finite"):
+        Flat(wrong)

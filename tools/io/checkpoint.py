@@ -139,7 +139,7 @@ def load_weights(
         problems.append(f"unexpected keys: {', '.join(map(str, unexpected))}")
     for key in [key for key in wanted if key in weights]:  # in the order of the network
         came, needed = getattr(weights[key], "shape", None), wanted[key][1].shape
-        if came != needed:
+        if came != needed and not (came == () and needed == (1,)):  # learnt numbers of earlier versions
             problems.append(f"{key} has shape {came if came is None else list(came)}, wanted {list(needed)}")
     if not problems:
         ours = OrderedDict((key, weights[theirs]) for theirs, (key, _) in wanted.items())

@@ -5,6 +5,7 @@ import math
 import time
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from tools.config.train import TrainConfig
@@ -133,3 +134,7 @@ class RunState:
         for name, part in self._parts().items():
             if part is not None:
                 part.load_state_dict(content[name])
+        for parameter, state in self.learner.optimizer.state.items():
+            for key, value in state.items():  # learnt numbers of earlier versions have the shape []
+                if key != "step" and isinstance(value, torch.Tensor) and value.dim() == 0 and parameter.dim() == 1:
+                    state[key] = value.reshape(1)

@@ -164,6 +164,27 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stripes, monkeypatch
     assert torch.equal(a["rng"]["torch"], b["rng"]["torch"])
 
 
+def test_a_run_of_an_earlier_version_with_numbers_of_shape_0_is_resumed(tmp_path, stripes, monkeypatch):
+    changes = {"neuron": "PLIF", "model": "toynet", "optim": "adamw", "epochs": 2}
+    _, result = run(tmp_path, stripes, **changes)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        broken = Training(config(tmp_path, **changes), stripes)
+        with pytest.raises(Interrupted):
+            broken.run()
+    content = checkpoint.read(broken.folder / "last.pth")
+    states = [content["model"], *content["optimizer"]["state"].values()]
+    changed = 0
+    for state in states:
+        for key, value in state.items():
+            if value.shape == (1,):
+                state[key] = value.reshape(())
+                changed += 1
+    assert changed == 3  # the logit and its two moments
+    checkpoint.save(broken.folder / "last.pth", content)
+    assert Training(config(tmp_path, resume=str(broken.folder)), stripes).run() == result
+
+
 def test_rows_of_a_half_done_epoch_are_dropped_when_resuming(tmp_path, stripes, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 3)

@@ -1,0 +1,515 @@
+"""Where blocks of noise and of modes hold: threads, tasks, generators, compilation, activation checkpointing."""
+
+import asyncio
+import contextlib
+import copy
+import functools
+import pickle
+import threading
+
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+from models import LIF, Gaussian, NoiseLaw, NoisyLIF, checkpoint, mean_field, noise_generator, noiseless
+
+
+class Coin(nn.Module):
+    """A neuron whose mode is a plain attribute."""
+
+    emits_spikes = True
+
+    def __init__(self):
+        super().__init__()
+        self.mode = "noisy"
+
+    @property
+    def is_noisy(self):
+        return self.mode == "noisy"
+
+    def forward(self, x):
+        return torch.sigmoid(x)
+
+
+class Laplace(NoiseLaw):
+    """A law that the fused kernels do not know."""
+
+    def cdf(self, x):
+        z = (x - self.loc) / self.scale
+        return 0.5 + 0.5 * torch.sign(z) * -torch.expm1(-z.abs())
+
+    def pdf(self, x):
+        return torch.exp(-((x - self.loc) / self.scale).abs()) / (2 * self.scale)
+
+    def icdf(self, p):
+        return self.loc - self.scale * torch.sign(p - 0.5) * torch.log1p(-2 * (p - 0.5).abs())
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def currents():
+    return torch.rand(3, 4, 50, generator=seeded(9)) * 2
+
+
+def network(law=None):
+    torch.manual_seed(0)
+    law = law or Gaussian(0.3)
+    return nn.Sequential(NoisyLIF(law), nn.Linear(50, 50), NoisyLIF(law), nn.Linear(50, 8))
+
+
+def in_thread(function):
+    """The result of a function that runs in a thread of its own; its exception is raised here."""
+    results, errors = [], []
+
+    def run():
+        try:
+            results.append(function())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def drawn(count=3):
+    """What a neuron draws here: fresh each time."""
+    return torch.stack([NoisyLIF()(currents()) for _ in range(count)])
+
+
+# ---- modes are restored
+
+
+@pytest.mark.parametrize("make", [NoisyLIF, Coin], ids=["NoisyLIF", "attribute"])
+@pytest.mark.parametrize("second", [noiseless, mean_field])
+def test_blocks_that_overlap_between_threads_leave_no_mode_behind(make, second):
+    net = nn.Sequential(make())
+    inside, begun, over = threading.Event(), threading.Event(), threading.Event()
+    mode = second.__name__
+    refused = make is Coin and second is mean_field  # an attribute has one value for all threads
+
+    def first_thread():
+        with noiseless(net):
+            begun.set()
+            over.wait(60)
+            return net[0].mode
+
+    def second_thread():
+        begun.wait(60)
+        try:
+            with second(net):
+                over.set()
+                inside.wait(60)
+                return net[0].mode
+        except RuntimeError as error:
+            over.set()
+            return str(error)
+
+    results = {}
+    threads = [
+        threading.Thread(target=lambda: (results.update(first=first_thread()), inside.set())),
+        threading.Thread(target=lambda: results.update(second=second_thread())),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results["first"] == "noiseless"
+    assert "another thread: give each thread a copy" in results["second"] if refused else results["second"] == mode
+    assert net[0].mode == "noisy" and net[0].is_noisy
+
+
+def test_each_thread_has_its_own_mode():
+    net, x = nn.Sequential(NoisyLIF()), currents()
+    with noiseless(net):
+        assert in_thread(lambda: net[0].mode) == "noisy"
+        assert not torch.equal(*in_thread(lambda: (net(x), net(x))))
+        with noiseless(net):
+            pass
+        assert net[0].mode == "noiseless" and torch.equal(net(x), net(x))
+
+
+@pytest.mark.parametrize("make", [NoisyLIF, Coin], ids=["NoisyLIF", "attribute"])
+@pytest.mark.parametrize("context", [noiseless, mean_field])
+def test_blocks_may_end_in_any_order(make, context):
+    neuron = make()
+    one, two = noiseless(neuron), context(neuron)
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert neuron.mode == context.__name__
+    two.__exit__(None, None, None)
+    assert neuron.mode == "noisy"
+
+
+@pytest.mark.parametrize("make", [NoisyLIF, Coin], ids=["NoisyLIF", "attribute"])
+def test_one_block_object_can_be_entered_inside_itself(make):
+    neuron = make()
+    block = noiseless(neuron)
+    with block, mean_field(neuron):
+        with block:
+            assert neuron.mode == "noiseless"
+        assert neuron.mode == "mean_field"
+    assert neuron.mode == "noisy"
+    assert block(lambda: neuron.mode)() == "noiseless"
+
+
+@pytest.mark.parametrize("context", [noiseless, mean_field])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))],
+    ids=["deepcopy", "copy of the layer", "pickle"],
+)
+def test_copies_made_inside_are_ordinary_networks(context, copied):
+    net = nn.Sequential(NoisyLIF(), LIF())
+    with context(net):
+        twin = copied(net[0])
+    assert twin.mode == "noisy" and twin.is_noisy
+    with context(net):
+        assert net[0].mode == context.__name__ and twin.mode == "noisy"
+
+
+def test_a_mode_of_its_own_is_kept_through_blocks_and_copies():
+    neuron = NoisyLIF()
+    neuron.mode = "mean_field"
+    with noiseless(neuron):
+        assert neuron.mode == "noiseless" and copy.deepcopy(neuron).mode == "mean_field"
+    assert neuron.mode == "mean_field"
+    with pytest.raises(ValueError, match="mode must be one of 'noisy', 'noiseless', 'mean_field'"):
+        neuron.mode = "quiet"
+
+
+def test_a_failed_switch_leaves_nothing_behind():
+    coin, begun, done = Coin(), threading.Event(), threading.Event()
+
+    def other():
+        with noiseless(coin):
+            begun.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait(60)
+    first = Coin()
+    with pytest.raises(RuntimeError, match="another thread"), mean_field(nn.Sequential(first, NoisyLIF(), coin)):
+        pass
+    done.set()
+    thread.join(60)
+    assert first.mode == coin.mode == "noisy"
+
+
+# ---- generators and coroutines that are suspended
+
+SETTINGS = {
+    "noise_generator": lambda neuron, seed: noise_generator(seeded(seed)),
+    "modes": lambda neuron, seed: (noiseless, mean_field)[seed % 2](neuron),
+}
+every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+
+
+@contextlib.contextmanager
+def wrapped(block):
+    with block:
+        yield
+
+
+@contextlib.contextmanager
+def stacked(block):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(block)
+        yield
+
+
+WRAPPERS = {"directly": lambda block: block, "contextmanager": wrapped, "ExitStack": stacked}
+every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS.keys())
+
+
+@every_setting
+@every_wrapper
+def test_suspended_generators_keep_their_settings_to_themselves(setting, wrapper):
+    neuron, x = NoisyLIF(), currents()
+
+    def stream(seed):
+        with wrapper(setting(neuron, seed)):
+            for _ in range(3):
+                yield neuron(x)
+
+    alone = [list(stream(seed)) for seed in (0, 1)]
+    torch.manual_seed(3)
+    outside = drawn()
+    streams, mixed = [stream(0), stream(1)], [[], []]
+    torch.manual_seed(3)
+    for _ in range(3):
+        for which in (0, 1):
+            mixed[which].append(next(streams[which]))
+    assert neuron.mode == "noisy"
+    assert torch.equal(drawn(), outside)
+    for which in (0, 1):  # not in the order in which they began
+        assert not list(streams[which])
+        assert torch.equal(torch.stack(mixed[which]), torch.stack(alone[which]))
+    assert not torch.equal(neuron(x), neuron(x))
+
+
+@every_setting
+def test_a_generator_that_is_dropped_leaves_nothing_behind(setting):
+    neuron, x = NoisyLIF(), currents()
+
+    def stream():
+        with setting(neuron, 0):
+            yield neuron(x)
+
+    one, two = stream(), stream()
+    next(one), next(two)
+    del one
+    two.close()
+    assert neuron.mode == "noisy"
+    torch.manual_seed(3)
+    outside = drawn()
+    torch.manual_seed(3)
+    assert torch.equal(drawn(), outside)
+
+
+@pytest.fixture
+def noise_of_a_fixture():
+    with noise_generator(seeded(5)):
+        yield
+
+
+def test_a_generator_that_hands_its_block_on(noise_of_a_fixture):
+    """A fixture's and a context manager's `yield` is the body of the caller."""
+    first = drawn()
+    with wrapped(wrapped(noise_generator(seeded(5)))):
+        assert torch.equal(drawn(), first)
+        with noise_generator(seeded(6)):
+            other = drawn()
+            with wrapped(noise_generator(seeded(5))):
+                assert torch.equal(drawn(), first)
+    assert not torch.equal(other, first)
+
+
+@every_setting
+def test_tasks_have_their_own_settings_and_pass_them_on(setting):
+    neuron, x = NoisyLIF(), currents()
+
+    async def steps(seed):
+        with setting(neuron, seed):
+            spikes = []
+            for _ in range(3):
+                spikes.append(neuron(x))
+                await asyncio.sleep(0)
+            return torch.stack(spikes)
+
+    async def inherits(seed):
+        async def child():
+            await asyncio.sleep(0)
+            return torch.stack([neuron(x) for _ in range(3)])
+
+        with setting(neuron, seed):
+            task = asyncio.create_task(child())
+            return await task
+
+    async def both():
+        return await asyncio.gather(steps(0), steps(1))
+
+    alone = [asyncio.run(steps(seed)) for seed in (0, 1)]
+    assert torch.equal(torch.stack(asyncio.run(both())), torch.stack(alone))
+    assert torch.equal(asyncio.run(inherits(1)), alone[1])
+    coroutines, ends = {0: steps(0), 1: steps(1)}, {}
+    while coroutines:  # without asyncio
+        for which, coroutine in list(coroutines.items()):
+            try:
+                coroutine.send(None)
+            except StopIteration as end:
+                ends[which] = end.value
+                del coroutines[which]
+    assert torch.equal(torch.stack([ends[0], ends[1]]), torch.stack(alone))
+    assert neuron.mode == "noisy"
+
+
+def test_an_asynchronous_generator_keeps_its_noise_to_itself():
+    x, neuron = currents(), NoisyLIF()
+
+    async def stream(seed):
+        with noise_generator(seeded(seed)):
+            for _ in range(3):
+                yield neuron(x)
+
+    async def mixed():
+        streams, spikes = [stream(0), stream(1)], [[], []]
+        torch.manual_seed(3)
+        between = []
+        for _ in range(3):
+            for which in (0, 1):
+                spikes[which].append(await anext(streams[which]))
+            between.append(neuron(x))
+        for one in streams:
+            await one.aclose()
+        return torch.stack([torch.stack(part) for part in spikes]), torch.stack(between)
+
+    spikes, between = asyncio.run(mixed())
+    for which in (0, 1):
+        with noise_generator(seeded(which)):
+            assert torch.equal(spikes[which], drawn())
+    torch.manual_seed(3)
+    assert torch.equal(between, drawn())
+
+
+# ---- compilation
+
+
+@pytest.mark.parametrize(
+    "block", [lambda net: noise_generator(seeded(5)), noiseless, mean_field], ids=["generator", "noiseless", "mean"]
+)
+def test_a_block_inside_a_compiled_function_holds(block):
+    net, x = network(), currents()
+
+    def function(x):
+        with block(net):
+            return net(x)
+
+    torch.manual_seed(1)
+    for _ in range(2):
+        torch.testing.assert_close(torch.compile(function, backend="eager")(x), function(x))
+    assert net[0].mode == "noisy"
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="outside of a full graph|opaque object"):
+        torch.compile(function, backend="eager", fullgraph=True)(x)
+
+
+def test_blocks_around_a_compiled_network_hold():
+    net, x = network(), currents()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    for block in (lambda net: noise_generator(seeded(5)), noiseless, mean_field):
+        with block(net):
+            first = compiled(x)
+        with block(net):
+            torch.testing.assert_close(net(x), first)
+        assert not torch.equal(compiled(x), first)
+
+
+# ---- activation checkpointing
+
+laws = pytest.mark.parametrize("law", [Gaussian(0.3), Laplace(0.3)], ids=["fused", "eager"])
+
+
+def gradients(net, run):
+    x = currents().requires_grad_()
+    net.zero_grad()
+    run(x).backward()
+    return [x.grad, *(parameter.grad.clone() for parameter in net.parameters())]
+
+
+def loss_inside(call, block):
+    def run(x):
+        with block():
+            return call(x).cumsum(0).square().sum()
+
+    return run
+
+
+BLOCKS = {
+    "no block": lambda net: contextlib.nullcontext,
+    "generator": lambda net: lambda: noise_generator(seeded(5)),
+    "noiseless": lambda net: lambda: noiseless(net),
+    "mean field": lambda net: lambda: mean_field(net),
+}
+
+
+@laws
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("backward", ["outside", "in another block", "in a thread"])
+def test_a_checkpointed_network_has_the_gradient_of_the_network(law, block, backward):
+    net = network(law)
+    around = BLOCKS[block](net)
+    torch.manual_seed(4)
+    expected = gradients(net, loss_inside(net, around))
+    torch.manual_seed(4)
+    run = loss_inside(lambda x: checkpoint(net, x), around)
+    if backward == "in a thread":
+        found = in_thread(lambda: gradients(net, run))
+    else:
+        with noise_generator(seeded(7)) if backward == "in another block" else contextlib.nullcontext():
+            x, _ = currents().requires_grad_(), net.zero_grad()
+            if backward == "in another block" and block == "no block":
+                pytest.skip("the forward pass is in that block, too")
+            run(x).backward()
+        found = [x.grad, *(parameter.grad for parameter in net.parameters())]
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_checkpointed_layers_share_a_generator_and_can_be_differentiated_twice():
+    net = network()
+
+    def by_layers(x):
+        for layer in net:
+            x = checkpoint(layer, x)
+        return x
+
+    around = BLOCKS["generator"](net)
+    expected = gradients(net, loss_inside(net, around))
+    x = currents().requires_grad_()
+    loss = loss_inside(by_layers, around)(x)
+    for _ in range(2):
+        (found,) = torch.autograd.grad(loss, x, retain_graph=True)
+        torch.testing.assert_close(found, expected[0])
+
+
+@laws
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("where", ["inside", "outside", "only backward"])
+def test_pytorchs_checkpoint_with_other_noise_is_refused(law, reentrant, where):
+    net, x = network(law), currents().requires_grad_()
+    call = functools.partial(torch.utils.checkpoint.checkpoint, net, use_reentrant=reentrant)
+    with pytest.raises(RuntimeError, match="use models.checkpoint"):
+        if where == "only backward":
+            loss = call(x).sum()
+        else:
+            with noise_generator(seeded(5)):
+                loss = call(x).sum()
+                if where == "inside":
+                    loss.backward()
+        with noise_generator(seeded(5)) if where == "only backward" else contextlib.nullcontext():
+            loss.backward()
+
+
+@laws
+@pytest.mark.parametrize("block", ["no block", "noiseless", "mean field"])
+def test_pytorchs_checkpoint_with_the_same_noise_is_right(law, block):
+    net = network(law)
+    around = BLOCKS[block](net)
+    torch.manual_seed(4)
+    expected = gradients(net, loss_inside(net, around))
+    torch.manual_seed(4)
+    x, _ = currents().requires_grad_(), net.zero_grad()
+    with around():
+        torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False).cumsum(0).square().sum().backward()
+    torch.testing.assert_close(x.grad, expected[0])
+
+
+def test_pytorchs_checkpoint_with_another_mode_is_an_error():
+    net, x = network(), currents().requires_grad_()
+    for reentrant in (False, True):
+        with pytest.raises(RuntimeError):
+            with noiseless(net):
+                loss = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=reentrant).sum()
+            loss.backward()
+
+
+def test_noise_is_the_same_where_autograd_moves_what_it_saves():
+    net = network()
+    around = BLOCKS["generator"](net)
+    expected = gradients(net, loss_inside(net, around))
+
+    def saved_elsewhere(x):
+        with torch.autograd.graph.save_on_cpu():
+            return loss_inside(net, around)(x)
+
+    for ours, theirs in zip(gradients(net, saved_elsewhere), expected):
+        torch.testing.assert_close(ours, theirs)

@@ -1,0 +1,151 @@
+"""Learnt numbers and buffers on the meta device, in old files, sharded, and under data parallelism."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+
+from models import Gaussian, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator
+from models.layers import Normalize
+
+MAKERS = {
+    "PLIF": lambda: ParametricLIF(decay=0.3),
+    "learnt scale": lambda: NoisyLIF(Gaussian(0.2), learnable_scale=True),
+    "Normalize": lambda: Normalize([0.1, 0.2], [0.3, 0.4]),
+}
+every_module = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+NETWORKS = ["sresnet18", "sresnet19", "vgg", "cifarnet", "toynet"]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@every_module
+def test_a_module_on_the_meta_device_is_printed_and_filled(make):
+    with torch.device("meta"):
+        module = make()
+    assert all(tensor.is_meta for tensor in module.state_dict().values()) and module.state_dict()
+    assert type(module).__name__ in repr(module)
+    module.to_empty(device="cpu").reset_parameters()
+    for name, value in make().state_dict().items():
+        assert torch.equal(module.state_dict()[name], value)
+    with pytest.raises(ValueError, match="std positive"), torch.device("meta"):
+        Normalize([0.0], [0.0])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("neuron", [build_neuron("PLIF"), build_neuron("NILIF", learnable_scale=True)])
+def test_a_network_on_the_meta_device_is_filled_layer_by_layer(name, neuron):
+    with torch.device("meta"):
+        net = build_model(name, neuron=neuron, in_shape=(2, 8, 8), num_classes=3, width=0.05)
+        net.normalize = Normalize([0.1, 0.2], [0.3, 0.4])
+    assert "learnt" in repr(net) or "decay=nan" in repr(net)
+    net.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 7)
+    for module in net.modules():
+        owns = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if owns:
+            module.reset_parameters()
+    assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
+    assert net(torch.rand(2, 2, 2, 8, 8)).isfinite().all()
+
+
+def test_parameters_are_reset_to_what_was_set_last():
+    plif, noisy = MAKERS["PLIF"](), MAKERS["learnt scale"]()
+    plif.decay, noisy.noise = 0.8, Gaussian(0.6)
+    for module in (plif, noisy):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += 1
+        module.reset_parameters()
+    assert plif.decay.item() == pytest.approx(0.8) and noisy.scale.item() == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("make", [MAKERS["PLIF"], MAKERS["learnt scale"]], ids=["PLIF", "learnt scale"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_files_with_numbers_of_shape_0_load(make, nested):
+    module = nn.Sequential(nn.Sequential(make())) if nested else make()
+    saved = {name: value.reshape(()) + 0.5 for name, value in module.state_dict().items()}
+    module.load_state_dict(saved)
+    for name, value in module.state_dict().items():
+        assert value.shape == (1,) and value == saved[name]
+    assert all(value.dim() == 0 for value in saved.values())
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        module.load_state_dict({name: torch.zeros(2) for name in saved})
+
+
+def test_a_neuron_that_was_pickled_with_a_number_of_shape_0_works():
+    for make in (MAKERS["PLIF"], MAKERS["learnt scale"]):
+        old, new, x = make(), make(), torch.rand(3, 2, 5) * 2
+        for name, parameter in list(old.named_parameters()):
+            setattr(old, name, nn.Parameter(parameter.detach().reshape(())))
+        grads = []
+        for neuron in (old, new):
+            with noise_generator(seeded(1)):
+                neuron(x).sum().backward()
+            grads.append([parameter.grad.item() for parameter in neuron.parameters()])
+        assert grads[0] == grads[1]
+
+
+@pytest.mark.parametrize("neuron", ["LIF", "PLIF", "IF", "NILIF"])
+def test_data_parallel_is_refused(neuron):
+    """Its replicas are made so on several GPUs."""
+    net = build_model("toynet", neuron=build_neuron(neuron), in_shape=(1, 2, 2), num_classes=2)
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
+        for module in net.modules():
+            module._replicate_for_data_parallel()
+
+
+def _network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8),
+        ParametricLIF(decay_input=True),
+        nn.Linear(8, 8),
+        NoisyLIF(learnable_scale=True),
+        nn.Linear(8, 3),
+    )
+
+
+def _trained(net, shard):
+    """The parameters after three steps on the shard of a batch of 4."""
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.05)
+    for step in range(3):
+        x = torch.rand(4, 4, 6, generator=seeded(step))[:, shard] * 2
+        optimiser.zero_grad()
+        net[3].mode = "mean_field"  # the same for both halves of the batch
+        net(x).square().mean().backward()
+        optimiser.step()
+    return net
+
+
+def _train_sharded(rank, folder):
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    net = _network()
+    for layer in net:
+        fully_shard(layer, mesh=dist.init_device_mesh("cpu", (2,)))
+    fully_shard(net, mesh=dist.init_device_mesh("cpu", (2,)))
+    _trained(net, slice(2 * rank, 2 * rank + 2))
+    state = {name: value.full_tensor() for name, value in net.state_dict().items()}
+    if rank == 0:
+        torch.save(state, folder / "state.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_equal_one(tmp_path):
+    torch.multiprocessing.spawn(_train_sharded, (tmp_path,), nprocs=2)
+    one, start = _trained(_network(), slice(None)).state_dict(), copy.deepcopy(_network()).state_dict()
+    two = torch.load(tmp_path / "state.pt")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(value, start[name])

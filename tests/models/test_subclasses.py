@@ -1,0 +1,139 @@
+"""A subclass may override `run` or `step`: forward, streaming, modes and gradients then go through it."""
+
+import pytest
+import torch
+from torch import nn
+
+from models import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron, mean_field, noise_generator, noiseless
+
+KINDS = [LIF, IF, ParametricLIF, NoisyLIF]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def currents():
+    return torch.rand(5, 4, 30, generator=seeded(2)) * 2
+
+
+def by_run(base):
+    class Neuron(base):
+        def run(self, x, state=None, keep_state=True):
+            return super().run(torch.tanh(x), state, keep_state)
+
+    return Neuron
+
+
+def by_step(base):
+    class Neuron(base):
+        def step(self, x_t, state=None):
+            return super().step(torch.tanh(x_t), state)
+
+    return Neuron
+
+
+def by_mixin_with_run(base):
+    class Mixin:
+        def run(self, x, state=None, keep_state=True):
+            return super().run(torch.tanh(x), state, keep_state)
+
+    return type("Neuron", (Mixin, base), {})
+
+
+def by_mixin_with_step(base):
+    class Mixin:
+        def step(self, x_t, state=None):
+            return super().step(torch.tanh(x_t), state)
+
+    return type("Neuron", (Mixin, base), {})
+
+
+WAYS = {"run": by_run, "step": by_step, "run of a mixin": by_mixin_with_run, "step of a mixin": by_mixin_with_step}
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def spikes_of(neuron, x, how):
+    with noise_generator(seeded(1)):
+        if how == "forward":
+            return neuron(x), None
+        if how == "run":
+            return neuron.run(x)
+        state, spikes = None, []
+        for x_t in x:
+            spike, state = neuron.step(x_t, state)
+            spikes.append(spike)
+        return torch.stack(spikes), state
+
+
+@every_kind
+@every_way
+@pytest.mark.parametrize("how", ["forward", "run", "step"])
+def test_the_override_acts_wherever_the_neuron_is_used(kind, way, how):
+    x = currents()
+    spikes, state = spikes_of(way(kind)(), x, how)
+    expected, end = spikes_of(kind(), torch.tanh(x), "run")
+    assert torch.equal(spikes, expected) and 0 < spikes.mean() < 1
+    assert state is None or torch.equal(state, end)
+
+
+@every_way
+@pytest.mark.parametrize("second", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("how", ["forward", "run", "step"])
+def test_overrides_add_up(way, second, how):
+    x = currents()
+    spikes, _ = spikes_of(second(way(LIF))(), x, how)
+    assert torch.equal(spikes, LIF()(torch.tanh(torch.tanh(x))))
+
+
+@every_kind
+@every_way
+def test_gradients_and_modes(kind, way):
+    neuron, plain = way(kind)(), kind()
+    given = [currents().requires_grad_() for _ in range(2)]
+    for context in (noiseless, mean_field):
+        with context(neuron), context(plain):
+            spikes, expected = neuron(given[0]), plain(torch.tanh(given[1]))
+            torch.testing.assert_close(spikes, expected)
+            spikes.sum().backward()
+            expected.sum().backward()
+            torch.testing.assert_close(given[0].grad, given[1].grad)
+    torch.testing.assert_close(neuron.as_mean_field()(given[0]), plain.as_mean_field()(torch.tanh(given[1])))
+
+
+class Adaptive(SpikingNeuron):
+    """Its state is a pair, and it has only `step`."""
+
+    def __init__(self):
+        super().__init__(1.0, 0.5, "zero", False, False)
+
+    def step(self, x_t, state=None):
+        u, adaptation = (torch.zeros_like(x_t), torch.zeros_like(x_t)) if state is None else state
+        u = self.decay * u + x_t
+        spike = (u > self.threshold + adaptation).to(x_t.dtype)
+        return spike, (u * (1 - spike), 0.9 * adaptation + spike)
+
+
+def test_a_neuron_with_another_state_has_only_a_step():
+    neuron, x = Adaptive(), currents()
+    spikes, state = neuron.run(x)
+    assert torch.equal(neuron(x), spikes) and neuron.run(x, keep_state=False)[1] is None
+    first, between = neuron.run(x[:2])
+    rest, end = neuron.run(x[2:], between)
+    assert torch.equal(torch.cat([first, rest]), spikes) and all(map(torch.equal, end, state))
+    assert neuron(x[:0]).shape == (0, 4, 30)
+    assert nn.Sequential(neuron, nn.Linear(30, 2))(x).shape == (5, 4, 2)
+
+
+def test_one_that_has_both_keeps_both():
+    class Both(LIF):
+        def run(self, x, state=None, keep_state=True):
+            return super().run(x + 1, state, keep_state)
+
+        def step(self, x_t, state=None):
+            return super().step(x_t - 1, state)
+
+    x = currents()
+    assert torch.equal(Both()(x), LIF()(x + 1))
+    assert torch.equal(Both().step(x[0])[0], LIF().step(x[0] - 1)[0])
