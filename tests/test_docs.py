@@ -2,14 +2,11 @@
 
 import json
 import re
-import runpy
-from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-_quote = runpy.run_path(str(DOCS / "quote.py"))  # docs/ is not a package
-look_up, quoted, results_of = _quote["look_up"], _quote["quoted"], _quote["results_of"]
+from docs.quote import look_up, quoted, results_of
+
 PAGES = {"theory.md": 80, "regularisation.md": 20, "coding.md": 30}  # marks, at least
 
 

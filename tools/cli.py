@@ -18,7 +18,7 @@ from tools.errors import UserError
 from tools.runtime.interruption import Interrupted
 from tools.runtime.processes import joined
 from tools.training.divergence import Diverged
-from tools.training.folder import RunResult
+from tools.training.result import RunResult
 
 logger = logging.getLogger(__name__)
 Argv = Sequence[str] | None  # None: sys.argv[1:]
@@ -32,8 +32,8 @@ def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> 
         defaults: settings that suit this data set; recipe and flags override them.
 
     Raises:
-        SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite. After a signal the
-            exit code is 128 + its number, at the end of --max_minutes 0.
+        SystemExit: with a message, for wrong settings, absent data, or a loss that is not finite. The exit code is
+            128 + its number after a signal, and 0 when --max_minutes is reached.
     """
     config, given = parse(TrainConfig, argv, defaults, dataset, f"Train a spiking network on {dataset.name}.")
     from tools.training.run import Training

@@ -35,7 +35,7 @@ class ForwardPass:
     def halve(self) -> None:
         """Halve `fold` after running out of memory."""
         self.fold = max(1, self.fold // 2)
-        logger.warning("out of memory: noise draws go on with at most %d images in a pass", self.fold)
+        logger.warning("out of memory: continuing with at most %d images in a pass", self.fold)
 
     def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
         is_mixed, device = self.amp != "no", self.device.type

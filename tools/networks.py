@@ -9,15 +9,17 @@ from torch import nn
 from models import build_model, build_neuron
 from models.layers import Normalize
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
+from tools.config.fields import settings
 from tools.config.parsing import checked
-from tools.config.train import Dataset, TrainConfig
+from tools.config.train import NEURON_GROUP, Dataset, TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
 from tools.published import load_published
 from tools.runtime.device import chosen_device
 
-NEURON_SETTINGS = ("sigma", "tau", "threshold", "alpha", "placement", "reset")
-NEURON_SETTINGS += ("detach_reset", "decay_input", "learnable_scale")
+# The arguments of `build_neuron` besides the neuron's name.
+NEURON_SETTINGS = [name for name, setting in settings(TrainConfig).items() if setting.group == NEURON_GROUP]
+NEURON_SETTINGS.remove("neuron")
 MAX_EXTRA_PARAMETERS = 10**8  # see `check_size`
 
 
@@ -25,8 +27,8 @@ def memory_format(config: TrainConfig) -> torch.memory_format:
     """The memory format of a configuration's network."""
     # On the CPU, PyTorch's channels-last convolutions in bfloat16 compute weight gradients from uninitialised memory
     # where the kernel is larger than the image.
-    is_unsafe = config.amp == "bf16" and chosen_device(config.device).type == "cpu"
-    return torch.channels_last if config.channels_last and not is_unsafe else torch.contiguous_format
+    is_safe = config.amp != "bf16" or chosen_device(config.device).type != "cpu"
+    return torch.channels_last if config.channels_last and is_safe else torch.contiguous_format
 
 
 def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
@@ -92,7 +94,7 @@ def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str
         wanted = sum(value.numel() for value in _bare_network(config, dataset).state_dict().values())
     # A network that is only somewhat larger is built: loading then says which weights do not fit a wrong --model.
     if wanted > 2 * has + MAX_EXTRA_PARAMETERS:
-        raise checkpoint.CheckpointError(f"{path} describes a network of {wanted} numbers, but has {has}")
+        raise checkpoint.CheckpointError(f"{path} describes a network of {wanted} values, but contains {has}")
 
 
 def stored_config(content: dict, path: str | Path) -> TrainConfig:

@@ -1,10 +1,14 @@
 """Optimisers, learning-rate schedules, and the initialisation of weights, by name."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn, optim
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
+
+from tools.errors import UserError
 
 # Fused: one kernel for all parameters, where PyTorch has it for CPU and CUDA.
 OPTIMIZERS = {
@@ -34,13 +38,20 @@ INITIALISATIONS = {  # functions of a convolution or linear layer
 }
 
 
+def _entry(table: dict[str, Callable[..., Any]], what: str, name: str) -> Callable[..., Any]:
+    """The entry of a table; UserError for an unknown name."""
+    if name not in table:
+        raise UserError(f"unknown {what} {name!r}; choose from {', '.join(table)}")
+    return table[name]
+
+
 def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -> optim.Optimizer:
     """One of `OPTIMIZERS`, without weight decay of 0-d parameters (learnt decays and noise scales)."""
     parameters = list(net.parameters())
     groups = [{"params": [p for p in parameters if p.dim() > 0], "weight_decay": weight_decay}]
     if scalars := [p for p in parameters if p.dim() == 0]:
         groups.append({"params": scalars, "weight_decay": 0.0})
-    return OPTIMIZERS[name](groups, lr=lr)
+    return _entry(OPTIMIZERS, "optimiser", name)(groups, lr=lr)
 
 
 def build_scheduler(name: str, optimizer: optim.Optimizer, total_steps: int) -> LRScheduler:
@@ -49,13 +60,12 @@ def build_scheduler(name: str, optimizer: optim.Optimizer, total_steps: int) -> 
     "cos": from lr to 0; "cyclic": four triangles between lr / 10 and lr; "onecycle": warm-up to lr, then down to
     nearly 0; "none": constant.
     """
-    return SCHEDULERS[name](optimizer, optimizer.param_groups[0]["lr"], total_steps)
+    return _entry(SCHEDULERS, "schedule", name)(optimizer, optimizer.param_groups[0]["lr"], total_steps)
 
 
 def initialise(net: nn.Module, scheme: str) -> None:
-    """Apply one of `INITIALISATIONS` to all convolutions and linear layers; ValueError for another scheme."""
-    if scheme not in INITIALISATIONS:
-        raise ValueError(f"unknown initialisation {scheme!r}; choose from {', '.join(INITIALISATIONS)}")
+    """Apply one of `INITIALISATIONS` to all convolutions and linear layers."""
+    initialise_layer = _entry(INITIALISATIONS, "initialisation", scheme)
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            INITIALISATIONS[scheme](layer)
+            initialise_layer(layer)

@@ -28,6 +28,7 @@ if __package__ in (None, ""):  # run as a file, for which Python looks for modul
 
 from tools.errors import UserError
 from tools.io.files import MOST_TEXT, read_bytes, write_text_atomically
+from tools.training.result import TEST, RunResult, read_result
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,8 +104,8 @@ def run_folder(folder: str | Path, combination: Combination) -> Path:
     return Path(folder) / "runs" / name.replace("/", "-")
 
 
-def run_combination(folder: Path, command: Sequence[str], combination: Combination) -> dict:
-    """Start or continue the run of a combination; return its test.json, or raise RuntimeError with its last lines."""
+def run_combination(folder: Path, command: Sequence[str], combination: Combination) -> RunResult:
+    """Start or continue the run of a combination; return its result, or raise RuntimeError with its last lines."""
     run = run_folder(folder, combination)
     run.mkdir(parents=True, exist_ok=True)
     arguments = [sys.executable, *command]
@@ -112,10 +113,11 @@ def run_combination(folder: Path, command: Sequence[str], combination: Combinati
         arguments += [f"--{name}", value]
     with open(run / "log.txt", "a") as log:
         done = subprocess.run(arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
-    if done.returncode or not (run / "test.json").exists():
+    result = None if done.returncode else read_result(run)
+    if result is None:
         last = (run / "log.txt").read_text().splitlines()[-5:]
         raise RuntimeError("\n".join([f"{run.name} ended with code {done.returncode}:", *last]))
-    return json.loads((run / "test.json").read_text())
+    return result
 
 
 def _end_with_parent():
@@ -134,13 +136,13 @@ def run_sweep(arguments: argparse.Namespace) -> list[str]:
     folder, command = arguments.folder, arguments.command
     check_same(folder, {"command": command, "vary": arguments.vary})
     wanted = combinations(arguments.vary)
-    missing = [combination for combination in wanted if not (run_folder(folder, combination) / "test.json").exists()]
+    missing = [combination for combination in wanted if not (run_folder(folder, combination) / TEST).exists()]
     logger.info("%d of %d runs are done", len(wanted) - len(missing), len(wanted))
     if not missing:
         return []
 
     def train(given):
-        tune.report(run_combination(folder, command, given["settings"]))
+        tune.report(dataclasses.asdict(run_combination(folder, command, given["settings"])))
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
     ray.init(arguments.address, include_dashboard=False if arguments.address is None else None, log_to_driver=False)
@@ -167,10 +169,9 @@ def summarise(folder: Path, settings: dict[str, list[str]]) -> list[Row]:
     """The results of the complete runs: a row for each combination, over seeds."""
     accuracies = {}
     for combination in combinations(settings):
-        path = run_folder(folder, combination) / "test.json"
-        if path.exists():
+        if result := read_result(run_folder(folder, combination)):
             key = tuple((name, value) for name, value in combination.items() if name != SEED)
-            accuracies.setdefault(key, []).append(json.loads(read_bytes(path, MOST_TEXT))["accuracy"])
+            accuracies.setdefault(key, []).append(result.accuracy)
     rows = []
     for key, values in accuracies.items():
         std = statistics.stdev(values) if len(values) > 1 else None
@@ -185,7 +186,11 @@ def table(rows: Sequence[Row]) -> list[str]:
         spread = "" if row.std is None else f" +- {100 * row.std:.2f}"
         cells.append([*row.settings.values(), str(row.seeds), f"{100 * row.mean:.2f}{spread}"])
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+    lines = []
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -194,9 +199,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     try:
         failed = run_sweep(arguments)
+        rows = summarise(arguments.folder, arguments.vary)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    rows = summarise(arguments.folder, arguments.vary)
     if rows:
         write_text_atomically(arguments.folder / "sweep.csv", _csv(rows))
         plot_sweep(arguments.folder / "sweep.png", rows)

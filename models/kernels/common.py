@@ -62,7 +62,9 @@ def after_reset(u: Tensor, fired: Tensor, reset: str, threshold: float) -> Tenso
         return torch.addcmul(u, u, fired, value=-1)
     if reset == "subtract":
         return torch.sub(u, fired, alpha=threshold)
-    return u
+    if reset == "none":
+        return u
+    raise ValueError(f"unknown reset {reset!r}; choose from {', '.join(RESETS)}")
 
 
 def step_of(x: Tensor) -> Tensor:
@@ -102,8 +104,8 @@ def empty_gradients(spikes: Tensor, z: Tensor, state: Tensor | None) -> tuple[Te
 def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int]] | None:
     """How the neurons of one step [B, ...] lie in memory: (sizes, index_strides), or None for gaps or overlaps.
 
-    They are those of the fewest nested loops, outermost first, that visit the neurons as they lie in memory: dimension
-    d has sizes[d] neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
+    They describe the fewest nested loops, outermost first, that visit the neurons in memory order: dimension d has
+    sizes[d] neurons, whose row-major indices in [B, ...] are index_strides[d] apart.
     """
     index_strides: list[int] = []
     index_stride = 1

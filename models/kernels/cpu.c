@@ -43,8 +43,8 @@ typedef float real;
 #endif
 
 /* The laws that this kernel knows. Every choice below is between all of them, and ends in a trap. */
-enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY, LAWS };
-static const char *const law_names[LAWS] = {
+enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY, LAW_COUNT };
+static const char *const law_names[LAW_COUNT] = {
     [GAUSSIAN] = "Gaussian", [LOGISTIC] = "Logistic", [TRIANGULAR] = "Triangular", [UNIFORM] = "Uniform",
     [CAUCHY] = "Cauchy",
 };
@@ -552,7 +552,7 @@ void lif_backward(const Layer *l, const Tensors *m)
 /* What Layer calls the law of a class by its name; -1 for one that this kernel does not know. */
 int64_t number_of_law(const char *name)
 {
-    for (int law = 0; law < LAWS; law++)
+    for (int law = 0; law < LAW_COUNT; law++)
         if (!strcmp(name, law_names[law])) return law;
     return -1;
 }

@@ -52,7 +52,7 @@ def _words(seed, index, neurons):
 
 @triton.jit
 def _sin(x):
-    """For |x| <= pi / 4; absolute error below 1e-7 (polynomial: Cephes, sinf). `tl.sin` takes any angle, and longer."""
+    """For |x| <= pi / 4; absolute error below 1e-7 (Cephes, sinf). `tl.sin` handles any angle but is slower."""
     s = x * x
     return ((-1.9515295891e-4 * s + 8.3321608736e-3) * s - 1.6666654611e-1) * s * x + x
 
@@ -325,7 +325,7 @@ def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None
 
 @functools.lru_cache(maxsize=1024)
 def _loops(shape: Sequence[int], strides: Sequence[int]) -> dict[str, int]:
-    """The loops over memory, but for the outermost size; loops of one turn come first, if there are fewer loops."""
+    """The loops over memory, without the outermost size; missing loops are padded in front with loops of length 1."""
     order = common.memory_order(shape, strides)
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     padding = MAX_RANK - len(order[0])

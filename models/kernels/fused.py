@@ -31,6 +31,7 @@ def _library() -> torch.library.Library:
 
 
 LIBRARY = _library()
+CHOICES = ("auto", "eager")  # of the environment variable NSNN_KERNELS; auto: fused kernels wherever they can be used
 
 
 def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
@@ -42,7 +43,10 @@ def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
 
 
 def _has_kernel(device_type: str, dtype: torch.dtype, law: str) -> bool:
-    if os.environ.get("NSNN_KERNELS") == "eager":
+    choice = os.environ.get("NSNN_KERNELS") or "auto"
+    if choice not in CHOICES:
+        raise ValueError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
+    if choice == "eager":
         return False
     if device_type == "cuda":
         return _cuda(law) is not None

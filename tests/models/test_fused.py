@@ -9,9 +9,9 @@ import torch
 from scipy import stats
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from models import Cauchy, Gaussian, Logistic, Triangular, Uniform, noise_generator
+from models import Cauchy, Gaussian, Logistic, NoisyLIF, Triangular, Uniform, noise_generator
 from models.functional import noisy_lif
-from models.kernels import cpu, fused
+from models.kernels import common, cpu, fused
 from models.kernels.common import Neuron, dense
 from models.kernels.eager import lif_sequence
 from tests.models.reference_noise import noise as reference_noise
@@ -448,3 +448,12 @@ def test_switched_off_by_the_environment(monkeypatch):
     assert not fused.serves(torch.zeros(1, 2), Gaussian(0.3))
     monkeypatch.setenv("NSNN_KERNELS", "auto")
     assert fused.serves(torch.zeros(1, 2), Gaussian(0.3))
+    monkeypatch.setenv("NSNN_KERNELS", "eagre")
+    with pytest.raises(ValueError, match="auto or eager, got 'eagre'"):
+        NoisyLIF(Gaussian(0.3))(torch.zeros(1, 2))
+
+
+def test_c_and_python_agree_on_the_layout_of_a_layer():
+    code = cpu.SOURCE.read_text()
+    assert f"#define MAX_RANK {common.MAX_RANK}\n" in code
+    assert f"int64_t law, reset, {', '.join(common.SWITCHES)};" in code

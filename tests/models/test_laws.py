@@ -11,6 +11,7 @@ from models import Gaussian, NoiseLaw, NoisyLIF, build_neuron, mean_field, noise
 from models.functional import noisy_lif
 from models.kernels import build, cpu, fused, selftest
 from models.kernels.common import Neuron
+from models.registry import noisy_neurons
 
 
 class Laplace(NoiseLaw):
@@ -32,6 +33,13 @@ def sixth(monkeypatch):
     """A sixth law in the table, which no fused kernel knows."""
     monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Laplace))
     return Laplace(0.3)
+
+
+@pytest.mark.parametrize("name", ["NILIF", "LIF"])
+def test_a_law_with_the_name_of_another_neuron_is_an_error(name):
+    law = type("Another", (Laplace,), {"neuron_name": name})
+    with pytest.raises(ValueError, match=f"{name!r} of Another is taken"):
+        noisy_neurons((Gaussian, law))
 
 
 def seeded(seed=0):
@@ -124,8 +132,8 @@ def test_a_law_that_is_compiled_wrongly_is_left_to_the_eager_kernel(bug, tmp_pat
 
 
 def test_numbers_of_laws_come_from_the_kernel_so_that_their_order_cannot_disagree(tmp_path):
-    enum = "enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY, LAWS };"
-    kernel = compiled(replaced(enum, "enum { CAUCHY, UNIFORM, TRIANGULAR, GAUSSIAN, LOGISTIC, LAWS };"), tmp_path)
+    enum = "enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY, LAW_COUNT };"
+    kernel = compiled(replaced(enum, "enum { CAUCHY, UNIFORM, TRIANGULAR, GAUSSIAN, LOGISTIC, LAW_COUNT };"), tmp_path)
     assert kernel.laws == {"Cauchy": 0, "Uniform": 1, "Triangular": 2, "Gaussian": 3, "Logistic": 4}
 
 

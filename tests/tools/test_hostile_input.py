@@ -324,7 +324,7 @@ def test_batches_of_cifar_that_are_not_the_published_ones_are_not_unpickled(tmp_
     folder.mkdir()
     for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
         (folder / name).write_bytes(pickle.dumps(Planted(tmp_path / "trace")))
-    with pytest.raises(FileNotFoundError, match="or not whole"):
+    with pytest.raises(FileNotFoundError, match="or incomplete"):
         DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path)))
     assert not (tmp_path / "trace").exists()
 
@@ -381,7 +381,7 @@ def test_an_alias_bomb_is_no_recipe(tmp_path, capsys):
     path, read = recipe(tmp_path)
     bomb = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     for text, message in (
-        ("\n".join(bomb), "no aliases"),
+        ("\n".join(bomb), "has an alias (*a0), and no aliases are allowed"),
         ("[" * 5000, "nothing deeper"),
         ("x" * 2**17, "65536 bytes"),
     ):
@@ -421,7 +421,7 @@ def test_a_compressed_archive_is_no_checkpoint_and_no_cache(tmp_path, monkeypatc
                 with pytest.raises(CheckpointError, match="compressed"):
                     read()
             else:
-                read()  # the cache is made anew
+                read()  # the cache is rebuilt
 
 
 @pytest.mark.parametrize("name", ["corrupted images", "labels of corrupted images", "frames", "streams"])

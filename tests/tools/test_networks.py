@@ -1,12 +1,15 @@
 """Networks of configurations: errors that a user can act on, and noise of its own."""
 
+import inspect
+
 import pytest
 import torch
 
+from models import build_neuron
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.inference import seeded_noise
-from tools.networks import build_network
+from tools.networks import NEURON_SETTINGS, build_network
 
 
 class Tiny:
@@ -30,6 +33,10 @@ class Tiny:
 def test_settings_that_make_no_network_are_the_errors_of_the_user(settings, message):
     with pytest.raises(UserError, match=message):
         build_network(TrainConfig(**settings), Tiny())
+
+
+def test_the_settings_of_the_neuron_are_the_arguments_of_its_factory():
+    assert {"name", *NEURON_SETTINGS} == set(inspect.signature(build_neuron).parameters)
 
 
 def test_seeded_noise_repeats_and_leaves_other_draws_alone():

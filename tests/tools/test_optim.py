@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models import build_model, build_neuron
+from tools.errors import UserError
 from tools.optim import INITIALISATIONS, OPTIMIZERS, SCHEDULERS, build_optimizer, build_scheduler, initialise
 
 
@@ -78,8 +79,15 @@ def test_uniform_leaves_the_weights_of_pytorch():
 
 
 def test_an_unknown_initialisation_is_an_error_that_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'kaiming'; choose from uniform, orthog"):
+    with pytest.raises(UserError, match="'kaiming'; choose from uniform, orthog"):
         initialise(tiny_net(), "kaiming")
+
+
+def test_an_unknown_optimiser_or_schedule_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(UserError, match="'lion'; choose from adam, adamw, sgdm, radam"):
+        build_optimizer("lion", tiny_net(), 0.1, 0.0)
+    with pytest.raises(UserError, match="'step'; choose from cos, cyclic, onecycle, none"):
+        build_scheduler("step", build_optimizer("adam", tiny_net(), 0.1, 0.0), 10)
 
 
 def test_a_function_in_the_table_is_applied_to_convolutions_and_linear_layers(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import lines_of
 from tools import sweep
 from tools.errors import UserError
+from tools.training.result import RunResult, write_result
 
 
 def test_all_combinations_each_with_a_folder_of_its_own(tmp_path):
@@ -44,7 +45,7 @@ def test_wrong_settings_are_refused(wrong, capsys):
 def complete(folder, combination, accuracy):
     run = sweep.run_folder(folder, combination)
     run.mkdir(parents=True)
-    (run / "test.json").write_text(json.dumps({"accuracy": accuracy}))
+    write_result(run, RunResult(epoch=1, val_accuracy=0.5, loss=1.0, accuracy=accuracy))
 
 
 def test_the_table_is_over_seeds_and_knows_what_is_missing(tmp_path):

@@ -136,8 +136,10 @@ def ensemble_curve(
         temperature = fit_temperature(mean_prediction(validation_draws[:size]), validation_target)
         ensembles = [group for group in draws.split(size) if len(group) == size]
         each = [scores(group, target, temperature) for group in ensembles]
-        means = {name: sum(row[name] for row in each) / len(each) for name in each[0]}
-        rows.append({"draws": size, "ensembles": len(ensembles), **means})
+        row = {"draws": size, "ensembles": len(ensembles)}
+        for name in each[0]:
+            row[name] = sum(one[name] for one in each) / len(each)
+        rows.append(row)
     return rows
 
 

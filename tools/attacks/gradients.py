@@ -15,6 +15,7 @@ from tools.runtime.seeds import draw
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 STEP = 2.5  # step size of projected gradient descent, times eps / steps (Madry et al., ICLR 2018)
+NORMS = ("linf", "l2")  # of a `Ball`
 ADAM_LR, ADAM_STEPS = 0.002, 30  # learning rate and number of steps of the published direct optimisation
 
 
@@ -24,7 +25,11 @@ class Ball:
 
     images: Tensor
     eps: float
-    norm: str = "linf"  # or "l2"
+    norm: str = "linf"  # one of `NORMS`
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"unknown norm {self.norm!r}; choose from {', '.join(NORMS)}")
 
     def moved(self, images: Tensor, direction: Tensor, step: float) -> Tensor:
         """`images` after a step of length `step` along the steepest direction, projected back into the ball."""

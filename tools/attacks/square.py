@@ -3,8 +3,8 @@
 Note:
     Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search", ECCV
     2020, for Linf: the start, the squares and the schedule of their size are theirs. The treatment of noise is ours: a
-    query is the margin averaged over draws. What was accepted is measured again now and then, as an estimate that won
-    by luck would never be beaten. An image must fool the network twice before its search ends.
+    query is the margin averaged over draws. What was accepted is measured again now and then, because a lucky
+    estimate would otherwise never be beaten. An image must fool the network twice before its search ends.
 """
 
 import math

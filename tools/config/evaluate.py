@@ -6,6 +6,7 @@ from functools import partial
 from .fields import RunConfig, option, settings
 from .train import TrainConfig
 
+SEVERITIES = (1, 2, 3, 4, 5)  # as in CIFAR-10-C
 _test = partial(option, group="test")
 _strength = partial(option, group="strength of perturbations", low=0.0)
 _on_pixels = partial(_strength, only="pixels")
@@ -47,7 +48,9 @@ class EvaluationConfig(_Overrides):
     perturbation: list[str] = _test(
         [], "perturbations to test; all: every one except adversarial, at severities 1 to 5", choices=_perturbations
     )
-    severity: list[int] = _test([], "1 to 5 as in CIFAR-10-C, instead of the strengths below", low=1, high=5)
+    severity: list[int] = _test(
+        [], "1 to 5 as in CIFAR-10-C, instead of the strengths below", low=min(SEVERITIES), high=max(SEVERITIES)
+    )
     range: bool = _test(False, "sweep the strength from --left to --right by --step")
     left: float = _test(0.0, "first strength of a sweep", low=0.0)
     right: float = _test(0.5, "last strength of a sweep", low=0.0)

@@ -12,8 +12,18 @@ from tools.inference import AMP_DTYPES
 
 AMP = ("no", *AMP_DTYPES)
 MOST_STEPS = 10_000  # most time steps: each needs memory, and their number may come from a checkpoint by a stranger
-GROUPS = ("test", "strength of perturbations", "network", "neuron and noise", "loss", "optimisation")
-GROUPS += ("augmentation", "event data", "data", "run")  # headings of --help, in this order
+GROUPS = (  # headings of --help, in this order
+    "test",
+    "strength of perturbations",
+    "network",
+    "neuron and noise",
+    "loss",
+    "optimisation",
+    "augmentation",
+    "event data",
+    "data",
+    "run",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,7 +57,8 @@ def parse(
         for setting in known.values():
             value = getattr(config, setting.name)
             setting.check(value, has_pixels=dataset and dataset.has_pixels)
-            if not _applies(setting, dataset) and value != setting.default:
+            # A run's config.yaml, a recipe too, has all settings, so those left at their defaults pass there.
+            if not _applies(setting, dataset) and (setting.name in given or value != setting.default):
                 kind = "images" if dataset.has_pixels else "events"
                 raise UserError(f"--{setting.name} has no meaning for {dataset.name}, which has {kind}")
     except (UserError, OSError) as error:
@@ -138,8 +139,12 @@ def _read_yaml(path: str) -> object:
     try:
         for event in yaml.parse(raw, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > 2:
-                raise UserError("a recipe has values and lists of values, no aliases and nothing deeper")
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"recipe {path} has an alias (*{event.anchor}), and no aliases are allowed")
+            if depth > 2:
+                raise UserError(f"recipe {path} may have values and lists of values, nothing deeper")
         return yaml.safe_load(raw)
+    except UserError:
+        raise
     except Exception as error:  # PyYAML raises many kinds for values that are not what their tags say
         raise UserError(f"recipe {path} is not valid YAML: {error}") from error

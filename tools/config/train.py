@@ -16,7 +16,8 @@ from tools.optim import INITIALISATIONS, OPTIMIZERS, SCHEDULERS
 from .fields import AMP, MOST_STEPS, RunConfig, option
 
 _network = partial(option, group="network", network=True)
-_neuron = partial(option, group="neuron and noise", network=True)
+NEURON_GROUP = "neuron and noise"  # its settings are the arguments of `build_neuron`
+_neuron = partial(option, group=NEURON_GROUP, network=True)
 _loss = partial(option, group="loss")
 _optimisation = partial(option, group="optimisation")
 _augmentation = partial(option, group="augmentation")
@@ -88,7 +89,9 @@ class TrainConfig(RunConfig):
     results: str = _run("results", "folder of all results")
     run_dir: str = _run("", "folder of this run, instead of <results>/<dataset>/<model>-<neuron>/<time>-s<seed>")
     resume: str = _run("", "continue a run: its folder or last.pth; auto: the one in --run_dir, if any")
-    save_minutes: float = _run(10.0, "minutes between mid-epoch checkpoints (0: off); epochs end with one", low=0.0)
+    save_minutes: float = _run(
+        10.0, "minutes between mid-epoch checkpoints (0: off); one is always saved after an epoch", low=0.0
+    )
     save_steps: int = _run(0, "steps between mid-epoch checkpoints (0: off)", low=0)
     max_minutes: float = _run(0.0, "stop after this many minutes, with everything saved (0: no limit)", low=0.0)
     plot_spike_rate: bool = _run(False, "log the firing rate of every layer")

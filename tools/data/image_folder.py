@@ -134,5 +134,5 @@ def _read_cache(path: Path, count: int) -> np.ndarray | None:
             raise UserError(f"images are uint8 [{count}, 3, H, W], got {images.dtype} {images.shape}")
         return images
     except (OSError, UserError, KeyError) as error:
-        logger.warning("the cache %s is damaged (%s); it is made anew", path, error)
+        logger.warning("the cache %s is damaged (%s); it will be rebuilt", path, error)
         return None

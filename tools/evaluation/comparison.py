@@ -47,8 +47,10 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
         A row for each test and strength, and a row for each test's mean over its strengths (of attacks: only "all").
         Differences are positive where the first group is more accurate; those of means have a `p_holm`.
     """
-    tables = {group: [_accuracies(results) for results in snapshots] for group, snapshots in groups.items()}
-    everyone = [table for snapshots in tables.values() for table in snapshots]
+    tables, everyone = {}, []
+    for group, snapshots in groups.items():
+        tables[group] = [_accuracies(results) for results in snapshots]
+        everyone += tables[group]
     shared = [key for key in everyone[0] if all(key in table for table in everyone)]
     by_test: dict[str, list[Key]] = {}
     for key in shared:
@@ -83,8 +85,11 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
     """The row of one test and strength, or of the mean over several strengths of a test."""
     reliable, groups, means, correct, differences = True, {}, {}, {}, []
     for group, snapshots in tables.items():
-        means[group] = [fmean(table[key].mean for key in keys) for table in snapshots]
-        found = [table[key] for table in snapshots for key in keys]
+        means[group], found = [], []
+        for table in snapshots:
+            of_snapshot = [table[key] for key in keys]
+            means[group].append(fmean(one.mean for one in of_snapshot))
+            found += of_snapshot
         correct[group] = np.mean([one.correct for one in found], axis=0)
         deviations = [one.draws_std for one in found]
         draws_std = None if None in deviations else fmean(deviations)

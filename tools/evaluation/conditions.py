@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Iterable
 
-from tools.config.evaluate import EvaluationConfig
+from tools.config.evaluate import SEVERITIES, EvaluationConfig
 from tools.errors import UserError
 from tools.perturb import PERTURBATIONS, applicable
 
-SEVERITIES = (1, 2, 3, 4, 5)
 CLEAN = "clean"
 MAX_STRENGTHS = 1000  # in a --range
 
@@ -38,9 +37,9 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
     if (config.range or config.severity) and not config.perturbation:
         raise UserError(f"--{'range' if config.range else 'severity'} needs --perturbation")
     if config.range and config.severity:
-        raise UserError("--range and --severity are two ways to say how strong; give one")
+        raise UserError("--range and --severity both set the strength; give only one")
     if config.range and "all" in config.perturbation:
-        raise UserError("--range has one unit, the perturbations of all have many: give --severity")
+        raise UserError("--range sweeps one unit, but the perturbations of `all` have different ones: use --severity")
     if config.range and config.right < config.left:
         raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
     if config.range and not (config.right - config.left) / config.step + 1e-6 < MAX_STRENGTHS:

@@ -153,7 +153,10 @@ class Evaluation:
 
     def snapshots(self) -> list[tuple[str, SnapshotResults]]:
         """(group, results of one of its snapshots), for all snapshots."""
-        return [(group, one) for group, snapshots in self.groups.items() for one in snapshots]
+        found = []
+        for group, snapshots in self.groups.items():
+            found += [(group, one) for one in snapshots]
+        return found
 
     def reports(self, key: str) -> dict[str, list[Any]]:
         """{group: the reports of one measurement of its snapshots}, for the groups that have any."""

@@ -75,7 +75,8 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
     """
     asked, config = snapshot.folder, snapshot.config
     if fits := asked.report(FOLD, lambda content: int(content["fits"])):
-        logger.info("using --fold %d: an earlier run had no memory for more (%s.json)", fits, asked.path / FOLD)
+        why = f"an earlier run ran out of memory with a larger one ({asked.path / FOLD}.json)"
+        logger.info("using --fold %d: %s", fits, why)
         snapshot.keep_fold(fits)
     while True:
         try:
@@ -119,7 +120,9 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     rows, summary = compare(results)
     evaluation = Evaluation(first.dataset, results, rows, summary, ensembles, first.picture)
     document = _document(evaluation, first.device)
-    sections = [section for measurement in MEASUREMENTS for section in measurement.sections(evaluation)]
+    sections = []
+    for measurement in MEASUREMENTS:
+        sections += measurement.sections(evaluation)
     folder = first.folder.path
     if config.compare:
         folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
@@ -134,8 +137,10 @@ def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
     """The content of results.json, where groups are called kinds; docs/results.schema.json describes it."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for group, one in evaluation.snapshots():
-        made = [measurement for measurement in MEASUREMENTS if measurement.key in one.reports]
-        summaries = {measurement.key: measurement.summary(one.reports[measurement.key]) for measurement in made}
+        summaries = {}
+        for measurement in MEASUREMENTS:
+            if measurement.key in one.reports:
+                summaries[measurement.key] = measurement.summary(one.reports[measurement.key])
         kinds.setdefault(group, []).append({"identity": one.identity, **summaries})
     return {
         "format": 2,

@@ -46,8 +46,7 @@ class ResultFolder:
 
     def write_points(self, name: str, points: Points) -> None:
         """Write the results of a perturbation, or of "clean", one per line."""
-        order = sorted(points, key=lambda key: [(value is None, value or 0) for value in key])
-        rows = [points[key].as_json() for key in order]
+        rows = [points[key].as_json() for key in sorted(points, key=_none_last)]
         head = {"perturbation": name, "identity": self.identity_of_points}
         head["crc32"] = _checksum({**head, "points": rows})
         opened = json.dumps(head, indent=2).removesuffix("\n}")
@@ -85,12 +84,18 @@ class ResultFolder:
                 logger.warning("%s is damaged; its results are measured again", path)
                 return None
             source = content["identity"]["provenance"]["git"]
-            if source == "unknown" or source.endswith("-dirty"):  # it is not known which code it was
-                return None
             is_same = {**content["identity"], "snapshot": identity["snapshot"]} == identity
-            return read(content) if is_same else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not of this version
             return None
+        # Of modified or unknown code nothing is reused.
+        if source == "unknown" or source.endswith("-dirty") or not is_same:
+            return None
+        return read(content)
+
+
+def _none_last(key: tuple[int | None, float | None]) -> list[tuple[bool, float]]:
+    """Sorts keys of `Points` by severity, then by strength, with None after all numbers."""
+    return [(value is None, value or 0) for value in key]
 
 
 def _checksum(content: Content) -> int:

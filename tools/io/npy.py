@@ -1,4 +1,4 @@
-"""NumPy files from anyone: nothing in them is executed, and no memory is allocated because a header says so."""
+"""NumPy files from anyone: nothing in them is executed, no memory is allocated merely because a header claims it."""
 
 import math
 import zipfile

@@ -35,6 +35,8 @@ def entry(
     """Decorator that enters a function into a table as a `Perturbation`, whose other fields are in `more`."""
 
     def enter(apply: Callable[..., Any]) -> Callable[..., Any]:
+        if name in table:
+            raise ValueError(f"there is a perturbation {name!r} already")
         table[name] = Perturbation(where, apply, flag, unit, severities, **more)
         return apply
 

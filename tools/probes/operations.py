@@ -18,11 +18,36 @@ from tools.errors import UserError
 
 from .hooks import spiking_neurons
 
-ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6
-ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
-ADDITIONS |= {"sub", "sub_", "__sub__", "__isub__", "subtract", "subtract_"}
-SYNAPSES = {"linear", "matmul", "__matmul__", "mm", "addmm", "bmm", "einsum", "scaled_dot_product_attention"}
-SYNAPSES |= {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6  # in 45 nm; see `Operations.report`
+ADDITIONS = {
+    "add",
+    "add_",
+    "__add__",
+    "__iadd__",
+    "__radd__",
+    "sub",
+    "sub_",
+    "__sub__",
+    "__isub__",
+    "subtract",
+    "subtract_",
+}
+SYNAPSES = {
+    "linear",
+    "matmul",
+    "__matmul__",
+    "mm",
+    "addmm",
+    "bmm",
+    "einsum",
+    "scaled_dot_product_attention",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+}
 NORMS = {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
 UNCOUNTED = (nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, *UNCOUNTED)
@@ -93,8 +118,8 @@ class Operations:
     def report(self) -> dict[str, Any]:
         """Costs of one sample: {"layers": {name: {"operations", "kind" ("AC" or "MAC"), "dense"}}, "ac", "mac", ...}.
 
-        The entries "relu_..." are of the ReLU network, in which every connection multiplies, once; those of identity
-        paths add.
+        The entries "relu_..." are of the ReLU network, in which every connection costs one multiply-accumulate; on
+        identity paths, one accumulate.
 
         Note:
             Energies of 32-bit floating-point operations in 45 nm: 0.9 pJ to add, 3.7 pJ more to multiply. Horowitz,

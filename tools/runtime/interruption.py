@@ -14,7 +14,7 @@ class Interrupted(Exception):
     """The run was asked to stop; `request`: the number of a signal, or `TIME_IS_OVER`."""
 
     def __init__(self, request: int):
-        super().__init__("the time is over" if request == TIME_IS_OVER else signal.Signals(request).name)
+        super().__init__("the time limit was reached" if request == TIME_IS_OVER else signal.Signals(request).name)
         # The exit code of a shell for a process ended by a signal; reaching the time limit is not a failure.
         self.exit_code = 0 if request == TIME_IS_OVER else 128 + request
 

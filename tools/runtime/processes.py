@@ -118,7 +118,8 @@ def joined(device: str = "auto") -> Iterator[Processes]:
     if torch.cuda.is_available() and device != "cpu":
         here, devices = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
         if here > devices:
-            raise UserError(f"{here} processes need a CUDA device each, and there are {devices}; or use --device cpu")
+            why = f"{here} processes need a CUDA device each, but there are {devices}"
+            raise UserError(f"{why}; start fewer, or use --device cpu")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=LONGEST_WAIT, **_fresh_store())

@@ -49,7 +49,8 @@ def set_rng_state(state: dict) -> None:
     if had == have:
         torch.cuda.set_rng_state_all(state["cuda"])
     else:
-        logger.warning("the run had %d CUDA devices, here are %d: noise differs from an uninterrupted run", had, have)
+        counts = f"the run had {had} CUDA devices, this machine has {have}"
+        logger.warning("%s: noise differs from an uninterrupted run", counts)
     algorithm, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])

@@ -12,7 +12,10 @@ from tools.analysis.statistics import Interval, seed_interval
 
 def over_seeds(found: Sequence[Any]) -> dict[str, Interval]:
     """{quantity: `seed_interval`} of measurements with different seeds."""
-    return {key: seed_interval([getattr(one, key) for one in found]) for key in vars(found[0])}
+    intervals = {}
+    for key in vars(found[0]):
+        intervals[key] = seed_interval([getattr(one, key) for one in found])
+    return intervals
 
 
 def gains(found: Sequence[Any], others: Sequence[Any], keys: Iterable[str]) -> dict[str, Interval]:

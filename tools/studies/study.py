@@ -42,7 +42,7 @@ class Study:
         return derived_seed(self.seed, *purpose) % 2**32
 
     def seeds(self, purpose: str, full: int, quick: int) -> list[int]:
-        """Seeds of the repetitions of an experiment, `full` or `quick` many."""
+        """Seeds of the repetitions of an experiment: `quick` of them with --quick, else `full`."""
         return [self.seed_for(purpose, number) for number in range(quick if self.quick else full)]
 
     def map(self, jobs: Sequence[Callable[[], Result]], description: str) -> list[Result]:
@@ -99,8 +99,8 @@ def run_study(
     Args:
         seed, quick: see `Study`.
         workers: number of parallel processes; 0: one per processor.
-        out: folder of the results; "": results/<name>/<time>-s<seed>. If it has a results.json of the same study,
-            seed and `quick`, that keeps the results of experiments that are not run again.
+        out: folder of the results; "": results/<name>/<time>-s<seed>. An existing results.json of the same study, seed
+            and `quick` is updated: results of experiments that are not rerun are kept.
         only: names of the experiments to run; empty: all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The folder of a run: config.yaml, metrics.jsonl, TensorBoard events and test.json."""
+"""The folder of a run: config.yaml, metrics.jsonl and TensorBoard events."""
 
 import contextlib
 import dataclasses
@@ -20,17 +20,6 @@ from tools.runtime.provenance import provenance
 from .progress import EpochResult
 
 logger = logging.getLogger(__name__)
-TEST = "test.json"  # only complete runs have it
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """The result of a complete run, as in test.json."""
-
-    epoch: int  # of the network that was tested
-    val_accuracy: float  # of that network on the validation images, in [0, 1]
-    loss: float  # on the test images, in nats per image
-    accuracy: float  # on the test images, in [0, 1]
 
 
 def make_run_folder(config: TrainConfig, dataset: str) -> tuple[Path, bool]:
@@ -44,22 +33,6 @@ def make_run_folder(config: TrainConfig, dataset: str) -> tuple[Path, bool]:
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     return folder, is_new
-
-
-def write_result(folder: Path, result: RunResult) -> None:
-    """Write test.json."""
-    write_text_atomically(folder / TEST, json.dumps(dataclasses.asdict(result), indent=2) + "\n")
-
-
-def read_result(folder: Path) -> RunResult | None:
-    """The result of a run, or None if it is not complete; UserError if test.json is damaged."""
-    path = folder / TEST
-    if not path.exists():
-        return None
-    try:
-        return RunResult(**json.loads(read_bytes(path, MOST_TEXT)))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not the result of a run; delete it to test the network again: {error}") from error
 
 
 class RunLog:

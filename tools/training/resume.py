@@ -14,8 +14,22 @@ from tools.runtime.processes import restarts
 
 AUTO = "auto"  # --resume: the run in --run_dir, if there is one
 # Settings that may change when a run is resumed.
-RESUMABLE = {"resume", "run_dir", "epochs", "device", "threads", "workers", "data_root", "download", "lenient"}
-RESUMABLE |= {"plot_spike_rate", "save_minutes", "save_steps", "max_minutes", "on_nonfinite"}
+RESUMABLE = {
+    "resume",
+    "run_dir",
+    "epochs",
+    "device",
+    "threads",
+    "workers",
+    "data_root",
+    "download",
+    "lenient",
+    "plot_spike_rate",
+    "save_minutes",
+    "save_steps",
+    "max_minutes",
+    "on_nonfinite",
+}
 # Parts of a checkpoint and their types, checked before anything is restored.
 KINDS = {"config": (dict,), "processes": (list,), "epochs_done": (int,), "samples": (int,), "best": (dict, type(None))}
 
@@ -74,13 +88,14 @@ def _check_content(content, path, dataset, processes):
     if content["dataset"] != dataset.name:
         raise UserError(f"{path} was trained on {content['dataset']}, this script is for {dataset.name}")
     if (count := len(content["processes"])) != processes:
-        raise UserError(f"{path} is of a run of {count} processes, which {processes} cannot continue")
+        raise UserError(f"{path} was saved by {count} processes and cannot be resumed by {processes}")
 
 
 def _check_changes(config, stored, given):
     for name in sorted(given):
         value = getattr(config, name)
         if name not in RESUMABLE and value != getattr(stored, name):
-            raise UserError(f"a resumed run keeps its {name} = {getattr(stored, name)!r}; {value!r} was asked for")
+            kept = f"{name} = {getattr(stored, name)!r}"
+            raise UserError(f"a resumed run keeps {kept}; it cannot be changed to {value!r}")
     if config.epochs != stored.epochs and "epochs" in given and stored.scheduler in PLANNED:
         raise UserError(f"the {stored.scheduler} schedule was planned for its number of epochs, which cannot change")

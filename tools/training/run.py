@@ -25,8 +25,9 @@ from tools.runtime.seeds import derived_seed
 from . import loop
 from .build import build_learner, build_net, check_settings, describe, load_data
 from .divergence import Diverged, Recovery
-from .folder import RunLog, RunResult, make_run_folder, opened, read_result, write_result
+from .folder import RunLog, make_run_folder, opened
 from .progress import Progress
+from .result import RunResult, read_result, write_result
 from .resume import find_run
 from .state import RunState
 
@@ -95,7 +96,7 @@ class Training:
         logger.info("%s: %s", self.folder, describe(self.net, config, self.processes))
         is_trained = self.first_epoch > config.epochs
         if is_trained and (result := self.processes.from_first(lambda: read_result(self.folder))):
-            logger.info("all %d epochs are done, and the test too; --epochs asks for more", config.epochs)
+            logger.info("all %d epochs and the test are done; raise --epochs to train further", config.epochs)
             return result
         files = contextlib.nullcontext()
         if self.processes.is_first:

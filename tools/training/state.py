@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from tools.config.train import TrainConfig
+from tools.errors import UserError
 from tools.inference import Scores
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
 from tools.runtime import seeds
 
-from .folder import TEST
 from .loop import Learner
 from .progress import Progress
+from .result import TEST
+
+# What a forged checkpoint raises when it is restored: torch does not check its input.
+FORGED = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,8 @@ class RunState:
     def restore(self, content: dict, path: Path) -> Progress | None:
         """Restore the content of the checkpoint at `path`; return the progress of an incomplete epoch, if any."""
         if content["samples"] != self.samples:
-            raise CheckpointError(f"{path} was trained on {content['samples']} samples, and here are {self.samples}")
+            count = content["samples"]
+            raise CheckpointError(f"{path} was trained on {count} samples, but this data set has {self.samples}")
         learner = self.learner
         try:
             self.best = Best(**content["best"]) if content["best"] else None
@@ -110,7 +115,9 @@ class RunState:
             seeds.set_rng_state(of_this_process["rng"])  # last: everything above may draw numbers
             progress = of_this_process["progress"]
             return progress and Progress.from_state(progress, learner.forward.device, self.samples)
-        except Exception as error:  # torch does not check its input, so errors are of many kinds
+        except UserError as error:
+            raise CheckpointError(f"{path} cannot be resumed: {error}") from error
+        except FORGED as error:
             raise CheckpointError(f"{path} cannot be resumed: {error!r}") from error
 
     def roll_back(self) -> None:
@@ -133,6 +140,8 @@ class RunState:
     def _restore_weights(self, content):
         for name, part in self._parts().items():
             if part is not None:
+                if name not in content:
+                    raise UserError(f"it has no {name!r}, as if an older version had saved it")
                 part.load_state_dict(content[name])
         for parameter, state in self.learner.optimizer.state.items():
             for key, value in state.items():  # learnt numbers of earlier versions have the shape []

@@ -282,6 +282,11 @@ def test_the_mean_field_of_deterministic_neurons_is_the_law_of_their_surrogate()
         torch.testing.assert_close(mean_field_twin(nn.Sequential(neuron))(x), noisy(x))
 
 
+def test_an_unknown_norm_is_an_error():
+    with pytest.raises(ValueError, match="'l1'; choose from linf, l2"):
+        Ball(torch.zeros(1, *SHAPE), 0.1, "l1")
+
+
 def test_vanishing_noise_is_no_noise_with_the_same_gradient(noisy_net):
     images, target = torch.rand(9, *SHAPE, generator=seeded(1)), torch.arange(9) % 4
     twins = [vanishing_noise_twin(noisy_net), noiseless_twin(noisy_net)]
@@ -392,8 +397,8 @@ def test_gates_pass_what_is_sound_and_fail_what_is_not():
     assert not gates.stronger_than_noise("attack", high, high, high).passed
     assert gates.stronger_than_noise("attack", zero, zero, high).passed  # nothing was left for the attack to do
     assert gates.at_most("planted", zero, 0.02).passed and not gates.at_most("planted", low, 0.02).passed
-    assert gates.nothing_comes_of_no_attack(low, low).passed
-    assert not gates.nothing_comes_of_no_attack(low, high).passed
+    assert gates.copies_score_as_clean(low, low).passed
+    assert not gates.copies_score_as_clean(low, high).passed
     ones = torch.ones(10, 1, 4, 4)
     assert gates.gradients_are_there(ones, ones).passed and "1.000" in gates.gradients_are_there(ones, ones).detail
     assert not gates.gradients_are_there(torch.zeros_like(ones), ones).passed
@@ -402,13 +407,13 @@ def test_gates_pass_what_is_sound_and_fail_what_is_not():
 
 def test_vanishing_noise_may_turn_images_both_ways_but_not_one_way():
     some, others = (scored(*[float(i in turned) for i in range(50)], draws=1) for turned in (range(20), range(5, 25)))
-    assert gates.vanishing_noise_is_no_noise(some, some).passed
-    assert gates.vanishing_noise_is_no_noise(some, others).passed
+    assert gates.vanishing_noise_equals_noiseless(some, some).passed
+    assert gates.vanishing_noise_equals_noiseless(some, others).passed
     many = scored(*[float(i < 35) for i in range(50)], draws=1)
-    assert not gates.vanishing_noise_is_no_noise(some, many).passed
-    assert not gates.vanishing_noise_is_no_noise(many, some).passed
+    assert not gates.vanishing_noise_equals_noiseless(some, many).passed
+    assert not gates.vanishing_noise_equals_noiseless(many, some).passed
     everywhere = scored(*[0.2] * 50), scored(*[0.8] * 50)
-    assert not gates.vanishing_noise_is_no_noise(*everywhere).passed
+    assert not gates.vanishing_noise_equals_noiseless(*everywhere).passed
 
 
 def test_chance_alone_does_not_fail_a_gate_but_a_real_rise_does():

@@ -177,6 +177,18 @@ def test_a_setting_that_the_data_set_does_not_know_is_not_offered_and_refused(
     parse(config_class, ["--config", neutral], dataset=dataset)
 
 
+@pytest.mark.parametrize(
+    ("config_class", "dataset", "flags"),
+    [
+        (TrainConfig, IMAGES, ["--roll", "0"]),
+        (TrainConfig, EVENTS, ["--no-autoaugment"]),
+        (EvaluationConfig, IMAGES, ["--drop_p", "0.3"]),
+    ],
+)
+def test_a_flag_of_the_other_kind_of_data_is_refused_even_at_its_default(capsys, config_class, dataset, flags):
+    assert f"has no meaning for {dataset.name}" in refused(capsys, config_class, flags, dataset=dataset)
+
+
 def test_the_configuration_of_a_run_is_a_recipe_for_its_data_set(tmp_path):
     for dataset in (IMAGES, EVENTS):
         config, _ = parse(TrainConfig, ["--lr", "0.5"], dataset=dataset)

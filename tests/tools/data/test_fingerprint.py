@@ -1,6 +1,6 @@
 """The hash of code: it changes with what makes the content of a cache, and with nothing else."""
 
-import importlib
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -52,6 +52,23 @@ def test_a_module_that_is_imported_by_name_from_its_package_counts(copied):
     before = fingerprint()
     (copied / "new.py").write_text("A = 2\n")
     assert fingerprint() != before
+
+
+def test_a_module_of_this_repository_counts_by_its_absolute_name(copied, monkeypatch):
+    (copied / "new.py").write_text("A = 1\n")
+    (copied / "formats.py").write_text("import copied_events.new\n" + (copied / "formats.py").read_text())
+    monkeypatch.setattr("tools.data.fingerprint.PACKAGES", ("copied_events",))
+    before = fingerprint()
+    (copied / "new.py").write_text("A = 2\n")
+    assert fingerprint() != before
+
+
+def test_the_frames_depend_on_the_code_that_reads_arrays(monkeypatch):
+    find, found = importlib.util.find_spec, []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found.append(name) or find(name))
+    code_fingerprint.cache_clear()
+    code_fingerprint("tools.data.events.store")
+    assert {"tools.io.npy", "tools.io.files", "tools.errors"} <= set(found)
 
 
 def test_frames_of_other_code_are_not_found(tmp_path, monkeypatch):

@@ -195,7 +195,7 @@ def test_several_processes_go_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path,
 
     steps = 180 // (count * (20 // count))  # of an epoch
     assert run_processes(count, stopped) == [steps + 4] * count
-    with pytest.raises(ValueError, match=f"of a run of {count} processes, which 1 cannot continue"):
+    with pytest.raises(ValueError, match=f"saved by {count} processes and cannot be resumed by 1"):
         Training(TrainConfig(resume=str(broken)), stripes)
 
     def resumed(processes):

@@ -15,6 +15,7 @@ from tools.config.parsing import parse
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
+from tools.io.checkpoint import CheckpointError
 from tools.training import loop
 from tools.training.build import DEBUG_BATCHES
 from tools.training.divergence import Diverged
@@ -199,7 +200,7 @@ def test_rows_of_a_half_done_epoch_are_dropped_when_resuming(tmp_path, stripes, 
 
 def test_a_resumed_run_keeps_its_settings(tmp_path, stripes, monkeypatch):
     training, _ = run(tmp_path, stripes, epochs=1)
-    with pytest.raises(UserError, match="keeps its lr = 0.01; 0.5 was asked for"):
+    with pytest.raises(UserError, match="keeps lr = 0.01; it cannot be changed to 0.5"):
         Training(config(tmp_path, resume=str(training.folder), lr=0.5), stripes, given={"lr"})
     longer = Training(config(tmp_path, resume=str(training.folder), epochs=2), stripes, given={"epochs"})
     longer.run()
@@ -221,6 +222,22 @@ def test_a_network_alone_cannot_be_resumed(tmp_path, stripes):
     other = dataclasses.replace(stripes, name="other")
     with pytest.raises(UserError, match="was trained on stripes, this script is for other"):
         Training(config(tmp_path, resume=str(training.folder)), other)
+
+
+def test_a_checkpoint_without_a_part_that_the_run_has_says_which(tmp_path, stripes):
+    training, _ = run(tmp_path, stripes, epochs=1)
+    content = checkpoint.read(training.folder / "last.pth")
+    for part in ("optimizer", "scheduler"):
+        older = {name: value for name, value in content.items() if name not in (part, "checksum")}
+        checkpoint.save(training.folder / "older.pth", older)
+        with pytest.raises(CheckpointError, match=f"older.pth cannot be resumed: .*{part}"):
+            Training(config(tmp_path, resume=str(training.folder / "older.pth")), stripes)
+
+
+@pytest.mark.parametrize("setting", ["init", "optim", "scheduler", "loss", "reg", "neuron", "model"])
+def test_an_unknown_name_is_an_error_of_the_user_that_lists_the_known_ones(tmp_path, stripes, setting):
+    with pytest.raises(UserError, match="'nosuch'; choose from"):
+        Training(config(tmp_path, **{setting: "nosuch"}), stripes)
 
 
 @pytest.mark.parametrize("spoilt", ["classifier.0.weight", "stem.conv.weight"])
@@ -363,7 +380,7 @@ def test_a_run_with_loss_tet_is_resumed_with_tet(tmp_path, stripes):
     Training(resumed, stripes, given)
     for flag in ("--no-tet", "--loss=rate"):
         resumed, given = parse(TrainConfig, ["--resume", str(training.folder), flag])
-        with pytest.raises(UserError, match="a resumed run keeps its"):
+        with pytest.raises(UserError, match="a resumed run keeps"):
             Training(resumed, stripes, given)
 
 

@@ -251,7 +251,7 @@ def test_a_signal_in_validation_and_the_end_of_the_time_lose_nothing(tmp_path, s
     assert error.value.exit_code == 143
     stopped = Training(config(tmp_path, resume=str(training.folder), max_minutes=1e-9), stripes, {"max_minutes"})
     assert stopped.first_epoch == 2
-    with pytest.raises(Interrupted, match="the time is over") as error:
+    with pytest.raises(Interrupted, match="the time limit was reached") as error:
         stopped.run()
     assert error.value.exit_code == 0
     resumed = Training(config(tmp_path, resume=str(training.folder), max_minutes=0.0), stripes, {"max_minutes"})

@@ -8,7 +8,7 @@ import torch
 
 from tools.data.batches import Batches
 
-from .frames import VALUES, Framing, cell_area, count_frames
+from .frames import CELLS, VALUES, Framing, cell_area, count_frames
 from .recordings import Recording
 from .store import FrameStore
 
@@ -64,8 +64,6 @@ def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = 
             by its maximum, and an empty one stays zero.
         area: `frames.cell_area`, to average over the sensor pixels of a cell; None: cells hold their sum.
     """
-    if values not in VALUES:
-        raise ValueError(f"values of frames are {', '.join(VALUES)}; got {values!r}")
     if values == "binary":
         return (counts > 0).float()
     counts = counts.float()
@@ -73,7 +71,9 @@ def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = 
         counts = counts / area
     if values == "count":
         return counts
-    return counts / counts.amax((-3, -2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    if values == "normalised":
+        return counts / counts.amax((-3, -2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    raise ValueError(f"values of frames are {', '.join(VALUES)}; got {values!r}")
 
 
 class FrameBatches(Batches):
@@ -87,6 +87,8 @@ class FrameBatches(Batches):
         self.area = None
         if self.data.cells == "average":
             self.area = torch.from_numpy(cell_area(self.data.framing)).to(self.device)
+        elif self.data.cells != "sum":
+            raise ValueError(f"cells of frames hold {' or '.join(CELLS)}; got {self.data.cells!r}")
 
     def _batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         labels = self.data.labels[chosen].to(self.device)

@@ -2,7 +2,7 @@
 
 A store is a folder of shards. Shard 3 holds the frames of `SHARD` consecutive recordings in `00003.npy`, and a report
 of what was left out in `00003.json`, which is written last and has checksums of both. Files appear whole or not at
-all: an interrupted store is completed, several processes may make one at once, and a damaged shard is made anew.
+all: an interrupted store is completed, several processes may make one at once, and a damaged shard is rebuilt.
 
 This module and those it imports from its package run in worker processes, so none of them imports torch.
 """
@@ -71,7 +71,8 @@ class FrameStore:
         self.dropped: collections.Counter[str] = collections.Counter()
         for shard, path in enumerate(paths):
             report = json.loads(path.with_suffix(".json").read_bytes())["report"]
-            self.skipped.update({SHARD * shard + int(row): why for row, why in report["skipped"].items()})
+            for row, why in report["skipped"].items():
+                self.skipped[SHARD * shard + int(row)] = why
             self.dropped.update(report["dropped"])
 
     def __len__(self) -> int:
@@ -82,7 +83,10 @@ class FrameStore:
 
 
 def _is_made(path: Path, lenient: bool) -> bool:
-    """Whether a shard is there and usable: a strict store makes one with omissions anew, to raise their error."""
+    """Whether a shard is usable.
+
+    A strict store rebuilds a shard with omissions, so that the error behind them is raised.
+    """
     report = _checked_report(path)
     return report is not None and (lenient or not (report["skipped"] or any(report["dropped"].values())))
 
@@ -158,7 +162,7 @@ def _checked_report(path: Path) -> dict | None:
         content = json.loads(beside.read_bytes())
         if content["crc32"] == _checksums(path, content["report"]):
             return content["report"]
-    logger.warning("%s in the cache is damaged; it is made anew", path)
+    logger.warning("%s in the cache is damaged; it will be rebuilt", path)
     return None
 
 

@@ -9,7 +9,7 @@ from tools.evaluation.report.page import Section, Table, missing
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.probes.firing_rates import firing_rates
-from tools.probes.operations import count_operations
+from tools.probes.operations import ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ, count_operations
 
 from . import Measurement
 
@@ -54,5 +54,6 @@ class Efficiency(Measurement):
             report = one.reports[self.key]
             numbers = [report.ac, report.mac, report.energy_nj, report.relu_ac, report.relu_mac, report.relu_energy_nj]
             rows.append([group, one.seed, *(f"{number:.4g}" for number in numbers)])
-        note = "Of one sample; 0.9 pJ an accumulate, 4.6 pJ a multiply-accumulate (45 nm)."
+        costs = f"{ACCUMULATE_PJ} pJ an accumulate, {MULTIPLY_ACCUMULATE_PJ} pJ a multiply-accumulate"
+        note = f"Of one sample; {costs} (45 nm)."
         return [Section(heading, [figures.firing_rates(measured), Table(head, rows), note])]

@@ -33,7 +33,7 @@ SCORES = {  # headings in the report; a score without an entry is shown by its o
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
 }
-NO_SCORES = {"draws", "ensembles", "factor", "timesteps", "accuracy", "temperature"}
+NO_SCORES = figures.COUNTS | {"accuracy", "temperature"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,15 @@ from tools.perturb import PERTURBATIONS
 WIDTH = 9.6  # inches
 COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # the same in all reports, so not averaged
 WORST_COLUMNS = 6
-ATTACK_STYLES = {"all": "-", "PGD": "--", "random noise": ":"}
+ATTACK_STYLES = {  # styles of their lines; None: not drawn
+    "all": "-",
+    "PGD": "--",
+    "random noise": ":",
+    "FGSM": None,
+    "Square": None,
+    "transfer, noiseless": None,
+    "transfer, mean field": None,
+}
 QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
 COMPUTE = {  # what compute is spent on: the entry of a row that is on the axis, and the style of the curve
     "draws": ("draws", dict(marker="o", markersize=4)),
@@ -73,6 +81,10 @@ def attacks(evaluation: Evaluation) -> Figure:
     """Accuracy against the radius of the attacks, a panel for each norm; the title names groups whose gates failed."""
     rows = [row for row in evaluation.rows if row.test.startswith(ATTACK)]
     norms = list(dict.fromkeys(row.of for row in rows))
+    made = {row.test.partition("): ")[2] for row in rows}
+    if missing := made - ATTACK_STYLES.keys():
+        raise KeyError(f"ATTACK_STYLES has no entry for {', '.join(sorted(missing))}")
+    drawn = {attack: style for attack, style in ATTACK_STYLES.items() if style is not None}
     clean, doubtful = {}, []
     for group, reports in evaluation.reports("attacks").items():
         clean[group] = GroupAccuracy(**seed_interval([one.clean.accuracy for one in reports]), draws_std=None)
@@ -81,7 +93,7 @@ def attacks(evaluation: Evaluation) -> Figure:
     figure, panels = _panels(1, len(norms), 3.6, sharey=True)
     for axes, norm in zip(panels.flat, norms):
         for number, group in enumerate(evaluation.groups):
-            for attack, style in ATTACK_STYLES.items():
+            for attack, style in drawn.items():
                 shown = [row for row in rows if row.of == norm and row.test.endswith(f": {attack}")]
                 radii = [0, *(row.strength for row in shown)]
                 accuracies, name = [clean[group], *(row.groups[group] for row in shown)], f"{group}, {attack}"
@@ -140,10 +152,13 @@ def reliability(measured: dict[str, list[Any]]) -> Figure:
 def firing_rates(measured: dict[str, list[Any]]) -> Figure:
     """Mean firing rate of each layer, a bar for each group; `measured` is {group: its efficiency reports}."""
     figure, ((axes,),) = _panels(1, 1, 3.2)
-    layers = list(dict.fromkeys(layer for reports in measured.values() for layer in reports[0].firing_rates))
+    layers: dict[str, None] = {}  # in the order of their first appearance
+    for reports in measured.values():
+        layers |= dict.fromkeys(reports[0].firing_rates)
     width = 0.8 / len(measured)
     for number, (group, reports) in enumerate(measured.items()):
-        means = [np.mean([one.firing_rates.get(layer, np.nan) for one in reports]) for layer in layers]
+        rates = [[one.firing_rates.get(layer, np.nan) for layer in layers] for one in reports]
+        means = np.mean(rates, axis=0)
         axes.bar(np.arange(len(layers)) + number * width, means, width, label=_plain(group))
     axes.set_xticks(np.arange(len(layers)) + 0.4 - width / 2, layers, rotation=30, ha="right", fontsize=8)
     axes.set_ylabel("spikes per neuron and step")
@@ -194,7 +209,10 @@ def mean_rows(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Rows of numbers, averaged over several tables; [] without tables."""
     means = []
     for rows in zip(*tables):
-        means.append({key: rows[0][key] if key in COUNTS else np.mean([row[key] for row in rows]) for key in rows[0]})
+        mean = {}
+        for key in rows[0]:
+            mean[key] = rows[0][key] if key in COUNTS else np.mean([row[key] for row in rows])
+        means.append(mean)
     return means
 
 

@@ -111,8 +111,8 @@ def _differences(evaluation: Evaluation) -> list[Any]:
         return ["One group of networks: nothing to compare. Give --compare NSNN=a.pth,b.pth SNN=c.pth,d.pth."]
     note = (
         "Each test is the mean over its strengths. p is the larger of two: over the test samples (paired bootstrap), "
-        "and over the training seeds (Welch's t-test), with Holm's correction for all tests of two groups. Beyond "
-        "chance is p below 0.05; with few seeds, little is."
+        "and over the training seeds (Welch's t-test), with Holm's correction for all tests of two groups. A "
+        "difference is beyond chance if p is below 0.05; with few seeds, few are."
     )
     return [verdicts(evaluation.summary), note, comparison(evaluation.summary)]
 

@@ -23,6 +23,7 @@ from .recordings import Recording
 
 logger = logging.getLogger(__name__)
 STEPS, QUICK_STEPS = 1500, 300  # of a fit
+FITTED_TRIALS, TEST_TRIALS = 20, 50  # that cells are recorded for, in `fits`
 LEAD_IN = 100  # frames before the test that a network sees, so that it does not start from rest
 TRIALS = 4  # of a model for each recorded one, so that its mean response is known better
 WINDOW, TAU = bins_of_window(FRAME_S), TAU_S / FRAME_S  # in bins
@@ -157,13 +158,14 @@ def fits(study: Study, digits: torch.Tensor) -> dict:
     movie, drive = population(digits, frames, study.seed_for("population"))
     results = {}
     for name, cells in (("LN cells", LNCells(drive)), ("LIF cells", LIFCells(drive))):
-        recorded = cells.sample(20, study.seed_for("recording"))[:, :start]
-        tested = cells.sample(50, study.seed_for("test"))[:, start:]
+        recorded = cells.sample(FITTED_TRIALS, study.seed_for("recording"))[:, :start]
+        tested = cells.sample(TEST_TRIALS, study.seed_for("test"))[:, start:]
         results[name] = compare(study, Split(movie, recorded, tested, FRAME_S), name)
         trials = [cells.sample(TRIALS * len(tested), seed) for seed in study.seeds("oracle", full=5, quick=5)]
         results[name]["oracle"] = over_seeds([judge(spikes[:, start:], tested, FRAME_S) for spikes in trials])
         study.save(f"fits_{name.split()[0].lower()}", pictures.fits(results[name], name))
-    return {"frames": start, "trials": 20, "test_frames": frames - start, "test_trials": 50, "results": results}
+    head = {"frames": start, "trials": FITTED_TRIALS, "test_frames": frames - start, "test_trials": TEST_TRIALS}
+    return {**head, "results": results}
 
 
 def recording(study: Study, data: Recording, name: str) -> dict:

@@ -17,8 +17,8 @@ PAIRS = 10  # trials of each for Victor and Purpura's distance, which is slow
 class Judgement:
     """How well the trials of a model match recorded ones, in their mean and in their variability.
 
-    All are means over cells. A mismatch is the absolute difference between model and recording, except for the Fano
-    factor relative to the recording.
+    All are means over cells. A mismatch is the absolute difference between model and recording, relative to the
+    recording, except for the Fano factor.
     """
 
     cc_norm: float  # of the mean response, over cells with a signal; 0 for cells whose model has none

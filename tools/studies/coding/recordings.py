@@ -1,5 +1,6 @@
 """Recordings of cells that saw a movie, from files: .npz or NWB."""
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -11,6 +12,8 @@ from tools.io.files import is_folder_or_device
 from tools.io.npy import read_npz
 
 MOST_BYTES = 2**34  # of a recording in memory; as spikes are sparse, a compressed file may have a hundredth of that
+# What the content of a damaged NWB file raises: its arrays are read only when they are used.
+DAMAGED = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +89,15 @@ def _read_nwb(path):
         from pynwb import NWBHDF5IO
     except ImportError as error:
         raise UserError("reading NWB needs the package pynwb (pip install pynwb)") from error
-    try:
-        with NWBHDF5IO(str(path), "r", load_namespaces=True) as io:
-            return _from_nwb(io.read())
-    except Exception as error:  # pynwb, hdmf and h5py raise many kinds
-        raise UserError(str(error) or repr(error)) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            content = stack.enter_context(NWBHDF5IO(str(path), "r", load_namespaces=True)).read()
+        except Exception as error:  # pynwb, hdmf and h5py raise many kinds
+            raise UserError(str(error) or repr(error)) from error
+        try:
+            return _from_nwb(content)
+        except DAMAGED as error:
+            raise UserError(str(error) or repr(error)) from error
 
 
 def _from_nwb(content):

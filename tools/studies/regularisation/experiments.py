@@ -13,6 +13,7 @@ from . import pictures
 from .runs import Data, Run, learn_scales, measure
 
 GAINS = ("test_accuracy", "train_loss", "test_loss", "gap", "sharpness", "hessian_trace")  # compared in pairs
+QUICK_SIZES = (100, 1000, 4000)  # numbers of training images, also those that are drawn
 
 
 def generalisation(study: Study, data: Data) -> dict:
@@ -21,7 +22,7 @@ def generalisation(study: Study, data: Data) -> dict:
     "..._gain" is the mean difference from the network without noise, whose surrogate gradient is the Gaussian density
     of the same standard deviation, over pairs of the same seed: with the same images, initial weights and order.
     """
-    sizes = (100, 1000, 4000) if study.quick else (100, 400, 1000, 4000)
+    sizes = QUICK_SIZES if study.quick else (100, 400, 1000, 4000)
     stds = (0.1, 0.3, 0.6, 1.2) if study.quick else (0.05, 0.1, 0.3, 0.6, 1.2, 2.0)
     seeds = study.seeds("generalisation", full=5, quick=3)
     steps = 300 if study.quick else 1000
@@ -37,7 +38,7 @@ def generalisation(study: Study, data: Data) -> dict:
         if noisy:
             row |= gains(networks, found[size, std, Gaussian, False], GAINS)
         rows.append(row)
-    study.save("generalisation", pictures.generalisation(rows))
+    study.save("generalisation", pictures.generalisation(rows, QUICK_SIZES))
     study.save("few_images", pictures.few_images(rows, std=0.3))
     return {"seeds": len(seeds), "steps": steps, "rows": rows}
 

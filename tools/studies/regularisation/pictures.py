@@ -1,5 +1,7 @@
 """Pictures of `experiments`."""
 
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure
 
 from tools.studies.intervals import against_scale, draw_intervals, panels
@@ -12,15 +14,16 @@ QUANTITIES = (
 )
 
 
-def generalisation(rows: list[dict]) -> Figure:
-    """Draw `QUANTITIES` against the scale: a column for each number of images, a line for each law."""
+def generalisation(rows: list[dict], sizes: Sequence[int]) -> Figure:
+    """Draw `QUANTITIES` against the scale: a column for each number of images in `sizes`, a line for each law."""
 
     def draw(axes, quantity, of_size):
         for name, of_group in _groups(of_size).items():
             _line(axes, [row["std"] for row in of_group], of_group, quantity, name)
 
-    sizes = (100, 1000, 4000)
-    columns = {f"{size} training images": [row for row in rows if row["images"] == size] for size in sizes}
+    columns = {}
+    for size in sizes:
+        columns[f"{size} training images"] = [row for row in rows if row["images"] == size]
     return against_scale(QUANTITIES, columns, draw)
 
 

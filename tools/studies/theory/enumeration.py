@@ -25,6 +25,17 @@ from models.functional import firing_probability
 MOST_BITS = 20  # spikes in a pattern; there are 2^bits patterns
 
 
+def _linear(output: torch.Tensor, target: float) -> torch.Tensor:
+    return output
+
+
+def _squared(output: torch.Tensor, target: float) -> torch.Tensor:
+    return (output - target).square()
+
+
+LOSSES = {"linear": _linear, "squared": _squared}  # functions of the output y and the target y*
+
+
 @dataclasses.dataclass(frozen=True)
 class SmallNetwork:
     r"""Weights, input and loss of a network whose output is :math:`y = \frac1T \sum_t c \cdot s^D_t`."""
@@ -33,7 +44,7 @@ class SmallNetwork:
     readout: torch.Tensor  # c, [neurons of the last layer]
     inputs: torch.Tensor  # [T, inputs]
     law: NoiseLaw
-    loss: str = "squared"  # (y - y*)^2, or "linear": y
+    loss: str = "squared"  # one of `LOSSES`
     target: float = 0.5  # y*
     decay: float = 0.5  # beta
     threshold: float = 1.0  # theta
@@ -54,7 +65,7 @@ class SmallNetwork:
     def loss_of(self, spikes: torch.Tensor) -> torch.Tensor:
         """Losses [M] of the last layer's spikes [T, M, neurons]."""
         output = (spikes @ self.readout).mean(0)
-        return output if self.loss == "linear" else (output - self.target).square()
+        return LOSSES[self.loss](output, self.target)
 
     def probabilities(self, weights: Sequence[torch.Tensor], spikes: list[torch.Tensor]) -> list[torch.Tensor]:
         """Probability of each spike, given its past and the layer below; lists have an entry per layer.

@@ -138,11 +138,12 @@ def exactness(study: Study) -> dict:
     cases += [("linear", steps, WIDTH) for steps in (2, 3, 4)]
     jobs, rows = {}, []
     for loss, steps, width in cases:
-        jobs[loss, steps, width] = [partial(measure, law, 1, width, steps, seed, loss, ["NDL"]) for seed in seeds]
+        network = partial(measure, law, 1, width, steps, loss=loss, names=["NDL"])
+        jobs[loss, steps, width] = [partial(network, seed) for seed in seeds]
     for (loss, steps, width), networks in study.map_groups(jobs, "where it is exact").items():
         bias = np.median([one["NDL"].bias for one in networks])
         rows.append({"loss": loss, "layers": 1, "steps": steps, "width": width, "bias": bias})
-    study.save("exactness", pictures.exactness(rows))
+    study.save("exactness", pictures.exactness(rows, WIDTH))
     return {"networks": len(seeds), "std": law.std, "draws": DRAWS, "median_bias": rows}
 
 
@@ -161,7 +162,7 @@ def gradients(study: Study) -> dict:
     for law in LAWS:
         of_law, counts = medians.setdefault(law.__name__, {}), have_one.setdefault(law.__name__, {})
         for depth in DEPTHS:
-            by_scale = [[one for one in found[law, depth, std] if not math.isnan(one["NDL"].bias)] for std in SCALES]
+            by_scale = [_with_gradient(found[law, depth, std]) for std in SCALES]
             of_law[f"{depth} layers"] = {name: _medians(by_scale, name) for name in ESTIMATORS}
             counts[f"{depth} layers"] = [len(networks) for networks in by_scale]
         study.save(f"gradients_{law.__name__.lower()}", pictures.gradients(SCALES, of_law, law.__name__))
@@ -169,12 +170,19 @@ def gradients(study: Study) -> dict:
     return {**head, "networks_with_a_gradient": have_one, "medians_over_networks": medians}
 
 
+def _with_gradient(networks: list[dict[str, Comparison]]) -> list[dict[str, Comparison]]:
+    """The networks whose exact gradient is not zero, to which a bias is relative."""
+    return [one for one in networks if not math.isnan(one["NDL"].bias)]
+
+
 def _medians(groups: list[list[dict[str, Comparison]]], estimator: str) -> dict[str, list[float]]:
     """{quantity of an estimator: its median over each group of networks}."""
     medians = {}
     for quantity in QUANTITIES:
-        values = [[getattr(one[estimator], quantity) for one in networks] for networks in groups]
-        medians[quantity] = [float(np.median(of_group)) if of_group else math.nan for of_group in values]
+        medians[quantity] = []
+        for networks in groups:
+            values = [getattr(one[estimator], quantity) for one in networks]
+            medians[quantity].append(float(np.median(values)) if values else math.nan)
     return medians
 
 

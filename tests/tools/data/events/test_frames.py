@@ -6,7 +6,7 @@ import torch
 
 from tools.data.events import EVENT
 from tools.data.events.frames import Framing, cell_area, count_frames, edges_by_count, edges_by_time
-from tools.data.events.labelled import frame_values
+from tools.data.events.labelled import LabelledRecordings, frame_values
 
 
 def stream(count, sensor=(128, 96), seed=0, start=10**9):
@@ -59,6 +59,14 @@ def test_values_of_frames():
         assert frame_values(counts, "binary", pixels).sum() == 2
     with pytest.raises(ValueError, match="normalised"):
         frame_values(counts, "mean", area)
+
+
+def test_a_way_to_fill_cells_that_nothing_computes_is_an_error():
+    framing = Framing(1, "count", (2, 2), (2, 2))
+    counts, labels = np.zeros((1, 1, 2, 2, 2), np.uint8), torch.zeros(1, dtype=torch.int64)
+    data = LabelledRecordings([None], counts, np.arange(1), labels, framing, "count", "median")
+    with pytest.raises(ValueError, match="sum or average; got 'median'"):
+        data.batches(1, torch.device("cpu"))
 
 
 def test_an_even_scene_is_even_on_average_where_cells_have_different_numbers_of_pixels():

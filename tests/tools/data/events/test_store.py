@@ -1,4 +1,4 @@
-"""Stores of frames: complete after interruptions, made anew when damaged, keyed by what they hold."""
+"""Stores of frames: complete after interruptions, rebuilt when damaged, keyed by what they hold."""
 
 import concurrent.futures
 import dataclasses

@@ -1,0 +1,1 @@
+"""The pages of the documentation, and `quote`, which fills results into them."""
