@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import noise
 from . import build, common, cpu, selftest
@@ -63,7 +62,7 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
     scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
     tensors = (x, state, decay, scale)
     keep_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode()
+    traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or _is_watched()
     seeds = None
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
@@ -72,6 +71,12 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
     else:
         spikes, last, _ = _Direct.apply(x, state, decay, scale, seeds, (neuron, keep_z, keep_state))
     return spikes, last
+
+
+def _is_watched() -> bool:
+    """Whether a dispatch mode or a tracer of this thread must see the operator."""
+    # PyTorch's own `is_in_torch_dispatch_mode` is one flag for all threads.
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
 # A `Neuron` as arguments of an operator, by name; learnt numbers come as tensors before them.
@@ -280,7 +285,8 @@ def _cuda(law: str) -> ModuleType | None:
         kernel = _cuda_kernel()
         if law not in kernel.KNOWN_LAWS:
             return None
-        selftest.check_law(kernel, law, torch.empty(0, device="cuda"))
+        device = torch.cuda.current_device()  # another thread may have another one
+        selftest.without_modes(lambda: selftest.check_law(kernel, law, torch.empty(0, device=f"cuda:{device}")))
     except Exception as error:  # Triton is missing, cannot compile here (it says so in many ways), or is wrong
         build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA: {error}")
         return None

@@ -402,7 +402,7 @@ def test_a_tracer_sees_the_operator():
 @pytest.mark.parametrize("traced", [False, True])
 def test_there_is_no_second_derivative_and_no_silent_zero(leaf, traced, monkeypatch):
     x = leaf(torch.rand(3, 2, 50, generator=seeded(1)) * 1.5).requires_grad_()
-    monkeypatch.setattr(fused, "is_in_torch_dispatch_mode", lambda: traced)
+    monkeypatch.setattr(fused, "_is_watched", lambda: traced)
     spikes, _ = noisy_lif(x, Gaussian(0.3), mode="mean_field", backend="fused")
     (grad,) = torch.autograd.grad(spikes.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once.differentiable|does not require grad"):
