@@ -6,18 +6,17 @@ Their namespace comes from the name of this package, so that copies of it under 
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
 from .. import noise
-from . import build, common, cpu, selftest
-from .common import SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, empty_outputs
+from . import build, common, cpu, eager, selftest
+from .common import NO_SECOND_DERIVATIVE, SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, empty_outputs
 
 
 def _library() -> torch.library.Library:
@@ -171,7 +170,9 @@ def _backward(
     grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
 ) -> Gradients:
     """As `cpu.Kernel.backward`, for any spikes; `learnt` are decay and scale, where they are tensors."""
-    _, state, _, spikes, z = saved
+    x, state, seeds, spikes, z = saved
+    if not (neuron.decay_input and learns[0]):
+        saved = (None, state, seeds, spikes, z)  # it would be laid out as the spikes in vain
     if spikes.numel() > 0:
         return _kernel(spikes).backward(grads, saved, neuron.learning(*learnt), learns)
     grad_x, grad_state = empty_gradients(spikes, z, state)
@@ -203,7 +204,7 @@ def _(*tensors: Any, **settings: Any) -> tuple[Tensor, ...]:
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("spiking neurons are once differentiable: there is no gradient of their gradient")
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
 torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIBRARY)
@@ -215,7 +216,7 @@ def _save_for_backward(
     x, state, decay, scale, seeds = tensors
     spikes, _, z = output
     ctx.neuron, ctx.keep_state = neuron.of_gradient(), keep_state
-    kept_x = x if neuron.decay_input and decay is not None else None
+    kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
     kept_scale = scale if neuron.surrogate is None else None
     ctx.save_for_backward(decay, kept_scale, kept_x, state, seeds, spikes, z)
     ctx.set_materialize_grads(False)
@@ -225,13 +226,13 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, An
     _save_for_backward(ctx, inputs[:5], _rebuilt(**keyword_only_inputs), inputs[6], output)
 
 
-def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The backward function of autograd, by `_backward` or by its operator."""
+def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward function of autograd, by `_backward_again` or by the operator."""
 
     def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
         outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
-        saved = ctx.saved_tensors
+        saved = common.saved_tensors(ctx)
         grads = backward(outer, saved[:2], saved[2:], ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
@@ -251,6 +252,22 @@ torch.library.register_autograd(
 )
 
 
+def _backward_again(
+    grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
+) -> Sequence[Tensor | None]:
+    """As `_backward`, also where its result is to be differentiated again, or gradients come in batches."""
+    if neuron.mean_field and torch.is_grad_enabled():
+        return eager.gradients_of_plain(saved[0], saved[1], neuron.learning(*learnt), grads)
+    backward: Any = _backward_by_operator if common.in_batches(grads) else _backward
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+
+        def differentiate(spikes: Tensor, *grads: Tensor | None) -> Gradients:
+            return backward(grads, learnt, saved, neuron, learns)
+
+        return common.OnceOneByOne.apply(differentiate, saved[3], *grads)
+    return backward(grads, learnt, saved, neuron, learns)
+
+
 class _Direct(torch.autograd.Function):
     """The operator without PyTorch's dispatcher, which would cost small layers more than their neurons."""
 
@@ -263,7 +280,7 @@ class _Direct(torch.autograd.Function):
         _save_for_backward(ctx, inputs[:5], neuron, keep_state, output)
         return output
 
-    backward = staticmethod(once_differentiable(_differentiated_by(_backward)))  # type: ignore[assignment]
+    backward = staticmethod(_differentiated_by(_backward_again))
 
 
 def _kernel(x: Tensor) -> Any:
