@@ -71,7 +71,7 @@ def after_reset(u: Tensor, fired: Tensor, reset: str, threshold: float) -> Tenso
 
 def step_of(x: Tensor) -> Tensor:
     """The first step [B, ...] of x [T, B, ...]; uninitialised if T = 0."""
-    return x[0] if len(x) else x.new_empty(x.shape[1:])
+    return x[0] if x.shape[0] > 0 else x.new_empty(x.shape[1:])
 
 
 def dense(x: Tensor) -> Tensor:
@@ -94,8 +94,8 @@ def empty_outputs(x: Tensor, keep_z: bool, keep_state: bool) -> tuple[Tensor, Te
     """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...]; no elements in what is not kept."""
     step, dtype = step_of(x), arithmetic_dtype(x.dtype)
     last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
-    z = empty_sequence(step, len(x), dtype) if keep_z else step.new_empty(0, dtype=dtype)
-    return empty_sequence(step, len(x), x.dtype), last, z
+    z = empty_sequence(step, x.shape[0], dtype) if keep_z else step.new_empty(0, dtype=dtype)
+    return empty_sequence(step, x.shape[0], x.dtype), last, z  # not len(x), which makes a symbolic length a number
 
 
 def empty_gradients(spikes: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,10 @@ LIBRARY = _library()
 def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
     """Whether there is a fused kernel for the device and dtype of `x` that knows the law."""
     kind = type(law)  # not a subclass: its functions may be others
-    if kind not in noise.LAWS or x.shape[1:].numel() > common.MAX_NEURONS:
+    if kind not in noise.LAWS:
+        return False
+    # `numel` makes symbols numbers; compiled, the operator itself refuses too many neurons.
+    if not torch.compiler.is_compiling() and x.shape[1:].numel() > common.MAX_NEURONS:
         return False
     return _has_kernel(x.device.type, x.dtype, kind.__name__)
 
@@ -133,13 +136,15 @@ random_seeds = _operator("random_seeds(Tensor x) -> Tensor", _random_seeds, (tor
 
 @torch.library.register_fake(random_seeds, lib=LIBRARY)
 def _(x: Tensor) -> Tensor:
-    return x.new_empty(len(x), dtype=torch.int64)
+    return x.new_empty(x.shape[0], dtype=torch.int64)
 
 
 def _forward(
     x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`, for any x."""
+    if x.numel() > x.shape[0] * common.MAX_NEURONS:
+        raise ValueError(f"a fused kernel runs up to {common.MAX_NEURONS} neurons; NSNN_KERNELS=eager runs more")
     if x.numel() > 0:
         return _kernel(x).forward(dense(x), state, seeds, neuron, keep_z, keep_state)
     spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
