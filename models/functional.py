@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .kernels import eager, fused
 from .kernels.common import RESETS, Neuron, after_reset, arithmetic_dtype
@@ -27,7 +28,11 @@ PLACEMENTS = ("both", "escape", "membrane")
 MODES = ("noisy", "noiseless", "mean_field")
 LAW_ATTRIBUTES = ("cdf", "pdf", "icdf", "sample", "widened", "scale", "loc")
 Kernel = Callable[[Tensor, Tensor | None, Neuron, bool], tuple[Tensor, Tensor]]
-KERNELS: dict[str, Kernel] = {"eager": eager.lif_sequence, "fused": fused.lif_sequence}
+KERNELS: dict[str, Kernel] = {
+    "eager": eager.lif_sequence,
+    "fused": fused.lif_sequence,
+    "plain": eager.plain_sequence,
+}
 
 
 def noisy_lif(
@@ -64,7 +69,8 @@ def noisy_lif(
         surrogate: a law whose density is the gradient instead; the mean field, whose gradient is exact, ignores it.
         mode: "noisy"; "noiseless" fires where u > threshold; "mean_field" replaces spikes by their probabilities
             F(u - threshold), in the reset too.
-        backend: "eager" (any law and device), "fused" (compiled; the laws of this package), "auto": fused if possible.
+        backend: "eager" (any law and device), "fused" (compiled; the laws of this package), "plain" (operations that
+            `torch.func` and forward mode differentiate) or "auto": fused if possible, plain where it is needed.
         keep_state: if false, the second result is None, and need not be computed.
 
     Shape:
@@ -197,11 +203,24 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
 
 def _choose_kernel(backend: str, x: Tensor, noise: NoiseLaw, surrogate: NoiseLaw | None) -> Kernel:
     check_choice("backend", backend, ("auto", *KERNELS))
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _kernel_under_transforms(backend)
+    if backend == "plain":
+        return KERNELS["plain"]
     if backend != "eager" and fused.serves(x, noise) and (surrogate is None or fused.serves(x, surrogate)):
         return KERNELS["fused"]
     if backend == "fused":
         raise ValueError(f"no fused kernel runs {noise!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
     return KERNELS["eager"]
+
+
+def _kernel_under_transforms(backend: str) -> Kernel:
+    if backend in ("eager", "fused"):
+        raise ValueError(f"backend={backend!r} does not run under torch.func or forward mode; 'auto' and 'plain' do")
+    # The compiler would lose the density of a spike; it also sees the pieces of what it gave up to compile as a whole.
+    if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
+        raise RuntimeError("torch.func and forward mode of spiking neurons cannot be compiled: leave out torch.compile")
+    return KERNELS["plain"]
 
 
 def _check_layer(

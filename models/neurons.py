@@ -42,6 +42,17 @@ def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
+def _fixed(name: str, value: float | Tensor, learnt_by: str) -> float:
+    """A setting as a number; ValueError for a tensor that would silently not be learnt, or is more than one number."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.requires_grad:
+        raise ValueError(f"a {name} that is given as a parameter would not be learnt: give a number; {learnt_by}")
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be one number for the layer, got a tensor of shape {list(value.shape)}")
+    return value.item()
+
+
 class SpikingNeuron(nn.Module, abc.ABC):
     """Base of the neurons, and the protocol by which the rest of the project knows a neuron.
 
@@ -79,6 +90,8 @@ class SpikingNeuron(nn.Module, abc.ABC):
 
     def __init__(self, threshold: float, decay: float, reset: str, detach_reset: bool, decay_input: bool) -> None:
         super().__init__()
+        threshold = _fixed("threshold", threshold, "no layer learns its threshold, but the weights before it do")
+        decay = _fixed("decay", decay, "ParametricLIF learns its decay")
         check_threshold(threshold)
         check_decay(decay)
         check_choice("reset", reset, RESETS)

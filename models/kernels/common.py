@@ -1,7 +1,7 @@
 """What all kernels share: the description of a neuron, and the order of neurons in memory."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,10 @@ MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 b
 Pair = tuple[Tensor | None, Tensor | None]
 Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # of x, state, decay and scale
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+NO_SECOND_DERIVATIVE = (
+    "spiking neurons are once differentiable, as their gradient is that of a surrogate: the mean field alone has "
+    "second derivatives (`with models.mean_field(net):`), in a network that is not compiled"
+)
 
 
 @dataclasses.dataclass(slots=True, eq=False)  # not frozen: that would double the time to make one, at every call
@@ -69,7 +73,7 @@ def after_reset(u: Tensor, fired: Tensor, reset: str, threshold: float) -> Tenso
 
 def step_of(x: Tensor) -> Tensor:
     """The first step [B, ...] of x [T, B, ...]; uninitialised if T = 0."""
-    return x[0] if len(x) else x.new_empty(x.shape[1:])
+    return x[0] if x.shape[0] > 0 else x.new_empty(x.shape[1:])
 
 
 def dense(x: Tensor) -> Tensor:
@@ -92,8 +96,8 @@ def empty_outputs(x: Tensor, keep_z: bool, keep_state: bool) -> tuple[Tensor, Te
     """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...]; no elements in what is not kept."""
     step, dtype = step_of(x), arithmetic_dtype(x.dtype)
     last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
-    z = empty_sequence(step, len(x), dtype) if keep_z else step.new_empty(0, dtype=dtype)
-    return empty_sequence(step, len(x), x.dtype), last, z
+    z = empty_sequence(step, x.shape[0], dtype) if keep_z else step.new_empty(0, dtype=dtype)
+    return empty_sequence(step, x.shape[0], x.dtype), last, z  # not len(x), which makes a symbolic length a number
 
 
 def empty_gradients(spikes: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -136,6 +140,64 @@ def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None
     if tensor.stride() == template.stride() and tensor.dtype == dtype:
         return tensor
     return torch.empty_like(template, dtype=dtype).copy_(tensor)
+
+
+def saved_tensors(ctx: Any) -> tuple[Any, ...]:
+    """What a kernel saved for its backward pass; RuntimeError in words if something else was written over it."""
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            "the spikes of a neuron, its input, its state or a parameter were changed in place, but the gradient needs "
+            "them as they were: use inplace=False in the layer after the neuron, or change a copy (spikes.clone())"
+        ) from error
+
+
+def in_batches(grads: Pair) -> bool:
+    """Whether gradients come in batches, by `is_grads_batched`: PyTorch then uses an older vmap than `torch.func`."""
+    return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+
+
+class Once(torch.autograd.Function):
+    """function(*tensors), which is a derivative already: to differentiate it is an error, and not a silent zero.
+
+    One of the tensors must be what the derivative depends on, and require a gradient.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(function: Callable[..., Any], *tensors: Tensor | None) -> Any:
+        return function(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
+class OnceOneByOne(Once):
+    """`Once`, for a function that cannot run under `torch.vmap`: it is called for one sample after the other."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], function: Callable[..., Any], *tensors: Tensor | None) -> Any:
+        results = []
+        for sample in range(info.batch_size):
+            one = [t if dim is None or t is None else t.select(dim, sample) for t, dim in zip(tensors, in_dims[1:])]
+            results.append(OnceOneByOne.apply(function, *one))
+        stacked = tuple(None if outputs[0] is None else torch.stack(outputs) for outputs in zip(*results))
+        return stacked, tuple(None if output is None else 0 for output in stacked)
 
 
 def backward_tensors(grads: Pair, saved: Sequence[Any]) -> dict[str, Any]:

@@ -37,7 +37,11 @@ def kernel(dtype: torch.dtype) -> "Kernel | None":
     """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built."""
     if dtype not in INPUT_BITS:
         return None
-    return build.load(SOURCE, f"-DINPUT_BITS={INPUT_BITS[dtype]}", lambda library: Kernel(library, dtype).checked())
+
+    def prepare(library: ctypes.CDLL) -> Kernel:
+        return selftest.without_modes(Kernel(library, dtype).checked)
+
+    return build.load(SOURCE, f"-DINPUT_BITS={INPUT_BITS[dtype]}", prepare)
 
 
 TENSORS = ["x", "state", "seeds", "spikes", "z", "grad_spikes", "grad_last", "grad_x", "grad_state", "parts", "last"]
@@ -111,7 +115,7 @@ class Kernel:
         layer = self._describe(tensors["spikes"], neuron, learns)
         parts = grad_decay = grad_scale = None
         if learns[0] or learns[1]:
-            parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64)
+            parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64, device="cpu")
         self._library.lif_backward(layer, _pointers(**tensors, parts=parts))
         if parts is not None:
             grad_decay, grad_scale = parts.sum(1).to(tensors["z"].dtype)

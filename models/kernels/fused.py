@@ -6,19 +6,17 @@ Their namespace comes from the name of this package, so that copies of it under 
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .. import contexts, noise
-from . import build, common, cpu, selftest
-from .common import SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, empty_outputs
+from . import build, common, cpu, eager, selftest
+from .common import NO_SECOND_DERIVATIVE, SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, empty_outputs
 
 
 def _library() -> torch.library.Library:
@@ -37,7 +35,10 @@ CHOICES = ("auto", "eager")  # of the environment variable NSNN_KERNELS; auto: f
 def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
     """Whether there is a fused kernel for the device and dtype of `x` that knows the law."""
     kind = type(law)  # not a subclass: its functions may be others
-    if kind not in noise.LAWS or x.shape[1:].numel() > common.MAX_NEURONS:
+    if kind not in noise.LAWS:
+        return False
+    # `numel` makes symbols numbers; compiled, the operator itself refuses too many neurons.
+    if not torch.compiler.is_compiling() and x.shape[1:].numel() > common.MAX_NEURONS:
         return False
     return _has_kernel(x.device.type, x.dtype, kind.__name__)
 
@@ -67,7 +68,7 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
     scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
     tensors = (x, state, decay, scale)
     keep_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_in_torch_dispatch_mode()
+    traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or _is_watched()
     seeds = None
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
@@ -76,6 +77,12 @@ def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bo
     else:
         spikes, last, _ = _Direct.apply(x, state, decay, scale, seeds, (neuron, keep_z, keep_state))
     return spikes, last
+
+
+def _is_watched() -> bool:
+    """Whether a dispatch mode or a tracer of this thread must see the operator."""
+    # PyTorch's own `is_in_torch_dispatch_mode` is one flag for all threads.
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
 # A `Neuron` as arguments of an operator, by name; learnt numbers come as tensors before them.
@@ -133,13 +140,15 @@ random_seeds = _operator("random_seeds(Tensor x) -> Tensor", _random_seeds, (tor
 
 @torch.library.register_fake(random_seeds, lib=LIBRARY)
 def _(x: Tensor) -> Tensor:
-    return x.new_empty(len(x), dtype=torch.int64)
+    return x.new_empty(x.shape[0], dtype=torch.int64)
 
 
 def _forward(
     x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`, for any x."""
+    if x.numel() > x.shape[0] * common.MAX_NEURONS:
+        raise ValueError(f"a fused kernel runs up to {common.MAX_NEURONS} neurons; NSNN_KERNELS=eager runs more")
     if x.numel() > 0:
         return _kernel(x).forward(dense(x), state, seeds, neuron, keep_z, keep_state)
     spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
@@ -170,7 +179,9 @@ def _backward(
     grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
 ) -> Gradients:
     """As `cpu.Kernel.backward`, for any spikes; `learnt` are decay and scale, where they are tensors."""
-    _, state, _, spikes, z = saved
+    x, state, seeds, spikes, z = saved
+    if not (neuron.decay_input and learns[0]):
+        saved = (None, state, seeds, spikes, z)  # it would be laid out as the spikes in vain
     if spikes.numel() > 0:
         return _kernel(spikes).backward(grads, saved, neuron.learning(*learnt), learns)
     grad_x, grad_state = empty_gradients(spikes, z, state)
@@ -202,7 +213,7 @@ def _(*tensors: Any, **settings: Any) -> tuple[Tensor, ...]:
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError("spiking neurons are once differentiable: there is no gradient of their gradient")
+    raise RuntimeError(NO_SECOND_DERIVATIVE)
 
 
 torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIBRARY)
@@ -214,7 +225,7 @@ def _save_for_backward(
     x, state, decay, scale, seeds = tensors
     spikes, _, z = output
     ctx.neuron, ctx.keep_state, ctx.seeds = neuron.of_gradient(), keep_state, seeds
-    kept_x = x if neuron.decay_input and decay is not None else None
+    kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
     kept_scale = scale if neuron.surrogate is None else None
     ctx.save_for_backward(decay, kept_scale, kept_x, state, seeds, spikes, z)
     ctx.set_materialize_grads(False)
@@ -224,13 +235,13 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, An
     _save_for_backward(ctx, inputs[:5], _rebuilt(**keyword_only_inputs), inputs[6], output)
 
 
-def _differentiated_by(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The backward function of autograd, by `_backward` or by its operator."""
+def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward function of autograd, by `_backward_again` or by the operator."""
 
     def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
         outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
-        saved = ctx.saved_tensors
+        saved = common.saved_tensors(ctx)
         contexts.check_same_noise(ctx.seeds, saved[4])
         grads = backward(outer, saved[:2], saved[2:], ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
@@ -251,6 +262,22 @@ torch.library.register_autograd(
 )
 
 
+def _backward_again(
+    grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
+) -> Sequence[Tensor | None]:
+    """As `_backward`, also where its result is to be differentiated again, or gradients come in batches."""
+    if neuron.mean_field and torch.is_grad_enabled():
+        return eager.gradients_of_plain(saved[0], saved[1], neuron.learning(*learnt), grads)
+    backward: Any = _backward_by_operator if common.in_batches(grads) else _backward
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+
+        def differentiate(spikes: Tensor, *grads: Tensor | None) -> Gradients:
+            return backward(grads, learnt, saved, neuron, learns)
+
+        return common.OnceOneByOne.apply(differentiate, saved[3], *grads)
+    return backward(grads, learnt, saved, neuron, learns)
+
+
 class _Direct(torch.autograd.Function):
     """The operator without PyTorch's dispatcher, which would cost small layers more than their neurons."""
 
@@ -263,7 +290,7 @@ class _Direct(torch.autograd.Function):
         _save_for_backward(ctx, inputs[:5], neuron, keep_state, output)
         return output
 
-    backward = staticmethod(once_differentiable(_differentiated_by(_backward)))  # type: ignore[assignment]
+    backward = staticmethod(_differentiated_by(_backward_again))
 
 
 def _kernel(x: Tensor) -> Any:
@@ -285,7 +312,8 @@ def _cuda(law: str) -> ModuleType | None:
         kernel = _cuda_kernel()
         if law not in kernel.KNOWN_LAWS:
             return None
-        selftest.check_law(kernel, law, torch.empty(0, device="cuda"))
+        device = torch.cuda.current_device()  # another thread may have another one
+        selftest.without_modes(lambda: selftest.check_law(kernel, law, torch.empty(0, device=f"cuda:{device}")))
     except Exception as error:  # Triton is missing, cannot compile here (it says so in many ways), or is wrong
         build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA: {error}")
         return None

@@ -4,7 +4,9 @@
 Gradients are compared with differences and densities, as autograd is off where an operator loads its kernel.
 """
 
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,17 @@ from .common import Neuron
 
 DRAWS = 8192
 MOST_DEVIATION = 0.02  # of a share of 8192 draws; the seed is fixed, and other laws are off by 0.05 or more
+Result = TypeVar("Result")
+
+
+def without_modes(check: Callable[[], Result]) -> Result:
+    """`check()`, in a thread of its own.
+
+    PyTorch keeps its modes by thread: fake tensors, tracers, the default device, functorch's levels, inference. Under
+    one of them the tensors of a check would have no memory, or would become part of the caller's graph.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(check).result()
 
 
 def check_law(kernel: Any, name: str, like: Tensor) -> None:
