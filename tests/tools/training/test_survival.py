@@ -562,7 +562,7 @@ def test_a_rollback_does_not_go_to_the_future(tmp_path, stripes):
 def test_another_number_of_training_samples_is_refused(tmp_path, stripes, in_mid_epoch):
     forged = {**copy.deepcopy(in_mid_epoch), "samples": 17}
     torch.save(forged, tmp_path / "last.pth")
-    with pytest.raises(checkpoint.CheckpointError, match="was trained on 17 samples, and here are 180"):
+    with pytest.raises(checkpoint.CheckpointError, match="was trained on 17 samples, but this data set has 180"):
         Training(config(tmp_path, resume=str(tmp_path)), stripes, {"resume"})
 
 
