@@ -149,6 +149,8 @@ class SpikingNeuron(nn.Module, abc.ABC):
         """What weights depend on and do not hold, as plain data: settings that are not learnt."""
         settings = {}
         for name in ("threshold", "decay", "reset", "decay_input", "placement", "noise", "surrogate"):
+            if f"{name}_logit" in self._parameters:  # learnt
+                continue
             value: Any = getattr(self, name, None)
             if hasattr(value, "scale"):  # a law, whose scale may be learnt
                 is_learnt = name == "noise" and getattr(self, "log_scale", None) is not None

@@ -19,7 +19,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.io": {"tools.errors"},
     "tools.runtime": {"tools.errors", "tools.io"},
     "tools.analysis": {"tools.errors"},
-    "tools.optim": {"tools.errors"},
+    "tools.optim": {"crits", "tools.errors"},
     "tools.data": BASE,
     "tools.inference": {"models", "tools.analysis", "tools.runtime"},
     "tools.probes": {*BASE, "crits", "tools.data", "tools.inference"},

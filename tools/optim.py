@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn, optim
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, LRScheduler, OneCycleLR
 
+from crits.watching import spiking_neurons
 from tools.errors import UserError
 
 # Fused: one kernel for all parameters, where PyTorch has it for CPU and CUDA.
@@ -46,11 +47,12 @@ def _entry(table: dict[str, Callable[..., Any]], what: str, name: str) -> Callab
 
 
 def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -> optim.Optimizer:
-    """One of `OPTIMIZERS`, without weight decay of 0-d parameters (learnt decays and noise scales)."""
-    parameters = list(net.parameters())
-    groups = [{"params": [p for p in parameters if p.dim() > 0], "weight_decay": weight_decay}]
-    if scalars := [p for p in parameters if p.dim() == 0]:
-        groups.append({"params": scalars, "weight_decay": 0.0})
+    """One of `OPTIMIZERS`; learnt decays and noise scales are a second group, without weight decay."""
+    learnt = {id(p) for _, neuron in spiking_neurons(net) for p in neuron.parameters(recurse=False) if p.dim() < 2}
+    learnt |= {id(p) for p in net.parameters() if p.dim() == 0}
+    groups = [{"params": [p for p in net.parameters() if id(p) not in learnt], "weight_decay": weight_decay}]
+    if learnt:
+        groups.append({"params": [p for p in net.parameters() if id(p) in learnt], "weight_decay": 0.0})
     return _entry(OPTIMIZERS, "optimiser", name)(groups, lr=lr)
 
 

@@ -136,9 +136,8 @@ def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale
 def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable | None = None) -> None:
     """Train a network for the steps of a run, in as many passes as that takes; `after_step` as in `train_one_epoch`."""
     optimizer = build_optimizer("adam", net, RATE, weight_decay=0.0)
-    for group in optimizer.param_groups:
-        if group["params"][0].dim() == 0:
-            group["lr"] = SCALE_RATE
+    for group in optimizer.param_groups[1:]:  # of learnt scales
+        group["lr"] = SCALE_RATE
     scheduler, scaler = build_scheduler("cos", optimizer, run.steps), torch.amp.GradScaler("cpu", enabled=False)
     learner = Learner(net=net, criterion=LOSS, optimizer=optimizer, scheduler=scheduler, scaler=scaler, forward=FORWARD)
     seed_generators(derived_seed(run.seed, "order"))
