@@ -12,7 +12,8 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from models import LIF, Gaussian, NoiseLaw, NoisyLIF, checkpoint, mean_field, noise_generator, noiseless
+from models import LIF, Gaussian, NoisyLIF, checkpoint, mean_field, noise_generator, noiseless
+from tests.models.test_noise import Laplace
 
 
 class Coin(nn.Module):
@@ -30,20 +31,6 @@ class Coin(nn.Module):
 
     def forward(self, x):
         return torch.sigmoid(x)
-
-
-class Laplace(NoiseLaw):
-    """A law that the fused kernels do not know."""
-
-    def cdf(self, x):
-        z = (x - self.loc) / self.scale
-        return 0.5 + 0.5 * torch.sign(z) * -torch.expm1(-z.abs())
-
-    def pdf(self, x):
-        return torch.exp(-((x - self.loc) / self.scale).abs()) / (2 * self.scale)
-
-    def icdf(self, p):
-        return self.loc - self.scale * torch.sign(p - 0.5) * torch.log1p(-2 * (p - 0.5).abs())
 
 
 def seeded(seed=0):

@@ -58,6 +58,16 @@ def interrupt_at(monkeypatch, interrupted):
     monkeypatch.setattr(loop, "train_one_epoch", stop)
 
 
+def interrupted_run(tmp_path, dataset, monkeypatch, epoch, **changes):
+    """A run that ended at the beginning of an epoch."""
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, epoch)
+        training = Training(config(tmp_path, **changes), dataset)
+        with pytest.raises(Interrupted):
+            training.run()
+    return training
+
+
 def rows(folder, *without):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{key: value for key, value in json.loads(line).items() if key not in without} for line in lines]
@@ -147,11 +157,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, str
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stripes, monkeypatch, changes):
     whole, result = run(tmp_path, stripes, **changes)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        broken = Training(config(tmp_path, **changes), stripes)
-        with pytest.raises(Interrupted):
-            broken.run()
+    broken = interrupted_run(tmp_path, stripes, monkeypatch, 3, **changes)
     torch.manual_seed(12345)  # a new process starts from another state
     resumed = Training(config(tmp_path, resume=str(broken.folder)), stripes)
     assert resumed.first_epoch == 3
@@ -168,11 +174,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, stripes, monkeypatch
 def test_a_run_of_an_earlier_version_with_numbers_of_shape_0_is_resumed(tmp_path, stripes, monkeypatch):
     changes = {"neuron": "PLIF", "model": "toynet", "optim": "adamw", "epochs": 2}
     _, result = run(tmp_path, stripes, **changes)
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 2)
-        broken = Training(config(tmp_path, **changes), stripes)
-        with pytest.raises(Interrupted):
-            broken.run()
+    broken = interrupted_run(tmp_path, stripes, monkeypatch, 2, **changes)
     content = checkpoint.read(broken.folder / "last.pth")
     states = [content["model"], *content["optimizer"]["state"].values()]
     changed = 0
@@ -187,11 +189,7 @@ def test_a_run_of_an_earlier_version_with_numbers_of_shape_0_is_resumed(tmp_path
 
 
 def test_rows_of_a_half_done_epoch_are_dropped_when_resuming(tmp_path, stripes, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_at(patch, 3)
-        broken = Training(config(tmp_path), stripes)
-        with pytest.raises(Interrupted):
-            broken.run()
+    broken = interrupted_run(tmp_path, stripes, monkeypatch, 3)
     with (broken.folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "lr": 1}\n{"epo')  # written, but the kill came before the checkpoint
     Training(config(tmp_path, resume=str(broken.folder / "last.pth")), stripes).run()
