@@ -1,7 +1,8 @@
 """Noisy spiking neurons and networks. Needs PyTorch alone: copy this folder into any project."""
 
 from .contexts import checkpoint
-from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron, mean_field, noiseless
+from .modes import mean_field, noiseless
+from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
 from .noise import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, noise_generator
 from .registry import build_model, build_neuron
 

@@ -6,12 +6,9 @@ range is a ValueError or TypeError.
 """
 
 import abc
-import contextlib
 import copy
 import math
-import threading
 import warnings
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .contexts import MODES, Block, refuse_reentrant
+from .contexts import MODES, refuse_reentrant
 from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold
 from .noise import Gaussian, NoiseLaw, check_scale
 
@@ -59,7 +56,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
     A module is a spiking neuron if its `emits_spikes` is true, whatever its class. A class of your own, or of another
     copy of this package, needs only the attributes for what you do with it:
 
-    - evaluation, attacks and the switches below: `is_noisy`.
+    - evaluation, attacks, `noiseless` and `mean_field`: `is_noisy`.
     - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
       u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one. It is
       set for all threads, and may not be two at once; `NoisyLIF` has one in each thread (`models.contexts`).
@@ -442,81 +439,3 @@ class NoisyLIF(SpikingNeuron):
     def extra_repr(self) -> str:
         learnt = "" if self.log_scale is None else f", scale={_number(self.scale):.4g} (learnt)"
         return f"{self.noise}{learnt}, {super().extra_repr()}, placement={self.placement!r}"
-
-
-def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-    """Context manager: every noisy neuron in `net` fires where u > threshold; TypeError if one has no `mode`.
-
-    It holds as `models.contexts` says, and not for copies of the network that are made inside.
-    """
-    return _Switch(net, "noiseless")
-
-
-def mean_field(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-    """Context manager: every noisy neuron in `net` outputs its firing probability F(u - threshold).
-
-    The reset uses the probability too, and the gradient is exact. Errors, and where it holds, as for `noiseless`.
-    """
-    return _Switch(net, "mean_field")
-
-
-def _switchable(net: nn.Module, mode: str) -> list[Any]:
-    neurons: list[Any] = []
-    for name, module in net.named_modules():
-        if not getattr(module, "emits_spikes", False):
-            continue
-        if hasattr(module, "is_noisy") and hasattr(module, "mode"):
-            neurons.append(module)
-        elif getattr(module, "is_noisy", True):
-            missing = "mode" if hasattr(module, "is_noisy") else "is_noisy"
-            raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs")
-    return neurons
-
-
-class _Switch(Block):
-    """A block in which the noisy neurons of a network have a mode."""
-
-    def __init__(self, net: nn.Module, mode: str) -> None:
-        super().__init__(MODES, net)
-        self._mode = mode
-        self._undo: list[contextlib.ExitStack] = []  # one for each time that the block was entered
-
-    def __enter__(self) -> nn.Module:
-        neurons = _switchable(self.value, self._mode)
-        with contextlib.ExitStack() as stack:
-            for neuron in neurons:
-                if not getattr(neuron, "knows_contexts", False):
-                    _set_mode(neuron, self, self._mode)
-                    stack.callback(_restore_mode, neuron, self)
-            self._undo.append(stack.pop_all())
-        self.setting.begin(self, (self._mode, {id(neuron): neuron for neuron in neurons}))
-        return self.value
-
-    def __exit__(self, *error: object) -> None:
-        self.setting.end(self)
-        self._undo.pop().close()
-
-
-# Of neurons that do not know `models.contexts`: [(block, mode, thread)], before them (None, own mode, None).
-_modes_set: "weakref.WeakKeyDictionary[Any, list[tuple[Any, str, int | None]]]" = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-def _set_mode(neuron: Any, block: object, mode: str) -> None:
-    with _lock:
-        blocks = _modes_set.setdefault(neuron, [(None, neuron.mode, None)])
-        for _, other, thread in blocks[1:]:
-            if other != mode and thread != threading.get_ident():
-                raise RuntimeError(f"{type(neuron).__name__} is {other} in another thread: give each thread a copy")
-        blocks.append((block, mode, threading.get_ident()))
-        neuron.mode = mode
-
-
-def _restore_mode(neuron: Any, block: object) -> None:
-    with _lock:
-        blocks = _modes_set[neuron]
-        last = max(place for place, entry in enumerate(blocks) if entry[0] is block)
-        del blocks[last]
-        neuron.mode = blocks[-1][1]
-        if len(blocks) == 1:
-            del _modes_set[neuron]

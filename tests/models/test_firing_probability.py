@@ -5,9 +5,8 @@ import itertools
 import pytest
 import torch
 
-from models import Gaussian, Logistic, NoisyLIF, Uniform
+from models import Gaussian, Logistic, NoisyLIF, Uniform, mean_field
 from models.functional import firing_probability, noisy_lif
-from models.neurons import mean_field
 
 X = torch.tensor([0.9, 0.4, 1.3, 0.2], dtype=torch.float64)[:, None]  # [T, B]
 
