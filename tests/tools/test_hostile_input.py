@@ -23,6 +23,7 @@ from models import build_model, build_neuron
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
+from tools.data.corruptions import CorruptionFolder
 from tools.data.events import EVENT
 from tools.data.events.frames import Framing
 from tools.data.events.recordings import Recording
@@ -35,7 +36,6 @@ from tools.evaluation.stored import ResultFolder
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
 from tools.networks import build_network, load_snapshot
-from tools.perturb.corruptions import CorruptionFolder
 from tools.published import load_published, published_key
 from tools.studies.coding.recordings import read_recording
 from tools.sweep import DEFINITION, check_same

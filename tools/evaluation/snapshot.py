@@ -13,10 +13,10 @@ from torch import Tensor
 from tools import inference
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import Dataset
+from tools.data.corruptions import CorruptionFolder
 from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
 from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format
-from tools.perturb.corruptions import CorruptionFolder
 from tools.probes.hooks import is_noisy
 from tools.runtime.device import set_up_torch
 from tools.runtime.provenance import provenance

@@ -17,6 +17,7 @@ from tools import inference
 from tools.attacks.campaign import PRESETS, Preset
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
+from tools.data.corruptions import CorruptionFolder
 from tools.data.images import LabelledImages
 from tools.errors import UserError
 from tools.evaluation.conditions import conditions
@@ -27,7 +28,6 @@ from tools.evaluation.run import MEASUREMENTS, evaluate, run_tests
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
 from tools.perturb import PERTURBATIONS
-from tools.perturb.corruptions import CorruptionFolder
 from tools.training.run import Training
 
 
