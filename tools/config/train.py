@@ -100,6 +100,7 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         self.loss = "tet" if self.tet else self.loss
         self.tet = self.loss == "tet"
+        super().__post_init__()
 
     @staticmethod
     def updated(values: dict, layer: dict, file: str = "") -> dict:
