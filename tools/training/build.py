@@ -44,7 +44,7 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
     """Load a data set and divide it among the processes."""
     with processes.first_goes_ahead():  # so that only one downloads and decodes
         parts = dataset.load(config)
-    for name, part in parts.items():
+    for name, part in vars(parts).items():
         if not len(part):
             raise UserError(f"{dataset.name} is too small: its {name} part has no samples")
     limit = DEBUG_BATCHES if config.debug else None
@@ -58,9 +58,9 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
     def share(part):
         return part.subset(processes.part(len(part))) if processes.count > 1 else part
 
-    train = parts["train"].batches(**options, **training, processes=processes)
-    val, test = share(parts["val"]).batches(**options), share(parts["test"]).batches(**options)
-    return Data(train, val, test, len(parts["val"]))
+    train = parts.train.batches(**options, **training, processes=processes)
+    val, test = share(parts.val).batches(**options), share(parts.test).batches(**options)
+    return Data(train, val, test, len(parts.val))
 
 
 def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn.Module:

@@ -233,7 +233,7 @@ def test_a_narrower_run_keeps_what_a_wider_one_has_measured(trained, stripes, tm
 @pytest.mark.parametrize("change", ["images", "labels", "corruption", "fold", "minibatch", "draws", "weights"])
 def test_what_results_depend_on_is_measured_again_when_it_changes(trained, stripes, tmp_path, monkeypatch, change):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
-    path, data = tmp_path / "best.pth", stripes.load()["test"]
+    path, data = tmp_path / "best.pth", stripes.load().test
     path.write_bytes(trained["NILIF"].read_bytes())
     write_corruptions(tmp_path / "c", data.images, data.labels)
     options = dict(draws=2, n_ensembles=2, corruptions=str(tmp_path / "c"))
@@ -525,7 +525,7 @@ def write_corruptions(folder, images, labels):
 
 
 def test_a_folder_in_the_format_of_cifar10c_is_tested(trained, stripes, tmp_path):
-    data = stripes.load()["test"]
+    data = stripes.load().test
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # not that of the test part
     write_corruptions(tmp_path / "c", data.images[order], data.labels[order])
     test = snapshot(trained, stripes, tmp_path / "out", "LIF", corruptions=str(tmp_path / "c"), draws=2)
@@ -540,7 +540,7 @@ def test_a_folder_in_the_format_of_cifar10c_is_tested(trained, stripes, tmp_path
 
 
 def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, tmp_path):
-    data = stripes.load()["test"]
+    data = stripes.load().test
 
     def refused(message, error=ValueError):
         with pytest.raises(error, match=message):
@@ -592,7 +592,7 @@ def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, mon
 def test_confusion_and_worst_samples_are_those_of_the_clean_test(trained, stripes, tmp_path):
     (point,) = evaluated(trained, stripes, tmp_path, draws=3, sigma=1.0).perturbations["clean"]
     confusion = torch.tensor(point.confusion)
-    labels = stripes.load()["test"].labels
+    labels = stripes.load().test.labels
     assert confusion.sum(1).tolist() == pytest.approx(labels.bincount().tolist())
     assert confusion.diagonal().sum().item() == pytest.approx(50 * point.accuracy_mean, rel=1e-5)
     losses = [one.loss for one in point.worst]

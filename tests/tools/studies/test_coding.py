@@ -398,7 +398,7 @@ def test_recordings_are_checked():
 
 @pytest.fixture(scope="module")
 def digits():
-    return DATASETS["mnist5k"].load()["train"].images[:, 0]
+    return DATASETS["mnist5k"].load().train.images[:, 0]
 
 
 @pytest.mark.slow

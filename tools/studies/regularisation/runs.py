@@ -15,6 +15,7 @@ from models import LIF, NoiseLaw, NoisyLIF, Uniform, build_model, mean_field, no
 from models.layers import Normalize
 from tools.analysis import metrics
 from tools.data.images import LabelledImages, stratified_split
+from tools.data.parts import LabelledParts
 from tools.inference import ForwardPass, predict_all
 from tools.optim import build_optimizer, build_scheduler
 from tools.probes.hooks import spiking_neurons
@@ -44,11 +45,11 @@ class Data:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, parts: dict[str, LabelledImages], mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
-        """The data of a data set's "train", "val" and "test"; "val" is trained on too, as nothing is chosen by it."""
-        images = torch.cat([parts["train"].images, parts["val"].images])
-        labels = torch.cat([parts["train"].labels, parts["val"].labels])
-        return cls(LabelledImages(images, labels), parts["test"], mean, std)
+    def of(cls, parts: LabelledParts, mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
+        """The data of a data set's parts; the validation part is trained on too, as nothing is chosen by it."""
+        images = torch.cat([parts.train.images, parts.val.images])
+        labels = torch.cat([parts.train.labels, parts.val.labels])
+        return cls(LabelledImages(images, labels), parts.test, mean, std)
 
 
 @dataclasses.dataclass(frozen=True)
