@@ -142,6 +142,7 @@ def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
             if measurement.key in one.reports:
                 summaries[measurement.key] = measurement.summary(one.reports[measurement.key])
         kinds.setdefault(group, []).append({"identity": one.identity, **summaries})
+    ensembles = {group: [point.as_json() for point in curve] for group, curve in evaluation.ensembles.items()}
     return {
         "format": 2,
         "dataset": evaluation.dataset.name,
@@ -151,5 +152,5 @@ def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
         "kinds": kinds,
         "tests": [row.as_json() for row in evaluation.rows],
         "summary": [row.as_json() for row in evaluation.summary],
-        "ensembles": evaluation.ensembles,
+        "ensembles": ensembles,
     }

@@ -18,7 +18,7 @@ from tools.errors import UserError
 
 from .hooks import spiking_neurons
 
-ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6  # in 45 nm; see `Operations.report`
+ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6  # in 45 nm; see `Cost`
 ADDITIONS = {
     "add",
     "add_",
@@ -71,9 +71,38 @@ class _Connections:
         self.operations = self.operations + (per_input * self.fan_out).sum()
         self.multiplies = self.multiplies | ((x != 0) & (x != 1)).any()
 
-    def report(self, samples: int) -> dict[str, Any]:
-        kind = "MAC" if self.multiplies else "AC"
-        return {"operations": float(self.operations) / samples, "kind": kind, "dense": self.dense}
+    def cost(self, samples: int) -> "LayerCost":
+        return LayerCost(float(self.operations) / samples, "MAC" if self.multiplies else "AC", self.dense)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """The cost of one sample in a layer or on an identity path."""
+
+    operations: float
+    kind: str  # "AC" or "MAC"
+    dense: int  # all connections, used or not
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of one sample in a network; "relu_...": in the same network with ReLU.
+
+    There, every connection costs one multiply-accumulate; on identity paths, one accumulate.
+
+    Note:
+        Energies of 32-bit floating-point operations in 45 nm: 0.9 pJ to add, 3.7 pJ more to multiply. Horowitz,
+        "Computing's energy problem (and what we can do about it)", ISSCC 2014. This is arithmetic alone: moving
+        data and keeping state cost more on most machines, and are left out for both networks.
+    """
+
+    layers: dict[str, LayerCost]
+    ac: float
+    mac: float
+    energy_nj: float
+    relu_ac: float
+    relu_mac: float
+    relu_energy_nj: float
 
 
 class Operations:
@@ -115,32 +144,18 @@ class Operations:
             raise UserError(f"cannot count {name!r}: activations must be {known}, not {found}")
         return x[0].numel()
 
-    def report(self) -> dict[str, Any]:
-        """Costs of one sample: {"layers": {name: {"operations", "kind" ("AC" or "MAC"), "dense"}}, "ac", "mac", ...}.
+    def cost(self) -> Cost:
+        """The cost of one sample."""
+        layers = {name: path.cost(self.samples) for name, path in self._paths.items()}
+        ac = sum(layer.operations for layer in layers.values() if layer.kind == "AC")
+        mac = sum(layer.operations for layer in layers.values() if layer.kind == "MAC")
+        relu_ac = sum(path.dense for path in self._paths.values() if path.is_identity)
+        relu_mac = sum(path.dense for path in self._paths.values()) - relu_ac
+        return Cost(layers, ac, mac, _energy_nj(ac, mac), relu_ac, relu_mac, _energy_nj(relu_ac, relu_mac))
 
-        The entries "relu_..." are of the ReLU network, in which every connection costs one multiply-accumulate; on
-        identity paths, one accumulate.
 
-        Note:
-            Energies of 32-bit floating-point operations in 45 nm: 0.9 pJ to add, 3.7 pJ more to multiply. Horowitz,
-            "Computing's energy problem (and what we can do about it)", ISSCC 2014. This is arithmetic alone: moving
-            data and keeping state cost more on most machines, and are left out for both networks.
-        """
-        layers = {name: path.report(self.samples) for name, path in self._paths.items()}
-        rows = layers.values()
-        ac = sum(row["operations"] for row in rows if row["kind"] == "AC")
-        mac = sum(row["operations"] for row in rows if row["kind"] == "MAC")
-        relu_ac = sum(layers[name]["dense"] for name, path in self._paths.items() if path.is_identity)
-        relu_mac = sum(row["dense"] for row in rows) - relu_ac
-        return {
-            "layers": layers,
-            "ac": ac,
-            "mac": mac,
-            "energy_nj": (ACCUMULATE_PJ * ac + MULTIPLY_ACCUMULATE_PJ * mac) / 1000,
-            "relu_ac": relu_ac,
-            "relu_mac": relu_mac,
-            "relu_energy_nj": (ACCUMULATE_PJ * relu_ac + MULTIPLY_ACCUMULATE_PJ * relu_mac) / 1000,
-        }
+def _energy_nj(ac: float, mac: float) -> float:
+    return (ACCUMULATE_PJ * ac + MULTIPLY_ACCUMULATE_PJ * mac) / 1000
 
 
 @contextlib.contextmanager
