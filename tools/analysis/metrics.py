@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tools.errors import UserError
-
 # SciPy is imported where it is used: it takes a second, which every script would pay for.
 
 BINS = 15  # of the calibration error
@@ -166,7 +164,7 @@ def ensemble_curve(
     Shape: draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a point for each size.
     """
     if min(len(draws), len(validation_draws)) < max(sizes):
-        raise UserError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
+        raise ValueError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
     points = []
     for size in sizes:
         temperature = fit_temperature(mean_prediction(validation_draws[:size]), validation_target)

@@ -106,7 +106,7 @@ class Cost:
 
 
 class Operations:
-    """Synaptic operations of all passes inside `count_operations`.
+    """Synaptic operations of all forward passes inside `count_operations`.
 
     An operation is one connection through which an input that is not zero reaches an output. It is an accumulate (AC)
     where all inputs of a layer are 0 or 1, elsewhere (the stem, after an average pool) a multiply-accumulate (MAC).
@@ -116,11 +116,11 @@ class Operations:
 
     def __init__(self) -> None:
         self.samples = 0
-        self._batch, self._steps = 1, 0  # samples and time steps of the pass; 0: unknown
+        self._batch, self._steps = 1, 0  # samples and time steps of the forward pass; 0: unknown
         self._paths: dict[str, _Connections] = {}
 
     def begin(self, x: Tensor, batch_dim: int, timesteps: int | None) -> None:
-        """Begin a pass with input `x`."""
+        """Begin a forward pass with input `x`."""
         self._batch, self._steps = x.shape[batch_dim], timesteps or (x.shape[0] if batch_dim == 1 else 0)
         self.samples += self._batch
 
@@ -257,7 +257,7 @@ class _Additions(TorchFunctionMode):
         self.sources: dict[int, tuple[StorageWeakRef, str | None]] = {}
 
     def start(self) -> None:
-        """Begin a pass."""
+        """Begin a forward pass."""
         self.sources.clear()
         for constant in (*self.net.parameters(), *self.net.buffers()):
             self._note(constant, None)

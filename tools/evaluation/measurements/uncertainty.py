@@ -75,7 +75,7 @@ class Uncertainty(Measurement):
         means = {size: metrics.mean_prediction(test[:size]) for size in (1, most)}
         reliability = {str(size): metrics.reliability(mean, target) for size, mean in means.items()}
         if snapshot.dataset.has_pixels:
-            # so many repetitions that each point costs as much compute as the curve of draws
+            # The number of repetitions gives each point the compute of the curve of draws.
             more = [_more_steps(snapshot, factor, most // factor or 1) for factor in SIZES[1:]]
         if ood:
             outside, labels = _draws(snapshot, snapshot.outside, most, ood)

@@ -135,7 +135,7 @@ def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale
 
 
 def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable | None = None) -> None:
-    """Train a network for the steps of a run, in as many passes as that takes; `after_step` as in `train_one_epoch`."""
+    """Train a network for the steps of a run; `after_step` as in `train_one_epoch`."""
     optimizer = build_optimizer("adam", net, RATE, weight_decay=0.0)
     for group in optimizer.param_groups[1:]:  # of learnt scales
         group["lr"] = SCALE_RATE
