@@ -120,15 +120,15 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     rows, summary = compare(results)
     evaluation = Evaluation(first.dataset, results, rows, summary, ensembles, first.picture)
     document = _document(evaluation, first.device)
-    sections = []
-    for measurement in MEASUREMENTS:
-        sections += measurement.sections(evaluation)
     folder = first.folder.path
     if config.compare:
         folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
         how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
         logger.info("%s", "\n".join([table(rows), how, *verdicts(summary)]))
     write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
+    sections = []
+    for measurement in MEASUREMENTS:
+        sections += measurement.sections(evaluation)
     write_text_atomically(folder / "report.html", render(evaluation, sections, document))
     logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
 

@@ -10,7 +10,7 @@ import torch
 from models import Gaussian
 from tools.analysis import spike_trains
 from tools.analysis.spike_trains import victor_purpura_distance
-from tools.analysis.statistics import seed_interval
+from tools.analysis.statistics import SeedInterval, seed_interval
 from tools.errors import UserError
 from tools.studies.intervals import gains, over_seeds
 from tools.studies.study import Experiments, Study
@@ -207,7 +207,7 @@ def recording(study: Study, data: Recording, name: str) -> dict:
     return {**head, **numbers, "results": results}
 
 
-def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
+def compare(study: Study, split: Split, name: str) -> dict[str, dict[str, SeedInterval]]:
     """{network: its judgement, as intervals over seeds}."""
     seeds, steps = study.seeds("fits", full=5, quick=5), QUICK_STEPS if study.quick else STEPS
     jobs = {}
