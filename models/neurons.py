@@ -130,11 +130,12 @@ class SpikingNeuron(nn.Module, abc.ABC):
         return self.run(x, keep_state=False)[0]
 
     @abc.abstractmethod
-    def run(self, x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(self, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False) -> tuple[Any, ...]:
         """Some steps of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after them.
 
         The state is the membrane potential, in float32 (float64 for float64 input). As an argument, None means rest;
-        as a result, that `keep_state` was false.
+        as a result, that `keep_state` was false. With `potentials`, there is a third result: the potentials [T, B, ...]
+        before the reset, which the threshold is compared with.
         """
 
     def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -201,7 +202,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
         return f"threshold={self.threshold:g}, decay={_number(self.decay):.4g}, reset={self.reset!r}"
 
 
-def _step_by(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+def _step_by(run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Tensor, Any]]:
     def step(self: SpikingNeuron, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         spikes, state = run(self, x_t.unsqueeze(0), state)
         return spikes.squeeze(0), state
@@ -210,7 +211,11 @@ def _step_by(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tens
 
 
 def _run_by(step: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
-    def run(self: SpikingNeuron, x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(
+        self: SpikingNeuron, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False
+    ) -> tuple[Any, ...]:
+        if potentials:
+            raise TypeError(f"{type(self).__name__} overrides `step`, which has no potentials: override `run`")
         spikes = []
         for x_t in x:
             spike, state = step(self, x_t, state)
@@ -256,9 +261,13 @@ class LIF(SpikingNeuron):
         neuron._mode = "mean_field"
         return neuron
 
-    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(
+        self, x: Tensor, state: Tensor | None = None, keep_state: bool = True, potentials: bool = False
+    ) -> tuple[Any, ...]:
         dynamics = self._dynamics()
-        return functional.noisy_lif(x, self.surrogate, mode=self._mode, state=state, keep_state=keep_state, **dynamics)
+        return functional.noisy_lif(
+            x, self.surrogate, mode=self._mode, state=state, keep_state=keep_state, potentials=potentials, **dynamics
+        )
 
     def extra_repr(self) -> str:
         return f"{self.surrogate}, {super().extra_repr()}"
@@ -415,7 +424,9 @@ class NoisyLIF(SpikingNeuron):
     def _learnt_scale(self) -> Tensor | None:
         return None if self.log_scale is None else torch.exp(_learnt(self.log_scale))
 
-    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(
+        self, x: Tensor, state: Tensor | None = None, keep_state: bool = True, potentials: bool = False
+    ) -> tuple[Any, ...]:
         return functional.noisy_lif(
             x,
             self.noise,
@@ -425,6 +436,7 @@ class NoisyLIF(SpikingNeuron):
             surrogate=self.surrogate,
             mode=self.mode,
             keep_state=keep_state,
+            potentials=potentials,
             **self._dynamics(),
         )
 
