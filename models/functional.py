@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .kernels import eager, fused
+from .kernels import eager, fused, traceable
 from .kernels.common import RESETS, Neuron, after_reset, arithmetic_dtype
 from .kernels.potentials import before_reset
 from .noise import NoiseLaw, Rescaled
@@ -33,6 +33,7 @@ KERNELS: dict[str, Kernel] = {
     "eager": eager.lif_sequence,
     "fused": fused.lif_sequence,
     "plain": eager.plain_sequence,
+    "traceable": traceable.lif_sequence,
 }
 
 
@@ -72,7 +73,8 @@ def noisy_lif(
         mode: "noisy"; "noiseless" fires where u > threshold; "mean_field" replaces spikes by their probabilities
             F(u - threshold), in the reset too.
         backend: "eager" (any law and device), "fused" (compiled; the laws of this package), "plain" (operations that
-            `torch.func` and forward mode differentiate) or "auto": fused if possible, plain where it is needed.
+            `torch.func` and forward mode differentiate), "traceable" (for exporters, see `models.deploy`; spikes have
+            no gradient) or "auto": fused if possible, plain where it is needed.
         keep_state: if false, the second result is None, and need not be computed.
         potentials: if true, there is a third result: the potentials u before the reset, which the threshold is
             compared with. They have a gradient.
@@ -210,6 +212,8 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
 
 def _choose_kernel(backend: str, x: Tensor, noise: NoiseLaw, surrogate: NoiseLaw | None) -> Kernel:
     check_choice("backend", backend, ("auto", *KERNELS))
+    if backend == "traceable":
+        return KERNELS["traceable"]
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _kernel_under_transforms(backend)
     if backend == "plain":

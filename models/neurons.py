@@ -82,6 +82,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
     """
 
     emits_spikes = True
+    backend = "auto"  # see `models.functional.noisy_lif`
     decay: float | Tensor
     surrogate: NoiseLaw | None
 
@@ -127,6 +128,10 @@ class SpikingNeuron(nn.Module, abc.ABC):
             cls.run = _run_by(cls.step)  # type: ignore[method-assign]
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):  # it has no T to loop over: the neuron stays a module in the graph
+            if x.tracer.root is self:
+                raise RuntimeError("FX cannot trace a neuron by itself, only in a network: nn.Sequential(neuron)")
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         return self.run(x, keep_state=False)[0]
 
     @abc.abstractmethod
@@ -196,6 +201,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
             reset=self.reset,
             detach_reset=self.detach_reset,
             decay_input=self.decay_input,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:
@@ -445,7 +451,7 @@ class NoisyLIF(SpikingNeuron):
         if self.placement != "escape":
             raise ValueError(f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}")
         dynamics = self._dynamics()
-        del dynamics["detach_reset"]
+        del dynamics["detach_reset"], dynamics["backend"]
         return functional.firing_probability(x, spikes, self.noise, scale=self._learnt_scale(), **dynamics)
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ from models import IF, LIF, Gaussian, Logistic, NoisyLIF, ParametricLIF, mean_fi
 from models.functional import noisy_lif
 from models.kernels.common import after_reset
 
-BACKENDS = ("eager", "fused", "plain")
+BACKENDS = ("eager", "fused", "plain", "traceable")
 SETTINGS = {
     "both": dict(),
     "escape": dict(placement="escape", reset="subtract"),
