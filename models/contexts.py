@@ -76,6 +76,8 @@ def _is_running(frame: types.FrameType) -> bool:
 
 GENERATORS = Setting("generators")  # value: a torch.Generator
 MODES = Setting("modes")  # value: (mode, {id: neuron})
+# The step of a `models.Stream` that is being run, or None; it ends before anything can be suspended.
+STREAM: ContextVar[Any] = _holder.__dict__.setdefault("stream", ContextVar("stream", default=None))
 
 
 class Block(contextlib.ContextDecorator):

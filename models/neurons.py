@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .contexts import MODES, refuse_reentrant
+from .contexts import MODES, STREAM, refuse_reentrant
 from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold
 from .noise import Gaussian, NoiseLaw, check_scale
 
@@ -132,6 +132,8 @@ class SpikingNeuron(nn.Module, abc.ABC):
             if x.tracer.root is self:
                 raise RuntimeError("FX cannot trace a neuron by itself, only in a network: nn.Sequential(neuron)")
             return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        if not torch.compiler.is_compiling() and (stream := STREAM.get()) is not None:
+            return stream.advance(self, x)
         return self.run(x, keep_state=False)[0]
 
     @abc.abstractmethod
