@@ -130,6 +130,17 @@ def refuse_reentrant(entry: Entry) -> None:
         frame = frame.f_back
 
 
+def refuse_compiled_checkpoint() -> None:
+    """RuntimeError for noise of a block that a compiled checkpoint will draw again, from torch's default generator."""
+    if not GENERATORS.in_effect():
+        return
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch._prims.rng_prims":  # keeps that generator's state for it
+            raise RuntimeError(REFUSAL)
+        frame = frame.f_back
+
+
 def check_same_noise(first: torch.Tensor | None, saved: torch.Tensor | None) -> None:
     """RuntimeError if the noise that autograd has saved is not that of the forward pass, but of a second run of it."""
     if saved is first or type(first) is not torch.Tensor or type(saved) is not torch.Tensor:

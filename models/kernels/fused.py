@@ -135,6 +135,7 @@ def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, 
 
 def _random_seeds(x: Tensor) -> Tensor:
     """A seed for each step of x [T, ...], int64 [T], from the generator that applies when it runs (`models.noise`)."""
+    contexts.refuse_compiled_checkpoint()
     return noise.draw_seeds(len(x), x.device)
 
 
