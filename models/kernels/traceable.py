@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..contexts import GENERATORS
 from ..noise import Rescaled
 from .common import Neuron, after_reset, arithmetic_dtype
 
@@ -19,6 +20,8 @@ def lif_sequence(
     law = Rescaled(neuron.law, neuron.scale) if isinstance(neuron.scale, Tensor) else neuron.law
     currents = x.to(arithmetic_dtype(x.dtype))
     sequences = {"current": currents}
+    if (neuron.membrane_noise or neuron.threshold_noise) and _is_exported() and GENERATORS.in_effect():
+        raise RuntimeError("what is exported or traced has no noise_generator: do it outside of the block")
     for name, drawn in (("membrane", neuron.membrane_noise), ("threshold", neuron.threshold_noise)):
         if drawn:
             sequences[name] = law.sample(x.shape, device=x.device, dtype=currents.dtype)
@@ -42,6 +45,11 @@ def lif_sequence(
             steps.append(found)
         found = tuple(map(torch.stack, zip(*steps))) or (torch.zeros_like(currents),) * 2
     return found[0].to(x.dtype), v, found[1] if keep_z else v.new_empty(0)
+
+
+def _is_exported() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first from torch 2.7 on
+    return torch.jit.is_tracing() or is_exporting()
 
 
 def _scan(step: Any, v: Tensor, sequences: dict[str, Tensor]) -> Any:

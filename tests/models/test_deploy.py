@@ -26,6 +26,7 @@ from models import (
     build_model,
     build_neuron,
     mean_field,
+    noise_generator,
     noiseless,
 )
 from models.deploy import plain
@@ -360,6 +361,18 @@ def test_training_it_is_an_error():
     net = plain(layers(LIF(), NoisyLIF()))
     with pytest.raises(RuntimeError, match="does not require grad"):
         net(torch.rand(3, 2, 6)).sum().backward()
+
+
+def test_noise_of_a_generator_cannot_be_exported():
+    net, x = plain(layers(NoisyLIF()), "noisy"), torch.full((3, 4, 6), 0.9)
+    with noise_generator(torch.Generator().manual_seed(1)):
+        first = net(x)
+        for way in (exported, torch.jit.trace):
+            with pytest.raises(RuntimeError, match="outside of the block"):
+                way(net, x)
+        exported(plain(net, "noiseless"), x)
+    with noise_generator(torch.Generator().manual_seed(1)):
+        assert torch.equal(net(x), first)
 
 
 def test_a_mode_that_was_set_by_a_block_does_not_stay():
