@@ -143,7 +143,8 @@ def _check_layers(net: nn.Module) -> None:
     for name, module in net.named_modules():
         layer = f"layer {name!r} ({type(module).__name__})"
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise RuntimeError(f"{layer} normalises by the statistics of all steps at once: call net.eval()")
+            way_out = "call net.eval()" if module.training else "it needs running statistics"
+            raise RuntimeError(f"{layer} normalises by the statistics of all steps at once: {way_out}")
         if isinstance(module, nn.RNNBase):
             raise RuntimeError(f"{layer} has a state over time, which a Stream does not keep")
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:

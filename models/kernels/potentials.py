@@ -15,6 +15,7 @@ def before_reset(x: Tensor, state: Tensor | None, spikes: Tensor, z: Tensor, neu
     u = z + neuron.threshold
     if z.requires_grad or not spikes.requires_grad or z.numel() == 0:
         return u
+    u = u.detach()  # a learnt threshold is in z too
     v = torch.zeros_like(u[0]) if state is None else state
     fired = spikes.detach() if neuron.detach_reset else spikes
     traced = []

@@ -8,6 +8,7 @@ import warnings
 import onnxruntime
 import pytest
 import torch
+import torch.distributed.fsdp
 from torch import nn
 from torch.export import Dim, export
 
@@ -348,11 +349,14 @@ def test_compiled_in_place():
     assert_same(export(plain(net), (x,)).module()(x), expected)
 
 
-def test_inside_distributed_data_parallel(tmp_path):
+def test_inside_distributed_data_parallel_but_not_sharded(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         net, x = layers(ParametricLIF(), NoisyLIF()), 3 * torch.rand(3, 4, 6)
         assert_same(plain(nn.parallel.DistributedDataParallel(net))(x), *outputs(net, "noiseless", x))
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        with pytest.raises(RuntimeError, match="'0.weight' is sharded"):
+            plain(torch.distributed.fsdp.fully_shard(net, mesh=mesh))
     finally:
         torch.distributed.destroy_process_group()
 
