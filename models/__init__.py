@@ -1,12 +1,15 @@
 """Noisy spiking neurons and networks. Needs PyTorch alone: copy this folder into any project."""
 
 from .contexts import checkpoint
+from .deploy import plain
 from .modes import mean_field, noiseless
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
 from .noise import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, noise_generator
 from .registry import build_model, build_neuron
+from .stream import Stream
 
 __all__ = [
     "IF", "LIF", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyLIF", "ParametricLIF", "SpikingNeuron",
-    "Triangular", "Uniform", "build_model", "build_neuron", "checkpoint", "mean_field", "noise_generator", "noiseless",
+    "Stream", "Triangular", "Uniform", "build_model", "build_neuron", "checkpoint", "mean_field", "noise_generator",
+    "noiseless", "plain",
 ]  # fmt: skip

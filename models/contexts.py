@@ -76,6 +76,8 @@ def _is_running(frame: types.FrameType) -> bool:
 
 GENERATORS = Setting("generators")  # value: a torch.Generator
 MODES = Setting("modes")  # value: (mode, {id: neuron})
+# The step of a `models.Stream` that is being run, or None; it ends before anything can be suspended.
+STREAM: ContextVar[Any] = _holder.__dict__.setdefault("stream", ContextVar("stream", default=None))
 
 
 class Block(contextlib.ContextDecorator):
@@ -124,6 +126,17 @@ def refuse_reentrant(entry: Entry) -> None:
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code is code and (is_second or any(map(_wants_gradient, frame.f_locals["args"]))):
+            raise RuntimeError(REFUSAL)
+        frame = frame.f_back
+
+
+def refuse_compiled_checkpoint() -> None:
+    """RuntimeError for noise of a block that a compiled checkpoint will draw again, from torch's default generator."""
+    if not GENERATORS.in_effect():
+        return
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch._prims.rng_prims":  # keeps that generator's state for it
             raise RuntimeError(REFUSAL)
         frame = frame.f_back
 

@@ -20,18 +20,20 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .kernels import eager, fused
+from .kernels import eager, fused, traceable
 from .kernels.common import RESETS, Neuron, after_reset, arithmetic_dtype
+from .kernels.potentials import before_reset
 from .noise import NoiseLaw, Rescaled
 
 PLACEMENTS = ("both", "escape", "membrane")
 MODES = ("noisy", "noiseless", "mean_field")
 LAW_ATTRIBUTES = ("cdf", "pdf", "icdf", "sample", "widened", "scale", "loc")
-Kernel = Callable[[Tensor, Tensor | None, Neuron, bool], tuple[Tensor, Tensor]]
+Kernel = Callable[[Tensor, Tensor | None, Neuron, bool, bool], tuple[Tensor, Tensor, Tensor]]
 KERNELS: dict[str, Kernel] = {
     "eager": eager.lif_sequence,
     "fused": fused.lif_sequence,
     "plain": eager.plain_sequence,
+    "traceable": traceable.lif_sequence,
 }
 
 
@@ -51,7 +53,8 @@ def noisy_lif(
     mode: str = "noisy",
     backend: str = "auto",
     keep_state: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+    potentials: bool = False,
+) -> tuple[Any, ...]:
     """Noisy leaky integrate-and-fire neurons over a sequence x of currents; the module's docstring has the equations.
 
     Args:
@@ -70,12 +73,15 @@ def noisy_lif(
         mode: "noisy"; "noiseless" fires where u > threshold; "mean_field" replaces spikes by their probabilities
             F(u - threshold), in the reset too.
         backend: "eager" (any law and device), "fused" (compiled; the laws of this package), "plain" (operations that
-            `torch.func` and forward mode differentiate) or "auto": fused if possible, plain where it is needed.
+            `torch.func` and forward mode differentiate), "traceable" (for exporters, see `models.deploy`; spikes have
+            no gradient) or "auto": fused if possible, plain where it is needed.
         keep_state: if false, the second result is None, and need not be computed.
+        potentials: if true, there is a third result: the potentials u before the reset, which the threshold is
+            compared with. They have a gradient.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential after the last step
-        [B, ...] in float32 (float64 for float64 input), as all arithmetic is.
+        [B, ...] in float32 (float64 for float64 input), as all arithmetic is; and the potentials [T, B, ...], the same.
 
     Note:
         With `scale`, the gradient is that of the firing probability: by F(u - threshold) directly where the threshold
@@ -105,15 +111,18 @@ def noisy_lif(
         surrogate=surrogate,
     )
     kernel = _choose_kernel(backend, x, noise, surrogate)
-    spikes, last = kernel(x, _checked_state(x, state), neuron, keep_state)
-    return spikes, last if keep_state else None
+    state = _checked_state(x, state)
+    spikes, last, z = kernel(x, state, neuron, keep_state, potentials)
+    kept = last if keep_state else None
+    return (spikes, kept, before_reset(x, state, spikes, z, neuron)) if potentials else (spikes, kept)
 
 
-def lif(x: Tensor, surrogate: NoiseLaw, **settings: Any) -> tuple[Tensor, Tensor | None]:
+def lif(x: Tensor, surrogate: NoiseLaw, **settings: Any) -> tuple[Any, ...]:
     """Deterministic neurons: they fire where u > threshold, strictly, and the density of `surrogate` is d spike / d u.
 
     Args:
-        settings: threshold, decay, reset, detach_reset, decay_input, state, backend and keep_state, as for `noisy_lif`.
+        settings: threshold, decay, reset, detach_reset, decay_input, state, backend, keep_state and potentials, as for
+            `noisy_lif`.
     """
     return noisy_lif(x, surrogate, mode="noiseless", **settings)
 
@@ -203,6 +212,8 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
 
 def _choose_kernel(backend: str, x: Tensor, noise: NoiseLaw, surrogate: NoiseLaw | None) -> Kernel:
     check_choice("backend", backend, ("auto", *KERNELS))
+    if backend == "traceable":
+        return KERNELS["traceable"]
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _kernel_under_transforms(backend)
     if backend == "plain":

@@ -87,7 +87,7 @@ class SpikingNetwork(nn.Module):
             current = over_time(self.stem, self.normalize(x))
         else:
             current = self.stem(self.normalize(x))
-            current = current.expand(timesteps, *current.shape)
+            current = current.expand((timesteps,) + current.shape)
         return self.body(current)
 
     def _check_shape(self, x: Tensor, timesteps: int | None) -> None:
@@ -96,6 +96,9 @@ class SpikingNetwork(nn.Module):
         if timesteps is not None:
             wanted, got = f"[B, {shape}] together with timesteps", f"with timesteps={timesteps}"
             if not isinstance(timesteps, int) or timesteps < 1:
-                raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
+                hint = ": give FX concrete_args" if isinstance(timesteps, torch.fx.Proxy) else ""
+                raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
+        if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
+            return  # their shapes are not numbers
         if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:
             raise ValueError(f"expected input {wanted}, got {list(x.shape)} {got}")

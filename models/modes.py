@@ -26,7 +26,7 @@ def mean_field(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
     return _Switch(net, "mean_field")
 
 
-def _switchable(net: nn.Module, mode: str) -> list[Any]:
+def switchable(net: nn.Module, mode: str) -> list[Any]:
     neurons: list[Any] = []
     for name, module in net.named_modules():
         if not getattr(module, "emits_spikes", False):
@@ -48,7 +48,7 @@ class _Switch(Block):
         self._undo: list[contextlib.ExitStack] = []  # one for each time that the block was entered
 
     def __enter__(self) -> nn.Module:
-        neurons = _switchable(self.value, self._mode)
+        neurons = switchable(self.value, self._mode)
         with contextlib.ExitStack() as stack:
             for neuron in neurons:
                 if not getattr(neuron, "knows_contexts", False):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .contexts import MODES, refuse_reentrant
+from .contexts import MODES, STREAM, refuse_reentrant
 from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold
 from .noise import Gaussian, NoiseLaw, check_scale
 
@@ -83,6 +83,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
     """
 
     emits_spikes = True
+    backend = "auto"  # see `models.functional.noisy_lif`
     decay: float | Tensor
     surrogate: NoiseLaw | None
 
@@ -128,14 +129,21 @@ class SpikingNeuron(nn.Module, abc.ABC):
             cls.run = _run_by(cls.step)  # type: ignore[method-assign]
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):  # it has no T to loop over: the neuron stays a module in the graph
+            if x.tracer.root is self:
+                raise RuntimeError("FX cannot trace a neuron by itself, only in a network: nn.Sequential(neuron)")
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        if not torch.compiler.is_compiling() and (stream := STREAM.get()) is not None:
+            return stream.advance(self, x)
         return self.run(x, keep_state=False)[0]
 
     @abc.abstractmethod
-    def run(self, x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(self, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False) -> tuple[Any, ...]:
         """Some steps of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after them.
 
         The state is the membrane potential, in float32 (float64 for float64 input). As an argument, None means rest;
-        as a result, that `keep_state` was false.
+        as a result, that `keep_state` was false. With `potentials`, there is a third result: the potentials [T, B, ...]
+        before the reset, which the threshold is compared with.
         """
 
     def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -196,13 +204,14 @@ class SpikingNeuron(nn.Module, abc.ABC):
             reset=self.reset,
             detach_reset=self.detach_reset,
             decay_input=self.decay_input,
+            backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         return f"threshold={self.threshold:g}, decay={_number(self.decay):.4g}, reset={self.reset!r}"
 
 
-def _step_by(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+def _step_by(run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Tensor, Any]]:
     def step(self: SpikingNeuron, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         spikes, state = run(self, x_t.unsqueeze(0), state)
         return spikes.squeeze(0), state
@@ -211,7 +220,11 @@ def _step_by(run: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tens
 
 
 def _run_by(step: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
-    def run(self: SpikingNeuron, x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(
+        self: SpikingNeuron, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False
+    ) -> tuple[Any, ...]:
+        if potentials:
+            raise TypeError(f"{type(self).__name__} overrides `step`, which has no potentials: override `run`")
         spikes = []
         for x_t in x:
             spike, state = step(self, x_t, state)
@@ -258,9 +271,13 @@ class LIF(SpikingNeuron):
         neuron._mode = "mean_field"
         return neuron
 
-    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(
+        self, x: Tensor, state: Tensor | None = None, keep_state: bool = True, potentials: bool = False
+    ) -> tuple[Any, ...]:
         dynamics = self._dynamics()
-        return functional.noisy_lif(x, self.surrogate, mode=self._mode, state=state, keep_state=keep_state, **dynamics)
+        return functional.noisy_lif(
+            x, self.surrogate, mode=self._mode, state=state, keep_state=keep_state, potentials=potentials, **dynamics
+        )
 
     def extra_repr(self) -> str:
         return f"{self.surrogate}, {super().extra_repr()}"
@@ -418,7 +435,9 @@ class NoisyLIF(SpikingNeuron):
     def _learnt_scale(self) -> Tensor | None:
         return None if self.log_scale is None else torch.exp(_learnt(self.log_scale))
 
-    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Any]:
+    def run(
+        self, x: Tensor, state: Tensor | None = None, keep_state: bool = True, potentials: bool = False
+    ) -> tuple[Any, ...]:
         return functional.noisy_lif(
             x,
             self.noise,
@@ -428,6 +447,7 @@ class NoisyLIF(SpikingNeuron):
             surrogate=self.surrogate,
             mode=self.mode,
             keep_state=keep_state,
+            potentials=potentials,
             **self._dynamics(),
         )
 
@@ -436,7 +456,7 @@ class NoisyLIF(SpikingNeuron):
         if self.placement != "escape":
             raise ValueError(f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}")
         dynamics = self._dynamics()
-        del dynamics["detach_reset"]
+        del dynamics["detach_reset"], dynamics["backend"]
         return functional.firing_probability(x, spikes, self.noise, scale=self._learnt_scale(), **dynamics)
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import NoisyLIF, build_model, build_neuron, noise_generator
+from models import NoisyLIF, Stream, build_model, build_neuron, noise_generator, noiseless, plain
 from models.registry import NEURONS
 from tools.config.train import TrainConfig
 from tools.data.events.augment import EventAugment
@@ -40,6 +40,23 @@ def test_noise_comes_from_the_generator_of_the_device():
         with noise_generator(torch.Generator("cuda").manual_seed(5)):
             draws.append(NoisyLIF(threshold=0.1)(x))
     assert torch.equal(*draws) and 0 < draws[0].mean() < 1
+
+
+def test_potentials_streams_and_plain_copies():
+    net = torch.nn.Sequential(torch.nn.Linear(20, 20), NoisyLIF()).cuda()
+    x = torch.randn(4, 8, 20, device="cuda")
+    spikes, last, u = net[1].run(net[0](x), potentials=True)
+    torch.testing.assert_close(u[-1] * (1 - spikes[-1]), last)
+    weight = net[0].weight
+    expected = torch.autograd.grad(last.sum(), weight, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad((u[-1] * (1 - spikes[-1])).sum(), weight), expected)
+    stream = Stream(net)
+    with noiseless(net):
+        torch.testing.assert_close(torch.stack([stream(x_t) for x_t in x]), net(x))
+        copied = plain(net)
+        program = torch.export.export(copied, (x,), dynamic_shapes=({0: torch.export.Dim("T")},)).module()
+        torch.testing.assert_close(copied(x), net(x))
+        torch.testing.assert_close(program(x[:3]), net(x)[:3])
 
 
 def test_augmentation_of_events_stays_on_its_device():

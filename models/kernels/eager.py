@@ -29,17 +29,19 @@ def lif_sequence(
     state: Tensor | None,
     neuron: Neuron,
     keep_state: bool = True,
+    keep_z: bool = False,
     noise: tuple[Tensor | None, Tensor | None] = (None, None),
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run a layer over a sequence x [T, B, ...]; `models.functional` states the dynamics.
 
     Args:
         state: membrane potential before the first step [B, ...], in the dtype of the arithmetic; None is rest.
-        keep_state: ignored; this kernel always computes the state.
+        keep_state, keep_z: ignored; this kernel always computes the state and z.
         noise: membrane and threshold noise, each [T, B, ...]; what is None is drawn from the law.
 
     Returns:
-        spikes [T, B, ...] in the dtype of `x`, and the potential after the last step [B, ...].
+        spikes [T, B, ...] in the dtype of `x`, the potential after the last step [B, ...], and z = u - threshold
+        [T, B, ...], without a gradient.
     """
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
@@ -63,7 +65,7 @@ class _LIFSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         x, state, decay, scale, eps_membrane, eps_threshold, neuron = inputs
         law = Rescaled(neuron.law, scale) if isinstance(scale, Tensor) else neuron.law
         T = x.shape[0]
@@ -101,10 +103,11 @@ class _LIFSequence(torch.autograd.Function):
         ctx.last_draw = drawn[-1].flatten()[:1].clone() if drawn else None
         ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.last_draw)
         ctx.set_materialize_grads(False)
-        return spikes, v
+        ctx.mark_non_differentiable(z)
+        return spikes, v, z
 
     @staticmethod
-    def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         saved = saved_tensors(ctx)
         state, spikes, _, _, x, last_draw = saved
         check_same_noise(ctx.last_draw, last_draw)
@@ -163,14 +166,16 @@ def _gradients(
     return torch.stack(steps) if steps else grad_x, grad_v, grad_decay, grad_scale
 
 
-def plain_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True) -> tuple[Tensor, Tensor]:
-    """As `lif_sequence`, but of operations that PyTorch can map and differentiate by itself.
+def plain_sequence(
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True, keep_z: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `lif_sequence`, but of operations that PyTorch can map and differentiate by itself; z too has a gradient.
 
     That is what `torch.func` and forward mode need. The mean field is differentiable as often as its law is.
     """
     v = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype)) if state is None else state
     law = Rescaled(neuron.law, neuron.scale) if isinstance(neuron.scale, Tensor) else neuron.law
-    spikes = []
+    spikes, z_kept = [], []
     for current in x.to(v.dtype).unbind():
         u = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
         if neuron.membrane_noise:
@@ -182,12 +187,15 @@ def plain_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: 
             draw = law.sample(u.shape, device=x.device, dtype=u.dtype) if neuron.threshold_noise else 0
             fired = _spike(z > draw, z, neuron)
         spikes.append(fired)
+        z_kept.append(z)
         # Not `after_reset`: PyTorch crashes where torch.func.linearize meets an addcmul of a detached tensor.
         removed = u if neuron.reset == "zero" else neuron.threshold
         if neuron.reset != "none":
             u = u - removed * (fired.detach() if neuron.detach_reset else fired)
         v = u
-    return torch.stack(spikes).to(x.dtype) if spikes else torch.zeros_like(x), v
+    if not spikes:
+        return torch.zeros_like(x), v, torch.zeros_like(x, dtype=v.dtype)
+    return torch.stack(spikes).to(x.dtype), v, torch.stack(z_kept) if keep_z else v.new_empty(0)
 
 
 def _spike(fires: Tensor, z: Tensor, neuron: Neuron) -> Tensor:

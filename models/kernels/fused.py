@@ -59,24 +59,27 @@ def _has_kernel(device_type: str, dtype: torch.dtype, law: str) -> bool:
 _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def lif_sequence(x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True) -> tuple[Tensor, Tensor]:
-    """As `eager.lif_sequence`; without `keep_state`, the second result has no elements."""
+def lif_sequence(
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True, keep_z: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `eager.lif_sequence`; without `keep_state` and `keep_z`, the second and the third result have no elements."""
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
-        spikes, last = lif_sequence(x.float(), state, neuron, keep_state)
-        return spikes.to(x.dtype), last
+        spikes, last, z = lif_sequence(x.float(), state, neuron, keep_state, keep_z)
+        return spikes.to(x.dtype), last, z
     decay = neuron.decay.to(x.device) if isinstance(neuron.decay, Tensor) else None
     scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
     tensors = (x, state, decay, scale)
-    keep_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    saves_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    saves_z |= keep_z
     traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or _is_watched()
     seeds = None
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
     if traced:
-        spikes, last, _ = lif_forward(x, state, decay, scale, seeds, keep_z, keep_state, **flattened(neuron))
+        spikes, last, z = lif_forward(x, state, decay, scale, seeds, saves_z, keep_state, **flattened(neuron))
     else:
-        spikes, last, _ = _Direct.apply(x, state, decay, scale, seeds, (neuron, keep_z, keep_state))
-    return spikes, last
+        spikes, last, z = _Direct.apply(x, state, decay, scale, seeds, (neuron, saves_z, keep_state))
+    return spikes, last, z.detach() if keep_z else z
 
 
 def _is_watched() -> bool:
@@ -132,6 +135,7 @@ def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, 
 
 def _random_seeds(x: Tensor) -> Tensor:
     """A seed for each step of x [T, ...], int64 [T], from the generator that applies when it runs (`models.noise`)."""
+    contexts.refuse_compiled_checkpoint()
     return noise.draw_seeds(len(x), x.device)
 
 

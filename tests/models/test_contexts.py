@@ -467,6 +467,31 @@ def test_pytorchs_checkpoint_with_other_noise_is_refused(law, reentrant, where):
 
 
 @laws
+@pytest.mark.parametrize("block", ["generator", "no block"])
+def test_a_compiled_checkpoint_of_pytorchs(law, block):
+    """Never other noise in the backward pass, wherever that is: with a generator it is refused."""
+    torch._dynamo.reset()
+    net, x = network(law), currents().requires_grad_()
+
+    def checkpointed(x):
+        return torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False).square().sum()
+
+    compiled = torch.compile(checkpointed, backend="aot_eager")
+    if block == "generator":
+        with pytest.raises(RuntimeError, match="use models.checkpoint"):
+            with noise_generator(seeded(5)):
+                loss = compiled(x)
+            loss.backward()
+    else:
+        gradients = []
+        for function in (lambda x: net(x).square().sum(), compiled):
+            torch.manual_seed(4)
+            gradients.append(torch.autograd.grad(function(x), x)[0])
+        torch.testing.assert_close(*gradients)
+    torch._dynamo.reset()
+
+
+@laws
 @pytest.mark.parametrize("block", ["no block", "noiseless", "mean field"])
 def test_pytorchs_checkpoint_with_the_same_noise_is_right(law, block):
     net = network(law)

@@ -137,6 +137,30 @@ def test_vmap_is_a_loop(make, in_dim):
     assert spike.shape == (6, 2, 4)
 
 
+@pytest.mark.parametrize("make", [LIF, lambda: LIF(reset="subtract"), ParametricLIF])
+def test_nested_vmap_is_a_loop_of_loops(make):
+    neuron, x = make(), currents(2, 6, 3, 2, 4)
+    expected = torch.stack([torch.stack([neuron(sample) for sample in group]) for group in x])
+    assert torch.equal(vmap(vmap(neuron))(x), expected)
+    assert torch.equal(vmap(vmap(neuron, in_dims=2), in_dims=3)(x), vmap(vmap(neuron))(x.permute(3, 2, 0, 1, 4)))
+
+    def loss(x):
+        return neuron(x).cumsum(0).square().sum()
+
+    gradients = vmap(vmap(grad(loss)))(x)
+    torch.testing.assert_close(gradients[1, 4], grad(loss)(x[1, 4]))
+
+
+@pytest.mark.parametrize("inner", ["same", "different"])
+@pytest.mark.parametrize("outer", ["same", "different"])
+def test_nested_vmap_respects_randomness(inner, outer):
+    neuron, x = NoisyLIF(), torch.full((2, 3, 4, 2, 50), 0.9)
+    spikes = vmap(vmap(neuron, randomness=inner), randomness=outer)(x)
+    assert 0 < spikes.mean() < 1
+    assert torch.equal(spikes[:, 0], spikes[:, 1]) is (inner == "same")
+    assert torch.equal(spikes[0], spikes[1]) is (outer == "same")
+
+
 @pytest.mark.parametrize("placement", ["both", "escape", "membrane"])
 @pytest.mark.parametrize("generator", [False, True])
 def test_vmap_respects_randomness(placement, generator):

@@ -160,7 +160,7 @@ def test_streamed_spikes_and_states_obey_the_recursion_step_by_step(law_class, p
     x = torch.rand(T, B, generator=seeded(6), dtype=torch.float64) * 1.6
     eps1, eps2 = (law.sample((T, B), generator=seeded(i), dtype=torch.float64) for i in (7, 8))
     start = torch.rand(B, generator=seeded(9), dtype=torch.float64)
-    spikes, state = lif_sequence(x, start, neuron(law, decay, placement, reset), noise=(eps1, eps2))
+    spikes, state = lif_sequence(x, start, neuron(law, decay, placement, reset), noise=(eps1, eps2))[:2]
     for b in range(B):
         v = start[b].item()
         for t in range(T):
@@ -216,7 +216,7 @@ def test_backward_is_the_closed_form_recursion(law_class, placement, reset, deta
 
     spikes, state = lif_sequence(
         x, start, neuron(law, decay, placement, reset, detach_reset, decay_input), noise=(eps1, eps2)
-    )
+    )[:2]
     gradients = torch.autograd.grad((spikes, state), (x, start, decay), (g_spikes, g_state))
 
     arrays = [tensor.detach().numpy() for tensor in (x, start, eps1, eps2, g_spikes, g_state)]
@@ -255,7 +255,7 @@ def test_gradient_of_one_output_alone(loss):
     law = Gaussian(0.4)
     eps = [law.sample((4, 3), generator=seeded(i), dtype=torch.float64) for i in (3, 4)]
     start = torch.zeros(3, dtype=torch.float64)
-    spikes, state = lif_sequence(x, start, neuron(law, 0.5), noise=tuple(eps))
+    spikes, state = lif_sequence(x, start, neuron(law, 0.5), noise=tuple(eps))[:2]
     (spikes if loss == "spikes" else state).sum().backward()
     g_spikes, g_state = np.full((4, 3), loss == "spikes", float), np.full(3, loss == "state", float)
     _, _, expected, _, _ = recursion_by_hand(
@@ -320,7 +320,7 @@ def test_learnt_scale_and_decay_have_the_gradient_of_autograd(law_class, placeme
     noise = tuple((loc + scale * xi).detach() for xi in (xi1, xi2))
     # the law's own scale, 0.2, must not matter: the tensor replaces it
     layer = neuron(law_class(0.2, loc), decay, placement, reset, detach_reset, scale=scale)
-    ours = lif_sequence(x, start, layer, noise=noise)
+    ours = lif_sequence(x, start, layer, noise=noise)[:2]
     theirs = straight_through(x, start, decay, scale, law_class, loc, placement, reset, detach_reset, xi1, xi2)
     torch.testing.assert_close(ours, theirs)
     assert 0 < ours[0].mean() < 1

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from models import Gaussian, NoisyLIF, noise_generator
+from models.kernels import cpu
 from models.kernels.cpu import UPDATES_PER_THREAD
 
 
@@ -53,6 +54,31 @@ def test_a_child_computes_what_the_parent_does(method, two_threads):
         assert child.exitcode == 0
     finally:
         child.kill()
+
+
+def send_of_first_use(queue, seed):
+    cpu.kernel.cache_clear()  # compiled, checked and first used here
+    send(queue, seed)
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_a_forked_process_may_be_the_first_to_use_a_kernel(used_before, two_threads):
+    expected = spike_count(3)
+    if not used_before:
+        cpu.kernel.cache_clear()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    children = [context.Process(target=send_of_first_use, args=(queue, 3)) for _ in range(2)]
+    for child in children:
+        child.start()
+    try:
+        assert [queue.get(timeout=120) for _ in children] == [expected] * 2
+        for child in children:
+            child.join(timeout=30)
+            assert child.exitcode == 0
+    finally:
+        for child in children:
+            child.kill()
 
 
 def test_data_loader_workers(two_threads):

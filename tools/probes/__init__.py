@@ -1,1 +1,1 @@
-"""What a network does inside: firing rates, operations, rasters."""
+"""What a network does inside: firing rates, membrane potentials, operations, rasters."""

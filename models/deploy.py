@@ -1,0 +1,73 @@
+"""Networks for other runtimes."""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from .functional import MODES, check_choice
+from .modes import switchable
+
+
+def plain(net: nn.Module, mode: str = "noiseless", timesteps: int | None = None) -> nn.Module:
+    """A copy of a network that consists of plain PyTorch operations: for torch.export, ONNX, torch.jit.trace and FX.
+
+    It computes what `net` does inside `noiseless` or `mean_field`, or what it does by itself ("noisy"; each runtime
+    draws the noise from its own generator, and so other numbers). It is for inference: its parameters are frozen, since
+    spikes have no gradient, and it is in evaluation mode if `net` is.
+
+    - `torch.export.export` and, by way of it, `torch.onnx.export(..., dynamo=True)`: B and T may be free, by
+      `dynamic_shapes=({0: Dim("T"), 1: Dim("B")},)`. Free T is a loop, PyTorch's `scan`, and a fixed one is unrolled.
+    - `torch.jit.trace`: B is free; another T is an error.
+    - `torch.fx.symbolic_trace`: each neuron is one module of the graph, and B and T are free. Without `timesteps` here,
+      `SpikingNetwork` needs `concrete_args={"timesteps": None}`.
+
+    Wrappers of torch.compile, DistributedDataParallel and DataParallel are left out of the copy.
+
+    Args:
+        mode: of its noisy neurons: "noiseless", "mean_field" or "noisy". Other neurons have none.
+        timesteps: if given, the copy takes images [B, C, H, W] alone, and `net` gets them with this number of steps.
+
+    Raises:
+        TypeError: if a noisy neuron has no `mode`.
+        RuntimeError: if the parameters are sharded.
+
+    Note:
+        A neuron of your own that overrides `run` or `step` becomes plain in the calls of `super()`; what it does itself
+        stays as it is, and has to be traceable.
+    """
+    check_choice("mode", mode, MODES)
+    for name, parameter in net.named_parameters():
+        if hasattr(parameter, "full_tensor") or hasattr(parameter, "_is_flat_param"):
+            raise RuntimeError(f"parameter {name!r} is sharded: copy the weights to a network that is not")
+    ours = _unwrapped_copy(net).requires_grad_(False)
+    for neuron in switchable(ours, "plain"):
+        neuron.mode = mode
+    spiking: list[Any] = [module for module in ours.modules() if getattr(module, "emits_spikes", False)]
+    for neuron in spiking:
+        if hasattr(neuron, "backend"):
+            neuron.backend = "traceable"
+    return ours if timesteps is None else _OfImages(ours, timesteps)
+
+
+class _OfImages(nn.Module):
+    """A network of a fixed number of time steps, of images alone."""
+
+    def __init__(self, net: nn.Module, timesteps: int) -> None:
+        super().__init__()
+        self.net, self.timesteps = net, timesteps
+        self.train(net.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x, timesteps=self.timesteps)
+
+
+def _unwrapped_copy(net: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}  # of deepcopy: what it takes to have copied already
+    for module in reversed(list(net.modules())):  # from the inside
+        wrapped = getattr(module, "_orig_mod", None)  # of torch.compile
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            wrapped = module.module
+        if wrapped is not None:
+            memo[id(module)] = copy.deepcopy(wrapped, memo)
+    return copy.deepcopy(net, memo)

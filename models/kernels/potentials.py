@@ -1,0 +1,30 @@
+"""Membrane potentials over time, from what a kernel has computed."""
+
+import torch
+from torch import Tensor
+
+from .common import Neuron, after_reset
+
+
+def before_reset(x: Tensor, state: Tensor | None, spikes: Tensor, z: Tensor, neuron: Neuron) -> Tensor:
+    """u = z + threshold [T, B, ...], the potential that the noisy threshold is compared with at each step.
+
+    A kernel's `z` is a number for autograd. Where `spikes` have a gradient, so do the potentials: step by step as
+    functions of the input, the state, what is learnt, and the spikes before them.
+    """
+    u = z + neuron.threshold
+    if z.requires_grad or not spikes.requires_grad or z.numel() == 0:
+        return u
+    u = u.detach()  # a learnt threshold is in z too
+    v = torch.zeros_like(u[0]) if state is None else state
+    fired = spikes.detach() if neuron.detach_reset else spikes
+    traced = []
+    for t in range(x.shape[0]):
+        current = x[t].to(u.dtype)
+        now = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
+        if neuron.membrane_noise and isinstance(neuron.scale, Tensor):  # eps1 = loc + scale * (standard draw)
+            deviation = (now - u[t]).detach() - neuron.law.loc
+            now = now - deviation * (neuron.scale / neuron.scale.detach())
+        traced.append(u[t] + (now - now.detach()))  # the value of the kernel and the gradient of `now`
+        v = after_reset(traced[-1], fired[t].to(u.dtype), neuron.reset, neuron.threshold)
+    return torch.stack(traced)

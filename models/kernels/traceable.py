@@ -1,0 +1,60 @@
+"""The dynamics without custom operators, autograd functions or settings: for tracers and exporters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contexts import GENERATORS
+from ..noise import Rescaled
+from .common import Neuron, after_reset, arithmetic_dtype
+
+
+def lif_sequence(
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True, keep_z: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `eager.lif_sequence`, but spikes have no gradient.
+
+    The loop over time is unrolled; where an exporter has a symbol for T, it is the operator `scan` of PyTorch.
+    """
+    law = Rescaled(neuron.law, neuron.scale) if isinstance(neuron.scale, Tensor) else neuron.law
+    currents = x.to(arithmetic_dtype(x.dtype))
+    sequences = {"current": currents}
+    if (neuron.membrane_noise or neuron.threshold_noise) and _is_exported() and GENERATORS.in_effect():
+        raise RuntimeError("what is exported or traced has no noise_generator: do it outside of the block")
+    for name, drawn in (("membrane", neuron.membrane_noise), ("threshold", neuron.threshold_noise)):
+        if drawn:
+            sequences[name] = law.sample(x.shape, device=x.device, dtype=currents.dtype)
+
+    def step(v: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        current = at["current"]
+        u = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
+        if "membrane" in at:
+            u = u - at["membrane"]
+        z = u - neuron.threshold
+        fired = law.cdf(z) if neuron.mean_field else (z > at.get("threshold", 0)).to(z.dtype)
+        return after_reset(u, fired, neuron.reset, neuron.threshold), (fired, z) if keep_z else (fired,)
+
+    v = currents.new_zeros(x.shape[1:]) if state is None else state
+    if isinstance(x.shape[0], torch.SymInt):
+        v, found = _scan(step, v, sequences)
+    else:
+        steps = []
+        for values in zip(*(sequence.unbind() for sequence in sequences.values())):
+            v, found = step(v, dict(zip(sequences, values)))
+            steps.append(found)
+        found = tuple(map(torch.stack, zip(*steps))) or (torch.zeros_like(currents),) * 2
+    return found[0].to(x.dtype), v, found[1] if keep_z else v.new_empty(0)
+
+
+def _is_exported() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first from torch 2.7 on
+    return torch.jit.is_tracing() or is_exporting()
+
+
+def _scan(step: Any, v: Tensor, sequences: dict[str, Tensor]) -> Any:
+    try:
+        from torch._higher_order_ops.scan import scan
+    except ImportError as error:
+        raise RuntimeError("this version of PyTorch exports no loop over a free T: export with a fixed T") from error
+    return scan(step, v, sequences)

@@ -1,0 +1,79 @@
+"""Membrane potentials of a network over time, by layer."""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tools.errors import UserError
+from tools.inference import ForwardPass
+
+from .hooks import neuron_hooks, spiking_neurons
+
+
+@torch.no_grad()
+def record_potentials(
+    net: nn.Module, inputs: Tensor, forward: ForwardPass, layers: Collection[str] | None = None
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """{layer: (potentials before the reset, spikes)}, each [T, B, ...], for one batch and one draw of the noise.
+
+    Args:
+        layers: names of neurons; None for all.
+
+    Raises:
+        UserError: for a name of no neuron, and for a neuron whose `run` does not take `potentials`.
+    """
+    neurons = dict(spiking_neurons(net))
+    if unknown := set(layers or ()) - set(neurons):
+        raise UserError(f"no neuron is called {sorted(unknown)[0]!r}; choose from {', '.join(neurons)}")
+    chosen = {layer: neurons[layer] for layer in (neurons if layers is None else layers)}
+    for layer, neuron in chosen.items():
+        _check_run(layer, neuron)
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def keep(layer: str, continues: bool, *traces: Tensor) -> None:
+        traces = tuple(trace.float().cpu() for trace in traces)
+        if continues and layer in found:
+            traces = tuple(map(torch.cat, zip(found[layer], traces)))
+        found[layer] = traces
+
+    with contextlib.ExitStack() as blocks:
+        blocks.enter_context(neuron_hooks(net, lambda *call: None))  # nothing runs compiled
+        for layer, neuron in chosen.items():
+            blocks.enter_context(_recorded(neuron, functools.partial(keep, layer)))
+        forward(net, inputs)
+    return found
+
+
+def _check_run(layer: str, neuron: Any) -> None:
+    try:
+        inspect.signature(neuron.run).bind(None, potentials=True)
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"layer {layer!r} ({type(neuron).__name__}) has no `run` that takes `potentials`") from error
+
+
+@contextlib.contextmanager
+def _recorded(neuron: Any, keep: Callable[..., None]) -> Iterator[None]:
+    """Context manager: hand (whether a call continues from a state, potentials, spikes) of `run` and `step` on."""
+    run, attributes = neuron.run, vars(neuron)
+    before = {name: attributes[name] for name in ("run", "step") if name in attributes}
+
+    def recording(x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Any, ...]:
+        spikes, after, potentials = run(x, state, keep_state, potentials=True)
+        keep(state is not None, potentials, spikes)
+        return spikes, after
+
+    def step(x_t: Tensor, state: Any = None) -> tuple[Any, ...]:
+        spikes, after = recording(x_t.unsqueeze(0), state)
+        return spikes.squeeze(0), after
+
+    attributes.update(run=recording, step=step)
+    try:
+        yield
+    finally:
+        del attributes["run"], attributes["step"]
+        attributes.update(before)
