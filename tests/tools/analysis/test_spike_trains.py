@@ -253,6 +253,15 @@ def test_decoding_reaches_the_bayes_optimum():
     assert found[1] > 0.99
 
 
+def test_decoding_is_the_mean_over_20_splits_unless_told_otherwise():
+    _, spikes = bernoulli(8, cells=2)
+    spikes = np.minimum(spikes, 1)
+    found = [
+        spike_trains.decoding_accuracy(spikes, 5, [1], **options) for options in ({}, {"repeats": 20}, {"seed": 0})
+    ]
+    assert found[0] == found[1] == found[2] != spike_trains.decoding_accuracy(spikes, 5, [1], repeats=21)
+
+
 def test_decoding_at_chance_and_ties():
     silent = np.zeros((10, 12, 2), np.uint8)
     assert spike_trains.decoding_accuracy(silent, 3, [1, 5]) == pytest.approx(1 / 4)

@@ -71,7 +71,25 @@ def test_the_severities_of_pixels_are_those_of_cifar_10_c():
         "jpeg": (80, 65, 58, 50, 40),
         "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),
     }
-    assert all(len(perturbation.severities) == 5 for perturbation in PERTURBATIONS.values())
+
+
+def test_the_severities_of_events_neurons_and_attacks():
+    """Choices of this project; a changed one changes every comparison by severity."""
+    assert {name: one.severities for name, one in PERTURBATIONS.items() if name not in PIXEL} == {
+        "eventdrop": (0.1, 0.3, 0.5, 0.7, 0.9),
+        "drop_time": (0.1, 0.2, 0.3, 0.5, 0.7),
+        "drop_area": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "background": (0.1, 0.3, 1.0, 3.0, 5.0),
+        "hot_pixels": (0.001, 0.003, 0.01, 0.03, 0.1),
+        "dead_pixels": (0.01, 0.03, 0.1, 0.2, 0.3),
+        "time_jitter": (1000, 5000, 10_000, 30_000, 100_000),
+        "polarity_flip": (0.05, 0.1, 0.2, 0.3, 0.5),
+        "spike_level": (0.001, 0.003, 0.01, 0.03, 0.1),
+        "spike_delete": (0.05, 0.1, 0.2, 0.3, 0.5),
+        "spike_insert": (0.001, 0.003, 0.01, 0.03, 0.1),
+        "membrane": (0.1, 0.2, 0.3, 0.5, 1.0),
+        "adversarial": (0.25, 0.5, 1.0, 1.5, 2.0),
+    }
 
 
 def test_shot_noise_is_a_count_of_photons():
