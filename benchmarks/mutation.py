@@ -63,13 +63,13 @@ class Mutant:
         return mutate_code(code, get_operator(self.operator)(), self.occurrence)
 
 
-def annotated_lines(code: str) -> set[tuple[int, int]]:
-    """(line, column) of every node within an annotation."""
-    found = set()
+def annotations(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(line, column) of the start and the end of every annotation."""
+    found = []
     for node in ast.walk(ast.parse(code)):
-        for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
-            if annotation is not None:
-                found |= {(part.lineno, part.col_offset) for part in ast.walk(annotation) if hasattr(part, "lineno")}
+        for one in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if one is not None:
+                found.append(((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)))
     return found
 
 
@@ -79,14 +79,14 @@ def places(path: str) -> dict[tuple[int, int], list[Mutant]]:
     from cosmic_ray.plugins import get_operator, operator_names
 
     code = Path(path).read_text()
-    tree, skipped, found = get_ast(code), annotated_lines(code), {}
+    tree, skipped, found = get_ast(code), annotations(code), {}
     for name in operator_names():
         operator = get_operator(name)
         if operator.arguments():  # without settings, it cannot do anything
             continue
         positions = [position for node in ast_nodes(tree) for position in operator().mutation_positions(node)]
         for occurrence, (start, _) in enumerate(positions):
-            if start not in skipped:
+            if not any(first <= start < last for first, last in skipped):
                 found.setdefault(start, []).append(Mutant(path, start[0], name, occurrence))
     return found
 

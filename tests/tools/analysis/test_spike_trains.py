@@ -140,6 +140,14 @@ def test_the_error_of_the_signal_power_is_its_spread(smoothing_bins):
     assert (found > 2 * errors).mean() < 0.08
 
 
+def test_two_trials_are_enough():
+    trials = np.random.default_rng(0).standard_normal((2, 50, 1))
+    for metric in (spike_trains.signal_power, spike_trains.signal_power_error, spike_trains.noise_power):
+        assert np.isfinite(metric(trials)).all()
+    for metric in (spike_trains.cc_max, spike_trains.reliability, spike_trains.signal_correlation):
+        assert metric(np.stack([trials[0], trials[0]])) == pytest.approx(1)
+
+
 def test_a_signal_of_few_moments_is_more_than_chance():
     signal = np.zeros((1, 500, 1))
     signal[:, 200:206] = 1.0  # all of it in one place: stretches of time differ much, trials do not
