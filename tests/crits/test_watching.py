@@ -1,5 +1,8 @@
 """Hooks on spiking neurons, whichever method they are called by."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -40,3 +43,17 @@ def test_what_a_hook_returns_replaces_the_tensor_within_the_block(on_input):
         inside = call(neuron)
     assert all((spikes == (1.0 if on_input else 9.0)).all() for spikes in inside)  # 9 makes each neuron fire
     assert all(torch.equal(one, other) for one, other in zip(before, call(neuron)))
+
+
+def test_where_nothing_is_compiled_the_compiler_is_not_loaded(repository):
+    """It takes seconds."""
+    code = """
+import sys
+from crits.watching import neuron_hooks
+from models import LIF
+with neuron_hooks(LIF(), print):
+    pass
+print([name for name in sys.modules if name.startswith("torch._dynamo")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

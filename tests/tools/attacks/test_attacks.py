@@ -1,5 +1,6 @@
 """Attacks against known optima, the choice and the scores against known chances, and gates that fail when they must."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -580,7 +581,9 @@ def test_the_gates_compare_what_they_say(spied, monkeypatch):
     test = RadiusTest([spied.images + 0.01, spied.images - 0.01], {})
     assert gates.check_steps(spied, 8 / 255, test).name.endswith("steps")
     assert gates.check_draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
-    assert weaker == [{"steps": 1}, {"draws": 1}]  # a quarter of the steps; else as the preset has it
+    spied.preset = dataclasses.replace(TINY, steps=8)
+    gates.check_steps(spied, 8 / 255, test)
+    assert weaker == [{"steps": 1}, {"draws": 1}, {"steps": 2}]  # a quarter of the steps; else as the preset has it
     low, high = scored(*[0.2] * 12), scored(*[0.8] * 12)
     scores = {"PGD": high, "FGSM": low, "Square": low, "all": low, "random noise": high, "transfer, noiseless": high}
     assert [gate.passed for gate in gates.compare_rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]

@@ -261,6 +261,15 @@ def test_a_wrong_event_is_named_by_its_first_byte(tmp_path, kind):
         Recording(path).load(SIZE)
 
 
+def test_wrong_numbers_of_aedat2_are_named_by_their_own_byte(tmp_path):
+    raw, path = aedat2(), tmp_path / "a.aedat"
+    third = len(raw) - 3 * 8  # of the four events, before an external one
+    for at, word, message in ((third, 1 << 16, "an address of 16 bits"), (third + 4, 1 << 31, "a time from 0")):
+        path.write_bytes(raw[:at] + struct.pack(">I", word) + raw[at + 4 :])
+        with pytest.raises(EventFormatError, match=f"byte {at}: expected {message}"):
+            Recording(path).load(SIZE)
+
+
 def test_times_of_nmnist_have_23_bits_beside_the_polarity(tmp_path):
     wanted = [(1, 2, 2**22 + 3, 0), (3, 4, 2**23 - 1, 0), (5, 6, 2**23 - 1, 1)]
     (tmp_path / "a.bin").write_bytes(nmnist(wanted))
