@@ -148,6 +148,15 @@ def test_two_trials_are_enough():
         assert metric(np.stack([trials[0], trials[0]])) == pytest.approx(1)
 
 
+def test_shifts_repeat_with_the_seed_which_is_0_unless_told_otherwise():
+    trials = np.random.default_rng(0).standard_normal((3, 50, 1))
+    error = spike_trains.signal_power_error(trials)
+    assert error == spike_trains.signal_power_error(trials, shifts=20, seed=0)
+    assert error != spike_trains.signal_power_error(trials, seed=1) and error != spike_trains.signal_power_error(
+        trials, 19
+    )
+
+
 def test_a_signal_of_few_moments_is_more_than_chance():
     signal = np.zeros((1, 500, 1))
     signal[:, 200:206] = 1.0  # all of it in one place: stretches of time differ much, trials do not
