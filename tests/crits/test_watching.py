@@ -38,11 +38,12 @@ def test_a_hook_runs_once_for_each_call_and_knows_what_continues(on_input):
 @pytest.mark.parametrize("on_input", [False, True])
 def test_what_a_hook_returns_replaces_the_tensor_within_the_block(on_input):
     neuron = LIF()
-    before = call(neuron)
+    before, attributes = call(neuron), set(vars(neuron))
     with neuron_hooks(neuron, lambda name, neuron, tensor, continues: torch.full_like(tensor, 9.0), on_input):
         inside = call(neuron)
     assert all((spikes == (1.0 if on_input else 9.0)).all() for spikes in inside)  # 9 makes each neuron fire
     assert all(torch.equal(one, other) for one, other in zip(before, call(neuron)))
+    assert set(vars(neuron)) == attributes  # nothing is left on it, as a copy or a pickle would show
 
 
 def test_where_nothing_is_compiled_the_compiler_is_not_loaded(repository):

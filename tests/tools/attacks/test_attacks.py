@@ -465,6 +465,7 @@ def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic
         assert at == {("linf", name) for name in attacks} | {("l2", name) for name in attacks if name != "Square"}
         names = [gate.name for gate in report.gates]
         assert len(names) == len(set(names))
+        assert {f"PGD no weaker than FGSM at {radius}" for radius in ("linf 8/255", "l2 0.5")} < set(names)
         of_noise = {"accuracy does not rise with noise draws of a gradient", "scale -> 0 is the deterministic network"}
         assert of_noise & set(names) == (of_noise if draws > 1 else set())
         assert report.reliable == all(gate.passed for gate in report.gates)
