@@ -355,6 +355,7 @@ def test_square_changes_one_square_by_plus_or_minus_eps():
         images = torch.full((4, 1, *shape), 0.5)
         changed = with_square(images, images, 0.1, 0.8, seeded()) != images
         assert changed.flatten(1).sum(1).tolist() == [9] * 4
+        assert (with_square(images, images, 0.1, 1e-3, seeded()) != images).sum() == 4  # a pixel each, at least
 
 
 def test_squares_are_halved_as_published():
