@@ -5,31 +5,37 @@
 needs cosmic-ray (pip install cosmic-ray), which makes the faults: another operator, number, comparison, a condition
 negated, a loop that never runs, a decorator less. A place is drawn first, evenly over all of them, then a fault for it;
 annotations are left out, as any fault there stops the import. Each fault is tried in a process forked from one that has
-imported PyTorch, on a copy of the repository. The tests notice it by failing or by taking TOO_LONG times their time.
-Prints one JSON line per mutant and one with the score. With --out, lines are added to that file and found again there.
+imported PyTorch, on a copy of the commit. It is caught where a test fails, where an import fails, and where the tests
+take TOO_LONG times their time. Any other end (a crash, a wrong call of pytest) is not caught, and named in the score.
+Prints one JSON line per mutant and one with the score. With --out, lines are added to that file and, for the same
+commit, found again there. --targets tries those of the drawn mutants that are in some of the folders.
 """
 
 import argparse
 import ast
 import concurrent.futures
+import contextlib
 import difflib
 import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ["models", "crits", "tools/attacks", "tools/analysis", "tools/perturb", "tools/data/events"]
 LEFT_OUT = ["tools/data/events/pictures.py"]  # sizes and colours of a picture
+CAUGHT = {1: "failed", 2: "import failed", -signal.SIGXCPU: "timeout"}  # by exit code
 TOO_LONG = 5
 MOST_S = 1200  # of the tests of a folder without a fault
+MOST_BYTES = 6 << 30  # a fault that asks for more memory must not starve what else the machine does
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,13 @@ class Mutant:
     occurrence: int
 
     @property
+    def target(self) -> str:
+        return next(target for target in TARGETS if self.path.startswith(f"{target}/"))
+
+    @property
     def tests(self) -> str:
         """The folder of tests that is to notice it."""
-        return next(f"tests/{target}" for target in TARGETS if self.path.startswith(f"{target}/"))
+        return f"tests/{self.target}"
 
     def mutated(self, code: str) -> str:
         from cosmic_ray.mutating import mutate_code
@@ -53,13 +63,13 @@ class Mutant:
         return mutate_code(code, get_operator(self.operator)(), self.occurrence)
 
 
-def annotated_lines(code: str) -> set[tuple[int, int]]:
-    """(line, column) of every node within an annotation."""
-    found = set()
+def annotations(code: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """(line, column) of the start and the end of every annotation."""
+    found = []
     for node in ast.walk(ast.parse(code)):
-        for annotation in (getattr(node, "annotation", None), getattr(node, "returns", None)):
-            if annotation is not None:
-                found |= {(part.lineno, part.col_offset) for part in ast.walk(annotation) if hasattr(part, "lineno")}
+        for one in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+            if one is not None:
+                found.append(((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)))
     return found
 
 
@@ -68,35 +78,36 @@ def places(path: str) -> dict[tuple[int, int], list[Mutant]]:
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
-    code = (ROOT / path).read_text()
-    tree, skipped, found = get_ast(code), annotated_lines(code), {}
+    code = Path(path).read_text()
+    tree, skipped, found = get_ast(code), annotations(code), {}
     for name in operator_names():
         operator = get_operator(name)
         if operator.arguments():  # without settings, it cannot do anything
             continue
         positions = [position for node in ast_nodes(tree) for position in operator().mutation_positions(node)]
         for occurrence, (start, _) in enumerate(positions):
-            if start not in skipped:
+            if not any(first <= start < last for first, last in skipped):
                 found.setdefault(start, []).append(Mutant(path, start[0], name, occurrence))
     return found
 
 
 def draw(count: int, seed: int) -> list[Mutant]:
-    """A random sample of mutants of all targets, no two at one place."""
-    listed = subprocess.run(["git", "ls-files", *TARGETS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    """A random sample of mutants of all targets, no two at one place, of the copy that is the current directory."""
     everywhere = []
-    for path in listed.splitlines():
-        if path.endswith(".py") and path not in LEFT_OUT:
+    for path in sorted(str(path) for target in TARGETS for path in Path(target).rglob("*.py")):
+        if path not in LEFT_OUT:
             everywhere += places(path).values()
     generator = random.Random(seed)
     return [generator.choice(faults) for faults in generator.sample(everywhere, count)]
 
 
-def run_tests(folder: str, limit_s: float) -> tuple[str, float]:
-    """Run the tests of a folder in a forked process, in the current directory: what came out, and seconds."""
+def run_tests(folder: str, cpu_s: float = MOST_S, wall_s: float = 4 * MOST_S) -> tuple[str, float]:
+    """Run the tests of a folder in a forked process, in the current directory: what came out, and seconds of CPU."""
 
     def work():
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s), int(cpu_s) + 5))
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
         null = os.open(os.devnull, os.O_WRONLY)
         for printed in (1, 2):
             os.dup2(null, printed)
@@ -105,36 +116,43 @@ def run_tests(folder: str, limit_s: float) -> tuple[str, float]:
 
         os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", folder]))
 
-    began = time.monotonic()
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    process.join(limit_s)
-    if process.exitcode is None:
-        os.killpg(process.pid, signal.SIGKILL)
+    def used():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    before = used()
+    with tempfile.TemporaryDirectory(prefix="cache-") as cache:  # what a fault wrote there is not for the next one
+        os.environ["NSNN_CACHE"] = cache
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        process.join(wall_s)
+        code = -signal.SIGXCPU if process.exitcode is None else process.exitcode
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # also what the tests left running
         process.join()
-        return "timeout", time.monotonic() - began
-    return "survived" if process.exitcode == 0 else "caught", time.monotonic() - began
+    return "survived" if code == 0 else CAUGHT.get(code, f"exit code {code}"), used() - before
 
 
-def prepare(limits: dict[str, float]) -> None:
-    """Make this worker's copy of the repository the current directory, and import what every test imports."""
+def prepare(commit: str, limits: dict[str, float] | None = None) -> None:
+    """Make a copy of the commit, of this process alone, the current directory."""
     global copy, limits_s
-    import pytest
-    import torch
-
-    assert pytest and torch
     limits_s = limits
     copy = tempfile.TemporaryDirectory(prefix="mutants-")
-    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in names.splitlines():
-        target = Path(copy.name, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((ROOT / name).read_bytes())
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    subprocess.run(["tar", "-x", "-C", copy.name], input=archive, check=True)
     os.chdir(copy.name)
 
 
+def start_worker(commit: str, limits: dict[str, float]) -> None:
+    import pytest
+    import torch
+
+    assert pytest and torch  # forks have imported them
+    prepare(commit, limits)
+
+
 def time_of(folder: str) -> tuple[str, float]:
-    outcome, seconds = run_tests(folder, MOST_S)
+    outcome, seconds = run_tests(folder)
     if outcome != "survived":
         raise RuntimeError(f"without a fault, {folder} does not pass: {outcome}")
     return folder, seconds
@@ -148,43 +166,57 @@ def judge(mutant: Mutant) -> dict:
     diff = difflib.unified_diff(code.splitlines(), changed.splitlines(), lineterm="", n=0)
     path.write_text(changed)
     try:
-        outcome, seconds = run_tests(mutant.tests, TOO_LONG * limits_s[mutant.tests] + 30)
+        limit_s = TOO_LONG * limits_s[mutant.tests] + 30
+        outcome, seconds = run_tests(mutant.tests, limit_s, 4 * limit_s)  # a lock takes no CPU
     finally:
         path.write_text(code)
     return {**asdict(mutant), "outcome": outcome, "seconds": round(seconds, 1), "diff": "\n".join(list(diff)[2:])}
+
+
+def key(mutant: dict) -> tuple:
+    return mutant["path"], mutant["operator"], mutant["occurrence"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="try the drawn ones in these")
+    parser.add_argument("--commit", default="HEAD", help="what is tested; changes that are not committed are not")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="JSON lines of the outcomes; mutants in it are not tried again")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    mutants, found = draw(arguments.mutants, arguments.seed), []
-    if arguments.out and arguments.out.exists():
-        found = [json.loads(line) for line in arguments.out.read_text().splitlines()]
-        done = {(one["path"], one["operator"], one["occurrence"]) for one in found}
-        mutants = [one for one in mutants if (one.path, one.operator, one.occurrence) not in done]
+    out = arguments.out and arguments.out.resolve()
+    revision = ["git", "rev-parse", "--verify", f"{arguments.commit}^{{commit}}"]
+    commit = subprocess.run(revision, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    prepare(commit)
+    mutants = [one for one in draw(arguments.mutants, arguments.seed) if one.target in arguments.targets]
+    drawn, found = {key(asdict(one)) for one in mutants}, {}
+    if out and out.exists():
+        stored = [json.loads(line) for line in out.read_text().splitlines()]
+        found = {key(one): one for one in stored if one["commit"] == commit and key(one) in drawn}
+    mutants = [one for one in mutants if key(asdict(one)) not in found]
     context = multiprocessing.get_context("spawn")
 
     def pool(limits):
-        options = dict(mp_context=context, initializer=prepare, initargs=(limits,))
+        options = dict(mp_context=context, initializer=start_worker, initargs=(commit, limits))
         return concurrent.futures.ProcessPoolExecutor(arguments.processes, **options)
 
     with pool({}) as workers:
         limits = dict(workers.map(time_of, sorted({mutant.tests for mutant in mutants})))
     with pool(limits) as workers:
         for future in concurrent.futures.as_completed([workers.submit(judge, mutant) for mutant in mutants]):
-            found.append(future.result())
-            line = json.dumps(found[-1])
-            print(line, flush=True)
-            if arguments.out:
-                with arguments.out.open("a") as file:
-                    file.write(line + "\n")
-    survived = sum(one["outcome"] == "survived" for one in found)
-    print(json.dumps({"mutants": len(found), "survived": survived, "score": 1 - survived / len(found)}))
+            one = {"commit": commit, **future.result()}
+            found[key(one)] = one
+            print(json.dumps(one), flush=True)
+            if out:
+                with out.open("a") as file:
+                    file.write(json.dumps(one) + "\n")
+    outcomes = Counter(one["outcome"] for one in found.values())
+    caught = sum(outcomes[outcome] for outcome in set(CAUGHT.values()))
+    score = caught / len(found) if found else None
+    print(json.dumps({"commit": commit, "drawn": len(drawn), "outcomes": outcomes, "caught": caught, "score": score}))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,11 @@ if os.environ.get("NSNN_TEST_CUDA") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The user's cache is left alone. Processes of pytest-xdist share the cache of the one that starts them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    cache = tempfile.TemporaryDirectory(prefix="nsnn-cache-")
+    os.environ["NSNN_CACHE"] = cache.name
 
 from dataset_utils import ImageDataset
 from tools.data.images import LabelledImages

@@ -67,7 +67,7 @@ def main():
     for number, (name, make) in enumerate(makers.items()):
         folder = options.folder.resolve() / "work" / name.replace(" ", "_")
         folder.mkdir(parents=True, exist_ok=True)
-        os.environ["NSNN_CACHE"] = str(folder)
+        os.environ["NSNN_CACHE"] = str(folder / "cache")
         path, read = make(folder)
         (corpus / f"{number}").write_bytes(bytes([number]) + path.read_bytes())
         targets.append((folder, path, read))
@@ -76,7 +76,7 @@ def main():
         if not raw or raw[0] >= len(targets):
             return
         folder, path, read = targets[raw[0]]
-        os.environ["NSNN_CACHE"] = str(folder)
+        os.environ["NSNN_CACHE"] = str(folder / "cache")
         path.write_bytes(raw[1:])
         with contextlib.suppress(DOCUMENTED):
             read()

@@ -3,7 +3,6 @@
 import gzip
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -247,9 +246,7 @@ def test_the_motions_in_the_cache_are_keyed_by_the_digits(tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_motions_are_made_once_with_digits_apart_and_have_as_many_streams_as_promised(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
-    start = time.perf_counter()
     parts = DATASETS["motions"].load(TrainConfig(timestep=10))
-    assert time.perf_counter() - start < 60  # about 15 s; a busy machine is given more
     assert {name: len(part) for name, part in vars(parts).items()} == {"train": 1980, "val": 220, "test": 550}
     for part, each in zip(vars(parts).values(), (180, 20, 50)):
         assert part.labels.bincount().tolist() == [each] * 11

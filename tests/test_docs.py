@@ -21,7 +21,9 @@ def test_the_numbers_of_a_page_are_those_of_its_results(repository, page):
 
 def test_results_are_of_the_commands_that_the_pages_give(repository):
     pages = "".join(page.read_text() for page in (repository / "docs").glob("*.md"))
-    for path in (repository / "docs" / "results").glob("*.json"):
+    paths = list((repository / "docs" / "results").glob("*.json"))
+    assert {f"{path.stem.removesuffix('_full')}.md" for path in paths} >= set(PAGES)
+    for path in paths:
         content = json.loads(path.read_text())
         study = content["study"]
         assert path.stem == (study if content["quick"] else f"{study}_full") and content["seed"] == 0

@@ -2,6 +2,8 @@
 
 import re
 
+import yaml
+
 
 def test_the_python_example_runs(repository):
     (example,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.DOTALL)
@@ -14,7 +16,22 @@ def test_the_python_example_runs(repository):
 
 def test_the_recipes_and_scripts_it_names_exist(repository):
     text = (repository / "README.md").read_text()
-    for path in set(re.findall(r"(?:tests|configs|models|tools|docs)/[\w/]+\.(?:yaml|py|png|md)", text)):
+    paths = set(re.findall(r"(?:tests|configs|models|tools|docs)/[\w/]+\.(?:yaml|py|png|md)", text))
+    scripts = set(re.findall(r"\b(?:main|testing)_[a-z0-9]+\.py", text))
+    assert "docs/extending.md" in paths and "main_cifar10.py" in scripts  # so they are found
+    for path in paths | scripts:
         assert (repository / path).exists(), path
-    for script in set(re.findall(r"\b(?:main|testing)_[a-z0-9]+\.py", text)):
-        assert (repository / script).exists(), script
+
+
+def test_recipes_train_for_as_many_epochs_as_is_said_of_them(repository):
+    """At their head, or in the table of results."""
+    rows = re.findall(r"^\|.*", (repository / "README.md").read_text(), re.MULTILINE)
+    recipes = list((repository / "configs").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        said = [
+            re.findall(r"(\d+) epochs", "\n".join(lines))
+            for lines in (head, [row for row in rows if f"`{path.stem}`" in row])
+        ]
+        assert (said[0] or said[1]) == [str(yaml.safe_load(path.read_text())["epochs"])], path

@@ -124,7 +124,11 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=LONGEST_WAIT, **_fresh_store())
     yield Processes(dist.get_rank(), dist.get_world_size())
-    dist.destroy_process_group()  # not after an error, when other processes may wait for an exchange
+    # Not after an error, when other processes may wait for an exchange. A thread of Gloo that still lets go of the
+    # tensors of the last exchange while Python ends would abort the process: the barrier, which has none,
+    # gives it time.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _fresh_store():

@@ -140,6 +140,23 @@ def test_the_error_of_the_signal_power_is_its_spread(smoothing_bins):
     assert (found > 2 * errors).mean() < 0.08
 
 
+def test_two_trials_are_enough():
+    trials = np.random.default_rng(0).standard_normal((2, 50, 1))
+    for metric in (spike_trains.signal_power, spike_trains.signal_power_error, spike_trains.noise_power):
+        assert np.isfinite(metric(trials)).all()
+    for metric in (spike_trains.cc_max, spike_trains.reliability, spike_trains.signal_correlation):
+        assert metric(np.stack([trials[0], trials[0]])) == pytest.approx(1)
+
+
+def test_shifts_repeat_with_the_seed_which_is_0_unless_told_otherwise():
+    trials = np.random.default_rng(0).standard_normal((3, 50, 1))
+    error = spike_trains.signal_power_error(trials)
+    assert error == spike_trains.signal_power_error(trials, shifts=20, seed=0)
+    assert error != spike_trains.signal_power_error(trials, seed=1) and error != spike_trains.signal_power_error(
+        trials, 19
+    )
+
+
 def test_a_signal_of_few_moments_is_more_than_chance():
     signal = np.zeros((1, 500, 1))
     signal[:, 200:206] = 1.0  # all of it in one place: stretches of time differ much, trials do not
@@ -251,6 +268,15 @@ def test_decoding_reaches_the_bayes_optimum():
     found = spike_trains.decoding_accuracy(spikes, 1, [1, 100], repeats=400)
     assert found[0] == pytest.approx(best, abs=0.04)
     assert found[1] > 0.99
+
+
+def test_decoding_is_the_mean_over_20_splits_unless_told_otherwise():
+    _, spikes = bernoulli(8, cells=2)
+    spikes = np.minimum(spikes, 1)
+    found = [
+        spike_trains.decoding_accuracy(spikes, 5, [1], **options) for options in ({}, {"repeats": 20}, {"seed": 0})
+    ]
+    assert found[0] == found[1] == found[2] != spike_trains.decoding_accuracy(spikes, 5, [1], repeats=21)
 
 
 def test_decoding_at_chance_and_ties():

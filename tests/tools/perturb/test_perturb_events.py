@@ -112,6 +112,14 @@ def test_streams_without_duration(apply):
     assert len(perturbed) <= len(events) and (perturbed["t"] == START).all()
 
 
+def test_new_events_come_at_any_microsecond_from_the_first_event_to_the_last():
+    events = stream(2)
+    events["t"] = START, START + 1
+    noisy = perturb.background_activity(events, 1e6, generator(), SIZE)  # one at every pixel
+    assert len(noisy) == pytest.approx(2 + PIXELS, abs=5 * PIXELS**0.5)
+    assert (noisy["t"] == START).mean() == pytest.approx(0.5, abs=5 * 0.5 / len(noisy) ** 0.5)
+
+
 @pytest.mark.parametrize("apply", [perturb.drop_random, perturb.drop_time, perturb.drop_area, perturb.dead_pixels])
 def test_everything_can_be_removed_and_the_rest_is_unchanged(apply):
     events = distinct()

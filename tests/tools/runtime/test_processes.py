@@ -3,11 +3,11 @@
 import multiprocessing
 import os
 import signal
-import socket
 import time
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 
 from tools.config.train import TrainConfig
@@ -23,16 +23,11 @@ SETTINGS = dict(
 RATE = "train_images_per_s"
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def run_processes(count, function):
     """What `function(processes)` returns in each of several forked processes, in the order of their ranks."""
-    context, port = multiprocessing.get_context("fork"), free_port()
+    context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # it chooses a free port, and has it
 
     def work(rank):
         os.environ.update(
@@ -40,7 +35,9 @@ def run_processes(count, function):
             LOCAL_RANK=str(rank),
             WORLD_SIZE=str(count),
             MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
+            MASTER_PORT=str(store.port),
+            TORCHELASTIC_USE_AGENT_STORE="True",  # so that the first process starts no store of its own
+            TORCHELASTIC_RESTART_COUNT="0",
         )
         with joined() as processes:
             queue.put((rank, function(processes)))

@@ -404,6 +404,10 @@ def digits():
 @pytest.mark.slow
 def test_metrics_recover_the_truth(digits, tmp_path, figures):
     rows = experiments.truth(Study(tmp_path, quick=True), digits)["rows"]
+    expected = {(cells, metric) for cells in ("Bernoulli", "Poisson") for metric in experiments.METRICS}
+    expected.remove(("Poisson", "Victor-Purpura distance, q = 2"))  # has no closed form
+    expected |= {(f"pair with {share}% common spikes", "noise correlation") for share in (10, 50)}
+    assert {(row.cells, row.metric) for row in rows} == expected and len(rows) == len(expected)
     assert max(abs(row.z) for row in rows) < 4
     assert all(abs(row.mean - row.truth) < 0.03 * max(abs(row.truth), 0.1) for row in rows)
     labels = [label.get_text() for label in figures["truth.png"].axes[0].get_yticklabels()]

@@ -13,7 +13,7 @@ import torch
 
 from tools import cli
 from tools.errors import UserError
-from tools.studies.study import Study, rounded, run_study
+from tools.studies.study import ONE_THREAD, Study, rounded, run_study
 
 
 def square(number):
@@ -45,11 +45,14 @@ def test_a_process_that_is_ended_from_outside_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_jobs_are_done_in_order_and_in_groups_by_one_thread_each(tmp_path, workers):
-    threads = torch.get_num_threads()
+def test_jobs_are_done_in_order_and_in_groups_by_one_thread_each(tmp_path, workers, monkeypatch, request):
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
+    for variable in ONE_THREAD:
+        monkeypatch.setenv(variable, "2")
     found = Study(tmp_path, workers=workers).map_groups({"a": squares([3, 1]), "b": squares([2]), "c": []}, "squares")
     assert found == {"a": [(9, 1), (1, 1)], "b": [(4, 1)], "c": []}
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
 def test_seeds_differ_between_studies_purposes_and_repetitions(tmp_path):

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tools.config.train import TrainConfig
 from tools.io.files import make_folder_of_now
 from tools.probes.firing_rates import firing_rates
 from tools.training import loop
-from tools.training.folder import make_run_folder
+from tools.training.folder import RunLog, make_run_folder
 from tools.training.run import Training
 
 STEPS = 2000
@@ -41,26 +42,48 @@ def children():
 
 
 def kept():
-    """What a long run must not gather: numbers of tensors and of open files, child processes."""
+    """What a long run must not gather: (tensors and their bytes, open files, child processes), bytes of Python's."""
     gc.collect()
-    tensors = sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
-    return tensors, open_files(), children()
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
+    stored = sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
+    return (len(tensors), stored, open_files(), children()), tracemalloc.get_traced_memory()[0]
 
 
-def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, stripes, caplog, monkeypatch):
+@pytest.fixture
+def log(tmp_path, caplog, monkeypatch):
+    """A file with all messages, which the handlers of pytest would keep in memory."""
     caplog.set_level(logging.INFO)
-    options = dict(model="toynet", width=0.02, minibatch=90, epochs=EPOCHS, timestep=3, plot_spike_rate=True)
-    training = Training(config(tmp_path, run_dir=str(tmp_path / "run"), **options), stripes)
-    original, seen = loop.train_one_epoch, {}
+    with open(tmp_path / "log", "w", buffering=1) as file:
+        write = lambda logger, record: print(record.getMessage(), file=file)  # noqa: E731
+        monkeypatch.setattr(logging.Logger, "callHandlers", write)
+        yield tmp_path / "log"
+
+
+def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, stripes, log, monkeypatch):
+    options = dict(width=0.02, minibatch=90, epochs=EPOCHS, timestep=3, plot_spike_rate=True, histograms=True)
+    # A scale that is learnt would first fill a bounded cache of the settings of layers.
+    options |= dict(model="toynet", learnable_scale=False, run_dir=str(tmp_path / "run"))
+    training = Training(config(tmp_path, **options), stripes)
+    original, seen, drawn = loop.train_one_epoch, {}, []
 
     def counted(learner, batches, epoch, *args):
-        seen[epoch] = kept() if epoch in (EPOCHS // 10, EPOCHS) else None
+        if epoch == EPOCHS // 10:
+            tracemalloc.start()
+        seen[epoch] = kept() if epoch in (EPOCHS // 10, EPOCHS // 2, EPOCHS) else None
         return original(learner, batches, epoch, *args)
 
     monkeypatch.setattr(loop, "train_one_epoch", counted)
-    training.run()
-    assert list(seen) == list(range(1, EPOCHS + 1)) and seen[EPOCHS] == seen[EPOCHS // 10]
-    lines = caplog.text.replace(str(training.folder), "RUN").splitlines()
+    monkeypatch.setattr(RunLog, "histograms", lambda log, net, epoch: drawn.append(epoch))  # they take long
+    try:
+        training.run()
+    finally:
+        tracemalloc.stop()
+    assert list(seen) == list(range(1, EPOCHS + 1))
+    (early, _), (_, before), (late, after) = (seen[EPOCHS // part] for part in (10, 2, 1))
+    assert late == early
+    assert after - before < 500 * EPOCHS // 2  # 200 bytes an epoch were measured, and ever fewer
+    assert len(drawn) <= 101 and drawn[-1] == EPOCHS  # those of all epochs would fill the disk
+    lines = log.read_text().replace(str(training.folder), "RUN").splitlines()
     assert EPOCHS <= len(lines) < EPOCHS + 10 and max(map(len, lines)) < 200
     assert [json.loads(line)["epoch"] for line in (training.folder / "metrics.jsonl").open()] == list(seen)
     sizes = {path.name.split(".")[0]: path.stat().st_size for path in training.folder.glob("[!.]*")}

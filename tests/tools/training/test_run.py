@@ -263,7 +263,6 @@ def test_the_moving_average_is_what_is_evaluated(tmp_path, stripes):
 def test_every_regulariser_runs_with_tet(tmp_path, stripes, reg):
     training, _ = run(tmp_path, stripes, epochs=1, reg=reg, tet=True, lambda1=0.1, label_smoothing=0.1, clip_grad=1.0)
     assert rows(training.folder)[0]["train_loss"] > 0
-    assert not any(module._forward_hooks for module in training.net.modules())
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

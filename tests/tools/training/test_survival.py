@@ -128,6 +128,16 @@ def forked(work, *args):
     return process
 
 
+def exit_code(process, seconds=60):
+    """The exit code of a process that ends; one that hangs is killed, so that it does not outlive the test."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        pytest.fail(f"a process did not end in {seconds} s")
+    return process.exitcode
+
+
 MOMENTS = {  # of the writing of last.pth: (function of os, name of the file it is about, whether it is still done)
     "written": ("fsync", "last.pth", False),
     "synced": ("fsync", "last.pth", True),
@@ -170,8 +180,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_no_trace(tmp_path, stripes):
     train(whole)
     for moment in MOMENTS:
         process = forked(train, killed, moment)
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL, moment
+        assert exit_code(process) == -signal.SIGKILL, moment
     train(killed)
     assert_same_run(killed, whole)
     assert not list(killed.glob("*.part"))
@@ -204,9 +213,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, stripes, number):
     process = forked(train_as_a_user, stripes, flags(folder, epochs=1000), printed)
     wait_for(folder / "best.pth")
     os.kill(process.pid, number)
-    process.join(60)
-    output = printed.read_text()
-    assert process.exitcode == 128 + number, output
+    code, output = exit_code(process), printed.read_text()
+    assert code == 128 + number, output
     assert f"stopped ({signal.Signals(number).name}); everything is saved: --resume {folder} continues" in output
     assert "Traceback" not in output
     content = checkpoint.read(folder / "last.pth")
@@ -382,8 +390,7 @@ def test_a_full_disk_is_an_error_and_leaves_earlier_files_as_they_were(tmp_path,
             os._exit(17 if str(folder) in str(error) else 1)
 
     process = forked(train)
-    process.join(60)
-    assert process.exitcode == 17
+    assert exit_code(process) == 17
     for name in ("last.pth", "previous.pth", "best.pth", "test.json"):
         assert (folder / name).read_bytes() == before[name]
     assert not list(folder.glob("*.part"))
@@ -398,9 +405,8 @@ def test_the_message_of_a_full_disk(tmp_path, stripes):
 
     printed = tmp_path / "printed"
     process = forked(train)
-    process.join(60)
-    output = printed.read_text()
-    assert process.exitcode == 1, output
+    code, output = exit_code(process), printed.read_text()
+    assert code == 1, output
     assert "last.pth cannot be written, is the disk full?" in output and "Traceback" not in output
 
 
@@ -419,8 +425,7 @@ def test_an_event_file_that_does_not_fit_is_an_error(tmp_path):
             os._exit(17 if f"the log in {tmp_path} cannot be written" in str(error) else 1)
 
     process = forked(write)
-    process.join(60)
-    assert process.exitcode == 17
+    assert exit_code(process) == 17
 
 
 def test_a_folder_that_cannot_be_written_into_is_an_error_before_any_work(tmp_path, stripes, monkeypatch):

@@ -80,6 +80,13 @@ def test_plain_arrays_of_other_types_are_refused(tmp_path):
             Recording(tmp_path / "3.npy").load(SIZE)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 5), (2, 4, 1)])
+def test_plain_arrays_of_other_shapes_are_refused(tmp_path, shape):
+    np.save(tmp_path / "3.npy", np.zeros(shape, int))
+    with pytest.raises(EventFormatError, match="3.npy"):
+        Recording(tmp_path / "3.npy").load(SIZE)
+
+
 def test_an_invalid_event_is_left_out_whatever_its_time(tmp_path):
     raw = aedat3().replace(struct.pack("<Ii", 3 << 17, 0), struct.pack("<Ii", 3 << 17, -1))
     (tmp_path / "x.aedat").write_bytes(raw)
@@ -139,7 +146,8 @@ def test_numbers_that_a_conversion_would_change_are_refused(tmp_path, wrong):
     arrays = columns(float)
     arrays[name][1] = value
     np.savez(tmp_path / "w.npz", **arrays)
-    with pytest.raises(EventFormatError, match=f"{name}"):
+    highest = {"x": 2**16, "y": 2**16, "t": 2**62, "p": 2}[name] - 1
+    with pytest.raises(EventFormatError, match=f"event 1: expected a whole {name} from 0 to {highest}, got"):
         Recording(tmp_path / "w.npz").load(SIZE)
 
 
@@ -154,7 +162,7 @@ def test_random_damage_gives_an_error_or_events_and_never_much_memory(tmp_path, 
     path = written(tmp_path, kind)
     raw = path.read_bytes()
 
-    @settings(max_examples=350, derandomize=True, deadline=1000, database=None)
+    @settings(max_examples=350, derandomize=True, deadline=None, database=None)
     @given(edits=EDITS, lenient=st.booleans())
     def check(edits, lenient):
         damaged = bytearray(raw)
@@ -251,6 +259,21 @@ def test_a_wrong_event_is_named_by_its_first_byte(tmp_path, kind):
     }[kind]
     with pytest.raises(EventFormatError, match=f"byte {raw.index(wrong)}: event 3: expected a time of at least 12"):
         Recording(path).load(SIZE)
+
+
+def test_wrong_numbers_of_aedat2_are_named_by_their_own_byte(tmp_path):
+    raw, path = aedat2(), tmp_path / "a.aedat"
+    third = len(raw) - 3 * 8  # of the four events, before an external one
+    for at, word, message in ((third, 1 << 16, "an address of 16 bits"), (third + 4, 1 << 31, "a time from 0")):
+        path.write_bytes(raw[:at] + struct.pack(">I", word) + raw[at + 4 :])
+        with pytest.raises(EventFormatError, match=f"byte {at}: expected {message}"):
+            Recording(path).load(SIZE)
+
+
+def test_times_of_nmnist_have_23_bits_beside_the_polarity(tmp_path):
+    wanted = [(1, 2, 2**22 + 3, 0), (3, 4, 2**23 - 1, 0), (5, 6, 2**23 - 1, 1)]
+    (tmp_path / "a.bin").write_bytes(nmnist(wanted))
+    assert [tuple(map(int, event)) for event in Recording(tmp_path / "a.bin").load(SIZE)[0].tolist()] == wanted
 
 
 def test_markers_of_nmnist_put_all_later_times_back(tmp_path):

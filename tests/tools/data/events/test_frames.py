@@ -52,6 +52,7 @@ def test_values_of_frames():
     counts = torch.tensor([[[[4, 0]], [[0, 2]]], [[[0, 0]], [[0, 0]]]])  # [T=2, 2, 1, 2]; the second frame is empty
     assert frame_values(counts, "normalised").tolist() == [[[[1, 0]], [[0, 0.5]]], [[[0, 0]], [[0, 0]]]]
     assert frame_values(counts, "count").tolist() == counts.tolist()
+    assert frame_values(torch.tensor([[[0, 1]], [[2, 255]]]), "binary").tolist() == [[[0, 1]], [[1, 1]]]
     area = torch.tensor([[4.0, 1.0]])
     assert frame_values(counts, "normalised", area).tolist() == [[[[0.5, 0]], [[0, 1]]], [[[0, 0]], [[0, 0]]]]
     assert frame_values(counts, "count", area)[0].tolist() == [[[1, 0]], [[0, 2]]]

@@ -123,6 +123,8 @@ def test_a_static_scene_gives_background_noise_at_the_stated_rate():
     assert abs(len(events) - expected) < 4 * math.sqrt(expected)
     assert abs(events["p"].mean() - 0.5) < 4 * 0.5 / math.sqrt(expected)
     assert len(split(events, ends)) == 20
+    short, _ = camera(still[:, :2], STEP_US, rng(), noise_hz=25)
+    assert abs(len(short) - expected) < 4 * math.sqrt(expected) and 0.99 * STEP_US < short["t"].max() < STEP_US
 
 
 def test_thresholds_differ_between_pixels_and_polarities():

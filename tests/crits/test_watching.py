@@ -1,0 +1,60 @@
+"""Hooks on spiking neurons, whichever method they are called by."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from crits.watching import neuron_hooks
+from models import LIF
+
+X = 2 * torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
+
+
+def call(neuron):
+    """Spikes of a call by each method."""
+    first, state = neuron.step(X[0])
+    return [neuron(X), neuron.run(X)[0], first, neuron.step(X[1], state)[0]]
+
+
+@pytest.mark.parametrize("on_input", [False, True])
+def test_a_hook_runs_once_for_each_call_and_knows_what_continues(on_input):
+    seen = []
+    neuron = LIF()
+    with neuron_hooks(nn.Sequential(neuron), lambda name, *rest: seen.append((name, *rest)), on_input):
+        spikes = call(neuron)
+    first, second = ("0", (1, 2, 4), False), ("0", (1, 2, 4), True)
+    whole = ("0", (3, 2, 4), False)
+    found = [(name, tuple(tensor.shape), continues) for name, _, tensor, continues in seen]
+    assert found == [first, whole, whole, second] and all(watched is neuron for _, watched, _, _ in seen)
+    inputs = [X[:1], X, X, X[1:2]]
+    outputs = [spikes[2][None], spikes[0], spikes[1], spikes[3][None]]
+    assert all(torch.equal(one[2], wanted) for one, wanted in zip(seen, inputs if on_input else outputs))
+    assert all(torch.equal(one, other) for one, other in zip(spikes, call(neuron)))  # nothing was replaced
+
+
+@pytest.mark.parametrize("on_input", [False, True])
+def test_what_a_hook_returns_replaces_the_tensor_within_the_block(on_input):
+    neuron = LIF()
+    before, attributes = call(neuron), set(vars(neuron))
+    with neuron_hooks(neuron, lambda name, neuron, tensor, continues: torch.full_like(tensor, 9.0), on_input):
+        inside = call(neuron)
+    assert all((spikes == (1.0 if on_input else 9.0)).all() for spikes in inside)  # 9 makes each neuron fire
+    assert all(torch.equal(one, other) for one, other in zip(before, call(neuron)))
+    assert set(vars(neuron)) == attributes  # nothing is left on it, as a copy or a pickle would show
+
+
+def test_where_nothing_is_compiled_the_compiler_is_not_loaded(repository):
+    """It takes seconds."""
+    code = """
+import sys
+from crits.watching import neuron_hooks
+from models import LIF
+with neuron_hooks(LIF(), print):
+    pass
+print([name for name in sys.modules if name.startswith("torch._dynamo")])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
