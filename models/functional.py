@@ -12,7 +12,6 @@ and the reset. The backward pass takes d spike / d u = F'(u - threshold), the de
 potential, and flows through the reset as well. An argument out of range is a ValueError or TypeError.
 """
 
-import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -20,10 +19,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import parameters
 from .kernels import eager, fused, traceable
-from .kernels.common import RESETS, Neuron, after_reset, arithmetic_dtype
+from .kernels.common import RESETS, Neuron, after_reset, arithmetic_dtype, check_values
+from .kernels.eager import law_of
 from .kernels.potentials import before_reset
-from .noise import NoiseLaw, Rescaled
+from .noise import NoiseLaw
 
 PLACEMENTS = ("both", "escape", "membrane")
 MODES = ("noisy", "noiseless", "mean_field")
@@ -41,7 +42,7 @@ def noisy_lif(
     x: Tensor,
     noise: NoiseLaw,
     *,
-    threshold: float = 1.0,
+    threshold: float | Tensor = 1.0,
     decay: float | Tensor = 0.5,
     placement: str = "both",
     reset: str = "zero",
@@ -57,19 +58,25 @@ def noisy_lif(
 ) -> tuple[Any, ...]:
     """Noisy leaky integrate-and-fire neurons over a sequence x of currents; the module's docstring has the equations.
 
+    Threshold, decay and scale may be tensors of one value, or of one for each channel, [C] for x [T, B, C, ...], and
+    have gradients. A step of an optimiser may take them out of their ranges: clamp them after it. On the CPU, that is a
+    ValueError at the next call; on other devices values are not read: a scale that is not positive then makes the
+    results NaN, and the others are used as they are.
+
     Args:
         noise: the `NoiseLaw` of eps1 and eps2; its density is the gradient.
-        threshold: firing threshold, in the units of the potential.
-        decay: factor of the potential per step, in [0, 1]; a 0-d tensor is learnt. The command line's tau is
-            1 / decay; SpikingJelly's tau is 1 / (1 - decay); snnTorch's beta is decay.
+        threshold: firing threshold, in the units of the potential; positive.
+        decay: factor of the potential per step, in [0, 1]. The command line's tau is 1 / decay; SpikingJelly's tau is
+            1 / (1 - decay); snnTorch's beta is decay.
         placement: "both" noises (the spike's marginal noise is then wider than the law), "escape" (threshold noise
             alone) or "membrane" (membrane noise alone: fires where u > threshold).
         reset: "zero", "subtract" (by the threshold) or "none".
         detach_reset: if true, the gradient does not flow through the spike in the reset.
         decay_input: if true, the input enters as (1 - decay) * x[t].
         state: membrane potential before the first step; None means 0, at rest.
-        scale: a 0-d tensor that replaces the scale of `noise`, and is learnt.
-        surrogate: a law whose density is the gradient instead; the mean field, whose gradient is exact, ignores it.
+        scale: a tensor that replaces the scale of `noise`.
+        surrogate: a law whose density is the gradient instead; the mean field, whose gradient is exact, ignores it. Its
+            scale is not learnt.
         mode: "noisy"; "noiseless" fires where u > threshold; "mean_field" replaces spikes by their probabilities
             F(u - threshold), in the reset too.
         backend: "eager" (any law and device), "fused" (compiled; the laws of this package), "plain" (operations that
@@ -90,18 +97,22 @@ def noisy_lif(
     """
     check_choice("placement", placement, PLACEMENTS)
     check_choice("mode", mode, MODES)
-    _check_layer(x, noise, threshold, decay, reset, scale)
+    _check_layer(x, reset)
+    law, scale_now = _scaled_law("noise", noise, scale, x)
+    surrogate_scale = None
     if surrogate is not None:
-        check_law("surrogate", surrogate)
-        if scale is not None and scale.requires_grad:
+        if isinstance(scale_now, Tensor) and scale_now.requires_grad:
             raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
+        check_surrogate(surrogate)
+        surrogate, own_scale = _scaled_law("surrogate", surrogate, None, x)
+        surrogate_scale = own_scale if isinstance(own_scale, Tensor) else None
         if mode == "mean_field":
-            surrogate = None
+            surrogate = surrogate_scale = None
     neuron = Neuron(
-        law=noise,
-        scale=noise.scale if scale is None else scale,
-        decay=decay,
-        threshold=threshold,
+        law=law,
+        scale=scale_now,
+        decay=_value("decay", decay, x),
+        threshold=_value("threshold", threshold, x),
         reset=reset,
         detach_reset=detach_reset,
         decay_input=decay_input,
@@ -109,8 +120,9 @@ def noisy_lif(
         threshold_noise=mode == "noisy" and placement != "membrane",
         mean_field=mode == "mean_field",
         surrogate=surrogate,
+        surrogate_scale=surrogate_scale,
     )
-    kernel = _choose_kernel(backend, x, noise, surrogate)
+    kernel = _choose_kernel(backend, x, neuron)
     state = _checked_state(x, state)
     spikes, last, z = kernel(x, state, neuron, keep_state, potentials)
     kept = last if keep_state else None
@@ -124,6 +136,7 @@ def lif(x: Tensor, surrogate: NoiseLaw, **settings: Any) -> tuple[Any, ...]:
         settings: threshold, decay, reset, detach_reset, decay_input, state, backend, keep_state and potentials, as for
             `noisy_lif`.
     """
+    check_surrogate(surrogate)
     return noisy_lif(x, surrogate, mode="noiseless", **settings)
 
 
@@ -132,7 +145,7 @@ def firing_probability(
     spikes: Tensor,
     noise: NoiseLaw,
     *,
-    threshold: float = 1.0,
+    threshold: float | Tensor = 1.0,
     decay: float | Tensor = 0.5,
     reset: str = "zero",
     decay_input: bool = False,
@@ -157,41 +170,21 @@ def firing_probability(
         encoding model", Neural Computation 16, 2004; with escape noise, Gerstner et al., "Neuronal dynamics", 2014,
         section 10.2. Plain PyTorch: differentiable as often as the law is.
     """
-    _check_layer(x, noise, threshold, decay, reset, scale)
+    _check_layer(x, reset)
     _check_shape("spikes", spikes, x.shape, "as the input current")
-    if scale is not None:
-        noise = Rescaled(noise, scale)
+    law, scale_now = _scaled_law("noise", noise, scale, x)
+    neuron = Neuron(law, scale_now, _value("decay", decay, x), _value("threshold", threshold, x))
+    check_values(neuron, x)
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
     start = _checked_state(x, state)
     v = torch.zeros_like(x[0]) if start is None else start
     z = []
     for current, fired in zip(x, spikes):
-        u = v * decay + (current * (1 - decay) if decay_input else current)
-        z.append(u - threshold)
-        v = after_reset(u, fired, reset, threshold)
-    return noise.cdf(torch.stack(z))
-
-
-def check_decay(decay: float | Tensor) -> None:
-    """Raise ValueError unless `decay` is in [0, 1] or a 0-d tensor, whose value is not read from its device."""
-    if isinstance(decay, Tensor):
-        _check_learnt("decay", decay)
-    elif not 0.0 <= decay <= 1.0:
-        raise ValueError(f"decay must be in [0, 1], got {decay}")
-
-
-def _check_learnt(name: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"a learnt {name} must be a 0-d tensor, got {value!r}")
-    if value.dim() > 0:
-        raise ValueError(f"a learnt {name} must be a 0-d tensor, one value per layer; got shape {list(value.shape)}")
-
-
-def check_threshold(threshold: float) -> None:
-    """Raise ValueError unless `threshold` is positive and finite."""
-    if not 0.0 < threshold < math.inf:
-        raise ValueError(f"threshold must be positive and finite, got {threshold}")
+        u = v * neuron.decay + (current * (1 - neuron.decay) if decay_input else current)
+        z.append(u - neuron.threshold)
+        v = after_reset(u, fired, reset, neuron.threshold)
+    return law_of(neuron).cdf(torch.stack(z))
 
 
 def check_law(name: str, law: object) -> None:
@@ -204,13 +197,20 @@ def check_law(name: str, law: object) -> None:
         raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}, {reason}")
 
 
+def check_surrogate(law: object) -> None:
+    """Raise TypeError unless this is a law, ValueError if its scale is to be learnt."""
+    check_law("surrogate", law)
+    if isinstance(law.scale, Tensor) and law.scale.requires_grad:  # type: ignore[attr-defined]
+        raise ValueError("the scale of a surrogate has no gradient, and would not be learnt: give a number")
+
+
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `allowed`, naming them."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
-def _choose_kernel(backend: str, x: Tensor, noise: NoiseLaw, surrogate: NoiseLaw | None) -> Kernel:
+def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
     check_choice("backend", backend, ("auto", *KERNELS))
     if backend == "traceable":
         return KERNELS["traceable"]
@@ -218,10 +218,12 @@ def _choose_kernel(backend: str, x: Tensor, noise: NoiseLaw, surrogate: NoiseLaw
         return _kernel_under_transforms(backend)
     if backend == "plain":
         return KERNELS["plain"]
-    if backend != "eager" and fused.serves(x, noise) and (surrogate is None or fused.serves(x, surrogate)):
+    law, surrogate, by_channel = neuron.law, neuron.surrogate, neuron.differs_by_channel()
+    is_served = backend != "eager" and fused.serves(x, law, by_channel)
+    if is_served and (surrogate is None or fused.serves(x, surrogate, by_channel)):
         return KERNELS["fused"]
     if backend == "fused":
-        raise ValueError(f"no fused kernel runs {noise!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
+        raise ValueError(f"no fused kernel runs {law!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
     return KERNELS["eager"]
 
 
@@ -234,15 +236,35 @@ def _kernel_under_transforms(backend: str) -> Kernel:
     return KERNELS["plain"]
 
 
-def _check_layer(
-    x: Tensor, noise: NoiseLaw, threshold: float, decay: float | Tensor, reset: str, scale: Tensor | None
-) -> None:
+def _scaled_law(name: str, law: NoiseLaw, scale: float | Tensor | None, x: Tensor) -> tuple[NoiseLaw, float | Tensor]:
+    """A law whose own scale is a number, and the scale to use, as kernels take it: `scale` or, if None, its own."""
+    check_law(name, law)
+    if scale is not None and not isinstance(scale, Tensor):
+        raise TypeError(f"scale replaces that of the law, and must be a tensor; got {scale!r}")
+    if scale is None and not isinstance(law.scale, Tensor):  # as nearly always, and faster
+        return law, law.scale
+    return unscaled(name, law), _value("scale", law.scale if scale is None else scale, x)
+
+
+def unscaled(name: str, law: NoiseLaw) -> NoiseLaw:
+    """The law at scale 1 if its scale is a tensor, else as it is."""
+    if not isinstance(law.scale, Tensor):
+        return law
+    if not hasattr(law, "with_scale"):
+        raise TypeError(f"the scale of the {name} {law!r} must be a number, as that law has no `with_scale`")
+    return law.with_scale(1.0)
+
+
+def _value(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A threshold, a decay or a scale as kernels take it; see `Neuron`."""
+    if not isinstance(value, Tensor):
+        parameters.check_range(name, value)
+        return value
+    return parameters.over_channels(name, value, x).to(x.device, arithmetic_dtype(x.dtype))
+
+
+def _check_layer(x: Tensor, reset: str) -> None:
     check_choice("reset", reset, RESETS)
-    check_decay(decay)
-    check_threshold(threshold)
-    check_law("noise", noise)
-    if scale is not None:
-        _check_learnt("scale", scale)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         came = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"the input current must be a floating point tensor, got {came}")

@@ -35,7 +35,8 @@ def switchable(net: nn.Module, mode: str) -> list[Any]:
             neurons.append(module)
         elif getattr(module, "is_noisy", True):
             missing = "mode" if hasattr(module, "is_noisy") else "is_noisy"
-            raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs")
+            hint = "" if missing == "mode" else "; if it draws no noise, say `is_noisy = False` in the class"
+            raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs{hint}")
     return neurons
 
 

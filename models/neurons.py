@@ -15,39 +15,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import functional, parameters
 from .contexts import MODES, STREAM, refuse_reentrant
-from .functional import PLACEMENTS, RESETS, check_choice, check_decay, check_law, check_threshold
-from .noise import Gaussian, NoiseLaw, check_scale
+from .functional import PLACEMENTS, RESETS, check_choice, check_law, check_surrogate
+from .noise import Gaussian, NoiseLaw
 
 ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its density is a / sqrt(pi) exp(-(a z)^2)
 
 
-def _number(value: float | Tensor) -> float:
-    """The value of a number or a learnt tensor; NaN for a tensor without values, on the meta device."""
-    if isinstance(value, Tensor):
-        return math.nan if value.is_meta else value.item()  # float() warns of tensors that are learnt
-    return value
-
-
 def _learnt(parameter: Tensor) -> Tensor:
-    """The value of a parameter of one element, which has shape [1]: `fully_shard` refuses 0-d ones."""
-    return parameter.reshape(())
+    """The value of a parameter, 0-d if it is one: such a parameter has shape [1], as `fully_shard` refuses 0-d ones."""
+    return parameter.reshape(()) if parameter.numel() == 1 else parameter
+
+
+def _like_values(value: float | Tensor) -> nn.Parameter:
+    """An uninitialised parameter for one value, or for as many as a tensor has."""
+    return nn.Parameter(value.new_empty(value.numel()) if isinstance(value, Tensor) else torch.empty(1))
+
+
+def _fill(name: str, parameter: Tensor, value: float | Tensor, function: Callable[[float], float]) -> None:
+    """Write function(value) into a parameter; one value into all its elements."""
+    values: list[float]
+    if not isinstance(value, Tensor):
+        values = [value]
+    elif not value.is_meta:
+        values = value.flatten().tolist()
+    elif parameter.is_meta:
+        return
+    else:
+        raise RuntimeError(f"the {name} was given on the meta device, and has no values to start from")
+    if len(values) not in (1, parameter.numel()):
+        raise ValueError(f"this neuron learns {parameter.numel()} values of its {name}, and was given {len(values)}")
+    with torch.no_grad():
+        parameter.copy_(torch.tensor([function(v) for v in values], dtype=parameter.dtype, device="cpu"))
+
+
+def _refuse_computed(name: str, value: float | Tensor) -> None:
+    if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
+        raise ValueError(f"a {name} that requires a gradient must be an nn.Parameter: it would not be learnt otherwise")
 
 
 def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def _fixed(name: str, value: float | Tensor, learnt_by: str) -> float:
-    """A setting as a number; ValueError for a tensor that would silently not be learnt, or is more than one number."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.requires_grad:
-        raise ValueError(f"a {name} that is given as a parameter would not be learnt: give a number; {learnt_by}")
-    if value.numel() != 1:
-        raise ValueError(f"{name} must be one number for the layer, got a tensor of shape {list(value.shape)}")
-    return value.item()
 
 
 class SpikingNeuron(nn.Module, abc.ABC):
@@ -69,8 +78,10 @@ class SpikingNeuron(nn.Module, abc.ABC):
     has the neuron without the override.
 
     Args:
-        threshold: firing threshold, in the units of the potential; positive.
-        decay: factor of the potential per step, in [0, 1].
+        threshold: firing threshold, in the units of the potential; positive. A number, a tensor of one value, or one
+            of a value for each channel, [C] for x [T, B, C, ...]. A parameter is registered as `threshold`, and learnt;
+            another tensor is a buffer.
+        decay: factor of the potential per step, in [0, 1]; given as `threshold` is.
         reset: "zero", "subtract" (by the threshold) or "none".
         detach_reset: if true, the gradient does not flow through the spike in the reset.
         decay_input: if true, the input enters as (1 - decay) * x[t].
@@ -79,28 +90,56 @@ class SpikingNeuron(nn.Module, abc.ABC):
         x [T, B, ...] -> spikes [T, B, ...], 0 or 1, in the dtype of `x`.
 
     Note:
+        What a parameter has learnt may leave its range: clamp it after a step of the optimiser. On the CPU, the next
+        call is a ValueError otherwise. `ParametricLIF` and `learnable_scale` learn values that stay in their ranges.
         `load_state_dict` warns if the weights were saved with other settings, or do not say with which.
     """
 
     emits_spikes = True
     backend = "auto"  # see `models.functional.noisy_lif`
+    threshold: float | Tensor
     decay: float | Tensor
     surrogate: NoiseLaw | None
 
-    def __init__(self, threshold: float, decay: float, reset: str, detach_reset: bool, decay_input: bool) -> None:
+    def __init__(
+        self, threshold: float | Tensor, decay: float | Tensor, reset: str, detach_reset: bool, decay_input: bool
+    ) -> None:
         super().__init__()
-        threshold = _fixed("threshold", threshold, "no layer learns its threshold, but the weights before it do")
-        decay = _fixed("decay", decay, "ParametricLIF learns its decay")
-        check_threshold(threshold)
-        check_decay(decay)
         check_choice("reset", reset, RESETS)
-        if decay_input and decay == 1:
+        self._given: dict[str, float | Tensor] = {}  # what `reset_parameters` starts from
+        self._hold("threshold", threshold)
+        self._hold("decay", decay)
+        ends = parameters.extremes(decay)
+        if decay_input and ends is not None and ends[1] == 1:
             raise ValueError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
-        self.threshold = float(threshold)
-        self.decay = float(decay)
         self.reset = reset
         self.detach_reset = detach_reset
         self.decay_input = decay_input
+
+    def _hold(self, name: str, value: float | Tensor) -> None:
+        """Keep a value under its name: a parameter is learnt, another tensor is a buffer."""
+        parameters.check(name, value)
+        if isinstance(getattr(type(self), name, None), property):  # of a subclass that keeps it in its own way
+            object.__setattr__(self, name, value)
+        elif isinstance(value, Tensor):
+            self._register(name, value)
+        else:
+            setattr(self, name, float(value))
+
+    def _register(self, name: str, value: Tensor) -> None:
+        # Not by `register_parameter` and `register_buffer`, which refuse the name of a property.
+        _refuse_computed(name, value)
+        if isinstance(value, nn.Parameter):
+            self._buffers.pop(name, None)
+            self._parameters[name] = value
+        else:
+            self._buffers[name] = value.clone()  # neurons that are given one tensor do not share it
+        self._given[name] = value.detach().clone()
+
+    def reset_parameters(self) -> None:
+        """Start again from the values that were given as tensors."""
+        for name, value in vars(self).get("_given", {}).items():  # a neuron pickled by an earlier version has none
+            _fill(name, getattr(self, name), value, float)
 
     @property
     def is_noisy(self) -> bool:
@@ -109,7 +148,10 @@ class SpikingNeuron(nn.Module, abc.ABC):
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
         """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is."""
-        check_law("surrogate", law)
+        check_surrogate(law)
+        scale: float | Tensor = law.scale
+        if isinstance(scale, Tensor) and scale.numel() == 1 and not scale.is_meta:
+            law = functional.unscaled("surrogate", law).with_scale(scale.item())
         self.surrogate = law
         self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 
@@ -176,7 +218,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
         for name, parameter in self._parameters.items():  # files of earlier versions have numbers of shape []
             loaded = state_dict.get(prefix + name)
-            if parameter is not None and isinstance(loaded, Tensor) and loaded.dim() == 0:
+            if parameter is not None and parameter.dim() == 1 and isinstance(loaded, Tensor) and loaded.dim() == 0:
                 state_dict[prefix + name] = loaded.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         saved, own = local_metadata.get("settings"), self._settings()
@@ -208,7 +250,8 @@ class SpikingNeuron(nn.Module, abc.ABC):
         )
 
     def extra_repr(self) -> str:
-        return f"threshold={self.threshold:g}, decay={_number(self.decay):.4g}, reset={self.reset!r}"
+        threshold, decay = parameters.shown(self.threshold), parameters.shown(self.decay)
+        return f"threshold={threshold}, decay={decay}, reset={self.reset!r}"
 
 
 def _step_by(run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Tensor, Any]]:
@@ -249,8 +292,8 @@ class LIF(SpikingNeuron):
     def __init__(
         self,
         surrogate: NoiseLaw = ERF,
-        threshold: float = 1.0,
-        decay: float = 0.5,
+        threshold: float | Tensor = 1.0,
+        decay: float | Tensor = 0.5,
         reset: str = "zero",
         detach_reset: bool = False,
         decay_input: bool = False,
@@ -287,13 +330,19 @@ class IF(LIF):
     """Integrate-and-fire neuron without leak: a `LIF` with decay 1."""
 
     def __init__(
-        self, surrogate: NoiseLaw = ERF, threshold: float = 1.0, reset: str = "zero", detach_reset: bool = False
+        self,
+        surrogate: NoiseLaw = ERF,
+        threshold: float | Tensor = 1.0,
+        reset: str = "zero",
+        detach_reset: bool = False,
     ) -> None:
         super().__init__(surrogate, threshold, 1.0, reset, detach_reset)
 
 
 class ParametricLIF(LIF):
-    """A `LIF` that learns its decay, one value per layer: decay = sigmoid(decay_logit), in (0, 1).
+    """A `LIF` that learns its decay, decay = sigmoid(decay_logit), in (0, 1).
+
+    It is one value for the layer; given a tensor [C] to start from, one for each channel.
 
     Note:
         Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
@@ -310,29 +359,42 @@ class ParametricLIF(LIF):
 
     @decay.setter
     def decay(self, value: float | Tensor) -> None:
-        value = float(value)
-        if not 0.0 < value < 1.0:
-            raise ValueError(f"a learnable decay must be in (0, 1), got {value}")
+        if isinstance(value, Tensor):
+            parameters.check("decay", value)
+            if isinstance(value, nn.Parameter) or value.requires_grad:
+                raise ValueError("ParametricLIF learns the logit of its decay: give a number, or a LIF the parameter")
+            value = value.clone()
+        else:
+            value = float(value)
+        ends = parameters.extremes(value)
+        if ends is not None and not 0.0 < ends[0] <= ends[1] < 1.0:
+            came = parameters.shown(value) if isinstance(value, Tensor) else value
+            raise ValueError(f"a learnable decay must be in (0, 1), got {came}")
         self._decay_set = value
         if "decay_logit" not in self._parameters:
-            self.decay_logit = nn.Parameter(torch.empty(1))
-        self.reset_parameters()  # keeps the parameter that an optimiser may hold
+            self.decay_logit = _like_values(value)
+        self._start_decay()  # keeps the parameter that an optimiser may hold
 
     def reset_parameters(self) -> None:
         """Start again from the decay that was last set."""
-        with torch.no_grad():
-            self.decay_logit.fill_(math.log(self._decay_set / (1 - self._decay_set)))
+        super().reset_parameters()
+        self._start_decay()
+
+    def _start_decay(self) -> None:
+        _fill("decay", self.decay_logit, self._decay_set, lambda decay: math.log(decay / (1 - decay)))
 
 
 class NoisyLIF(SpikingNeuron):
     """Noisy leaky integrate-and-fire neuron: P(spike) = F(u - threshold), gradient F'(u - threshold).
 
     Args:
-        noise: the law F of the noise (see `models.noise`).
+        noise: the law F of the noise (see `models.noise`). If its scale is a parameter, such as in
+            Gaussian(nn.Parameter(torch.full((C,), 0.3))), that is registered as `scale`, and learnt; another tensor is
+            a buffer. It has one value for the layer, or one for each channel.
         placement: "both", "escape" (threshold noise alone) or "membrane" (membrane noise alone).
         threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
         learnable_scale: if true, the layer learns the scale of its noise, kept positive by scale = exp(log_scale), by
-            the gradient of the firing probability.
+            the gradient of the firing probability: one value, or as many as the scale of `noise` has.
         surrogate: a law whose density is the gradient, in place of that of `noise`.
 
     Note:
@@ -345,8 +407,8 @@ class NoisyLIF(SpikingNeuron):
     def __init__(
         self,
         noise: NoiseLaw = Gaussian(0.3),
-        threshold: float = 1.0,
-        decay: float = 0.5,
+        threshold: float | Tensor = 1.0,
+        decay: float | Tensor = 0.5,
         placement: str = "both",
         reset: str = "zero",
         detach_reset: bool = False,
@@ -356,7 +418,8 @@ class NoisyLIF(SpikingNeuron):
     ) -> None:
         super().__init__(threshold, decay, reset, detach_reset, decay_input)
         check_choice("placement", placement, PLACEMENTS)
-        self.log_scale = nn.Parameter(torch.empty(1)) if learnable_scale else None
+        check_law("noise", noise)
+        self.log_scale = _like_values(noise.scale) if learnable_scale else None
         self.noise = noise
         self.surrogate = None
         self.placement = placement
@@ -368,20 +431,47 @@ class NoisyLIF(SpikingNeuron):
     def noise(self) -> NoiseLaw:
         """The law of the noise; set another to anneal it. A learnt scale goes on from that of the law."""
         law: NoiseLaw = self.__dict__["noise"]
-        return law
+        held = self._held_scale()
+        return law if held is None else law.with_scale(held)
 
     @noise.setter
     def noise(self, law: NoiseLaw) -> None:
         check_law("noise", law)
-        check_scale(law.scale)
-        self.__dict__["noise"] = law
-        self.reset_parameters()  # keeps the parameter that an optimiser may hold
+        scale: float | Tensor = law.scale
+        parameters.check("scale", scale)
+        _refuse_computed("scale", scale)
+        unscaled = functional.unscaled("noise", law)
+        learnt = self._parameters.get("scale")
+        if self.log_scale is not None:
+            if isinstance(scale, nn.Parameter):
+                raise ValueError("learnable_scale learns the logarithm of the scale: leave it out to learn a parameter")
+            _fill("scale", self.log_scale, scale, math.log)  # keeps the parameter that an optimiser may hold
+            self.__dict__["noise"] = law
+        elif learnt is not None and not isinstance(scale, nn.Parameter):
+            _fill("scale", learnt, scale, float)
+            self._given["scale"] = scale
+            self.__dict__["noise"] = unscaled
+        else:
+            if isinstance(scale, Tensor):
+                self._register("scale", scale)
+            else:
+                self._drop_scale()
+            self.__dict__["noise"] = unscaled
+
+    def _held_scale(self) -> Tensor | None:
+        """A scale that was given as a tensor."""
+        return self._parameters.get("scale", self._buffers.get("scale"))
+
+    def _drop_scale(self) -> None:
+        self._parameters.pop("scale", None)
+        self._buffers.pop("scale", None)
+        self._given.pop("scale", None)
 
     def reset_parameters(self) -> None:
-        """Start again from the scale of the law, where the scale is learnt."""
+        """Start again from the values that were given as tensors, and from the scale of the law, where it is learnt."""
+        super().reset_parameters()
         if self.log_scale is not None:
-            with torch.no_grad():
-                self.log_scale.fill_(math.log(self.noise.scale))
+            _fill("scale", self.log_scale, self.noise.scale, math.log)
 
     @property
     def mode(self) -> str:
@@ -401,8 +491,11 @@ class NoisyLIF(SpikingNeuron):
 
     @property
     def scale(self) -> float | Tensor:
-        """Scale of the noise: a number, or the current value (0-d tensor) where it is learnt."""
-        return self.noise.scale if self.log_scale is None else torch.exp(_learnt(self.log_scale))
+        """Scale of the noise: a number, the tensor that was given, or what `learnable_scale` has learnt."""
+        if self.log_scale is not None:
+            return torch.exp(_learnt(self.log_scale))
+        held, law = self._held_scale(), self.__dict__["noise"]
+        return law.scale if held is None else held
 
     @property
     def is_noisy(self) -> bool:
@@ -413,7 +506,8 @@ class NoisyLIF(SpikingNeuron):
         return self._noise_as_learnt() if self.surrogate is None else self.surrogate
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
-        if self.log_scale is not None and self.log_scale.requires_grad:
+        learnt = [self._parameters.get(name) for name in ("log_scale", "scale")]
+        if any(parameter is not None and parameter.requires_grad for parameter in learnt):
             raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
         super().set_gradient(law, detach_reset)
 
@@ -422,6 +516,7 @@ class NoisyLIF(SpikingNeuron):
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
         self.log_scale = None
+        self._drop_scale()
         self.noise = noise
 
     def as_mean_field(self) -> "NoisyLIF":
@@ -430,24 +525,31 @@ class NoisyLIF(SpikingNeuron):
         return neuron
 
     def _noise_as_learnt(self) -> NoiseLaw:
-        return self.noise if self.log_scale is None else self.noise.widened(_number(self.scale) / self.noise.scale)
+        """The law with the present scale, a number or a tensor of one for each channel, which is not learnt further."""
+        law, scale = self.__dict__["noise"], self.scale
+        if not isinstance(scale, Tensor):
+            return law
+        if scale.numel() > 1:
+            return law.with_scale(scale.detach().clone())
+        value = math.nan if scale.is_meta else scale.item()
+        return law.with_scale(value) if isinstance(law.scale, Tensor) else law.widened(value / law.scale)
 
-    def _learnt_scale(self) -> Tensor | None:
-        return None if self.log_scale is None else torch.exp(_learnt(self.log_scale))
+    def _noise(self) -> dict[str, Any]:
+        scale = self.scale
+        return dict(noise=self.__dict__["noise"], scale=scale if isinstance(scale, Tensor) else None)
 
     def run(
         self, x: Tensor, state: Tensor | None = None, keep_state: bool = True, potentials: bool = False
     ) -> tuple[Any, ...]:
         return functional.noisy_lif(
             x,
-            self.noise,
             placement=self.placement,
             state=state,
-            scale=self._learnt_scale(),
             surrogate=self.surrogate,
             mode=self.mode,
             keep_state=keep_state,
             potentials=potentials,
+            **self._noise(),
             **self._dynamics(),
         )
 
@@ -457,8 +559,8 @@ class NoisyLIF(SpikingNeuron):
             raise ValueError(f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}")
         dynamics = self._dynamics()
         del dynamics["detach_reset"], dynamics["backend"]
-        return functional.firing_probability(x, spikes, self.noise, scale=self._learnt_scale(), **dynamics)
+        return functional.firing_probability(x, spikes, **self._noise(), **dynamics)
 
     def extra_repr(self) -> str:
-        learnt = "" if self.log_scale is None else f", scale={_number(self.scale):.4g} (learnt)"
+        learnt = "" if self.log_scale is None else f", scale={parameters.shown(self.scale)} (learnt)"
         return f"{self.noise}{learnt}, {super().extra_repr()}, placement={self.placement!r}"

@@ -7,14 +7,16 @@ All laws are symmetric about `loc`. Each class says by which name its density is
 
 import abc
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from . import parameters
 from .contexts import GENERATORS, Block, refuse_other_noise
 
 Device = torch.device | str | int | None
@@ -52,18 +54,13 @@ def draw_seeds(count: int, device: Device) -> Tensor:
     return _draw(functools.partial(torch.randint, -(2**63), 2**63 - 1), (count,), None, device, torch.int64)
 
 
-def check_scale(scale: Any) -> None:
-    """Raise ValueError unless a scale is positive and finite; the value of a tensor is not read from its device."""
-    if not isinstance(scale, Tensor) and not 0.0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")
-
-
 class _Immutable(abc.ABCMeta):
     """The type of classes whose instances are complete after their constructor."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         law = super().__call__(*args, **kwargs)
-        check_scale(law.scale)
+        if not isinstance(law.scale, Tensor):  # whose values may be on another device
+            parameters.check("scale", law.scale)
         law.__dict__["_complete"] = True
         return law
 
@@ -74,7 +71,8 @@ class NoiseLaw(metaclass=_Immutable):
     To anneal the noise of a neuron, give it another law: `neuron.noise = Gaussian(0.2)`.
 
     Args:
-        scale: width of the law, in units of the membrane potential; positive and finite.
+        scale: width of the law, in units of the membrane potential; positive and finite. A tensor of one value, or [C]
+            for `x` [..., C]; in a neuron, one value for each channel. A parameter is learnt by the neuron.
         loc: mean (centre) of the law, in the same units.
 
     Note:
@@ -86,11 +84,15 @@ class NoiseLaw(metaclass=_Immutable):
     scale: float = 1.0
     loc: float = 0.0
 
-    def __init__(self, scale: float, loc: float = 0.0) -> None:
-        check_scale(scale)
+    def __init__(self, scale: float | Tensor, loc: float = 0.0) -> None:
+        parameters.check("scale", scale)
         if not math.isfinite(loc):
             raise ValueError(f"loc must be finite, got {loc}")
-        self.scale = float(scale)
+        if not isinstance(scale, Tensor):
+            scale = float(scale)
+        elif not isinstance(scale, nn.Parameter) and not scale.requires_grad:
+            scale = scale.clone()  # what is written over the tensor does not change the law
+        self.scale = scale  # type: ignore[assignment]  # a number, but for the neurons and functions that say so
         self.loc = float(loc)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -108,7 +110,8 @@ class NoiseLaw(metaclass=_Immutable):
 
     def __repr__(self) -> str:
         loc = f", loc={self.loc:g}" if self.loc else ""
-        return f"{type(self).__name__}({self.scale:g}{loc})"
+        scale = parameters.shown(self.scale) if isinstance(self.scale, Tensor) else f"{self.scale:g}"
+        return f"{type(self).__name__}({scale}{loc})"
 
     @abc.abstractmethod
     def cdf(self, x: Tensor) -> Tensor:
@@ -125,8 +128,24 @@ class NoiseLaw(metaclass=_Immutable):
     def widened(self, factor: float) -> "NoiseLaw":
         """The same law, stretched about its `loc`: its scale times `factor`."""
         scale = self.scale * factor
+        if isinstance(scale, Tensor):
+            parameters.check("scale", scale)
+            return self.with_scale(scale)
         takes_loc = type(self).__init__ is NoiseLaw.__init__  # a constructor of its own may take anything
         return type(self)(scale, self.loc) if takes_loc and type(self) in LAWS else Rescaled(self, scale)
+
+    def with_scale(self, scale: float | Tensor) -> "NoiseLaw":
+        """The same law, stretched about its `loc` to another scale; what a tensor holds is not checked.
+
+        TypeError if its scale is a tensor that a constructor of its own may have used for anything.
+        """
+        if type(self).__init__ is not NoiseLaw.__init__:
+            if isinstance(self.scale, Tensor):
+                raise TypeError(f"{type(self).__name__} has a constructor of its own: its scale must be a number")
+            return Rescaled(self, scale)
+        law = copy.copy(self)
+        law.__dict__["scale"] = scale
+        return law
 
     @property
     def std(self) -> float:
@@ -136,6 +155,8 @@ class NoiseLaw(metaclass=_Immutable):
         """
         if self.unit_std is not None:
             return self.unit_std * self.scale
+        if isinstance(self.scale, Tensor):
+            raise TypeError(f"the standard deviation of {self!r} is known for a scale that is a number, not a tensor")
         t = torch.linspace(-20.0, 20.0, 200_001, dtype=torch.float64)
         deviation = self.scale * torch.sinh(t)
         density = self.pdf(self.loc + deviation) * self.scale * torch.cosh(t)
@@ -268,14 +289,20 @@ LAWS: tuple[type[NoiseLaw], ...] = (Gaussian, Logistic, Triangular, Uniform, Cau
 
 
 class Rescaled(NoiseLaw):
-    """Another law, stretched about its `loc` to a new scale (a number or a 0-d tensor)."""
+    """Another law, stretched about its `loc` to a new scale, a number or a tensor that broadcasts."""
 
     def __init__(self, law: NoiseLaw, scale: float | Tensor) -> None:
-        check_scale(scale)
+        if not isinstance(scale, Tensor):  # whose values may be on another device
+            parameters.check("scale", scale)
+        if isinstance(law.scale, Tensor):
+            law = law.with_scale(1.0)
         self.law = law
         self.loc = law.loc
-        self.scale = scale  # type: ignore[assignment]  # a tensor where it is learnt
+        self.scale = scale  # type: ignore[assignment]
         self._ratio: Any = scale / law.scale
+
+    def with_scale(self, scale: float | Tensor) -> NoiseLaw:
+        return Rescaled(self.law, scale)
 
     def cdf(self, x: Tensor) -> Tensor:
         return self.law.cdf((x - self.loc) / self._ratio + self.loc)

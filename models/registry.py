@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from torch import Tensor
+
 from .layers import MakeNeuron, SpikingNetwork
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
 from .noise import LAWS, Gaussian, NoiseLaw
@@ -70,6 +72,12 @@ def build_neuron(
     """
     if name not in NEURONS:
         raise ValueError(f"unknown neuron {name!r}; choose from {', '.join(NEURONS)}")
+    for setting, value in dict(sigma=sigma, tau=tau, threshold=threshold, alpha=alpha).items():
+        if isinstance(value, Tensor) and (value.requires_grad or value.numel() != 1):
+            raise ValueError(
+                f"{setting} must be a number, as all neurons of a network would share one tensor: give build_model a "
+                "function instead, such as neuron=lambda: NoisyLIF(threshold=nn.Parameter(torch.tensor([1.0])))"
+            )
     if not tau >= 1.0:
         raise ValueError(f"tau must be at least 1 (decay = 1 / tau), got {tau}")
     if not alpha > 0:

@@ -34,19 +34,19 @@ class BuildError(RuntimeError):
     """A compiler failed, or its library computes wrong results."""
 
 
-def load(source: Path, definition: str, prepare: Callable[[ctypes.CDLL], Loaded]) -> Loaded | None:
+def load(source: Path, definitions: Sequence[str], prepare: Callable[[ctypes.CDLL], Loaded]) -> Loaded | None:
     """Compile the C file `source` unless it is in the cache, load it, and return `prepare(library)`.
 
     Compilers and flags are tried from the best to the plainest; None, after a warning, if no attempt succeeded.
 
     Args:
-        definition: one "-DNAME=value" for the compiler.
+        definitions: "-DNAME=value" for the compiler.
         prepare: may raise BuildError if the library's results are wrong.
     """
     failures = []
     for compiler, flags, runtime in _attempts():
         try:
-            loaded = prepare(ctypes.CDLL(str(_compiled(source, compiler, (*flags, definition), runtime))))
+            loaded = prepare(ctypes.CDLL(str(_compiled(source, compiler, (*flags, *definitions), runtime))))
         except (BuildError, OSError, AttributeError) as error:  # AttributeError: a symbol is missing
             failures.append(f"{' '.join((*compiler, *flags))}: {error}")
             continue

@@ -7,14 +7,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .. import parameters
 from ..noise import NoiseLaw
 
 RESETS = ("zero", "subtract", "none")
 SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
+VALUES = ("threshold", "decay", "scale")  # of `Neuron`: what may be a tensor, and be learnt
 MAX_RANK = 3  # nested loops over memory in fused kernels, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
 Pair = tuple[Tensor | None, Tensor | None]
-Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # of x, state, decay and scale
+Values = Sequence[Tensor | None]  # of VALUES, where they are tensors
+Gradients = tuple[Tensor | None, ...]  # of x, state and VALUES
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 NO_SECOND_DERIVATIVE = (
     "spiking neurons are once differentiable, as their gradient is that of a surrogate: the mean field alone has "
@@ -26,13 +29,14 @@ NO_SECOND_DERIVATIVE = (
 class Neuron:
     """The neurons of a layer, as kernels take them; see `models.functional.noisy_lif`.
 
-    `decay` and `scale` (of `law`) are numbers, or 0-d tensors where they are learnt.
+    `threshold`, `decay` and `scale` (of `law`) are numbers, or tensors of the arithmetic: 0-d, or [C, 1, ...] for
+    x [T, B, C, ...]. The scales of `law` and `surrogate` are numbers; `surrogate_scale` replaces that of `surrogate`.
     """
 
     law: NoiseLaw
     scale: float | Tensor
     decay: float | Tensor = 0.5
-    threshold: float = 1.0
+    threshold: float | Tensor = 1.0
     reset: str = "zero"
     detach_reset: bool = False
     decay_input: bool = False
@@ -40,19 +44,45 @@ class Neuron:
     threshold_noise: bool = False
     mean_field: bool = False
     surrogate: NoiseLaw | None = None
+    surrogate_scale: Tensor | None = None
 
-    def learning(self, decay: Tensor | None, scale: Tensor | None) -> "Neuron":
-        """This neuron with a learnt decay and scale; None leaves the number as it is."""
-        if decay is None and scale is None:
-            return self
-        decay_now, scale_now = self.decay if decay is None else decay, self.scale if scale is None else scale
-        return dataclasses.replace(self, decay=decay_now, scale=scale_now)
+    # Plain loops: comprehensions and generators would take longer, at every call of a layer.
+    def tensors(self) -> list[Tensor | None]:
+        """Those of `VALUES` that are tensors, None for the others."""
+        found: list[Tensor | None] = []
+        for value in (self.threshold, self.decay, self.scale):
+            found.append(value if isinstance(value, Tensor) else None)
+        return found
+
+    def with_tensors(self, tensors: Values) -> "Neuron":
+        """This neuron with other `tensors()`; None leaves what there is."""
+        given: dict[str, Any] = {}
+        for name, tensor in zip(VALUES, tensors):
+            if tensor is not None:
+                given[name] = tensor
+        return dataclasses.replace(self, **given) if given else self
+
+    def differs_by_channel(self) -> bool:
+        """Whether a value is not the same for the whole layer."""
+        for value in (self.threshold, self.decay, self.scale, self.surrogate_scale):
+            if isinstance(value, Tensor) and value.dim() > 0:
+                return True
+        return False
 
     def of_gradient(self) -> "Neuron":
         """This neuron with its surrogate, if it has one, as the law."""
         if self.surrogate is None:
             return self
-        return dataclasses.replace(self, law=self.surrogate, scale=self.surrogate.scale, surrogate=None)
+        scale = self.surrogate.scale if self.surrogate_scale is None else self.surrogate_scale
+        return dataclasses.replace(self, law=self.surrogate, scale=scale, surrogate=None, surrogate_scale=None)
+
+
+def check_values(neuron: Neuron, x: Tensor) -> None:
+    """Raise ValueError if a tensor is out of its range, as training may bring about; on the CPU alone."""
+    if x.device.type == "cpu":  # elsewhere, this would have to wait for the device
+        for name, tensor in zip(VALUES, neuron.tensors()):
+            if tensor is not None:
+                parameters.check_range(name, tensor)
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -60,12 +90,12 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def after_reset(u: Tensor, fired: Tensor, reset: str, threshold: float) -> Tensor:
+def after_reset(u: Tensor, fired: Tensor, reset: str, threshold: float | Tensor) -> Tensor:
     """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""
     if reset == "zero":
         return torch.addcmul(u, u, fired, value=-1)
     if reset == "subtract":
-        return torch.sub(u, fired, alpha=threshold)
+        return u - fired * threshold if isinstance(threshold, Tensor) else torch.sub(u, fired, alpha=threshold)
     if reset == "none":
         return u
     raise ValueError(f"unknown reset {reset!r}; choose from {', '.join(RESETS)}")

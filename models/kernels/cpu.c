@@ -16,7 +16,10 @@
    Noise is float32 throughout, also for float64 potentials.
 
    INPUT_BITS chooses the type of currents and spikes: 64 double, 32 float, 16 bfloat16. Arithmetic is float,
-   for 64 double. Loops are written for the compiler to vectorise; nothing here allocates. */
+   for 64 double. Loops are written for the compiler to vectorise; nothing here allocates.
+
+   CHANNELS says whether threshold, decay and scale may differ between channels. Where it is 0 they are numbers, which
+   stay in registers; where it is 1 each is a row of a number for each neuron of a block. VALUE and AT hide which. */
 
 #include <math.h>
 #include <stdint.h>
@@ -49,6 +52,7 @@ static const char *const law_names[LAW_COUNT] = {
     [CAUCHY] = "Cauchy",
 };
 enum { RESET_ZERO, RESET_SUBTRACT, RESET_NONE };
+enum { THRESHOLD, DECAY, SCALE, VALUE_COUNT }; /* what can be learnt */
 
 /* One layer; cpu.py fills it in. Sequences [T, B, ...] have their neurons in the same dense order of memory at
    each step: dimension d of `rank`, outermost first, has size[d] neurons, a row-major index index_stride[d] apart. */
@@ -56,10 +60,11 @@ typedef struct {
     int64_t timesteps, neurons; /* neurons: B * ..., at most 2^32 */
     int64_t x_stride;           /* between the steps of x, in elements; 0 where all steps are one image */
     int64_t rank, size[MAX_RANK], index_stride[MAX_RANK];
+    int64_t channels, channel_stride; /* the neuron at a place of memory is of channel (place / stride) % channels */
     int64_t threads;
-    double threshold, decay, scale, loc;
+    double number[VALUE_COUNT], loc; /* a value that differs between channels is in Tensors instead */
     int64_t law, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field;
-    int64_t learns_decay, learns_scale;
+    int64_t learns[VALUE_COUNT];
 } Layer;
 
 /* Sequences [T, ...], single steps [...] (state, last and their gradients) and seeds [T]; z = u - threshold. NULL: the
@@ -74,8 +79,10 @@ typedef struct {
     const real *grad_last;
     input *grad_x;
     real *grad_state;
-    double *parts; /* [2][number_of_blocks]: what each block adds to the gradients of decay and scale, if learnt */
     real *last;
+    const real *by_channel[VALUE_COUNT]; /* [channels], or NULL for a number */
+    real *grad_rows[VALUE_COUNT];        /* [...]: the gradient of what differs between channels, by neuron */
+    double *grad_parts;                  /* [VALUE_COUNT][number_of_blocks]: of the others, by block */
 } Tensors;
 
 typedef union {
@@ -230,9 +237,9 @@ INLINE float draw(int law, uint32_t word)
 }
 
 /* Firing probability F(z), z = u - threshold. Only the mean field needs it: libm is fast enough. */
-INLINE real probability(int law, const Layer *l, real z)
+INLINE real probability(int law, real z, double loc, double scale)
 {
-    double y = (z - l->loc) / l->scale;
+    double y = (z - loc) / scale;
     if (law == GAUSSIAN) return (real)(0.5 * erfc(y * -0.70710678118654752440));
     if (law == LOGISTIC) return (real)(y > 0 ? 1 / (1 + exp(-y)) : exp(y) / (1 + exp(y)));
     if (law == CAUCHY) return (real)(atan2(1, -y) / PI);
@@ -287,7 +294,19 @@ typedef struct {
     uint8_t upper[BLOCK];     /* in a block of one row: whether a neuron has the last two words */
     uint32_t words[4][BLOCK]; /* of the current step */
     float membrane[2][BLOCK], threshold[2][BLOCK]; /* noise of the current step; 0 in a place without noise */
+#if CHANNELS
+    real value[VALUE_COUNT][2][BLOCK], inverse[2][BLOCK]; /* inverse: 1 / scale, for the backward pass */
+#endif
 } Block;
+
+/* Where a layer, a block and its row are at hand, AT(name, i) is a value of neuron i of the row. */
+#if CHANNELS
+#define VALUE(type, name, which) const real *restrict const name = b->value[which][row]
+#define AT(name, i) ((name)[i])
+#else
+#define VALUE(type, name, which) const type name = (type)l->number[which]
+#define AT(name, i) (name)
+#endif
 
 static int64_t half_of(const Layer *l) { return (l->neurons + 1) / 2; }
 
@@ -302,7 +321,36 @@ static int64_t blocks_of(const Layer *l) { return ((has_halves(l) ? half_of(l) :
 
 static int row_length(int64_t length) { return length < 0 ? 0 : length > BLOCK ? BLOCK : (int)length; }
 
-static void start_block(const Layer *l, int64_t number, Block *b)
+#if CHANNELS
+/* A value of the `n` neurons from `start` on, in the order of memory. */
+static void fill(const Layer *l, const real *by_channel, double number, int64_t start, int n, real *restrict values)
+{
+    if (!by_channel) {
+        for (int i = 0; i < n; i++) values[i] = (real)number;
+        return;
+    }
+    const int64_t stride = l->channel_stride, period = stride * l->channels;
+    const int first = period < n ? (int)period : n; /* neurons before the values repeat */
+    int64_t channel = start / stride % l->channels, length = stride - start % stride;
+    int done = 0;
+    for (int run; done < first; done += run) {
+        if (stride == 1) length = l->channels - channel; /* channels lie side by side */
+        run = length < first - done ? (int)length : first - done;
+        if (stride == 1)
+            memcpy(values + done, by_channel + channel, run * sizeof(real));
+        else
+            for (int i = 0; i < run; i++) values[done + i] = by_channel[channel];
+        channel = stride == 1 || channel + 1 == l->channels ? 0 : channel + 1;
+        length = stride;
+    }
+    for (int run; done < n; done += run) {
+        run = done < n - done ? done : n - done;
+        memcpy(values + done, values, run * sizeof(real));
+    }
+}
+#endif
+
+static void start_block(const Layer *l, const Tensors *m, int64_t number, Block *b)
 {
     const int64_t half = half_of(l), start = number * BLOCK;
     if (!l->membrane_noise) memset(b->membrane, 0, sizeof b->membrane);
@@ -318,6 +366,13 @@ static void start_block(const Layer *l, int64_t number, Block *b)
             b->upper[i] = b->counter[i] >= half;
             b->counter[i] -= b->upper[i] ? (uint32_t)half : 0;
         }
+#if CHANNELS
+    for (int which = 0; which < VALUE_COUNT; which++)
+        for (int row = 0; row < b->rows; row++)
+            fill(l, m->by_channel[which], l->number[which], b->start[row], b->length[row], b->value[which][row]);
+#else
+    (void)m;
+#endif
 }
 
 static void draw_words(const Layer *l, int64_t seed, Block *b)
@@ -330,7 +385,8 @@ static void draw_words(const Layer *l, int64_t seed, Block *b)
 
 INLINE void draw_row(int law, const Layer *l, Block *b, int row)
 {
-    const float scale = (float)l->scale, loc = (float)l->loc;
+    VALUE(float, scale, SCALE);
+    const float loc = (float)l->loc;
     const uint32_t *restrict first = b->words[2 * row], *restrict second = b->words[2 * row + 1];
     float *restrict membrane = b->membrane[row], *restrict threshold = b->threshold[row];
     const int n = b->length[row];
@@ -339,7 +395,7 @@ INLINE void draw_row(int law, const Layer *l, Block *b, int row)
         if (!l->membrane_noise) membrane = unused;
         if (!l->threshold_noise) threshold = unused;
         for (int i = 0; i < n; i++) {
-            float radius = scale * sqrtf(-2.0f * fast_log(fused_f((float)first[i], 0x1p-32f, 0x1p-33f)));
+            float radius = (float)AT(scale, i) * sqrtf(-2.0f * fast_log(fused_f((float)first[i], 0x1p-32f, 0x1p-33f)));
             float angle = (float)(int32_t)(second[i] << 2) * (float)(PI * 0x1p-33);
             float sine = fast_sin(angle), cosine = fast_cos(angle);
             radius = float_of(bits_of(radius) ^ (second[i] & 0x80000000u));
@@ -349,28 +405,28 @@ INLINE void draw_row(int law, const Layer *l, Block *b, int row)
         return;
     }
     if (l->membrane_noise)
-        for (int i = 0; i < n; i++) membrane[i] = fused_f(scale, draw(law, first[i]), loc);
+        for (int i = 0; i < n; i++) membrane[i] = fused_f((float)AT(scale, i), draw(law, first[i]), loc);
     if (l->threshold_noise)
-        for (int i = 0; i < n; i++) threshold[i] = fused_f(scale, draw(law, second[i]), loc);
+        for (int i = 0; i < n; i++) threshold[i] = fused_f((float)AT(scale, i), draw(law, second[i]), loc);
 }
 
-/* The reset: v = u - fired * (u, the threshold, or nothing), here from locals for the sake of the vectoriser. */
+/* What the reset takes from a neuron that fires, v = u - fired * (u, the threshold, or nothing); a factor and no choice
+   between threshold and nothing, for the sake of the vectoriser. */
 typedef struct {
     int hard;
     real soft;
 } Reset;
 
-INLINE Reset reset_of(const Layer *l)
-{
-    return (Reset){l->reset == RESET_ZERO, l->reset == RESET_SUBTRACT ? (real)l->threshold : 0};
-}
+INLINE Reset reset_of(const Layer *l) { return (Reset){l->reset == RESET_ZERO, l->reset == RESET_SUBTRACT ? 1 : 0}; }
 
-INLINE real removed(Reset reset, real u) { return reset.hard ? u : reset.soft; }
+INLINE real removed(Reset reset, real u, real threshold) { return reset.hard ? u : reset.soft * threshold; }
 
 INLINE void forward_row(int law, const Layer *l, const Tensors *m, Block *b, int row, int64_t t, real *restrict v)
 {
     const int n = b->length[row];
-    const real decay = (real)l->decay, gain = l->decay_input ? 1 - decay : 1, threshold = (real)l->threshold;
+    VALUE(real, threshold, THRESHOLD);
+    VALUE(real, decay, DECAY);
+    const real scaled = l->decay_input ? 1 : 0; /* whether the input is, by 1 - decay */
     const int64_t at = t * l->neurons + b->start[row];
     const input *restrict current = m->x + t * l->x_stride + b->start[row];
     input *restrict out = m->spikes + at;
@@ -379,21 +435,24 @@ INLINE void forward_row(int law, const Layer *l, const Tensors *m, Block *b, int
     const Reset reset = reset_of(l);
     if (l->membrane_noise || l->threshold_noise) draw_row(law, l, b, row);
     if (l->mean_field) {
+        VALUE(double, scale, SCALE);
         for (int i = 0; i < n; i++) {
-            real u = fused(decay, v[i], gain * load(current[i])), z_t = u - threshold;
-            real p = probability(law, l, z_t);
+            real gain = 1 - scaled * AT(decay, i);
+            real u = fused(AT(decay, i), v[i], gain * load(current[i])), z_t = u - AT(threshold, i);
+            real p = probability(law, z_t, l->loc, AT(scale, i));
             kept[i] = z_t;
             out[i] = store(p);
-            v[i] = fused(-p, removed(reset, u), u);
+            v[i] = fused(-p, removed(reset, u, AT(threshold, i)), u);
         }
         return;
     }
     for (int i = 0; i < n; i++) {
-        real u = fused(decay, v[i], gain * load(current[i])) - eps_membrane[i], z_t = u - threshold;
+        real gain = 1 - scaled * AT(decay, i);
+        real u = fused(AT(decay, i), v[i], gain * load(current[i])) - eps_membrane[i], z_t = u - AT(threshold, i);
         int fires = z_t > eps_threshold[i];
         kept[i] = z_t;
         out[i] = store(fires ? 1 : 0);
-        v[i] = fires ? u - removed(reset, u) : u;
+        v[i] = fires ? u - removed(reset, u, AT(threshold, i)) : u;
     }
 }
 
@@ -411,7 +470,7 @@ static void forward_block(const Layer *l, const Tensors *m, int64_t number)
 {
     Block b;
     real v[2][BLOCK] = {{0}};
-    start_block(l, number, &b);
+    start_block(l, m, number, &b);
     for (int row = 0; m->state && row < b.rows; row++)
         memcpy(v[row], m->state + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = 0; t < l->timesteps; t++) {
@@ -431,93 +490,155 @@ static double sum(const real *values, int n)
 }
 
 /* Spikes of a row at a step, or probabilities: not rounded, as the spikes that went out may be. `space` is for n. */
-INLINE const real *fired_row(int law, const Layer *l, const real *restrict z, const input *spikes, int n,
-                             real *restrict space)
+INLINE const real *fired_row(int law, const Layer *l, const Block *b, int row, const real *restrict z,
+                             const input *spikes, real *restrict space)
 {
-    if (l->mean_field)
-        for (int i = 0; i < n; i++) space[i] = probability(law, l, z[i]);
-    else if (sizeof(input) == sizeof(real))
+    const int n = b->length[row];
+    if (l->mean_field) {
+        VALUE(double, scale, SCALE);
+        for (int i = 0; i < n; i++) space[i] = probability(law, z[i], l->loc, AT(scale, i));
+    } else if (sizeof(input) == sizeof(real))
         return (const real *)spikes;
     else
         for (int i = 0; i < n; i++) space[i] = load(spikes[i]);
     return space;
 }
 
-/* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one
-   before; where decay or scale are learnt (`learning`), their parts are added to sums[0] and sums[1]. */
-INLINE void backward_row(int law, const int learning, const Layer *l, const Tensors *m, Block *b, int row, int64_t t,
-                         real *restrict grad_v, double *sums)
+/* Gradients of what is learnt, by neuron, summed over time; that of the scale lacks a factor of 1 / scale. */
+typedef struct {
+    real value[VALUE_COUNT][2][BLOCK];
+} Sums;
+
+/* What one step of a row adds to the sums, from the gradients of the potential: by the spike alone, and whole. */
+INLINE void learn_row(int law, const Layer *l, const Tensors *m, Block *b, int row, int64_t t,
+                      const real *restrict by_spike, const real *restrict grad_u, real *restrict space, Sums *sums)
 {
     const int n = b->length[row];
+    VALUE(real, threshold, THRESHOLD);
     const int64_t at = t * l->neurons + b->start[row];
-    const real decay = (real)l->decay, gain = l->decay_input ? 1 - decay : 1, threshold = (real)l->threshold;
-    const real loc = (real)l->loc, inverse = (real)(1 / l->scale);
-    const real *restrict z_t = m->z + at;
-    const input *restrict fired_t = m->spikes + at, *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
-    const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
-    input *restrict out = m->grad_x + at;
+    const real loc = (real)l->loc, *restrict z_t = m->z + at;
     const Reset reset = reset_of(l);
-    real grad_u[BLOCK], spread[BLOCK], space[BLOCK];
-    const real *restrict fired = fired_row(law, l, z_t, fired_t, n, space);
-    for (int i = 0; i < n; i++) {
-        real by_reset = flows * grad_v[i] * removed(reset, z_t[i] + threshold);
-        real by_spike = density(law, z_t[i], loc, inverse) * fused(given_counts, load(given[i]), -by_reset);
-        real directly = reset.hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
-        real grad = directly + by_spike;
-        out[i] = store(gain * grad);
-        grad_v[i] = decay * grad;
-        if (learning) {
-            spread[i] = by_spike * (z_t[i] - loc);
-            grad_u[i] = grad;
-        }
+    if (l->learns[THRESHOLD]) {
+        real *restrict total = sums->value[THRESHOLD][row];
+        for (int i = 0; i < n; i++) total[i] -= by_spike[i];
     }
-    if (!learning) return;
-    if (l->learns_scale) {
+    if (l->learns[SCALE]) {
+        real *restrict total = sums->value[SCALE][row];
         if (l->threshold_noise || l->mean_field) /* P(fire) = F(z), and the scale stretches F */
-            sums[1] -= sum(spread, n) / l->scale;
+            for (int i = 0; i < n; i++) total[i] -= by_spike[i] * (z_t[i] - loc);
         if (l->membrane_noise) { /* u holds -(loc + scale * standard draw) */
             draw_row(law, l, b, row);
-            for (int i = 0; i < n; i++) spread[i] = grad_u[i] * (b->membrane[row][i] - loc);
-            sums[1] -= sum(spread, n) / l->scale;
+            const float *restrict eps = b->membrane[row];
+            for (int i = 0; i < n; i++) total[i] -= grad_u[i] * (eps[i] - loc);
         }
     }
-    if (l->learns_decay) { /* u holds decay * (potential before) and, with decay_input, (1 - decay) * x */
-        real before[BLOCK] = {0};
+    if (l->learns[DECAY]) { /* u holds decay * (potential before) and, with decay_input, (1 - decay) * x */
+        real before[BLOCK] = {0}, *restrict total = sums->value[DECAY][row];
         if (t > 0) {
             const real *restrict z_before = z_t - l->neurons;
-            const real *restrict fired_before = fired_row(law, l, z_before, fired_t - l->neurons, n, space);
+            const real *restrict fired = fired_row(law, l, b, row, z_before, m->spikes + at - l->neurons, space);
             for (int i = 0; i < n; i++) {
-                real u = z_before[i] + threshold;
-                before[i] = fused(-fired_before[i], removed(reset, u), u);
+                real u = z_before[i] + AT(threshold, i);
+                before[i] = fused(-fired[i], removed(reset, u, AT(threshold, i)), u);
             }
         } else if (m->state)
             memcpy(before, m->state + b->start[row], n * sizeof(real));
         if (l->decay_input)
             for (int i = 0; i < n; i++) before[i] -= load(m->x[t * l->x_stride + b->start[row] + i]);
-        for (int i = 0; i < n; i++) spread[i] = grad_u[i] * before[i];
-        sums[0] += sum(spread, n);
+        for (int i = 0; i < n; i++) total[i] += grad_u[i] * before[i];
     }
+}
+
+/* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one before;
+   if anything is learnt (`learning`), its gradient is added to the sums. */
+INLINE void backward_row(int law, const int learning, const Layer *l, const Tensors *m, Block *b, int row, int64_t t,
+                         real *restrict grad_v, Sums *sums)
+{
+    const int n = b->length[row];
+    const int64_t at = t * l->neurons + b->start[row];
+    VALUE(real, threshold, THRESHOLD);
+    VALUE(real, decay, DECAY);
+#if CHANNELS
+    const real *restrict const inverse = b->inverse[row];
+#else
+    const real inverse = (real)(1 / l->number[SCALE]);
+#endif
+    const real scaled = l->decay_input ? 1 : 0, loc = (real)l->loc;
+    const real *restrict z_t = m->z + at;
+    const input *restrict fired_t = m->spikes + at, *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
+    const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
+    input *restrict out = m->grad_x + at;
+    const Reset reset = reset_of(l);
+    real by_spike[BLOCK], grad_u[BLOCK], space[BLOCK];
+    const real *restrict fired = fired_row(law, l, b, row, z_t, fired_t, space);
+    if (learning && l->learns[THRESHOLD] && reset.soft > 0) {
+        real *restrict total = sums->value[THRESHOLD][row];
+        for (int i = 0; i < n; i++) total[i] -= fired[i] * grad_v[i];
+    }
+    for (int i = 0; i < n; i++) {
+        real by_reset = flows * grad_v[i] * removed(reset, z_t[i] + AT(threshold, i), AT(threshold, i));
+        real slope = density(law, z_t[i], loc, AT(inverse, i));
+        real through_spike = slope * fused(given_counts, load(given[i]), -by_reset);
+        real directly = reset.hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
+        real grad = directly + through_spike;
+        out[i] = store((1 - scaled * AT(decay, i)) * grad);
+        grad_v[i] = AT(decay, i) * grad;
+        if (learning) {
+            by_spike[i] = through_spike;
+            grad_u[i] = grad;
+        }
+    }
+    if (learning) learn_row(law, l, m, b, row, t, by_spike, grad_u, space, sums);
+}
+
+/* The gradient of one learnt value, of all neurons of a block. */
+static void store_sums(const Layer *l, const Tensors *m, const Block *b, int64_t number, int which, Sums *sums)
+{
+    double total = 0;
+    for (int row = 0; row < b->rows; row++) {
+        const int n = b->length[row];
+        real *restrict values = sums->value[which][row];
+        VALUE(real, scale, SCALE);
+        if (which == SCALE)
+            for (int i = 0; i < n; i++) values[i] /= AT(scale, i);
+        if (m->grad_rows[which])
+            memcpy(m->grad_rows[which] + b->start[row], values, n * sizeof(real));
+        else
+            total += sum(values, n);
+    }
+    if (!m->grad_rows[which]) m->grad_parts[which * blocks_of(l) + number] = total;
 }
 
 static void backward_block(const Layer *l, const Tensors *m, int64_t number)
 {
     Block b;
     real grad_v[2][BLOCK] = {{0}};
-    double sums[2] = {0, 0};
-    start_block(l, number, &b);
+    Sums sums;
+    int learning = 0;
+    start_block(l, m, number, &b);
+    for (int which = 0; which < VALUE_COUNT; which++)
+        if (l->learns[which]) {
+            memset(sums.value[which], 0, sizeof sums.value[which]);
+            learning = 1;
+        }
+#if CHANNELS
+    for (int row = 0; row < b.rows; row++)
+        for (int i = 0; i < b.length[row]; i++) b.inverse[row][i] = 1 / b.value[SCALE][row][i];
+#endif
     for (int row = 0; m->grad_last && row < b.rows; row++)
         memcpy(grad_v[row], m->grad_last + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = l->timesteps - 1; t >= 0; t--) {
-        if (l->learns_scale && l->membrane_noise) draw_words(l, m->seeds[t], &b);
+        if (l->learns[SCALE] && l->membrane_noise) draw_words(l, m->seeds[t], &b);
         for (int row = 0; row < b.rows; row++)
-            if (l->learns_decay || l->learns_scale)
-                BY_LAW(backward_row, 1, l, m, &b, row, t, grad_v[row], sums)
+            if (learning)
+                BY_LAW(backward_row, 1, l, m, &b, row, t, grad_v[row], &sums)
             else
-                BY_LAW(backward_row, 0, l, m, &b, row, t, grad_v[row], sums)
+                BY_LAW(backward_row, 0, l, m, &b, row, t, grad_v[row], &sums)
     }
     for (int row = 0; m->grad_state && row < b.rows; row++)
         memcpy(m->grad_state + b.start[row], grad_v[row], b.length[row] * sizeof(real));
-    for (int learnt = 0; m->parts && learnt < 2; learnt++) m->parts[learnt * blocks_of(l) + number] = sums[learnt];
+    for (int which = 0; which < VALUE_COUNT; which++)
+        if (l->learns[which]) store_sums(l, m, &b, number, which, &sums);
 }
 
 /* Ask for large pages for memory that is about to be written first: a fault for each 4 KiB of a fresh allocation
@@ -541,7 +662,7 @@ void lif_forward(const Layer *l, const Tensors *m)
     for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, m, block);
 }
 
-/* The caller sums the parts in the order of blocks, so that the number of threads does not matter. */
+/* The caller sums parts in the order of blocks, and rows, so that the number of threads does not matter. */
 void lif_backward(const Layer *l, const Tensors *m)
 {
     want_large_pages(m->grad_x, l->timesteps * l->neurons * sizeof *m->grad_x);
@@ -564,7 +685,7 @@ void random_words(const Layer *l, const int64_t *seeds, uint32_t *first, uint32_
 {
     for (int64_t block = 0; block < blocks_of(l); block++) {
         Block b;
-        start_block(l, block, &b);
+        start_block(l, &(Tensors){0}, block, &b);
         for (int64_t t = 0; t < l->timesteps; t++) {
             draw_words(l, seeds[t], &b);
             for (int row = 0; row < b.rows; row++) {

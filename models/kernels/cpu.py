@@ -5,13 +5,14 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import noise
 from . import build, common, selftest
-from .common import MAX_RANK, RESETS, SWITCHES, Gradients, Neuron, Pair
+from .common import MAX_RANK, RESETS, SWITCHES, VALUES, Gradients, Neuron, Pair
 
 SOURCE = Path(__file__).with_name("cpu.c")
 INPUT_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16}
@@ -33,38 +34,53 @@ def _threads(updates: int) -> int:
 
 
 @functools.cache
-def kernel(dtype: torch.dtype) -> "Kernel | None":
-    """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built."""
+def kernel(dtype: torch.dtype, by_channel: bool = False) -> "Kernel | None":
+    """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built.
+
+    Args:
+        by_channel: whether threshold, decay or scale differ between channels. It takes numbers, too, but more time.
+    """
     if dtype not in INPUT_BITS:
         return None
 
     def prepare(library: ctypes.CDLL) -> Kernel:
-        return selftest.without_modes(Kernel(library, dtype).checked)
+        return selftest.without_modes(Kernel(library, dtype, by_channel).checked)
 
-    return build.load(SOURCE, f"-DINPUT_BITS={INPUT_BITS[dtype]}", prepare)
+    definitions = [f"-DINPUT_BITS={INPUT_BITS[dtype]}"]
+    if by_channel:
+        definitions.append("-DCHANNELS=1")
+    return build.load(SOURCE, definitions, prepare)
 
 
-TENSORS = ["x", "state", "seeds", "spikes", "z", "grad_spikes", "grad_last", "grad_x", "grad_state", "parts", "last"]
 Loops = ctypes.c_int64 * MAX_RANK
+Numbers = ctypes.c_double * len(VALUES)
+Switches = ctypes.c_int64 * len(VALUES)
+Pointers = ctypes.c_void_p * len(VALUES)
+NOTHING: list[Tensor | None] = [None] * len(VALUES)
+TENSORS = ["x", "state", "seeds", "spikes", "z", "grad_spikes", "grad_last", "grad_x", "grad_state", "last"]
 
 
 # `Layer` and `Tensors` of cpu.c.
 class _Layer(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("timesteps", "neurons", "x_stride", "rank")]
-    _fields_ += [("size", Loops), ("index_stride", Loops), ("threads", ctypes.c_int64)]
-    _fields_ += [(name, ctypes.c_double) for name in ("threshold", "decay", "scale", "loc")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("law", "reset", *SWITCHES, "learns_decay", "learns_scale")]
+    _fields_ += [("size", Loops), ("index_stride", Loops)]
+    _fields_ += [(name, ctypes.c_int64) for name in ("channels", "channel_stride", "threads")]
+    _fields_ += [("number", Numbers), ("loc", ctypes.c_double)]
+    _fields_ += [(name, ctypes.c_int64) for name in ("law", "reset", *SWITCHES)]
+    _fields_ += [("learns", Switches)]
 
 
 class _Tensors(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in TENSORS]
+    _fields_ += [("by_channel", Pointers), ("grad_rows", Pointers), ("grad_parts", ctypes.c_void_p)]
 
 
 class Kernel:
     """cpu.c, compiled for one dtype of inputs; `laws` has the numbers of the laws that it knows, by name."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, by_channel: bool = False) -> None:
         self.dtype = dtype
+        self.by_channel = by_channel
         self._library = library
         for function in (library.lif_forward, library.lif_backward):
             function.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors)]
@@ -80,7 +96,7 @@ class Kernel:
     def forward(
         self, x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run a layer over a sequence; `models.functional` states the dynamics.
+        """Run a layer over a sequence; `models.functional` states the dynamics. ValueError for values out of range.
 
         Args:
             x: input current [T, B, ...], its steps dense in memory; at least one element.
@@ -91,35 +107,49 @@ class Kernel:
             spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], for backward. What is not
             kept has no elements.
         """
+        common.check_values(neuron, x)
         spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
-        layer = self._describe(x, neuron)
-        self._library.lif_forward(layer, _pointers(x=x, state=state, seeds=seeds, spikes=spikes, z=z, last=last))
+        pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, z=z, last=last)
+        values = _by_channel(neuron) if self.by_channel else NOTHING
+        _point(pointers.by_channel, values)
+        self._library.lif_forward(self._describe(x, neuron), pointers)
         return spikes, last, z
 
     def backward(
-        self, grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: tuple[bool, bool]
+        self, grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: Sequence[bool]
     ) -> Gradients:
         """The gradients of `forward`; the density is that of `neuron.law`.
 
         Args:
             grads: of the spikes and of the last potential; None for zeros.
             saved: x (None unless a learnt decay scales it), state and seeds; spikes and z from `forward`.
-            learns: whether the gradients of decay and scale are wanted.
+            learns: of which of `VALUES` the gradient is wanted.
 
         Returns:
-            Gradients of x [T, B, ...], of the state [B, ...] (no elements without one), and of decay and scale: 0-d
-            tensors, 0 for one that is not learnt; both None if neither is.
+            Gradients of x [T, B, ...], of the state [B, ...] (no elements without one), and of `VALUES`, each of the
+            shape of the tensor, None where it is not wanted.
         """
         tensors = common.backward_tensors(grads, saved)
+        step, values = tensors["z"][0], _by_channel(neuron) if self.by_channel else NOTHING
         layer = self._describe(tensors["spikes"], neuron, learns)
-        parts = grad_decay = grad_scale = None
-        if learns[0] or learns[1]:
-            parts = torch.zeros(2, self._library.number_of_blocks(layer), dtype=torch.float64, device="cpu")
-        self._library.lif_backward(layer, _pointers(**tensors, parts=parts))
-        if parts is not None:
-            grad_decay, grad_scale = parts.sum(1).to(tensors["z"].dtype)
-        return tensors["grad_x"], tensors["grad_state"], grad_decay, grad_scale
+        pointers = _pointers(**tensors)
+        _point(pointers.by_channel, values)
+        if not any(learns):
+            self._library.lif_backward(layer, pointers)
+            return tensors["grad_x"], tensors["grad_state"], *NOTHING
+        rows = [torch.empty_like(step) if v is not None and wanted else None for v, wanted in zip(values, learns)]
+        parts = torch.zeros(len(VALUES), self._library.number_of_blocks(layer), dtype=torch.float64, device="cpu")
+        _point(pointers.grad_rows, rows)
+        pointers.grad_parts = parts.data_ptr()
+        self._library.lif_backward(layer, pointers)
+        found: list[Tensor | None] = []
+        for value, row, part, wanted in zip(values, rows, parts, learns):
+            if value is not None and row is not None:
+                found.append(row.sum_to_size(value.shape))
+            else:
+                found.append(part.sum().to(step.dtype) if wanted else None)
+        return tensors["grad_x"], tensors["grad_state"], *found
 
     def random_words(self, x: Tensor, seeds: Tensor) -> list[Tensor]:
         """The two random words of every neuron and step of `x`, each [T, B, ...], int64 in [0, 2^32)."""
@@ -135,6 +165,8 @@ class Kernel:
         if [word.item() for word in words] != KNOWN_WORDS:
             raise build.BuildError("the compiled random generator is wrong")
         selftest.check_steps(self, like)
+        if self.by_channel:
+            selftest.check_channels(self, like)
         for law in list(self.laws):
             try:
                 selftest.check_law(self, law, like)
@@ -143,21 +175,31 @@ class Kernel:
                 del self.laws[law]
         return self
 
-    def _describe(self, x: Tensor, neuron: Neuron, learns: tuple[bool, bool] = (False, False)) -> _Layer:
+    def _describe(self, x: Tensor, neuron: Neuron, learns: Sequence[bool] = (False,) * len(VALUES)) -> _Layer:
         return _layer(
             x.shape,
             x.stride(),
+            channels=(x.shape[2], x.stride(2)) if self.by_channel and x.dim() > 2 else (1, 1),
+            numbers=(_number(neuron.threshold), _number(neuron.decay), _number(neuron.scale)),
+            learns=tuple(learns),
             threads=_threads(x.numel()),
-            threshold=neuron.threshold,
-            decay=float(neuron.decay),
-            scale=float(neuron.scale),
             loc=neuron.law.loc,
             law=self.laws[type(neuron.law).__name__],
             reset=RESETS.index(neuron.reset),
-            learns_decay=learns[0],
-            learns_scale=learns[1],
             **{switch: getattr(neuron, switch) for switch in SWITCHES},
         )
+
+
+def _number(value: float | Tensor) -> float:
+    """One value for the layer; 0 for values that differ between channels, which are read elsewhere."""
+    if isinstance(value, Tensor):
+        return value.item() if value.dim() == 0 else 0.0
+    return float(value)
+
+
+def _by_channel(neuron: Neuron) -> list[Tensor | None]:
+    """Those of `VALUES` that differ between channels, as they lie in memory."""
+    return [v.contiguous() if v is not None and v.dim() > 0 else None for v in neuron.tensors()]
 
 
 def _pointers(**tensors: Tensor | None) -> _Tensors:
@@ -169,8 +211,22 @@ def _pointers(**tensors: Tensor | None) -> _Tensors:
     return pointers
 
 
+def _point(array: Any, tensors: Sequence[Tensor | None]) -> None:
+    """Fill an array of pointers with the addresses of tensors."""
+    for place, tensor in enumerate(tensors):
+        if tensor is not None:
+            array[place] = tensor.data_ptr()
+
+
 @functools.lru_cache(maxsize=512)  # to fill in the structure takes longer than a small layer's neurons
-def _layer(shape: torch.Size, strides: tuple[int, ...], **numbers: float) -> _Layer:
+def _layer(
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    channels: tuple[int, int],
+    numbers: tuple[float, ...],
+    learns: tuple[bool, ...],
+    **others: float,
+) -> _Layer:
     order = common.memory_order(shape[1:], strides[1:])
     assert order is not None, "steps with gaps or overlaps: see `dense`"
     sizes, index_strides = order
@@ -181,5 +237,9 @@ def _layer(shape: torch.Size, strides: tuple[int, ...], **numbers: float) -> _La
         rank=len(sizes),
         size=Loops(*sizes),
         index_stride=Loops(*index_strides),
-        **numbers,
+        channels=channels[0],
+        channel_stride=channels[1],
+        number=Numbers(*numbers),
+        learns=Switches(*learns),
+        **others,
     )

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import MAX_RANK, RESETS, Gradients, Neuron, Pair
+from .common import MAX_RANK, RESETS, VALUES, Gradients, Neuron, Pair
 
 BLOCK = 512
 WARPS = 4
@@ -155,30 +155,52 @@ def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
 
 
 @triton.jit
-def _removed(u, THRESHOLD: tl.constexpr, RESET: tl.constexpr):
+def _removed(u, threshold, RESET: tl.constexpr):
     """What the reset takes from a neuron that fires at potential u."""
-    return u if RESET == RESET_ZERO else u * 0.0 + (THRESHOLD if RESET == RESET_SUBTRACT else 0.0)
+    return u if RESET == RESET_ZERO else u * 0.0 + (threshold if RESET == RESET_SUBTRACT else 0.0)
 
 
 @triton.jit
-def _parameter(learnt, VALUE: tl.constexpr, REAL: tl.constexpr):
-    """Decay or scale: a learnt one is read from device memory."""
-    return tl.load(learnt).to(REAL) if learnt is not None else tl.full((), VALUE, REAL)
+def _value(values, channel, NUMBER: tl.constexpr, BY_CHANNEL: tl.constexpr, REAL: tl.constexpr):
+    """Threshold, decay or scale: a number, or read from device memory, by channel or one for all."""
+    if values is None:
+        value = tl.full((), NUMBER, REAL)
+    else:
+        value = tl.load(values + channel if BY_CHANNEL else values).to(REAL)
+    return value
+
+
+@triton.jit
+def _positive(scale):
+    """NaN for a scale that is not positive, as its value is not checked: it must not give wrong results in silence."""
+    return tl.where(scale > 0.0, scale, float("nan"))
+
+
+@triton.jit
+def _store_gradient(gradient, total, at, inside, BY_CHANNEL: tl.constexpr):
+    """Of a learnt value: by neuron if it differs between channels, else by program."""
+    if BY_CHANNEL:
+        tl.store(gradient + at, total, inside)
+    else:
+        tl.store(gradient + tl.program_id(0), tl.sum(tl.where(inside, total, 0.0), 0))
 
 
 @triton.jit
 def _forward(
-    x, state, seeds, spikes, last, z, learnt_decay, learnt_scale,
-    timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2,
-    DECAY: tl.constexpr, SCALE: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr, THRESHOLD: tl.constexpr,
+    x, state, seeds, spikes, last, z, thresholds, decays, scales,
+    timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2, channels, channel_stride,
+    THRESHOLD: tl.constexpr, DECAY: tl.constexpr, SCALE: tl.constexpr, THRESHOLD_BY_CHANNEL: tl.constexpr,
+    DECAY_BY_CHANNEL: tl.constexpr, SCALE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr,
     RESET: tl.constexpr, DECAY_INPUT: tl.constexpr, MEMBRANE_NOISE: tl.constexpr, THRESHOLD_NOISE: tl.constexpr,
     MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < neurons
     index = _index(at, size1, size2, stride0, stride1, stride2)
-    decay = _parameter(learnt_decay, DECAY, REAL)
-    scale = _parameter(learnt_scale, SCALE, REAL)
+    channel = (at // channel_stride) % channels
+    threshold = _value(thresholds, channel, THRESHOLD, THRESHOLD_BY_CHANNEL, REAL)
+    decay = _value(decays, channel, DECAY, DECAY_BY_CHANNEL, REAL)
+    scale = _positive(_value(scales, channel, SCALE, SCALE_BY_CHANNEL, REAL))
     v = tl.load(state + at, inside, 0.0) if state is not None else tl.zeros((BLOCK,), REAL)
     for t in range(timesteps):
         current = tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
@@ -189,7 +211,7 @@ def _forward(
             eps_membrane, eps_threshold = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
         if MEMBRANE_NOISE:
             u -= eps_membrane
-        z_t = u - THRESHOLD
+        z_t = u - threshold
         if MEAN_FIELD:
             fired = _probability(z_t, scale, LOC, LAW)
         elif THRESHOLD_NOISE:
@@ -199,25 +221,29 @@ def _forward(
         tl.store(spikes + _at(t, neurons, at), fired.to(spikes.dtype.element_ty), inside)
         if z is not None:
             tl.store(z + _at(t, neurons, at), z_t, inside)
-        v = u - fired * _removed(u, THRESHOLD, RESET)
+        v = u - fired * _removed(u, threshold, RESET)
     if last is not None:
         tl.store(last + at, v, inside)
 
 
 @triton.jit
 def _backward(
-    x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, parts, learnt_decay, learnt_scale,
-    timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2,
-    DECAY: tl.constexpr, SCALE: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr, THRESHOLD: tl.constexpr,
+    x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, thresholds, decays, scales,
+    grad_threshold, grad_decay, grad_scale,
+    timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2, channels, channel_stride,
+    THRESHOLD: tl.constexpr, DECAY: tl.constexpr, SCALE: tl.constexpr, THRESHOLD_BY_CHANNEL: tl.constexpr,
+    DECAY_BY_CHANNEL: tl.constexpr, SCALE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr,
     RESET: tl.constexpr, DECAY_INPUT: tl.constexpr, MEMBRANE_NOISE: tl.constexpr, THRESHOLD_NOISE: tl.constexpr,
-    MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
-    DETACH_RESET: tl.constexpr, LEARNS_DECAY: tl.constexpr, LEARNS_SCALE: tl.constexpr,
+    MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr, DETACH_RESET: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < neurons
     index = _index(at, size1, size2, stride0, stride1, stride2)
-    decay = _parameter(learnt_decay, DECAY, REAL)
-    scale = _parameter(learnt_scale, SCALE, REAL)
+    channel = (at // channel_stride) % channels
+    threshold = _value(thresholds, channel, THRESHOLD, THRESHOLD_BY_CHANNEL, REAL)
+    decay = _value(decays, channel, DECAY, DECAY_BY_CHANNEL, REAL)
+    scale = _positive(_value(scales, channel, SCALE, SCALE_BY_CHANNEL, REAL))
+    threshold_sum = tl.zeros((BLOCK,), REAL)
     decay_sum = tl.zeros((BLOCK,), REAL)
     scale_sum = tl.zeros((BLOCK,), REAL)
     grad_v = tl.load(grad_last + at, inside, 0.0) if grad_last is not None else tl.zeros((BLOCK,), REAL)
@@ -232,18 +258,22 @@ def _backward(
         if grad_spikes is not None:
             grad_fired += tl.load(grad_spikes + _at(t, neurons, at), inside, 0.0).to(REAL)
         if not DETACH_RESET:
-            grad_fired -= grad_v * _removed(z_t + THRESHOLD, THRESHOLD, RESET)
+            grad_fired -= grad_v * _removed(z_t + threshold, threshold, RESET)
         by_spike = grad_fired * _density(z_t, scale, LOC, LAW)
         grad_u = grad_v + by_spike
         if RESET == RESET_ZERO:
             grad_u -= grad_v * fired
-        if LEARNS_SCALE:
+        if grad_threshold is not None:
+            threshold_sum -= by_spike
+            if RESET == RESET_SUBTRACT:
+                threshold_sum -= fired * grad_v
+        if grad_scale is not None:
             if THRESHOLD_NOISE or MEAN_FIELD:  # P(fire) = F(z), and the scale stretches F
-                scale_sum -= tl.where(inside, by_spike * (z_t - LOC) / scale, 0.0)
+                scale_sum -= by_spike * (z_t - LOC) / scale
             if MEMBRANE_NOISE:  # u holds -(loc + scale * standard draw)
                 eps_membrane, _ = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
-                scale_sum -= tl.where(inside, grad_u * (eps_membrane - LOC) / scale, 0.0)
-        if LEARNS_DECAY:
+                scale_sum -= grad_u * (eps_membrane - LOC) / scale
+        if grad_decay is not None:
             before = tl.zeros((BLOCK,), REAL)
             if t > 0:
                 z_before = tl.load(z + _at(t - 1, neurons, at), inside, 0.0)
@@ -251,14 +281,14 @@ def _backward(
                     fired = _probability(z_before, scale, LOC, LAW)
                 else:
                     fired = tl.load(spikes + _at(t - 1, neurons, at), inside, 0.0).to(REAL)
-                u = z_before + THRESHOLD
-                before += u - fired * _removed(u, THRESHOLD, RESET)
+                u = z_before + threshold
+                before += u - fired * _removed(u, threshold, RESET)
             else:
                 if state is not None:
                     before += tl.load(state + at, inside, 0.0)
             if DECAY_INPUT:
                 before -= tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
-            decay_sum += tl.where(inside, grad_u * before, 0.0)
+            decay_sum += grad_u * before
         grad_current = grad_u
         if DECAY_INPUT:
             grad_current = (1.0 - decay) * grad_u
@@ -266,16 +296,18 @@ def _backward(
         grad_v = decay * grad_u
     if state is not None:
         tl.store(grad_state + at, grad_v, inside)
-    if LEARNS_DECAY:
-        tl.store(parts + tl.program_id(0), tl.sum(decay_sum, 0))
-    if LEARNS_SCALE:
-        tl.store(parts + tl.num_programs(0) + tl.program_id(0), tl.sum(scale_sum, 0))
+    if grad_threshold is not None:
+        _store_gradient(grad_threshold, threshold_sum, at, inside, THRESHOLD_BY_CHANNEL)
+    if grad_decay is not None:
+        _store_gradient(grad_decay, decay_sum, at, inside, DECAY_BY_CHANNEL)
+    if grad_scale is not None:
+        _store_gradient(grad_scale, scale_sum, at, inside, SCALE_BY_CHANNEL)
 
 
 def forward(
     x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `cpu.Kernel.forward`; decay and scale may be 0-d tensors on the device, whose values are not waited for."""
+    """As `cpu.Kernel.forward`; values of tensors are on the device, and neither waited for nor checked."""
     spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
     state = common.laid_out_as(x[0], state, last.dtype)
     kept = dict(last=last if keep_state else None, z=z if keep_z else None)
@@ -283,35 +315,42 @@ def forward(
     return spikes, last, z
 
 
-def backward(grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: tuple[bool, bool]) -> Gradients:
-    """As `cpu.Kernel.backward`; the gradients of decay and scale are 0-d tensors on the device."""
-    tensors = common.backward_tensors(grads, saved)
-    z, grad_decay, grad_scale = tensors["z"], None, None
-    parts = z.new_zeros(2, triton.cdiv(z[0].numel(), BLOCK)) if learns[0] or learns[1] else None
-    switches = dict(DETACH_RESET=neuron.detach_reset, LEARNS_DECAY=learns[0], LEARNS_SCALE=learns[1])
-    _launch(_backward, tensors["spikes"], neuron, **tensors, parts=parts, **switches)
-    if parts is not None:
-        grad_decay, grad_scale = parts.sum(1)
-    return tensors["grad_x"], tensors["grad_state"], grad_decay, grad_scale
+def backward(grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: Sequence[bool]) -> Gradients:
+    """As `cpu.Kernel.backward`; the gradients of `VALUES` are on the device."""
+    given = common.backward_tensors(grads, saved)
+    step = given["z"][0]
+    found: list[Tensor | None] = [None] * len(VALUES)
+    for place, (value, wanted) in enumerate(zip(neuron.tensors(), learns)):
+        if wanted:
+            by_channel = value is not None and value.dim() > 0
+            found[place] = torch.empty_like(step) if by_channel else step.new_empty(triton.cdiv(step.numel(), BLOCK))
+    named = {f"grad_{name}": gradient for name, gradient in zip(VALUES, found)}
+    _launch(_backward, given["spikes"], neuron, **given, **named, DETACH_RESET=neuron.detach_reset)
+    for place, value in enumerate(neuron.tensors()):
+        gradient = found[place]
+        if gradient is not None:
+            found[place] = gradient.sum() if value is None else gradient.sum_to_size(value.shape)
+    return given["grad_x"], given["grad_state"], *found
 
 
 def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None:
     """Run a kernel on sequences laid out as `like`."""
-    neurons, decay, scale = like[0].numel(), neuron.decay, neuron.scale
+    neurons, by_channel = like[0].numel(), neuron.differs_by_channel()
+    for name, tensor in zip(VALUES, neuron.tensors()):
+        arguments[f"{name}s"] = None if tensor is None else tensor.contiguous()
+        arguments[name.upper()] = 0.0 if tensor is not None else float(getattr(neuron, name))
+        arguments[f"{name.upper()}_BY_CHANNEL"] = tensor is not None and tensor.dim() > 0
     with torch.cuda.device_of(like):  # Triton launches on the current device
         kernel[(triton.cdiv(neurons, BLOCK),)](
             **arguments,
-            learnt_decay=decay if isinstance(decay, Tensor) else None,
-            learnt_scale=scale if isinstance(scale, Tensor) else None,
             timesteps=len(like),
             neurons=neurons,
             x_stride=like.stride(0),
+            channels=like.shape[2] if by_channel else 1,
+            channel_stride=like.stride(2) if by_channel else 1,
             **_loops(like.shape[1:], like.stride()[1:]),
-            DECAY=0.0 if isinstance(decay, Tensor) else float(decay),
-            SCALE=0.0 if isinstance(scale, Tensor) else float(scale),
             LAW=KNOWN_LAWS.index(type(neuron.law).__name__),
             LOC=float(neuron.law.loc),
-            THRESHOLD=neuron.threshold,
             RESET=RESETS.index(neuron.reset),
             DECAY_INPUT=neuron.decay_input,
             MEMBRANE_NOISE=neuron.membrane_noise,

@@ -1,7 +1,7 @@
 """The reference kernel in plain PyTorch: any law, any device. Faster kernels are tested against it."""
 
-import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from ..contexts import check_same_noise
-from ..noise import Rescaled
+from ..noise import NoiseLaw, Rescaled
 from .common import (
+    VALUES,
     Neuron,
     Once,
     OnceOneByOne,
     Pair,
     after_reset,
     arithmetic_dtype,
+    check_values,
     empty_sequence,
     in_batches,
     saved_tensors,
@@ -45,7 +47,14 @@ def lif_sequence(
     """
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
-    return _LIFSequence.apply(x, state, neuron.decay, neuron.scale, *noise, neuron)
+    return _LIFSequence.apply(x, state, *neuron.tensors(), *noise, neuron)
+
+
+def law_of(neuron: Neuron) -> NoiseLaw:
+    """The law of the noise, of the scale of the neuron; a scale that is not positive makes all of it NaN."""
+    if not isinstance(neuron.scale, Tensor):
+        return neuron.law
+    return Rescaled(neuron.law, torch.where(neuron.scale > 0, neuron.scale, math.nan))
 
 
 def _reset_backward(grad_v: Tensor, u: Tensor, fired: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor | None]:
@@ -66,11 +75,13 @@ class _LIFSequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        x, state, decay, scale, eps_membrane, eps_threshold, neuron = inputs
-        law = Rescaled(neuron.law, scale) if isinstance(scale, Tensor) else neuron.law
+        x, state, threshold, decay, scale, eps_membrane, eps_threshold, neuron = inputs
+        neuron = neuron.with_tensors((threshold, decay, scale))
+        check_values(neuron, x)
+        law = law_of(neuron)
         T = x.shape[0]
         spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
-        eps_kept = torch.empty_like(z) if isinstance(scale, Tensor) and neuron.membrane_noise else None
+        eps_kept = torch.empty_like(z) if scale is not None and neuron.membrane_noise else None
 
         drawn: list[Tensor] = []  # the last draw
 
@@ -83,7 +94,7 @@ class _LIFSequence(torch.autograd.Function):
         v = state
         for t in range(T):
             current = x[t].to(state.dtype)
-            u = v * decay + (current * (1 - decay) if neuron.decay_input else current)
+            u = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
             if neuron.membrane_noise:
                 eps = draw(eps_membrane, t)
                 u -= eps
@@ -97,43 +108,49 @@ class _LIFSequence(torch.autograd.Function):
             z[t], spikes[t] = z_t, fired
             v = after_reset(u, fired, neuron.reset, neuron.threshold)
 
-        ctx.law = law if neuron.surrogate is None else neuron.surrogate
-        ctx.neuron, ctx.decay, ctx.scale = neuron, decay, scale
-        kept_x = x if neuron.mean_field or neuron.decay_input and isinstance(decay, Tensor) else None
+        ctx.neuron = neuron
+        kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
         ctx.last_draw = drawn[-1].flatten()[:1].clone() if drawn else None
-        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.last_draw)
+        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.last_draw, threshold, decay, scale)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(z)
         return spikes, v, z
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        saved = saved_tensors(ctx)
-        state, spikes, _, _, x, last_draw = saved
+        state, spikes, z, eps, x, last_draw, *values = saved_tensors(ctx)
         check_same_noise(ctx.last_draw, last_draw)
-        grads: Sequence[Tensor | None]
-        if ctx.neuron.mean_field and torch.is_grad_enabled():
-            grads = gradients_of_plain(x, state, ctx.neuron, (grad_spikes, grad_v))
-        elif torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            grads = OnceOneByOne.apply(functools.partial(_gradients, ctx, saved), spikes, grad_spikes, grad_v)
+        neuron, grads = ctx.neuron.with_tensors(values), (grad_spikes, grad_v)
+        found: Sequence[Tensor | None]
+        if neuron.mean_field and torch.is_grad_enabled():
+            found = gradients_of_plain(x, state, neuron, grads)
         else:
-            grads = _gradients(ctx, saved, spikes, grad_spikes, grad_v)
-        return *grads, None, None, None
+            gradients = functools.partial(_gradients, neuron, ctx.needs_input_grad[2:5], (state, z, eps, x))
+            if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+                found = OnceOneByOne.apply(gradients, spikes, *grads)
+            else:
+                found = gradients(spikes, *grads)
+        return *found, None, None, None
 
 
 def _gradients(
-    ctx: Any, saved: tuple[Any, ...], spikes: Tensor, grad_spikes: Tensor | None, grad_v: Tensor | None
+    neuron: Neuron, learns: Sequence[bool], saved: tuple[Any, ...], spikes: Tensor, *grads: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, state, decay and scale, None for those that are not wanted."""
-    state, _, z, eps, x, _ = saved
-    law, neuron, decay, scale = ctx.law, ctx.neuron, ctx.decay, ctx.scale
-    learns_decay, learns_scale = ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+    """Gradients of x, state, threshold, decay and scale, None for those that are not wanted."""
+    state, z, eps, x = saved
+    grad_spikes, grad_v = grads
+    law = law_of(neuron.of_gradient())
     batched = in_batches((grad_spikes, grad_v))  # vmap writes none of its tensors into one of others
     grad_x = empty_sequence(state, z.shape[0], spikes.dtype)
     steps: list[Tensor] = []
-    grad_decay = z.new_zeros(()) if learns_decay else None
-    grad_scale = z.new_zeros(()) if learns_scale else None
+    sums: dict[str, Tensor] = {}
+    for name, value, wanted in zip(VALUES, neuron.tensors(), learns):
+        if value is not None and wanted:
+            sums[name] = torch.zeros_like(value)
     grad_v = torch.zeros_like(state) if grad_v is None else grad_v
+
+    def total(name: str, of_neurons: Tensor) -> Tensor:
+        return of_neurons.sum_to_size(sums[name].shape)
 
     def fired_at(t: int) -> Tensor:
         return law.cdf(z[t]) if neuron.mean_field else spikes[t].to(z.dtype)
@@ -147,23 +164,28 @@ def _gradients(
             grad_fired = grad_fired + grad_spikes[t]
         grad_u = torch.addcmul(grad_u, grad_fired, slope)
 
-        if learns_scale:
+        if "threshold" in sums:
+            sums["threshold"] = sums["threshold"] - total("threshold", grad_fired * slope)
+            if neuron.reset == "subtract":
+                sums["threshold"] = sums["threshold"] - total("threshold", fired * grad_v)
+        if "scale" in sums:
             if neuron.threshold_noise or neuron.mean_field:  # P(fire) = F(z), F stretched by scale
-                grad_scale = grad_scale - (grad_fired * slope * (z[t] - law.loc)).sum() / scale
+                by_threshold = total("scale", grad_fired * slope * (z[t] - law.loc))
+                sums["scale"] = sums["scale"] - by_threshold / neuron.scale
             if neuron.membrane_noise:  # u holds -(loc + scale * standard draw)
-                grad_scale = grad_scale - (grad_u * (eps[t] - law.loc)).sum() / scale
-        if learns_decay:
+                sums["scale"] = sums["scale"] - total("scale", grad_u * (eps[t] - law.loc)) / neuron.scale
+        if "decay" in sums:
             v = state
             if t > 0:
                 v = after_reset(z[t - 1] + neuron.threshold, fired_at(t - 1), neuron.reset, neuron.threshold)
-            grad_decay = grad_decay + (grad_u * (v - x[t] if neuron.decay_input else v)).sum()
-        grad_current = grad_u * (1 - decay) if neuron.decay_input else grad_u
+            sums["decay"] = sums["decay"] + total("decay", grad_u * (v - x[t] if neuron.decay_input else v))
+        grad_current = grad_u * (1 - neuron.decay) if neuron.decay_input else grad_u
         if batched:
             steps.insert(0, grad_current.to(spikes.dtype))
         else:
             grad_x[t] = grad_current
-        grad_v = grad_u * decay
-    return torch.stack(steps) if steps else grad_x, grad_v, grad_decay, grad_scale
+        grad_v = grad_u * neuron.decay
+    return torch.stack(steps) if steps else grad_x, grad_v, *[sums.get(name) for name in VALUES]
 
 
 def plain_sequence(
@@ -173,8 +195,9 @@ def plain_sequence(
 
     That is what `torch.func` and forward mode need. The mean field is differentiable as often as its law is.
     """
+    check_values(neuron, x)
     v = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype)) if state is None else state
-    law = Rescaled(neuron.law, neuron.scale) if isinstance(neuron.scale, Tensor) else neuron.law
+    law = law_of(neuron)
     spikes, z_kept = [], []
     for current in x.to(v.dtype).unbind():
         u = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
@@ -200,9 +223,10 @@ def plain_sequence(
 
 def _spike(fires: Tensor, z: Tensor, neuron: Neuron) -> Tensor:
     """0 or 1, with the density at z for a gradient; a learnt scale stretches the law about its centre."""
-    law = neuron.law if neuron.surrogate is None else neuron.surrogate
-    if isinstance(neuron.scale, Tensor) and neuron.surrogate is None:
-        scale = neuron.scale if neuron.threshold_noise else neuron.scale.detach()
+    gradient = neuron.of_gradient()
+    law, scale = gradient.law, gradient.scale
+    if isinstance(scale, Tensor):
+        scale = scale if neuron.threshold_noise else scale.detach()
         z = (z - law.loc) * (law.scale / scale) + law.loc
     return _Spike.apply(fires, z, law)
 
@@ -230,17 +254,15 @@ class _Spike(torch.autograd.Function):
 
 
 def gradients_of_plain(x: Tensor, state: Tensor | None, neuron: Neuron, grads: Pair) -> list[Tensor | None]:
-    """Gradients of x, state, decay and scale that can be differentiated again: those of `plain_sequence`."""
+    """Gradients of x, state, threshold, decay and scale that can be differentiated again: those of `plain_sequence`."""
     with torch.enable_grad():
         # Aliases: one tensor may be given in two places, which have a gradient each.
-        given: list[Any] = [
-            t.view_as(t) if isinstance(t, Tensor) else t for t in (x, state, neuron.decay, neuron.scale)
-        ]
-        neuron = dataclasses.replace(neuron, decay=given[2], scale=given[3])
+        given: list[Any] = [None if t is None else t.view_as(t) for t in (x, state, *neuron.tensors())]
+        neuron = neuron.with_tensors(given[2:])
         loss = torch.zeros((), device=x.device, dtype=torch.float64)
         for output, grad in zip(plain_sequence(given[0], given[1], neuron), grads):
             if grad is not None:
                 loss = loss + (output.double() * grad.double()).sum()
-        learnt = [t for t in given if isinstance(t, Tensor) and t.requires_grad]
+        learnt = [t for t in given if t is not None and t.requires_grad]
         found = iter(torch.autograd.grad(loss, learnt, create_graph=True, allow_unused=True))
-    return [next(found) if isinstance(t, Tensor) and t.requires_grad else None for t in given]
+    return [next(found) if t is not None and t.requires_grad else None for t in given]

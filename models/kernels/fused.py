@@ -16,7 +16,18 @@ from torch.nn import Parameter
 
 from .. import contexts, noise
 from . import build, common, cpu, eager, selftest
-from .common import NO_SECOND_DERIVATIVE, SWITCHES, Gradients, Neuron, Pair, dense, empty_gradients, empty_outputs
+from .common import (
+    NO_SECOND_DERIVATIVE,
+    SWITCHES,
+    VALUES,
+    Gradients,
+    Neuron,
+    Pair,
+    Values,
+    dense,
+    empty_gradients,
+    empty_outputs,
+)
 
 
 def _library() -> torch.library.Library:
@@ -32,26 +43,32 @@ LIBRARY = _library()
 CHOICES = ("auto", "eager")  # of the environment variable NSNN_KERNELS; auto: fused kernels wherever they can be used
 
 
-def serves(x: Tensor, law: noise.NoiseLaw) -> bool:
-    """Whether there is a fused kernel for the device and dtype of `x` that knows the law."""
+def serves(x: Tensor, law: noise.NoiseLaw, by_channel: bool = False) -> bool:
+    """Whether there is a fused kernel for the device and dtype of `x` that knows the law.
+
+    Args:
+        by_channel: whether values differ between channels (see `Neuron.differs_by_channel`).
+    """
     kind = type(law)  # not a subclass: its functions may be others
     if kind not in noise.LAWS:
         return False
     # `numel` makes symbols numbers; compiled, the operator itself refuses too many neurons.
     if not torch.compiler.is_compiling() and x.shape[1:].numel() > common.MAX_NEURONS:
         return False
-    return _has_kernel(x.device.type, x.dtype, kind.__name__)
+    return _has_kernel(x.device.type, x.dtype, kind.__name__, by_channel)
 
 
-def _has_kernel(device_type: str, dtype: torch.dtype, law: str) -> bool:
+def _has_kernel(device_type: str, dtype: torch.dtype, law: str, by_channel: bool) -> bool:
     choice = os.environ.get("NSNN_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
     if choice == "eager":
         return False
     if device_type == "cuda":
-        return _cuda(law) is not None
-    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype) if device_type == "cpu" else None
+        return _cuda(law, by_channel)
+    if device_type != "cpu":
+        return False
+    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype, by_channel)
     return kernel is not None and law in kernel.laws
 
 
@@ -66,9 +83,7 @@ def lif_sequence(
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
         spikes, last, z = lif_sequence(x.float(), state, neuron, keep_state, keep_z)
         return spikes.to(x.dtype), last, z
-    decay = neuron.decay.to(x.device) if isinstance(neuron.decay, Tensor) else None
-    scale = neuron.scale.to(x.device) if isinstance(neuron.scale, Tensor) else None
-    tensors = (x, state, decay, scale)
+    tensors = (x, state, *neuron.tensors())
     saves_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     saves_z |= keep_z
     traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or _is_watched()
@@ -76,9 +91,10 @@ def lif_sequence(
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
     if traced:
-        spikes, last, z = lif_forward(x, state, decay, scale, seeds, saves_z, keep_state, **flattened(neuron))
+        others = (neuron.surrogate_scale, seeds, saves_z, keep_state)
+        spikes, last, z = lif_forward(*tensors, *others, **flattened(neuron))
     else:
-        spikes, last, z = _Direct.apply(x, state, decay, scale, seeds, (neuron, saves_z, keep_state))
+        spikes, last, z = _Direct.apply(*tensors, neuron.surrogate_scale, seeds, (neuron, saves_z, keep_state))
     return spikes, last, z.detach() if keep_z else z
 
 
@@ -88,7 +104,8 @@ def _is_watched() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
-# A `Neuron` as arguments of an operator, by name; learnt numbers come as tensors before them.
+# A `Neuron` as arguments of an operator: what is a tensor, and the rest by name.
+TENSORS = ", ".join(f"Tensor? {name}_now" for name in VALUES)
 NEURON = (
     "*, str law, float scale, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, "
     "float threshold, str reset, "
@@ -96,7 +113,7 @@ NEURON = (
 
 
 def flattened(neuron: Neuron) -> dict[str, Any]:
-    """A neuron as arguments of an operator."""
+    """A neuron as arguments of an operator, without its tensors."""
     law, surrogate = neuron.law, neuron.surrogate
     return dict(
         law=type(law).__name__,
@@ -106,7 +123,7 @@ def flattened(neuron: Neuron) -> dict[str, Any]:
         surrogate_scale=0.0 if surrogate is None else surrogate.scale,
         surrogate_loc=0.0 if surrogate is None else surrogate.loc,
         decay=0.0 if isinstance(neuron.decay, Tensor) else neuron.decay,
-        threshold=neuron.threshold,
+        threshold=0.0 if isinstance(neuron.threshold, Tensor) else neuron.threshold,
         reset=neuron.reset,
         **{switch: getattr(neuron, switch) for switch in SWITCHES},
     )
@@ -154,7 +171,7 @@ def _forward(
     if x.numel() > x.shape[0] * common.MAX_NEURONS:
         raise ValueError(f"a fused kernel runs up to {common.MAX_NEURONS} neurons; NSNN_KERNELS=eager runs more")
     if x.numel() > 0:
-        return _kernel(x).forward(dense(x), state, seeds, neuron, keep_z, keep_state)
+        return _kernel(x, neuron).forward(dense(x), state, seeds, neuron, keep_z, keep_state)
     spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
     if keep_state:
         last = last.zero_() if state is None else last.copy_(state)
@@ -162,12 +179,14 @@ def _forward(
 
 
 def _forward_of_operator(*inputs: Any, **neuron: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, state, decay, scale, seeds, keep_z, keep_state = inputs
-    return _forward(x, state, seeds, _rebuilt(**neuron).learning(decay, scale), keep_z, keep_state)
+    x, state, *tensors, surrogate_scale, seeds, keep_z, keep_state = inputs
+    rebuilt = _rebuilt(**neuron).with_tensors(tensors)
+    rebuilt.surrogate_scale = surrogate_scale
+    return _forward(x, state, seeds, rebuilt, keep_z, keep_state)
 
 
 lif_forward = _operator(
-    "lif_forward(Tensor x, Tensor? state, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? seeds, bool keep_z, "
+    f"lif_forward(Tensor x, Tensor? state, {TENSORS}, Tensor? surrogate_scale_now, Tensor? seeds, bool keep_z, "
     f"bool keep_state, {NEURON}) -> (Tensor, Tensor, Tensor)",
     _forward_of_operator,
 )
@@ -175,45 +194,55 @@ lif_forward = _operator(
 
 @torch.library.register_fake(lif_forward, lib=LIBRARY)
 def _(*inputs: Any, **neuron: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, _, _, _, _, keep_z, keep_state = inputs
+    x, *_, keep_z, keep_state = inputs
     return empty_outputs(dense(x), keep_z, keep_state)
 
 
-def _backward(
-    grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
-) -> Gradients:
-    """As `cpu.Kernel.backward`, for any spikes; `learnt` are decay and scale, where they are tensors."""
+def _backward(grads: Pair, values: Values, saved: tuple[Any, ...], neuron: Neuron, learns: Sequence[bool]) -> Gradients:
+    """As `cpu.Kernel.backward`, for any spikes; `values` are the tensors of the neuron."""
     x, state, seeds, spikes, z = saved
-    if not (neuron.decay_input and learns[0]):
+    if not (neuron.decay_input and learns[VALUES.index("decay")]):
         saved = (None, state, seeds, spikes, z)  # it would be laid out as the spikes in vain
     if spikes.numel() > 0:
-        return _kernel(spikes).backward(grads, saved, neuron.learning(*learnt), learns)
+        neuron = neuron.with_tensors(values)
+        return _kernel(spikes, neuron).backward(grads, saved, neuron, learns)
     grad_x, grad_state = empty_gradients(spikes, z, state)
     if state is not None:
         grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
-    return grad_x, grad_state, None, None
+    return grad_x, grad_state, *[None] * len(VALUES)
 
 
-def _backward_of_operator(*tensors: Any, learns_decay: bool, learns_scale: bool, **neuron: Any) -> tuple[Tensor, ...]:
+def _backward_of_operator(*tensors: Any, learns: Sequence[bool], **neuron: Any) -> tuple[Tensor, ...]:
     """As `_backward`, but with zeros for None: the results of an operator are tensors."""
-    learns = (learns_decay, learns_scale)
-    results = _backward(tensors[:2], tensors[2:4], tensors[4:], _rebuilt(**neuron), learns)
-    zero = results[0].new_zeros((), dtype=common.arithmetic_dtype(results[0].dtype))
-    return tuple(zero.clone() if grad is None else grad for grad in results)
+    grads, values, saved = _parted(tensors)
+    results, z = _backward(grads, values, saved, _rebuilt(**neuron), learns), saved[-1]
+    shapes = [(), (), *_gradient_shapes(values, learns)]
+    return tuple(z.new_zeros(shape) if grad is None else grad for grad, shape in zip(results, shapes))
+
+
+def _parted(tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+    """Those of the operator: gradients that come in, the values of the neuron, and what was saved."""
+    end = 2 + len(VALUES)
+    return tensors[:2], tensors[2:end], tensors[end:]
+
+
+def _gradient_shapes(values: Values, learns: Sequence[bool]) -> list[Sequence[int]]:
+    """Those of the gradients of the values, for the operator: 0-d where none is wanted."""
+    return [value.shape if value is not None and wanted else () for value, wanted in zip(values, learns)]
 
 
 lif_backward = _operator(
-    "lif_backward(Tensor? grad_spikes, Tensor? grad_last, Tensor? learnt_decay, Tensor? learnt_scale, Tensor? x, "
-    f"Tensor? state, Tensor? seeds, Tensor spikes, Tensor z, {NEURON}, bool learns_decay, bool learns_scale) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    f"lif_backward(Tensor? grad_spikes, Tensor? grad_last, {TENSORS}, Tensor? x, Tensor? state, Tensor? seeds, "
+    f"Tensor spikes, Tensor z, {NEURON}, bool[] learns) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_of_operator,
 )
 
 
 @torch.library.register_fake(lif_backward, lib=LIBRARY)
-def _(*tensors: Any, **settings: Any) -> tuple[Tensor, ...]:
-    _, state, _, spikes, z = tensors[4:]
-    return *empty_gradients(spikes, z, state), z.new_empty(()), z.new_empty(())
+def _(*tensors: Any, learns: Sequence[bool], **neuron: Any) -> tuple[Tensor, ...]:
+    _, values, (_, state, _, spikes, z) = _parted(tensors)
+    grads = [z.new_empty(shape) for shape in _gradient_shapes(values, learns)]
+    return *empty_gradients(spikes, z, state), *grads
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -224,30 +253,32 @@ torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIB
 
 
 def _save_for_backward(
-    ctx: Any, tensors: tuple[Tensor | None, ...], neuron: Neuron, keep_state: bool, output: tuple[Tensor, ...]
+    ctx: Any, tensors: Sequence[Tensor | None], neuron: Neuron, keep_state: bool, output: tuple[Tensor, ...]
 ) -> None:
-    x, state, decay, scale, seeds = tensors
+    x, state, threshold, decay, scale, surrogate_scale, seeds = tensors
     spikes, _, z = output
     ctx.neuron, ctx.keep_state, ctx.seeds = neuron.of_gradient(), keep_state, seeds
     kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
-    kept_scale = scale if neuron.surrogate is None else None
-    ctx.save_for_backward(decay, kept_scale, kept_x, state, seeds, spikes, z)
+    kept_scale = scale if neuron.surrogate is None else surrogate_scale
+    ctx.save_for_backward(threshold, decay, kept_scale, kept_x, state, seeds, spikes, z)
     ctx.set_materialize_grads(False)
 
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, ...]) -> None:
-    _save_for_backward(ctx, inputs[:5], _rebuilt(**keyword_only_inputs), inputs[6], output)
+    *tensors, _, keep_state = inputs
+    _save_for_backward(ctx, tensors, _rebuilt(**keyword_only_inputs), keep_state, output)
 
 
 def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """The backward function of autograd, by `_backward_again` or by the operator."""
 
     def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[:4]  # x, state, decay, scale
+        needed = ctx.needs_input_grad[: 2 + len(VALUES)]  # x, state and the values
         outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
         saved = common.saved_tensors(ctx)
-        contexts.check_same_noise(ctx.seeds, saved[4])
-        grads = backward(outer, saved[:2], saved[2:], ctx.neuron, needed[2:])
+        values, rest = saved[: len(VALUES)], saved[len(VALUES) :]
+        contexts.check_same_noise(ctx.seeds, rest[2])
+        grads = backward(outer, values, rest, ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
 
@@ -255,10 +286,9 @@ def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Call
 
 
 def _backward_by_operator(
-    grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
+    grads: Pair, values: Values, saved: tuple[Any, ...], neuron: Neuron, learns: Sequence[bool]
 ) -> tuple[Tensor, ...]:
-    settings = flattened(neuron)
-    return lif_backward(*grads, *learnt, *saved, learns_decay=learns[0], learns_scale=learns[1], **settings)
+    return lif_backward(*grads, *values, *saved, learns=list(learns), **flattened(neuron))
 
 
 torch.library.register_autograd(
@@ -267,19 +297,19 @@ torch.library.register_autograd(
 
 
 def _backward_again(
-    grads: Pair, learnt: Pair, saved: tuple[Any, ...], neuron: Neuron, learns: tuple[bool, bool]
+    grads: Pair, values: Values, saved: tuple[Any, ...], neuron: Neuron, learns: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """As `_backward`, also where its result is to be differentiated again, or gradients come in batches."""
     if neuron.mean_field and torch.is_grad_enabled():
-        return eager.gradients_of_plain(saved[0], saved[1], neuron.learning(*learnt), grads)
+        return eager.gradients_of_plain(saved[0], saved[1], neuron.with_tensors(values), grads)
     backward: Any = _backward_by_operator if common.in_batches(grads) else _backward
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
 
         def differentiate(spikes: Tensor, *grads: Tensor | None) -> Gradients:
-            return backward(grads, learnt, saved, neuron, learns)
+            return backward(grads, values, saved, neuron, learns)
 
         return common.OnceOneByOne.apply(differentiate, saved[3], *grads)
-    return backward(grads, learnt, saved, neuron, learns)
+    return backward(grads, values, saved, neuron, learns)
 
 
 class _Direct(torch.autograd.Function):
@@ -289,17 +319,17 @@ class _Direct(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         # Not by setup_context, with which PyTorch inspects the signature at every call; and one tuple for the neuron
         # and the switches, since each argument of its own would cost time.
-        x, state, decay, scale, seeds, (neuron, keep_z, keep_state) = inputs
-        output = _forward(x, state, seeds, neuron.learning(decay, scale), keep_z, keep_state)
-        _save_for_backward(ctx, inputs[:5], neuron, keep_state, output)
+        x, state, *_, seeds, (neuron, keep_z, keep_state) = inputs
+        output = _forward(x, state, seeds, neuron, keep_z, keep_state)
+        _save_for_backward(ctx, inputs[:-1], neuron, keep_state, output)
         return output
 
     backward = staticmethod(_differentiated_by(_backward_again))
 
 
-def _kernel(x: Tensor) -> Any:
+def _kernel(x: Tensor, neuron: Neuron) -> Any:
     """What has `forward` and `backward` for the device and the dtype of `x`."""
-    return cpu.kernel(x.dtype) if x.device.type == "cpu" else _cuda_kernel()
+    return cpu.kernel(x.dtype, neuron.differs_by_channel()) if x.device.type == "cpu" else _cuda_kernel()
 
 
 @functools.cache
@@ -310,15 +340,17 @@ def _cuda_kernel() -> ModuleType:
 
 
 @functools.cache
-def _cuda(law: str) -> ModuleType | None:
-    """The CUDA kernel, if it computes this law rightly here; else None, after a warning."""
+def _cuda(law: str, by_channel: bool) -> bool:
+    """Whether the CUDA kernel computes this law rightly here; a warning where it should and does not."""
     try:
         kernel = _cuda_kernel()
         if law not in kernel.KNOWN_LAWS:
-            return None
-        device = torch.cuda.current_device()  # another thread may have another one
-        selftest.without_modes(lambda: selftest.check_law(kernel, law, torch.empty(0, device=f"cuda:{device}")))
+            return False
+        like = torch.empty(0, device=f"cuda:{torch.cuda.current_device()}")  # another thread may have another one
+        selftest.without_modes(lambda: selftest.check_law(kernel, law, like))
+        if by_channel:
+            selftest.without_modes(lambda: selftest.check_channels(kernel, like))
     except Exception as error:  # Triton is missing, cannot compile here (it says so in many ways), or is wrong
         build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA: {error}")
-        return None
-    return kernel
+        return False
+    return True

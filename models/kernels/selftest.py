@@ -4,6 +4,7 @@
 Gradients are compared with differences and densities, as autograd is off where an operator loads its kernel.
 """
 
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from .. import noise
 from .build import BuildError
-from .common import Neuron
+from .common import VALUES, Neuron
 
 DRAWS = 8192
 MOST_DEVIATION = 0.02  # of a share of 8192 draws; the seed is fixed, and other laws are off by 0.05 or more
+NOTHING, EVERYTHING = [False] * len(VALUES), [True] * len(VALUES)  # that is learnt
 Result = TypeVar("Result")
 
 
@@ -38,7 +40,7 @@ def check_law(kernel: Any, name: str, like: Tensor) -> None:
     x = torch.arange(-128.0, 129.0).div(32).to(like).reshape(1, 1, -1)  # exact in bfloat16; none is on an edge of a law
     potential = x.double().cpu() - neuron.threshold
     p, _, z = kernel.forward(x, None, None, neuron, True, True)
-    density, *_ = kernel.backward((torch.ones_like(x), None), (None, None, None, p, z), neuron, (False, False))
+    density, *_ = kernel.backward((torch.ones_like(x), None), (None, None, None, p, z), neuron, NOTHING)
     rtol = 0.01 if like.dtype in (torch.bfloat16, torch.float16) else 1e-4
     for what, ours, right in (("probabilities", p, law.cdf(potential)), ("density", density, law.pdf(potential))):
         if not torch.allclose(ours.double().cpu(), right, rtol=rtol, atol=1e-5):
@@ -59,7 +61,7 @@ def check_law(kernel: Any, name: str, like: Tensor) -> None:
 
 
 def check_steps(kernel: Any, like: Tensor) -> None:
-    """Raise BuildError unless three steps of a mean field have the probabilities and the gradient they should."""
+    """Raise BuildError unless three steps of a mean field have the probabilities and the gradients they should."""
     h = 1 / 32  # x and x + h are exact in bfloat16
     law = noise.Gaussian(0.5)
     neuron = Neuron(law, law.scale, decay=0.5, mean_field=True)
@@ -72,7 +74,39 @@ def check_steps(kernel: Any, like: Tensor) -> None:
         v = u * (1 - p)
         if not torch.allclose(spikes_t, p, rtol=0.01, atol=1e-4):
             raise BuildError("the compiled firing probabilities are wrong")
-    grad_x, *_ = kernel.backward((None, torch.ones_like(last)), (None, None, None, spikes, z), neuron, (False, False))
+    grads = kernel.backward((None, torch.ones_like(last)), (None, None, None, spikes, z), neuron, EVERYTHING)
     above, below = (kernel.forward(x + sign * h, None, None, neuron, True, True)[1] for sign in (1, -1))
-    if not torch.allclose(grad_x.double().sum(0), (above - below).double() / (2 * h), rtol=0.02, atol=0.02):
+    if not torch.allclose(grads[0].double().sum(0), (above - below).double() / (2 * h), rtol=0.02, atol=0.02):
         raise BuildError("the compiled gradients are wrong")
+    for name, grad in zip(VALUES, grads[2:]):
+        ends = [dataclasses.replace(neuron, **{name: getattr(neuron, name) + sign * h}) for sign in (1, -1)]
+        above, below = (kernel.forward(x, None, None, end, True, True)[1].double().sum() for end in ends)
+        if not torch.allclose(grad.double(), (above - below) / (2 * h), rtol=0.02, atol=0.02):
+            raise BuildError(f"the compiled gradient of the {name} is wrong")
+
+
+def check_channels(kernel: Any, like: Tensor) -> None:
+    """Raise BuildError unless channels that differ give what layers of one channel each give."""
+    law, places = noise.Gaussian(0.5), 700  # no multiple of a block
+    numbers = [[0.8, 0.2, 0.3], [1.0, 0.5, 0.5], [1.3, 0.9, 0.8]]  # threshold, decay and scale of each channel
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    tensors = torch.tensor(numbers, dtype=dtype).to(like.device).T.unsqueeze(2)
+    settings: dict[str, Any] = dict(reset="subtract", mean_field=True)
+    neuron = Neuron(law, tensors[2], tensors[1], tensors[0], **settings)
+    x = torch.arange(2.0 * 2 * 3 * places).remainder(193).div(96).to(like).reshape(2, 2, 3, places)
+
+    def run(x: Tensor, neuron: Neuron) -> list[Tensor]:
+        """All outputs and gradients."""
+        spikes, last, z = kernel.forward(x, None, None, neuron, True, True)
+        grads = kernel.backward((spikes, last), (None, None, None, spikes, z), neuron, EVERYTHING)
+        return [spikes, grads[0], last, *grads[2:]]
+
+    for given in (x, x.transpose(2, 3).contiguous().transpose(2, 3)):
+        together = run(given, neuron)
+        for channel, (threshold, decay, scale) in enumerate(numbers):
+            alone = run(x[:, :, [channel]], Neuron(law, scale, decay, threshold, **settings))
+            for place, right in enumerate(alone):
+                channel_dim = (2, 2, 1, 0, 0, 0)[place]
+                ours = together[place].select(channel_dim, channel)
+                if not torch.allclose(ours.double().flatten(), right.double().flatten(), rtol=0.01, atol=0.01):
+                    raise BuildError("the compiled values of channels are wrong")

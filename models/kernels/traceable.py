@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..contexts import GENERATORS
-from ..noise import Rescaled
 from .common import Neuron, after_reset, arithmetic_dtype
+from .eager import law_of
 
 
 def lif_sequence(
@@ -17,7 +17,7 @@ def lif_sequence(
 
     The loop over time is unrolled; where an exporter has a symbol for T, it is the operator `scan` of PyTorch.
     """
-    law = Rescaled(neuron.law, neuron.scale) if isinstance(neuron.scale, Tensor) else neuron.law
+    law = law_of(neuron)
     currents = x.to(arithmetic_dtype(x.dtype))
     sequences = {"current": currents}
     if (neuron.membrane_noise or neuron.threshold_noise) and _is_exported() and GENERATORS.in_effect():

@@ -134,7 +134,7 @@ def test_a_library_that_is_refused_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "_warnings_given", [])
     with pytest.warns(RuntimeWarning, match="no compiled one works.*the compiled results are wrong"):
-        assert build.load(tmp_path / "f.c", "-DX=1", refuse) is None
+        assert build.load(tmp_path / "f.c", ["-DX=1"], refuse) is None
 
 
 @pytest.mark.parametrize("pieces", [("other source", "-O3"), ("source", "-O2")])

@@ -59,12 +59,16 @@ class ByRun(NoisyLIF):
 
 
 class ByStep(LIF):
+    is_noisy = False
+
     def step(self, x_t, state=None):
         return super().step(2 * x_t, state)
 
 
 class Integrator(SpikingNeuron):
     """A user's neuron with dynamics of its own, in plain PyTorch."""
+
+    is_noisy = False
 
     def __init__(self):
         super().__init__(1.0, 0.5, "zero", False, False)

@@ -65,7 +65,8 @@ class Layer:
     def fused(self, x, state, decay, scale):
         neuron = Neuron(self.law, self.law.scale, **self.settings)
         flat = fused.flattened(neuron)
-        spikes, last, self.z = fused.lif_forward(x, state, decay, scale, self.seeds, True, True, **flat)
+        tensors = (None, decay, scale, None)
+        spikes, last, self.z = fused.lif_forward(x, state, *tensors, self.seeds, True, True, **flat)
         return spikes, last
 
     def eager(self, x, state, decay, scale):
@@ -280,7 +281,7 @@ def test_a_stream_cut_in_two_is_the_whole_stream(cut):
 def test_no_gradient_means_nothing_is_kept_for_it():
     layer = Layer(LAWS[0], dynamics(), (2, 3, 5))
     flat = fused.flattened(Neuron(layer.law, layer.law.scale, **layer.settings))
-    spikes, last, z = fused.lif_forward(layer.x, None, None, None, layer.seeds, False, False, **flat)
+    spikes, last, z = fused.lif_forward(layer.x, *[None] * 5, layer.seeds, False, False, **flat)
     assert spikes.shape == layer.x.shape and last.numel() == z.numel() == 0
 
 
@@ -288,17 +289,19 @@ def operator_samples():
     x = torch.rand(3, 2, 4, 5, generator=seeded(1))
     channels_last = torch.rand(3, 2, 5, 4, generator=seeded(1)).transpose(2, 3)
     state, seeds = torch.rand(2, 4, 5, generator=seeded(2)), torch.tensor([1, 2, 3])
-    learnt = torch.tensor(0.6), torch.tensor(0.4)
+    decay, scale = torch.tensor(0.6), torch.tensor(0.4)
+    by_channel = [torch.linspace(0.4, 0.8, 4)[:, None] + shift for shift in (0.0, 0.1, 0.2)]
 
     def flat(law, surrogate=None):
         settings = dynamics("both", decay_input=True)
         return fused.flattened(Neuron(law, law.scale, surrogate=surrogate, **settings))
 
-    yield (x, None, None, None, seeds, True, True), flat(Gaussian(0.3))
-    yield (channels_last, state, *learnt, seeds, True, True), flat(Cauchy(0.3))
-    yield (x.bfloat16(), state, None, learnt[1], seeds, True, False), flat(Uniform(0.3, 0.1))
-    yield (x[:, :, ::2], None, learnt[0], None, seeds, True, True), flat(Logistic(0.3))
-    yield (x, None, None, None, seeds, True, True), flat(Gaussian(0.3), Cauchy(0.4, 0.1))
+    yield (x, *[None] * 5, seeds, True, True), flat(Gaussian(0.3))
+    yield (channels_last, state, None, decay, scale, None, seeds, True, True), flat(Cauchy(0.3))
+    yield (x.bfloat16(), state, None, None, scale, None, seeds, True, False), flat(Uniform(0.3, 0.1))
+    yield (x[:, :, ::2], None, decay, decay, None, None, seeds, True, True), flat(Logistic(0.3))
+    yield (channels_last, state, *by_channel, None, seeds, True, True), flat(Gaussian(0.3))
+    yield (x, None, decay, *[None] * 3, seeds, True, True), flat(Gaussian(0.3), Cauchy(0.4, 0.1))
 
 
 @pytest.mark.parametrize(("sample", "neuron"), list(operator_samples()))
@@ -320,10 +323,10 @@ def test_the_gradient_of_another_law_equals_the_oracle(law, placement):
     neuron = Neuron(layer.law, layer.law.scale, 0.7, surrogate=other, **layer.settings)
 
     def by_direct(x):
-        return fused._Direct.apply(x, None, None, None, layer.seeds, (neuron, True, True))[:2]
+        return fused._Direct.apply(x, *[None] * 5, layer.seeds, (neuron, True, True))[:2]
 
     def by_operator(x):
-        return fused.lif_forward(x, None, None, None, layer.seeds, True, True, **fused.flattened(neuron))[:2]
+        return fused.lif_forward(x, *[None] * 5, layer.seeds, True, True, **fused.flattened(neuron))[:2]
 
     def by_eager(x):
         layer.noise = reference_noise(layer.law, x.shape, layer.seeds, torch.float32)

@@ -100,7 +100,7 @@ def test_a_law_with_a_constructor_of_its_own_is_widened_about_its_centre(monkeyp
 
 
 BUGS = {  # what the compiler might have made of one law
-    "draws of the Gaussian": ("radius = scale * sqrtf(-2.0f", "radius = scale * sqrtf(-1.0f"),
+    "draws of the Gaussian": ("scale, i) * sqrtf(-2.0f", "scale, i) * sqrtf(-1.0f"),
     "draws of the Cauchy": ("magnitude = q < 0.25f ? c / s : s / c;", "magnitude = c / s;"),
     "draws of the Triangular": ("magnitude = 1.0f - sqrtf(2.0f * q);", "magnitude = 1.0f - 2.0f * q;"),
     "density of the Triangular": ("inverse * (1 - y); /*", "inverse * (1 - y * y); /*"),

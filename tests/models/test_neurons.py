@@ -498,20 +498,6 @@ def test_decay_out_of_range(make, decay):
         make(decay=decay)
 
 
-@pytest.mark.parametrize("make", [LIF, ParametricLIF, NoisyLIF])
-@pytest.mark.parametrize("name", ["threshold", "decay"])
-def test_settings_given_as_tensors(make, name):
-    """One number is that number; what would not be learnt, or is out of range, is an error."""
-    assert number(getattr(make(**{name: torch.tensor(0.75)}), name)) == pytest.approx(0.75)
-    for wrong in (nn.Parameter(torch.tensor(0.75)), torch.tensor(0.75, requires_grad=True) * 1.0):
-        with pytest.raises(ValueError, match=f"a {name} that is given as a parameter would not be learnt"):
-            make(**{name: wrong})
-    with pytest.raises(ValueError, match=rf"{name} must be one number.*\[3\]"):
-        make(**{name: torch.full((3,), 0.5)})
-    with pytest.raises(ValueError, match=rf"{name} must be.*-1.5"):
-        make(**{name: torch.tensor(-1.5)})
-
-
 @pytest.mark.parametrize("make", [LIF, IF, ParametricLIF, NoisyLIF])
 def test_unknown_reset_lists_the_valid_ones(make):
     with pytest.raises(ValueError, match="reset.*'zero', 'subtract', 'none'.*'soft'"):

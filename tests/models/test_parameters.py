@@ -110,6 +110,7 @@ def _network():
         nn.Linear(8, 8),
         NoisyLIF(learnable_scale=True),
         nn.Linear(8, 3),
+        NoisyLIF(Gaussian(nn.Parameter(torch.full((1,), 0.3))), threshold=nn.Parameter(torch.tensor([0.5, 0.7, 0.9]))),
     )
 
 
@@ -119,7 +120,7 @@ def _trained(net, shard):
     for step in range(3):
         x = torch.rand(4, 4, 6, generator=seeded(step))[:, shard] * 2
         optimiser.zero_grad()
-        net[3].mode = "mean_field"  # the same for both halves of the batch
+        net[3].mode = net[5].mode = "mean_field"  # the same for both halves of the batch
         net(x).square().mean().backward()
         optimiser.step()
     return net

@@ -31,6 +31,8 @@ from models.layers import over_time
 class TwoStates(SpikingNeuron):
     """A user's neuron whose state is a tuple: the current is filtered before it is integrated."""
 
+    is_noisy = False
+
     def __init__(self):
         super().__init__(1.0, 0.5, "zero", False, False)
 

@@ -12,7 +12,7 @@ from models.noise import LAWS
 cuda = pytest.importorskip("models.kernels.cuda")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLACEMENTS = {"both": (True, True), "escape": (False, True), "membrane": (True, False), "noiseless": (False, False)}
-NOISY = dict(threshold=0.9, membrane_noise=True, threshold_noise=True)
+NOISY = dict(membrane_noise=True, threshold_noise=True)
 every_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 
 
@@ -31,7 +31,7 @@ def close_calls(z, spikes, others):
     return differ
 
 
-def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True, True), layout=lambda x: x):
+def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True, True, True), layout=lambda x: x):
     """Run both kernels forward and backward, and compare all that they return."""
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     x = dense(layout((1.5 * torch.rand(shape, generator=seeded(1), dtype=torch.float64)).to(dtype)))
@@ -39,12 +39,12 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
     seeds = torch.randint(-(2**63), 2**63 - 1, (shape[0],), generator=seeded(3))
     g_spikes = torch.randn(shape, generator=seeded(4)).to(dtype)
     g_last = torch.randn(shape[1:], generator=seeded(5)).to(arithmetic)
-    decay = torch.tensor(0.7, dtype=arithmetic) if learns[0] else 0.7
-    scale = torch.tensor(0.3, dtype=arithmetic) if learns[1] else 0.3
+    numbers = (0.9, 0.7, 0.3)
+    values = [torch.tensor(number, dtype=arithmetic) if learnt else number for number, learnt in zip(numbers, learns)]
     results = []
     for kernel, device in ((cpu.kernel(dtype), "cpu"), (cuda, DEVICE)):
-        on_device = [moved(value, device) for value in (x, given, seeds, decay, scale)]
-        neuron = Neuron(law(0.3, 0.1), scale=on_device[4], decay=on_device[3], **settings)
+        on_device = [moved(value, device) for value in (x, given, seeds, *values)]
+        neuron = Neuron(law(0.3, 0.1), on_device[5], on_device[4], on_device[3], **settings)
         forward = kernel.forward(*on_device[:3], neuron, True, True)
         spikes, last, z = forward
         gradients = (moved(g_spikes, device), moved(g_last, device))
@@ -63,9 +63,9 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
     if state:
         torch.testing.assert_close(grads2[1][same], grads[1][same], rtol=1e-5, atol=1e-5)
     if same.all():
-        for ours, theirs, learnt in zip(grads2[2:], grads[2:], learns):
-            if learnt:
-                torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-3)
+        assert len(grads2) == len(grads) == 2 + sum(learns)
+        for ours, theirs in zip(grads2[2:], grads[2:]):
+            torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -74,18 +74,18 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
 @pytest.mark.parametrize(("reset", "timesteps"), [("zero", 2), ("subtract", 1), ("none", 3)])
 def test_triton_equals_c(law, placement, reset, timesteps, dtype):
     membrane, threshold = PLACEMENTS[placement]
-    settings = dict(threshold=0.9, reset=reset, membrane_noise=membrane, threshold_noise=threshold)
+    settings = dict(reset=reset, membrane_noise=membrane, threshold_noise=threshold)
     compare(law, settings, (timesteps, 2, 3, 37), dtype)
 
 
 @every_law
 @pytest.mark.parametrize("reset", ["zero", "subtract", "none"])
 def test_mean_field(law, reset):
-    compare(law, dict(threshold=0.9, reset=reset, mean_field=True), (3, 2, 50))
+    compare(law, dict(reset=reset, mean_field=True), (3, 2, 50))
 
 
 @pytest.mark.parametrize(("detach_reset", "decay_input"), [(True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("learns", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("learns", [(False,) * 3, (True, False, False), (False, True, False), (False, False, True)])
 def test_detached_reset_scaled_input_and_numbers(detach_reset, decay_input, learns):
     settings = dict(NOISY, detach_reset=detach_reset, decay_input=decay_input)
     compare(Gaussian, settings, (3, 2, 50), state=False, learns=learns)

@@ -15,10 +15,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from models.kernels import cuda
 
-POINTERS = dict(seeds="*i64", learnt_decay="*fp32", learnt_scale="*fp32")
+POINTERS = dict(seeds="*i64")
 CONSTANTS = dict(
-    DECAY=0.5, SCALE=0.3, LOC=0.0, THRESHOLD=1.0, DETACH_RESET=False, DECAY_INPUT=True,
-    LEARNS_DECAY=True, LEARNS_SCALE=True, BLOCK=cuda.BLOCK,
+    THRESHOLD=1.0, DECAY=0.5, SCALE=0.3, THRESHOLD_BY_CHANNEL=True, DECAY_BY_CHANNEL=False, SCALE_BY_CHANNEL=True,
+    LOC=0.0, DETACH_RESET=False, DECAY_INPUT=True, BLOCK=cuda.BLOCK,
 )
 
 
@@ -29,7 +29,7 @@ def build(kernel, capability, dtype, **constants):
     for name in names:
         if name.isupper():
             signature[name] = "constexpr"
-        elif name in ("timesteps", "neurons", "x_stride") or name[-1].isdigit():
+        elif name in ("timesteps", "neurons", "x_stride", "channels", "channel_stride") or name[-1].isdigit():
             signature[name] = "i32"
         elif name in ("x", "spikes", "grad_spikes", "grad_x"):
             signature[name] = "*" + dtype

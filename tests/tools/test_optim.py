@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models import build_model, build_neuron
+from models import Gaussian, NoisyLIF, build_model, build_neuron
 from tools.errors import UserError
 from tools.optim import INITIALISATIONS, OPTIMIZERS, SCHEDULERS, build_optimizer, build_scheduler, initialise
 
@@ -38,6 +38,16 @@ def test_learnt_scales_and_decays_are_not_pulled_to_zero_by_weight_decay():
     scales = {id(p) for name, p in net.named_parameters() if name.endswith("log_scale")}
     assert {id(p) for p in scalars["params"]} == scales
     assert {id(p) for p in decayed["params"]} == {id(p) for p in net.parameters()} - scales
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_thresholds_decays_and_scales_that_are_given_as_parameters_are_not_pulled_to_zero(shape):
+    given = [torch.nn.Parameter(torch.full(shape, 0.5)) for _ in range(3)]
+    neuron = NoisyLIF(Gaussian(given[0]), given[1], given[2])
+    linear = torch.nn.Linear(3, 3)
+    decayed, learnt = build_optimizer("adamw", torch.nn.Sequential(linear, neuron), 0.1, 0.5).param_groups
+    assert learnt["weight_decay"] == 0.0 and {id(p) for p in learnt["params"]} == {id(p) for p in given}
+    assert [id(p) for p in decayed["params"]] == [id(p) for p in linear.parameters()]
 
 
 def rates(name, steps=100, lr=0.4):

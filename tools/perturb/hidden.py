@@ -56,6 +56,8 @@ def membrane_noise(net: nn.Module, sigma: float, generator: Generator) -> Block:
     def disturb(layer: str, neuron: nn.Module, x: Tensor, continues: bool) -> Tensor:
         is_scaled = require(layer, neuron, "decay_input", "membrane noise")
         gain = 1 - require(layer, neuron, "decay", "membrane noise") if is_scaled else 1
+        if isinstance(gain, Tensor) and gain.numel() > 1:  # one for each channel of x [T, B, C, ...]
+            gain = gain.reshape(-1, *[1] * (x.dim() - 3))
         return x + sigma / gain * draw(torch.randn, x.shape, generator, x)
 
     return neuron_hooks(net, disturb, on_input=True)

@@ -178,11 +178,15 @@ def test_spikes_change_with_the_stated_probability(spiking, apply, of_spikes, of
 @pytest.mark.parametrize("decay_input", [False, True])
 def test_membrane_noise_has_the_stated_deviation_in_the_potential(decay_input):
     x = torch.zeros(1, 200, 200)
-    neuron = LIF(threshold=1.0, decay=0.75, decay_input=decay_input)
-    with membrane_noise(neuron, 1.0, generator()):
-        spikes = neuron(x)
-    # P(n > 1) for a standard normal n
-    assert spikes.mean().item() == pytest.approx(0.158655, abs=4.5 * (0.1335 / x.numel()) ** 0.5)
+    neurons = [LIF(threshold=1.0, decay=0.75, decay_input=decay_input)]
+    for decays in (torch.tensor(0.75), torch.full((200,), 0.75)):  # the same, as a tensor and for each channel
+        neurons.append(LIF(decay=torch.nn.Parameter(decays), decay_input=decay_input))
+    for neuron in neurons:
+        for current in (x, x.reshape(1, 1, 200, 200)):
+            with torch.no_grad(), membrane_noise(neuron, 1.0, generator()):
+                spikes = neuron(current)
+            # P(n > 1) for a standard normal n
+            assert spikes.mean().item() == pytest.approx(0.158655, abs=4.5 * (0.1335 / x.numel()) ** 0.5)
 
 
 def test_hidden_perturbations_reach_every_layer_and_end_with_the_block():

@@ -1,0 +1,79 @@
+"""Threshold, decay and scale: each is a number, a tensor of one value, or a tensor of one value for each channel."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+# By name: what the values may be, in words, and whether they are, from the least and the greatest of them.
+RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "threshold": ("positive and finite", lambda low, high: 0.0 < low <= high < math.inf),
+    "decay": ("in [0, 1]", lambda low, high: 0.0 <= low <= high <= 1.0),
+    "scale": ("positive and finite", lambda low, high: 0.0 < low <= high < math.inf),
+}
+
+
+def check(name: str, value: float | Tensor) -> None:
+    """Raise ValueError, or TypeError for tensors of integers, unless a value can be that of a layer."""
+    if isinstance(value, Tensor):
+        check_tensor(name, value)
+    check_range(name, value)
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """Raise ValueError, or TypeError for integers, unless a tensor has one value, or one for each channel."""
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
+    if value.dim() > 1 or value.numel() == 0:
+        raise ValueError(
+            f"{name} must be a number, or a tensor of one value or of one for each channel, [C]; "
+            f"got a tensor of shape {list(value.shape)}"
+        )
+
+
+def check_range(name: str, value: float | Tensor) -> None:
+    """Raise ValueError unless a value is in its range; those of a tensor may be unknown, as on the meta device."""
+    ends = extremes(value) if isinstance(value, Tensor) else (value, value)
+    if ends is None:
+        return
+    words, is_in_range = RANGES[name]
+    if not is_in_range(*ends):
+        raise ValueError(f"{name} must be {words}, got {shown(value) if isinstance(value, Tensor) else value}")
+
+
+def extremes(value: float | Tensor) -> tuple[float, float] | None:
+    """The least and the greatest value, NaN if there is a NaN; None if they cannot be known here."""
+    if not isinstance(value, Tensor):
+        return value, value
+    if torch.compiler.is_compiling() or value.is_meta or type(value) not in (Tensor, nn.Parameter):  # faked, sharded
+        return None
+    if torch._C._is_tracing() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
+        return None
+    if value.numel() == 1:
+        return value.item(), value.item()  # `float` warns of tensors that are learnt
+    low, high = value.detach().aminmax()
+    return low.item(), high.item()
+
+
+def shown(value: float | Tensor) -> str:
+    """A value, or the range of values, for people."""
+    ends = extremes(value)
+    if ends is None:
+        return "nan"
+    is_one = not isinstance(value, Tensor) or value.numel() == 1
+    return f"{ends[0]:.4g}" if is_one else f"[{ends[0]:.4g} to {ends[1]:.4g}]"
+
+
+def over_channels(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """`value` as it broadcasts over x [T, B, C, ...]: 0-d or [C, 1, ...]; ValueError for another number of channels."""
+    check_tensor(name, value)
+    if value.numel() == 1:
+        return value.reshape(()) if value.dim() else value
+    if x.dim() < 3 or x.shape[2] != value.numel():
+        channels = "no channels" if x.dim() < 3 else "1 channel" if x.shape[2] == 1 else f"{x.shape[2]} channels"
+        raise ValueError(
+            f"{name} has {value.numel()} values, one for each channel, but the input current [T, B, C, ...] of shape "
+            f"{list(x.shape)} has {channels}"
+        )
+    return value.reshape(-1, *[1] * (x.dim() - 3))
