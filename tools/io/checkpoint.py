@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
 LAST, PREVIOUS = "last.pth", "previous.pth"  # the present state of a run, and the one saved before
 BEST = "best.pth"  # the network of the best epoch of a run
-MOST_LISTED = 20  # keys in a message
+MOST_LISTED = 10  # keys in a message
 
 
 class CheckpointError(UserError):
