@@ -1,20 +1,52 @@
 """Losses on the logits of every time step: criterion(logits [T, B, K], target) -> scalar.
 
-A target is class indices [B], or class probabilities [B, K] in floating point ("soft" targets).
+A target is class indices [B] in int64 (or uint8), or class probabilities [B, K] in floating point ("soft" targets).
+
+An argument of another type is a TypeError, one of another shape a ValueError; so are logits of no samples, steps or
+classes, of which PyTorch's losses give NaN. Probabilities that are negative or do not add up to 1 are a ValueError too,
+but only on the CPU, and not in `torch.compile` or `vmap`: a GPU would have to be waited for.
 """
 
+import contextlib
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+INDICES = (torch.int64, torch.uint8)  # as PyTorch's losses
+TOLERANCE = 1e-3  # of the sum of probabilities
+
 
 def _check(logits: Tensor, target: Tensor) -> None:
+    for name, value in (("logits", logits), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     shape = logits.shape[1:] if target.is_floating_point() else logits.shape[1:2]
     if logits.dim() != 3 or target.shape != shape:
         wanted = "logits [T, B, K] and target [B] of class indices, or [B, K] of probabilities in floating point"
         came = f"{list(logits.shape)} and {list(target.shape)} of {target.dtype}"
         raise ValueError(f"expected {wanted}; got {came}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be in floating point, got {logits.dtype}")
+    if not target.is_floating_point() and target.dtype not in INDICES:
+        raise TypeError(f"class indices must be int64, got {target.dtype}: use target.long()")
+    if 0 in logits.shape:
+        raise ValueError(f"the mean loss of no logits is not defined: they are [T, B, K] = {list(logits.shape)}")
+    if target.is_floating_point() and target.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_probabilities(target.detach())
+
+
+def _check_probabilities(target: Tensor) -> None:
+    tolerance = max(TOLERANCE, 4 * torch.finfo(target.dtype).eps)
+    sums = target.sum(-1, dtype=torch.float64)
+    is_right = (target >= 0).all() & ((sums - 1).abs() <= tolerance).all()
+    with contextlib.suppress(RuntimeError):  # under vmap, and of fake tensors, values are not known
+        if not is_right:
+            raise ValueError(
+                "target in floating point must be probabilities, at least 0 and with the sum 1 over the classes; got "
+                f"values from {target.min():g} to {target.max():g}, and sums from {sums.min():g} to {sums.max():g}"
+            )
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
@@ -71,8 +103,9 @@ class TET(nn.Module):
         self.per_step = PerStepCrossEntropy(label_smoothing)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        per_step = self.per_step(logits, target)
         pull = (logits - self.mean).square().mean()
-        return (1 - self.lambda_tet) * self.per_step(logits, target) + self.lambda_tet * pull
+        return (1 - self.lambda_tet) * per_step + self.lambda_tet * pull
 
 
 # By name: (label_smoothing, lambda_tet) -> the loss.

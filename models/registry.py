@@ -68,7 +68,8 @@ def build_neuron(
         threshold, reset, detach_reset, decay_input: see `SpikingNeuron`.
 
     Raises:
-        ValueError: for a wrong argument, or one that the class in the table does not take.
+        ValueError: for a wrong argument, or one that the class in the table does not take; for a class that does not
+            say whether it `is_noisy`.
     """
     if name not in NEURONS:
         raise ValueError(f"unknown neuron {name!r}; choose from {', '.join(NEURONS)}")
@@ -97,7 +98,11 @@ def build_neuron(
         raise ValueError(f"neuron {name!r} cannot be built with {', '.join(options)}: {error}") from error
     factory = functools.partial(kind, **options)
     neuron = factory()  # a wrong argument is reported here, not when the network is built
-    if name in DETERMINISTIC_NEURONS and getattr(neuron, "is_noisy", False):
+    try:
+        is_noisy = neuron.is_noisy
+    except AttributeError as error:
+        raise ValueError(f"neuron {name!r} must say whether it `is_noisy`: {error}") from error
+    if name in DETERMINISTIC_NEURONS and is_noisy:
         raise ValueError(f"neuron {name!r} is noisy: enter it in NOISY_NEURONS, not in DETERMINISTIC_NEURONS")
     return factory
 

@@ -60,17 +60,11 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
     path = config.snapshot
     content = checkpoint.read(path)
     overrides = {name: getattr(config, name) for name in NETWORK_SETTINGS if getattr(config, name) is not None}
-    if "config" not in content:
+    if not checkpoint.is_ours(content):
         if not {"model", "neuron"} <= overrides.keys():
             raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
         trained = TrainConfig(**overrides, seed=None)  # it is not known
-        net, normalize = _bare_network(trained, dataset), Normalize(dataset.mean, dataset.std)
-        if {"normalize.mean", "normalize.std"} <= checkpoint.bare_weights(content, path).keys():
-            net.normalize = normalize  # whose mean and standard deviation the file has
-        net = load_published(net, trained.model, path)
-        if not isinstance(net.normalize, Normalize):
-            net.normalize = normalize
-        return net, trained
+        return load_published(build_network(trained, dataset), trained.model, path), trained
     if content["dataset"] != dataset.name:
         raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")
     trained = dataclasses.replace(stored_config(content, path), **overrides)

@@ -1,4 +1,4 @@
-"""Checkpoints without a configuration: those of the published NSNN code, and of loops of one's own."""
+"""Checkpoints without a configuration of ours: those of the published NSNN code, and of loops of one's own."""
 
 import logging
 import re
@@ -8,10 +8,13 @@ from pathlib import Path
 from torch import nn
 
 from tools.errors import UserError
-from tools.io.checkpoint import bare_weights, load_weights, read
+from tools.io.checkpoint import CheckpointError, listed, load_weights, misfits, read
+from tools.io.weights import WRAPPERS, entries, places
 
 logger = logging.getLogger(__name__)
 
+NORMALISATION = "normalize."  # the names of its buffers, which may be missing, begin with this
+_MOST_PLACES = 16  # that are tried: the file may come from a stranger
 # From our key names to those of the published networks: (pattern, replacement), applied one after another.
 _RESNET = (
     (r"^stem\.", "conv1."),
@@ -47,23 +50,58 @@ def load_published(net: nn.Module, model: str, path: str | Path) -> nn.Module:
     and threshold, or that it says nothing, is logged.
 
     Args:
-        net: made by `models.build_model`.
+        net: made by `models.build_model`; if it has a `normalize` and the file has none, it keeps its own.
         model: name of the network.
-        path: a torch.save'd state_dict, or a dictionary that has it as its "net", "model", "state_dict" or
-            "model_state_dict"; its keys may carry the prefixes `module.` and `_orig_mod.`.
+        path: a torch.save'd state_dict, or a dictionary that has it anywhere. Its keys may be of a network that
+            PyTorch has wrapped, or that was a part of another module. Of several networks that fit, the first is taken
+            that is called "net", "model", "state_dict" or "model_state_dict", in this order, or else the first; this
+            is logged.
 
     Raises:
         CheckpointError: for missing and unexpected keys, and shapes that do not fit.
-        UserError: for keys that are not ours, of a network that the published code does not have.
     """
-    weights = bare_weights(read(path), path)
-    is_ours = any(key in weights for key in net.state_dict())
-    said = load_weights(net, weights, path, rename=str if is_ours else partial(published_key, model))
-    if is_ours and not any(key.startswith("normalize.") for key in weights):
+    found = _places(net, model, path)
+    for place in found:
+        if not _has_normalisation(place):
+            place.weights |= {key: value for key, value in net.state_dict().items() if key.startswith(NORMALISATION)}
+    fitting = [place for place in found if not misfits(net, place.weights, place.rename)]
+    chosen = (fitting or found)[0]
+    said = load_weights(net, chosen.weights, f"{path} ({chosen})", chosen.rename)
+    if len(fitting) > 1:
+        said.append(f"of {', '.join(map(str, fitting))}, which fit this network, {chosen} is taken")
+    if others := chosen.others():
+        said.append(f"not of this network, and not used: {listed(others)}")
+    if chosen.rename is str and not _has_normalisation(chosen):
         said.append("it has no normalize.mean and .std: images are normalised by those of the data set")
     for text in said:
         logger.warning("%s: %s", path, text)
     return net.eval()
+
+
+def _places(net, model, path):
+    """Where most of the weights are, the place that goes before others first; CheckpointError if there are none."""
+    content = read(path)
+    keys = [key for key in net.state_dict() if not key.startswith(NORMALISATION)]
+    wanted = listed(keys)
+    try:
+        found = places(content, keys, wrappers=(*WRAPPERS, "module"))  # DDP's, and no name of a layer of ours
+        if model in PUBLISHED_KEYS:  # where it is a name of layers
+            found += places(content, keys, partial(published_key, model))
+            wanted += f" or, as in the published code, {listed([published_key(model, key) for key in keys])}"
+        else:
+            wanted += f"; there are no published checkpoints of {model}, only of {', '.join(PUBLISHED_KEYS)}"
+    except UserError as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
+    if not found:
+        has = [key for _, tensors in entries(content) for key in tensors]
+        came = f"its tensors are {listed(has)}" if has else f"there is no dictionary of tensors in {listed([*content])}"
+        raise CheckpointError(f"{path} has no weights of {model}: {came}; wanted are {wanted}")
+    most = max(place.count for place in found)
+    return sorted((place for place in found if place.count == most), key=lambda place: place.rank)[:_MOST_PLACES]
+
+
+def _has_normalisation(place):
+    return any(f"{place.prefix}{NORMALISATION}{name}" in place.tensors for name in ("mean", "std"))
 
 
 def published_key(model: str, key: str) -> str:

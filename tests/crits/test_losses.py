@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crits import LOSSES, TET, PerStepCrossEntropy, RateCrossEntropy, build_loss
 
@@ -227,3 +228,101 @@ def test_soft_targets_belong_to_the_samples_also_where_sizes_agree(make):
 def test_targets_that_are_neither_indices_nor_probabilities_are_refused(make, target):
     with pytest.raises(ValueError, match=r"\[B, K\] of probabilities in floating point; got .* of torch\."):
         make()(torch.zeros(T, B, K), target)
+
+
+@pytest.mark.parametrize("make", CRITERIA)
+@pytest.mark.parametrize("shape", [(0, B, K), (T, 0, K), (T, B, 0), (0, 0, K)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_mean_over_nothing_is_refused(make, shape, soft):
+    target = torch.zeros(shape[1:]) if soft else torch.zeros(shape[1], dtype=torch.long)
+    with pytest.raises(ValueError, match=rf"mean loss of no logits .*\[T, B, K\] = \[{shape[0]}, {shape[1]}, "):
+        make()(torch.zeros(shape), target)
+
+
+def with_row(*row):
+    target = probabilities(torch.float32)
+    target[1] = torch.tensor(row)
+    return target
+
+
+@pytest.mark.parametrize("make", CRITERIA)
+@pytest.mark.parametrize(
+    "target",
+    [
+        with_row(0.5, 0.7, -0.2, 0.0, 0.0),  # the sum is 1
+        with_row(0.5, 0.5, 0.5, 0.0, 0.0),
+        with_row(0.0, 0.0, 0.0, 0.0, 0.0),
+        with_row(0.3, 0.3, 0.3, 0.05, 0.03),
+        with_row(0.5, 0.5, math.nan, 0.0, 0.0),
+        with_row(math.inf, 0.0, 0.0, 0.0, 0.0),
+        torch.randn(B, K, generator=torch.Generator().manual_seed(4)),  # logits
+        torch.rand(B, K, generator=torch.Generator().manual_seed(4)).log_softmax(-1),
+        torch.rand(B, K, generator=torch.Generator().manual_seed(4)).softmax(0),  # over the batch
+        torch.full((B, K), 0.5).bfloat16(),
+        torch.nn.Parameter(torch.ones(B, K)),
+    ],
+)
+def test_soft_targets_that_are_not_probabilities_are_refused(make, target):
+    with pytest.raises(ValueError, match="must be probabilities, at least 0 and with the sum 1 .* sums from"):
+        make()(torch.zeros(T, B, K), target)
+
+
+@pytest.mark.parametrize("make", CRITERIA)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_probabilities_may_be_rounded(make, dtype):
+    logits = torch.randn(2, 8, 1000, generator=torch.Generator().manual_seed(0))
+    for scale in (0.1, 1.0, 10.0):
+        assert make()(logits, (scale * logits[0].to(dtype)).softmax(-1)).isfinite()
+    mixed = 0.3 * torch.eye(1000, dtype=dtype)[:8] + 0.7 * torch.eye(1000, dtype=dtype)[-8:]
+    assert make(0.1)(logits, mixed).isfinite()
+
+
+@pytest.mark.parametrize("make", CRITERIA)
+@pytest.mark.parametrize(
+    ("logits", "target", "message"),
+    [
+        (None, torch.zeros(B).long(), "logits must be a tensor, got NoneType"),
+        ([0.0], torch.zeros(B).long(), "logits must be a tensor, got list"),
+        (torch.zeros(T, B, K), None, "target must be a tensor, got NoneType"),
+        (torch.zeros(T, B, K), [0] * B, "target must be a tensor, got list"),
+        (torch.zeros(T, B, K), 0, "target must be a tensor, got int"),
+        *(
+            (torch.zeros(T, B, K), torch.zeros(B, dtype=dtype), "must be int64, got .* use target.long()")
+            for dtype in (torch.int32, torch.int16, torch.int8, torch.bool)
+        ),
+        (torch.zeros(T, B, K).long(), torch.zeros(B).long(), "logits must be in floating point, got torch.int64"),
+        (torch.zeros(T, B, K, dtype=torch.complex64), torch.zeros(B).long(), "logits must be in floating point"),
+    ],
+)
+def test_arguments_of_other_types_are_refused_in_words(make, logits, target, message):
+    with pytest.raises(TypeError, match=message):
+        make()(logits, target)
+
+
+@pytest.mark.parametrize("make", CRITERIA)
+def test_uint8_labels_are_those_of_int64(make):
+    logits, target = logits_and_target(torch.float32)
+    assert torch.equal(make()(logits, target.byte()), make()(logits, target))
+
+
+@pytest.mark.parametrize("make", CRITERIA)
+def test_soft_targets_whose_values_are_not_known_pass(make):
+    """Their check must not stop vmap, fake tensors, the meta device or a compiled graph."""
+    logits, soft = torch.randn(6, T, B, K), torch.rand(6, B, K).softmax(-1)
+    expected = torch.stack([make()(one, target) for one, target in zip(logits, soft)])
+    torch.testing.assert_close(torch.func.vmap(make())(logits, soft), expected)
+    gradient = torch.func.grad(make())(logits[0], soft[0])
+    assert gradient.shape == logits[0].shape
+    assert make()(logits[0].to("meta"), soft[0].to("meta")).is_meta
+    one, target = logits[0], soft[0]
+    with FakeTensorMode() as mode:
+        assert make()(mode.from_tensor(one), mode.from_tensor(target)).shape == ()
+
+
+@pytest.mark.slow
+def test_losses_are_one_compiled_graph():
+    logits, soft = torch.randn(T, B, K), torch.rand(B, K).softmax(-1)
+    for make in CRITERIA:
+        compiled = torch.compile(make(), backend="eager", fullgraph=True)
+        for target in (soft, torch.zeros(B).long()):
+            torch.testing.assert_close(compiled(logits, target), make()(logits, target))

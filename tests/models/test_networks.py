@@ -531,11 +531,31 @@ class Bare(LIF):
         super().__init__(surrogate, threshold, decay, reset, detach_reset)
 
 
+class Unsaid(LIF):
+    def run(self, x, state=None, keep_state=True):
+        return super().run(x, state, keep_state)
+
+
+class UnsaidStep(LIF):
+    def step(self, x_t, state=None):
+        return super().step(x_t, state)
+
+
+class Said(Unsaid):
+    is_noisy = False
+
+
+class Module(torch.nn.Module):
+    def __init__(self, surrogate, threshold, decay, reset, detach_reset, decay_input):
+        super().__init__()
+
+
 @pytest.fixture
 def entered(monkeypatch):
     """Entries of one's own in the tables of neurons."""
     noisy = {"OwnNoisy": (OwnNoisy, Logistic), "NoNoise": (LIF, Gaussian)}
     deterministic = {"Bare": Bare, "Misplaced": OwnNoisy}
+    deterministic |= {kind.__name__: kind for kind in (Unsaid, UnsaidStep, Said, Module)}
     monkeypatch.setattr(registry, "NOISY_NEURONS", registry.NOISY_NEURONS | noisy)
     monkeypatch.setattr(registry, "DETERMINISTIC_NEURONS", registry.DETERMINISTIC_NEURONS | deterministic)
     monkeypatch.setattr(registry, "NEURONS", (*registry.NEURONS, *noisy, *deterministic))
@@ -553,11 +573,18 @@ def test_a_noisy_neuron_of_ones_own_gets_the_options_of_noise(entered):
         ("Bare", "'Bare'.*'decay_input'"),
         ("NoNoise", "'NoNoise'.*'noise'"),
         ("Misplaced", "'Misplaced' is noisy.*NOISY_NEURONS"),
+        ("Unsaid", "'Unsaid' must say whether it `is_noisy`"),
+        ("UnsaidStep", "'UnsaidStep' must say whether it `is_noisy`"),
+        ("Module", "'Module' must say whether it `is_noisy`"),
     ],
 )
 def test_a_neuron_that_does_not_take_what_it_is_given_is_an_error(entered, name, message):
     with pytest.raises(ValueError, match=message):
         build_neuron(name)
+
+
+def test_a_neuron_that_says_whether_it_is_noisy_is_built(entered):
+    assert type(build_neuron("Said")()) is Said
 
 
 @every_neuron

@@ -117,12 +117,15 @@ def image(folder):
     return images / "train" / "cat" / "0.png", lambda: read_image_folder(images, 1)
 
 
-def jpeg(folder):
-    path, read = image(folder)
-    path.unlink()
-    path = path.with_suffix(".jpg")
-    Image.new("RGB", (4, 4), (9, 8, 7)).save(path)
-    return path, read
+def image_as(suffix, **options):
+    def maker(folder):
+        path, read = image(folder)
+        path.unlink()
+        path = path.with_suffix(suffix)
+        Image.new("RGB", (4, 4), (9, 8, 7)).save(path, **options)
+        return path, read
+
+    return maker
 
 
 def image_cache(folder):
@@ -195,7 +198,9 @@ READERS = {
     "stored points": points,
     "stored report": report,
     "PNG": image,
-    "JPEG": jpeg,
+    "JPEG": image_as(".jpg"),
+    "TIFF": image_as(".tif", compression="tiff_lzw"),
+    "GIF": image_as(".gif"),
     "image cache": image_cache,
     "corrupted images": corruption,
     "labels of corrupted images": corruption_labels,

@@ -99,6 +99,8 @@ class TrainConfig(RunConfig):
     histograms: bool = _run(True, "log histograms of weights and gradients (of at most 100 epochs)")
 
     def __post_init__(self):
+        if self.tet and self.loss not in ("tet", type(self).loss):  # the default need not have been given
+            raise UserError(f"--tet and --loss {self.loss} contradict each other")
         self.loss = "tet" if self.tet else self.loss
         self.tet = self.loss == "tet"
         super().__post_init__()

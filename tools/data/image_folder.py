@@ -1,14 +1,18 @@
 """Folders of image files, decoded once and then cached."""
 
 import concurrent.futures
+import contextlib
 import hashlib
+import io
 import logging
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from tqdm import tqdm
 
 from tools.errors import UserError
@@ -21,8 +25,16 @@ from .images import LabelledImages
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
-FORMATS = ("JPEG", "PNG", "BMP", "PPM", "WEBP")  # for some others, PIL starts programs
+FORMATS = {  # and the endings of their files; for some others, PIL starts programs
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}
+IMAGE_SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
 TRANSPARENT = "it has transparent pixels, which have no colour: put it on a background first"
 MAX_IMAGE_BYTES, MAX_PIXELS = 2**26, 2**24  # of a file
 
@@ -30,19 +42,21 @@ MAX_IMAGE_BYTES, MAX_PIXELS = 2**26, 2**24  # of a file
 def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[LabelledImages, LabelledImages]:
     """Read `folder`/{train,test}/<class>/* into memory: decoded once by `workers` threads, then cached.
 
-    Pixels of any depth and colour become 8 bits of red, green and blue. Files and folders whose names begin with a dot,
-    which systems and editors leave behind, are skipped with a warning.
+    Pixels of any depth and colour become 8 bits of red, green and blue, turned as their EXIF data say. One warning says
+    what is skipped: files of other formats, what is not directly in the folder of a class, and images whose name, or
+    that of their folder, begins with a dot, which systems and editors leave behind.
 
     The key of the cache is a hash of the names and contents of all files, and of the code that decodes them. Classes
     are numbered in alphabetical order.
 
-    FileNotFoundError if a part has no images; UserError, naming it, for a file that is not an image, is transparent,
-    has pixels in floating point, or another size than the first one.
+    FileNotFoundError if a part has no images; UserError, naming it, for a class without images, and for a file that is
+    not an image or several, is transparent, has pixels without a known range, or another size than the first one.
     """
     folder = Path(folder)
     train, test = _list_part(folder / "train"), _list_part(folder / "test")
-    if hidden := [path for path in folder.glob("*/*/*") if _is_hidden(path) and _has_image_name(path)]:
-        logger.warning("%d hidden files are skipped, such as %s", len(hidden), min(hidden))
+    if skipped := _skipped(folder):
+        kinds = [f"{kind} ({len(paths)}, such as {min(paths)})" for kind, paths in skipped.items()]
+        logger.warning("%s: skipped are %s", folder, ", ".join(kinds))
     classes = sorted({path.parent.name for path in train})
     others = sorted({path.parent.name for path in test})
     if classes != others:
@@ -68,7 +82,28 @@ def _list_part(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.glob("*/*") if _has_image_name(path) and not _is_hidden(path))
     if not files:
         raise FileNotFoundError(f"no images in {folder.resolve()}/<class>/*")
+    classes = {path.name for path in folder.glob("[!.]*") if path.is_dir()}
+    if empty := sorted(classes - {path.parent.name for path in files}):
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{folder} has classes without images: {', '.join(empty)} (images end in {endings})")
     return files
+
+
+def _skipped(folder: Path) -> dict[str, list[Path]]:
+    """What `_list_part` does not list, by its kind, but for hidden files that are not images."""
+    skipped = defaultdict(list)
+    for path in folder.glob("*/*"):
+        if path.parent.name in ("train", "test") and not path.name.startswith(".") and not path.is_dir():
+            skipped["files outside classes"].append(path)
+    for path in [*folder.glob("train/*/*"), *folder.glob("test/*/*")]:
+        if _is_hidden(path):
+            if _has_image_name(path):
+                skipped["hidden images"].append(path)
+        elif path.is_dir():
+            skipped["folders in classes"].append(path)
+        elif not _has_image_name(path):
+            skipped[f"files *{path.suffix}"].append(path)
+    return skipped
 
 
 def _has_image_name(path: Path) -> bool:
@@ -99,9 +134,15 @@ def _decode(files: list[Path], workers: int, description: str) -> np.ndarray:
 def _decode_one(path: Path) -> np.ndarray:
     """Decode an image: uint8 [3, H, W]."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        content = io.BytesIO(read_bytes(path, MAX_IMAGE_BYTES))  # from a file, Pillow turns no uncompressed TIFF
+        with Image.open(content, formats=[*FORMATS]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
+            if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG and its previews
+                raise UserError("it has several images: save each as a file of its own")
+            image.load()
+            with contextlib.suppress(Exception):  # damaged EXIF data do not say how to turn it
+                ImageOps.exif_transpose(image, in_place=True)
             return _as_rgb(image).transpose(2, 0, 1)
     except Exception as error:  # PIL raises many kinds for damaged files
         raise UserError(f"{path} is not a readable image: {error}") from error
@@ -111,6 +152,8 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
     """The pixels of an image of any depth and colour: uint8 [H, W, 3]."""
     if image.mode == "F":
         raise UserError("its pixels are in floating point, whose range is not known: save them as 8 or 16 bits")
+    if image.format == "TIFF" and not _has_usual_range(image):
+        raise UserError("its pixels are signed, inverted, or of 12 or 32 bits: save them as 8 or 16 bits")
     may_be_transparent = "transparency" in image.info
     if image.mode.startswith("I"):  # grey of 16 bits, which Pillow would clip to 255; of colours it takes the upper 8
         if may_be_transparent:
@@ -122,6 +165,14 @@ def _as_rgb(image: Image.Image) -> np.ndarray:
         if image.getchannel("A").getextrema()[0] < 255:
             raise UserError(TRANSPARENT)
     return np.asarray(image.convert("RGB"))
+
+
+def _has_usual_range(image: Image.Image) -> bool:
+    """Whether the numbers of a TIFF are from 0, which is black, to the largest of their 1, 2, 4, 8 or 16 bits."""
+    tags = image.tag_v2
+    is_unsigned = set(tags.get(SAMPLEFORMAT, (1,))) == {1}
+    is_grey16 = tags.get(BITSPERSAMPLE) == (16,) and tags.get(PHOTOMETRIC_INTERPRETATION) == 1
+    return is_unsigned and (is_grey16 or not image.mode.startswith("I"))
 
 
 def _read_cache(path: Path, count: int) -> np.ndarray | None:

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
 LAST, PREVIOUS = "last.pth", "previous.pth"  # the present state of a run, and the one saved before
 BEST = "best.pth"  # the network of the best epoch of a run
+MOST_LISTED = 10  # keys in a message
 
 
 class CheckpointError(UserError):
@@ -108,15 +109,20 @@ def read(path: str | Path) -> dict:
             computed = checksum(content)
         except Exception as error:  # torch, zipfile and pickletools raise many kinds for damaged files
             raise CheckpointError(f"{path} cannot be loaded safely as a checkpoint: {error}") from error
-    if "config" in content:
-        if content.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}")
+    if is_ours(content):
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {content['format']!r}; this version reads format {FORMAT}")
         for name, kind in (("config", dict), ("dataset", str)):
             if not isinstance(content.get(name), kind):
                 raise CheckpointError(f"{path} is incomplete: its {name} is not a {kind.__name__}")
     if content.get("checksum", computed) != computed:
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
     return content
+
+
+def is_ours(content: dict) -> bool:
+    """Whether a checkpoint is of a run of this code; that of another loop may have a configuration too."""
+    return "config" in content and type(content.get("format")) is int
 
 
 def load_weights(
@@ -131,18 +137,9 @@ def load_weights(
     """
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path} has a {type(weights).__name__} instead of weights")
-    wanted = {rename(key): (key, tensor) for key, tensor in net.state_dict().items()}
-    problems, said = [], []
-    if missing := [key for key in wanted if key not in weights]:
-        problems.append(f"missing keys: {', '.join(missing)}")
-    if unexpected := [key for key in weights if key not in wanted]:
-        problems.append(f"unexpected keys: {', '.join(map(str, unexpected))}")
-    for key in [key for key in wanted if key in weights]:  # in the order of the network
-        came, needed = getattr(weights[key], "shape", None), wanted[key][1].shape
-        if came != needed and not (came == () and needed == (1,)):  # learnt numbers of earlier versions
-            problems.append(f"{key} has shape {came if came is None else list(came)}, wanted {list(needed)}")
+    problems, said = misfits(net, weights, rename), []
     if not problems:
-        ours = OrderedDict((key, weights[theirs]) for theirs, (key, _) in wanted.items())
+        ours = OrderedDict((key, weights[rename(key)]) for key in net.state_dict())
         ours._metadata = getattr(weights, "_metadata", {})
         try:
             with warnings.catch_warnings(record=True) as caught:
@@ -156,30 +153,22 @@ def load_weights(
     return said
 
 
-def bare_weights(content: dict, path: str | Path) -> dict:
-    """The weights in a checkpoint that is not of a run of ours.
-
-    They are the content itself, or an entry of it; prefixes that PyTorch's wrappers give to keys are removed.
-    """
-    weights = content
-    for name in ("net", "model", "state_dict", "model_state_dict"):
-        if name in content:
-            weights = content[name]
-            break
-    if not isinstance(weights, dict):
-        raise CheckpointError(f"{path} has no weights: its {name} is a {type(weights).__name__}")
-    bare = OrderedDict((_without_wrappers(key), value) for key, value in weights.items())
-    if len(bare) < len(weights):
-        raise CheckpointError(f"{path} has several weights of one name: with and without a prefix of a wrapper")
-    bare.pop("n_averaged", None)  # of AveragedModel
-    metadata = getattr(weights, "_metadata", {})
-    bare._metadata = {_without_wrappers(f"{layer}.").removesuffix("."): one for layer, one in metadata.items()}
-    return bare
+def misfits(net: torch.nn.Module, weights: dict, rename: Callable[[str], str] = str) -> list[str]:
+    """Why `load_weights` would refuse weights: missing and unexpected keys, and shapes that do not fit."""
+    wanted = {rename(key): tensor.shape for key, tensor in net.state_dict().items()}
+    problems = []
+    if missing := [key for key in wanted if key not in weights]:
+        problems.append(f"missing keys: {listed(missing)}")
+    if unexpected := [key for key in weights if key not in wanted]:
+        problems.append(f"unexpected keys: {listed(unexpected)}")
+    for key in [key for key in wanted if key in weights]:  # in the order of the network
+        came, needed = getattr(weights[key], "shape", None), wanted[key]
+        if came != needed and not (came == () and needed == (1,)):  # learnt numbers of earlier versions
+            problems.append(f"{key} has shape {came if came is None else list(came)}, wanted {list(needed)}")
+    return problems
 
 
-def _without_wrappers(key: object) -> str:
-    """A key without the prefixes of torch.compile, wherever they are, and of data parallel and averaged networks."""
-    key = ".".join(part for part in str(key).split(".") if part != "_orig_mod")
-    while key.startswith("module."):
-        key = key.removeprefix("module.")
-    return key
+def listed(keys: list) -> str:
+    """The first keys, and how many more there are."""
+    more = f" and {len(keys) - MOST_LISTED} more" if len(keys) > MOST_LISTED else ""
+    return ", ".join(map(str, keys[:MOST_LISTED])) + more

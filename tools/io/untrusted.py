@@ -60,7 +60,11 @@ def _check_pickle(raw):
     for instruction, argument, _ in pickletools.genops(raw):
         name, before = instruction.name, instruction.stack_before
         if name == "GLOBAL" and not _NEEDED.fullmatch(argument):
-            raise UserError(f"it names {argument.replace(' ', '.')}, which tensors and plain data do not need")
+            named = argument.replace(" ", ".")
+            raise UserError(
+                f"it names {named}, which tensors and plain data do not need: save the state_dict() of a network, and "
+                "numbers, text, lists and dictionaries beside it"
+            )
         if name == "MARK":
             marks.append(len(stack))
         elif name in ("BINPUT", "LONG_BINPUT"):

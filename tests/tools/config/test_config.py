@@ -249,6 +249,17 @@ def test_the_loss_is_chosen_by_name_and_tet_by_its_old_flag_too(tmp_path, capsys
         checked(TrainConfig, {"tet": True, "loss": "rate"}, "old.pth")
 
 
+def test_a_loss_that_contradicts_tet_is_refused_in_python_too():
+    for loss in sorted(LOSSES.keys() - {"rate", "tet"}):
+        with pytest.raises(UserError, match=f"--tet and --loss {loss} contradict each other"):
+            TrainConfig(tet=True, loss=loss)
+        with pytest.raises(UserError, match="contradict each other"):
+            dataclasses.replace(TrainConfig(loss="tet"), loss=loss)
+    for given in ({"tet": True}, {"loss": "tet"}, {"tet": True, "loss": "tet"}):
+        config = dataclasses.replace(TrainConfig(**given), lr=0.1)
+        assert (config.loss, config.tet) == ("tet", True)
+
+
 @pytest.mark.parametrize(
     ("text", "flags", "loss"),
     [

@@ -135,6 +135,7 @@ def with_alpha(mode, alpha):
 
 BITS = np.indices((6, 4)).sum(0) % 2 == 1
 BY_TEN = np.arange(24, dtype=np.uint8).reshape(6, 4) * 10
+FLIPPED = Image.fromarray(BY_TEN[::-1].copy())
 DEPTHS = {
     "grey of 16 bits": (encoded(Image.fromarray(GREY16)), GREY16 >> 8),
     "the same as PGM": (b"P5\n4 6\n65535\n" + GREY16.astype(">u2").tobytes(), GREY16 >> 8),
@@ -142,6 +143,14 @@ DEPTHS = {
     "PPM of 4 bits": (b"P6\n4 6\n15\n" + (BITS * 15).astype(np.uint8).repeat(3).tobytes(), BITS * 255),
     "colours of 16 bits": (png(GREY16.repeat(3, 1), 2), GREY16 >> 8),
     "opaque grey of 16 bits": (png(np.stack([GREY16, GREY16 | 0xFFFF], -1).reshape(6, 8), 4), GREY16 >> 8),
+    "grey of 16 bits as TIFF": (encoded(Image.fromarray(GREY16), "TIFF"), GREY16 >> 8),
+    "palette as TIFF": (encoded(Image.fromarray(BY_TEN).convert("P"), "TIFF"), BY_TEN),
+    "1 bit as TIFF": (encoded(Image.fromarray(BITS), "TIFF"), BITS * 255),
+    "opaque GIF": (encoded(Image.fromarray(BY_TEN), "GIF"), BY_TEN),
+    "JPEG with a preview": (
+        encoded(Image.new("RGB", (4, 6), (90,) * 3), "MPO", save_all=True, append_images=[Image.new("RGB", (2, 3))]),
+        np.full((6, 4), 90),
+    ),
     "1 bit": (encoded(Image.fromarray(BITS)), BITS * 255),
     "1 bit as BMP": (encoded(Image.fromarray(BITS), "BMP"), BITS * 255),
     "2 bits": (encoded(Image.fromarray(BITS * np.uint8(3)).convert("P"), bits=2), BITS * 3),
@@ -182,6 +191,17 @@ def test_pixels_of_other_depths_are_scaled(folder, depth):
         (encoded(Image.new("RGB", (4, 6), (1, 2, 3)), transparency=(1, 2, 3)), "transparent"),
         (png(GREY16.repeat(4, 1), 6), "transparent"),
         (encoded(Image.fromarray(GREY16.astype(np.float32)), "PPM"), "floating point"),
+        (encoded(Image.fromarray(GREY16.astype(np.float32)), "TIFF"), "floating point"),
+        (encoded(Image.fromarray(GREY16.astype(np.int32)), "TIFF"), "32 bits"),
+        (encoded(Image.fromarray(GREY16), "TIFF", tiffinfo={339: 2}), "signed"),
+        (encoded(Image.fromarray(BY_TEN), "TIFF", tiffinfo={339: 2}), "signed"),
+        (encoded(Image.fromarray(GREY16), "TIFF", tiffinfo={262: 0}), "inverted"),
+        (encoded(with_alpha("RGB", 254), "TIFF"), "transparent"),
+        (encoded(Image.fromarray(BY_TEN).convert("P"), "GIF", transparency=230), "transparent"),
+        *(
+            (encoded(Image.fromarray(BY_TEN), kind, save_all=True, append_images=[FLIPPED]), "several images")
+            for kind in ("GIF", "TIFF", "PNG", "WEBP")
+        ),
     ],
 )
 def test_pixels_without_one_meaning_are_refused_by_file(folder, content, message):
@@ -199,9 +219,99 @@ def test_hidden_files_and_folders_are_skipped_with_one_warning(folder, caplog):
     (folder / "train" / "cat" / ".DS_Store").write_bytes(b"")
     again = read_image_folder(folder)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "3 hidden files are skipped, such as" in caplog.text
+    assert "skipped are hidden images (3, such as" in caplog.text
     for one, two in zip(whole, again):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
+
+
+def test_what_else_is_skipped_is_said_in_one_warning(folder, caplog):
+    whole = read_image_folder(folder)
+    (folder / "train" / "cat" / "more").mkdir()
+    places = ("train/labels.csv", "test/0.png", "train/cat/more/0.png", "train/dog/a.tga", "test/dog/Thumbs.db")
+    for place in (*places, "train/dog/readme", "train/.DS_Store", "readme.txt"):
+        (folder / place).write_bytes(b"no image")
+    again = read_image_folder(folder)
+    (record,) = caplog.records
+    for kind in (
+        "files outside classes (2,",
+        "folders in classes (1,",
+        "files *.tga (1,",
+        "files *.db (1,",
+        "files * (",
+    ):
+        assert kind in record.message
+    assert record.message.count("such as") == 5
+    assert all(torch.equal(one.images, two.images) for one, two in zip(whole, again))
+
+
+@pytest.mark.parametrize("content", [[], ["0.tga"], ["more/0.png"], ["._0.png"]])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_class_without_images_is_named(folder, part, content):
+    for name in ("train/empty", "test/empty"):
+        (folder / name).mkdir()
+        shutil.copy(folder / "train" / "cat" / "0.png", folder / name)
+    (folder / part / "empty" / "0.png").unlink()
+    for name in content:
+        (folder / part / "empty" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "train" / "cat" / "0.png", folder / part / "empty" / name)
+    with pytest.raises(UserError, match=f"{part} has classes without images: empty "):
+        read_image_folder(folder)
+
+
+def test_a_class_that_is_empty_in_both_parts_is_named_too(folder):
+    for name in ("train/empty", "test/empty"):
+        (folder / name).mkdir()
+    with pytest.raises(UserError, match="train has classes without images: empty "):
+        read_image_folder(folder)
+
+
+KINDS = {
+    "tiff": ("TIFF", {}),
+    "tif": ("TIFF", {"compression": "tiff_lzw"}),
+    "TIFF": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    "gif": ("GIF", {}),
+    "jfif": ("JPEG", {"quality": 100}),
+    "jpe": ("JPEG", {"quality": 100}),
+    "pgm": ("PPM", {}),
+    "pnm": ("PPM", {}),
+    "PNG": ("PNG", {}),
+}
+
+
+@pytest.mark.parametrize("ending", KINDS)
+def test_images_of_the_usual_formats_are_read(folder, ending, caplog):
+    kind, options = KINDS[ending]
+    (folder / "train" / "cat" / "0.png").unlink()
+    (folder / "train" / "cat" / f"0.{ending}").write_bytes(encoded(Image.fromarray(BY_TEN), kind, **options))
+    train, _ = read_image_folder(folder)
+    assert (train.images[0].int() - torch.from_numpy(BY_TEN).int()).abs().max() <= 2  # JPEG rounds
+    assert len(train) == 6 and not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_exif_data_say(folder, kind, orientation):
+    upright = np.zeros((6, 4), np.uint8)
+    upright[:3, :2], upright[:3, 2:], upright[3:, :2] = 200, 130, 60  # a quarter of each value
+    inverse = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 2: Image.Transpose.FLIP_LEFT_RIGHT}
+    inverse |= {3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM}
+    inverse |= {5: Image.Transpose.TRANSPOSE, 7: Image.Transpose.TRANSVERSE}
+    stored = Image.fromarray(upright)
+    stored = stored.transpose(inverse[orientation]) if orientation > 1 else stored
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100}}.get(kind, {})
+    (folder / "train" / "cat" / "0.png").write_bytes(encoded(stored, kind, exif=exif, **options))
+    train, _ = read_image_folder(folder)
+    assert (train.images[0].int() - torch.from_numpy(upright).int()).abs().max() <= 3
+
+
+def test_exif_data_that_cannot_be_read_turn_nothing(folder):
+    pixels = np.full((6, 4), 90, np.uint8)
+    content = encoded(Image.fromarray(pixels), "JPEG", exif=b"Exif\0\0no such thing", quality=100)
+    (folder / "train" / "cat" / "0.png").write_bytes(content)
+    train, _ = read_image_folder(folder)
+    assert (train.images[0].int() - 90).abs().max() <= 1
 
 
 def test_hidden_files_alone_are_no_images(tmp_path):
