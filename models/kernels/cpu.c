@@ -31,6 +31,7 @@
 #define BLOCK 1024 /* neurons; about ten arrays of this length are live */
 #define INLINE static inline __attribute__((always_inline))
 #define MAX_RANK 3
+#define GROUPS 128 /* of blocks: a thread sums the gradients of one in order, so that their number does not matter */
 #define MIN_BYTES_FOR_LARGE_PAGES (8 << 20)
 #define PI 3.14159265358979323846
 
@@ -81,8 +82,7 @@ typedef struct {
     real *grad_state;
     real *last;
     const real *by_channel[VALUE_COUNT]; /* [channels], or NULL for a number */
-    real *grad_rows[VALUE_COUNT];        /* [...]: the gradient of what differs between channels, by neuron */
-    double *grad_parts;                  /* [VALUE_COUNT][number_of_blocks]: of the others, by block */
+    double *grad_values[VALUE_COUNT];    /* [number_of_groups][channels, or 1 for a number], zeros at first */
 } Tensors;
 
 typedef union {
@@ -318,6 +318,8 @@ static int has_halves(const Layer *l)
 }
 
 static int64_t blocks_of(const Layer *l) { return ((has_halves(l) ? half_of(l) : l->neurons) + BLOCK - 1) / BLOCK; }
+
+int64_t number_of_groups(const Layer *l) { return blocks_of(l) < GROUPS ? blocks_of(l) : GROUPS; }
 
 static int row_length(int64_t length) { return length < 0 ? 0 : length > BLOCK ? BLOCK : (int)length; }
 
@@ -591,25 +593,35 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     if (learning) learn_row(law, l, m, b, row, t, by_spike, grad_u, space, sums);
 }
 
-/* The gradient of one learnt value, of all neurons of a block. */
-static void store_sums(const Layer *l, const Tensors *m, const Block *b, int64_t number, int which, Sums *sums)
+/* Add the gradient of one learnt value, of all neurons of a block, to that of its group: by channel, or to one sum. */
+static void add_sums(const Layer *l, const Tensors *m, const Block *b, int which, Sums *sums, double *restrict group)
 {
-    double total = 0;
     for (int row = 0; row < b->rows; row++) {
         const int n = b->length[row];
         real *restrict values = sums->value[which][row];
         VALUE(real, scale, SCALE);
         if (which == SCALE)
             for (int i = 0; i < n; i++) values[i] /= AT(scale, i);
-        if (m->grad_rows[which])
-            memcpy(m->grad_rows[which] + b->start[row], values, n * sizeof(real));
-        else
-            total += sum(values, n);
+        if (!m->by_channel[which]) {
+            group[0] += sum(values, n);
+            continue;
+        }
+        const int64_t stride = l->channel_stride, start = b->start[row];
+        int64_t channel = start / stride % l->channels, length = stride - start % stride;
+        for (int done = 0, run; done < n; done += run) {
+            if (stride == 1) length = l->channels - channel; /* channels lie side by side */
+            run = length < n - done ? (int)length : n - done;
+            if (stride == 1)
+                for (int i = 0; i < run; i++) group[channel + i] += values[done + i];
+            else
+                group[channel] += sum(values + done, run);
+            channel = stride == 1 || channel + 1 == l->channels ? 0 : channel + 1;
+            length = stride;
+        }
     }
-    if (!m->grad_rows[which]) m->grad_parts[which * blocks_of(l) + number] = total;
 }
 
-static void backward_block(const Layer *l, const Tensors *m, int64_t number)
+static void backward_block(const Layer *l, const Tensors *m, int64_t number, int64_t group)
 {
     Block b;
     real grad_v[2][BLOCK] = {{0}};
@@ -638,7 +650,10 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number)
     for (int row = 0; m->grad_state && row < b.rows; row++)
         memcpy(m->grad_state + b.start[row], grad_v[row], b.length[row] * sizeof(real));
     for (int which = 0; which < VALUE_COUNT; which++)
-        if (l->learns[which]) store_sums(l, m, &b, number, which, &sums);
+        if (l->learns[which]) {
+            double *values = m->grad_values[which];
+            add_sums(l, m, &b, which, &sums, values + group * (m->by_channel[which] ? l->channels : 1));
+        }
 }
 
 /* Ask for large pages for memory that is about to be written first: a fault for each 4 KiB of a fresh allocation
@@ -662,12 +677,14 @@ void lif_forward(const Layer *l, const Tensors *m)
     for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, m, block);
 }
 
-/* The caller sums parts in the order of blocks, and rows, so that the number of threads does not matter. */
 void lif_backward(const Layer *l, const Tensors *m)
 {
+    const int64_t blocks = blocks_of(l), groups = number_of_groups(l);
     want_large_pages(m->grad_x, l->timesteps * l->neurons * sizeof *m->grad_x);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
-    for (int64_t block = 0; block < blocks_of(l); block++) backward_block(l, m, block);
+    for (int64_t group = 0; group < groups; group++)
+        for (int64_t block = group * blocks / groups; block < (group + 1) * blocks / groups; block++)
+            backward_block(l, m, block, group);
 }
 
 /* What Layer calls the law of a class by its name; -1 for one that this kernel does not know. */
@@ -677,8 +694,6 @@ int64_t number_of_law(const char *name)
         if (!strcmp(name, law_names[law])) return law;
     return -1;
 }
-
-int64_t number_of_blocks(const Layer *l) { return blocks_of(l); }
 
 /* The words of every neuron and step, first [T, ...] and second [T, ...]; for tests. */
 void random_words(const Layer *l, const int64_t *seeds, uint32_t *first, uint32_t *second)

@@ -72,7 +72,7 @@ class _Layer(ctypes.Structure):
 
 class _Tensors(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in TENSORS]
-    _fields_ += [("by_channel", Pointers), ("grad_rows", Pointers), ("grad_parts", ctypes.c_void_p)]
+    _fields_ += [("by_channel", Pointers), ("grad_values", Pointers)]
 
 
 class Kernel:
@@ -87,8 +87,8 @@ class Kernel:
             function.restype = None
         library.random_words.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * 3
         library.random_words.restype = None
-        library.number_of_blocks.argtypes = [ctypes.POINTER(_Layer)]
-        library.number_of_blocks.restype = library.number_of_law.restype = ctypes.c_int64
+        library.number_of_groups.argtypes = [ctypes.POINTER(_Layer)]
+        library.number_of_groups.restype = library.number_of_law.restype = ctypes.c_int64
         library.number_of_law.argtypes = [ctypes.c_char_p]
         numbers = {law.__name__: library.number_of_law(law.__name__.encode()) for law in noise.LAWS}
         self.laws = {name: number for name, number in numbers.items() if number >= 0}
@@ -138,17 +138,17 @@ class Kernel:
         if not any(learns):
             self._library.lif_backward(layer, pointers)
             return tensors["grad_x"], tensors["grad_state"], *NOTHING
-        rows = [torch.empty_like(step) if v is not None and wanted else None for v, wanted in zip(values, learns)]
-        parts = torch.zeros(len(VALUES), self._library.number_of_blocks(layer), dtype=torch.float64, device="cpu")
-        _point(pointers.grad_rows, rows)
-        pointers.grad_parts = parts.data_ptr()
+        groups = self._library.number_of_groups(layer)
+        sums: list[Tensor | None] = []
+        for value, wanted in zip(values, learns):
+            width = 1 if value is None else value.numel()
+            sums.append(torch.zeros(groups, width, dtype=torch.float64, device="cpu") if wanted else None)
+        _point(pointers.grad_values, sums)
         self._library.lif_backward(layer, pointers)
         found: list[Tensor | None] = []
-        for value, row, part, wanted in zip(values, rows, parts, learns):
-            if value is not None and row is not None:
-                found.append(row.sum_to_size(value.shape))
-            else:
-                found.append(part.sum().to(step.dtype) if wanted else None)
+        for value, by_group in zip(values, sums):
+            shape = () if value is None else value.shape
+            found.append(None if by_group is None else by_group.sum(0).to(step.dtype).reshape(shape))
         return tensors["grad_x"], tensors["grad_state"], *found
 
     def random_words(self, x: Tensor, seeds: Tensor) -> list[Tensor]:
