@@ -28,6 +28,7 @@ from tools.data.events.store import FrameStore, stored_streams
 from tools.data.events.trees import CIFAR10_CLASSES, TREES, Tree
 from tools.data.fingerprint import code_fingerprint
 from tools.data.images import LabelledImages, stratified_split
+from tools.data.parts import LabelledParts
 from tools.errors import UserError
 from tools.io.cache import cache_folder
 
@@ -53,8 +54,8 @@ class _Dataset:
     def num_classes(self) -> int:
         return len(self.classes)
 
-    def load(self, config: TrainConfig | None = None) -> dict[str, LabelledImages | LabelledRecordings]:
-        """Read the data set, or find it in the cache, and hold out the validation samples: {"train", "val", "test"}.
+    def load(self, config: TrainConfig | None = None) -> LabelledParts:
+        """Read the data set, or find it in the cache, and hold out the validation samples.
 
         The settings of data and frames of `config` apply; None: the defaults. If the data are missing, a
         FileNotFoundError says which folder was searched and how to get them. Damaged or other data are a UserError.
@@ -65,7 +66,7 @@ class _Dataset:
                 found = len(part.labels.unique())
                 raise UserError(f"{self.name} has {self.num_classes} classes; its {name} part here has {found} classes")
         fit, validation = stratified_split(train.labels, self.validation_fraction, SPLIT_SEED)
-        return {"train": train.subset(fit), "val": train.subset(validation), "test": test}
+        return LabelledParts(train.subset(fit), train.subset(validation), test)
 
 
 @dataclasses.dataclass(frozen=True)

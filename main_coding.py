@@ -18,7 +18,7 @@ def chosen(arguments):
     if arguments.recording:
         data, name = read_recording(arguments.recording), Path(arguments.recording).name
         return {"recording": partial(recording, data=data, name=name)}
-    return experiments(DATASETS["mnist5k"].load()["train"].images[:, 0])
+    return experiments(DATASETS["mnist5k"].load().train.images[:, 0])
 
 
 if __name__ == "__main__":

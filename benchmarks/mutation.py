@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--out", type=Path, help="JSON lines of mutants, which are not tried again")
+    parser.add_argument("--out", type=Path, help="JSON lines of the outcomes; mutants in it are not tried again")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     mutants, found = draw(arguments.mutants, arguments.seed), []

@@ -65,7 +65,7 @@ class _Watch(threading.local):
 
     hook: Callable[[Tensor, bool], Tensor | None]
     on_input: bool
-    depth: int = 0  # of calls, in each thread: `forward` and `step` call `run`, which then is no call of its own
+    depth: int = 0  # of calls, in each thread: `run` is not counted again where `forward` or `step` calls it
 
     def before(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """Forward pre-hook."""

@@ -56,7 +56,8 @@ class SpikingNeuron(nn.Module, abc.ABC):
     A module is a spiking neuron if its `emits_spikes` is true, whatever its class. A class of your own, or of another
     copy of this package, needs only the attributes for what you do with it:
 
-    - evaluation, attacks, `noiseless` and `mean_field`: `is_noisy`.
+    - evaluation, attacks, `noiseless` and `mean_field`: `is_noisy`, whether two calls on the same input may differ. A
+      class with a `run` or `step` of its own says it itself, unless it inherits that it is noisy.
     - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
       u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one. It is
       set for all threads, and may not be two at once; `NoisyLIF` has one in each thread (`models.contexts`).
@@ -104,7 +105,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
     @property
     def is_noisy(self) -> bool:
         """Whether two calls on the same input may differ."""
-        return False
+        raise AttributeError(f"{type(self).__name__} has its own dynamics, and must say whether it `is_noisy`")
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
         """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is."""
@@ -112,16 +113,16 @@ class SpikingNeuron(nn.Module, abc.ABC):
         self.surrogate = law
         self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 
-    def scale_noise(self, factor: float) -> None:
-        """Stretch the noise about its centre by a factor; the gradient stays as it is."""
-
     def __init_subclass__(cls, **options: Any) -> None:
-        """Where a class, or a mixin of it, overrides one of `run` and `step`, the other follows from it."""
+        """Where a class, or its mixin, overrides `run` or `step`, the other one follows, and it must say `is_noisy`."""
         super().__init_subclass__(**options)
         owners: dict[str, int] = {}
         for place, base in reversed(list(enumerate(cls.__mro__))):
-            for name in {"run", "step"} & vars(base).keys():
+            for name in {"run", "step", "is_noisy"} & vars(base).keys():
                 owners[name] = place
+        is_below = min(owners["run"], owners["step"]) < owners["is_noisy"]
+        if is_below and cls.is_noisy is False:  # type: ignore[comparison-overlap]
+            cls.is_noisy = SpikingNeuron.is_noisy  # the override may draw noise
         if owners["run"] < owners["step"]:
             cls.step = _step_by(cls.run)  # type: ignore[method-assign]
         elif owners["step"] < owners["run"]:
@@ -242,6 +243,7 @@ class LIF(SpikingNeuron):
     """
 
     surrogate: NoiseLaw
+    is_noisy = False
     _mode = "noiseless"  # "mean_field" in what `as_mean_field` returns
 
     def __init__(
@@ -416,6 +418,7 @@ class NoisyLIF(SpikingNeuron):
         super().set_gradient(law, detach_reset)
 
     def scale_noise(self, factor: float) -> None:
+        """Stretch the noise about its centre by a factor; the gradient stays as it is."""
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
         self.log_scale = None

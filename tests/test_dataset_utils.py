@@ -27,22 +27,22 @@ def mnist5k():
 
 
 def test_mnist5k_is_split_fixed_stratified_and_disjoint(mnist5k):
-    sizes = {name: len(part) for name, part in mnist5k.items()}
+    sizes = {name: len(part) for name, part in vars(mnist5k).items()}
     assert sizes == {"train": 3600, "val": 400, "test": 1000}
     for name, per_class in (("train", 360), ("val", 40), ("test", 100)):
-        assert mnist5k[name].labels.bincount().tolist() == [per_class] * 10
-        assert mnist5k[name].images.shape[1:] == (1, 28, 28)
-        assert mnist5k[name].images.dtype == torch.uint8
-    seen = [{image.numpy().tobytes() for image in part.images} for part in mnist5k.values()]
+        assert getattr(mnist5k, name).labels.bincount().tolist() == [per_class] * 10
+        assert getattr(mnist5k, name).images.shape[1:] == (1, 28, 28)
+        assert getattr(mnist5k, name).images.dtype == torch.uint8
+    seen = [{image.numpy().tobytes() for image in part.images} for part in vars(mnist5k).values()]
     assert sum(map(len, seen)) == len(set().union(*seen)) == 5000
     again = DATASETS["mnist5k"].load()
-    assert torch.equal(again["test"].images, mnist5k["test"].images)
+    assert torch.equal(again.test.images, mnist5k.test.images)
 
 
 def test_the_split_of_mnist5k_never_changes(mnist5k):
     """Reported accuracies refer to these 1,000 images: a checksum of their content."""
     weights = torch.arange(1, 1001, dtype=torch.int64)
-    assert (mnist5k["test"].images.long().sum((1, 2, 3)) * weights).sum().item() == 12925261723
+    assert (mnist5k.test.images.long().sum((1, 2, 3)) * weights).sum().item() == 12925261723
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashionmnist"])
@@ -67,10 +67,10 @@ def test_cifar10_is_read_from_a_folder_of_images(tmp_path, monkeypatch, place):
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
     image_folder(tmp_path / "data" / place, ending="jpg")
     parts = DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path / "data")))
-    assert {name: len(part) for name, part in parts.items()} == {"train": 90, "val": 10, "test": 20}
-    assert parts["val"].labels.bincount().tolist() == [1] * 10
-    means = parts["train"].images.float().mean((1, 2, 3))
-    assert torch.allclose(means, 20.0 * parts["train"].labels, atol=2)
+    assert {name: len(part) for name, part in vars(parts).items()} == {"train": 90, "val": 10, "test": 20}
+    assert parts.val.labels.bincount().tolist() == [1] * 10
+    means = parts.train.images.float().mean((1, 2, 3))
+    assert torch.allclose(means, 20.0 * parts.train.labels, atol=2)
 
 
 @pytest.mark.parametrize("dataset", DATASETS.values(), ids=lambda dataset: dataset.name)
@@ -108,8 +108,8 @@ def test_cifar10_in_the_published_format_is_preferred(tmp_path, monkeypatch):
     (tmp_path / "test").mkdir()
     without_checksums(monkeypatch)
     parts = DATASETS["cifar10"].load(TrainConfig(data_root=str(tmp_path)))
-    assert {name: len(part) for name, part in parts.items()} == {"train": 90, "val": 10, "test": 20}
-    image = parts["test"].images[0]
+    assert {name: len(part) for name, part in vars(parts).items()} == {"train": 90, "val": 10, "test": 20}
+    image = parts.test.images[0]
     assert image.shape == (3, 32, 32)
     assert torch.equal(image.flatten(), torch.from_numpy(PIXELS))
 
@@ -117,15 +117,15 @@ def test_cifar10_in_the_published_format_is_preferred(tmp_path, monkeypatch):
 def test_fashionmnist_is_read_from_its_published_files(tmp_path):
     images, labels = idx_files(tmp_path / "FashionMNIST")
     parts = DATASETS["fashionmnist"].load(TrainConfig(data_root=str(tmp_path)))
-    assert len(parts["test"]) == 20 and parts["test"].labels.tolist() == labels[:20].tolist()
-    assert np.array_equal(parts["test"].images[:, 0].numpy(), images[:20])
+    assert len(parts.test) == 20 and parts.test.labels.tolist() == labels[:20].tolist()
+    assert np.array_equal(parts.test.images[:, 0].numpy(), images[:20])
 
 
 @pytest.mark.realdata
 def test_real_cifar10_has_its_known_size_and_mean(cifar10_folder):
     parts = DATASETS["cifar10"].load(TrainConfig(data_root=str(cifar10_folder)))
-    assert sum(len(parts[name]) for name in ("train", "val")) == 50_000
-    mean = parts["train"].images[::10].float().mean((0, 2, 3)) / 255
+    assert len(parts.train) + len(parts.val) == 50_000
+    mean = parts.train.images[::10].float().mean((0, 2, 3)) / 255
     assert mean.tolist() == pytest.approx(DATASETS["cifar10"].mean, abs=0.005)
 
 
@@ -139,8 +139,8 @@ def test_real_fashionmnist_of_debian(tmp_path):
     for path in source.glob("*.gz"):
         (raw / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
     parts = DATASETS["fashionmnist"].load(TrainConfig(data_root=str(tmp_path)))
-    assert {name: len(part) for name, part in parts.items()} == {"train": 54_000, "val": 6_000, "test": 10_000}
-    mean = parts["train"].images.float().mean().item() / 255
+    assert {name: len(part) for name, part in vars(parts).items()} == {"train": 54_000, "val": 6_000, "test": 10_000}
+    mean = parts.train.images.float().mean().item() / 255
     assert mean == pytest.approx(DATASETS["fashionmnist"].mean[0], abs=0.002)
 
 
@@ -154,22 +154,22 @@ def events_folder(tmp_path, monkeypatch):
 
 def test_an_event_data_set_is_framed_and_split_by_class(events_folder):
     parts = DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1))
-    assert {name: len(part) for name, part in parts.items()} == {"train": 40, "val": 10, "test": 20}
-    assert parts["val"].labels.bincount().tolist() == [1] * 10
-    paths = [{recording.path for recording in part.recordings} for part in parts.values()]
+    assert {name: len(part) for name, part in vars(parts).items()} == {"train": 40, "val": 10, "test": 20}
+    assert parts.val.labels.bincount().tolist() == [1] * 10
+    paths = [{recording.path for recording in part.recordings} for part in vars(parts).values()]
     assert sum(map(len, paths)) == len(set().union(*paths)) == 70
-    frames, labels = next(iter(parts["test"].batches(4, torch.device("cpu"))))
+    frames, labels = next(iter(parts.test.batches(4, torch.device("cpu"))))
     assert frames.shape == (2, 4, 2, 34, 34) and frames.amax() == 1
     again = DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1))
-    assert [recording.path for recording in again["val"].recordings] == [
-        recording.path for recording in parts["val"].recordings
+    assert [recording.path for recording in again.val.recordings] == [
+        recording.path for recording in parts.val.recordings
     ]
 
 
 def test_the_settings_of_frames_are_those_of_the_configuration(events_folder):
     how = dict(timestep=5, frames_by="time", frame_values="count", frame_size=17)
     config = TrainConfig(data_root=str(events_folder), workers=1, **how)
-    data = DATASETS["nmnist"].load(config)["test"]
+    data = DATASETS["nmnist"].load(config).test
     frames, _ = next(iter(data.batches(3, torch.device("cpu"))))
     assert frames.shape == (5, 3, 2, 17, 17) == (5, 3, *DATASETS["nmnist"].input_shape(config))
     assert frames.sum((0, 2, 3, 4)).tolist() == [200] * 3
@@ -183,11 +183,11 @@ def test_a_damaged_recording_stops_unless_lenient(events_folder, caplog):
     with pytest.raises(EventFormatError, match="00003.bin"):
         DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1))
     parts = DATASETS["nmnist"].load(TrainConfig(data_root=str(events_folder), workers=1, lenient=True))
-    assert len(parts["train"]) + len(parts["val"]) == 49 and f"skipped: {damaged}" in caplog.text
-    left = [recording.path for part in parts.values() for recording in part.recordings]
+    assert len(parts.train) + len(parts.val) == 49 and f"skipped: {damaged}" in caplog.text
+    left = [recording.path for part in vars(parts).values() for recording in part.recordings]
     assert damaged not in left
     labels = [int(path.parent.name) for path in left]
-    assert labels == [label for part in parts.values() for label in part.labels.tolist()]
+    assert labels == [label for part in vars(parts).values() for label in part.labels.tolist()]
 
 
 @pytest.mark.parametrize("name", ["nmnist", "dvsgesture", "dvscifar10"])
@@ -250,13 +250,13 @@ def test_motions_are_made_once_with_digits_apart_and_have_as_many_streams_as_pro
     start = time.perf_counter()
     parts = DATASETS["motions"].load(TrainConfig(timestep=10))
     assert time.perf_counter() - start < 60  # about 15 s; a busy machine is given more
-    assert {name: len(part) for name, part in parts.items()} == {"train": 1980, "val": 220, "test": 550}
-    for part, each in zip(parts.values(), (180, 20, 50)):
+    assert {name: len(part) for name, part in vars(parts).items()} == {"train": 1980, "val": 220, "test": 550}
+    for part, each in zip(vars(parts).values(), (180, 20, 50)):
         assert part.labels.bincount().tolist() == [each] * 11
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
     DATASETS["motions"].load(TrainConfig(timestep=10))
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
-    assert len(parts["test"].events(5)) > 200
+    assert len(parts.test.events(5)) > 200
 
 
 def test_the_digits_of_motions_are_those_of_mnist5k_apart(tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ class ForwardPass:
     """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
 
     Args:
-        fold: largest number of images in a pass when noise draws are folded into the batch; halved when memory runs
-            out. A single draw of a batch is never split.
+        fold: largest number of images in a forward pass when noise draws are folded into the batch; halved when memory
+            runs out. A single draw of a batch is never split.
     """
 
     device: torch.device  # where the network and its batches are
@@ -35,7 +35,7 @@ class ForwardPass:
     def halve(self) -> None:
         """Halve `fold` after running out of memory."""
         self.fold = max(1, self.fold // 2)
-        logger.warning("out of memory: continuing with at most %d images in a pass", self.fold)
+        logger.warning("out of memory: continuing with at most %d images in a forward pass", self.fold)
 
     def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
         is_mixed, device = self.amp != "no", self.device.type
@@ -58,7 +58,7 @@ def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextM
 
 
 def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:
-    """Log-probabilities of several noise draws, in one pass: log-softmax of the time-averaged logits.
+    """Log-probabilities of several noise draws, in one forward pass: log-softmax of the time-averaged logits.
 
     Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32.
     """
@@ -69,7 +69,7 @@ def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: in
 
 @torch.no_grad()
 def predict(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int = 1) -> Tensor:
-    """`folded_draws` without gradients, in as few passes as `forward.fold` and the memory allow."""
+    """`folded_draws` without gradients, in as few forward passes as `forward.fold` and the memory allow."""
     parts, missing = [], draws
     while missing:
         count = min(missing, max(1, forward.fold // images.shape[images.dim() - 4]))

@@ -90,7 +90,10 @@ def test_overrides_add_up(way, second, how):
 @every_kind
 @every_way
 def test_gradients_and_modes(kind, way):
-    neuron, plain = way(kind)(), kind()
+    overriding = way(kind)
+    if kind is not NoisyLIF:
+        overriding.is_noisy = False
+    neuron, plain = overriding(), kind()
     given = [currents().requires_grad_() for _ in range(2)]
     for context in (noiseless, mean_field):
         with context(neuron), context(plain):
@@ -137,3 +140,26 @@ def test_one_that_has_both_keeps_both():
     x = currents()
     assert torch.equal(Both()(x), LIF()(x + 1))
     assert torch.equal(Both().step(x[0])[0], LIF().step(x[0] - 1)[0])
+
+
+@every_way
+@pytest.mark.parametrize("kind", [LIF, IF, ParametricLIF])
+def test_an_override_is_not_taken_for_noise_free_unless_it_says_so(kind, way):
+    silent = way(kind)
+    assert not hasattr(silent(), "is_noisy") and not hasattr(type("Below", (silent,), {})(), "is_noisy")
+    with pytest.raises(TypeError, match="lacks 'is_noisy', which noiseless"), noiseless(silent()):
+        pass
+    for answer in (True, False):
+        for base in (silent, kind):
+            assert type("Says", (base,), {"is_noisy": answer, "run": kind.run})().is_noisy is answer
+    assert kind().is_noisy is False and type("Same", (kind,), {})().is_noisy is False
+
+
+def test_neither_is_a_neuron_with_dynamics_of_its_own():
+    assert not hasattr(Adaptive(), "is_noisy")
+
+
+@every_way
+def test_what_inherits_noise_is_noisy_and_scales_it(way):
+    neuron = way(NoisyLIF)()
+    assert neuron.is_noisy and hasattr(neuron, "scale_noise") and not hasattr(LIF(), "scale_noise")

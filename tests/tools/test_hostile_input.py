@@ -23,6 +23,7 @@ from models import build_model, build_neuron
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
+from tools.data.corruptions import CorruptionFolder
 from tools.data.events import EVENT
 from tools.data.events.frames import Framing
 from tools.data.events.recordings import Recording
@@ -35,7 +36,6 @@ from tools.evaluation.stored import ResultFolder
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
 from tools.networks import build_network, load_snapshot
-from tools.perturb.corruptions import CorruptionFolder
 from tools.published import load_published, published_key
 from tools.studies.coding.recordings import read_recording
 from tools.sweep import DEFINITION, check_same
@@ -161,13 +161,17 @@ FRAMING = Framing(2, "count", (8, 8), (4, 4))
 def store(folder, suffix="json"):
     path = folder / "d.npy"
     np.save(path, np.zeros(4, EVENT))
-    make = lambda: FrameStore("fuzz", [Recording(path, 0)], FRAMING, workers=1, folder=folder)  # noqa: E731
+
+    def make():
+        return FrameStore("fuzz", [Recording(path, 0)], FRAMING, workers=1, folder=folder)
+
     return make().folder / f"00000.{suffix}", lambda: make()[[0]]
 
 
 def streams(folder, suffix="json"):
-    events = np.zeros(6, EVENT)
-    read = lambda: stored_streams("s", lambda: (events, np.array([2, 6]), np.array([0, 1])), folder)  # noqa: E731
+    def read():
+        return stored_streams("s", lambda: (np.zeros(6, EVENT), np.array([2, 6]), np.array([0, 1])), folder)
+
     read()
     return folder / f"s.{suffix}", lambda: [part.load((8, 8)) for part in read()]
 
@@ -413,7 +417,10 @@ def test_a_compressed_archive_is_no_checkpoint_and_no_cache(tmp_path, monkeypatc
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
     for make, entry in ((ours, "data/0"), (image_cache, "train_images.npy")):
         path, read = make(tmp_path)
-        bomb = lambda name, raw, entry=entry: bytes(2**29) if name.endswith(entry) else raw  # noqa: E731
+
+        def bomb(name, raw, entry=entry):
+            return bytes(2**29) if name.endswith(entry) else raw
+
         repacked(path, bomb, zipfile.ZIP_DEFLATED)
         assert path.stat().st_size < 2**22
         with little():
@@ -506,7 +513,10 @@ def test_what_was_checked_is_what_is_loaded(tmp_path):
     harmless = read()[0].state_dict()
     inside, good = path.with_name("inside.pth"), entries(path)
     archives = []
-    spoil = lambda name, raw: bytes([255]) * len(raw) if name.endswith("data/0") else raw  # noqa: E731
+
+    def spoil(name, raw):
+        return bytes([255]) * len(raw) if name.endswith("data/0") else raw
+
     for change in (lambda name, raw: raw, spoil):
         with zipfile.ZipFile(inside, "w") as archive:
             for name, raw in good:

@@ -26,8 +26,6 @@ class Tiny:
     [
         ({"model": "toynet", "tau": 1.0, "decay_input": True}, "decay_input=True with decay=1"),
         ({"model": "toynet", "tau": 1.0, "neuron": "PLIF"}, "a learnable decay must be in"),
-        ({"model": "toynet", "neuron": "LIF", "tau": 0.5}, "tau must be at least 1"),
-        ({"model": "toynet", "width": 0.0}, "width must be positive"),
     ],
 )
 def test_settings_that_make_no_network_are_the_errors_of_the_user(settings, message):

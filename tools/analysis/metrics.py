@@ -3,19 +3,53 @@
 Shapes: N samples, C classes, K independent draws of a network's noise. Log-probabilities are natural logarithms.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tools.errors import UserError
-
 # SciPy is imported where it is used: it takes a second, which every script would pay for.
 
 BINS = 15  # of the calibration error
 SIZES = (1, 2, 4, 8, 16)  # draws averaged into one prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Bin:
+    """Samples of similar confidence."""
+
+    confidence: float  # their mean
+    accuracy: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvePoint:
+    """Scores of predictions by their compute: of averaged draws, or of more time steps."""
+
+    scores: dict[str, float]  # by name
+    draws: int  # averaged into one prediction
+    ensembles: int | None = None  # number of disjoint ones, over which scores are averaged
+    factor: int | None = None  # time steps, relative to training; None: the same
+    timesteps: int | None = None  # then their number
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data, in one dictionary with the scores."""
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return {**{name: count for name, count in counts.items() if count is not None}, **self.scores}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> "CurvePoint":
+        """The inverse of `as_json`."""
+        counts = {name: row[name] for name in COUNTS if name in row}
+        return cls({name: row[name] for name in row if name not in COUNTS}, **counts)
+
+
+COUNTS = ("factor", "timesteps", "draws", "ensembles")  # of a `CurvePoint`, in the order of files
 
 
 def mean_prediction(draws: Tensor) -> Tensor:
@@ -50,18 +84,18 @@ def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BIN
     Note: Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et
     al., "Measuring calibration in deep learning", CVPR workshops 2019.
     """
-    rows = reliability(log_probabilities, target, bins)
-    return sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(target)
+    found = reliability(log_probabilities, target, bins)
+    return sum(one.count * abs(one.accuracy - one.confidence) for one in found) / len(target)
 
 
-def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[dict[str, float]]:
-    """The bins of `calibration_error`: mean confidence and accuracy, and number of samples. Shape: [N, C], [N]."""
+def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[Bin]:
+    """The bins of `calibration_error`. Shape: [N, C], [N]."""
     confidence, predicted = log_probabilities.double().exp().max(-1)
-    rows = []
+    found = []
     for samples in confidence.argsort(stable=True).tensor_split(min(bins, len(target))):
         sure, right = confidence[samples].mean().item(), (predicted == target)[samples].double().mean().item()
-        rows.append({"confidence": sure, "accuracy": right, "count": len(samples)})
-    return rows
+        found.append(Bin(sure, right, len(samples)))
+    return found
 
 
 def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
@@ -121,26 +155,24 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 def ensemble_curve(
     draws: Tensor, target: Tensor, validation_draws: Tensor, validation_target: Tensor, sizes: Sequence[int] = SIZES
-) -> list[dict[str, float]]:
+) -> list[CurvePoint]:
     """Mean `scores` of ensembles of each size; an ensemble's prediction is the mean of its draws.
 
     For each size, the draws are split into as many disjoint ensembles as possible; temperatures are fitted on
     validation data, to an ensemble of the same size.
 
-    Shape: draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a row for each size.
+    Shape: draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a point for each size.
     """
     if min(len(draws), len(validation_draws)) < max(sizes):
-        raise UserError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
-    rows = []
+        raise ValueError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
+    points = []
     for size in sizes:
         temperature = fit_temperature(mean_prediction(validation_draws[:size]), validation_target)
         ensembles = [group for group in draws.split(size) if len(group) == size]
         each = [scores(group, target, temperature) for group in ensembles]
-        row = {"draws": size, "ensembles": len(ensembles)}
-        for name in each[0]:
-            row[name] = sum(one[name] for one in each) / len(each)
-        rows.append(row)
-    return rows
+        means = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+        points.append(CurvePoint(means, size, len(ensembles)))
+    return points
 
 
 def scores(draws: Tensor, target: Tensor, temperature: float) -> dict[str, float]:
@@ -164,17 +196,17 @@ def scores(draws: Tensor, target: Tensor, temperature: float) -> dict[str, float
     }
 
 
-def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = SIZES) -> list[dict[str, float]]:
+def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = SIZES) -> list[CurvePoint]:
     """`auroc` of three measures of uncertainty, inside and outside of the network's own data set.
 
     The measures are one minus the highest probability ("confidence"), predictive entropy, and mutual information.
-    Shape: inside [K, N, C], outside [K, M, C] -> a row for each size.
+    Shape: inside [K, N, C], outside [K, M, C] -> a point for each size.
     """
-    rows = []
+    points = []
     for size in sizes:
         own, other = _measures(inside[:size]), _measures(outside[:size])
-        rows.append({"draws": size, **{name: auroc(own[name], other[name]) for name in own}})
-    return rows
+        points.append(CurvePoint({name: auroc(own[name], other[name]) for name in own}, size))
+    return points
 
 
 def _measures(draws: Tensor) -> dict[str, Tensor]:

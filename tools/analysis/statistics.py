@@ -1,5 +1,6 @@
-"""Intervals and tests for comparisons of networks; they return dictionaries that results.json stores as they are."""
+"""Intervals and tests for comparisons of networks."""
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -10,44 +11,74 @@ from scipy import stats
 
 LEVEL = 0.95  # probability that an interval covers the true value
 RESAMPLES = 20_000
-Interval = dict[str, float | None]
 
 
-def seed_interval(values: Sequence[float]) -> Interval:
-    """Student's t-interval for the mean over training seeds: {"mean", "low", "high", "seeds": their number}.
+@dataclasses.dataclass(frozen=True)
+class SeedInterval:
+    """A mean over training seeds and its interval, from `seed_interval`."""
 
-    Values are one number per seed; noise draws of one network are not seeds. Low and high are None for a single seed.
+    mean: float
+    low: float | None  # None for a single seed, as is `high`
+    high: float | None
+    seeds: int  # their number
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedDifference:
+    """Interval and p of a difference over training seeds, from `seed_difference`; None with too few seeds."""
+
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedDifference:
+    """A difference over test samples with its interval and p, from `paired_difference`."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def seed_interval(values: Sequence[float]) -> SeedInterval:
+    """Student's t-interval for the mean over training seeds.
+
+    Values are one number per seed; noise draws of one network are not seeds.
     """
     mean, count = float(np.mean(values)), len(values)
     low = high = None
     if count > 1:
         half = stats.t.ppf((1 + LEVEL) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count)
         low, high = float(mean - half), float(mean + half)
-    return {"mean": mean, "low": low, "high": high, "seeds": count}
+    return SeedInterval(mean, low, high, count)
 
 
-def seed_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Welch's t-interval for mean(first) - mean(second) over training seeds, and its test: {"low", "high", "p"}.
+def seed_difference(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
+    """Welch's t-interval for mean(first) - mean(second) over training seeds, and its test.
 
     p is that of no difference. All are None if a group has a single seed; p is None if neither group varies.
     """
     if min(len(first), len(second)) < 2:
-        return {"low": None, "high": None, "p": None}
+        return SeedDifference(None, None, None)
     difference = float(np.mean(first) - np.mean(second))
     if np.ptp(first) == np.ptp(second) == 0:
-        return {"low": difference, "high": difference, "p": None}
+        return SeedDifference(difference, difference, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of SciPy, if the seeds of one group are all the same
         test = stats.ttest_ind(first, second, equal_var=False)
         interval = test.confidence_interval(LEVEL)
-    return {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
+    return SeedDifference(float(interval.low), float(interval.high), float(test.pvalue))
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
+) -> PairedDifference:
     """Bootstrap over test samples of the mean of first - second, for two groups of networks.
 
-    `first` and `second` [N] are, for each sample, the share of seeds and draws that classified it correctly. Returns
-    {"difference", "low", "high", "p"}: mean, percentile interval, and two-sided p-value of no difference.
+    `first` and `second` [N] are, for each sample, the share of seeds and draws that classified it correctly. The
+    interval is that of percentiles; p is two-sided, of no difference.
 
     Note: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapters 13 and 15. It shows how much the
     result depends on the test samples, not on the seeds.
@@ -60,7 +91,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, resamples: int = RESA
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     tail = min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return {"difference": float(differences.mean()), "low": float(low), "high": float(high), "p": float(p)}
+    return PairedDifference(float(differences.mean()), float(low), float(high), float(p))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

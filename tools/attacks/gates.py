@@ -22,7 +22,7 @@ from .victim import Score
 if TYPE_CHECKING:
     from .campaign import Campaign, RadiusTest
 
-ERRORS = 3.0  # a difference within so many standard errors may be due to chance in the noise
+ERRORS = 3.0  # standard errors within which a difference may be due to chance in the noise
 SLACK = 0.01  # a difference of accuracies that may be due to the random start of the search
 NEARLY_ZERO = 0.05  # largest accuracy under an unbounded perturbation
 ZERO_GRADIENTS = 0.05  # largest share of images without a gradient

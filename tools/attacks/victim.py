@@ -71,7 +71,7 @@ class Victim:
         return self._in_parts(measure, images, target)
 
     def _in_parts(self, measure: Objective, images: Tensor, target: Tensor) -> Tensor:
-        """`measure` of a batch, in parts that fit into one pass with all their draws."""
+        """`measure` of a batch, in parts that fit into one forward pass with all their draws."""
         parts, start = [], 0
         while start < len(images):
             size = max(1, self.forward.fold // self.draws)

@@ -3,10 +3,11 @@
 import dataclasses
 from functools import partial
 
+from tools.data.corruptions import SEVERITIES
+
 from .fields import RunConfig, option, settings
 from .train import TrainConfig
 
-SEVERITIES = (1, 2, 3, 4, 5)  # as in CIFAR-10-C
 _test = partial(option, group="test")
 _strength = partial(option, group="strength of perturbations", low=0.0)
 _on_pixels = partial(_strength, only="pixels")

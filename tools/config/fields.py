@@ -67,14 +67,18 @@ class Setting:
         return value
 
     def check(self, value: object, where: str = "", has_pixels: bool | None = None) -> None:
-        """Raise UserError if a value, or an item of a list, is not among the choices or is out of range.
+        """Raise UserError if a value, or an item of a list, has another type, is not a choice, or is out of range.
 
         Choices for the other kind of data set pass: what runs says why it refuses them.
         """
+        if self.is_list and not isinstance(value, list | tuple):
+            raise UserError(f"{where}{self.name} must be a list, got {value!r}")
         allowed = self.allowed()
         for item in value if self.is_list else [value]:
             if item is None:  # in an evaluation: as in the snapshot
                 continue
+            if not isinstance(item, int | float if self.kind is float else self.kind):
+                raise UserError(f"{where}{self.name} must be {self.kind.__name__}, got {item!r}")
             if isinstance(item, float) and not math.isfinite(item):
                 raise UserError(f"{where}{self.name} must be finite, got {item!r}")
             if allowed is not None and item not in allowed:
@@ -111,7 +115,7 @@ _run = partial(option, group="run")
 
 @dataclasses.dataclass
 class RunConfig:
-    """The settings that training and evaluation share."""
+    """The settings that training and evaluation share; UserError for a value that its flag refuses too."""
 
     seed: int = _run(0, "seed of weights, data order, augmentation, noise; evaluation: of all draws", low=0, high=2**53)
     device: str = _run("auto", "torch device; auto: CUDA if available, else the CPU")
@@ -121,6 +125,10 @@ class RunConfig:
     download: bool = _data(False, "download the data set if it is missing")
     workers: int = _data(4, "threads that decode images, or processes that read recordings, at first use", low=1)
     lenient: bool = _data(False, "skip damaged recordings and report how many, instead of failing", only="events")
+
+    def __post_init__(self):
+        for name, setting in settings(type(self)).items():
+            setting.check(getattr(self, name))
 
     @staticmethod
     def updated(values: dict, layer: dict, file: str = "") -> dict:

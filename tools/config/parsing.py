@@ -53,14 +53,14 @@ def parse(
             raise UserError(f"unknown argument {unknown[0]}{hint}")
         recipe = _read_recipe(path, known, dataset) if path else {}
         values = config_class.updated(config_class.updated({}, defaults), recipe, f"recipe {path}")
-        config = config_class(**config_class.updated(values, given))
-        for setting in known.values():
-            value = getattr(config, setting.name)
-            setting.check(value, has_pixels=dataset and dataset.has_pixels)
+        values = config_class.updated(values, given)
+        for name, value in values.items():
+            known[name].check(value, has_pixels=dataset and dataset.has_pixels)
             # A run's config.yaml, a recipe too, has all settings, so those left at their defaults pass there.
-            if not _applies(setting, dataset) and (setting.name in given or value != setting.default):
+            if not _applies(known[name], dataset) and (name in given or value != known[name].default):
                 kind = "images" if dataset.has_pixels else "events"
-                raise UserError(f"--{setting.name} has no meaning for {dataset.name}, which has {kind}")
+                raise UserError(f"--{name} has no meaning for {dataset.name}, which has {kind}")
+        config = config_class(**values)
     except (UserError, OSError) as error:
         parser.error(str(error))
     return config, {*recipe, *given}
@@ -72,10 +72,10 @@ def checked(config_class: type[Config], values: dict, where: str | Path) -> Conf
     if unknown := sorted(map(str, values.keys() - known)):
         raise UserError(f"{where} has settings that this version does not know: {', '.join(unknown)}")
     converted = {name: known[name].converted(value, f"{where}: {name}") for name, value in values.items()}
-    config = config_class(**config_class.updated({}, converted, str(where)))
-    for setting in known.values():
-        setting.check(getattr(config, setting.name), f"{where}: ")
-    return config
+    values = config_class.updated({}, converted, str(where))
+    for name, value in values.items():
+        known[name].check(value, f"{where}: ")
+    return config_class(**values)
 
 
 def _applies(setting: Setting, dataset: Dataset | None) -> bool:

@@ -10,6 +10,7 @@ from models.functional import PLACEMENTS, RESETS
 from models.registry import MODELS, NEURONS
 from tools.data.events.frames import CELLS, SPLITS, VALUES
 from tools.data.events.trees import CIFAR10_TRAINING
+from tools.data.parts import LabelledParts
 from tools.errors import UserError
 from tools.optim import INITIALISATIONS, OPTIMIZERS, SCHEDULERS
 
@@ -100,6 +101,7 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         self.loss = "tet" if self.tet else self.loss
         self.tet = self.loss == "tet"
+        super().__post_init__()
 
     @staticmethod
     def updated(values: dict, layer: dict, file: str = "") -> dict:
@@ -129,5 +131,5 @@ class Dataset(Protocol):
     has_pixels: bool  # True: images, whose pixels tests perturb; False: event recordings
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...  # (C, H, W) of the network's input
-    def load(self, config: TrainConfig | None = None) -> dict: ...  # labelled samples: {"train", "val", "test"}
+    def load(self, config: TrainConfig | None = None) -> LabelledParts: ...
     def augmentation(self, config: TrainConfig) -> Callable: ...  # of training batches

@@ -10,7 +10,7 @@ from tools.analysis.statistics import holm, paired_difference, seed_difference, 
 from tools.errors import UserError
 
 from .conditions import CLEAN, unit
-from .results import Difference, GroupAccuracy, Key, Row, SeedDifference, SnapshotResults
+from .results import Difference, GroupAccuracy, Key, Row, SnapshotResults
 
 ATTACK, ALL = "attack (", ": all"  # starts the names of attacks; ends that of the best attack on each image
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -93,12 +93,12 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
         correct[group] = np.mean([one.correct for one in found], axis=0)
         deviations = [one.draws_std for one in found]
         draws_std = None if None in deviations else fmean(deviations)
-        groups[group] = GroupAccuracy(**seed_interval(means[group]), draws_std=draws_std)
+        groups[group] = GroupAccuracy(**vars(seed_interval(means[group])), draws_std=draws_std)
         reliable = reliable and all(one.reliable for one in found)
     for first, second in itertools.combinations(tables, 2):
         of_samples = paired_difference(correct[first], correct[second])
-        seeds = SeedDifference(**seed_difference(means[first], means[second]))
-        differences.append(Difference(first, second, **of_samples, seeds=seeds))
+        seeds = seed_difference(means[first], means[second])
+        differences.append(Difference(first, second, **vars(of_samples), seeds=seeds))
     key = dataclasses.asdict(keys[0])
     return Row(**key, reliable=reliable, groups=groups, differences=differences, is_mean=is_mean)
 

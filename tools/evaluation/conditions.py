@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Iterable
 
-from tools.config.evaluate import SEVERITIES, EvaluationConfig
+from tools.config.evaluate import EvaluationConfig
+from tools.data.corruptions import SEVERITIES
 from tools.errors import UserError
 from tools.perturb import PERTURBATIONS, applicable
 

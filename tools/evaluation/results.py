@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tools.analysis.metrics import CurvePoint
+from tools.analysis.statistics import SeedDifference, SeedInterval
 from tools.config.train import Dataset
 
 from .conditions import CLEAN
@@ -74,23 +76,10 @@ class SnapshotResults:
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupAccuracy:
-    """Accuracy of a group in one test: mean and interval over seeds, from `seed_interval`."""
+class GroupAccuracy(SeedInterval):
+    """Accuracy of a group in one test, over seeds."""
 
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: int
     draws_std: float | None  # over noise draws, mean over snapshots; None for single draws
-
-
-@dataclasses.dataclass(frozen=True)
-class SeedDifference:
-    """Interval and p of a difference over training seeds, from `seed_difference`; None with too few seeds."""
-
-    low: float | None
-    high: float | None
-    p: float | None
 
 
 @dataclasses.dataclass
@@ -148,7 +137,7 @@ class Evaluation:
     groups: dict[str, list[SnapshotResults]]  # {group: the results of its snapshots}
     rows: list[Row]  # every test and strength that all snapshots have
     summary: list[Row]  # the mean of each test over its strengths
-    ensembles: dict[str, list[dict[str, Any]]]  # scores of ensembles of a group's snapshots
+    ensembles: dict[str, list[CurvePoint]]  # scores of ensembles of a group's snapshots
     picture: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
 
     def snapshots(self) -> list[tuple[str, SnapshotResults]]:

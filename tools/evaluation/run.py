@@ -120,15 +120,15 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     rows, summary = compare(results)
     evaluation = Evaluation(first.dataset, results, rows, summary, ensembles, first.picture)
     document = _document(evaluation, first.device)
-    sections = []
-    for measurement in MEASUREMENTS:
-        sections += measurement.sections(evaluation)
     folder = first.folder.path
     if config.compare:
         folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
         how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
         logger.info("%s", "\n".join([table(rows), how, *verdicts(summary)]))
     write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
+    sections = []
+    for measurement in MEASUREMENTS:
+        sections += measurement.sections(evaluation)
     write_text_atomically(folder / "report.html", render(evaluation, sections, document))
     logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
 
@@ -142,6 +142,7 @@ def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
             if measurement.key in one.reports:
                 summaries[measurement.key] = measurement.summary(one.reports[measurement.key])
         kinds.setdefault(group, []).append({"identity": one.identity, **summaries})
+    ensembles = {group: [point.as_json() for point in curve] for group, curve in evaluation.ensembles.items()}
     return {
         "format": 2,
         "dataset": evaluation.dataset.name,
@@ -151,5 +152,5 @@ def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
         "kinds": kinds,
         "tests": [row.as_json() for row in evaluation.rows],
         "summary": [row.as_json() for row in evaluation.summary],
-        "ensembles": evaluation.ensembles,
+        "ensembles": ensembles,
     }

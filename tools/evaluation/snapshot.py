@@ -13,10 +13,11 @@ from torch import Tensor
 from tools import inference
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import Dataset
+from tools.data.corruptions import CorruptionFolder
+from tools.data.parts import LabelledParts
 from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
 from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format
-from tools.perturb.corruptions import CorruptionFolder
 from tools.probes.hooks import is_noisy
 from tools.runtime.device import set_up_torch
 from tools.runtime.provenance import provenance
@@ -65,7 +66,7 @@ class Snapshot:
         self.net.to(self.device, memory_format=layout)
         self.forward = SteadyForwardPass(self.device, self.trained.timestep, self.trained.amp, config.fold)
         data = self._load(dataset)
-        self.test, self.validation = data["test"], data["val"]
+        self.test, self.validation = data.test, data.val
         self.outside = self._load_outside(other_datasets or {}) if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
         self.title = f"{self.trained.model}, {self.trained.neuron}"
@@ -88,7 +89,7 @@ class Snapshot:
         ((inputs, _),) = self.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
         return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
 
-    def _load(self, dataset: Dataset) -> dict[str, Any]:
+    def _load(self, dataset: Dataset) -> LabelledParts:
         """The parts of a data set, as this network was trained to see them."""
         chosen = {name: getattr(self.config, name) for name in ("data_root", "download", "workers", "lenient")}
         return dataset.load(dataclasses.replace(self.trained, **chosen))
@@ -102,7 +103,7 @@ class Snapshot:
         own_shape, shape = self.dataset.input_shape(self.trained), other.input_shape(self.trained)
         if shape != own_shape:
             raise UserError(f"--ood {other.name} has inputs {shape}, {self.dataset.name} has {own_shape}")
-        return self._load(other)["test"]
+        return self._load(other).test
 
     @functools.cached_property
     def _data_checksums(self) -> list[int]:

@@ -19,7 +19,7 @@ from tools.errors import UserError
 _NEEDED = re.compile(r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)")
 _KEYS = (str, int, float, bool)
 _LEAVES = (*_KEYS, type(None))
-_SHARING = 4  # tensors may share memory, as tied weights do: they may have so many times the bytes of the file
+_SHARING = 4  # most bytes of tensors per byte of the file: they may share memory, as tied weights do
 
 
 def checked_archive(file: BinaryIO) -> io.BytesIO:

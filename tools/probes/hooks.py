@@ -1,6 +1,6 @@
 """Find the spiking neurons of a network by their attributes, and hook them.
 
-`models.SpikingNeuron` documents the attributes; a neuron may be of any class that has those that are needed.
+`models.SpikingNeuron` documents the attributes; a neuron may be of any class that has the ones needed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def require(layer: str, neuron: nn.Module, attribute: str, purpose: str) -> Any:
 
 
 def is_noisy(net: nn.Module) -> bool:
-    """Whether two passes over the same input may differ; UserError if a neuron does not say whether it is noisy."""
+    """Whether two forward passes of one input may differ; UserError if a neuron does not say whether it is noisy."""
     answers = [require(layer, neuron, "is_noisy", "an evaluation") for layer, neuron in spiking_neurons(net)]
     return any(answers)
 

@@ -2,56 +2,21 @@
 
 import contextlib
 import dataclasses
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from tools.errors import UserError
 
 from .hooks import spiking_neurons
+from .identities import IdentityPaths
 
-ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6  # in 45 nm; see `Operations.report`
-ADDITIONS = {
-    "add",
-    "add_",
-    "__add__",
-    "__iadd__",
-    "__radd__",
-    "sub",
-    "sub_",
-    "__sub__",
-    "__isub__",
-    "subtract",
-    "subtract_",
-}
-SYNAPSES = {
-    "linear",
-    "matmul",
-    "__matmul__",
-    "mm",
-    "addmm",
-    "bmm",
-    "einsum",
-    "scaled_dot_product_attention",
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-}
-NORMS = {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
+ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6  # in 45 nm; see `Cost`
 UNCOUNTED = (nn.Bilinear, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, *UNCOUNTED)
-TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 
 
 @dataclasses.dataclass
@@ -71,13 +36,42 @@ class _Connections:
         self.operations = self.operations + (per_input * self.fan_out).sum()
         self.multiplies = self.multiplies | ((x != 0) & (x != 1)).any()
 
-    def report(self, samples: int) -> dict[str, Any]:
-        kind = "MAC" if self.multiplies else "AC"
-        return {"operations": float(self.operations) / samples, "kind": kind, "dense": self.dense}
+    def cost(self, samples: int) -> "LayerCost":
+        return LayerCost(float(self.operations) / samples, "MAC" if self.multiplies else "AC", self.dense)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """The cost of one sample in a layer or on an identity path."""
+
+    operations: float
+    kind: str  # "AC" or "MAC"
+    dense: int  # all connections, used or not
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of one sample in a network; "relu_...": in the same network with ReLU.
+
+    There, every connection costs one multiply-accumulate; on identity paths, one accumulate.
+
+    Note:
+        Energies of 32-bit floating-point operations in 45 nm: 0.9 pJ to add, 3.7 pJ more to multiply. Horowitz,
+        "Computing's energy problem (and what we can do about it)", ISSCC 2014. This is arithmetic alone: moving
+        data and keeping state cost more on most machines, and are left out for both networks.
+    """
+
+    layers: dict[str, LayerCost]
+    ac: float
+    mac: float
+    energy_nj: float
+    relu_ac: float
+    relu_mac: float
+    relu_energy_nj: float
 
 
 class Operations:
-    """Synaptic operations of all passes inside `count_operations`.
+    """Synaptic operations of all forward passes inside `count_operations`.
 
     An operation is one connection through which an input that is not zero reaches an output. It is an accumulate (AC)
     where all inputs of a layer are 0 or 1, elsewhere (the stem, after an average pool) a multiply-accumulate (MAC).
@@ -87,11 +81,11 @@ class Operations:
 
     def __init__(self) -> None:
         self.samples = 0
-        self._batch, self._steps = 1, 0  # samples and time steps of the pass; 0: unknown
+        self._batch, self._steps = 1, 0  # samples and time steps of the forward pass; 0: unknown
         self._paths: dict[str, _Connections] = {}
 
     def begin(self, x: Tensor, batch_dim: int, timesteps: int | None) -> None:
-        """Begin a pass with input `x`."""
+        """Begin a forward pass with input `x`."""
         self._batch, self._steps = x.shape[batch_dim], timesteps or (x.shape[0] if batch_dim == 1 else 0)
         self.samples += self._batch
 
@@ -115,32 +109,18 @@ class Operations:
             raise UserError(f"cannot count {name!r}: activations must be {known}, not {found}")
         return x[0].numel()
 
-    def report(self) -> dict[str, Any]:
-        """Costs of one sample: {"layers": {name: {"operations", "kind" ("AC" or "MAC"), "dense"}}, "ac", "mac", ...}.
+    def cost(self) -> Cost:
+        """The cost of one sample."""
+        layers = {name: path.cost(self.samples) for name, path in self._paths.items()}
+        ac = sum(layer.operations for layer in layers.values() if layer.kind == "AC")
+        mac = sum(layer.operations for layer in layers.values() if layer.kind == "MAC")
+        relu_ac = sum(path.dense for path in self._paths.values() if path.is_identity)
+        relu_mac = sum(path.dense for path in self._paths.values()) - relu_ac
+        return Cost(layers, ac, mac, _energy_nj(ac, mac), relu_ac, relu_mac, _energy_nj(relu_ac, relu_mac))
 
-        The entries "relu_..." are of the ReLU network, in which every connection costs one multiply-accumulate; on
-        identity paths, one accumulate.
 
-        Note:
-            Energies of 32-bit floating-point operations in 45 nm: 0.9 pJ to add, 3.7 pJ more to multiply. Horowitz,
-            "Computing's energy problem (and what we can do about it)", ISSCC 2014. This is arithmetic alone: moving
-            data and keeping state cost more on most machines, and are left out for both networks.
-        """
-        layers = {name: path.report(self.samples) for name, path in self._paths.items()}
-        rows = layers.values()
-        ac = sum(row["operations"] for row in rows if row["kind"] == "AC")
-        mac = sum(row["operations"] for row in rows if row["kind"] == "MAC")
-        relu_ac = sum(layers[name]["dense"] for name, path in self._paths.items() if path.is_identity)
-        relu_mac = sum(row["dense"] for row in rows) - relu_ac
-        return {
-            "layers": layers,
-            "ac": ac,
-            "mac": mac,
-            "energy_nj": (ACCUMULATE_PJ * ac + MULTIPLY_ACCUMULATE_PJ * mac) / 1000,
-            "relu_ac": relu_ac,
-            "relu_mac": relu_mac,
-            "relu_energy_nj": (ACCUMULATE_PJ * relu_ac + MULTIPLY_ACCUMULATE_PJ * relu_mac) / 1000,
-        }
+def _energy_nj(ac: float, mac: float) -> float:
+    return (ACCUMULATE_PJ * ac + MULTIPLY_ACCUMULATE_PJ * mac) / 1000
 
 
 @contextlib.contextmanager
@@ -161,7 +141,7 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
         UserError: in the block, when a layer is called that cannot be counted.
     """
     record = Operations()
-    additions = _Additions(record, net)
+    identities = IdentityPaths(net, lambda name, x: record.add(name, None, (x,)))
     convolutions = [module for module in net.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     image_dim = len(convolutions[0].kernel_size) + 2 if convolutions else None
 
@@ -169,13 +149,13 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
         timesteps = kwargs.get("timesteps", args[1] if len(args) > 1 else None)
         default = 0 if timesteps is not None or args[0].dim() == image_dim else 1
         record.begin(args[0], default if batch_dim is None else batch_dim, timesteps)
-        additions.start()
+        identities.start()
 
     with contextlib.ExitStack() as hooks:
         hooks.enter_context(net.register_forward_pre_hook(start, with_kwargs=True))
         for name, module in net.named_modules():
-            hooks.enter_context(module.register_forward_pre_hook(partial(additions.begin, name)))
-            hooks.enter_context(module.register_forward_hook(additions.end, always_call=True))
+            hooks.enter_context(module.register_forward_pre_hook(partial(identities.begin, name)))
+            hooks.enter_context(module.register_forward_hook(identities.end, always_call=True))
             if isinstance(module, LAYERS):
                 hooks.enter_context(module.register_forward_pre_hook(partial(record.add, name)))
         for name, neuron in spiking_neurons(net):  # methods for streaming run no hooks
@@ -184,8 +164,8 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
                     hooks.callback(setattr, neuron, method, vars(neuron)[method])
                 else:
                     hooks.callback(delattr, neuron, method)
-                setattr(neuron, method, additions.within(name, neuron, getattr(neuron, method)))
-        hooks.enter_context(additions)
+                setattr(neuron, method, identities.within(name, neuron, getattr(neuron, method)))
+        hooks.enter_context(identities)
         yield record
 
 
@@ -205,120 +185,3 @@ def _fan_out(name: str, layer: nn.Module | None, x: Tensor) -> Tensor:
         (reached,) = torch.autograd.grad(outputs.sum(), one)  # outputs of one channel, [1, H, W]
     reached = reached.round().long() * (layer.out_channels // layer.groups)
     return reached.expand(layer.in_channels, *x.shape[-dims:])
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    """The tensors in arguments or results."""
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
-
-
-def _is_current(source: str | None) -> bool:
-    return source is not None and source.endswith("()")
-
-
-def _place() -> tuple[Any, int]:
-    """The innermost call outside of PyTorch and this file: its code and the place in it."""
-    frame = sys._getframe(1)
-    while frame.f_back and (frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(TORCH)):
-        frame = frame.f_back
-    return frame.f_code, frame.f_lasti
-
-
-class _Additions(TorchFunctionMode):
-    """Watches every operation on tensors, and counts the identity paths among the additions.
-
-    `sources` maps storages, so that it knows views too, to where they come from: "<module>()" for a current, the
-    neuron's name for spikes, None for a constant; "", for other activations, is the default. Weak references keep the
-    addresses of storages from being used again, but not their memory.
-    """
-
-    def __init__(self, record: Operations, net: nn.Module) -> None:
-        super().__init__()
-        self.record = record
-        self.net = net
-        self.neurons = {name for name, _ in spiking_neurons(net)}
-        self.running: list[str] = []  # names of the modules whose forward pass has begun
-        self.identities: dict[str, list[Any]] = {}  # {module: places of its identity paths}
-        self.sources: dict[int, tuple[StorageWeakRef, str | None]] = {}
-
-    def start(self) -> None:
-        """Begin a pass."""
-        self.sources.clear()
-        for constant in (*self.net.parameters(), *self.net.buffers()):
-            self._note(constant, None)
-
-    def begin(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of a module, after its name."""
-        self.running.append(name)
-
-    def end(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
-        """Forward hook of any module."""
-        name = self.running.pop()
-        if name in self.neurons:
-            for spikes in _tensors(output):
-                self._note(spikes, name)
-
-    def within(self, name: str, neuron: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
-        """A method of a neuron, treated as a forward pass of the neuron."""
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            output = None
-            self.begin(name, neuron, ())
-            try:
-                output = method(*args, **kwargs)
-            finally:
-                self.end(neuron, (), output)
-            return output
-
-        return call
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if not self.running or not self.neurons.isdisjoint(self.running):
-            return func(*args, **kwargs)
-        sources = [self._source(x) for x in _tensors([args, kwargs])]
-        if name.endswith("_as"):  # the other tensor gives shape or type alone
-            sources = sources[:1]
-        elif name.endswith("_like") or name.startswith("new_"):
-            sources = []
-        operands = [*args[:2], *(kwargs[key] for key in ("input", "other") if key in kwargs)]
-        if name in ADDITIONS and len(operands) == 2 and self._are_activations(operands):
-            self._count(operands)
-        result = func(*args, **kwargs)
-        currents = [source for source in sources if _is_current(source)]
-        others = [source for source in sources if source is not None and source not in currents]
-        if name in SYNAPSES or (name in NORMS and not currents):
-            currents = [f"{self.running[-1]}()"]
-        for x in _tensors(args[0] if name == "__setitem__" else result):
-            if currents and x.is_floating_point():
-                self._note(x, currents[0])
-            else:  # a comparison of a current makes spikes
-                self._note(x, others[0] if others else "" if currents else None)
-        return result
-
-    def _are_activations(self, operands: list[Any]) -> bool:
-        for x in operands:
-            if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != operands[0].shape or not x.dim():
-                return False
-        return all(self._source(x) is not None for x in operands)
-
-    def _count(self, operands: list[Tensor]) -> None:
-        name, sources = self.running[-1], [self._source(x) for x in operands]
-        places = self.identities.setdefault(name, [])
-        for index, x in enumerate(operands):
-            if _is_current(sources[index]):
-                continue
-            place = (*_place(), index, *sources)  # sources too: a loop over layers has one place, but several paths
-            if place not in places:
-                places.append(place)
-            number = places.index(place) + 1
-            self.record.add(f"{name}.identity{number if number > 1 else ''}".lstrip("."), None, (x,))
-
-    def _source(self, x: Tensor) -> str | None:
-        if isinstance(x, nn.Parameter):
-            return None
-        return self.sources.get(StorageWeakRef(x.untyped_storage()).cdata, (None, ""))[1]
-
-    def _note(self, x: Tensor, source: str | None) -> None:
-        reference = StorageWeakRef(x.untyped_storage())
-        self.sources[reference.cdata] = (reference, source)

@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools.analysis.statistics import Interval, seed_interval
+from tools.analysis.statistics import SeedInterval, seed_interval
 
 
-def over_seeds(found: Sequence[Any]) -> dict[str, Interval]:
+def over_seeds(found: Sequence[Any]) -> dict[str, SeedInterval]:
     """{quantity: `seed_interval`} of measurements with different seeds."""
     intervals = {}
     for key in vars(found[0]):
@@ -18,7 +18,7 @@ def over_seeds(found: Sequence[Any]) -> dict[str, Interval]:
     return intervals
 
 
-def gains(found: Sequence[Any], others: Sequence[Any], keys: Iterable[str]) -> dict[str, Interval]:
+def gains(found: Sequence[Any], others: Sequence[Any], keys: Iterable[str]) -> dict[str, SeedInterval]:
     """{<quantity>_gain: `seed_interval` of the difference} of pairs of measurements with the same seed."""
     intervals = {}
     for key in keys:
@@ -58,8 +58,8 @@ def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, dra
     return figure
 
 
-def draw_intervals(axes: Axes, x: Sequence[float], intervals: Sequence[Interval], **style: Any) -> None:
+def draw_intervals(axes: Axes, x: Sequence[float], intervals: Sequence[SeedInterval], **style: Any) -> None:
     """Draw means with error bars; style is that of `Axes.errorbar`."""
-    means = [one["mean"] for one in intervals]
-    halves = [one["high"] - one["mean"] for one in intervals]
+    means = [one.mean for one in intervals]
+    halves = [one.high - one.mean for one in intervals]
     axes.errorbar(x, means, halves, **{"fmt": "o-", "ms": 4, "capsize": 2, **style})

@@ -131,7 +131,7 @@ def _laid_out(content: dict) -> str:
 
 
 def _earlier(path: Path, head: dict) -> dict:
-    """The content of an earlier results.json, to be completed; of a new one if there is none."""
+    """The content of an earlier results.json, to be completed, or of a new one."""
     if not path.exists():
         return {**head, "experiments": {}, "made_by": {}}
     try:

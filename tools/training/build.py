@@ -44,7 +44,7 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
     """Load a data set and divide it among the processes."""
     with processes.first_goes_ahead():  # so that only one downloads and decodes
         parts = dataset.load(config)
-    for name, part in parts.items():
+    for name, part in vars(parts).items():
         if not len(part):
             raise UserError(f"{dataset.name} is too small: its {name} part has no samples")
     limit = DEBUG_BATCHES if config.debug else None
@@ -58,9 +58,9 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
     def share(part):
         return part.subset(processes.part(len(part))) if processes.count > 1 else part
 
-    train = parts["train"].batches(**options, **training, processes=processes)
-    val, test = share(parts["val"]).batches(**options), share(parts["test"]).batches(**options)
-    return Data(train, val, test, len(parts["val"]))
+    train = parts.train.batches(**options, **training, processes=processes)
+    val, test = share(parts.val).batches(**options), share(parts.test).batches(**options)
+    return Data(train, val, test, len(parts.val))
 
 
 def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn.Module:
@@ -79,22 +79,17 @@ def build_learner(
     """What trains a network, in epochs of `batches` batches; afterwards processes draw different random numbers."""
     trained = processes.replicated(net, device)
     optimizer = optim.build_optimizer(config.optim, net, config.lr, config.weight_decay)
-    try:
-        criterion = build_loss(config.loss, config.label_smoothing, config.lambda_tet)
-        regularizer = None if config.reg == "no" else build_regularizer(config.reg, config.target_rate)
-    except ValueError as error:  # raised by `crits` about settings that did not go through the parser
-        raise UserError(str(error)) from error
     ema = None
     if config.ema:
         ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     learner = Learner(
         net=torch.compile(trained) if config.compile else trained,
-        criterion=criterion,
+        criterion=build_loss(config.loss, config.label_smoothing, config.lambda_tet),
         optimizer=optimizer,
         scheduler=optim.build_scheduler(config.scheduler, optimizer, config.epochs * batches // config.accumulate),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
         forward=ForwardPass(device, config.timestep, config.amp),
-        regularizer=regularizer,
+        regularizer=None if config.reg == "no" else build_regularizer(config.reg, config.target_rate),
         regularizer_weight=config.lambda1,
         clip_grad=config.clip_grad,
         ema=ema,

@@ -14,7 +14,7 @@ from .progress import Progress
 
 logger = logging.getLogger(__name__)
 CHECK_EVERY = 25  # steps between checks on an accelerator: each check waits for it
-MOST_SKIPPED = 10  # at so many steps in a row that are not finite, the run has diverged
+MOST_SKIPPED = 10  # steps in a row that are not finite: the run has then diverged
 
 
 class Diverged(RuntimeError):

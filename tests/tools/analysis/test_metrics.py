@@ -41,9 +41,9 @@ def test_the_calibration_error_by_hand():
 
 def test_the_bins_of_a_reliability_diagram_by_hand():
     low, high = metrics.reliability(PREDICTIONS, TARGET, bins=2)
-    assert low == {"confidence": pytest.approx(0.65), "accuracy": 0.5, "count": 2}
-    assert high == {"confidence": pytest.approx(0.85), "accuracy": 1.0, "count": 2}
-    assert sum(row["count"] for row in metrics.reliability(PREDICTIONS, TARGET, bins=15)) == 4  # no empty bins
+    assert low == metrics.Bin(pytest.approx(0.65), accuracy=0.5, count=2)
+    assert high == metrics.Bin(pytest.approx(0.85), accuracy=1.0, count=2)
+    assert sum(one.count for one in metrics.reliability(PREDICTIONS, TARGET, bins=15)) == 4  # no empty bins
 
 
 def test_calibrated_predictions_have_a_small_error_and_others_a_larger_one():
@@ -103,17 +103,17 @@ def noisy_draws(count, samples, seed, noise=2.0):
 def test_more_draws_are_better_and_what_they_disagree_about_shows():
     draws, target = noisy_draws(16, 2000, 0)
     rows = metrics.ensemble_curve(draws, target, *noisy_draws(16, 1000, 1))
-    assert [(row["draws"], row["ensembles"]) for row in rows] == [(1, 16), (2, 8), (4, 4), (8, 2), (16, 1)]
+    assert [(row.draws, row.ensembles) for row in rows] == [(1, 16), (2, 8), (4, 4), (8, 2), (16, 1)]
     for name in ("nll", "brier", "risk_coverage_area"):
-        values = [row[name] for row in rows]
+        values = [row.scores[name] for row in rows]
         assert values == sorted(values, reverse=True)
-    assert rows[0]["mutual_information"] == pytest.approx(0, abs=1e-9) and rows[4]["mutual_information"] > 0.1
-    one = rows[0]  # too confident: its noise is not known to it
-    assert one["temperature"] > 1.2 and one["nll_scaled"] < one["nll"]
+    one, sixteen = rows[0].scores, rows[4].scores
+    assert one["mutual_information"] == pytest.approx(0, abs=1e-9) and sixteen["mutual_information"] > 0.1
+    assert one["temperature"] > 1.2 and one["nll_scaled"] < one["nll"]  # too confident: its noise is not known to it
     assert one["calibration_error_scaled"] < 0.5 * one["calibration_error"]
     last = metrics.mean_prediction(draws)
-    assert rows[4]["accuracy"] == metrics.accuracy(last, target)
-    assert rows[4]["nll"] == metrics.negative_log_likelihood(last, target)
+    assert sixteen["accuracy"] == metrics.accuracy(last, target)
+    assert sixteen["nll"] == metrics.negative_log_likelihood(last, target)
 
 
 def test_the_temperature_is_fitted_on_validation_data_alone():
@@ -121,9 +121,9 @@ def test_the_temperature_is_fitted_on_validation_data_alone():
     validation = noisy_draws(4, 500, 1)
     rows = metrics.ensemble_curve(draws, target, *validation, sizes=(1, 4))
     other = metrics.ensemble_curve(draws, target.roll(7), *validation, sizes=(1, 4))
-    assert [row["temperature"] for row in rows] == [row["temperature"] for row in other]
+    assert [row.scores["temperature"] for row in rows] == [row.scores["temperature"] for row in other]
     expected = metrics.fit_temperature(metrics.mean_prediction(validation[0]), validation[1])
-    assert rows[1]["temperature"] == expected
+    assert rows[1].scores["temperature"] == expected
 
 
 def test_too_few_draws_are_refused():
@@ -134,11 +134,17 @@ def test_too_few_draws_are_refused():
 def test_another_data_set_is_told_by_its_uncertainty():
     inside, _ = noisy_draws(4, 500, 0, noise=0.1)
     outside = (0.1 * torch.randn(4, 300, 3, generator=torch.Generator().manual_seed(1))).log_softmax(-1)
-    one, four = metrics.out_of_distribution(inside, outside, sizes=(1, 4))
+    one, four = (point.scores for point in metrics.out_of_distribution(inside, outside, sizes=(1, 4)))
     assert one["mutual_information"] == 0.5  # one draw disagrees with nobody
     assert min(one["predictive"], one["confidence"], four["predictive"], four["confidence"]) > 0.9
-    assert all(
-        value == pytest.approx(0.5)
-        for name, value in metrics.out_of_distribution(inside, inside, (2,))[0].items()
-        if name != "draws"
-    )
+    (same,) = metrics.out_of_distribution(inside, inside, (2,))
+    assert list(same.scores.values()) == pytest.approx([0.5] * 3)
+
+
+def test_a_point_of_a_curve_is_one_dictionary_in_files():
+    point = metrics.CurvePoint({"nll": 0.5}, draws=2, ensembles=8)
+    assert list(point.as_json().items()) == [("draws", 2), ("ensembles", 8), ("nll", 0.5)]
+    more = metrics.CurvePoint({"nll": 0.5}, draws=1, ensembles=4, factor=2, timesteps=4)
+    assert list(more.as_json()) == ["factor", "timesteps", "draws", "ensembles", "nll"]
+    for one in (point, more):
+        assert metrics.CurvePoint.from_json(one.as_json()) == one

@@ -3,17 +3,23 @@
 import numpy as np
 import pytest
 
-from tools.analysis.statistics import holm, paired_difference, seed_difference, seed_interval
+from tools.analysis.statistics import (
+    PairedDifference,
+    SeedDifference,
+    SeedInterval,
+    holm,
+    paired_difference,
+    seed_difference,
+    seed_interval,
+)
 
 
 def test_the_interval_over_seeds_by_hand():
     interval = seed_interval([1.0, 2.0, 3.0])
     half = 4.302653 * 1 / 3**0.5  # the 97.5 % quantile of t with two degrees of freedom
-    assert interval["mean"] == 2 and interval["seeds"] == 3
-    assert interval["low"] == pytest.approx(2 - half, rel=1e-6) and interval["high"] == pytest.approx(
-        2 + half, rel=1e-6
-    )
-    assert seed_interval([0.9]) == {"mean": 0.9, "low": None, "high": None, "seeds": 1}
+    assert interval.mean == 2 and interval.seeds == 3
+    assert interval.low == pytest.approx(2 - half, rel=1e-6) and interval.high == pytest.approx(2 + half, rel=1e-6)
+    assert seed_interval([0.9]) == SeedInterval(0.9, None, None, 1)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
@@ -21,7 +27,7 @@ def test_intervals_over_seeds_cover_the_truth_as_often_as_they_say(seeds):
     random, covered, trials = np.random.default_rng(seeds), 0, 2000
     for _ in range(trials):
         interval = seed_interval(random.normal(0.7, 0.1, seeds))
-        covered += interval["low"] <= 0.7 <= interval["high"]
+        covered += interval.low <= 0.7 <= interval.high
     assert covered / trials == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / trials) ** 0.5)
 
 
@@ -32,18 +38,18 @@ def test_differences_over_seeds_cover_the_truth_about_as_often_as_they_say(seeds
     for _ in range(trials):
         first, second = random.normal(0.7, 0.1, seeds), random.normal(0.6, 0.1, others)
         interval = seed_difference(first, second)
-        covered += interval["low"] <= 0.1 <= interval["high"]
-        found += seed_difference(first - 0.1, second)["p"] < 0.05
+        covered += interval.low <= 0.1 <= interval.high
+        found += seed_difference(first - 0.1, second).p < 0.05
     assert 0.94 <= covered / trials <= 0.985
     assert found / trials <= 0.06
 
 
 def test_the_difference_over_seeds_by_hand():
     test = seed_difference([1.0, 3.0], [0.0, 0.0])  # variance 2 and 0: one degree of freedom, error 1
-    assert (test["low"], test["high"]) == pytest.approx((2 - 12.7062, 2 + 12.7062), rel=1e-4)
-    assert test["p"] == pytest.approx(2 * (0.5 - np.arctan(2.0) / np.pi), rel=1e-4)  # t of one degree is Cauchy
-    assert seed_difference([1.0], [0.0, 0.1]) == {"low": None, "high": None, "p": None}
-    assert seed_difference([1.0, 1.0], [0.5, 0.5]) == {"low": 0.5, "high": 0.5, "p": None}
+    assert (test.low, test.high) == pytest.approx((2 - 12.7062, 2 + 12.7062), rel=1e-4)
+    assert test.p == pytest.approx(2 * (0.5 - np.arctan(2.0) / np.pi), rel=1e-4)  # t of one degree is Cauchy
+    assert seed_difference([1.0], [0.0, 0.1]) == SeedDifference(None, None, None)
+    assert seed_difference([1.0, 1.0], [0.5, 0.5]) == SeedDifference(0.5, 0.5, None)
 
 
 def correctness(random, count, chance):
@@ -57,14 +63,14 @@ def test_paired_intervals_cover_the_truth_as_often_as_they_say():
         hard = random.random(300)
         first, second = random.binomial(5, hard) / 5, random.binomial(5, 0.9 * hard) / 5
         interval = paired_difference(first, second, resamples=1000, seed=trial)
-        covered += interval["low"] <= 0.05 <= interval["high"]  # E[0.1 hard]
+        covered += interval.low <= 0.05 <= interval.high  # E[0.1 hard]
     assert covered / trials == pytest.approx(0.95, abs=0.03)
 
 
 def test_equal_networks_are_called_different_as_often_as_allowed():
     random, trials = np.random.default_rng(1), 1000
     found = sum(
-        paired_difference(correctness(random, 300, 0.7), correctness(random, 300, 0.7), resamples=1000)["p"] < 0.05
+        paired_difference(correctness(random, 300, 0.7), correctness(random, 300, 0.7), resamples=1000).p < 0.05
         for _ in range(trials)
     )
     assert found / trials == pytest.approx(0.05, abs=0.03)
@@ -74,10 +80,10 @@ def test_pairing_sees_what_unpaired_means_would_not():
     random = np.random.default_rng(2)
     hard = random.random(200)
     result = paired_difference(hard + 0.02, hard + random.normal(0, 0.02, 200))
-    assert result["p"] < 0.001 and result["low"] > 0.01
-    assert paired_difference(hard, hard) == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert result.p < 0.001 and result.low > 0.01
+    assert paired_difference(hard, hard) == PairedDifference(0.0, 0.0, 0.0, 1.0)
     swapped = paired_difference(hard + random.normal(0, 0.02, 200), hard + 0.02)
-    assert swapped["high"] < 0 and swapped["p"] < 0.001
+    assert swapped.high < 0 and swapped.p < 0.001
 
 
 def test_resamples_are_those_of_samples_drawn_with_replacement():
@@ -85,7 +91,7 @@ def test_resamples_are_those_of_samples_drawn_with_replacement():
     first, second = correctness(random, 50, 0.7), correctness(random, 50, 0.6)
     means = [(first - second)[random.integers(50, size=50)].mean() for _ in range(20_000)]
     result = paired_difference(first, second)
-    assert [result["low"], result["high"]] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
+    assert [result.low, result.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
 
 
 def test_holm_by_hand():

@@ -299,3 +299,46 @@ def test_wrong_flags_need_nothing_that_runs(repository):
     code = "import tools.cli\nclass Data: name, has_pixels = 'x', True\n"
     code += "try: tools.cli.train(Data, argv=['--epohcs', '3'])\nexcept SystemExit: pass"
     assert imported(repository, code) == "[]"
+
+
+CHOICES = ["init", "optim", "scheduler", "loss", "reg", "neuron", "model", "amp", "on_nonfinite", "frames_by", "split"]
+
+
+@pytest.mark.parametrize("setting", CHOICES)
+def test_an_unknown_name_in_python_is_an_error_that_lists_the_known_ones(setting):
+    offered = ", ".join(settings(TrainConfig)[setting].allowed())
+    with pytest.raises(UserError, match=f"{setting} must be one of {offered}; got 'nosuch'"):
+        TrainConfig(**{setting: "nosuch"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"minibatch": 0}, "minibatch must be at least 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be below 1"),
+        ({"lr": float("nan")}, "lr must be finite"),
+        ({"epochs": "3"}, "epochs must be int, got '3'"),
+        ({"sigma": "0.3"}, "sigma must be float"),
+    ],
+)
+def test_a_configuration_made_in_python_is_checked_as_flags_are(wrong, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**wrong)
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TrainConfig(), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"perturbation": ["pepper"]}, "perturbation must be one of"),
+        ({"perturbation": "sp"}, "perturbation must be a list"),
+        ({"severity": [6]}, "severity must be at most 5"),
+        ({"attack_preset": "nosuch"}, "attack_preset must be one of"),
+        ({"draws": 0}, "draws must be at least 1"),
+        ({"neuron": "nosuch"}, "neuron must be one of"),
+    ],
+)
+def test_so_is_that_of_an_evaluation(wrong, message):
+    with pytest.raises(UserError, match=message):
+        EvaluationConfig(**wrong)

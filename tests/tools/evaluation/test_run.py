@@ -174,7 +174,7 @@ def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots
     points = [one.perturbations["membrane"][2] for one in results["NSNN"]]
     means = [point.accuracy_mean for point in points]
     assert row["kinds"]["NSNN"] == {
-        **seed_interval(means),
+        **vars(seed_interval(means)),
         "draws_std": pytest.approx(np.mean([point.accuracy_std for point in points])),
     }
     (difference,) = row["differences"]

@@ -13,6 +13,7 @@ from PIL import Image
 from dataset_utils import DATASETS
 from models import build_model, build_neuron
 from models.layers import Normalize
+from tests.tools.data.test_corruptions import write_corruptions
 from tools import inference
 from tools.attacks.campaign import PRESETS, Preset
 from tools.config.evaluate import EvaluationConfig
@@ -22,12 +23,13 @@ from tools.errors import UserError
 from tools.evaluation.conditions import conditions
 from tools.evaluation.measurements import Measurement
 from tools.evaluation.measurements.attacks import Attacks
+from tools.evaluation.measurements.efficiency import Efficiency
+from tools.evaluation.measurements.uncertainty import Uncertainty
 from tools.evaluation.report.page import Section
 from tools.evaluation.run import MEASUREMENTS, evaluate, run_tests
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
 from tools.perturb import PERTURBATIONS
-from tools.perturb.corruptions import CorruptionFolder
 from tools.training.run import Training
 
 
@@ -68,6 +70,13 @@ def snapshot(trained, stripes, tmp_path, neuron="NILIF", **options):
 
 def evaluated(*args, **options):
     return evaluate(snapshot(*args, **options))
+
+
+def stored(path):
+    """The content of a stored report without what it is known by."""
+    content = json.loads(path.read_text())
+    del content["crc32"], content["identity"]
+    return content
 
 
 def test_draws_are_reported_as_mean_and_standard_deviation(trained, stripes, tmp_path):
@@ -233,7 +242,7 @@ def test_a_narrower_run_keeps_what_a_wider_one_has_measured(trained, stripes, tm
 @pytest.mark.parametrize("change", ["images", "labels", "corruption", "fold", "minibatch", "draws", "weights"])
 def test_what_results_depend_on_is_measured_again_when_it_changes(trained, stripes, tmp_path, monkeypatch, change):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
-    path, data = tmp_path / "best.pth", stripes.load()["test"]
+    path, data = tmp_path / "best.pth", stripes.load().test
     path.write_bytes(trained["NILIF"].read_bytes())
     write_corruptions(tmp_path / "c", data.images, data.labels)
     options = dict(draws=2, n_ensembles=2, corruptions=str(tmp_path / "c"))
@@ -362,8 +371,9 @@ def test_another_measurement_is_one_class_and_one_entry(trained, stripes, tmp_pa
 
 
 def test_the_efficiency_of_a_tested_network_is_written(trained, stripes, tmp_path):
-    evaluated(trained, stripes, tmp_path, "LIF", efficiency=True)
-    content = json.loads((tmp_path / "efficiency.json").read_text())
+    report = evaluated(trained, stripes, tmp_path, "LIF", efficiency=True).reports["efficiency"]
+    content = stored(tmp_path / "efficiency.json")
+    assert Efficiency().from_json(dict(content)) == report
     assert len(content["firing_rates"]) == 8 and all(0 <= rate <= 1 for rate in content["firing_rates"].values())
     assert content["layers"]["stem.conv"]["kind"] == "MAC" and content["layers"]["features.0.conv.conv"]["kind"] == "AC"
     # A layer's neurons send on average rate * T spikes to each of their connections.
@@ -374,8 +384,9 @@ def test_the_efficiency_of_a_tested_network_is_written(trained, stripes, tmp_pat
 def test_uncertainty_is_scored_against_draws_time_steps_and_another_data_set(trained, stripes, tmp_path):
     others = {"noise": dataclasses.replace(stripes, name="noise"), "large": DATASETS["mnist5k"]}
     options = EvaluationConfig(snapshot=str(trained["NILIF"]), out=str(tmp_path), uncertainty=True, ood="noise")
-    evaluate(Snapshot(options, stripes, others))
-    report = json.loads((tmp_path / "uncertainty.json").read_text())
+    measured = evaluate(Snapshot(options, stripes, others)).reports["uncertainty"]
+    report = stored(tmp_path / "uncertainty.json")
+    assert Uncertainty().from_json(dict(report)) == measured
     assert [row["draws"] for row in report["curve"]] == [1, 2, 4, 8, 16]
     more = [(row["factor"], row["timesteps"], row["ensembles"]) for row in report["more_time_steps"]]
     assert more == [(2, 4, 8), (4, 8, 4), (8, 16, 2), (16, 32, 1)]  # passes as many as those of the curve
@@ -513,19 +524,8 @@ def test_a_severity_needs_a_perturbation():
         conditions(EvaluationConfig(severity=[1]), has_pixels=True)
 
 
-def write_corruptions(folder, images, labels):
-    """Files as CIFAR-10-C has them; severity k has the pixels of the images raised by k."""
-    folder.mkdir()
-    pixels = images.permute(0, 2, 3, 1).numpy()
-    for name in ("fog", "snow"):
-        np.save(
-            folder / f"{name}.npy", np.concatenate([np.minimum(pixels + k, 255) for k in range(1, 6)]).astype("uint8")
-        )
-    np.save(folder / "labels.npy", np.tile(labels.numpy(), 5))
-
-
 def test_a_folder_in_the_format_of_cifar10c_is_tested(trained, stripes, tmp_path):
-    data = stripes.load()["test"]
+    data = stripes.load().test
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # not that of the test part
     write_corruptions(tmp_path / "c", data.images[order], data.labels[order])
     test = snapshot(trained, stripes, tmp_path / "out", "LIF", corruptions=str(tmp_path / "c"), draws=2)
@@ -539,43 +539,6 @@ def test_a_folder_in_the_format_of_cifar10c_is_tested(trained, stripes, tmp_path
     assert results["fog"][1].accuracy_mean > 0.9 and (tmp_path / "out" / "snow.png").exists()
 
 
-def test_a_folder_of_corruptions_that_does_not_fit_is_refused_by_file(stripes, tmp_path):
-    data = stripes.load()["test"]
-
-    def refused(message, error=ValueError):
-        with pytest.raises(error, match=message):
-            CorruptionFolder(tmp_path / "c", stripes.in_shape, 2)
-
-    refused("needs labels.npy", FileNotFoundError)
-    write_corruptions(tmp_path / "c", data.images, data.labels)
-    (tmp_path / "c" / "._fog.npy").write_bytes(b"which macOS leaves behind")
-    folder = CorruptionFolder(tmp_path / "c", stripes.in_shape, 2)
-    assert folder.names == ["fog", "snow"] and len(folder.part("snow", 5)) == 50
-    labels = np.load(tmp_path / "c" / "labels.npy")
-    for content, message in (
-        (labels + 1, "outside 0 to 1"),
-        (labels[:-1], "equally many"),
-        (labels.astype(float), "integers"),
-        (np.where(np.arange(250) == 249, 1 - labels, labels), "differs between severities"),
-    ):
-        np.save(tmp_path / "c" / "labels.npy", content)
-        refused(message)
-    np.save(tmp_path / "c" / "labels.npy", labels[:50])  # once is enough
-    assert CorruptionFolder(tmp_path / "c", stripes.in_shape, 2).labels.equal(data.labels)
-    snow = np.load(tmp_path / "c" / "snow.npy")
-    for content, message in (
-        (snow[:-5], "equally many"),
-        (snow[:, :4], "snow.npy must be uint8"),
-        (snow / 255, "uint8"),
-    ):
-        np.save(tmp_path / "c" / "snow.npy", content)
-        refused(message)
-    (tmp_path / "c" / "snow.npy").write_bytes(b"no array")
-    refused("snow.npy .* .npy file")
-    np.save(tmp_path / "c" / "snow.npy", np.array([{}], dtype=object), allow_pickle=True)  # a pickle is not run
-    refused("snow.npy .* .npy file")
-
-
 def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
     tiny = Preset(8, 2, 2, 1, ("own",), (("linf", 8 / 255),), 4)
@@ -583,16 +546,14 @@ def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, mon
     report = evaluated(trained, stripes, tmp_path, attack_preset="quick").reports["attacks"]
     assert report.images == 8 and report.clean.draws == 100 and report.settings["steps"] == 2
     monkeypatch.setattr("tools.evaluation.measurements.attacks.Campaign", None)
-    stored = json.loads((tmp_path / "attacks-quick.json").read_text())
-    del stored["crc32"], stored["identity"]
-    assert Attacks().as_json(report) == stored
+    assert Attacks().as_json(report) == stored(tmp_path / "attacks-quick.json")
     assert evaluated(trained, stripes, tmp_path, attack_preset="quick").reports["attacks"] == report
 
 
 def test_confusion_and_worst_samples_are_those_of_the_clean_test(trained, stripes, tmp_path):
     (point,) = evaluated(trained, stripes, tmp_path, draws=3, sigma=1.0).perturbations["clean"]
     confusion = torch.tensor(point.confusion)
-    labels = stripes.load()["test"].labels
+    labels = stripes.load().test.labels
     assert confusion.sum(1).tolist() == pytest.approx(labels.bincount().tolist())
     assert confusion.diagonal().sum().item() == pytest.approx(50 * point.accuracy_mean, rel=1e-5)
     losses = [one.loss for one in point.worst]

@@ -170,7 +170,7 @@ def test_rates_and_operations_are_counted_together_in_either_order():
         net(X)
     with firing_rates(net) as outer, count_operations(net, batch_dim=1) as again:
         net(X)
-    assert inner.rates() == outer.rates() and operations.report() == again.report()
+    assert inner.rates() == outer.rates() and operations.cost() == again.cost()
     assert not {"run", "step"} & set(vars(net.lif))
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from models import build_model, build_neuron
 from tools.errors import UserError
-from tools.probes.operations import count_operations
+from tools.probes.operations import LayerCost, count_operations
 
 
 class Frame(nn.Module):
@@ -50,12 +50,12 @@ def test_operations_of_a_convolution_are_its_connections(layer):
     with count_operations(net) as record:
         net(x)
         net(x)
-    report = record.report()
-    assert report["layers"]["layer"]["kind"] == "AC" and report["mac"] == 0
-    assert report["ac"] == connections(layer, x) / 2
-    assert report["relu_mac"] == connections(layer, torch.ones(1, 2, 5, 6))
-    assert report["energy_nj"] == pytest.approx(0.9e-3 * report["ac"])
-    assert report["relu_energy_nj"] == pytest.approx(4.6e-3 * report["relu_mac"])
+    report = record.cost()
+    assert report.layers["layer"].kind == "AC" and report.mac == 0
+    assert report.ac == connections(layer, x) / 2
+    assert report.relu_mac == connections(layer, torch.ones(1, 2, 5, 6))
+    assert report.energy_nj == pytest.approx(0.9e-3 * report.ac)
+    assert report.relu_energy_nj == pytest.approx(4.6e-3 * report.relu_mac)
 
 
 @pytest.mark.parametrize("layer", [nn.Conv1d(2, 4, 3, 2, 1, groups=2), nn.Conv3d(2, 3, 3, padding="same")])
@@ -65,9 +65,9 @@ def test_convolutions_of_other_dimensions_are_counted(layer):
     net = Frame(layer)
     with count_operations(net) as record, torch.inference_mode():
         net(x)
-    report = record.report()
-    assert record.samples == 2 and report["ac"] == connections(layer, x) / 2
-    assert report["relu_mac"] == connections(layer, torch.ones(x[:1].shape))
+    report = record.cost()
+    assert record.samples == 2 and report.ac == connections(layer, x) / 2
+    assert report.relu_mac == connections(layer, torch.ones(x[:1].shape))
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_other_values_than_spikes_are_multiplied():
     with count_operations(net) as record:
         net(torch.tensor([[[[0.0, 0.0, 1.0, 0.5]]]]))
         net(torch.tensor([[[[0.0, 1.0, 1.0, 1.0]]]]))
-    report = record.report()
-    assert report["layers"]["layer"] == {"operations": (2 + 3) * 3 / 2, "kind": "MAC", "dense": 12}
-    assert report["energy_nj"] == pytest.approx(4.6e-3 * 7.5)
+    report = record.cost()
+    assert report.layers["layer"] == LayerCost((2 + 3) * 3 / 2, "MAC", 12)
+    assert report.energy_nj == pytest.approx(4.6e-3 * 7.5)
 
 
 @pytest.mark.parametrize("model", ["sresnet18", "vggwoap", "vgg", "cifarnet", "toynet"])
@@ -102,8 +102,8 @@ def test_the_layers_of_a_network_are_counted_from_their_spikes(model):
             module.register_forward_pre_hook(lambda module, args, name=name: inputs.update({name: args[0].clone()}))
     with count_operations(net) as record, torch.no_grad():
         net(images, timesteps=steps)
-    report = record.report()
-    layers = {name: row for name, row in report["layers"].items() if not name.endswith(".identity")}
+    report = record.cost()
+    layers = {name: row for name, row in report.layers.items() if not name.endswith(".identity")}
     assert record.samples == 4 and layers.keys() == inputs.keys()
     for name, row in layers.items():
         layer, x = net.get_submodule(name), inputs[name]
@@ -112,11 +112,11 @@ def test_the_layers_of_a_network_are_counted_from_their_spikes(model):
             reached = nn.functional.linear((x != 0).double(), ones.double())
         else:
             reached = nn.functional.conv2d((x != 0).double(), ones.double(), None, layer.stride, layer.padding)
-        assert row["operations"] == pytest.approx(reached.sum().item() / 4)
-        assert row["kind"] == ("AC" if set(x.unique().tolist()) <= {0.0, 1.0} else "MAC")
+        assert row.operations == pytest.approx(reached.sum().item() / 4)
+        assert row.kind == ("AC" if set(x.unique().tolist()) <= {0.0, 1.0} else "MAC")
     stem = next(iter(layers))
-    assert layers[stem]["kind"] == "MAC" and layers[stem]["operations"] == layers[stem]["dense"]  # once, not T times
-    fires = any(row["kind"] == "AC" and row["operations"] > 0 for row in layers.values())
+    assert layers[stem].kind == "MAC" and layers[stem].operations == layers[stem].dense  # once, not T times
+    fires = any(row.kind == "AC" and row.operations > 0 for row in layers.values())
     assert fires or model == "toynet"  # whose three neurons stay silent here
 
 
@@ -127,10 +127,10 @@ def test_identity_paths_are_counted_from_the_spikes_that_take_them():
     net.stem_neuron.register_forward_hook(lambda module, args, out: spikes.append(out.sum().item()))
     with count_operations(net) as record, torch.no_grad():
         net(torch.rand(4, 1, 8, 8), timesteps=3)
-    layers = record.report()["layers"]
+    layers = record.cost().layers
     assert sum(name.endswith(".identity") for name in layers) == 5  # the three others change the shape
-    assert spikes[0] > 0 and layers["stages.0.0.identity"]["operations"] == spikes[0] / 4
-    assert layers["stages.0.0.identity"]["kind"] == "AC"
+    assert spikes[0] > 0 and layers["stages.0.0.identity"].operations == spikes[0] / 4
+    assert layers["stages.0.0.identity"].kind == "AC"
 
 
 def test_the_hooks_are_gone_after_the_block_():
@@ -158,7 +158,7 @@ SPIKES = (torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0)) < 0
 def identities(net, x=SPIKES):
     with count_operations(net) as record, torch.no_grad():
         net(x)
-    return {name: row for name, row in record.report()["layers"].items() if "identity" in name}
+    return {name: row for name, row in record.cost().layers.items() if "identity" in name}
 
 
 def into_zeros(x):
@@ -195,7 +195,7 @@ def into_zeros(x):
 )
 def test_the_identity_path_of_any_block_is_counted(form):
     block = Shortcut(form)
-    expected = {"operations": SPIKES.sum().item() / 3, "kind": "AC", "dense": 2 * 4 * 5}
+    expected = LayerCost(SPIKES.sum().item() / 3, "AC", 2 * 4 * 5)
     assert identities(nn.Sequential(block)) == {"0.identity": expected}
     assert identities(block) == {"identity": expected}
 
@@ -220,13 +220,13 @@ def test_sums_of_currents_and_constants_are_no_identity_path(form):
 
 def test_spikes_made_by_comparison_are_no_current():
     found = identities(Shortcut(lambda block, x: (block.conv(x) > -9).to(x.dtype) + block.conv(x)))
-    assert found == {"identity": {"operations": 40, "kind": "AC", "dense": 40}}
+    assert found == {"identity": LayerCost(40, "AC", 40)}
 
 
 def test_sums_of_spikes_count_both_operands():
     other = 1 - SPIKES
     found = identities(Shortcut(lambda block, x: block.conv(x + other)))
-    assert {name: row["operations"] * 3 for name, row in found.items()} == {
+    assert {name: row.operations * 3 for name, row in found.items()} == {
         "identity": SPIKES.sum().item(),
         "identity2": other.sum().item(),
     }
@@ -237,21 +237,21 @@ def test_identity_paths_add_where_the_relu_network_multiplies():
     with count_operations(net) as record, torch.no_grad():
         net(SPIKES)
         net(SPIKES)
-    report = record.report()
-    assert report["layers"]["identity"]["kind"] == "MAC"  # values other than spikes take it
-    assert report["layers"]["identity"]["operations"] == SPIKES.sum().item() / 3
-    assert report["relu_ac"] == 40 and report["relu_mac"] == report["layers"]["conv"]["dense"]
+    report = record.cost()
+    assert report.layers["identity"].kind == "MAC"  # values other than spikes take it
+    assert report.layers["identity"].operations == SPIKES.sum().item() / 3
+    assert report.relu_ac == 40 and report.relu_mac == report.layers["conv"].dense
 
 
 def test_a_subtracted_negative_is_an_identity_path_too():
     found = identities(Shortcut(lambda block, x: block.conv(x) - (-x)))
-    assert found == {"identity": {"operations": SPIKES.sum().item() / 3, "kind": "MAC", "dense": 40}}
+    assert found == {"identity": LayerCost(SPIKES.sum().item() / 3, "MAC", 40)}
 
 
 def test_a_loop_over_steps_adds_to_one_path_and_one_over_layers_does_not():
     x = torch.stack([SPIKES, 1 - SPIKES, SPIKES])
     found = identities(Shortcut(lambda block, x: torch.stack([x_t + block.conv(x_t) for x_t in x])), x)
-    assert found == {"identity": {"operations": x.sum().item() / 3, "kind": "AC", "dense": 40}}
+    assert found == {"identity": LayerCost(x.sum().item() / 3, "AC", 40)}
     layers = Shortcut(lambda block, x: [x + block.norm(layer(x)) for layer in (block.conv, block.down)])
     assert identities(layers, x[0]).keys() == {"identity", "identity2"}
 
@@ -275,7 +275,7 @@ def test_spikes_of_a_neuron_are_no_current(kind, streams):
     net.neuron = build_neuron(kind)()
     nn.init.constant_(net.conv.weight, 1.0)
     found = identities(net)
-    assert found.keys() == {"identity"} and found["identity"]["operations"] > 0
+    assert found.keys() == {"identity"} and found["identity"].operations > 0
     assert "step" not in vars(net.neuron)
 
 
@@ -297,10 +297,10 @@ def test_tokens_are_counted_in_batches_of_any_size(form):
     with count_operations(net) as record, torch.inference_mode():
         for x in batches:
             net(x)
-    layers, total = record.report()["layers"], sum(x.numel() for x in batches)
+    layers, total = record.cost().layers, sum(x.numel() for x in batches)
     assert record.samples == 8
-    assert layers["identity"] == {"operations": total / 8, "kind": "MAC", "dense": 20}
-    assert layers["linear"] == {"operations": total * 4 / 8, "kind": "MAC", "dense": 80}
+    assert layers["identity"] == LayerCost(total / 8, "MAC", 20)
+    assert layers["linear"] == LayerCost(total * 4 / 8, "MAC", 80)
 
 
 def test_activations_that_are_no_batch_are_an_error():
@@ -337,5 +337,5 @@ def test_a_failed_pass_leaves_no_module_running():
             net(SPIKES)
         inner.form = lambda block, x: x
         net(SPIKES)
-    assert [name for name in record.report()["layers"] if "identity" in name] == ["0.identity"]
+    assert [name for name in record.cost().layers if "identity" in name] == ["0.identity"]
     assert not any(module._forward_hooks for module in net.modules())

@@ -120,7 +120,7 @@ class Indices(Batches):
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_samples_of_a_pass_are_shared_without_loss_or_double(stripes, count, accumulate):
-    data = stripes.load()["train"]
+    data = stripes.load().train
     order = torch.randperm(len(data))
     seen = []
     for rank in range(count):

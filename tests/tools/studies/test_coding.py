@@ -398,16 +398,16 @@ def test_recordings_are_checked():
 
 @pytest.fixture(scope="module")
 def digits():
-    return DATASETS["mnist5k"].load()["train"].images[:, 0]
+    return DATASETS["mnist5k"].load().train.images[:, 0]
 
 
 @pytest.mark.slow
 def test_metrics_recover_the_truth(digits, tmp_path, figures):
     rows = experiments.truth(Study(tmp_path, quick=True), digits)["rows"]
-    assert max(abs(row["z"]) for row in rows) < 4
-    assert all(abs(row["mean"] - row["truth"]) < 0.03 * max(abs(row["truth"]), 0.1) for row in rows)
+    assert max(abs(row.z) for row in rows) < 4
+    assert all(abs(row.mean - row.truth) < 0.03 * max(abs(row.truth), 0.1) for row in rows)
     labels = [label.get_text() for label in figures["truth.png"].axes[0].get_yticklabels()]
-    assert labels == [f"{row['metric']}: {row['cells']}" for row in reversed(rows)]
+    assert labels == [f"{row.metric}: {row.cells}" for row in reversed(rows)]
 
 
 def test_pooled_trials_are_decoded_best_with_some_noise(digits):
@@ -460,12 +460,12 @@ def test_the_scale_of_the_noise_has_gains_over_the_same_population_without(digit
     rows = experiments.scale(study, digits)["rows"]
     levels = [seed % 7 for seed in study.seeds("scale", full=10, quick=5)]
     assert [row["std"] for row in rows][:2] == [0.0, 0.02]
-    assert rows[0]["fano"]["mean"] == pytest.approx(np.mean(levels)) and len(set(levels)) > 1
+    assert rows[0]["fano"].mean == pytest.approx(np.mean(levels)) and len(set(levels)) > 1
     for row in rows:
-        assert row["decoding_1_gain"]["mean"] == pytest.approx(-row["std"])
-        assert row["decoding_20_gain"]["mean"] == pytest.approx(2 * row["std"]) == row["decoding_20_gain"]["low"]
+        assert row["decoding_1_gain"].mean == pytest.approx(-row["std"])
+        assert row["decoding_20_gain"].mean == pytest.approx(2 * row["std"]) == row["decoding_20_gain"].low
     decoding = lines_of(figures["noise_scale.png"].axes[2])
-    assert decoding["20"][1] == [row["decoding_20"]["mean"] for row in rows]
+    assert decoding["20"][1] == [row["decoding_20"].mean for row in rows]
 
 
 @pytest.mark.parametrize("frame_s", [None, 0.01])

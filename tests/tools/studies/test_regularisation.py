@@ -196,14 +196,14 @@ def test_learnt_scales_have_a_row_for_each_scale_at_first(tmp_path, monkeypatch,
     found = experiments.learnt_scales(Study(tmp_path, quick=True), Data.of(stripes.load(), stripes.mean, stripes.std))
     assert [row["initial"] for row in found["rows"]] == [0.1, 0.3, 1.0] and found["seeds"] == 3
     for row in found["rows"]:
-        assert [layer["mean"] for layer in row["layers"]] == pytest.approx([10 * row["initial"], 20 * row["initial"]])
+        assert [layer.mean for layer in row["layers"]] == pytest.approx([10 * row["initial"], 20 * row["initial"]])
         accuracy = row["test_accuracy"]
-        assert 0.9 < accuracy["low"] < accuracy["mean"] < accuracy["high"] and accuracy["seeds"] == 3
+        assert 0.9 < accuracy.low < accuracy.mean < accuracy.high and accuracy.seeds == 3
     panels = figures["learnt_scales.png"].axes
     assert [panel.get_title() for panel in panels] == ["initially 0.1", "initially 0.3", "initially 1.0"]
     for panel, row in zip(panels, found["rows"]):
         layers = [lines_of(panel)[f"layer {layer}"] for layer in (1, 2)]
-        assert layers == [([0, 1], pytest.approx([row["initial"], final["mean"]])) for final in row["layers"]]
+        assert layers == [([0, 1], pytest.approx([row["initial"], final.mean])) for final in row["layers"]]
 
 
 def _learnt(job):
@@ -215,19 +215,20 @@ def test_the_results_have_all_laws_and_intervals(tmp_path, monkeypatch, stripes,
     monkeypatch.setattr(experiments, "measure", _measured)
     found = experiments.generalisation(Study(tmp_path, quick=True), Data.of(stripes.load(), stripes.mean, stripes.std))
     assert {row["law"] for row in found["rows"]} == {"Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy"}
-    assert len(found["rows"]) == 3 * 4 * 6 and all(row["gap"]["seeds"] == 3 for row in found["rows"])
+    assert len(found["rows"]) == 3 * 4 * 6 and all(row["gap"].seeds == 3 for row in found["rows"])
     for row in found["rows"]:
         for number, key in enumerate(
             experiments.GAINS, 1
         ):  # of pairs of the same seed, so that the interval is a point
-            gain = row[f"{key}_gain"] if row["noisy"] else dict.fromkeys(("low", "mean", "high"), 0.1 * number)
-            assert [gain[part] for part in ("low", "mean", "high")] == pytest.approx([0.1 * number] * 3)
+            if row["noisy"]:
+                gain = row[f"{key}_gain"]
+                assert [gain.low, gain.mean, gain.high] == pytest.approx([0.1 * number] * 3)
     gap = lines_of(figures["generalisation.png"].axes[1])["Gaussian"]  # the first row, 1,000 images
     rows = [row for row in found["rows"] if (row["images"], row["law"], row["noisy"]) == (1000, "Gaussian", True)]
-    assert gap == ([row["std"] for row in rows], [row["gap"]["mean"] for row in rows])
+    assert gap == ([row["std"] for row in rows], [row["gap"].mean for row in rows])
     accuracy = lines_of(figures["few_images.png"].axes[0])["Logistic"]
     rows = [row for row in found["rows"] if (row["std"], row["law"], row["noisy"]) == (0.3, "Logistic", True)]
-    assert accuracy[1] == [row["test_accuracy"]["mean"] for row in rows]
+    assert accuracy[1] == [row["test_accuracy"].mean for row in rows]
 
 
 def _measured(job):

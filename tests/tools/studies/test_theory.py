@@ -189,7 +189,7 @@ def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch, fi
     found = experiments.exactness(Study(tmp_path, quick=True))
     assert len(found["median_bias"]) == 13 and found["networks"] == 30
     for row in found["median_bias"]:
-        assert row["bias"] == 100 * (row["loss"] == "squared") + 10 * row["steps"] + row["width"]
+        assert row.bias == 100 * (row.loss == "squared") + 10 * row.steps + row.width
     widths, biases = lines_of(figures["exactness.png"].axes[0])["squared loss"]
     assert biases == [110 + width for width in widths]
     (steps, biases), *_ = lines_of(figures["exactness.png"].axes[1]).values()

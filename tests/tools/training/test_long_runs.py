@@ -73,7 +73,7 @@ def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, 
 def test_two_thousand_evaluated_minibatches_take_no_more_memory(monitored, stripes):
     torch.manual_seed(0)
     net = build_model("toynet", neuron=build_neuron("NILIF"), in_shape=(1, 8, 8), num_classes=2).eval()
-    batches = stripes.load()["test"].batches(batch_size=5, device=torch.device("cpu"))
+    batches = stripes.load().test.batches(batch_size=5, device=torch.device("cpu"))
     forward = inference.ForwardPass(torch.device("cpu"), timesteps=3)
 
     def evaluate(passes):

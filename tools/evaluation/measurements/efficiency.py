@@ -9,7 +9,7 @@ from tools.evaluation.report.page import Section, Table, missing
 from tools.evaluation.results import Evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.probes.firing_rates import firing_rates
-from tools.probes.operations import ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ, count_operations
+from tools.probes.operations import ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ, Cost, LayerCost, count_operations
 
 from . import Measurement
 
@@ -18,30 +18,31 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class EfficiencyReport:
-    """The cost of one sample; the fields after `firing_rates` are those of `Operations.report`."""
+    """The firing rate of each layer, and the cost of one sample."""
 
     firing_rates: dict[str, float]
-    layers: dict[str, dict[str, Any]]
-    ac: float
-    mac: float
-    energy_nj: float
-    relu_ac: float
-    relu_mac: float
-    relu_energy_nj: float
+    cost: Cost
 
 
 class Efficiency(Measurement):
     key = setting = "efficiency"
-    kind = EfficiencyReport
 
     def measure(self, snapshot: Snapshot) -> EfficiencyReport:
         with firing_rates(snapshot.net) as rates, count_operations(snapshot.net) as operations:
             snapshot.predict(snapshot.test, "efficiency", description="counting operations")
-        return EfficiencyReport(rates.rates(), **operations.report())
+        return EfficiencyReport(rates.rates(), operations.cost())
+
+    def as_json(self, report: EfficiencyReport) -> dict[str, Any]:
+        return {"firing_rates": report.firing_rates, **dataclasses.asdict(report.cost)}
+
+    def from_json(self, content: dict[str, Any]) -> EfficiencyReport:
+        rates, layers = content.pop("firing_rates"), content.pop("layers")
+        return EfficiencyReport(rates, Cost({name: LayerCost(**layer) for name, layer in layers.items()}, **content))
 
     def log(self, report: EfficiencyReport) -> None:
-        spiking = f"{report.ac:.4g} accumulates, {report.mac:.4g} multiply-accumulates, {report.energy_nj:.4g} nJ"
-        relu = f"{report.relu_mac:.4g}, {report.relu_energy_nj:.4g} nJ"
+        cost = report.cost
+        spiking = f"{cost.ac:.4g} accumulates, {cost.mac:.4g} multiply-accumulates, {cost.energy_nj:.4g} nJ"
+        relu = f"{cost.relu_mac:.4g}, {cost.relu_energy_nj:.4g} nJ"
         logger.info("operations per sample: %s; ReLU network: %s", spiking, relu)
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
@@ -51,8 +52,8 @@ class Efficiency(Measurement):
         head = ["group", "seed", "accumulates", "multiply-accumulates", "nJ", "ReLU network: AC", "MAC", "nJ"]
         rows = []
         for group, one in evaluation.snapshots():
-            report = one.reports[self.key]
-            numbers = [report.ac, report.mac, report.energy_nj, report.relu_ac, report.relu_mac, report.relu_energy_nj]
+            cost = one.reports[self.key].cost
+            numbers = [cost.ac, cost.mac, cost.energy_nj, cost.relu_ac, cost.relu_mac, cost.relu_energy_nj]
             rows.append([group, one.seed, *(f"{number:.4g}" for number in numbers)])
         costs = f"{ACCUMULATE_PJ} pJ an accumulate, {MULTIPLY_ACCUMULATE_PJ} pJ a multiply-accumulate"
         note = f"Of one sample; {costs} (45 nm)."

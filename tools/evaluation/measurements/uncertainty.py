@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tools.analysis import metrics
-from tools.analysis.metrics import SIZES, ensemble_curve, out_of_distribution
+from tools.analysis.metrics import SIZES, Bin, CurvePoint, ensemble_curve, out_of_distribution
 from tools.config.evaluate import EvaluationConfig
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, count, missing, percent
@@ -19,7 +19,6 @@ from tools.evaluation.snapshot import Snapshot
 from . import Measurement
 
 logger = logging.getLogger(__name__)
-Row = dict[str, Any]  # a row of `ensemble_curve`
 
 SCORES = {  # headings in the report; a score without an entry is shown by its own name
     "nll": "NLL",
@@ -33,7 +32,16 @@ SCORES = {  # headings in the report; a score without an entry is shown by its o
     "expected_entropy": "expected entropy",
     "mutual_information": "mutual information",
 }
-NO_SCORES = figures.COUNTS | {"accuracy", "temperature"}
+NO_SCORES = {"accuracy", "temperature"}  # not among the columns of scores
+
+
+@dataclasses.dataclass(frozen=True)
+class OutOfDistribution:
+    """How well another data set is told from the network's own."""
+
+    dataset: str  # its name
+    test_images: int
+    curve: list[CurvePoint]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +52,14 @@ class UncertaintyReport:
     validation_images: int  # that temperatures are fitted on
     bins: int  # number of bins of the calibration error
     images_per_s: float  # times draws
-    curve: list[Row]  # a row for each number of averaged draws
-    reliability: dict[str, list[Row]]  # rows of `metrics.reliability`, by number of averaged draws
-    more_time_steps: list[Row] | None = None  # scores of single draws; None for event data
-    out_of_distribution: dict[str, Any] | None = None  # how well the other data set is told from this one
+    curve: list[CurvePoint]  # one for each number of averaged draws
+    reliability: dict[str, list[Bin]]  # by number of averaged draws
+    more_time_steps: list[CurvePoint] | None = None  # scores of single draws; None for event data
+    out_of_distribution: OutOfDistribution | None = None
 
 
 class Uncertainty(Measurement):
     key = setting = "uncertainty"
-    kind = UncertaintyReport
 
     def settings(self, config: EvaluationConfig) -> dict[str, Any]:
         return {"ood": config.ood}
@@ -68,20 +75,39 @@ class Uncertainty(Measurement):
         means = {size: metrics.mean_prediction(test[:size]) for size in (1, most)}
         reliability = {str(size): metrics.reliability(mean, target) for size, mean in means.items()}
         if snapshot.dataset.has_pixels:
-            # so many repetitions that each row costs as much compute as the curve of draws
+            # The number of repetitions gives each point the compute of the curve of draws.
             more = [_more_steps(snapshot, factor, most // factor or 1) for factor in SIZES[1:]]
         if ood:
             outside, labels = _draws(snapshot, snapshot.outside, most, ood)
-            told = {"dataset": ood, "test_images": len(labels), "curve": out_of_distribution(test, outside, sizes)}
+            told = OutOfDistribution(ood, len(labels), out_of_distribution(test, outside, sizes))
         return UncertaintyReport(ood, len(val_target), metrics.BINS, images_per_s, curve, reliability, more, told)
 
+    def as_json(self, report: UncertaintyReport) -> dict[str, Any]:
+        content = super().as_json(report)
+        content["curve"] = [point.as_json() for point in report.curve]
+        if report.more_time_steps is not None:
+            content["more_time_steps"] = [point.as_json() for point in report.more_time_steps]
+        if report.out_of_distribution is not None:
+            content["out_of_distribution"]["curve"] = [point.as_json() for point in report.out_of_distribution.curve]
+        return content
+
+    def from_json(self, content: dict[str, Any]) -> UncertaintyReport:
+        content["curve"] = _points(content["curve"])
+        content["reliability"] = {size: [Bin(**one) for one in bins] for size, bins in content["reliability"].items()}
+        if "more_time_steps" in content:
+            content["more_time_steps"] = _points(content["more_time_steps"])
+        if told := content.get("out_of_distribution"):
+            content["out_of_distribution"] = OutOfDistribution(**{**told, "curve": _points(told["curve"])})
+        return UncertaintyReport(**content)
+
     def log(self, report: UncertaintyReport) -> None:
-        for row in report.curve:
-            scores = f"accuracy {100 * row['accuracy']:.2f} %, NLL {row['nll']:.4f}"
-            calibration = f"calibration error {row['calibration_error']:.4f}"
-            scaled = f"{row['calibration_error_scaled']:.4f} with temperature {row['temperature']:.2f}"
-            logger.info("%2d draws: %s, %s (%s)", row["draws"], scores, calibration, scaled)
-        logger.info("%.0f images per second (%d draws)", report.images_per_s, report.curve[-1]["draws"])
+        for point in report.curve:
+            found = point.scores
+            scores = f"accuracy {100 * found['accuracy']:.2f} %, NLL {found['nll']:.4f}"
+            calibration = f"calibration error {found['calibration_error']:.4f}"
+            scaled = f"{found['calibration_error_scaled']:.4f} with temperature {found['temperature']:.2f}"
+            logger.info("%2d draws: %s, %s (%s)", point.draws, scores, calibration, scaled)
+        logger.info("%.0f images per second (%d draws)", report.images_per_s, report.curve[-1].draws)
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
         measured, compute = evaluation.reports(self.key), "Accuracy and calibration against compute"
@@ -91,7 +117,11 @@ class Uncertainty(Measurement):
         return [Section("Reliability", [figures.reliability(measured)]), Section(compute, curves)]
 
 
-def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[Row]:
+def _points(rows: list[dict[str, Any]]) -> list[CurvePoint]:
+    return [CurvePoint.from_json(row) for row in rows]
+
+
+def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[CurvePoint]:
     """Scores of the mean of the first 2, 3, ... snapshots, one draw each: at the cost of 2, 3, ... draws."""
     if len(snapshots) < 2:
         return []
@@ -104,14 +134,14 @@ def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[Row]:
     return ensemble_curve(torch.cat(tests), target, torch.cat(vals), val_target, range(2, len(snapshots) + 1))
 
 
-def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> Row:
+def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> CurvePoint:
     """Scores of single draws with `factor` times as many time steps, averaged over `repetitions` of them."""
     forward = dataclasses.replace(snapshot.forward, timesteps=factor * snapshot.forward.timesteps)
     what = f"{forward.timesteps} time steps"
     test, target = _draws(snapshot, snapshot.test, repetitions, f"test, {what}", forward=forward)
     val, val_target = _draws(snapshot, snapshot.validation, repetitions, f"val, {what}", forward=forward)
-    (row,) = ensemble_curve(test, target, val, val_target, (1,))
-    return {"factor": factor, "timesteps": forward.timesteps, **row}
+    (point,) = ensemble_curve(test, target, val, val_target, (1,))
+    return dataclasses.replace(point, factor=factor, timesteps=forward.timesteps)
 
 
 def _draws(snapshot: Snapshot, data: Any, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
@@ -119,22 +149,22 @@ def _draws(snapshot: Snapshot, data: Any, count: int, what: str, **options: Any)
     return snapshot.predict(data, "draws", draws=count, description=f"{what}, {count} draws", **options)
 
 
-def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[Row]]) -> list[Any]:
+def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[CurvePoint]]) -> list[Any]:
     first, rows, outside, speeds = next(iter(measured.values()))[0], [], [], []
-    names = [*SCORES, *sorted(first.curve[0].keys() - SCORES.keys() - NO_SCORES)]
+    names = [*SCORES, *sorted(first.curve[0].scores.keys() - SCORES.keys() - NO_SCORES)]
     for group, reports in measured.items():
-        speeds.append(f"{group}, {count(reports[0].curve[-1]['draws'], 'draw')}: {reports[0].images_per_s:.0f}")
-        curve = figures.mean_rows([report.curve for report in reports])
-        more = figures.mean_rows([report.more_time_steps or [] for report in reports])
+        speeds.append(f"{group}, {count(reports[0].curve[-1].draws, 'draw')}: {reports[0].images_per_s:.0f}")
+        curve = figures.mean_curve([report.curve for report in reports])
+        more = figures.mean_curve([report.more_time_steps or [] for report in reports])
         for what, found in {"draw": curve, "time step": more, "snapshot": ensembles[group]}.items():
-            for row in found:
-                number = row["timesteps" if what == "time step" else "draws"]
-                scores = [f"{row[name]:.4f}" for name in names]
-                rows.append([group, count(number, what), percent(row["accuracy"]), *scores])
+            for point in found:
+                number = point.timesteps if what == "time step" else point.draws
+                scores = [f"{point.scores[name]:.4f}" for name in names]
+                rows.append([group, count(number, what), percent(point.scores["accuracy"]), *scores])
         told = [report.out_of_distribution for report in reports if report.out_of_distribution]
-        for row in figures.mean_rows([one["curve"] for one in told]):
-            areas = [f"{row[name]:.3f}" for name in ("confidence", "predictive", "mutual_information")]
-            outside.append([group, f"{count(row['draws'], 'draw')} against {told[0]['dataset']}", *areas])
+        for point in figures.mean_curve([one.curve for one in told]):
+            areas = [f"{point.scores[name]:.3f}" for name in ("confidence", "predictive", "mutual_information")]
+            outside.append([group, f"{count(point.draws, 'draw')} against {told[0].dataset}", *areas])
     tables = [Table(["group", "averaged", "accuracy, %", *(SCORES.get(name, name) for name in names)], rows)]
     if outside:
         head = ["group", "area under the ROC curve", "confidence", "predictive entropy", "mutual information"]

@@ -1,19 +1,20 @@
 """The pictures of an evaluation, as matplotlib figures."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools.analysis.statistics import seed_interval
+from tools.analysis.metrics import CurvePoint
+from tools.analysis.statistics import SeedInterval, seed_interval
 from tools.evaluation.comparison import ATTACK
 from tools.evaluation.conditions import CLEAN
-from tools.evaluation.results import Evaluation, GroupAccuracy, Result, Row
+from tools.evaluation.results import Evaluation, Result, Row
 from tools.perturb import PERTURBATIONS
 
 WIDTH = 9.6  # inches
-COUNTS = {"draws", "ensembles", "factor", "timesteps", "count"}  # the same in all reports, so not averaged
 WORST_COLUMNS = 6
 ATTACK_STYLES = {  # styles of their lines; None: not drawn
     "all": "-",
@@ -25,7 +26,7 @@ ATTACK_STYLES = {  # styles of their lines; None: not drawn
     "transfer, mean field": None,
 }
 QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
-COMPUTE = {  # what compute is spent on: the entry of a row that is on the axis, and the style of the curve
+COMPUTE = {  # what compute is spent on: the field of a `CurvePoint` that is on the axis, and the style of the curve
     "draws": ("draws", dict(marker="o", markersize=4)),
     "time steps": ("factor", dict(marker="s", markersize=3, linestyle=":")),
     "snapshots": ("draws", dict(marker="*", linestyle="--")),
@@ -87,7 +88,7 @@ def attacks(evaluation: Evaluation) -> Figure:
     drawn = {attack: style for attack, style in ATTACK_STYLES.items() if style is not None}
     clean, doubtful = {}, []
     for group, reports in evaluation.reports("attacks").items():
-        clean[group] = GroupAccuracy(**seed_interval([one.clean.accuracy for one in reports]), draws_std=None)
+        clean[group] = seed_interval([one.clean.accuracy for one in reports])
         if not all(one.reliable for one in reports):
             doubtful.append(group)
     figure, panels = _panels(1, len(norms), 3.6, sharey=True)
@@ -107,21 +108,21 @@ def attacks(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[dict[str, Any]]]) -> Figure:
+def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[CurvePoint]]) -> Figure:
     """Scores against averaged draws, beside more time steps and ensembles of snapshots.
 
-    `measured` is {group: uncertainty reports}, `ensembles` {group: rows}.
+    `measured` is {group: uncertainty reports}, `ensembles` {group: curve}.
     """
     figure, panels = _panels(1, len(QUANTITIES), 3.9)
     for axes, (quantity, label) in zip(panels.flat, QUANTITIES.items()):
         for number, (group, reports) in enumerate(measured.items()):
-            curve = mean_rows([report.curve for report in reports])
-            more = mean_rows([report.more_time_steps or [] for report in reports])
-            more = [{**curve[0], "factor": 1}, *more] if more else []
-            for rows, (what, (x, style)) in zip((curve, more, ensembles[group]), COMPUTE.items()):
-                if rows:
-                    y, name = [row[quantity] for row in rows], _plain(f"{group}, {what}")
-                    axes.plot([row[x] for row in rows], y, color=f"C{number}", label=name, **style)
+            curve = mean_curve([report.curve for report in reports])
+            more = mean_curve([report.more_time_steps or [] for report in reports])
+            more = [dataclasses.replace(curve[0], factor=1), *more] if more else []
+            for points, (what, (x, style)) in zip((curve, more, ensembles[group]), COMPUTE.items()):
+                if points:
+                    y, name = [point.scores[quantity] for point in points], _plain(f"{group}, {what}")
+                    axes.plot([getattr(point, x) for point in points], y, color=f"C{number}", label=name, **style)
         axes.set_xscale("log", base=2)
         axes.set_xlabel("compute: draws, or time steps / T, or snapshots", fontsize=7)
         axes.set_ylabel(label)
@@ -139,8 +140,9 @@ def reliability(measured: dict[str, list[Any]]) -> Figure:
     for axes, (group, reports) in zip(panels.flat, measured.items()):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
         for number, size in enumerate(reports[0].reliability):
-            bins = mean_rows([report.reliability[size] for report in reports])
-            confidence, accuracy = [row["confidence"] for row in bins], [row["accuracy"] for row in bins]
+            bins = [report.reliability[size] for report in reports]  # [snapshots][bins]
+            confidence = np.mean([[one.confidence for one in of_snapshot] for of_snapshot in bins], axis=0)
+            accuracy = np.mean([[one.accuracy for one in of_snapshot] for of_snapshot in bins], axis=0)
             label = "1 draw" if size == "1" else f"{size} draws"
             axes.plot(confidence, accuracy, marker="o", color=f"C{number}", label=label)
         axes.set(title=_plain(group), xlabel="confidence", ylabel="accuracy")
@@ -205,14 +207,12 @@ def worst(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def mean_rows(tables: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Rows of numbers, averaged over several tables; [] without tables."""
+def mean_curve(curves: list[list[CurvePoint]]) -> list[CurvePoint]:
+    """The mean scores of several curves with the same compute; [] without curves."""
     means = []
-    for rows in zip(*tables):
-        mean = {}
-        for key in rows[0]:
-            mean[key] = rows[0][key] if key in COUNTS else np.mean([row[key] for row in rows])
-        means.append(mean)
+    for points in zip(*curves):
+        scores = {name: float(np.mean([point.scores[name] for point in points])) for name in points[0].scores}
+        means.append(dataclasses.replace(points[0], scores=scores))
     return means
 
 
@@ -235,7 +235,7 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _with_interval(axes: Axes, x: list[float], accuracies: list[GroupAccuracy], label: str, **style: str) -> None:
+def _with_interval(axes: Axes, x: list[float], accuracies: list[SeedInterval], label: str, **style: str) -> None:
     """Plot means in per cent, and their intervals if there are several seeds."""
     means = [100 * one.mean for one in accuracies]
     (line,) = axes.plot(x, means, marker="o", markersize=3, label=_plain(label), **style)

@@ -10,7 +10,7 @@ import torch
 from models import Gaussian
 from tools.analysis import spike_trains
 from tools.analysis.spike_trains import victor_purpura_distance
-from tools.analysis.statistics import seed_interval
+from tools.analysis.statistics import SeedInterval, seed_interval
 from tools.errors import UserError
 from tools.studies.intervals import gains, over_seeds
 from tools.studies.study import Experiments, Study
@@ -54,18 +54,31 @@ def truth(study: Study, digits: torch.Tensor) -> dict:
         recordings = [cells.sample(trials, seed) for seed in seeds]
         for metric, expected in _truth_of(rates, cells.poisson).items():
             found = [np.nanmean(METRICS[metric](recording, rates)) for recording in recordings]
-            rows.append(_row(name, metric, expected, found))
+            rows.append(_estimate(name, metric, expected, found))
     for share in (0.1, 0.5):
         found = [_shared_noise(share, seed) for seed in seeds]
-        rows.append(_row(f"pair with {share:.0%} common spikes", "noise correlation", share, found))
+        rows.append(_estimate(f"pair with {share:.0%} common spikes", "noise correlation", share, found))
     study.save("truth", pictures.truth(rows))
     return {"frames": frames, "trials": trials, "recordings": len(seeds), "rows": rows}
 
 
-def _row(cells: str, metric: str, expected: float, found: list[float]) -> dict:
-    """Estimates, with interval, beside the truth; "z" is the error of their mean in standard errors."""
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Estimates of a metric, as mean and interval over recordings, beside the truth."""
+
+    cells: str
+    metric: str
+    truth: float
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    z: float  # the error of the mean in standard errors
+
+
+def _estimate(cells: str, metric: str, expected: float, found: list[float]) -> Estimate:
     z = (np.mean(found) - expected) / (np.std(found, ddof=1) / np.sqrt(len(found)))
-    return {"cells": cells, "metric": metric, "truth": float(expected), **seed_interval(found), "z": float(z)}
+    return Estimate(cells, metric, float(expected), **vars(seed_interval(found)), z=float(z))
 
 
 def _truth_of(p, poisson):
@@ -120,12 +133,12 @@ def scale(study: Study, digits: torch.Tensor) -> dict:
     for std in (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.5):
         jobs[std] = [partial(respond, digits, std, seed) for seed in seeds]
     found = study.map_groups(jobs, "scales of the noise")
-    rows = []
+    intervals = {}
     for std, of_scale in found.items():
-        rows.append({"std": std, **over_seeds(of_scale), **gains(of_scale, found[0.0], DECODING)})
-    study.save("noise_scale", pictures.scale(rows, DECODING))
+        intervals[std] = over_seeds(of_scale) | gains(of_scale, found[0.0], DECODING)
+    study.save("noise_scale", pictures.scale(intervals, DECODING))
     head = {"cells": CELLS, "frames": FRAMES, "trials": PRESENTED, "seeds": len(seeds), "chance": WINDOW / FRAMES}
-    return {**head, "rows": rows}
+    return {**head, "rows": [{"std": std, **of_scale} for std, of_scale in intervals.items()]}
 
 
 def respond(digits: torch.Tensor, std: float, seed: int) -> Responses:
@@ -194,7 +207,7 @@ def recording(study: Study, data: Recording, name: str) -> dict:
     return {**head, **numbers, "results": results}
 
 
-def compare(study: Study, split: Split, name: str) -> dict[str, dict]:
+def compare(study: Study, split: Split, name: str) -> dict[str, dict[str, SeedInterval]]:
     """{network: its judgement, as intervals over seeds}."""
     seeds, steps = study.seeds("fits", full=5, quick=5), QUICK_STEPS if study.quick else STEPS
     jobs = {}

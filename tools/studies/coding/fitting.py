@@ -123,7 +123,7 @@ NETWORKS = {  # name: (in_shape, cells) -> network
 
 
 def fit(network: str, movie: np.ndarray, spikes: np.ndarray, steps: int, seed: int) -> nn.Module:
-    """Fit one of `NETWORKS` to recorded trials, of which each training sample is a stretch.
+    """Fit one of `NETWORKS` to recorded trials; a training sample is a stretch of one.
 
     Args:
         movie, spikes: [T, H, W], and 0 or 1 [R, T, N].

@@ -1,11 +1,12 @@
 """The experiments of main_regularisation.py: each measures, draws its picture, and returns its numbers."""
 
+import dataclasses
 import itertools
 from functools import partial
 
 from models import Gaussian
 from models.noise import LAWS
-from tools.analysis.statistics import seed_interval
+from tools.analysis.statistics import SeedInterval, seed_interval
 from tools.studies.intervals import gains, over_seeds
 from tools.studies.study import Experiments, Study
 
@@ -14,6 +15,22 @@ from .runs import Data, Run, learn_scales, measure
 
 GAINS = ("test_accuracy", "train_loss", "test_loss", "gap", "sharpness", "hessian_trace")  # compared in pairs
 QUICK_SIZES = (100, 1000, 4000)  # numbers of training images, also those that are drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Networks that differ by their seed alone, with the interval over seeds of each quantity."""
+
+    images: int
+    std: float
+    law: str  # its name
+    noisy: bool
+    intervals: dict[str, SeedInterval]
+
+    def as_json(self) -> dict:
+        row = vars(self) | self.intervals
+        del row["intervals"]
+        return row
 
 
 def generalisation(study: Study, data: Data) -> dict:
@@ -32,15 +49,15 @@ def generalisation(study: Study, data: Data) -> dict:
         runs = [Run(data, size, law, std, noisy, steps, seed) for seed in seeds]
         jobs[size, std, law, noisy] = [partial(measure, run) for run in runs]
     found = study.map_groups(jobs, "networks")
-    rows = []
+    groups = []
     for (size, std, law, noisy), networks in found.items():
-        row = {"images": size, "std": std, "law": law.__name__, "noisy": noisy, **over_seeds(networks)}
+        intervals = over_seeds(networks)
         if noisy:
-            row |= gains(networks, found[size, std, Gaussian, False], GAINS)
-        rows.append(row)
-    study.save("generalisation", pictures.generalisation(rows, QUICK_SIZES))
-    study.save("few_images", pictures.few_images(rows, std=0.3))
-    return {"seeds": len(seeds), "steps": steps, "rows": rows}
+            intervals |= gains(networks, found[size, std, Gaussian, False], GAINS)
+        groups.append(Group(size, std, law.__name__, noisy, intervals))
+    study.save("generalisation", pictures.generalisation(groups, QUICK_SIZES))
+    study.save("few_images", pictures.few_images(groups, std=0.3))
+    return {"seeds": len(seeds), "steps": steps, "rows": [group.as_json() for group in groups]}
 
 
 def learnt_scales(study: Study, data: Data) -> dict:

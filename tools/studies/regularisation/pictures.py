@@ -1,4 +1,4 @@
-"""Pictures of `experiments`."""
+"""Pictures of `experiments`; each row is an `experiments.Group`."""
 
 from collections.abc import Sequence
 
@@ -14,34 +14,34 @@ QUANTITIES = (
 )
 
 
-def generalisation(rows: list[dict], sizes: Sequence[int]) -> Figure:
+def generalisation(rows: list, sizes: Sequence[int]) -> Figure:
     """Draw `QUANTITIES` against the scale: a column for each number of images in `sizes`, a line for each law."""
 
     def draw(axes, quantity, of_size):
         for name, of_group in _groups(of_size).items():
-            _line(axes, [row["std"] for row in of_group], of_group, quantity, name)
+            _line(axes, [row.std for row in of_group], of_group, quantity, name)
 
     columns = {}
     for size in sizes:
-        columns[f"{size} training images"] = [row for row in rows if row["images"] == size]
+        columns[f"{size} training images"] = [row for row in rows if row.images == size]
     return against_scale(QUANTITIES, columns, draw)
 
 
-def few_images(rows: list[dict], std: float) -> Figure:
+def few_images(rows: list, std: float) -> Figure:
     """Draw test accuracy, and the gains of test accuracy and loss, against the number of training images.
 
     Accuracies are for noise of standard deviation `std`, losses for Gaussian noise of this and larger ones.
     """
     figure, (axes,) = panels(12.4, 4.0, columns=3)
     accuracy, accuracy_gain, loss_gain = axes
-    for number, (name, of_group) in enumerate(_groups([row for row in rows if row["std"] == std]).items()):
+    for number, (name, of_group) in enumerate(_groups([row for row in rows if row.std == std]).items()):
         sizes = _beside_each_other(of_group, number)
         _line(accuracy, sizes, of_group, "test_accuracy", name)
-        if of_group[0]["noisy"]:
+        if of_group[0].noisy:
             _line(accuracy_gain, sizes, of_group, "test_accuracy_gain", name)
-    gaussian = [row for row in _groups(rows)["Gaussian"] if row["std"] >= std]
-    for number, scale in enumerate(sorted({row["std"] for row in gaussian})):
-        of_scale = [row for row in gaussian if row["std"] == scale]
+    gaussian = [row for row in _groups(rows)["Gaussian"] if row.std >= std]
+    for number, scale in enumerate(sorted({row.std for row in gaussian})):
+        of_scale = [row for row in gaussian if row.std == scale]
         _line(loss_gain, _beside_each_other(of_scale, number), of_scale, "test_loss_gain", f"Gaussian, {scale}")
     accuracy.set(title=f"standard deviation {std}", ylabel="test accuracy, one draw")
     accuracy_gain.set(title=f"standard deviation {std}", ylabel="test accuracy less that without noise")
@@ -58,20 +58,20 @@ def few_images(rows: list[dict], std: float) -> Figure:
 
 def _beside_each_other(rows, number):
     """Numbers of images, shifted so that the error bars of several groups do not overlap."""
-    return [row["images"] * 1.06 ** (number - 2) for row in rows]
+    return [row.images * 1.06 ** (number - 2) for row in rows]
 
 
 def _groups(rows):
     """{name in the legend: rows}."""
     groups = {}
     for row in rows:
-        groups.setdefault(row["law"] if row["noisy"] else f"no noise, {row['law']} surrogate", []).append(row)
+        groups.setdefault(row.law if row.noisy else f"no noise, {row.law} surrogate", []).append(row)
     return groups
 
 
 def _line(axes, x, rows, key, name):
-    style = {} if rows[0]["noisy"] else {"fmt": "s--", "color": "black"}
-    draw_intervals(axes, x, [row[key] for row in rows], lw=1.2, label=name, **style)
+    style = {} if rows[0].noisy else {"fmt": "s--", "color": "black"}
+    draw_intervals(axes, x, [row.intervals[key] for row in rows], lw=1.2, label=name, **style)
 
 
 def learnt_scales(found: dict) -> Figure:

@@ -15,6 +15,7 @@ from models import LIF, NoiseLaw, NoisyLIF, Uniform, build_model, mean_field, no
 from models.layers import Normalize
 from tools.analysis import metrics
 from tools.data.images import LabelledImages, stratified_split
+from tools.data.parts import LabelledParts
 from tools.inference import ForwardPass, predict_all
 from tools.optim import build_optimizer, build_scheduler
 from tools.probes.hooks import spiking_neurons
@@ -44,11 +45,11 @@ class Data:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, parts: dict[str, LabelledImages], mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
-        """The data of a data set's "train", "val" and "test"; "val" is trained on too, as nothing is chosen by it."""
-        images = torch.cat([parts["train"].images, parts["val"].images])
-        labels = torch.cat([parts["train"].labels, parts["val"].labels])
-        return cls(LabelledImages(images, labels), parts["test"], mean, std)
+    def of(cls, parts: LabelledParts, mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
+        """The data of a data set's parts; the validation part is trained on too, as nothing is chosen by it."""
+        images = torch.cat([parts.train.images, parts.val.images])
+        labels = torch.cat([parts.train.labels, parts.val.labels])
+        return cls(LabelledImages(images, labels), parts.test, mean, std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +135,7 @@ def build(run: Run, model: str = "toynet", width: float = WIDTH, learnable_scale
 
 
 def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable | None = None) -> None:
-    """Train a network for the steps of a run, in as many passes as that takes; `after_step` as in `train_one_epoch`."""
+    """Train a network for the steps of a run; `after_step` as in `train_one_epoch`."""
     optimizer = build_optimizer("adam", net, RATE, weight_decay=0.0)
     for group in optimizer.param_groups[1:]:  # of learnt scales
         group["lr"] = SCALE_RATE

@@ -131,6 +131,17 @@ def _differing(law, neurons, seed):
         return (noisy != neuron(x)).double().mean().item()
 
 
+@dataclasses.dataclass(frozen=True)
+class MedianBias:
+    """The median bias over networks of one kind."""
+
+    loss: str
+    layers: int
+    steps: int
+    width: int
+    bias: float
+
+
 def exactness(study: Study) -> dict:
     """Measure the bias of noise-driven learning with one layer, by loss, width and number of steps."""
     seeds, law = study.seeds("exactness", full=100, quick=30), Gaussian(0.3)
@@ -142,7 +153,7 @@ def exactness(study: Study) -> dict:
         jobs[loss, steps, width] = [partial(network, seed) for seed in seeds]
     for (loss, steps, width), networks in study.map_groups(jobs, "where it is exact").items():
         bias = np.median([one["NDL"].bias for one in networks])
-        rows.append({"loss": loss, "layers": 1, "steps": steps, "width": width, "bias": bias})
+        rows.append(MedianBias(loss, 1, steps, width, bias))
     study.save("exactness", pictures.exactness(rows, WIDTH))
     return {"networks": len(seeds), "std": law.std, "draws": DRAWS, "median_bias": rows}
 

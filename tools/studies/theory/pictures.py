@@ -46,15 +46,15 @@ def limit(scales: np.ndarray, shares: dict[str, list[float]]) -> Figure:
     return figure
 
 
-def exactness(rows: list[dict], width: int) -> Figure:
-    """Draw the bias of noise-driven learning with one layer, by width for both losses, and by steps for one `width`."""
+def exactness(rows: list, width: int) -> Figure:
+    """Draw each `experiments.MedianBias` of one layer, by width for both losses, and by steps for one `width`."""
     figure, ((by_width, by_steps),) = panels(8.4, 3.8, columns=2, sharey=True)
     for loss in ("linear", "squared"):
-        chosen = [row for row in rows if row["loss"] == loss and row["steps"] == 1]
-        by_width.plot([row["width"] for row in chosen], [row["bias"] for row in chosen], "o-", label=f"{loss} loss")
-    chosen = [row for row in rows if row["loss"] == "linear" and row["width"] == width]
-    steps = [row["steps"] for row in chosen]
-    by_steps.plot(steps, [row["bias"] for row in chosen], "o-")
+        chosen = [row for row in rows if row.loss == loss and row.steps == 1]
+        by_width.plot([row.width for row in chosen], [row.bias for row in chosen], "o-", label=f"{loss} loss")
+    chosen = [row for row in rows if row.loss == "linear" and row.width == width]
+    steps = [row.steps for row in chosen]
+    by_steps.plot(steps, [row.bias for row in chosen], "o-")
     by_width.set(xlabel="neurons of the layer", ylabel="bias / norm of the gradient", title="one layer, one step")
     by_steps.set(xlabel="time steps", title="one layer, linear loss", xticks=steps)
     by_width.legend()

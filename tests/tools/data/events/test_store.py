@@ -201,7 +201,7 @@ def test_a_damaged_recording_stops_a_strict_store_and_is_reported_by_a_lenient_o
     assert list(made.skipped) == [4, 6] and "truncated" in made.skipped[4] and "6.bin" in made.skipped[6]
     assert make(recordings, tmp_path, lenient=True).skipped == made.skipped
     assert (made[[3, 5]] == frames_of([recordings[3], recordings[5]])).all()
-    with pytest.raises(EventFormatError, match="4.bin"):  # what a lenient store has left out is no strict one's
+    with pytest.raises(EventFormatError, match="4.bin"):  # a strict store does not leave out what a lenient one did
         make(recordings, tmp_path)
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tools.data.images import LabelledImages
 from tools.errors import UserError
 from tools.io.cache import stamp
 from tools.io.npy import open_npy
 
+from .images import LabelledImages
+
 LABELS = "labels.npy"
-SEVERITIES = 5
+SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class CorruptionFolder:
@@ -42,13 +43,15 @@ class CorruptionFolder:
         self.files = {name: self._open(name) for name in self.names}
         counts = {name: len(images) for name, images in self.files.items()}
         count = counts[self.names[0]]
-        is_whole = count > 0 and count % SEVERITIES == 0 and set(counts.values()) == {count}
-        if not is_whole or len(labels) not in (count, count // SEVERITIES):
+        is_whole = count > 0 and count % len(SEVERITIES) == 0 and set(counts.values()) == {count}
+        if not is_whole or len(labels) not in (count, count // len(SEVERITIES)):
             sizes = ", ".join(f"{name} {size}" for name, size in {**counts, LABELS: len(labels)}.items())
-            raise UserError(f"{self.folder}: files must have equally many images, at 5 severities: {sizes}")
-        self.count = count // SEVERITIES
+            raise UserError(
+                f"{self.folder}: files must have equally many images, at {len(SEVERITIES)} severities: {sizes}"
+            )
+        self.count = count // len(SEVERITIES)
         self.labels = torch.from_numpy(labels[: self.count].astype(np.int64))
-        if len(labels) > self.count and (labels.reshape(SEVERITIES, -1) != labels[: self.count]).any():
+        if len(labels) > self.count and (labels.reshape(len(SEVERITIES), -1) != labels[: self.count]).any():
             raise UserError(f"{self.folder / LABELS} differs between severities")
         if self.labels.min() < 0 or self.labels.max() >= num_classes:
             raise UserError(f"{self.folder / LABELS} has labels outside 0 to {num_classes - 1}")

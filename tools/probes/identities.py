@@ -1,0 +1,166 @@
+"""Identity paths: where the code of a network adds an activation that is not a current."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .hooks import spiking_neurons
+
+ADDITIONS = {
+    "add",
+    "add_",
+    "__add__",
+    "__iadd__",
+    "__radd__",
+    "sub",
+    "sub_",
+    "__sub__",
+    "__isub__",
+    "subtract",
+    "subtract_",
+}
+SYNAPSES = {
+    "linear",
+    "matmul",
+    "__matmul__",
+    "mm",
+    "addmm",
+    "bmm",
+    "einsum",
+    "scaled_dot_product_attention",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+}
+NORMS = {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
+TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors in arguments or results."""
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _is_current(source: str | None) -> bool:
+    return source is not None and source.endswith("()")
+
+
+def _place() -> tuple[Any, int]:
+    """The innermost call outside of PyTorch and this file: its code and the place in it."""
+    frame = sys._getframe(1)
+    while frame.f_back and (frame.f_code.co_filename == __file__ or frame.f_code.co_filename.startswith(TORCH)):
+        frame = frame.f_back
+    return frame.f_code, frame.f_lasti
+
+
+class IdentityPaths(TorchFunctionMode):
+    """Watches every operation on tensors, and finds the identity paths among the additions (see `count_operations`).
+
+    `sources` maps storages, so that it knows views too, to where they come from: "<module>()" for a current, the
+    neuron's name for spikes, None for a constant; "", for other activations, is the default. Weak references keep the
+    addresses of storages from being used again, but not their memory.
+
+    Args:
+        found: called with the name of an identity path and each activation on it.
+    """
+
+    def __init__(self, net: nn.Module, found: Callable[[str, Tensor], None]) -> None:
+        super().__init__()
+        self.net = net
+        self.found = found
+        self.neurons = {name for name, _ in spiking_neurons(net)}
+        self.running: list[str] = []  # names of the modules whose forward pass has begun
+        self.identities: dict[str, list[Any]] = {}  # {module: places of its identity paths}
+        self.sources: dict[int, tuple[StorageWeakRef, str | None]] = {}
+
+    def start(self) -> None:
+        """Begin a forward pass."""
+        self.sources.clear()
+        for constant in (*self.net.parameters(), *self.net.buffers()):
+            self._note(constant, None)
+
+    def begin(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook of a module, after its name."""
+        self.running.append(name)
+
+    def end(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        """Forward hook of any module."""
+        name = self.running.pop()
+        if name in self.neurons:
+            for spikes in _tensors(output):
+                self._note(spikes, name)
+
+    def within(self, name: str, neuron: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method of a neuron, treated as a forward pass of the neuron."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = None
+            self.begin(name, neuron, ())
+            try:
+                output = method(*args, **kwargs)
+            finally:
+                self.end(neuron, (), output)
+            return output
+
+        return call
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if not self.running or not self.neurons.isdisjoint(self.running):
+            return func(*args, **kwargs)
+        sources = [self._source(x) for x in _tensors([args, kwargs])]
+        if name.endswith("_as"):  # the other tensor gives shape or type alone
+            sources = sources[:1]
+        elif name.endswith("_like") or name.startswith("new_"):
+            sources = []
+        operands = [*args[:2], *(kwargs[key] for key in ("input", "other") if key in kwargs)]
+        if name in ADDITIONS and len(operands) == 2 and self._are_activations(operands):
+            self._report(operands)
+        result = func(*args, **kwargs)
+        currents = [source for source in sources if _is_current(source)]
+        others = [source for source in sources if source is not None and source not in currents]
+        if name in SYNAPSES or (name in NORMS and not currents):
+            currents = [f"{self.running[-1]}()"]
+        for x in _tensors(args[0] if name == "__setitem__" else result):
+            if currents and x.is_floating_point():
+                self._note(x, currents[0])
+            else:  # a comparison of a current makes spikes
+                self._note(x, others[0] if others else "" if currents else None)
+        return result
+
+    def _are_activations(self, operands: list[Any]) -> bool:
+        for x in operands:
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != operands[0].shape or not x.dim():
+                return False
+        return all(self._source(x) is not None for x in operands)
+
+    def _report(self, operands: list[Tensor]) -> None:
+        name, sources = self.running[-1], [self._source(x) for x in operands]
+        places = self.identities.setdefault(name, [])
+        for index, x in enumerate(operands):
+            if _is_current(sources[index]):
+                continue
+            place = (*_place(), index, *sources)  # sources too: a loop over layers has one place, but several paths
+            if place not in places:
+                places.append(place)
+            number = places.index(place) + 1
+            self.found(f"{name}.identity{number if number > 1 else ''}".lstrip("."), x)
+
+    def _source(self, x: Tensor) -> str | None:
+        if isinstance(x, nn.Parameter):
+            return None
+        return self.sources.get(StorageWeakRef(x.untyped_storage()).cdata, (None, ""))[1]
+
+    def _note(self, x: Tensor, source: str | None) -> None:
+        reference = StorageWeakRef(x.untyped_storage())
+        self.sources[reference.cdata] = (reference, source)
