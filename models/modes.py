@@ -55,11 +55,11 @@ class _Switch(Block):
                     _set_mode(neuron, self, self._mode)
                     stack.callback(_restore_mode, neuron, self)
             self._undo.append(stack.pop_all())
-        self.setting.begin(self, (self._mode, {id(neuron): neuron for neuron in neurons}))
+        self.begin((self._mode, {id(neuron): neuron for neuron in neurons}))
         return self.value
 
     def __exit__(self, *error: object) -> None:
-        self.setting.end(self)
+        self.end()
         self._undo.pop().close()
 
 
