@@ -5,6 +5,7 @@ import contextlib
 import copy
 import functools
 import gc
+import io
 import pickle
 import threading
 import weakref
@@ -149,19 +150,46 @@ def test_one_block_object_can_be_entered_inside_itself(make):
     assert block(lambda: neuron.mode)() == "noiseless"
 
 
+class Stored(Coin):
+    """One whose mode is kept under another name, and that has a state of its own for copies."""
+
+    @property
+    def mode(self):
+        return self.kept
+
+    @mode.setter
+    def mode(self, mode):
+        self.kept = mode
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "scratch"}
+
+
+def saved(net):
+    file = io.BytesIO()
+    torch.save(net, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("make", [NoisyLIF, Coin, Stored])
 @pytest.mark.parametrize("context", [noiseless, mean_field])
 @pytest.mark.parametrize(
     "copied",
-    [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))],
-    ids=["deepcopy", "copy of the layer", "pickle"],
+    [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net)), saved],
+    ids=["deepcopy", "copy of the layer", "pickle", "save"],
 )
-def test_copies_made_inside_are_ordinary_networks(context, copied):
-    net = nn.Sequential(NoisyLIF(), LIF())
-    with context(net):
+def test_copies_made_inside_are_ordinary_networks(make, context, copied):
+    net = nn.Sequential(make(), LIF())
+    net[0].scratch, attributes = 1, set(vars(net[0])) | {"scratch"}
+    with context(net), noiseless(net):
         twin = copied(net[0])
     assert twin.mode == "noisy" and twin.is_noisy
+    assert set(vars(twin)) == attributes - ({"scratch"} if make is Stored else set())
     with context(net):
         assert net[0].mode == context.__name__ and twin.mode == "noisy"
+        with noiseless(twin):
+            assert twin.mode == "noiseless"
+    assert set(vars(net[0])) == attributes and copied(net[0]).mode == "noisy"
 
 
 def test_a_mode_of_its_own_is_kept_through_blocks_and_copies():
