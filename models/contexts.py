@@ -3,9 +3,9 @@
 One rule for all of them. A block holds for what runs inside it, which is what the call stack says; of several blocks,
 the one nearest to the top of the stack comes first; one that has ended, wherever that was, holds nowhere.
 
-- A generator takes its block along when it yields, and has it again wherever it is resumed. `yield from` and `await`
-  are one with what they wait for; what the `__enter__` of a context manager (or a fixture of pytest) starts by `next`
-  hands its block to the body of the `with`.
+- A generator takes its block along when it yields, and has it again wherever it is resumed: who reads it by `next` or
+  `for` is outside, even in a context manager. `yield from` and `await` are one with what they wait for. What the
+  `__enter__` of a context manager (or pytest, for a fixture) starts by `next` hands its block on to the body.
 - An asyncio task hands its blocks to the tasks that it starts; another thread opens its own.
 - What activation checkpointing runs again is outside the block, unless it is `models.checkpoint`.
 """
@@ -26,7 +26,8 @@ from torch.utils import checkpoint as torch_checkpoint
 
 MAY_SUSPEND = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_COROUTINE
 ENTRANCES = ("__enter__", "__aenter__")
-RESUMERS = ("_pytest.fixtures", "torch.utils._contextlib")  # modules that hand on what a generator has yielded
+# Modules that hand on what a generator has yielded, or run a cell of a notebook as a coroutine.
+RESUMERS = ("_pytest.fixtures", "torch.utils._contextlib", "IPython.core.async_helpers")
 
 REFUSAL = (
     "torch.utils.checkpoint would run layers again with other noise or in another mode, as it knows neither generators "
@@ -86,12 +87,13 @@ class Setting:
         return entry
 
     def end(self, entry: Entry) -> None:
-        entry.is_open, entry.value = False, None  # another thread or task may still list it
+        entry.is_open = False
         self.variable.set(tuple(filter(_is_open, self.variable.get())))
         if entry.frame in self.of_frames:
             rest = tuple(filter(_is_open, self.of_frames.pop(entry.frame)))
             if rest:
                 self.of_frames[entry.frame] = rest
+        entry.value = entry.frame = None  # another thread or task may still list it
 
 
 def _is_open(entry: Entry) -> bool:

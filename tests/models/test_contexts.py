@@ -561,6 +561,57 @@ def test_what_an_entrance_only_consumes_hands_nothing_on():
     assert found == [("noiseless", "noisy")] * 2
 
 
+@contextlib.contextmanager
+def by_loop(stream):
+    for _ in stream:
+        yield
+
+
+@contextlib.contextmanager
+def by_next(stream):
+    next(stream)
+    yield
+
+
+@contextlib.asynccontextmanager
+async def by_next_asynchronously(stream):
+    next(stream)
+    yield
+
+
+@every_setting
+@pytest.mark.parametrize("wrapper", [by_loop, by_next, by_next_asynchronously])
+def test_what_a_context_manager_only_reads_hands_nothing_on(setting, wrapper):
+    neuron = NoisyLIF()
+
+    def stream():
+        with setting(neuron, 0):
+            yield
+
+    async def body():
+        async with contextlib.AsyncExitStack() as stack:
+            block = wrapper(stream())
+            await stack.enter_async_context(block) if "asyn" in wrapper.__name__ else stack.enter_context(block)
+            torch.manual_seed(3)
+            found = drawn(), neuron(currents())
+            torch.manual_seed(3)
+            assert torch.equal(found[0], drawn()) and torch.equal(found[1], neuron(currents()))
+            assert neuron.mode == "noisy"
+
+    asyncio.run(body())
+
+
+def test_a_block_that_a_cell_of_a_notebook_opens_holds_in_later_cells():
+    runner = {"__name__": "IPython.core.async_helpers"}
+    exec("def run(coroutine):\n    try:\n        coroutine.send(None)\n    except StopIteration:\n        pass", runner)
+    neuron = NoisyLIF()
+    block = noiseless(neuron)
+    runner["run"](passed_on(block))
+    assert neuron.mode == "noiseless"
+    block.__exit__(None, None, None)
+    assert neuron.mode == "noisy"
+
+
 def test_an_awaited_coroutine_may_enter_a_block_for_those_who_wait():
     neuron = NoisyLIF()
 
