@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tools.errors import UserError
 
-from .hooks import spiking_neurons
+from .hooks import in_one_thread, spiking_neurons
 from .identities import IdentityPaths
 
 ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6  # in 45 nm; see `Cost`
@@ -152,6 +152,7 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
         identities.start()
 
     with contextlib.ExitStack() as hooks:
+        hooks.enter_context(in_one_thread(net))
         hooks.enter_context(net.register_forward_pre_hook(start, with_kwargs=True))
         for name, module in net.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(identities.begin, name)))
