@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .watching import neuron_hooks
+from .watching import is_reentrant_checkpoint, neuron_hooks
 
 
 def _weight_matrices(net: nn.Module) -> list[Tensor]:
@@ -107,6 +107,11 @@ class FiringRate(Regularizer):
     def _keep(self, layer: str, neuron: nn.Module, spikes: Tensor, continues: bool) -> None:
         if not spikes.numel():
             raise ValueError(f"layer {layer!r} has no firing rate: its batch is empty, {list(spikes.shape)}")
+        if is_reentrant_checkpoint():
+            raise RuntimeError(
+                f"the firing rate of layer {layer!r} would have no gradient: give torch.utils.checkpoint "
+                "use_reentrant=False, or use models.checkpoint"
+            )
         rate, count = spikes.float().mean(), spikes.numel()
         if continues and layer in self._rates:
             before = self._counts[layer]

@@ -12,13 +12,16 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 Hook = Callable[[str, nn.Module, Tensor, bool], Tensor | None]
 STREAMING = ("run", "step")  # methods for streaming, which run no hooks of PyTorch's
+STATE = "__getstate__"  # what copies and pickles are made of
 INSIDE_COMPILED = "compiled code runs no hooks: watch neurons around the call of a compiled function, not inside it"
 
 
@@ -39,8 +42,9 @@ def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
 def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator[nn.Module]:
     """Context manager: in each call of a spiking neuron, run a hook on its spikes (or its input) [T, B, ...].
 
-    Calls are `neuron(x)`, `neuron.run(x)` and `neuron.step(x_t)`, of which T is 1. As compiled code runs no hooks,
-    nothing runs compiled inside the block.
+    Calls are `neuron(x)`, `neuron.run(x)` and `neuron.step(x_t)`, of which T is 1. A call runs the hooks of the blocks
+    that its own thread or asyncio task has opened; if that has opened none for the neuron, those of all. Copies made
+    inside the block are not watched. As compiled code runs no hooks, nothing runs compiled inside the block.
 
     Args:
         hook: (layer name, neuron, tensor, whether the call continues from a state) -> a tensor to replace it, or None.
@@ -65,6 +69,7 @@ class _Watch(threading.local):
 
     hook: Callable[[Tensor, bool], Tensor | None]
     on_input: bool
+    key: object  # by which `_opened_here` knows it
     depth: int = 0  # of calls, in each thread: `run` is not counted again where `forward` or `step` calls it
 
     def before(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
@@ -132,8 +137,10 @@ class _Streaming:
     methods: dict[str, Callable[..., Any]]
     of_instance: dict[str, Any]  # those that were attributes of the neuron itself
     watches: list[_Watch] = dataclasses.field(default_factory=list)
+    hooks: set[int] = dataclasses.field(default_factory=set)  # identifiers of PyTorch's hooks
 
 
+_opened_here: ContextVar[tuple[object, ...]] = ContextVar("opened_here", default=())  # keys of watches
 _streaming: weakref.WeakKeyDictionary[nn.Module, _Streaming] = weakref.WeakKeyDictionary()
 
 
@@ -153,6 +160,41 @@ def _stand_in(method: str) -> Callable[..., Any]:
     return stand_in
 
 
+class _UnwatchedState:
+    """Stands in for a neuron's `__getstate__`: copies and pickles that are made inside the block are not watched."""
+
+    def __init__(self, neuron: nn.Module, streaming: _Streaming) -> None:
+        self.streaming = streaming
+        self.get = getattr(neuron, STATE, lambda: vars(neuron))  # Python 3.10 has no general one
+        self.before = vars(neuron).get(STATE)
+
+    def __call__(self) -> Any:
+        state = self.get()
+        if not isinstance(state, dict):
+            return state
+        replaced = {STATE, *self.streaming.methods}
+        state = {name: value for name, value in state.items() if name not in replaced} | self.streaming.of_instance
+        for name, hooks in state.items():
+            if name.startswith("_forward_") and isinstance(hooks, dict):
+                kept = [(key, hook) for key, hook in hooks.items() if key not in self.streaming.hooks]
+                state[name] = type(hooks)(kept)
+        return state
+
+    def put_back(self, neuron: nn.Module) -> None:
+        if self.before is not None:
+            vars(neuron)[STATE] = self.before
+
+
+def is_reentrant_checkpoint() -> bool:
+    """Whether this is the first run of a checkpoint with use_reentrant=True, which has no graph."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and not torch.is_grad_enabled():
+        if frame.f_code is torch.utils.checkpoint.CheckpointFunction.forward.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _refuse_compilation() -> None:
     if torch.compiler.is_compiling():
         raise RuntimeError(INSIDE_COMPILED)
@@ -161,39 +203,60 @@ def _refuse_compilation() -> None:
 @contextlib.contextmanager
 def _watched(neuron: nn.Module, hook: Callable[[Tensor, bool], Tensor | None], on_input: bool) -> Iterator[None]:
     """Context manager: `neuron_hooks` for one neuron. Blocks may overlap in any way."""
-    watch = _Watch(hook, on_input)
 
-    # A copy of the neuron that is made inside the block has these hooks too, but is not watched; replicas of
-    # nn.DataParallel are.
+    def hook_here(x: Tensor, continues: bool) -> Tensor | None:
+        here = _opened_here.get()
+        is_called = watch.key in here or all(other.key not in here for other in streaming.watches)
+        return hook(x, continues) if is_called else None
+
+    # Replicas of nn.DataParallel are watched, but no copy that has these hooks nevertheless.
     def before(module: nn.Module, *call: Any) -> Any:
         return watch.before(module, *call) if module is neuron or hasattr(module, "_is_replica") else None
 
     def after(module: nn.Module, *call: Any) -> Any:
         return watch.after(module, *call) if module is neuron or hasattr(module, "_is_replica") else None
 
-    handles = [
-        neuron.register_forward_pre_hook(before, with_kwargs=True),
-        neuron.register_forward_hook(after, always_call=True),
-    ]
-    attributes = vars(neuron)
-    if neuron not in _streaming:
-        methods = {name: getattr(neuron, name) for name in STREAMING if inspect.isroutine(getattr(neuron, name, None))}
-        _streaming[neuron] = _Streaming(methods, {name: attributes[name] for name in methods if name in attributes})
-        # Bound methods, unlike closures, belong to the copy in a copy of the neuron.
-        attributes.update({name: types.MethodType(_stand_in(name), neuron) for name in methods})
-    streaming = _streaming[neuron]
-    streaming.watches.append(watch)
+    watch = _Watch(hook_here, on_input, object())
+    with _lock:
+        streaming = _streaming.get(neuron) or _take_over(neuron)
+        streaming.watches.append(watch)
+        handles = [
+            neuron.register_forward_pre_hook(before, with_kwargs=True),
+            neuron.register_forward_hook(after, always_call=True),
+        ]
+        streaming.hooks.update(handle.id for handle in handles)
+    _opened_here.set((*_opened_here.get(), watch.key))
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        streaming.watches.remove(watch)
-        if not streaming.watches:
-            del _streaming[neuron]
-            for name in streaming.methods:
-                del attributes[name]
-            attributes.update(streaming.of_instance)
+        _opened_here.set(tuple(key for key in _opened_here.get() if key is not watch.key))
+        with _lock:
+            for handle in handles:
+                handle.remove()
+            streaming.watches.remove(watch)
+            if not streaming.watches:
+                _give_back(neuron)
+
+
+def _take_over(neuron: nn.Module) -> _Streaming:
+    """Replace the methods of a neuron that is to be watched."""
+    attributes = vars(neuron)
+    methods = {name: getattr(neuron, name) for name in STREAMING if inspect.isroutine(getattr(neuron, name, None))}
+    streaming = _Streaming(methods, {name: attributes[name] for name in methods if name in attributes})
+    # Bound methods, unlike closures, belong to the copy in a copy of the neuron.
+    attributes.update({name: types.MethodType(_stand_in(name), neuron) for name in methods})
+    attributes[STATE] = _UnwatchedState(neuron, streaming)
+    _streaming[neuron] = streaming
+    return streaming
+
+
+def _give_back(neuron: nn.Module) -> None:
+    attributes, streaming = vars(neuron), _streaming.pop(neuron)
+    for name in streaming.methods:
+        del attributes[name]
+    attributes.update(streaming.of_instance)
+    if isinstance(attributes.get(STATE), _UnwatchedState):
+        attributes.pop(STATE).put_back(neuron)
 
 
 _lock, _eager, _open = threading.Lock(), contextlib.ExitStack(), 0

@@ -1,125 +1,234 @@
 """Settings that hold inside a `with` block: whose noise is drawn, and in which mode neurons run.
 
-One rule for all of them. A block holds for what runs inside it: in its own thread or asyncio task, and in the tasks
-that are started there (`contextvars`); another thread opens its own. A generator that yields inside its block takes the
-setting along until it is resumed; one that contextlib drives hands it to the body of its `with`. Blocks may end in any
-order. What activation checkpointing runs again is outside the block, unless it is `models.checkpoint`.
+One rule for all of them. A block holds for what runs inside it, which is what the call stack says; of several blocks,
+the one nearest to the top of the stack comes first; one that has ended, wherever that was, holds nowhere.
+
+- A generator takes its block along when it yields, and has it again wherever it is resumed: who reads it by `next` or
+  `for` is outside, even in a context manager. `yield from` and `await` are one with what they wait for. What the
+  `__enter__` of a context manager (or pytest, for a fixture) starts by `next` hands its block on to the body.
+- An asyncio task hands its blocks to the tasks that it starts; another thread opens its own.
+- What activation checkpointing runs again is outside the block, unless it is `models.checkpoint`.
 """
 
 import contextlib
+import dis
+import functools
 import inspect
 import sys
 import types
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Generator
 from torch.utils import checkpoint as torch_checkpoint
 
-DRIVERS = ("contextlib", "_pytest.fixtures")  # modules that resume a generator at the end of another's block
 MAY_SUSPEND = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_COROUTINE
+ENTRANCES = ("__enter__", "__aenter__")
+# Modules that hand on what a generator has yielded, or run a cell of a notebook as a coroutine.
+RESUMERS = ("_pytest.fixtures", "torch.utils._contextlib", "IPython.core.async_helpers")
 
 REFUSAL = (
-    "torch.utils.checkpoint would run layers again with other noise or in another mode, as it does not know the blocks "
-    "of noise_generator, noiseless and mean_field: use models.checkpoint in its place"
+    "torch.utils.checkpoint would run layers again with other noise or in another mode, as it knows neither generators "
+    "nor the blocks of noiseless and mean_field: use models.checkpoint in its place"
 )
 
 # One variable per setting for all copies of this package in the process.
 _holder = sys.modules.setdefault("_nsnn_contexts", types.ModuleType("_nsnn_contexts"))
 
 
-class Entry(NamedTuple):
-    """A block that has begun and not ended."""
+class Entry:
+    """A block that has begun."""
 
-    block: object
-    value: Any
-    frame: types.FrameType | None  # the generator or coroutine with the block; None for what cannot be suspended
-    backward: int  # number of the backward pass in which the block began, or -1
+    def __init__(self, value: Any, frame: types.FrameType | None) -> None:
+        self.value = value
+        self.frame = frame  # see `_owner`
+        self.backward = torch._C._current_graph_task_id()  # number of the backward pass in which it began, or -1
+        self.is_open = True
 
 
 class Setting:
     """A kind of block."""
 
     def __init__(self, name: str) -> None:
-        self.variable: ContextVar[tuple[Entry, ...]]
+        self.variable: ContextVar[tuple[Entry, ...]]  # blocks of this thread or task, outermost first
         self.variable = _holder.__dict__.setdefault(name, ContextVar(name, default=()))
+        # Blocks of generators, and of coroutines that are no tasks, by their frames.
+        self.of_frames: dict[types.FrameType, tuple[Entry, ...]]
+        self.of_frames = _holder.__dict__.setdefault(f"{name} of frames", {})
 
     def in_effect(self) -> Sequence[Entry]:
         """The blocks that hold here, innermost first."""
         entries = self.variable.get()
-        if not entries:
-            return ()
-        return [entry for entry in reversed(entries) if entry.frame is None or _is_running(entry.frame)]
+        if self.of_frames:
+            return self._on_the_stack(entries)
+        return [entry for entry in reversed(entries) if entry.is_open] if entries else ()
 
-    def begin(self, block: object, value: Any) -> None:
-        entry = Entry(block, value, _suspendable(sys._getframe(2)), torch._C._current_graph_task_id())
-        self.variable.set((*self.variable.get(), entry))
+    def _on_the_stack(self, entries: Sequence[Entry]) -> list[Entry]:
+        found: list[Entry] = []
+        frame: types.FrameType | None = sys._getframe(1)
+        bottom = RUNS.get()[0].frame if RUNS.get() else None
+        while frame is not bottom and frame is not None:
+            found += reversed(self.of_frames.get(frame, ()))
+            found += [entry for entry in reversed(entries) if entry.frame is frame]
+            frame = frame.f_back
+        found += [entry for entry in reversed(entries) if entry not in found]
+        return [entry for entry in found if entry.is_open]
 
-    def end(self, block: object) -> None:
-        entries = list(self.variable.get())
-        for place in reversed(range(len(entries))):
-            if entries[place].block is block:
-                del entries[place]
-                break  # the others may be those of the same block, entered inside itself
-        self.variable.set(tuple(entries))
+    def begin(self, value: Any) -> Entry:
+        task = _frame_of_task()
+        frame = _owner(sys._getframe(1), task)
+        entry = Entry(value, frame)
+        if frame is None or frame is task:
+            self.variable.set((*filter(_is_open, self.variable.get()), entry))
+        else:
+            self.of_frames[frame] = (*self.of_frames.get(frame, ()), entry)
+        return entry
+
+    def end(self, entry: Entry) -> None:
+        entry.is_open = False
+        self.variable.set(tuple(filter(_is_open, self.variable.get())))
+        if entry.frame in self.of_frames:
+            rest = tuple(filter(_is_open, self.of_frames.pop(entry.frame)))
+            if rest:
+                self.of_frames[entry.frame] = rest
+        entry.value = entry.frame = None  # another thread or task may still list it
 
 
-def _is_running(frame: types.FrameType) -> bool:
-    """Whether a frame is on the call stack."""
-    caller: types.FrameType | None = sys._getframe(1)
-    while caller is not None and caller is not frame:
-        caller = caller.f_back
-    return caller is not None
+def _is_open(entry: Entry) -> bool:
+    return entry.is_open
+
+
+def _frame_of_task() -> types.FrameType | None:
+    """The frame with which the asyncio task began that runs here, if one does."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return None
+    task = asyncio.current_task()
+    began = None if task is None else task.get_coro()
+    return getattr(began, "cr_frame", None) or getattr(began, "gi_frame", None)
+
+
+def _owner(frame: types.FrameType | None, task: types.FrameType | None) -> types.FrameType | None:
+    """The frame that takes a block along when it is suspended: of a generator or coroutine, or `task` if none does."""
+    while frame is not None and frame is not task:
+        if frame.f_code.co_flags & MAY_SUSPEND and not _hands_on(frame):
+            return frame
+        frame = frame.f_back
+    return task
+
+
+def _hands_on(frame: types.FrameType) -> bool:
+    """Whether what a generator or coroutine yields is the body of a `with`, or suspends whoever resumes it, too."""
+    resumer = frame.f_back
+    if resumer is None:
+        return False
+    instruction = _instruction(resumer)
+    if resumer.f_code.co_name in ENTRANCES or resumer.f_globals.get("__name__") in RESUMERS:
+        return instruction != "FOR_ITER"
+    is_asynchronous = frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR  # what awaits its next item goes on
+    return instruction in ("SEND", "YIELD_FROM") and not is_asynchronous
+
+
+def _instruction(frame: types.FrameType) -> str:
+    code, place = frame.f_code.co_code, frame.f_lasti
+    while dis.opname[code[place]] == "CACHE":
+        place -= 2
+    return dis.opname[code[place]]
 
 
 GENERATORS = Setting("generators")  # value: a torch.Generator
 MODES = Setting("modes")  # value: (mode, {id: neuron})
 # The step of a `models.Stream` that is being run, or None; it ends before anything can be suspended.
 STREAM: ContextVar[Any] = _holder.__dict__.setdefault("stream", ContextVar("stream", default=None))
+# The runs of `checkpoint` that are under way, outermost first.
+RUNS: ContextVar[tuple["_Run", ...]] = _holder.__dict__.setdefault("runs", ContextVar("runs", default=()))
 
 
-class Block(contextlib.ContextDecorator):
+class Block(contextlib.AbstractContextManager[Any]):
     """A context manager that gives a setting a value; it may be entered repeatedly."""
 
     def __init__(self, setting: Setting, value: Any) -> None:
         self.setting = setting
         self.value = value
+        self._entries: list[Entry] = []
 
     def __enter__(self) -> Any:
-        self.setting.begin(self, self.value)
+        self.begin(self.value)
         return self.value
 
     def __exit__(self, *error: object) -> None:
-        self.setting.end(self)
+        self.end()
+
+    def begin(self, value: Any) -> None:
+        self._entries.append(self.setting.begin(value))
+
+    def end(self) -> None:
+        """End the innermost of the times that it was entered here, else the last one elsewhere."""
+        if not self._entries:
+            raise RuntimeError("a block ends that has not begun, or has ended already")
+        here = [entry for entry in self.setting.in_effect() if entry in self._entries]
+        entry = here[0] if here else self._entries[-1]
+        self._entries.remove(entry)
+        self.setting.end(entry)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A decorator: the block around each call; TypeError for a function that runs after it has returned."""
+        if any(is_later(function) for is_later in RUN_LATER):
+            raise TypeError(_later(function))
+
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                result = function(*args, **kwargs)
+            if isinstance(result, (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)):
+                raise TypeError(_later(function))
+            return result
+
+        return inside
 
 
-def _suspendable(frame: types.FrameType) -> types.FrameType | None:
-    """The frame whose block it is, if that can be suspended while its context lives on."""
-    while frame.f_back is not None:
-        driven = frame.f_code.co_flags & MAY_SUSPEND and frame.f_back.f_globals.get("__name__") in DRIVERS
-        if not driven and frame.f_globals.get("__name__") not in DRIVERS:
-            break
-        frame = frame.f_back
-    if not frame.f_code.co_flags & MAY_SUSPEND:
-        return None
-    asyncio = sys.modules.get("asyncio")
-    in_task = asyncio is not None and asyncio._get_running_loop() is not None  # it has a context of its own
-    return None if in_task and frame.f_code.co_flags & inspect.CO_COROUTINE else frame
+RUN_LATER = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
-def refuse_other_noise(entry: Entry) -> None:
-    """RuntimeError if noise of this block is drawn for, or will be drawn again by, a checkpoint of PyTorch."""
-    if entry.backward != torch._C._current_graph_task_id():
+def _later(function: Any) -> str:
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{name} runs after the decorator's block has ended, as it is a generator or coroutine: open the block in it"
+
+
+def generator_to_draw_from(generator: Generator, entry: Entry | None) -> Generator:
+    """`generator`, or in a checkpoint's second run one that repeats its numbers; `entry`: the block that says it.
+
+    RuntimeError if a checkpoint of PyTorch would draw, or draws, other numbers in its second run.
+    """
+    if entry is not None and entry.backward != torch._C._current_graph_task_id():
+        raise RuntimeError(REFUSAL)
+    if _is_in_torchs_checkpoint() or any(run.is_in_torchs for run in RUNS.get()):
         raise RuntimeError(REFUSAL)
     refuse_reentrant(entry)
+    drawn_from = generator
+    for run in RUNS.get():
+        drawn_from = run.stand_in(generator, drawn_from)
+    return drawn_from
 
 
-def refuse_reentrant(entry: Entry) -> None:
+def _is_in_torchs_checkpoint() -> bool:
+    """Whether this runs in a checkpoint that is not of `checkpoint`, nor reentrant."""
+    hook = _hook_on_saved_tensors()
+    is_checkpoint = getattr(hook, "__module__", None) == torch_checkpoint.__name__
+    return is_checkpoint and all(run.hook is not hook for run in RUNS.get())
+
+
+def _hook_on_saved_tensors() -> Any:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks and hooks[0]
+
+
+def refuse_reentrant(entry: Entry | None) -> None:
     """RuntimeError inside a checkpoint with use_reentrant=True, whose two runs may be in and outside of this block."""
     first, second = torch_checkpoint.CheckpointFunction.forward, torch_checkpoint.CheckpointFunction.backward
-    is_second = entry.backward != torch._C._current_graph_task_id()
+    is_second = (-1 if entry is None else entry.backward) != torch._C._current_graph_task_id()
     if not is_second and (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
         return
     code = second.__code__ if is_second else first.__code__
@@ -127,6 +236,19 @@ def refuse_reentrant(entry: Entry) -> None:
     while frame is not None:
         if frame.f_code is code and (is_second or any(map(_wants_gradient, frame.f_locals["args"]))):
             raise RuntimeError(REFUSAL)
+        frame = frame.f_back
+
+
+def refuse_unkept_noise() -> None:
+    """RuntimeError in the second run of a checkpoint that has not kept the state of torch's default generator."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == torch_checkpoint.__file__:
+            found = frame.f_locals
+            if not found.get("preserve_rng_state", getattr(found.get("ctx"), "preserve_rng_state", True)):
+                raise RuntimeError(
+                    "preserve_rng_state=False would run noisy layers again with other noise: leave it out"
+                )
         frame = frame.f_back
 
 
@@ -153,45 +275,78 @@ def _wants_gradient(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.requires_grad
 
 
-class _AsAtFirst:
-    """A context manager in which the blocks hold that hold now, and their generators draw the same numbers again."""
+class _Run:
+    """A run of what is checkpointed: the first one notes where generators begin, the others begin there."""
 
-    def __init__(self) -> None:
-        self.modes = [entry.value for entry in reversed(MODES.in_effect())]
-        self.generator: Generator | None = None
-        for entry in GENERATORS.in_effect()[:1]:
-            self.generator, self.state = entry.value, entry.value.get_state()
-        self.outer: list[tuple[tuple[Entry, ...], ...]] = []
+    def __init__(self, begins: dict[int, tuple[Generator, torch.Tensor]], frame: types.FrameType | None = None) -> None:
+        self.begins = begins  # by the generator's id
+        self.frame = frame  # below it on the stack are blocks of the backward pass; None: it is the first run
+        self.is_in_torchs = frame is None and _is_in_torchs_checkpoint()
+        self.hook = _hook_on_saved_tensors()
+        self.twins: dict[int, Generator] = {}
+
+    def stand_in(self, generator: Generator, drawn_from: Generator) -> Generator:
+        """What to draw from for `generator`, for which an outer run draws from `drawn_from`."""
+        key = id(generator)
+        if self.frame is None and key not in self.begins:
+            self.begins[key] = (generator, drawn_from.get_state())
+        if self.frame is None or key not in self.begins:
+            return drawn_from
+        if key not in self.twins:
+            self.twins[key] = Generator(generator.device)
+            self.twins[key].set_state(self.begins[key][1])
+        return self.twins[key]
 
     def __enter__(self) -> None:
-        self.outer.append((MODES.variable.get(), GENERATORS.variable.get()))
-        backward = torch._C._current_graph_task_id()
-        MODES.variable.set(tuple(Entry(self, value, None, backward) for value in self.modes))
-        generators: tuple[Entry, ...] = ()
-        if self.generator is not None:
-            twin = Generator(self.generator.device)
-            twin.set_state(self.state)
-            generators = (Entry(self, twin, None, backward),)
-        GENERATORS.variable.set(generators)
+        self.hook = _hook_on_saved_tensors()
+        self.token = RUNS.set((*RUNS.get(), self))
 
     def __exit__(self, *error: object) -> None:
-        modes, generators = self.outer.pop()
-        MODES.variable.set(modes)
-        GENERATORS.variable.set(generators)
+        RUNS.reset(self.token)
+
+
+class _AsAtFirst:
+    """A context manager in which the blocks hold that hold now, and generators draw what they drew in the first run."""
+
+    def __init__(self, first: _Run) -> None:
+        self.begins = first.begins
+        self.blocks = []
+        for setting in (MODES, GENERATORS):
+            self.blocks.append((setting, [entry.value for entry in reversed(setting.in_effect())]))
+        self.outer: list[list[Any]] = []
+
+    def __enter__(self) -> None:
+        variables: list[ContextVar[Any]] = [MODES.variable, GENERATORS.variable, RUNS]
+        self.outer.append([(variable, variable.get()) for variable in variables])
+        for setting, values in self.blocks:
+            setting.variable.set(tuple(Entry(value, None) for value in values))
+        RUNS.set((_Run(self.begins, sys._getframe(1)),))
+
+    def __exit__(self, *error: object) -> None:
+        for variable, value in self.outer.pop():
+            variable.set(value)
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Activation checkpointing: function(*args, **kwargs), run again in the backward pass in place of being stored.
 
     The gradient is that without it: the second run draws the same noise, and has the same `noiseless` and `mean_field`,
-    wherever `backward` is called.
+    wherever `backward` is called. Inside a compiled function, what is checkpointed is not compiled.
 
     Note:
         `torch.utils.checkpoint.checkpoint` with use_reentrant=False; it keeps torch's default generator alone.
     """
-    again = _AsAtFirst()
+    run = _checkpoint
+    if "torch._dynamo" in sys.modules:  # it takes as long to import as torch
+        run = torch.compiler.disable(_checkpoint)
+    return run(function, args, kwargs)
+
+
+def _checkpoint(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    first = _Run({})
+    again = _AsAtFirst(first)
     return torch_checkpoint.checkpoint(
-        function, *args, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), again), **kwargs
+        function, *args, use_reentrant=False, context_fn=lambda: (first, again), **kwargs
     )
 
 
@@ -202,5 +357,5 @@ def _left_to_python(function: Any) -> None:
     function._torchdynamo_disable_msg = "blocks and models.checkpoint must be outside of a full graph"
 
 
-for _function in (Setting.begin, Setting.end, _is_running, checkpoint):
+for _function in (Setting.begin, Setting.end, Setting._on_the_stack, generator_to_draw_from, checkpoint):
     _left_to_python(_function)

@@ -56,11 +56,11 @@ class _Switch(Block):
                     _set_mode(neuron, self, self._mode)
                     stack.callback(_restore_mode, neuron, self)
             self._undo.append(stack.pop_all())
-        self.setting.begin(self, (self._mode, {id(neuron): neuron for neuron in neurons}))
+        self.begin((self._mode, {id(neuron): neuron for neuron in neurons}))
         return self.value
 
     def __exit__(self, *error: object) -> None:
-        self.setting.end(self)
+        self.end()
         self._undo.pop().close()
 
 
@@ -71,12 +71,17 @@ _lock = threading.Lock()
 
 def _set_mode(neuron: Any, block: object, mode: str) -> None:
     with _lock:
-        blocks = _modes_set.setdefault(neuron, [(None, neuron.mode, None)])
+        blocks = _modes_set.get(neuron, [(None, neuron.mode, None)])
         for _, other, thread in blocks[1:]:
             if other != mode and thread != threading.get_ident():
                 raise RuntimeError(f"{type(neuron).__name__} is {other} in another thread: give each thread a copy")
-        blocks.append((block, mode, threading.get_ident()))
+        before = dict(vars(neuron))
         neuron.mode = mode
+        if neuron not in _modes_set:
+            _modes_set[neuron] = blocks
+            own = {name: value for name, value in before.items() if vars(neuron).get(name) is not value}
+            vars(neuron)["__getstate__"] = _OwnState(neuron, own)
+        blocks.append((block, mode, threading.get_ident()))
 
 
 def _restore_mode(neuron: Any, block: object) -> None:
@@ -87,3 +92,24 @@ def _restore_mode(neuron: Any, block: object) -> None:
         neuron.mode = blocks[-1][1]
         if len(blocks) == 1:
             del _modes_set[neuron]
+            if isinstance(vars(neuron).get("__getstate__"), _OwnState):
+                vars(neuron).pop("__getstate__").put_back(neuron)
+
+
+class _OwnState:
+    """Stands in for a neuron's `__getstate__`: copies and pickles made inside a block have the neuron's own mode."""
+
+    def __init__(self, neuron: Any, own: dict[str, Any]) -> None:
+        self.own = own
+        self.get = getattr(neuron, "__getstate__", lambda: vars(neuron))  # Python 3.10 has no general one
+        self.before = vars(neuron).get("__getstate__")
+
+    def __call__(self) -> Any:
+        state = self.get()
+        if not isinstance(state, dict):
+            return state
+        return {name: value for name, value in {**state, **self.own}.items() if value is not self}
+
+    def put_back(self, neuron: Any) -> None:
+        if self.before is not None:
+            vars(neuron)["__getstate__"] = self.before

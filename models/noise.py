@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import parameters
-from .contexts import GENERATORS, Block, refuse_other_noise
+from .contexts import GENERATORS, Block, generator_to_draw_from, refuse_unkept_noise
 
 Device = torch.device | str | int | None
 DType = torch.dtype | None
@@ -38,13 +38,16 @@ def _draw(
     sampler: Callable[..., Tensor], shape: Sequence[int], generator: Generator | None, device: Device, dtype: DType
 ) -> Tensor:
     """Call `sampler` (such as torch.rand) with the generator that applies here."""
+    block = None
     if generator is None:
         for block in GENERATORS.in_effect()[:1]:
-            refuse_other_noise(block)
             generator = block.value
     dtype = dtype or torch.get_default_dtype()
     if generator is None:
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            refuse_unkept_noise()
         return sampler(shape, device=device, dtype=dtype)
+    generator = generator_to_draw_from(generator, block)
     numbers = sampler(shape, generator=generator, device=generator.device, dtype=dtype)
     return numbers.to(device) if device is not None else numbers
 

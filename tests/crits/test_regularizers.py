@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from crits import REGULARIZERS, SRIP, FiringRate, Gramian, Regularizer, build_regularizer
@@ -465,6 +466,31 @@ def test_firing_rate_of_an_empty_batch_is_an_error(shape):
     net, regularizer = layers(), FiringRate()
     with regularizer.watching(net), pytest.raises(ValueError, match="layer '0' has no firing rate: its batch is empty"):
         net(torch.rand(shape))
+
+
+@pytest.mark.parametrize("where", ["network", "neuron", "run", "without a gradient of the input"])
+def test_firing_rate_inside_a_reentrant_checkpoint_is_an_error(where):
+    """Its first run has no graph: the penalty would be a constant."""
+    net, regularizer = nn.Sequential(nn.Linear(4, 3), Streaming()), FiringRate(0.9)
+    x = torch.rand(5, 2, 4, generator=seeded(1)).requires_grad_()
+
+    def call(x, reentrant):
+        function, x = (net, x) if where == "network" else (net[1], net[0](x))
+        if where == "run":
+            function = net[1].run
+        if where == "without a gradient of the input":
+            function, x = net, torch.rand(5, 2, 4)
+        torch.utils.checkpoint.checkpoint(function, x, use_reentrant=reentrant)
+
+    with regularizer.watching(net), pytest.raises(RuntimeError, match="would have no gradient.*use_reentrant=False"):
+        call(x, True)
+    with regularizer.watching(net):
+        call(x, False)
+        regularizer(net).backward()
+        assert net[0].weight.grad.abs().sum() > 0
+    with regularizer.watching(net), torch.no_grad():  # nobody wants a gradient
+        net(x)
+        assert regularizer(net) >= 0
 
 
 @pytest.mark.parametrize("target", [-0.1, 1.1, float("nan")])

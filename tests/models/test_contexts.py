@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import copy
 import functools
+import gc
+import io
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -147,19 +150,46 @@ def test_one_block_object_can_be_entered_inside_itself(make):
     assert block(lambda: neuron.mode)() == "noiseless"
 
 
+class Stored(Coin):
+    """One whose mode is kept under another name, and that has a state of its own for copies."""
+
+    @property
+    def mode(self):
+        return self.kept
+
+    @mode.setter
+    def mode(self, mode):
+        self.kept = mode
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "scratch"}
+
+
+def saved(net):
+    file = io.BytesIO()
+    torch.save(net, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("make", [NoisyLIF, Coin, Stored])
 @pytest.mark.parametrize("context", [noiseless, mean_field])
 @pytest.mark.parametrize(
     "copied",
-    [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net))],
-    ids=["deepcopy", "copy of the layer", "pickle"],
+    [copy.deepcopy, copy.copy, lambda net: pickle.loads(pickle.dumps(net)), saved],
+    ids=["deepcopy", "copy of the layer", "pickle", "save"],
 )
-def test_copies_made_inside_are_ordinary_networks(context, copied):
-    net = nn.Sequential(NoisyLIF(), LIF())
-    with context(net):
+def test_copies_made_inside_are_ordinary_networks(make, context, copied):
+    net = nn.Sequential(make(), LIF())
+    net[0].scratch, attributes = 1, set(vars(net[0])) | {"scratch"}
+    with context(net), noiseless(net):
         twin = copied(net[0])
     assert twin.mode == "noisy" and twin.is_noisy
+    assert set(vars(twin)) == attributes - ({"scratch"} if make is Stored else set())
     with context(net):
         assert net[0].mode == context.__name__ and twin.mode == "noisy"
+        with noiseless(twin):
+            assert twin.mode == "noiseless"
+    assert set(vars(net[0])) == attributes and copied(net[0]).mode == "noisy"
 
 
 def test_a_mode_of_its_own_is_kept_through_blocks_and_copies():
@@ -347,6 +377,368 @@ def test_an_asynchronous_generator_keeps_its_noise_to_itself():
     assert torch.equal(between, drawn())
 
 
+async def passed_on(block):
+    return block.__enter__()
+
+
+def test_blocks_of_generators_that_are_resumed_elsewhere():
+    """In another thread or task than the one in which they began."""
+    x, neuron = currents(), NoisyLIF()
+
+    def stream():
+        with noise_generator(seeded(1)):
+            for _ in range(3):
+                yield neuron(x)
+
+    async def asynchronous():
+        for spikes in stream():
+            yield spikes
+
+    async def inside():
+        with noise_generator(seeded(1)):
+            for _ in range(3):
+                yield neuron(x)
+
+    async def in_tasks(stream):
+        return [await asyncio.wait_for(anext(stream), 60) for _ in range(3)]
+
+    expected = torch.stack(list(stream()))
+    for make in (asynchronous, inside):
+        assert torch.equal(torch.stack(asyncio.run(in_tasks(make()))), expected)
+    moved = stream()
+    first = next(moved)
+    others = [in_thread(lambda: next(moved)), next(moved)]
+    assert torch.equal(torch.stack([first, *others]), expected)
+
+
+@every_setting
+def test_the_block_nearest_to_the_top_of_the_stack_comes_first(setting):
+    neuron, x = NoisyLIF(), currents()
+
+    def stream(seed):
+        with setting(neuron, seed):
+            while True:
+                yield neuron(x)
+
+    async def asynchronous(seed):
+        with setting(neuron, seed):
+            while True:
+                yield neuron(x)
+
+    async def consumer(streams):
+        before = [await anext(one) for one in streams]
+        with setting(neuron, 1):
+            inside = [await anext(one) for one in streams]
+            own = neuron(x)
+        return before, inside, own
+
+    one, two = stream(0), stream(0)
+    next(one), next(two)
+    with setting(neuron, 1):
+        inside, own = next(one), neuron(x)
+        with setting(neuron, 3):
+            third = next(one)
+    assert torch.equal(inside, next(two)) and torch.equal(third, next(two))
+    with setting(neuron, 1):
+        assert torch.equal(own, neuron(x))
+    _, again, own_again = asyncio.run(consumer([asynchronous(0)]))
+    assert torch.equal(again[0], inside) and torch.equal(own_again, own)
+
+    def runs_a_loop():  # the task is nearer to the top than the generator that waits for it
+        async def task():
+            with setting(neuron, 1):
+                return neuron(x)
+
+        with setting(neuron, 0):
+            yield asyncio.run(task())
+
+    waiting = stream(0)
+    next(waiting)
+    assert torch.equal(next(runs_a_loop()), own)
+
+
+def by_no_grad(block):
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def wrapper():
+        with block:
+            yield
+
+    return wrapper()
+
+
+def by_delegation(block):
+    def inner():
+        with block:
+            yield
+
+    @contextlib.contextmanager
+    def wrapper():
+        yield from inner()
+
+    return wrapper()
+
+
+class ByHand:
+    def __init__(self, block):
+        self.block = block
+
+    def __enter__(self):
+        def generator():
+            with self.block:
+                yield
+
+        self.generator = generator()
+        next(self.generator)
+
+    def __exit__(self, *error):
+        next(self.generator, None)
+
+
+class Helper:
+    def __init__(self, block):
+        self.block = block
+
+    def __enter__(self):
+        return self.block.__enter__()
+
+    def __exit__(self, *error):
+        return self.block.__exit__(*error)
+
+
+def in_a_class(block):
+    return Helper(wrapped(block))
+
+
+@pytest.mark.parametrize("wrapper", [by_no_grad, by_delegation, ByHand, Helper, in_a_class])
+@every_setting
+def test_a_block_holds_in_the_body_of_what_enters_it(wrapper, setting):
+    neuron, x = NoisyLIF(), currents()
+    with setting(neuron, 0):
+        expected = neuron(x)
+    with wrapper(setting(neuron, 0)):
+        assert torch.equal(neuron(x), expected)
+
+    def stream():
+        with wrapper(setting(neuron, 0)):
+            yield neuron(x)
+
+    suspended = stream()
+    assert torch.equal(next(suspended), expected)
+    torch.manual_seed(3)
+    between = drawn(), neuron(x), neuron.mode
+    assert not list(suspended)
+    torch.manual_seed(3)
+    assert torch.equal(between[0], drawn()) and torch.equal(between[1], neuron(x)) and between[2] == "noisy"
+
+    async def body():
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(wrapper(setting(neuron, 0)))
+            await asyncio.sleep(0)
+            return neuron(x)
+
+    assert torch.equal(asyncio.run(body()), expected)
+
+
+def test_what_an_entrance_only_consumes_hands_nothing_on():
+    neuron, found = NoisyLIF(), []
+
+    class Warm:
+        def __enter__(self):
+            def stream():
+                with noiseless(neuron):
+                    yield neuron.mode
+                    yield neuron.mode
+
+            for mode in stream():
+                found.append((mode, neuron.mode))
+
+        def __exit__(self, *error):
+            pass
+
+    with Warm():
+        assert neuron.mode == "noisy"
+    assert found == [("noiseless", "noisy")] * 2
+
+
+@contextlib.contextmanager
+def by_loop(stream):
+    for _ in stream:
+        yield
+
+
+@contextlib.contextmanager
+def by_next(stream):
+    next(stream)
+    yield
+
+
+@contextlib.asynccontextmanager
+async def by_next_asynchronously(stream):
+    next(stream)
+    yield
+
+
+@every_setting
+@pytest.mark.parametrize("wrapper", [by_loop, by_next, by_next_asynchronously])
+def test_what_a_context_manager_only_reads_hands_nothing_on(setting, wrapper):
+    neuron = NoisyLIF()
+
+    def stream():
+        with setting(neuron, 0):
+            yield
+
+    async def body():
+        async with contextlib.AsyncExitStack() as stack:
+            block = wrapper(stream())
+            await stack.enter_async_context(block) if "asyn" in wrapper.__name__ else stack.enter_context(block)
+            torch.manual_seed(3)
+            found = drawn(), neuron(currents())
+            torch.manual_seed(3)
+            assert torch.equal(found[0], drawn()) and torch.equal(found[1], neuron(currents()))
+            assert neuron.mode == "noisy"
+
+    asyncio.run(body())
+
+
+def test_a_block_that_a_cell_of_a_notebook_opens_holds_in_later_cells():
+    runner = {"__name__": "IPython.core.async_helpers"}
+    exec("def run(coroutine):\n    try:\n        coroutine.send(None)\n    except StopIteration:\n        pass", runner)
+    neuron = NoisyLIF()
+    block = noiseless(neuron)
+    runner["run"](passed_on(block))
+    assert neuron.mode == "noiseless"
+    block.__exit__(None, None, None)
+    assert neuron.mode == "noisy"
+
+
+def test_an_awaited_coroutine_may_enter_a_block_for_those_who_wait():
+    neuron = NoisyLIF()
+
+    async def waits():
+        block = noiseless(neuron)
+        await passed_on(block)
+        mode = neuron.mode
+        block.__exit__(None, None, None)
+        return mode
+
+    assert asyncio.run(waits()) == "noiseless"
+    with pytest.raises(StopIteration) as end:  # without asyncio
+        waits().send(None)
+    assert end.value.value == "noiseless" and neuron.mode == "noisy"
+
+
+# ---- blocks that end elsewhere
+
+
+def in_task(function):
+    async def run():
+        function()
+
+    asyncio.run(run())
+
+
+@every_setting
+@every_wrapper
+@pytest.mark.parametrize("elsewhere", [in_thread, in_task], ids=["thread", "task"])
+def test_a_block_that_ends_elsewhere_has_ended(setting, wrapper, elsewhere):
+    neuron = NoisyLIF()
+    block = wrapper(setting(neuron, 0))
+    block.__enter__()
+    inside = contextlib.ExitStack()
+    inside.enter_context(setting(neuron, 1))
+    elsewhere(functools.partial(block.__exit__, None, None, None))
+    elsewhere(inside.close)
+    torch.manual_seed(3)
+    outside = drawn(), neuron(currents())
+    torch.manual_seed(3)
+    assert torch.equal(outside[0], drawn()) and torch.equal(outside[1], neuron(currents()))
+    assert neuron.mode == "noisy"
+    gone = weakref.ref(neuron)
+    del neuron, block, inside
+    assert gone() is None
+
+
+@every_setting
+def test_asynchronous_generators_that_are_left_leave_nothing_behind(setting):
+    async def stream(neuron):
+        with setting(neuron, 0):
+            while True:
+                yield
+
+    async def leave(neuron):
+        for _ in range(3):
+            async for _ in stream(neuron):
+                break
+        await asyncio.sleep(0.01)  # the loop closes them in tasks of its own
+        torch.manual_seed(3)
+        outside = drawn()
+        torch.manual_seed(3)
+        assert torch.equal(outside, drawn()) and neuron.mode == "noisy"
+        return weakref.ref(neuron)
+
+    gone = asyncio.run(leave(NoisyLIF()))
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_block_that_has_not_begun_cannot_end():
+    neuron = NoisyLIF()
+    for block in (noise_generator(seeded()), noiseless(neuron)):
+        with pytest.raises(RuntimeError, match="has not begun"):
+            block.__exit__(None, None, None)
+        with block:
+            pass
+        with pytest.raises(RuntimeError, match="has ended already"):
+            block.__exit__(None, None, None)
+
+
+# ---- decorators
+
+
+async def coroutine():
+    pass
+
+
+def generator():
+    yield
+
+
+async def asynchronous_generator():
+    yield
+
+
+@every_setting
+@pytest.mark.parametrize("function", [coroutine, generator, asynchronous_generator])
+def test_a_decorator_of_what_runs_later_is_an_error(setting, function):
+    block = setting(NoisyLIF(), 0)
+    for one in (function, functools.partial(function)):
+        with pytest.raises(TypeError, match="runs after the decorator's block has ended"):
+            block(one)
+    returned = function()
+    with pytest.raises(TypeError, match="runs after the decorator's block has ended"):
+        block(lambda: returned)()
+    if function is coroutine:
+        returned.close()
+
+
+@every_setting
+def test_a_decorated_function_runs_in_its_block(setting):
+    neuron, x = NoisyLIF(), currents()
+
+    @setting(neuron, 1)
+    def inside(count):
+        """Doc."""
+        return neuron(x) if count == 1 else inside(count - 1)
+
+    with setting(neuron, 1):
+        expected = neuron(x)
+    assert inside.__doc__ == "Doc."
+    if setting is SETTINGS["modes"]:
+        assert torch.equal(inside(3), expected) and torch.equal(inside(1), expected)
+    assert neuron.mode == "noisy"
+
+
 # ---- compilation
 
 
@@ -525,3 +917,123 @@ def test_noise_is_the_same_where_autograd_moves_what_it_saves():
 
     for ours, theirs in zip(gradients(net, saved_elsewhere), expected):
         torch.testing.assert_close(ours, theirs)
+
+
+def shared_block(net, generator):
+    def run(x):
+        with noise_generator(generator):
+            return net(x)
+
+    return run
+
+
+def one_of_its_own(net, generator):
+    return lambda x: shared_block(net, seeded(2))(x)
+
+
+def direct_draws(net, generator):
+    return lambda x: net(x) * Gaussian(0.3).sample((3, 4, 8), generator=generator)
+
+
+def nested(net, generator):
+    return lambda x: checkpoint(shared_block(net, generator), x) + shared_block(net, generator)(x)
+
+
+def twice(call, function, x):
+    return sum(call(function, x).cumsum(0).square().sum() for _ in range(2))
+
+
+@laws
+@pytest.mark.parametrize("make", [shared_block, one_of_its_own, direct_draws, nested])
+def test_generators_that_are_used_inside_a_checkpoint_repeat_their_numbers(law, make):
+    net, results = network(law), []
+    for call in (lambda function, x: function(x), checkpoint):
+        generator = seeded(5)
+        function = make(net, generator)
+        torch.manual_seed(4)
+        results.append(gradients(net, functools.partial(twice, call, function)))
+        results[-1].append(generator.get_state())
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_checkpoint_whose_backward_pass_is_in_the_block_of_a_generator():
+    net, expected = network(), []
+
+    def backward(loss):
+        with noiseless(net), noise_generator(seeded(8)):
+            yield loss.backward()
+
+    for call in (lambda net, x: net(x), checkpoint):
+        x = currents().requires_grad_()
+        torch.manual_seed(4)
+        next(backward(call(net, x).cumsum(0).square().sum()))
+        expected.append(x.grad)
+    torch.testing.assert_close(*expected)
+
+
+@pytest.mark.parametrize("around", ["block", "explicit"])
+@pytest.mark.parametrize("how", ["plain", "nested in it"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_numbers_of_a_generator_in_pytorchs_checkpoint_are_refused(around, how, reentrant):
+    """The law itself is asked, which saves nothing by which a second run could be compared."""
+    law, x, generator = Gaussian(0.3), currents().requires_grad_(), seeded(1)
+
+    def scaled(x):
+        return x * law.sample(x.shape, generator if around == "explicit" else None)
+
+    def function(x):
+        return checkpoint(scaled, x) if how == "nested in it" else scaled(x)
+
+    with pytest.raises(RuntimeError, match="use models.checkpoint"):
+        with noise_generator(generator) if around == "block" else contextlib.nullcontext():
+            loss = torch.utils.checkpoint.checkpoint(function, x, use_reentrant=reentrant).sum()
+        loss.backward()
+    with torch.no_grad(), noise_generator(generator):  # there is no second run
+        torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("make", [network, lambda: lambda x: x * Gaussian(0.3).sample(x.shape)], ids=["net", "law"])
+@pytest.mark.parametrize("kind", ["reentrant", "not reentrant", "ours"])
+def test_noise_whose_state_is_not_kept_is_refused(make, kind):
+    function, x = make(), currents().requires_grad_()
+    if kind == "ours":
+        loss = checkpoint(function, x, preserve_rng_state=False)
+    else:
+        reentrant = kind == "reentrant"
+        loss = torch.utils.checkpoint.checkpoint(function, x, use_reentrant=reentrant, preserve_rng_state=False)
+    with pytest.raises(RuntimeError, match="preserve_rng_state=False"):
+        loss.sum().backward()
+    still = nn.Sequential(nn.Linear(50, 3), LIF())
+    torch.utils.checkpoint.checkpoint(still, x, use_reentrant=True, preserve_rng_state=False).sum().backward()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_checkpoint_inside_a_compiled_function(block):
+    torch._dynamo.reset()
+    net, found = network(), []
+    around = BLOCKS[block](net)
+    compiled = torch.compile(lambda x: checkpoint(net, x + 0) * 2, backend="eager")
+    for call in (lambda x: net(x + 0) * 2, compiled):
+        torch.manual_seed(4)
+        found.append(gradients(net, loss_inside(call, around)))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs)
+    torch._dynamo.reset()
+
+
+def test_a_compiled_network_in_a_checkpoint_and_in_a_block_that_ends_elsewhere():
+    torch._dynamo.reset()
+    net, x = network(), currents()
+    compiled, found = torch.compile(net, backend="eager", fullgraph=True), []
+    for call in (net, compiled):
+        torch.manual_seed(4)
+        found.append(gradients(net, functools.partial(twice, checkpoint, call)))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs)
+    block = noiseless(net)
+    block.__enter__()
+    assert torch.equal(compiled(x), compiled(x))
+    in_thread(lambda: block.__exit__(None, None, None))
+    assert not torch.equal(compiled(x), compiled(x))
+    torch._dynamo.reset()

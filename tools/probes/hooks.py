@@ -4,6 +4,9 @@
 """
 
 import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -32,3 +35,24 @@ def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> contextl
     if not spiking_neurons(net):
         raise UserError(f"{type(net).__name__} has no spiking neuron")
     return watching.neuron_hooks(net, hook, on_input)
+
+
+_threads: weakref.WeakKeyDictionary[nn.Module, list[int]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def in_one_thread(net: nn.Module) -> Iterator[None]:
+    """Context manager; UserError if another thread has opened one for a module of the same network."""
+    mine, modules = threading.get_ident(), list(net.modules())
+    with _lock:
+        if any(set(_threads.get(module, ())) - {mine} for module in modules):
+            raise UserError(f"another thread measures this {type(net).__name__}: give each thread a copy")
+        for module in modules:
+            _threads.setdefault(module, []).append(mine)
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules:
+                _threads[module].remove(mine)

@@ -1,5 +1,6 @@
 """Identity paths: where the code of a network adds an activation that is not a current."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -103,6 +104,7 @@ class IdentityPaths(TorchFunctionMode):
     def within(self, name: str, neuron: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
         """A method of a neuron, treated as a forward pass of the neuron."""
 
+        @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             output = None
             self.begin(name, neuron, ())

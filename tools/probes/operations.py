@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tools.errors import UserError
 
-from .hooks import spiking_neurons
+from .hooks import in_one_thread, spiking_neurons
 from .identities import IdentityPaths
 
 ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ = 0.9, 4.6  # in 45 nm; see `Cost`
@@ -152,12 +152,14 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
         identities.start()
 
     with contextlib.ExitStack() as hooks:
+        hooks.enter_context(in_one_thread(net))
         hooks.enter_context(net.register_forward_pre_hook(start, with_kwargs=True))
         for name, module in net.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(partial(identities.begin, name)))
             hooks.enter_context(module.register_forward_hook(identities.end, always_call=True))
             if isinstance(module, LAYERS):
                 hooks.enter_context(module.register_forward_pre_hook(partial(record.add, name)))
+        hooks.enter_context(net.register_forward_pre_hook(_refuse_transforms))
         for name, neuron in spiking_neurons(net):  # methods for streaming run no hooks
             for method in {"run", "step"} & set(dir(neuron)):
                 if method in vars(neuron):  # for example inside `neuron_hooks`
@@ -167,6 +169,11 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
                 setattr(neuron, method, identities.within(name, neuron, getattr(neuron, method)))
         hooks.enter_context(identities)
         yield record
+
+
+def _refuse_transforms(net: nn.Module, args: tuple[Any, ...]) -> None:
+    if torch._C._are_functorch_transforms_active():
+        raise UserError("operations cannot be counted inside torch.vmap and torch.func: call the network itself")
 
 
 def _fan_out(name: str, layer: nn.Module | None, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tools.errors import UserError
 from tools.inference import ForwardPass
 
-from .hooks import neuron_hooks, spiking_neurons
+from .hooks import in_one_thread, neuron_hooks, spiking_neurons
 
 
 @torch.no_grad()
@@ -31,8 +31,6 @@ def record_potentials(
     if unknown := set(layers or ()) - set(neurons):
         raise UserError(f"no neuron is called {sorted(unknown)[0]!r}; choose from {', '.join(neurons)}")
     chosen = {layer: neurons[layer] for layer in (neurons if layers is None else layers)}
-    for layer, neuron in chosen.items():
-        _check_run(layer, neuron)
     found: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(layer: str, continues: bool, *traces: Tensor) -> None:
@@ -42,6 +40,9 @@ def record_potentials(
         found[layer] = traces
 
     with contextlib.ExitStack() as blocks:
+        blocks.enter_context(in_one_thread(net))
+        for layer, neuron in chosen.items():
+            _check_run(layer, neuron)
         blocks.enter_context(neuron_hooks(net, lambda *call: None))  # nothing runs compiled
         for layer, neuron in chosen.items():
             blocks.enter_context(_recorded(neuron, functools.partial(keep, layer)))

@@ -1,7 +1,11 @@
 """The monitor of firing rates."""
 
+import asyncio
+import contextlib
 import copy
 import gc
+import io
+import pickle
 import threading
 import weakref
 
@@ -9,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import LIF, NoisyLIF, ParametricLIF, build_model, build_neuron
+from crits.regularizers import FiringRate
+from models import LIF, NoisyLIF, ParametricLIF, build_model, build_neuron, noiseless
 from tools.errors import UserError
 from tools.inference import ForwardPass
 from tools.probes.firing_rates import firing_rates
@@ -74,6 +79,23 @@ def rates_of(net, run):
     with firing_rates(net) as record:
         run()
     return record.rates()
+
+
+class Third(nn.Module):
+    """A noisy neuron of one's own."""
+
+    emits_spikes = True
+
+    def __init__(self):
+        super().__init__()
+        self.mode = "noisy"
+
+    @property
+    def is_noisy(self):
+        return self.mode == "noisy"
+
+    def forward(self, x):
+        return (x > 1).to(x.dtype)
 
 
 class Stepped(nn.Module):
@@ -178,6 +200,140 @@ def test_threads_do_not_hide_each_other_s_calls():
         done.set()
         thread.join()
     assert record.rates()["lif"] == pytest.approx(LIF()(X).mean().item() / 2)
+
+
+def in_two_threads(function):
+    """What the function gives in each of two threads that wait for each other after each of their steps."""
+    results, barrier = {}, threading.Barrier(2, timeout=60)
+    threads = [threading.Thread(target=lambda k=k: results.update({k: function(k, barrier.wait)})) for k in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return [results[0], results[1]]
+
+
+def in_two_tasks(function):
+    """The same in two asyncio tasks, which go on by turns while others wait in a thread of their own."""
+
+    async def both():
+        return await asyncio.gather(*(asyncio.to_thread(function, k, barrier.wait) for k in (0, 1)))
+
+    barrier = threading.Barrier(2, timeout=60)
+    return asyncio.run(both())
+
+
+@pytest.mark.parametrize("at_once", [in_two_threads, in_two_tasks])
+@pytest.mark.parametrize("stream", STREAMS)
+def test_blocks_of_two_threads_or_tasks_see_their_own_calls(at_once, stream):
+    net = Stepped(stream)
+    expected = [rates_of(net, lambda x=x: net(x))["lif"] for x in (X, X * 10)]
+    assert expected[0] != expected[1]
+
+    def rates(k, wait):
+        with firing_rates(net) as record:
+            wait()
+            net(X * 10**k)
+            wait()
+        return record.rates()["lif"]
+
+    def penalty(k, wait):
+        with FiringRate(0.0).watching(net) as regularizer:
+            wait()
+            net(X * 10**k)
+            wait()
+            return regularizer(net).item()
+
+    assert at_once(rates) == expected
+    assert at_once(penalty) == pytest.approx([rate**2 for rate in expected])
+    assert not {"run", "step", "__getstate__"} & set(vars(net.lif)) and not net.lif._forward_hooks
+
+
+def test_tasks_see_their_own_calls():
+    net = two_layers()
+    expected = [rates_of(net, lambda x=x: net(x)) for x in (X, X * 10)]
+
+    async def one(x):
+        with firing_rates(net) as record:
+            await asyncio.sleep(0)
+            net(x)
+            await asyncio.sleep(0)
+        return record.rates()
+
+    async def both():
+        with firing_rates(net) as record:
+            found = await asyncio.gather(one(X), one(X * 10))
+        return found, record.rates()  # the tasks were started inside
+
+    found, total = asyncio.run(both())
+    assert found == expected
+    assert total["1"] == pytest.approx((expected[0]["1"] + expected[1]["1"]) / 2)
+
+
+def test_a_block_that_ends_in_another_thread():
+    net = two_layers()
+    expected = rates_of(net, lambda: net(X))
+    block = firing_rates(net)
+    block.__enter__()
+    thread = threading.Thread(target=block.__exit__, args=(None, None, None))
+    thread.start()
+    thread.join(60)
+    assert rates_of(net, lambda: net(X)) == expected
+    assert not any(module._forward_hooks or "run" in vars(module) for module in net.modules())
+
+
+def saved(net):
+    file = io.BytesIO()
+    torch.save(net, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net)), saved])
+@pytest.mark.parametrize("also", [noiseless, firing_rates, lambda net: contextlib.nullcontext()])
+def test_copies_made_inside_are_ordinary_networks(copied, also):
+    net = nn.Sequential(NoisyLIF(), Third(), LIF())
+    net[2].register_forward_hook(print)
+    attributes = [set(vars(module)) for module in net]
+    with firing_rates(net), also(net):
+        twins = [copied(net), nn.Sequential(*map(copy.copy, net))]
+    with also(net), firing_rates(net):
+        twins.append(copied(net))
+    for twin in twins:
+        assert [set(vars(module)) for module in twin] == attributes
+        assert [len(module._forward_hooks) for module in twin] == [0, 0, 1]
+        assert not any(module._forward_pre_hooks or module._forward_hooks_always_called for module in twin)
+        assert twin[1].mode == "noisy" and pickle.loads(pickle.dumps(twin))[1].mode == "noisy"
+    assert [set(vars(module)) for module in net] == attributes and net[1].mode == "noisy"
+
+
+def test_a_block_for_copies_may_end_in_any_order():
+    net = nn.Sequential(Third())
+    first, second = firing_rates(net), noiseless(net)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert copy.deepcopy(net)[0].mode == "noisy" and net[0].mode == "noiseless"
+    second.__exit__(None, None, None)
+    assert pickle.loads(pickle.dumps(net))[0].mode == "noisy"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, x: torch.func.vmap(net, in_dims=1)(x),
+        lambda net, x: torch.func.vmap(torch.func.vmap(net, in_dims=1))(torch.stack([x, x])),
+        lambda net, x: torch.func.grad(lambda x: net(x).sum())(x),
+        lambda net, x: torch.func.vmap(torch.func.grad(lambda x: net(x).sum()), in_dims=1)(x),
+        lambda net, x: torch.func.jvp(net, (x,), (x,)),
+        lambda net, x: torch.func.jacrev(net)(x),
+    ],
+    ids=["vmap", "vmap of vmap", "grad", "gradients by sample", "jvp", "jacrev"],
+)
+def test_rates_inside_torch_func_are_those_of_all_samples(call):
+    net = two_layers()
+    expected, found = rates_of(net, lambda: net(X)), rates_of(net, lambda: call(net, X))
+    assert found == {layer: pytest.approx(rate) for layer, rate in expected.items()}
+    with count_operations(net), pytest.raises(UserError, match="inside torch.vmap and torch.func"):
+        torch.func.vmap(net)(X)
 
 
 def test_rates_and_operations_are_counted_together_in_either_order():

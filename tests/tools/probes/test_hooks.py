@@ -1,5 +1,7 @@
 """Neurons are found by what they offer."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,8 @@ from torch import nn
 from models import LIF, NoisyLIF, noiseless
 from tools.errors import UserError
 from tools.probes.hooks import is_noisy, neuron_hooks, require, spiking_neurons
+from tools.probes.operations import count_operations
+from tools.probes.potentials import record_potentials
 
 
 class Third(nn.Module):
@@ -52,3 +56,37 @@ def test_require_names_layer_class_attribute_and_purpose():
     assert require("a.b", LIF(decay=0.25), "decay", "a test") == 0.25
     with pytest.raises(UserError, match=r"layer 'a.b' \(Third\) lacks 'gradient_law', which an attack needs"):
         require("a.b", Third(), "gradient_law", "an attack")
+
+
+def count(net, x):
+    with count_operations(net, batch_dim=1) as operations:
+        net(x)
+    return operations.cost()
+
+
+def potentials(net, x):
+    return record_potentials(net, x, lambda net, x: net(x))
+
+
+@pytest.mark.parametrize("measure", [count, potentials])
+@pytest.mark.parametrize("part", [False, True])
+def test_what_two_threads_measure_is_not_mixed(measure, part):
+    net, x = nn.Sequential(nn.Sequential(nn.Linear(4, 4), LIF()), nn.Linear(4, 2), LIF()), torch.rand(3, 2, 4)
+    inside, done = threading.Event(), threading.Event()
+
+    def wait(module, args):
+        if threading.current_thread() is thread:
+            inside.set()
+            done.wait(60)
+
+    net[0].register_forward_pre_hook(wait)
+    thread = threading.Thread(target=measure, args=(net, x))
+    thread.start()
+    inside.wait(60)
+    with pytest.raises(UserError, match="another thread measures this Sequential: give each thread a copy"):
+        measure(net[0] if part else net, x)
+    done.set()
+    thread.join(60)
+    with count_operations(net, batch_dim=1):  # in one thread, they may be nested
+        measure(net[0] if part else net, x)
+    assert not any({"run", "step"} & set(vars(module)) for module in net.modules())
