@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contexts import check_same_noise
+from ..contexts import GENERATORS, check_same_noise
 from ..noise import NoiseLaw, Rescaled
 from .common import (
     VALUES,
@@ -21,6 +21,7 @@ from .common import (
     check_values,
     empty_sequence,
     in_batches,
+    refuse_graph_of_batches,
     saved_tensors,
     step_of,
 )
@@ -47,7 +48,21 @@ def lif_sequence(
     """
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
-    return _LIFSequence.apply(x, state, *neuron.tensors(), *noise, neuron)
+    run: Any = _LIFSequence.apply
+    if torch.compiler.is_compiling() and GENERATORS.in_effect() and (neuron.membrane_noise or neuron.threshold_noise):
+        run = _run_in_python
+    return run(x, state, *neuron.tensors(), *noise, neuron)
+
+
+def _run_in_python(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _LIFSequence.apply(*inputs)
+
+
+# What `torch.compiler.disable` does, but without importing the compiler.
+_run_in_python._torchdynamo_disable = True  # type: ignore[attr-defined]
+_run_in_python._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "the eager kernel cannot draw from a noise_generator in a full graph: leave out fullgraph=True, or the block"
+)
 
 
 def law_of(neuron: Neuron) -> NoiseLaw:
@@ -127,6 +142,7 @@ class _LIFSequence(torch.autograd.Function):
         else:
             gradients = functools.partial(_gradients, neuron, ctx.needs_input_grad[2:5], (state, z, eps, x))
             if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+                refuse_graph_of_batches(grads)
                 found = OnceOneByOne.apply(gradients, spikes, *grads)
             else:
                 found = gradients(spikes, *grads)
@@ -255,6 +271,7 @@ class _Spike(torch.autograd.Function):
 
 def gradients_of_plain(x: Tensor, state: Tensor | None, neuron: Neuron, grads: Pair) -> list[Tensor | None]:
     """Gradients of x, state, threshold, decay and scale that can be differentiated again: those of `plain_sequence`."""
+    refuse_graph_of_batches(grads)
     with torch.enable_grad():
         # Aliases: one tensor may be given in two places, which have a gradient each.
         given: list[Any] = [None if t is None else t.view_as(t) for t in (x, state, *neuron.tensors())]

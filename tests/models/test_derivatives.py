@@ -245,6 +245,33 @@ def test_gradients_in_batches(make, kernels):
             torch.testing.assert_close(ours, rows)
 
 
+def batched_jacobian(net, x):
+    return torch.autograd.functional.jacobian(net, x, create_graph=True, vectorize=True)
+
+
+def batched_gradient(net, x):
+    x = x.requires_grad_()
+    y = net(x)
+    weights = torch.eye(y.numel()).reshape(-1, *y.shape)
+    return torch.autograd.grad(y, x, weights, is_grads_batched=True, create_graph=True)[0].reshape(*y.shape, *x.shape)
+
+
+@pytest.mark.parametrize("together", [batched_jacobian, batched_gradient])
+@pytest.mark.parametrize("make", [LIF, ParametricLIF, NoisyLIF, lambda: LIF().as_mean_field()])
+@pytest.mark.parametrize("kernels", ["auto", "eager"], indirect=True)
+@pytest.mark.parametrize("by", [0, 2])
+def test_the_graph_of_gradients_in_batches_is_not_lost(together, make, kernels, by):
+    """PyTorch would drop what leads to the layers before the neuron and behind it, without a word."""
+    net, x = nn.Sequential(nn.Linear(5, 6), make(), nn.Linear(6, 2)), currents(3, 2, 5).float()
+    with noise_generator(seeded(5)):
+        rows = torch.autograd.functional.jacobian(net, x)
+    assert rows.any()
+    with noise_generator(seeded(5)), pytest.raises(RuntimeError, match="once differentiable|leave out create_graph"):
+        jacobian = together(net, x)
+        torch.testing.assert_close(jacobian.detach(), rows)
+        torch.autograd.grad(jacobian.square().sum(), net[by].weight, allow_unused=True)
+
+
 @pytest.mark.parametrize("backend", ["fused", "eager"])
 def test_a_kernel_that_is_asked_for_by_name_says_that_it_cannot(backend):
     x = currents(3, 2, 4)
