@@ -7,10 +7,11 @@ range is a ValueError or TypeError.
 
 import abc
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -158,17 +159,19 @@ class SpikingNeuron(nn.Module, abc.ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         """Where a class, or its mixin, overrides `run` or `step`, the other one follows, and it must say `is_noisy`."""
         super().__init_subclass__(**options)
-        owners: dict[str, int] = {}
-        for place, base in reversed(list(enumerate(cls.__mro__))):
-            for name in {"run", "step", "is_noisy"} & vars(base).keys():
-                owners[name] = place
-        is_below = min(owners["run"], owners["step"]) < owners["is_noisy"]
-        if is_below and cls.is_noisy is False:  # type: ignore[comparison-overlap]
-            cls.is_noisy = SpikingNeuron.is_noisy  # the override may draw noise
-        if owners["run"] < owners["step"]:
-            cls.step = _step_by(cls.run)  # type: ignore[method-assign]
-        elif owners["step"] < owners["run"]:
-            cls.run = _run_by(cls.step)  # type: ignore[method-assign]
+        bases: list[Any] = list(cls.__mro__[: cls.__mro__.index(SpikingNeuron)])
+        for base in bases:  # a mixin too is given what it lacks: the next class is then reached both ways
+            own = {"run", "step"} & vars(base).keys()
+            if own == {"run"}:
+                _check_run(cls, base.run)
+                base.step = _step_by(base.run)
+            elif own == {"step"}:
+                base.run = _run_by(base.step)
+        for base in bases:
+            if "is_noisy" in vars(base):
+                break
+            if "run" in vars(base) and cls.is_noisy is False:  # type: ignore[comparison-overlap]
+                cls.is_noisy = SpikingNeuron.is_noisy  # the override may draw noise
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy):  # it has no T to loop over: the neuron stays a module in the graph
@@ -254,9 +257,28 @@ class SpikingNeuron(nn.Module, abc.ABC):
         return f"threshold={threshold}, decay={decay}, reset={self.reset!r}"
 
 
+def _check_run(neuron: type[SpikingNeuron], run: Callable[..., Any]) -> None:
+    """Raise TypeError if `forward` cannot call this `run`."""
+    if neuron.forward is not SpikingNeuron.forward or not inspect.isfunction(run):
+        return
+    arguments = inspect.signature(run).parameters.values()
+    if not any(one.name == "keep_state" or one.kind is inspect.Parameter.VAR_KEYWORD for one in arguments):
+        raise TypeError(f"{run.__qualname__} lacks keep_state: it must be run(self, x, state=None, keep_state=True)")
+
+
+def _refuse_circle(name: str, other: str) -> NoReturn:
+    raise TypeError(
+        f"{name} recurses too deeply: if it calls self.{other}, that goes through {name} again; call super().{other}, "
+        f"or override {other} too"
+    ) from None
+
+
 def _step_by(run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Tensor, Any]]:
     def step(self: SpikingNeuron, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        spikes, state = run(self, x_t.unsqueeze(0), state)
+        try:
+            spikes, state = run(self, x_t.unsqueeze(0), state)
+        except RecursionError:
+            _refuse_circle(run.__qualname__, "step")
         return spikes.squeeze(0), state
 
     return step
@@ -269,9 +291,12 @@ def _run_by(step: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tens
         if potentials:
             raise TypeError(f"{type(self).__name__} overrides `step`, which has no potentials: override `run`")
         spikes = []
-        for x_t in x:
-            spike, state = step(self, x_t, state)
-            spikes.append(spike)
+        try:
+            for x_t in x:
+                spike, state = step(self, x_t, state)
+                spikes.append(spike)
+        except RecursionError:
+            _refuse_circle(step.__qualname__, "run")
         return torch.stack(spikes) if spikes else torch.empty_like(x), state if keep_state else None
 
     return run
