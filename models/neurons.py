@@ -26,7 +26,7 @@ ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its dens
 
 def _learnt(parameter: Tensor) -> Tensor:
     """The value of a parameter, 0-d if it is one: such a parameter has shape [1], as `fully_shard` refuses 0-d ones."""
-    return parameter.reshape(()) if parameter.numel() == 1 else parameter
+    return parameter if parameter.numel() > 1 or parameters.is_sharded(parameter) else parameter.reshape(())
 
 
 def _like_values(value: float | Tensor) -> nn.Parameter:
@@ -48,7 +48,12 @@ def _fill(name: str, parameter: Tensor, value: float | Tensor, function: Callabl
     if len(values) not in (1, parameter.numel()):
         raise ValueError(f"this neuron learns {parameter.numel()} values of its {name}, and was given {len(values)}")
     with torch.no_grad():
-        parameter.copy_(torch.tensor([function(v) for v in values], dtype=parameter.dtype, device="cpu"))
+        if len(values) == 1:  # not by `copy_`, which refuses what is sharded
+            parameter.fill_(function(values[0]))
+        elif parameters.is_sharded(parameter):
+            raise RuntimeError(f"the {name} is sharded: set it for each channel before `fully_shard`, or to one value")
+        else:
+            parameter.copy_(torch.tensor([function(v) for v in values], dtype=parameter.dtype, device="cpu"))
 
 
 def _refuse_computed(name: str, value: float | Tensor) -> None:
@@ -151,8 +156,8 @@ class SpikingNeuron(nn.Module, abc.ABC):
         """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is."""
         check_surrogate(law)
         scale: float | Tensor = law.scale
-        if isinstance(scale, Tensor) and scale.numel() == 1 and not scale.is_meta:
-            law = functional.unscaled("surrogate", law).with_scale(scale.item())
+        if isinstance(scale, Tensor) and scale.numel() == 1 and (ends := parameters.extremes(scale)) is not None:
+            law = functional.unscaled("surrogate", law).with_scale(ends[0])
         self.surrogate = law
         self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 
@@ -538,6 +543,8 @@ class NoisyLIF(SpikingNeuron):
 
     def scale_noise(self, factor: float) -> None:
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
+        if parameters.is_sharded(self.scale):
+            raise RuntimeError("the scale of the noise is sharded: call scale_noise before `fully_shard`")
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
         self.log_scale = None
@@ -550,14 +557,14 @@ class NoisyLIF(SpikingNeuron):
         return neuron
 
     def _noise_as_learnt(self) -> NoiseLaw:
-        """The law with the present scale, a number or a tensor of one for each channel, which is not learnt further."""
+        """The law with the present scale, not learnt further: a number, or a tensor of many or that cannot be read."""
         law, scale = self.__dict__["noise"], self.scale
         if not isinstance(scale, Tensor):
             return law
-        if scale.numel() > 1:
+        ends = parameters.extremes(scale)
+        if ends is None or scale.numel() > 1:
             return law.with_scale(scale.detach().clone())
-        value = math.nan if scale.is_meta else scale.item()
-        return law.with_scale(value) if isinstance(law.scale, Tensor) else law.widened(value / law.scale)
+        return law.with_scale(ends[0]) if isinstance(law.scale, Tensor) else law.widened(ends[0] / law.scale)
 
     def _noise(self) -> dict[str, Any]:
         scale = self.scale

@@ -122,6 +122,8 @@ class _LIFSequence(torch.autograd.Function):
                 fired = (z_t > (draw(eps_threshold, t) if neuron.threshold_noise else 0)).to(z_t.dtype)
             z[t], spikes[t] = z_t, fired
             v = after_reset(u, fired, neuron.reset, neuron.threshold)
+        if T == 0:
+            v = state.clone()  # what is returned is not the caller's own tensor
 
         ctx.neuron = neuron
         kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
@@ -233,7 +235,7 @@ def plain_sequence(
             u = u - removed * (fired.detach() if neuron.detach_reset else fired)
         v = u
     if not spikes:
-        return torch.zeros_like(x), v, torch.zeros_like(x, dtype=v.dtype)
+        return torch.zeros_like(x), v.clone(), torch.zeros_like(x, dtype=v.dtype)
     return torch.stack(spikes).to(x.dtype), v, torch.stack(z_kept) if keep_z else v.new_empty(0)
 
 
