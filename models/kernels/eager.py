@@ -26,6 +26,8 @@ from .common import (
     step_of,
 )
 
+COMPARED = 1000  # drawn numbers by which a second run of a forward pass is known to be the same
+
 
 def lif_sequence(
     x: Tensor,
@@ -98,13 +100,17 @@ class _LIFSequence(torch.autograd.Function):
         spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
         eps_kept = torch.empty_like(z) if scale is not None and neuron.membrane_noise else None
 
-        drawn: list[Tensor] = []  # the last draw
+        drawn: list[Tensor] = []  # as many of the last draws as have `compared` numbers
+        compared, most = 1, 1
+        if not torch.compiler.is_compiling():  # a graph would hold for some numbers of neurons only
+            compared, most = COMPARED, -(-COMPARED // max(1, state.numel()))
 
         def draw(given: Tensor | None, t: int) -> Tensor:
             if given is not None:
                 return given[t]
-            drawn[:] = [law.sample(state.shape, device=x.device, dtype=state.dtype)]
-            return drawn[0]
+            drawn.append(law.sample(state.shape, device=x.device, dtype=state.dtype))
+            del drawn[:-most]
+            return drawn[-1]
 
         v = state
         for t in range(T):
@@ -127,16 +133,17 @@ class _LIFSequence(torch.autograd.Function):
 
         ctx.neuron = neuron
         kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
-        ctx.last_draw = drawn[-1].flatten()[:1].clone() if drawn else None
-        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.last_draw, threshold, decay, scale)
+        # As bytes, so that hooks on saved tensors that round numbers leave them as they are.
+        ctx.draws = torch.cat([one.flatten()[:compared] for one in drawn]).view(torch.uint8) if drawn else None
+        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.draws, threshold, decay, scale)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(z)
         return spikes, v, z
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        state, spikes, z, eps, x, last_draw, *values = saved_tensors(ctx)
-        check_same_noise(ctx.last_draw, last_draw)
+        state, spikes, z, eps, x, draws, *values = saved_tensors(ctx)
+        check_same_noise(ctx.draws, draws)
         neuron, grads = ctx.neuron.with_tensors(values), (grad_spikes, grad_v)
         found: Sequence[Tensor | None]
         if neuron.mean_field and torch.is_grad_enabled():
