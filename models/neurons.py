@@ -34,8 +34,18 @@ def _like_values(value: float | Tensor) -> nn.Parameter:
     return nn.Parameter(value.new_empty(value.numel()) if isinstance(value, Tensor) else torch.empty(1))
 
 
-def _fill(name: str, parameter: Tensor, value: float | Tensor, function: Callable[[float], float]) -> None:
+def _is_parametrized(module: nn.Module, attribute: str) -> bool:
+    """Whether an attribute is computed by `torch.nn.utils.parametrize`."""
+    return "parametrizations" in module._modules and hasattr(module._modules["parametrizations"], attribute)
+
+
+def _fill(
+    module: nn.Module, attribute: str, name: str, value: float | Tensor, function: Callable[[float], float]
+) -> None:
     """Write function(value) into a parameter; one value into all its elements."""
+    parameter: Tensor = getattr(module, attribute)
+    if is_parametrized := _is_parametrized(module, attribute):
+        parameter = torch.empty_like(parameter)
     values: list[float]
     if not isinstance(value, Tensor):
         values = [value]
@@ -54,6 +64,8 @@ def _fill(name: str, parameter: Tensor, value: float | Tensor, function: Callabl
             raise RuntimeError(f"the {name} is sharded: set it for each channel before `fully_shard`, or to one value")
         else:
             parameter.copy_(torch.tensor([function(v) for v in values], dtype=parameter.dtype, device="cpu"))
+        if is_parametrized:
+            setattr(module, attribute, parameter)  # by its `right_inverse`, or an error that it has none
 
 
 def _refuse_computed(name: str, value: float | Tensor) -> None:
@@ -145,7 +157,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
     def reset_parameters(self) -> None:
         """Start again from the values that were given as tensors."""
         for name, value in vars(self).get("_given", {}).items():  # a neuron pickled by an earlier version has none
-            _fill(name, getattr(self, name), value, float)
+            _fill(self, name, name, value, float)
 
     @property
     def is_noisy(self) -> bool:
@@ -401,7 +413,7 @@ class ParametricLIF(LIF):
             came = parameters.shown(value) if isinstance(value, Tensor) else value
             raise ValueError(f"a learnable decay must be in (0, 1), got {came}")
         self._decay_set = value
-        if "decay_logit" not in self._parameters:
+        if not hasattr(self, "decay_logit"):
             self.decay_logit = _like_values(value)
         self._start_decay()  # keeps the parameter that an optimiser may hold
 
@@ -411,7 +423,7 @@ class ParametricLIF(LIF):
         self._start_decay()
 
     def _start_decay(self) -> None:
-        _fill("decay", self.decay_logit, self._decay_set, lambda decay: math.log(decay / (1 - decay)))
+        _fill(self, "decay_logit", "decay", self._decay_set, lambda decay: math.log(decay / (1 - decay)))
 
 
 class NoisyLIF(SpikingNeuron):
@@ -475,10 +487,10 @@ class NoisyLIF(SpikingNeuron):
         if self.log_scale is not None:
             if isinstance(scale, nn.Parameter):
                 raise ValueError("learnable_scale learns the logarithm of the scale: leave it out to learn a parameter")
-            _fill("scale", self.log_scale, scale, math.log)  # keeps the parameter that an optimiser may hold
+            _fill(self, "log_scale", "scale", scale, math.log)  # keeps the parameter that an optimiser may hold
             self.__dict__["noise"] = law
         elif learnt is not None and not isinstance(scale, nn.Parameter):
-            _fill("scale", learnt, scale, float)
+            _fill(self, "scale", "scale", scale, float)
             self._given["scale"] = scale
             self.__dict__["noise"] = unscaled
         else:
@@ -501,7 +513,7 @@ class NoisyLIF(SpikingNeuron):
         """Start again from the values that were given as tensors, and from the scale of the law, where it is learnt."""
         super().reset_parameters()
         if self.log_scale is not None:
-            _fill("scale", self.log_scale, self.noise.scale, math.log)
+            _fill(self, "log_scale", "scale", self.noise.scale, math.log)
 
     @property
     def mode(self) -> str:
@@ -545,6 +557,10 @@ class NoisyLIF(SpikingNeuron):
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
         if parameters.is_sharded(self.scale):
             raise RuntimeError("the scale of the noise is sharded: call scale_noise before `fully_shard`")
+        if _is_parametrized(self, "log_scale"):
+            raise RuntimeError(
+                "log_scale is parametrized: use torch.nn.utils.parametrize.remove_parametrizations first"
+            )
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
         self.log_scale = None

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.nn.utils import parametrize
 
 from models import LIF, Gaussian, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator, noiseless
 from models.layers import Normalize
@@ -234,3 +235,75 @@ def test_values_that_cannot_be_read_are_no_error(make):
         assert neuron.gradient_law.scale.is_meta
         neuron.scale_noise(0.5)
         assert neuron.scale.is_meta and neuron.gradient_law.scale.is_meta
+
+
+class Clamped(nn.Module):
+    def forward(self, value):
+        return value.clamp(-3, 3)
+
+    def right_inverse(self, value):
+        return value
+
+
+class OneWay(nn.Module):
+    def forward(self, value):
+        return value.clamp(-3, 3)
+
+
+PARAMETRIZED = {
+    "decay": (lambda: ParametricLIF(decay=0.4), "decay_logit", "decay"),
+    "decays": (lambda: ParametricLIF(decay=torch.full((6,), 0.4)), "decay_logit", "decay"),
+    "scale": (lambda: NoisyLIF(Gaussian(0.4), learnable_scale=True), "log_scale", "scale"),
+    "scales": (lambda: NoisyLIF(Gaussian(torch.full((6,), 0.4)), learnable_scale=True), "log_scale", "scale"),
+    "threshold": (lambda: LIF(threshold=nn.Parameter(torch.tensor(0.4))), "threshold", "threshold"),
+    "thresholds": (lambda: LIF(threshold=per_channel()), "threshold", "threshold"),
+}
+
+
+def set_value(neuron, value):
+    if isinstance(neuron, ParametricLIF):
+        neuron.decay = value
+    else:
+        neuron.noise = Gaussian(value)
+
+
+@pytest.mark.parametrize("make, attribute, shown", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_a_parametrized_neuron_is_set_and_reset(make, attribute, shown):
+    neuron, whole, x = make(), make(), torch.rand(4, 2, 6, generator=seeded(1)) * 2
+    held = getattr(neuron, attribute)
+    parametrize.register_parametrization(neuron, attribute, Clamped())
+    original = neuron.parametrizations[attribute].original
+    if attribute != "threshold":
+        set_value(neuron, 0.7)
+        set_value(whole, 0.7)
+        torch.testing.assert_close(getattr(neuron, shown), getattr(whole, shown))
+    for parameter in neuron.parameters():
+        parameter.data.add_(0.2)
+    assert not torch.equal(getattr(neuron, shown), getattr(whole, shown))
+    neuron.reset_parameters()
+    whole.reset_parameters()
+    torch.testing.assert_close(getattr(neuron, shown), getattr(whole, shown))
+    with noise_generator(seeded()):
+        spikes = neuron(x)
+    with noise_generator(seeded()):
+        assert torch.equal(spikes, whole(x)) and spikes.any()
+    assert held is original and original is neuron.parametrizations[attribute].original
+
+
+@pytest.mark.parametrize("make, attribute, shown", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_a_parametrization_without_an_inverse_is_an_error(make, attribute, shown):
+    neuron = make()
+    parametrize.register_parametrization(neuron, attribute, OneWay())
+    before = getattr(neuron, shown).detach().clone()
+    if attribute != "threshold":
+        with pytest.raises(RuntimeError, match="does not implement right_inverse"):
+            set_value(neuron, 0.7)
+    with pytest.raises(RuntimeError, match="does not implement right_inverse"):
+        neuron.reset_parameters()
+    assert torch.equal(getattr(neuron, shown), before)
+    if attribute == "log_scale":
+        with pytest.raises(RuntimeError, match="remove_parametrizations first"):
+            neuron.scale_noise(0.5)
+        parametrize.remove_parametrizations(neuron, attribute)
+        neuron.scale_noise(0.5)
+        torch.testing.assert_close(torch.as_tensor(neuron.scale), before / 2)
