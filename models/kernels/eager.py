@@ -2,11 +2,14 @@
 
 import functools
 import math
+import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..contexts import GENERATORS, check_same_noise
 from ..noise import NoiseLaw, Rescaled
@@ -221,6 +224,8 @@ def plain_sequence(
     That is what `torch.func` and forward mode need. The mean field is differentiable as often as its law is.
     """
     check_values(neuron, x)
+    if (neuron.membrane_noise or neuron.threshold_noise) and forward_ad._current_level >= 0:
+        _refuse_linearize()
     v = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype)) if state is None else state
     law = law_of(neuron)
     spikes, z_kept = [], []
@@ -244,6 +249,18 @@ def plain_sequence(
     if not spikes:
         return torch.zeros_like(x), v.clone(), torch.zeros_like(x, dtype=v.dtype)
     return torch.stack(spikes).to(x.dtype), v, torch.stack(z_kept) if keep_z else v.new_empty(0)
+
+
+def _refuse_linearize() -> None:
+    """RuntimeError if noise is drawn for what `torch.func.linearize` returns, which would draw it at each call."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is torch.func.linearize.__code__:
+            raise RuntimeError(
+                "what torch.func.linearize returns would draw other noise at each call: use torch.func.jvp, or do it "
+                "inside noiseless or mean_field"
+            )
+        frame = frame.f_back
 
 
 def _spike(fires: Tensor, z: Tensor, neuron: Neuron) -> Tensor:

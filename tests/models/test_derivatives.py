@@ -1,5 +1,6 @@
 """Beside a plain backward pass: torch.func, forward mode, second derivatives, in-place operations."""
 
+import contextlib
 import copy
 
 import pytest
@@ -122,6 +123,23 @@ def test_linearize():
     neuron, x, tangent = LIF(detach_reset=True), currents(4, 3, 5), weights(4, 3, 5)
     _, pushed = linearize(neuron, x)
     torch.testing.assert_close(pushed(tangent), jvp(neuron, (x,), (tangent,))[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated", "ignore:Attempted to insert")
+@pytest.mark.parametrize("placement", ["both", "escape", "membrane"])
+@pytest.mark.parametrize("with_generator", [False, True])
+def test_linearize_draws_no_noise(placement, with_generator):
+    """It would at each call of what it returns, and never that of the spikes."""
+    neuron, x, tangent = NoisyLIF(placement=placement), currents(2, 3, 5), weights(2, 3, 5)
+    net = nn.Sequential(LIF(), neuron)
+    with noise_generator(seeded()) if with_generator else contextlib.nullcontext():
+        for function in (neuron, net, lambda x: vmap(neuron, randomness="different")(x[None])):
+            with pytest.raises(RuntimeError, match="use torch.func.jvp, or do it inside noiseless"):
+                linearize(function, x)
+    for block in (noiseless, mean_field):
+        with block(neuron):
+            _, pushed = linearize(neuron, x)
+            torch.testing.assert_close(pushed(tangent), jvp(neuron, (x,), (tangent,))[1])
 
 
 @pytest.mark.parametrize("make", [LIF, lambda: LIF(reset="subtract"), ParametricLIF])
