@@ -91,14 +91,15 @@ class SpikingNetwork(nn.Module):
         return self.body(current)
 
     def _check_shape(self, x: Tensor, timesteps: int | None) -> None:
-        shape = ", ".join(map(str, self.in_shape))
-        wanted, got = f"[T, B, {shape}]", "without timesteps"
-        if timesteps is not None:
-            wanted, got = f"[B, {shape}] together with timesteps", f"with timesteps={timesteps}"
-            if not isinstance(timesteps, int) or timesteps < 1:
-                hint = ": give FX concrete_args" if isinstance(timesteps, torch.fx.Proxy) else ""
-                raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
+        if timesteps is not None and (not isinstance(timesteps, int) or isinstance(timesteps, bool) or timesteps < 1):
+            hint = ": give FX concrete_args" if isinstance(timesteps, torch.fx.Proxy) else ""
+            raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
         if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
             return  # their shapes are not numbers
         if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:
+            # The words are made here alone: compiled, words with the value would hold for that value only.
+            shape = ", ".join(map(str, self.in_shape))
+            wanted, got = f"[T, B, {shape}]", "without timesteps"
+            if timesteps is not None:
+                wanted, got = f"[B, {shape}] together with timesteps", f"with timesteps={timesteps}"
             raise ValueError(f"expected input {wanted}, got {list(x.shape)} {got}")

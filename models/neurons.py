@@ -7,10 +7,10 @@ range is a ValueError or TypeError.
 
 import abc
 import copy
+import inspect
 import math
-import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,14 @@ from . import functional, parameters
 from .contexts import MODES, STREAM, refuse_reentrant
 from .functional import PLACEMENTS, RESETS, check_choice, check_law, check_surrogate
 from .noise import Gaussian, NoiseLaw
+from .settings import SavesSettings
 
 ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its density is a / sqrt(pi) exp(-(a z)^2)
 
 
 def _learnt(parameter: Tensor) -> Tensor:
     """The value of a parameter, 0-d if it is one: such a parameter has shape [1], as `fully_shard` refuses 0-d ones."""
-    return parameter.reshape(()) if parameter.numel() == 1 else parameter
+    return parameter if parameter.numel() > 1 or parameters.is_sharded(parameter) else parameter.reshape(())
 
 
 def _like_values(value: float | Tensor) -> nn.Parameter:
@@ -33,8 +34,18 @@ def _like_values(value: float | Tensor) -> nn.Parameter:
     return nn.Parameter(value.new_empty(value.numel()) if isinstance(value, Tensor) else torch.empty(1))
 
 
-def _fill(name: str, parameter: Tensor, value: float | Tensor, function: Callable[[float], float]) -> None:
+def _is_parametrized(module: nn.Module, attribute: str) -> bool:
+    """Whether an attribute is computed by `torch.nn.utils.parametrize`."""
+    return "parametrizations" in module._modules and hasattr(module._modules["parametrizations"], attribute)
+
+
+def _fill(
+    module: nn.Module, attribute: str, name: str, value: float | Tensor, function: Callable[[float], float]
+) -> None:
     """Write function(value) into a parameter; one value into all its elements."""
+    parameter: Tensor = getattr(module, attribute)
+    if is_parametrized := _is_parametrized(module, attribute):
+        parameter = torch.empty_like(parameter)
     values: list[float]
     if not isinstance(value, Tensor):
         values = [value]
@@ -47,7 +58,14 @@ def _fill(name: str, parameter: Tensor, value: float | Tensor, function: Callabl
     if len(values) not in (1, parameter.numel()):
         raise ValueError(f"this neuron learns {parameter.numel()} values of its {name}, and was given {len(values)}")
     with torch.no_grad():
-        parameter.copy_(torch.tensor([function(v) for v in values], dtype=parameter.dtype, device="cpu"))
+        if len(values) == 1:  # not by `copy_`, which refuses what is sharded
+            parameter.fill_(function(values[0]))
+        elif parameters.is_sharded(parameter):
+            raise RuntimeError(f"the {name} is sharded: set it for each channel before `fully_shard`, or to one value")
+        else:
+            parameter.copy_(torch.tensor([function(v) for v in values], dtype=parameter.dtype, device="cpu"))
+        if is_parametrized:
+            setattr(module, attribute, parameter)  # by its `right_inverse`, or an error that it has none
 
 
 def _refuse_computed(name: str, value: float | Tensor) -> None:
@@ -55,11 +73,7 @@ def _refuse_computed(name: str, value: float | Tensor) -> None:
         raise ValueError(f"a {name} that requires a gradient must be an nn.Parameter: it would not be learnt otherwise")
 
 
-def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
-
-
-class SpikingNeuron(nn.Module, abc.ABC):
+class SpikingNeuron(SavesSettings, abc.ABC):
     """Base of the neurons, and the protocol by which the rest of the project knows a neuron.
 
     A module is a spiking neuron if its `emits_spikes` is true, whatever its class. A class of your own, or of another
@@ -139,7 +153,7 @@ class SpikingNeuron(nn.Module, abc.ABC):
     def reset_parameters(self) -> None:
         """Start again from the values that were given as tensors."""
         for name, value in vars(self).get("_given", {}).items():  # a neuron pickled by an earlier version has none
-            _fill(name, getattr(self, name), value, float)
+            _fill(self, name, name, value, float)
 
     @property
     def is_noisy(self) -> bool:
@@ -150,25 +164,27 @@ class SpikingNeuron(nn.Module, abc.ABC):
         """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is."""
         check_surrogate(law)
         scale: float | Tensor = law.scale
-        if isinstance(scale, Tensor) and scale.numel() == 1 and not scale.is_meta:
-            law = functional.unscaled("surrogate", law).with_scale(scale.item())
+        if isinstance(scale, Tensor) and scale.numel() == 1 and (ends := parameters.extremes(scale)) is not None:
+            law = functional.unscaled("surrogate", law).with_scale(ends[0])
         self.surrogate = law
         self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Where a class, or its mixin, overrides `run` or `step`, the other one follows, and it must say `is_noisy`."""
         super().__init_subclass__(**options)
-        owners: dict[str, int] = {}
-        for place, base in reversed(list(enumerate(cls.__mro__))):
-            for name in {"run", "step", "is_noisy"} & vars(base).keys():
-                owners[name] = place
-        is_below = min(owners["run"], owners["step"]) < owners["is_noisy"]
-        if is_below and cls.is_noisy is False:  # type: ignore[comparison-overlap]
-            cls.is_noisy = SpikingNeuron.is_noisy  # the override may draw noise
-        if owners["run"] < owners["step"]:
-            cls.step = _step_by(cls.run)  # type: ignore[method-assign]
-        elif owners["step"] < owners["run"]:
-            cls.run = _run_by(cls.step)  # type: ignore[method-assign]
+        bases: list[Any] = list(cls.__mro__[: cls.__mro__.index(SpikingNeuron)])
+        for base in bases:  # a mixin too is given what it lacks: the next class is then reached both ways
+            own = {"run", "step"} & vars(base).keys()
+            if own == {"run"}:
+                _check_run(cls, base.run)
+                base.step = _step_by(base.run)
+            elif own == {"step"}:
+                base.run = _run_by(base.step)
+        for base in bases:
+            if "is_noisy" in vars(base):
+                break
+            if "run" in vars(base) and cls.is_noisy is False:  # type: ignore[comparison-overlap]
+                cls.is_noisy = SpikingNeuron.is_noisy  # the override may draw noise
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, torch.fx.Proxy):  # it has no T to loop over: the neuron stays a module in the graph
@@ -193,46 +209,6 @@ class SpikingNeuron(nn.Module, abc.ABC):
         spikes, state = self.run(x_t.unsqueeze(0), state)
         return spikes.squeeze(0), state
 
-    def _settings(self) -> dict[str, Any]:
-        """What weights depend on and do not hold, as plain data: settings that are not learnt."""
-        settings = {}
-        for name in ("threshold", "decay", "reset", "decay_input", "placement", "noise", "surrogate"):
-            if f"{name}_logit" in self._parameters:  # learnt
-                continue
-            value: Any = getattr(self, name, None)
-            if hasattr(value, "scale"):  # a law, whose scale may be learnt
-                is_learnt = name == "noise" and getattr(self, "log_scale", None) is not None
-                is_learnt |= isinstance(value.scale, Tensor)
-                value = type(value).__name__ if is_learnt else f"{type(value).__name__}({value.scale:g}, {value.loc:g})"
-            if value is not None and not isinstance(value, Tensor):
-                settings[name] = value
-        return settings
-
-    # The settings go into the metadata of a state dictionary, beside the versions of PyTorch's own layers: its keys and
-    # values are weights alone.
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]]["settings"] = self._settings()
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any) -> None:
-        for name, parameter in self._parameters.items():  # files of earlier versions have numbers of shape []
-            loaded = state_dict.get(prefix + name)
-            if parameter is not None and parameter.dim() == 1 and isinstance(loaded, Tensor) and loaded.dim() == 0:
-                state_dict[prefix + name] = loaded.reshape(1)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        saved, own = local_metadata.get("settings"), self._settings()
-        if not isinstance(saved, dict):
-            warnings.warn(
-                "these weights do not say with which threshold, decay and noise they were trained (they are from an "
-                f"earlier version, or were copied to a plain dictionary); they are used with {_listed(own)}",
-                stacklevel=2,
-            )
-        elif different := [name for name in {**own, **saved} if own.get(name) != saved.get(name)]:
-            before, now = ({name: settings.get(name) for name in different} for settings in (saved, own))
-            message = f"weights of neurons with {_listed(before)} were loaded into neurons with {_listed(now)}"
-            warnings.warn(message, stacklevel=2)
-
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError(
             "nn.DataParallel splits and gathers along one dimension, which is the batch of images but the time of "
@@ -254,9 +230,28 @@ class SpikingNeuron(nn.Module, abc.ABC):
         return f"threshold={threshold}, decay={decay}, reset={self.reset!r}"
 
 
+def _check_run(neuron: type[SpikingNeuron], run: Callable[..., Any]) -> None:
+    """Raise TypeError if `forward` cannot call this `run`."""
+    if neuron.forward is not SpikingNeuron.forward or not inspect.isfunction(run):
+        return
+    arguments = inspect.signature(run).parameters.values()
+    if not any(one.name == "keep_state" or one.kind is inspect.Parameter.VAR_KEYWORD for one in arguments):
+        raise TypeError(f"{run.__qualname__} lacks keep_state: it must be run(self, x, state=None, keep_state=True)")
+
+
+def _refuse_circle(name: str, other: str) -> NoReturn:
+    raise TypeError(
+        f"{name} recurses too deeply: if it calls self.{other}, that goes through {name} again; call super().{other}, "
+        f"or override {other} too"
+    ) from None
+
+
 def _step_by(run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Tensor, Any]]:
     def step(self: SpikingNeuron, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        spikes, state = run(self, x_t.unsqueeze(0), state)
+        try:
+            spikes, state = run(self, x_t.unsqueeze(0), state)
+        except RecursionError:
+            _refuse_circle(run.__qualname__, "step")
         return spikes.squeeze(0), state
 
     return step
@@ -269,9 +264,12 @@ def _run_by(step: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tens
         if potentials:
             raise TypeError(f"{type(self).__name__} overrides `step`, which has no potentials: override `run`")
         spikes = []
-        for x_t in x:
-            spike, state = step(self, x_t, state)
-            spikes.append(spike)
+        try:
+            for x_t in x:
+                spike, state = step(self, x_t, state)
+                spikes.append(spike)
+        except RecursionError:
+            _refuse_circle(step.__qualname__, "run")
         return torch.stack(spikes) if spikes else torch.empty_like(x), state if keep_state else None
 
     return run
@@ -371,7 +369,7 @@ class ParametricLIF(LIF):
             came = parameters.shown(value) if isinstance(value, Tensor) else value
             raise ValueError(f"a learnable decay must be in (0, 1), got {came}")
         self._decay_set = value
-        if "decay_logit" not in self._parameters:
+        if not hasattr(self, "decay_logit"):
             self.decay_logit = _like_values(value)
         self._start_decay()  # keeps the parameter that an optimiser may hold
 
@@ -381,7 +379,7 @@ class ParametricLIF(LIF):
         self._start_decay()
 
     def _start_decay(self) -> None:
-        _fill("decay", self.decay_logit, self._decay_set, lambda decay: math.log(decay / (1 - decay)))
+        _fill(self, "decay_logit", "decay", self._decay_set, lambda decay: math.log(decay / (1 - decay)))
 
 
 class NoisyLIF(SpikingNeuron):
@@ -445,10 +443,10 @@ class NoisyLIF(SpikingNeuron):
         if self.log_scale is not None:
             if isinstance(scale, nn.Parameter):
                 raise ValueError("learnable_scale learns the logarithm of the scale: leave it out to learn a parameter")
-            _fill("scale", self.log_scale, scale, math.log)  # keeps the parameter that an optimiser may hold
+            _fill(self, "log_scale", "scale", scale, math.log)  # keeps the parameter that an optimiser may hold
             self.__dict__["noise"] = law
         elif learnt is not None and not isinstance(scale, nn.Parameter):
-            _fill("scale", learnt, scale, float)
+            _fill(self, "scale", "scale", scale, float)
             self._given["scale"] = scale
             self.__dict__["noise"] = unscaled
         else:
@@ -471,7 +469,7 @@ class NoisyLIF(SpikingNeuron):
         """Start again from the values that were given as tensors, and from the scale of the law, where it is learnt."""
         super().reset_parameters()
         if self.log_scale is not None:
-            _fill("scale", self.log_scale, self.noise.scale, math.log)
+            _fill(self, "log_scale", "scale", self.noise.scale, math.log)
 
     @property
     def mode(self) -> str:
@@ -513,6 +511,12 @@ class NoisyLIF(SpikingNeuron):
 
     def scale_noise(self, factor: float) -> None:
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
+        if parameters.is_sharded(self.scale):
+            raise RuntimeError("the scale of the noise is sharded: call scale_noise before `fully_shard`")
+        if _is_parametrized(self, "log_scale"):
+            raise RuntimeError(
+                "log_scale is parametrized: use torch.nn.utils.parametrize.remove_parametrizations first"
+            )
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
         self.log_scale = None
@@ -525,14 +529,14 @@ class NoisyLIF(SpikingNeuron):
         return neuron
 
     def _noise_as_learnt(self) -> NoiseLaw:
-        """The law with the present scale, a number or a tensor of one for each channel, which is not learnt further."""
+        """The law with the present scale, not learnt further: a number, or a tensor of many or that cannot be read."""
         law, scale = self.__dict__["noise"], self.scale
         if not isinstance(scale, Tensor):
             return law
-        if scale.numel() > 1:
+        ends = parameters.extremes(scale)
+        if ends is None or scale.numel() > 1:
             return law.with_scale(scale.detach().clone())
-        value = math.nan if scale.is_meta else scale.item()
-        return law.with_scale(value) if isinstance(law.scale, Tensor) else law.widened(value / law.scale)
+        return law.with_scale(ends[0]) if isinstance(law.scale, Tensor) else law.widened(ends[0] / law.scale)
 
     def _noise(self) -> dict[str, Any]:
         scale = self.scale

@@ -56,6 +56,11 @@ def extremes(value: float | Tensor) -> tuple[float, float] | None:
     return low.item(), high.item()
 
 
+def is_sharded(value: object) -> bool:
+    """Whether a value is a `DTensor`, as `fully_shard` makes of a parameter outside of its module's forward pass."""
+    return hasattr(value, "placements")
+
+
 def shown(value: float | Tensor) -> str:
     """A value, or the range of values, for people."""
     ends = extremes(value)

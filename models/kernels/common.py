@@ -187,7 +187,18 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
 
 def in_batches(grads: Pair) -> bool:
     """Whether gradients come in batches, by `is_grads_batched`: PyTorch then uses an older vmap than `torch.func`."""
+    if torch.compiler.is_compiling():
+        return False
     return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+
+
+def refuse_graph_of_batches(grads: Pair) -> None:
+    """RuntimeError if gradients come in batches: a graph of what is computed from them would be lost without a word."""
+    if in_batches(grads):
+        raise RuntimeError(
+            "gradients in batches (is_grads_batched or vectorize=True) with create_graph=True are not there for this "
+            "spiking neuron: compute them one by one, or leave out create_graph"
+        )
 
 
 class Once(torch.autograd.Function):

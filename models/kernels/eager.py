@@ -2,13 +2,16 @@
 
 import functools
 import math
+import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ..contexts import check_same_noise
+from ..contexts import GENERATORS, check_same_noise
 from ..noise import NoiseLaw, Rescaled
 from .common import (
     VALUES,
@@ -21,9 +24,12 @@ from .common import (
     check_values,
     empty_sequence,
     in_batches,
+    refuse_graph_of_batches,
     saved_tensors,
     step_of,
 )
+
+COMPARED = 1000  # drawn numbers by which a second run of a forward pass is known to be the same
 
 
 def lif_sequence(
@@ -47,7 +53,21 @@ def lif_sequence(
     """
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
-    return _LIFSequence.apply(x, state, *neuron.tensors(), *noise, neuron)
+    run: Any = _LIFSequence.apply
+    if torch.compiler.is_compiling() and GENERATORS.in_effect() and (neuron.membrane_noise or neuron.threshold_noise):
+        run = _run_in_python
+    return run(x, state, *neuron.tensors(), *noise, neuron)
+
+
+def _run_in_python(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _LIFSequence.apply(*inputs)
+
+
+# What `torch.compiler.disable` does, but without importing the compiler.
+_run_in_python._torchdynamo_disable = True  # type: ignore[attr-defined]
+_run_in_python._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "the eager kernel cannot draw from a noise_generator in a full graph: leave out fullgraph=True, or the block"
+)
 
 
 def law_of(neuron: Neuron) -> NoiseLaw:
@@ -83,13 +103,17 @@ class _LIFSequence(torch.autograd.Function):
         spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
         eps_kept = torch.empty_like(z) if scale is not None and neuron.membrane_noise else None
 
-        drawn: list[Tensor] = []  # the last draw
+        drawn: list[Tensor] = []  # as many of the last draws as have `compared` numbers
+        compared, most = 1, 1
+        if not torch.compiler.is_compiling():  # a graph would hold for some numbers of neurons only
+            compared, most = COMPARED, -(-COMPARED // max(1, state.numel()))
 
         def draw(given: Tensor | None, t: int) -> Tensor:
             if given is not None:
                 return given[t]
-            drawn[:] = [law.sample(state.shape, device=x.device, dtype=state.dtype)]
-            return drawn[0]
+            drawn.append(law.sample(state.shape, device=x.device, dtype=state.dtype))
+            del drawn[:-most]
+            return drawn[-1]
 
         v = state
         for t in range(T):
@@ -107,19 +131,22 @@ class _LIFSequence(torch.autograd.Function):
                 fired = (z_t > (draw(eps_threshold, t) if neuron.threshold_noise else 0)).to(z_t.dtype)
             z[t], spikes[t] = z_t, fired
             v = after_reset(u, fired, neuron.reset, neuron.threshold)
+        if T == 0:
+            v = state.clone()  # what is returned is not the caller's own tensor
 
         ctx.neuron = neuron
         kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
-        ctx.last_draw = drawn[-1].flatten()[:1].clone() if drawn else None
-        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.last_draw, threshold, decay, scale)
+        # As bytes, so that hooks on saved tensors that round numbers leave them as they are.
+        ctx.draws = torch.cat([one.flatten()[:compared] for one in drawn]).view(torch.uint8) if drawn else None
+        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.draws, threshold, decay, scale)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(z)
         return spikes, v, z
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        state, spikes, z, eps, x, last_draw, *values = saved_tensors(ctx)
-        check_same_noise(ctx.last_draw, last_draw)
+        state, spikes, z, eps, x, draws, *values = saved_tensors(ctx)
+        check_same_noise(ctx.draws, draws)
         neuron, grads = ctx.neuron.with_tensors(values), (grad_spikes, grad_v)
         found: Sequence[Tensor | None]
         if neuron.mean_field and torch.is_grad_enabled():
@@ -127,6 +154,7 @@ class _LIFSequence(torch.autograd.Function):
         else:
             gradients = functools.partial(_gradients, neuron, ctx.needs_input_grad[2:5], (state, z, eps, x))
             if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+                refuse_graph_of_batches(grads)
                 found = OnceOneByOne.apply(gradients, spikes, *grads)
             else:
                 found = gradients(spikes, *grads)
@@ -196,6 +224,8 @@ def plain_sequence(
     That is what `torch.func` and forward mode need. The mean field is differentiable as often as its law is.
     """
     check_values(neuron, x)
+    if (neuron.membrane_noise or neuron.threshold_noise) and forward_ad._current_level >= 0:
+        _refuse_linearize()
     v = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype)) if state is None else state
     law = law_of(neuron)
     spikes, z_kept = [], []
@@ -217,8 +247,20 @@ def plain_sequence(
             u = u - removed * (fired.detach() if neuron.detach_reset else fired)
         v = u
     if not spikes:
-        return torch.zeros_like(x), v, torch.zeros_like(x, dtype=v.dtype)
+        return torch.zeros_like(x), v.clone(), torch.zeros_like(x, dtype=v.dtype)
     return torch.stack(spikes).to(x.dtype), v, torch.stack(z_kept) if keep_z else v.new_empty(0)
+
+
+def _refuse_linearize() -> None:
+    """RuntimeError if noise is drawn for what `torch.func.linearize` returns, which would draw it at each call."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is torch.func.linearize.__code__:
+            raise RuntimeError(
+                "what torch.func.linearize returns would draw other noise at each call: use torch.func.jvp, or do it "
+                "inside noiseless or mean_field"
+            )
+        frame = frame.f_back
 
 
 def _spike(fires: Tensor, z: Tensor, neuron: Neuron) -> Tensor:
@@ -255,6 +297,7 @@ class _Spike(torch.autograd.Function):
 
 def gradients_of_plain(x: Tensor, state: Tensor | None, neuron: Neuron, grads: Pair) -> list[Tensor | None]:
     """Gradients of x, state, threshold, decay and scale that can be differentiated again: those of `plain_sequence`."""
+    refuse_graph_of_batches(grads)
     with torch.enable_grad():
         # Aliases: one tensor may be given in two places, which have a gradient each.
         given: list[Any] = [None if t is None else t.view_as(t) for t in (x, state, *neuron.tensors())]

@@ -302,14 +302,15 @@ def _backward_again(
     """As `_backward`, also where its result is to be differentiated again, or gradients come in batches."""
     if neuron.mean_field and torch.is_grad_enabled():
         return eager.gradients_of_plain(saved[0], saved[1], neuron.with_tensors(values), grads)
-    backward: Any = _backward_by_operator if common.in_batches(grads) else _backward
+    if common.in_batches(grads):
+        return _backward_by_operator(grads, values, saved, neuron, learns)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
 
-        def differentiate(spikes: Tensor, *grads: Tensor | None) -> Gradients:
-            return backward(grads, values, saved, neuron, learns)
+        def differentiate(spikes: Tensor, *grads: Any) -> Gradients:
+            return _backward(grads, values, saved, neuron, learns)
 
         return common.OnceOneByOne.apply(differentiate, saved[3], *grads)
-    return backward(grads, values, saved, neuron, learns)
+    return _backward(grads, values, saved, neuron, learns)
 
 
 class _Direct(torch.autograd.Function):

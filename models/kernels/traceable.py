@@ -43,6 +43,7 @@ def lif_sequence(
         for values in zip(*(sequence.unbind() for sequence in sequences.values())):
             v, found = step(v, dict(zip(sequences, values)))
             steps.append(found)
+        v = v if steps else v.clone()
         found = tuple(map(torch.stack, zip(*steps))) or (torch.zeros_like(currents),) * 2
     return found[0].to(x.dtype), v, found[1] if keep_z else v.new_empty(0)
 

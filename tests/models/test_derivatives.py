@@ -1,5 +1,6 @@
 """Beside a plain backward pass: torch.func, forward mode, second derivatives, in-place operations."""
 
+import contextlib
 import copy
 
 import pytest
@@ -124,6 +125,23 @@ def test_linearize():
     torch.testing.assert_close(pushed(tangent), jvp(neuron, (x,), (tangent,))[1])
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated", "ignore:Attempted to insert")
+@pytest.mark.parametrize("placement", ["both", "escape", "membrane"])
+@pytest.mark.parametrize("with_generator", [False, True])
+def test_linearize_draws_no_noise(placement, with_generator):
+    """It would at each call of what it returns, and never that of the spikes."""
+    neuron, x, tangent = NoisyLIF(placement=placement), currents(2, 3, 5), weights(2, 3, 5)
+    net = nn.Sequential(LIF(), neuron)
+    with noise_generator(seeded()) if with_generator else contextlib.nullcontext():
+        for function in (neuron, net, lambda x: vmap(neuron, randomness="different")(x[None])):
+            with pytest.raises(RuntimeError, match="use torch.func.jvp, or do it inside noiseless"):
+                linearize(function, x)
+    for block in (noiseless, mean_field):
+        with block(neuron):
+            _, pushed = linearize(neuron, x)
+            torch.testing.assert_close(pushed(tangent), jvp(neuron, (x,), (tangent,))[1])
+
+
 @pytest.mark.parametrize("make", [LIF, lambda: LIF(reset="subtract"), ParametricLIF])
 @pytest.mark.parametrize("in_dim", [0, 2])
 def test_vmap_is_a_loop(make, in_dim):
@@ -243,6 +261,33 @@ def test_gradients_in_batches(make, kernels):
             jacfwd(neuron)(x.detach()),
         ):
             torch.testing.assert_close(ours, rows)
+
+
+def batched_jacobian(net, x):
+    return torch.autograd.functional.jacobian(net, x, create_graph=True, vectorize=True)
+
+
+def batched_gradient(net, x):
+    x = x.requires_grad_()
+    y = net(x)
+    weights = torch.eye(y.numel()).reshape(-1, *y.shape)
+    return torch.autograd.grad(y, x, weights, is_grads_batched=True, create_graph=True)[0].reshape(*y.shape, *x.shape)
+
+
+@pytest.mark.parametrize("together", [batched_jacobian, batched_gradient])
+@pytest.mark.parametrize("make", [LIF, ParametricLIF, NoisyLIF, lambda: LIF().as_mean_field()])
+@pytest.mark.parametrize("kernels", ["auto", "eager"], indirect=True)
+@pytest.mark.parametrize("by", [0, 2])
+def test_the_graph_of_gradients_in_batches_is_not_lost(together, make, kernels, by):
+    """PyTorch would drop what leads to the layers before the neuron and behind it, without a word."""
+    net, x = nn.Sequential(nn.Linear(5, 6), make(), nn.Linear(6, 2)), currents(3, 2, 5).float()
+    with noise_generator(seeded(5)):
+        rows = torch.autograd.functional.jacobian(net, x)
+    assert rows.any()
+    with noise_generator(seeded(5)), pytest.raises(RuntimeError, match="once differentiable|leave out create_graph"):
+        jacobian = together(net, x)
+        torch.testing.assert_close(jacobian.detach(), rows)
+        torch.autograd.grad(jacobian.square().sum(), net[by].weight, allow_unused=True)
 
 
 @pytest.mark.parametrize("backend", ["fused", "eager"])

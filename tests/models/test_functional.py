@@ -551,15 +551,18 @@ def test_empty_batch(shape, reset):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_no_step_at_all_leaves_the_state(given):
+@pytest.mark.parametrize("backend", ["auto", "eager", "plain", "traceable"])
+def test_no_step_at_all_leaves_the_state(given, backend):
     x = torch.zeros(0, 4)
     start = torch.rand(4, generator=seeded(1), requires_grad=True) if given else None
-    spikes, state = noisy_lif(x, Gaussian(0.3), state=start)
+    spikes, state = noisy_lif(x, Gaussian(0.3), state=start, backend=backend)
     assert spikes.shape == (0, 4)
     assert torch.equal(state, start if given else torch.zeros(4))
     if given:
         state.sum().backward()
         assert torch.equal(start.grad, torch.ones(4))
+        state.detach().zero_()
+        assert start.all()  # it is not the same tensor
 
 
 def layouts():

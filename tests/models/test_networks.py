@@ -718,7 +718,7 @@ def test_inductor_equals_eager(neuron):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("timesteps", [0, 2.5, float("nan"), "3"])
+@pytest.mark.parametrize("timesteps", [0, 2.5, float("nan"), "3", True, False])
 def test_timesteps_must_be_a_positive_whole_number(timesteps):
     net = build_model("toynet", neuron=build_neuron("LIF"), in_shape=(1, 4, 4), num_classes=2)
     with pytest.raises(ValueError, match="timesteps must be a whole number"):

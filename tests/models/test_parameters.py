@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.utils import parametrize
 
-from models import Gaussian, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator
+from models import LIF, Gaussian, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator, noiseless
 from models.layers import Normalize
 
 MAKERS = {
@@ -150,3 +152,158 @@ def test_two_sharded_processes_equal_one(tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
         assert not torch.equal(value, start[name])
+
+
+@pytest.fixture
+def mesh(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield dist.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def per_channel():
+    return nn.Parameter(torch.full((6,), 0.3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ParametricLIF,
+        lambda: ParametricLIF(decay=per_channel().detach()),
+        lambda: NoisyLIF(learnable_scale=True),
+        lambda: NoisyLIF(Gaussian(per_channel())),
+        lambda: NoisyLIF(Gaussian(nn.Parameter(torch.tensor([0.3])))),
+        lambda: LIF(threshold=per_channel(), decay=nn.Parameter(torch.tensor([0.5]))),
+    ],
+)
+def test_a_sharded_neuron_outside_of_forward(make, mesh):
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(5, 6), make()), torch.rand(3, 2, 5)
+    whole, neuron = copy.deepcopy(net), fully_shard(net, mesh=mesh)[1]
+    assert "nan" in repr(net)
+    for name in ("decay", "scale", "threshold"):
+        value, expected = getattr(neuron, name, None), getattr(whole[1], name, None)
+        if hasattr(value, "full_tensor"):
+            assert torch.equal(value.full_tensor(), expected.reshape(-1))
+        else:
+            assert value == expected
+    assert repr(neuron.gradient_law) and repr(neuron.as_mean_field())
+    if isinstance(neuron, NoisyLIF):
+        with pytest.raises(RuntimeError, match="is sharded: call scale_noise before"):
+            neuron.scale_noise(0.5)
+        neuron.noise = whole[1].noise = Gaussian(0.4)
+    elif isinstance(neuron, ParametricLIF):
+        neuron.decay = whole[1].decay = 0.7
+    if isinstance(whole[1].threshold, nn.Parameter):
+        with pytest.raises(RuntimeError, match="is sharded: set it for each channel before"):
+            neuron.reset_parameters()
+    with torch.no_grad(), noiseless(neuron), noiseless(whole[1]):
+        assert torch.equal(net(x * 9), whole(x * 9))
+
+
+LEARNING = {
+    "decay": ParametricLIF,
+    "scale": lambda: NoisyLIF(learnable_scale=True),
+    "scale of a law of one's own": lambda: NoisyLIF(type("Own", (Gaussian,), {})(0.3), learnable_scale=True),
+    "scale that is a parameter": lambda: NoisyLIF(Gaussian(nn.Parameter(torch.tensor(0.3)))),
+}
+
+
+@pytest.mark.parametrize("make", LEARNING.values(), ids=LEARNING)
+def test_values_that_cannot_be_read_are_no_error(make):
+    neuron, seen = make(), []
+
+    def look(*_):
+        law = neuron.gradient_law
+        LIF().set_gradient(law)
+        seen.append(repr(neuron) + repr(law))
+        return torch.zeros(())
+
+    torch.vmap(look)(torch.zeros(2))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        look()
+    with FakeTensorMode():
+        neuron = make()
+        look()
+    with torch.device("meta"):
+        neuron = make()
+    look()
+    assert all("nan" in words for words in seen)
+    if isinstance(neuron, NoisyLIF):
+        assert neuron.gradient_law.scale.is_meta
+        neuron.scale_noise(0.5)
+        assert neuron.scale.is_meta and neuron.gradient_law.scale.is_meta
+
+
+class Clamped(nn.Module):
+    def forward(self, value):
+        return value.clamp(-3, 3)
+
+    def right_inverse(self, value):
+        return value
+
+
+class OneWay(nn.Module):
+    def forward(self, value):
+        return value.clamp(-3, 3)
+
+
+PARAMETRIZED = {
+    "decay": (lambda: ParametricLIF(decay=0.4), "decay_logit", "decay"),
+    "decays": (lambda: ParametricLIF(decay=torch.full((6,), 0.4)), "decay_logit", "decay"),
+    "scale": (lambda: NoisyLIF(Gaussian(0.4), learnable_scale=True), "log_scale", "scale"),
+    "scales": (lambda: NoisyLIF(Gaussian(torch.full((6,), 0.4)), learnable_scale=True), "log_scale", "scale"),
+    "threshold": (lambda: LIF(threshold=nn.Parameter(torch.tensor(0.4))), "threshold", "threshold"),
+    "thresholds": (lambda: LIF(threshold=per_channel()), "threshold", "threshold"),
+}
+
+
+def set_value(neuron, value):
+    if isinstance(neuron, ParametricLIF):
+        neuron.decay = value
+    else:
+        neuron.noise = Gaussian(value)
+
+
+@pytest.mark.parametrize("make, attribute, shown", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_a_parametrized_neuron_is_set_and_reset(make, attribute, shown):
+    neuron, whole, x = make(), make(), torch.rand(4, 2, 6, generator=seeded(1)) * 2
+    held = getattr(neuron, attribute)
+    parametrize.register_parametrization(neuron, attribute, Clamped())
+    original = neuron.parametrizations[attribute].original
+    if attribute != "threshold":
+        set_value(neuron, 0.7)
+        set_value(whole, 0.7)
+        torch.testing.assert_close(getattr(neuron, shown), getattr(whole, shown))
+    for parameter in neuron.parameters():
+        parameter.data.add_(0.2)
+    assert not torch.equal(getattr(neuron, shown), getattr(whole, shown))
+    neuron.reset_parameters()
+    whole.reset_parameters()
+    torch.testing.assert_close(getattr(neuron, shown), getattr(whole, shown))
+    with noise_generator(seeded()):
+        spikes = neuron(x)
+    with noise_generator(seeded()):
+        assert torch.equal(spikes, whole(x)) and spikes.any()
+    assert held is original and original is neuron.parametrizations[attribute].original
+
+
+@pytest.mark.parametrize("make, attribute, shown", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_a_parametrization_without_an_inverse_is_an_error(make, attribute, shown):
+    neuron = make()
+    parametrize.register_parametrization(neuron, attribute, OneWay())
+    before = getattr(neuron, shown).detach().clone()
+    if attribute != "threshold":
+        with pytest.raises(RuntimeError, match="does not implement right_inverse"):
+            set_value(neuron, 0.7)
+    with pytest.raises(RuntimeError, match="does not implement right_inverse"):
+        neuron.reset_parameters()
+    assert torch.equal(getattr(neuron, shown), before)
+    if attribute == "log_scale":
+        with pytest.raises(RuntimeError, match="remove_parametrizations first"):
+            neuron.scale_noise(0.5)
+        parametrize.remove_parametrizations(neuron, attribute)
+        neuron.scale_noise(0.5)
+        torch.testing.assert_close(torch.as_tensor(neuron.scale), before / 2)

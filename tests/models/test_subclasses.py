@@ -105,6 +105,95 @@ def test_gradients_and_modes(kind, way):
     torch.testing.assert_close(neuron.as_mean_field()(given[0]), plain.as_mean_field()(torch.tanh(given[1])))
 
 
+class Doubling:
+    def run(self, x, state=None, keep_state=True):
+        return super().run(2 * x, state, keep_state)
+
+
+class Squashing:
+    def step(self, x_t, state=None):
+        return super().step(torch.tanh(x_t), state)
+
+
+class Shifted(Squashing):
+    def run(self, x, state=None, keep_state=True):
+        return super().run(x - 0.1, state, keep_state)
+
+
+class WithStep(Doubling, LIF):
+    def step(self, x_t, state=None):
+        return super().step(torch.tanh(x_t), state)
+
+
+class WithRun(Squashing, LIF):
+    def run(self, x, state=None, keep_state=True):
+        return super().run(2 * x, state, keep_state)
+
+
+@pytest.mark.parametrize(
+    "kind, as_input",
+    [
+        (type("Neuron", (Squashing, Doubling, LIF), {}), lambda x: 2 * torch.tanh(x)),
+        (type("Neuron", (Doubling, Squashing, LIF), {}), lambda x: torch.tanh(2 * x)),
+        (type("Neuron", (Doubling, Shifted, LIF), {}), lambda x: torch.tanh(2 * x - 0.1)),
+        (type("Neuron", (Squashing, Doubling, by_run(LIF)), {}), lambda x: torch.tanh(2 * torch.tanh(x))),
+        (type("Neuron", (Squashing, type("Between", (Doubling, LIF), {})), {}), lambda x: 2 * torch.tanh(x)),
+        (WithStep, lambda x: 2 * torch.tanh(x)),
+        (WithRun, lambda x: torch.tanh(2 * x)),
+    ],
+)
+@pytest.mark.parametrize("how", ["forward", "run", "step"])
+def test_mixins_take_part_in_their_order(kind, as_input, how):
+    x = currents() * 0.7
+    spikes, _ = spikes_of(kind(), x, how)
+    assert torch.equal(spikes, LIF()(as_input(x))) and 0 < spikes.mean() < 1
+
+
+def run_by_own_step(self, x, state=None, keep_state=True):
+    spikes = []
+    for x_t in x:
+        spike, state = self.step(x_t, state)
+        spikes.append(spike)
+    return torch.stack(spikes), state
+
+
+def step_by_own_run(self, x_t, state=None):
+    spikes, state = self.run(x_t[None], state)
+    return spikes[0], state
+
+
+@pytest.mark.parametrize("base", [LIF, NoisyLIF, SpikingNeuron])
+@pytest.mark.parametrize("override", [{"run": run_by_own_step}, {"step": step_by_own_run}])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_circle_of_run_and_step_is_an_error_in_words(base, override, mixed):
+    bases, body = ((type("Mixin", (), override), base), {}) if mixed else ((base,), override)
+    given = (1.0, 0.5, "zero", False, False) if base is SpikingNeuron else ()
+    neuron = type("Neuron", bases, body)(*given)
+    with pytest.raises(TypeError, match="recurses too deeply: if it calls self.*call super"):
+        neuron(currents())
+
+
+def test_a_run_that_ends_in_a_step_is_no_circle():
+    class Neuron(LIF):
+        def run(self, x, state=None, keep_state=True):
+            return super().run(x, state, keep_state) if len(x) == 1 else run_by_own_step(self, x, state)
+
+    assert torch.equal(Neuron()(currents()), LIF()(currents()))
+
+
+def test_a_run_that_forward_cannot_call_is_refused_with_its_class():
+    def run(self, x, state=None):
+        return LIF.run(self, x, state)
+
+    for bases, body in (((LIF,), {"run": run}), ((type("Mixin", (), {"run": run}), LIF), {})):
+        with pytest.raises(TypeError, match=r"run lacks keep_state: it must be run\(self, x, state=None, keep_state"):
+            type("Neuron", bases, body)
+    own = type("Neuron", (LIF,), {"run": run, "forward": lambda self, x: self.run(x)[0]})
+    assert torch.equal(own()(currents()), LIF()(currents()))
+    passing = type("Neuron", (LIF,), {"run": lambda self, x, *args, **kwargs: LIF.run(self, x, *args, **kwargs)})
+    assert torch.equal(passing()(currents()), LIF()(currents()))
+
+
 class Adaptive(SpikingNeuron):
     """Its state is a pair, and it has only `step`."""
 

@@ -7,7 +7,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from models import LIF, NoisyLIF, ParametricLIF, noise_generator, noiseless
+from models import LIF, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator, noiseless
 from models.layers import over_time
 
 
@@ -63,6 +63,29 @@ def test_compiled_at_most_three_times_for_all_lengths(make, shape, learns):
         if learns:
             torch.testing.assert_close(results[0][1], results[1][1])
     assert len(compilations) <= 3
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("neuron", ["LIF", "NILIF"])
+@pytest.mark.parametrize("is_image", [True, False])
+def test_one_compiled_network_for_all_numbers_of_timesteps(neuron, is_image):
+    torch._dynamo.reset()
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph
+
+    net = build_model("toynet", neuron=build_neuron(neuron), in_shape=(3, 8, 8), num_classes=2, width=0.1).eval()
+    compiled = torch.compile(net, dynamic=True, backend=backend, fullgraph=True)
+    for timesteps in (2, 3, 4, 5, 9):
+        image, results = torch.rand(17, 3, 8, 8, generator=torch.Generator().manual_seed(1)), []
+        for function in (net, compiled):
+            with noise_generator(torch.Generator().manual_seed(2)):
+                given = (image, timesteps) if is_image else (image.expand(timesteps, *image.shape),)
+                results.append(function(*given))
+        torch.testing.assert_close(*results)
+    assert len(compilations) == 1
     torch._dynamo.reset()
 
 

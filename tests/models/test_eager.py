@@ -1,0 +1,145 @@
+"""The eager kernel where it stands alone: laws of one's own, and NSNN_KERNELS=eager."""
+
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+from models import LIF, Gaussian, NoisyLIF, ParametricLIF, mean_field, noise_generator, noiseless
+
+
+class Own(Gaussian):
+    """A law that no fused kernel knows."""
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def currents(*shape):
+    return 1.5 * torch.rand(shape, generator=seeded(1))
+
+
+NEURONS = {
+    "LIF": lambda: LIF(Own(0.5)),
+    "learnt decay": lambda: ParametricLIF(Own(0.5), decay_input=True),
+    "noisy": lambda: NoisyLIF(Own(0.3)),
+    "learnt scale": lambda: NoisyLIF(Own(0.3), placement="membrane", learnable_scale=True),
+    "for channels": lambda: NoisyLIF(Own(nn.Parameter(torch.full((6,), 0.3)))),
+    "mean field": lambda: NoisyLIF(Own(0.3)).as_mean_field(),
+}
+every_neuron = pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
+
+
+# ---- torch.compile
+
+
+@every_neuron
+def test_it_compiles_into_one_graph(make):
+    torch._dynamo.reset()
+    net, x = nn.Sequential(nn.Linear(5, 6), make()), currents(3, 2, 5)
+    results = []
+    for run in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)
+        net.zero_grad()
+        spikes = run(x)
+        spikes.square().sum().backward()
+        results.append((spikes, *(parameter.grad for parameter in net.parameters())))
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("block", [noiseless, mean_field, lambda net: noise_generator(seeded(2))])
+def test_blocks_around_what_is_compiled_hold(block):
+    torch._dynamo.reset()
+    net, x = nn.Sequential(nn.Linear(5, 6), NoisyLIF(Own(0.3))), currents(3, 2, 5)
+    compiled = torch.compile(net, backend="eager")
+    for _ in range(2):
+        with block(net):
+            expected = net(x)
+        with block(net):
+            torch.testing.assert_close(compiled(x), expected)
+
+
+def test_a_full_graph_has_no_generator():
+    torch._dynamo.reset()
+    net, x = nn.Sequential(nn.Linear(5, 6), NoisyLIF(Own(0.3))), currents(3, 2, 5)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match="noise_generator in a full graph: leave out"), noise_generator(seeded()):
+        compiled(x)
+    with noiseless(net):
+        assert torch.equal(compiled(x), net(x))
+
+
+def test_one_graph_for_all_numbers_of_neurons():
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(NoisyLIF(Own(0.3)), dynamic=True, backend=backend)
+    for batch in (2, 3, 17, 100, 2000):
+        compiled(currents(3, batch, 7))
+    assert len(graphs) == 1
+
+
+# ---- what is saved for the backward pass
+
+
+class Coin(Gaussian):
+    """Noise of two values."""
+
+    def sample(self, *args, **kwargs):
+        return self.scale * super().sample(*args, **kwargs).sign()
+
+
+class Rare(Gaussian):
+    """Noise that is nearly always 0."""
+
+    def sample(self, *args, **kwargs):
+        return (super().sample(*args, **kwargs) > 2 * self.scale).float()
+
+
+@pytest.mark.parametrize("shape", [(20, 1, 1), (6, 3, 4), (2, 3, 700)])
+@pytest.mark.parametrize("placement", ["both", "escape", "membrane"])
+def test_a_second_run_with_other_noise_of_few_values_is_noticed(shape, placement):
+    neuron, x = NoisyLIF(Coin(0.3), placement=placement), currents(*shape).requires_grad_()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        spikes = torch.utils.checkpoint.checkpoint(neuron, x, use_reentrant=False, preserve_rng_state=False)
+        with pytest.raises(RuntimeError, match="use models.checkpoint"):
+            spikes.sum().backward()
+
+
+def test_rare_noise_too():
+    neuron, x = NoisyLIF(Rare(0.3)), currents(4, 50, 40).requires_grad_()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        spikes = torch.utils.checkpoint.checkpoint(neuron, x, use_reentrant=False, preserve_rng_state=False)
+        with pytest.raises(RuntimeError, match="use models.checkpoint"):
+            spikes.sum().backward()
+
+
+ROUNDED = {
+    "bfloat16": lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t,
+    "half": lambda t: t.half() if t.is_floating_point() else t,
+    "decimals": lambda t: t.round(decimals=2) if t.is_floating_point() else t,
+}
+
+
+@every_neuron
+@pytest.mark.parametrize("pack", ROUNDED.values(), ids=ROUNDED)
+@pytest.mark.parametrize("shape", [(3, 2, 6), (3, 0, 6), (0, 2, 6)])
+def test_hooks_may_round_what_is_saved(make, pack, shape):
+    neuron, x = make(), currents(*shape)
+    found = []
+    for hook in (lambda t: t, pack):
+        given = x.clone().requires_grad_()
+        unpack = torch.autograd.graph.saved_tensors_hooks(hook, lambda t: t.float() if t.is_floating_point() else t)
+        with noise_generator(seeded()), unpack:
+            spikes = neuron(given)
+        spikes.sum().backward()
+        found.append(given.grad)
+    torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
