@@ -14,6 +14,10 @@ RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 }
 
 
+class OutOfRange(ValueError):
+    """A threshold, decay or scale is out of its range."""
+
+
 def check(name: str, value: float | Tensor) -> None:
     """Raise ValueError, or TypeError for tensors of integers, unless a value can be that of a layer."""
     if isinstance(value, Tensor):
@@ -33,13 +37,13 @@ def check_tensor(name: str, value: Tensor) -> None:
 
 
 def check_range(name: str, value: float | Tensor) -> None:
-    """Raise ValueError unless a value is in its range; those of a tensor may be unknown, as on the meta device."""
+    """Raise OutOfRange unless a value is in its range; those of a tensor may be unknown, as on the meta device."""
     ends = extremes(value) if isinstance(value, Tensor) else (value, value)
     if ends is None:
         return
     words, is_in_range = RANGES[name]
     if not is_in_range(*ends):
-        raise ValueError(f"{name} must be {words}, got {shown(value) if isinstance(value, Tensor) else value}")
+        raise OutOfRange(f"{name} must be {words}, got {shown(value) if isinstance(value, Tensor) else value}")
 
 
 def extremes(value: float | Tensor) -> tuple[float, float] | None:

@@ -78,7 +78,7 @@ class Neuron:
 
 
 def check_values(neuron: Neuron, x: Tensor) -> None:
-    """Raise ValueError if a tensor is out of its range, as training may bring about; on the CPU alone."""
+    """Raise OutOfRange if a tensor is out of its range, as training may bring about; on the CPU alone."""
     if x.device.type == "cpu":  # elsewhere, this would have to wait for the device
         for name, tensor in zip(VALUES, neuron.tensors()):
             if tensor is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from models.parameters import OutOfRange
 from tools.data.batches import Batches
 from tools.inference import ForwardPass
 from tools.runtime.processes import Processes
@@ -105,7 +106,11 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
         images, target = next(batches)
         waits = learner.processes.count > 1 and missing  # gradients are exchanged once for all batches of the step
         with net.no_sync() if waits else contextlib.nullcontext():
-            logits, loss = _loss(learner, images, target)
+            try:
+                logits, loss = _loss(learner, images, target)
+            except OutOfRange as error:  # of a learnt decay, threshold or scale
+                watch.check(net)  # what came before may say more
+                raise Diverged(f"{error} in epoch {watch.epoch}, step {progress.steps}") from error
             scaler.scale(loss / learner.accumulate).backward()
         losses.append(loss.detach())
         classes = target if target.dim() == 1 else target.argmax(-1)  # of mixed images, the larger part

@@ -630,6 +630,19 @@ def test_numbers_that_are_noticed_late_are_not_saved(tmp_path, stripes, monkeypa
             assert all(torch.isfinite(value).all() for value in weights.values())
 
 
+def test_a_learnt_scale_that_leaves_its_range_is_a_divergence(tmp_path, stripes):
+    training = Training(config(tmp_path, learnable_scale=True), stripes)
+
+    def between(epoch, progress, check):
+        if progress.steps == 3:
+            with torch.no_grad():
+                training.net.stem_neuron.log_scale.fill_(-200.0)  # exp(-200) is 0 in float32
+
+    training.between_steps = between
+    with pytest.raises(Diverged, match="scale must be positive and finite, got 0.* in epoch 1, step 4"):
+        training.run()
+
+
 def test_a_skipped_step_changes_nothing(tmp_path, stripes):
     training = Training(config(tmp_path, on_nonfinite="skip", epochs=1, ema=0.0), stripes)
     seen = {}
