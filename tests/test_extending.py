@@ -70,6 +70,7 @@ def extended(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_law_network_loss_and_data_set_are_trained_with(extended):
     text = (extended / "laplace" / "config.yaml").read_text()
     for line in ("dataset: bars", "model: mlp", "neuron: NILIF_laplace", "loss: hinge"):
@@ -77,11 +78,13 @@ def test_law_network_loss_and_data_set_are_trained_with(extended):
     assert json.loads((extended / "laplace" / "test.json").read_text())["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_neuron_is_trained_with(extended):
     assert "neuron: TanhLIF" in (extended / "tanh" / "config.yaml").read_text().splitlines()
     assert (extended / "tanh" / "best.pth").exists()
 
 
+@pytest.mark.slow
 def test_the_network_is_tested_with_perturbation_and_metric(extended):
     results = json.loads((extended / "laplace" / "results.json").read_text())
     ((snapshot,),) = results["kinds"].values()

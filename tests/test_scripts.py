@@ -102,6 +102,7 @@ def test_mnist5k_is_learnt_resumed_and_tested(run_script, tmp_path, figures):
     assert line.get_ydata() == pytest.approx([100 * point["accuracy_mean"] for point in points])
 
 
+@pytest.mark.slow
 def test_nmnist_is_learnt_and_tested_on_perturbed_events_with_pictures(
     run_script, tmp_path, monkeypatch, figures, capsys
 ):
@@ -219,6 +220,7 @@ def test_run_training_refuses_an_unknown_recipe_and_lists_those_there_are(reposi
     assert failed.returncode == 1 and "dataset: NAME" in failed.stderr
 
 
+@pytest.mark.slow
 def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, tmp_path):
     (tmp_path / "mine.yaml").write_text('dataset: "mnist5k"  # embedded\nmodel: toynet\nepochs: 1\nminibatch: 100\n')
     run = tmp_path / "run"

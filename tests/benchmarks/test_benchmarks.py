@@ -22,6 +22,7 @@ def test_events(repository, tmp_path):
     assert {"work", "repeats", "device", "threads", "torch"} <= set(found[0])
 
 
+@pytest.mark.slow
 def test_neurons(repository):
     found = lines(repository, "bench_neuron", "--neurons", "1024", "--timesteps", "2")
     by_layer = {line["layer"]: line for line in found}

@@ -85,6 +85,7 @@ def test_a_failed_build_is_one_warning_and_the_eager_kernel(repository, tmp_path
     assert out.startswith("eager 1 spiking neurons run on the slower eager kernel") and reason in out
 
 
+@pytest.mark.slow
 def test_other_compilers_than_gcc_get_flags_that_they_know(repository, tmp_path, compiler):
     """clang refuses GCC's -fvect-cost-model, and knows -O3."""
     environment = compiler(refuse("-fvect-cost-model*"), names=["mycc"], CC="mycc -g0")
@@ -107,6 +108,7 @@ def test_no_compiler_is_one_warning_and_the_eager_kernel(repository, tmp_path):
     assert out.startswith("eager 1 ") and "no C compiler" in out
 
 
+@pytest.mark.slow
 def test_a_compiler_without_openmp_gives_one_thread_and_a_warning(repository, tmp_path, compiler):
     """Such as clang beside a PyTorch that uses GCC's OpenMP."""
     environment = compiler(refuse("-fopenmp"), OMP_NUM_THREADS="2")

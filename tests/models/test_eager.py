@@ -31,12 +31,17 @@ NEURONS = {
     "mean field": lambda: NoisyLIF(Own(0.3)).as_mean_field(),
 }
 every_neuron = pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
+some_neurons = pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, marks=[] if name in ("LIF", "noisy") else pytest.mark.slow) for name, make in NEURONS.items()],
+    ids=NEURONS,
+)
 
 
 # ---- torch.compile
 
 
-@every_neuron
+@some_neurons
 def test_it_compiles_into_one_graph(make):
     torch._dynamo.reset()
     net, x = nn.Sequential(nn.Linear(5, 6), make()), currents(3, 2, 5)

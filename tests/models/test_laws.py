@@ -137,6 +137,7 @@ def test_numbers_of_laws_come_from_the_kernel_so_that_their_order_cannot_disagre
     assert kernel.laws == {"Cauchy": 0, "Uniform": 1, "Triangular": 2, "Gaussian": 3, "Logistic": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("law", noise.LAWS, ids=lambda law: law.__name__)
 def test_the_self_test_of_the_triton_kernel(law, dtype, monkeypatch):

@@ -670,14 +670,14 @@ def compiled_and_eager(net, x, **compile_options):
     "model, neuron, options",
     [
         ("toynet", "LIF", {}),
-        ("toynet", "PLIF", {"decay_input": True}),
+        pytest.param("toynet", "PLIF", {"decay_input": True}, marks=pytest.mark.slow),
         ("toynet", "NILIF", {}),
         ("toynet", "NILIF", {"learnable_scale": True, "placement": "membrane", "reset": "subtract"}),
-        ("toynet", "NILIF_atan", {"learnable_scale": True, "detach_reset": True}),
-        ("cifarnet", "LIF", {"reset": "none"}),
-        ("cifarnet", "PLIF", {}),
+        pytest.param("toynet", "NILIF_atan", {"learnable_scale": True, "detach_reset": True}, marks=pytest.mark.slow),
+        pytest.param("cifarnet", "LIF", {"reset": "none"}, marks=pytest.mark.slow),
+        pytest.param("cifarnet", "PLIF", {}, marks=pytest.mark.slow),
         ("cifarnet", "NILIF", {}),
-        ("sresnet18", "NILIF_sigmoid", {"placement": "escape"}),
+        pytest.param("sresnet18", "NILIF_sigmoid", {"placement": "escape"}, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_network_equals_eager(model, neuron, options):

@@ -255,6 +255,7 @@ def repacked(path, change, compression=zipfile.ZIP_STORED):
             archive.writestr(name, change(name, raw))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", READERS)
 def test_a_changed_file_gives_its_content_or_a_documented_error(tmp_path, name):

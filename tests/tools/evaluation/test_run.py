@@ -249,6 +249,7 @@ def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
     assert text[0].split()[-2:] == ["A", "B"] and text[1].startswith("clean") and "[" in text[1]
 
 
+@pytest.mark.slow
 def test_of_groups_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_difference(monkeypatch):
     fewer = functools.partial(comparison.paired_difference, resamples=2000)  # enough for p-values of 0.05 / 20
     monkeypatch.setattr(comparison, "paired_difference", fewer)

@@ -187,6 +187,7 @@ def test_results_are_written_as_json_and_as_a_picture(trained, stripes, tmp_path
         assert picture.width > 400 and len(picture.convert("RGB").getcolors(1 << 24)) > 2
 
 
+@pytest.mark.slow
 def test_all_perturbations_of_the_data_at_all_severities(trained, stripes, tmp_path):
     test = snapshot(trained, stripes, tmp_path, perturbation=["all"], draws=1)
     results = evaluate(test).perturbations
@@ -239,6 +240,7 @@ def test_a_narrower_run_keeps_what_a_wider_one_has_measured(trained, stripes, tm
     assert severities(1) == ([0, 1], [0, 1, 2, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["images", "labels", "corruption", "fold", "minibatch", "draws", "weights"])
 def test_what_results_depend_on_is_measured_again_when_it_changes(trained, stripes, tmp_path, monkeypatch, change):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})

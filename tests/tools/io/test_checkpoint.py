@@ -32,7 +32,7 @@ def random_weights(keys, prefix="module."):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize("prefix", ["module.", pytest.param("", marks=pytest.mark.slow)])
 def test_a_published_checkpoint_fills_every_weight(tmp_path, name, prefix):
     path = tmp_path / "theirs.pth"
     weights = random_weights(PUBLISHED[name]["state_dict"], prefix)

@@ -59,6 +59,7 @@ def log(tmp_path, caplog, monkeypatch):
         yield tmp_path / "log"
 
 
+@pytest.mark.alone
 def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, stripes, log, monkeypatch):
     options = dict(width=0.02, minibatch=90, epochs=EPOCHS, timestep=3, plot_spike_rate=True, histograms=True)
     # A scale that is learnt would first fill a bounded cache of the settings of layers.

@@ -168,6 +168,7 @@ def kill_at(moment, saves=4):
 SAVES_OFTEN = dict(save_steps=1, epochs=4, histograms=True, plot_spike_rate=True, resume="auto")
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_a_save_leaves_no_trace(tmp_path, stripes):
     """One run, which is killed once at each moment of the writing of a checkpoint, and goes on each time."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -156,6 +156,7 @@ EDITS = st.lists(
 )  # where, how many bytes are taken, what is put there
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # numpy reads headers of arrays as Python text
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_damage_gives_an_error_or_events_and_never_much_memory(tmp_path, kind):
