@@ -338,8 +338,8 @@ def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number
     monkeypatch.setattr(experiments, "QUICK_STEPS", 3)
     found = [compare(Study(tmp_path, 0, True, workers), split, "test") for workers in (1, 2)]
     assert rounded(found[0]) == rounded(found[1])
-    assert set(found[0]) == set(fitting.NETWORKS) and found[0]["NSNN"]["cc_norm"]["seeds"] == 5
-    assert found[0]["SNN"]["fano"]["mean"] == 0 < found[0]["NSNN"]["fano"]["mean"]
+    assert set(found[0]) == set(fitting.NETWORKS) and found[0]["NSNN"]["cc_norm"].seeds == 5
+    assert found[0]["SNN"]["fano"].mean == 0 < found[0]["NSNN"]["fano"].mean
 
 
 @pytest.mark.slow
@@ -349,11 +349,11 @@ def test_fits_have_all_networks_and_the_oracle_for_both_kinds_of_cells(digits, t
     found = experiments.fits(Study(tmp_path, quick=True), digits)["results"]
     for name, picture in (("LN cells", "fits_ln.png"), ("LIF cells", "fits_lif.png")):
         assert set(found[name]) == {"SNN", "oracle"}
-        assert found[name]["oracle"]["cc_norm"]["mean"] == pytest.approx(1, abs=0.02)
-        assert found[name]["oracle"]["cc_norm"]["low"] < found[name]["oracle"]["cc_norm"]["high"]
-        assert found[name]["SNN"]["cc_norm"]["mean"] < 0.9 and found[name]["SNN"]["noise_power"]["mean"] == 0
+        assert found[name]["oracle"]["cc_norm"].mean == pytest.approx(1, abs=0.02)
+        assert found[name]["oracle"]["cc_norm"].low < found[name]["oracle"]["cc_norm"].high
+        assert found[name]["SNN"]["cc_norm"].mean < 0.9 and found[name]["SNN"]["noise_power"].mean == 0
         bars = [bar.get_height() for bar in figures[picture].axes[0].patches]
-        assert bars == [found[name][network]["cc_norm"]["mean"] for network in ("SNN", "oracle")]
+        assert bars == [found[name][network]["cc_norm"].mean for network in ("SNN", "oracle")]
 
 
 @pytest.mark.parametrize(
