@@ -16,7 +16,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -67,12 +67,12 @@ class Setting:
 
     def _on_the_stack(self, entries: Sequence[Entry]) -> list[Entry]:
         found: list[Entry] = []
-        frame: types.FrameType | None = sys._getframe(1)
         bottom = RUNS.get()[0].frame if RUNS.get() else None
-        while frame is not bottom and frame is not None:
+        for frame in calling(sys._getframe(1)):
+            if frame is bottom:
+                break
             found += reversed(self.of_frames.get(frame, ()))
             found += [entry for entry in reversed(entries) if entry.frame is frame]
-            frame = frame.f_back
         found += [entry for entry in reversed(entries) if entry not in found]
         return [entry for entry in found if entry.is_open]
 
@@ -94,6 +94,13 @@ class Setting:
             if rest:
                 self.of_frames[entry.frame] = rest
         entry.value = entry.frame = None  # another thread or task may still list it
+
+
+def calling(frame: types.FrameType | None) -> Iterator[types.FrameType]:
+    """The frames of the call stack from this one on, outwards."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _is_open(entry: Entry) -> bool:
@@ -232,35 +239,29 @@ def refuse_reentrant(entry: Entry | None) -> None:
     if not is_second and (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
         return
     code = second.__code__ if is_second else first.__code__
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in calling(sys._getframe(1)):
         if frame.f_code is code and (is_second or any(map(_wants_gradient, frame.f_locals["args"]))):
             raise RuntimeError(REFUSAL)
-        frame = frame.f_back
 
 
 def refuse_unkept_noise() -> None:
     """RuntimeError in the second run of a checkpoint that has not kept the state of torch's default generator."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in calling(sys._getframe(1)):
         if frame.f_code.co_filename == torch_checkpoint.__file__:
             found = frame.f_locals
             if not found.get("preserve_rng_state", getattr(found.get("ctx"), "preserve_rng_state", True)):
                 raise RuntimeError(
                     "preserve_rng_state=False would run noisy layers again with other noise: leave it out"
                 )
-        frame = frame.f_back
 
 
 def refuse_compiled_checkpoint() -> None:
     """RuntimeError for noise of a block that a compiled checkpoint will draw again, from torch's default generator."""
     if not GENERATORS.in_effect():
         return
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
+    for frame in calling(sys._getframe(1)):
         if frame.f_globals.get("__name__") == "torch._prims.rng_prims":  # keeps that generator's state for it
             raise RuntimeError(REFUSAL)
-        frame = frame.f_back
 
 
 def check_same_noise(first: torch.Tensor | None, saved: torch.Tensor | None) -> None:

@@ -38,7 +38,7 @@ def check_tensor(name: str, value: Tensor) -> None:
 
 def check_range(name: str, value: float | Tensor) -> None:
     """Raise OutOfRange unless a value is in its range; those of a tensor may be unknown, as on the meta device."""
-    ends = extremes(value) if isinstance(value, Tensor) else (value, value)
+    ends = extremes(value)
     if ends is None:
         return
     words, is_in_range = RANGES[name]

@@ -1,7 +1,6 @@
 """Networks that are fed one time step after the other."""
 
 import sys
-import types
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import checkpoint as torch_checkpoint
 from torch.utils._pytree import tree_map_only
 
-from .contexts import STREAM
+from .contexts import STREAM, calling
 
 State = tuple[Any, ...]
 
@@ -159,8 +158,5 @@ def _without_time(output: Tensor, batch: int) -> Tensor:
 
 def _refuse_checkpoint(name: str) -> None:
     """RuntimeError inside activation checkpointing, which would run the step again from another state."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_filename == torch_checkpoint.__file__:
-            raise RuntimeError(f"layer {name!r} is inside activation checkpointing, which a Stream cannot run again")
-        frame = frame.f_back
+    if any(frame.f_code.co_filename == torch_checkpoint.__file__ for frame in calling(sys._getframe(1))):
+        raise RuntimeError(f"layer {name!r} is inside activation checkpointing, which a Stream cannot run again")

@@ -3,7 +3,6 @@
 import functools
 import math
 import sys
-import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..contexts import GENERATORS, check_same_noise
+from ..contexts import GENERATORS, calling, check_same_noise
 from ..noise import NoiseLaw, Rescaled
 from .common import (
     VALUES,
@@ -253,14 +252,11 @@ def plain_sequence(
 
 def _refuse_linearize() -> None:
     """RuntimeError if noise is drawn for what `torch.func.linearize` returns, which would draw it at each call."""
-    frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is torch.func.linearize.__code__:
-            raise RuntimeError(
-                "what torch.func.linearize returns would draw other noise at each call: use torch.func.jvp, or do it "
-                "inside noiseless or mean_field"
-            )
-        frame = frame.f_back
+    if any(frame.f_code is torch.func.linearize.__code__ for frame in calling(sys._getframe(1))):
+        raise RuntimeError(
+            "what torch.func.linearize returns would draw other noise at each call: use torch.func.jvp, or do it "
+            "inside noiseless or mean_field"
+        )
 
 
 def _spike(fires: Tensor, z: Tensor, neuron: Neuron) -> Tensor:

@@ -19,7 +19,6 @@ from models import (
     Cauchy,
     Gaussian,
     Logistic,
-    NoiseLaw,
     NoisyLIF,
     ParametricLIF,
     SpikingNeuron,
@@ -33,29 +32,12 @@ from models import (
 from models.deploy import plain
 from models.layers import over_time
 from models.noise import LAWS
+from tests.models.test_noise import Laplace
+from tests.models.test_stream import ByRun, Integrator, layers
 
 MODES = {"noiseless": noiseless, "mean_field": mean_field}
 FREE = ({0: Dim("T"), 1: Dim("B")},)
 FREE_BATCH = ({1: Dim("B")},)
-
-
-class Laplace(NoiseLaw):
-    """A user's law."""
-
-    def cdf(self, x):
-        z = self._standardise(x)
-        return torch.where(z < 0, 0.5 * torch.exp(-z.abs()), 1 - 0.5 * torch.exp(-z.abs()))
-
-    def pdf(self, x):
-        return 0.5 * torch.exp(-self._standardise(x).abs()) / self.scale
-
-    def icdf(self, p):
-        return self._destandardise(-torch.sign(p - 0.5) * torch.log(2 * torch.minimum(p, 1 - p)))
-
-
-class ByRun(NoisyLIF):
-    def run(self, x, state=None, keep_state=True):
-        return super().run(torch.tanh(x), state, keep_state)
 
 
 class ByStep(LIF):
@@ -65,18 +47,6 @@ class ByStep(LIF):
         return super().step(2 * x_t, state)
 
 
-class Integrator(SpikingNeuron):
-    """A user's neuron with dynamics of its own, in plain PyTorch."""
-
-    is_noisy = False
-
-    def __init__(self):
-        super().__init__(1.0, 0.5, "zero", False, False)
-
-    def run(self, x, state=None, keep_state=True):
-        return (x.cumsum(0) > 1).to(x.dtype), None
-
-
 class Pixels(nn.Module):
     def __init__(self):
         super().__init__()
@@ -84,15 +54,6 @@ class Pixels(nn.Module):
 
     def forward(self, x):
         return self.neuron(over_time(self.convolution, x))
-
-
-def layers(*neurons):
-    """Linear layers, each with a neuron behind it."""
-    modules = []
-    for neuron in neurons:
-        modules += [nn.Linear(6, 6), neuron]
-        nn.init.uniform_(modules[-2].weight, -0.4, 0.8)  # some neurons fire, some do not
-    return nn.Sequential(*modules)
 
 
 def toynet(neuron):

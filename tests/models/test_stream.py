@@ -272,7 +272,11 @@ class Longer(nn.Module):
         return self.neuron(torch.cat([x, x]))
 
 
-class NoState(SpikingNeuron):
+class Integrator(SpikingNeuron):
+    """A user's neuron with dynamics of its own, in plain PyTorch; it hands back no state."""
+
+    is_noisy = False
+
     def __init__(self):
         super().__init__(1.0, 0.5, "zero", False, False)
 
@@ -313,7 +317,7 @@ REFUSED = {
     "run by hand": (ByHand, "layer 'neuron' .LIF. was not called"),
     "of another kind": (Foreign, "layer '' .Foreign. was not called"),
     "more steps": (Longer, "gets 2 steps at once"),
-    "no state": (NoState, "gave no state"),
+    "no state": (Integrator, "gave no state"),
     "average over time": (Average, r"must be \[1, 2, ...\]"),
     "batch norm in training": (batch_norm, "call net.eval"),
     "recurrent": (lambda: nn.Sequential(LIF(), nn.LSTM(6, 6)), "does not keep"),

@@ -20,7 +20,6 @@ from models import (
     Cauchy,
     Gaussian,
     Logistic,
-    NoiseLaw,
     NoisyLIF,
     ParametricLIF,
     Triangular,
@@ -36,6 +35,7 @@ from models.kernels.common import VALUES, Neuron, dense
 from models.kernels.eager import lif_sequence
 from models.noise import Rescaled
 from tests.models.reference_noise import noise as reference_noise
+from tests.models.test_noise import Laplace
 
 KINDS = ("number", "one", "channels")
 NUMBERS = {"threshold": 0.9, "decay": 0.7, "scale": 0.4}
@@ -491,18 +491,6 @@ def test_a_law_broadcasts_its_scale(law):
     assert torch.equal(kept.scale, scales) and "[0.2 to 0.8]" in repr(kept)
     parameter = nn.Parameter(scales)
     assert law(parameter).scale is parameter
-
-
-class Laplace(NoiseLaw):
-    def cdf(self, x):
-        z = self._standardise(x)
-        return torch.where(z < 0, 0.5 * torch.exp(-z.abs()), 1 - 0.5 * torch.exp(-z.abs()))
-
-    def pdf(self, x):
-        return 0.5 * torch.exp(-self._standardise(x).abs()) / self.scale
-
-    def icdf(self, p):
-        return self._destandardise(-torch.sign(p - 0.5) * torch.log(2 * torch.minimum(p, 1 - p)))
 
 
 class OwnConstructor(Laplace):
