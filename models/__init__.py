@@ -1,9 +1,10 @@
 """Noisy spiking neurons and networks. Needs PyTorch alone: copy this folder into any project."""
 
-from .contexts import checkpoint
+from .base import SpikingNeuron
+from .checkpointing import checkpoint
 from .deploy import plain
 from .modes import mean_field, noiseless
-from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
+from .neurons import IF, LIF, NoisyLIF, ParametricLIF
 from .noise import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, noise_generator
 from .registry import build_model, build_neuron
 from .stream import Stream

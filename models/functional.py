@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from . import parameters
 from .kernels import eager, fused, traceable
-from .kernels.common import RESETS, Neuron, after_reset, arithmetic_dtype, check_values
+from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values
 from .kernels.eager import law_of
 from .kernels.potentials import before_reset
 from .noise import NoiseLaw
@@ -173,7 +173,8 @@ def firing_probability(
     _check_layer(x, reset)
     _check_shape("spikes", spikes, x.shape, "as the input current")
     law, scale_now = _scaled_law("noise", noise, scale, x)
-    neuron = Neuron(law, scale_now, _value("decay", decay, x), _value("threshold", threshold, x))
+    values = (_value("decay", decay, x), _value("threshold", threshold, x))
+    neuron = Neuron(law, scale_now, *values, reset=reset, decay_input=decay_input)
     check_values(neuron, x)
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
@@ -181,9 +182,9 @@ def firing_probability(
     v = torch.zeros_like(x[0]) if start is None else start
     z = []
     for current, fired in zip(x, spikes):
-        u = v * neuron.decay + (current * (1 - neuron.decay) if decay_input else current)
+        u = neuron.charged(v, current)
         z.append(u - neuron.threshold)
-        v = after_reset(u, fired, reset, neuron.threshold)
+        v = neuron.after_reset(u, fired)
     return law_of(neuron).cdf(torch.stack(z))
 
 

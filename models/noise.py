@@ -17,7 +17,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import parameters
-from .contexts import GENERATORS, Block, generator_to_draw_from, refuse_unkept_noise
+from .checkpointing import generator_to_draw_from, refuse_unkept_noise
+from .contexts import GENERATORS, Block
 
 Device = torch.device | str | int | None
 DType = torch.dtype | None

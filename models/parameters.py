@@ -86,3 +86,53 @@ def over_channels(name: str, value: Tensor, x: Tensor) -> Tensor:
             f"{list(x.shape)} has {channels}"
         )
     return value.reshape(-1, *[1] * (x.dim() - 3))
+
+
+def learnt(parameter: Tensor) -> Tensor:
+    """The value of a parameter, 0-d if it is one: such a parameter has shape [1], as `fully_shard` refuses 0-d ones."""
+    return parameter if parameter.numel() > 1 or is_sharded(parameter) else parameter.reshape(())
+
+
+def like_values(value: float | Tensor) -> nn.Parameter:
+    """An uninitialised parameter for one value, or for as many as a tensor has."""
+    return nn.Parameter(value.new_empty(value.numel()) if isinstance(value, Tensor) else torch.empty(1))
+
+
+def is_parametrized(module: nn.Module, attribute: str) -> bool:
+    """Whether an attribute is computed by `torch.nn.utils.parametrize`."""
+    return "parametrizations" in module._modules and hasattr(module._modules["parametrizations"], attribute)
+
+
+def fill(
+    module: nn.Module, attribute: str, name: str, value: float | Tensor, function: Callable[[float], float]
+) -> None:
+    """Write function(value) into a parameter; one value into all its elements."""
+    parameter: Tensor = getattr(module, attribute)
+    computed = is_parametrized(module, attribute)
+    if computed:
+        parameter = torch.empty_like(parameter)
+    values: list[float]
+    if not isinstance(value, Tensor):
+        values = [value]
+    elif not value.is_meta:
+        values = value.flatten().tolist()
+    elif parameter.is_meta:
+        return
+    else:
+        raise RuntimeError(f"the {name} was given on the meta device, and has no values to start from")
+    if len(values) not in (1, parameter.numel()):
+        raise ValueError(f"this neuron learns {parameter.numel()} values of its {name}, and was given {len(values)}")
+    with torch.no_grad():
+        if len(values) == 1:  # not by `copy_`, which refuses what is sharded
+            parameter.fill_(function(values[0]))
+        elif is_sharded(parameter):
+            raise RuntimeError(f"the {name} is sharded: set it for each channel before `fully_shard`, or to one value")
+        else:
+            parameter.copy_(torch.tensor([function(v) for v in values], dtype=parameter.dtype, device="cpu"))
+        if computed:
+            setattr(module, attribute, parameter)  # by its `right_inverse`, or an error that it has none
+
+
+def refuse_computed(name: str, value: float | Tensor) -> None:
+    if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
+        raise ValueError(f"a {name} that requires a gradient must be an nn.Parameter: it would not be learnt otherwise")

@@ -69,6 +69,21 @@ class Neuron:
                 return True
         return False
 
+    def charged(self, v: Tensor, current: Tensor) -> Tensor:
+        """The potential after the leak and the input, without noise."""
+        return v * self.decay + (current * (1 - self.decay) if self.decay_input else current)
+
+    def after_reset(self, u: Tensor, fired: Tensor) -> Tensor:
+        """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""
+        if self.reset == "zero":
+            return torch.addcmul(u, u, fired, value=-1)
+        if self.reset == "subtract":
+            threshold = self.threshold
+            return u - fired * threshold if isinstance(threshold, Tensor) else torch.sub(u, fired, alpha=threshold)
+        if self.reset == "none":
+            return u
+        raise ValueError(f"unknown reset {self.reset!r}; choose from {', '.join(RESETS)}")
+
     def of_gradient(self) -> "Neuron":
         """This neuron with its surrogate, if it has one, as the law."""
         if self.surrogate is None:
@@ -88,17 +103,6 @@ def check_values(neuron: Neuron, x: Tensor) -> None:
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of potentials and densities, for inputs of a dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def after_reset(u: Tensor, fired: Tensor, reset: str, threshold: float | Tensor) -> Tensor:
-    """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""
-    if reset == "zero":
-        return torch.addcmul(u, u, fired, value=-1)
-    if reset == "subtract":
-        return u - fired * threshold if isinstance(threshold, Tensor) else torch.sub(u, fired, alpha=threshold)
-    if reset == "none":
-        return u
-    raise ValueError(f"unknown reset {reset!r}; choose from {', '.join(RESETS)}")
 
 
 def step_of(x: Tensor) -> Tensor:

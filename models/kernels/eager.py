@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..contexts import GENERATORS, calling, check_same_noise
+from ..checkpointing import check_same_noise
+from ..contexts import GENERATORS, calling, left_to_python
 from ..noise import NoiseLaw, Rescaled
 from .common import (
     VALUES,
@@ -18,7 +19,6 @@ from .common import (
     Once,
     OnceOneByOne,
     Pair,
-    after_reset,
     arithmetic_dtype,
     check_values,
     empty_sequence,
@@ -58,15 +58,11 @@ def lif_sequence(
     return run(x, state, *neuron.tensors(), *noise, neuron)
 
 
-def _run_in_python(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _LIFSequence.apply(*inputs)
-
-
-# What `torch.compiler.disable` does, but without importing the compiler.
-_run_in_python._torchdynamo_disable = True  # type: ignore[attr-defined]
-_run_in_python._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+@left_to_python(
     "the eager kernel cannot draw from a noise_generator in a full graph: leave out fullgraph=True, or the block"
 )
+def _run_in_python(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _LIFSequence.apply(*inputs)
 
 
 def law_of(neuron: Neuron) -> NoiseLaw:
@@ -117,7 +113,7 @@ class _LIFSequence(torch.autograd.Function):
         v = state
         for t in range(T):
             current = x[t].to(state.dtype)
-            u = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
+            u = neuron.charged(v, current)
             if neuron.membrane_noise:
                 eps = draw(eps_membrane, t)
                 u -= eps
@@ -129,7 +125,7 @@ class _LIFSequence(torch.autograd.Function):
             else:
                 fired = (z_t > (draw(eps_threshold, t) if neuron.threshold_noise else 0)).to(z_t.dtype)
             z[t], spikes[t] = z_t, fired
-            v = after_reset(u, fired, neuron.reset, neuron.threshold)
+            v = neuron.after_reset(u, fired)
         if T == 0:
             v = state.clone()  # what is returned is not the caller's own tensor
 
@@ -204,7 +200,7 @@ def _gradients(
         if "decay" in sums:
             v = state
             if t > 0:
-                v = after_reset(z[t - 1] + neuron.threshold, fired_at(t - 1), neuron.reset, neuron.threshold)
+                v = neuron.after_reset(z[t - 1] + neuron.threshold, fired_at(t - 1))
             sums["decay"] = sums["decay"] + total("decay", grad_u * (v - x[t] if neuron.decay_input else v))
         grad_current = grad_u * (1 - neuron.decay) if neuron.decay_input else grad_u
         if batched:
@@ -229,7 +225,7 @@ def plain_sequence(
     law = law_of(neuron)
     spikes, z_kept = [], []
     for current in x.to(v.dtype).unbind():
-        u = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
+        u = neuron.charged(v, current)
         if neuron.membrane_noise:
             u = u - law.sample(u.shape, device=x.device, dtype=u.dtype)
         z = u - neuron.threshold

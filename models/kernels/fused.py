@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .. import contexts, noise
+from .. import checkpointing, noise
 from . import build, common, cpu, eager, selftest
 from .common import (
     NO_SECOND_DERIVATIVE,
@@ -152,7 +152,7 @@ def _operator(schema: str, function: Callable[..., Any], tags: tuple[torch.Tag, 
 
 def _random_seeds(x: Tensor) -> Tensor:
     """A seed for each step of x [T, ...], int64 [T], from the generator that applies when it runs (`models.noise`)."""
-    contexts.refuse_compiled_checkpoint()
+    checkpointing.refuse_compiled_checkpoint()
     return noise.draw_seeds(len(x), x.device)
 
 
@@ -277,7 +277,7 @@ def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Call
         outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
         saved = common.saved_tensors(ctx)
         values, rest = saved[: len(VALUES)], saved[len(VALUES) :]
-        contexts.check_same_noise(ctx.seeds, rest[2])
+        checkpointing.check_same_noise(ctx.seeds, rest[2])
         grads = backward(outer, values, rest, ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .common import Neuron, after_reset
+from .common import Neuron
 
 
 def before_reset(x: Tensor, state: Tensor | None, spikes: Tensor, z: Tensor, neuron: Neuron) -> Tensor:
@@ -21,10 +21,10 @@ def before_reset(x: Tensor, state: Tensor | None, spikes: Tensor, z: Tensor, neu
     traced = []
     for t in range(x.shape[0]):
         current = x[t].to(u.dtype)
-        now = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
+        now = neuron.charged(v, current)
         if neuron.membrane_noise and isinstance(neuron.scale, Tensor):  # eps1 = loc + scale * (standard draw)
             deviation = (now - u[t]).detach() - neuron.law.loc
             now = now - deviation * (neuron.scale / neuron.scale.detach())
         traced.append(u[t] + (now - now.detach()))  # the value of the kernel and the gradient of `now`
-        v = after_reset(traced[-1], fired[t].to(u.dtype), neuron.reset, neuron.threshold)
+        v = neuron.after_reset(traced[-1], fired[t].to(u.dtype))
     return torch.stack(traced)

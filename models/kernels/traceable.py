@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..contexts import GENERATORS
-from .common import Neuron, after_reset, arithmetic_dtype
+from .common import Neuron, arithmetic_dtype
 from .eager import law_of
 
 
@@ -28,12 +28,12 @@ def lif_sequence(
 
     def step(v: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         current = at["current"]
-        u = v * neuron.decay + (current * (1 - neuron.decay) if neuron.decay_input else current)
+        u = neuron.charged(v, current)
         if "membrane" in at:
             u = u - at["membrane"]
         z = u - neuron.threshold
         fired = law.cdf(z) if neuron.mean_field else (z > at.get("threshold", 0)).to(z.dtype)
-        return after_reset(u, fired, neuron.reset, neuron.threshold), (fired, z) if keep_z else (fired,)
+        return neuron.after_reset(u, fired), (fired, z) if keep_z else (fired,)
 
     v = currents.new_zeros(x.shape[1:]) if state is None else state
     if isinstance(x.shape[0], torch.SymInt):

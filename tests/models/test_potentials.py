@@ -6,7 +6,6 @@ from torch import nn
 
 from models import IF, LIF, Gaussian, Logistic, NoisyLIF, ParametricLIF, mean_field, noise_generator
 from models.functional import noisy_lif
-from models.kernels.common import after_reset
 
 BACKENDS = ("eager", "fused", "plain", "traceable")
 SETTINGS = {
@@ -19,6 +18,10 @@ SETTINGS = {
     "mean field": dict(mode="mean_field"),
     "surrogate": dict(surrogate=Logistic(0.4)),
 }
+
+
+def after_reset(u, fired, reset, threshold):
+    return {"zero": u * (1 - fired), "subtract": u - threshold * fired, "none": u}[reset]
 
 
 def seeded(seed):

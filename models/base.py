@@ -1,0 +1,217 @@
+"""The base of spiking neurons: the protocol by which the project knows them, and what they share."""
+
+import abc
+import inspect
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from . import functional, parameters
+from .contexts import STREAM
+from .functional import RESETS, check_choice, check_surrogate
+from .noise import NoiseLaw
+from .settings import SavesSettings
+
+
+class SpikingNeuron(SavesSettings, abc.ABC):
+    """Base of the neurons, and the protocol by which the rest of the project knows a neuron.
+
+    A module is a spiking neuron if its `emits_spikes` is true, whatever its class. A class of your own, or of another
+    copy of this package, needs only the attributes for what you do with it:
+
+    - evaluation, attacks, `noiseless` and `mean_field`: `is_noisy`, whether two calls on the same input may differ. A
+      class with a `run` or `step` of its own says it itself, unless it inherits that it is noisy.
+    - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
+      u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one. It is
+      set for all threads, and may not be two at once; `NoisyLIF` has one in each thread (`models.contexts`).
+    - gradient paths of attacks: `gradient_law`, the law whose density is the gradient at present, and `set_gradient`;
+      `as_mean_field()`, a neuron of the same dynamics that outputs its firing probability; `scale_noise`, if noisy.
+    - membrane noise as a perturbation: `decay` and `decay_input`.
+
+    A subclass overrides `run` or `step`, whichever is easier; the other one and `forward` then go through it. `super()`
+    has the neuron without the override.
+
+    Args:
+        threshold: firing threshold, in the units of the potential; positive. A number, a tensor of one value, or one
+            of a value for each channel, [C] for x [T, B, C, ...]. A parameter is registered as `threshold`, and learnt;
+            another tensor is a buffer.
+        decay: factor of the potential per step, in [0, 1]; given as `threshold` is.
+        reset: "zero", "subtract" (by the threshold) or "none".
+        detach_reset: if true, the gradient does not flow through the spike in the reset.
+        decay_input: if true, the input enters as (1 - decay) * x[t].
+
+    Shape:
+        x [T, B, ...] -> spikes [T, B, ...], 0 or 1, in the dtype of `x`.
+
+    Note:
+        What a parameter has learnt may leave its range: clamp it after a step of the optimiser. On the CPU, the next
+        call is a ValueError otherwise. `ParametricLIF` and `learnable_scale` learn values that stay in their ranges.
+        `load_state_dict` warns if the weights were saved with other settings, or do not say with which.
+    """
+
+    emits_spikes = True
+    backend = "auto"  # see `models.functional.noisy_lif`
+    threshold: float | Tensor
+    decay: float | Tensor
+    surrogate: NoiseLaw | None
+
+    def __init__(
+        self, threshold: float | Tensor, decay: float | Tensor, reset: str, detach_reset: bool, decay_input: bool
+    ) -> None:
+        super().__init__()
+        check_choice("reset", reset, RESETS)
+        self._given: dict[str, float | Tensor] = {}  # what `reset_parameters` starts from
+        self._hold("threshold", threshold)
+        self._hold("decay", decay)
+        ends = parameters.extremes(decay)
+        if decay_input and ends is not None and ends[1] == 1:
+            raise ValueError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
+        self.reset = reset
+        self.detach_reset = detach_reset
+        self.decay_input = decay_input
+
+    def _hold(self, name: str, value: float | Tensor) -> None:
+        """Keep a value under its name: a parameter is learnt, another tensor is a buffer."""
+        parameters.check(name, value)
+        if isinstance(getattr(type(self), name, None), property):  # of a subclass that keeps it in its own way
+            object.__setattr__(self, name, value)
+        elif isinstance(value, Tensor):
+            self._register(name, value)
+        else:
+            setattr(self, name, float(value))
+
+    def _register(self, name: str, value: Tensor) -> None:
+        # Not by `register_parameter` and `register_buffer`, which refuse the name of a property.
+        parameters.refuse_computed(name, value)
+        if isinstance(value, nn.Parameter):
+            self._buffers.pop(name, None)
+            self._parameters[name] = value
+        else:
+            self._buffers[name] = value.clone()  # neurons that are given one tensor do not share it
+        self._given[name] = value.detach().clone()
+
+    def reset_parameters(self) -> None:
+        """Start again from the values that were given as tensors."""
+        for name, value in vars(self).get("_given", {}).items():  # a neuron pickled by an earlier version has none
+            parameters.fill(self, name, name, value, float)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether two calls on the same input may differ."""
+        raise AttributeError(f"{type(self).__name__} has its own dynamics, and must say whether it `is_noisy`")
+
+    def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
+        """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is."""
+        check_surrogate(law)
+        scale: float | Tensor = law.scale
+        if isinstance(scale, Tensor) and scale.numel() == 1 and (ends := parameters.extremes(scale)) is not None:
+            law = functional.unscaled("surrogate", law).with_scale(ends[0])
+        self.surrogate = law
+        self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Where a class, or its mixin, overrides `run` or `step`, the other one follows, and it must say `is_noisy`."""
+        super().__init_subclass__(**options)
+        bases: list[Any] = list(cls.__mro__[: cls.__mro__.index(SpikingNeuron)])
+        for base in bases:  # a mixin too is given what it lacks: the next class is then reached both ways
+            own = {"run", "step"} & vars(base).keys()
+            if own == {"run"}:
+                _check_run(cls, base.run)
+                base.step = _step_by(base.run)
+            elif own == {"step"}:
+                base.run = _run_by(base.step)
+        for base in bases:
+            if "is_noisy" in vars(base):
+                break
+            if "run" in vars(base) and cls.is_noisy is False:  # type: ignore[comparison-overlap]
+                cls.is_noisy = SpikingNeuron.is_noisy  # the override may draw noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):  # it has no T to loop over: the neuron stays a module in the graph
+            if x.tracer.root is self:
+                raise RuntimeError("FX cannot trace a neuron by itself, only in a network: nn.Sequential(neuron)")
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        if not torch.compiler.is_compiling() and (stream := STREAM.get()) is not None:
+            return stream.advance(self, x)
+        return self.run(x, keep_state=False)[0]
+
+    @abc.abstractmethod
+    def run(self, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False) -> tuple[Any, ...]:
+        """Some steps of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after them.
+
+        The state is the membrane potential, in float32 (float64 for float64 input). As an argument, None means rest;
+        as a result, that `keep_state` was false. With `potentials`, there is a third result: the potentials [T, B, ...]
+        before the reset, which the threshold is compared with.
+        """
+
+    def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One time step: input [B, ...] and state [B, ...] -> spike [B, ...] and the next state."""
+        spikes, state = self.run(x_t.unsqueeze(0), state)
+        return spikes.squeeze(0), state
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise RuntimeError(
+            "nn.DataParallel splits and gathers along one dimension, which is the batch of images but the time of "
+            "spikes and logits [T, B, ...]: use DistributedDataParallel"
+        )
+
+    def _dynamics(self) -> dict[str, Any]:
+        return dict(
+            threshold=self.threshold,
+            decay=self.decay,
+            reset=self.reset,
+            detach_reset=self.detach_reset,
+            decay_input=self.decay_input,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        threshold, decay = parameters.shown(self.threshold), parameters.shown(self.decay)
+        return f"threshold={threshold}, decay={decay}, reset={self.reset!r}"
+
+
+def _check_run(neuron: type[SpikingNeuron], run: Callable[..., Any]) -> None:
+    """Raise TypeError if `forward` cannot call this `run`."""
+    if neuron.forward is not SpikingNeuron.forward or not inspect.isfunction(run):
+        return
+    arguments = inspect.signature(run).parameters.values()
+    if not any(one.name == "keep_state" or one.kind is inspect.Parameter.VAR_KEYWORD for one in arguments):
+        raise TypeError(f"{run.__qualname__} lacks keep_state: it must be run(self, x, state=None, keep_state=True)")
+
+
+def _refuse_circle(name: str, other: str) -> NoReturn:
+    raise TypeError(
+        f"{name} recurses too deeply: if it calls self.{other}, that goes through {name} again; call super().{other}, "
+        f"or override {other} too"
+    ) from None
+
+
+def _step_by(run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Tensor, Any]]:
+    def step(self: SpikingNeuron, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        try:
+            spikes, state = run(self, x_t.unsqueeze(0), state)
+        except RecursionError:
+            _refuse_circle(run.__qualname__, "step")
+        return spikes.squeeze(0), state
+
+    return step
+
+
+def _run_by(step: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    def run(
+        self: SpikingNeuron, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False
+    ) -> tuple[Any, ...]:
+        if potentials:
+            raise TypeError(f"{type(self).__name__} overrides `step`, which has no potentials: override `run`")
+        spikes = []
+        try:
+            for x_t in x:
+                spike, state = step(self, x_t, state)
+                spikes.append(spike)
+        except RecursionError:
+            _refuse_circle(step.__qualname__, "run")
+        return torch.stack(spikes) if spikes else torch.empty_like(x), state if keep_state else None
+
+    return run
