@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .watching import is_reentrant_checkpoint, neuron_hooks
+from .watching import is_reentrant_checkpoint, is_run_again, neuron_hooks
 
 
 def _weight_matrices(net: nn.Module) -> list[Tensor]:
@@ -75,7 +75,8 @@ class FiringRate(Regularizer):
     """Keeps each layer's mean firing rate near a target: R = mean_layers (mean spikes of the layer - target)^2.
 
     The spikes are those of the last forward pass inside `with regularizer.watching(net):`; where neurons are called by
-    `run` or `step`, of the last stream, which begins where no state is given. In the block nothing runs compiled.
+    `run` or `step`, or in a `models.Stream`, of the last stream, which begins where no state is given. In the block
+    nothing runs compiled.
 
     Args:
         target: spikes per neuron and time step, in [0, 1].
@@ -112,6 +113,8 @@ class FiringRate(Regularizer):
                 f"the firing rate of layer {layer!r} would have no gradient: give torch.utils.checkpoint "
                 "use_reentrant=False, or use models.checkpoint"
             )
+        if is_run_again():  # it would be added to the penalty of the next call
+            return
         rate, count = spikes.float().mean(), spikes.numel()
         if continues and layer in self._rates:
             before = self._counts[layer]

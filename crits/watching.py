@@ -48,6 +48,7 @@ def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator
 
     Args:
         hook: (layer name, neuron, tensor, whether the call continues from a state) -> a tensor to replace it, or None.
+            Of the input of `neuron(x)`, it cannot say that a `models.Stream` continues.
 
     Raises:
         ValueError: if the network has no spiking neuron.
@@ -71,11 +72,14 @@ class _Watch(threading.local):
     on_input: bool
     key: object  # by which `_opened_here` knows it
     depth: int = 0  # of calls, in each thread: `run` is not counted again where `forward` or `step` calls it
+    continues: bool | None = None  # whether the first such call was given a state, as in a `models.Stream`
 
     def before(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """Forward pre-hook."""
         _refuse_compilation()
         self.depth += 1
+        if self.depth == 1:
+            self.continues = None
         if self.depth > 1 or not self.on_input:
             return None
         call = inspect.signature(neuron.forward).bind(*args, **kwargs)
@@ -87,15 +91,16 @@ class _Watch(threading.local):
         self.depth = max(0, self.depth - 1)
         if self.depth or self.on_input or output is None:
             return None
-        return _with_spikes(output, lambda spikes: self.hook(spikes, False))
+        return _with_spikes(output, lambda spikes: self.hook(spikes, bool(self.continues)))
 
     def around(self, method: str, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a method for streaming: (x, state, ...) -> (spikes, state)."""
-        if self.depth:
-            return run(*args, **kwargs)
         signature = inspect.signature(run)
         call = signature.bind(*args, **kwargs)
         continues = any(call.arguments.get(name) is not None for name in list(signature.parameters)[1:2])
+        if self.depth:
+            self.continues = continues if self.continues is None else self.continues
+            return run(*args, **kwargs)
 
         def changed(x: Tensor) -> Tensor | None:
             if method != "step":
@@ -187,9 +192,20 @@ class _UnwatchedState:
 
 def is_reentrant_checkpoint() -> bool:
     """Whether this is the first run of a checkpoint with use_reentrant=True, which has no graph."""
+    first = torch.utils.checkpoint.CheckpointFunction.forward.__code__
+    return not torch.is_grad_enabled() and _is_called_by(lambda code: code is first)
+
+
+def is_run_again() -> bool:
+    """Whether this is a second run, which a checkpoint makes in the backward pass."""
+    is_backward = torch._C._current_graph_task_id() >= 0
+    return is_backward and _is_called_by(lambda code: code.co_filename == torch.utils.checkpoint.__file__)
+
+
+def _is_called_by(is_wanted: Callable[[types.CodeType], bool]) -> bool:
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and not torch.is_grad_enabled():
-        if frame.f_code is torch.utils.checkpoint.CheckpointFunction.forward.__code__:
+    while frame is not None:
+        if is_wanted(frame.f_code):
             return True
         frame = frame.f_back
     return False

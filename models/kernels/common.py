@@ -176,6 +176,15 @@ def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None
     return torch.empty_like(template, dtype=dtype).copy_(tensor)
 
 
+def mode_mark(neuron: Neuron, like: Tensor) -> Tensor:
+    """No numbers, in a shape that says the mode.
+
+    Saved first, it shows a checkpoint of PyTorch that its second run is in another mode: it compares shapes, and of no
+    more tensors than the first run has saved.
+    """
+    return like.new_empty((int(neuron.membrane_noise), int(neuron.threshold_noise), int(neuron.mean_field), 0))
+
+
 def saved_tensors(ctx: Any) -> tuple[Any, ...]:
     """What a kernel saved for its backward pass; RuntimeError in words if something else was written over it."""
     try:

@@ -23,6 +23,7 @@ from .common import (
     check_values,
     empty_sequence,
     in_batches,
+    mode_mark,
     refuse_graph_of_batches,
     saved_tensors,
     step_of,
@@ -133,14 +134,16 @@ class _LIFSequence(torch.autograd.Function):
         kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
         # As bytes, so that hooks on saved tensors that round numbers leave them as they are.
         ctx.draws = torch.cat([one.flatten()[:compared] for one in drawn]).view(torch.uint8) if drawn else None
-        ctx.save_for_backward(state, spikes, z, eps_kept, kept_x, ctx.draws, threshold, decay, scale)
+        ctx.save_for_backward(
+            mode_mark(neuron, state), state, spikes, z, eps_kept, kept_x, ctx.draws, threshold, decay, scale
+        )
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(z)
         return spikes, v, z
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        state, spikes, z, eps, x, draws, *values = saved_tensors(ctx)
+        _, state, spikes, z, eps, x, draws, *values = saved_tensors(ctx)
         check_same_noise(ctx.draws, draws)
         neuron, grads = ctx.neuron.with_tensors(values), (grad_spikes, grad_v)
         found: Sequence[Tensor | None]
@@ -262,28 +265,29 @@ def _spike(fires: Tensor, z: Tensor, neuron: Neuron) -> Tensor:
     if isinstance(scale, Tensor):
         scale = scale if neuron.threshold_noise else scale.detach()
         z = (z - law.loc) * (law.scale / scale) + law.loc
-    return _Spike.apply(fires, z, law)
+    return _Spike.apply(fires, z, mode_mark(neuron, z), law)
 
 
 class _Spike(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(fires: Tensor, z: Tensor, law: Any) -> Tensor:
+    def forward(fires: Tensor, z: Tensor, mark: Tensor, law: Any) -> Tensor:
         return fires.to(z.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, z, ctx.law = inputs
-        ctx.save_for_backward(z)
+        _, z, mark, ctx.law = inputs
+        ctx.save_for_backward(mark, z)
         ctx.save_for_forward(z)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, grad * Once.apply(ctx.law.pdf, *ctx.saved_tensors), None
+        _, z = ctx.saved_tensors
+        return None, grad * Once.apply(ctx.law.pdf, z), None, None
 
     @staticmethod
-    def jvp(ctx: Any, _: Any, tangent: Tensor, __: Any) -> Tensor:
+    def jvp(ctx: Any, _: Any, tangent: Tensor, *__: Any) -> Tensor:
         return tangent * Once.apply(ctx.law.pdf, *ctx.saved_tensors)
 
 

@@ -260,7 +260,7 @@ def _save_for_backward(
     ctx.neuron, ctx.keep_state, ctx.seeds = neuron.of_gradient(), keep_state, seeds
     kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
     kept_scale = scale if neuron.surrogate is None else surrogate_scale
-    ctx.save_for_backward(threshold, decay, kept_scale, kept_x, state, seeds, spikes, z)
+    ctx.save_for_backward(common.mode_mark(neuron, z), threshold, decay, kept_scale, kept_x, state, seeds, spikes, z)
     ctx.set_materialize_grads(False)
 
 
@@ -275,7 +275,7 @@ def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Call
     def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[: 2 + len(VALUES)]  # x, state and the values
         outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
-        saved = common.saved_tensors(ctx)
+        saved = common.saved_tensors(ctx)[1:]
         values, rest = saved[: len(VALUES)], saved[len(VALUES) :]
         checkpointing.check_same_noise(ctx.seeds, rest[2])
         grads = backward(outer, values, rest, ctx.neuron, needed[2:])

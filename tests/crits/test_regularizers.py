@@ -413,7 +413,19 @@ def in_two_runs(neuron, x):
     neuron.run(x[1:], state=state)
 
 
-@pytest.mark.parametrize("call", [stepped, in_two_runs, lambda neuron, x: neuron.run(x), lambda neuron, x: neuron(x)])
+def in_a_checkpoint(neuron, x):
+    """Its backward pass runs the neuron again."""
+    _, state = neuron.run(x[:1])
+    run = torch.utils.checkpoint.checkpoint(
+        lambda part: neuron.run(part, state)[0].square(), x[1:], use_reentrant=False
+    )
+    if x.requires_grad:
+        run.sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize(
+    "call", [stepped, in_two_runs, in_a_checkpoint, lambda neuron, x: neuron.run(x), lambda neuron, x: neuron(x)]
+)
 def test_firing_rate_sees_the_whole_of_the_last_stream(call):
     net, regularizer = Streaming(), FiringRate(0.0)
     x = torch.rand(5, 2, 4, generator=seeded(1)).requires_grad_()

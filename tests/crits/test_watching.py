@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from crits.watching import neuron_hooks
-from models import LIF
+from models import LIF, Stream
 
 X = 2 * torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
 
@@ -35,6 +35,17 @@ def test_a_hook_runs_once_for_each_call_and_knows_what_continues(on_input):
     assert all(torch.equal(one, other) for one, other in zip(spikes, call(neuron)))  # nothing was replaced
 
 
+def test_a_hook_knows_that_a_stream_continues():
+    seen, stream = [], Stream(nn.Sequential(LIF()))
+    with neuron_hooks(stream.net, lambda name, neuron, spikes, continues: seen.append(continues)):
+        for x_t in X:
+            stream(x_t)
+        stream.net(X)
+        stream.reset()
+        stream(X[0])
+    assert seen == [False, True, True, False, False]
+
+
 @pytest.mark.parametrize("on_input", [False, True])
 def test_what_a_hook_returns_replaces_the_tensor_within_the_block(on_input):
     neuron = LIF()
@@ -51,7 +62,7 @@ def test_where_nothing_is_compiled_the_compiler_is_not_loaded(repository):
     code = """
 import sys
 from crits.watching import neuron_hooks
-from models import LIF
+from models import LIF, Stream
 with neuron_hooks(LIF(), print):
     pass
 print([name for name in sys.modules if name.startswith("torch._dynamo")])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from crits.watching import is_run_again
 from tools.errors import UserError
 from tools.runtime.processes import Processes
 
@@ -23,7 +24,7 @@ class FiringRates:
         """Add the spikes [T, B, ...] of one call of a layer."""
         while torch._C._functorch.is_functorch_wrapped_tensor(spikes):  # by torch.vmap: the samples of all calls
             spikes = torch._C._functorch.get_unwrapped(spikes)
-        if not spikes.numel():  # they have no mean
+        if not spikes.numel() or is_run_again():  # they have no mean, or have been counted
             return
         # The sums stay on the device: reading them at every layer would stall it.
         self._sums[layer] = self._sums.get(layer, 0) + spikes.detach().float().mean() * spikes.numel()

@@ -11,10 +11,11 @@ import weakref
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from crits.regularizers import FiringRate
-from models import LIF, NoisyLIF, ParametricLIF, build_model, build_neuron, noiseless
+from models import LIF, NoisyLIF, ParametricLIF, Stream, build_model, build_neuron, checkpoint, noiseless
 from tools.errors import UserError
 from tools.inference import ForwardPass
 from tools.probes.firing_rates import firing_rates
@@ -29,6 +30,20 @@ def test_rates_are_means_over_all_calls():
         net["a"](torch.full((2, 9, 4), 0.0))  # never: three times as many
         net["b"](torch.zeros(2, 3))
     assert record.rates() == {"a": 0.25, "b": 0.0}
+
+
+@pytest.mark.parametrize("use_reentrant", [None, False, True])
+def test_what_a_checkpoint_runs_again_does_not_count_twice(use_reentrant):
+    def run(net, x):
+        if use_reentrant is None:
+            return checkpoint(net, x)
+        return torch.utils.checkpoint.checkpoint(net, x, use_reentrant=use_reentrant)
+
+    net = nn.Sequential(LIF(), nn.Linear(4, 4))
+    with firing_rates(net) as record:
+        run(net, torch.full((2, 3, 4), 2.0, requires_grad=True)).sum().backward()  # fires always
+        net(torch.zeros(2, 3, 4))
+    assert record.rates() == {"0": 0.5}
 
 
 def test_hooks_are_gone_afterwards_also_after_an_error():
@@ -130,7 +145,12 @@ def by_run(lif, x):
     return torch.cat([first, lif.run(x[2:], state)[0]])
 
 
-STREAMS = [by_step, by_step_with_names, by_run, lambda lif, x: lif.run(x)[0], lambda lif, x: lif(x=x)]
+def by_stream(lif, x):
+    stream = Stream(lif)
+    return torch.stack([stream(x_t) for x_t in x])
+
+
+STREAMS = [by_step, by_step_with_names, by_run, by_stream, lambda lif, x: lif.run(x)[0], lambda lif, x: lif(x=x)]
 
 
 @pytest.mark.parametrize("stream", STREAMS)
