@@ -31,12 +31,12 @@ class SpikingNeuron(SavesSettings, abc.ABC):
     - membrane noise as a perturbation: `decay` and `decay_input`.
 
     A subclass overrides `run` or `step`, whichever is easier; the other one and `forward` then go through it. `super()`
-    has the neuron without the override.
+    has the neuron without the override. What is set on the class or on a neuron later, as by a decorator, is not seen.
 
     Args:
         threshold: firing threshold, in the units of the potential; positive. A number, a tensor of one value, or one
-            of a value for each channel, [C] for x [T, B, C, ...]. A parameter is registered as `threshold`, and learnt;
-            another tensor is a buffer.
+            of a value for each channel, [C] for x [T, B, C, ...]. A parameter is registered as `threshold`, and learnt
+            (of shape [1] rather than [] if it is to be sharded); another tensor is a buffer.
         decay: factor of the potential per step, in [0, 1]; given as `threshold` is.
         reset: "zero", "subtract" (by the threshold) or "none".
         detach_reset: if true, the gradient does not flow through the spike in the reset.

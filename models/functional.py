@@ -79,9 +79,10 @@ def noisy_lif(
             scale is not learnt.
         mode: "noisy"; "noiseless" fires where u > threshold; "mean_field" replaces spikes by their probabilities
             F(u - threshold), in the reset too.
-        backend: "eager" (any law and device), "fused" (compiled; the laws of this package), "plain" (operations that
-            `torch.func` and forward mode differentiate), "traceable" (for exporters, see `models.deploy`; spikes have
-            no gradient) or "auto": fused if possible, plain where it is needed.
+        backend: "eager" (any law and device; torch.compile unrolls its loop, anew for each T), "fused" (compiled; the
+            laws of this package), "plain" (operations that `torch.func` and forward mode differentiate), "traceable"
+            (for exporters, see `models.deploy`; spikes have no gradient) or "auto": fused if possible, plain where it
+            is needed.
         keep_state: if false, the second result is None, and need not be computed.
         potentials: if true, there is a third result: the potentials u before the reset, which the threshold is
             compared with. They have a gradient.

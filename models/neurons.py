@@ -176,8 +176,7 @@ class NoisyLIF(SpikingNeuron):
     def noise(self) -> NoiseLaw:
         """The law of the noise; set another to anneal it. A learnt scale goes on from that of the law."""
         law: NoiseLaw = self.__dict__["noise"]
-        held = self._held_scale()
-        return law if held is None else law.with_scale(held)
+        return law.with_scale(self.scale) if self._is_scale_given() else law
 
     @noise.setter
     def noise(self, law: NoiseLaw) -> None:
@@ -186,15 +185,14 @@ class NoisyLIF(SpikingNeuron):
         parameters.check("scale", scale)
         parameters.refuse_computed("scale", scale)
         unscaled = functional.unscaled("noise", law)
-        learnt = self._parameters.get("scale")
+        is_learnt = "scale" in self._parameters or parameters.is_parametrized(self, "scale")
         if self.log_scale is not None:
             if isinstance(scale, nn.Parameter):
                 raise ValueError("learnable_scale learns the logarithm of the scale: leave it out to learn a parameter")
-            parameters.fill(
-                self, "log_scale", "scale", scale, math.log
-            )  # keeps the parameter that an optimiser may hold
+            # This keeps the parameter that an optimiser may hold.
+            parameters.fill(self, "log_scale", "scale", scale, math.log)
             self.__dict__["noise"] = law
-        elif learnt is not None and not isinstance(scale, nn.Parameter):
+        elif is_learnt and not isinstance(scale, nn.Parameter):
             parameters.fill(self, "scale", "scale", scale, float)
             self._given["scale"] = scale
             self.__dict__["noise"] = unscaled
@@ -205,14 +203,13 @@ class NoisyLIF(SpikingNeuron):
                 self._drop_scale()
             self.__dict__["noise"] = unscaled
 
-    def _held_scale(self) -> Tensor | None:
-        """A scale that was given as a tensor."""
-        return self._parameters.get("scale", self._buffers.get("scale"))
+    def _is_scale_given(self) -> bool:
+        """Whether the scale was given as a tensor."""
+        return "scale" in vars(self).get("_given", {})  # a neuron pickled by an earlier version has none
 
     def _drop_scale(self) -> None:
-        self._parameters.pop("scale", None)
-        self._buffers.pop("scale", None)
-        self._given.pop("scale", None)
+        if self._is_scale_given():
+            del self.scale, self._given["scale"]
 
     def reset_parameters(self) -> None:
         """Start again from the values that were given as tensors, and from the scale of the law, where it is learnt."""
@@ -241,8 +238,25 @@ class NoisyLIF(SpikingNeuron):
         """Scale of the noise: a number, the tensor that was given, or what `learnable_scale` has learnt."""
         if self.log_scale is not None:
             return torch.exp(parameters.learnt(self.log_scale))
-        held, law = self._held_scale(), self.__dict__["noise"]
-        return law.scale if held is None else held
+        if not self._is_scale_given():
+            return self.__dict__["noise"].scale
+        for place in self._places_of_scale():
+            return place["scale"]
+        raise AttributeError("scale")  # deleted
+
+    @scale.setter
+    def scale(self, value: Tensor) -> None:
+        if not self._is_scale_given() or not isinstance(value, Tensor):
+            raise AttributeError("the scale is that of the law: set neuron.noise in its place")
+        self.__dict__["scale"] = value  # computed from parameters, as by pruning, weight_norm or FSDP
+
+    @scale.deleter
+    def scale(self) -> None:
+        for place in self._places_of_scale():
+            del place["scale"]
+
+    def _places_of_scale(self) -> list[dict[str, Any]]:
+        return [place for place in (self._parameters, self._buffers, self.__dict__) if "scale" in place]
 
     @property
     def is_noisy(self) -> bool:
@@ -262,10 +276,11 @@ class NoisyLIF(SpikingNeuron):
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
         if parameters.is_sharded(self.scale):
             raise RuntimeError("the scale of the noise is sharded: call scale_noise before `fully_shard`")
-        if parameters.is_parametrized(self, "log_scale"):
-            raise RuntimeError(
-                "log_scale is parametrized: use torch.nn.utils.parametrize.remove_parametrizations first"
-            )
+        for name in ("log_scale", "scale"):
+            if parameters.is_parametrized(self, name):
+                raise RuntimeError(
+                    f"{name} is parametrized: use torch.nn.utils.parametrize.remove_parametrizations first"
+                )
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
         self.log_scale = None

@@ -177,7 +177,7 @@ class NoiseLaw(metaclass=_Immutable):
         """
         p = _draw(torch.rand, shape, generator, device, dtype)
         # torch.rand includes 0, whose quantile may be infinite; it never returns 1.
-        return self.icdf(p.clamp_(min=torch.finfo(p.dtype).eps / 4))
+        return self.icdf(p.clamp(min=torch.finfo(p.dtype).eps / 4))
 
     def _standardise(self, x: Tensor) -> Tensor:
         """z = (x - loc) / scale, limited: if z^2 overflowed, the backward pass would have 0 * infinity, a NaN.

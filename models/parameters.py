@@ -19,7 +19,7 @@ class OutOfRange(ValueError):
 
 
 def check(name: str, value: float | Tensor) -> None:
-    """Raise ValueError, or TypeError for tensors of integers, unless a value can be that of a layer."""
+    """Raise TypeError or ValueError unless a value is a number or a tensor that a layer can have."""
     if isinstance(value, Tensor):
         check_tensor(name, value)
     check_range(name, value)
@@ -42,7 +42,11 @@ def check_range(name: str, value: float | Tensor) -> None:
     if ends is None:
         return
     words, is_in_range = RANGES[name]
-    if not is_in_range(*ends):
+    try:
+        fits = is_in_range(*ends)
+    except (TypeError, ValueError):  # of a string, a list, an array
+        raise TypeError(f"{name} must be a number or a tensor, got {value!r}") from None
+    if not fits:
         raise OutOfRange(f"{name} must be {words}, got {shown(value) if isinstance(value, Tensor) else value}")
 
 

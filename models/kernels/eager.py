@@ -245,7 +245,7 @@ def plain_sequence(
             u = u - removed * (fired.detach() if neuron.detach_reset else fired)
         v = u
     if not spikes:
-        return torch.zeros_like(x), v.clone(), torch.zeros_like(x, dtype=v.dtype)
+        return x.clone(), v.clone(), torch.zeros_like(x, dtype=v.dtype)  # no steps, but a graph
     return torch.stack(spikes).to(x.dtype), v, torch.stack(z_kept) if keep_z else v.new_empty(0)
 
 

@@ -209,7 +209,8 @@ def _backward(grads: Pair, values: Values, saved: tuple[Any, ...], neuron: Neuro
     grad_x, grad_state = empty_gradients(spikes, z, state)
     if state is not None:
         grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
-    return grad_x, grad_state, *[None] * len(VALUES)
+    nothing = [torch.zeros_like(v) if v is not None and learnt else None for v, learnt in zip(values, learns)]
+    return grad_x, grad_state, *nothing
 
 
 def _backward_of_operator(*tensors: Any, learns: Sequence[bool], **neuron: Any) -> tuple[Tensor, ...]:

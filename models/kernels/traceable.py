@@ -17,6 +17,9 @@ def lif_sequence(
 
     The loop over time is unrolled; where an exporter has a symbol for T, it is the operator `scan` of PyTorch.
     """
+    # In the body of `scan`, an exporter does not broadcast what comes from outside.
+    expanded = [value.expand(x.shape[2:]) if value is not None and value.dim() else value for value in neuron.tensors()]
+    neuron = neuron.with_tensors(expanded)
     law = law_of(neuron)
     currents = x.to(arithmetic_dtype(x.dtype))
     sequences = {"current": currents}

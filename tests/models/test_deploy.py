@@ -60,6 +60,12 @@ def toynet(neuron):
     return build_model("toynet", neuron=build_neuron(neuron), in_shape=(2, 3, 3), num_classes=4).eval()
 
 
+def by_channel():
+    """Of threshold, decay and scale."""
+    values = nn.Parameter(torch.linspace(0.3, 0.6, 6))
+    return nn.Sequential(NoisyLIF(Gaussian(values), threshold=values), ParametricLIF(decay=values.detach()))
+
+
 NETWORKS = {  # name: (makes a network, shape of one sample)
     "laws": (lambda: layers(*[NoisyLIF(law(0.4, 0.1)) for law in LAWS]), (6,)),
     "a user's law": (lambda: layers(NoisyLIF(Laplace(0.3)), LIF(Laplace(0.3))), (6,)),
@@ -70,6 +76,7 @@ NETWORKS = {  # name: (makes a network, shape of one sample)
     "subclasses": (lambda: layers(ByRun(), Integrator()), (6,)),
     "pixels": (Pixels, (3, 9, 8)),
     "channels last": (lambda: Pixels().to(memory_format=torch.channels_last), (3, 9, 8)),
+    "values by channel": (lambda: by_channel(), (6, 3)),
     "double": (lambda: layers(NoisyLIF(), LIF()).double(), (6,)),
     "half": (lambda: layers(NoisyLIF(), LIF()).bfloat16(), (6,)),
     "toynet": (lambda: toynet("NILIF"), (2, 3, 3)),
@@ -182,7 +189,7 @@ def run_onnx(net, x, dynamic_shapes, *inputs):
 
 
 # NumPy has no bfloat16, onnxruntime no Erf of doubles.
-@all_but_slow(("learnt", "noiseless"), without=["half", "double"])
+@all_but_slow(("values by channel", "noiseless"), without=["half", "double"])
 def test_run_by_onnxruntime_with_other_lengths_and_batches(name, mode):
     net, x, other = made(name)
     inputs = x, other, x[:1]

@@ -1,6 +1,9 @@
 """Learnt numbers and buffers on the meta device, in old files, sharded, and under data parallelism."""
 
+import contextlib
 import copy
+import functools
+import warnings
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 from torch._subclasses import FakeTensorMode
-from torch.nn.utils import parametrize
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.utils import parametrize, prune
 
 from models import LIF, Gaussian, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator, noiseless
 from models.layers import Normalize
@@ -237,6 +241,67 @@ def test_values_that_cannot_be_read_are_no_error(make):
         assert neuron.scale.is_meta and neuron.gradient_law.scale.is_meta
 
 
+def _wrapped(rank, folder):
+    """Losses of a network and of FSDP around it, and what its scale has learnt."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    net = _network()
+    whole = copy.deepcopy(net)
+    wrapped = FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))
+    found = []
+    for module in (wrapped, whole):
+        optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(2):
+            with noise_generator(seeded(2)):
+                loss = module(torch.rand(4, 4, 6, generator=seeded(1)) * 2).square().mean()
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            found.append(loss.item())
+    if rank == 0:
+        torch.save(found, folder / "losses.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_older_way_to_shard_reaches_each_value(tmp_path):
+    torch.multiprocessing.spawn(_wrapped, (tmp_path,), nprocs=2)
+    losses = torch.load(tmp_path / "losses.pt")
+    assert losses[:2] == pytest.approx(losses[2:]) and losses[0] != losses[1]
+
+
+PRUNED = {
+    "scale": lambda: NoisyLIF(Gaussian(nn.Parameter(torch.linspace(0.2, 0.7, 6)))),
+    "threshold": lambda: LIF(threshold=nn.Parameter(torch.linspace(0.2, 0.7, 6))),
+    "decay": lambda: LIF(decay=nn.Parameter(torch.linspace(0.2, 0.7, 6))),
+}
+
+
+@pytest.mark.parametrize("name", PRUNED)
+@pytest.mark.parametrize("compute", [prune.identity, functools.partial(nn.utils.weight_norm, dim=None)])
+def test_what_computes_a_parameter_at_each_call_is_followed(name, compute):
+    neuron, whole, x = PRUNED[name](), PRUNED[name](), torch.rand(4, 2, 6, generator=seeded(1)) * 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weight_norm is an older one
+        compute(neuron, name)
+    for factor in (1, 1.2):  # of what it is computed from
+        spikes = []
+        for module in (neuron, whole):
+            for parameter in module.parameters():
+                parameter.data.mul_(factor)
+            with noise_generator(seeded()), noiseless(module) if name != "scale" else contextlib.nullcontext():
+                spikes.append(module(x))
+        assert torch.equal(*spikes) and spikes[0].any()
+
+
+def test_a_scale_is_set_as_a_law_and_does_not_vanish():
+    for neuron in (NoisyLIF(), PRUNED["scale"]()):
+        with pytest.raises(AttributeError, match="set neuron.noise in its place"):
+            neuron.scale = 0.5
+    del neuron.scale
+    with pytest.raises(AttributeError, match="no attribute 'scale'"):
+        neuron(torch.rand(3, 2, 6))
+
+
 class Clamped(nn.Module):
     def forward(self, value):
         return value.clamp(-3, 3)
@@ -255,6 +320,7 @@ PARAMETRIZED = {
     "decays": (lambda: ParametricLIF(decay=torch.full((6,), 0.4)), "decay_logit", "decay"),
     "scale": (lambda: NoisyLIF(Gaussian(0.4), learnable_scale=True), "log_scale", "scale"),
     "scales": (lambda: NoisyLIF(Gaussian(torch.full((6,), 0.4)), learnable_scale=True), "log_scale", "scale"),
+    "given scales": (lambda: NoisyLIF(Gaussian(per_channel())), "scale", "scale"),
     "threshold": (lambda: LIF(threshold=nn.Parameter(torch.tensor(0.4))), "threshold", "threshold"),
     "thresholds": (lambda: LIF(threshold=per_channel()), "threshold", "threshold"),
 }
@@ -301,7 +367,7 @@ def test_a_parametrization_without_an_inverse_is_an_error(make, attribute, shown
     with pytest.raises(RuntimeError, match="does not implement right_inverse"):
         neuron.reset_parameters()
     assert torch.equal(getattr(neuron, shown), before)
-    if attribute == "log_scale":
+    if shown == "scale":
         with pytest.raises(RuntimeError, match="remove_parametrizations first"):
             neuron.scale_noise(0.5)
         parametrize.remove_parametrizations(neuron, attribute)

@@ -1,6 +1,8 @@
 """Neurons in other processes: forked, spawned, and workers of a DataLoader."""
 
 import multiprocessing
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -84,3 +86,13 @@ def test_a_forked_process_may_be_the_first_to_use_a_kernel(used_before, two_thre
 def test_data_loader_workers(two_threads):
     loader = DataLoader(Spikes(), batch_size=2, num_workers=2, timeout=120)
     assert torch.cat(list(loader)).tolist() == [spike_count(index) for index in range(4)]
+
+
+def test_the_first_use_while_python_ends(repository):
+    code = """
+import atexit, torch
+from models import LIF
+atexit.register(lambda: print(LIF()(torch.rand(3, 2, 4)).shape))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    assert done.stdout == "torch.Size([3, 2, 4])\n", done.stderr

@@ -8,6 +8,7 @@ import pickle
 import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -653,13 +654,16 @@ def test_the_number_of_threads_does_not_matter():
 
 
 @pytest.mark.parametrize("shape", [(0, 2, C), (3, 0, C), (3, 2, C, 0)])
-@pytest.mark.parametrize("watched", [False, True])
-def test_empty_inputs(shape, watched, monkeypatch):
-    monkeypatch.setattr(fused, "_is_watched", lambda: watched)
+@pytest.mark.parametrize("way", ["auto", "watched", "eager", "plain"])
+def test_empty_inputs(shape, way, monkeypatch):
+    """Gradients are zero, as those of PyTorch's layers are."""
+    monkeypatch.setattr(fused, "_is_watched", lambda: way == "watched")
     neuron, x = NoisyLIF(**parameters_of(NoisyLIF)[0]), torch.zeros(shape, requires_grad=True)
+    neuron.backend = "auto" if way == "watched" else way
     neuron(x).sum().backward()
     assert x.grad.shape == shape
-    assert all(parameter.grad is None or not parameter.grad.any() for parameter in neuron.parameters())
+    for parameter in neuron.parameters() if way != "plain" or shape[0] else ():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
 
 
 # ---- errors
@@ -700,6 +704,17 @@ def test_values_that_training_brings_out_of_range_are_an_error_on_the_cpu(name, 
         with pytest.raises(ValueError, match=f"{name} must be"):
             neuron(torch.rand(2, 2, C))
         assert "nan" in repr(neuron) or f"{wrong:.4g}" in repr(neuron)
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("value", ["0.5", None, [0.5, 0.5], np.full(C, 0.5)], ids=str)
+def test_what_is_neither_a_number_nor_a_tensor(name, value):
+    for kind in (LIF, NoisyLIF):
+        with pytest.raises(TypeError, match=f"{name} must be a number or a tensor, got"):
+            make(name, value, kind)
+    if name != "scale":
+        with pytest.raises(TypeError, match=f"{name} must be a number or a tensor, got"):
+            noisy_lif(torch.rand(2, 2, C), Gaussian(0.3), **{name: value})
 
 
 @pytest.mark.parametrize("name", VALUES)
