@@ -30,9 +30,9 @@ def test_neurons(repository):
     assert all(line["T"] == 2 and line["ns_per_neuron_step"]["median"] > 0 for line in found)
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_steps(repository):
-    found = lines(repository, "bench_step", "--networks", "cifarnet", "--minibatch", "1")
+    found = lines(repository, "bench_step", "--networks", "cifarnet", "--minibatch", "1", "--width", "0.1")
     assert [line["neuron"] for line in found] == ["ReLU", "NILIF", "LIF"]
     for line in found:
         assert line["train_s"]["median"] > 0 < line["infer_s"]["median"] and line["peak_memory_mib"] > 0

@@ -146,7 +146,7 @@ def _train_sharded(rank, folder):
 
 @pytest.mark.slow
 def test_two_sharded_processes_equal_one(tmp_path):
-    torch.multiprocessing.spawn(_train_sharded, (tmp_path,), nprocs=2)
+    torch.multiprocessing.start_processes(_train_sharded, (tmp_path,), nprocs=2, start_method="fork")
     one, start = _trained(_network(), slice(None)).state_dict(), copy.deepcopy(_network()).state_dict()
     two = torch.load(tmp_path / "state.pt")
     for name, value in one.items():
