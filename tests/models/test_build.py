@@ -134,7 +134,7 @@ def test_a_library_that_is_refused_is_not_used(tmp_path, monkeypatch):
 
     (tmp_path / "f.c").write_text("int f(void) { return 1; }")
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_warnings_given", [])
+    monkeypatch.setattr(build, "warnings_given", [])
     with pytest.warns(RuntimeWarning, match="no compiled one works.*the compiled results are wrong"):
         assert build.load(tmp_path / "f.c", ["-DX=1"], refuse) is None
 
@@ -149,7 +149,7 @@ def test_the_cache_tells_sources_and_flags_apart(tmp_path, monkeypatch, pieces):
         ("int f(void) { return 1; }", "-O2"),
     ):
         (tmp_path / "f.c").write_text(text)
-        paths.add(build._compiled(tmp_path / "f.c", ["cc"], ("-fPIC", flag), None))
+        paths.add(build.built(tmp_path / "f.c", ["cc"], ("-fPIC", flag), None))
     assert len(paths) == 3
 
 
@@ -180,6 +180,6 @@ def test_set_num_threads_is_respected(monkeypatch):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert cpu._threads(10**9) == threads and cpu._threads(100) == 1
+            assert cpu.threads_for(10**9) == threads and cpu.threads_for(100) == 1
     finally:
         torch.set_num_threads(before)

@@ -325,7 +325,7 @@ def test_the_gradient_of_another_law_equals_the_oracle(law, placement):
     neuron = Neuron(layer.law, layer.law.scale, 0.7, surrogate=other, **layer.settings)
 
     def by_direct(x):
-        return fused._Direct.apply(x, *[None] * 5, layer.seeds, (neuron, True, True))[:2]
+        return fused.Direct.apply(x, *[None] * 5, layer.seeds, (neuron, True, True))[:2]
 
     def by_operator(x):
         return fused.lif_forward(x, *[None] * 5, layer.seeds, True, True, **fused.flattened(neuron))[:2]

@@ -125,7 +125,7 @@ def replaced(right, wrong):
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_law_that_is_compiled_wrongly_is_left_to_the_eager_kernel(bug, tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_warnings_given", [])
+    monkeypatch.setattr(build, "warnings_given", [])
     with pytest.warns(RuntimeWarning, match=f"eager kernel: the compiled {bug} law are not those"):
         kernel = compiled(replaced(*BUGS[bug]), tmp_path)
     assert {law.__name__ for law in noise.LAWS} - kernel.laws.keys() == {bug.split()[-1]}
