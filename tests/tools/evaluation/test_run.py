@@ -104,12 +104,12 @@ def test_the_report_has_all_parts_and_no_external_address(compared):
     text = (compared[0] / "report.html").read_text()
     page = Page(text)
     assert page.headings == SECTIONS
-    assert page.tags.count("img") == 7 and len(page.addresses) == 7
+    assert page.tags.count("img") == len(page.addresses) > 0
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", re.sub(r'src="[^"]*"', "", text))
     assert "Not part of this run" not in text
     assert "S&lt;N&gt;N" in text and "<N>" not in text  # names are escaped
-    assert text.count("upper bound on robustness") == 4 and "planted adversarial example" in text
+    assert "upper bound on robustness" in text and "planted adversarial example" in text
 
 
 def test_results_json_obeys_its_schema(compared, repository):
