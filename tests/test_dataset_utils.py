@@ -1,8 +1,6 @@
 """Data sets by name: what is embedded, how the splits are made, and what is said when data are absent."""
 
 import gzip
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -204,15 +202,6 @@ def test_a_flip_that_changes_every_class_is_refused():
 def test_images_are_augmented_as_the_configuration_says():
     augment = DATASETS["mnist5k"].augmentation(TrainConfig(crop_padding=2, flip=True, cutout=3))
     assert (augment.crop_padding, augment.flip, augment.cutout_side, augment.autoaugment) == (2, True, 3, False)
-
-
-def test_libraries_of_data_are_not_imported_before_they_are_needed():
-    code = "import sys, dataset_utils; print(*sys.modules)"
-    root = Path(dataset_utils.__file__).parent
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout
-    assert "torch" in loaded.split()
-    slow = {"torchvision", "mlxtend", "pandas", "scipy", "matplotlib", "sklearn", "PIL"}
-    assert not slow & set(loaded.split())
 
 
 def test_the_names_of_fashionmnist_are_its_classes():

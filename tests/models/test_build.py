@@ -34,7 +34,7 @@ def start(repository, cache, *dtypes, **environment):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     return out
 
@@ -122,7 +122,7 @@ def test_a_library_with_wrong_results_is_refused(tmp_path):
     assert text.count("l->reset == RESET_ZERO,") == 1
     (tmp_path / "cpu.c").write_text(text.replace("l->reset == RESET_ZERO,", "0,"))
     flags = ["-std=gnu11", "-O1", "-fPIC", "-shared", "-DINPUT_BITS=32"]
-    subprocess.run(["cc", *flags, "cpu.c", "-lm", "-o", "cpu.so"], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(["cc", *flags, "cpu.c", "-lm", "-o", "cpu.so"], cwd=tmp_path, check=True)
     with pytest.raises(build.BuildError, match="compiled"):
         cpu.Kernel(ctypes.CDLL(str(tmp_path / "cpu.so")), torch.float32).checked()
 
@@ -168,9 +168,7 @@ runtimes = {path for path in maps if any(name in path for name in ("libgomp", "l
 print(after - before, len(runtimes))
 """
     env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, env=env, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0", "1"]
 
