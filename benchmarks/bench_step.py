@@ -1,10 +1,10 @@
 """Training step and inference of whole networks with noisy neurons, deterministic ones, or ReLUs.
 
     python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--repeats 7] [--device cpu] [--plain]
-        [--minibatch B] [--amp bf16]
+        [--minibatch B] [--width W] [--amp bf16]
 
 One JSON line per network and neuron: seconds (median and quartiles, candidates taking turns), the ratio to the
-ReLU network, and the peak memory of a training step (on CPUs, the median of three separate processes). `--plain`
+ReLU network, and the peak memory of a training step (on CPUs, the median of up to three separate processes). `--plain`
 leaves out what training sets up for speed (channels-last, the fused optimiser, keeping freed memory).
 """
 
@@ -38,7 +38,8 @@ class Step:
         batch, device = args.minibatch or batch, args.device
         self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.amp == "bf16")
         torch.manual_seed(0)
-        self.net = build_model(network, neuron=NEURONS[neuron], in_shape=in_shape, num_classes=10).to(device)
+        options = dict(in_shape=in_shape, num_classes=10, width=args.width)
+        self.net = build_model(network, neuron=NEURONS[neuron], **options).to(device)
         self.images = torch.rand(batch, *in_shape, device=device)
         self.target = torch.randint(10, (batch,), device=device)
         if args.plain:
@@ -71,7 +72,8 @@ def peak_memory_mib(network, neuron, args):
     """Peak memory of three training steps over what the process held before, in MiB."""
     if torch.device(args.device).type != "cuda":
         command = [sys.executable, *sys.argv, "--memory_of", network, neuron]
-        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+        repeats = range(min(3, args.repeats))
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in repeats]
         return statistics.median(json.loads(run.stdout) for run in runs)
     torch.cuda.reset_peak_memory_stats(args.device)
     before = torch.cuda.memory_allocated(args.device)
@@ -106,6 +108,7 @@ def measured(network, args):
     memory = {neuron: peak_memory_mib(network, neuron, args) for neuron in NEURONS}
     for neuron in NEURONS:
         result = dict(network=network, neuron=neuron, T=timesteps, B=args.minibatch or batch, in_shape=in_shape)
+        result["width"] = args.width
         for what, spreads in times.items():
             result[f"{what}_s"] = {key: round(value, 5) for key, value in spreads[neuron].items()}
             result[f"{what}_ratio_to_relu"] = round(spreads[neuron]["median"] / spreads["ReLU"]["median"], 3)
@@ -121,6 +124,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--minibatch", type=int, default=0, help="0: that of `NETWORKS`")
+    parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--amp", choices=["no", "bf16"], default="no")
     parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -38,7 +38,7 @@ def test_models_alone_works_in_another_folder_under_any_name(tmp_path, name):
     shutil.copytree(ROOT / "models", tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = USE.format(folder=str(tmp_path)).replace("import models", f"import {name} as models")
     # -I: neither the working directory nor PYTHONPATH is searched
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "used"
 

@@ -65,7 +65,7 @@ def extended(tmp_path_factory):
     copied(folder)
     for block in BLOCK.finditer(PAGE.read_text()):
         apply(block, folder)
-    done = subprocess.run([sys.executable, "-c", RUN], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", RUN], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 

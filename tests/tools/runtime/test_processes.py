@@ -234,7 +234,7 @@ def test_synchronised_batch_normalisation_needs_cuda(tmp_path, stripes):
         Training(TrainConfig(**{**SETTINGS, "sync_bn": True, "device": "cpu", "results": str(tmp_path)}), stripes)
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path, stripes, script):
     settings = {**SETTINGS, "neuron": "NILIF", "minibatch": 10, "epochs": 20, "device": "cpu"}
     whole, _ = train(tmp_path / "whole", stripes, count=2, **settings)
@@ -242,12 +242,11 @@ def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path, stripes
     recipe.write_text(yaml.safe_dump({**settings, "save_steps": 1}))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
     process = script("--config", str(recipe), "--run_dir", str(folder), launcher=launcher)
-    until = time.monotonic() + 120
     while len(read_metrics(folder / "metrics.jsonl")) < 2:
-        assert time.monotonic() < until and process.poll() is None
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     os.kill(worker_of(process.pid), signal.SIGKILL)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     rows = [{key: value for key, value in row.items() if key != RATE} for row in read_metrics(folder / "metrics.jsonl")]
     assert rows == whole

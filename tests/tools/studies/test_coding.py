@@ -12,6 +12,7 @@ import torch
 import main_coding
 from dataset_utils import DATASETS
 from models import Gaussian
+from tests.chance import deviations
 from tests.conftest import lines_of
 from tools import cli
 from tools.analysis import spike_trains
@@ -217,7 +218,11 @@ def test_the_trace_loss_is_van_rossums_distance():
 
 @pytest.fixture(scope="module")
 def small():
-    """A movie, LN cells that see it, and a `Split` of their spikes."""
+    """A movie, LN cells that see it, and a `Split` of their spikes.
+
+    All draws are NumPy's, of given seeds, and the same in any order of tests with any version of PyTorch: what `judge`
+    finds in so few trials is not as near to the truth in all other draws as in these.
+    """
     movie = noise_movie(1200)
     drive = filtered(movie, receptive_fields(2, (8, 8), np.random.RandomState(1)))
     cells = LNCells(2 * drive / drive.std(0), bias=-2.0)
@@ -330,26 +335,35 @@ def test_a_cell_that_does_not_respond_to_the_movie_does_not_count_in_cc_norm(sma
     assert of_all.cc_norm == pytest.approx(judge(model, split.tested, FRAME_S).cc_norm)
 
 
+@pytest.fixture
+def two_seeds(monkeypatch):
+    """Two repetitions, which is enough for an interval: each takes a second."""
+    monkeypatch.setattr(Study, "seeds", lambda study, purpose, **counts: [study.seed_for(purpose, n) for n in (0, 1)])
+
+
 @pytest.mark.slow
 def test_a_comparison_has_intervals_over_seeds_and_does_not_depend_on_the_number_of_processes(
-    small, tmp_path, monkeypatch
+    small, tmp_path, monkeypatch, two_seeds
 ):
     movie, _, split = small
     monkeypatch.setattr(experiments, "QUICK_STEPS", 3)
     found = [compare(Study(tmp_path, 0, True, workers), split, "test") for workers in (1, 2)]
     assert rounded(found[0]) == rounded(found[1])
-    assert set(found[0]) == set(fitting.NETWORKS) and found[0]["NSNN"]["cc_norm"].seeds == 5
+    assert set(found[0]) == set(fitting.NETWORKS) and found[0]["NSNN"]["cc_norm"].seeds == 2
     assert found[0]["SNN"]["fano"].mean == 0 < found[0]["NSNN"]["fano"].mean
 
 
 @pytest.mark.slow
-def test_fits_have_all_networks_and_the_oracle_for_both_kinds_of_cells(digits, tmp_path, monkeypatch, figures):
+def test_fits_have_all_networks_and_the_oracle_for_both_kinds_of_cells(
+    digits, tmp_path, monkeypatch, figures, two_seeds
+):
     monkeypatch.setattr(experiments, "QUICK_STEPS", 1)
+    monkeypatch.setattr(experiments, "TEST_TRIALS", 25)
     monkeypatch.setattr(experiments, "NETWORKS", {"SNN": fitting.NETWORKS["SNN"]})
     found = experiments.fits(Study(tmp_path, quick=True), digits)["results"]
     for name, picture in (("LN cells", "fits_ln.png"), ("LIF cells", "fits_lif.png")):
         assert set(found[name]) == {"SNN", "oracle"}
-        assert found[name]["oracle"]["cc_norm"].mean == pytest.approx(1, abs=0.02)
+        assert found[name]["oracle"]["cc_norm"].mean == pytest.approx(1, abs=0.02)  # 6 standard errors
         assert found[name]["oracle"]["cc_norm"].low < found[name]["oracle"]["cc_norm"].high
         assert found[name]["SNN"]["cc_norm"].mean < 0.9 and found[name]["SNN"]["noise_power"].mean == 0
         bars = [bar.get_height() for bar in figures[picture].axes[0].patches]
@@ -408,7 +422,7 @@ def test_metrics_recover_the_truth(digits, tmp_path, figures):
     expected.remove(("Poisson", "Victor-Purpura distance, q = 2"))  # has no closed form
     expected |= {(f"pair with {share}% common spikes", "noise correlation") for share in (10, 50)}
     assert {(row.cells, row.metric) for row in rows} == expected and len(rows) == len(expected)
-    assert max(abs(row.z) for row in rows) < 4
+    assert max(abs(row.z) for row in rows) < deviations(len(rows))
     assert all(abs(row.mean - row.truth) < 0.03 * max(abs(row.truth), 0.1) for row in rows)
     labels = [label.get_text() for label in figures["truth.png"].axes[0].get_yticklabels()]
     assert labels == [f"{row.metric}: {row.cells}" for row in reversed(rows)]

@@ -1,6 +1,7 @@
 """The loops: ensembles, exact averages over uneven batches, non-finite losses."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -36,12 +37,11 @@ def test_an_ensemble_averages_probabilities_not_logits():
     wanted = (a.softmax(-1) + b.softmax(-1)) / 2
     forward = dataclasses.replace(CPU, fold=3)  # one draw of the batch in each pass
     found = evaluate(net, [(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64))], forward, draws=2)
-    assert net.calls == 2
     assert found.loss == pytest.approx(-math.log(wanted[0]))
 
 
-@pytest.mark.parametrize(("fold", "calls"), [(1, 5), (3, 5), (6, 3), (100, 1)])
-def test_draws_are_folded_into_the_batch_as_far_as_they_fit(fold, calls):
+@pytest.mark.parametrize("fold", [1, 3, 6, 100])
+def test_draws_are_folded_into_the_batch_as_far_as_they_fit(fold):
     sizes = []
 
     class Net(nn.Module):
@@ -51,7 +51,8 @@ def test_draws_are_folded_into_the_batch_as_far_as_they_fit(fold, calls):
 
     images = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     draws = predict(Net(), images, dataclasses.replace(CPU, fold=fold), draws=5)
-    assert len(sizes) == calls and sum(sizes) == 15
+    assert sum(sizes) == 15 and max(sizes) <= max(fold, 3)
+    assert all(one + other > fold for one, other in itertools.pairwise(sizes))
     torch.testing.assert_close(draws, images.flatten(1).log_softmax(-1).expand(5, 3, 4))
 
 

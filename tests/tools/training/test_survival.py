@@ -128,7 +128,7 @@ def forked(work, *args):
     return process
 
 
-def exit_code(process, seconds=60):
+def exit_code(process, seconds=600):
     """The exit code of a process that ends; one that hangs is killed, so that it does not outlive the test."""
     process.join(seconds)
     if process.is_alive():
@@ -233,7 +233,7 @@ def train_as_a_user(dataset, arguments, printed):
     cli.train(dataset, argv=arguments)
 
 
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=600):
     until = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < until, f"{path} did not appear"
