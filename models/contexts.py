@@ -68,7 +68,7 @@ class Setting:
     def _on_the_stack(self, entries: Sequence[Entry]) -> list[Entry]:
         found: list[Entry] = []
         bottom = RUNS.get()[0].frame if RUNS.get() else None
-        for frame in calling(sys._getframe(1)):
+        for frame in calling(sys._getframe()):
             if frame is bottom:
                 break
             found += reversed(self.of_frames.get(frame, ()))
@@ -78,7 +78,7 @@ class Setting:
 
     def begin(self, value: Any) -> Entry:
         task = _frame_of_task()
-        frame = _owner(sys._getframe(1), task)
+        frame = _owner(sys._getframe(), task)
         entry = Entry(value, frame)
         if frame is None or frame is task:
             self.variable.set((*filter(_is_open, self.variable.get()), entry))
@@ -239,14 +239,14 @@ def refuse_reentrant(entry: Entry | None) -> None:
     if not is_second and (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
         return
     code = second.__code__ if is_second else first.__code__
-    for frame in calling(sys._getframe(1)):
+    for frame in calling(sys._getframe()):
         if frame.f_code is code and (is_second or any(map(_wants_gradient, frame.f_locals["args"]))):
             raise RuntimeError(REFUSAL)
 
 
 def refuse_unkept_noise() -> None:
     """RuntimeError in the second run of a checkpoint that has not kept the state of torch's default generator."""
-    for frame in calling(sys._getframe(1)):
+    for frame in calling(sys._getframe()):
         if frame.f_code.co_filename == torch_checkpoint.__file__:
             found = frame.f_locals
             if not found.get("preserve_rng_state", getattr(found.get("ctx"), "preserve_rng_state", True)):
@@ -259,7 +259,7 @@ def refuse_compiled_checkpoint() -> None:
     """RuntimeError for noise of a block that a compiled checkpoint will draw again, from torch's default generator."""
     if not GENERATORS.in_effect():
         return
-    for frame in calling(sys._getframe(1)):
+    for frame in calling(sys._getframe()):
         if frame.f_globals.get("__name__") == "torch._prims.rng_prims":  # keeps that generator's state for it
             raise RuntimeError(REFUSAL)
 

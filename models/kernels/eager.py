@@ -252,7 +252,7 @@ def plain_sequence(
 
 def _refuse_linearize() -> None:
     """RuntimeError if noise is drawn for what `torch.func.linearize` returns, which would draw it at each call."""
-    if any(frame.f_code is torch.func.linearize.__code__ for frame in calling(sys._getframe(1))):
+    if any(frame.f_code is torch.func.linearize.__code__ for frame in calling(sys._getframe())):
         raise RuntimeError(
             "what torch.func.linearize returns would draw other noise at each call: use torch.func.jvp, or do it "
             "inside noiseless or mean_field"

@@ -96,7 +96,7 @@ def test_input_receives_a_gradient(model):
 
 
 @every_model
-@pytest.mark.parametrize("in_shape, classes", [((2, 16, 16), 11), ((1, 5, 7), 3), ((3, 1, 1), 2)], ids=str)
+@pytest.mark.parametrize("in_shape, classes", [((2, 16, 16), 11), ((1, 5, 7), 3), ((3, 1, 1), 1)], ids=str)
 def test_output_shapes(model, in_shape, classes):
     net = build(model, in_shape=in_shape, num_classes=classes).eval()
     assert net(torch.rand(2, 3, *in_shape)).shape == (2, 3, classes)
@@ -457,10 +457,12 @@ def test_unknown_neuron_lists_the_valid_ones():
         ({"norm": "ln"}, "norm.*'ln'"),
         ({"norm": True}, "norm.*True"),
         ({"in_shape": (8, 8)}, r"in_shape.*\(C, H, W\).*\(8, 8\)"),
+        ({"in_shape": (3, 8, 8, 8)}, r"in_shape.*\(3, 8, 8, 8\)"),
         ({"in_shape": (3, 0, 8)}, r"in_shape.*\(3, 0, 8\)"),
         ({"num_classes": 0}, "num_classes.*0"),
         ({"width": 0.0}, "width.*positive.*0.0"),
         ({"width": -1.0}, "width.*positive.*-1.0"),
+        ({"width": 1001.0}, "width.*at most 1000.*1001"),
     ],
 )
 def test_build_model_checks_its_arguments(options, message):
