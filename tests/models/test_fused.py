@@ -14,6 +14,7 @@ from models.functional import noisy_lif
 from models.kernels import common, cpu, fused
 from models.kernels.common import Neuron, dense
 from models.kernels.eager import lif_sequence
+from models.noise import draw_seeds
 from tests.models.reference_noise import noise as reference_noise
 from tests.models.reference_noise import philox, random_words
 
@@ -256,6 +257,11 @@ def test_noise_of_steps_neurons_places_and_calls_is_uncorrelated(law):
     for name, (a, b) in pairs.items():
         correlation = (a * b).mean() / (a.std() * b.std())
         assert abs(correlation) < 4 / len(a) ** 0.5, name
+
+
+def test_seeds_have_64_bits():
+    seeds = draw_seeds(1000, None)
+    assert seeds.min() < -(2**62) and seeds.max() > 2**62 and len(seeds.unique()) == 1000
 
 
 def test_consecutive_calls_do_not_repeat():

@@ -512,6 +512,8 @@ def test_build_neuron_of_the_noisy_names(name, law):
     assert neuron.detach_reset and neuron.decay_input and neuron.log_scale is not None
     default = build_neuron(name)()
     assert default.placement == "both" and default.log_scale is None and default.decay == 0.5
+    assert default.noise.scale == 0.3 and default.threshold == 1.0 and default.reset == "zero"
+    assert not default.detach_reset and not default.decay_input and build_neuron(name, tau=1.0)().decay == 1.0
 
 
 @pytest.mark.parametrize("name, kind", [("LIF", LIF), ("PLIF", ParametricLIF), ("IF", IF)])
@@ -522,6 +524,7 @@ def test_build_neuron_of_the_deterministic_names(name, kind):
     z = torch.linspace(-1, 1, 21, dtype=torch.float64)
     expected = 3 / torch.pi**0.5 * torch.exp(-((3 * z) ** 2))
     torch.testing.assert_close(neuron.surrogate.pdf(z), expected, rtol=1e-9, atol=1e-12)
+    assert build_neuron(name)().surrogate.scale == pytest.approx(0.5**0.5)  # alpha 1
 
 
 class OwnNoisy(NoisyLIF):
