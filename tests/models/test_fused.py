@@ -175,6 +175,16 @@ def test_words_do_not_depend_on_the_memory_layout(batch, dtype):
             assert torch.equal(ours, theirs), name
 
 
+def test_loops_over_memory_are_as_few_as_can_be():
+    """Kernels have three: a layout that needed more would be copied."""
+    one, x = torch.empty(1, 1), torch.empty(4, 300, 7, 9)
+    steps = one, x, x.to(memory_format=torch.channels_last)
+    found = [common.memory_order(step.shape, step.stride()) for step in steps]
+    assert found == [([1], [1]), ([4 * 300 * 63], [1]), ([4, 63, 300], [300 * 63, 1, 63])]
+    for gaps in (x[..., ::2], x[:1].expand(4, 300, 7, 9)):
+        assert common.memory_order(gaps.shape, gaps.stride()) is None
+
+
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_results_do_not_depend_on_the_memory_layout(batch):
     shape = (3, batch, 6, 5, 4)

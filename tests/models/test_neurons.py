@@ -708,6 +708,7 @@ SETTINGS = [
     (LIF, {"decay_input": True}),
     (IF, {"threshold": 1.5}),
     (ParametricLIF, {"threshold": 1.5}),
+    (ParametricLIF, {"reset": "subtract"}),
     (NoisyLIF, {"noise": Gaussian(0.5)}),
     (NoisyLIF, {"noise": Logistic(0.3)}),
     (NoisyLIF, {"noise": Gaussian(0.3, loc=0.1)}),
