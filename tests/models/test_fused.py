@@ -462,6 +462,15 @@ def test_fused_refuses_what_it_cannot_run():
     noisy_lif(torch.zeros(1, 2), Mine(0.3))  # auto: eager
 
 
+def test_more_neurons_than_the_counter_has_are_left_to_the_eager_kernel():
+    x, settings = torch.zeros(2, 1, 1), fused.flattened(Neuron(LAWS[0], 0.3))
+    assert fused.serves(x.expand(2, 1, 2**32), LAWS[0])
+    many = x.expand(2, 1, 2**32 + 1)
+    assert not fused.serves(many, LAWS[0])
+    with pytest.raises(ValueError, match="up to 4294967296 neurons; NSNN_KERNELS=eager runs more"):  # as compiled
+        fused.lif_forward(many, *[None] * 6, False, False, **settings)
+
+
 def test_switched_off_by_the_environment(monkeypatch):
     monkeypatch.setenv("NSNN_KERNELS", "eager")
     assert not fused.serves(torch.zeros(1, 2), Gaussian(0.3))
