@@ -764,8 +764,18 @@ def test_what_would_not_be_learnt_is_refused():
             ParametricLIF(decay=torch.tensor([float(low), float(high)]))
     with pytest.raises(ValueError, match="would ignore the input"):
         LIF(decay=torch.tensor([0.5, 1.0]), decay_input=True)
-    assert LIF(Gaussian(torch.tensor([0.5]))).surrogate.scale == 0.5
+    surrogate = LIF(Gaussian(torch.tensor([0.5]))).surrogate
+    assert type(surrogate.scale) is float and surrogate.scale == 0.5
     assert IF(threshold=parameter).threshold is parameter
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_learnt_has_one_value_or_as_many_as_it_was_given(count):
+    shape = () if count == 1 else (count,)
+    noisy = NoisyLIF(Gaussian(torch.full((count,), 0.3)), learnable_scale=True)
+    assert ParametricLIF(decay=torch.full((count,), 0.3)).decay.shape == noisy.scale.shape == shape
+    scale = noisy.gradient_law.scale
+    assert isinstance(scale, float) if count == 1 else scale.shape == shape
 
 
 # ---- a wrongly compiled kernel is refused
