@@ -39,7 +39,7 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
     seeds = torch.randint(-(2**63), 2**63 - 1, (shape[0],), generator=seeded(3))
     g_spikes = torch.randn(shape, generator=seeded(4)).to(dtype)
     g_last = torch.randn(shape[1:], generator=seeded(5)).to(arithmetic)
-    numbers = (0.9, 0.7, 0.3)
+    numbers = (0.9, 0.4, 0.3)
     values = [torch.tensor(number, dtype=arithmetic) if learnt else number for number, learnt in zip(numbers, learns)]
     results = []
     for kernel, device in ((cpu.kernel(dtype), "cpu"), (cuda, DEVICE)):
