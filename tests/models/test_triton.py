@@ -1,5 +1,7 @@
 """The Triton kernel against the C kernel, from the same seeds: compiled where there is CUDA, else interpreted."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -107,6 +109,13 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(batch, layout):
     compare(Gaussian, dict(NOISY, decay_input=True), (3, batch, 5, 4, 3), layout=LAYOUTS[layout])
+
+
+def test_what_the_kernels_call_is_compiled_too():
+    """The interpreter runs any function of Python."""
+    kernels = [one for one in vars(cuda).values() if hasattr(one, "fn")]
+    called = {name for kernel in kernels for name in kernel.fn.__code__.co_names}
+    assert kernels and not [name for name in called if inspect.isfunction(vars(cuda).get(name))]
 
 
 @pytest.mark.cuda
