@@ -187,7 +187,7 @@ class _UnwatchedState:
 
 def is_reentrant_checkpoint() -> bool:
     """Whether this is the first run of a checkpoint with use_reentrant=True, which has no graph."""
-    frame: types.FrameType | None = sys._getframe()
+    frame: types.FrameType | None = sys._getframe(1)  # not its own, which would keep itself and what is on the stack
     while frame is not None and not torch.is_grad_enabled():
         if frame.f_code is torch.utils.checkpoint.CheckpointFunction.forward.__code__:
             return True
