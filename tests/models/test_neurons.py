@@ -757,8 +757,9 @@ def test_what_is_learnt_is_no_other_setting():
 @pytest.mark.parametrize("kind", [LIF, IF, ParametricLIF, NoisyLIF])
 def test_weights_without_settings_load_with_a_warning(kind):
     net = nn.Sequential(nn.Linear(2, 2), kind())
-    with pytest.warns(UserWarning, match="do not say with which threshold, decay and noise"):
+    with pytest.warns(UserWarning, match="do not say with which threshold, decay and noise") as warned:
         net.load_state_dict(dict(weights_of(net)))
+    assert "None" not in str(warned[0].message)  # of what this kind has not, or what is not set
 
 
 # ---- the law of a neuron may be exchanged
