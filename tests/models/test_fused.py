@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from models import Cauchy, Gaussian, Logistic, NoisyLIF, Triangular, Uniform, noise_generator
@@ -272,6 +273,12 @@ def test_noise_of_steps_neurons_places_and_calls_is_uncorrelated(law):
 def test_seeds_have_64_bits():
     seeds = draw_seeds(1000, None)
     assert seeds.min() < -(2**62) and seeds.max() > 2**62 and len(seeds.unique()) == 1000
+
+
+def test_a_compiler_expects_a_seed_for_each_step():
+    with FakeTensorMode():
+        seeds = fused.random_seeds(torch.empty(3, 0, 5))
+    assert seeds.shape == (3,) and seeds.dtype == torch.int64
 
 
 def test_consecutive_calls_do_not_repeat():
