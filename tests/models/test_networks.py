@@ -148,6 +148,14 @@ def test_parameter_counts_are_those_of_the_published_networks(model, in_shape, c
 
 
 @every_model
+def test_by_itself_a_network_has_the_defaults_of_build_model(model):
+    with torch.device("meta"):
+        one = registry.MODELS[model](LIF, (3, 8, 8), 5)
+        other = build_model(model, neuron=LIF, in_shape=(3, 8, 8), num_classes=5)
+    assert [p.shape for p in one.parameters()] == [p.shape for p in other.parameters()]
+
+
+@every_model
 def test_norm_decides_whether_there_is_batch_normalisation(model):
     def has_norm(norm):
         return any(isinstance(module, nn.BatchNorm2d) for module in build(model, norm=norm).modules())
