@@ -5,8 +5,8 @@
 needs cosmic-ray (pip install cosmic-ray), which makes the faults: another operator, number, comparison, a condition
 negated, a loop that never runs, a decorator less. A place is drawn first, evenly over all of them, then a fault for it;
 annotations are left out, as any fault there stops the import. Each fault is tried in a process forked from one that has
-imported PyTorch, on a copy of the commit. It is caught where a test fails, where an import fails, and where the tests
-take TOO_LONG times their time. Any other end (a crash, a wrong call of pytest) is not caught, and named in the score.
+imported PyTorch, on a copy of the commit, the quick tests first. It is caught where a test fails, where an import
+fails, and where the tests take TOO_LONG times their time. Any other end, as a crash, is not, and named in the score.
 Prints one JSON line per mutant and one with the score. With --out, lines are added to that file and, for the same
 commit, found again there. --targets tries those of the drawn mutants that are in some of the folders.
 """
@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ["models", "crits", "tools/attacks", "tools/analysis", "tools/perturb", "tools/data/events"]
 LEFT_OUT = ["tools/data/events/pictures.py"]  # sizes and colours of a picture
-CAUGHT = {1: "failed", 2: "import failed", -signal.SIGXCPU: "timeout"}  # by exit code
+CAUGHT = {1: "failed", 2: "import failed", 4: "import failed", -signal.SIGXCPU: "timeout"}  # by exit code; 4: conftest
+BUILDER = "build.py"  # of kernels: its faults have to build them again
 TOO_LONG = 5
 MOST_S = 1200  # of the tests of a folder without a fault
 MOST_BYTES = 6 << 30  # a fault that asks for more memory must not starve what else the machine does
@@ -101,8 +103,27 @@ def draw(count: int, seed: int) -> list[Mutant]:
     return [generator.choice(faults) for faults in generator.sample(everywhere, count)]
 
 
-def run_tests(folder: str, cpu_s: float = MOST_S, wall_s: float = 4 * MOST_S) -> tuple[str, float]:
-    """Run the tests of a folder in a forked process, in the current directory: what came out, and seconds of CPU."""
+class QuickFirst:
+    """Plugin of pytest: runs the tests in the order of the time that they took, and notes the time that they take."""
+
+    def __init__(self, took: dict[str, float]) -> None:
+        self.before, self.took = took, Counter()
+
+    def pytest_collection_modifyitems(self, items):
+        items.sort(key=lambda item: round(self.before.get(item.nodeid, 0.0), 1))
+
+    def pytest_runtest_logreport(self, report):
+        self.took[report.nodeid] += report.duration
+
+
+def run_tests(
+    folder: str, cache: str, took: dict[str, float], cpu_s: float = MOST_S, wall_s: float = 4 * MOST_S
+) -> tuple[str, float, dict[str, float]]:
+    """Run the tests of a folder in a forked process, in the current directory.
+
+    Returns what came out, seconds of CPU, and seconds of each test, where it ran to the end.
+    """
+    times = Path(cache) / "took.json"
 
     def work():
         os.setsid()
@@ -114,48 +135,62 @@ def run_tests(folder: str, cpu_s: float = MOST_S, wall_s: float = 4 * MOST_S) ->
         sys.path.insert(0, os.getcwd())
         import pytest
 
-        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", folder]))
+        plugin = QuickFirst(took)
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", folder], plugins=[plugin])
+        times.write_text(json.dumps(plugin.took))
+        os._exit(code)
 
     def used():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
     before = used()
-    with tempfile.TemporaryDirectory(prefix="cache-") as cache:  # what a fault wrote there is not for the next one
-        os.environ["NSNN_CACHE"] = cache
-        process = multiprocessing.get_context("fork").Process(target=work)
-        process.start()
-        process.join(wall_s)
-        code = -signal.SIGXCPU if process.exitcode is None else process.exitcode
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # also what the tests left running
-        process.join()
-    return "survived" if code == 0 else CAUGHT.get(code, f"exit code {code}"), used() - before
+    os.environ["NSNN_CACHE"] = cache
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(wall_s)
+    code = -signal.SIGXCPU if process.exitcode is None else process.exitcode
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # also what the tests left running
+    process.join()
+    outcome = "survived" if code == 0 else CAUGHT.get(code, f"exit code {code}")
+    return outcome, used() - before, json.loads(times.read_text()) if times.exists() else {}
 
 
-def prepare(commit: str, limits: dict[str, float] | None = None) -> None:
+@dataclass
+class Faultless:
+    """The tests of a folder without a fault."""
+
+    seconds: float  # of CPU
+    took: dict[str, float]  # each test
+    cache: str  # what they built
+
+
+def prepare(commit: str, faultless: dict[str, Faultless] | None = None) -> None:
     """Make a copy of the commit, of this process alone, the current directory."""
-    global copy, limits_s
-    limits_s = limits
+    global copy, known
+    known = faultless
     copy = tempfile.TemporaryDirectory(prefix="mutants-")
     archive = subprocess.run(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
     subprocess.run(["tar", "-x", "-C", copy.name], input=archive, check=True)
     os.chdir(copy.name)
 
 
-def start_worker(commit: str, limits: dict[str, float]) -> None:
+def start_worker(commit: str, faultless: dict[str, Faultless]) -> None:
     import pytest
     import torch
 
     assert pytest and torch  # forks have imported them
-    prepare(commit, limits)
+    prepare(commit, faultless)
 
 
-def time_of(folder: str) -> tuple[str, float]:
-    outcome, seconds = run_tests(folder)
-    if outcome != "survived":
-        raise RuntimeError(f"without a fault, {folder} does not pass: {outcome}")
-    return folder, seconds
+def without_fault(folder: str, cache: str) -> tuple[str, Faultless]:
+    took = {}
+    for _ in range(2):  # the second time in the order and with the cache of those with a fault
+        outcome, seconds, took = run_tests(folder, cache, took)
+        if outcome != "survived":
+            raise RuntimeError(f"without a fault, {folder} does not pass: {outcome}")
+    return folder, Faultless(seconds, took, cache)
 
 
 def judge(mutant: Mutant) -> dict:
@@ -165,9 +200,13 @@ def judge(mutant: Mutant) -> dict:
     changed = mutant.mutated(code)
     diff = difflib.unified_diff(code.splitlines(), changed.splitlines(), lineterm="", n=0)
     path.write_text(changed)
+    tests = known[mutant.tests]
+    limit_s = TOO_LONG * tests.seconds + 30
     try:
-        limit_s = TOO_LONG * limits_s[mutant.tests] + 30
-        outcome, seconds = run_tests(mutant.tests, limit_s, 4 * limit_s)  # a lock takes no CPU
+        with tempfile.TemporaryDirectory(prefix="cache-") as cache:  # what a fault wrote there is not for the next one
+            if path.name != BUILDER:
+                shutil.copytree(tests.cache, cache, dirs_exist_ok=True)
+            outcome, seconds, _ = run_tests(mutant.tests, cache, tests.took, limit_s, 4 * limit_s)  # locks take no CPU
     finally:
         path.write_text(code)
     return {**asdict(mutant), "outcome": outcome, "seconds": round(seconds, 1), "diff": "\n".join(list(diff)[2:])}
@@ -187,6 +226,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON lines of the outcomes; mutants in it are not tried again")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    os.environ["PYTEST_XDIST_WORKER"] = "mutants"  # tests then leave NSNN_CACHE as it is
     out = arguments.out and arguments.out.resolve()
     revision = ["git", "rev-parse", "--verify", f"{arguments.commit}^{{commit}}"]
     commit = subprocess.run(revision, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
@@ -199,13 +239,15 @@ def main() -> None:
     mutants = [one for one in mutants if key(asdict(one)) not in found]
     context = multiprocessing.get_context("spawn")
 
-    def pool(limits):
-        options = dict(mp_context=context, initializer=start_worker, initargs=(commit, limits))
+    def pool(faultless):
+        options = dict(mp_context=context, initializer=start_worker, initargs=(commit, faultless))
         return concurrent.futures.ProcessPoolExecutor(arguments.processes, **options)
 
+    folders = sorted({mutant.tests for mutant in mutants})
+    caches = [tempfile.TemporaryDirectory(prefix="cache-") for _ in folders]
     with pool({}) as workers:
-        limits = dict(workers.map(time_of, sorted({mutant.tests for mutant in mutants})))
-    with pool(limits) as workers:
+        faultless = dict(workers.map(without_fault, folders, [cache.name for cache in caches]))
+    with pool(faultless) as workers:
         for future in concurrent.futures.as_completed([workers.submit(judge, mutant) for mutant in mutants]):
             one = {"commit": commit, **future.result()}
             found[key(one)] = one

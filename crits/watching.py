@@ -203,7 +203,7 @@ def is_run_again() -> bool:
 
 
 def _is_called_by(is_wanted: Callable[[types.CodeType], bool]) -> bool:
-    frame: types.FrameType | None = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)  # not its own, which would keep itself and what is on the stack
     while frame is not None:
         if is_wanted(frame.f_code):
             return True

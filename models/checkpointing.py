@@ -54,14 +54,14 @@ def refuse_reentrant(entry: Entry | None) -> None:
     if not is_second and (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
         return
     code = second.__code__ if is_second else first.__code__
-    for frame in calling(sys._getframe(1)):
+    for frame in calling(sys._getframe()):
         if frame.f_code is code and (is_second or any(map(_wants_gradient, frame.f_locals["args"]))):
             raise RuntimeError(REFUSAL)
 
 
 def refuse_unkept_noise() -> None:
     """RuntimeError in the second run of a checkpoint that has not kept the state of torch's default generator."""
-    for frame in calling(sys._getframe(1)):
+    for frame in calling(sys._getframe()):
         if frame.f_code.co_filename == torch_checkpoint.__file__:
             found = frame.f_locals
             if not found.get("preserve_rng_state", getattr(found.get("ctx"), "preserve_rng_state", True)):
@@ -74,7 +74,7 @@ def refuse_compiled_checkpoint() -> None:
     """RuntimeError for noise of a block that a compiled checkpoint will draw again, from torch's default generator."""
     if not GENERATORS.in_effect():
         return
-    for frame in calling(sys._getframe(1)):
+    for frame in calling(sys._getframe()):
         if frame.f_globals.get("__name__") == "torch._prims.rng_prims":  # keeps that generator's state for it
             raise RuntimeError(REFUSAL)
 

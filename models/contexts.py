@@ -82,7 +82,7 @@ class Setting:
     def _on_the_stack(self, entries: Sequence[Entry]) -> list[Entry]:
         found: list[Entry] = []
         bottom = RUNS.get()[0].frame if RUNS.get() else None
-        for frame in calling(sys._getframe(1)):
+        for frame in calling(sys._getframe()):
             if frame is bottom:
                 break
             found += reversed(self.of_frames.get(frame, ()))
@@ -93,7 +93,7 @@ class Setting:
     @left_to_python(OUTSIDE)
     def begin(self, value: Any) -> Entry:
         task = _frame_of_task()
-        frame = _owner(sys._getframe(1), task)
+        frame = _owner(sys._getframe(), task)
         entry = Entry(value, frame)
         if frame is None or frame is task:
             self.variable.set((*filter(_is_open, self.variable.get()), entry))

@@ -158,5 +158,5 @@ def _without_time(output: Tensor, batch: int) -> Tensor:
 
 def _refuse_checkpoint(name: str) -> None:
     """RuntimeError inside activation checkpointing, which would run the step again from another state."""
-    if any(frame.f_code.co_filename == torch_checkpoint.__file__ for frame in calling(sys._getframe(1))):
+    if any(frame.f_code.co_filename == torch_checkpoint.__file__ for frame in calling(sys._getframe())):
         raise RuntimeError(f"layer {name!r} is inside activation checkpointing, which a Stream cannot run again")

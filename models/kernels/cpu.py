@@ -175,7 +175,7 @@ class Kernel:
                 del self.laws[law]
         return self
 
-    def _describe(self, x: Tensor, neuron: Neuron, learns: Sequence[bool] = (False,) * len(VALUES)) -> _Layer:
+    def _describe(self, x: Tensor, neuron: Neuron, learns: Sequence[bool] = ()) -> _Layer:
         return _layer(
             x.shape,
             x.stride(),

@@ -215,7 +215,7 @@ def _gradients(
 
 
 def plain_sequence(
-    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True, keep_z: bool = False
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_z: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `lif_sequence`, but of operations that PyTorch can map and differentiate by itself; z too has a gradient.
 
@@ -251,7 +251,7 @@ def plain_sequence(
 
 def _refuse_linearize() -> None:
     """RuntimeError if noise is drawn for what `torch.func.linearize` returns, which would draw it at each call."""
-    if any(frame.f_code is torch.func.linearize.__code__ for frame in calling(sys._getframe(1))):
+    if any(frame.f_code is torch.func.linearize.__code__ for frame in calling(sys._getframe())):
         raise RuntimeError(
             "what torch.func.linearize returns would draw other noise at each call: use torch.func.jvp, or do it "
             "inside noiseless or mean_field"
@@ -299,7 +299,7 @@ def gradients_of_plain(x: Tensor, state: Tensor | None, neuron: Neuron, grads: P
         given: list[Any] = [None if t is None else t.view_as(t) for t in (x, state, *neuron.tensors())]
         neuron = neuron.with_tensors(given[2:])
         loss = torch.zeros((), device=x.device, dtype=torch.float64)
-        for output, grad in zip(plain_sequence(given[0], given[1], neuron), grads):
+        for output, grad in zip(plain_sequence(given[0], given[1], neuron, True, False), grads):
             if grad is not None:
                 loss = loss + (output.double() * grad.double()).sum()
         learnt = [t for t in given if t is not None and t.requires_grad]

@@ -77,7 +77,7 @@ _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lif_sequence(
-    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True, keep_z: bool = False
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_z: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `eager.lif_sequence`; without `keep_state` and `keep_z`, the second and the third result have no elements."""
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere

@@ -11,7 +11,7 @@ from .eager import law_of
 
 
 def lif_sequence(
-    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool = True, keep_z: bool = False
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_z: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `eager.lif_sequence`, but spikes have no gradient.
 

@@ -70,7 +70,7 @@ def test_blocks_around_what_is_compiled_hold(block):
 
 def test_a_full_graph_has_no_generator():
     torch._dynamo.reset()
-    net, x = nn.Sequential(nn.Linear(5, 6), NoisyLIF(Own(0.3))), currents(3, 2, 5)
+    net, x = nn.Sequential(nn.Linear(5, 6), NoisyLIF(Own(0.3), placement="escape")), currents(3, 2, 5)
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     with pytest.raises(Exception, match="noise_generator in a full graph: leave out"), noise_generator(seeded()):
         compiled(x)

@@ -16,7 +16,7 @@ X = torch.tensor([0.9, 0.4, 1.3, 0.2], dtype=torch.float64)[:, None]  # [T, B]
 @pytest.mark.parametrize("decay_input", [False, True])
 def test_probabilities_of_all_trains_are_their_frequencies(reset, decay_input):
     law, draws = Gaussian(0.4), 200_000
-    options = dict(threshold=0.8, decay=0.6, reset=reset, decay_input=decay_input)
+    options = dict(threshold=0.8, decay=0.4, reset=reset, decay_input=decay_input)
     trains = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4)), dtype=torch.float64).T  # [T, 16]
     p = firing_probability(X.expand(-1, 16), trains, law, **options)
     of_trains = torch.where(trains > 0, p, 1 - p).prod(0)

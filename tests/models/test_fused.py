@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from models import Cauchy, Gaussian, Logistic, NoisyLIF, Triangular, Uniform, noise_generator
@@ -15,6 +16,7 @@ from models.functional import noisy_lif
 from models.kernels import common, cpu, fused
 from models.kernels.common import Neuron, dense
 from models.kernels.eager import lif_sequence
+from models.noise import draw_seeds
 from tests.chance import ERROR, deviations, likely
 from tests.models.reference_noise import noise as reference_noise
 from tests.models.reference_noise import philox, random_words
@@ -176,6 +178,16 @@ def test_words_do_not_depend_on_the_memory_layout(batch, dtype):
             assert torch.equal(ours, theirs), name
 
 
+def test_loops_over_memory_are_as_few_as_can_be():
+    """Kernels have three: a layout that needed more would be copied."""
+    one, x = torch.empty(1, 1), torch.empty(4, 300, 7, 9)
+    steps = one, x, x.to(memory_format=torch.channels_last)
+    found = [common.memory_order(step.shape, step.stride()) for step in steps]
+    assert found == [([1], [1]), ([4 * 300 * 63], [1]), ([4, 63, 300], [300 * 63, 1, 63])]
+    for gaps in (x[..., ::2], x[:1].expand(4, 300, 7, 9)):
+        assert common.memory_order(gaps.shape, gaps.stride()) is None
+
+
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_results_do_not_depend_on_the_memory_layout(batch):
     shape = (3, batch, 6, 5, 4)
@@ -258,6 +270,17 @@ def test_noise_of_steps_neurons_places_and_calls_is_uncorrelated(law):
     for name, (a, b) in pairs.items():
         correlation = (a * b).mean() / (a.std() * b.std())
         assert abs(correlation) < deviations(len(pairs)) / len(a) ** 0.5, name
+
+
+def test_seeds_have_64_bits():
+    seeds = draw_seeds(1000, None)
+    assert seeds.min() < -(2**62) and seeds.max() > 2**62 and len(seeds.unique()) == 1000
+
+
+def test_a_compiler_expects_a_seed_for_each_step():
+    with FakeTensorMode():
+        seeds = fused.random_seeds(torch.empty(3, 0, 5))
+    assert seeds.shape == (3,) and seeds.dtype == torch.int64
 
 
 def test_consecutive_calls_do_not_repeat():
@@ -446,6 +469,15 @@ def test_fused_refuses_what_it_cannot_run():
     with pytest.raises(ValueError, match="no fused kernel runs Mine"):
         noisy_lif(torch.zeros(1, 2), Mine(0.3), backend="fused")
     noisy_lif(torch.zeros(1, 2), Mine(0.3))  # auto: eager
+
+
+def test_more_neurons_than_the_counter_has_are_left_to_the_eager_kernel():
+    x, settings = torch.zeros(2, 1, 1), fused.flattened(Neuron(LAWS[0], 0.3))
+    assert fused.serves(x.expand(2, 1, 2**32), LAWS[0])
+    many = x.expand(2, 1, 2**32 + 1)
+    assert not fused.serves(many, LAWS[0])
+    with pytest.raises(ValueError, match="up to 4294967296 neurons; NSNN_KERNELS=eager runs more"):  # as compiled
+        fused.lif_forward(many, *[None] * 6, False, False, **settings)
 
 
 def test_switched_off_by_the_environment(monkeypatch):

@@ -96,7 +96,7 @@ def test_input_receives_a_gradient(model):
 
 
 @every_model
-@pytest.mark.parametrize("in_shape, classes", [((2, 16, 16), 11), ((1, 5, 7), 3), ((3, 1, 1), 2)], ids=str)
+@pytest.mark.parametrize("in_shape, classes", [((2, 16, 16), 11), ((1, 5, 7), 3), ((3, 1, 1), 1)], ids=str)
 def test_output_shapes(model, in_shape, classes):
     net = build(model, in_shape=in_shape, num_classes=classes).eval()
     assert net(torch.rand(2, 3, *in_shape)).shape == (2, 3, classes)
@@ -145,6 +145,14 @@ def test_parameter_counts_are_those_of_the_published_networks(model, in_shape, c
     with torch.device("meta"):  # shapes without memory: cifarnet alone has 180 MB of weights
         net = build_model(model, neuron=build_neuron("NILIF"), in_shape=in_shape, num_classes=classes, norm=norm)
     assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+@every_model
+def test_by_itself_a_network_has_the_defaults_of_build_model(model):
+    with torch.device("meta"):
+        one = registry.MODELS[model](LIF, (3, 8, 8), 5)
+        other = build_model(model, neuron=LIF, in_shape=(3, 8, 8), num_classes=5)
+    assert [p.shape for p in one.parameters()] == [p.shape for p in other.parameters()]
 
 
 @every_model
@@ -457,10 +465,12 @@ def test_unknown_neuron_lists_the_valid_ones():
         ({"norm": "ln"}, "norm.*'ln'"),
         ({"norm": True}, "norm.*True"),
         ({"in_shape": (8, 8)}, r"in_shape.*\(C, H, W\).*\(8, 8\)"),
+        ({"in_shape": (3, 8, 8, 8)}, r"in_shape.*\(3, 8, 8, 8\)"),
         ({"in_shape": (3, 0, 8)}, r"in_shape.*\(3, 0, 8\)"),
         ({"num_classes": 0}, "num_classes.*0"),
         ({"width": 0.0}, "width.*positive.*0.0"),
         ({"width": -1.0}, "width.*positive.*-1.0"),
+        ({"width": 1001.0}, "width.*at most 1000.*1001"),
     ],
 )
 def test_build_model_checks_its_arguments(options, message):
@@ -510,6 +520,8 @@ def test_build_neuron_of_the_noisy_names(name, law):
     assert neuron.detach_reset and neuron.decay_input and neuron.log_scale is not None
     default = build_neuron(name)()
     assert default.placement == "both" and default.log_scale is None and default.decay == 0.5
+    assert default.noise.scale == 0.3 and default.threshold == 1.0 and default.reset == "zero"
+    assert not default.detach_reset and not default.decay_input and build_neuron(name, tau=1.0)().decay == 1.0
 
 
 @pytest.mark.parametrize("name, kind", [("LIF", LIF), ("PLIF", ParametricLIF), ("IF", IF)])
@@ -520,6 +532,7 @@ def test_build_neuron_of_the_deterministic_names(name, kind):
     z = torch.linspace(-1, 1, 21, dtype=torch.float64)
     expected = 3 / torch.pi**0.5 * torch.exp(-((3 * z) ** 2))
     torch.testing.assert_close(neuron.surrogate.pdf(z), expected, rtol=1e-9, atol=1e-12)
+    assert build_neuron(name)().surrogate.scale == pytest.approx(0.5**0.5)  # alpha 1
 
 
 class OwnNoisy(NoisyLIF):

@@ -29,7 +29,7 @@ from models import (
     noise_generator,
     noiseless,
 )
-from models.functional import noisy_lif
+from models.functional import firing_probability, noisy_lif
 from models.noise import Rescaled
 from tests.chance import deviations, likely
 
@@ -294,6 +294,25 @@ def test_defaults_are_threshold_one_decay_half_hard_reset():
     assert spikes.flatten().tolist() == [0, 1, 0, 1, 0]
     assert state.item() == pytest.approx(0.5)
     assert torch.equal(ParametricLIF()(x), spikes)
+    for neuron in (IF(), LIF(), ParametricLIF(), NoisyLIF()):
+        assert neuron.threshold == 1.0 and neuron.reset == "zero" and not neuron.detach_reset and not neuron.decay_input
+    noisy = NoisyLIF()
+    assert type(noisy.noise) is Gaussian and noisy.noise.scale == 0.3 and noisy.noise.loc == 0.0
+    assert noisy.decay == 0.5 and noisy.placement == "both" and noisy.log_scale is None and noisy.surrogate is None
+
+
+def test_defaults_of_the_functions_are_those_of_the_neurons():
+    results = []
+    for run in (NoisyLIF().run, lambda x: noisy_lif(x, Gaussian(0.3))):
+        x = currents().requires_grad_()
+        with noise_generator(seeded(1)):
+            spikes, state = run(x)
+        (spikes.cumsum(0).sum() + state.sum()).backward()
+        results.append([spikes, state, x.grad])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results))
+    x, spikes = currents(), results[0][0]
+    alone = NoisyLIF(placement="escape").firing_probability(x, spikes)
+    assert torch.equal(firing_probability(x, spikes, Gaussian(0.3)), alone)
 
 
 def test_if_does_not_leak():
@@ -687,6 +706,7 @@ SETTINGS = [
     (LIF, {"decay_input": True}),
     (IF, {"threshold": 1.5}),
     (ParametricLIF, {"threshold": 1.5}),
+    (ParametricLIF, {"reset": "subtract"}),
     (NoisyLIF, {"noise": Gaussian(0.5)}),
     (NoisyLIF, {"noise": Logistic(0.3)}),
     (NoisyLIF, {"noise": Gaussian(0.3, loc=0.1)}),
@@ -735,8 +755,9 @@ def test_what_is_learnt_is_no_other_setting():
 @pytest.mark.parametrize("kind", [LIF, IF, ParametricLIF, NoisyLIF])
 def test_weights_without_settings_load_with_a_warning(kind):
     net = nn.Sequential(nn.Linear(2, 2), kind())
-    with pytest.warns(UserWarning, match="do not say with which threshold, decay and noise"):
+    with pytest.warns(UserWarning, match="do not say with which threshold, decay and noise") as warned:
         net.load_state_dict(dict(weights_of(net)))
+    assert "None" not in str(warned[0].message)  # of what this kind has not, or what is not set
 
 
 # ---- the law of a neuron may be exchanged

@@ -774,12 +774,23 @@ def test_what_would_not_be_learnt_is_refused():
             with pytest.raises(ValueError, match=f"{setting} must be a number.*would share one tensor"):
                 build_neuron("NILIF", **{setting: shared})
     assert build_neuron("LIF", threshold=torch.tensor(0.5))().threshold.item() == 0.5
-    with pytest.raises(ValueError, match=r"learnable decay must be in \(0, 1\), got \[0.5 to 1\]"):
-        ParametricLIF(decay=torch.tensor([0.5, 1.0]))
+    for low, high in ((0, 0.5), (0.5, 1)):
+        with pytest.raises(ValueError, match=rf"learnable decay must be in \(0, 1\), got \[{low} to {high}\]"):
+            ParametricLIF(decay=torch.tensor([float(low), float(high)]))
     with pytest.raises(ValueError, match="would ignore the input"):
         LIF(decay=torch.tensor([0.5, 1.0]), decay_input=True)
-    assert LIF(Gaussian(torch.tensor([0.5]))).surrogate.scale == 0.5
+    surrogate = LIF(Gaussian(torch.tensor([0.5]))).surrogate
+    assert type(surrogate.scale) is float and surrogate.scale == 0.5
     assert IF(threshold=parameter).threshold is parameter
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_learnt_has_one_value_or_as_many_as_it_was_given(count):
+    shape = () if count == 1 else (count,)
+    noisy = NoisyLIF(Gaussian(torch.full((count,), 0.3)), learnable_scale=True)
+    assert ParametricLIF(decay=torch.full((count,), 0.3)).decay.shape == noisy.scale.shape == shape
+    scale = noisy.gradient_law.scale
+    assert isinstance(scale, float) if count == 1 else scale.shape == shape
 
 
 # ---- a wrongly compiled kernel is refused
