@@ -43,6 +43,16 @@ def test_psth_is_the_rate_in_hertz():
     assert spike_trains.smoothed(np.ones((5, 2)), 3.0) == pytest.approx(1)  # at the ends too
 
 
+def test_variances_of_two_trials_by_hand():
+    counts = np.array([[0, 1, 3, 2], [2, 1, 3, 2]])[..., None]  # in windows of two: 1 and 5, 3 and 5
+    assert spike_trains.fano_factor(counts, 2).tolist() == [[1.0], [0.0]]  # 2 / 2 and 0 / 5
+    assert spike_trains.mean_fano_factor(counts, 2).tolist() == [1 / 3.5]
+    trials = np.array([[0, 4], [2, 2]])[..., None]  # their mean has the variance 2, their difference 4
+    assert spike_trains.noise_power(trials).tolist() == [4.0] and spike_trains.signal_power(trials).tolist() == [0.0]
+    trials = np.array([[0, 4], [2, 6]])[..., None]
+    assert spike_trains.noise_power(trials).tolist() == [0.0] and spike_trains.signal_power(trials).tolist() == [8.0]
+
+
 def test_fano_factors_of_bernoulli_poisson_and_certain_spikes():
     p, spikes = bernoulli(4000)
     windows = p.reshape(40, 10, 3)
@@ -279,6 +289,12 @@ def test_decoding_is_the_mean_over_20_splits_unless_told_otherwise():
     assert found[0] == found[1] == found[2] != spike_trains.decoding_accuracy(spikes, 5, [1], repeats=21)
 
 
+def test_decoding_has_jeffreys_prior():
+    """Of one trial, p is 1/4 or 3/4: [1, 0, 1] is as likely after [1, 1, 0] as after [0, 0, 0]."""
+    spikes = np.array([[1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0]])[..., None]
+    assert spike_trains.decoding_accuracy(spikes, 3, [1]) == pytest.approx((1 / 2 + 1) / 2)
+
+
 def test_decoding_at_chance_and_ties():
     silent = np.zeros((10, 12, 2), np.uint8)
     assert spike_trains.decoding_accuracy(silent, 3, [1, 5]) == pytest.approx(1 / 4)
@@ -311,6 +327,10 @@ def test_decoding_at_chance_and_ties():
         (lambda s: spike_trains.victor_purpura_distance(s, s, -1.0), "cost_per_bin"),
         (lambda s: spike_trains.decoding_accuracy(2 * s, 5, [1]), "0 or 1"),
         (lambda s: spike_trains.decoding_accuracy(s, 5, [4]), "1 to 3 can be pooled"),
+        (lambda s: spike_trains.decoding_accuracy(s, 5, [0]), "1 to 3 can be pooled"),
+        (lambda s: spike_trains.signal_power(s[:, :0]), r"\[trials, bins, neurons\], got shape \[6, 0, 2\]"),
+        (lambda s: spike_trains.psth(s[:0]), r"\[trials, bins, neurons\], got shape \[0, 20, 2\]"),
+        (lambda s: spike_trains.psth(s, bin_s=np.inf), "bin_s must be positive"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
