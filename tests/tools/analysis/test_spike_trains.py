@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tools.analysis import spike_trains
+from tools.errors import UserError
 from tools.studies.coding.cells import LIFCells, LNCells
 
 
@@ -156,6 +157,38 @@ def test_two_trials_are_enough():
         assert np.isfinite(metric(trials)).all()
     for metric in (spike_trains.cc_max, spike_trains.reliability, spike_trains.signal_correlation):
         assert metric(np.stack([trials[0], trials[0]])) == pytest.approx(1)
+    assert spike_trains.psth(trials[:1]) == pytest.approx(trials[0])
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        spike_trains.signal_power,
+        spike_trains.signal_power_error,
+        spike_trains.noise_power,
+        spike_trains.signal_to_noise,
+        spike_trains.cc_max,
+        spike_trains.signal_correlation,
+        spike_trains.reliability,
+        lambda responses: spike_trains.cc_norm(np.arange(2.0)[: responses.shape[1], None], responses),
+    ],
+)
+def test_no_fewer_than_two_trials_of_two_bins_have_a_signal_and_noise(metric):
+    trials = np.array([[0.0, 1.0], [0.2, 1.1]])[..., None]
+    assert np.isfinite(metric(trials)).all()
+    for fewer in (trials[:1], trials[:, :1]):
+        with pytest.raises(UserError, match="at least 2"):
+            metric(fewer)
+
+
+def test_noise_correlations_and_fano_factors_need_two_trials_of_one_bin():
+    counts = np.array([[[1, 2]], [[3, 4]]])
+    assert spike_trains.noise_correlation(counts) == pytest.approx(1)
+    assert spike_trains.noise_correlation(counts) == pytest.approx(spike_trains.noise_correlation(counts, window=1))
+    assert np.isfinite(spike_trains.fano_factor(counts, 1)).all()
+    for metric in (spike_trains.noise_correlation, lambda counts: spike_trains.fano_factor(counts, 1)):
+        with pytest.raises(UserError, match="at least 2 trials"):
+            metric(counts[:1])
 
 
 def test_shifts_repeat_with_the_seed_which_is_0_unless_told_otherwise():
@@ -324,6 +357,7 @@ def test_decoding_at_chance_and_ties():
         (lambda s: spike_trains.van_rossum_distance(s, s[:, :5], 1.0), "same bins and neurons"),
         (lambda s: spike_trains.van_rossum_distance(s, s, 0.0), "tau_bins"),
         (lambda s: spike_trains.victor_purpura_distance(s + 0.5, s, 1.0), "whole numbers"),
+        (lambda s: spike_trains.victor_purpura_distance(s, -s, 1.0), "whole numbers"),
         (lambda s: spike_trains.victor_purpura_distance(s, s, -1.0), "cost_per_bin"),
         (lambda s: spike_trains.decoding_accuracy(2 * s, 5, [1]), "0 or 1"),
         (lambda s: spike_trains.decoding_accuracy(s, 5, [4]), "1 to 3 can be pooled"),

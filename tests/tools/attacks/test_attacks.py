@@ -704,10 +704,11 @@ def test_transfer_comes_from_the_twins(spied):
 
 
 def test_the_gates_compare_what_they_say(spied, monkeypatch):
-    weaker = []
+    weaker, laws = [], set()
     original = spied.pgd
 
     def pgd(net, norm, eps, **options):
+        laws.update(type(module.gradient_law) for module in net.modules() if isinstance(module, NoisyLIF))
         weaker.append({name: options[name] for name in ("steps", "draws") if options.get(name)})
         return original(net, norm, eps, **options)
 
@@ -722,6 +723,7 @@ def test_the_gates_compare_what_they_say(spied, monkeypatch):
     for steps in (8, 3):
         spied.preset = dataclasses.replace(TINY, steps=steps)
         gates.check_steps(spied, 8 / 255, test)
+    assert laws == {Gaussian}  # the first path, which is the network's own
     # A quarter of the steps, but one at least; else as the preset has it.
     assert weaker == [{"steps": 1}, {"draws": 1}] * 2 + [{"steps": 2}, {"steps": 1}]
     low, high = scored(*[0.2] * 12), scored(*[0.8] * 12)
