@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from models import LIF, NoisyLIF, build_model, build_neuron
-from tools.perturb import PERTURBATIONS
+from tools.perturb import PERTURBATIONS, applicable
 from tools.perturb.hidden import delete_spikes, flip_spikes, insert_spikes, membrane_noise
 from tools.perturb.perturbation import entry
 from tools.perturb.pixels import (
@@ -107,6 +107,13 @@ def test_the_strengths_that_are_allowed_and_those_that_change_nothing():
     for name, one in PERTURBATIONS.items():
         assert (one.neutral, one.lowest, one.highest) == others.get(name, (0, 0, math.inf)), name
         assert one.is_random == (name not in ("blur", "contrast", "brightness", "jpeg", "pixelate")), name
+
+
+@pytest.mark.parametrize(
+    ("has_pixels", "families"), [(True, ["pixels", "hidden", "attack"]), (False, ["events", "hidden"])]
+)
+def test_perturbations_apply_to_what_a_data_set_has(has_pixels, families):
+    assert applicable(has_pixels) == [name for name, one in PERTURBATIONS.items() if one.where in families]
 
 
 def test_a_name_is_given_once():

@@ -129,6 +129,18 @@ def test_as_dense_as_deflate_packs_is_read(tmp_path, kind):
     assert len(Recording(path).load(SIZE).events) == 100_000
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_an_archive_may_claim_two_gibibytes(tmp_path, more):
+    path = tmp_path / "a.npz"
+    np.savez(path, np.zeros(2_000_000, np.uint8))
+    raw = path.read_bytes()
+    entry = raw.rindex(b"PK\1\2")  # of the list of contents
+    path.write_bytes(raw[: entry + 24] + struct.pack("<I", 2**31 + more) + raw[entry + 28 :])
+    with pytest.raises(EventFormatError) as caught:
+        Recording(path).load(SIZE)
+    assert ("claims to hold 2147483649 bytes, more than 2147483648" in str(caught.value)) == bool(more)
+
+
 MATLAB = b"MATLAB" + bytes(118) + b"\0\1IM"
 
 
