@@ -129,6 +129,19 @@ def test_as_dense_as_deflate_packs_is_read(tmp_path, kind):
     assert len(Recording(path).load(SIZE).events) == 100_000
 
 
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_nothing_before_an_archive_is_executed(tmp_path, suffix):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    path = written(tmp_path, suffix)
+    path.write_bytes(pickle.dumps(Harmful()) + path.read_bytes())  # which is still an archive
+    with pytest.raises(EventFormatError, match=f"d.{suffix}, byte 0: expected an array"):
+        Recording(path).load(SIZE)
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("more", [0, 1])
 def test_an_archive_may_claim_two_gibibytes(tmp_path, more):
     path = tmp_path / "a.npz"
@@ -494,7 +507,12 @@ def test_labels_of_gestures(tmp_path):
         path.write_text(f"{head}1,0,20\n{row}\n")
         with pytest.raises(EventFormatError, match="user01_labels.csv, byte 0: line 3: expected"):
             read_gesture_labels(path)
-    for content, expected in ((head.encode(), "labels, got none"), (b"\xff\xfe", "a table"), (b"", "the line class")):
+    for content, expected in (
+        (head.encode(), "labels, got none"),
+        (b"\xff\xfe", "a table of labels"),
+        (b"x" * 200_000, "a table of labels"),
+        (b"", "the line class"),
+    ):
         path.write_bytes(content)
         with pytest.raises(EventFormatError, match=f"user01_labels.csv, byte 0: expected {expected}"):
             read_gesture_labels(path)
