@@ -218,6 +218,23 @@ def test_motions_are_as_large_and_as_random_as_stated():
     assert clockwise.double().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / draws**0.5)
 
 
+def test_recordings_show_random_digits_of_random_contrast(monkeypatch):
+    digits, seen = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None].expand(-1, 28, 28), []
+
+    def nothing(masks, paths, contrasts):
+        seen.append((masks[:, 0, 0], contrasts))
+        return torch.zeros(len(masks), STEPS + 1, HEIGHT, WIDTH)
+
+    monkeypatch.setattr("tools.data.events.motions.render", nothing)
+    make_streams(digits, 60, seed=1)
+    masks, contrasts = (torch.cat(parts) for parts in zip(*seen))
+    values, often = masks.unique(return_counts=True)
+    assert values.tolist() == pytest.approx([0, 0.2, 1]) and often.min() > 660 / 3 - 4.5 * (660 * 2 / 9) ** 0.5
+    size = contrasts.abs()
+    assert 1 <= size.min() < 1.02 and 1.78 < size.max() <= 1.8
+    assert (contrasts > 0).double().mean().item() == pytest.approx(0.5, abs=4.5 * 0.5 / 660**0.5)
+
+
 def test_a_digit_turns_clockwise_and_wraps_around_the_torus():
     mask = torch.zeros(1, 28, 28)
     mask[0, 4:6, 13:15] = 1  # 9 pixels above the centre

@@ -227,6 +227,10 @@ def test_a_lenient_store_counts_the_events_it_drops(recordings, tmp_path):
     made = make(recordings, tmp_path, lenient=True)
     assert not made.skipped and made.dropped == {"outside": 1, "decreasing": 1}
     assert made[[2]].sum() == 52 - 2
+    data = LabelledRecordings(recordings, made, np.arange(10), torch.zeros(10), FRAMING, "count")
+    with pytest.raises(EventFormatError, match="2.bin"):
+        data.events(2)
+    assert len(dataclasses.replace(data, lenient=True).events(2)) == 52 - 2
 
 
 def test_whole_recordings_have_one_store_for_strict_and_lenient(recordings, tmp_path, monkeypatch):
