@@ -362,6 +362,7 @@ def test_decoding_at_chance_and_ties():
         (lambda s: spike_trains.decoding_accuracy(2 * s, 5, [1]), "0 or 1"),
         (lambda s: spike_trains.decoding_accuracy(s, 5, [4]), "1 to 3 can be pooled"),
         (lambda s: spike_trains.decoding_accuracy(s, 5, [0]), "1 to 3 can be pooled"),
+        (lambda s: spike_trains.decoding_accuracy(s[:1], 5, [1]), "at least 2 trials"),
         (lambda s: spike_trains.signal_power(s[:, :0]), r"\[trials, bins, neurons\], got shape \[6, 0, 2\]"),
         (lambda s: spike_trains.psth(s[:0]), r"\[trials, bins, neurons\], got shape \[0, 20, 2\]"),
         (lambda s: spike_trains.psth(s, bin_s=np.inf), "bin_s must be positive"),
