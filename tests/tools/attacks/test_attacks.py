@@ -381,10 +381,7 @@ def test_square_measures_a_noisy_network_again():
 
     def repeats(scale, is_noisy):
         """Queries of an image that was asked for already."""
-        victim, images = (
-            Chance(scale, is_noisy),
-            torch.full((1, 16, 8, 8), 0.5),
-        )  # no two squares are the same by chance
+        victim, images = Chance(scale, is_noisy), torch.full((1, 16, 8, 8), 0.5)  # 16 channels: no square comes twice
         square_attack(victim, Ball(images, 0.1), torch.zeros(1), 60, seeded())
         assert len(victim.seen) == 60  # a budget
         start = (victim.seen[0] - images) / 0.1  # vertical stripes
