@@ -99,7 +99,7 @@ def test_resamples_are_those_of_samples_drawn_with_replacement():
     first, second = correctness(random, 50, 0.7), correctness(random, 50, 0.6)
     means = [(first - second)[random.integers(50, size=50)].mean() for _ in range(20_000)]
     result = paired_difference(first, second)
-    assert [result.low, result.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
+    assert [result.low, result.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.005)
 
 
 def test_holm_by_hand():
