@@ -309,6 +309,7 @@ def test_the_pixels_of_a_sensor_are_counted_from_zero():
     [
         dict(x=-1),
         dict(x=65536),
+        dict(x=70000),
         dict(y=65536),
         dict(t=2**62),
         dict(y=0.5),
@@ -507,7 +508,7 @@ def test_labels_of_gestures(tmp_path):
     path, head, last = tmp_path / "user01_labels.csv", "class,startTime_usec,endTime_usec\n", 2**62 - 1
     path.write_text(f"{head}1,0,20\n\n11,30,{last}\n")
     assert read_gesture_labels(path) == [(0, 0, 20), (10, 30, last)]
-    for row in ("12,10,20", "0,10,20", "1,-1,20", "1,20,20", f"1,20,{2**62}", "1,10", "one,10,20"):
+    for row in ("12,10,20", "0,10,20", "1,-1,20", "1,20,20", f"1,20,{2**62}", f"1,20,{2**63}", "1,10", "one,10,20"):
         path.write_text(f"{head}1,0,20\n{row}\n")
         with pytest.raises(EventFormatError, match="user01_labels.csv, byte 0: line 3: expected"):
             read_gesture_labels(path)
