@@ -679,10 +679,11 @@ def test_a_noisy_network_is_attacked_to_the_last_step_and_the_first_restart_unle
 def test_without_noise_the_best_point_on_the_way_is_kept(deterministic_net):
     campaign = Campaign(deterministic_net, CPU, torch.rand(12, *SHAPE, generator=seeded(1)), torch.arange(12) % 4, TINY)
     net = with_gradient_path(deterministic_net, "own")
-    best, last = (
-        campaign.victim(net).margins(campaign.pgd(net, "linf", 0.3, best=one), campaign.target) for one in (True, False)
+    usual, best, last = (
+        campaign.victim(net).margins(campaign.pgd(net, "linf", 0.3, **options), campaign.target)
+        for options in ({}, {"best": True}, {"best": False})
     )
-    assert (best >= last).all() and (best > last).any()
+    assert (best >= last).all() and (best > last).any() and torch.equal(usual, best)
 
 
 def test_transfer_comes_from_the_twins(spied):
