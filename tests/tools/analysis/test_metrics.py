@@ -50,6 +50,8 @@ def test_calibrated_predictions_have_a_small_error_and_others_a_larger_one():
     log_p, target = simulated(100_000)
     assert metrics.calibration_error(log_p, target) < 0.015  # 0.005 +- 0.001 by chance
     assert metrics.calibration_error(metrics.with_temperature(log_p, 0.5), target) > 0.05
+    assert len(metrics.reliability(log_p, target)) == 15
+    assert metrics.calibration_error(log_p, target) == metrics.calibration_error(log_p, target, bins=15)
 
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
@@ -59,6 +61,12 @@ def test_the_fitted_temperature_undoes_a_wrong_one(true):
     fitted = metrics.fit_temperature(wrong, target)
     assert fitted == pytest.approx(true, rel=0.05)  # the standard error is 0.3 %
     assert metrics.calibration_error(metrics.with_temperature(wrong, fitted), target) < 0.02
+
+
+def test_the_temperature_has_bounds():
+    always = logs([[0.6, 0.4]] * 4)
+    for target, most in ((torch.zeros(4, dtype=torch.int64), -4), (torch.ones(4, dtype=torch.int64), 4)):
+        assert math.log(metrics.fit_temperature(always, target)) == pytest.approx(most, abs=1e-3)
 
 
 def test_draws_are_averaged_as_probabilities():
@@ -127,8 +135,15 @@ def test_the_temperature_is_fitted_on_validation_data_alone():
 
 
 def test_too_few_draws_are_refused():
-    with pytest.raises(ValueError, match="ensembles of 16"):
-        metrics.ensemble_curve(*noisy_draws(8, 10, 0), *noisy_draws(16, 10, 1))
+    for draws, others in ((8, 16), (16, 8)):
+        with pytest.raises(ValueError, match=f"ensembles of 16 .* got {draws}, {others}"):
+            metrics.ensemble_curve(*noisy_draws(draws, 10, 0), *noisy_draws(others, 10, 1))
+
+
+def test_draws_that_make_no_whole_ensemble_are_left_out():
+    (draws, target), validation = noisy_draws(5, 50, 0), noisy_draws(2, 50, 1)
+    whole, part = (metrics.ensemble_curve(one, target, *validation, sizes=(2,)) for one in (draws[:4], draws))
+    assert whole == part and part[0].ensembles == 2
 
 
 def test_another_data_set_is_told_by_its_uncertainty():

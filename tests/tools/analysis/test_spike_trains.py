@@ -8,6 +8,7 @@ from scipy import stats
 
 from tests.chance import ERROR, deviations
 from tools.analysis import spike_trains
+from tools.errors import UserError
 from tools.studies.coding.cells import LIFCells, LNCells
 
 
@@ -44,6 +45,16 @@ def test_psth_is_the_rate_in_hertz():
     assert (np.abs(spike_trains.psth(spikes, bin_s=0.01) - 100 * p) < deviations(p.size) * error).all()
     assert spike_trains.psth(spikes, smoothing_bins=2.0).std() < spike_trains.psth(spikes).std()
     assert spike_trains.smoothed(np.ones((5, 2)), 3.0) == pytest.approx(1)  # at the ends too
+
+
+def test_variances_of_two_trials_by_hand():
+    counts = np.array([[0, 1, 3, 2], [2, 1, 3, 2]])[..., None]  # in windows of two: 1 and 5, 3 and 5
+    assert spike_trains.fano_factor(counts, 2).tolist() == [[1.0], [0.0]]  # 2 / 2 and 0 / 5
+    assert spike_trains.mean_fano_factor(counts, 2).tolist() == [1 / 3.5]
+    trials = np.array([[0, 4], [2, 2]])[..., None]  # their mean has the variance 2, their difference 4
+    assert spike_trains.noise_power(trials).tolist() == [4.0] and spike_trains.signal_power(trials).tolist() == [0.0]
+    trials = np.array([[0, 4], [2, 6]])[..., None]
+    assert spike_trains.noise_power(trials).tolist() == [0.0] and spike_trains.signal_power(trials).tolist() == [8.0]
 
 
 def test_fano_factors_of_bernoulli_poisson_and_certain_spikes():
@@ -152,6 +163,38 @@ def test_two_trials_are_enough():
         assert np.isfinite(metric(trials)).all()
     for metric in (spike_trains.cc_max, spike_trains.reliability, spike_trains.signal_correlation):
         assert metric(np.stack([trials[0], trials[0]])) == pytest.approx(1)
+    assert spike_trains.psth(trials[:1]) == pytest.approx(trials[0])
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        spike_trains.signal_power,
+        spike_trains.signal_power_error,
+        spike_trains.noise_power,
+        spike_trains.signal_to_noise,
+        spike_trains.cc_max,
+        spike_trains.signal_correlation,
+        spike_trains.reliability,
+        lambda responses: spike_trains.cc_norm(np.arange(2.0)[: responses.shape[1], None], responses),
+    ],
+)
+def test_no_fewer_than_two_trials_of_two_bins_have_a_signal_and_noise(metric):
+    trials = np.array([[0.0, 1.0], [0.2, 1.1]])[..., None]
+    assert np.isfinite(metric(trials)).all()
+    for fewer in (trials[:1], trials[:, :1]):
+        with pytest.raises(UserError, match="at least 2"):
+            metric(fewer)
+
+
+def test_noise_correlations_and_fano_factors_need_two_trials_of_one_bin():
+    counts = np.array([[[1, 2]], [[3, 4]]])
+    assert spike_trains.noise_correlation(counts) == pytest.approx(1)
+    assert spike_trains.noise_correlation(counts) == pytest.approx(spike_trains.noise_correlation(counts, window=1))
+    assert np.isfinite(spike_trains.fano_factor(counts, 1)).all()
+    for metric in (spike_trains.noise_correlation, lambda counts: spike_trains.fano_factor(counts, 1)):
+        with pytest.raises(UserError, match="at least 2 trials"):
+            metric(counts[:1])
 
 
 def test_shifts_repeat_with_the_seed_which_is_0_unless_told_otherwise():
@@ -286,6 +329,12 @@ def test_decoding_is_the_mean_over_20_splits_unless_told_otherwise():
     assert found[0] == found[1] == found[2] != spike_trains.decoding_accuracy(spikes, 5, [1], repeats=21)
 
 
+def test_decoding_has_jeffreys_prior():
+    """Of one trial, p is 1/4 or 3/4: [1, 0, 1] is as likely after [1, 1, 0] as after [0, 0, 0]."""
+    spikes = np.array([[1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0]])[..., None]
+    assert spike_trains.decoding_accuracy(spikes, 3, [1]) == pytest.approx((1 / 2 + 1) / 2)
+
+
 def test_decoding_at_chance_and_ties():
     silent = np.zeros((10, 12, 2), np.uint8)
     assert spike_trains.decoding_accuracy(silent, 3, [1, 5]) == pytest.approx(1 / 4)
@@ -316,9 +365,15 @@ def test_decoding_at_chance_and_ties():
         (lambda s: spike_trains.van_rossum_distance(s, s[:, :5], 1.0), "same bins and neurons"),
         (lambda s: spike_trains.van_rossum_distance(s, s, 0.0), "tau_bins"),
         (lambda s: spike_trains.victor_purpura_distance(s + 0.5, s, 1.0), "whole numbers"),
+        (lambda s: spike_trains.victor_purpura_distance(s, -s, 1.0), "whole numbers"),
         (lambda s: spike_trains.victor_purpura_distance(s, s, -1.0), "cost_per_bin"),
         (lambda s: spike_trains.decoding_accuracy(2 * s, 5, [1]), "0 or 1"),
         (lambda s: spike_trains.decoding_accuracy(s, 5, [4]), "1 to 3 can be pooled"),
+        (lambda s: spike_trains.decoding_accuracy(s, 5, [0]), "1 to 3 can be pooled"),
+        (lambda s: spike_trains.decoding_accuracy(s[:1], 5, [1]), "at least 2 trials"),
+        (lambda s: spike_trains.signal_power(s[:, :0]), r"\[trials, bins, neurons\], got shape \[6, 0, 2\]"),
+        (lambda s: spike_trains.psth(s[:0]), r"\[trials, bins, neurons\], got shape \[0, 20, 2\]"),
+        (lambda s: spike_trains.psth(s, bin_s=np.inf), "bin_s must be positive"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

@@ -86,6 +86,14 @@ def test_pairing_sees_what_unpaired_means_would_not():
     assert paired_difference(hard, hard) == PairedDifference(0.0, 0.0, 0.0, 1.0)
     swapped = paired_difference(hard + random.normal(0, 0.02, 200), hard + 0.02)
     assert swapped.high < 0 and swapped.p < 0.001
+    assert paired_difference(hard + 0.02, hard).p == 2 / 20_001  # no resample of 20,000 differs the other way
+
+
+def test_resamples_repeat_with_the_seed_which_is_0_unless_told_otherwise():
+    random = np.random.default_rng(4)
+    first, second = correctness(random, 50, 0.7), correctness(random, 50, 0.6)
+    found = [paired_difference(first, second, **options) for options in ({}, {"resamples": 20_000}, {"seed": 0})]
+    assert found[0] == found[1] == found[2] != paired_difference(first, second, seed=1)
 
 
 def test_resamples_are_those_of_samples_drawn_with_replacement():

@@ -98,6 +98,38 @@ def test_attacks_reach_the_optimum_of_a_linear_network(norm):
     torch.testing.assert_close(many, (eps * best).expand(many.shape), rtol=0.02, atol=2e-3 if norm == "l2" else 1e-6)
 
 
+def test_the_steps_of_pgd_are_2_5_radii_together():
+    seen = []
+
+    def down(images, target):
+        seen.append(images.clone())
+        return -torch.ones_like(images)
+
+    pgd(down, Ball(grey(), 0.1), torch.zeros(5), 10, seeded())
+    assert (seen[0] - seen[1]).max().item() == pytest.approx(0.025, abs=1e-6)
+
+
+def test_starts_are_anywhere_in_the_ball_and_in_range():
+    images = grey(2000)
+    where = (Ball(images, 0.1).start(seeded()) - images) / 0.1
+    assert where.abs().max() <= 1.0001 and where.mean().item() == pytest.approx(0, abs=0.01)
+    assert where.std().item() == pytest.approx(3**-0.5, rel=0.01)
+    where = ((Ball(images, 0.1, "l2").start(seeded()) - images) / 0.1).flatten(1)
+    distance = where.norm(dim=1)
+    assert distance.max() <= 1.0001 and distance.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert distance.std().item() == pytest.approx(12**-0.5, rel=0.05)
+    assert (where / distance[:, None]).mean(0).abs().max() < 4.5 * 64**-0.5 / 2000**0.5
+    for border in (0.0, 1.0):
+        for norm in ("linf", "l2"):
+            start = Ball(torch.full_like(images, border), 0.5, norm).start(seeded())
+            assert start.min() >= 0 and start.max() <= 1 and start.min() < start.max()
+
+
+def test_without_a_gradient_images_stay():
+    for norm in ("linf", "l2"):
+        assert torch.equal(fgsm(lambda images, target: 0 * images, Ball(grey(), 0.1, norm), None), grey())
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_direct_optimisation_does_not_depend_on_the_scale_of_the_gradient(scale):
     w = torch.randn(SHAPE, generator=seeded())
@@ -137,6 +169,26 @@ def test_direct_optimisation_stays_on_its_sphere_and_nears_the_optimum():
     assert ((delta * best).flatten(1).sum(1) > 0.07).all()  # 0.1 at best; Adam goes by signs: 0.08
     start, _ = linear_attack(direct_optimisation, "l2", torch.clone, gamma=0.1, generator=seeded(), steps=0)
     assert ((start * best).flatten(1).sum(1) < 0.05).all()
+
+
+def test_direct_optimisation_goes_in_published_steps_of_adam_and_stays_in_range():
+    w, target, seen = torch.randn(SHAPE, generator=seeded()), torch.zeros(1), []
+
+    def attack(images, **options):
+        def gradient(images, target):
+            seen.append(images)
+            return w.expand(images.shape)
+
+        return direct_optimisation(gradient, images, target, 1.0, seeded(), **options)
+
+    delta = attack(grey(1), steps=0) - 0.5
+    moved = delta + 0.002 * w.sign()
+    torch.testing.assert_close(attack(grey(1), steps=1) - 0.5, moved / moved.norm(), rtol=0, atol=1e-6)
+    assert torch.equal(attack(grey(1)), attack(grey(1), steps=30))
+    assert not torch.equal(attack(grey(1)), attack(grey(1), steps=29))
+    for border in (0.0, 1.0):
+        seen.append(attack(torch.full_like(grey(1), border)))
+    assert all(images.min() >= 0 and images.max() <= 1 for images in seen)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -275,6 +327,9 @@ def test_gradient_paths_have_the_densities_that_they_say():
     given = x.clone().requires_grad_()
     with_gradient_path(nn.Sequential(learnt), "widened2")(given).sum().backward()
     torch.testing.assert_close(given.grad, expected["widened2"])
+    given = torch.full((3, 1, 1), -1.0, requires_grad=True)  # of three steps, without a spike
+    with_gradient_path(nn.Sequential(LIF(decay=0.5)), "straight_through")(given).sum().backward()
+    assert given.grad.flatten().tolist() == [1 + 0.5 + 0.25, 1 + 0.5, 1]  # not through the reset
 
 
 def test_the_mean_field_of_deterministic_neurons_is_the_law_of_their_surrogate():
@@ -323,18 +378,21 @@ def test_square_measures_a_noisy_network_again():
 
         def margins(self, images, target):
             self.seen.append(images.clone())
-            return self.scale * torch.randn(len(images), generator=self.generator)
+            return self.scale * torch.randn(len(images), generator=self.generator) - 1
 
     def repeats(scale, is_noisy):
         """Queries of an image that was asked for already."""
-        victim = Chance(scale, is_noisy)
-        square_attack(victim, Ball(grey(1), 0.1), torch.zeros(1), 60, seeded())
+        victim, images = Chance(scale, is_noisy), torch.full((1, 16, 8, 8), 0.5)  # 16 channels: no square comes twice
+        square_attack(victim, Ball(images, 0.1), torch.zeros(1), 60, seeded())
+        assert len(victim.seen) == 60  # a budget
+        start = (victim.seen[0] - images) / 0.1  # vertical stripes
+        assert start.abs().min() > 0.999 and torch.equal(start, start[..., :1, :].expand_as(start))
         return sum(
             any(torch.equal(images, before) for before in victim.seen[:index])
             for index, images in enumerate(victim.seen)
         )
 
-    assert 5 <= repeats(0.01, is_noisy=True) <= 50  # every tenth of 60; of the new squares, some recur
+    assert repeats(0.01, is_noisy=True) == 5  # every tenth of 60
     assert repeats(0.01, is_noisy=False) == 0
     lucky = Chance(1.5)
     lucky.margins_given = iter([2.0, 0.2, 2.0, 2.0])
@@ -352,6 +410,9 @@ def test_square_changes_one_square_by_plus_or_minus_eps():
         assert rows == columns == 4 and where.sum() == 16
         assert all(len(channel[where].unique()) == 1 for channel in delta)
         assert delta.abs().max() == pytest.approx(0.1)
+    black = torch.zeros(500, 1, 8, 8)
+    where = with_square(black, black, 0.1, 0.25, seeded())[:, 0].amax(0) > 0
+    assert where.all()  # also at the edges; those of -eps stay black
     for shape in ((9, 4), (4, 9)):  # a square of 0.8 of the pixels would not fit
         images = torch.full((4, 1, *shape), 0.5)
         changed = with_square(images, images, 0.1, 0.8, seeded()) != images
@@ -381,6 +442,24 @@ def test_choosing_among_equal_candidates_and_scoring_afresh_returns_the_clean_ac
     assert sum(result.times_correct) == pytest.approx(100 * 200 * result.accuracy)
     selected = torch.stack([victim.margins(images, target) for _ in range(40)]).amax(0)
     assert (selected < 0).double().mean() < 0.01  # what choosing and scoring by the same draws would have said
+
+
+def test_draws_that_make_no_whole_ensemble_are_left_out():
+    class LastDrawErrs(nn.Module):
+        mode = "noisy"
+
+        def forward(self, images, timesteps):
+            right = torch.ones(len(images))  # of one image: a draw each
+            right[-1] = 0
+            return torch.stack([right, 1 - right], -1).expand(timesteps, -1, -1)
+
+    def scored_with(draws, ensemble):
+        return score(Victim(LastDrawErrs(), CPU, draws), grey(1), torch.zeros(1, dtype=torch.int64), ensemble)
+
+    seven = scored_with(7, 3)
+    assert seven.accuracy == pytest.approx(6 / 7) and seven.times_correct == [6]
+    assert seven.accuracy_ensemble == 1 and scored_with(7, 1).accuracy_ensemble == pytest.approx(6 / 7)
+    assert scored_with(2, 1).accuracy_std == pytest.approx(0.5**0.5) and scored_with(1, 1).accuracy_std == 0
 
 
 def test_the_better_candidate_is_chosen_for_each_image():
@@ -415,7 +494,43 @@ def test_gates_pass_what_is_sound_and_fail_what_is_not():
     ones = torch.ones(10, 1, 4, 4)
     assert gates.gradients_are_there(ones, ones).passed and "1.000" in gates.gradients_are_there(ones, ones).detail
     assert not gates.gradients_are_there(torch.zeros_like(ones), ones).passed
-    assert not gates.gradients_are_there(ones, torch.where(torch.arange(4) == 1, torch.nan, ones)).passed
+    partly = gates.gradients_are_there(ones, torch.where(torch.arange(4) == 1, torch.nan, ones))
+    assert not partly.passed and partly.detail.endswith("; some are not finite")
+    assert "finite" not in gates.gradients_are_there(ones, ones).detail
+
+
+def test_the_limits_of_gates():
+    few = scored(*[0.05] * 50)
+    high = scored(*[0.8] * 50)
+    for nothing_left in ((few, few, high), (high, high, few)):
+        assert gates.stronger_than_noise("attack", *nothing_left).passed
+    little = scored(*[0.06] * 50)
+    assert not gates.stronger_than_noise("attack", little, little, high).passed
+    without = torch.ones(20, 1, 4, 4)
+    without[0] = 0
+    some = gates.gradients_are_there(without, without)
+    assert some.passed and some.detail.startswith("5.0 % of the images have none, 5.0 % of the pixels; ")
+    without[1] = 0
+    without[2, :, :2] = 0
+    many = gates.gradients_are_there(without, without)
+    assert not many.passed and many.detail.startswith("10.0 % of the images have none, 12.5 % of the pixels; ")
+    images = [scored(*[float(i >= turned) for i in range(50)], draws=1) for turned in (0, 9, 10)]
+    # Nine images that all turn one way are within 0.01 and three standard errors of 3 / 50; ten are not.
+    assert gates.vanishing_noise_equals_noiseless(images[1], images[0]).passed
+    assert not gates.vanishing_noise_equals_noiseless(images[2], images[0]).passed
+
+
+def test_a_difference_counts_beyond_a_hundredth_and_three_standard_errors():
+    one, two = scored(0.75, 1.0, draws=1), scored(0.0, 0.0, draws=1)
+    assert gates.excess(one, two) == pytest.approx(1.0 - 0.01)  # no noise, no error
+    assert gates.excess(one, two, slack=0.0) == pytest.approx(1.0)
+    noisy, certain = scored(0.5, 0.0, draws=101), scored(1.0, 1.0, draws=101)
+    share = 50 / 101
+    error = math.sqrt(share * (1 - share) / 100) / 2  # of the mean of two images
+    assert gates.excess(certain, noisy) == pytest.approx(1 - share / 2 - 0.01 - 3 * error)
+    assert gates.excess(noisy, certain) == pytest.approx(share / 2 - 1 - 0.01 - 3 * error)
+    three = scored(0.5, 0.5, draws=2)
+    assert gates.excess(three, two) == pytest.approx(0.5 - 0.01 - 3 * math.sqrt(2 * 0.25 / 1) / 2)
 
 
 def test_vanishing_noise_may_turn_images_both_ways_but_not_one_way():
@@ -477,7 +592,12 @@ def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic
         passed = {gate.name: gate.passed for gate in report.gates}
         assert passed["no attack leaves the clean accuracy"]
         assert passed.get("scale -> 0 is the deterministic network", True)
-        assert Campaign(net, CPU, images, target, TINY).run() == report
+        restarts = next(gate for gate in report.gates if gate.name.endswith("rise with restarts"))
+        assert [amount.split()[-1] for amount in restarts.detail.split(";")[0].split(", ")] == ["1", "2"]
+        copies = next(gate for gate in report.gates if gate.name == "no attack leaves the clean accuracy")
+        assert len(set(copies.detail.split(" and "))) == (2 if draws > 1 else 1)  # by other draws, where there is noise
+        assert Campaign(net, CPU, images, target, TINY, seed=0).run() == report
+        assert report.label == "upper bound on robustness"
         assert AttackReport.from_json(json.loads(json.dumps(report.as_json()))) == report
 
 
@@ -549,13 +669,23 @@ def test_restarts_differ_in_start_and_objective(spied):
     assert len({tuple(images.flatten().tolist()) for images in first_steps}) == 2  # the starts of the two restarts
 
 
+def test_a_noisy_network_is_attacked_to_the_last_step_and_the_first_restart_unless_told_otherwise(spied):
+    net = with_gradient_path(spied.net, "own")
+    usual = spied.pgd(net, "linf", 0.1)
+    assert torch.equal(usual, spied.pgd(net, "linf", 0.1, best=False))  # the best point may be luck
+    assert torch.equal(usual, spied.pgd(net, "linf", 0.1, restart=0, steps=TINY.steps, draws=TINY.draws))
+    assert not torch.equal(usual, spied.pgd(net, "linf", 0.1, restart=1))
+    assert spied.score(spied.images) == spied.score(spied.images, repetition=0)
+
+
 def test_without_noise_the_best_point_on_the_way_is_kept(deterministic_net):
     campaign = Campaign(deterministic_net, CPU, torch.rand(12, *SHAPE, generator=seeded(1)), torch.arange(12) % 4, TINY)
     net = with_gradient_path(deterministic_net, "own")
-    best, last = (
-        campaign.victim(net).margins(campaign.pgd(net, "linf", 0.3, best=one), campaign.target) for one in (True, False)
+    usual, best, last = (
+        campaign.victim(net).margins(campaign.pgd(net, "linf", 0.3, **options), campaign.target)
+        for options in ({}, {"best": True}, {"best": False})
     )
-    assert (best >= last).all() and (best > last).any()
+    assert (best >= last).all() and (best > last).any() and torch.equal(usual, best)
 
 
 def test_transfer_comes_from_the_twins(spied):
@@ -574,10 +704,11 @@ def test_transfer_comes_from_the_twins(spied):
 
 
 def test_the_gates_compare_what_they_say(spied, monkeypatch):
-    weaker = []
+    weaker, laws = [], set()
     original = spied.pgd
 
     def pgd(net, norm, eps, **options):
+        laws.update(type(module.gradient_law) for module in net.modules() if isinstance(module, NoisyLIF))
         weaker.append({name: options[name] for name in ("steps", "draws") if options.get(name)})
         return original(net, norm, eps, **options)
 
@@ -585,16 +716,23 @@ def test_the_gates_compare_what_they_say(spied, monkeypatch):
     test = RadiusTest([spied.images + 0.01, spied.images - 0.01], {})
     assert gates.check_steps(spied, 8 / 255, test).name.endswith("steps")
     assert gates.check_draws(spied, 8 / 255, test).name.endswith("draws of a gradient")
-    spied.preset = dataclasses.replace(TINY, steps=8)
-    gates.check_steps(spied, 8 / 255, test)
-    assert weaker == [{"steps": 1}, {"draws": 1}, {"steps": 2}]  # a quarter of the steps; else as the preset has it
+    all_of_them = gates.percent(spied.score(test.restarts[0]))
+    assert gates.check_steps(spied, 8 / 255, test).detail.split(";")[0].endswith(f", {all_of_them} at 4")
+    assert gates.check_draws(spied, 8 / 255, test).detail.split(";")[0].endswith(f", {all_of_them} at 3")
+    assert gates.percent(spied.score(test.restarts[1])) != all_of_them
+    for steps in (8, 3):
+        spied.preset = dataclasses.replace(TINY, steps=steps)
+        gates.check_steps(spied, 8 / 255, test)
+    assert laws == {Gaussian}  # the first path, which is the network's own
+    # A quarter of the steps, but one at least; else as the preset has it.
+    assert weaker == [{"steps": 1}, {"draws": 1}] * 2 + [{"steps": 2}, {"steps": 1}]
     low, high = scored(*[0.2] * 12), scored(*[0.8] * 12)
     scores = {"PGD": high, "FGSM": low, "Square": low, "all": low, "random noise": high, "transfer, noiseless": high}
     assert [gate.passed for gate in gates.compare_rivals({("linf", 0.1): RadiusTest([], scores)})] == [False, False]
     tests = {
-        ("linf", eps): RadiusTest([], {"PGD": scored(*[share] * 12)}) for eps, share in ((1, 0.7), (2, 0.3), (8, 0))
+        ("linf", eps): RadiusTest([], {"PGD": scored(*[share] * 12)}) for eps, share in ((1, 0.7), (2, 0.45), (8, 0.25))
     }
-    assert gates.telling_radius(high, tests) == 2
+    assert gates.telling_radius(high, tests) == 2  # it leaves 0.45 of 0.8
 
 
 def test_the_planted_gate_finds_what_a_weak_attack_does_not(deterministic_net, monkeypatch):
@@ -630,5 +768,6 @@ def test_presets_are_those_of_the_documentation():
     quick, full = PRESETS["quick"], PRESETS["full"]
     assert (quick.images, quick.steps, quick.draws, quick.restarts, len(quick.paths)) == (200, 20, 5, 2, 2)
     assert (full.images, full.steps, full.draws, full.restarts) == (1000, 50, 20, 5)
-    assert [radius for norm, radius in full.radii if norm == "linf"] == [eps / 255 for eps in (1, 2, 4, 8)]
-    assert ("l2", 0.5) in full.radii and quick.queries == 500
+    assert quick.radii == tuple(("linf", eps / 255) for eps in (2, 8))
+    assert full.radii == (*(("linf", eps / 255) for eps in (1, 2, 4, 8)), ("l2", 0.5))
+    assert (quick.queries, full.queries) == (500, 2000)

@@ -2,6 +2,7 @@
 
 import colorsys
 import io
+import math
 import subprocess
 import sys
 
@@ -13,8 +14,9 @@ from scipy.ndimage import gaussian_filter
 
 from models import LIF, NoisyLIF, build_model, build_neuron
 from tests.chance import deviations, likely
-from tools.perturb import PERTURBATIONS
+from tools.perturb import PERTURBATIONS, applicable
 from tools.perturb.hidden import delete_spikes, flip_spikes, insert_spikes, membrane_noise
+from tools.perturb.perturbation import entry
 from tools.perturb.pixels import (
     add_gaussian,
     blur,
@@ -93,6 +95,33 @@ def test_the_severities_of_events_neurons_and_attacks():
     }
 
 
+def test_the_strengths_that_are_allowed_and_those_that_change_nothing():
+    share, from_one = (0, 0, 1), (None, 1, math.inf)
+    shares = "sp", "brightness", "eventdrop", "drop_time", "drop_area", "hot_pixels", "dead_pixels", "polarity_flip"
+    others = {
+        **dict.fromkeys((*shares, "spike_level", "spike_delete", "spike_insert"), share),
+        "shot": from_one,
+        "contrast": (1, 0, math.inf),
+        "jpeg": (None, 1, 95),
+        "pixelate": (1, 0, 1),
+    }
+    for name, one in PERTURBATIONS.items():
+        assert (one.neutral, one.lowest, one.highest) == others.get(name, (0, 0, math.inf)), name
+        assert one.is_random == (name not in ("blur", "contrast", "brightness", "jpeg", "pixelate")), name
+
+
+@pytest.mark.parametrize(
+    ("has_pixels", "families"), [(True, ["pixels", "hidden", "attack"]), (False, ["events", "hidden"])]
+)
+def test_perturbations_apply_to_what_a_data_set_has(has_pixels, families):
+    assert applicable(has_pixels) == [name for name, one in PERTURBATIONS.items() if one.where in families]
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(ValueError, match="there is a perturbation 'blur' already"):
+        entry(dict(PERTURBATIONS), "pixels", "blur", "blur_sigma", "pixels", (1, 2, 3, 4, 5))(blur)
+
+
 def test_shot_noise_is_a_count_of_photons():
     level, photons = 0.3, 100
     disturbed = shot_noise(torch.full((50, 1, 32, 32), level), photons, generator())
@@ -104,14 +133,19 @@ def test_shot_noise_is_a_count_of_photons():
 
 def test_blur_is_the_gaussian_of_scipy():
     images = torch.rand(2, 3, 32, 32, generator=generator())
-    for sigma in (0.4, 1.0):
-        expected = gaussian_filter(images.double().numpy(), sigma, truncate=4, mode="mirror", axes=(2, 3))
-        assert np.abs(blur(images, sigma, None).numpy() - expected).max() < 2e-4  # scipy's cut is at 4 sigma too
+    for sigma, radius in ((0.4, 2), (1.0, 4)):  # pixels until 4 sigma
+        expected = gaussian_filter(images.double().numpy(), sigma, radius=radius, mode="mirror", axes=(2, 3))
+        assert np.abs(blur(images, sigma, None).numpy() - expected).max() < 1e-6
+    small = images[..., :4, :9]  # a mirror has one pixel less than the image
+    expected = gaussian_filter(small.double().numpy(), 3.0, radius=3, mode="mirror", axes=(2, 3))
+    assert np.abs(blur(small, 3.0, None).numpy() - expected).max() < 1e-6
+    assert all(blur(torch.ones(1, 1, 32, 32), sigma / 10, None).max() <= 1 for sigma in range(1, 30))
 
 
 def test_contrast_is_about_the_mean_of_each_channel():
     images = torch.tensor([[[[0.2, 0.4]], [[0.5, 0.9]]]])
     assert torch.allclose(contrast(images, 0.5, None), torch.tensor([[[[0.25, 0.35]], [[0.6, 0.8]]]]))
+    assert torch.allclose(contrast(images, 5.0, None), torch.tensor([[[[0.0, 0.8]], [[0.0, 1.0]]]]))
 
 
 def test_brightness_is_added_to_the_value_of_hsv():
@@ -136,6 +170,8 @@ def test_jpeg_is_what_pillow_writes_and_pixels_become_boxes():
     boxes = pixelate(images, 0.5, None).unfold(2, 2, 2).unfold(3, 2, 2)
     assert torch.equal(boxes, boxes[..., :1, :1].expand_as(boxes))
     assert (boxes[..., 0, 0] - torch.nn.functional.avg_pool2d(images, 2)).abs().max() < 1.01 / 255
+    one = pixelate(images[..., :9], 0.01, None)  # a pixel at least
+    assert (one - images[..., :9].mean((2, 3), keepdim=True)).abs().max() < 1.01 / 255
 
 
 def test_added_noise_has_the_stated_deviation():

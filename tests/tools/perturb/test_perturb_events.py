@@ -227,7 +227,7 @@ def test_new_events_leave_the_old_ones_in_their_order(apply):
 def test_hot_pixels_are_as_many_and_as_fast_as_stated_and_of_one_polarity():
     fraction, seconds = 0.05, DURATION * 1e-6
     events = stream(2)  # its two events are at the ends
-    mean = perturb.HOT_PIXEL_RATE_HZ * seconds
+    mean = 100 * seconds
     rates, signs = [], []
     for perturbed in draws(perturb.hot_pixels, events, fraction):
         new = perturbed[~np.isin(perturbed, events)]

@@ -111,12 +111,10 @@ def signal_correlation(responses: ArrayLike) -> np.ndarray:
     Neuroscience 7, 2006; the correction is the shuffle of trials, in closed form.
     """
     responses = as_trials(responses, 2, bins=2)
-    count, bins, _ = responses.shape
     centred = responses - responses.mean(1, keepdims=True)
     total = centred.sum(0)
     same_trial = np.einsum("rtn,rtm->nm", centred, centred)
-    covariance = (total.T @ total - same_trial) / (count * (count - 1) * (bins - 1))
-    return _correlation(covariance, (responses**2).mean((0, 1)))
+    return _correlation(total.T @ total - same_trial, (responses**2).sum((0, 1)))
 
 
 def noise_correlation(responses: ArrayLike, window: int = 1) -> np.ndarray:
@@ -127,11 +125,14 @@ def noise_correlation(responses: ArrayLike, window: int = 1) -> np.ndarray:
     """
     windows = in_windows(as_trials(responses, 2), window)
     residuals = (windows - windows.mean(0)).reshape(-1, windows.shape[2])
-    return _correlation(residuals.T @ residuals / len(residuals), (windows**2).mean((0, 1)))
+    return _correlation(residuals.T @ residuals, (windows**2).sum((0, 1)))
 
 
-def _correlation(covariance: np.ndarray, mean_squares: np.ndarray) -> np.ndarray:
-    """Correlations from covariances [N, N]; NaN for variances that are rounding errors of these mean squares [N]."""
-    variance = np.diagonal(covariance)
-    deviation = np.sqrt(np.where(exceeds_rounding(variance, mean_squares), variance, np.nan))
-    return covariance / deviation / deviation[:, None]
+def _correlation(products: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Correlations from sums of products [N, N], whose number cancels.
+
+    NaN for those of a neuron with itself that are rounding errors of its sum of squares, `squares` [N].
+    """
+    variance = np.diagonal(products)
+    deviation = np.sqrt(np.where(exceeds_rounding(variance, squares), variance, np.nan))
+    return products / deviation / deviation[:, None]

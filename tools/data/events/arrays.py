@@ -101,7 +101,7 @@ def _mat_element(path: PathLike, raw: bytes, at: int) -> tuple[int, bytes, int]:
     if size > len(raw) - start:
         raise EventFormatError(path, at, f"expected {size} bytes, got {len(raw) - start}: truncated")
     end = start + size
-    return kind, raw[start:end], end if kind == _MAT_COMPRESSED else max(at + 8, -(-end // 8) * 8)
+    return kind, raw[start:end], end if kind == _MAT_COMPRESSED else end + (at - end) % 8
 
 
 def _mat_table(path: PathLike, body: bytes) -> np.ndarray | None:
@@ -114,7 +114,7 @@ def _mat_table(path: PathLike, body: bytes) -> np.ndarray | None:
         return None
     shape = tuple(np.frombuffer(dims[: len(dims) // 4 * 4], "<i4").tolist())
     numbers = np.dtype(_MAT_NUMBERS.get(kind, "V1"))
-    fits = len(shape) == 2 and shape[0] >= 0 and shape[1] in (4, 6) and numbers.kind != "V"
+    fits = len(shape) == 2 and shape[1] in (4, 6) and numbers.kind != "V"
     if not fits or shape[0] * shape[1] * numbers.itemsize != len(content):
         raise EventFormatError(path, 0, f"expected out1 [N, 6] or [N, 4], got {shape}, {len(content)} bytes")
     return np.frombuffer(content, numbers).reshape(shape, order="F")

@@ -48,8 +48,6 @@ def read_aedat3(path: PathLike, raw: bytes) -> Reading:
 
     Note: https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
     """
-    if not _AEDAT3.match(raw):
-        raise EventFormatError(path, 0, f"expected a line #!AER-DAT3.1, got {raw[:14]!r}")
     end = re.search(rb"^#!END-HEADER\r?\n", raw, re.MULTILINE)
     if end is None:
         raise EventFormatError(path, len(raw), "expected a line #!END-HEADER, got the end of the file")

@@ -5,6 +5,7 @@ import pickle
 import struct
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -76,15 +77,137 @@ def test_times_in_milliseconds_do_not_wrap_in_narrow_types(tmp_path, dtype):
 def test_plain_arrays_of_other_types_are_refused(tmp_path):
     for dtype in ("S4", "M8[s]", "V8", "?"):
         np.save(tmp_path / "3.npy", np.zeros((2, 4), dtype))
-        with pytest.raises(EventFormatError, match="3.npy"):
+        with pytest.raises(EventFormatError, match="3.npy, byte 0: expected numbers"):
             Recording(tmp_path / "3.npy").load(SIZE)
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 5), (2, 4, 1)])
 def test_plain_arrays_of_other_shapes_are_refused(tmp_path, shape):
     np.save(tmp_path / "3.npy", np.zeros(shape, int))
-    with pytest.raises(EventFormatError, match="3.npy"):
+    with pytest.raises(EventFormatError, match="3.npy, byte 0: expected numbers"):
         Recording(tmp_path / "3.npy").load(SIZE)
+
+
+def test_arrays_may_have_further_fields_but_none_may_lack_or_be_of_another_shape(tmp_path):
+    whole, path = columns(), tmp_path / "a.NPZ"
+
+    def save(**arrays):
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
+        return Recording(path)
+
+    assert len(save(**whole, z=whole["x"]).load(SIZE).events) == 4
+    for wrong, message in (
+        ({}, "one length are needed"),
+        ({name: whole[name] for name in "xyt"}, r"expected arrays or fields x, y, t, p, .* got \['t', 'x', 'y'\]"),
+        ({**whole, "y": whole["y"][:3]}, "one length are needed"),
+        ({**whole, "y": whole["y"][:, None]}, "expected x, y, t, p of one length"),
+        ({name: whole[name][:, None] for name in "xytp"}, "expected x, y, t, p of one length"),
+        ({name: whole[name][0] for name in "xytp"}, "expected x, y, t, p of one length"),
+        ({**whole, "x": whole["x"] + 0j}, "expected numbers for x, got complex"),
+    ):
+        with pytest.raises(EventFormatError, match=f"a.NPZ, byte 0: .*{message}"):
+            save(**wrong).load(SIZE)
+
+
+def test_a_polarity_of_one_byte_is_zero_or_one(tmp_path):
+    path = written(tmp_path, "npy")
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] + b"\2")
+    with pytest.raises(EventFormatError, match="byte 0: event 3: expected a whole p from 0 to 1, got 2"):
+        Recording(path).load(SIZE)
+
+
+@pytest.mark.parametrize("kind", ["npz", "mat"])
+def test_as_dense_as_deflate_packs_is_read(tmp_path, kind):
+    still, path = np.zeros(100_000), tmp_path / f"a.{kind}"
+    if kind == "npz":
+        np.savez_compressed(path, **dict.fromkeys("xytp", still))
+    else:
+        savemat(path, {"out1": np.stack([still] * 4, 1)}, do_compression=True)
+    assert path.stat().st_size < 4 * still.nbytes / 500
+    assert len(Recording(path).load(SIZE).events) == 100_000
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_nothing_before_an_archive_is_executed(tmp_path, suffix):
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    path = written(tmp_path, suffix)
+    path.write_bytes(pickle.dumps(Harmful()) + path.read_bytes())  # which is still an archive
+    with pytest.raises(EventFormatError, match=f"d.{suffix}, byte 0: expected an array"):
+        Recording(path).load(SIZE)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_an_archive_may_claim_two_gibibytes(tmp_path, more):
+    path = tmp_path / "a.npz"
+    np.savez(path, np.zeros(2_000_000, np.uint8))
+    raw = path.read_bytes()
+    entry = raw.rindex(b"PK\1\2")  # of the list of contents
+    path.write_bytes(raw[: entry + 24] + struct.pack("<I", 2**31 + more) + raw[entry + 28 :])
+    with pytest.raises(EventFormatError) as caught:
+        Recording(path).load(SIZE)
+    assert ("claims to hold 2147483649 bytes, more than 2147483648" in str(caught.value)) == bool(more)
+
+
+MATLAB = b"MATLAB" + bytes(118) + b"\0\1IM"
+
+
+def element(kind, content):
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+def mat(dims=struct.pack("<2i", 1, 4), kind=2, numbers=bytes([3, 5, 7, 1]), name=b"out1"):
+    """A MATLAB file of a matrix: one event at 3 us unless told otherwise."""
+    matrix = element(6, bytes(8)) + element(5, dims) + element(1, name) + element(kind, numbers)
+    return MATLAB + element(14, matrix)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8", "i8", "u8"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab_tables_may_be_of_any_numbers_packed_and_of_four_columns(tmp_path, dtype, compressed):
+    path, one, two = tmp_path / "a.mat", [3, 5, 7, 1], [4, 6, 8, 0]
+    others = {"a": np.uint8(9), "b": np.zeros((0, 3)), "long_name": np.ones((2, 5))}
+    for events in ([one], [one, two]):
+        savemat(path, {**others, "out1": np.array(events, dtype)}, do_compression=compressed)
+        found = Recording(path).load(SIZE).events.tolist()
+        assert [list(map(int, event)) for event in found] == [[x, y, t, p] for t, x, y, p in events]
+    other = mat(name=b"out2")[128:]
+    packed = zlib.compress(other)
+    assert len(packed) % 8  # compressed elements are not padded, so what follows need not begin at a multiple of 8
+    for before in (b"", struct.pack("<II", 15, len(packed)) + packed + other):
+        path.write_bytes(MATLAB + before + mat()[128:])
+        assert Recording(path).load(SIZE).events.tolist() == [(5, 7, 3, True)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (MATLAB[:126] + b"MI" + mat()[128:], "byte 0: expected a little-endian MATLAB 5 file, got b'MATLAB'$"),
+        (b"matlab" + mat()[6:], "byte 0: expected a little-endian MATLAB 5 file, got b'matlab'$"),
+        (MATLAB[:126] + b"IL" + mat()[128:], "byte 0: expected a little-endian MATLAB 5 file"),
+        (MATLAB[:126] + b"IO" + mat()[128:], "byte 0: expected a little-endian MATLAB 5 file"),
+        (mat(name=b"out2"), f"byte {len(mat())}: expected the variable out1"),
+        (mat()[:135], "byte 128: expected a data element, got the end"),
+        (mat()[:-3], f"byte 128: expected {len(mat()) - 136} bytes, got {len(mat()) - 139}: truncated"),
+        (MATLAB + element(15, zlib.compress(mat()[128:])[:-3]), "byte 128: expected the end of the compressed data"),
+        (MATLAB + element(15, b"garbage!"), "byte 128: expected compressed data"),
+        (mat(kind=10), r"byte 0: expected out1 .*got \(1, 4\), 4 bytes"),
+        (mat(numbers=bytes(5)), r"byte 0: expected out1 .*got \(1, 4\), 5 bytes"),
+        *((mat(struct.pack("<2i", 1, n), numbers=bytes(n)), "byte 0: expected out1") for n in (3, 5, 7)),
+        *((mat(struct.pack(f"<{len(dims)}i", *dims)), "byte 0: expected out1") for dims in ((4,), (1, 4, 1), (-1, 4))),
+        (mat(bytes([1, 0, 0, 0, 4, 0])), "byte 0: expected out1"),
+        (mat(struct.pack("<2i", 0, 4), numbers=b""), "byte 0: expected events, got none"),
+    ],
+)
+def test_damaged_matlab_files_are_refused_with_their_place(tmp_path, raw, problem):
+    (tmp_path / "a.mat").write_bytes(raw)
+    with pytest.raises(EventFormatError, match=f"a.mat, {problem}"):
+        Recording(tmp_path / "a.mat").load(SIZE)
 
 
 def test_an_invalid_event_is_left_out_whatever_its_time(tmp_path):
@@ -109,24 +232,57 @@ def test_truncated_empty_and_foreign_files_are_refused_by_name(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "problem"),
     [
-        ("<h", (0, 77)),
-        ("<i", (4, 0)),
-        ("<i", (4, 16)),
-        ("<i", (8, 0)),
-        ("<i", (12, -1)),
-        ("<i", (20, 2**31 - 1)),
-        ("<i", (24, 9)),
+        ("<h", (0, 77), "an event type from 0 to 13"),
+        ("<h", (0, 14), "an event type from 0 to 13"),
+        ("<i", (4, 0), "that agree"),
+        ("<i", (4, -8), "that agree"),
+        ("<i", (4, 16), "events of 8 bytes"),
+        ("<i", (4, 4), "events of 8 bytes"),
+        ("<i", (8, 0), "the time at 4"),
+        ("<i", (12, -1), "an overflow counter"),
+        ("<i", (20, 2**31 - 1), "the whole packet"),
+        ("<i", (24, 9), "that agree"),
+        ("<i", (24, -1), "that agree"),
     ],
 )
-def test_garbled_packet_headers_are_refused_with_their_place(tmp_path, field, value):
-    raw, (offset, number) = bytearray(aedat3()), value
+def test_garbled_packet_headers_are_refused_with_their_place(tmp_path, field, value, problem):
+    raw, (offset, number) = bytearray(aedat3(EVENTS[:2])), value
     start = raw.index(b"END-HEADER\r\n") + 12
     struct.pack_into(field, raw, start + offset, number)
     (tmp_path / "x.aedat").write_bytes(raw)
-    with pytest.raises(EventFormatError, match=f"byte {start}"):
+    with pytest.raises(EventFormatError, match=f"byte {start}: .*{problem}"):
         Recording(tmp_path / "x.aedat").load(SIZE)
+
+
+def test_packets_of_every_other_type_and_without_events_are_passed_over(tmp_path):
+    others = [struct.pack("<hhiiiiii", kind, 1, 12, 4, 0, 1, 1, 1) + bytes(12) for kind in (0, 2, 13)]
+    none = struct.pack("<hhiiiiii", 1, 1, 8, 4, 0, 0, 0, 0)
+    (tmp_path / "x.aedat").write_bytes(aedat3() + b"".join(others) + none)
+    assert len(Recording(tmp_path / "x.aedat").load(SIZE).events) == len(EVENTS)
+    header = b"#!AER-DAT3.1\r\n#!END-HEADER\r\n"
+    (tmp_path / "x.aedat").write_bytes(header + others[0] + none)
+    with pytest.raises(EventFormatError, match="byte 0: expected events, got none"):
+        Recording(tmp_path / "x.aedat").load(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "problem"),
+    [
+        ("a.txt", b"", r"byte 0: expected a file \.aedat, \.bin, .*, got '\.txt'$"),
+        ("a.bin", nmnist()[:-1], f"byte {len(nmnist()) - 1}: expected events of 5 bytes"),
+        ("a.aedat", aedat2()[:-1], f"byte {len(aedat2()) - 1}: expected events of 8 bytes"),
+        ("a.aedat", b"#!AER-DAT2.0\r\n# no end", "byte 14: expected the end of a header line"),
+        ("a.aedat", b"#!AER-DAT1.0\r\n", r"byte 0: .*, got b'#!AER-DAT1.0\\r\\n'$"),
+        ("a.aedat", b"#!AER-DAT3.1\r\n# no end", "byte 22: expected a line #!END-HEADER"),
+        ("a.aedat", aedat3() + bytes(10), f"byte {len(aedat3())}: expected a packet header of 28 bytes, got 10"),
+    ],
+)
+def test_files_that_end_or_begin_otherwise_are_refused_with_their_place(tmp_path, name, raw, problem):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(EventFormatError, match=f"{name}, {problem}"):
+        Recording(tmp_path / name).load(SIZE)
 
 
 def test_events_outside_or_out_of_order_are_refused_or_dropped_and_counted():
@@ -140,14 +296,36 @@ def test_events_outside_or_out_of_order_are_refused_or_dropped_and_counted():
     assert kept["t"].tolist() == [5, 9, 9] and dropped == {"outside": 1, "decreasing": 2}
 
 
-@pytest.mark.parametrize("wrong", [dict(x=-1), dict(x=70000), dict(y=0.5), dict(p=2), dict(t=-1), dict(x=np.nan)])
+def test_the_pixels_of_a_sensor_are_counted_from_zero():
+    events = np.array([(39, 29, 1, 1), (40, 29, 2, 1), (39, 30, 3, 1), (40, 30, 4, 1)], EVENT)
+    kept, dropped = check_events(Reading("f.bin", events), (40, 30), lenient=True)
+    assert kept["t"].tolist() == [1] and dropped["outside"] == 3
+    with pytest.raises(EventFormatError, match="f.bin, byte 0: event 1: expected a pixel of 40x30"):
+        check_events(Reading("f.bin", events), (40, 30))  # of a format that does not tell where its events are
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(x=-1),
+        dict(x=65536),
+        dict(x=70000),
+        dict(y=65536),
+        dict(t=2**62),
+        dict(y=0.5),
+        dict(p=2),
+        dict(p=-2),
+        dict(t=-1),
+        dict(x=np.nan),
+    ],
+)
 def test_numbers_that_a_conversion_would_change_are_refused(tmp_path, wrong):
     ((name, value),) = wrong.items()
     arrays = columns(float)
     arrays[name][1] = value
     np.savez(tmp_path / "w.npz", **arrays)
     highest = {"x": 2**16, "y": 2**16, "t": 2**62, "p": 2}[name] - 1
-    with pytest.raises(EventFormatError, match=f"event 1: expected a whole {name} from 0 to {highest}, got"):
+    with pytest.raises(EventFormatError, match=f"byte 0: event 1: expected a whole {name} from 0 to {highest}, got"):
         Recording(tmp_path / "w.npz").load(SIZE)
 
 
@@ -265,10 +443,13 @@ def test_a_wrong_event_is_named_by_its_first_byte(tmp_path, kind):
 def test_wrong_numbers_of_aedat2_are_named_by_their_own_byte(tmp_path):
     raw, path = aedat2(), tmp_path / "a.aedat"
     third = len(raw) - 3 * 8  # of the four events, before an external one
-    for at, word, message in ((third, 1 << 16, "an address of 16 bits"), (third + 4, 1 << 31, "a time from 0")):
-        path.write_bytes(raw[:at] + struct.pack(">I", word) + raw[at + 4 :])
+    for at, message in ((third, "an address of 16 bits, got 0x10000$"), (third + 4, "a time from 0, got -65536$")):
+        first, second = (1 << 16, 1 << 17) if at == third else (2**32 - 65536, 2**32 - 1)
+        path.write_bytes(raw[:at] + struct.pack(">I4xI", first, second) + raw[at + 12 :])
         with pytest.raises(EventFormatError, match=f"byte {at}: expected {message}"):
             Recording(path).load(SIZE)
+    path.write_bytes(aedat2([(5, 7, 0, 1)]))
+    assert Recording(path).load(SIZE).events["t"].tolist() == [0]
 
 
 def test_times_of_nmnist_have_23_bits_beside_the_polarity(tmp_path):
@@ -282,6 +463,10 @@ def test_markers_of_nmnist_put_all_later_times_back(tmp_path):
     events, dropped = Recording(tmp_path / "a.bin").load(SIZE)
     assert events.tolist() == [(1, 2, 5, True), (3, 4, 7 + 2**13, False), (5, 6, 8 + 2**14, True)]
     assert not any(dropped.values())
+    (tmp_path / "a.bin").write_bytes(nmnist([(1, 2, 5, 1), (0, 240, 0, 0), (3, 241, 7, 0)]))  # no marker: outside
+    assert Recording(tmp_path / "a.bin").load(SIZE, lenient=True).dropped["outside"] == 1
+    with pytest.raises(EventFormatError, match="byte 10: event 1: expected a pixel"):
+        Recording(tmp_path / "a.bin").load(SIZE)
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz"])
@@ -320,16 +505,26 @@ def test_a_huge_file_is_refused_unread(tmp_path, suffix):
 
 
 def test_labels_of_gestures(tmp_path):
-    path = tmp_path / "user01_labels.csv"
-    path.write_text("class,startTime_usec,endTime_usec\n1,10,20\n11,30,40\n")
-    assert read_gesture_labels(path) == [(0, 10, 20), (10, 30, 40)]
-    path.write_text("class,startTime_usec,endTime_usec\n12,10,20\n")
-    with pytest.raises(EventFormatError, match="line 2"):
-        read_gesture_labels(path)
-    for content in (b"class,startTime_usec,endTime_usec\n", b"\xff\xfe", b""):
-        path.write_bytes(content)
-        with pytest.raises(EventFormatError, match="user01"):
+    path, head, last = tmp_path / "user01_labels.csv", "class,startTime_usec,endTime_usec\n", 2**62 - 1
+    path.write_text(f"{head}1,0,20\n\n11,30,{last}\n")
+    assert read_gesture_labels(path) == [(0, 0, 20), (10, 30, last)]
+    for row in ("12,10,20", "0,10,20", "1,-1,20", "1,20,20", f"1,20,{2**62}", f"1,20,{2**63}", "1,10", "one,10,20"):
+        path.write_text(f"{head}1,0,20\n{row}\n")
+        with pytest.raises(EventFormatError, match="user01_labels.csv, byte 0: line 3: expected"):
             read_gesture_labels(path)
+    for content, expected in (
+        (head.encode(), "labels, got none"),
+        (b"\xff\xfe", "a table of labels"),
+        (b"x" * 200_000, "a table of labels"),
+        (b"", "the line class"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(EventFormatError, match=f"user01_labels.csv, byte 0: expected {expected}"):
+            read_gesture_labels(path)
+    with open(path, "wb") as file:
+        file.truncate(2**20 + 1)
+    with pytest.raises(UserError, match="more than 1048576 bytes"):
+        read_gesture_labels(path)
 
 
 @pytest.mark.realdata

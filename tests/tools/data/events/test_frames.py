@@ -43,6 +43,9 @@ def test_each_event_is_in_its_frame_polarity_and_cell(split):
 
 def test_frames_by_count_have_equally_many_events_and_by_time_are_equally_long():
     events = stream(1003)
+    for edges in (edges_by_count, edges_by_time):
+        assert edges(events[:0], 10).tolist() == [0] * 11
+        assert len(edges(events, 10)) == 11 and edges(events, 10)[[0, -1]].tolist() == [0, 1003]
     assert set(np.diff(edges_by_count(events, 10))) == {100, 101}
     events["t"] = np.arange(1003)
     assert (np.abs(np.diff(edges_by_time(events, 10)) - 100.3) < 1).all()

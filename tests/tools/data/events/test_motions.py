@@ -106,6 +106,11 @@ def test_a_pixel_is_silent_for_its_refractory_period_and_then_starts_from_its_in
     assert np.abs(np.diff(events["t"]) - period).max() <= 1
 
 
+def test_a_pixel_is_silent_for_five_milliseconds_unless_told_otherwise():
+    events, _ = camera(ramp([1000.0], 500), 1000, rng(), mismatch=0.0, noise_hz=0.0)
+    assert (np.diff(events["t"]) - (0.25 / 2 * 1000 + 5000)).mean() == pytest.approx(0, abs=0.1)
+
+
 def test_no_pixel_of_a_moving_scene_fires_within_its_refractory_period():
     levels = torch.from_numpy(rng().standard_normal((2, 20, 6, 6))).float()
     events, ends = camera(levels, STEP_US, rng(), refractory_us=4000, noise_hz=0.0)
@@ -124,6 +129,8 @@ def test_a_static_scene_gives_background_noise_at_the_stated_rate():
     assert abs(len(events) - expected) < deviations(3) * math.sqrt(expected)
     assert likely(events["p"].sum(), len(events), 0.5, comparisons=3)
     assert len(split(events, ends)) == 20
+    usual = 0.1 * 0.5 * 20 * 48 * 48
+    assert abs(len(camera(still, STEP_US, rng())[0]) - usual) < 4 * math.sqrt(usual)
     short, _ = camera(still[:, :2], STEP_US, rng(), noise_hz=25)
     assert abs(len(short) - expected) < deviations(3) * math.sqrt(expected)
     assert 0.99 * STEP_US < short["t"].max() < STEP_US
@@ -136,6 +143,10 @@ def test_thresholds_differ_between_pixels_and_polarities():
     ]
     assert abs(counts[0].sum() / (48 * 48) / (20 / 0.25) - 1) < 0.02  # E[1 / theta] is 1 % above 1 / E[theta]
     assert not np.array_equal(*counts)
+    events, _ = camera(levels / 10, STEP_US, rng(), mismatch=1.0, refractory_us=0, noise_hz=0)
+    each = np.bincount(events["y"].astype(int) * 48 + events["x"])
+    lowest = 0.18 * 48 * 48  # P(1 + n < 0.1): pixels of the lowest threshold, a tenth of the nominal one
+    assert each.max() == 2 / 0.025 and (each == each.max()).sum() == pytest.approx(lowest, rel=0.2)
 
 
 def test_a_bar_that_moves_right_is_seen_to_move_right():
@@ -171,6 +182,59 @@ def test_the_trajectories_are_what_the_names_say():
     speed = steps["orbit"][:, :2].norm(dim=1)
     assert speed.max() - speed.min() < 1e-3  # a circle at constant speed
     assert (steps["orbit"][:, :2].sum(0).norm()) < speed.sum() / 2
+    for name in ("shake_horizontally", "shake_vertically", "orbit"):
+        assert torch.equal(steps[name][:, 2:], constant[:, None].expand(-1, 2))
+
+
+def test_motions_are_as_large_and_as_random_as_stated():
+    draws = 1000
+    paths = trajectories(np.repeat(np.arange(11), draws), rng()).double().view(11, draws, STEPS + 1, 4)
+    paths[..., 3].log_()
+    path = dict(zip(MOTIONS, paths))
+
+    def spans(values, low, high, margin):
+        """They come near both ends of an interval and do not leave it."""
+        assert low - margin / 10 <= values.min() < low + margin < high - margin < values.max() <= high + margin / 10
+
+    speeds = {"right": (0, 16), "down": (1, 16), "rotate_clockwise": (2, 3), "zoom_in": (3, 0.8)}
+    opposite = {"left": (0, 16), "up": (1, 16), "rotate_counterclockwise": (2, 3), "zoom_out": (3, 0.8)}
+    for sign, amounts in ((1, speeds), (-1, opposite)):
+        for name, (axis, amount) in amounts.items():
+            speed = sign * (path[name][:, -1, axis] - path[name][:, 0, axis]) / amount
+            spans(speed, 0.7, 1.4, 0.02)
+            assert speed.log().mean().item() == pytest.approx(math.log(0.7 * 1.4) / 2, abs=0.03)  # log-uniform
+    spans(paths[:8, :, STEPS // 2, 0], 0, WIDTH, 0.3)
+    spans(paths[:8, :, STEPS // 2, 1], 0, HEIGHT, 0.3)
+    spans(paths[:, :, STEPS // 2, 3].exp(), 0.8, 1.2, 0.01)
+    for name, axis in (("shake_horizontally", 0), ("shake_vertically", 1)):
+        place, steps = path[name][..., axis], path[name][..., axis].diff(dim=1)
+        amplitude = (place.amax(1) - place.amin(1)) / 2
+        assert amplitude.max().item() == pytest.approx(3.5, abs=1e-2)
+        spans(steps.abs().amax(1) * STEPS / 3.5 / 8, 0.7, 1.4, 0.03)
+        bend = steps.diff(dim=1)[:, STEPS // 2 - 1]  # at the middle of the recording: goes with the sine of the phase
+        assert abs(bend.mean()) < 4 * bend.std() / draws**0.5
+    turns = path["orbit"][..., :2].diff(dim=1)
+    spans(turns.norm(dim=2).mean(1) * STEPS / 3.5 / 6, 0.7, 1.4, 0.03)
+    assert torch.allclose(turns.norm(dim=2), turns.norm(dim=2)[:, :1], rtol=1e-2)
+    clockwise = turns[:, 0, 0] * turns[:, 1, 1] > turns[:, 0, 1] * turns[:, 1, 0]
+    assert clockwise.double().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / draws**0.5)
+
+
+def test_recordings_show_random_digits_of_random_contrast(monkeypatch):
+    digits, seen = torch.tensor([0, 51, 255], dtype=torch.uint8)[:, None, None].expand(-1, 28, 28), []
+
+    def nothing(masks, paths, contrasts):
+        seen.append((masks[:, 0, 0], contrasts))
+        return torch.zeros(len(masks), STEPS + 1, HEIGHT, WIDTH)
+
+    monkeypatch.setattr("tools.data.events.motions.render", nothing)
+    make_streams(digits, 60, seed=1)
+    masks, contrasts = (torch.cat(parts) for parts in zip(*seen))
+    values, often = masks.unique(return_counts=True)
+    assert values.tolist() == pytest.approx([0, 0.2, 1]) and often.min() > 660 / 3 - 4.5 * (660 * 2 / 9) ** 0.5
+    size = contrasts.abs()
+    assert 1 <= size.min() < 1.02 and 1.78 < size.max() <= 1.8
+    assert (contrasts > 0).double().mean().item() == pytest.approx(0.5, abs=4.5 * 0.5 / 660**0.5)
 
 
 def test_a_digit_turns_clockwise_and_wraps_around_the_torus():

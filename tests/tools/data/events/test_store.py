@@ -4,6 +4,8 @@ import concurrent.futures
 import dataclasses
 import logging
 import multiprocessing
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -52,13 +54,23 @@ def make(recordings, tmp_path, **options):
 def test_a_store_has_the_frames_of_each_recording_in_a_small_type(recordings, tmp_path):
     made = make(recordings, tmp_path)
     assert (made[[9, 0, 4]] == frames_of(recordings)[[9, 0, 4]]).all()
-    assert made[[0]].dtype == np.uint8
+    assert made[[0]].dtype == np.uint8 and len(made) == 10
 
 
-def test_several_processes_make_the_same_store(recordings, tmp_path, monkeypatch):
+def test_several_processes_make_the_same_store_of_much_data(recordings, tmp_path, monkeypatch):
+    def by_others(folder, workers):
+        """Whether processes of their own made a store."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        made = FrameStore("test", recordings, FRAMING, workers=workers, folder=tmp_path / folder)
+        assert (made[range(10)] == frames_of(recordings)).all()
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime > before
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert not by_others("little", 2)
     monkeypatch.setattr(store, "BYTES_PER_PROCESS", 1)
-    made = FrameStore("test", recordings, FRAMING, workers=2, folder=tmp_path / "cache")
-    assert (made[range(10)] == frames_of(recordings)).all()
+    assert by_others("much", 2) and not by_others("alone", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert not by_others("unknown", 2)
 
 
 def test_an_interrupted_store_is_completed_and_whole_shards_are_kept(recordings, tmp_path, monkeypatch):
@@ -177,9 +189,12 @@ def test_parts_of_one_file_count_their_own_dropped_events_and_see_it_change(tmp_
     assert [len(part.load((128, 128), lenient=True)[0]) for part in parts] == [1, 1, 1]
     made = FrameStore("test", parts, Framing(2, "count", (128, 128), (8, 8)), True, workers=1, folder=tmp_path / "c")
     assert made.dropped == {"outside": 1, "decreasing": 0} and made[range(3)].sum() == 3
-    with pytest.raises(EventFormatError, match=r"expected a pixel of 128x128, got \(200"):
+    wrong = path.read_bytes().index(b"\x1f\0\x90\1")  # its 16 bits of y and polarity, and 15 of x
+    with pytest.raises(EventFormatError, match=rf"byte {wrong}: event 0: expected a pixel of 128x128, got \(200"):
         parts[1].load((128, 128))
     parts[2].load((128, 128))  # what is wrong elsewhere in the file does not matter
+    with pytest.raises(EventFormatError, match="a.aedat, byte 0: expected events from 50 to 60 us"):
+        Recording(path, 0, window_us=(50, 60)).load((128, 128))
     path.write_bytes(aedat3([(5, 7, 10, 1), (9, 9, 11, 1)]))
     assert len(parts[0].load((128, 128))[0]) == 2
 
@@ -214,6 +229,10 @@ def test_a_lenient_store_counts_the_events_it_drops(recordings, tmp_path):
     made = make(recordings, tmp_path, lenient=True)
     assert not made.skipped and made.dropped == {"outside": 1, "decreasing": 1}
     assert made[[2]].sum() == 52 - 2
+    data = LabelledRecordings(recordings, made, np.arange(10), torch.zeros(10), FRAMING, "count")
+    with pytest.raises(EventFormatError, match="2.bin"):
+        data.events(2)
+    assert len(dataclasses.replace(data, lenient=True).events(2)) == 52 - 2
 
 
 def test_whole_recordings_have_one_store_for_strict_and_lenient(recordings, tmp_path, monkeypatch):

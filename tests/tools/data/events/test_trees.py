@@ -1,5 +1,7 @@
 """The folders in which the event data sets are published: every layout gives the same recordings and splits."""
 
+import shutil
+
 import pytest
 
 from tests.tools.data.events.written import (
@@ -24,6 +26,9 @@ def test_nmnist(tmp_path):
     assert [len(train), len(test)] == [30, 20]
     assert all(recording.label == int(recording.path.parent.name) for recording in train + test)
     assert {recording.path.parent.parent.name for recording in train} == {"Train"}
+    shutil.rmtree(tmp_path / "Test")
+    with pytest.raises(FileNotFoundError, match="has no {Train,Test}"):  # half a data set is none
+        TREES["nmnist"].list_recordings(tmp_path, "9:1")
 
 
 @pytest.mark.parametrize("write", [official_gestures, spikingjelly_gestures, tonic_gestures])
@@ -36,6 +41,22 @@ def test_every_layout_of_dvsgesture_has_its_users_apart(tmp_path, write):
     assert {"user03" in str(recording.path) for recording in test} == {True}
     assert len(train[0].load((128, 128))[0]) >= 3
     assert recognise(tmp_path) == ("dvsgesture", (train, test))
+
+
+def test_what_is_left_of_the_official_gestures_hides_no_other_layout(tmp_path):
+    spikingjelly_gestures(tmp_path)
+    touch(tmp_path / "trials_to_train.txt", b"user01.aedat")
+    assert [len(part) for part in list_dvsgesture(tmp_path)] == [6, 3]
+    touch(tmp_path / "trials_to_test.txt", b"")
+    assert [len(part) for part in list_dvsgesture(tmp_path)] == [6, 3]
+
+
+@pytest.mark.parametrize("name", ["../a.aedat", "a.npz", 100 * "/"])
+def test_a_list_of_trials_names_files_beside_it(tmp_path, name):
+    official_gestures(tmp_path)
+    touch(tmp_path / "trials_to_test.txt", name.encode())
+    with pytest.raises(EventFormatError, match=f"test.txt, byte 0: .* got {name[:80]!r}$"):
+        list_dvsgesture(tmp_path)
 
 
 def test_a_gesture_is_the_part_of_its_recording_that_the_labels_name(tmp_path):
@@ -93,6 +114,11 @@ def test_a_recording_without_number_is_named(tmp_path):
     touch(tmp_path / "dog" / "notes.aedat")
     with pytest.raises(ValueError, match="notes.aedat has no number"):
         list_dvscifar10(tmp_path)
+    (tmp_path / "dog" / "notes.aedat").rename(tmp_path / "dog" / "1234567890.aedat")  # of no data set
+    with pytest.raises(ValueError, match="1234567890.aedat has no number"):
+        list_dvscifar10(tmp_path)
+    (tmp_path / "dog" / "1234567890.aedat").rename(tmp_path / "dog" / "123456789.aedat")
+    assert len(list_dvscifar10(tmp_path).train) == 9 * 9 + 10
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"\xff\xfe"), lambda path: path.unlink()])
@@ -101,7 +127,7 @@ def test_a_trial_whose_labels_cannot_be_read_is_one_recording_with_a_problem(tmp
     damage(tmp_path / "user01_fluorescent_labels.csv")
     train, test = list_dvsgesture(tmp_path)
     assert [len(train), len(test)] == [1 + 3, 3] and recognise(tmp_path)[0] == "dvsgesture"
-    with pytest.raises(EventFormatError, match="user01"):
+    with pytest.raises(EventFormatError, match="user01_fluorescent.aedat, byte 0: .*labels.csv"):
         train[0].load((128, 128))
     store = FrameStore("test", train, Framing(2, "count", (128, 128), (8, 8)), True, 1, tmp_path / "cache")
     assert list(store.skipped) == [0] and "user01" in store.skipped[0]
@@ -128,8 +154,21 @@ def test_what_is_no_data_set_says_what_was_looked_for(tmp_path):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="dog"):
         list_dvscifar10(tmp_path)
+    cifar10_tree(tmp_path / "one", "aedat", 1)
+    with pytest.raises(FileNotFoundError, match="for training and for testing"):
+        list_dvscifar10(tmp_path / "one")
 
 
 def test_there_are_as_many_names_as_classes():
     counts = {name: len(set(tree.classes)) for name, tree in TREES.items()}
     assert counts == {"nmnist": 10, "dvsgesture": 11, "dvscifar10": 10}
+
+
+def test_the_sensor_the_frames_and_the_held_out_share_of_each_data_set():
+    found = {name: (tree.sensor, tree.frame_size(), tree.validation_fraction) for name, tree in TREES.items()}
+    assert found == {
+        "nmnist": ((34, 34), (34, 34), 0.2),
+        "dvsgesture": ((128, 128), (48, 48), 0.1),
+        "dvscifar10": ((128, 128), (48, 48), 0.1),
+    }
+    assert TREES["dvsgesture"].frame_size(32) == (32, 32)
