@@ -99,8 +99,21 @@ def draw(count: int, seed: int) -> list[Mutant]:
     for path in sorted(str(path) for target in TARGETS for path in Path(target).rglob("*.py")):
         if path not in LEFT_OUT:
             everywhere += places(path).values()
-    generator = random.Random(seed)
-    return [generator.choice(faults) for faults in generator.sample(everywhere, count)]
+    generator, chosen = random.Random(seed), []
+    for faults in generator.sample(everywhere, len(everywhere)):
+        mutant = generator.choice(faults)
+        if len(chosen) < count and can_be_made(mutant):
+            chosen.append(mutant)
+    return chosen
+
+
+def can_be_made(mutant: Mutant) -> bool:
+    """Whether cosmic-ray makes the fault, and what it makes compiles: `{|{}}` and `except ~zlib.error` do not."""
+    try:
+        compile(mutant.mutated(Path(mutant.path).read_text()), mutant.path, "exec")
+    except (SyntaxError, AttributeError):
+        return False
+    return True
 
 
 class QuickFirst:
