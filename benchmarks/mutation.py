@@ -5,8 +5,8 @@
 needs cosmic-ray (pip install cosmic-ray), which makes the faults: another operator, number, comparison, a condition
 negated, a loop that never runs, a decorator less. A place is drawn first, evenly over all of them, then a fault for it;
 annotations are left out, as any fault there stops the import. Each fault is tried in a process forked from one that has
-imported PyTorch, on a copy of the commit, the quick tests first. It is caught where a test fails, where an import
-fails, and where the tests take TOO_LONG times their time. Any other end, as a crash, is not, and named in the score.
+imported PyTorch, on a copy of the commit, the quick tests first. It is caught where a test fails or crashes, where
+an import fails, and where the tests take TOO_LONG times their time. Any other end is not, and named in the score.
 Prints one JSON line per mutant and one with the score. With --out, lines are added to that file and, for the same
 commit, found again there. --targets tries those of the drawn mutants that are in some of the folders.
 """
@@ -33,7 +33,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ["models", "crits", "tools/attacks", "tools/analysis", "tools/perturb", "tools/data/events"]
 LEFT_OUT = ["tools/data/events/pictures.py"]  # sizes and colours of a picture
-CAUGHT = {1: "failed", 2: "import failed", 4: "import failed", -signal.SIGXCPU: "timeout"}  # by exit code; 4: conftest
+CAUGHT = {  # by exit code; 4: conftest
+    **{1: "failed", 2: "import failed", 4: "import failed"},
+    **{-signal.SIGXCPU: "timeout", -signal.SIGSEGV: "crash", -signal.SIGABRT: "crash"},
+}
 BUILDER = "build.py"  # of kernels: its faults have to build them again
 TOO_LONG = 5
 MOST_S = 1200  # of the tests of a folder without a fault
