@@ -1,6 +1,7 @@
 """Sweeps: combinations, what is left to do, the table; and a real one, where Ray is installed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -107,7 +108,9 @@ def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
     pytest.importorskip("ray")
     folder, epochs = tmp_path / "sweep", 30
     flags = ["--model", "toynet", "--epochs", str(epochs), "--no-histograms", "--threads", "1", "--device", "cpu"]
-    command = [sys.executable, "-m", "tools.sweep", str(folder), "--vary", "sigma=0.2,0.4", "--", "main_mnist5k.py"]
+    one_by_one = ["--cpus", str(os.cpu_count())]  # the second run is not done when the sweep is stopped
+    start = [sys.executable, "-m", "tools.sweep", str(folder), *one_by_one, "--vary", "sigma=0.2,0.4"]
+    command = [*start, "--", "main_mnist5k.py"]
     options = dict(cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     process = subprocess.Popen([*command, *flags], **options)
     while not list(folder.glob("runs/*/metrics.jsonl")):
