@@ -53,6 +53,7 @@ def test_what_a_hook_returns_replaces_the_tensor_within_the_block(on_input):
     with neuron_hooks(neuron, lambda name, neuron, tensor, continues: torch.full_like(tensor, 9.0), on_input):
         inside = call(neuron)
     assert all((spikes == (1.0 if on_input else 9.0)).all() for spikes in inside)  # 9 makes each neuron fire
+    assert [spikes.shape for spikes in inside] == [spikes.shape for spikes in before]
     assert all(torch.equal(one, other) for one, other in zip(before, call(neuron)))
     assert set(vars(neuron)) == attributes  # nothing is left on it, as a copy or a pickle would show
 
