@@ -72,7 +72,7 @@ class _Watch(threading.local):
     on_input: bool
     key: object  # by which `_opened_here` knows it
     depth: int = 0  # of calls, in each thread: `run` is not counted again where `forward` or `step` calls it
-    continues: bool | None = None  # whether the first such call was given a state, as in a `models.Stream`
+    continues: bool | None = None  # in a step of a `models.Stream`: whether the neuron was given a state
 
     def before(self, neuron: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """Forward pre-hook."""
@@ -95,11 +95,13 @@ class _Watch(threading.local):
 
     def around(self, method: str, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a method for streaming: (x, state, ...) -> (spikes, state)."""
+        if self.depth and not (_is_in_stream() and self.continues is None):
+            return run(*args, **kwargs)
         signature = inspect.signature(run)
         call = signature.bind(*args, **kwargs)
         continues = any(call.arguments.get(name) is not None for name in list(signature.parameters)[1:2])
         if self.depth:
-            self.continues = continues if self.continues is None else self.continues
+            self.continues = continues
             return run(*args, **kwargs)
 
         def changed(x: Tensor) -> Tensor | None:
@@ -196,14 +198,22 @@ def is_reentrant_checkpoint() -> bool:
     return not torch.is_grad_enabled() and _is_called_by(lambda code: code is first)
 
 
+def _is_in_stream() -> bool:
+    """Whether this is a step of a `models.Stream`, which hands states to neurons that are called as `neuron(x)`."""
+    shared = sys.modules.get("_nsnn_contexts")  # by all copies of `models`
+    return shared is not None and shared.stream.get() is not None
+
+
 def is_run_again() -> bool:
-    """Whether this is a second run, which a checkpoint makes in the backward pass."""
+    """Whether a checkpoint runs this in the backward pass, which is its second run."""
     is_backward = torch._C._current_graph_task_id() >= 0
     return is_backward and _is_called_by(lambda code: code.co_filename == torch.utils.checkpoint.__file__)
 
 
 def _is_called_by(is_wanted: Callable[[types.CodeType], bool]) -> bool:
-    frame: types.FrameType | None = sys._getframe(1)  # not its own, which would keep itself and what is on the stack
+    frame: types.FrameType | None = sys._getframe(
+        1
+    )  # a frame in a variable of its own would keep all of the stack alive
     while frame is not None:
         if is_wanted(frame.f_code):
             return True

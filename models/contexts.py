@@ -36,7 +36,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def left_to_python(message: str) -> Callable[[Function], Function]:
     """A decorator: torch.compile does not compile the function, and says `message` in a full graph.
 
-    The compiler would keep what it finds when it compiles. This is `torch.compiler.disable`, which imports it.
+    A compiled one would keep the blocks that it found at the time of compilation. `torch.compiler.disable` does the
+    same, but imports the compiler.
     """
 
     def mark(function: Function) -> Function:

@@ -186,6 +186,8 @@ class NoisyLIF(SpikingNeuron):
         parameters.refuse_computed("scale", scale)
         unscaled = functional.unscaled("noise", law)
         is_learnt = "scale" in self._parameters or parameters.is_parametrized(self, "scale")
+        if isinstance(scale, nn.Parameter) or "scale" in self.__dict__:
+            self._refuse_computed_scale()
         if self.log_scale is not None:
             if isinstance(scale, nn.Parameter):
                 raise ValueError("learnable_scale learns the logarithm of the scale: leave it out to learn a parameter")
@@ -213,6 +215,8 @@ class NoisyLIF(SpikingNeuron):
 
     def reset_parameters(self) -> None:
         """Start again from the values that were given as tensors, and from the scale of the law, where it is learnt."""
+        if "scale" in self.__dict__:
+            self._refuse_computed_scale()
         super().reset_parameters()
         if self.log_scale is not None:
             parameters.fill(self, "log_scale", "scale", self.noise.scale, math.log)
@@ -240,8 +244,10 @@ class NoisyLIF(SpikingNeuron):
             return torch.exp(parameters.learnt(self.log_scale))
         if not self._is_scale_given():
             return self.__dict__["noise"].scale
-        for place in self._places_of_scale():
-            return place["scale"]
+        for place in (self._parameters, self._buffers, self.__dict__):
+            held: Tensor | None = place.get("scale")
+            if held is not None:
+                return held
         raise AttributeError("scale")  # deleted
 
     @scale.setter
@@ -252,11 +258,22 @@ class NoisyLIF(SpikingNeuron):
 
     @scale.deleter
     def scale(self) -> None:
-        for place in self._places_of_scale():
-            del place["scale"]
+        if not self._is_scale_given():
+            raise AttributeError("the scale is that of the law, and cannot be deleted")
+        for place in (self._parameters, self._buffers, self.__dict__):
+            place.pop("scale", None)
 
-    def _places_of_scale(self) -> list[dict[str, Any]]:
-        return [place for place in (self._parameters, self._buffers, self.__dict__) if "scale" in place]
+    def _refuse_computed_scale(self) -> None:
+        """RuntimeError where the scale follows from other parameters, which would take back what is set."""
+        if "scale" in self.__dict__:
+            raise RuntimeError(
+                "the scale is computed from other parameters (by pruning or weight_norm): undo that first"
+            )
+        for name in ("log_scale", "scale"):
+            if parameters.is_parametrized(self, name):
+                raise RuntimeError(
+                    f"{name} is parametrized: use torch.nn.utils.parametrize.remove_parametrizations first"
+                )
 
     @property
     def is_noisy(self) -> bool:
@@ -267,8 +284,9 @@ class NoisyLIF(SpikingNeuron):
         return self._noise_as_learnt() if self.surrogate is None else self.surrogate
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
-        learnt = [self._parameters.get(name) for name in ("log_scale", "scale")]
-        if any(parameter is not None and parameter.requires_grad for parameter in learnt):
+        with torch.enable_grad():
+            scale = self.scale
+        if isinstance(scale, Tensor) and scale.requires_grad:
             raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
         super().set_gradient(law, detach_reset)
 
@@ -276,11 +294,7 @@ class NoisyLIF(SpikingNeuron):
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
         if parameters.is_sharded(self.scale):
             raise RuntimeError("the scale of the noise is sharded: call scale_noise before `fully_shard`")
-        for name in ("log_scale", "scale"):
-            if parameters.is_parametrized(self, name):
-                raise RuntimeError(
-                    f"{name} is parametrized: use torch.nn.utils.parametrize.remove_parametrizations first"
-                )
+        self._refuse_computed_scale()
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
         self.log_scale = None

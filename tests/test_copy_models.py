@@ -33,7 +33,7 @@ print("used")
 """
 
 
-@pytest.mark.parametrize("name", ["models", "nsnn_models"])
+@pytest.mark.parametrize("name", [pytest.param("models", marks=pytest.mark.slow), "nsnn_models"])
 def test_models_alone_works_in_another_folder_under_any_name(tmp_path, name):
     shutil.copytree(ROOT / "models", tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     code = USE.format(folder=str(tmp_path)).replace("import models", f"import {name} as models")

@@ -177,12 +177,13 @@ def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None
 
 
 def mode_mark(neuron: Neuron, like: Tensor) -> Tensor:
-    """No numbers, in a shape that says the mode.
+    """A few bytes, whose shape says the mode.
 
-    Saved first, it shows a checkpoint of PyTorch that its second run is in another mode: it compares shapes, and of no
-    more tensors than the first run has saved.
+    Saved first, since a checkpoint of PyTorch compares the shapes of only as many tensors as its first run has saved:
+    of other modes, the first ones may have equal shapes.
     """
-    return like.new_empty((int(neuron.membrane_noise), int(neuron.threshold_noise), int(neuron.mean_field), 0))
+    shape = (1 + neuron.membrane_noise, 1 + neuron.threshold_noise, 1 + neuron.mean_field)
+    return like.new_empty(shape, dtype=torch.uint8)  # of no type that a hook would round
 
 
 def saved_tensors(ctx: Any) -> tuple[Any, ...]:

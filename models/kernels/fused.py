@@ -261,7 +261,8 @@ def _save_for_backward(
     ctx.neuron, ctx.keep_state, ctx.seeds = neuron.of_gradient(), keep_state, seeds
     kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
     kept_scale = scale if neuron.surrogate is None else surrogate_scale
-    ctx.save_for_backward(common.mode_mark(neuron, z), threshold, decay, kept_scale, kept_x, state, seeds, spikes, z)
+    mark = common.mode_mark(neuron, z) if any(ctx.needs_input_grad) else None
+    ctx.save_for_backward(mark, threshold, decay, kept_scale, kept_x, state, seeds, spikes, z)
     ctx.set_materialize_grads(False)
 
 

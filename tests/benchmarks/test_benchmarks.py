@@ -15,6 +15,7 @@ def lines(repository, script, *flags, as_module=False, cwd=None):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_events(repository, tmp_path):
     found = lines(repository, "bench_events", "--events", "20000", as_module=True)
     assert {line["benchmark"] for line in found} == {"events"} and len(found) == 10

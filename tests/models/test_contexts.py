@@ -869,7 +869,7 @@ def test_pytorchs_checkpoint_with_other_noise_is_refused(law, reentrant, where):
 
 
 @laws
-@pytest.mark.parametrize("block", ["generator", "no block"])
+@pytest.mark.parametrize("block", ["generator", pytest.param("no block", marks=pytest.mark.slow)])
 def test_a_compiled_checkpoint_of_pytorchs(law, block):
     """Never other noise in the backward pass, wherever that is: with a generator it is refused."""
     torch._dynamo.reset()

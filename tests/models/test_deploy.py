@@ -135,7 +135,7 @@ def test_equals_the_network_and_leaves_it_alone(case, mode):
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-@all_but_slow(("learnt", "noiseless"), ("channels last", "noiseless"), ("toynet", "mean_field"))
+@all_but_slow(("learnt", "noiseless"), ("toynet", "mean_field"))
 def test_exported_with_free_length_and_batch(name, mode):
     net, x, other = made(name)
     program = export(plain(net, mode), (x,), dynamic_shapes=FREE)
@@ -198,7 +198,7 @@ ONNX = {  # a mode of each: the operators of the other are those of another netw
 }  # not "half" and "double": NumPy has no bfloat16, onnxruntime no Erf of doubles
 
 
-@all_but_slow(("learnt", "noiseless"), ("values by channel", "mean_field"), among=ONNX.items())
+@all_but_slow(("values by channel", "mean_field"), among=ONNX.items())
 def test_run_by_onnxruntime_with_other_lengths_and_batches(name, mode):
     net, x, other = made(name)
     run, inputs = in_onnxruntime(plain(net, mode), x), (x, other, x[:1])
