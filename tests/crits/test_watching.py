@@ -46,6 +46,21 @@ def test_a_hook_knows_that_a_stream_continues():
     assert seen == [False, True, True, False, False]
 
 
+class FromRest(LIF):
+    """Its `forward` gives its own state to begin with."""
+
+    def forward(self, x):
+        return self.run(x, torch.zeros_like(x[0]))[0]
+
+
+def test_a_call_that_begins_from_a_state_of_its_own_does_not_continue():
+    seen, neuron = [], FromRest()
+    with neuron_hooks(neuron, lambda name, neuron, spikes, continues: seen.append(continues)):
+        neuron(X)
+        neuron(X)
+    assert seen == [False, False]
+
+
 @pytest.mark.parametrize("on_input", [False, True])
 def test_what_a_hook_returns_replaces_the_tensor_within_the_block(on_input):
     neuron = LIF()

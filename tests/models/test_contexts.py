@@ -933,6 +933,18 @@ def test_pytorchs_checkpoint_with_another_mode_is_an_error(first, again, placeme
             torch.testing.assert_close(gradient(run), gradient(lambda net, x: net(x)))
 
 
+@pytest.mark.parametrize("backend", ["eager", "fused", "plain"])
+def test_hooks_that_compress_what_autograd_saves_meet_no_empty_tensor(backend):
+    neuron, x = NoisyLIF(), currents().requires_grad_()
+    neuron.backend = backend
+
+    def pack(saved):
+        return (saved, saved.abs().max()) if saved.is_floating_point() else saved.flatten().view(torch.uint8)[0]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
+        assert neuron(x).requires_grad
+
+
 def test_noise_is_the_same_where_autograd_moves_what_it_saves():
     net = network()
     around = BLOCKS["generator"](net)

@@ -293,9 +293,42 @@ def test_what_computes_a_parameter_at_each_call_is_followed(name, compute):
         assert torch.equal(*spikes) and spikes[0].any()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda neuron: neuron.scale_noise(2.0),
+        lambda neuron: neuron.reset_parameters(),
+        lambda neuron: setattr(neuron, "noise", Gaussian(0.4)),
+        lambda neuron: setattr(neuron, "noise", Gaussian(torch.full((6,), 0.4))),
+        lambda neuron: setattr(neuron, "noise", Gaussian(per_channel())),
+    ],
+)
+def test_what_would_be_computed_again_is_not_set(change):
+    pruned = PRUNED["scale"]()
+    prune.identity(pruned, "scale")
+    with pytest.raises(RuntimeError, match="computed from other parameters"):
+        change(pruned)
+    with pytest.raises(ValueError, match="give no surrogate"):
+        pruned.set_gradient(Gaussian(0.3))
+    prune.remove(pruned, "scale")
+    change(pruned)
+    pruned(torch.rand(3, 2, 6))
+
+
+def test_another_parameter_is_refused_where_one_is_parametrized():
+    neuron = PRUNED["scale"]()
+    parametrize.register_parametrization(neuron, "scale", Clamped())
+    with pytest.raises(RuntimeError, match="scale is parametrized"):
+        neuron.noise = Gaussian(per_channel())
+    with pytest.raises(ValueError, match="give no surrogate"):
+        neuron.set_gradient(Gaussian(0.3))
+
+
 def test_a_scale_is_set_as_a_law_and_does_not_vanish():
     with pytest.raises(AttributeError, match="set neuron.noise in its place"):
         NoisyLIF().scale = 0.5
+    with pytest.raises(AttributeError, match="cannot be deleted"):
+        del NoisyLIF().scale
     neuron = PRUNED["scale"]()
     del neuron.scale
     with pytest.raises(AttributeError, match="no attribute 'scale'"):
