@@ -1,5 +1,6 @@
 """What several tests share: a tiny data set that can be learnt in seconds."""
 
+import gc
 import logging
 import os
 import runpy
@@ -25,6 +26,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 from dataset_utils import ImageDataset
 from tools.data.images import LabelledImages
+
+
+def pytest_collection_finish(session):
+    """Thousands of tests: garbage collections in them need not look through all that was imported and collected."""
+    gc.collect()
+    gc.freeze()
 
 
 def _stripes(count, seed):

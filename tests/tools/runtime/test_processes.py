@@ -135,10 +135,11 @@ def test_the_samples_of_a_pass_are_shared_without_loss_or_double(stripes, count,
     "changes",
     [
         {"tet": True, "optim": "sgdm", "ema": 0.9, "clip_grad": 0.1},
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"reg": "gram"}, marks=pytest.mark.slow),
+        {},
+        {"reg": "gram"},
     ],
 )
+@pytest.mark.slow
 def test_without_noise_many_processes_train_as_one_with_the_large_batch(tmp_path, stripes, changes):
     """30 images a step: of one batch, of accumulated ones, of 2 and 3 processes, whose shares of 50 are uneven."""
     one, last = train(tmp_path / "one", stripes, minibatch=30, plot_spike_rate=True, **changes)
