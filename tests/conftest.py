@@ -34,6 +34,12 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+def first_are_fast(cases, count=1):
+    """The cases of a test, of which those after the first `count` are slow tests."""
+    cases = list(cases)
+    return [*cases[:count], *(pytest.param(case, marks=pytest.mark.slow) for case in cases[count:])]
+
+
 def _stripes(count, seed):
     """Class 0: horizontal stripes, class 1: vertical ones; 8x8 pixels, noisy."""
     generator = torch.Generator().manual_seed(seed)

@@ -33,6 +33,7 @@ from models import (
     noiseless,
 )
 from models.functional import lif, noisy_lif
+from tests.conftest import first_are_fast
 
 MAKERS = {
     "LIF": LIF,
@@ -126,7 +127,7 @@ def test_linearize():
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated", "ignore:Attempted to insert")
-@pytest.mark.parametrize("placement", ["both", "escape", "membrane"])
+@pytest.mark.parametrize("placement", first_are_fast(["both", "escape", "membrane"]))
 @pytest.mark.parametrize("with_generator", [False, True])
 def test_linearize_draws_no_noise(placement, with_generator):
     """It would at each call of what it returns, and never that of the spikes."""

@@ -8,6 +8,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from models import LIF, Gaussian, NoisyLIF, ParametricLIF, mean_field, noise_generator, noiseless
+from tests.conftest import first_are_fast
 
 
 class Own(Gaussian):
@@ -56,7 +57,7 @@ def test_it_compiles_into_one_graph(make):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("block", [noiseless, mean_field, lambda net: noise_generator(seeded(2))])
+@pytest.mark.parametrize("block", first_are_fast([noiseless, mean_field, lambda net: noise_generator(seeded(2))]))
 def test_blocks_around_what_is_compiled_hold(block):
     torch._dynamo.reset()
     net, x = nn.Sequential(nn.Linear(5, 6), NoisyLIF(Own(0.3))), currents(3, 2, 5)

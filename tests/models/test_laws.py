@@ -12,6 +12,7 @@ from models.kernels import build, cpu, fused, selftest
 from models.kernels.common import Neuron
 from models.registry import noisy_neurons
 from tests.chance import likely
+from tests.conftest import first_are_fast
 
 
 class Laplace(NoiseLaw):
@@ -123,7 +124,7 @@ def replaced(right, wrong):
     return text.replace(right, wrong)
 
 
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("bug", first_are_fast(BUGS, 2))
 def test_a_law_that_is_compiled_wrongly_is_left_to_the_eager_kernel(bug, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "warnings_given", [])
     with pytest.warns(RuntimeWarning, match=f"eager kernel: the compiled {bug} law are not those"):

@@ -11,6 +11,7 @@ import torch
 
 from models import build_model, build_neuron
 from models.layers import over_time
+from tests.conftest import first_are_fast
 from tools.errors import UserError
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
@@ -31,7 +32,7 @@ def random_weights(keys, prefix="module."):
     return {prefix + key: torch.rand(shape) + 0.1 if shape else torch.tensor(5) for key, shape in keys.items()}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", first_are_fast(PUBLISHED, 3))
 @pytest.mark.parametrize("prefix", ["module.", pytest.param("", marks=pytest.mark.slow)])
 def test_a_published_checkpoint_fills_every_weight(tmp_path, name, prefix):
     path = tmp_path / "theirs.pth"

@@ -13,7 +13,7 @@ import main_coding
 from dataset_utils import DATASETS
 from models import Gaussian
 from tests.chance import deviations
-from tests.conftest import lines_of
+from tests.conftest import first_are_fast, lines_of
 from tools import cli
 from tools.analysis import spike_trains
 from tools.errors import UserError
@@ -238,7 +238,7 @@ def test_an_ln_model_finds_ln_cells(small):
     assert (spikes == simulate(net, movie, 400, 1)).all()
 
 
-@pytest.mark.parametrize("kind", ["NSNN", "SNN", "SNN, noisy output"])
+@pytest.mark.parametrize("kind", first_are_fast(["NSNN", "SNN", "SNN, noisy output"]))
 def test_networks_learn_and_repeat_with_their_seed(small, kind):
     movie, _, split = small
     frames, trains = stacked(movie[:1000], fitting.DEPTH)[:, None], torch.from_numpy(split.fitted[:1]).float()
@@ -428,6 +428,7 @@ def test_metrics_recover_the_truth(digits, tmp_path, figures):
     assert labels == [f"{row.metric}: {row.cells}" for row in reversed(rows)]
 
 
+@pytest.mark.slow
 def test_pooled_trials_are_decoded_best_with_some_noise(digits):
     found = []
     for std in (0.0, 0.3, 1.5):

@@ -191,6 +191,7 @@ def test_the_twin_of_a_deterministic_network_is_smooth_and_has_its_weights():
     assert is_noisy(twin) and not is_noisy(net)
 
 
+@pytest.mark.slow
 def test_learnt_scales_are_noted_from_first_to_last():
     found = learn_scales(run(images=200, steps=20))
     assert found.steps == list(range(0, 21, 2))

@@ -138,6 +138,7 @@ def test_a_law_without_a_standard_deviation_is_matched_by_its_quartiles():
     assert law_of_std(Tailed, 0.3).scale == pytest.approx(law_of_std(Cauchy, 0.3).scale)
 
 
+@pytest.mark.slow
 def test_measured_probabilities_are_judged(tmp_path, figures):
     found = experiments.firing(Study(tmp_path, quick=True))
     above, below = figures["firing.png"].axes[0], figures["firing.png"].axes[len(LAWS)]
@@ -204,6 +205,7 @@ def test_results_of_exactness_are_those_of_their_cases(tmp_path, monkeypatch, fi
     assert biases == [10 * step + 3 for step in steps]
 
 
+@pytest.mark.slow
 def test_results_of_gradients_are_those_of_their_cases(tmp_path, monkeypatch, figures):
     """... and networks without a gradient are left out, and counted."""
 

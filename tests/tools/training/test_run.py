@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from crits import LOSSES
 from dataset_utils import DATASETS
+from tests.conftest import first_are_fast
 from tools import inference
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
@@ -265,14 +266,14 @@ def test_every_regulariser_runs_with_tet(tmp_path, stripes, reg):
     assert rows(training.folder)[0]["train_loss"] > 0
 
 
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("amp", first_are_fast(["bf16", "fp16"]))
 def test_mixed_precision_and_channels_last_learn(tmp_path, stripes, amp):
     """Not vggwoap: on some CPUs, oneDNN's bf16 convolution of stride 2 on a 1x1 map has a wrong weight gradient."""
     _, result = run(tmp_path, stripes, epochs=6, amp=amp, channels_last=True, model="vgg")
     assert result.accuracy > 0.9
 
 
-@pytest.mark.parametrize("mix", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+@pytest.mark.parametrize("mix", first_are_fast([{"mixup": 0.2, "cutmix": 1.0}, {"mixup": 0.2}, {"cutmix": 1.0}]))
 def test_mixed_images_are_learnt_from_by_every_loss(tmp_path, stripes, mix):
     for loss in LOSSES:
         training, result = run(tmp_path, stripes, model="toynet", epochs=6, loss=loss, label_smoothing=0.1, **mix)

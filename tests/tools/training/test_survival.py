@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from tests.conftest import first_are_fast
 from tools import cli, inference
 from tools.config.train import TrainConfig
 from tools.errors import UserError
@@ -89,7 +90,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("changes", CASES, ids=lambda changes: changes.get("scheduler", "default"))
+@pytest.mark.parametrize("changes", first_are_fast(CASES, 2), ids=lambda changes: changes.get("scheduler", "default"))
 @pytest.mark.parametrize("saved_at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_goes_on_in_the_middle_of_an_epoch_bit_for_bit(tmp_path, stripes, changes, saved_at):
     whole = Training(config(tmp_path, **changes), stripes)
@@ -374,7 +375,7 @@ def limit_files(kilobytes):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, resource.RLIM_INFINITY))
 
 
-@pytest.mark.parametrize("kilobytes", [0, 3, 30, 300])
+@pytest.mark.parametrize("kilobytes", first_are_fast([30, 0, 3, 300]))
 def test_a_full_disk_is_an_error_and_leaves_earlier_files_as_they_were(tmp_path, stripes, kilobytes):
     """Each limit is too small for another file: checkpoint, log, event file."""
     folder = tmp_path / "run"
