@@ -151,8 +151,13 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, str
             "amp": "bf16",
             "model": "vgg",
         },
-        {"scheduler": "cyclic", "ema": 0.9, "optim": "adamw", "learnable_scale": True},
-        {"scheduler": "none", "amp": "fp16", "optim": "radam", "tet": True, "reg": "srip", "model": "toynet"},
+        pytest.param(
+            {"scheduler": "cyclic", "ema": 0.9, "optim": "adamw", "learnable_scale": True}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"scheduler": "none", "amp": "fp16", "optim": "radam", "tet": True, "reg": "srip", "model": "toynet"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda changes: changes.get("scheduler", "default"),
 )

@@ -296,6 +296,7 @@ def test_no_linear_classifier_reads_the_motion_from_the_image_summed_over_time(d
             assert accuracy < 0.35
 
 
+@pytest.mark.slow
 def test_mirror_images_have_as_many_events(digits):
     events, ends, labels = make_streams(digits[0], 60, seed=3)
     counts = np.diff(ends, prepend=0)
