@@ -104,8 +104,10 @@ def draw(count: int, seed: int) -> list[Mutant]:
             everywhere += places(path).values()
     generator, chosen = random.Random(seed), []
     for faults in generator.sample(everywhere, len(everywhere)):
+        if len(chosen) == count:
+            break
         mutant = generator.choice(faults)
-        if len(chosen) < count and can_be_made(mutant):
+        if can_be_made(mutant):
             chosen.append(mutant)
     return chosen
 

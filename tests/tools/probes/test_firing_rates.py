@@ -16,6 +16,7 @@ from torch import nn
 
 from crits.regularizers import FiringRate
 from models import LIF, NoisyLIF, ParametricLIF, Stream, build_model, build_neuron, checkpoint, noiseless
+from tests.models.test_contexts import Coin
 from tools.errors import UserError
 from tools.inference import ForwardPass
 from tools.probes.firing_rates import firing_rates
@@ -96,18 +97,8 @@ def rates_of(net, run):
     return record.rates()
 
 
-class Third(nn.Module):
-    """A noisy neuron of one's own."""
-
-    emits_spikes = True
-
-    def __init__(self):
-        super().__init__()
-        self.mode = "noisy"
-
-    @property
-    def is_noisy(self):
-        return self.mode == "noisy"
+class Third(Coin):
+    """A noisy neuron of one's own, whose spikes are those of its input."""
 
     def forward(self, x):
         return (x > 1).to(x.dtype)
