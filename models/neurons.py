@@ -186,8 +186,9 @@ class NoisyLIF(SpikingNeuron):
         parameters.refuse_computed("scale", scale)
         unscaled = functional.unscaled("noise", law)
         is_learnt = "scale" in self._parameters or parameters.is_parametrized(self, "scale")
-        if isinstance(scale, nn.Parameter) or "scale" in self.__dict__:
-            self._refuse_computed_scale()
+        self._refuse_computed_scale()
+        if isinstance(scale, nn.Parameter):
+            self._refuse_parametrized_scale()
         if self.log_scale is not None:
             if isinstance(scale, nn.Parameter):
                 raise ValueError("learnable_scale learns the logarithm of the scale: leave it out to learn a parameter")
@@ -215,8 +216,7 @@ class NoisyLIF(SpikingNeuron):
 
     def reset_parameters(self) -> None:
         """Start again from the values that were given as tensors, and from the scale of the law, where it is learnt."""
-        if "scale" in self.__dict__:
-            self._refuse_computed_scale()
+        self._refuse_computed_scale()
         super().reset_parameters()
         if self.log_scale is not None:
             parameters.fill(self, "log_scale", "scale", self.noise.scale, math.log)
@@ -269,6 +269,8 @@ class NoisyLIF(SpikingNeuron):
             raise RuntimeError(
                 "the scale is computed from other parameters (by pruning or weight_norm): undo that first"
             )
+
+    def _refuse_parametrized_scale(self) -> None:
         for name in ("log_scale", "scale"):
             if parameters.is_parametrized(self, name):
                 raise RuntimeError(
@@ -295,6 +297,7 @@ class NoisyLIF(SpikingNeuron):
         if parameters.is_sharded(self.scale):
             raise RuntimeError("the scale of the noise is sharded: call scale_noise before `fully_shard`")
         self._refuse_computed_scale()
+        self._refuse_parametrized_scale()
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
         self.log_scale = None
