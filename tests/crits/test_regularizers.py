@@ -317,6 +317,7 @@ def test_firing_rate_gradient_reaches_the_weights():
     assert net[2][0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_firing_rate_on_a_real_network():
     torch.manual_seed(0)
     net = build_model(

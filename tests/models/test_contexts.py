@@ -16,6 +16,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from models import LIF, Gaussian, NoisyLIF, checkpoint, mean_field, noise_generator, noiseless
+from tests.conftest import first_are_fast
 from tests.models.test_noise import Laplace
 
 
@@ -753,7 +754,9 @@ def test_a_decorated_function_runs_in_its_block(setting):
 
 
 @pytest.mark.parametrize(
-    "block", [lambda net: noise_generator(seeded(5)), noiseless, mean_field], ids=["generator", "noiseless", "mean"]
+    "block",
+    first_are_fast([lambda net: noise_generator(seeded(5)), noiseless, mean_field]),
+    ids=["generator", "noiseless", "mean"],
 )
 def test_a_block_inside_a_compiled_function_holds(block):
     net, x = network(), currents()

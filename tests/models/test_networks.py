@@ -684,12 +684,12 @@ def compiled_and_eager(net, x, **compile_options):
     [
         ("toynet", "LIF", {}),
         pytest.param("toynet", "PLIF", {"decay_input": True}, marks=pytest.mark.slow),
-        ("toynet", "NILIF", {}),
+        pytest.param("toynet", "NILIF", {}, marks=pytest.mark.slow),
         ("toynet", "NILIF", {"learnable_scale": True, "placement": "membrane", "reset": "subtract"}),
         pytest.param("toynet", "NILIF_atan", {"learnable_scale": True, "detach_reset": True}, marks=pytest.mark.slow),
         pytest.param("cifarnet", "LIF", {"reset": "none"}, marks=pytest.mark.slow),
         pytest.param("cifarnet", "PLIF", {}, marks=pytest.mark.slow),
-        ("cifarnet", "NILIF", {}),
+        pytest.param("cifarnet", "NILIF", {}, marks=pytest.mark.slow),
         pytest.param("sresnet18", "NILIF_sigmoid", {"placement": "escape"}, marks=pytest.mark.slow),
     ],
 )

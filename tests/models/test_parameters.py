@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize, prune
 
 from models import LIF, Gaussian, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator, noiseless
 from models.layers import Normalize
+from tests.conftest import first_are_fast
 
 MAKERS = {
     "PLIF": lambda: ParametricLIF(decay=0.3),
@@ -44,7 +45,7 @@ def test_a_module_on_the_meta_device_is_printed_and_filled(make):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("neuron", [build_neuron("PLIF"), build_neuron("NILIF", learnable_scale=True)])
+@pytest.mark.parametrize("neuron", first_are_fast([build_neuron("NILIF", learnable_scale=True), build_neuron("PLIF")]))
 def test_a_network_on_the_meta_device_is_filled_layer_by_layer(name, neuron):
     with torch.device("meta"):
         net = build_model(name, neuron=neuron, in_shape=(2, 8, 8), num_classes=3, width=0.05)
@@ -171,14 +172,17 @@ def per_channel():
 
 @pytest.mark.parametrize(
     "make",
-    [
-        ParametricLIF,
-        lambda: ParametricLIF(decay=per_channel().detach()),
-        lambda: NoisyLIF(learnable_scale=True),
-        lambda: NoisyLIF(Gaussian(per_channel())),
-        lambda: NoisyLIF(Gaussian(nn.Parameter(torch.tensor([0.3])))),
-        lambda: LIF(threshold=per_channel(), decay=nn.Parameter(torch.tensor([0.5]))),
-    ],
+    first_are_fast(
+        [
+            lambda: NoisyLIF(Gaussian(per_channel())),
+            ParametricLIF,
+            lambda: ParametricLIF(decay=per_channel().detach()),
+            lambda: NoisyLIF(learnable_scale=True),
+            lambda: NoisyLIF(Gaussian(nn.Parameter(torch.tensor([0.3])))),
+            lambda: LIF(threshold=per_channel(), decay=nn.Parameter(torch.tensor([0.5]))),
+        ],
+        2,
+    ),
 )
 def test_a_sharded_neuron_outside_of_forward(make, mesh):
     from torch.distributed.fsdp import fully_shard

@@ -6,6 +6,7 @@ from torch import nn
 
 from models import IF, LIF, Gaussian, Logistic, NoisyLIF, ParametricLIF, mean_field, noise_generator
 from models.functional import noisy_lif
+from tests.conftest import first_are_fast
 
 BACKENDS = ("eager", "fused", "plain", "traceable")
 SETTINGS = {
@@ -96,7 +97,7 @@ def test_the_gradient_at_every_step_is_that_of_plain_pytorch(layer, settings):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", first_are_fast([torch.float32, torch.bfloat16, torch.float16, torch.float64], 2))
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("make", [LIF, NoisyLIF, ParametricLIF, lambda: NoisyLIF(learnable_scale=True)])
 def test_spikes_and_state_are_the_same_with_them(make, dtype, learns):

@@ -35,6 +35,7 @@ from models.kernels import build, cpu, fused, selftest
 from models.kernels.common import VALUES, Neuron, dense
 from models.kernels.eager import lif_sequence
 from models.noise import Rescaled
+from tests.conftest import first_are_fast
 from tests.models.reference_noise import noise as reference_noise
 from tests.models.test_noise import Laplace
 
@@ -107,8 +108,8 @@ def test_the_eager_kernel_has_the_gradient_of_autograd(settings):
 @pytest.mark.parametrize(("reset", "kinds", "decay_input"), [
     ("zero", ("channels", "channels", "channels"), False),
     ("subtract", ("channels", "one", "channels"), True),
-    ("none", ("one", "channels", "one"), False),
-    ("subtract", ("one", "one", "one"), False),
+    pytest.param("none", ("one", "channels", "one"), False, marks=pytest.mark.slow),
+    pytest.param("subtract", ("one", "one", "one"), False, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_gradients_of_the_mean_field_are_those_of_differences(backend, reset, kinds, decay_input):
     values = [value(name, kind) for name, kind in zip(VALUES, kinds)]
@@ -158,7 +159,7 @@ def neuron_of(law, settings, dtype):
 
 @pytest.mark.parametrize(
     "settings",
-    sampled(
+    first_are_fast(sampled(
         48, threshold=KINDS, decay=KINDS, scale=KINDS, law=[Gaussian, Logistic, Triangular, Uniform, Cauchy],
         placement=["both", "both", "escape", "membrane", "noiseless", "mean_field"], layout=LAYOUTS,
         reset=["zero", "subtract", "none"], detach_reset=[False, True], decay_input=[False, True],
@@ -166,7 +167,7 @@ def neuron_of(law, settings, dtype):
         surrogate=[None, None, Cauchy(0.5, 0.1)],
         shape=[(3, 2, C, 7, 5), (2, 1, C, 41, 30), (2, 3, C, 1, 1), (1, 2, C, 19, 70)], operator=[False, True],
         threads=[1, 2],
-    ),
+    ), 24),
     ids=name_of,
 )  # fmt: skip
 def test_the_c_kernel_equals_the_eager_one(settings, monkeypatch):

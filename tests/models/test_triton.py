@@ -10,6 +10,7 @@ from models.functional import noisy_lif
 from models.kernels import cpu
 from models.kernels.common import Neuron, dense
 from models.noise import LAWS
+from tests.conftest import first_are_fast
 
 cuda = pytest.importorskip("models.kernels.cuda")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,9 +71,7 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
             torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow), torch.bfloat16], ids=str
-)
+@pytest.mark.parametrize("dtype", first_are_fast([torch.float32, torch.float64, torch.bfloat16]), ids=str)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @every_law
 @pytest.mark.parametrize(("reset", "timesteps"), [("zero", 2), ("subtract", 1), ("none", 3)])

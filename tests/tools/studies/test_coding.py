@@ -469,6 +469,7 @@ def test_the_script_fits_networks_to_a_recording(small, tmp_path, monkeypatch, f
     assert error.value.code == 1
 
 
+@pytest.mark.slow
 def test_the_scale_of_the_noise_has_gains_over_the_same_population_without(digits, tmp_path, monkeypatch, figures):
     def measured(digits, std, seed):
         level = seed % 7
