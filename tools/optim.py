@@ -24,7 +24,7 @@ SCHEDULERS = {  # functions of an optimiser, its learning rate, and the number n
     "onecycle": lambda optimizer, lr, n: OneCycleLR(optimizer, lr, n),
     "none": lambda optimizer, lr, n: LambdaLR(optimizer, lambda k: 1.0),
 }
-PLANNED = ("onecycle", "cyclic")  # schedules whose number of steps is fixed at the start
+EXTENDABLE = ("cos", "none")  # schedules that follow a changed number of steps when a run is resumed
 
 
 def _orthogonal(layer):

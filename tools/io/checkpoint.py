@@ -12,7 +12,7 @@ import torch
 from tools.errors import UserError
 
 from .files import is_folder_or_device, write_atomically
-from .untrusted import check_content, checked_archive
+from .untrusted import as_plain, check_content, checked_archive
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
@@ -28,10 +28,12 @@ class CheckpointError(UserError):
 def save(path: str | Path, content: dict, previous: Path | None = None) -> None:
     """Write a dictionary of tensors and plain data; the replaced checkpoint gets the name `previous`.
 
+    TypeError for anything that `read` would refuse.
+
     A process killed meanwhile leaves the old file or the new one. OSError if it cannot be written, for example because
     the disk is full; the old files are then unchanged.
     """
-    content = {"format": FORMAT, **content}
+    content = as_plain({"format": FORMAT, **content})
     content["checksum"] = checksum(content)
 
     def write(file):

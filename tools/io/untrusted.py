@@ -9,7 +9,7 @@ import io
 import pickletools
 import re
 import zipfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -79,6 +79,30 @@ def _check_pickle(raw):
             if start < 0 or items > len(raw):
                 raise UserError("it contains itself many times over")
             stack[start:] = [items] * len(instruction.stack_after)
+
+
+def as_plain(value: object, name: str = "the checkpoint") -> Any:
+    """A copy that `check_content` accepts, of `value`; dictionaries of other classes, as Counter, become plain ones.
+
+    TypeError for anything that it would refuse, with its place: `name` and keys.
+    """
+    if isinstance(value, dict):
+        if unknown := [key for key in value if type(key) not in _KEYS]:
+            raise TypeError(f"{name} has the key {unknown[0]!r}, which cannot be saved: a key is a name or a number")
+        items = ((key, as_plain(item, f"{name}[{key!r}]")) for key, item in value.items())
+        if type(value) is not collections.OrderedDict:
+            return dict(items)
+        copied = collections.OrderedDict(items)
+        vars(copied).update(vars(value))
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(as_plain(item, f"{name}[{place}]") for place, item in enumerate(value))
+    if isinstance(value, torch.Tensor) or type(value) in _LEAVES:
+        return value
+    raise TypeError(
+        f"{name} is a {type(value).__name__}, which cannot be saved: a checkpoint holds tensors, numbers, text, lists "
+        "and dictionaries"
+    )
 
 
 def check_content(content: object, size: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from crits import build_loss, build_regularizer
+from crits import Regularizer, build_loss, build_regularizer
 from tools import optim
 from tools.config.train import Dataset, TrainConfig
 from tools.data.augment import mixing
@@ -34,10 +34,19 @@ class Data:
 
 def check_settings(config: TrainConfig, device: torch.device) -> None:
     """Raise UserError for settings that do not go together."""
-    if config.compile and config.reg == "rate":
-        raise UserError("--compile and --reg rate do not go together: the penalty needs a network that is not compiled")
+    regularizer = regularizer_of(config)
+    watches = regularizer is not None and type(regularizer).watching is not Regularizer.watching
+    if config.compile and watches:
+        raise UserError(
+            f"--compile and --reg {config.reg} do not go together: the penalty needs a network that is not compiled"
+        )
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync_bn needs CUDA devices: PyTorch's SyncBatchNorm has no other implementation")
+
+
+def regularizer_of(config: TrainConfig) -> Regularizer | None:
+    """The penalty that a configuration asks for, if any."""
+    return None if config.reg == "no" else build_regularizer(config.reg, config.target_rate)
 
 
 def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, processes: Processes) -> Data:
@@ -89,7 +98,7 @@ def build_learner(
         scheduler=optim.build_scheduler(config.scheduler, optimizer, config.epochs * batches // config.accumulate),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
         forward=ForwardPass(device, config.timestep, config.amp),
-        regularizer=None if config.reg == "no" else build_regularizer(config.reg, config.target_rate),
+        regularizer=regularizer_of(config),
         regularizer_weight=config.lambda1,
         clip_grad=config.clip_grad,
         ema=ema,

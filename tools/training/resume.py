@@ -9,7 +9,7 @@ from tools.errors import UserError
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
 from tools.networks import check_size, stored_config
-from tools.optim import PLANNED
+from tools.optim import EXTENDABLE
 from tools.runtime.processes import restarts
 
 AUTO = "auto"  # --resume: the run in --run_dir, if there is one
@@ -97,5 +97,5 @@ def _check_changes(config, stored, given):
         if name not in RESUMABLE and value != getattr(stored, name):
             kept = f"{name} = {getattr(stored, name)!r}"
             raise UserError(f"a resumed run keeps {kept}; it cannot be changed to {value!r}")
-    if config.epochs != stored.epochs and "epochs" in given and stored.scheduler in PLANNED:
+    if config.epochs != stored.epochs and "epochs" in given and stored.scheduler not in EXTENDABLE:
         raise UserError(f"the {stored.scheduler} schedule was planned for its number of epochs, which cannot change")

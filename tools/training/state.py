@@ -117,6 +117,10 @@ class RunState:
             return progress and Progress.from_state(progress, learner.forward.device, self.samples)
         except UserError as error:
             raise CheckpointError(f"{path} cannot be resumed: {error}") from error
+        except KeyError as error:
+            raise CheckpointError(
+                f"{path} cannot be resumed: it has no {error}, as if an older version had saved it"
+            ) from error
         except FORGED as error:
             raise CheckpointError(f"{path} cannot be resumed: {error!r}") from error
 
@@ -140,8 +144,6 @@ class RunState:
     def _restore_weights(self, content):
         for name, part in self._parts().items():
             if part is not None:
-                if name not in content:
-                    raise UserError(f"it has no {name!r}, as if an older version had saved it")
                 part.load_state_dict(content[name])
         for parameter, state in self.learner.optimizer.state.items():
             for key, value in state.items():  # learnt numbers of earlier versions have the shape []

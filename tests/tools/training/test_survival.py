@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tests.conftest import first_are_fast
-from tools import cli, inference
+from tools import cli, inference, optim
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.inference import Scores
@@ -606,6 +606,21 @@ def test_a_schedule_that_was_planned_to_its_end_cannot_be_prolonged(tmp_path, st
     training.run()
     with pytest.raises(UserError, match=f"the {scheduler} schedule was planned"):
         Training(config(tmp_path, resume=str(training.folder), epochs=9), stripes, {"resume", "epochs"})
+
+
+def test_a_schedule_whose_state_has_a_counter_resumes(tmp_path, stripes, monkeypatch):
+    def halved(optimizer, lr, n):
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [n // 2, n // 2, 3 * n // 4], 0.5)
+
+    monkeypatch.setitem(optim.SCHEDULERS, "onecycle", halved)  # its state has a Counter
+    whole = Training(config(tmp_path, scheduler="onecycle"), stripes)
+    whole.run()
+    broken = Training(config(tmp_path, scheduler="onecycle", save_steps=3), stripes)
+    stop_after(broken, 2, 4)
+    with pytest.raises(Stop):
+        broken.run()
+    Training(config(tmp_path, resume=str(broken.folder)), stripes).run()
+    assert_same_run(broken.folder, whole.folder)
 
 
 @pytest.mark.parametrize("stops", [False, True])
