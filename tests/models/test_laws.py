@@ -17,7 +17,7 @@ from tests.conftest import first_are_fast
 FUSED = ["Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy"]  # the laws that the fused kernels know
 
 
-class Laplace(NoiseLaw):
+class Sixth(NoiseLaw):
     neuron_name = "NILIF_sixth"
 
     def cdf(self, x):
@@ -34,13 +34,13 @@ class Laplace(NoiseLaw):
 @pytest.fixture
 def sixth(monkeypatch):
     """A sixth law in the table, which no fused kernel knows."""
-    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Laplace))
-    return Laplace(0.3)
+    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Sixth))
+    return Sixth(0.3)
 
 
 @pytest.mark.parametrize("name", ["NILIF", "LIF"])
 def test_a_law_with_the_name_of_another_neuron_is_an_error(name):
-    law = type("Another", (Laplace,), {"neuron_name": name})
+    law = type("Another", (Sixth,), {"neuron_name": name})
     with pytest.raises(ValueError, match=f"{name!r} of Another is taken"):
         noisy_neurons((Gaussian, law))
 
@@ -52,7 +52,7 @@ def seeded(seed=0):
 def test_a_sixth_law_is_computed_by_itself_and_not_by_another(sixth):
     x = torch.linspace(0.0, 2.0, 20).repeat_interleave(20_000).reshape(1, 1, -1).requires_grad_()
     assert not fused.serves(x, sixth) and fused.serves(x, Gaussian(0.3))
-    with pytest.raises(ValueError, match="no fused kernel runs Laplace"):
+    with pytest.raises(ValueError, match="no fused kernel runs Sixth"):
         noisy_lif(x, sixth, backend="fused")
     neuron = NoisyLIF(sixth, placement="escape")
     with noise_generator(seeded(1)):
@@ -76,7 +76,7 @@ def test_a_kernel_that_is_built_with_a_sixth_law_in_the_table_leaves_it_out(sixt
     try:
         kernel = cpu.kernel(torch.float32)
         assert sorted(kernel.laws) == sorted(FUSED)
-        with pytest.raises(KeyError, match="Laplace"):
+        with pytest.raises(KeyError, match="Sixth"):
             kernel.forward(torch.zeros(1, 1, 3), None, None, Neuron(sixth, 0.3), False, False)
     finally:
         cpu.kernel.cache_clear()
@@ -89,7 +89,7 @@ def test_every_law_is_a_neuron_of_the_registry():
 
 
 def test_a_law_with_a_constructor_of_its_own_is_widened_about_its_centre(monkeypatch):
-    class Shaped(Laplace):
+    class Shaped(Sixth):
         def __init__(self, scale, shape=2.0, loc=0.0):
             super().__init__(scale, loc)
             self.shape = shape
@@ -97,8 +97,8 @@ def test_a_law_with_a_constructor_of_its_own_is_widened_about_its_centre(monkeyp
     monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Shaped))
     law, x = Shaped(0.3, shape=5.0, loc=0.1), torch.linspace(-2, 2, 41)
     wide = law.widened(2)
-    torch.testing.assert_close(wide.cdf(x), Laplace(0.6, 0.1).cdf(x))
-    torch.testing.assert_close(wide.pdf(x), Laplace(0.6, 0.1).pdf(x))
+    torch.testing.assert_close(wide.cdf(x), Sixth(0.6, 0.1).cdf(x))
+    torch.testing.assert_close(wide.pdf(x), Sixth(0.6, 0.1).pdf(x))
     assert wide.scale == 0.6 and wide.loc == 0.1 and law.shape == 5.0
 
 
@@ -156,9 +156,9 @@ def test_the_self_test_of_the_triton_kernel(law, dtype, monkeypatch):
 def test_the_triton_kernel_refuses_a_law_that_it_does_not_know(monkeypatch):
     cuda = pytest.importorskip("models.kernels.cuda")
     like = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
-    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Laplace))
+    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Sixth))
     with pytest.raises(ValueError, match="not in tuple|x not in"):
-        selftest.check_law(cuda, "Laplace", like)
-    monkeypatch.setattr(cuda, "KNOWN_LAWS", (*cuda.KNOWN_LAWS, "Laplace"))
+        selftest.check_law(cuda, "Sixth", like)
+    monkeypatch.setattr(cuda, "KNOWN_LAWS", (*cuda.KNOWN_LAWS, "Sixth"))
     with pytest.raises(Exception, match="does not know the law"):
-        selftest.check_law(cuda, "Laplace", like)
+        selftest.check_law(cuda, "Sixth", like)
