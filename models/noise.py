@@ -211,8 +211,10 @@ class Gaussian(NoiseLaw):
     def sample(
         self, shape: Sequence[int], generator: Generator | None = None, device: Device = None, dtype: DType = None
     ) -> Tensor:
-        noise = _draw(torch.randn, shape, generator, device, dtype).mul_(self.scale)
-        return noise.add_(self.loc) if self.loc else noise
+        # Not in place: a checkpoint of PyTorch may keep what is drawn for its second run.
+        drawn = _draw(torch.randn, shape, generator, device, dtype)
+        noise = (drawn * self.scale).to(drawn.dtype)
+        return noise + self.loc if self.loc else noise
 
 
 class Logistic(NoiseLaw):

@@ -26,6 +26,7 @@ from .common import (
     mode_mark,
     refuse_graph_of_batches,
     saved_tensors,
+    stacked,
     step_of,
 )
 
@@ -56,7 +57,10 @@ def lif_sequence(
     run: Any = _LIFSequence.apply
     if torch.compiler.is_compiling() and GENERATORS.in_effect() and (neuron.membrane_noise or neuron.threshold_noise):
         run = _run_in_python
-    return run(x, state, *neuron.tensors(), *noise, neuron)
+    tensors = neuron.tensors()
+    if torch.jit.is_tracing():  # it compares what is printed of the neuron with and without gradients
+        neuron = neuron.with_tensors([value if value is None else value.detach() for value in tensors])
+    return run(x, state, *tensors, *noise, neuron)
 
 
 @left_to_python(
@@ -96,8 +100,10 @@ class _LIFSequence(torch.autograd.Function):
         check_values(neuron, x)
         law = law_of(neuron)
         T = x.shape[0]
-        spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
-        eps_kept = torch.empty_like(z) if scale is not None and neuron.membrane_noise else None
+        # Nothing is written in place: a checkpoint of PyTorch may keep any result for its second run.
+        spikes_at: list[Tensor] = []
+        z_at: list[Tensor] = []
+        eps_at: list[Tensor] = []
 
         drawn: list[Tensor] = []  # as many of the last draws as have `compared` numbers
         compared, most = 1, 1
@@ -117,23 +123,28 @@ class _LIFSequence(torch.autograd.Function):
             u = neuron.charged(v, current)
             if neuron.membrane_noise:
                 eps = draw(eps_membrane, t)
-                u -= eps
-                if eps_kept is not None:
-                    eps_kept[t] = eps
+                u = u - eps
+                if scale is not None:
+                    eps_at.append(eps)
             z_t = u - neuron.threshold
             if neuron.mean_field:
                 fired = law.cdf(z_t)
             else:
                 fired = (z_t > (draw(eps_threshold, t) if neuron.threshold_noise else 0)).to(z_t.dtype)
-            z[t], spikes[t] = z_t, fired
+            z_at.append(z_t)
+            spikes_at.append(fired.to(x.dtype))
             v = neuron.after_reset(u, fired)
         if T == 0:
             v = state.clone()  # what is returned is not the caller's own tensor
 
+        spikes, z = stacked(spikes_at, state, x.dtype), stacked(z_at, state, state.dtype)
+        eps_kept = stacked(eps_at, state, state.dtype) if eps_at else None
+
         ctx.neuron = neuron
         kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
         # As bytes, so that hooks on saved tensors that round numbers leave them as they are.
-        ctx.draws = torch.cat([one.flatten()[:compared] for one in drawn]).view(torch.uint8) if drawn else None
+        kept = drawn and not torch.jit.is_tracing()  # torch.jit knows no bytes of a tensor, nor a backward pass
+        ctx.draws = torch.cat([one.flatten()[:compared] for one in drawn]).view(torch.uint8) if kept else None
         ctx.save_for_backward(
             mode_mark(neuron, state), state, spikes, z, eps_kept, kept_x, ctx.draws, threshold, decay, scale
         )

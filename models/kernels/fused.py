@@ -6,6 +6,7 @@ Their namespace comes from the name of this package, so that copies of it under 
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -87,6 +88,7 @@ def lif_sequence(
     saves_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     saves_z |= keep_z
     traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or _is_watched()
+    saves_z |= traced and _is_recorded()
     seeds = None
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
@@ -102,6 +104,14 @@ def _is_watched() -> bool:
     """Whether a dispatch mode or a tracer of this thread must see the operator."""
     # PyTorch's own `is_in_torch_dispatch_mode` is one flag for all threads.
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
+
+
+def _is_recorded() -> bool:
+    """Whether what runs becomes a program, which may later be run with gradients that nothing asks for now."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.compiler, "is_exporting", bool)()  # from torch 2.7 on; bool() is False
+    make_fx = sys.modules.get("torch.fx.experimental.proxy_tensor")  # slow to import
+    return torch._C._is_tracing() or (make_fx is not None and make_fx.get_proxy_mode() is not None)
 
 
 # A `Neuron` as arguments of an operator: what is a tensor, and the rest by name.

@@ -39,7 +39,7 @@ def lif_sequence(
         return neuron.after_reset(u, fired), (fired, z) if keep_z else (fired,)
 
     v = currents.new_zeros(x.shape[1:]) if state is None else state
-    if isinstance(x.shape[0], torch.SymInt):
+    if isinstance(x.shape[0], torch.SymInt) or _is_free_under_dynamo(x.shape[0]):
         v, found = _scan(step, v, sequences)
     else:
         steps = []
@@ -54,6 +54,16 @@ def lif_sequence(
 def _is_exported() -> bool:
     is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # the first from torch 2.7 on
     return torch.jit.is_tracing() or is_exporting()
+
+
+def _is_free_under_dynamo(size: int) -> bool:
+    """Whether a size is a symbol in `torch.export(..., strict=True)`, where it looks like a number."""
+    is_exporting = getattr(torch.compiler, "is_exporting", bool)  # from torch 2.7 on; bool() is False
+    if not torch.compiler.is_dynamo_compiling() or not is_exporting():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not has_static_value(size)
 
 
 def _scan(step: Any, v: Tensor, sequences: dict[str, Tensor]) -> Any:

@@ -15,7 +15,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from models import LIF, Gaussian, NoisyLIF, checkpoint, mean_field, noise_generator, noiseless
+from models import LIF, Gaussian, NoisyLIF, ParametricLIF, checkpoint, mean_field, noise_generator, noiseless
 from tests.conftest import first_are_fast
 from tests.models.test_noise import Laplace
 
@@ -908,6 +908,39 @@ def test_pytorchs_checkpoint_with_the_same_noise_is_right(law, block):
     with around():
         torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False).cumsum(0).square().sum().backward()
     torch.testing.assert_close(x.grad, expected[0])
+
+
+KEPT = {  # whether a selective checkpoint keeps the results of an operator
+    "all": lambda name: True,
+    "random": lambda name: "rand" in name,
+    "all but random": lambda name: "rand" not in name,
+    "views": lambda name: "select" in name or "view" in name or "unbind" in name,
+    "products": lambda name: "mm" in name,
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("law", [Gaussian(0.3), Gaussian(0.3, loc=0.1), Laplace(0.3)], ids=repr)
+def test_a_selective_checkpoint_of_pytorchs_may_keep_any_operator(law, backend, kept):
+    """Also those of random numbers, which nothing must overwrite then."""
+    policies = torch.utils.checkpoint.CheckpointPolicy
+    net = nn.Sequential(nn.Linear(50, 50), NoisyLIF(law), nn.Linear(50, 8), ParametricLIF(Laplace(0.3)))
+    net[1].backend = net[3].backend = backend
+
+    def policy(context, operator, *args, **kwargs):
+        return policies.MUST_SAVE if KEPT[kept](str(operator)) else policies.PREFER_RECOMPUTE
+
+    def checkpointed(x):
+        contexts = functools.partial(torch.utils.checkpoint.create_selective_checkpoint_contexts, policy)
+        return torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False, context_fn=contexts)
+
+    found = []
+    for call in (net, checkpointed):
+        torch.manual_seed(4)
+        found.append(gradients(net, loss_inside(call, contextlib.nullcontext)))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("first", ["noisy", "noiseless", "mean field"])

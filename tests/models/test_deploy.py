@@ -143,6 +143,25 @@ def test_exported_with_free_length_and_batch(name, mode):
     assert_same(program.module()(other), *outputs(net, mode, other))
 
 
+@all_but_slow(("learnt", "mean_field"), among=(("learnt", "mean_field"), ("toynet", "noiseless")))
+def test_in_a_strict_export_too(name, mode):
+    net, x, other = made(name)
+    program = export(plain(net, mode), (x,), dynamic_shapes=FREE, strict=True)
+    assert_same(program.module()(other), *outputs(net, mode, other))
+    fixed = export(plain(net, mode), (x,), dynamic_shapes=FREE_BATCH, strict=True)
+    assert not [node for node in fixed.graph.nodes if "scan" in str(node.target)]
+
+
+def test_compiled_it_is_a_loop_for_each_length():
+    torch._dynamo.reset()
+    net = layers(LIF(), NoisyLIF())
+    compiled = torch.compile(plain(net), dynamic=True, backend="eager", fullgraph=True)
+    for timesteps in (2, 3, 5):
+        x = 3 * torch.rand(timesteps, 4, 6)
+        assert_same(compiled(x), *outputs(net, "noiseless", x))
+    torch._dynamo.reset()
+
+
 def test_an_exported_program_is_saved_and_loaded():
     net, file = layers(LIF(), NoisyLIF(learnable_scale=True)), io.BytesIO()
     torch.export.save(export(plain(net), (torch.rand(3, 2, 6),), dynamic_shapes=FREE), file)

@@ -93,6 +93,18 @@ def test_one_graph_for_all_numbers_of_neurons():
     assert len(graphs) == 1
 
 
+# ---- results
+
+
+@every_neuron
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (2, 0, 3, 1)])
+def test_steps_have_the_memory_format_of_the_input(make, order):
+    """As those of the fused kernels; the next convolution need not reorder them."""
+    step = torch.empty([(2, 6, 3, 4)[dim] for dim in order]).permute([order.index(dim) for dim in range(4)])
+    spikes, state = make().run(torch.empty_like(step).fill_(0.9).expand(3, *step.shape))
+    assert spikes.stride() == (step.numel(), *state.stride()) and state.stride() == step.stride()
+
+
 # ---- what is saved for the backward pass
 
 

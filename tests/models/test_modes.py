@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models import LIF, Gaussian, NoisyLIF, ParametricLIF
 from models.kernels import cpu
 from models.kernels import fused as fused_module
+from tests.models.test_noise import Laplace
 
 
 class Onlooker(TorchDispatchMode):
@@ -120,6 +121,60 @@ def test_first_use_by_a_tracer(traced, x, first_use):
             program = torch.jit.load(io.BytesIO(file.getvalue()))
     assert torch.equal(program(x), expected)
     assert_served(x)
+
+
+LEARNT = {
+    "fused": lambda: NoisyLIF(Gaussian(0.3), learnable_scale=True),
+    "fused, learnt decay": ParametricLIF,
+    "eager": lambda: NoisyLIF(Laplace(0.3), learnable_scale=True),
+    "eager, learnt decay": lambda: ParametricLIF(Laplace(0.3)),
+}
+
+
+@pytest.mark.parametrize("make", LEARNT.values(), ids=LEARNT)
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_a_network_traced_by_jit_has_the_gradients_of_the_network(make, with_gradients, x):
+    """PyTorch traces again, without gradients, and compares; TensorBoard's `add_graph` does so too."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 6), make(), torch.nn.Linear(6, 3))
+    with torch.set_grad_enabled(with_gradients):
+        traced = torch.jit.trace(net, x)
+    assert_same_gradients(net, traced, x)
+
+
+@pytest.mark.parametrize("make", list(LEARNT.values())[:2], ids=list(LEARNT)[:2])
+@pytest.mark.parametrize("way", ["jit", "export", "strict export", "make_fx"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_what_was_recorded_without_gradients_has_them_later(make, way, x):
+    net = torch.nn.Sequential(make(), torch.nn.Linear(4, 3)).requires_grad_(False)
+    if way == "jit":
+        program = torch.jit.trace(net, x)
+    elif way == "make_fx":
+        program = make_fx(lambda x: net(x))(x)
+    else:
+        program = torch.export.export(net, (x,), strict=way == "strict export").module()
+    assert_same_gradients(net, program, x)
+
+
+def test_without_gradients_nothing_is_saved_for_them_but_in_a_program(x, monkeypatch):
+    saved, kernel = [], fused_module.lif_forward
+    monkeypatch.setattr(fused_module, "lif_forward", lambda *a, **k: saved.append(a[-2]) or kernel(*a, **k))
+    with torch.no_grad(), Onlooker():
+        LIF()(x)
+    assert saved == [False]
+
+
+def assert_same_gradients(net, program, x):
+    found = []
+    for function in (net, program):
+        net.zero_grad()
+        given = x.clone().requires_grad_()
+        torch.manual_seed(4)
+        function(given).square().sum().backward()
+        found.append([given.grad, *(p.grad for p in net.parameters() if p.requires_grad)])
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs)
+    assert found[0][0].any()
 
 
 def test_first_use_by_several_threads(x, first_use):
