@@ -19,8 +19,8 @@ REFUSAL = (
 
 
 @left_to_python(OUTSIDE)
-def generator_to_draw_from(generator: Generator, entry: Entry | None) -> Generator:
-    """`generator`, or in a checkpoint's second run one that repeats its numbers; `entry`: the block that says it.
+def note_draw(generator: Generator, entry: Entry | None) -> None:
+    """Before a draw from `generator`: so that a second run of a checkpoint repeats it; `entry`: the block that says it.
 
     RuntimeError if a checkpoint of PyTorch would draw, or draws, other numbers in its second run.
     """
@@ -29,10 +29,15 @@ def generator_to_draw_from(generator: Generator, entry: Entry | None) -> Generat
     if _is_in_torchs_checkpoint() or any(run.is_in_torchs for run in RUNS.get()):
         raise RuntimeError(REFUSAL)
     refuse_reentrant(entry)
-    drawn_from = generator
     for run in RUNS.get():
-        drawn_from = run.stand_in(generator, drawn_from)
-    return drawn_from
+        run.note(generator)
+
+
+def _note_blocks() -> None:
+    """At the start of a run: also what the function itself draws from the generators of blocks is to be repeated."""
+    for entry in GENERATORS.in_effect():
+        for run in RUNS.get():
+            run.note(entry.value)
 
 
 def _is_in_torchs_checkpoint() -> bool:
@@ -99,23 +104,26 @@ class Run:
         self.frame = frame  # below it on the stack are blocks of the backward pass; None: it is the first run
         self.is_in_torchs = frame is None and _is_in_torchs_checkpoint()
         self.hook = _hook_on_saved_tensors()
-        self.twins: dict[int, Generator] = {}
+        self.outside: dict[int, tuple[Generator, torch.Tensor]] = {}  # where generators are while they begin again
 
-    def stand_in(self, generator: Generator, drawn_from: Generator) -> Generator:
-        """What to draw from for `generator`, for which an outer run draws from `drawn_from`."""
+    def note(self, generator: Generator) -> None:
+        """Before the generator is used: note where it begins, or let it begin there again until `restore`."""
         key = id(generator)
-        if self.frame is None and key not in self.begins:
-            self.begins[key] = (generator, drawn_from.get_state())
-        if self.frame is None or key not in self.begins:
-            return drawn_from
-        if key not in self.twins:
-            self.twins[key] = Generator(generator.device)
-            self.twins[key].set_state(self.begins[key][1])
-        return self.twins[key]
+        if self.frame is None:
+            if key not in self.begins:
+                self.begins[key] = (generator, generator.get_state())
+        elif key in self.begins and key not in self.outside:
+            self.outside[key] = (generator, generator.get_state())
+            generator.set_state(self.begins[key][1])
+
+    def restore(self) -> None:
+        for generator, state in self.outside.values():
+            generator.set_state(state)
 
     def __enter__(self) -> None:
         self.hook = _hook_on_saved_tensors()
         self.token = RUNS.set((*RUNS.get(), self))
+        _note_blocks()
 
     def __exit__(self, *error: object) -> None:
         RUNS.reset(self.token)
@@ -129,17 +137,21 @@ class _AsAtFirst:
         self.blocks = []
         for setting in (MODES, GENERATORS):
             self.blocks.append((setting, [entry.value for entry in reversed(setting.in_effect())]))
-        self.outer: list[list[Any]] = []
+        self.outer: list[tuple[Run, list[Any]]] = []
 
     def __enter__(self) -> None:
         variables: list[ContextVar[Any]] = [MODES.variable, GENERATORS.variable, RUNS]
-        self.outer.append([(variable, variable.get()) for variable in variables])
+        run = Run(self.begins, sys._getframe(1))
+        self.outer.append((run, [(variable, variable.get()) for variable in variables]))
         for setting, values in self.blocks:
             setting.variable.set(tuple(Entry(value, None) for value in values))
-        RUNS.set((Run(self.begins, sys._getframe(1)),))
+        RUNS.set((run,))
+        _note_blocks()
 
     def __exit__(self, *error: object) -> None:
-        for variable, value in self.outer.pop():
+        run, outer = self.outer.pop()
+        run.restore()
+        for variable, value in outer:
             variable.set(value)
 
 
@@ -148,7 +160,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Activation checkpointing: function(*args, **kwargs), run again in the backward pass in place of being stored.
 
     The gradient is that without it: the second run draws the same noise, and has the same `noiseless` and `mean_field`,
-    wherever `backward` is called. Inside a compiled function, what is checkpointed is not compiled.
+    wherever `backward` is called. What the function itself draws from a generator is the same if that is of a
+    `noise_generator` around it. Inside a compiled function, what is checkpointed is not compiled.
 
     Note:
         `torch.utils.checkpoint.checkpoint` with use_reentrant=False; it keeps torch's default generator alone.
