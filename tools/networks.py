@@ -8,12 +8,14 @@ from torch import nn
 
 from models import build_model, build_neuron
 from models.layers import Normalize
+from models.registry import NOISY_NEURONS
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.fields import settings
 from tools.config.parsing import checked
 from tools.config.train import NEURON_GROUP, Dataset, TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
+from tools.io.weights import entries
 from tools.published import load_published
 from tools.runtime.device import chosen_device
 
@@ -64,20 +66,36 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
         if not {"model", "neuron"} <= overrides.keys():
             raise checkpoint.CheckpointError(f"{path} does not carry its configuration: give --model and --neuron")
         trained = TrainConfig(**overrides, seed=None)  # it is not known
-        return load_published(build_network(trained, dataset), trained.model, path), trained
+        configs = [trained]
+        if trained.neuron in NOISY_NEURONS and _has_learnt_scales(content):
+            configs.insert(0, dataclasses.replace(trained, learnable_scale=True))
+        nets = [build_network(one, dataset) for one in configs]
+        net = load_published(nets[0], trained.model, path, *nets[1:])
+        trained = configs[nets.index(net)]
+        _check_overrides(overrides, trained)
+        return net, trained
     if content["dataset"] != dataset.name:
         raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")
     trained = dataclasses.replace(stored_config(content, path), **overrides)
-    if "tau" in overrides and trained.neuron == "PLIF":
-        raise UserError("--tau would have no effect: PLIF has learnt its decay")
-    if "sigma" in overrides and trained.learnable_scale:
-        raise UserError("--sigma would have no effect: this network has learnt the scale of its noise")
+    _check_overrides(overrides, trained)
     averaged = content.get("ema")
     weights = content.get("model") if averaged is None else _without_prefix(averaged)
     check_size(trained, dataset, weights, path)
     net = build_network(trained, dataset)
     checkpoint.load_weights(net, weights, path)
     return net.eval(), trained
+
+
+def _check_overrides(overrides, trained):
+    if "tau" in overrides and trained.neuron == "PLIF":
+        raise UserError("--tau would have no effect: PLIF has learnt its decay")
+    if "sigma" in overrides and trained.learnable_scale:
+        raise UserError("--sigma would have no effect: this network has learnt the scale of its noise")
+
+
+def _has_learnt_scales(content):
+    """Whether a checkpoint from elsewhere has weights of neurons with `learnable_scale`."""
+    return any(str(key).endswith(".log_scale") for _, tensors in entries(content) for key in tensors)
 
 
 def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str | Path) -> None:

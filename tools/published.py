@@ -43,8 +43,8 @@ PUBLISHED_KEYS = {
 }
 
 
-def load_published(net: nn.Module, model: str, path: str | Path) -> nn.Module:
-    """Load weights without a configuration into `net`, and return it in evaluation mode.
+def load_published(net: nn.Module, model: str, path: str | Path, *others: nn.Module) -> nn.Module:
+    """Load weights without a configuration into `net` or one of `others`, and return it in evaluation mode.
 
     They are in a checkpoint of the published NSNN code, or of a loop of one's own. What the file says about sigma, tau
     and threshold, or that it says nothing, is logged.
@@ -53,22 +53,28 @@ def load_published(net: nn.Module, model: str, path: str | Path) -> nn.Module:
         net: made by `models.build_model`; if it has a `normalize` and the file has none, it keeps its own.
         model: name of the network.
         path: a torch.save'd state_dict, or a dictionary that has it anywhere. Its keys may be of a network that
-            PyTorch has wrapped, or that was a part of another module. Of several networks that fit, the first is taken
-            that is called "net", "model", "state_dict" or "model_state_dict", in this order, or else the first; this
-            is logged.
+            PyTorch has wrapped, or that was a part of another module. Of several networks that fit, one with the
+            settings of `net` is taken before others, then the first that is called "net", "model", "state_dict" or
+            "model_state_dict", in this order, or else the first; this is logged.
+        others: the same network with parameters that the weights may have instead, such as learnt scales.
 
     Raises:
         CheckpointError: for missing and unexpected keys, and shapes that do not fit.
     """
-    found = _places(net, model, path)
-    for place in found:
+    found = [(one, place) for one in (net, *others) for place in _places(one, model, path)]
+    for one, place in found:
         if not _has_normalisation(place):
-            place.weights |= {key: value for key, value in net.state_dict().items() if key.startswith(NORMALISATION)}
-    fitting = [place for place in found if not misfits(net, place.weights, place.rename)]
-    chosen = (fitting or found)[0]
-    said = load_weights(net, chosen.weights, f"{path} ({chosen})", chosen.rename)
+            place.weights |= {key: value for key, value in one.state_dict().items() if key.startswith(NORMALISATION)}
+    fitting = [(one, place) for one, place in found if not misfits(one, place.weights, place.rename)]
+    fitting.sort(key=lambda pair: pair[1].rank)
+
+    def load(net, place):
+        return load_weights(net, place.weights, f"{path} ({place})", place.rename)
+
+    net, chosen = next((pair for pair in fitting if not load(*pair)), (fitting or found)[0])
+    said = load(net, chosen)
     if len(fitting) > 1:
-        said.append(f"of {', '.join(map(str, fitting))}, which fit this network, {chosen} is taken")
+        said.append(f"of {', '.join(str(place) for _, place in fitting)}, which fit this network, {chosen} is taken")
     if others := chosen.others():
         said.append(f"not of this network, and not used: {listed(others)}")
     if chosen.rename is str and not _has_normalisation(chosen):

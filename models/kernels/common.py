@@ -126,12 +126,12 @@ def empty_sequence(step: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
     return like.new_empty_strided((timesteps, *like.shape), (like.numel(), *like.stride()))
 
 
-def stacked(steps: Sequence[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
+def stacked(steps: list[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
     """[T, B, ...] of steps [B, ...], which have the memory format of `like` [B, ...] in it."""
     if not steps:
         return empty_sequence(like, 0, dtype)
     if like.is_contiguous():
-        return torch.stack(list(steps))
+        return torch.stack(steps)
     strides = torch.empty_like(like).stride()
     order = sorted(range(like.dim()), key=lambda dim: -strides[dim])  # outermost first
     sequence = torch.stack([step.permute(order) for step in steps])

@@ -479,6 +479,43 @@ def test_the_weights_of_ones_own_loop_are_tested_as_the_network_was_trained(tmp_
     assert "neurons with decay=0.25 were loaded into neurons with decay=0.5" in record.message
 
 
+def toynet(**settings):
+    net = build_model("toynet", neuron=build_neuron("NILIF", **settings), in_shape=(1, 8, 8), num_classes=2)
+    net.normalize = Normalize([0.4], [0.3])
+    return net
+
+
+OTHERS = {  # a checkpoint of one's own loop with the weights of a network that has learnt scales, and of another one
+    "alone": lambda learnt, other: learnt,
+    "in a usual place": lambda learnt, other: {"teacher": other, "model": learnt},
+    "with other settings": lambda learnt, other: {"teacher": toynet(tau=4.0).state_dict(), "student": learnt},
+}
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_learnt_scales_of_ones_own_loop_are_found(tmp_path, stripes, form):
+    net = toynet(learnable_scale=True)
+    torch.nn.init.constant_(net.stem_neuron.log_scale, -2.0)
+    torch.save(OTHERS[form](net.state_dict(), toynet().state_dict()), tmp_path / "own.pth")
+    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron="NILIF", timestep=3)
+    test = Snapshot(config, stripes)
+    assert test.trained.learnable_scale and test.net.stem_neuron.log_scale.item() == -2.0
+    assert torch.equal(test.net.classifier.weight, net.classifier.weight)
+    with pytest.raises(UserError, match="--sigma would have no effect"):
+        Snapshot(dataclasses.replace(config, sigma=0.5), stripes)
+    with pytest.raises(CheckpointError, match="unexpected keys: stem_neuron.log_scale"):
+        torch.save(net.state_dict(), tmp_path / "own.pth")
+        Snapshot(dataclasses.replace(config, neuron="LIF"), stripes)
+
+
+def test_learnt_scales_of_another_network_in_the_file_are_left_alone(tmp_path, stripes):
+    net = toynet()
+    content = {"teacher": toynet(learnable_scale=True).state_dict(), "model": net.state_dict()}
+    torch.save(content, tmp_path / "own.pth")
+    test = Snapshot(EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron="NILIF"), stripes)
+    assert not test.trained.learnable_scale and torch.equal(test.net.classifier.weight, net.classifier.weight)
+
+
 def test_a_snapshot_of_another_data_set_is_refused(trained, stripes, tmp_path):
     with pytest.raises(CheckpointError, match="was trained on stripes, this is mnist5k"):
         snapshot(trained, dataclasses.replace(stripes, name="mnist5k"), tmp_path)

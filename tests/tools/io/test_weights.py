@@ -116,6 +116,19 @@ def test_of_several_that_fit_one_is_taken_by_a_rule_and_said(tmp_path, pair, tak
     assert f"network, {form.format(pair[taken])} is taken" in said[0]
 
 
+@pytest.mark.parametrize("names", [("teacher", "student"), ("model", "student"), ("student", "model")])
+@pytest.mark.parametrize("other", ["LIF", "NILIF_atan"])
+def test_of_several_that_fit_the_one_with_these_settings_is_taken(tmp_path, names, other, caplog):
+    nets = {name: network(seed) for seed, name in enumerate(names)}
+    for name in set(names) - {"student"}:
+        options = dict(in_shape=(1, 4, 4), num_classes=2, width=0.02)
+        nets[name] = build_model("toynet", neuron=build_neuron(other), **options)
+        nets[name].normalize = Normalize([0.5], [0.5])
+    assert same(nets["student"], loaded(tmp_path, {name: net.state_dict() for name, net in nets.items()}))
+    (record,) = caplog.records
+    assert "which fit this network, student is taken" in record.message
+
+
 def test_a_network_that_does_not_fit_is_passed_over(tmp_path, caplog):
     small, large = network(), network(1)
     large.classifier = torch.nn.Linear(7, 2)
