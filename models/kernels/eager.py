@@ -122,7 +122,7 @@ class _LIFSequence(torch.autograd.Function):
             current = x[t].to(state.dtype)
             u = neuron.charged(v, current)
             if neuron.membrane_noise:
-                eps = draw(eps_membrane, t)
+                eps = draw(eps_membrane, t).to(u.dtype)
                 u = u - eps
                 if scale is not None:
                     eps_at.append(eps)

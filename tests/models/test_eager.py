@@ -105,6 +105,17 @@ def test_steps_have_the_memory_format_of_the_input(make, order):
     assert spikes.stride() == (step.numel(), *state.stride()) and state.stride() == step.stride()
 
 
+@pytest.mark.parametrize("learnt", [False, True])
+def test_noise_of_another_dtype_leaves_the_arithmetic_as_it_is(learnt):
+    class Double(Gaussian):
+        def sample(self, *args, **kwargs):
+            return super().sample(*args, **kwargs).double()
+
+    neuron = NoisyLIF(Double(0.3), learnable_scale=learnt)
+    spikes, state = neuron.run(currents(3, 2, 6))
+    assert spikes.dtype == state.dtype == torch.float32
+
+
 # ---- what is saved for the backward pass
 
 
