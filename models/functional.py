@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from . import parameters
 from .kernels import eager, fused, traceable
-from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values
+from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values, step_of
 from .kernels.eager import law_of
 from .kernels.potentials import before_reset
 from .noise import NoiseLaw
@@ -180,13 +180,13 @@ def firing_probability(
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
     start = _checked_state(x, state)
-    v = torch.zeros_like(x[0]) if start is None else start
+    v = torch.zeros_like(step_of(x)) if start is None else start
     z = []
     for current, fired in zip(x, spikes):
         u = neuron.charged(v, current)
         z.append(u - neuron.threshold)
         v = neuron.after_reset(u, fired)
-    return law_of(neuron).cdf(torch.stack(z))
+    return law_of(neuron).cdf(torch.stack(z) if z else x.clone())
 
 
 def check_law(name: str, law: object) -> None:
