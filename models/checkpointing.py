@@ -10,7 +10,7 @@ import torch
 from torch import Generator
 from torch.utils import checkpoint as torch_checkpoint
 
-from .contexts import GENERATORS, MODES, OUTSIDE, RUNS, Entry, calling, left_to_python
+from .contexts import GENERATOR_BLOCKS, MODE_BLOCKS, OUTSIDE, RUNS, Entry, calling, left_to_python
 
 REFUSAL = (
     "torch.utils.checkpoint would run layers again with other noise or in another mode, as it knows neither generators "
@@ -72,7 +72,7 @@ def refuse_unkept_noise() -> None:
 
 def refuse_compiled_checkpoint() -> None:
     """RuntimeError for noise of a block that a compiled checkpoint will draw again, from torch's default generator."""
-    if not GENERATORS.in_effect():
+    if not GENERATOR_BLOCKS.in_effect():
         return
     for frame in calling(sys._getframe()):
         if frame.f_globals.get("__name__") == "torch._prims.rng_prims":  # keeps that generator's state for it
@@ -127,12 +127,12 @@ class _AsAtFirst:
     def __init__(self, first: Run) -> None:
         self.begins = first.begins
         self.blocks = []
-        for setting in (MODES, GENERATORS):
+        for setting in (MODE_BLOCKS, GENERATOR_BLOCKS):
             self.blocks.append((setting, [entry.value for entry in reversed(setting.in_effect())]))
         self.outer: list[list[Any]] = []
 
     def __enter__(self) -> None:
-        variables: list[ContextVar[Any]] = [MODES.variable, GENERATORS.variable, RUNS]
+        variables: list[ContextVar[Any]] = [MODE_BLOCKS.variable, GENERATOR_BLOCKS.variable, RUNS]
         self.outer.append([(variable, variable.get()) for variable in variables])
         for setting, values in self.blocks:
             setting.variable.set(tuple(Entry(value, None) for value in values))

@@ -162,8 +162,8 @@ def _instruction(frame: types.FrameType) -> str:
     return dis.opname[code[place]]
 
 
-GENERATORS = Setting("generators")  # value: a torch.Generator
-MODES = Setting("modes")  # value: (mode, {id: neuron})
+GENERATOR_BLOCKS = Setting("generators")  # value: a torch.Generator
+MODE_BLOCKS = Setting("modes")  # value: (mode, {id: neuron})
 # The step of a `models.Stream` that is being run, or None; it ends before anything can be suspended.
 STREAM: ContextVar[Any] = _holder.__dict__.setdefault("stream", ContextVar("stream", default=None))
 # The runs of `models.checkpoint` that are under way, outermost first.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .contexts import MODES, Block
+from .contexts import MODE_BLOCKS, Block
 
 
 def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
@@ -44,7 +44,7 @@ class _Switch(Block):
     """A block in which the noisy neurons of a network have a mode."""
 
     def __init__(self, net: nn.Module, mode: str) -> None:
-        super().__init__(MODES, net)
+        super().__init__(MODE_BLOCKS, net)
         self._mode = mode
         self._undo: list[contextlib.ExitStack] = []  # one for each time that the block was entered
 

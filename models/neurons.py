@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from . import functional, parameters
 from .base import SpikingNeuron
 from .checkpointing import refuse_reentrant
-from .contexts import MODES
+from .contexts import MODE_BLOCKS
 from .functional import PLACEMENTS, check_choice, check_law
 from .noise import Gaussian, NoiseLaw
 
@@ -224,7 +224,7 @@ class NoisyLIF(SpikingNeuron):
     @property
     def mode(self) -> str:
         """ "noisy", or as set; inside `noiseless` and `mean_field`, what they say."""
-        for block in MODES.in_effect():
+        for block in MODE_BLOCKS.in_effect():
             mode, neurons = block.value
             if id(self) in neurons:
                 if not torch.compiler.is_compiling():

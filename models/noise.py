@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from . import parameters
 from .checkpointing import generator_to_draw_from, refuse_unkept_noise
-from .contexts import GENERATORS, Block
+from .contexts import GENERATOR_BLOCKS, Block
 
 Device = torch.device | str | int | None
 DType = torch.dtype | None
@@ -32,7 +32,7 @@ def noise_generator(generator: Generator) -> contextlib.AbstractContextManager[G
     """
     if not isinstance(generator, Generator):
         raise TypeError(f"noise_generator takes a torch.Generator, got {type(generator).__name__}")
-    return Block(GENERATORS, generator)
+    return Block(GENERATOR_BLOCKS, generator)
 
 
 def _draw(
@@ -41,7 +41,7 @@ def _draw(
     """Call `sampler` (such as torch.rand) with the generator that applies here."""
     block = None
     if generator is None:
-        for block in GENERATORS.in_effect()[:1]:
+        for block in GENERATOR_BLOCKS.in_effect()[:1]:
             generator = block.value
     dtype = dtype or torch.get_default_dtype()
     if generator is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..checkpointing import check_same_noise
-from ..contexts import GENERATORS, calling, left_to_python
+from ..contexts import GENERATOR_BLOCKS, calling, left_to_python
 from ..noise import NoiseLaw, Rescaled
 from .common import (
     VALUES,
@@ -54,7 +54,8 @@ def lif_sequence(
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
     run: Any = _LIFSequence.apply
-    if torch.compiler.is_compiling() and GENERATORS.in_effect() and (neuron.membrane_noise or neuron.threshold_noise):
+    is_random = neuron.membrane_noise or neuron.threshold_noise
+    if is_random and torch.compiler.is_compiling() and GENERATOR_BLOCKS.in_effect():
         run = _run_in_python
     return run(x, state, *neuron.tensors(), *noise, neuron)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contexts import GENERATORS
+from ..contexts import GENERATOR_BLOCKS
 from .common import Neuron, arithmetic_dtype
 from .eager import law_of
 
@@ -23,7 +23,7 @@ def lif_sequence(
     law = law_of(neuron)
     currents = x.to(arithmetic_dtype(x.dtype))
     sequences = {"current": currents}
-    if (neuron.membrane_noise or neuron.threshold_noise) and _is_exported() and GENERATORS.in_effect():
+    if (neuron.membrane_noise or neuron.threshold_noise) and _is_exported() and GENERATOR_BLOCKS.in_effect():
         raise RuntimeError("what is exported or traced has no noise_generator: do it outside of the block")
     for name, drawn in (("membrane", neuron.membrane_noise), ("threshold", neuron.threshold_noise)):
         if drawn:
