@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# By name: what the values may be, in words, and whether they are, from the least and the greatest of them.
+# By name: the allowed values in words, and a check of the least and the greatest value.
 RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "threshold": ("positive and finite", lambda low, high: 0.0 < low <= high < math.inf),
     "decay": ("in [0, 1]", lambda low, high: 0.0 <= low <= high <= 1.0),
@@ -19,7 +19,7 @@ class OutOfRange(ValueError):
 
 
 def check(name: str, value: float | Tensor) -> None:
-    """Raise TypeError or ValueError unless a value is a number or a tensor that a layer can have."""
+    """Raise TypeError or ValueError unless a value is a valid number or tensor for a layer."""
     if isinstance(value, Tensor):
         check_tensor(name, value)
     check_range(name, value)
@@ -37,7 +37,11 @@ def check_tensor(name: str, value: Tensor) -> None:
 
 
 def check_range(name: str, value: float | Tensor) -> None:
-    """Raise OutOfRange unless a value is in its range; those of a tensor may be unknown, as on the meta device."""
+    """Raise OutOfRange if a value is out of range; a tensor that cannot be read, as on the meta device, passes.
+
+    Raises:
+        TypeError: if it is not a number or a tensor.
+    """
     ends = extremes(value)
     if ends is None:
         return
@@ -59,7 +63,7 @@ def extremes(value: float | Tensor) -> tuple[float, float] | None:
     if torch._C._is_tracing() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return None
     if value.numel() == 1:
-        return value.item(), value.item()  # `float` warns of tensors that are learnt
+        return value.item(), value.item()  # `float` warns about tensors that require a gradient
     low, high = value.detach().aminmax()
     return low.item(), high.item()
 
@@ -70,7 +74,7 @@ def is_sharded(value: object) -> bool:
 
 
 def shown(value: float | Tensor) -> str:
-    """A value, or the range of values, for people."""
+    """A value, or a range of values, as text for messages."""
     ends = extremes(value)
     if ends is None:
         return "nan"
@@ -84,16 +88,15 @@ def over_channels(name: str, value: Tensor, x: Tensor) -> Tensor:
     if value.numel() == 1:
         return value.reshape(()) if value.dim() else value
     if x.dim() < 3 or x.shape[2] != value.numel():
-        channels = "no channels" if x.dim() < 3 else "1 channel" if x.shape[2] == 1 else f"{x.shape[2]} channels"
         raise ValueError(
-            f"{name} has {value.numel()} values, one for each channel, but the input current [T, B, C, ...] of shape "
-            f"{list(x.shape)} has {channels}"
+            f"{name} has {value.numel()} values, one for each channel, but the input current [T, B, C, ...] has shape "
+            f"{list(x.shape)}"
         )
     return value.reshape(-1, *[1] * (x.dim() - 3))
 
 
 def learnt(parameter: Tensor) -> Tensor:
-    """The value of a parameter, 0-d if it is one: such a parameter has shape [1], as `fully_shard` refuses 0-d ones."""
+    """The value of a parameter, 0-d if it is one number: stored as [1], because `fully_shard` refuses 0-d ones."""
     return parameter if parameter.numel() > 1 or is_sharded(parameter) else parameter.reshape(())
 
 
@@ -110,7 +113,13 @@ def is_parametrized(module: nn.Module, attribute: str) -> bool:
 def fill(
     module: nn.Module, attribute: str, name: str, value: float | Tensor, function: Callable[[float], float]
 ) -> None:
-    """Write function(value) into a parameter; one value into all its elements."""
+    """Write function(value) into a parameter; one value into all its elements.
+
+    Raises:
+        RuntimeError: if the value is on the meta device and the parameter is not, or if a sharded parameter is given
+            several values.
+        ValueError: if it has neither one value nor as many as the parameter.
+    """
     parameter: Tensor = getattr(module, attribute)
     computed = is_parametrized(module, attribute)
     if computed:
@@ -138,5 +147,6 @@ def fill(
 
 
 def refuse_computed(name: str, value: float | Tensor) -> None:
+    """Raise ValueError if a value was computed from what is learnt: only a parameter is learnt itself."""
     if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
         raise ValueError(f"a {name} that requires a gradient must be an nn.Parameter: it would not be learnt otherwise")
