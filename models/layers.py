@@ -1,4 +1,4 @@
-"""Layers without memory, and the frame that all networks share."""
+"""Stateless layers, and the base class of all networks."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ MakeNeuron = Callable[[], nn.Module]
 
 
 def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a layer without memory to all steps at once: x [T, B, ...] -> layer(x as [T * B, ...]) as [T, B, ...]."""
+    """Apply a stateless layer to all steps at once: x [T, B, ...] -> layer(x as [T * B, ...]) as [T, B, ...]."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -18,6 +18,9 @@ class Normalize(nn.Module):
 
     Args:
         mean, std: one number per channel, in pixel units ([0, 1] images).
+
+    Raises:
+        ValueError: if their lengths differ, or a `std` is not positive.
     """
 
     mean: Tensor
@@ -41,7 +44,11 @@ class Normalize(nn.Module):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution and, where `norm` is "bn", batch normalisation: [N, C, H, W] -> [N, C', H', W']."""
+    """Convolution and, where `norm` is "bn", batch normalisation: [N, C, H, W] -> [N, C', H', W'].
+
+    Raises:
+        ValueError: if `norm` is neither "bn" nor None.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: str | None, bias: bool = False
@@ -61,7 +68,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 class SpikingNetwork(nn.Module):
-    """Frame of all networks: normalisation, the stem, and the direct coding of images.
+    """Base of all networks: normalisation, the stem, and the direct coding of images.
 
     A subclass has `stem`, the layers before the first neurons ([N, C, H, W] -> [N, ...]), and `body`, all the rest
     ([T, B, ...] -> logits [T, B, K]).
@@ -79,6 +86,7 @@ class SpikingNetwork(nn.Module):
         self.normalize: nn.Module = nn.Identity()
 
     def body(self, current: Tensor) -> Tensor:
+        """All layers after the stem: currents of the first neurons [T, B, ...] -> logits [T, B, K]."""
         raise NotImplementedError(f"{type(self).__name__} has no body")
 
     def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
@@ -97,7 +105,7 @@ class SpikingNetwork(nn.Module):
         if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
             return  # their shapes are not numbers
         if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:
-            # The words are made here alone: compiled, words with the value would hold for that value only.
+            # The message is formatted only here: torch.compile would otherwise specialise on the value of `timesteps`.
             shape = ", ".join(map(str, self.in_shape))
             wanted, got = f"[T, B, {shape}]", "without timesteps"
             if timesteps is not None:

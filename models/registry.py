@@ -125,6 +125,9 @@ def build_model(
         num_classes: K.
         norm: "bn" or None; cifarnet and toynet have no normalisation either way.
         width: factor on all channel counts.
+
+    Raises:
+        ValueError: for an unknown name or a wrong argument.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")

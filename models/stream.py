@@ -1,4 +1,4 @@
-"""Networks that are fed one time step after the other."""
+"""Networks that run one time step at a time."""
 
 import sys
 from typing import Any
@@ -17,13 +17,13 @@ State = tuple[Any, ...]
 class Stream:
     """A network that takes one step at a time and keeps the states of its neurons in between.
 
-    `stream(x_t)`, x_t [B, ...] -> one step of the output, gives in turn what `net(x)`, x [T, B, ...], gives at once.
-    The network itself keeps nothing: it may be in several streams. `noiseless`, `mean_field` and `noise_generator` hold
-    as always; noise is drawn at each step for all layers, and not for each layer at all steps. If a step fails, the
-    state is that before it.
+    `stream(x_t)`, x_t [B, ...] -> one step of the output, gives step by step what `net(x)`, x [T, B, ...], gives at
+    once. The network itself keeps nothing: it may be in several streams. `noiseless`, `mean_field` and
+    `noise_generator` work as usual; noise is drawn step by step, not layer by layer. If a step fails, the state does
+    not change.
 
-    Layers between the neurons must treat each step for itself: batch normalisation in training mode and PyTorch's
-    recurrent layers are errors, but a layer of your own that mixes steps is not noticed. Each neuron must be called
+    Layers between the neurons must treat steps independently: batch normalisation in training mode and PyTorch's
+    recurrent layers are errors, but a layer of your own that mixes steps goes unnoticed. Each neuron must be called
     once at each step, as `neuron(x)`.
 
     Args:
@@ -48,8 +48,8 @@ class Stream:
     def state(self, state: State) -> None:
         count = len(_neurons(self.net))
         if not isinstance(state, tuple) or len(state) != count:
-            came = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
-            raise ValueError(f"the state must be a tuple of the states of {count} neurons, got {came}")
+            got = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
+            raise ValueError(f"the state must be a tuple of the states of {count} neurons, got {got}")
         self._state = state
         self._shapes: dict[int, torch.Size] = {}  # of the inputs of the neurons at the step before
 
@@ -58,13 +58,13 @@ class Stream:
         self.state = (None,) * len(_neurons(self.net))
 
     def detach(self) -> None:
-        """Let no gradient flow to the steps before."""
+        """Stop gradients from flowing to earlier steps."""
         self._state = tree_map_only(Tensor, Tensor.detach, self._state)
 
     def __call__(self, x_t: Tensor) -> Any:
         """One step: x_t [B, ...] -> the output of the network for it, [B, ...]."""
         if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
-            raise RuntimeError("a Stream cannot be called in a compiled function: compile what is around its calls")
+            raise RuntimeError("a Stream cannot be called in a compiled function: compile the code around its calls")
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError("torch.func cannot follow the states of a Stream: pass them to `neuron.run` yourself")
         _check_layers(self.net)
@@ -94,7 +94,7 @@ class _Step:
         self.shapes: dict[int, torch.Size] = {}
 
     def advance(self, neuron: Any, x: Tensor) -> Tensor:
-        """What `neuron(x)` gives in this step."""
+        """The spikes of `neuron(x)` in this step; RuntimeError or ValueError if a Stream cannot follow the call."""
         if neuron not in self.neurons:  # of another network
             return neuron.run(x, keep_state=False)[0]
         place, name = self.neurons[neuron]
@@ -103,7 +103,7 @@ class _Step:
         if self.time_first and x.shape[0] != 1:
             raise RuntimeError(f"layer {name!r} gets {x.shape[0]} steps at once, but a Stream is fed one at a time")
         _refuse_checkpoint(name)
-        shape = x.shape[self.time_first :]
+        shape = x.shape[1:] if self.time_first else x.shape
         if self.shapes_before.get(place, shape) != shape:
             raise ValueError(
                 f"layer {name!r} gets {list(shape)}, but {list(self.shapes_before[place])} at the step before: call "
@@ -117,12 +117,12 @@ class _Step:
         return spikes
 
     def finished(self) -> State:
-        """The states after the step."""
+        """The states after the step; RuntimeError if it did not call every neuron."""
         for neuron, (place, name) in self.neurons.items():
             if place not in self.after:
                 raise RuntimeError(
-                    f"layer {name!r} ({type(neuron).__name__}) was not called in this step, or not as `neuron(x)` of a "
-                    "SpikingNeuron, so that a Stream cannot keep its state"
+                    f"layer {name!r} ({type(neuron).__name__}) was not called as `neuron(x)` in this step, or is not a "
+                    "SpikingNeuron, so a Stream does not know its state"
                 )
         return tuple(self.after[place] for place in range(len(self.after)))
 
@@ -157,6 +157,7 @@ def _without_time(output: Tensor, batch: int) -> Tensor:
 
 
 def _refuse_checkpoint(name: str) -> None:
-    """RuntimeError inside activation checkpointing, which would run the step again from another state."""
+    """Raise RuntimeError inside activation checkpointing, which would rerun the step from another state."""
     if any(frame.f_code.co_filename == torch_checkpoint.__file__ for frame in calling(sys._getframe())):
-        raise RuntimeError(f"layer {name!r} is inside activation checkpointing, which a Stream cannot run again")
+        reason = "is inside activation checkpointing, which would rerun the step from another state"
+        raise RuntimeError(f"layer {name!r} {reason}")

@@ -41,6 +41,9 @@ class SpikingVGG(SpikingNetwork):
         plan: for each layer its channels, or (channels, stride), or POOL; the first is a stride-1 convolution.
         hidden: sizes of the linear layers before the last. No neurons between them, as in published checkpoints.
         neuron, in_shape, num_classes, norm, width: see `build_model`.
+
+    Raises:
+        ValueError: if the plan does not begin with a number of channels.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class SpikingVGG(SpikingNetwork):
 
 
 PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
-PLAN_WITHOUT_POOLS = (64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2))  # strides in their place
+PLAN_WITHOUT_POOLS = (64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2))  # strides instead of pools
 vgg = functools.partial(SpikingVGG, plan=PLAN)
 vggwoap = functools.partial(SpikingVGG, plan=PLAN_WITHOUT_POOLS)
 

@@ -459,7 +459,7 @@ def test_laws_and_their_copies_are_immutable(law):
     before = law.scale
     for one in (law, copy.copy(law), copy.deepcopy(law), pickle.loads(pickle.dumps(law))):
         for name in ("scale", "loc", "shape"):
-            with pytest.raises(AttributeError, match=rf"immutable; set neuron.noise = {type(law).__name__}\("):
+            with pytest.raises(AttributeError, match=rf"immutable: set neuron.noise = {type(law).__name__}\("):
                 setattr(one, name, 0.7)
             with pytest.raises(AttributeError, match="immutable"):
                 delattr(one, name)
