@@ -31,6 +31,7 @@ class Regularizer:
         raise TypeError(f"{type(self).__name__} is abstract: use one of its subclasses")
 
     def watching(self, net: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Context manager around the forward passes that the penalty is of."""
         return contextlib.nullcontext()
 
 
@@ -74,12 +75,15 @@ class SRIP(Regularizer):
 class FiringRate(Regularizer):
     """Keeps each layer's mean firing rate near a target: R = mean_layers (mean spikes of the layer - target)^2.
 
-    The spikes are those of the last forward pass inside `with regularizer.watching(net):`; where neurons are called by
-    `run` or `step`, or in a `models.Stream`, of the last stream, which begins where no state is given. In the block
-    nothing runs compiled.
+    The spikes are those of the last forward pass inside `with regularizer.watching(net):`. Where neurons are called by
+    `run` or `step`, or in a `models.Stream`, they are those since the last call without a state. Nothing runs compiled
+    inside the block.
 
     Args:
         target: spikes per neuron and time step, in [0, 1].
+
+    Raises:
+        ValueError: if `target` is out of range.
     """
 
     def __init__(self, target: float = 0.1) -> None:

@@ -42,13 +42,13 @@ def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
 def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator[nn.Module]:
     """Context manager: in each call of a spiking neuron, run a hook on its spikes (or its input) [T, B, ...].
 
-    Calls are `neuron(x)`, `neuron.run(x)` and `neuron.step(x_t)`, of which T is 1. A call runs the hooks of the blocks
-    that its own thread or asyncio task has opened; if that has opened none for the neuron, those of all. Copies made
-    inside the block are not watched. As compiled code runs no hooks, nothing runs compiled inside the block.
+    Calls are `neuron(x)`, `neuron.run(x)` and `neuron.step(x_t)`, whose T is 1. A call runs the hooks that its own
+    thread or asyncio task has opened; if there are none for the neuron, those of all threads. Copies made inside the
+    block are not watched. As compiled code runs no hooks, nothing runs compiled inside the block.
 
     Args:
         hook: (layer name, neuron, tensor, whether the call continues from a state) -> a tensor to replace it, or None.
-            Of the input of `neuron(x)`, it cannot say that a `models.Stream` continues.
+            With `on_input`, `neuron(x)` in a `models.Stream` never counts as continuing.
 
     Raises:
         ValueError: if the network has no spiking neuron.
@@ -95,12 +95,15 @@ class _Watch(threading.local):
 
     def around(self, method: str, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a method for streaming: (x, state, ...) -> (spikes, state)."""
-        if self.depth and not (_is_in_stream() and self.continues is None):
+        is_inner = self.depth > 0
+        if is_inner and (self.continues is not None or not _is_in_stream()):
             return run(*args, **kwargs)
         signature = inspect.signature(run)
         call = signature.bind(*args, **kwargs)
-        continues = any(call.arguments.get(name) is not None for name in list(signature.parameters)[1:2])
-        if self.depth:
+        names = list(signature.parameters)
+        state = call.arguments.get(names[1]) if len(names) > 1 else None
+        continues = state is not None
+        if is_inner:
             self.continues = continues
             return run(*args, **kwargs)
 
@@ -211,9 +214,7 @@ def is_run_again() -> bool:
 
 
 def _is_called_by(is_wanted: Callable[[types.CodeType], bool]) -> bool:
-    frame: types.FrameType | None = sys._getframe(
-        1
-    )  # a frame in a variable of its own would keep all of the stack alive
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if is_wanted(frame.f_code):
             return True
@@ -235,12 +236,12 @@ def _watched(neuron: nn.Module, hook: Callable[[Tensor, bool], Tensor | None], o
         is_called = watch.key in here or all(other.key not in here for other in streaming.watches)
         return hook(x, continues) if is_called else None
 
-    # Replicas of nn.DataParallel are watched, but no copy that has these hooks nevertheless.
+    # Copies that inherited these hooks are not watched.
     def before(module: nn.Module, *call: Any) -> Any:
-        return watch.before(module, *call) if module is neuron or hasattr(module, "_is_replica") else None
+        return watch.before(module, *call) if module is neuron else None
 
     def after(module: nn.Module, *call: Any) -> Any:
-        return watch.after(module, *call) if module is neuron or hasattr(module, "_is_replica") else None
+        return watch.after(module, *call) if module is neuron else None
 
     watch = _Watch(hook_here, on_input, object())
     with _lock:
@@ -290,7 +291,7 @@ _lock, _eager, _open = threading.Lock(), contextlib.ExitStack(), 0
 
 @contextlib.contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Context manager: what torch.compile has made runs uncompiled, in all threads."""
+    """Context manager: compiled code runs uncompiled, in all threads."""
     global _open
     can_switch = hasattr(torch.compiler, "set_stance") and "torch._dynamo" in sys.modules  # else nothing is compiled
     with _lock:
