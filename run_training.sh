@@ -6,8 +6,8 @@
 #   bash run_training.sh events               the same on simulated recordings of an event camera, with pictures
 #   bash run_training.sh RECIPE [FLAGS ...]   a recipe of configs/, e.g. configs/cifar10_sresnet18.yaml
 #
-# Flags override the recipe, e.g. --download --data-root ~/data, or both recipes of a demonstration, which is
-# `digits` or `events`, e.g. bash run_training.sh digits --epochs 5.
+# Flags override the recipe, e.g. --download --data-root ~/data. With `digits` or `events` in place of RECIPE, they
+# override both recipes of that demonstration, e.g. bash run_training.sh digits --epochs 5.
 # It runs in the repository's folder: results go to its results/, and relative paths in flags start there.
 set -euo pipefail
 unset CDPATH
@@ -22,7 +22,7 @@ demonstrate() { # DATASET "PERTURBATION ..." HIGHEST STEP TRAINING_FLAGS ...: tr
     local dataset="$1" perturbations="$2" highest="$3" step="$4" network
     local folder="results/$dataset/demo/$(date +%Y%m%d-%H%M%S)-$$"
     shift 4
-    case " $*" in *" --run_dir"*) fail "a demonstration trains two networks: it has a folder of its own, $folder" ;; esac
+    case " $*" in *" --run_dir"*) fail "a demonstration trains two networks and chooses their folder: $folder" ;; esac
     for network in nsnn snn; do
         echo "== $network: training ==" >&2
         "$PYTHON" "main_$dataset.py" --config "configs/${dataset}_$network.yaml" --run_dir "$folder/$network" "$@"

@@ -1,6 +1,6 @@
 """The functions that the scripts main_<name>.py and testing_<dataset>.py call.
 
-They import what they run after parsing the flags, so that --help and a wrong flag answer at once.
+They parse the flags before they import what they run, so that --help and wrong flags are answered at once.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def study(
     parser = argparse.ArgumentParser(f"main_{name}.py", description=description)
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False, help="fewer repetitions")
     parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
-    parser.add_argument("--only", nargs="+", default=(), metavar="EXPERIMENT", help="some of the experiments")
+    parser.add_argument("--only", nargs="+", default=(), metavar="EXPERIMENT", help="run only these experiments")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: as many as processors)")
     parser.add_argument("--out", default="", help=f"folder of the results (default: results/{name}/<time>-s<seed>)")
     if more_flags is not None:

@@ -53,7 +53,7 @@ class Scores:
 
 
 def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextManager:
-    """Draw all noise in the block from a generator of its own, so that no other draws change."""
+    """Draw all noise in the block from a separate generator, so that other draws are unaffected."""
     return noise_generator(torch.Generator(device).manual_seed(seed))
 
 

@@ -3,7 +3,7 @@
 Note:
     Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search", ECCV
     2020, for Linf: the start, the squares and the schedule of their size are theirs. The treatment of noise is ours: a
-    query is the margin averaged over draws. What was accepted is measured again now and then, because a lucky
+    query is the margin averaged over draws. Accepted images are measured again from time to time, because a lucky
     estimate would otherwise never be beaten. An image must fool the network twice before its search ends.
 """
 

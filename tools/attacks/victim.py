@@ -33,8 +33,8 @@ class Victim:
     """A network under attack.
 
     Args:
-        net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it normalises for itself. Its weights should
-            not require gradients.
+        net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it includes its normalisation. Its weights
+            should not require gradients.
         draws: number of noise draws averaged in every gradient and query; 1 for a network without noise.
     """
 

@@ -69,7 +69,7 @@ class Setting:
     def check(self, value: object, where: str = "", has_pixels: bool | None = None) -> None:
         """Raise UserError if a value, or an item of a list, has another type, is not a choice, or is out of range.
 
-        Choices for the other kind of data set pass: what runs says why it refuses them.
+        Choices for the other kind of data set pass here: the code that uses them says why it refuses them.
         """
         if self.is_list and not isinstance(value, list | tuple):
             raise UserError(f"{where}{self.name} must be a list, got {value!r}")

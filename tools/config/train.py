@@ -57,7 +57,9 @@ class TrainConfig(RunConfig):
     lambda1: float = _loss(1e-4, "weight of the regulariser", low=0.0)
     target_rate: float = _loss(0.1, "target of --reg rate, in spikes per neuron and step", low=0.0, high=1.0)
 
-    epochs: int = _optimisation(100, "passes over the training data (--resume with more stretches the schedule)", low=1)
+    epochs: int = _optimisation(
+        100, "passes over the training data (resuming with more epochs stretches the schedule)", low=1
+    )
     minibatch: int = _optimisation(64, "samples per batch and process", low=1)
     accumulate: int = _optimisation(1, "batches whose gradients make one step", low=1)
     lr: float = _optimisation(3e-3, "learning rate (the maximum of a schedule)", low=0.0)
@@ -99,7 +101,7 @@ class TrainConfig(RunConfig):
     histograms: bool = _run(True, "log histograms of weights and gradients (of at most 100 epochs)")
 
     def __post_init__(self):
-        if self.tet and self.loss not in ("tet", type(self).loss):  # the default need not have been given
+        if self.tet and self.loss not in ("tet", type(self).loss):  # the default may not be the user's choice
             raise UserError(f"--tet and --loss {self.loss} contradict each other")
         self.loss = "tet" if self.tet else self.loss
         self.tet = self.loss == "tet"
@@ -107,7 +109,7 @@ class TrainConfig(RunConfig):
 
     @staticmethod
     def updated(values: dict, layer: dict, file: str = "") -> dict:
-        """As in `RunConfig`; a layer's `tet` becomes the `loss` that it means."""
+        """As in `RunConfig`; `tet` in a layer is translated to `loss`."""
         layer = dict(layer)
         tet = layer.pop("tet", None)
         if file and "loss" in layer:
@@ -130,7 +132,7 @@ class Dataset(Protocol):
     num_classes: int
     mean: Sequence[float]  # of each channel, for pixels in [0, 1], to normalise the network's inputs
     std: Sequence[float]
-    has_pixels: bool  # True: images, whose pixels tests perturb; False: event recordings
+    has_pixels: bool  # True: images; False: event recordings
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...  # (C, H, W) of the network's input
     def load(self, config: TrainConfig | None = None) -> LabelledParts: ...

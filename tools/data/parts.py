@@ -1,4 +1,4 @@
-"""What loading a data set gives."""
+"""The parts of a loaded data set."""
 
 import dataclasses
 

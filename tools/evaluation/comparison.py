@@ -104,12 +104,12 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
 
 
 def verdicts(summary: list[Row]) -> list[str]:
-    """Sentences that say which differences are beyond the chance of samples and of seeds (p below 0.05)."""
+    """Sentences that say which differences exceed chance, over samples and over seeds (p below 0.05)."""
     sentences = []
     for number, pair in enumerate(summary[0].differences):
         first, second = pair.first, pair.second
         if pair.seeds.low is None:
-            sentences.append(f"{first} and {second} cannot be told apart by a single seed of a group; compare several.")
+            sentences.append(f"A single seed per group cannot tell {first} from {second}; compare several.")
             continue
         is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"
         undecided = f"{first} and {second}, no difference beyond chance"

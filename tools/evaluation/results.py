@@ -37,8 +37,8 @@ class Result:
     loss_std: float | None
     loss_draws: list[float]
     times_correct: list[int]  # for each sample, the number of draws that classified it correctly
-    confusion: list[list[float]] | None = None  # [class][taken for], in samples per draw; of "clean" alone
-    worst: list[Mistake] | None = None  # the samples of the highest loss; of "clean" alone
+    confusion: list[list[float]] | None = None  # [class][predicted class], in samples per draw; for "clean" only
+    worst: list[Mistake] | None = None  # the samples with the highest loss; for "clean" only
 
     def as_json(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
@@ -115,7 +115,7 @@ class Row(Key):
     reliable: bool  # False where a gate of the attacks failed
     groups: dict[str, GroupAccuracy]
     differences: list[Difference]
-    is_mean: bool = False  # then severity and strength mean nothing
+    is_mean: bool = False  # severity and strength are then meaningless
 
     def as_json(self) -> dict[str, Any]:
         """As in results.json, where groups are called kinds."""

@@ -66,9 +66,9 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
 
 
 def evaluate(snapshot: Snapshot) -> SnapshotResults:
-    """Make, write and log all measurements that are asked for, or reuse those stored by an earlier run.
+    """Make, store and log all requested measurements, or reuse those that an earlier run stored.
 
-    All have the same fold: if one runs out of memory and halves it, all are repeated, and later runs begin with it.
+    All use the same fold: if one runs out of memory and halves it, all are repeated, and later runs start with it.
 
     Raises:
         UserError: if memory does not suffice for a single draw.
@@ -107,7 +107,7 @@ def check_comparable(groups: Groups) -> None:
                 raise UserError(f"--compare: two snapshots of {group} are the same network: {same.path} and {one.path}")
             if not torch.equal(one.test.labels, first.test.labels):
                 paths = f"{first.path} and {one.path}"
-                raise UserError(f"--compare: these were trained with other splits, so their tests differ: {paths}")
+                raise UserError(f"--compare: {paths} were trained with different splits, so their test samples differ")
         seeds = [one.trained.seed for one in snapshots]
         if len(set(seeds)) < len(seeds):
             logger.warning("%s: snapshots of the same training seed count as different seeds: %s", group, seeds)

@@ -28,11 +28,11 @@ from .stored import ResultFolder
 
 
 class FoldHalved(Exception):
-    """The fold of an evaluation needs too much memory; the argument is the next one to try."""
+    """The fold of an evaluation needs too much memory; the argument is the fold to try next."""
 
 
 class SteadyForwardPass(ForwardPass):
-    """A forward pass that ends the measurement when its fold is halved, as another fold changes the order of draws."""
+    """A forward pass that ends the measurement when its fold is halved, which changes the order of draws."""
 
     def halve(self) -> None:
         super().halve()
@@ -134,7 +134,7 @@ class Snapshot:
         }
 
     def keep_fold(self, fold: int) -> None:
-        """Measure with a fold that memory allows, which becomes part of the results' identity."""
+        """Use a fold that fits into memory; it is part of the identity of the results."""
         self.forward.fold = fold
         snapshot, config = Path(self.path), self.config
         beside = snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")

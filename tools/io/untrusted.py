@@ -1,4 +1,4 @@
-"""Checks of a checkpoint from anyone, before and after PyTorch reads it.
+"""Checks of an untrusted checkpoint, before and after PyTorch reads it.
 
 `torch.load(weights_only=True)` runs no code of a file. But it unpacks whatever an archive claims to hold, allocates
 arrays of any size that a pickle asks for, and accepts structures that contain themselves.

@@ -1,8 +1,8 @@
 """Perturbations of raw event streams, before they are framed. Pure functions, seeded.
 
 All are called as f(events [N], strength, random, size): `events` of dtype `EVENT`, in the order of time and on the
-sensor; `size` (width, height) of the sensor in pixels. They return a new array [M], in the order of time; events of one
-microsecond keep their order. Strength 0 changes nothing. A number of events or pixels is exact, round(share * N).
+sensor; `size` (width, height) of the sensor in pixels. They return a new array [M], in the order of time; events of the
+same microsecond keep their order. Strength 0 changes nothing. Shares are exact: round(share * N) events or pixels.
 """
 
 from functools import partial
@@ -47,7 +47,7 @@ def in_time_order(events: ndarray) -> ndarray:
 
 
 def fire(events: ndarray, where: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
-    """New events of Poisson processes at pixels `where` (y * width + x), as long as `events`; all OFF, not sorted."""
+    """New events of Poisson processes at pixels `where` (y * width + x) while `events` last; all OFF, unsorted."""
     microseconds = duration(events)
     where = np.repeat(where, random.poisson(rate_hz * microseconds * 1e-6, len(where)))
     new = np.zeros(len(where), EVENT)

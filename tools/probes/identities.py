@@ -67,9 +67,9 @@ def _place() -> tuple[Any, int]:
 class IdentityPaths(TorchFunctionMode):
     """Watches every operation on tensors, and finds the identity paths among the additions (see `count_operations`).
 
-    `sources` maps storages, so that it knows views too, to where they come from: "<module>()" for a current, the
-    neuron's name for spikes, None for a constant; "", for other activations, is the default. Weak references keep the
-    addresses of storages from being used again, but not their memory.
+    `sources` maps each storage (so that views are covered) to its origin: "<module>()" for a current, the neuron's name
+    for spikes, None for a constant, and by default "" for any other activation. Weak references keep the address of a
+    storage from being reused, but do not keep its memory.
 
     Args:
         found: called with the name of an identity path and each activation on it.
@@ -91,7 +91,7 @@ class IdentityPaths(TorchFunctionMode):
             self._note(constant, None)
 
     def begin(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of a module, after its name."""
+        """Forward pre-hook of the module called `name`."""
         self.running.append(name)
 
     def end(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:

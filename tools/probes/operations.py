@@ -90,7 +90,7 @@ class Operations:
         self.samples += self._batch
 
     def add(self, name: str, layer: nn.Module | None, args: tuple[Tensor]) -> None:
-        """Forward pre-hook of a convolution or linear layer, after its name; without a layer: of an identity path."""
+        """Forward pre-hook of the layer called `name`; without a layer, one call of an identity path."""
         x = args[0]
         if name not in self._paths:
             fan_out = _fan_out(name, layer, x)

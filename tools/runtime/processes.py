@@ -124,9 +124,8 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=LONGEST_WAIT, **_fresh_store())
     yield Processes(dist.get_rank(), dist.get_world_size())
-    # Not after an error, when other processes may wait for an exchange. A thread of Gloo that still lets go of the
-    # tensors of the last exchange while Python ends would abort the process: the barrier, which has none,
-    # gives it time.
+    # Not after an error, when other processes may wait for an exchange. The barrier gives a thread of Gloo time to
+    # release the tensors of the last exchange; if it did so while Python shuts down, the process would abort.
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Run the experiments of a study: results go to JSON, pictures beside it, the same ones for the same seed."""
+"""Run the experiments of a study, reproducibly by seed; results go to JSON, with pictures beside it."""
 
 import concurrent.futures.process
 import dataclasses

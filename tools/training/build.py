@@ -76,7 +76,7 @@ def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn
 def build_learner(
     config: TrainConfig, net: nn.Module, batches: int, device: torch.device, processes: Processes
 ) -> Learner:
-    """What trains a network, in epochs of `batches` batches; afterwards processes draw different random numbers."""
+    """A learner for epochs of `batches` batches; from here on, each process draws different random numbers."""
     trained = processes.replicated(net, device)
     optimizer = optim.build_optimizer(config.optim, net, config.lr, config.weight_decay)
     ema = None

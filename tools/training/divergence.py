@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite are detected here, and such steps are undone."""
+"""Detect losses, gradients and weights that are not finite, and undo such steps."""
 
 import dataclasses
 import logging

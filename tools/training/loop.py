@@ -27,7 +27,7 @@ class Learner:
     Args:
         net: images, timesteps -> logits [T, B, K]; with several processes, it averages gradients and has `no_sync()`.
         regularizer: regularizer(net) -> scalar, inside regularizer.watching(net), a context around the forward pass.
-        recovery: undoes steps that are not finite, for which each step waits for the device; None: they are errors.
+        recovery: undoes steps that are not finite (each step then waits for the device); None: they are errors.
     """
 
     net: nn.Module
@@ -109,7 +109,7 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
             try:
                 logits, loss = _loss(learner, images, target)
             except OutOfRange as error:  # of a learnt decay, threshold or scale
-                watch.check(net)  # what came before may say more
+                watch.check(net)  # an earlier value may be the better explanation
                 raise Diverged(f"{error} in epoch {watch.epoch}, step {progress.steps}") from error
             scaler.scale(loss / learner.accumulate).backward()
         losses.append(loss.detach())

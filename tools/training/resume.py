@@ -71,7 +71,7 @@ def find_run(
     stored = stored_config(content, path)
     check_size(stored, dataset, content.get("model"), path)
     _check_changes(config, stored, given)
-    if content["best"] is not None:  # otherwise only noticed once all is trained
+    if content["best"] is not None:  # otherwise its absence would be noticed only after training
         checkpoint.read(path.with_name(checkpoint.BEST))
     changes = {name: getattr(config, name) for name in RESUMABLE & {*given, "resume"}}
     return StoredRun(path, content, dataclasses.replace(stored, **changes))

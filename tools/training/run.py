@@ -40,7 +40,7 @@ class Training:
 
     Args:
         config: with `config.resume`, the run's own configuration replaces it.
-        given: names of the settings that the user gave; a resumed run refuses most that differ.
+        given: names of the settings that the user gave; a resumed run refuses changes to most of them.
         processes: those that train together; `config.minibatch` is the number of images of each.
 
     Raises:
@@ -154,7 +154,7 @@ class Training:
     def _validate(self):
         """Scores on the validation images and, if asked for, the firing rate of each layer."""
         net = self.state.evaluated
-        self.processes.share(net)  # before, each process has its own running statistics
+        self.processes.share(net)  # until here, each process has its own running statistics
         with firing_rates(net) if self.config.plot_spike_rate else contextlib.nullcontext() as record:
             scores = self.score(self.data.val, "validation")
         return scores, record and record.rates(self.processes)

@@ -19,7 +19,7 @@ from .loop import Learner
 from .progress import Progress
 from .result import TEST
 
-# What a forged checkpoint raises when it is restored: torch does not check its input.
+# What restoring a forged checkpoint may raise: torch does not check its input.
 FORGED = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 
 
@@ -54,7 +54,7 @@ class RunState:
     """Everything that changes during a run, and the checkpoints that hold it."""
 
     learner: Learner
-    net: nn.Module  # without what wraps it for training
+    net: nn.Module  # without its training wrappers
     folder: Path
     config: TrainConfig
     dataset: str  # its name
@@ -141,7 +141,7 @@ class RunState:
         for name, part in self._parts().items():
             if part is not None:
                 if name not in content:
-                    raise UserError(f"it has no {name!r}, as if an older version had saved it")
+                    raise UserError(f"it has no {name!r}; an older version may have saved it")
                 part.load_state_dict(content[name])
         for parameter, state in self.learner.optimizer.state.items():
             for key, value in state.items():  # learnt numbers of earlier versions have the shape []

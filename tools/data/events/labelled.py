@@ -18,7 +18,7 @@ class LabelledRecordings:
     """N recordings with their frames."""
 
     recordings: Sequence[Recording]
-    counts: FrameStore | np.ndarray  # frames of these recordings, and maybe of others: [..., T, 2, H, W], unsigned
+    counts: FrameStore | np.ndarray  # frames of these recordings, perhaps among others: [..., T, 2, H, W], unsigned
     rows: np.ndarray  # the row of each recording in `counts`, int64 [N]
     labels: torch.Tensor  # int64 [N]
     framing: Framing  # how the frames were made

@@ -1,4 +1,4 @@
-"""Accuracy and loss under each condition, stored one by one, so that an interrupted test continues."""
+"""Accuracy and loss under each condition, stored one by one, so that an interrupted evaluation continues."""
 
 import dataclasses
 import logging
@@ -66,7 +66,7 @@ class Perturbations(Measurement):
         section = Section("Perturbations", [figure]) if figure else missing("Perturbations", "--perturbation")
         section.blocks.append(comparison(evaluation.rows))
         if len(evaluation.groups) > 1:
-            note = "Intervals of single rows are not corrected for their number; the table above judges."
+            note = "Intervals of single rows are not corrected for multiple comparisons; judge by the table above."
             section.blocks.append(note)
         return [section]
 

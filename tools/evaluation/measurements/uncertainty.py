@@ -1,4 +1,4 @@
-"""Calibration and uncertainty against the number of averaged draws, beside other uses of the same compute."""
+"""Calibration and uncertainty against the number of averaged draws, next to other uses of the same compute."""
 
 import dataclasses
 import logging
@@ -37,7 +37,7 @@ NO_SCORES = {"accuracy", "temperature"}  # not among the columns of scores
 
 @dataclasses.dataclass(frozen=True)
 class OutOfDistribution:
-    """How well another data set is told from the network's own."""
+    """How well another data set is told apart from the network's own."""
 
     dataset: str  # its name
     test_images: int

@@ -19,7 +19,7 @@ VERDICTS = {"passed": "all gates passed", "failed": "not reliable: gates failed"
 
 @dataclasses.dataclass
 class Table:
-    """A table; one with a title is folded away, behind the title and the verdict, "passed" or "failed"."""
+    """A table. With a title, it is collapsed behind the title and the verdict, "passed" or "failed"."""
 
     head: list[str]
     rows: list[list[Any]]
@@ -37,7 +37,7 @@ class Section:
 
 def missing(heading: str, flag: str) -> Section:
     """The section for a part that was not measured, with the flag that measures it."""
-    return Section(heading, [f"Not part of this run: {flag} measures it."])
+    return Section(heading, [f"Not measured in this run: add {flag}."])
 
 
 def percent(share: float | None) -> str:

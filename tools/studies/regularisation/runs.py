@@ -31,7 +31,7 @@ SCALE_RATE = 0.1  # learning rate of the logarithms of learnt scales, which have
 RECORDED = 10  # how many times learnt scales are recorded during training
 WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
 DRAWS = 8  # of the noise, for each measurement
-MEASURED = 500  # training images at most, on which sharpness is measured
+MEASURED = 500  # most training images on which sharpness is measured
 PERTURBATION = 0.3  # of weights, relative to the root mean square of their tensor
 
 
