@@ -127,7 +127,7 @@ class EventDataset(_Dataset):
         return POLARITIES, height, width
 
     def augmentation(self, config: TrainConfig) -> EventAugment:
-        """Of training batches; UserError for --flip where no class survives it."""
+        """The augmentation of training batches; UserError for --flip if a mirror changes every class."""
         if config.flip and not self.tree.flippable:
             raise UserError(f"--flip has no meaning for {self.name}: a mirror turns each class into something else")
         flippable = torch.tensor([name in self.tree.flippable for name in self.classes])

@@ -60,7 +60,7 @@ def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextM
 def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:
     """Log-probabilities of several noise draws, in one forward pass: log-softmax of the time-averaged logits.
 
-    Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32.
+    Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [D, B, K], float32.
     """
     if draws > 1:
         images = torch.cat([images] * draws, images.dim() - 4)  # unlike repeat, cat keeps the memory format
@@ -103,7 +103,7 @@ def predict_all(
         transform: (images in [0, 1], labels) -> images, applied before the network.
         processes: each has its own batches and gets the results of all.
 
-    Shape: -> log-probabilities [draws, N, K], labels [N], on the device.
+    Shape: -> log-probabilities [D, N, K], labels [N], on the device.
     """
     net.eval()
     outputs, targets = [], []

@@ -1,8 +1,8 @@
 """The gates: checks that say whether to believe an evaluation by attacks.
 
 Attacks fail for many reasons other than robustness: no gradient, too few steps, noise mistaken for strength. One failed
-gate makes the result "not reliable". Functions that take scores decide; functions that take a campaign run the
-attacks they need first.
+gate makes the result "not reliable". Functions that take scores decide; those that take a
+campaign first run the attacks that they need.
 
 Note:
     Carlini et al., "On evaluating adversarial robustness", arXiv 1902.06705, 2019, for most of them.

@@ -13,7 +13,7 @@ from tools.inference import AMP_DTYPES
 AMP = ("no", *AMP_DTYPES)
 MOST_STEPS = 10_000  # most time steps: each needs memory, and their number may come from a checkpoint by a stranger
 GROUPS = (  # headings of --help, in this order
-    "test",
+    "evaluation",
     "strength of perturbations",
     "network",
     "neuron and noise",
@@ -75,7 +75,7 @@ class Setting:
             raise UserError(f"{where}{self.name} must be a list, got {value!r}")
         allowed = self.allowed()
         for item in value if self.is_list else [value]:
-            if item is None:  # in an evaluation: as in the snapshot
+            if item is None:  # in an evaluation: as in the checkpoint
                 continue
             if not isinstance(item, int | float if self.kind is float else self.kind):
                 raise UserError(f"{where}{self.name} must be {self.kind.__name__}, got {item!r}")

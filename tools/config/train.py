@@ -25,7 +25,7 @@ _augmentation = partial(option, group="augmentation")
 _mix = partial(_augmentation, 0.0, low=0.0, high=100.0, only="pixels")
 _frames = partial(option, group="event data", network=True, only="events")
 _run = partial(option, group="run")
-REACTIONS = ("stop", "skip", "rollback")  # skip: undo the step; rollback: go back to the last checkpoint
+REACTIONS = ("stop", "skip", "rollback")
 
 
 @dataclasses.dataclass
@@ -64,11 +64,15 @@ class TrainConfig(RunConfig):
     accumulate: int = _optimisation(1, "batches whose gradients make one step", low=1)
     lr: float = _optimisation(3e-3, "learning rate (the maximum of a schedule)", low=0.0)
     optim: str = _optimisation("adam", "optimiser", choices=OPTIMIZERS)
-    weight_decay: float = _optimisation(0.0, "weight decay (not of learnt decays and noise scales)", low=0.0)
+    weight_decay: float = _optimisation(0.0, "weight decay (not of learnt thresholds, decays and scales)", low=0.0)
     scheduler: str = _optimisation("cos", "learning-rate schedule, per step", choices=SCHEDULERS)
     clip_grad: float = _optimisation(0.0, "largest norm of the gradient; 0: no clipping", low=0.0)
     ema: float = _optimisation(0.0, "decay of a moving average of the weights to evaluate; 0: off", low=0.0, high=1.0)
-    on_nonfinite: str = _optimisation("stop", "reaction to a loss or gradient that is not finite", choices=REACTIONS)
+    on_nonfinite: str = _optimisation(
+        "stop",
+        "reaction to a loss or gradient that is not finite; skip: undo the step; rollback: to the last checkpoint",
+        choices=REACTIONS,
+    )
 
     crop_padding: int = _augmentation(0, "pixels padded before a random crop; 0: none", low=0, high=1000, only="pixels")
     flip: bool = _augmentation(False, "random horizontal flip")

@@ -1,4 +1,4 @@
-"""The conditions under which a network is tested: perturbations and their strengths."""
+"""The conditions under which a network is evaluated: perturbations and their strengths."""
 
 import dataclasses
 from collections.abc import Iterable

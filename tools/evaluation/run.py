@@ -34,7 +34,9 @@ Groups = dict[str, list[Snapshot]]
 Results = dict[str, list[SnapshotResults]]
 
 
-def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None) -> Results:
+def run_evaluation(
+    config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None
+) -> Results:
     """Evaluate the snapshot, or the groups of `compare`, of a configuration; write results.json and report.html.
 
     Returns:
@@ -47,7 +49,7 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
         raise UserError("which checkpoint? Give --snapshot PATH, or --compare GROUP=PATH,PATH GROUP=PATH,PATH")
     groups = {}
     for group, paths in parse_groups(config.compare).items():
-        # results are stored beside each snapshot; --out is for the report alone
+        # results are stored beside each checkpoint; --out is for the report alone
         configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
         groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
     if config.snapshot:
@@ -97,7 +99,7 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
 
 
 def check_comparable(groups: Groups) -> None:
-    """UserError for a network given twice, or other test samples; a warning for a training seed given twice."""
+    """UserError for a network given twice, or different test samples; a warning for a training seed given twice."""
     first = next(iter(groups.values()))[0]
     for group, snapshots in groups.items():
         by_checksum: dict[int, Snapshot] = {}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from tools import inference
-from tools.config.evaluate import EvaluationConfig
+from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.train import Dataset
 from tools.data.corruptions import CorruptionFolder
 from tools.data.parts import LabelledParts
 from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
-from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format
+from tools.networks import load_snapshot, memory_format
 from tools.probes.hooks import is_noisy
 from tools.runtime.device import set_up_torch
 from tools.runtime.provenance import provenance
@@ -40,7 +40,7 @@ class SteadyForwardPass(ForwardPass):
 
 
 class Snapshot:
-    """One checkpoint's network with the data to test it on.
+    """One checkpoint's network with the data to evaluate it on.
 
     Args:
         other_datasets: {name: data set}, for `config.ood`.
@@ -52,7 +52,7 @@ class Snapshot:
 
     def __init__(self, config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None):
         if config.ood and not config.uncertainty:
-            raise UserError("--ood is a test of uncertainty: give --uncertainty too")
+            raise UserError("--ood evaluates uncertainty: give --uncertainty too")
         if config.attack_preset and not dataset.has_pixels:
             raise UserError(f"--attack_preset is for images, {dataset.name} has events")
         self.config, self.path, self.dataset, self.corruptions = config, config.snapshot, dataset, None

@@ -1,4 +1,4 @@
-"""JSON results with a cache key: reused when identity and checksum match."""
+"""Stored results, in JSON: reused if identity and checksum match."""
 
 import json
 import logging

@@ -24,7 +24,7 @@ from . import Measurement
 logger = logging.getLogger(__name__)
 Report = dict[str, list[Result]]
 Transform = Callable[[Tensor, Tensor], Tensor]  # (images, labels) -> images
-WORST = 12  # number of samples of the highest loss that are listed
+WORST = 12  # number of samples listed, those with the highest loss
 
 
 class Perturbations(Measurement):
@@ -140,7 +140,7 @@ def _deviation(values: list[float]) -> float | None:
 
 
 def _confusion(draws: Tensor, target: Tensor) -> list[list[float]]:
-    """Confusion matrix [class][taken for], in samples per draw. Shape: draws [D, N, K], target [N] -> [K][K]."""
+    """Confusion matrix [class][predicted class], in samples per draw. Shape: draws [D, N, K], target [N] -> [K][K]."""
     classes = draws.shape[-1]
     pairs = (target * classes + draws.argmax(-1)).flatten()
     return (pairs.bincount(minlength=classes**2).view(classes, classes) / len(draws)).tolist()

@@ -107,7 +107,7 @@ class Uncertainty(Measurement):
             calibration = f"calibration error {found['calibration_error']:.4f}"
             scaled = f"{found['calibration_error_scaled']:.4f} with temperature {found['temperature']:.2f}"
             logger.info("%2d draws: %s, %s (%s)", point.draws, scores, calibration, scaled)
-        logger.info("%.0f images per second (%d draws)", report.images_per_s, report.curve[-1].draws)
+        logger.info("%.0f samples per second (%d draws)", report.images_per_s, report.curve[-1].draws)
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
         measured, compute = evaluation.reports(self.key), "Accuracy and calibration against compute"
@@ -145,7 +145,7 @@ def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> CurvePoint
 
 
 def _draws(snapshot: Snapshot, data: Any, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of independent noise draws [count, N, K], and labels [N]."""
+    """Log-probabilities of independent noise draws [D, N, K], and labels [N]."""
     return snapshot.predict(data, "draws", draws=count, description=f"{what}, {count} draws", **options)
 
 
