@@ -23,7 +23,7 @@ class ForwardPass:
     """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
 
     Args:
-        fold: largest number of images in a forward pass when noise draws are folded into the batch; halved when memory
+        fold: largest number of samples in a forward pass when noise draws are folded into the batch; halved when memory
             runs out. A single draw of a batch is never split.
     """
 
@@ -35,7 +35,7 @@ class ForwardPass:
     def halve(self) -> None:
         """Halve `fold` after running out of memory."""
         self.fold = max(1, self.fold // 2)
-        logger.warning("out of memory: continuing with at most %d images in a forward pass", self.fold)
+        logger.warning("out of memory: continuing with at most %d samples in a forward pass", self.fold)
 
     def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
         is_mixed, device = self.amp != "no", self.device.type

@@ -53,6 +53,10 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
     The network takes raw pixels in [0, 1]. The network settings of `config` override those in a checkpoint of ours, and
     describe the network of any other (see `load_published`).
 
+    Args:
+        config: `config.snapshot` is the path of the checkpoint.
+        dataset: that of the script; a checkpoint of ours must have been trained on it.
+
     Raises:
         CheckpointError: if the file cannot be loaded or does not fit.
         UserError: if a setting cannot be overridden because the network has learnt it.

@@ -1,6 +1,6 @@
 """Accuracy, calibration and uncertainty of predictions, from log-probabilities of several noise draws.
 
-Shapes: N samples, C classes, K independent draws of a network's noise. Log-probabilities are natural logarithms.
+Shapes: D independent draws of a network's noise, N samples, K classes. Log-probabilities are natural logarithms.
 """
 
 import dataclasses
@@ -162,6 +162,9 @@ def ensemble_curve(
     validation data, to an ensemble of the same size.
 
     Shape: draws [D, N, K], target [N], validation_draws [D, M, K], validation_target [M] -> a point for each size.
+
+    Raises:
+        ValueError: if there are fewer draws than the largest size.
     """
     if min(len(draws), len(validation_draws)) < max(sizes):
         raise ValueError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")

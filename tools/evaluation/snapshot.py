@@ -14,7 +14,7 @@ from tools import inference
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.train import Dataset
 from tools.data.corruptions import CorruptionFolder
-from tools.data.parts import LabelledParts
+from tools.data.parts import Labelled, LabelledParts
 from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
 from tools.networks import load_snapshot, memory_format
@@ -43,6 +43,8 @@ class Snapshot:
     """One checkpoint's network with the data to evaluate it on.
 
     Args:
+        config: `config.snapshot` is the path of the checkpoint.
+        dataset: that of the script; a checkpoint of ours must have been trained on it.
         other_datasets: {name: data set}, for `config.ood`.
 
     Raises:
@@ -78,7 +80,7 @@ class Snapshot:
         """A seed that depends on `--seed` and the purpose alone, so that all networks share it."""
         return derived_seed(self.config.seed, "evaluation", *purpose)
 
-    def predict(self, data: Any, *purpose: str | int, **options: Any) -> tuple[Tensor, Tensor]:
+    def predict(self, data: Labelled, *purpose: str | int, **options: Any) -> tuple[Tensor, Tensor]:
         """Predictions as of `predict_all`; all networks have the same noise for the same purpose."""
         batches = data.batches(**self.batch_options)
         with seeded_noise(self.device, self.seed(*purpose)):
@@ -94,7 +96,7 @@ class Snapshot:
         chosen = {name: getattr(self.config, name) for name in ("data_root", "download", "workers", "lenient")}
         return dataset.load(dataclasses.replace(self.trained, **chosen))
 
-    def _load_outside(self, others: dict[str, Dataset]) -> Any:
+    def _load_outside(self, others: dict[str, Dataset]) -> Labelled:
         """The test part of another data set with inputs of the same shape."""
         possible = sorted(others.keys() - {self.dataset.name})
         if self.config.ood not in possible:

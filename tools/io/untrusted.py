@@ -23,7 +23,7 @@ _SHARING = 4  # most bytes of tensors per byte of the file: they may share memor
 
 
 def checked_archive(file: BinaryIO) -> io.BytesIO:
-    """A copy of an archive of `torch.save`, after checking it; exceptions of many kinds if it is forged or damaged.
+    """A checked copy of an archive of `torch.save`; UserError, or an exception of any kind, if it is forged or damaged.
 
     Python and PyTorch read a zip archive differently: a forged one may have two directories, one for each.
     So PyTorch gets what Python has found in it, not the file.

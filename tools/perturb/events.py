@@ -16,7 +16,7 @@ from tools.data.events import EVENT
 from .perturbation import Perturbation, entry
 
 Size = tuple[int, int]
-HOT_PIXEL_RATE_HZ = 100.0
+HOT_PIXEL_RATE_HZ = 100.0  # our choice: 20 times the strongest background activity
 PERTURBATIONS: dict[str, Perturbation] = {}
 _entry = partial(entry, PERTURBATIONS, "events")
 _share = partial(entry, PERTURBATIONS, "events", highest=1)
@@ -52,7 +52,7 @@ def fire(events: ndarray, where: ndarray, rate_hz: float, random: Generator, siz
     where = np.repeat(where, random.poisson(rate_hz * microseconds * 1e-6, len(where)))
     new = np.zeros(len(where), EVENT)
     new["y"], new["x"] = np.divmod(where, size[0])
-    if microseconds:  # otherwise there are no new events, and maybe no first event
+    if microseconds:  # otherwise there are no new events, and perhaps no first event
         new["t"] = events["t"][0] + random.integers(0, microseconds, len(new), endpoint=True)
     return new
 
@@ -103,7 +103,7 @@ def background_activity(events: ndarray, rate_hz: float, random: Generator, size
 
 @_share("hot_pixels", "pixel_fraction", "fraction of hot pixels", (0.001, 0.003, 0.01, 0.03, 0.1))
 def hot_pixels(events: ndarray, fraction: float, random: Generator, size: Size) -> ndarray:
-    """A fraction of the pixels fire, as Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity."""
+    """Make a fraction of the pixels fire, as Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity."""
     width, height = size
     hot = choose(width * height, fraction, random)
     bright = random.random((height, width)) < 0.5  # a pixel's leak has one sign

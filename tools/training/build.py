@@ -41,7 +41,12 @@ def check_settings(config: TrainConfig, device: torch.device) -> None:
 
 
 def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, processes: Processes) -> Data:
-    """Load a data set and divide it among the processes."""
+    """Load a data set and divide it among the processes.
+
+    Raises:
+        UserError: if a part is empty or too small for the processes, or if an augmentation does not fit the data.
+        FileNotFoundError: if the data are missing.
+    """
     with processes.first_goes_ahead():  # so that only one downloads and decodes
         parts = dataset.load(config)
     for name, part in vars(parts).items():
@@ -102,9 +107,9 @@ def build_learner(
 
 
 def describe(net: nn.Module, config: TrainConfig, processes: Processes) -> str:
-    """One line for the log: the network, and how many images make a step."""
+    """One line for the log: the network, and how many samples make a step."""
     text = f"{type(net).__name__} with {sum(parameter.numel() for parameter in net.parameters()):,} parameters"
     size, batches, count = config.minibatch, config.accumulate, processes.count
     if batches * count > 1:
-        text += f"; {size * batches * count} images a step: {size} x {batches} batches x {count} processes"
+        text += f"; {size * batches * count} samples a step: {size} x {batches} batches x {count} processes"
     return text

@@ -38,10 +38,10 @@ class Best:
 
 
 def within_standard_error(accuracy: float, highest: float, images: int) -> bool:
-    """Whether an accuracy on `images` validation images is at most one standard error below the highest so far.
+    """Whether an accuracy on `images` validation samples is at most one standard error below the highest so far.
 
-    The latest such epoch is the best one. On few validation images, accuracies of neighbouring epochs differ by chance;
-    the highest is often that of a lucky early epoch, from before the learning rate has come down.
+    The latest such epoch is the best one. On few validation samples, accuracies of neighbouring epochs differ by
+    chance; the highest is often that of a lucky early epoch, from before the learning rate has come down.
 
     Note:
         The one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, section 3.4.3.
@@ -86,7 +86,7 @@ class RunState:
         self.saved_at = time.monotonic()
 
     def keep_best(self, epoch: int, scores: Scores, images: int) -> None:
-        """Save the network as best.pth if its accuracy on `images` validation images is `within_standard_error`."""
+        """Save the network as best.pth if its accuracy on `images` validation samples is `within_standard_error`."""
         highest = self.best.highest_accuracy if self.best else 0.0
         if not within_standard_error(scores.accuracy, highest, images):
             return
@@ -102,7 +102,10 @@ class RunState:
         return Best(**best["metrics"])
 
     def restore(self, content: dict, path: Path) -> Progress | None:
-        """Restore the content of the checkpoint at `path`; return the progress of an incomplete epoch, if any."""
+        """Restore the content of the checkpoint at `path`; return the progress of an incomplete epoch, if any.
+
+        CheckpointError if it is of other data or cannot be restored.
+        """
         if content["samples"] != self.samples:
             count = content["samples"]
             raise CheckpointError(f"{path} was trained on {count} samples, but this data set has {self.samples}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from tools.analysis import metrics
 from tools.analysis.metrics import SIZES, Bin, CurvePoint, ensemble_curve, out_of_distribution
 from tools.config.evaluate import EvaluationConfig
+from tools.data.parts import Labelled
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, count, missing, percent
 from tools.evaluation.results import Evaluation
@@ -144,7 +145,7 @@ def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> CurvePoint
     return dataclasses.replace(point, factor=factor, timesteps=forward.timesteps)
 
 
-def _draws(snapshot: Snapshot, data: Any, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
+def _draws(snapshot: Snapshot, data: Labelled, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
     """Log-probabilities of independent noise draws [D, N, K], and labels [N]."""
     return snapshot.predict(data, "draws", draws=count, description=f"{what}, {count} draws", **options)
 
