@@ -58,12 +58,13 @@ class Snapshot:
         if config.attack_preset and not dataset.has_pixels:
             raise UserError(f"--attack_preset is for images, {dataset.name} has events")
         self.config, self.path, self.dataset, self.corruptions = config, config.snapshot, dataset, None
-        if config.corruptions:
-            self.corruptions = CorruptionFolder(config.corruptions, dataset.input_shape(config), dataset.num_classes)
-        corrupted = self.corruptions.names if self.corruptions else ()
-        self.conditions = conditions(config, dataset.has_pixels, corrupted)
         self.device = set_up_torch(config.device, config.threads)
         self.net, self.trained = load_snapshot(config, dataset)
+        if config.corruptions:
+            shape = dataset.input_shape(self.trained)
+            self.corruptions = CorruptionFolder(config.corruptions, shape, dataset.num_classes)
+        corrupted = self.corruptions.names if self.corruptions else ()
+        self.conditions = conditions(config, dataset.has_pixels, corrupted)
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)
         self.forward = SteadyForwardPass(self.device, self.trained.timestep, self.trained.amp, config.fold)

@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 from tools.analysis import metrics
 from tools.attacks.twins import with_gradient_path
 from tools.attacks.victim import Victim
-from tools.data.parts import Labelled
 from tools.evaluation.conditions import CLEAN, Condition, unit
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, comparison, missing
@@ -112,7 +111,7 @@ def _prediction(snapshot: Snapshot, condition: Condition, draw: int) -> tuple[Te
     """Log-probabilities [N, K] of one pass under a condition, and labels [N]."""
     name, strength, seed = condition.name, condition.strength, snapshot.seed("perturbation", draw)
 
-    def predict(data: Labelled = snapshot.test, transform: Transform | None = None) -> tuple[Tensor, Tensor]:
+    def predict(data: Any = snapshot.test, transform: Transform | None = None) -> tuple[Tensor, Tensor]:
         options = dict(draws=snapshot.config.n_ensembles, description=f"{name} {strength}, draw {draw + 1}")
         log_p, target = snapshot.predict(data, "noise", draw, transform=transform, **options)
         return metrics.mean_prediction(log_p), target
