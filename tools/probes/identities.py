@@ -67,9 +67,9 @@ def _place() -> tuple[Any, int]:
 class IdentityPaths(TorchFunctionMode):
     """Watches every operation on tensors, and finds the identity paths among the additions (see `count_operations`).
 
-    `sources` maps each storage (so that views are covered) to its origin: "<module>()" for a current, the neuron's name
-    for spikes, None for a constant, and by default "" for any other activation. Weak references keep the address of a
-    storage from being reused, but do not keep its memory.
+    `sources` maps storages, so that it knows views too, to where they come from: "<module>()" for a current, the
+    neuron's name for spikes, None for a constant; "", for other activations, is the default. Weak references keep the
+    addresses of storages from being used again, but not their memory.
 
     Args:
         found: called with the name of an identity path and each activation on it.

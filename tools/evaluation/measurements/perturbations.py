@@ -24,7 +24,7 @@ from . import Measurement
 logger = logging.getLogger(__name__)
 Report = dict[str, list[Result]]
 Transform = Callable[[Tensor, Tensor], Tensor]  # (images, labels) -> images
-WORST = 12  # number of samples listed, those with the highest loss
+WORST = 12  # number of samples of the highest loss that are listed
 
 
 class Perturbations(Measurement):

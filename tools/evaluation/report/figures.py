@@ -79,10 +79,7 @@ def severities(evaluation: Evaluation) -> Figure | None:
 
 
 def attacks(evaluation: Evaluation) -> Figure:
-    """Accuracy against the radius of the attacks, a panel for each norm; the title names groups whose gates failed.
-
-    KeyError for an attack that has no entry in `ATTACK_STYLES`.
-    """
+    """Accuracy against the radius of the attacks, a panel for each norm; the title names groups whose gates failed."""
     rows = [row for row in evaluation.rows if row.test.startswith(ATTACK)]
     norms = list(dict.fromkeys(row.of for row in rows))
     made = {row.test.partition("): ")[2] for row in rows}
