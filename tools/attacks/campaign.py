@@ -214,7 +214,7 @@ class Campaign:
         return part
 
     def noise(self, *purpose: str | int) -> AbstractContextManager[Any]:
-        """Context: the network's noise comes from a generator of its own for each purpose."""
+        """Context manager: the network's noise comes from a separate generator for each purpose."""
         return seeded_noise(self.forward.device, derived_seed(self.seed, "attack noise", *purpose))
 
     def generator(self, *purpose: str | int) -> Generator:

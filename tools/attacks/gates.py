@@ -30,7 +30,7 @@ ZERO_GRADIENTS = 0.05  # largest share of images without a gradient
 PLANTED_ACCURACY = 0.02
 PLANTED_EPS, PLANTED_STRENGTH = 8 / 255, 3.0
 NOT_RIVALS = ("random noise", "FGSM", "PGD", "all")  # attacks; PGD has to be as strong as each of the others
-IMAGES = 50  # number of images for gates that make attacks of their own
+IMAGES = 50  # number of images for gates that run their own attacks
 
 Tests = dict[tuple[str, float], "RadiusTest"]  # by norm and radius
 

@@ -85,7 +85,7 @@ def check_content(content: object, size: int) -> None:
     """Raise UserError unless `content` is a dictionary of dense tensors and plain data, in dictionaries and lists.
 
     The `size` of the file, in bytes, limits the number of items and the bytes of tensors. Attributes of dictionaries
-    are removed, but for the metadata of state dictionaries.
+    are removed, except for the metadata of state dictionaries.
     """
     if not isinstance(content, dict):
         raise UserError(f"it holds a {type(content).__name__}, not a dictionary")

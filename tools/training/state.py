@@ -37,8 +37,8 @@ class Best:
             raise TypeError("the highest accuracy is not a number")
 
 
-def within_standard_error(accuracy: float, highest: float, images: int) -> bool:
-    """Whether an accuracy on `images` validation samples is at most one standard error below the highest so far.
+def within_standard_error(accuracy: float, highest: float, samples: int) -> bool:
+    """Whether an accuracy on `samples` of the validation part is at most one standard error below the highest so far.
 
     The latest such epoch is the best one. On few validation samples, accuracies of neighbouring epochs differ by
     chance; the highest is often that of a lucky early epoch, from before the learning rate has come down.
@@ -46,7 +46,7 @@ def within_standard_error(accuracy: float, highest: float, images: int) -> bool:
     Note:
         The one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, section 3.4.3.
     """
-    return accuracy >= highest - math.sqrt(highest * (1 - highest) / images)
+    return accuracy >= highest - math.sqrt(highest * (1 - highest) / samples)
 
 
 @dataclasses.dataclass
@@ -85,10 +85,10 @@ class RunState:
             (self.folder / TEST).unlink(missing_ok=True)  # only complete runs have it
         self.saved_at = time.monotonic()
 
-    def keep_best(self, epoch: int, scores: Scores, images: int) -> None:
-        """Save the network as best.pth if its accuracy on `images` validation samples is `within_standard_error`."""
+    def keep_best(self, epoch: int, scores: Scores, samples: int) -> None:
+        """Save the network as best.pth if its accuracy on `samples` of the validation part is `within_standard_error`."""
         highest = self.best.highest_accuracy if self.best else 0.0
-        if not within_standard_error(scores.accuracy, highest, images):
+        if not within_standard_error(scores.accuracy, highest, samples):
             return
         self.best = Best(epoch, scores.loss, scores.accuracy, max(highest, scores.accuracy))
         content = {"model": self.evaluated.state_dict(), "metrics": dataclasses.asdict(self.best), **self._identity()}
