@@ -86,7 +86,7 @@ class RunState:
         self.saved_at = time.monotonic()
 
     def keep_best(self, epoch: int, scores: Scores, samples: int) -> None:
-        """Save the network as best.pth if its accuracy on `samples` of the validation part is `within_standard_error`."""
+        """Save best.pth if the accuracy on `samples` of the validation part is `within_standard_error`."""
         highest = self.best.highest_accuracy if self.best else 0.0
         if not within_standard_error(scores.accuracy, highest, samples):
             return
