@@ -28,7 +28,7 @@ from .stored import ResultFolder
 
 
 class FoldHalved(Exception):
-    """The fold of an evaluation needs too much memory; the argument is the fold to try next."""
+    """The fold of an evaluation needs too much memory; the argument is the next one to try."""
 
 
 class SteadyForwardPass(ForwardPass):
