@@ -37,7 +37,7 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, **optio
 
 
 def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, draw: Callable, **options: Any) -> Figure:
-    """Draw quantities against the standard deviation of the noise; options are those of `Figure.subplots`.
+    """Plot quantities against the standard deviation of the noise; options are those of `Figure.subplots`.
 
     Args:
         quantities: (name, label, "linear" or "log") of each row.
@@ -59,7 +59,7 @@ def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, dra
 
 
 def draw_intervals(axes: Axes, x: Sequence[float], intervals: Sequence[SeedInterval], **style: Any) -> None:
-    """Draw means with error bars; style is that of `Axes.errorbar`."""
+    """Plot means with error bars; style is that of `Axes.errorbar`."""
     means = [one.mean for one in intervals]
     halves = [one.high - one.mean for one in intervals]
     axes.errorbar(x, means, halves, **{"fmt": "o-", "ms": 4, "capsize": 2, **style})

@@ -219,7 +219,7 @@ def test_weights_of_a_part_that_was_compiled_load(tmp_path):
 def test_the_same_weight_with_and_without_a_prefix_is_refused(tmp_path):
     weights = own_network().state_dict()
     torch.save({**weights, **{f"module.{key}": value for key, value in weights.items()}}, tmp_path / "two.pth")
-    with pytest.raises(CheckpointError, match="several weights of one name"):
+    with pytest.raises(CheckpointError, match="two of its weights have the same name"):
         loaded(tmp_path / "two.pth")
 
 
