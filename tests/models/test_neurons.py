@@ -828,7 +828,7 @@ def test_neurons_that_are_given_one_surrogate_do_not_share_its_tensor():
 
 
 def test_what_a_law_has_computed_from_its_scale_is_not_taken_along_to_another():
-    class Cached(Laplace):
+    class Cached(Gaussian):
         @functools.cached_property
         def inverse(self):
             return 1 / self.scale
