@@ -106,6 +106,8 @@ class Key:
     of: str  # the meaning of the strength
     severity: int | None
     strength: float | None
+    attack: str | None  # its name, which is in that of the test too; None: a perturbation
+    norm: str | None  # of the attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Row(Key):
     def as_json(self) -> dict[str, Any]:
         """As in results.json, where groups are called kinds."""
         row = dataclasses.asdict(self)
+        del row["attack"], row["norm"]
         row["kinds"], row["differences"] = row.pop("groups"), row.pop("differences")
         if row.pop("is_mean"):
             del row["severity"], row["strength"]

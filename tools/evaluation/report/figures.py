@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from tools.analysis.metrics import CurvePoint
 from tools.analysis.statistics import SeedInterval, seed_interval
-from tools.evaluation.comparison import ATTACK
 from tools.evaluation.conditions import CLEAN
 from tools.evaluation.results import Evaluation, Result, Row
 from tools.perturb import PERTURBATIONS
@@ -51,7 +50,7 @@ def severities(evaluation: Evaluation) -> Figure | None:
     """Accuracy against severity or strength, a panel for each perturbation, with intervals over seeds."""
     by_test: dict[str, list[Row]] = {}
     for row in evaluation.rows:
-        if not row.test.startswith(ATTACK):
+        if row.attack is None:
             by_test.setdefault(row.test, []).append(row)
     (clean,) = by_test.pop(CLEAN)
     if not by_test:
@@ -80,10 +79,9 @@ def severities(evaluation: Evaluation) -> Figure | None:
 
 def attacks(evaluation: Evaluation) -> Figure:
     """Accuracy against the radius of the attacks, a panel for each norm; the title names groups whose gates failed."""
-    rows = [row for row in evaluation.rows if row.test.startswith(ATTACK)]
+    rows = [row for row in evaluation.rows if row.attack is not None]
     norms = list(dict.fromkeys(row.of for row in rows))
-    made = {row.test.partition("): ")[2] for row in rows}
-    if missing := made - ATTACK_STYLES.keys():
+    if missing := {row.attack for row in rows} - ATTACK_STYLES.keys():
         raise KeyError(f"ATTACK_STYLES has no entry for {', '.join(sorted(missing))}")
     drawn = {attack: style for attack, style in ATTACK_STYLES.items() if style is not None}
     clean, doubtful = {}, []
@@ -95,7 +93,7 @@ def attacks(evaluation: Evaluation) -> Figure:
     for axes, norm in zip(panels.flat, norms):
         for number, group in enumerate(evaluation.groups):
             for attack, style in drawn.items():
-                shown = [row for row in rows if row.of == norm and row.test.endswith(f": {attack}")]
+                shown = [row for row in rows if row.of == norm and row.attack == attack]
                 radii = [0, *(row.strength for row in shown)]
                 accuracies, name = [clean[group], *(row.groups[group] for row in shown)], f"{group}, {attack}"
                 _with_interval(axes, radii, accuracies, name, linestyle=style, color=f"C{number}")
