@@ -73,27 +73,33 @@ def evaluate(snapshot: Snapshot) -> SnapshotResults:
     Raises:
         UserError: if memory does not suffice for a single draw.
     """
-    asked, config = snapshot.folder, snapshot.config
+    asked = snapshot.folder
     if fits := asked.report(FOLD, lambda content: int(content["fits"])):
         why = f"an earlier run ran out of memory with a larger one ({asked.path / FOLD}.json)"
         logger.info("using --fold %d: %s", fits, why)
         snapshot.keep_fold(fits)
     while True:
         try:
-            wanted = [one for one in MEASUREMENTS if not one.setting or getattr(config, one.setting)]
-            reports = {one.key: one.run(snapshot) for one in wanted}
+            return _measure(snapshot)
         except FoldHalved as error:
-            (fold,) = error.args
-            logger.warning("everything is measured again with --fold %d", fold)
+            logger.warning("everything is measured again with --fold %d", error.fold)
             snapshot.folder.restore()
-            asked.write_report(FOLD, {"fits": fold})
-            snapshot.keep_fold(fold)
-            continue
+            asked.write_report(FOLD, {"fits": error.fold})
+            snapshot.keep_fold(error.fold)
         except torch.OutOfMemoryError as error:
-            sizes = f"lower --minibatch (now {config.minibatch}) or, for attacks, --fold (now {snapshot.forward.fold})"
+            minibatch, fold = snapshot.config.minibatch, snapshot.forward.fold
+            sizes = f"lower --minibatch (now {minibatch}) or, for attacks, --fold (now {fold})"
             raise UserError(f"out of memory, even for a single noise draw: {sizes}") from error
-        found = {key: report for key, report in reports.items() if report is not None}
-        return SnapshotResults(snapshot.folder.identity, snapshot.is_noisy, found)
+
+
+def _measure(snapshot: Snapshot) -> SnapshotResults:
+    reports = {}
+    for measurement in MEASUREMENTS:
+        if not measurement.setting or getattr(snapshot.config, measurement.setting):
+            report = measurement.run(snapshot)
+            if report is not None:
+                reports[measurement.key] = report
+    return SnapshotResults(snapshot.folder.identity, snapshot.is_noisy, reports)
 
 
 def check_comparable(groups: Groups) -> None:

@@ -28,7 +28,11 @@ from .stored import ResultFolder
 
 
 class FoldHalved(Exception):
-    """The fold of an evaluation needs too much memory; the argument is the next one to try."""
+    """The fold of an evaluation needs too much memory; `fold` is the next one to try."""
+
+    def __init__(self, fold: int) -> None:
+        super().__init__(fold)
+        self.fold = fold
 
 
 class SteadyForwardPass(ForwardPass):
