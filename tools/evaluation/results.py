@@ -52,10 +52,28 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
+class Identity:
+    """All that the results of a snapshot depend on; stored results with the same identity are reused."""
+
+    dataset: str  # its name
+    test_images: int
+    data_checksums: list[int]  # CRC-32 of the test and of the validation samples
+    snapshot: str  # its path
+    checksum: int  # CRC-32 of the file
+    network: dict[str, Any]  # its settings, by name
+    training_seed: int | None
+    seed: int
+    minibatch: int
+    fold: int
+    device: str
+    provenance: dict[str, Any]  # as of `provenance()`
+
+
+@dataclasses.dataclass(frozen=True)
 class SnapshotResults:
     """The results of one snapshot."""
 
-    identity: dict[str, Any]  # all that the results depend on, as plain data
+    identity: Identity
     is_noisy: bool
     reports: dict[str, Any]  # by the key of the measurement
 
@@ -71,7 +89,7 @@ class SnapshotResults:
     @property
     def seed(self) -> int | str:
         """The training seed; a dash if it is not known."""
-        seed = self.identity["training_seed"]
+        seed = self.identity.training_seed
         return "-" if seed is None else seed
 
 
@@ -106,6 +124,8 @@ class Key:
     of: str  # the meaning of the strength
     severity: int | None
     strength: float | None
+    attack: str | None  # its name, which is in that of the test too; None: a perturbation
+    norm: str | None  # of the attack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +140,7 @@ class Row(Key):
     def as_json(self) -> dict[str, Any]:
         """As in results.json, where groups are called kinds."""
         row = dataclasses.asdict(self)
+        del row["attack"], row["norm"]
         row["kinds"], row["differences"] = row.pop("groups"), row.pop("differences")
         if row.pop("is_mean"):
             del row["severity"], row["strength"]
@@ -127,6 +148,30 @@ class Row(Key):
             for one in row["differences"]:
                 del one["p_holm"]
         return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What an evaluation ran on."""
+
+    processor: str
+    torch: str  # its version
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """The content of results.json, where groups are called kinds; docs/results.schema.json describes it."""
+
+    format: int
+    dataset: str  # its name
+    command: list[str]
+    machine: Machine
+    provenance: dict[str, Any]
+    kinds: dict[str, list[dict[str, Any]]]  # {group: [{"identity": ..., measurement: its summary}, ...]}
+    tests: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    ensembles: dict[str, list[dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)

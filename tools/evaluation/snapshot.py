@@ -24,11 +24,16 @@ from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
 
 from .conditions import conditions
+from .results import Identity
 from .stored import ResultFolder
 
 
 class FoldHalved(Exception):
-    """The fold of an evaluation needs too much memory; the argument is the next one to try."""
+    """The fold of an evaluation needs too much memory; `fold` is the next one to try."""
+
+    def __init__(self, fold: int) -> None:
+        super().__init__(fold)
+        self.fold = fold
 
 
 class SteadyForwardPass(ForwardPass):
@@ -118,30 +123,26 @@ class Snapshot:
                     checksums[index] = zlib.crc32(values.contiguous().numpy().data, checksums[index])
         return checksums
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that results depend on; stored results with the same identity are reused."""
-        return {
-            "dataset": self.dataset.name,
-            "test_images": len(self.test),
-            "data_checksums": self._data_checksums,
-            "snapshot": self.path,
-            "checksum": self.checksum,
-            "network": {name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
-            "training_seed": self.trained.seed,
-            "seed": self.config.seed,
-            "minibatch": self.config.minibatch,
-            "fold": self.forward.fold,
-            "device": str(self.device),
-            "provenance": provenance(),
-        }
-
     def keep_fold(self, fold: int) -> None:
         """Use a fold that fits into memory; it is part of the identity of the results."""
         self.forward.fold = fold
+        self.identity = Identity(
+            dataset=self.dataset.name,
+            test_images=len(self.test),
+            data_checksums=self._data_checksums,
+            snapshot=self.path,
+            checksum=self.checksum,
+            network={name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
+            training_seed=self.trained.seed,
+            seed=self.config.seed,
+            minibatch=self.config.minibatch,
+            fold=fold,
+            device=str(self.device),
+            provenance=provenance(),
+        )
         snapshot, config = Path(self.path), self.config
         beside = snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
         of_points = {name: getattr(config, name) for name in ("draws", "n_ensembles", "adv_draws")}
         of_points["corruptions"] = self.corruptions.stamps() if self.corruptions else []
         suffix = f"-k{config.n_ensembles}" if config.n_ensembles > 1 else ""
-        self.folder = ResultFolder(config.out or beside, self.identity, of_points, suffix)
+        self.folder = ResultFolder(config.out or beside, dataclasses.asdict(self.identity), of_points, suffix)

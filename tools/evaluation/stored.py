@@ -84,13 +84,17 @@ class ResultFolder:
                 logger.warning("%s is damaged; its results are measured again", path)
                 return None
             source = content["identity"]["provenance"]["git"]
-            is_same = {**content["identity"], "snapshot": identity["snapshot"]} == identity
+            is_same = _without_path(content["identity"]) == _without_path(identity)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not of this version
             return None
         # Results of modified or unknown code are never reused.
         if source == "unknown" or source.endswith("-dirty") or not is_same:
             return None
         return read(content)
+
+
+def _without_path(identity: Content) -> Content:
+    return {name: value for name, value in identity.items() if name != "snapshot"}
 
 
 def _none_last(key: tuple[int | None, float | None]) -> list[tuple[bool, float]]:

@@ -81,12 +81,14 @@ class Operations:
 
     def __init__(self) -> None:
         self.samples = 0
-        self._batch, self._steps = 1, 0  # samples and time steps of the forward pass; 0: unknown
+        self._batch = 1  # samples of the forward pass
+        self._steps: int | None = None  # its time steps; None: unknown
         self._paths: dict[str, _Connections] = {}
 
     def begin(self, x: Tensor, batch_dim: int, timesteps: int | None) -> None:
         """Begin a forward pass with input `x`."""
-        self._batch, self._steps = x.shape[batch_dim], timesteps or (x.shape[0] if batch_dim == 1 else 0)
+        self._batch = x.shape[batch_dim]
+        self._steps = x.shape[0] if timesteps is None and batch_dim == 1 else timesteps
         self.samples += self._batch
 
     def add(self, name: str, layer: nn.Module | None, args: tuple[Tensor]) -> None:
@@ -100,14 +102,20 @@ class Operations:
 
     def _size(self, name: str, x: Tensor) -> int:
         """Elements of one sample and time step of `x`, which is [T, B, ...], [T * B, ...] or [B, ...]."""
-        in_steps = x.shape[0] == self._steps if self._steps else x.shape[0] != self._batch
-        if x.dim() > 2 and x.shape[1] == self._batch and in_steps:
+        first = x.shape[0]
+        if self._steps is None:
+            may_be_steps = first != self._batch
+            may_be_samples = first % self._batch == 0
+        else:
+            may_be_steps = first == self._steps
+            may_be_samples = first in (self._batch, self._steps * self._batch)
+        if may_be_steps and x.dim() > 2 and x.shape[1] == self._batch:  # [T, B, ...]
             return x[0, 0].numel()
-        if x.shape[0] % self._batch or (self._steps and x.shape[0] not in (self._batch, self._steps * self._batch)):
-            known = "[T, B, ...], [T * B, ...] or [B, ...]"
-            found = f"{list(x.shape)}, in a batch of {self._batch}"
-            raise UserError(f"cannot count {name!r}: activations must be {known}, not {found}")
-        return x[0].numel()
+        if may_be_samples:  # [T * B, ...] or [B, ...]
+            return x[0].numel()
+        known = "[T, B, ...], [T * B, ...] or [B, ...]"
+        found = f"{list(x.shape)}, in a batch of {self._batch}"
+        raise UserError(f"cannot count {name!r}: activations must be {known}, not {found}")
 
     def cost(self) -> Cost:
         """The cost of one sample."""

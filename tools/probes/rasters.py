@@ -6,13 +6,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from tools.data.events.pictures import first_of_each
 from tools.data.parts import Labelled
 from tools.inference import ForwardPass
+from tools.plots import subplots
 
 from .hooks import neuron_hooks
 
@@ -34,8 +34,7 @@ def picture_spikes(
     layers = {layer: some_that_fire(spikes) for layer, spikes in record_spikes(net, inputs, forward).items()}
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.0 * rows + 0.8), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure, panels = subplots(3.2 * columns, 3.0 * rows + 0.8, rows, columns, grid=False, sharex=True, sharey=True)
     colours = {layer: matplotlib.colors.to_rgb(f"C{number % 10}") for number, layer in enumerate(layers)}
     for index, (label, axes) in enumerate(zip(labels.tolist(), panels.flat)):
         cells = []  # [N, T, RGB] each

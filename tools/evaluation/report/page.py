@@ -10,7 +10,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from tools.evaluation.comparison import bounds, interval, label, verdicts
-from tools.evaluation.results import Evaluation, Row
+from tools.evaluation.results import Document, Evaluation, Row
 
 from . import figures
 
@@ -73,10 +73,10 @@ def comparison(rows: list[Row]) -> Table:
     return Table(head, lines)
 
 
-def render(evaluation: Evaluation, measured: list[Section], document: dict[str, Any]) -> str:
-    """The page as text, with the sections of the measurements; `document` is the content of results.json."""
-    facts = {"command": " ".join(["python", *document["command"]]), **document["provenance"]}
-    facts["processor"] = document["machine"]["processor"]
+def render(evaluation: Evaluation, measured: list[Section], document: Document) -> str:
+    """The page as text, with the sections of the measurements."""
+    facts = {"command": " ".join(["python", *document.command]), **document.provenance}
+    facts["processor"] = document.machine.processor
     sections = [
         Section("Networks", _networks(evaluation)),
         Section("What differs", _differences(evaluation)),
@@ -94,13 +94,13 @@ def render(evaluation: Evaluation, measured: list[Section], document: dict[str, 
 def _networks(evaluation: Evaluation) -> list[Any]:
     rows = []
     for group, one in evaluation.snapshots():
-        network, clean = one.identity["network"], one.clean
+        network, clean = one.identity.network, one.clean
         row = [group, *(network[name] for name in ("model", "neuron", "width", "timestep"))]
         row += [network["sigma"] if one.is_noisy else "-", one.seed]
-        rows.append([*row, percent(clean.accuracy_mean), percent(clean.accuracy_std), one.identity["snapshot"]])
+        rows.append([*row, percent(clean.accuracy_mean), percent(clean.accuracy_std), one.identity.snapshot])
     head = ["group", "model", "neuron", "width", "T", "sigma", "seed", "clean accuracy, %", "over draws", "snapshot"]
-    note = f"{one.identity['test_images']} test samples"
-    if all(one.identity["training_seed"] is not None for _, one in evaluation.snapshots()):
+    note = f"{one.identity.test_images} test samples"
+    if all(one.identity.training_seed is not None for _, one in evaluation.snapshots()):
         note += ", none of which was used for training or to choose the epoch"
     return [Table(head, rows), f"{note}. Sigma is the scale of the noise."]
 
