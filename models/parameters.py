@@ -110,16 +110,25 @@ def is_parametrized(module: nn.Module, attribute: str) -> bool:
     return "parametrizations" in module._modules and hasattr(module._modules["parametrizations"], attribute)
 
 
+def refuse_derived(module: nn.Module, attribute: str) -> None:
+    """Raise RuntimeError if an attribute is computed from other parameters, which would overwrite what is set."""
+    if not is_parametrized(module, attribute) and attribute not in {**module._parameters, **module._buffers}:
+        raise RuntimeError(
+            f"{attribute} is computed from other parameters (by pruning or weight_norm): undo that first"
+        )
+
+
 def fill(
     module: nn.Module, attribute: str, name: str, value: float | Tensor, function: Callable[[float], float]
 ) -> None:
     """Write function(value) into a parameter; one value into all its elements.
 
     Raises:
-        RuntimeError: if the value is on the meta device and the parameter is not, or if a sharded parameter is given
-            several values.
+        RuntimeError: if the parameter is computed from others, if the value is on the meta device and the parameter is
+            not, or if a sharded parameter is given several values.
         ValueError: if it has neither one value nor as many as the parameter.
     """
+    refuse_derived(module, attribute)
     parameter: Tensor = getattr(module, attribute)
     computed = is_parametrized(module, attribute)
     if computed:
@@ -149,4 +158,6 @@ def fill(
 def refuse_computed(name: str, value: float | Tensor) -> None:
     """Raise ValueError if a value was computed from what is learnt: only a parameter is learnt itself."""
     if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
-        raise ValueError(f"a {name} that requires a gradient must be an nn.Parameter: it would not be learnt otherwise")
+        raise ValueError(
+            f"a {name} that requires a gradient must be an nn.Parameter, to be learnt; detach it to set its value"
+        )

@@ -27,9 +27,9 @@ class SavesSettings(nn.Module):
         for name in ("threshold", "decay", "reset", "decay_input", "placement", "noise", "surrogate"):
             if f"{name}_logit" in self._parameters:  # learnt
                 continue
-            value: Any = getattr(self, name, None)
+            value: Any = vars(self)[name] if name in vars(self) else getattr(self, name, None)
             if hasattr(value, "scale"):  # a law
-                learns_scale = name == "noise" and getattr(self, "log_scale", None) is not None
+                learns_scale = name == "noise" and isinstance(getattr(self, "scale", None), Tensor)
                 value = _law_text(value, learns_scale)
             if value is not None and not isinstance(value, Tensor):
                 settings[name] = value

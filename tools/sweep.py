@@ -121,7 +121,7 @@ def run_combination(folder: Path, command: Sequence[str], combination: Combinati
 
 
 def _end_with_parent():
-    """Stop this process when its parent dies, so that no other run in the same folder starts beside it."""
+    """Stop this process when its parent dies, so that no second run starts in the same folder."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG of linux/prctl.h
 
@@ -223,7 +223,7 @@ def _csv(rows):
 
 def plot_sweep(path: Path, rows: Sequence[Row]) -> None:
     """Plot test accuracy against the first setting that has several values, a line for each choice of the others."""
-    from matplotlib.figure import Figure  # not needed to run a sweep
+    from tools.plots import subplots  # Matplotlib is not needed to run a sweep
 
     names = list(rows[0].settings)
     varied = [name for name in names if len({row.settings[name] for row in rows}) > 1]
@@ -238,16 +238,15 @@ def plot_sweep(path: Path, rows: Sequence[Row]) -> None:
     for place, row in zip(places, rows):
         others = ", ".join(f"{name} {row.settings[name]}" for name in varied if name != axis)
         lines.setdefault(others, []).append((place, 100 * row.mean, 100 * (row.std or 0)))
-    axes = Figure(figsize=(6.4, 4.2), layout="constrained").subplots()
+    figure, ((axes,),) = subplots(6.4, 4.2)
     axes.xaxis.update_units(places)  # categories in the order of the values, also where runs are missing
     for label, points in lines.items():
         x, means, deviations = zip(*points)
         axes.errorbar(x, means, deviations, marker="o", capsize=3, label=label)
     axes.set(xlabel=axis, ylabel="test accuracy (%)", title="mean and standard deviation over seeds")
-    axes.grid(alpha=0.3)
     if len(lines) > 1:
         axes.legend()
-    axes.figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":
