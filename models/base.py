@@ -94,7 +94,10 @@ class SpikingNeuron(SavesSettings, abc.ABC):
 
     def reset_parameters(self) -> None:
         """Start again from the values that were given as tensors."""
-        for name, value in vars(self).get("_given", {}).items():  # a neuron pickled by an earlier version has none
+        given = vars(self).get("_given", {})  # a neuron pickled by an earlier version has none
+        for name in given:
+            parameters.refuse_derived(self, name)
+        for name, value in given.items():
             parameters.fill(self, name, name, value, float)
 
     @property
@@ -106,8 +109,9 @@ class SpikingNeuron(SavesSettings, abc.ABC):
         """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is."""
         check_surrogate(law)
         scale: float | Tensor = law.scale
-        if isinstance(scale, Tensor) and scale.numel() == 1 and (ends := parameters.extremes(scale)) is not None:
-            law = functional.unscaled("surrogate", law).with_scale(ends[0])
+        if isinstance(scale, Tensor):  # neurons that are given one law do not share the tensor
+            ends = parameters.extremes(scale) if scale.numel() == 1 else None
+            law = functional.unscaled("surrogate", law).with_scale(scale.clone() if ends is None else ends[0])
         self.surrogate = law
         self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 

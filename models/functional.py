@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from . import parameters
@@ -192,11 +192,22 @@ def firing_probability(
 def check_law(name: str, law: object) -> None:
     """Raise TypeError unless `law` has what a `NoiseLaw` has; its class may come from another copy of this package."""
     if isinstance(law, NoiseLaw):  # as nearly always, and faster
+        if not torch.compiler.is_compiling():
+            _refuse_unlearnt(name, law)
         return
     missing = [attribute for attribute in LAW_ATTRIBUTES if not hasattr(law, attribute)]
     if missing or isinstance(law, type):
         reason = f"which lacks {', '.join(missing)}" if missing else "a class, not an instance of it"
         raise TypeError(f"{name} must be a NoiseLaw such as Gaussian(0.3), got {law!r}, {reason}")
+
+
+def _refuse_unlearnt(name: str, law: NoiseLaw) -> None:
+    """Raise ValueError for a law with parameters besides its scale, TypeError for one that is a module."""
+    if isinstance(law, nn.Module):
+        raise TypeError(f"{name} must be a NoiseLaw that is not an nn.Module, got a {type(law).__name__}")
+    for attribute, value in vars(law).items():
+        if isinstance(value, Tensor) and value.requires_grad and attribute not in ("scale", "_ratio"):  # of Rescaled
+            raise ValueError(f"{attribute} of the {name} would not be learnt, as only the scale of a law is")
 
 
 def check_surrogate(law: object) -> None:

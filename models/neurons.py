@@ -115,13 +115,15 @@ class ParametricLIF(LIF):
         if ends is not None and not 0.0 < ends[0] <= ends[1] < 1.0:
             came = parameters.shown(value) if isinstance(value, Tensor) else value
             raise ValueError(f"a learnable decay must be in (0, 1), got {came}")
-        self._decay_set = value
         if not hasattr(self, "decay_logit"):
             self.decay_logit = parameters.like_values(value)
+        parameters.refuse_derived(self, "decay_logit")
+        self._decay_set = value
         self._start_decay()  # keeps the parameter that an optimiser may hold
 
     def reset_parameters(self) -> None:
         """Start again from the decay that was last set."""
+        parameters.refuse_derived(self, "decay_logit")
         super().reset_parameters()
         self._start_decay()
 
@@ -176,7 +178,7 @@ class NoisyLIF(SpikingNeuron):
     def noise(self) -> NoiseLaw:
         """The law of the noise; set another to anneal it. A learnt scale goes on from that of the law."""
         law: NoiseLaw = self.__dict__["noise"]
-        return law.with_scale(self.scale) if self._is_scale_given() else law
+        return law.with_scale(self.scale) if self._is_scale_given() else self._noise_as_learnt()
 
     @noise.setter
     def noise(self, law: NoiseLaw) -> None:
@@ -186,7 +188,7 @@ class NoisyLIF(SpikingNeuron):
         parameters.refuse_computed("scale", scale)
         unscaled = functional.unscaled("noise", law)
         is_learnt = "scale" in self._parameters or parameters.is_parametrized(self, "scale")
-        self._refuse_computed_scale()
+        self._refuse_derived_scale()
         if isinstance(scale, nn.Parameter):
             self._refuse_parametrized_scale()
         if self.log_scale is not None:
@@ -216,10 +218,10 @@ class NoisyLIF(SpikingNeuron):
 
     def reset_parameters(self) -> None:
         """Start again from the values that were given as tensors, and from the scale of the law, where it is learnt."""
-        self._refuse_computed_scale()
+        self._refuse_derived_scale()
         super().reset_parameters()
         if self.log_scale is not None:
-            parameters.fill(self, "log_scale", "scale", self.noise.scale, math.log)
+            parameters.fill(self, "log_scale", "scale", self.__dict__["noise"].scale, math.log)
 
     @property
     def mode(self) -> str:
@@ -245,8 +247,10 @@ class NoisyLIF(SpikingNeuron):
         if not self._is_scale_given():
             return self.__dict__["noise"].scale
         for place in (self._parameters, self._buffers, self.__dict__):
-            held: Tensor | None = place.get("scale")
-            if held is not None:
+            if "scale" in place:
+                held: Tensor | None = place["scale"]
+                if held is None:  # an AttributeError would look for it, and find None
+                    raise RuntimeError("the scale was set to None: set neuron.noise to a law with another scale")
                 return held
         raise AttributeError("scale")  # deleted
 
@@ -263,12 +267,11 @@ class NoisyLIF(SpikingNeuron):
         for place in (self._parameters, self._buffers, self.__dict__):
             place.pop("scale", None)
 
-    def _refuse_computed_scale(self) -> None:
-        """RuntimeError where the scale follows from other parameters, which would take back what is set."""
-        if "scale" in self.__dict__:
-            raise RuntimeError(
-                "the scale is computed from other parameters (by pruning or weight_norm): undo that first"
-            )
+    def _refuse_derived_scale(self) -> None:
+        if self.log_scale is not None:
+            parameters.refuse_derived(self, "log_scale")
+        elif self._is_scale_given():
+            parameters.refuse_derived(self, "scale")
 
     def _refuse_parametrized_scale(self) -> None:
         for name in ("log_scale", "scale"):
@@ -296,7 +299,7 @@ class NoisyLIF(SpikingNeuron):
         """Stretch the noise about its centre by a factor; the gradient stays as it is."""
         if parameters.is_sharded(self.scale):
             raise RuntimeError("the scale of the noise is sharded: call scale_noise before `fully_shard`")
-        self._refuse_computed_scale()
+        self._refuse_derived_scale()
         self._refuse_parametrized_scale()
         noise = self._noise_as_learnt().widened(factor)
         self.surrogate = self.gradient_law
@@ -315,9 +318,7 @@ class NoisyLIF(SpikingNeuron):
         if not isinstance(scale, Tensor):
             return law
         ends = parameters.extremes(scale)
-        if ends is None or scale.numel() > 1:
-            return law.with_scale(scale.detach().clone())
-        return law.with_scale(ends[0]) if isinstance(law.scale, Tensor) else law.widened(ends[0] / law.scale)
+        return law.with_scale(scale.detach().clone() if ends is None or scale.numel() > 1 else ends[0])
 
     def _noise(self) -> dict[str, Any]:
         scale = self.scale
@@ -347,5 +348,5 @@ class NoisyLIF(SpikingNeuron):
         return functional.firing_probability(x, spikes, **self._noise(), **dynamics)
 
     def extra_repr(self) -> str:
-        learnt = "" if self.log_scale is None else f", scale={parameters.shown(self.scale)} (learnt)"
+        learnt = "" if self.log_scale is None else ", learnt scale"
         return f"{self.noise}{learnt}, {super().extra_repr()}, placement={self.placement!r}"

@@ -90,7 +90,13 @@ class NoiseLaw(metaclass=_Immutable):
 
     def __init__(self, scale: float | Tensor, loc: float = 0.0) -> None:
         parameters.check("scale", scale)
-        if not math.isfinite(loc):
+        if isinstance(loc, Tensor) and loc.requires_grad:
+            raise ValueError("loc is not learnt: give a number")
+        try:
+            is_finite = math.isfinite(loc)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"loc must be a number, got {loc!r}") from None
+        if not is_finite:
             raise ValueError(f"loc must be finite, got {loc}")
         if not isinstance(scale, Tensor):
             scale = float(scale)
@@ -132,11 +138,8 @@ class NoiseLaw(metaclass=_Immutable):
     def widened(self, factor: float) -> "NoiseLaw":
         """The same law, stretched about its `loc`: its scale times `factor`."""
         scale = self.scale * factor
-        if isinstance(scale, Tensor):
-            parameters.check("scale", scale)
-            return self.with_scale(scale)
-        takes_loc = type(self).__init__ is NoiseLaw.__init__  # a constructor of its own may take anything
-        return type(self)(scale, self.loc) if takes_loc and type(self) in LAWS else Rescaled(self, scale)
+        parameters.check("scale", scale)
+        return self.with_scale(scale)
 
     def with_scale(self, scale: float | Tensor) -> "NoiseLaw":
         """The same law, stretched about its `loc` to another scale; what a tensor holds is not checked.
@@ -148,6 +151,9 @@ class NoiseLaw(metaclass=_Immutable):
                 raise TypeError(f"{type(self).__name__} has a constructor of its own: its scale must be a number")
             return Rescaled(self, scale)
         law = copy.copy(self)
+        for name in vars(self):  # computed from the scale of before
+            if isinstance(getattr(type(self), name, None), functools.cached_property):
+                del law.__dict__[name]
         law.__dict__["scale"] = scale
         return law
 

@@ -107,10 +107,19 @@ def is_parametrized(module: nn.Module, attribute: str) -> bool:
     return "parametrizations" in module._modules and hasattr(module._modules["parametrizations"], attribute)
 
 
+def refuse_derived(module: nn.Module, attribute: str) -> None:
+    """RuntimeError where an attribute is computed from other parameters, which would take back what is set."""
+    if not is_parametrized(module, attribute) and attribute not in {**module._parameters, **module._buffers}:
+        raise RuntimeError(
+            f"{attribute} is computed from other parameters (by pruning or weight_norm): undo that first"
+        )
+
+
 def fill(
     module: nn.Module, attribute: str, name: str, value: float | Tensor, function: Callable[[float], float]
 ) -> None:
     """Write function(value) into a parameter; one value into all its elements."""
+    refuse_derived(module, attribute)
     parameter: Tensor = getattr(module, attribute)
     computed = is_parametrized(module, attribute)
     if computed:
@@ -139,4 +148,6 @@ def fill(
 
 def refuse_computed(name: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
-        raise ValueError(f"a {name} that requires a gradient must be an nn.Parameter: it would not be learnt otherwise")
+        raise ValueError(
+            f"a {name} that requires a gradient must be an nn.Parameter, to be learnt; detach it to set its value"
+        )

@@ -19,11 +19,12 @@ class SavesSettings(nn.Module):
         for name in ("threshold", "decay", "reset", "decay_input", "placement", "noise", "surrogate"):
             if f"{name}_logit" in self._parameters:  # learnt
                 continue
-            value: Any = getattr(self, name, None)
+            value: Any = vars(self)[name] if name in vars(self) else getattr(self, name, None)
             if hasattr(value, "scale"):  # a law, whose scale may be learnt
-                is_learnt = name == "noise" and getattr(self, "log_scale", None) is not None
+                is_learnt = name == "noise" and isinstance(getattr(self, "scale", None), Tensor)
                 is_learnt |= isinstance(value.scale, Tensor)
-                value = type(value).__name__ if is_learnt else f"{type(value).__name__}({value.scale:g}, {value.loc:g})"
+                law = type(value).__name__
+                value = law if is_learnt else f"{law}({value.scale:g}, {value.loc:g})"
             if value is not None and not isinstance(value, Tensor):
                 settings[name] = value
         return settings

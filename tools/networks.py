@@ -48,10 +48,14 @@ def _bare_network(config, dataset):
 
 
 def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module, TrainConfig]:
-    """The network of a checkpoint of ours or any other, in evaluation mode, and its training configuration.
+    """Load a checkpoint, ours or any other: the network in evaluation mode, and its training configuration.
 
     The network takes raw pixels in [0, 1]. The network settings of `config` override those in a checkpoint of ours, and
     describe the network of any other (see `load_published`).
+
+    Args:
+        config: `config.snapshot` is the path of the checkpoint.
+        dataset: that of the script; a checkpoint of ours must have been trained on it.
 
     Raises:
         CheckpointError: if the file cannot be loaded or does not fit.
@@ -81,7 +85,7 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
 
 
 def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str | Path) -> None:
-    """Raise CheckpointError if a checkpoint describes a network far larger than its `weights`, before that is made."""
+    """Raise CheckpointError if a checkpoint describes a network far larger than its `weights`, before building it."""
     values = weights.values() if isinstance(weights, dict) else ()
     has = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
     with torch.device("meta"):  # shapes alone

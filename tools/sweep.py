@@ -121,7 +121,7 @@ def run_combination(folder: Path, command: Sequence[str], combination: Combinati
 
 
 def _end_with_parent():
-    """Stop this process when its parent dies, so that no other run in the same folder starts beside it."""
+    """Stop this process when its parent dies, so that no second run starts in the same folder."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG of linux/prctl.h
 

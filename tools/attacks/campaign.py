@@ -195,13 +195,13 @@ class Campaign:
             return pgd(gradient, ball, self.target, self.preset.steps if steps is None else steps, start, margins)
 
     def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
-        """The best of several attacked images, judged with draws of the noise that nothing else sees."""
+        """The best of several attacked images, judged with draws that are used for nothing else."""
         self.bar.set_postfix_str("choosing")
         with self.noise("choosing"):
             return choose(self.victim(net, CHOICE_DRAWS), candidates, self.target)
 
     def score(self, images: Tensor, net: nn.Module | None = None, repetition: int = 0) -> Score:
-        """The score on attacked images, with draws that nothing else sees, and that differ by `repetition`."""
+        """The score on attacked images, with draws that are used for nothing else and differ by `repetition`."""
         self.bar.set_postfix_str("scoring")
         victim = self.victim(net, SCORE_DRAWS)
         with self.noise("scoring", repetition):
@@ -214,7 +214,7 @@ class Campaign:
         return part
 
     def noise(self, *purpose: str | int) -> AbstractContextManager[Any]:
-        """Context: the network's noise comes from a generator of its own for each purpose."""
+        """Context manager: the network's noise comes from a separate generator for each purpose."""
         return seeded_noise(self.forward.device, derived_seed(self.seed, "attack noise", *purpose))
 
     def generator(self, *purpose: str | int) -> Generator:

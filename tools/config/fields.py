@@ -13,7 +13,7 @@ from tools.inference import AMP_DTYPES
 AMP = ("no", *AMP_DTYPES)
 MOST_STEPS = 10_000  # most time steps: each needs memory, and their number may come from a checkpoint by a stranger
 GROUPS = (  # headings of --help, in this order
-    "test",
+    "evaluation",
     "strength of perturbations",
     "network",
     "neuron and noise",
@@ -69,13 +69,13 @@ class Setting:
     def check(self, value: object, where: str = "", has_pixels: bool | None = None) -> None:
         """Raise UserError if a value, or an item of a list, has another type, is not a choice, or is out of range.
 
-        Choices for the other kind of data set pass: what runs says why it refuses them.
+        Choices for the other kind of data set pass here: the code that uses them says why it refuses them.
         """
         if self.is_list and not isinstance(value, list | tuple):
             raise UserError(f"{where}{self.name} must be a list, got {value!r}")
         allowed = self.allowed()
         for item in value if self.is_list else [value]:
-            if item is None:  # in an evaluation: as in the snapshot
+            if item is None:  # in an evaluation: as in the checkpoint
                 continue
             if not isinstance(item, int | float if self.kind is float else self.kind):
                 raise UserError(f"{where}{self.name} must be {self.kind.__name__}, got {item!r}")

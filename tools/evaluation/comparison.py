@@ -1,4 +1,4 @@
-"""Comparison of groups of networks, several snapshots (training seeds) each, under the same tests."""
+"""Comparison of groups of networks, several snapshots (training seeds) each, under the same conditions."""
 
 import dataclasses
 import itertools
@@ -20,19 +20,19 @@ def parse_groups(texts: list[str]) -> dict[str, list[str]]:
     """{group: [path, ...]} from texts such as NSNN=a.pth,b.pth; UserError for other texts."""
     groups = {}
     for text in texts:
-        group, _, paths = text.partition("=")
-        snapshots = [path for path in paths.split(",") if path]
-        if not group or not snapshots:
+        group, _, joined = text.partition("=")
+        paths = [path for path in joined.split(",") if path]
+        if not group or not paths:
             raise UserError(f"--compare takes GROUP=a.pth,b.pth, such as NSNN=a.pth,b.pth; got {text!r}")
         if group in groups:
-            raise UserError(f"--compare has the group {group} twice: give all its snapshots at once")
-        groups[group] = snapshots
+            raise UserError(f"--compare has the group {group} twice: give all its checkpoints at once")
+        groups[group] = paths
     return groups
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """The accuracy of one snapshot in one test."""
+    """The accuracy of one snapshot under one condition."""
 
     mean: float
     draws_std: float | None
@@ -41,10 +41,10 @@ class Accuracy:
 
 
 def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[Row]]:
-    """Compare the groups in every test that all snapshots have.
+    """Compare the groups under every condition that all snapshots have.
 
     Returns:
-        A row for each test and strength, and a row for each test's mean over its strengths (of attacks: only "all").
+        A row for each condition, and a row for each perturbation's mean over its strengths (of attacks: only "all").
         Differences are positive where the first group is more accurate; those of means have a `p_holm`.
     """
     tables, everyone = {}, []
@@ -57,7 +57,7 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
         if key.attack in (None, BEST):
             by_test.setdefault(key.test, []).append(key)
     summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
-    for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, in all tests
+    for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, under all conditions
         joint = [max(one.p, 1.0 if one.seeds.p is None else one.seeds.p) for one in differences]
         for difference, p in zip(differences, holm(joint)):
             difference.p_holm = p
@@ -84,7 +84,7 @@ def _accuracies(results: SnapshotResults) -> dict[Key, Accuracy]:
 
 
 def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean: bool = False) -> Row:
-    """The row of one test and strength, or of the mean over several strengths of a test."""
+    """The row of one condition, or of the mean over several strengths of a perturbation."""
     reliable, groups, means, correct, differences = True, {}, {}, {}, []
     for group, snapshots in tables.items():
         means[group], found = [], []
@@ -106,16 +106,16 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
 
 
 def verdicts(summary: list[Row]) -> list[str]:
-    """Sentences that say which differences are beyond the chance of samples and of seeds (p below 0.05)."""
+    """Sentences that say which differences exceed chance, over samples and over seeds (p below 0.05)."""
     sentences = []
     for number, pair in enumerate(summary[0].differences):
         first, second = pair.first, pair.second
         if pair.seeds.low is None:
-            sentences.append(f"{first} and {second} cannot be told apart by a single seed of a group; compare several.")
+            sentences.append(f"A single seed per group cannot tell {first} from {second}; compare several.")
             continue
         is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"
-        undecided = f"{first} and {second}, no difference beyond chance"
-        doubtful = f"{first} and {second}, not judged, as gates of the attacks failed"
+        undecided = f"No difference beyond chance between {first} and {second}"
+        doubtful = f"{first} and {second} are not compared, because gates of the attacks failed"
         found = {is_first: [], is_second: [], undecided: [], doubtful: []}
         for row in summary:
             one = row.differences[number]
@@ -130,7 +130,7 @@ def verdicts(summary: list[Row]) -> list[str]:
 
 
 def label(row: Row) -> str:
-    """A row's test and strength; an Linf radius of whole 8-bit steps is shown as n/255."""
+    """A row's perturbation and strength; an Linf radius of whole 8-bit steps is shown as n/255."""
     if row.test == CLEAN or row.is_mean:
         return row.test
     steps = 255 * row.strength

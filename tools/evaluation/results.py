@@ -15,7 +15,7 @@ from .conditions import CLEAN
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """A test sample, and the class that a network takes it for."""
+    """A test sample, and the class that a network predicts for it."""
 
     index: int
     label: int
@@ -37,8 +37,8 @@ class Result:
     loss_std: float | None
     loss_draws: list[float]
     times_correct: list[int]  # for each sample, the number of draws that classified it correctly
-    confusion: list[list[float]] | None = None  # [class][taken for], in samples per draw; of "clean" alone
-    worst: list[Mistake] | None = None  # the samples of the highest loss; of "clean" alone
+    confusion: list[list[float]] | None = None  # [class][predicted class], in samples per draw; for "clean" only
+    worst: list[Mistake] | None = None  # the samples with the highest loss; for "clean" only
 
     def as_json(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
@@ -95,7 +95,7 @@ class SnapshotResults:
 
 @dataclasses.dataclass(frozen=True)
 class GroupAccuracy(SeedInterval):
-    """Accuracy of a group in one test, over seeds."""
+    """Accuracy of a group under one condition, over seeds."""
 
     draws_std: float | None  # over noise draws, mean over snapshots; None for single draws
 
@@ -118,7 +118,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One test at one strength."""
+    """One condition, or the mean over the strengths of a perturbation."""
 
     test: str
     of: str  # the meaning of the strength
@@ -130,12 +130,12 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Row(Key):
-    """The results of all groups in one test at one strength, or in the mean of a test over its strengths."""
+    """The results of all groups under one condition, or in the mean over the strengths of a perturbation."""
 
     reliable: bool  # False where a gate of the attacks failed
     groups: dict[str, GroupAccuracy]
     differences: list[Difference]
-    is_mean: bool = False  # then severity and strength mean nothing
+    is_mean: bool = False  # severity and strength are then meaningless
 
     def as_json(self) -> dict[str, Any]:
         """As in results.json, where groups are called kinds."""
@@ -180,8 +180,8 @@ class Evaluation:
 
     dataset: Dataset
     groups: dict[str, list[SnapshotResults]]  # {group: the results of its snapshots}
-    rows: list[Row]  # every test and strength that all snapshots have
-    summary: list[Row]  # the mean of each test over its strengths
+    rows: list[Row]  # every condition that all snapshots have
+    summary: list[Row]  # the mean of each perturbation over its strengths
     ensembles: dict[str, list[CurvePoint]]  # scores of ensembles of a group's snapshots
     picture: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
 

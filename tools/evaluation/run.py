@@ -34,7 +34,9 @@ Groups = dict[str, list[Snapshot]]
 Results = dict[str, list[SnapshotResults]]
 
 
-def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None) -> Results:
+def run_evaluation(
+    config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None
+) -> Results:
     """Evaluate the snapshot, or the groups of `compare`, of a configuration; write results.json and report.html.
 
     Returns:
@@ -47,7 +49,7 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
         raise UserError("which checkpoint? Give --snapshot PATH, or --compare GROUP=PATH,PATH GROUP=PATH,PATH")
     groups = {}
     for group, paths in parse_groups(config.compare).items():
-        # results are stored beside each snapshot; --out is for the report alone
+        # results are stored beside each checkpoint; --out is for the report alone
         configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
         groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
     if config.snapshot:
@@ -66,9 +68,9 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
 
 
 def evaluate(snapshot: Snapshot) -> SnapshotResults:
-    """Make, write and log all measurements that are asked for, or reuse those stored by an earlier run.
+    """Make, store and log all requested measurements, or reuse those that an earlier run stored.
 
-    All have the same fold: if one runs out of memory and halves it, all are repeated, and later runs begin with it.
+    All use the same fold: if one runs out of memory and halves it, all are repeated, and later runs start with it.
 
     Raises:
         UserError: if memory does not suffice for a single draw.
@@ -103,7 +105,7 @@ def _measure(snapshot: Snapshot) -> SnapshotResults:
 
 
 def check_comparable(groups: Groups) -> None:
-    """UserError for a network given twice, or other test samples; a warning for a training seed given twice."""
+    """UserError for a network given twice, or different test samples; a warning for a training seed given twice."""
     first = next(iter(groups.values()))[0]
     for group, snapshots in groups.items():
         by_checksum: dict[int, Snapshot] = {}
@@ -113,7 +115,7 @@ def check_comparable(groups: Groups) -> None:
                 raise UserError(f"--compare: two snapshots of {group} are the same network: {same.path} and {one.path}")
             if not torch.equal(one.test.labels, first.test.labels):
                 paths = f"{first.path} and {one.path}"
-                raise UserError(f"--compare: these were trained with other splits, so their tests differ: {paths}")
+                raise UserError(f"--compare: {paths} were trained with different splits, so their test samples differ")
         seeds = [one.trained.seed for one in snapshots]
         if len(set(seeds)) < len(seeds):
             logger.warning("%s: snapshots of the same training seed count as different seeds: %s", group, seeds)

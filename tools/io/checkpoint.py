@@ -12,7 +12,7 @@ import torch
 from tools.errors import UserError
 
 from .files import is_folder_or_device, write_atomically
-from .untrusted import check_content, checked_archive
+from .untrusted import as_plain, check_content, checked_archive
 
 logger = logging.getLogger(__name__)
 FORMAT = 1  # of our own checkpoints; a reader refuses any other
@@ -28,10 +28,12 @@ class CheckpointError(UserError):
 def save(path: str | Path, content: dict, previous: Path | None = None) -> None:
     """Write a dictionary of tensors and plain data; the replaced checkpoint gets the name `previous`.
 
+    TypeError for anything that `read` would refuse.
+
     A process killed meanwhile leaves the old file or the new one. OSError if it cannot be written, for example because
     the disk is full; the old files are then unchanged.
     """
-    content = {"format": FORMAT, **content}
+    content = as_plain({"format": FORMAT, **content})
     content["checksum"] = checksum(content)
 
     def write(file):
@@ -63,7 +65,7 @@ def read_last(folder: str | Path) -> tuple[Path, dict]:
         try:
             return path, read(path)
         except CheckpointError as error:
-            logger.warning("%s; looking for the one before", error)
+            logger.warning("%s; trying the previous one", error)
             problems.append(str(error))
     if problems:
         raise CheckpointError("; ".join(problems))
@@ -121,7 +123,7 @@ def read(path: str | Path) -> dict:
 
 
 def is_ours(content: dict) -> bool:
-    """Whether a checkpoint is of a run of this code; that of another loop may have a configuration too."""
+    """Whether this code saved the checkpoint; one of another loop may have a "config" too."""
     return "config" in content and type(content.get("format")) is int
 
 
@@ -130,7 +132,7 @@ def load_weights(
 ) -> list[str]:
     """Copy `weights`, as read from `path`, into a network; `rename` turns a key of the network into one of `weights`.
 
-    Returns what the network says about weights that were saved with other settings, or do not say with which.
+    Returns the warnings of the network about weights that were saved with other, or unknown, settings.
 
     Raises:
         CheckpointError: naming missing and unexpected keys, and shapes that do not fit.

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint from anyone, before and after PyTorch reads it.
+"""Checks of an untrusted checkpoint, before and after PyTorch reads it.
 
 `torch.load(weights_only=True)` runs no code of a file. But it unpacks whatever an archive claims to hold, allocates
 arrays of any size that a pickle asks for, and accepts structures that contain themselves.
@@ -9,7 +9,7 @@ import io
 import pickletools
 import re
 import zipfile
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -23,7 +23,7 @@ _SHARING = 4  # most bytes of tensors per byte of the file: they may share memor
 
 
 def checked_archive(file: BinaryIO) -> io.BytesIO:
-    """A copy of an archive of `torch.save`, after checking it; exceptions of many kinds if it is forged or damaged.
+    """A checked copy of an archive of `torch.save`; UserError, or an exception of any kind, if it is forged or damaged.
 
     Python and PyTorch read a zip archive differently: a forged one may have two directories, one for each.
     So PyTorch gets what Python has found in it, not the file.
@@ -81,11 +81,35 @@ def _check_pickle(raw):
             stack[start:] = [items] * len(instruction.stack_after)
 
 
+def as_plain(value: object, name: str = "the checkpoint") -> Any:
+    """A copy that `check_content` accepts, of `value`; dictionaries of other classes, as Counter, become plain ones.
+
+    TypeError for anything that it would refuse, with its place: `name` and keys.
+    """
+    if isinstance(value, dict):
+        if unknown := [key for key in value if type(key) not in _KEYS]:
+            raise TypeError(f"{name} has the key {unknown[0]!r}, which cannot be saved: a key is a name or a number")
+        items = ((key, as_plain(item, f"{name}[{key!r}]")) for key, item in value.items())
+        if type(value) is not collections.OrderedDict:
+            return dict(items)
+        copied = collections.OrderedDict(items)
+        vars(copied).update(vars(value))
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(as_plain(item, f"{name}[{place}]") for place, item in enumerate(value))
+    if isinstance(value, torch.Tensor) or type(value) in _LEAVES:
+        return value
+    raise TypeError(
+        f"{name} is a {type(value).__name__}, which cannot be saved: a checkpoint holds tensors, numbers, text, lists "
+        "and dictionaries"
+    )
+
+
 def check_content(content: object, size: int) -> None:
     """Raise UserError unless `content` is a dictionary of dense tensors and plain data, in dictionaries and lists.
 
     The `size` of the file, in bytes, limits the number of items and the bytes of tensors. Attributes of dictionaries
-    are removed, but for the metadata of state dictionaries.
+    are removed, except for the metadata of state dictionaries.
     """
     if not isinstance(content, dict):
         raise UserError(f"it holds a {type(content).__name__}, not a dictionary")

@@ -99,7 +99,7 @@ class IdentityPaths(TorchFunctionMode):
             self._note(constant, CONSTANT)
 
     def begin(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of a module, after its name."""
+        """Forward pre-hook of the module called `name`."""
         self.running.append(name)
 
     def end(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:

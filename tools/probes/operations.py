@@ -1,4 +1,4 @@
-"""Synaptic operations of a spiking network and their energy, beside those of the same network with ReLU."""
+"""Synaptic operations of a spiking network and their energy, next to those of the same network with ReLU."""
 
 import contextlib
 import dataclasses
@@ -92,7 +92,7 @@ class Operations:
         self.samples += self._batch
 
     def add(self, name: str, layer: nn.Module | None, args: tuple[Tensor]) -> None:
-        """Forward pre-hook of a convolution or linear layer, after its name; without a layer: of an identity path."""
+        """Forward pre-hook of the layer called `name`; without a layer, one call of an identity path."""
         x = args[0]
         if name not in self._paths:
             fan_out = _fan_out(name, layer, x)
@@ -139,7 +139,7 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
     two activations of one shape and one of them is not a current: each of its elements that is not zero is an operation
     of `<module>.identity` (`.identity2` for a second place in the module's code; a loop over steps repeats the same
     path). A current is the output of a convolution, linear layer or normalisation, and what is computed from it outside
-    of spiking neurons. Parameters, buffers and what is computed from them alone are not activations.
+    of spiking neurons. Parameters, buffers and values computed from them alone are not activations.
 
     Args:
         batch_dim: dimension of the samples in the network's input, 0 or 1. None: 0 with `timesteps`, and for

@@ -25,7 +25,7 @@ def record_potentials(
         layers: names of neurons; None for all.
 
     Raises:
-        UserError: for a name of no neuron, and for a neuron whose `run` does not take `potentials`.
+        UserError: for a name that is not a neuron's, and for a neuron whose `run` does not take `potentials`.
     """
     neurons = dict(spiking_neurons(net))
     if unknown := set(layers or ()) - set(neurons):
@@ -59,7 +59,7 @@ def _check_run(layer: str, neuron: Any) -> None:
 
 @contextlib.contextmanager
 def _recorded(neuron: Any, keep: Callable[..., None]) -> Iterator[None]:
-    """Context manager: hand (whether a call continues from a state, potentials, spikes) of `run` and `step` on."""
+    """Context manager: pass (continues, potentials, spikes) of each call of `run` and `step` to `keep`."""
     run, attributes = neuron.run, vars(neuron)
     before = {name: attributes[name] for name in ("run", "step") if name in attributes}
 

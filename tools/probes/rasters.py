@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,6 +10,7 @@ from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from tools.data.events.pictures import first_of_each
+from tools.data.parts import Labelled
 from tools.inference import ForwardPass
 from tools.plots import subplots
 
@@ -20,13 +20,13 @@ NEURONS_PER_LAYER = 24
 
 
 def picture_spikes(
-    path: Path, net: nn.Module, data: Any, names: Sequence[str], forward: ForwardPass, title: str
+    path: Path, net: nn.Module, data: Labelled, names: Sequence[str], forward: ForwardPass, title: str
 ) -> None:
     """Write a PNG with a raster of one sample of each class: time to the right, neurons upwards, a colour per layer.
 
     Args:
         net: in evaluation mode.
-        data: labelled test data: has labels, subset() and batches().
+        data: the test samples.
         names: of the classes, in the order of the labels.
     """
     shown = data.subset(first_of_each(data.labels))

@@ -28,7 +28,7 @@ def gains(found: Sequence[Any], others: Sequence[Any], keys: Iterable[str]) -> d
 
 
 def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, draw: Callable, **options: Any) -> Figure:
-    """Draw quantities against the standard deviation of the noise; options are those of `Figure.subplots`.
+    """Plot quantities against the standard deviation of the noise; options are those of `Figure.subplots`.
 
     Args:
         quantities: (name, label, "linear" or "log") of each row.
@@ -50,7 +50,7 @@ def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, dra
 
 
 def draw_intervals(axes: Axes, x: Sequence[float], intervals: Sequence[SeedInterval], **style: Any) -> None:
-    """Draw means with error bars; style is that of `Axes.errorbar`."""
+    """Plot means with error bars; style is that of `Axes.errorbar`."""
     means = [one.mean for one in intervals]
     halves = [one.high - one.mean for one in intervals]
     axes.errorbar(x, means, halves, **{"fmt": "o-", "ms": 4, "capsize": 2, **style})

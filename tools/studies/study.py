@@ -1,4 +1,4 @@
-"""Run the experiments of a study: results go to JSON, pictures beside it, the same ones for the same seed."""
+"""Run the experiments of a study, reproducibly by seed; results go to JSON, with pictures beside it."""
 
 import concurrent.futures.process
 import dataclasses
@@ -33,7 +33,7 @@ class Study:
     """The settings of a study, and what its experiments have in common."""
 
     folder: Path  # for pictures
-    seed: int = 0  # fixes everything random
+    seed: int = 0  # of all random numbers
     quick: bool = False  # fewer repetitions
     workers: int = 1  # number of parallel processes
 
@@ -48,7 +48,7 @@ class Study:
     def map(self, jobs: Sequence[Callable[[], Result]], description: str) -> list[Result]:
         """Run jobs in parallel processes, and return their results.
 
-        Processes have one thread each, as another number may change rounding. A job is a `functools.partial` of a
+        Processes have one thread each, because another number may change rounding. A job is a `functools.partial` of a
         module's function with everything that its result depends on.
 
         Raises:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from crits import build_loss, build_regularizer
+from crits import Regularizer, build_loss, build_regularizer
 from tools import optim
 from tools.config.train import Dataset, TrainConfig
 from tools.data.augment import mixing
@@ -34,14 +34,28 @@ class Data:
 
 def check_settings(config: TrainConfig, device: torch.device) -> None:
     """Raise UserError for settings that do not go together."""
-    if config.compile and config.reg == "rate":
-        raise UserError("--compile and --reg rate do not go together: the penalty needs a network that is not compiled")
+    regularizer = regularizer_of(config)
+    watches = regularizer is not None and type(regularizer).watching is not Regularizer.watching
+    if config.compile and watches:
+        raise UserError(
+            f"--compile and --reg {config.reg} do not go together: the penalty needs a network that is not compiled"
+        )
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync_bn needs CUDA devices: PyTorch's SyncBatchNorm has no other implementation")
 
 
+def regularizer_of(config: TrainConfig) -> Regularizer | None:
+    """The penalty that a configuration asks for, if any."""
+    return None if config.reg == "no" else build_regularizer(config.reg, config.target_rate)
+
+
 def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, processes: Processes) -> Data:
-    """Load a data set and divide it among the processes."""
+    """Load a data set and divide it among the processes.
+
+    Raises:
+        UserError: if a part is empty or too small for the processes, or if an augmentation does not fit the data.
+        FileNotFoundError: if the data are missing.
+    """
     with processes.first_goes_ahead():  # so that only one downloads and decodes
         parts = dataset.load(config)
     for name, part in vars(parts).items():
@@ -76,7 +90,7 @@ def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn
 def build_learner(
     config: TrainConfig, net: nn.Module, batches: int, device: torch.device, processes: Processes
 ) -> Learner:
-    """What trains a network, in epochs of `batches` batches; afterwards processes draw different random numbers."""
+    """A learner for epochs of `batches` batches; from here on, each process draws different random numbers."""
     trained = processes.replicated(net, device)
     optimizer = optim.build_optimizer(config.optim, net, config.lr, config.weight_decay)
     ema = None
@@ -89,7 +103,7 @@ def build_learner(
         scheduler=optim.build_scheduler(config.scheduler, optimizer, config.epochs * batches // config.accumulate),
         scaler=torch.amp.GradScaler(device.type, enabled=config.amp == "fp16"),
         forward=ForwardPass(device, config.timestep, config.amp),
-        regularizer=None if config.reg == "no" else build_regularizer(config.reg, config.target_rate),
+        regularizer=regularizer_of(config),
         regularizer_weight=config.lambda1,
         clip_grad=config.clip_grad,
         ema=ema,
@@ -102,9 +116,9 @@ def build_learner(
 
 
 def describe(net: nn.Module, config: TrainConfig, processes: Processes) -> str:
-    """One line for the log: the network, and how many images make a step."""
+    """One line for the log: the network, and how many samples make a step."""
     text = f"{type(net).__name__} with {sum(parameter.numel() for parameter in net.parameters()):,} parameters"
     size, batches, count = config.minibatch, config.accumulate, processes.count
     if batches * count > 1:
-        text += f"; {size * batches * count} images a step: {size} x {batches} batches x {count} processes"
+        text += f"; {size * batches * count} samples a step: {size} x {batches} batches x {count} processes"
     return text

@@ -40,8 +40,9 @@ class Training:
 
     Args:
         config: with `config.resume`, the run's own configuration replaces it.
-        given: names of the settings that the user gave; a resumed run refuses most that differ.
-        processes: those that train together; `config.minibatch` is the number of images of each.
+        dataset: one of `dataset_utils.DATASETS`, or another with its attributes.
+        given: names of the settings that the user gave; a resumed run refuses changes to most of them.
+        processes: those that train together; `config.minibatch` is the number of samples of each.
 
     Raises:
         UserError: for settings that do not go together, or cannot change in a resumed run.
@@ -135,7 +136,7 @@ class Training:
         self.state.keep_best(epoch, validated, self.data.val_samples)
         self.state.save(epoch)
         losses = f"loss {trained.loss:.4f}, validation loss {validated.loss:.4f}"
-        speed = f"accuracy {100 * validated.accuracy:.2f} %, {trained.images_per_s:.0f} images/s"
+        speed = f"accuracy {100 * validated.accuracy:.2f} %, {trained.images_per_s:.0f} samples/s"
         logger.info(f"epoch {epoch}/{self.config.epochs}: {losses}, {speed}")
 
     def between_steps(self, epoch: int, progress: Progress, check: Callable[[], None]) -> None:
@@ -152,9 +153,9 @@ class Training:
             self.state.save(epoch - 1, progress)
 
     def _validate(self):
-        """Scores on the validation images and, if asked for, the firing rate of each layer."""
+        """Scores on the validation samples and, if asked for, the firing rate of each layer."""
         net = self.state.evaluated
-        self.processes.share(net)  # before, each process has its own running statistics
+        self.processes.share(net)  # until here, each process has its own running statistics
         with firing_rates(net) if self.config.plot_spike_rate else contextlib.nullcontext() as record:
             scores = self.score(self.data.val, "validation")
         return scores, record and record.rates(self.processes)

@@ -26,7 +26,7 @@ from tools.evaluation.measurements.attacks import Attacks
 from tools.evaluation.measurements.efficiency import Efficiency
 from tools.evaluation.measurements.uncertainty import Uncertainty
 from tools.evaluation.report.page import Section
-from tools.evaluation.run import MEASUREMENTS, evaluate, run_tests
+from tools.evaluation.run import MEASUREMENTS, evaluate, run_evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
 from tools.perturb import PERTURBATIONS
@@ -370,7 +370,7 @@ def test_another_measurement_is_one_class_and_one_entry(trained, stripes, tmp_pa
 
     monkeypatch.setattr("tools.evaluation.run.MEASUREMENTS", (*MEASUREMENTS, Spikes()))
     path = str(trained["LIF"])
-    results = run_tests(EvaluationConfig(snapshot=path, out=str(tmp_path)), stripes)
+    results = run_evaluation(EvaluationConfig(snapshot=path, out=str(tmp_path)), stripes)
     assert results["LIF"][0].reports["spikes"] == {"neurons": 2, "nothing": None}
     assert json.loads((tmp_path / "spikes.json").read_text())["neurons"] == 2
     assert json.loads((tmp_path / "results.json").read_text())["kinds"]["LIF"][0]["spikes"] == {"neurons": 2}

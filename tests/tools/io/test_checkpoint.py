@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +123,16 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
         checkpoint.read(path)
 
 
-def test_saving_leaves_no_partial_file_and_survives_a_failure(tmp_path):
+def test_saving_leaves_no_partial_file_and_survives_a_failure(tmp_path, monkeypatch):
+    def failing(content, file):
+        file.write(b"PK")
+        raise RuntimeError("write failed")
+
     path = tmp_path / "last.pth"
     checkpoint.save(path, {"a": 1})
-    with pytest.raises(Exception, match="pickle"):
-        checkpoint.save(path, {"a": lambda: 0})
+    monkeypatch.setattr(torch, "save", failing)
+    with pytest.raises(OSError, match="cannot be written, is the disk full.*write failed"):
+        checkpoint.save(path, {"a": 2})
     assert checkpoint.read(path)["a"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.pth"]
 
@@ -213,7 +219,7 @@ def test_weights_of_a_part_that_was_compiled_load(tmp_path):
 def test_the_same_weight_with_and_without_a_prefix_is_refused(tmp_path):
     weights = own_network().state_dict()
     torch.save({**weights, **{f"module.{key}": value for key, value in weights.items()}}, tmp_path / "two.pth")
-    with pytest.raises(CheckpointError, match="several weights of one name"):
+    with pytest.raises(CheckpointError, match="two of its weights have the same name"):
         loaded(tmp_path / "two.pth")
 
 
@@ -262,3 +268,27 @@ def test_metadata_of_layers_that_cannot_be_read_are_an_error_of_the_file(tmp_pat
     torch.save(weights, tmp_path / "forged.pth")
     with pytest.raises(CheckpointError, match="does not fit"):
         loaded(tmp_path / "forged.pth")
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(1), Path("a"), {1}, {(1, 2): 3}, torch.float32, torch.Size([2]), np.ones(2)]
+)
+def test_what_cannot_be_read_again_is_not_saved(tmp_path, value):
+    with pytest.raises(TypeError, match=r"the checkpoint\['run'\]\['notes'\]\[1\] .*cannot be saved"):
+        checkpoint.save(tmp_path / "a.pth", {"run": {"notes": [0, value]}})
+    assert not list(tmp_path.iterdir())
+
+
+def test_dictionaries_of_other_classes_are_saved_as_plain_ones(tmp_path):
+    weights = toynet().state_dict()
+    content = {
+        "config": {},
+        "dataset": "a",
+        "milestones": Counter([3, 3]),
+        "model": weights,
+        "tuple": (1, [None, True]),
+    }
+    checkpoint.save(tmp_path / "a.pth", content)
+    read = checkpoint.read(tmp_path / "a.pth")
+    assert type(read["milestones"]) is dict and read["milestones"] == {3: 2} and read["tuple"] == (1, [None, True])
+    assert read["model"].keys() == weights.keys() and read["model"]._metadata == weights._metadata

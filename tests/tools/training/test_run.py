@@ -8,7 +8,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from crits import LOSSES
+from crits import LOSSES, REGULARIZERS, FiringRate
 from dataset_utils import DATASETS
 from tests.conftest import first_are_fast
 from tools import inference
@@ -101,11 +101,11 @@ def test_config_yaml_of_a_run_is_a_recipe(tmp_path, stripes):
 
 
 def test_the_best_epoch_is_the_latest_within_a_standard_error():
-    assert within_standard_error(0.98, 0.985, images=400)  # the standard error is 0.6 %
-    assert not within_standard_error(0.978, 0.985, images=400)
-    assert not within_standard_error(0.98, 0.985, images=5000)
-    assert within_standard_error(0.99, 0.985, images=5000)
-    assert within_standard_error(1.0, 1.0, images=10) and not within_standard_error(0.9, 1.0, images=10)
+    assert within_standard_error(0.98, 0.985, samples=400)  # the standard error is 0.6 %
+    assert not within_standard_error(0.978, 0.985, samples=400)
+    assert not within_standard_error(0.98, 0.985, samples=5000)
+    assert within_standard_error(0.99, 0.985, samples=5000)
+    assert within_standard_error(1.0, 1.0, samples=10) and not within_standard_error(0.9, 1.0, samples=10)
 
 
 def test_best_is_chosen_in_validation(tmp_path, stripes):
@@ -269,6 +269,16 @@ def test_the_moving_average_is_what_is_evaluated(tmp_path, stripes):
 def test_every_regulariser_runs_with_tet(tmp_path, stripes, reg):
     training, _ = run(tmp_path, stripes, epochs=1, reg=reg, tet=True, lambda1=0.1, label_smoothing=0.1, clip_grad=1.0)
     assert rows(training.folder)[0]["train_loss"] > 0
+
+
+def test_a_regulariser_that_watches_spikes_is_not_left_out_of_a_compiled_network(tmp_path, stripes, monkeypatch):
+    class Watching(FiringRate):
+        pass
+
+    for watching, problem in ((FiringRate, "rate"), (Watching, "gram")):
+        monkeypatch.setitem(REGULARIZERS, problem, watching)
+        with pytest.raises(UserError, match=f"--compile and --reg {problem} do not go together"):
+            Training(config(tmp_path, compile=True, reg=problem), stripes)
 
 
 @pytest.mark.parametrize("amp", first_are_fast(["bf16", "fp16"]))

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tests.conftest import first_are_fast
-from tools import cli, inference
+from tools import cli, inference, optim
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.inference import Scores
@@ -329,7 +329,7 @@ def test_the_checkpoint_before_is_kept_and_used_where_the_newest_is_damaged(tmp_
         damage()
         path, content = checkpoint.read_last(tmp_path)
         assert path.name == checkpoint.PREVIOUS and content["epochs_done"] == 1
-    assert "looking for the one before" in caplog.text
+    assert "trying the previous one" in caplog.text
     os.truncate(tmp_path / checkpoint.PREVIOUS, 0)
     with pytest.raises(checkpoint.CheckpointError, match=r"previous\.pth"):
         checkpoint.read_last(tmp_path)
@@ -595,7 +595,7 @@ def test_a_complete_run_that_goes_on_is_no_longer_complete(tmp_path, stripes):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, stripes):
     training = Training(config(tmp_path), stripes)
-    with files.alone_in(training.folder), pytest.raises(UserError, match="another process is at work in"):
+    with files.alone_in(training.folder), pytest.raises(UserError, match="another process is using"):
         training.run()
     training.run()
 
@@ -606,6 +606,21 @@ def test_a_schedule_that_was_planned_to_its_end_cannot_be_prolonged(tmp_path, st
     training.run()
     with pytest.raises(UserError, match=f"the {scheduler} schedule was planned"):
         Training(config(tmp_path, resume=str(training.folder), epochs=9), stripes, {"resume", "epochs"})
+
+
+def test_a_schedule_whose_state_has_a_counter_resumes(tmp_path, stripes, monkeypatch):
+    def halved(optimizer, lr, n):
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [n // 2, n // 2, 3 * n // 4], 0.5)
+
+    monkeypatch.setitem(optim.SCHEDULERS, "onecycle", halved)  # its state has a Counter
+    whole = Training(config(tmp_path, scheduler="onecycle"), stripes)
+    whole.run()
+    broken = Training(config(tmp_path, scheduler="onecycle", save_steps=3), stripes)
+    stop_after(broken, 2, 4)
+    with pytest.raises(Stop):
+        broken.run()
+    Training(config(tmp_path, resume=str(broken.folder)), stripes).run()
+    assert_same_run(broken.folder, whole.folder)
 
 
 @pytest.mark.parametrize("stops", [False, True])

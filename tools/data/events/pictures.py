@@ -69,6 +69,6 @@ def coloured(frame: np.ndarray) -> np.ndarray:
     strength = frame / max(frame.max(), 1e-9)
     image = np.ones((*strength.shape[1:], 3))
     for channel, colour in zip(strength, (OFF, ON)):
-        # A root, so that pixels of few events are seen beside those of many.
+        # A root, so that pixels with few events are visible next to those with many.
         image -= np.sqrt(channel)[..., None] * (1 - np.array(matplotlib.colors.to_rgb(colour)))
     return image.clip(0, 1)

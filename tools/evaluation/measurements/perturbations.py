@@ -1,4 +1,4 @@
-"""Accuracy and loss under each condition, stored one by one, so that an interrupted test continues."""
+"""Accuracy and loss under each condition, stored one by one, so that an interrupted evaluation continues."""
 
 import contextlib
 import dataclasses
@@ -71,7 +71,7 @@ class Perturbations(Measurement):
         section = Section("Perturbations", [figure]) if figure else missing("Perturbations", "--perturbation")
         section.blocks.append(comparison(evaluation.rows))
         if len(evaluation.groups) > 1:
-            note = "Intervals of single rows are not corrected for their number; the table above judges."
+            note = "Intervals of single rows are not corrected for multiple comparisons; judge by the table above."
             section.blocks.append(note)
         return [section]
 
@@ -178,7 +178,7 @@ def _deviation(values: list[float]) -> float | None:
 
 
 def _confusion(draws: Tensor, target: Tensor) -> list[list[float]]:
-    """Confusion matrix [class][taken for], in samples per draw. Shape: draws [D, N, K], target [N] -> [K][K]."""
+    """Confusion matrix [class][predicted class], in samples per draw. Shape: draws [D, N, K], target [N] -> [K][K]."""
     classes = draws.shape[-1]
     pairs = (target * classes + draws.argmax(-1)).flatten()
     return (pairs.bincount(minlength=classes**2).view(classes, classes) / len(draws)).tolist()

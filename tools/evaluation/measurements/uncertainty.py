@@ -1,4 +1,4 @@
-"""Calibration and uncertainty against the number of averaged draws, beside other uses of the same compute."""
+"""Calibration and uncertainty against the number of averaged draws, next to other uses of the same compute."""
 
 import dataclasses
 import logging
@@ -11,6 +11,7 @@ from torch import Tensor
 from tools.analysis import metrics
 from tools.analysis.metrics import SIZES, Bin, CurvePoint, ensemble_curve, out_of_distribution
 from tools.config.evaluate import EvaluationConfig
+from tools.data.parts import Labelled
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, count, missing, percent
 from tools.evaluation.results import Evaluation
@@ -37,7 +38,7 @@ NO_SCORES = {"accuracy", "temperature"}  # not among the columns of scores
 
 @dataclasses.dataclass(frozen=True)
 class OutOfDistribution:
-    """How well another data set is told from the network's own."""
+    """How well another data set is told apart from the network's own."""
 
     dataset: str  # its name
     test_images: int
@@ -113,7 +114,7 @@ class Uncertainty(Measurement):
             calibration = f"calibration error {found['calibration_error']:.4f}"
             scaled = f"{found['calibration_error_scaled']:.4f} with temperature {found['temperature']:.2f}"
             logger.info("%2d draws: %s, %s (%s)", point.draws, scores, calibration, scaled)
-        logger.info("%.0f images per second (%d draws)", report.images_per_s, report.curve[-1].draws)
+        logger.info("%.0f samples per second (%d draws)", report.images_per_s, report.curve[-1].draws)
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
         measured, compute = evaluation.reports(self.key), "Accuracy and calibration against compute"
@@ -154,8 +155,8 @@ def _more_steps(snapshot: Snapshot, factor: int, repetitions: int) -> CurvePoint
     return dataclasses.replace(point, factor=factor, timesteps=forward.timesteps)
 
 
-def _draws(snapshot: Snapshot, data: Any, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of independent noise draws [count, N, K], and labels [N]."""
+def _draws(snapshot: Snapshot, data: Labelled, count: int, what: str, **options: Any) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of independent noise draws [D, N, K], and labels [N]."""
     return snapshot.predict(data, "draws", draws=count, description=f"{what}, {count} draws", **options)
 
 

@@ -18,7 +18,7 @@ from tools.plots import subplots
 
 WIDTH = 9.6  # inches
 WORST_COLUMNS = 6
-ATTACK_STYLES = {  # styles of their lines; None: not drawn
+ATTACK_STYLES = {  # styles of their lines; None: not plotted
     "all": "-",
     "PGD": "--",
     "random noise": ":",
@@ -97,14 +97,14 @@ def attacks(evaluation: Evaluation) -> Figure:
         axes.set_xlabel(norm)
         _percent_axis(axes)
     if doubtful:
-        figure.suptitle(_plain(f"not reliable, as gates failed: {', '.join(doubtful)}"), color="#b00")
+        figure.suptitle(_plain(f"not reliable: gates failed for {', '.join(doubtful)}"), color="#b00")
     panels[0].set_ylabel("test accuracy (%)")
     panels[0].legend(fontsize=8)
     return figure
 
 
 def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[CurvePoint]]) -> Figure:
-    """Scores against averaged draws, beside more time steps and ensembles of snapshots.
+    """Scores against averaged draws, next to more time steps and ensembles of snapshots.
 
     `measured` is {group: uncertainty reports}, `ensembles` {group: curve}.
     """
@@ -184,13 +184,13 @@ def confusion(evaluation: Evaluation) -> Figure:
                 axes.text(column, row, f"{100 * share:.0f}", **style)
             axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
             axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.set(title=_plain(f"{group}: % of each class"), xlabel="taken for", ylabel="class")
+        axes.set(title=_plain(f"{group}: % of each class"), xlabel="predicted class", ylabel="class")
     figure.colorbar(image, ax=panels.tolist(), shrink=0.7, label="square root of the share")
     return figure
 
 
 def worst(evaluation: Evaluation) -> Figure:
-    """The samples of the highest loss of the first snapshot of each group."""
+    """The samples with the highest loss, for the first snapshot of each group."""
     found = {group: snapshots[0].clean.worst for group, snapshots in evaluation.groups.items()}
     lines = -(-max(map(len, found.values())) // WORST_COLUMNS)  # rows of panels, for each group
     height = 1.9 * lines * len(found) + 0.3

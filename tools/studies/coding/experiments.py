@@ -1,4 +1,4 @@
-"""The experiments of main_coding.py: each measures, draws its picture, and returns its numbers."""
+"""The experiments of main_coding.py: each measures, plots, and returns its numbers."""
 
 import dataclasses
 import logging
@@ -64,7 +64,7 @@ def truth(study: Study, digits: torch.Tensor) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Estimates of a metric, as mean and interval over recordings, beside the truth."""
+    """Estimates of a metric, as mean and interval over recordings, next to the truth."""
 
     cells: str
     metric: str
@@ -125,7 +125,7 @@ class Responses:
 
 
 def scale(study: Study, digits: torch.Tensor) -> dict:
-    """B: measure reliability, Fano factor and decoding of noisy LIF cells against the scale of their noise.
+    """B: measure reliability, Fano factor and decoding of noisy LIF cells by the standard deviation of their noise.
 
     "..._gain" is the mean difference from the same population without noise.
     """

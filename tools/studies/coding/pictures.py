@@ -9,7 +9,7 @@ from tools.studies.intervals import draw_intervals
 
 
 def truth(rows: list) -> Figure:
-    """Draw each `experiments.Estimate` / truth, with its interval; 1 + the estimate where the truth is 0."""
+    """Plot each `experiments.Estimate` / truth, with its interval; 1 + the estimate where the truth is 0."""
     figure, ((axes,),) = subplots(7.2, 0.32 * len(rows) + 1.2)
     for place, row in enumerate(reversed(rows)):
         divisor, shift = (row.truth, 0.0) if row.truth else (1.0, 1.0)
@@ -23,7 +23,7 @@ def truth(rows: list) -> Figure:
 
 
 def scale(intervals: dict[float, dict[str, SeedInterval]], decoding: dict[str, int]) -> Figure:
-    """Draw reliability, Fano factor and decoding {key: pooled trials} against the scale; leftmost: no noise.
+    """Plot reliability, Fano factor and decoding {key: pooled trials} against the scale; leftmost: no noise.
 
     `intervals` is {scale: {quantity: interval over seeds}}.
     """
@@ -54,7 +54,7 @@ QUANTITIES = (  # name, label, name of the recorded value
 
 
 def fits(results: dict[str, dict[str, SeedInterval]], name: str) -> Figure:
-    """Draw bars of the judgement of each network, {network: {quantity: interval over seeds}}."""
+    """Plot bars of the judgement of each network, {network: {quantity: interval over seeds}}."""
     figure, panels = subplots(12.0, 6.0, rows=2, columns=3, grid=False)
     ticks = [network.replace(", ", ",\n") for network in results]
     for axes, (key, label, recorded) in zip(panels.flat, QUANTITIES):

@@ -16,7 +16,7 @@ QUANTITIES = (
 
 
 def generalisation(rows: list, sizes: Sequence[int]) -> Figure:
-    """Draw `QUANTITIES` against the scale: a column for each number of images in `sizes`, a line for each law."""
+    """Plot `QUANTITIES` against the scale: a column for each number of images in `sizes`, a line for each law."""
 
     def draw(axes, quantity, of_size):
         for name, of_group in _groups(of_size).items():
@@ -29,7 +29,7 @@ def generalisation(rows: list, sizes: Sequence[int]) -> Figure:
 
 
 def few_images(rows: list, std: float) -> Figure:
-    """Draw test accuracy, and the gains of test accuracy and loss, against the number of training images.
+    """Plot test accuracy, and the gains of test accuracy and loss, against the number of training images.
 
     Accuracies are for noise of standard deviation `std`, losses for Gaussian noise of this and larger ones.
     """
@@ -76,7 +76,7 @@ def _line(axes, x, rows, key, name):
 
 
 def learnt_scales(found: dict) -> Figure:
-    """Draw the scales of each layer over training, {initial scale: [`runs.LearntScales`]}, a panel for each."""
+    """Plot the scales of each layer over training, {initial scale: [`runs.LearntScales`]}, a panel for each."""
     figure, (axes,) = subplots(3.6 * len(found) + 1.0, 3.6, columns=len(found), sharey=True)
     for panel, (std, networks) in zip(axes, found.items()):
         for number, one in enumerate(networks):

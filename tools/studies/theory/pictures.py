@@ -10,7 +10,7 @@ from .estimators import ESTIMATORS, STOCHASTIC
 
 
 def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
-    """Draw probabilities above, slopes below, a column for each law; points are measured, lines expected.
+    """Plot probabilities above, slopes below, a column for each law; points are measured, lines expected.
 
     Args:
         u: potentials [K].
@@ -48,7 +48,7 @@ def limit(scales: np.ndarray, shares: dict[str, list[float]]) -> Figure:
 
 
 def exactness(rows: list, width: int) -> Figure:
-    """Draw each `experiments.MedianBias` of one layer, by width for both losses, and by steps for one `width`."""
+    """Plot each `experiments.MedianBias` of one layer, by width for both losses, and by steps for one `width`."""
     figure, ((by_width, by_steps),) = subplots(8.4, 3.8, columns=2, sharey=True)
     for loss in ("linear", "squared"):
         chosen = [row for row in rows if row.loss == loss and row.steps == 1]
@@ -71,7 +71,7 @@ QUANTITIES = (
 
 
 def gradients(scales: tuple[float, ...], medians: dict, law: str) -> Figure:
-    """Draw {depth: {estimator: {quantity: [scales]}}}, a column for each depth, a line for each estimator.
+    """Plot {depth: {estimator: {quantity: [scales]}}}, a column for each depth, a line for each estimator.
 
     A bias smaller than the number of draws can resolve is drawn at that limit.
     """
