@@ -136,7 +136,8 @@ def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[CurvePoint]:
     """Scores of the mean of the first 2, 3, ... snapshots, one draw each: at the cost of 2, 3, ... draws."""
     if len(snapshots) < 2:
         return []
-    what, tests, vals = "ensemble of snapshots", [], []
+    what = "ensemble of snapshots"
+    tests, vals = [], []
     for one in snapshots:
         test, target = _draws(one, one.test, 1, what)
         val, val_target = _draws(one, one.validation, 1, what)
