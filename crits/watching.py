@@ -22,6 +22,7 @@ from torch import Tensor, nn
 Hook = Callable[[str, nn.Module, Tensor, bool], Tensor | None]
 STREAMING = ("run", "step")  # methods for streaming, which run no hooks of PyTorch's
 STATE = "__getstate__"  # what copies and pickles are made of
+CALL = nn.Module._call_impl.__code__  # what runs the hooks and `forward` of a module
 INSIDE_COMPILED = "compiled code runs no hooks: watch neurons around the call of a compiled function, not inside it"
 
 
@@ -83,7 +84,7 @@ class _Watch(threading.local):
         if self.depth > 1 or not self.on_input:
             return None
         call = inspect.signature(neuron.forward).bind(*args, **kwargs)
-        _change_first(call.arguments, lambda x: self.hook(x, False))
+        _change_first(call.arguments, lambda x: self.changed(x, False, _takes_one_step(neuron)))
         return call.args, call.kwargs
 
     def after(self, neuron: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -91,7 +92,14 @@ class _Watch(threading.local):
         self.depth = max(0, self.depth - 1)
         if self.depth or self.on_input or output is None:
             return None
-        return _with_spikes(output, lambda spikes: self.hook(spikes, bool(self.continues)))
+        return _with_spikes(output, lambda spikes: self.changed(spikes, bool(self.continues), _takes_one_step(neuron)))
+
+    def changed(self, x: Tensor, continues: bool, is_step: bool) -> Tensor | None:
+        """What the hook makes of x [T, B, ...], or of one step [B, ...]."""
+        if not is_step:
+            return self.hook(x, continues)
+        result = self.hook(x.unsqueeze(0), continues)
+        return None if result is None else result.squeeze(0)
 
     def around(self, method: str, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a method for streaming: (x, state, ...) -> (spikes, state)."""
@@ -104,12 +112,7 @@ class _Watch(threading.local):
             self.continues = continues
             return run(*args, **kwargs)
 
-        def changed(x: Tensor) -> Tensor | None:
-            if method != "step":
-                return self.hook(x, continues)
-            result = self.hook(x.unsqueeze(0), continues)
-            return None if result is None else result.squeeze(0)
-
+        changed = functools.partial(self.changed, continues=continues, is_step=method == "step")
         if self.on_input:
             _change_first(call.arguments, changed)
         self.depth += 1
@@ -198,10 +201,32 @@ def is_reentrant_checkpoint() -> bool:
     return not torch.is_grad_enabled() and _is_called_by(lambda code: code is first)
 
 
+def stream_step() -> Any:
+    """The step of a `models.Stream` that runs here, or None."""
+    shared = sys.modules.get("_nsnn_contexts")  # by all copies of `models`
+    return None if shared is None else shared.stream.get()
+
+
 def _is_in_stream() -> bool:
     """Whether this is a step of a `models.Stream`, which hands states to neurons that are called as `neuron(x)`."""
-    shared = sys.modules.get("_nsnn_contexts")  # by all copies of `models`
-    return shared is not None and shared.stream.get() is not None
+    return stream_step() is not None
+
+
+def _takes_one_step(neuron: nn.Module) -> bool:
+    """Whether a `models.Stream` without a dimension of time calls this neuron, with x [B, ...]."""
+    step = stream_step()
+    return step is not None and not step.time_first and neuron in step.neurons
+
+
+def call_of(net: nn.Module) -> object:
+    """What stands for the call `net(...)` that this is part of, the outermost one; None outside of one."""
+    frame: types.FrameType | None = sys._getframe(1)
+    found = None
+    while frame is not None:
+        if frame.f_code is CALL and frame.f_locals["self"] is net:
+            found = frame.f_locals["kwargs"]  # made for this call; to keep the frame would keep all of the stack alive
+        frame = frame.f_back
+    return found
 
 
 def is_run_again() -> bool:

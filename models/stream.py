@@ -1,13 +1,21 @@
 """Networks that are fed one time step after the other."""
 
+import contextlib
+import copy
+import dataclasses
+import enum
+import functools
+import inspect
+import numbers
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import checkpoint as torch_checkpoint
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from .contexts import STREAM, calling
 
@@ -51,6 +59,7 @@ class Stream:
             came = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
             raise ValueError(f"the state must be a tuple of the states of {count} neurons, got {came}")
         self._state = state
+        self._neurons = list(_neurons(self.net))  # whose states they are
         self._shapes: dict[int, torch.Size] = {}  # of the inputs of the neurons at the step before
 
     def reset(self) -> None:
@@ -59,7 +68,7 @@ class Stream:
 
     def detach(self) -> None:
         """Let no gradient flow to the steps before."""
-        self._state = tree_map_only(Tensor, Tensor.detach, self._state)
+        self._state = tree_map(_detached, self._state)
 
     def __call__(self, x_t: Tensor) -> Any:
         """One step: x_t [B, ...] -> the output of the network for it, [B, ...]."""
@@ -68,10 +77,18 @@ class Stream:
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError("torch.func cannot follow the states of a Stream: pass them to `neuron.run` yourself")
         _check_layers(self.net)
-        step = _Step(self)
+        neurons = _neurons(self.net)
+        if list(neurons) != self._neurons:
+            if any(state is not None for state in self._state):
+                raise RuntimeError(
+                    "the network has other neurons than at the step before: call reset(), or set the state"
+                )
+            self.reset()
+        step = _Step(self, neurons)
         token = STREAM.set(step)
         try:
-            output = self.net(x_t.unsqueeze(0) if self.time_first else x_t)
+            with _refused_attention(step):
+                output = self.net(x_t.unsqueeze(0) if self.time_first else x_t)
         finally:
             STREAM.reset(token)
         if self.time_first:
@@ -86,8 +103,9 @@ class Stream:
 class _Step:
     """One step of a stream."""
 
-    def __init__(self, stream: Stream) -> None:
-        self.neurons = _neurons(stream.net)
+    def __init__(self, stream: Stream, neurons: dict[nn.Module, tuple[int, str]]) -> None:
+        self.stream = stream
+        self.neurons = neurons
         self.time_first = stream.time_first
         self.before, self.shapes_before = stream.state, stream._shapes
         self.after: dict[int, Any] = {}
@@ -144,10 +162,44 @@ def _check_layers(net: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             way_out = "call net.eval()" if module.training else "it needs running statistics"
             raise RuntimeError(f"{layer} normalises by the statistics of all steps at once: {way_out}")
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise RuntimeError(f"{layer} has a state over time, which a Stream does not keep")
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise RuntimeError(f"{layer} is compiled: give a Stream the network without torch.compile")
+
+
+@contextlib.contextmanager
+def _refused_attention(step: _Step) -> Iterator[None]:
+    """Context manager: RuntimeError where PyTorch's attention is over time, of which there is one step."""
+
+    def check(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        key = inspect.signature(module.forward).bind(*args, **kwargs).arguments.get("key")
+        if STREAM.get() is not step or not isinstance(key, Tensor):
+            return
+        if key.shape[1 if module.batch_first and key.dim() == 3 else 0] == 1:
+            layer = f"layer {name!r} ({type(module).__name__})"
+            raise RuntimeError(f"{layer} attends over time, of which a Stream has one step")
+
+    with contextlib.ExitStack() as hooks:
+        is_checked = not step.time_first or step.shapes_before  # later steps are like the first
+        for name, module in step.stream.net.named_modules():
+            if isinstance(module, nn.MultiheadAttention) and not is_checked:
+                hooks.enter_context(module.register_forward_pre_hook(functools.partial(check, name), with_kwargs=True))
+        yield
+
+
+def _detached(leaf: Any) -> Any:
+    """A leaf of a state without its graph."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach()
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        twin = copy.copy(leaf)
+        for field in dataclasses.fields(leaf):
+            object.__setattr__(twin, field.name, tree_map(_detached, getattr(leaf, field.name)))  # it may be frozen
+        return twin
+    if leaf is None or isinstance(leaf, (numbers.Number, str, enum.Enum, torch.dtype, torch.device)):
+        return leaf
+    raise TypeError(f"detach() does not look into {type(leaf).__name__}: make the state of tuples or dataclasses")
 
 
 def _without_time(output: Tensor, batch: int) -> Tensor:

@@ -302,9 +302,18 @@ def test_scale_of_the_wrong_type_is_a_type_error():
         Gaussian("0.3")
 
 
-def test_noise_law_is_abstract():
-    with pytest.raises(TypeError):
-        NoiseLaw(1.0)
+@pytest.mark.parametrize("missing", ["cdf", "pdf", "icdf"])
+def test_a_law_without_one_of_its_functions_cannot_be_made(missing):
+    functions = {name: getattr(Gaussian, name) for name in ("cdf", "pdf", "icdf") if name != missing}
+    with pytest.raises(TypeError, match=missing):
+        type("Part", (NoiseLaw,), functions)(1.0)
+
+
+def test_noise_is_on_the_device_that_is_asked_for():
+    """Numbers of a generator are moved there from its own device."""
+    for generator in (None, torch.Generator()):
+        assert Gaussian(0.3).sample((2,), generator, device="meta").device.type == "meta"
+        assert Gaussian(0.3).sample((2,), generator).device.type == "cpu"
 
 
 @every_law
