@@ -12,6 +12,7 @@ from . import functional, parameters
 from .contexts import STREAM
 from .functional import RESETS, check_choice, check_surrogate
 from .noise import NoiseLaw
+from .parameters import ArgumentError
 from .settings import SavesSettings
 
 
@@ -68,7 +69,7 @@ class SpikingNeuron(SavesSettings, abc.ABC):
         self._hold("decay", decay)
         ends = parameters.extremes(decay)
         if decay_input and ends is not None and ends[1] == 1:
-            raise ValueError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
+            raise ArgumentError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
         self.reset = reset
         self.detach_reset = detach_reset
         self.decay_input = decay_input

@@ -25,6 +25,7 @@ from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values, step
 from .kernels.eager import law_of
 from .kernels.potentials import before_reset
 from .noise import NoiseLaw
+from .parameters import ArgumentError
 
 PLACEMENTS = ("both", "escape", "membrane")
 MODES = ("noisy", "noiseless", "mean_field")
@@ -209,20 +210,20 @@ def _refuse_unlearnt(name: str, law: NoiseLaw) -> None:
         raise TypeError(f"{name} must be a NoiseLaw that is not an nn.Module, got a {type(law).__name__}")
     for attribute, value in vars(law).items():
         if isinstance(value, Tensor) and value.requires_grad and attribute not in ("scale", "_ratio"):  # of Rescaled
-            raise ValueError(f"{attribute} of the {name} would not be learnt, as only the scale of a law is")
+            raise ArgumentError(f"{attribute} of the {name} would not be learnt, as only the scale of a law is")
 
 
 def check_surrogate(law: object) -> None:
     """Raise TypeError unless this is a law, ValueError if its scale is to be learnt."""
     check_law("surrogate", law)
     if isinstance(law.scale, Tensor) and law.scale.requires_grad:  # type: ignore[attr-defined]
-        raise ValueError("the scale of a surrogate has no gradient, and would not be learnt: give a number")
+        raise ArgumentError("the scale of a surrogate has no gradient, and would not be learnt: give a number")
 
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `allowed`, naming them."""
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
@@ -239,13 +240,13 @@ def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
         return KERNELS["fused"]
     if backend == "fused":
         where = f"for {x.dtype} on {x.device.type} here"
-        raise ValueError(f"no fused kernel supports {law!r} {where}: use backend='auto'")
+        raise ArgumentError(f"no fused kernel supports {law!r} {where}: use backend='auto'")
     return KERNELS["eager"]
 
 
 def _kernel_under_transforms(backend: str) -> Kernel:
     if backend in ("eager", "fused"):
-        raise ValueError(f"backend={backend!r} does not run under torch.func or forward mode; 'auto' and 'plain' do")
+        raise ArgumentError(f"backend={backend!r} does not run under torch.func or forward mode; 'auto' and 'plain' do")
     # Compiled, a spike would lose its density. After a graph break, the compiler still takes the functions that are
     # called from here, and only its callback shows that.
     if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
@@ -266,7 +267,7 @@ def _scaled_law(name: str, law: NoiseLaw, scale: float | Tensor | None, x: Tenso
 def _scaled_surrogate(law: NoiseLaw, noise_scale: float | Tensor, x: Tensor) -> tuple[NoiseLaw, Tensor | None]:
     """The surrogate with a number for its scale, and the tensor that replaces that number, if there is one."""
     if isinstance(noise_scale, Tensor) and noise_scale.requires_grad:
-        raise ValueError(LEARNT_SCALE_AND_SURROGATE)
+        raise ArgumentError(LEARNT_SCALE_AND_SURROGATE)
     check_surrogate(law)
     law, scale = _scaled_law("surrogate", law, None, x)
     return law, scale if isinstance(scale, Tensor) else None
@@ -295,13 +296,13 @@ def _check_layer(x: Tensor, reset: str) -> None:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"the input current must be a floating point tensor, got {got}")
     if x.dim() < 2:
-        raise ValueError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
+        raise ArgumentError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
 
 
 def _check_shape(name: str, value: Tensor, shape: torch.Size, meaning: str) -> None:
     if not isinstance(value, Tensor) or value.shape != shape:
         got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"the {name} must be {list(shape)}, {meaning}; got {got}")
+        raise ArgumentError(f"the {name} must be {list(shape)}, {meaning}; got {got}")
 
 
 def _checked_state(x: Tensor, state: Tensor | None) -> Tensor | None:
@@ -309,5 +310,5 @@ def _checked_state(x: Tensor, state: Tensor | None) -> Tensor | None:
         return None
     _check_shape("state", state, x.shape[1:], "one step of the input")
     if state.device != x.device:
-        raise ValueError(f"the state is on {state.device}, the input current on {x.device}")
+        raise ArgumentError(f"the state is on {state.device}, the input current on {x.device}")
     return state.to(arithmetic_dtype(x.dtype))

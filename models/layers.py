@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from .parameters import ArgumentError
+
 MakeNeuron = Callable[[], nn.Module]
 
 
@@ -32,7 +34,7 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
         if self.mean.shape != self.std.shape or not all(value > 0 for value in self._given[1]):
-            raise ValueError(f"mean and std need one number per channel, std positive; got {mean} and {std}")
+            raise ArgumentError(f"mean and std need one number per channel, std positive; got {mean} and {std}")
 
     def reset_parameters(self) -> None:
         """Fill the buffers again, after `to_empty`."""
@@ -59,7 +61,7 @@ class ConvNorm(nn.Sequential):
         if norm == "bn":
             self.norm = nn.BatchNorm2d(out_channels)
         elif norm is not None:
-            raise ValueError(f'norm must be "bn" or None, got {norm!r}')
+            raise ArgumentError(f'norm must be "bn" or None, got {norm!r}')
 
 
 def scaled(channels: int, width: float) -> int:
@@ -101,7 +103,7 @@ class SpikingNetwork(nn.Module):
     def _check_shape(self, x: Tensor, timesteps: int | None) -> None:
         if timesteps is not None and (not isinstance(timesteps, int) or isinstance(timesteps, bool) or timesteps < 1):
             hint = ": give FX concrete_args" if isinstance(timesteps, torch.fx.Proxy) else ""
-            raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
+            raise ArgumentError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
         if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
             return  # their shapes are not numbers
         if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:
@@ -110,4 +112,4 @@ class SpikingNetwork(nn.Module):
             wanted, got = f"[T, B, {shape}]", "without timesteps"
             if timesteps is not None:
                 wanted, got = f"[B, {shape}] together with timesteps", f"with timesteps={timesteps}"
-            raise ValueError(f"expected input {wanted}, got {list(x.shape)} {got}")
+            raise ArgumentError(f"expected input {wanted}, got {list(x.shape)} {got}")

@@ -18,6 +18,7 @@ from .checkpointing import refuse_reentrant
 from .contexts import MODE_BLOCKS
 from .functional import LEARNT_SCALE_AND_SURROGATE, PLACEMENTS, check_choice, check_law
 from .noise import Gaussian, NoiseLaw
+from .parameters import ArgumentError
 
 ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its density is a / sqrt(pi) exp(-(a z)^2)
 
@@ -116,7 +117,7 @@ class ParametricLIF(LIF):
         if isinstance(value, Tensor):
             parameters.check("decay", value)
             if isinstance(value, nn.Parameter) or value.requires_grad:
-                raise ValueError(
+                raise ArgumentError(
                     "ParametricLIF learns the logit of its decay: give it a number, or give the parameter to a LIF"
                 )
             value = value.clone()
@@ -125,7 +126,7 @@ class ParametricLIF(LIF):
         ends = parameters.extremes(value)
         if ends is not None and not 0.0 < ends[0] <= ends[1] < 1.0:
             got = parameters.shown(value) if isinstance(value, Tensor) else value
-            raise ValueError(f"a learnable decay must be in (0, 1), got {got}")
+            raise ArgumentError(f"a learnable decay must be in (0, 1), got {got}")
         if not hasattr(self, "decay_logit"):
             self.decay_logit = parameters.like_values(value)
         parameters.refuse_derived(self, "decay_logit")
@@ -209,7 +210,9 @@ class NoisyLIF(SpikingNeuron):
             self._refuse_parametrized_scale()
         if self.log_scale is not None:
             if isinstance(scale, nn.Parameter):
-                raise ValueError("learnable_scale learns the logarithm of the scale: leave it out to learn a parameter")
+                raise ArgumentError(
+                    "learnable_scale learns the logarithm of the scale: leave it out to learn a parameter"
+                )
             # This keeps the parameter that an optimiser may hold.
             parameters.fill(self, "log_scale", "scale", scale, math.log)
             self.__dict__["noise"] = law
@@ -311,7 +314,7 @@ class NoisyLIF(SpikingNeuron):
         with torch.enable_grad():
             scale = self.scale
         if isinstance(scale, Tensor) and scale.requires_grad:
-            raise ValueError(LEARNT_SCALE_AND_SURROGATE)
+            raise ArgumentError(LEARNT_SCALE_AND_SURROGATE)
         super().set_gradient(law, detach_reset)
 
     def scale_noise(self, factor: float) -> None:
@@ -366,7 +369,9 @@ class NoisyLIF(SpikingNeuron):
     def firing_probability(self, x: Tensor, spikes: Tensor) -> Tensor:
         """`models.functional.firing_probability` of this neuron, from rest; ValueError if there is membrane noise."""
         if self.placement != "escape":
-            raise ValueError(f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}")
+            raise ArgumentError(
+                f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}"
+            )
         dynamics = self._dynamics()
         del dynamics["detach_reset"], dynamics["backend"]
         return functional.firing_probability(x, spikes, **self._noise(), **dynamics)

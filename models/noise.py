@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from . import parameters
 from .checkpointing import generator_to_draw_from, refuse_unkept_noise
 from .contexts import GENERATOR_BLOCKS, Block
+from .parameters import ArgumentError
 
 Device = torch.device | str | int | None
 DType = torch.dtype | None
@@ -98,13 +99,13 @@ class NoiseLaw(metaclass=_Immutable):
     def __init__(self, scale: float | Tensor, loc: float = 0.0) -> None:
         parameters.check("scale", scale)
         if isinstance(loc, Tensor) and loc.requires_grad:
-            raise ValueError("loc is not learnt: give a number")
+            raise ArgumentError("loc is not learnt: give a number")
         try:
             is_finite = math.isfinite(loc)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"loc must be a number, got {loc!r}") from None
         if not is_finite:
-            raise ValueError(f"loc must be finite, got {loc}")
+            raise ArgumentError(f"loc must be finite, got {loc}")
         if not isinstance(scale, Tensor):
             scale = float(scale)
         elif not isinstance(scale, nn.Parameter) and not scale.requires_grad:

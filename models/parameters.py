@@ -14,7 +14,11 @@ RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 }
 
 
-class OutOfRange(ValueError):
+class ArgumentError(ValueError):
+    """An argument that a neuron, a law or a network cannot have."""
+
+
+class OutOfRange(ArgumentError):
     """A threshold, decay or scale is out of its range."""
 
 
@@ -30,7 +34,7 @@ def check_tensor(name: str, value: Tensor) -> None:
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
     if value.dim() > 1 or value.numel() == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"{name} must be a number, or a tensor of one value or of one for each channel, [C]; "
             f"got a tensor of shape {list(value.shape)}"
         )
@@ -88,7 +92,7 @@ def over_channels(name: str, value: Tensor, x: Tensor) -> Tensor:
     if value.numel() == 1:
         return value.reshape(()) if value.dim() else value
     if x.dim() < 3 or x.shape[2] != value.numel():
-        raise ValueError(
+        raise ArgumentError(
             f"{name} has {value.numel()} values, one for each channel, but the input current [T, B, C, ...] has shape "
             f"{list(x.shape)}"
         )
@@ -143,7 +147,7 @@ def fill(
     else:
         raise RuntimeError(f"the {name} was given on the meta device, and has no values to start from")
     if len(values) not in (1, parameter.numel()):
-        raise ValueError(f"this neuron learns {parameter.numel()} values of its {name}, and was given {len(values)}")
+        raise ArgumentError(f"this neuron learns {parameter.numel()} values of its {name}, and was given {len(values)}")
     with torch.no_grad():
         if len(values) == 1:  # not by `copy_`, which refuses what is sharded
             parameter.fill_(function(values[0]))
@@ -158,6 +162,6 @@ def fill(
 def refuse_computed(name: str, value: float | Tensor) -> None:
     """Raise ValueError if a value was computed from what is learnt: only a parameter is learnt itself."""
     if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
-        raise ValueError(
+        raise ArgumentError(
             f"a {name} that requires a gradient must be an nn.Parameter, to be learnt; detach it to set its value"
         )

@@ -18,6 +18,7 @@ from torch.utils import checkpoint as torch_checkpoint
 from torch.utils._pytree import tree_map, tree_map_only
 
 from .contexts import STREAM, calling
+from .parameters import ArgumentError
 
 State = tuple[Any, ...]
 
@@ -57,7 +58,7 @@ class Stream:
         count = len(_neurons(self.net))
         if not isinstance(state, tuple) or len(state) != count:
             got = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
-            raise ValueError(f"the state must be a tuple of the states of {count} neurons, got {got}")
+            raise ArgumentError(f"the state must be a tuple of the states of {count} neurons, got {got}")
         self._state = state
         self._neurons = list(_neurons(self.net))  # whose states they are
         self._shapes: dict[int, torch.Size] = {}  # of the inputs of the neurons at the step before
@@ -123,7 +124,7 @@ class _Step:
         _refuse_checkpoint(name)
         shape = x.shape[1:] if self.time_first else x.shape
         if self.shapes_before.get(place, shape) != shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"layer {name!r} gets {list(shape)}, but {list(self.shapes_before[place])} at the step before: call "
                 "reset() where another batch begins"
             )
@@ -152,7 +153,7 @@ def _neurons(net: nn.Module) -> dict[nn.Module, tuple[int, str]]:
         if getattr(module, "emits_spikes", False):
             found[module] = (len(found), name)
     if not found:
-        raise ValueError(f"{type(net).__name__} has no spiking neuron")
+        raise ArgumentError(f"{type(net).__name__} has no spiking neuron")
     return found
 
 
@@ -204,7 +205,9 @@ def _detached(leaf: Any) -> Any:
 
 def _without_time(output: Tensor, batch: int) -> Tensor:
     if output.shape[:2] != (1, batch):
-        raise ValueError(f"the output of the network must be [1, {batch}, ...], time first; got {list(output.shape)}")
+        raise ArgumentError(
+            f"the output of the network must be [1, {batch}, ...], time first; got {list(output.shape)}"
+        )
     return output.squeeze(0)
 
 

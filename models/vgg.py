@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .layers import ConvNorm, MakeNeuron, SpikingNetwork, over_time, scaled
+from .parameters import ArgumentError
 
 Layer = int | tuple[int, int] | None
 POOL: Layer = None
@@ -60,7 +61,7 @@ class SpikingVGG(SpikingNetwork):
         in_channels, height, image_width = self.in_shape
         first, *rest = plan
         if not isinstance(first, int):
-            raise ValueError(f"a plan begins with the channels of a stride-1 convolution, got {first!r}")
+            raise ArgumentError(f"a plan begins with the channels of a stride-1 convolution, got {first!r}")
         channels = scaled(first, width)
         self.stem = ConvNorm(in_channels, channels, 3, 1, norm, bias=True)
         self.stem_neuron = neuron()
