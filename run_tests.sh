@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Run the tests, on all processors.
 #
-#   bash run_tests.sh            what is fast: every module's behaviour, every script once
+#   bash run_tests.sh            the fast tests: every module, and every script once
 #   bash run_tests.sh --all      everything, as CI does
-#   bash run_tests.sh -m cuda    other arguments go to pytest; -m replaces the choice of what is fast
+#   bash run_tests.sh -m cuda    other arguments go to pytest; -m replaces the selection of fast tests
 #
-# pytest-xdist starts the processes: -n 0 runs the tests in one, as --pdb needs.
+# pytest-xdist starts the processes; -n 0 runs all tests in one, as --pdb requires.
 set -euo pipefail
 unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -2,12 +2,12 @@
 # Train spiking networks.
 #
 #   bash run_training.sh                      demonstration: a noisy network (NSNN) and its deterministic
-#                                             twin (SNN) on 5,000 real digits, trained and tested
+#                                             twin (SNN) on 5,000 real digits, trained and evaluated
 #   bash run_training.sh events               the same on simulated recordings of an event camera, with pictures
 #   bash run_training.sh RECIPE [FLAGS ...]   a recipe of configs/, e.g. configs/cifar10_sresnet18.yaml
 #
-# Flags override the recipe, e.g. --download --data-root ~/data, or both recipes of a demonstration, which is
-# `digits` or `events`, e.g. bash run_training.sh digits --epochs 5.
+# Flags override the recipe, e.g. --download --data-root ~/data. With `digits` or `events` in place of RECIPE, they
+# override both recipes of that demonstration, e.g. bash run_training.sh digits --epochs 5.
 # It runs in the repository's folder: results go to its results/, and relative paths in flags start there.
 set -euo pipefail
 unset CDPATH
@@ -18,16 +18,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/environment.sh
 prepare_python requirements.txt
 
-demonstrate() { # DATASET "PERTURBATION ..." HIGHEST STEP TRAINING_FLAGS ...: train and test its two small networks
+demonstrate() { # DATASET "PERTURBATION ..." HIGHEST STEP TRAINING_FLAGS ...: train and evaluate its two small networks
     local dataset="$1" perturbations="$2" highest="$3" step="$4" network
     local folder="results/$dataset/demo/$(date +%Y%m%d-%H%M%S)-$$"
     shift 4
-    case " $*" in *" --run_dir"*) fail "a demonstration trains two networks: it has a folder of its own, $folder" ;; esac
+    case " $*" in *" --run_dir"*) fail "a demonstration trains two networks and chooses their folder: $folder" ;; esac
     for network in nsnn snn; do
         echo "== $network: training ==" >&2
         "$PYTHON" "main_$dataset.py" --config "configs/${dataset}_$network.yaml" --run_dir "$folder/$network" "$@"
     done
-    echo "== testing both ==" >&2
+    echo "== evaluating both ==" >&2
     "$PYTHON" "testing_$dataset.py" --draws 3 --uncertainty --efficiency --pictures --out "$folder" \
         --perturbation $perturbations --range --left 0 --right "$highest" --step "$step" \
         --compare "NSNN=$folder/nsnn/best.pth" "SNN=$folder/snn/best.pth"

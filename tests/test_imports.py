@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"tools.errors", "tools.io", "tools.runtime"}
+BASE = {"tools.errors", "tools.io", "tools.plots", "tools.runtime"}
 NETWORKS = {"models", "tools.config", "tools.networks", "tools.optim"}
 LOOPS = {"tools.analysis", "tools.data", "tools.inference", "tools.probes"}
 ALLOWED = {  # package: the packages that it may import, besides itself
@@ -16,6 +16,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "crits": set(),
     "tools": set(),
     "tools.errors": set(),
+    "tools.plots": set(),
     "tools.io": {"tools.errors"},
     "tools.runtime": {"tools.errors", "tools.io"},
     "tools.analysis": {"tools.errors"},

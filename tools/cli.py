@@ -1,6 +1,6 @@
 """The functions that the scripts main_<name>.py and testing_<dataset>.py call.
 
-They import what they run after parsing the flags, so that --help and a wrong flag answer at once.
+They parse the flags before they import what they run, so that --help and wrong flags are answered at once.
 """
 
 import argparse
@@ -45,15 +45,16 @@ def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> 
 
 
 def test(dataset: Dataset, argv: Argv = None, other_datasets: dict[str, Dataset] | None = None) -> dict[str, list]:
-    """Test a snapshot on a data set as the command line says; errors are as for `train`.
+    """Evaluate a checkpoint on a data set as the command line says; errors are as for `train`.
 
-    --ood may choose one of `other_datasets`, {name: data set}. Returns {group: list of results}, as `run_tests` does.
+    --ood may choose one of `other_datasets`, {name: data set}. Returns what `run_evaluation` does:
+    {group: list of results}.
     """
-    config, _ = parse(EvaluationConfig, argv, None, dataset, f"Test a spiking network on {dataset.name}.")
-    from tools.evaluation.run import run_tests
+    config, _ = parse(EvaluationConfig, argv, None, dataset, f"Evaluate a spiking network on {dataset.name}.")
+    from tools.evaluation.run import run_evaluation
 
     with _readable_errors(config.debug):
-        return run_tests(config, dataset, other_datasets)
+        return run_evaluation(config, dataset, other_datasets)
 
 
 def study(
@@ -76,8 +77,8 @@ def study(
     """
     parser = argparse.ArgumentParser(f"main_{name}.py", description=description)
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False, help="fewer repetitions")
-    parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
-    parser.add_argument("--only", nargs="+", default=(), metavar="EXPERIMENT", help="some of the experiments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    parser.add_argument("--only", nargs="+", default=(), metavar="EXPERIMENT", help="run only these experiments")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: as many as processors)")
     parser.add_argument("--out", default="", help=f"folder of the results (default: results/{name}/<time>-s<seed>)")
     if more_flags is not None:

@@ -1,4 +1,4 @@
-# Sourced by run_training.sh and run_tests.sh.
+# Sourced by run_training.sh, run_tests.sh and .ci/run.
 #
 # prepare_python REQUIREMENTS sets $PYTHON to an interpreter that has the packages of that file: the
 # active one if it has them all, else the one in .venv, which is made and filled if necessary.

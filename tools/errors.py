@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Wrong settings, or files that cannot be used: scripts show its message alone, and a traceback for any other."""
+    """Wrong settings or unusable files. Scripts show only its message; any other exception shows its traceback."""

@@ -23,7 +23,7 @@ class ForwardPass:
     """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
 
     Args:
-        fold: largest number of images in a forward pass when noise draws are folded into the batch; halved when memory
+        fold: largest number of samples in a forward pass when noise draws are folded into the batch; halved when memory
             runs out. A single draw of a batch is never split.
     """
 
@@ -35,7 +35,7 @@ class ForwardPass:
     def halve(self) -> None:
         """Halve `fold` after running out of memory."""
         self.fold = max(1, self.fold // 2)
-        logger.warning("out of memory: continuing with at most %d images in a forward pass", self.fold)
+        logger.warning("out of memory: continuing with at most %d samples in a forward pass", self.fold)
 
     def __call__(self, net: nn.Module, images: Tensor) -> Tensor:
         is_mixed, device = self.amp != "no", self.device.type
@@ -53,14 +53,14 @@ class Scores:
 
 
 def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextManager:
-    """Draw all noise in the block from a generator of its own, so that no other draws change."""
+    """Draw all noise in the block from a separate generator, so that other draws are unaffected."""
     return noise_generator(torch.Generator(device).manual_seed(seed))
 
 
 def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:
     """Log-probabilities of several noise draws, in one forward pass: log-softmax of the time-averaged logits.
 
-    Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [draws, B, K], float32.
+    Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [D, B, K], float32.
     """
     if draws > 1:
         images = torch.cat([images] * draws, images.dim() - 4)  # unlike repeat, cat keeps the memory format
@@ -103,7 +103,7 @@ def predict_all(
         transform: (images in [0, 1], labels) -> images, applied before the network.
         processes: each has its own batches and gets the results of all.
 
-    Shape: -> log-probabilities [draws, N, K], labels [N], on the device.
+    Shape: -> log-probabilities [D, N, K], labels [N], on the device.
     """
     net.eval()
     outputs, targets = [], []

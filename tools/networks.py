@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models import build_model, build_neuron
+from models import ArgumentError, build_model, build_neuron
 from models.layers import Normalize
 from models.registry import NOISY_NEURONS
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
@@ -45,15 +45,19 @@ def _bare_network(config, dataset):
     try:
         neuron = build_neuron(config.neuron, **{name: getattr(config, name) for name in NEURON_SETTINGS})
         return build_model(config.model, neuron=neuron, norm=None if config.nobn else "bn", **options)
-    except ValueError as error:  # raised by `models` about the user's settings
+    except ArgumentError as error:
         raise UserError(str(error)) from error
 
 
 def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module, TrainConfig]:
-    """The network of a checkpoint of ours or any other, in evaluation mode, and its training configuration.
+    """Load a checkpoint, ours or any other: the network in evaluation mode, and its training configuration.
 
     The network takes raw pixels in [0, 1]. The network settings of `config` override those in a checkpoint of ours, and
     describe the network of any other (see `load_published`).
+
+    Args:
+        config: `config.snapshot` is the path of the checkpoint.
+        dataset: that of the script; a checkpoint of ours must have been trained on it.
 
     Raises:
         CheckpointError: if the file cannot be loaded or does not fit.
@@ -99,7 +103,7 @@ def _has_learnt_scales(content):
 
 
 def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str | Path) -> None:
-    """Raise CheckpointError if a checkpoint describes a network far larger than its `weights`, before that is made."""
+    """Raise CheckpointError if a checkpoint describes a network far larger than its `weights`, before building it."""
     values = weights.values() if isinstance(weights, dict) else ()
     has = sum(value.numel() for value in values if isinstance(value, torch.Tensor))
     with torch.device("meta"):  # shapes alone

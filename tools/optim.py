@@ -16,7 +16,7 @@ OPTIMIZERS = {
     "adam": partial(optim.Adam, fused=True),
     "adamw": partial(optim.AdamW, fused=True),
     "sgdm": partial(optim.SGD, momentum=0.9, fused=True),
-    "radam": optim.RAdam,  # takes its grouped form by itself
+    "radam": optim.RAdam,  # chooses its foreach implementation by itself
 }
 SCHEDULERS = {  # functions of an optimiser, its learning rate, and the number n of steps; k is the step
     "cos": lambda optimizer, lr, n: LambdaLR(optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * min(k / n, 1)))),

@@ -1,4 +1,4 @@
-"""Checkpoints without a configuration of ours: those of the published NSNN code, and of loops of one's own."""
+"""Checkpoints without our configuration: from the published NSNN code, or from a user's own training loop."""
 
 import logging
 import re
@@ -13,8 +13,8 @@ from tools.io.weights import WRAPPERS, entries, places
 
 logger = logging.getLogger(__name__)
 
-NORMALISATION = "normalize."  # the names of its buffers, which may be missing, begin with this
-_MOST_PLACES = 16  # that are tried: the file may come from a stranger
+NORMALISATION = "normalize."  # prefix of its buffers, which may be missing
+_MOST_PLACES = 16  # more are not tried: the file may come from a stranger
 # From our key names to those of the published networks: (pattern, replacement), applied one after another.
 _RESNET = (
     (r"^stem\.", "conv1."),
@@ -46,16 +46,16 @@ PUBLISHED_KEYS = {
 def load_published(net: nn.Module, model: str, path: str | Path, *others: nn.Module) -> nn.Module:
     """Load weights without a configuration into `net` or one of `others`, and return it in evaluation mode.
 
-    They are in a checkpoint of the published NSNN code, or of a loop of one's own. What the file says about sigma, tau
-    and threshold, or that it says nothing, is logged.
+    The file is from the published NSNN code or from a user's own loop. Whether its neuron settings differ, or are
+    missing, is logged.
 
     Args:
         net: made by `models.build_model`; if it has a `normalize` and the file has none, it keeps its own.
         model: name of the network.
-        path: a torch.save'd state_dict, or a dictionary that has it anywhere. Its keys may be of a network that
-            PyTorch has wrapped, or that was a part of another module. Of several networks that fit, one with the
-            settings of `net` is taken before others, then the first that is called "net", "model", "state_dict" or
-            "model_state_dict", in this order, or else the first; this is logged.
+        path: a torch.save'd state_dict, or a dictionary that has it anywhere. Its keys may have the prefix of a PyTorch
+            wrapper or of an enclosing module. Of several networks that fit, those with the settings
+            of `net` go before others; of these, the one called "net", "model", "state_dict" or "model_state_dict" (in
+            this order) is taken, else the first; this is logged.
         others: the same network with parameters that the weights may have instead, such as learnt scales.
 
     Raises:
@@ -74,9 +74,9 @@ def load_published(net: nn.Module, model: str, path: str | Path, *others: nn.Mod
     net, chosen = next((pair for pair in fitting if not load(*pair)), (fitting or found)[0])
     said = load(net, chosen)
     if len(fitting) > 1:
-        said.append(f"of {', '.join(str(place) for _, place in fitting)}, which fit this network, {chosen} is taken")
+        said.append(f"{', '.join(str(place) for _, place in fitting)} all fit this network; {chosen} is taken")
     if others := chosen.others():
-        said.append(f"not of this network, and not used: {listed(others)}")
+        said.append(f"not part of this network, and ignored: {listed(others)}")
     if chosen.rename is str and not _has_normalisation(chosen):
         said.append("it has no normalize.mean and .std: images are normalised by those of the data set")
     for text in said:
@@ -85,13 +85,13 @@ def load_published(net: nn.Module, model: str, path: str | Path, *others: nn.Mod
 
 
 def _places(net, model, path):
-    """Where most of the weights are, the place that goes before others first; CheckpointError if there are none."""
+    """The places with most of the weights, in order of preference; CheckpointError if there are none."""
     content = read(path)
     keys = [key for key in net.state_dict() if not key.startswith(NORMALISATION)]
     wanted = listed(keys)
     try:
         found = places(content, keys, wrappers=(*WRAPPERS, "module"))  # DDP's, and no name of a layer of ours
-        if model in PUBLISHED_KEYS:  # where it is a name of layers
+        if model in PUBLISHED_KEYS:  # there, "module" is part of layer names
             found += places(content, keys, partial(published_key, model))
             wanted += f" or, as in the published code, {listed([published_key(model, key) for key in keys])}"
         else:
@@ -101,7 +101,7 @@ def _places(net, model, path):
     if not found:
         has = [key for _, tensors in entries(content) for key in tensors]
         came = f"its tensors are {listed(has)}" if has else f"there is no dictionary of tensors in {listed([*content])}"
-        raise CheckpointError(f"{path} has no weights of {model}: {came}; wanted are {wanted}")
+        raise CheckpointError(f"{path} has no weights of {model}: {came}; expected {wanted}")
     most = max(place.count for place in found)
     return sorted((place for place in found if place.count == most), key=lambda place: place.rank)[:_MOST_PLACES]
 

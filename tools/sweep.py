@@ -121,7 +121,7 @@ def run_combination(folder: Path, command: Sequence[str], combination: Combinati
 
 
 def _end_with_parent():
-    """Stop this process when its parent dies, so that no other run in the same folder starts beside it."""
+    """Stop this process when its parent dies, so that no second run starts in the same folder."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG of linux/prctl.h
 
@@ -223,31 +223,30 @@ def _csv(rows):
 
 def plot_sweep(path: Path, rows: Sequence[Row]) -> None:
     """Plot test accuracy against the first setting that has several values, a line for each choice of the others."""
-    from matplotlib.figure import Figure  # not needed to run a sweep
+    from tools.plots import subplots  # Matplotlib is not needed to run a sweep
 
     names = list(rows[0].settings)
     varied = [name for name in names if len({row.settings[name] for row in rows}) > 1]
     axis = (varied or names or [SEED])[0]
-    kind = float
+    texts = [row.settings.get(axis, "") for row in rows]
     try:
-        rows = sorted(rows, key=lambda row: float(row.settings.get(axis, "")))
+        placed = sorted(zip(map(float, texts), rows), key=lambda pair: pair[0])
     except ValueError:
-        kind = str  # a category for each text
-    places = [kind(row.settings.get(axis, "")) for row in rows]
+        placed = list(zip(texts, rows))  # a category for each text
     lines = {}
-    for place, row in zip(places, rows):
+    for place, row in placed:
         others = ", ".join(f"{name} {row.settings[name]}" for name in varied if name != axis)
         lines.setdefault(others, []).append((place, 100 * row.mean, 100 * (row.std or 0)))
-    axes = Figure(figsize=(6.4, 4.2), layout="constrained").subplots()
-    axes.xaxis.update_units(places)  # categories in the order of the values, also where runs are missing
+    figure, ((axes,),) = subplots(6.4, 4.2)
+    # categories in the order of the values, also where runs are missing
+    axes.xaxis.update_units([place for place, _ in placed])
     for label, points in lines.items():
         x, means, deviations = zip(*points)
         axes.errorbar(x, means, deviations, marker="o", capsize=3, label=label)
     axes.set(xlabel=axis, ylabel="test accuracy (%)", title="mean and standard deviation over seeds")
-    axes.grid(alpha=0.3)
     if len(lines) > 1:
         axes.legend()
-    axes.figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

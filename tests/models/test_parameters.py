@@ -12,7 +12,7 @@ import torch.multiprocessing
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrize, prune, weight_norm
 
 from models import LIF, Gaussian, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator, noiseless
 from models.layers import Normalize
@@ -312,11 +312,36 @@ def test_what_would_be_computed_again_is_not_set(change):
     prune.identity(pruned, "scale")
     with pytest.raises(RuntimeError, match="computed from other parameters"):
         change(pruned)
-    with pytest.raises(ValueError, match="give no surrogate"):
+    with pytest.raises(ValueError, match="leave out the surrogate"):
         pruned.set_gradient(Gaussian(0.3))
     prune.remove(pruned, "scale")
     change(pruned)
     pruned(torch.rand(3, 2, 6))
+
+
+@pytest.mark.parametrize("computed", [prune.identity, lambda neuron, name: weight_norm(neuron, name, dim=None)])
+@pytest.mark.parametrize(
+    ("make", "name", "change"),
+    [
+        (lambda: ParametricLIF(decay=0.7), "decay_logit", lambda neuron: setattr(neuron, "decay", 0.9)),
+        (lambda: ParametricLIF(decay=0.7), "decay_logit", lambda neuron: neuron.reset_parameters()),
+        (lambda: LIF(threshold=per_channel()), "threshold", lambda neuron: neuron.reset_parameters()),
+        (lambda: LIF(decay=per_channel()), "decay", lambda neuron: neuron.reset_parameters()),
+        (lambda: NoisyLIF(learnable_scale=True), "log_scale", lambda neuron: setattr(neuron, "noise", Gaussian(0.9))),
+        (lambda: NoisyLIF(learnable_scale=True), "log_scale", lambda neuron: neuron.reset_parameters()),
+        (lambda: NoisyLIF(learnable_scale=True), "log_scale", lambda neuron: neuron.scale_noise(2.0)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_every_value_that_would_be_computed_again_is_not_set(computed, make, name, change):
+    neuron, x = make(), torch.rand(3, 2, 6)
+    computed(neuron, name)
+    neuron(x)
+    before = getattr(neuron, name).detach().clone()
+    with pytest.raises(RuntimeError, match=f"{name} is computed from other parameters"):
+        change(neuron)
+    neuron(x)
+    assert torch.equal(getattr(neuron, name), before)
 
 
 def test_another_parameter_is_refused_where_one_is_parametrized():
@@ -324,18 +349,27 @@ def test_another_parameter_is_refused_where_one_is_parametrized():
     parametrize.register_parametrization(neuron, "scale", Clamped())
     with pytest.raises(RuntimeError, match="scale is parametrized"):
         neuron.noise = Gaussian(per_channel())
-    with pytest.raises(ValueError, match="give no surrogate"):
+    with pytest.raises(ValueError, match="leave out the surrogate"):
         neuron.set_gradient(Gaussian(0.3))
 
 
 def test_a_scale_is_set_as_a_law_and_does_not_vanish():
-    with pytest.raises(AttributeError, match="set neuron.noise in its place"):
+    with pytest.raises(AttributeError, match="set neuron.noise instead"):
         NoisyLIF().scale = 0.5
     with pytest.raises(AttributeError, match="cannot be deleted"):
         del NoisyLIF().scale
     neuron = PRUNED["scale"]()
     del neuron.scale
     with pytest.raises(AttributeError, match="no attribute 'scale'"):
+        neuron(torch.rand(3, 2, 6))
+
+
+@pytest.mark.parametrize("change", [lambda neuron: neuron.register_parameter("scale", None),
+                                    lambda neuron: setattr(neuron, "scale", None)])  # fmt: skip
+def test_a_scale_of_none_is_an_error_and_not_the_scale_1(change):
+    neuron = PRUNED["scale"]()
+    change(neuron)
+    with pytest.raises(RuntimeError, match="the scale was set to None"):
         neuron(torch.rand(3, 2, 6))
 
 

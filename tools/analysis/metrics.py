@@ -1,6 +1,6 @@
 """Accuracy, calibration and uncertainty of predictions, from log-probabilities of several noise draws.
 
-Shapes: N samples, C classes, K independent draws of a network's noise. Log-probabilities are natural logarithms.
+Shapes: D independent draws of a network's noise, N samples, K classes. Log-probabilities are natural logarithms.
 """
 
 import dataclasses
@@ -53,22 +53,22 @@ COUNTS = ("factor", "timesteps", "draws", "ensembles")  # of a `CurvePoint`, in 
 
 
 def mean_prediction(draws: Tensor) -> Tensor:
-    """The mean of the draws' probabilities, as log-probabilities. Shape: [K, N, C] -> [N, C], float64."""
+    """The mean of the draws' probabilities, as log-probabilities. Shape: [D, N, K] -> [N, K], float64."""
     return draws.double().logsumexp(0) - math.log(len(draws))
 
 
 def accuracy(log_probabilities: Tensor, target: Tensor) -> float:
-    """Share of samples whose most probable class is the right one. Shape: [N, C], [N] -> float."""
+    """Share of samples whose most probable class is the right one. Shape: [N, K], [N] -> float."""
     return (log_probabilities.argmax(-1) == target).double().mean().item()
 
 
 def negative_log_likelihood(log_probabilities: Tensor, target: Tensor) -> float:
-    """Mean of -ln p(right class), in nats per sample. Shape: [N, C], [N] -> float."""
+    """Mean of -ln p(right class), in nats per sample. Shape: [N, K], [N] -> float."""
     return F.nll_loss(log_probabilities.double(), target).item()
 
 
 def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
-    """Mean squared distance between probabilities and the right answer. Shape: [N, C], [N] -> float in [0, 2].
+    """Mean squared distance between probabilities and the right answer. Shape: [N, K], [N] -> float in [0, 2].
 
     Note: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
     """
@@ -80,7 +80,7 @@ def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BIN
     """Expected calibration error: mean over samples of |accuracy - mean confidence| of the sample's bin.
 
     Bins are in the order of confidence; their numbers of samples differ by at most one. Few samples bias the error
-    upwards: compare only values from equally many. Shape: [N, C], [N] -> float in [0, 1].
+    upwards: compare only values from equally many. Shape: [N, K], [N] -> float in [0, 1].
     Note: Guo et al., "On calibration of modern neural networks", ICML 2017, with the bins of equal mass of Nixon et
     al., "Measuring calibration in deep learning", CVPR workshops 2019.
     """
@@ -89,7 +89,7 @@ def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BIN
 
 
 def reliability(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> list[Bin]:
-    """The bins of `calibration_error`. Shape: [N, C], [N]."""
+    """The bins of `calibration_error`. Shape: [N, K], [N]."""
     confidence, predicted = log_probabilities.double().exp().max(-1)
     found = []
     for samples in confidence.argsort(stable=True).tensor_split(min(bins, len(target))):
@@ -102,7 +102,7 @@ def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
     """Find the temperature T that gives softmax(ln p / T) the lowest negative log-likelihood.
 
     Fit it on validation data; for several draws, p is their mean (Guo et al., ICML 2017).
-    Shape: [N, C], [N] -> float in [exp(-4), exp(4)].
+    Shape: [N, K], [N] -> float in [exp(-4), exp(4)].
     """
     from scipy.optimize import minimize_scalar
 
@@ -113,17 +113,17 @@ def fit_temperature(log_probabilities: Tensor, target: Tensor) -> float:
 
 
 def with_temperature(log_probabilities: Tensor, temperature: float) -> Tensor:
-    """ln softmax(ln p / T). Shape: [N, C] -> [N, C], float64."""
+    """ln softmax(ln p / T). Shape: [N, K] -> [N, K], float64."""
     return F.log_softmax(log_probabilities.double() / temperature, dim=-1)
 
 
 def entropy(log_probabilities: Tensor) -> Tensor:
-    """-sum p ln p, in nats. Shape: [..., C] -> [...], float64."""
+    """-sum p ln p, in nats. Shape: [..., K] -> [...], float64."""
     return torch.special.entr(log_probabilities.double().exp()).sum(-1)
 
 
 def uncertainty(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the uncertainty of each sample, in nats. Shape: [K, N, C] -> [N], three times.
+    """Split the uncertainty of each sample, in nats. Shape: [D, N, K] -> [N], three times.
 
     Returns the entropy of the mean prediction, the mean entropy of the draws, and their difference, the mutual
     information: how much the draws disagree.
@@ -137,7 +137,7 @@ def uncertainty(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def risk_coverage_area(log_probabilities: Tensor, target: Tensor) -> float:
     """Mean, over n = 1..N, of the share of errors among the n most confident samples.
 
-    Samples of equal confidence are taken in the order given. Shape: [N, C], [N] -> float in [0, 1].
+    Samples of equal confidence are taken in the order given. Shape: [N, K], [N] -> float in [0, 1].
     Note: Geifman and El-Yaniv, "Selective classification for deep neural networks", NeurIPS 2017.
     """
     confidence, predicted = log_probabilities.max(-1)
@@ -161,7 +161,10 @@ def ensemble_curve(
     For each size, the draws are split into as many disjoint ensembles as possible; temperatures are fitted on
     validation data, to an ensemble of the same size.
 
-    Shape: draws [K, N, C], target [N], validation_draws [K, M, C], validation_target [M] -> a point for each size.
+    Shape: draws [D, N, K], target [N], validation_draws [D, M, K], validation_target [M] -> a point for each size.
+
+    Raises:
+        ValueError: if there are fewer draws than the largest size.
     """
     if min(len(draws), len(validation_draws)) < max(sizes):
         raise ValueError(f"ensembles of {max(sizes)} need as many draws, got {len(draws)}, {len(validation_draws)}")
@@ -176,7 +179,7 @@ def ensemble_curve(
 
 
 def scores(draws: Tensor, target: Tensor, temperature: float) -> dict[str, float]:
-    """Score the mean of some draws, also with the temperature ("scaled"). Shape: [K, N, C], [N]."""
+    """Score the mean of some draws, also with the temperature ("scaled"). Shape: [D, N, K], [N]."""
     log_p = mean_prediction(draws)
     scaled = with_temperature(log_p, temperature)
     predictive, expected, mutual_information = uncertainty(draws)
@@ -200,7 +203,7 @@ def out_of_distribution(inside: Tensor, outside: Tensor, sizes: Sequence[int] = 
     """`auroc` of three measures of uncertainty, inside and outside of the network's own data set.
 
     The measures are one minus the highest probability ("confidence"), predictive entropy, and mutual information.
-    Shape: inside [K, N, C], outside [K, M, C] -> a point for each size.
+    Shape: inside [D, N, K], outside [D, M, K] -> a point for each size.
     """
     points = []
     for size in sizes:

@@ -58,7 +58,8 @@ def seed_interval(values: Sequence[float]) -> SeedInterval:
 def seed_difference(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
     """Welch's t-interval for mean(first) - mean(second) over training seeds, and its test.
 
-    p is that of no difference. All are None if a group has a single seed; p is None if neither group varies.
+    p is that of the hypothesis of no difference. All are None if a group has a single seed; p is None if neither group
+    varies.
     """
     if min(len(first), len(second)) < 2:
         return SeedDifference(None, None, None)

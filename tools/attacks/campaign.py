@@ -140,10 +140,12 @@ class Campaign:
 
     def attack(self, norm: str, eps: float) -> RadiusTest:
         """All attacks at one radius; "all" is the best one on each image."""
-        ball, restarts, found = Ball(self.images, eps, norm), range(self.preset.restarts), {}
+        ball = Ball(self.images, eps, norm)
+        found = {}
         with self.noise("making", "FGSM"):
             found["random noise"] = random_noise(ball, self.generator("random noise"))
             found["FGSM"] = fgsm(self.victim().gradient, ball, self.target)
+        restarts = range(self.preset.restarts)
         candidates = []
         for path in self.preset.paths:
             candidates += [self.pgd(with_gradient_path(self.net, path), norm, eps, restart=one) for one in restarts]
@@ -152,9 +154,11 @@ class Campaign:
         found["transfer, mean field"] = self.pgd(mean_field_twin(self.net), norm, eps)
         if norm == "linf":
             self.bar.set_postfix_str(f"Square, {eps:.2g}")
-            victim, queries, squares = self.victim(), self.preset.queries, self.generator("squares")
+            squares = self.generator("squares")
             with self.noise("making", "Square"):
-                attacked = square_attack(victim, ball, self.target, queries, squares, self.bar.update)
+                attacked = square_attack(
+                    self.victim(), ball, self.target, self.preset.queries, squares, self.bar.update
+                )
             found["Square"] = self.choose([self.images, attacked])
         found["all"] = self.choose([self.images, *found.values()])
         scores = {name: self.score(images) for name, images in found.items()}
@@ -163,7 +167,11 @@ class Campaign:
     def victim(self, net: nn.Module | None = None, draws: int | None = None) -> Victim:
         """A network (default: this campaign's) with `draws` of its noise (default: the preset's)."""
         net = self.net if net is None else net
-        return Victim(net, self.forward, (self.draws if draws is None else draws) if is_noisy(net) else 1)
+        if not is_noisy(net):
+            draws = 1
+        elif draws is None:
+            draws = self.draws
+        return Victim(net, self.forward, draws)
 
     def pgd(
         self,
@@ -195,13 +203,13 @@ class Campaign:
             return pgd(gradient, ball, self.target, self.preset.steps if steps is None else steps, start, margins)
 
     def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
-        """The best of several attacked images, judged with draws of the noise that nothing else sees."""
+        """The best of several attacked images, judged with draws that are used for nothing else."""
         self.bar.set_postfix_str("choosing")
         with self.noise("choosing"):
             return choose(self.victim(net, CHOICE_DRAWS), candidates, self.target)
 
     def score(self, images: Tensor, net: nn.Module | None = None, repetition: int = 0) -> Score:
-        """The score on attacked images, with draws that nothing else sees, and that differ by `repetition`."""
+        """The score on attacked images, with draws that are used for nothing else and differ by `repetition`."""
         self.bar.set_postfix_str("scoring")
         victim = self.victim(net, SCORE_DRAWS)
         with self.noise("scoring", repetition):
@@ -214,7 +222,7 @@ class Campaign:
         return part
 
     def noise(self, *purpose: str | int) -> AbstractContextManager[Any]:
-        """Context: the network's noise comes from a generator of its own for each purpose."""
+        """Context manager: the network's noise comes from a separate generator for each purpose."""
         return seeded_noise(self.forward.device, derived_seed(self.seed, "attack noise", *purpose))
 
     def generator(self, *purpose: str | int) -> Generator:

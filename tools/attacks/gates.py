@@ -1,7 +1,8 @@
 """The gates: checks that say whether to believe an evaluation by attacks.
 
 Attacks fail for many reasons other than robustness: no gradient, too few steps, noise mistaken for strength. One failed
-gate makes the result "not reliable". Functions of scores decide; functions of a campaign run the attacks they need.
+gate makes the result "not reliable". Functions that take scores decide; those that take a
+campaign first run the attacks that they need.
 
 Note:
     Carlini et al., "On evaluating adversarial robustness", arXiv 1902.06705, 2019, for most of them.
@@ -29,7 +30,7 @@ ZERO_GRADIENTS = 0.05  # largest share of images without a gradient
 PLANTED_ACCURACY = 0.02
 PLANTED_EPS, PLANTED_STRENGTH = 8 / 255, 3.0
 NOT_RIVALS = ("random noise", "FGSM", "PGD", "all")  # attacks; PGD has to be as strong as each of the others
-IMAGES = 50  # number of images for gates that make attacks of their own
+IMAGES = 50  # number of images for gates that run their own attacks
 
 Tests = dict[tuple[str, float], "RadiusTest"]  # by norm and radius
 
@@ -142,7 +143,7 @@ def _noise(clean: Score, tests: Tests) -> Iterator[Gate]:
 
 
 def stronger_than_noise(what: str, attack: Score, noise: Score, clean: Score) -> Gate:
-    """An attack must do more harm than random noise of the same norm, unless there is nothing left to do."""
+    """An attack must do more harm than random noise of the same norm, unless no accuracy is left."""
     passed = excess(noise, attack, slack=0.0) > 0 or min(noise.accuracy, clean.accuracy) <= NEARLY_ZERO
     return Gate(f"{what} stronger than random noise", passed, f"{percent(attack)} against {percent(noise)}")
 
@@ -180,9 +181,9 @@ def _vanishing(campaign: "Campaign", eps: float) -> Gate:
 def vanishing_noise_equals_noiseless(vanishing: Score, noiseless: Score) -> Gate:
     """As the scale of the noise goes to 0, attacks must succeed as often as without noise.
 
-    Attacks on two networks that differ by rounding alone may end differently, as a membrane at its threshold fires in
-    one and not in the other. That changes images in either direction equally often, so the standard error is that of
-    the mean of the images' own differences.
+    Attacks on two networks that differ by rounding alone may end differently, because a potential at its threshold may
+    fire in one and not in the other. That changes images in either direction equally often, so the standard error is
+    that of the mean of the images' own differences.
     """
     difference = _shares(vanishing) - _shares(noiseless)
     error = difference.square().sum().sqrt() / len(difference)

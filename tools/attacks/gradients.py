@@ -21,7 +21,7 @@ ADAM_LR, ADAM_STEPS = 0.002, 30  # learning rate and number of steps of the publ
 
 @dataclasses.dataclass(frozen=True)
 class Ball:
-    """The set of images within a distance `eps` of given ones, and within [0, 1]."""
+    """The set of images within a distance `eps` of given ones, and within [0, 1]; ValueError for an unknown norm."""
 
     images: Tensor
     eps: float

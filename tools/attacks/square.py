@@ -1,9 +1,9 @@
-"""Square attack: black box, by queries alone.
+"""The Square attack: a black box, which only queries the network.
 
 Note:
     Andriushchenko et al., "Square attack: a query-efficient black-box adversarial attack via random search", ECCV
     2020, for Linf: the start, the squares and the schedule of their size are theirs. The treatment of noise is ours: a
-    query is the margin averaged over draws. What was accepted is measured again now and then, because a lucky
+    query is the margin averaged over draws. Accepted images are measured again from time to time, because a lucky
     estimate would otherwise never be beaten. An image must fool the network twice before its search ends.
 """
 
@@ -19,7 +19,9 @@ from .victim import Victim
 START_SHARE = 0.8  # share of the pixels in the first squares
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, out of 10,000, that halve the squares
 MEASURED_AGAIN = 10  # queries after which the accepted images of a noisy network are measured again
-CONFIDENT = 1.0  # margin (nats) at which a noisy network counts as fooled; without noise 0 does
+# Margin (nats) at which a noisy network counts as fooled; without noise 0 does. It is our choice: a wrong class is e
+# times as probable as the right one, which a few lucky draws hardly make it.
+CONFIDENT = 1.0
 
 
 def square_attack(
@@ -28,6 +30,9 @@ def square_attack(
     """Random search over squares of +-eps in an Linf ball.
 
     Args:
+        victim: the network, of which only predictions are used.
+        ball: the set of images to search, of norm "linf".
+        target: labels [B].
         queries: most queries per image; those that fool the network need no more.
         generator: on the CPU, of the search.
         on_query: called after each query, for a progress bar.

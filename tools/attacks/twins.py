@@ -92,9 +92,9 @@ def vanishing_noise_twin(net: nn.Module) -> nn.Module:
 class Planted(nn.Module):
     """A network with a weakness of known strength: a linear function of the pixels reverses its logits.
 
-    The logits are multiplied by 1 - q(images). q is 0 on the given images [B, C, H, W] (fewer than their pixels), and
-    within radius `eps` (Linf) of them it reaches `strength`, unless the bounds of the pixels prevent it: above 1, the
-    best class becomes the worst.
+    The logits are multiplied by 1 - q(images). q is 0 on the given images [B, C, H, W] (there must be fewer images than
+    pixels), and reaches `strength` within radius `eps` (Linf) of them, unless the bounds of the pixels prevent it.
+    Where q exceeds 1, the best class becomes the worst.
     """
 
     def __init__(self, net: nn.Module, images: Tensor, eps: float, strength: float) -> None:

@@ -23,7 +23,12 @@ def cross_entropy(log_probabilities: Tensor, target: Tensor) -> Tensor:
 
 
 def margin(log_probabilities: Tensor, target: Tensor) -> Tensor:
-    """ln p of the best wrong class - ln p of the right one: above 0 the network errs. Shape: [B, K], [B] -> [B]."""
+    """ln p of the best wrong class - ln p of the right one: above 0 the network errs. Shape: [B, K], [B] -> [B].
+
+    Note:
+        Carlini and Wagner, "Towards evaluating the robustness of neural networks", IEEE S&P 2017; they take the
+        difference of the logits, which is the same for a single draw.
+    """
     right = log_probabilities.gather(1, target[:, None])
     others = log_probabilities.scatter(1, target[:, None], -torch.inf)
     return others.amax(1) - right[:, 0]
@@ -33,13 +38,16 @@ class Victim:
     """A network under attack.
 
     Args:
-        net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it normalises for itself. Its weights should
-            not require gradients.
+        net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it includes its normalisation. Its weights
+            should not require gradients.
         draws: number of noise draws averaged in every gradient and query; 1 for a network without noise.
     """
 
     def __init__(self, net: nn.Module, forward: inference.ForwardPass, draws: int):
-        self.net, self.forward, self.draws, self.is_noisy = net, forward, draws, is_noisy(net)
+        self.net = net
+        self.forward = forward
+        self.draws = draws
+        self.is_noisy = is_noisy(net)
 
     def gradient(self, images: Tensor, target: Tensor, objective: Objective = cross_entropy) -> Tensor:
         """Gradient of an objective of the mean probability over the noise draws.

@@ -8,7 +8,7 @@ from tools.data.corruptions import SEVERITIES
 from .fields import RunConfig, option, settings
 from .train import TrainConfig
 
-_test = partial(option, group="test")
+_eval = partial(option, group="evaluation")
 _strength = partial(option, group="strength of perturbations", low=0.0)
 _on_pixels = partial(_strength, only="pixels")
 _on_events = partial(_strength, only="events")
@@ -29,7 +29,7 @@ def _presets(has_pixels: bool | None) -> list[str]:
 
 # The training settings that describe the network. They override those in our checkpoints; published ones have none.
 NETWORK_SETTINGS = tuple(name for name, setting in settings(TrainConfig).items() if setting.network)
-# `_Overrides` has these settings as fields, with the default None for "as in the snapshot". They are copied from
+# `_Overrides` has these settings as fields, with the default None for "as in the checkpoint". They are copied from
 # `TrainConfig`, so that a new flag of the network can be overridden without a change here.
 _fields = []
 for field in dataclasses.fields(TrainConfig):
@@ -40,35 +40,35 @@ _Overrides = dataclasses.make_dataclass("_Overrides", _fields, bases=(RunConfig,
 
 @dataclasses.dataclass
 class EvaluationConfig(_Overrides):
-    """What to evaluate, and how; of the `NETWORK_SETTINGS`, None means the value in the snapshot."""
+    """What to evaluate, and how; of the `NETWORK_SETTINGS`, None means the value in the checkpoint."""
 
-    snapshot: str = _test("", "checkpoint: a best.pth or last.pth of ours, or a published one")
-    compare: list[str] = _test([], "groups of checkpoints instead of one --snapshot, e.g. NSNN=a.pth,b.pth SNN=c.pth")
-    n_ensembles: int = _test(1, "noise draws whose softmax is averaged into one prediction", low=1)
-    draws: int = _test(5, "independent repetitions, reported as mean and standard deviation", low=1)
-    perturbation: list[str] = _test(
-        [], "perturbations to test; all: every one except adversarial, at severities 1 to 5", choices=_perturbations
+    snapshot: str = _eval("", "checkpoint: a best.pth or last.pth of ours, or a published one")
+    compare: list[str] = _eval([], "groups of checkpoints instead of one --snapshot, e.g. NSNN=a.pth,b.pth SNN=c.pth")
+    n_ensembles: int = _eval(1, "noise draws whose softmax is averaged into one prediction", low=1)
+    draws: int = _eval(5, "independent repetitions, reported as mean and standard deviation", low=1)
+    perturbation: list[str] = _eval(
+        [], "perturbations to evaluate; all: every one except adversarial, at severities 1 to 5", choices=_perturbations
     )
-    severity: list[int] = _test(
+    severity: list[int] = _eval(
         [], "1 to 5 as in CIFAR-10-C, instead of the strengths below", low=min(SEVERITIES), high=max(SEVERITIES)
     )
-    range: bool = _test(False, "sweep the strength from --left to --right by --step")
-    left: float = _test(0.0, "first strength of a sweep", low=0.0)
-    right: float = _test(0.5, "last strength of a sweep", low=0.0)
-    step: float = _test(0.1, "increment of a sweep", low=1e-9)
-    corruptions: str = _test("", "also test a folder of .npy files as CIFAR-10-C has them", only="pixels")
-    attack_preset: str | None = _test(None, "attack, for an upper bound on robustness", choices=_presets, only="pixels")
-    uncertainty: bool = _test(False, "also score calibration and uncertainty against the number of averaged draws")
-    ood: str = _test("", "out-of-distribution data set (needs --uncertainty)")
-    efficiency: bool = _test(False, "also count synaptic operations, beside those of the same network with ReLU")
-    pictures: bool = _test(False, "also draw spike rasters for a test sample of each class, and event recordings")
+    range: bool = _eval(False, "sweep the strength from --left to --right by --step")
+    left: float = _eval(0.0, "first strength of a sweep", low=0.0)
+    right: float = _eval(0.5, "last strength of a sweep", low=0.0)
+    step: float = _eval(0.1, "increment of a sweep", low=1e-9)
+    corruptions: str = _eval("", "also evaluate on a folder of .npy files as in CIFAR-10-C", only="pixels")
+    attack_preset: str | None = _eval(None, "attack, for an upper bound on robustness", choices=_presets, only="pixels")
+    uncertainty: bool = _eval(False, "also score calibration and uncertainty against the number of averaged draws")
+    ood: str = _eval("", "out-of-distribution data set (needs --uncertainty)")
+    efficiency: bool = _eval(False, "also count synaptic operations, next to those of the same network with ReLU")
+    pictures: bool = _eval(False, "also plot spike rasters of one test sample per class, and event recordings")
 
     gaussian_sigma: float = _on_pixels(0.1, "standard deviation of add_gaussian and multi_gaussian")
     sp_alpha: float = _on_pixels(0.05, "fraction of pixels changed by sp (salt and pepper)", high=1.0)
     photons: float = _on_pixels(100.0, "photons of a white pixel in shot", low=1.0)
     blur_sigma: float = _on_pixels(1.0, "standard deviation of blur, in pixels")
     contrast_factor: float = _on_pixels(0.5, "factor of contrast")
-    brightness_delta: float = _on_pixels(0.1, "what brightness adds to the value of a pixel", high=1.0)
+    brightness_delta: float = _on_pixels(0.1, "amount that brightness adds to each pixel", high=1.0)
     jpeg_quality: float = _on_pixels(50.0, "quality of jpeg", low=1.0, high=95.0)
     pixelate_factor: float = _on_pixels(0.5, "relative size after shrinking by pixelate", low=0.01, high=1.0)
     adv_gamma: float = _on_pixels(1.0, "L2 norm of the change made by adversarial (pixel range 1)")
@@ -86,4 +86,7 @@ class EvaluationConfig(_Overrides):
 
     minibatch: int = _run(200, "samples per batch", low=1)
     fold: int = _run(256, "largest batch into which noise draws are folded", low=1)
-    out: str = _run("", "folder of the results; default: evaluation/ beside the snapshot")
+    out: str = _run(
+        "",
+        "folder of the results (--compare: of the report); default: evaluation/ (evaluation-last/) by the checkpoint",
+    )

@@ -67,7 +67,7 @@ def parse(
 
 
 def checked(config_class: type[Config], values: dict, where: str | Path) -> Config:
-    """A configuration made of plain values from the file `where`; UserError for a value that no recipe may have."""
+    """A configuration made of plain values from the file `where`; UserError for values that a recipe may not have."""
     known = settings(config_class)
     if unknown := sorted(map(str, values.keys() - known)):
         raise UserError(f"{where} has settings that this version does not know: {', '.join(unknown)}")

@@ -25,7 +25,7 @@ _augmentation = partial(option, group="augmentation")
 _mix = partial(_augmentation, 0.0, low=0.0, high=100.0, only="pixels")
 _frames = partial(option, group="event data", network=True, only="events")
 _run = partial(option, group="run")
-REACTIONS = ("stop", "skip", "rollback")  # skip: undo the step; rollback: go back to the last checkpoint
+REACTIONS = ("stop", "skip", "rollback")
 
 
 @dataclasses.dataclass
@@ -57,16 +57,22 @@ class TrainConfig(RunConfig):
     lambda1: float = _loss(1e-4, "weight of the regulariser", low=0.0)
     target_rate: float = _loss(0.1, "target of --reg rate, in spikes per neuron and step", low=0.0, high=1.0)
 
-    epochs: int = _optimisation(100, "passes over the training data (--resume with more stretches the schedule)", low=1)
+    epochs: int = _optimisation(
+        100, "passes over the training data (resuming with more epochs stretches the schedule)", low=1
+    )
     minibatch: int = _optimisation(64, "samples per batch and process", low=1)
     accumulate: int = _optimisation(1, "batches whose gradients make one step", low=1)
     lr: float = _optimisation(3e-3, "learning rate (the maximum of a schedule)", low=0.0)
     optim: str = _optimisation("adam", "optimiser", choices=OPTIMIZERS)
-    weight_decay: float = _optimisation(0.0, "weight decay (not of learnt decays and noise scales)", low=0.0)
+    weight_decay: float = _optimisation(0.0, "weight decay (not of learnt thresholds, decays and scales)", low=0.0)
     scheduler: str = _optimisation("cos", "learning-rate schedule, per step", choices=SCHEDULERS)
     clip_grad: float = _optimisation(0.0, "largest norm of the gradient; 0: no clipping", low=0.0)
     ema: float = _optimisation(0.0, "decay of a moving average of the weights to evaluate; 0: off", low=0.0, high=1.0)
-    on_nonfinite: str = _optimisation("stop", "reaction to a loss or gradient that is not finite", choices=REACTIONS)
+    on_nonfinite: str = _optimisation(
+        "stop",
+        "reaction to a loss or gradient that is not finite; skip: undo the step; rollback: to the last checkpoint",
+        choices=REACTIONS,
+    )
 
     crop_padding: int = _augmentation(0, "pixels padded before a random crop; 0: none", low=0, high=1000, only="pixels")
     flip: bool = _augmentation(False, "random horizontal flip")
@@ -99,7 +105,7 @@ class TrainConfig(RunConfig):
     histograms: bool = _run(True, "log histograms of weights and gradients (of at most 100 epochs)")
 
     def __post_init__(self):
-        if self.tet and self.loss not in ("tet", type(self).loss):  # the default need not have been given
+        if self.tet and self.loss not in ("tet", type(self).loss):  # the default may not be the user's choice
             raise UserError(f"--tet and --loss {self.loss} contradict each other")
         self.loss = "tet" if self.tet else self.loss
         self.tet = self.loss == "tet"
@@ -107,7 +113,7 @@ class TrainConfig(RunConfig):
 
     @staticmethod
     def updated(values: dict, layer: dict, file: str = "") -> dict:
-        """As in `RunConfig`; a layer's `tet` becomes the `loss` that it means."""
+        """As in `RunConfig`; `tet` in a layer is translated to `loss`."""
         layer = dict(layer)
         tet = layer.pop("tet", None)
         if file and "loss" in layer:
@@ -130,7 +136,7 @@ class Dataset(Protocol):
     num_classes: int
     mean: Sequence[float]  # of each channel, for pixels in [0, 1], to normalise the network's inputs
     std: Sequence[float]
-    has_pixels: bool  # True: images, whose pixels tests perturb; False: event recordings
+    has_pixels: bool  # True: images; False: event recordings
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...  # (C, H, W) of the network's input
     def load(self, config: TrainConfig | None = None) -> LabelledParts: ...

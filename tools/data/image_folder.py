@@ -25,7 +25,7 @@ from .images import LabelledImages
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {  # and the endings of their files; for some others, PIL starts programs
+FORMATS = {  # PIL's names of formats, and the endings of their files; for some other formats, PIL starts programs
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
     "BMP": (".bmp",),
@@ -42,9 +42,9 @@ MAX_IMAGE_BYTES, MAX_PIXELS = 2**26, 2**24  # of a file
 def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[LabelledImages, LabelledImages]:
     """Read `folder`/{train,test}/<class>/* into memory: decoded once by `workers` threads, then cached.
 
-    Pixels of any depth and colour become 8 bits of red, green and blue, turned as their EXIF data say. One warning says
-    what is skipped: files of other formats, what is not directly in the folder of a class, and images whose name, or
-    that of their folder, begins with a dot, which systems and editors leave behind.
+    Images of any depth and colour become 8-bit RGB, rotated as their EXIF data say. One warning lists what is skipped:
+    files of other formats, files that are not directly in the folder of a class, and hidden images (their name or that
+    of their folder begins with a dot).
 
     The key of the cache is a hash of the names and contents of all files, and of the code that decodes them. Classes
     are numbered in alphabetical order.
@@ -56,7 +56,7 @@ def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[Labe
     train, test = _list_part(folder / "train"), _list_part(folder / "test")
     if skipped := _skipped(folder):
         kinds = [f"{kind} ({len(paths)}, such as {min(paths)})" for kind, paths in skipped.items()]
-        logger.warning("%s: skipped are %s", folder, ", ".join(kinds))
+        logger.warning("%s: skipped %s", folder, ", ".join(kinds))
     classes = sorted({path.parent.name for path in train})
     others = sorted({path.parent.name for path in test})
     if classes != others:
@@ -90,7 +90,7 @@ def _list_part(folder: Path) -> list[Path]:
 
 
 def _skipped(folder: Path) -> dict[str, list[Path]]:
-    """What `_list_part` does not list, by its kind, but for hidden files that are not images."""
+    """What `_list_part` leaves out, by kind, except for hidden files that are not images."""
     skipped = defaultdict(list)
     for path in folder.glob("*/*"):
         if path.parent.name in ("train", "test") and not path.name.startswith(".") and not path.is_dir():
@@ -134,14 +134,14 @@ def _decode(files: list[Path], workers: int, description: str) -> np.ndarray:
 def _decode_one(path: Path) -> np.ndarray:
     """Decode an image: uint8 [3, H, W]."""
     try:
-        content = io.BytesIO(read_bytes(path, MAX_IMAGE_BYTES))  # from a file, Pillow turns no uncompressed TIFF
+        content = io.BytesIO(read_bytes(path, MAX_IMAGE_BYTES))  # Pillow rotates no uncompressed TIFF if given a path
         with Image.open(content, formats=[*FORMATS]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
             if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG and its previews
-                raise UserError("it has several images: save each as a file of its own")
+                raise UserError("it has several images: save each as a separate file")
             image.load()
-            with contextlib.suppress(Exception):  # damaged EXIF data do not say how to turn it
+            with contextlib.suppress(Exception):  # damaged EXIF data: leave it unrotated
                 ImageOps.exif_transpose(image, in_place=True)
             return _as_rgb(image).transpose(2, 0, 1)
     except Exception as error:  # PIL raises many kinds for damaged files

@@ -29,7 +29,13 @@ class LabelledImages:
 
 
 def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split the indices of labels [N] into two sorted tensors, the second with this fraction of each class."""
+    """Split the indices of samples into two sorted tensors, the second with a fraction of each class.
+
+    Args:
+        labels: int64 [N].
+        fraction: share of the second part in [0, 1], rounded to whole samples of each class.
+        seed: of the choice; all versions make the same one.
+    """
     random = np.random.RandomState(seed)  # the one generator whose numbers no version will change
     second = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

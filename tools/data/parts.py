@@ -1,15 +1,17 @@
-"""What loading a data set gives."""
+"""The parts of a loaded data set."""
 
 import dataclasses
 
 from .events.labelled import LabelledRecordings
 from .images import LabelledImages
 
+Labelled = LabelledImages | LabelledRecordings
+
 
 @dataclasses.dataclass(frozen=True)
 class LabelledParts:
     """The labelled samples to train on, to choose the epoch with, and to test with."""
 
-    train: LabelledImages | LabelledRecordings
-    val: LabelledImages | LabelledRecordings
-    test: LabelledImages | LabelledRecordings
+    train: Labelled
+    val: Labelled
+    test: Labelled

@@ -1,4 +1,4 @@
-"""Comparison of groups of networks, several snapshots (training seeds) each, under the same tests."""
+"""Comparison of groups of networks, several snapshots (training seeds) each, under the same conditions."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from tools.errors import UserError
 from .conditions import CLEAN, unit
 from .results import Difference, GroupAccuracy, Key, Row, SnapshotResults
 
-ATTACK, ALL = "attack (", ": all"  # starts the names of attacks; ends that of the best attack on each image
+BEST = "all"  # the attack that takes the best of all attacks on each image
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
@@ -20,19 +20,19 @@ def parse_groups(texts: list[str]) -> dict[str, list[str]]:
     """{group: [path, ...]} from texts such as NSNN=a.pth,b.pth; UserError for other texts."""
     groups = {}
     for text in texts:
-        group, _, paths = text.partition("=")
-        snapshots = [path for path in paths.split(",") if path]
-        if not group or not snapshots:
+        group, _, joined = text.partition("=")
+        paths = [path for path in joined.split(",") if path]
+        if not group or not paths:
             raise UserError(f"--compare takes GROUP=a.pth,b.pth, such as NSNN=a.pth,b.pth; got {text!r}")
         if group in groups:
-            raise UserError(f"--compare has the group {group} twice: give all its snapshots at once")
-        groups[group] = snapshots
+            raise UserError(f"--compare has the group {group} twice: give all its checkpoints at once")
+        groups[group] = paths
     return groups
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """The accuracy of one snapshot in one test."""
+    """The accuracy of one snapshot under one condition."""
 
     mean: float
     draws_std: float | None
@@ -41,10 +41,10 @@ class Accuracy:
 
 
 def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[Row]]:
-    """Compare the groups in every test that all snapshots have.
+    """Compare the groups under every condition that all snapshots have.
 
     Returns:
-        A row for each test and strength, and a row for each test's mean over its strengths (of attacks: only "all").
+        A row for each condition, and a row for each perturbation's mean over its strengths (of attacks: only "all").
         Differences are positive where the first group is more accurate; those of means have a `p_holm`.
     """
     tables, everyone = {}, []
@@ -54,10 +54,10 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
     shared = [key for key in everyone[0] if all(key in table for table in everyone)]
     by_test: dict[str, list[Key]] = {}
     for key in shared:
-        if not key.test.startswith(ATTACK) or key.test.endswith(ALL):
+        if key.attack in (None, BEST):
             by_test.setdefault(key.test, []).append(key)
     summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
-    for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, in all tests
+    for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, under all conditions
         joint = [max(one.p, 1.0 if one.seeds.p is None else one.seeds.p) for one in differences]
         for difference, p in zip(differences, holm(joint)):
             difference.p_holm = p
@@ -69,23 +69,29 @@ def _accuracies(results: SnapshotResults) -> dict[Key, Accuracy]:
     for name, points in results.perturbations.items():
         for point in points:
             if name == CLEAN or point.severity != 0:
-                key = Key(name, "" if name == CLEAN else unit(name), point.severity, point.strength)
+                of = "" if name == CLEAN else unit(name)
+                key = Key(name, of, point.severity, point.strength, attack=None, norm=None)
                 correct = np.array(point.times_correct) / len(point.accuracy_draws)
                 table[key] = Accuracy(point.accuracy_mean, point.accuracy_std, correct)
     if attacks := results.reports.get("attacks"):
         for row in attacks.attacks:
-            norm, score = NORMS[row.norm], row.score
-            key = Key(f"{ATTACK}{norm}): {row.attack}", f"{norm} radius (pixel range 1)", None, row.eps)
-            correct = np.array(score.times_correct) / score.draws
-            table[key] = Accuracy(score.accuracy, score.accuracy_std, correct, attacks.reliable)
+            norm = NORMS[row.norm]
+            test, of = f"attack ({norm}): {row.attack}", f"{norm} radius (pixel range 1)"
+            key = Key(test, of, severity=None, strength=row.eps, attack=row.attack, norm=row.norm)
+            correct = np.array(row.score.times_correct) / row.score.draws
+            table[key] = Accuracy(row.score.accuracy, row.score.accuracy_std, correct, attacks.reliable)
     return table
 
 
 def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean: bool = False) -> Row:
-    """The row of one test and strength, or of the mean over several strengths of a test."""
-    reliable, groups, means, correct, differences = True, {}, {}, {}, []
+    """The row of one condition, or of the mean over several strengths of a perturbation."""
+    reliable = True
+    groups: dict[str, GroupAccuracy] = {}
+    means: dict[str, list[float]] = {}
+    correct: dict[str, np.ndarray] = {}
     for group, snapshots in tables.items():
-        means[group], found = [], []
+        means[group] = []
+        found: list[Accuracy] = []
         for table in snapshots:
             of_snapshot = [table[key] for key in keys]
             means[group].append(fmean(one.mean for one in of_snapshot))
@@ -95,6 +101,7 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
         draws_std = None if None in deviations else fmean(deviations)
         groups[group] = GroupAccuracy(**vars(seed_interval(means[group])), draws_std=draws_std)
         reliable = reliable and all(one.reliable for one in found)
+    differences = []
     for first, second in itertools.combinations(tables, 2):
         of_samples = paired_difference(correct[first], correct[second])
         seeds = seed_difference(means[first], means[second])
@@ -104,16 +111,16 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
 
 
 def verdicts(summary: list[Row]) -> list[str]:
-    """Sentences that say which differences are beyond the chance of samples and of seeds (p below 0.05)."""
+    """Sentences that say which differences exceed chance, over samples and over seeds (p below 0.05)."""
     sentences = []
     for number, pair in enumerate(summary[0].differences):
         first, second = pair.first, pair.second
         if pair.seeds.low is None:
-            sentences.append(f"{first} and {second} cannot be told apart by a single seed of a group; compare several.")
+            sentences.append(f"A single seed per group cannot tell {first} from {second}; compare several.")
             continue
         is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"
-        undecided = f"{first} and {second}, no difference beyond chance"
-        doubtful = f"{first} and {second}, not judged, as gates of the attacks failed"
+        undecided = f"No difference beyond chance between {first} and {second}"
+        doubtful = f"{first} and {second} are not compared, because gates of the attacks failed"
         found = {is_first: [], is_second: [], undecided: [], doubtful: []}
         for row in summary:
             one = row.differences[number]
@@ -128,12 +135,12 @@ def verdicts(summary: list[Row]) -> list[str]:
 
 
 def label(row: Row) -> str:
-    """A row's test and strength; an Linf radius of whole 8-bit steps is shown as n/255."""
+    """A row's perturbation and strength; an Linf radius of whole 8-bit steps is shown as n/255."""
     if row.test == CLEAN or row.is_mean:
         return row.test
     steps = 255 * row.strength
-    is_radius = row.test.startswith(f"{ATTACK}{NORMS['linf']}")
-    strength = f"{steps:.0f}/255" if is_radius and abs(steps - round(steps)) < 1e-6 else f"{row.strength:.4g}"
+    is_whole = row.norm == "linf" and abs(steps - round(steps)) < 1e-6
+    strength = f"{steps:.0f}/255" if is_whole else f"{row.strength:.4g}"
     return f"{row.test} {strength}"
 
 

@@ -1,4 +1,4 @@
-"""The conditions under which a network is tested: perturbations and their strengths."""
+"""The conditions under which a network is evaluated: perturbations and their strengths."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -17,8 +17,8 @@ class Condition:
     """A perturbation or corruption with its strength, or "clean"."""
 
     name: str
-    severity: int | None  # 1 to 5, 0 where nothing is changed, or None for a strength that was given
-    strength: float | None  # None: nothing is changed, by a perturbation that has no neutral strength
+    severity: int | None  # 1 to 5; 0: nothing is changed; None: the user gave the strength
+    strength: float | None  # None: nothing is changed, and the perturbation has no neutral strength
 
     @property
     def is_clean(self) -> bool:
@@ -45,7 +45,9 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
     if config.range and not (config.right - config.left) / config.step + 1e-6 < MAX_STRENGTHS:
         raise UserError(f"--range has more than {MAX_STRENGTHS} strengths; choose a larger --step")
-    possible, names, severities = applicable(has_pixels), config.perturbation, config.severity
+    possible = applicable(has_pixels)
+    names = config.perturbation
+    severities = config.severity
     if "all" in names:
         named = [name for name in names if name != "all"]  # such as adversarial, which "all" does not include
         names = [name for name in possible if PERTURBATIONS[name].where != "attack"] + named
@@ -57,7 +59,7 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
                 f"{name} perturbs {needs}, which this data set does not have; choose from {', '.join(possible)}"
             )
     if clashing := {CLEAN, *PERTURBATIONS} & set(corrupted):
-        raise UserError(f"a file of --corruptions has the name of another test: {', '.join(sorted(clashing))}")
+        raise UserError(f"a file of --corruptions has the name of another condition: {', '.join(sorted(clashing))}")
     found = {CLEAN: [Condition(CLEAN, 0, 0.0)]}
     for name in names:
         found[name] = _of_perturbation(name, config, severities)

@@ -15,7 +15,7 @@ from .conditions import CLEAN
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """A test sample, and the class that a network takes it for."""
+    """A test sample, and the class that a network predicts for it."""
 
     index: int
     label: int
@@ -37,8 +37,8 @@ class Result:
     loss_std: float | None
     loss_draws: list[float]
     times_correct: list[int]  # for each sample, the number of draws that classified it correctly
-    confusion: list[list[float]] | None = None  # [class][taken for], in samples per draw; of "clean" alone
-    worst: list[Mistake] | None = None  # the samples of the highest loss; of "clean" alone
+    confusion: list[list[float]] | None = None  # [class][predicted class], in samples per draw; for "clean" only
+    worst: list[Mistake] | None = None  # the samples with the highest loss; for "clean" only
 
     def as_json(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
@@ -52,10 +52,28 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
+class Identity:
+    """All that the results of a snapshot depend on; stored results with the same identity are reused."""
+
+    dataset: str  # its name
+    test_images: int
+    data_checksums: list[int]  # CRC-32 of the test and of the validation samples
+    snapshot: str  # its path
+    checksum: int  # CRC-32 of the file
+    network: dict[str, Any]  # its settings, by name
+    training_seed: int | None
+    seed: int
+    minibatch: int
+    fold: int
+    device: str
+    provenance: dict[str, Any]  # as of `provenance()`
+
+
+@dataclasses.dataclass(frozen=True)
 class SnapshotResults:
     """The results of one snapshot."""
 
-    identity: dict[str, Any]  # all that the results depend on, as plain data
+    identity: Identity
     is_noisy: bool
     reports: dict[str, Any]  # by the key of the measurement
 
@@ -71,13 +89,13 @@ class SnapshotResults:
     @property
     def seed(self) -> int | str:
         """The training seed; a dash if it is not known."""
-        seed = self.identity["training_seed"]
+        seed = self.identity.training_seed
         return "-" if seed is None else seed
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupAccuracy(SeedInterval):
-    """Accuracy of a group in one test, over seeds."""
+    """Accuracy of a group under one condition, over seeds."""
 
     draws_std: float | None  # over noise draws, mean over snapshots; None for single draws
 
@@ -100,26 +118,29 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One test at one strength."""
+    """One condition, or the mean over the strengths of a perturbation."""
 
     test: str
     of: str  # the meaning of the strength
     severity: int | None
     strength: float | None
+    attack: str | None  # its name, which is in that of the test too; None: a perturbation
+    norm: str | None  # of the attack
 
 
 @dataclasses.dataclass(frozen=True)
 class Row(Key):
-    """The results of all groups in one test at one strength, or in the mean of a test over its strengths."""
+    """The results of all groups under one condition, or in the mean over the strengths of a perturbation."""
 
     reliable: bool  # False where a gate of the attacks failed
     groups: dict[str, GroupAccuracy]
     differences: list[Difference]
-    is_mean: bool = False  # then severity and strength mean nothing
+    is_mean: bool = False  # severity and strength are then meaningless
 
     def as_json(self) -> dict[str, Any]:
         """As in results.json, where groups are called kinds."""
         row = dataclasses.asdict(self)
+        del row["attack"], row["norm"]
         row["kinds"], row["differences"] = row.pop("groups"), row.pop("differences")
         if row.pop("is_mean"):
             del row["severity"], row["strength"]
@@ -130,13 +151,37 @@ class Row(Key):
 
 
 @dataclasses.dataclass(frozen=True)
+class Machine:
+    """What an evaluation ran on."""
+
+    processor: str
+    torch: str  # its version
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """The content of results.json, where groups are called kinds; docs/results.schema.json describes it."""
+
+    format: int
+    dataset: str  # its name
+    command: list[str]
+    machine: Machine
+    provenance: dict[str, Any]
+    kinds: dict[str, list[dict[str, Any]]]  # {group: [{"identity": ..., measurement: its summary}, ...]}
+    tests: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    ensembles: dict[str, list[dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """All results of one call of a testing script."""
 
     dataset: Dataset
     groups: dict[str, list[SnapshotResults]]  # {group: the results of its snapshots}
-    rows: list[Row]  # every test and strength that all snapshots have
-    summary: list[Row]  # the mean of each test over its strengths
+    rows: list[Row]  # every condition that all snapshots have
+    summary: list[Row]  # the mean of each perturbation over its strengths
     ensembles: dict[str, list[CurvePoint]]  # scores of ensembles of a group's snapshots
     picture: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
 

@@ -23,7 +23,7 @@ from .measurements.perturbations import Perturbations
 from .measurements.pictures import Pictures
 from .measurements.uncertainty import Uncertainty, ensembles_of_snapshots
 from .report.page import render
-from .results import Evaluation, SnapshotResults
+from .results import Document, Evaluation, Machine, SnapshotResults
 from .snapshot import FoldHalved, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ Groups = dict[str, list[Snapshot]]
 Results = dict[str, list[SnapshotResults]]
 
 
-def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None) -> Results:
+def run_evaluation(
+    config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None
+) -> Results:
     """Evaluate the snapshot, or the groups of `compare`, of a configuration; write results.json and report.html.
 
     Returns:
@@ -47,7 +49,7 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
         raise UserError("which checkpoint? Give --snapshot PATH, or --compare GROUP=PATH,PATH GROUP=PATH,PATH")
     groups = {}
     for group, paths in parse_groups(config.compare).items():
-        # results are stored beside each snapshot; --out is for the report alone
+        # results are stored beside each checkpoint; --out is for the report alone
         configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
         groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
     if config.snapshot:
@@ -66,38 +68,44 @@ def run_tests(config: EvaluationConfig, dataset: Dataset, other_datasets: dict[s
 
 
 def evaluate(snapshot: Snapshot) -> SnapshotResults:
-    """Make, write and log all measurements that are asked for, or reuse those stored by an earlier run.
+    """Make, store and log all requested measurements, or reuse those that an earlier run stored.
 
-    All have the same fold: if one runs out of memory and halves it, all are repeated, and later runs begin with it.
+    All use the same fold: if one runs out of memory and halves it, all are repeated, and later runs start with it.
 
     Raises:
         UserError: if memory does not suffice for a single draw.
     """
-    asked, config = snapshot.folder, snapshot.config
+    asked = snapshot.folder
     if fits := asked.report(FOLD, lambda content: int(content["fits"])):
         why = f"an earlier run ran out of memory with a larger one ({asked.path / FOLD}.json)"
         logger.info("using --fold %d: %s", fits, why)
         snapshot.keep_fold(fits)
     while True:
         try:
-            wanted = [one for one in MEASUREMENTS if not one.setting or getattr(config, one.setting)]
-            reports = {one.key: one.run(snapshot) for one in wanted}
+            return _measure(snapshot)
         except FoldHalved as error:
-            (fold,) = error.args
-            logger.warning("everything is measured again with --fold %d", fold)
+            logger.warning("everything is measured again with --fold %d", error.fold)
             snapshot.folder.restore()
-            asked.write_report(FOLD, {"fits": fold})
-            snapshot.keep_fold(fold)
-            continue
+            asked.write_report(FOLD, {"fits": error.fold})
+            snapshot.keep_fold(error.fold)
         except torch.OutOfMemoryError as error:
-            sizes = f"lower --minibatch (now {config.minibatch}) or, for attacks, --fold (now {snapshot.forward.fold})"
+            minibatch, fold = snapshot.config.minibatch, snapshot.forward.fold
+            sizes = f"lower --minibatch (now {minibatch}) or, for attacks, --fold (now {fold})"
             raise UserError(f"out of memory, even for a single noise draw: {sizes}") from error
-        found = {key: report for key, report in reports.items() if report is not None}
-        return SnapshotResults(snapshot.folder.identity, snapshot.is_noisy, found)
+
+
+def _measure(snapshot: Snapshot) -> SnapshotResults:
+    reports = {}
+    for measurement in MEASUREMENTS:
+        if not measurement.setting or getattr(snapshot.config, measurement.setting):
+            report = measurement.run(snapshot)
+            if report is not None:
+                reports[measurement.key] = report
+    return SnapshotResults(snapshot.identity, snapshot.is_noisy, reports)
 
 
 def check_comparable(groups: Groups) -> None:
-    """UserError for a network given twice, or other test samples; a warning for a training seed given twice."""
+    """UserError for a network given twice, or different test samples; a warning for a training seed given twice."""
     first = next(iter(groups.values()))[0]
     for group, snapshots in groups.items():
         by_checksum: dict[int, Snapshot] = {}
@@ -107,7 +115,7 @@ def check_comparable(groups: Groups) -> None:
                 raise UserError(f"--compare: two snapshots of {group} are the same network: {same.path} and {one.path}")
             if not torch.equal(one.test.labels, first.test.labels):
                 paths = f"{first.path} and {one.path}"
-                raise UserError(f"--compare: these were trained with other splits, so their tests differ: {paths}")
+                raise UserError(f"--compare: {paths} were trained with different splits, so their test samples differ")
         seeds = [one.trained.seed for one in snapshots]
         if len(set(seeds)) < len(seeds):
             logger.warning("%s: snapshots of the same training seed count as different seeds: %s", group, seeds)
@@ -125,7 +133,7 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
         folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
         how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
         logger.info("%s", "\n".join([table(rows), how, *verdicts(summary)]))
-    write_text_atomically(folder / "results.json", json.dumps(document, indent=1) + "\n")
+    write_text_atomically(folder / "results.json", json.dumps(dataclasses.asdict(document), indent=1) + "\n")
     sections = []
     for measurement in MEASUREMENTS:
         sections += measurement.sections(evaluation)
@@ -133,24 +141,23 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     logger.info("results: %s\nreport: %s", folder / "results.json", folder / "report.html")
 
 
-def _document(evaluation: Evaluation, device: torch.device) -> dict[str, Any]:
-    """The content of results.json, where groups are called kinds; docs/results.schema.json describes it."""
+def _document(evaluation: Evaluation, device: torch.device) -> Document:
     kinds: dict[str, list[dict[str, Any]]] = {}
     for group, one in evaluation.snapshots():
         summaries = {}
         for measurement in MEASUREMENTS:
             if measurement.key in one.reports:
                 summaries[measurement.key] = measurement.summary(one.reports[measurement.key])
-        kinds.setdefault(group, []).append({"identity": one.identity, **summaries})
+        kinds.setdefault(group, []).append({"identity": dataclasses.asdict(one.identity), **summaries})
     ensembles = {group: [point.as_json() for point in curve] for group, curve in evaluation.ensembles.items()}
-    return {
-        "format": 2,
-        "dataset": evaluation.dataset.name,
-        "command": sys.argv,
-        "machine": {"processor": processor(device), "torch": torch.__version__, "threads": torch.get_num_threads()},
-        "provenance": provenance(),
-        "kinds": kinds,
-        "tests": [row.as_json() for row in evaluation.rows],
-        "summary": [row.as_json() for row in evaluation.summary],
-        "ensembles": ensembles,
-    }
+    return Document(
+        format=2,
+        dataset=evaluation.dataset.name,
+        command=sys.argv,
+        machine=Machine(processor(device), torch.__version__, torch.get_num_threads()),
+        provenance=provenance(),
+        kinds=kinds,
+        tests=[row.as_json() for row in evaluation.rows],
+        summary=[row.as_json() for row in evaluation.summary],
+        ensembles=ensembles,
+    )

@@ -11,28 +11,33 @@ import torch
 from torch import Tensor
 
 from tools import inference
-from tools.config.evaluate import EvaluationConfig
+from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.train import Dataset
 from tools.data.corruptions import CorruptionFolder
-from tools.data.parts import LabelledParts
+from tools.data.parts import Labelled, LabelledParts
 from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
-from tools.networks import NETWORK_SETTINGS, load_snapshot, memory_format
+from tools.networks import load_snapshot, memory_format
 from tools.probes.hooks import is_noisy
 from tools.runtime.device import set_up_torch
 from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
 
 from .conditions import conditions
+from .results import Identity
 from .stored import ResultFolder
 
 
 class FoldHalved(Exception):
-    """The fold of an evaluation needs too much memory; the argument is the next one to try."""
+    """The fold of an evaluation needs too much memory; `fold` is the next one to try."""
+
+    def __init__(self, fold: int) -> None:
+        super().__init__(fold)
+        self.fold = fold
 
 
 class SteadyForwardPass(ForwardPass):
-    """A forward pass that ends the measurement when its fold is halved, as another fold changes the order of draws."""
+    """A forward pass that ends the measurement when its fold is halved, which changes the order of draws."""
 
     def halve(self) -> None:
         super().halve()
@@ -40,9 +45,11 @@ class SteadyForwardPass(ForwardPass):
 
 
 class Snapshot:
-    """One checkpoint's network with the data to test it on.
+    """One checkpoint's network with the data to evaluate it on.
 
     Args:
+        config: `config.snapshot` is the path of the checkpoint.
+        dataset: that of the script; a checkpoint of ours must have been trained on it.
         other_datasets: {name: data set}, for `config.ood`.
 
     Raises:
@@ -52,16 +59,20 @@ class Snapshot:
 
     def __init__(self, config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None):
         if config.ood and not config.uncertainty:
-            raise UserError("--ood is a test of uncertainty: give --uncertainty too")
+            raise UserError("--ood evaluates uncertainty: give --uncertainty too")
         if config.attack_preset and not dataset.has_pixels:
             raise UserError(f"--attack_preset is for images, {dataset.name} has events")
-        self.config, self.path, self.dataset, self.corruptions = config, config.snapshot, dataset, None
-        if config.corruptions:
-            self.corruptions = CorruptionFolder(config.corruptions, dataset.input_shape(config), dataset.num_classes)
-        corrupted = self.corruptions.names if self.corruptions else ()
-        self.conditions = conditions(config, dataset.has_pixels, corrupted)
+        self.config = config
+        self.path = config.snapshot
+        self.dataset = dataset
         self.device = set_up_torch(config.device, config.threads)
         self.net, self.trained = load_snapshot(config, dataset)
+        self.corruptions = None
+        if config.corruptions:
+            shape = dataset.input_shape(self.trained)
+            self.corruptions = CorruptionFolder(config.corruptions, shape, dataset.num_classes)
+        corrupted = self.corruptions.names if self.corruptions else ()
+        self.conditions = conditions(config, dataset.has_pixels, corrupted)
         layout = memory_format(self.trained)
         self.net.to(self.device, memory_format=layout)
         self.forward = SteadyForwardPass(self.device, self.trained.timestep, self.trained.amp, config.fold)
@@ -78,7 +89,7 @@ class Snapshot:
         """A seed that depends on `--seed` and the purpose alone, so that all networks share it."""
         return derived_seed(self.config.seed, "evaluation", *purpose)
 
-    def predict(self, data: Any, *purpose: str | int, **options: Any) -> tuple[Tensor, Tensor]:
+    def predict(self, data: Labelled, *purpose: str | int, **options: Any) -> tuple[Tensor, Tensor]:
         """Predictions as of `predict_all`; all networks have the same noise for the same purpose."""
         batches = data.batches(**self.batch_options)
         with seeded_noise(self.device, self.seed(*purpose)):
@@ -94,7 +105,7 @@ class Snapshot:
         chosen = {name: getattr(self.config, name) for name in ("data_root", "download", "workers", "lenient")}
         return dataset.load(dataclasses.replace(self.trained, **chosen))
 
-    def _load_outside(self, others: dict[str, Dataset]) -> Any:
+    def _load_outside(self, others: dict[str, Dataset]) -> Labelled:
         """The test part of another data set with inputs of the same shape."""
         possible = sorted(others.keys() - {self.dataset.name})
         if self.config.ood not in possible:
@@ -115,30 +126,26 @@ class Snapshot:
                     checksums[index] = zlib.crc32(values.contiguous().numpy().data, checksums[index])
         return checksums
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All that results depend on; stored results with the same identity are reused."""
-        return {
-            "dataset": self.dataset.name,
-            "test_images": len(self.test),
-            "data_checksums": self._data_checksums,
-            "snapshot": self.path,
-            "checksum": self.checksum,
-            "network": {name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
-            "training_seed": self.trained.seed,
-            "seed": self.config.seed,
-            "minibatch": self.config.minibatch,
-            "fold": self.forward.fold,
-            "device": str(self.device),
-            "provenance": provenance(),
-        }
-
     def keep_fold(self, fold: int) -> None:
-        """Measure with a fold that memory allows, which becomes part of the results' identity."""
+        """Use a fold that fits into memory; it is part of the identity of the results."""
         self.forward.fold = fold
+        self.identity = Identity(
+            dataset=self.dataset.name,
+            test_images=len(self.test),
+            data_checksums=self._data_checksums,
+            snapshot=self.path,
+            checksum=self.checksum,
+            network={name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
+            training_seed=self.trained.seed,
+            seed=self.config.seed,
+            minibatch=self.config.minibatch,
+            fold=fold,
+            device=str(self.device),
+            provenance=provenance(),
+        )
         snapshot, config = Path(self.path), self.config
         beside = snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
         of_points = {name: getattr(config, name) for name in ("draws", "n_ensembles", "adv_draws")}
         of_points["corruptions"] = self.corruptions.stamps() if self.corruptions else []
         suffix = f"-k{config.n_ensembles}" if config.n_ensembles > 1 else ""
-        self.folder = ResultFolder(config.out or beside, self.identity, of_points, suffix)
+        self.folder = ResultFolder(config.out or beside, dataclasses.asdict(self.identity), of_points, suffix)

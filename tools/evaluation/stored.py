@@ -1,4 +1,4 @@
-"""JSON results with a cache key: reused when identity and checksum match."""
+"""Stored results, in JSON: reused if identity and checksum match."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ class ResultFolder:
     """The stored results of one snapshot.
 
     Args:
-        path: of the folder, which the first result makes.
+        path: the folder; made when the first result is written.
         identity: all that results depend on. Only "snapshot", a path, may differ. "provenance" has the git revision, so
             results of other code are not reused.
         of_points: what else the results of perturbations depend on; reports do not.
@@ -28,7 +28,9 @@ class ResultFolder:
     """
 
     def __init__(self, path: str | Path, identity: Content, of_points: Content, suffix: str = ""):
-        self.path, self.identity, self.suffix = Path(path), identity, suffix
+        self.path = Path(path)
+        self.identity = identity
+        self.suffix = suffix
         self.identity_of_points = {**identity, **of_points}
         self.replaced: dict[Path, str] = {}  # the former content of overwritten files
 
@@ -84,13 +86,17 @@ class ResultFolder:
                 logger.warning("%s is damaged; its results are measured again", path)
                 return None
             source = content["identity"]["provenance"]["git"]
-            is_same = {**content["identity"], "snapshot": identity["snapshot"]} == identity
+            is_same = _without_path(content["identity"]) == _without_path(identity)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # not of this version
             return None
-        # Of modified or unknown code nothing is reused.
+        # Results of modified or unknown code are never reused.
         if source == "unknown" or source.endswith("-dirty") or not is_same:
             return None
         return read(content)
+
+
+def _without_path(identity: Content) -> Content:
+    return {name: value for name, value in identity.items() if name != "snapshot"}
 
 
 def _none_last(key: tuple[int | None, float | None]) -> list[tuple[bool, float]]:

@@ -65,7 +65,7 @@ def read_last(folder: str | Path) -> tuple[Path, dict]:
         try:
             return path, read(path)
         except CheckpointError as error:
-            logger.warning("%s; looking for the one before", error)
+            logger.warning("%s; trying the previous one", error)
             problems.append(str(error))
     if problems:
         raise CheckpointError("; ".join(problems))
@@ -123,7 +123,7 @@ def read(path: str | Path) -> dict:
 
 
 def is_ours(content: dict) -> bool:
-    """Whether a checkpoint is of a run of this code; that of another loop may have a configuration too."""
+    """Whether this code saved the checkpoint; one of another loop may have a "config" too."""
     return "config" in content and type(content.get("format")) is int
 
 
@@ -132,7 +132,7 @@ def load_weights(
 ) -> list[str]:
     """Copy `weights`, as read from `path`, into a network; `rename` turns a key of the network into one of `weights`.
 
-    Returns what the network says about weights that were saved with other settings, or do not say with which.
+    Returns the warnings of the network about weights that were saved with other, or unknown, settings.
 
     Raises:
         CheckpointError: naming missing and unexpected keys, and shapes that do not fit.

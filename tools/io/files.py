@@ -84,7 +84,7 @@ def alone_in(folder: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is at work in {folder}") from error
+            raise UserError(f"another process is using {folder}") from error
         yield
 
 

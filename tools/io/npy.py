@@ -1,4 +1,4 @@
-"""NumPy files from anyone: nothing in them is executed, no memory is allocated merely because a header claims it."""
+"""Read untrusted NumPy files: no code in them is run, and no memory is allocated just because a header claims it."""
 
 import math
 import zipfile
@@ -15,7 +15,7 @@ from .files import is_folder_or_device
 def check_npy(file: IO[bytes], size: int) -> tuple[int, ...]:
     """Check the header of an open .npy file of `size` bytes, and return the shape of its array.
 
-    UserError if it is damaged, of an array of Python objects, or the file is not exactly as long as it says.
+    UserError if it is damaged, describes Python objects, or does not match the length of the file.
     """
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint from anyone, before and after PyTorch reads it.
+"""Checks of an untrusted checkpoint, before and after PyTorch reads it.
 
 `torch.load(weights_only=True)` runs no code of a file. But it unpacks whatever an archive claims to hold, allocates
 arrays of any size that a pickle asks for, and accepts structures that contain themselves.
@@ -23,7 +23,7 @@ _SHARING = 4  # most bytes of tensors per byte of the file: they may share memor
 
 
 def checked_archive(file: BinaryIO) -> io.BytesIO:
-    """A copy of an archive of `torch.save`, after checking it; exceptions of many kinds if it is forged or damaged.
+    """A checked copy of an archive of `torch.save`; UserError, or an exception of any kind, if it is forged or damaged.
 
     Python and PyTorch read a zip archive differently: a forged one may have two directories, one for each.
     So PyTorch gets what Python has found in it, not the file.
@@ -109,7 +109,7 @@ def check_content(content: object, size: int) -> None:
     """Raise UserError unless `content` is a dictionary of dense tensors and plain data, in dictionaries and lists.
 
     The `size` of the file, in bytes, limits the number of items and the bytes of tensors. Attributes of dictionaries
-    are removed, but for the metadata of state dictionaries.
+    are removed, except for the metadata of state dictionaries.
     """
     if not isinstance(content, dict):
         raise UserError(f"it holds a {type(content).__name__}, not a dictionary")

@@ -1,7 +1,7 @@
 """The weights of a network, wherever they are in a checkpoint from elsewhere."""
 
 import dataclasses
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 
@@ -9,7 +9,7 @@ import torch
 
 from tools.errors import UserError
 
-USUAL = ("net", "model", "state_dict", "model_state_dict")  # names in a checkpoint, those that go before others first
+USUAL = ("net", "model", "state_dict", "model_state_dict")  # names in a checkpoint, in order of preference
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # in keys of torch.compile and others
 _DEEPEST = 8  # most dictionaries within each other, and parts of a prefix: the file may come from a stranger
 
@@ -51,9 +51,9 @@ class Place:
 def places(
     content: dict, keys: Iterable[str], rename: Callable[[str], str] = str, wrappers: Collection[str] = WRAPPERS
 ) -> list[Place]:
-    """Everywhere in a checkpoint where weights of these keys are, by the names that `rename` gives them.
+    """All places in a checkpoint that hold weights with these keys, as renamed by `rename`.
 
-    Parts of names that are among the `wrappers` are taken out. UserError if that makes two names one.
+    Parts of names that are among the `wrappers` are removed; UserError if two names then coincide.
     """
     names, found = {rename(key) for key in keys}, []
     for entry, tensors in entries(content):
@@ -70,12 +70,13 @@ def places(
 
 def entries(content: dict) -> Iterator[tuple[tuple[str, ...], dict]]:
     """The dictionaries in a checkpoint, itself among them, that have tensors; outer ones first."""
-    waiting = [((), content)]
-    for entry, found in waiting:  # grows meanwhile
+    waiting = deque([((), content)])
+    while waiting:
+        entry, found = waiting.popleft()
         if any(isinstance(value, torch.Tensor) for value in found.values()):
             yield entry, found
-        inner = found.items() if len(entry) < _DEEPEST else ()
-        waiting += [((*entry, str(name)), value) for name, value in inner if isinstance(value, dict)]
+        if len(entry) < _DEEPEST:
+            waiting += [((*entry, str(name)), value) for name, value in found.items() if isinstance(value, dict)]
 
 
 def _without(wrappers, tensors):
@@ -86,6 +87,6 @@ def _without(wrappers, tensors):
 
     found = OrderedDict((bare(key), value) for key, value in tensors.items())
     if len(found) < len(tensors):
-        raise UserError("it has several weights of one name: with and without a prefix of a wrapper")
+        raise UserError("two of its weights have the same name without the prefix of a wrapper")
     found._metadata = {bare(layer): one for layer, one in getattr(tensors, "_metadata", {}).items()}
     return found

@@ -1,6 +1,6 @@
 """Perturbations by name: of pixels, of events, inside the network, by an attack.
 
-Each has its entry above its function. All are seeded, so that compared networks meet the same draws.
+The decorator of each function enters it into the table. All are seeded, so that compared networks get the same draws.
 """
 
 from tools.attacks.gradients import direct_optimisation

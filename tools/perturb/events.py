@@ -1,8 +1,8 @@
 """Perturbations of raw event streams, before they are framed. Pure functions, seeded.
 
 All are called as f(events [N], strength, random, size): `events` of dtype `EVENT`, in the order of time and on the
-sensor; `size` (width, height) of the sensor in pixels. They return a new array [M], in the order of time; events of one
-microsecond keep their order. Strength 0 changes nothing. A number of events or pixels is exact, round(share * N).
+sensor; `size` (width, height) of the sensor in pixels. They return a new array [M], in the order of time; events of the
+same microsecond keep their order. Strength 0 changes nothing. Shares are exact: round(share * N) events or pixels.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from tools.data.events import EVENT
 from .perturbation import Perturbation, entry
 
 Size = tuple[int, int]
-HOT_PIXEL_RATE_HZ = 100.0
+HOT_PIXEL_RATE_HZ = 100.0  # our choice: 20 times the strongest background activity
 PERTURBATIONS: dict[str, Perturbation] = {}
 _entry = partial(entry, PERTURBATIONS, "events")
 _share = partial(entry, PERTURBATIONS, "events", highest=1)
@@ -47,12 +47,12 @@ def in_time_order(events: ndarray) -> ndarray:
 
 
 def fire(events: ndarray, where: ndarray, rate_hz: float, random: Generator, size: Size) -> ndarray:
-    """New events of Poisson processes at pixels `where` (y * width + x), as long as `events`; all OFF, not sorted."""
+    """New events of Poisson processes at pixels `where` (y * width + x) while `events` last; all OFF, unsorted."""
     microseconds = duration(events)
     where = np.repeat(where, random.poisson(rate_hz * microseconds * 1e-6, len(where)))
     new = np.zeros(len(where), EVENT)
     new["y"], new["x"] = np.divmod(where, size[0])
-    if microseconds:  # otherwise there are no new events, and maybe no first event
+    if microseconds:  # otherwise there are no new events, and perhaps no first event
         new["t"] = events["t"][0] + random.integers(0, microseconds, len(new), endpoint=True)
     return new
 
@@ -103,7 +103,7 @@ def background_activity(events: ndarray, rate_hz: float, random: Generator, size
 
 @_share("hot_pixels", "pixel_fraction", "fraction of hot pixels", (0.001, 0.003, 0.01, 0.03, 0.1))
 def hot_pixels(events: ndarray, fraction: float, random: Generator, size: Size) -> ndarray:
-    """A fraction of the pixels fire, as Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity."""
+    """Make a fraction of the pixels fire, as Poisson processes of `HOT_PIXEL_RATE_HZ`, each of one polarity."""
     width, height = size
     hot = choose(width * height, fraction, random)
     bright = random.random((height, width)) < 0.5  # a pixel's leak has one sign

@@ -32,7 +32,16 @@ class Perturbation:
 def entry(
     table: dict[str, Perturbation], where: str, name: str, flag: str, unit: str, severities: tuple, **more: Any
 ) -> Callable[..., Any]:
-    """Decorator that enters a function into a table as a `Perturbation`, whose other fields are in `more`."""
+    """Decorator that enters a function into a table as a `Perturbation`.
+
+    Args:
+        table: of the perturbations of one family, by name.
+        where, flag, unit, severities, more: fields of `Perturbation`.
+        name: as in --perturbation and in results.
+
+    Raises:
+        ValueError: for a name that the table has already.
+    """
 
     def enter(apply: Callable[..., Any]) -> Callable[..., Any]:
         if name in table:

@@ -22,7 +22,7 @@ class FiringRates:
 
     def add(self, layer: str, spikes: Tensor) -> None:
         """Add the spikes [T, B, ...] of one call of a layer."""
-        while torch._C._functorch.is_functorch_wrapped_tensor(spikes):  # by torch.vmap: the samples of all calls
+        while torch._C._functorch.is_functorch_wrapped_tensor(spikes):  # under torch.vmap: samples of all calls
             spikes = torch._C._functorch.get_unwrapped(spikes)
         if not spikes.numel() or is_run_again():  # they have no mean, or have been counted
             return
@@ -49,8 +49,8 @@ class FiringRates:
 def firing_rates(net: nn.Module) -> Iterator[FiringRates]:
     """Context manager: record the rates of every neuron layer in the block, to be read in it or after it.
 
-    Calls of `run` and `step` count too. In the block nothing runs compiled. In threads and tasks with blocks of their
-    own, each has the rates of its own calls.
+    Calls of `run` and `step` count too. In the block nothing runs compiled. A thread or task that opens its own block
+    records only its own calls.
     """
     record = FiringRates()
     with neuron_hooks(net, lambda layer, neuron, spikes, continues: record.add(layer, spikes)):

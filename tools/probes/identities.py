@@ -1,5 +1,6 @@
 """Identity paths: where the code of a network adds an activation that is not a current."""
 
+import dataclasses
 import functools
 import os
 import sys
@@ -52,8 +53,16 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def _is_current(source: str | None) -> bool:
-    return source is not None and source.endswith("()")
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the values of a tensor come from."""
+
+    kind: str  # "constant", "current", "spikes" or "other"
+    module: str = ""  # whose current or spikes they are
+
+
+CONSTANT = Source("constant")
+OTHER = Source("other")
 
 
 def _place() -> tuple[Any, int]:
@@ -67,9 +76,8 @@ def _place() -> tuple[Any, int]:
 class IdentityPaths(TorchFunctionMode):
     """Watches every operation on tensors, and finds the identity paths among the additions (see `count_operations`).
 
-    `sources` maps storages, so that it knows views too, to where they come from: "<module>()" for a current, the
-    neuron's name for spikes, None for a constant; "", for other activations, is the default. Weak references keep the
-    addresses of storages from being used again, but not their memory.
+    `sources` maps storages, so that it knows views too; `OTHER` is the default. Weak references keep the addresses of
+    storages from being used again, but not their memory.
 
     Args:
         found: called with the name of an identity path and each activation on it.
@@ -82,16 +90,16 @@ class IdentityPaths(TorchFunctionMode):
         self.neurons = {name for name, _ in spiking_neurons(net)}
         self.running: list[str] = []  # names of the modules whose forward pass has begun
         self.identities: dict[str, list[Any]] = {}  # {module: places of its identity paths}
-        self.sources: dict[int, tuple[StorageWeakRef, str | None]] = {}
+        self.sources: dict[int, tuple[StorageWeakRef, Source]] = {}
 
     def start(self) -> None:
         """Begin a forward pass."""
         self.sources.clear()
         for constant in (*self.net.parameters(), *self.net.buffers()):
-            self._note(constant, None)
+            self._note(constant, CONSTANT)
 
     def begin(self, name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of a module, after its name."""
+        """Forward pre-hook of the module called `name`."""
         self.running.append(name)
 
     def end(self, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
@@ -99,7 +107,7 @@ class IdentityPaths(TorchFunctionMode):
         name = self.running.pop()
         if name in self.neurons:
             for spikes in _tensors(output):
-                self._note(spikes, name)
+                self._note(spikes, Source("spikes", name))
 
     def within(self, name: str, neuron: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
         """A method of a neuron, treated as a forward pass of the neuron."""
@@ -117,7 +125,8 @@ class IdentityPaths(TorchFunctionMode):
         return call
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
         if not self.running or not self.neurons.isdisjoint(self.running):
             return func(*args, **kwargs)
         sources = [self._source(x) for x in _tensors([args, kwargs])]
@@ -129,28 +138,32 @@ class IdentityPaths(TorchFunctionMode):
         if name in ADDITIONS and len(operands) == 2 and self._are_activations(operands):
             self._report(operands)
         result = func(*args, **kwargs)
-        currents = [source for source in sources if _is_current(source)]
-        others = [source for source in sources if source is not None and source not in currents]
+        currents = [source for source in sources if source.kind == "current"]
+        others = [source for source in sources if source.kind in ("spikes", "other")]
         if name in SYNAPSES or (name in NORMS and not currents):
-            currents = [f"{self.running[-1]}()"]
+            currents = [Source("current", self.running[-1])]
         for x in _tensors(args[0] if name == "__setitem__" else result):
             if currents and x.is_floating_point():
                 self._note(x, currents[0])
-            else:  # a comparison of a current makes spikes
-                self._note(x, others[0] if others else "" if currents else None)
+            elif others:
+                self._note(x, others[0])
+            elif currents:  # a comparison of a current makes spikes
+                self._note(x, OTHER)
+            else:
+                self._note(x, CONSTANT)
         return result
 
     def _are_activations(self, operands: list[Any]) -> bool:
         for x in operands:
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.shape != operands[0].shape or not x.dim():
                 return False
-        return all(self._source(x) is not None for x in operands)
+        return all(self._source(x) != CONSTANT for x in operands)
 
     def _report(self, operands: list[Tensor]) -> None:
         name, sources = self.running[-1], [self._source(x) for x in operands]
         places = self.identities.setdefault(name, [])
         for index, x in enumerate(operands):
-            if _is_current(sources[index]):
+            if sources[index].kind == "current":
                 continue
             place = (*_place(), index, *sources)  # sources too: a loop over layers has one place, but several paths
             if place not in places:
@@ -158,11 +171,12 @@ class IdentityPaths(TorchFunctionMode):
             number = places.index(place) + 1
             self.found(f"{name}.identity{number if number > 1 else ''}".lstrip("."), x)
 
-    def _source(self, x: Tensor) -> str | None:
+    def _source(self, x: Tensor) -> Source:
         if isinstance(x, nn.Parameter):
-            return None
-        return self.sources.get(StorageWeakRef(x.untyped_storage()).cdata, (None, ""))[1]
+            return CONSTANT
+        _, source = self.sources.get(StorageWeakRef(x.untyped_storage()).cdata, (None, OTHER))
+        return source
 
-    def _note(self, x: Tensor, source: str | None) -> None:
+    def _note(self, x: Tensor, source: Source) -> None:
         reference = StorageWeakRef(x.untyped_storage())
         self.sources[reference.cdata] = (reference, source)

@@ -1,7 +1,8 @@
-"""Synaptic operations of a spiking network and their energy, beside those of the same network with ReLU."""
+"""Synaptic operations of a spiking network and their energy, next to those of the same network with ReLU."""
 
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crits.watching import stream_step
 from tools.errors import UserError
 
 from .hooks import in_one_thread, spiking_neurons
@@ -81,16 +83,18 @@ class Operations:
 
     def __init__(self) -> None:
         self.samples = 0
-        self._batch, self._steps = 1, 0  # samples and time steps of the forward pass; 0: unknown
+        self._batch = 1  # samples of the forward pass
+        self._steps: int | None = None  # its time steps; None: unknown
         self._paths: dict[str, _Connections] = {}
 
-    def begin(self, x: Tensor, batch_dim: int, timesteps: int | None) -> None:
-        """Begin a forward pass with input `x`."""
-        self._batch, self._steps = x.shape[batch_dim], timesteps or (x.shape[0] if batch_dim == 1 else 0)
-        self.samples += self._batch
+    def begin(self, x: Tensor, batch_dim: int, timesteps: int | None, is_new: bool = True) -> None:
+        """Begin a forward pass with input `x`, of new samples or of the next step of those before."""
+        self._batch = x.shape[batch_dim]
+        self._steps = x.shape[0] if timesteps is None and batch_dim == 1 else timesteps
+        self.samples += self._batch if is_new else 0
 
     def add(self, name: str, layer: nn.Module | None, args: tuple[Tensor]) -> None:
-        """Forward pre-hook of a convolution or linear layer, after its name; without a layer: of an identity path."""
+        """Forward pre-hook of the layer called `name`; without a layer, one call of an identity path."""
         x = args[0]
         if name not in self._paths:
             fan_out = _fan_out(name, layer, x)
@@ -100,14 +104,20 @@ class Operations:
 
     def _size(self, name: str, x: Tensor) -> int:
         """Elements of one sample and time step of `x`, which is [T, B, ...], [T * B, ...] or [B, ...]."""
-        in_steps = x.shape[0] == self._steps if self._steps else x.shape[0] != self._batch
-        if x.dim() > 2 and x.shape[1] == self._batch and in_steps:
+        first = x.shape[0]
+        if self._steps is None:
+            may_be_steps = first != self._batch
+            may_be_samples = first % self._batch == 0
+        else:
+            may_be_steps = first == self._steps
+            may_be_samples = first in (self._batch, self._steps * self._batch)
+        if may_be_steps and x.dim() > 2 and x.shape[1] == self._batch:  # [T, B, ...]
             return x[0, 0].numel()
-        if x.shape[0] % self._batch or (self._steps and x.shape[0] not in (self._batch, self._steps * self._batch)):
-            known = "[T, B, ...], [T * B, ...] or [B, ...]"
-            found = f"{list(x.shape)}, in a batch of {self._batch}"
-            raise UserError(f"cannot count {name!r}: activations must be {known}, not {found}")
-        return x[0].numel()
+        if may_be_samples:  # [T * B, ...] or [B, ...]
+            return x[0].numel()
+        known = "[T, B, ...], [T * B, ...] or [B, ...]"
+        found = f"{list(x.shape)}, in a batch of {self._batch}"
+        raise UserError(f"cannot count {name!r}: activations must be {known}, not {found}")
 
     def cost(self) -> Cost:
         """The cost of one sample."""
@@ -131,7 +141,9 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
     two activations of one shape and one of them is not a current: each of its elements that is not zero is an operation
     of `<module>.identity` (`.identity2` for a second place in the module's code; a loop over steps repeats the same
     path). A current is the output of a convolution, linear layer or normalisation, and what is computed from it outside
-    of spiking neurons. Parameters, buffers and what is computed from them alone are not activations.
+    of spiking neurons. Parameters, buffers and values computed from them alone are not activations.
+
+    Each call of the network brings new samples; of a `models.Stream`, only its first step, from rest or in the block.
 
     Args:
         batch_dim: dimension of the samples in the network's input, 0 or 1. None: 0 with `timesteps`, and for
@@ -145,10 +157,17 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
     convolutions = [module for module in net.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     image_dim = len(convolutions[0].kernel_size) + 2 if convolutions else None
 
+    streams: weakref.WeakSet[Any] = weakref.WeakSet()
+
     def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         timesteps = kwargs.get("timesteps", args[1] if len(args) > 1 else None)
         default = 0 if timesteps is not None or args[0].dim() == image_dim else 1
-        record.begin(args[0], default if batch_dim is None else batch_dim, timesteps)
+        step, is_new = stream_step(), True
+        if step is not None and module in set(step.stream.net.modules()):
+            default = int(step.time_first)
+            is_new = step.stream not in streams or all(state is None for state in step.before)
+            streams.add(step.stream)
+        record.begin(args[0], default if batch_dim is None else batch_dim, timesteps, is_new)
         identities.start()
 
     with contextlib.ExitStack() as hooks:

@@ -2,31 +2,31 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
 from tools.data.events.pictures import first_of_each
+from tools.data.parts import Labelled
 from tools.inference import ForwardPass
+from tools.plots import subplots
 
-from .hooks import neuron_hooks
+from .hooks import Traces, neuron_hooks
 
 NEURONS_PER_LAYER = 24
 
 
 def picture_spikes(
-    path: Path, net: nn.Module, data: Any, names: Sequence[str], forward: ForwardPass, title: str
+    path: Path, net: nn.Module, data: Labelled, names: Sequence[str], forward: ForwardPass, title: str
 ) -> None:
     """Write a PNG with a raster of one sample of each class: time to the right, neurons upwards, a colour per layer.
 
     Args:
         net: in evaluation mode.
-        data: labelled test data: has labels, subset() and batches().
+        data: the test samples.
         names: of the classes, in the order of the labels.
     """
     shown = data.subset(first_of_each(data.labels))
@@ -34,8 +34,7 @@ def picture_spikes(
     layers = {layer: some_that_fire(spikes) for layer, spikes in record_spikes(net, inputs, forward).items()}
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.0 * rows + 0.8), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure, panels = subplots(3.2 * columns, 3.0 * rows + 0.8, rows, columns, grid=False, sharex=True, sharey=True)
     colours = {layer: matplotlib.colors.to_rgb(f"C{number % 10}") for number, layer in enumerate(layers)}
     for index, (label, axes) in enumerate(zip(labels.tolist(), panels.flat)):
         cells = []  # [N, T, RGB] each
@@ -60,16 +59,14 @@ def picture_spikes(
 
 @torch.no_grad()
 def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[str, Tensor]:
-    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer for one batch and one draw of the noise."""
-    found = {}
+    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer for one batch and one draw of the noise.
 
-    def keep(layer: str, neuron: nn.Module, spikes: Tensor, continues: bool) -> None:
-        spikes = spikes.float().cpu()
-        found[layer] = torch.cat([found[layer], spikes]) if continues and layer in found else spikes
-
-    with neuron_hooks(net, keep):
+    A neuron that is used again is "<layer>#2", and so on.
+    """
+    traces = Traces()
+    with neuron_hooks(net, lambda layer, neuron, spikes, continues: traces.add(layer, continues, spikes)):
         forward(net, inputs)
-    return found
+    return {layer: spikes for layer, (spikes,) in traces.found.items()}
 
 
 def some_that_fire(spikes: Tensor, count: int = NEURONS_PER_LAYER) -> Tensor:

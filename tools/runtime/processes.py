@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """The processes of a training, as seen from one of them; without torchrun there is only one.
+    """The processes of a training run, as seen from one of them; without torchrun there is only one.
 
     All processes must call the same methods in the same order, except for `is_first` and `part`.
     """
@@ -33,7 +33,10 @@ class Processes:
         return self.rank == 0
 
     def part(self, number: int) -> Tensor:
-        """Indices of this process's share of `number` samples: consecutive, and as even as possible."""
+        """Indices of this process's share of `number` samples: consecutive, and as even as possible.
+
+        UserError if there are fewer samples than processes.
+        """
         if number < self.count:
             raise UserError(f"{number} samples are too few for {self.count} processes")
         return torch.arange(number * self.rank // self.count, number * (self.rank + 1) // self.count)
@@ -108,8 +111,8 @@ class Processes:
 def joined(device: str = "auto") -> Iterator[Processes]:
     """Context manager: connect the processes that torchrun has started, if it has; `device` is that of --device.
 
-    Tensors on CUDA devices are exchanged by NCCL, those on the CPU by Gloo. Each process of a machine takes a CUDA
-    device of its own; UserError if there are too few.
+    Tensors on CUDA devices are exchanged by NCCL, those on the CPU by Gloo. Each process of a machine takes its own
+    CUDA device; UserError if there are too few.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -124,9 +127,8 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=LONGEST_WAIT, **_fresh_store())
     yield Processes(dist.get_rank(), dist.get_world_size())
-    # Not after an error, when other processes may wait for an exchange. A thread of Gloo that still lets go of the
-    # tensors of the last exchange while Python ends would abort the process: the barrier, which has none,
-    # gives it time.
+    # Not after an error, when other processes may wait for an exchange. The barrier gives a thread of Gloo time to
+    # release the tensors of the last exchange; if it did so while Python shuts down, the process would abort.
     dist.barrier()
     dist.destroy_process_group()
 
@@ -135,7 +137,7 @@ def _fresh_store():
     """Arguments of `init_process_group` for processes that torchrun may restart on one machine.
 
     Its store keeps the addresses of earlier processes, which would be tried again (PyTorch issue 135712), so each
-    restart gets a prefix of its own. On several machines the counts of restarts may differ: there, set
+    restart gets its own prefix. On several machines the counts of restarts may differ: there, set
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.
     """
     count, most = restarts()

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tools.analysis.statistics import SeedInterval, seed_interval
+from tools.plots import subplots
 
 
 def over_seeds(found: Sequence[Any]) -> dict[str, SeedInterval]:
@@ -27,17 +27,8 @@ def gains(found: Sequence[Any], others: Sequence[Any], keys: Iterable[str]) -> d
     return intervals
 
 
-def panels(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, np.ndarray]:
-    """A figure of a size in inches, and its panels [rows, columns]; options are those of `Figure.subplots`."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for one in axes.flat:
-        one.grid(alpha=0.3)
-    return figure, axes
-
-
 def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, draw: Callable, **options: Any) -> Figure:
-    """Draw quantities against the standard deviation of the noise; options are those of `Figure.subplots`.
+    """Plot quantities against the standard deviation of the noise; options are those of `Figure.subplots`.
 
     Args:
         quantities: (name, label, "linear" or "log") of each row.
@@ -45,7 +36,7 @@ def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, dra
         draw: (panel, name of the quantity, content) -> None.
     """
     count = len(quantities)
-    figure, axes = panels(3.6 * len(columns) + 1.8, 2.4 * count, count, len(columns), sharex=True, **options)
+    figure, axes = subplots(3.6 * len(columns) + 1.8, 2.4 * count, count, len(columns), sharex=True, **options)
     for line, (name, label, scale) in zip(axes, quantities):
         for panel, content in zip(line, columns.values()):
             draw(panel, name, content)
@@ -59,7 +50,7 @@ def against_scale(quantities: Sequence[tuple[str, str, str]], columns: dict, dra
 
 
 def draw_intervals(axes: Axes, x: Sequence[float], intervals: Sequence[SeedInterval], **style: Any) -> None:
-    """Draw means with error bars; style is that of `Axes.errorbar`."""
+    """Plot means with error bars; style is that of `Axes.errorbar`."""
     means = [one.mean for one in intervals]
     halves = [one.high - one.mean for one in intervals]
     axes.errorbar(x, means, halves, **{"fmt": "o-", "ms": 4, "capsize": 2, **style})

@@ -1,4 +1,4 @@
-"""Noise laws of equal width, to compare kinds of noise."""
+"""Noise laws of equal width, so that they can be compared."""
 
 import math
 

@@ -1,8 +1,7 @@
-"""Run the experiments of a study: results go to JSON, pictures beside it, the same ones for the same seed."""
+"""Run the experiments of a study, reproducibly by seed; results go to JSON, with pictures beside it."""
 
 import concurrent.futures.process
 import dataclasses
-import itertools
 import json
 import logging
 import multiprocessing
@@ -33,7 +32,7 @@ class Study:
     """The settings of a study, and what its experiments have in common."""
 
     folder: Path  # for pictures
-    seed: int = 0  # fixes everything random
+    seed: int = 0  # of all random numbers
     quick: bool = False  # fewer repetitions
     workers: int = 1  # number of parallel processes
 
@@ -48,7 +47,7 @@ class Study:
     def map(self, jobs: Sequence[Callable[[], Result]], description: str) -> list[Result]:
         """Run jobs in parallel processes, and return their results.
 
-        Processes have one thread each, as another number may change rounding. A job is a `functools.partial` of a
+        Processes have one thread each, because another number may change rounding. A job is a `functools.partial` of a
         module's function with everything that its result depends on.
 
         Raises:
@@ -76,8 +75,14 @@ class Study:
 
     def map_groups(self, groups: dict[Case, list[Callable[[], Result]]], description: str) -> dict[Case, list[Result]]:
         """`map` for groups of jobs that belong together: {case: its results}."""
-        results = iter(self.map(sum(groups.values(), []), description))
-        return {case: list(itertools.islice(results, len(jobs))) for case, jobs in groups.items()}
+        jobs = [job for group in groups.values() for job in group]
+        results = self.map(jobs, description)
+        found = {}
+        start = 0
+        for case, group in groups.items():
+            found[case] = results[start : start + len(group)]
+            start += len(group)
+        return found
 
     def save(self, name: str, picture: Figure) -> None:
         """Write a picture to <name>.png."""

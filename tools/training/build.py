@@ -50,7 +50,12 @@ def regularizer_of(config: TrainConfig) -> Regularizer | None:
 
 
 def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, processes: Processes) -> Data:
-    """Load a data set and divide it among the processes."""
+    """Load a data set and divide it among the processes.
+
+    Raises:
+        UserError: if a part is empty or too small for the processes, or if an augmentation does not fit the data.
+        FileNotFoundError: if the data are missing.
+    """
     with processes.first_goes_ahead():  # so that only one downloads and decodes
         parts = dataset.load(config)
     for name, part in vars(parts).items():
@@ -85,7 +90,7 @@ def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn
 def build_learner(
     config: TrainConfig, net: nn.Module, batches: int, device: torch.device, processes: Processes
 ) -> Learner:
-    """What trains a network, in epochs of `batches` batches; afterwards processes draw different random numbers."""
+    """A learner for epochs of `batches` batches; from here on, each process draws different random numbers."""
     trained = processes.replicated(net, device)
     optimizer = optim.build_optimizer(config.optim, net, config.lr, config.weight_decay)
     ema = None
@@ -111,9 +116,9 @@ def build_learner(
 
 
 def describe(net: nn.Module, config: TrainConfig, processes: Processes) -> str:
-    """One line for the log: the network, and how many images make a step."""
+    """One line for the log: the network, and how many samples make a step."""
     text = f"{type(net).__name__} with {sum(parameter.numel() for parameter in net.parameters()):,} parameters"
     size, batches, count = config.minibatch, config.accumulate, processes.count
     if batches * count > 1:
-        text += f"; {size * batches * count} images a step: {size} x {batches} batches x {count} processes"
+        text += f"; {size * batches * count} samples a step: {size} x {batches} batches x {count} processes"
     return text

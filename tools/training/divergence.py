@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are not finite are detected here, and such steps are undone."""
+"""Detect losses, gradients and weights that are not finite, and undo such steps."""
 
 import dataclasses
 import logging
@@ -23,7 +23,7 @@ class Diverged(RuntimeError):
 
 @dataclasses.dataclass
 class DivergenceWatch:
-    """Checks that losses, gradients and weights are finite.
+    """Check that losses, gradients and weights are finite.
 
     The loss alone does not suffice: a comparison with a threshold turns a NaN potential into "no spike", so a network
     with NaN weights may have a finite loss. Where the scaler is enabled, a gradient that is not finite may only be
@@ -41,10 +41,11 @@ class DivergenceWatch:
         self.names = ("loss",) if self.scaler.is_enabled() else ("loss", "norm of the gradient")
 
     def allows(self, loss: Tensor, norm: Tensor) -> bool:
-        """Whether a step is finite in all processes; counts those that are not, and raises after many in a row."""
+        """Whether a step is finite in all processes; counts those that are not, `Diverged` after many in a row."""
         progress = self.progress
         numbers = torch.stack([loss, norm])[: len(self.names)]
-        if not self._in_any_process(not numbers.isfinite().all()):
+        is_undone = self._in_any_process(not numbers.isfinite().all())
+        if not is_undone:
             progress.skipped_in_a_row = 0
             return True
         progress.skipped += 1

@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def make_run_folder(config: TrainConfig, dataset: str) -> tuple[Path, bool]:
-    """Make --run_dir, or <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/; return it, and whether it is new."""
+    """Make --run_dir, or <results>/<dataset>/<model>-<neuron>/<time>-s<seed>/; return it, and whether it is new.
+
+    UserError if --run_dir holds a run already.
+    """
     if not config.run_dir:
         parent = Path(config.results) / dataset / f"{config.model}-{config.neuron}"
         return make_folder_of_now(parent, f"-s{config.seed}"), True

@@ -25,9 +25,10 @@ class Learner:
     """All that a training step needs.
 
     Args:
-        net: images, timesteps -> logits [T, B, K]; with several processes, it averages gradients and has `no_sync()`.
+        net: images or frames, timesteps -> logits [T, B, K]; with several processes, it averages gradients and has
+            `no_sync()`.
         regularizer: regularizer(net) -> scalar, inside regularizer.watching(net), a context around the forward pass.
-        recovery: undoes steps that are not finite, for which each step waits for the device; None: they are errors.
+        recovery: undoes steps that are not finite (each step then waits for the device); None: they are errors.
     """
 
     net: nn.Module
@@ -57,10 +58,10 @@ def train_one_epoch(
     progress: Progress | None = None,
     after_step: Callable[[Progress, Callable[[], None]], object] | None = None,
 ) -> EpochResult:
-    """One pass over the training batches.
+    """Train for one pass over the training batches.
 
     Args:
-        batches: (images, target) on the device, the target classes [B] or their probabilities [B, K]; their number is a
+        batches: (inputs, target) on the device, the target classes [B] or their probabilities [B, K]; their number is a
             multiple of `learner.accumulate`.
         epoch: its number, for messages.
         progress: of the interrupted pass to continue.
@@ -101,15 +102,17 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
     if learner.recovery is not None:
         learner.recovery.remember()
     optimizer.zero_grad(set_to_none=True)
-    losses, correct, seen = [], 0, 0
-    for missing in reversed(range(learner.accumulate)):
+    losses = []
+    correct, seen = 0, 0
+    for number in range(learner.accumulate):
         images, target = next(batches)
-        waits = learner.processes.count > 1 and missing  # gradients are exchanged once for all batches of the step
+        is_last = number == learner.accumulate - 1
+        waits = learner.processes.count > 1 and not is_last  # gradients are exchanged once for all batches of the step
         with net.no_sync() if waits else contextlib.nullcontext():
             try:
                 logits, loss = _loss(learner, images, target)
             except OutOfRange as error:  # of a learnt decay, threshold or scale
-                watch.check(net)  # what came before may say more
+                watch.check(net)  # an earlier value may be the better explanation
                 raise Diverged(f"{error} in epoch {watch.epoch}, step {progress.steps}") from error
             scaler.scale(loss / learner.accumulate).backward()
         losses.append(loss.detach())

@@ -10,7 +10,7 @@ from tools.errors import UserError
 
 @dataclasses.dataclass
 class Progress:
-    """The state of a pass, from which a checkpoint continues with the next step."""
+    """The state of an unfinished pass, from which a resumed run continues."""
 
     order: Tensor  # indices of the samples, int64 [N]
     lr: float  # learning rate of the first step

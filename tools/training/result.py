@@ -15,9 +15,9 @@ class RunResult:
     """The result of a complete run, as in test.json."""
 
     epoch: int  # of the network that was tested
-    val_accuracy: float  # of that network on the validation images, in [0, 1]
-    loss: float  # on the test images, in nats per image
-    accuracy: float  # on the test images, in [0, 1]
+    val_accuracy: float  # of that network on the validation samples, in [0, 1]
+    loss: float  # on the test samples, in nats per sample
+    accuracy: float  # on the test samples, in [0, 1]
 
 
 def write_result(folder: Path, result: RunResult) -> None:

@@ -1,4 +1,4 @@
-"""Finding the run to continue, and its settings."""
+"""Find the run to continue, and its settings."""
 
 import dataclasses
 from collections.abc import Collection
@@ -49,6 +49,8 @@ def find_run(
     """The run to continue, which `config.resume` and `config.run_dir` name, or None to start a new one.
 
     Args:
+        config: the settings of the command line.
+        dataset: of the script; the run must be of the same one.
         given: names of the settings that the user gave.
         processes: how many there are; the run must have had as many.
         restarted: how often torchrun has restarted them.
@@ -71,7 +73,7 @@ def find_run(
     stored = stored_config(content, path)
     check_size(stored, dataset, content.get("model"), path)
     _check_changes(config, stored, given)
-    if content["best"] is not None:  # otherwise only noticed once all is trained
+    if content["best"] is not None:  # otherwise its absence would be noticed only after training
         checkpoint.read(path.with_name(checkpoint.BEST))
     changes = {name: getattr(config, name) for name in RESUMABLE & {*given, "resume"}}
     return StoredRun(path, content, dataclasses.replace(stored, **changes))

@@ -40,8 +40,9 @@ class Training:
 
     Args:
         config: with `config.resume`, the run's own configuration replaces it.
-        given: names of the settings that the user gave; a resumed run refuses most that differ.
-        processes: those that train together; `config.minibatch` is the number of images of each.
+        dataset: one of `dataset_utils.DATASETS`, or another with its attributes.
+        given: names of the settings that the user gave; a resumed run refuses changes to most of them.
+        processes: those that train together; `config.minibatch` is the number of samples of each.
 
     Raises:
         UserError: for settings that do not go together, or cannot change in a resumed run.
@@ -54,11 +55,14 @@ class Training:
         restarted = processes.largest([restarts()[0]])[0]  # each machine has its own count
         stored = processes.from_first(lambda: find_run(config, dataset, given, processes.count, restarted))
         config = stored.config if stored else dataclasses.replace(config, resume="")
-        self.config, self.dataset, self.processes = config, dataset, processes
+        self.config = config
+        self.dataset = dataset
+        self.processes = processes
         self.device = set_up_torch(config.device, config.threads)
         check_settings(config, self.device)
         if stored:
-            self.folder, is_new = stored.path.parent, False
+            self.folder = stored.path.parent
+            is_new = False
         else:
             self.folder, is_new = processes.from_first(lambda: make_run_folder(config, dataset.name))
         try:
@@ -69,9 +73,12 @@ class Training:
             if processes.is_first and is_new:
                 self.folder.rmdir()
             raise
-        self.first_epoch, self.progress, self.resumed_from = 1, None, None
+        self.first_epoch = 1
+        self.progress = None
+        self.resumed_from = None
         if stored:
-            self.first_epoch, self.resumed_from = stored.content["epochs_done"] + 1, stored.path
+            self.first_epoch = stored.content["epochs_done"] + 1
+            self.resumed_from = stored.path
             self.progress = self.state.restore(stored.content, stored.path)
         self.interruption = Interruption(config.max_minutes)
         self.log: RunLog | None = None  # in the first process only
@@ -135,7 +142,7 @@ class Training:
         self.state.keep_best(epoch, validated, self.data.val_samples)
         self.state.save(epoch)
         losses = f"loss {trained.loss:.4f}, validation loss {validated.loss:.4f}"
-        speed = f"accuracy {100 * validated.accuracy:.2f} %, {trained.images_per_s:.0f} images/s"
+        speed = f"accuracy {100 * validated.accuracy:.2f} %, {trained.images_per_s:.0f} samples/s"
         logger.info(f"epoch {epoch}/{self.config.epochs}: {losses}, {speed}")
 
     def between_steps(self, epoch: int, progress: Progress, check: Callable[[], None]) -> None:
@@ -152,9 +159,9 @@ class Training:
             self.state.save(epoch - 1, progress)
 
     def _validate(self):
-        """Scores on the validation images and, if asked for, the firing rate of each layer."""
+        """Scores on the validation samples and, if asked for, the firing rate of each layer."""
         net = self.state.evaluated
-        self.processes.share(net)  # before, each process has its own running statistics
+        self.processes.share(net)  # until here, each process has its own running statistics
         with firing_rates(net) if self.config.plot_spike_rate else contextlib.nullcontext() as record:
             scores = self.score(self.data.val, "validation")
         return scores, record and record.rates(self.processes)

@@ -19,7 +19,7 @@ from .loop import Learner
 from .progress import Progress
 from .result import TEST
 
-# What a forged checkpoint raises when it is restored: torch does not check its input.
+# What restoring a forged checkpoint may raise: torch does not check its input.
 FORGED = (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 
 
@@ -37,16 +37,16 @@ class Best:
             raise TypeError("the highest accuracy is not a number")
 
 
-def within_standard_error(accuracy: float, highest: float, images: int) -> bool:
-    """Whether an accuracy on `images` validation images is at most one standard error below the highest so far.
+def within_standard_error(accuracy: float, highest: float, samples: int) -> bool:
+    """Whether an accuracy on `samples` of the validation part is at most one standard error below the highest so far.
 
-    The latest such epoch is the best one. On few validation images, accuracies of neighbouring epochs differ by chance;
-    the highest is often that of a lucky early epoch, from before the learning rate has come down.
+    The latest such epoch is the best one. On few validation samples, accuracies of neighbouring epochs differ by
+    chance; the highest is often that of a lucky early epoch, from before the learning rate has come down.
 
     Note:
         The one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, section 3.4.3.
     """
-    return accuracy >= highest - math.sqrt(highest * (1 - highest) / images)
+    return accuracy >= highest - math.sqrt(highest * (1 - highest) / samples)
 
 
 @dataclasses.dataclass
@@ -54,7 +54,7 @@ class RunState:
     """Everything that changes during a run, and the checkpoints that hold it."""
 
     learner: Learner
-    net: nn.Module  # without what wraps it for training
+    net: nn.Module  # without its training wrappers
     folder: Path
     config: TrainConfig
     dataset: str  # its name
@@ -85,10 +85,10 @@ class RunState:
             (self.folder / TEST).unlink(missing_ok=True)  # only complete runs have it
         self.saved_at = time.monotonic()
 
-    def keep_best(self, epoch: int, scores: Scores, images: int) -> None:
-        """Save the network as best.pth if its accuracy on `images` validation images is `within_standard_error`."""
+    def keep_best(self, epoch: int, scores: Scores, samples: int) -> None:
+        """Save best.pth if the accuracy on `samples` of the validation part is `within_standard_error`."""
         highest = self.best.highest_accuracy if self.best else 0.0
-        if not within_standard_error(scores.accuracy, highest, images):
+        if not within_standard_error(scores.accuracy, highest, samples):
             return
         self.best = Best(epoch, scores.loss, scores.accuracy, max(highest, scores.accuracy))
         content = {"model": self.evaluated.state_dict(), "metrics": dataclasses.asdict(self.best), **self._identity()}
@@ -102,7 +102,10 @@ class RunState:
         return Best(**best["metrics"])
 
     def restore(self, content: dict, path: Path) -> Progress | None:
-        """Restore the content of the checkpoint at `path`; return the progress of an incomplete epoch, if any."""
+        """Restore the content of the checkpoint at `path`; return the progress of an incomplete epoch, if any.
+
+        CheckpointError if it is of other data or cannot be restored.
+        """
         if content["samples"] != self.samples:
             count = content["samples"]
             raise CheckpointError(f"{path} was trained on {count} samples, but this data set has {self.samples}")
@@ -119,7 +122,7 @@ class RunState:
             raise CheckpointError(f"{path} cannot be resumed: {error}") from error
         except KeyError as error:
             raise CheckpointError(
-                f"{path} cannot be resumed: it has no {error}, as if an older version had saved it"
+                f"{path} cannot be resumed: it has no {error}; an older version may have saved it"
             ) from error
         except FORGED as error:
             raise CheckpointError(f"{path} cannot be resumed: {error!r}") from error

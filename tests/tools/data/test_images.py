@@ -214,7 +214,7 @@ def test_hidden_files_and_folders_are_skipped_with_one_warning(folder, caplog):
     (folder / "train" / "cat" / ".DS_Store").write_bytes(b"")
     again = read_image_folder(folder)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "skipped are hidden images (3, such as" in caplog.text
+    assert "skipped hidden images (3, such as" in caplog.text
     for one, two in zip(whole, again):
         assert torch.equal(one.images, two.images) and torch.equal(one.labels, two.labels)
 

@@ -25,7 +25,7 @@ from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.evaluation import comparison
 from tools.evaluation.results import Result, SnapshotResults
-from tools.evaluation.run import check_comparable, run_tests
+from tools.evaluation.run import check_comparable, run_evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.training.run import Training
 
@@ -38,7 +38,7 @@ SECTIONS = [
     "Accuracy and calibration against compute",
     "Firing rates and energy",
     "Confusion matrix",
-    "Worst images",
+    "Worst samples",
     "How it was made",
 ]
 
@@ -76,7 +76,7 @@ def compared(snapshots, stripes, tmp_path_factory):
     before = campaign.PRESETS["quick"]
     campaign.PRESETS["quick"] = tiny
     try:
-        return folder, run_tests(config, stripes, others)
+        return folder, run_evaluation(config, stripes, others)
     finally:
         campaign.PRESETS["quick"] = before
 
@@ -107,7 +107,7 @@ def test_the_report_has_all_parts_and_no_external_address(compared):
     assert page.tags.count("img") == len(page.addresses) > 0
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|<link", re.sub(r'src="[^"]*"', "", text))
-    assert "Not part of this run" not in text
+    assert "Not measured in this run" not in text
     assert "S&lt;N&gt;N" in text and "<N>" not in text  # names are escaped
     assert "upper bound on robustness" in text and "planted adversarial example" in text
 
@@ -198,12 +198,12 @@ def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots
 
 def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes, tmp_path):
     config = EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path))
-    results = run_tests(config, stripes)
+    results = run_evaluation(config, stripes)
     assert list(results) == ["LIF"]
     text = (tmp_path / "report.html").read_text()
     assert Page(text).headings == SECTIONS
     for flag in ("--perturbation", "--attack_preset quick", "--uncertainty", "--efficiency"):
-        assert f"Not part of this run: {flag} measures it." in text
+        assert f"Not measured in this run: add {flag}." in text
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["tests"][0]["kinds"]["LIF"]["low"] is None and document["ensembles"] == {}
 
@@ -211,7 +211,7 @@ def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes,
 def test_another_score_of_uncertainty_is_in_results_and_page(snapshots, stripes, tmp_path, monkeypatch, repository):
     original = metrics.scores
     monkeypatch.setattr(metrics, "scores", lambda *args: {**original(*args), "spread": 0.125})
-    run_tests(EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path), uncertainty=True), stripes)
+    run_evaluation(EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path), uncertainty=True), stripes)
     document = json.loads((tmp_path / "results.json").read_text())
     schema(repository).validate(document)
     assert document["kinds"]["LIF"][0]["uncertainty"]["curve"][0]["spread"] == 0.125
@@ -243,10 +243,10 @@ def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
     assert re.fullmatch(r"A is more accurate than B: clean \(p 0\.0\d+\), sp \(p 0\.0\d+\)\.", sentence)
     _, by_seeds = comparison.compare({"A": seeds(0.9, 0.5, 0.7), "B": seeds(0.5, 0.7, 0.6)})
     assert by_seeds[0].differences[0].p < 0.05  # the samples agree, but another seed might not
-    assert comparison.verdicts(by_seeds) == ["A and B, no difference beyond chance: clean, sp."]
+    assert comparison.verdicts(by_seeds) == ["No difference beyond chance between A and B: clean, sp."]
     _, single = comparison.compare({"A": seeds(0.9), "B": seeds(0.5)})
     (sentence,) = comparison.verdicts(single)
-    assert "cannot be told apart by a single seed" in sentence
+    assert "A single seed per group cannot tell" in sentence
     text = comparison.table(rows).splitlines()
     assert text[0].split()[-2:] == ["A", "B"] and text[1].startswith("clean") and "[" in text[1]
 
@@ -285,7 +285,7 @@ def test_attacks_whose_gates_failed_are_not_judged():
     assert comparison.label(rows[2]) == "attack (Linf): all 8/255"
     assert "gates failed" in comparison.table(rows).splitlines()[3]
     assert comparison.verdicts(summary)[-1] == (
-        "A and B, not judged, as gates of the attacks failed: attack (Linf): all."
+        "A and B are not compared, because gates of the attacks failed: attack (Linf): all."
     )
 
 
@@ -307,14 +307,14 @@ def test_the_same_network_twice_does_not_count_as_two_seeds(snapshots, stripes, 
     copy.write_bytes(Path(snapshots["LIF"][0]).read_bytes())
     config = EvaluationConfig(compare=[f"A={snapshots['LIF'][0]},{copy}"])
     with pytest.raises(UserError, match="the same network"):
-        run_tests(config, stripes)
+        run_evaluation(config, stripes)
 
 
 def test_other_tests_are_not_compared(snapshots, stripes):
     first, second = snapshots["LIF"]
     evaluations = [Snapshot(EvaluationConfig(snapshot=path), stripes) for path in (first, second)]
     evaluations[1].test = evaluations[1].test.subset(torch.arange(5))
-    with pytest.raises(UserError, match="their tests differ"):
+    with pytest.raises(UserError, match="their test samples differ"):
         check_comparable({"A": evaluations[:1], "B": evaluations[1:]})
 
 
@@ -327,4 +327,4 @@ def test_a_group_without_name_or_snapshots_is_refused(texts):
 def test_either_a_snapshot_or_a_comparison(stripes):
     for options in ({}, {"snapshot": "a.pth", "compare": ["A=a.pth"]}):
         with pytest.raises(UserError, match="which checkpoint"):
-            run_tests(EvaluationConfig(**options), stripes)
+            run_evaluation(EvaluationConfig(**options), stripes)

@@ -26,7 +26,7 @@ from tools.evaluation.measurements.attacks import Attacks
 from tools.evaluation.measurements.efficiency import Efficiency
 from tools.evaluation.measurements.uncertainty import Uncertainty
 from tools.evaluation.report.page import Section
-from tools.evaluation.run import MEASUREMENTS, evaluate, run_tests
+from tools.evaluation.run import MEASUREMENTS, evaluate, run_evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
 from tools.perturb import PERTURBATIONS
@@ -308,7 +308,7 @@ def test_results_are_of_the_fold_that_memory_allows_and_stored_under_it(trained,
 
     found, fitting = in_small_memory("a", 80), in_small_memory("b", 40)
     assert found.perturbations == fitting.perturbations and found.reports == fitting.reports
-    assert found.identity["fold"] == 40
+    assert found.identity.fold == 40
     for name in ("clean-k8", "membrane-k8", "efficiency"):
         stored = json.loads((tmp_path / "a" / f"{name}.json").read_text())
         assert stored["identity"]["fold"] == 40
@@ -318,7 +318,7 @@ def test_results_are_of_the_fold_that_memory_allows_and_stored_under_it(trained,
     assert not calls  # the folder says that 80 are too many
     (tmp_path / "a" / "fold.json").unlink()
     measured = evaluated(trained, stripes, tmp_path / "a", fold=80, **options)  # here memory suffices
-    assert measured.identity["fold"] == 80
+    assert measured.identity.fold == 80
 
 
 def test_an_evaluation_whose_fold_was_halved_is_resumed(trained, stripes, tmp_path, monkeypatch):
@@ -328,7 +328,7 @@ def test_an_evaluation_whose_fold_was_halved_is_resumed(trained, stripes, tmp_pa
     found = in_memory_for(20, snapshot(trained, stripes, tmp_path, **options), first)
     assert first[0] == 10 and {80, 40} <= set(first)  # clean was measured first; then the fold was halved twice
     assert in_memory_for(20, snapshot(trained, stripes, tmp_path, **options), second) == found and not second
-    assert found.identity["fold"] == 20
+    assert found.identity.fold == 20
 
 
 def test_running_out_of_memory_loses_no_stored_results_of_another_fold(trained, stripes, tmp_path, monkeypatch):
@@ -370,7 +370,7 @@ def test_another_measurement_is_one_class_and_one_entry(trained, stripes, tmp_pa
 
     monkeypatch.setattr("tools.evaluation.run.MEASUREMENTS", (*MEASUREMENTS, Spikes()))
     path = str(trained["LIF"])
-    results = run_tests(EvaluationConfig(snapshot=path, out=str(tmp_path)), stripes)
+    results = run_evaluation(EvaluationConfig(snapshot=path, out=str(tmp_path)), stripes)
     assert results["LIF"][0].reports["spikes"] == {"neurons": 2, "nothing": None}
     assert json.loads((tmp_path / "spikes.json").read_text())["neurons"] == 2
     assert json.loads((tmp_path / "results.json").read_text())["kinds"]["LIF"][0]["spikes"] == {"neurons": 2}

@@ -69,7 +69,7 @@ def test_folders_and_pipes_are_not_read(tmp_path):
 
 
 def test_a_folder_is_locked_for_one_block_at_a_time(tmp_path):
-    with alone_in(tmp_path), pytest.raises(UserError, match="another process is at work in"), alone_in(tmp_path):
+    with alone_in(tmp_path), pytest.raises(UserError, match="another process is using"), alone_in(tmp_path):
         pass
     with alone_in(tmp_path):
         pass

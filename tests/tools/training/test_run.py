@@ -101,11 +101,11 @@ def test_config_yaml_of_a_run_is_a_recipe(tmp_path, stripes):
 
 
 def test_the_best_epoch_is_the_latest_within_a_standard_error():
-    assert within_standard_error(0.98, 0.985, images=400)  # the standard error is 0.6 %
-    assert not within_standard_error(0.978, 0.985, images=400)
-    assert not within_standard_error(0.98, 0.985, images=5000)
-    assert within_standard_error(0.99, 0.985, images=5000)
-    assert within_standard_error(1.0, 1.0, images=10) and not within_standard_error(0.9, 1.0, images=10)
+    assert within_standard_error(0.98, 0.985, samples=400)  # the standard error is 0.6 %
+    assert not within_standard_error(0.978, 0.985, samples=400)
+    assert not within_standard_error(0.98, 0.985, samples=5000)
+    assert within_standard_error(0.99, 0.985, samples=5000)
+    assert within_standard_error(1.0, 1.0, samples=10) and not within_standard_error(0.9, 1.0, samples=10)
 
 
 def test_best_is_chosen_in_validation(tmp_path, stripes):

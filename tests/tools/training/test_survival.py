@@ -329,7 +329,7 @@ def test_the_checkpoint_before_is_kept_and_used_where_the_newest_is_damaged(tmp_
         damage()
         path, content = checkpoint.read_last(tmp_path)
         assert path.name == checkpoint.PREVIOUS and content["epochs_done"] == 1
-    assert "looking for the one before" in caplog.text
+    assert "trying the previous one" in caplog.text
     os.truncate(tmp_path / checkpoint.PREVIOUS, 0)
     with pytest.raises(checkpoint.CheckpointError, match=r"previous\.pth"):
         checkpoint.read_last(tmp_path)
@@ -595,7 +595,7 @@ def test_a_complete_run_that_goes_on_is_no_longer_complete(tmp_path, stripes):
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, stripes):
     training = Training(config(tmp_path), stripes)
-    with files.alone_in(training.folder), pytest.raises(UserError, match="another process is at work in"):
+    with files.alone_in(training.folder), pytest.raises(UserError, match="another process is using"):
         training.run()
     training.run()
 

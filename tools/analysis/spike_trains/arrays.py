@@ -31,10 +31,13 @@ def as_counts(spikes: ArrayLike) -> np.ndarray:
 
 
 def in_windows(responses: np.ndarray, window: int) -> np.ndarray:
-    """Sum over consecutive windows of bins: [R, T, N] -> [R, T // window, N]; an incomplete last one is left out."""
+    """Sum over consecutive windows of bins: [R, T, N] -> [R, T // window, N]; an incomplete last one is left out.
+
+    UserError unless a window has from 1 to T bins.
+    """
     trials, bins, neurons = responses.shape
     if not isinstance(window, numbers.Integral) or not 1 <= window <= bins:
-        raise UserError(f"a window must have 1 to {bins} bins, as many as the trials, got {window}")
+        raise UserError(f"a window must have 1 to {bins} bins (the length of a trial), got {window}")
     whole = bins // window
     return responses[:, : whole * window].reshape(trials, whole, window, neurons).sum(2)
 

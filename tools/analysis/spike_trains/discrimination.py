@@ -24,6 +24,10 @@ def van_rossum_distance(first: ArrayLike, second: ArrayLike, tau_bins: float) ->
     Shape: counts [R, T, N] and [S, T, N], a positive time constant in bins -> D^2 [R, S, N].
     Note: van Rossum, "A novel spike distance", Neural Computation 13, 2001, equation 2.2; a spike is at its bin's
     start.
+
+    Raises:
+        ValueError: for a time constant that is not positive.
+        UserError: for other shapes, or trains of different bins or neurons.
     """
     first, second = _comparable(first, second)
     if not tau_bins > 0:
@@ -50,6 +54,10 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
     Note: Victor and Purpura, "Nature and precision of temporal coding in visual cortex", Journal of Neurophysiology 76,
     1996. The dynamic programme goes through the spikes of the first trains, for all pairs at once; insertions along
     the second train are a running minimum.
+
+    Raises:
+        ValueError: for a negative cost.
+        UserError: for other shapes, trains of different bins or neurons, or counts that are not whole numbers >= 0.
     """
     first, second = _comparable(first, second)
     if not cost_per_bin >= 0:
@@ -118,6 +126,10 @@ def decoding_accuracy(
         repeats: number of random splits of the trials; accuracies are means over them.
 
     Note: 1/2 and 1 are Jeffreys' prior. On decoding: Quian Quiroga and Panzeri, Nature Reviews Neuroscience 10, 2009.
+
+    Raises:
+        ValueError: for fewer than one repeat.
+        UserError: for spikes other than 0 and 1, and for a window or a number of pooled trials that is out of range.
     """
     spikes = as_trials(spikes, 2)
     if not np.isin(spikes, (0, 1)).all():

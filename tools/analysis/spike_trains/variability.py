@@ -10,14 +10,21 @@ from .arrays import as_counts, as_trials, exceeds_rounding, in_windows, ratio
 
 
 def psth(spikes: ArrayLike, bin_s: float = 1.0, smoothing_bins: float = 0.0) -> np.ndarray:
-    """Peristimulus time histogram: the rate per second, mean over trials, in bins of `bin_s`; [R, T, N] -> [T, N]."""
+    """Peristimulus time histogram: the rate per second, mean over trials, in bins of `bin_s`; [R, T, N] -> [T, N].
+
+    ValueError for a `bin_s` that is not positive and finite. Note: Gerstein and Kiang, "An approach to the quantitative
+    analysis of electrophysiological data from single neurons", Biophysical Journal 1, 1960.
+    """
     if not 0 < bin_s < np.inf:
         raise ValueError(f"bin_s must be positive, got {bin_s}")
     return smoothed(as_trials(spikes, 1).mean(0), smoothing_bins) / bin_s
 
 
 def smoothed(responses: ArrayLike, smoothing_bins: float) -> np.ndarray:
-    """Smooth responses [..., T, N] over time with a Gaussian of this standard deviation, renormalised at the ends."""
+    """Smooth responses [..., T, N] over time with a Gaussian of this standard deviation, renormalised at the ends.
+
+    ValueError for a negative one; 0 returns the responses as they are.
+    """
     responses = np.asarray(responses, float)
     if smoothing_bins == 0:
         return responses

@@ -173,10 +173,12 @@ def _check_size(path: PathLike, raw: bytes, start: int, size: int) -> None:
 def check_events(reading: Reading, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
     """Check that events are on the sensor, (width, height) in pixels, and in the order of time.
 
-    Others are dropped and counted if `lenient`, else the first of them is an EventFormatError. It is also an
-    EventFormatError if no event is left.
+    If `lenient`, other events are dropped and counted; otherwise the first of them raises an EventFormatError, as does
+    a recording that has no event left.
     """
-    (width, height), events, dropped = sensor, reading.events, {"outside": 0, "decreasing": 0}
+    width, height = sensor
+    events = reading.events
+    dropped = {"outside": 0, "decreasing": 0}
     outside = (events["x"] >= width) | (events["y"] >= height)
     if outside.any():
         if not lenient:

@@ -14,7 +14,7 @@ CELLS = ("sum", "average")
 
 @dataclasses.dataclass(frozen=True)
 class Framing:
-    """How frames are made of a recording; UserError for settings that cannot be."""
+    """How frames are made from a recording; UserError for impossible settings."""
 
     timesteps: int  # number of frames T
     split: str  # one of `SPLITS`; "count" is the published preprocessing

@@ -18,7 +18,7 @@ class LabelledRecordings:
     """N recordings with their frames."""
 
     recordings: Sequence[Recording]
-    counts: FrameStore | np.ndarray  # frames of these recordings, and maybe of others: [..., T, 2, H, W], unsigned
+    counts: FrameStore | np.ndarray  # frames of these recordings, perhaps among others: [..., T, 2, H, W], unsigned
     rows: np.ndarray  # the row of each recording in `counts`, int64 [N]
     labels: torch.Tensor  # int64 [N]
     framing: Framing  # how the frames were made
@@ -46,7 +46,7 @@ class LabelledRecordings:
     def perturbed(self, perturb: Callable[..., np.ndarray], strength: float, seed: int) -> "LabelledRecordings":
         """The same recordings, with events perturbed by a function of `tools.perturb.events` and framed in memory.
 
-        Each recording has a generator of its own, from the seed and its index.
+        Each recording has its own generator, from the seed and its index. Raises what `Recording.load` does.
         """
         frames = []
         for index in range(len(self)):
@@ -63,6 +63,9 @@ def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = 
         values: "count"; "binary": 1 where there was an event; "normalised": each frame (of both polarities) is divided
             by its maximum, and an empty one stays zero.
         area: `frames.cell_area`, to average over the sensor pixels of a cell; None: cells hold their sum.
+
+    Raises:
+        ValueError: for other `values`.
     """
     if values == "binary":
         return (counts > 0).float()
@@ -79,7 +82,7 @@ def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = 
 class FrameBatches(Batches):
     """Batches of frames [T, B, 2, H, W], float32, with their labels [B], of `LabelledRecordings`.
 
-    `augment`: (counts [B, T, 2, H, W] on the device, labels) -> counts.
+    `augment`: (counts [B, T, 2, H, W] on the device, labels) -> counts. ValueError for unknown `cells` of the data.
     """
 
     def __post_init__(self):

@@ -5,6 +5,7 @@ and only the order of events tells them apart.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,20 +20,31 @@ STEPS = 50  # rendered images per recording, besides the first
 STEP_US = 10_000  # microseconds between images
 CHUNK = 32  # recordings simulated at once: bounds the memory
 
-# The numbers (r, d, q, g, a, b, omega) of `trajectories`. Per unit of progress: pixels to the right and down, radians
-# clockwise, growth of the logarithm of the size; of a swing: pixels to the right and down, radians per unit.
+
+class _Motion(NamedTuple):
+    """The numbers of a class in `trajectories`, per unit of progress."""
+
+    right: float = 0  # r, in pixels
+    down: float = 0  # d, in pixels
+    turn: float = 0  # q, in radians, clockwise
+    growth: float = 0  # g, of the logarithm of the size
+    swing_right: float = 0  # a, in pixels
+    swing_down: float = 0  # b, in pixels
+    pace: float = 0  # omega, of the swing, in radians
+
+
 _MOTIONS = {
-    "right": (16, 0, 0, 0, 0, 0, 0),
-    "left": (-16, 0, 0, 0, 0, 0, 0),
-    "up": (0, -16, 0, 0, 0, 0, 0),
-    "down": (0, 16, 0, 0, 0, 0, 0),
-    "rotate_clockwise": (0, 0, 3, 0, 0, 0, 0),
-    "rotate_counterclockwise": (0, 0, -3, 0, 0, 0, 0),
-    "zoom_in": (0, 0, 0, 0.8, 0, 0, 0),
-    "zoom_out": (0, 0, 0, -0.8, 0, 0, 0),
-    "shake_horizontally": (0, 0, 0, 0, 3.5, 0, 8),
-    "shake_vertically": (0, 0, 0, 0, 0, 3.5, 8),
-    "orbit": (0, 0, 0, 0, 3.5, 3.5, 6),
+    "right": _Motion(right=16),
+    "left": _Motion(right=-16),
+    "up": _Motion(down=-16),
+    "down": _Motion(down=16),
+    "rotate_clockwise": _Motion(turn=3),
+    "rotate_counterclockwise": _Motion(turn=-3),
+    "zoom_in": _Motion(growth=0.8),
+    "zoom_out": _Motion(growth=-0.8),
+    "shake_horizontally": _Motion(swing_right=3.5, pace=8),
+    "shake_vertically": _Motion(swing_down=3.5, pace=8),
+    "orbit": _Motion(swing_right=3.5, swing_down=3.5, pace=6),
 }
 MOTIONS = tuple(_MOTIONS)  # the names of the classes 0, 1, ...
 # Classes that a mirror does not change.
@@ -78,12 +90,14 @@ def trajectories(labels: np.ndarray, random: np.random.RandomState) -> torch.Ten
     x, y = random.uniform(0, WIDTH, column), random.uniform(0, HEIGHT, column)
     size, phase = random.uniform(0.8, 1.2, column), random.uniform(0, 2 * math.pi, column)
     sense = random.choice([-1, 1], column)
-    right, down, turn, growth, swing_right, swing_down, pace = np.array(list(_MOTIONS.values()))[labels].T[..., None]
+    numbers = np.array(list(_MOTIONS.values()))[labels]  # [S, 7]
+    of = _Motion(*numbers.T[..., None])  # each [S, 1]
     progress = speed * np.linspace(-0.5, 0.5, STEPS + 1)  # [S, STEPS + 1]
-    swing = pace * progress + phase
-    x = x + right * progress + swing_right * np.sin(swing)
-    y = y + down * progress + sense * swing_down * np.cos(swing)
-    return torch.from_numpy(np.stack([x, y, turn * progress, size * np.exp(growth * progress)], axis=-1)).float()
+    swing = of.pace * progress + phase
+    x = x + of.right * progress + of.swing_right * np.sin(swing)
+    y = y + of.down * progress + sense * of.swing_down * np.cos(swing)
+    angle, size = of.turn * progress, size * np.exp(of.growth * progress)
+    return torch.from_numpy(np.stack([x, y, angle, size], axis=-1)).float()
 
 
 def render(masks: torch.Tensor, paths: torch.Tensor, contrasts: torch.Tensor) -> torch.Tensor:

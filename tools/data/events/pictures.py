@@ -40,7 +40,7 @@ def plot_recordings(path: PathLike, names: Sequence[str], events: Sequence[np.nd
         _space_time(figure.add_subplot(grid[row, 0], projection="3d"), recording)
         for step, frame in enumerate(frames[row]):
             axes = figure.add_subplot(grid[row, step + 1], xticks=[], yticks=[])
-            axes.imshow(_coloured(frame), interpolation="nearest")
+            axes.imshow(coloured(frame), interpolation="nearest")
             axes.set_title(name if step == 0 else "", loc="left", fontsize=10)
             axes.set_xlabel(f"frame {step + 1}" if row == len(names) - 1 else "", fontsize=8)
     figure.suptitle("events in space and time, and frames made from them (red: brighter, blue: darker, black: both)")
@@ -64,11 +64,11 @@ def _space_time(axes, events):
     axes.set_zlabel("y", fontsize=7, labelpad=-14)
 
 
-def _coloured(frame):
+def coloured(frame: np.ndarray) -> np.ndarray:
     """[2, H, W] -> RGB [H, W, 3]: white where nothing happened, the colour of the polarity where it did."""
     strength = frame / max(frame.max(), 1e-9)
     image = np.ones((*strength.shape[1:], 3))
     for channel, colour in zip(strength, (OFF, ON)):
-        # A root, so that pixels of few events are seen beside those of many.
+        # A root, so that pixels with few events are visible next to those with many.
         image -= np.sqrt(channel)[..., None] * (1 - np.array(matplotlib.colors.to_rgb(colour)))
     return image.clip(0, 1)

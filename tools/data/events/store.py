@@ -35,7 +35,7 @@ from .recordings import Recording, Streams
 
 logger = logging.getLogger(__name__)
 SHARD = 64  # recordings
-BYTES_PER_PROCESS = 2**28  # to be read; for less, starting one more process takes longer than it saves
+BYTES_PER_PROCESS = 2**28  # bytes to read for which one more process pays off
 
 
 class FrameStore:
@@ -85,7 +85,7 @@ class FrameStore:
 def _is_made(path: Path, lenient: bool) -> bool:
     """Whether a shard is usable.
 
-    A strict store rebuilds a shard with omissions, so that the error behind them is raised.
+    Unless `lenient`, a shard with omissions is made again, so that their error is raised.
     """
     report = _checked_report(path)
     return report is not None and (lenient or not (report["skipped"] or any(report["dropped"].values())))
@@ -116,7 +116,7 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
     for row, recording in enumerate(recordings):
         try:
             checked = recording.load(framing.sensor, lenient)
-        except (UserError, FileNotFoundError) as error:  # others may not last, such as too many open files
+        except (UserError, FileNotFoundError) as error:  # other errors may be temporary, such as too many open files
             if not lenient:
                 raise
             skipped[str(row)] = str(error)  # keys of JSON are strings

@@ -1,4 +1,4 @@
-"""The parts of an evaluation, a module for each; here what they have in common."""
+"""The parts of an evaluation, one module each, and their base class."""
 
 import dataclasses
 from typing import Any, ClassVar

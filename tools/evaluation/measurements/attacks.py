@@ -49,7 +49,7 @@ class Attacks(Measurement):
             logger.info("%s accuracy %6.2f %%, %s", name, 100 * score.accuracy, mean)
         for gate in report.gates:
             logger.info("%s: %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.detail)
-        logger.info("%s: %s", report.label, "all gates passed" if report.reliable else "NOT RELIABLE, as gates failed")
+        logger.info("%s: %s", report.label, "all gates passed" if report.reliable else "not reliable: gates failed")
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
         if not evaluation.reports(self.key):

@@ -1,9 +1,11 @@
-"""Accuracy and loss under each condition, stored one by one, so that an interrupted test continues."""
+"""Accuracy and loss under each condition, stored one by one, so that an interrupted evaluation continues."""
 
+import contextlib
 import dataclasses
 import logging
 import statistics
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from . import Measurement
 logger = logging.getLogger(__name__)
 Report = dict[str, list[Result]]
 Transform = Callable[[Tensor, Tensor], Tensor]  # (images, labels) -> images
+Apply = Callable[..., Any]  # see `Perturbation`
 WORST = 12  # number of samples of the highest loss that are listed
 
 
@@ -33,7 +36,9 @@ class Perturbations(Measurement):
     def run(self, snapshot: Snapshot) -> Report:
         folder, report = snapshot.folder, {}
         for name, conditions in snapshot.conditions.items():
-            done, path, report[name] = folder.points(name), folder.points_file(name), []
+            done = folder.points(name)
+            path = folder.points_file(name)
+            report[name] = []
             for condition in conditions:
                 key = (condition.severity, condition.strength)
                 if key not in done:
@@ -66,7 +71,7 @@ class Perturbations(Measurement):
         section = Section("Perturbations", [figure]) if figure else missing("Perturbations", "--perturbation")
         section.blocks.append(comparison(evaluation.rows))
         if len(evaluation.groups) > 1:
-            note = "Intervals of single rows are not corrected for their number; the table above judges."
+            note = "Intervals of single rows are not corrected for multiple comparisons; judge by the table above."
             section.blocks.append(note)
         return [section]
 
@@ -85,7 +90,8 @@ def _result(snapshot: Snapshot, condition: Condition) -> Result:
     """
     perturbation = PERTURBATIONS.get(condition.name)  # None: a corruption from a folder, which draws nothing
     is_random = not condition.is_clean and perturbation is not None and perturbation.is_random
-    is_drawn, predictions = snapshot.is_noisy or is_random, []
+    is_drawn = snapshot.is_noisy or is_random
+    predictions = []
     for draw in range(snapshot.config.draws if is_drawn else 1):
         prediction, target = _prediction(snapshot, condition, draw)
         predictions.append(prediction)
@@ -109,30 +115,62 @@ def _result(snapshot: Snapshot, condition: Condition) -> Result:
 
 def _prediction(snapshot: Snapshot, condition: Condition, draw: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities [N, K] of one pass under a condition, and labels [N]."""
-    name, strength, seed = condition.name, condition.strength, snapshot.seed("perturbation", draw)
+    perturbed = _perturbed(snapshot, condition, snapshot.seed("perturbation", draw))
+    options = dict(
+        transform=perturbed.transform,
+        draws=snapshot.config.n_ensembles,
+        description=f"{condition.name} {condition.strength}, draw {draw + 1}",
+    )
+    with perturbed.context:
+        log_p, target = snapshot.predict(perturbed.data, "noise", draw, **options)
+    return metrics.mean_prediction(log_p), target
 
-    def predict(data: Any = snapshot.test, transform: Transform | None = None) -> tuple[Tensor, Tensor]:
-        options = dict(draws=snapshot.config.n_ensembles, description=f"{name} {strength}, draw {draw + 1}")
-        log_p, target = snapshot.predict(data, "noise", draw, transform=transform, **options)
-        return metrics.mean_prediction(log_p), target
 
+@dataclasses.dataclass(frozen=True)
+class _Perturbed:
+    """What is different in a pass under a perturbation."""
+
+    data: Any
+    transform: Transform | None = None
+    context: AbstractContextManager[Any] = contextlib.nullcontext()
+
+
+def _perturbed(snapshot: Snapshot, condition: Condition, seed: int) -> _Perturbed:
     if condition.is_clean:
-        return predict()
-    if name not in PERTURBATIONS:
-        return predict(snapshot.corruptions.part(name, condition.severity))
-    apply, where, generator = PERTURBATIONS[name].apply, PERTURBATIONS[name].where, Generator().manual_seed(seed)
-    if where == "events":
-        return predict(snapshot.test.perturbed(apply, strength, seed))
-    if where == "hidden":
-        with apply(snapshot.net, strength, Generator(snapshot.device).manual_seed(seed)):
-            return predict()
-    if where == "pixels":
-        return predict(transform=lambda images, _: apply(images, strength, generator))
-    if where != "attack":
-        raise ValueError(f"the perturbation {name} is of the unknown family {where!r}")
-    own_path = with_gradient_path(snapshot.net, "own")
-    gradient = Victim(own_path, snapshot.forward, snapshot.config.adv_draws if snapshot.is_noisy else 1).gradient
-    return predict(transform=lambda images, target: apply(gradient, images, target, strength, generator))
+        return _Perturbed(snapshot.test)
+    if condition.name not in PERTURBATIONS:
+        return _Perturbed(snapshot.corruptions.part(condition.name, condition.severity))
+    perturbation = PERTURBATIONS[condition.name]
+    return FAMILIES[perturbation.where](snapshot, perturbation.apply, condition.strength, seed)
+
+
+def _on_pixels(snapshot: Snapshot, apply: Apply, strength: float, seed: int) -> _Perturbed:
+    generator = Generator().manual_seed(seed)
+    return _Perturbed(snapshot.test, transform=lambda images, _: apply(images, strength, generator))
+
+
+def _on_events(snapshot: Snapshot, apply: Apply, strength: float, seed: int) -> _Perturbed:
+    return _Perturbed(snapshot.test.perturbed(apply, strength, seed))
+
+
+def _on_neurons(snapshot: Snapshot, apply: Apply, strength: float, seed: int) -> _Perturbed:
+    generator = Generator(snapshot.device).manual_seed(seed)
+    return _Perturbed(snapshot.test, context=apply(snapshot.net, strength, generator))
+
+
+def _by_attack(snapshot: Snapshot, apply: Apply, strength: float, seed: int) -> _Perturbed:
+    generator = Generator().manual_seed(seed)
+    draws = snapshot.config.adv_draws if snapshot.is_noisy else 1
+    victim = Victim(with_gradient_path(snapshot.net, "own"), snapshot.forward, draws)
+
+    def transform(images: Tensor, target: Tensor) -> Tensor:
+        return apply(victim.gradient, images, target, strength, generator)
+
+    return _Perturbed(snapshot.test, transform)
+
+
+# by `Perturbation.where`
+FAMILIES = {"pixels": _on_pixels, "events": _on_events, "hidden": _on_neurons, "attack": _by_attack}
 
 
 def _deviation(values: list[float]) -> float | None:
@@ -140,7 +178,7 @@ def _deviation(values: list[float]) -> float | None:
 
 
 def _confusion(draws: Tensor, target: Tensor) -> list[list[float]]:
-    """Confusion matrix [class][taken for], in samples per draw. Shape: draws [D, N, K], target [N] -> [K][K]."""
+    """Confusion matrix [class][predicted class], in samples per draw. Shape: draws [D, N, K], target [N] -> [K][K]."""
     classes = draws.shape[-1]
     pairs = (target * classes + draws.argmax(-1)).flatten()
     return (pairs.bincount(minlength=classes**2).view(classes, classes) / len(draws)).tolist()

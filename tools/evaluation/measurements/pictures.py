@@ -1,4 +1,4 @@
-"""Pictures of a recording of each class and of the network's spikes, as files of their own."""
+"""Pictures of a recording of each class and of the network's spikes, as separate files."""
 
 import logging
 

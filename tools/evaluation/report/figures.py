@@ -1,6 +1,7 @@
 """The pictures of an evaluation, as matplotlib figures."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ from matplotlib.figure import Figure
 
 from tools.analysis.metrics import CurvePoint
 from tools.analysis.statistics import SeedInterval, seed_interval
-from tools.evaluation.comparison import ATTACK
+from tools.data.events.pictures import coloured
 from tools.evaluation.conditions import CLEAN
 from tools.evaluation.results import Evaluation, Result, Row
 from tools.perturb import PERTURBATIONS
+from tools.plots import subplots
 
 WIDTH = 9.6  # inches
 WORST_COLUMNS = 6
-ATTACK_STYLES = {  # styles of their lines; None: not drawn
+ATTACK_STYLES = {  # styles of their lines; None: not plotted
     "all": "-",
     "PGD": "--",
     "random noise": ":",
@@ -26,23 +28,17 @@ ATTACK_STYLES = {  # styles of their lines; None: not drawn
     "transfer, mean field": None,
 }
 QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
-COMPUTE = {  # what compute is spent on: the field of a `CurvePoint` that is on the axis, and the style of the curve
-    "draws": ("draws", dict(marker="o", markersize=4)),
-    "time steps": ("factor", dict(marker="s", markersize=3, linestyle=":")),
-    "snapshots": ("draws", dict(marker="*", linestyle="--")),
-}
 
 
 def strengths(label: str, results: list[Result], of: str, title: str) -> Figure:
     """Accuracy of one network against the severity where all results have one, else the strength; `of`: its meaning."""
-    figure, ((axes,),) = _panels(1, 1, 4.2, width=6.4)
+    figure, ((axes,),) = subplots(6.4, 4.2)
     by_severity = all(result.severity is not None for result in results)
     x = [result.severity if by_severity else result.strength for result in results]
     means = [100 * result.accuracy_mean for result in results]
     deviations = [100 * (result.accuracy_std or 0) for result in results]
     axes.errorbar(x, means, deviations, marker="o", capsize=3, label=label)
     axes.set(xlabel=f"severity of: {of}" if by_severity else of, ylabel="test accuracy (%)", title=title, ylim=(0, 101))
-    axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
@@ -51,14 +47,14 @@ def severities(evaluation: Evaluation) -> Figure | None:
     """Accuracy against severity or strength, a panel for each perturbation, with intervals over seeds."""
     by_test: dict[str, list[Row]] = {}
     for row in evaluation.rows:
-        if not row.test.startswith(ATTACK):
+        if row.attack is None:
             by_test.setdefault(row.test, []).append(row)
     (clean,) = by_test.pop(CLEAN)
     if not by_test:
         return None
     columns = min(4, len(by_test))
     lines = -(-len(by_test) // columns)
-    figure, panels = _panels(lines, columns, 2.3 * lines + 0.6)
+    figure, panels = subplots(WIDTH, 2.3 * lines + 0.6, lines, columns)
     for axes, (name, rows) in zip(panels.flat, by_test.items()):
         by_severity = all(row.severity is not None for row in rows)
         points = [(row.severity if by_severity else row.strength, row) for row in rows]
@@ -80,10 +76,9 @@ def severities(evaluation: Evaluation) -> Figure | None:
 
 def attacks(evaluation: Evaluation) -> Figure:
     """Accuracy against the radius of the attacks, a panel for each norm; the title names groups whose gates failed."""
-    rows = [row for row in evaluation.rows if row.test.startswith(ATTACK)]
+    rows = [row for row in evaluation.rows if row.attack is not None]
     norms = list(dict.fromkeys(row.of for row in rows))
-    made = {row.test.partition("): ")[2] for row in rows}
-    if missing := made - ATTACK_STYLES.keys():
+    if missing := {row.attack for row in rows} - ATTACK_STYLES.keys():
         raise KeyError(f"ATTACK_STYLES has no entry for {', '.join(sorted(missing))}")
     drawn = {attack: style for attack, style in ATTACK_STYLES.items() if style is not None}
     clean, doubtful = {}, []
@@ -91,44 +86,51 @@ def attacks(evaluation: Evaluation) -> Figure:
         clean[group] = seed_interval([one.clean.accuracy for one in reports])
         if not all(one.reliable for one in reports):
             doubtful.append(group)
-    figure, panels = _panels(1, len(norms), 3.6, sharey=True)
-    for axes, norm in zip(panels.flat, norms):
+    figure, (panels,) = subplots(WIDTH, 3.6, columns=len(norms), sharey=True)
+    for axes, norm in zip(panels, norms):
         for number, group in enumerate(evaluation.groups):
             for attack, style in drawn.items():
-                shown = [row for row in rows if row.of == norm and row.test.endswith(f": {attack}")]
+                shown = [row for row in rows if row.of == norm and row.attack == attack]
                 radii = [0, *(row.strength for row in shown)]
                 accuracies, name = [clean[group], *(row.groups[group] for row in shown)], f"{group}, {attack}"
                 _with_interval(axes, radii, accuracies, name, linestyle=style, color=f"C{number}")
         axes.set_xlabel(norm)
         _percent_axis(axes)
     if doubtful:
-        figure.suptitle(_plain(f"not reliable, as gates failed: {', '.join(doubtful)}"), color="#b00")
-    panels[0, 0].set_ylabel("test accuracy (%)")
-    panels[0, 0].legend(fontsize=8)
+        figure.suptitle(_plain(f"not reliable: gates failed for {', '.join(doubtful)}"), color="#b00")
+    panels[0].set_ylabel("test accuracy (%)")
+    panels[0].legend(fontsize=8)
     return figure
 
 
 def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[CurvePoint]]) -> Figure:
-    """Scores against averaged draws, beside more time steps and ensembles of snapshots.
+    """Scores against averaged draws, next to more time steps and ensembles of snapshots.
 
     `measured` is {group: uncertainty reports}, `ensembles` {group: curve}.
     """
-    figure, panels = _panels(1, len(QUANTITIES), 3.9)
-    for axes, (quantity, label) in zip(panels.flat, QUANTITIES.items()):
+    figure, (panels,) = subplots(WIDTH, 3.9, columns=len(QUANTITIES))
+    for axes, (quantity, label) in zip(panels, QUANTITIES.items()):
         for number, (group, reports) in enumerate(measured.items()):
-            curve = mean_curve([report.curve for report in reports])
-            more = mean_curve([report.more_time_steps or [] for report in reports])
-            more = [dataclasses.replace(curve[0], factor=1), *more] if more else []
-            for points, (what, (x, style)) in zip((curve, more, ensembles[group]), COMPUTE.items()):
-                if points:
-                    y, name = [point.scores[quantity] for point in points], _plain(f"{group}, {what}")
-                    axes.plot([getattr(point, x) for point in points], y, color=f"C{number}", label=name, **style)
+            plot = partial(_plot_scores, axes, quantity, color=f"C{number}")
+            by_draws = mean_curve([report.curve for report in reports])
+            plot([one.draws for one in by_draws], by_draws, f"{group}, draws", marker="o", markersize=4)
+            by_steps = mean_curve([report.more_time_steps or [] for report in reports])
+            if by_steps:
+                by_steps.insert(0, dataclasses.replace(by_draws[0], factor=1))
+                factors = [one.factor for one in by_steps]
+                plot(factors, by_steps, f"{group}, time steps", marker="s", markersize=3, linestyle=":")
+            if ensembles[group]:
+                sizes = [one.draws for one in ensembles[group]]
+                plot(sizes, ensembles[group], f"{group}, snapshots", marker="*", linestyle="--")
         axes.set_xscale("log", base=2)
         axes.set_xlabel("compute: draws, or time steps / T, or snapshots", fontsize=7)
         axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
+
+
+def _plot_scores(axes: Axes, quantity: str, x: list[int], points: list[CurvePoint], label: str, **style: Any) -> None:
+    axes.plot(x, [one.scores[quantity] for one in points], label=_plain(label), **style)
 
 
 def reliability(measured: dict[str, list[Any]]) -> Figure:
@@ -136,8 +138,8 @@ def reliability(measured: dict[str, list[Any]]) -> Figure:
 
     Bins of the same rank hold equally many samples of each snapshot, so means over snapshots are means over samples.
     """
-    figure, panels = _panels(1, len(measured), 3.8, sharey=True)
-    for axes, (group, reports) in zip(panels.flat, measured.items()):
+    figure, (panels,) = subplots(WIDTH, 3.8, columns=len(measured), sharey=True)
+    for axes, (group, reports) in zip(panels, measured.items()):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
         for number, size in enumerate(reports[0].reliability):
             bins = [report.reliability[size] for report in reports]  # [snapshots][bins]
@@ -146,14 +148,13 @@ def reliability(measured: dict[str, list[Any]]) -> Figure:
             label = "1 draw" if size == "1" else f"{size} draws"
             axes.plot(confidence, accuracy, marker="o", color=f"C{number}", label=label)
         axes.set(title=_plain(group), xlabel="confidence", ylabel="accuracy")
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
 
 
 def firing_rates(measured: dict[str, list[Any]]) -> Figure:
     """Mean firing rate of each layer, a bar for each group; `measured` is {group: its efficiency reports}."""
-    figure, ((axes,),) = _panels(1, 1, 3.2)
+    figure, ((axes,),) = subplots(WIDTH, 3.2, grid=False)
     layers: dict[str, None] = {}  # in the order of their first appearance
     for reports in measured.values():
         layers |= dict.fromkeys(reports[0].firing_rates)
@@ -170,9 +171,9 @@ def firing_rates(measured: dict[str, list[Any]]) -> Figure:
 
 def confusion(evaluation: Evaluation) -> Figure:
     """Confusion matrices, the mean over snapshots and draws, a panel for each group."""
-    figure, panels = _panels(1, len(evaluation.groups), 4.6)
+    figure, (panels,) = subplots(WIDTH, 4.6, columns=len(evaluation.groups), grid=False)
     names = [_plain(name) for name in evaluation.dataset.classes]
-    for axes, (group, snapshots) in zip(panels.flat, evaluation.groups.items()):
+    for axes, (group, snapshots) in zip(panels, evaluation.groups.items()):
         counts = np.mean([one.clean.confusion for one in snapshots], axis=0)
         shares = counts / counts.sum(1, keepdims=True).clip(min=1e-9)  # some classes may have no samples
         image = axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)  # the root makes rare mistakes visible
@@ -183,16 +184,17 @@ def confusion(evaluation: Evaluation) -> Figure:
                 axes.text(column, row, f"{100 * share:.0f}", **style)
             axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=7)
             axes.set_yticks(range(len(names)), names, fontsize=7)
-        axes.set(title=_plain(f"{group}: % of each class"), xlabel="taken for", ylabel="class")
-    figure.colorbar(image, ax=panels.ravel().tolist(), shrink=0.7, label="square root of the share")
+        axes.set(title=_plain(f"{group}: % of each class"), xlabel="predicted class", ylabel="class")
+    figure.colorbar(image, ax=panels.tolist(), shrink=0.7, label="square root of the share")
     return figure
 
 
 def worst(evaluation: Evaluation) -> Figure:
-    """The samples of the highest loss of the first snapshot of each group."""
+    """The samples with the highest loss, for the first snapshot of each group."""
     found = {group: snapshots[0].clean.worst for group, snapshots in evaluation.groups.items()}
     lines = -(-max(map(len, found.values())) // WORST_COLUMNS)  # rows of panels, for each group
-    figure, panels = _panels(lines * len(found), WORST_COLUMNS, 1.9 * lines * len(found) + 0.3)
+    height = 1.9 * lines * len(found) + 0.3
+    figure, panels = subplots(WIDTH, height, lines * len(found), WORST_COLUMNS, grid=False)
     for axes in panels.flat:
         axes.set_axis_off()
     names = [_plain(name) for name in evaluation.dataset.classes]
@@ -216,17 +218,10 @@ def mean_curve(curves: list[list[CurvePoint]]) -> list[CurvePoint]:
     return means
 
 
-def _panels(lines: int, columns: int, height: float, width: float = WIDTH, **shared: bool) -> tuple[Figure, Any]:
-    """A figure, sizes in inches, and its axes [lines, columns]."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(lines, columns, squeeze=False, **shared)
-
-
 def _picture(image: np.ndarray) -> np.ndarray:
-    """An image [C, H, W] as imshow takes it; the two polarities of events become blue and red."""
+    """An image [C, H, W] as imshow takes it; the two polarities of events are coloured."""
     if len(image) == 2:
-        off, on = image / max(image.max(), 1e-9)
-        return np.stack([on, np.zeros_like(on), off], -1)
+        return coloured(image)
     return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
 
 
@@ -249,5 +244,4 @@ def _percent_axis(axes: Axes) -> None:
     means = np.concatenate([line.get_ydata() for line in axes.get_lines()])
     low, high = 10 * np.floor((means.min() - 1) / 10), 10 * np.ceil((means.max() + 1) / 10)
     axes.set(ylim=(max(low, -1), min(high, 101)))
-    axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)

@@ -10,7 +10,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from tools.evaluation.comparison import bounds, interval, label, verdicts
-from tools.evaluation.results import Evaluation, Row
+from tools.evaluation.results import Document, Evaluation, Row
 
 from . import figures
 
@@ -19,7 +19,7 @@ VERDICTS = {"passed": "all gates passed", "failed": "not reliable: gates failed"
 
 @dataclasses.dataclass
 class Table:
-    """A table; one with a title is folded away, behind the title and the verdict, "passed" or "failed"."""
+    """A table. With a title, it is collapsed behind the title and the verdict, "passed" or "failed"."""
 
     head: list[str]
     rows: list[list[Any]]
@@ -37,7 +37,7 @@ class Section:
 
 def missing(heading: str, flag: str) -> Section:
     """The section for a part that was not measured, with the flag that measures it."""
-    return Section(heading, [f"Not part of this run: {flag} measures it."])
+    return Section(heading, [f"Not measured in this run: add {flag}."])
 
 
 def percent(share: float | None) -> str:
@@ -51,7 +51,7 @@ def count(number: int, what: str) -> str:
 def comparison(rows: list[Row]) -> Table:
     """A table of accuracies and their differences, with p-values (means over strengths) or deviations (others)."""
     first, is_mean = rows[0], rows[0].is_mean
-    head = ["test, mean over strengths" if is_mean else "test"]
+    head = ["condition, mean over strengths" if is_mean else "condition"]
     head += [f"{group}, % [95 % over seeds]" for group in first.groups]
     if not is_mean:
         head += [f"{group}, over draws" for group in first.groups]
@@ -73,16 +73,16 @@ def comparison(rows: list[Row]) -> Table:
     return Table(head, lines)
 
 
-def render(evaluation: Evaluation, measured: list[Section], document: dict[str, Any]) -> str:
-    """The page as text, with the sections of the measurements; `document` is the content of results.json."""
-    facts = {"command": " ".join(["python", *document["command"]]), **document["provenance"]}
-    facts["processor"] = document["machine"]["processor"]
+def render(evaluation: Evaluation, measured: list[Section], document: Document) -> str:
+    """The page as text, with the sections of the measurements."""
+    facts = {"command": " ".join(["python", *document.command]), **document.provenance}
+    facts["processor"] = document.machine.processor
     sections = [
         Section("Networks", _networks(evaluation)),
         Section("What differs", _differences(evaluation)),
         *measured,
         Section("Confusion matrix", [figures.confusion(evaluation)]),
-        Section("Worst images", [figures.worst(evaluation)]),
+        Section("Worst samples", [figures.worst(evaluation)]),
         Section("How it was made", [Table([], [[name, value] for name, value in facts.items()])]),
     ]
     title = f"Evaluation on {evaluation.dataset.name}: {', '.join(evaluation.groups)}"
@@ -94,25 +94,25 @@ def render(evaluation: Evaluation, measured: list[Section], document: dict[str, 
 def _networks(evaluation: Evaluation) -> list[Any]:
     rows = []
     for group, one in evaluation.snapshots():
-        network, clean = one.identity["network"], one.clean
+        network, clean = one.identity.network, one.clean
         row = [group, *(network[name] for name in ("model", "neuron", "width", "timestep"))]
         row += [network["sigma"] if one.is_noisy else "-", one.seed]
-        rows.append([*row, percent(clean.accuracy_mean), percent(clean.accuracy_std), one.identity["snapshot"]])
+        rows.append([*row, percent(clean.accuracy_mean), percent(clean.accuracy_std), one.identity.snapshot])
     head = ["group", "model", "neuron", "width", "T", "sigma", "seed", "clean accuracy, %", "over draws", "snapshot"]
-    note = f"{one.identity['test_images']} test samples"
-    if all(one.identity["training_seed"] is not None for _, one in evaluation.snapshots()):
+    note = f"{one.identity.test_images} test samples"
+    if all(one.identity.training_seed is not None for _, one in evaluation.snapshots()):
         note += ", none of which was used for training or to choose the epoch"
     return [Table(head, rows), f"{note}. Sigma is the scale of the noise."]
 
 
 def _differences(evaluation: Evaluation) -> list[Any]:
-    """Which differences are beyond chance, in words and numbers."""
+    """Which differences exceed chance, in words and numbers."""
     if len(evaluation.groups) == 1:
         return ["One group of networks: nothing to compare. Give --compare NSNN=a.pth,b.pth SNN=c.pth,d.pth."]
     note = (
-        "Each test is the mean over its strengths. p is the larger of two: over the test samples (paired bootstrap), "
-        "and over the training seeds (Welch's t-test), with Holm's correction for all tests of two groups. A "
-        "difference is beyond chance if p is below 0.05; with few seeds, few are."
+        "Each row is the mean over the strengths. p is the larger of the p-values over test samples (paired bootstrap) "
+        "and over training seeds (Welch's t-test), with Holm's correction over all tests of the two groups. A "
+        "difference exceeds chance if p is below 0.05; with few seeds, few do."
     )
     return [verdicts(evaluation.summary), note, comparison(evaluation.summary)]
 

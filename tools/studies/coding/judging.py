@@ -54,7 +54,7 @@ def judge(spikes: np.ndarray, recorded: np.ndarray, frame_s: float) -> Judgement
     spikes = spikes[: len(recorded)]
     window = bins_of_window(frame_s)
     fano, fano_recorded = (spike_trains.mean_fano_factor(one, window) for one in (spikes, recorded))
-    # A model cell that never fires has 0, as one that always does the same; NaN where the recorded cell never fires.
+    # A model cell that never fires gets 0, like one without variability; NaN where the recorded cell never fires.
     fano = np.where(np.isnan(fano_recorded), np.nan, np.nan_to_num(fano))
     noise, noise_recorded = spike_trains.noise_power(spikes), spike_trains.noise_power(recorded)
     distance, distance_recorded = (_van_rossum(one, one, frame_s) for one in (spikes, recorded))

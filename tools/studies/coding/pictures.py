@@ -4,12 +4,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tools.analysis.statistics import SeedInterval
-from tools.studies.intervals import draw_intervals, panels
+from tools.plots import subplots
+from tools.studies.intervals import draw_intervals
 
 
 def truth(rows: list) -> Figure:
-    """Draw each `experiments.Estimate` / truth, with its interval; 1 + the estimate where the truth is 0."""
-    figure, ((axes,),) = panels(7.2, 0.32 * len(rows) + 1.2)
+    """Plot each `experiments.Estimate` / truth, with its interval; 1 + the estimate where the truth is 0."""
+    figure, ((axes,),) = subplots(7.2, 0.32 * len(rows) + 1.2)
     for place, row in enumerate(reversed(rows)):
         divisor, shift = (row.truth, 0.0) if row.truth else (1.0, 1.0)
         half = (row.high - row.mean) / divisor
@@ -22,13 +23,13 @@ def truth(rows: list) -> Figure:
 
 
 def scale(intervals: dict[float, dict[str, SeedInterval]], decoding: dict[str, int]) -> Figure:
-    """Draw reliability, Fano factor and decoding {key: pooled trials} against the scale; leftmost: no noise.
+    """Plot reliability, Fano factor and decoding {key: pooled trials} against the scale; leftmost: no noise.
 
     `intervals` is {scale: {quantity: interval over seeds}}.
     """
     scales = np.array(list(intervals))
     shown = np.where(scales > 0, scales, scales[scales > 0].min() / 2.5)
-    figure, (axes,) = panels(11.0, 3.8, columns=3)
+    figure, (axes,) = subplots(11.0, 3.8, columns=3)
     quantities = ["reliability"], ["fano"], list(decoding)
     labels = ("reliability (correlation of two trials)", "Fano factor (100 ms)", "decoding accuracy")
     for panel, keys, label in zip(axes, quantities, labels):
@@ -53,10 +54,10 @@ QUANTITIES = (  # name, label, name of the recorded value
 
 
 def fits(results: dict[str, dict[str, SeedInterval]], name: str) -> Figure:
-    """Draw bars of the judgement of each network, {network: {quantity: interval over seeds}}."""
-    figure = Figure(figsize=(12.0, 6.0), layout="constrained")
+    """Plot bars of the judgement of each network, {network: {quantity: interval over seeds}}."""
+    figure, panels = subplots(12.0, 6.0, rows=2, columns=3, grid=False)
     ticks = [network.replace(", ", ",\n") for network in results]
-    for axes, (key, label, recorded) in zip(figure.subplots(2, 3).flat, QUANTITIES):
+    for axes, (key, label, recorded) in zip(panels.flat, QUANTITIES):
         for place, row in enumerate(results.values()):
             axes.bar(place, row[key].mean, color=f"C{place}")
             draw_intervals(axes, [place], [row[key]], color="black", capsize=3, fmt="none")

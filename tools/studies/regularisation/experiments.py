@@ -1,4 +1,4 @@
-"""The experiments of main_regularisation.py: each measures, draws its picture, and returns its numbers."""
+"""The experiments of main_regularisation.py: each measures, plots, and returns its numbers."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from . import pictures
 from .runs import Data, Run, learn_scales, measure
 
 GAINS = ("test_accuracy", "train_loss", "test_loss", "gap", "sharpness", "hessian_trace")  # compared in pairs
-QUICK_SIZES = (100, 1000, 4000)  # numbers of training images, also those that are drawn
+QUICK_SIZES = (100, 1000, 4000)  # numbers of training images, also those that are plotted
 
 
 @dataclasses.dataclass(frozen=True)

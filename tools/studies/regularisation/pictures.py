@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from tools.studies.intervals import against_scale, draw_intervals, panels
+from tools.plots import subplots
+from tools.studies.intervals import against_scale, draw_intervals
 
 QUANTITIES = (
     ("gap", "test loss - training loss (nats)", "linear"),
@@ -15,7 +16,7 @@ QUANTITIES = (
 
 
 def generalisation(rows: list, sizes: Sequence[int]) -> Figure:
-    """Draw `QUANTITIES` against the scale: a column for each number of images in `sizes`, a line for each law."""
+    """Plot `QUANTITIES` against the scale: a column for each number of images in `sizes`, a line for each law."""
 
     def draw(axes, quantity, of_size):
         for name, of_group in _groups(of_size).items():
@@ -28,11 +29,11 @@ def generalisation(rows: list, sizes: Sequence[int]) -> Figure:
 
 
 def few_images(rows: list, std: float) -> Figure:
-    """Draw test accuracy, and the gains of test accuracy and loss, against the number of training images.
+    """Plot test accuracy, and the gains of test accuracy and loss, against the number of training images.
 
     Accuracies are for noise of standard deviation `std`, losses for Gaussian noise of this and larger ones.
     """
-    figure, (axes,) = panels(12.4, 4.0, columns=3)
+    figure, (axes,) = subplots(12.4, 4.0, columns=3)
     accuracy, accuracy_gain, loss_gain = axes
     for number, (name, of_group) in enumerate(_groups([row for row in rows if row.std == std]).items()):
         sizes = _beside_each_other(of_group, number)
@@ -75,8 +76,8 @@ def _line(axes, x, rows, key, name):
 
 
 def learnt_scales(found: dict) -> Figure:
-    """Draw the scales of each layer over training, {initial scale: [`runs.LearntScales`]}, a panel for each."""
-    figure, (axes,) = panels(3.6 * len(found) + 1.0, 3.6, columns=len(found), sharey=True)
+    """Plot the scales of each layer over training, {initial scale: [`runs.LearntScales`]}, a panel for each."""
+    figure, (axes,) = subplots(3.6 * len(found) + 1.0, 3.6, columns=len(found), sharey=True)
     for panel, (std, networks) in zip(axes, found.items()):
         for number, one in enumerate(networks):
             for layer, scales in enumerate(zip(*one.scales)):

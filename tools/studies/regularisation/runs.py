@@ -25,13 +25,17 @@ from tools.training.loop import Learner, train_one_epoch
 
 from .sharpness import hessian_trace, perturbed_loss
 
-CPU, TIMESTEPS, BATCH, RATE = torch.device("cpu"), 4, 50, 1e-3
-FORWARD, LOSS = ForwardPass(CPU, TIMESTEPS), RateCrossEntropy()
+CPU = torch.device("cpu")
+TIMESTEPS = 4
+BATCH = 50  # samples of a step
+RATE = 1e-3  # learning rate
+FORWARD = ForwardPass(CPU, TIMESTEPS)
+LOSS = RateCrossEntropy()
 SCALE_RATE = 0.1  # learning rate of the logarithms of learnt scales, which have further to go than weights
 RECORDED = 10  # how many times learnt scales are recorded during training
 WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
 DRAWS = 8  # of the noise, for each measurement
-MEASURED = 500  # training images at most, on which sharpness is measured
+MEASURED = 500  # most training images on which sharpness is measured
 PERTURBATION = 0.3  # of weights, relative to the root mean square of their tensor
 
 
@@ -46,7 +50,7 @@ class Data:
 
     @classmethod
     def of(cls, parts: LabelledParts, mean: tuple[float, ...], std: tuple[float, ...]) -> "Data":
-        """The data of a data set's parts; the validation part is trained on too, as nothing is chosen by it."""
+        """The data of a data set's parts; the validation part is trained on too, because nothing is chosen by it."""
         images = torch.cat([parts.train.images, parts.val.images])
         labels = torch.cat([parts.train.labels, parts.val.labels])
         return cls(LabelledImages(images, labels), parts.test, mean, std)
@@ -143,7 +147,7 @@ def train(net: nn.Module, images: LabelledImages, run: Run, after_step: Callable
     learner = Learner(net=net, criterion=LOSS, optimizer=optimizer, scheduler=scheduler, scaler=scaler, forward=FORWARD)
     seed_generators(derived_seed(run.seed, "order"))
     done = 0
-    # Noise has a generator of its own, so that a network without noise gets its images in the same order.
+    # Noise has its own generator, so that a network without noise gets its images in the same order.
     with noise_generator(run.generator("training noise")):
         for epoch in itertools.count(1):
             batches = images.batches(BATCH, CPU, shuffle=True, limit=run.steps - done)

@@ -81,7 +81,7 @@ class SmallNetwork:
         return found
 
     def patterns(self) -> list[torch.Tensor]:
-        """All spike patterns: for each layer, [T, 2^bits, neurons]."""
+        """All spike patterns: for each layer, [T, 2^bits, neurons]; ValueError for more than `MOST_BITS`."""
         if self.bits > MOST_BITS:
             raise ValueError(f"a pattern has {self.bits} spikes; at most {MOST_BITS} can be enumerated")
         T = len(self.inputs)

@@ -1,4 +1,4 @@
-"""The experiments of main_theory.py: each measures, draws its picture, and returns its numbers."""
+"""The experiments of main_theory.py: each measures, plots, and returns its numbers."""
 
 import dataclasses
 import itertools

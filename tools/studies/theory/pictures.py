@@ -3,13 +3,14 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.studies.intervals import against_scale, panels
+from tools.plots import subplots
+from tools.studies.intervals import against_scale
 
 from .estimators import ESTIMATORS, STOCHASTIC
 
 
 def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
-    """Draw probabilities above, slopes below, a column for each law; points are measured, lines expected.
+    """Plot probabilities above, slopes below, a column for each law; points are measured, lines expected.
 
     Args:
         u: potentials [K].
@@ -17,7 +18,7 @@ def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
         std: standard deviation of the noise.
     """
     laws = list(dict.fromkeys(law for law, _ in curves))
-    figure, axes = panels(3.0 * len(laws), 5.4, rows=2, columns=len(laws), sharex=True, sharey="row")
+    figure, axes = subplots(3.0 * len(laws), 5.4, rows=2, columns=len(laws), sharex=True, sharey="row")
     for law, (above, below) in zip(laws, axes.T):
         for placement, colour in (("escape", "C0"), ("both", "C1")):
             measured, expected = curves[law, placement]
@@ -37,7 +38,7 @@ def firing(u: np.ndarray, curves: dict, std: float) -> Figure:
 
 def limit(scales: np.ndarray, shares: dict[str, list[float]]) -> Figure:
     """Draw, against the scale, the share of spikes that differ from the deterministic neuron's: {law: [scales]}."""
-    figure, ((axes,),) = panels(6.0, 4.2)
+    figure, ((axes,),) = subplots(6.0, 4.2)
     for law, row in shares.items():
         axes.loglog(scales, row, "o-", ms=4, label=law)
     axes.set(xlabel="standard deviation of the noise (thresholds)", ylabel="share of spikes that differ")
@@ -47,8 +48,8 @@ def limit(scales: np.ndarray, shares: dict[str, list[float]]) -> Figure:
 
 
 def exactness(rows: list, width: int) -> Figure:
-    """Draw each `experiments.MedianBias` of one layer, by width for both losses, and by steps for one `width`."""
-    figure, ((by_width, by_steps),) = panels(8.4, 3.8, columns=2, sharey=True)
+    """Plot each `experiments.MedianBias` of one layer, by width for both losses, and by steps for one `width`."""
+    figure, ((by_width, by_steps),) = subplots(8.4, 3.8, columns=2, sharey=True)
     for loss in ("linear", "squared"):
         chosen = [row for row in rows if row.loss == loss and row.steps == 1]
         by_width.plot([row.width for row in chosen], [row.bias for row in chosen], "o-", label=f"{loss} loss")
@@ -70,7 +71,7 @@ QUANTITIES = (
 
 
 def gradients(scales: tuple[float, ...], medians: dict, law: str) -> Figure:
-    """Draw {depth: {estimator: {quantity: [scales]}}}, a column for each depth, a line for each estimator.
+    """Plot {depth: {estimator: {quantity: [scales]}}}, a column for each depth, a line for each estimator.
 
     A bias smaller than the number of draws can resolve is drawn at that limit.
     """
