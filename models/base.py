@@ -22,7 +22,8 @@ class SpikingNeuron(SavesSettings, abc.ABC):
     copy of this package, needs only the attributes for what you do with it:
 
     - evaluation, attacks, `noiseless` and `mean_field`: `is_noisy`, whether two calls on the same input may differ. A
-      class with a `run` or `step` of its own says it itself, unless it inherits that it is noisy.
+      class with a `run` or `step` of its own says it itself, unless it inherits that it is noisy. A neuron draws by
+      `law.sample(...)`, which `noise_generator` reaches, unlike `torch.rand`.
     - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
       u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one. It is
       set for all threads, and may not be two at once; `NoisyLIF` has one in each thread (`models.contexts`).
