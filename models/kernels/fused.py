@@ -55,10 +55,10 @@ def serves(x: Tensor, law: noise.NoiseLaw, by_channel: bool = False) -> bool:
     # `numel` makes symbols numbers; compiled, the operator itself refuses too many neurons.
     if not torch.compiler.is_compiling() and x.shape[1:].numel() > common.MAX_NEURONS:
         return False
-    return _has_kernel(x.device.type, x.dtype, kind.__name__, by_channel)
+    return _has_kernel(x.device.type, x.dtype, kind, by_channel)
 
 
-def _has_kernel(device_type: str, dtype: torch.dtype, law: str, by_channel: bool) -> bool:
+def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], by_channel: bool) -> bool:
     choice = os.environ.get("NSNN_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
@@ -133,7 +133,7 @@ def _rebuilt(
     law: str, scale: float, loc: float, surrogate: str | None, surrogate_scale: float, surrogate_loc: float, **rest: Any
 ) -> Neuron:
     """The neuron that was `flattened`."""
-    laws: dict[str, Any] = {kind.__name__: kind for kind in noise.LAWS}
+    laws: dict[str, Any] = noise.by_name(noise.LAWS)
     gradient_law = None if surrogate is None else laws[surrogate](surrogate_scale, surrogate_loc)
     return Neuron(laws[law](scale, loc), scale, surrogate=gradient_law, **rest)
 
@@ -343,11 +343,12 @@ def _cuda_kernel() -> ModuleType:
 
 
 @functools.cache
-def _cuda(law: str, by_channel: bool) -> bool:
+def _cuda(law: type[noise.NoiseLaw], by_channel: bool) -> bool:
     """Whether the CUDA kernel computes this law rightly here; a warning where it should and does not."""
+    noise.by_name(noise.LAWS)  # refuses two of one name
     try:
         kernel = _cuda_kernel()
-        if law not in kernel.KNOWN_LAWS:
+        if law.__name__ not in kernel.KNOWN_LAWS:
             return False
         like = torch.empty(0, device=f"cuda:{torch.cuda.current_device()}")  # another thread may have another one
         selftest.without_modes(lambda: selftest.check_law(kernel, law, like))

@@ -36,10 +36,9 @@ def without_modes(check: Callable[[], Result]) -> Result:
         return result.result()
 
 
-def check_law(kernel: Any, name: str, like: Tensor) -> None:
+def check_law(kernel: Any, kind: type[noise.NoiseLaw], like: Tensor) -> None:
     """Raise BuildError unless the kernel has the probabilities, the density and the draws of this entry of `LAWS`."""
-    (kind,) = (law for law in noise.LAWS if law.__name__ == name)
-    law = kind(0.7, 0.1)
+    name, law = kind.__name__, kind(0.7, 0.1)
     neuron = Neuron(law, law.scale, decay=0.0, reset="none", mean_field=True)
     x = torch.arange(-128.0, 129.0).div(32).to(like).reshape(1, 1, -1)  # exact in bfloat16; none is on an edge of a law
     potential = x.double().cpu() - neuron.threshold
