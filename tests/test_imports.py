@@ -34,7 +34,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.training": {*BASE, *LOOPS, *NETWORKS, "crits"},
     "tools.evaluation": {*BASE, *LOOPS, *NETWORKS, "tools.attacks", "tools.perturb"},
     "tools.studies": {*BASE, *LOOPS, *NETWORKS, "crits", "tools.training"},
-    "tools.sweep": {*BASE, "tools.training"},
+    "tools.sweep": {*BASE, "tools.cli", "tools.training"},
     "tools.preprocess_events": {*BASE, "tools.data"},
     "tools.cli": {*BASE, "tools.config", "tools.training", "tools.evaluation", "tools.studies"},
     "dataset_utils": {*BASE, "tools.config", "tools.data"},
