@@ -1,1 +1,1 @@
-"""Speed and memory: scripts that print one JSON line for each result."""
+"""Speed and memory (`bench_*.py`), and what the tests catch (`mutation.py`): scripts that print JSON lines."""

@@ -1,14 +1,14 @@
-"""Mutation score: of small faults at random places, how many are noticed by the tests of the faulty module's folder?
+"""Mutation score: the share of small random faults that the tests of the faulty module's folder catch.
 
     python benchmarks/mutation.py --mutants 300 --seed 0 --out mutants.jsonl
 
-needs cosmic-ray (pip install cosmic-ray), which makes the faults: another operator, number, comparison, a condition
-negated, a loop that never runs, a decorator less. A place is drawn first, evenly over all of them, then a fault for it;
-annotations are left out, as any fault there stops the import. Each fault is tried in a process forked from one that has
-imported PyTorch, on a copy of the commit, the quick tests first. It is caught where a test fails or crashes, where
-an import fails, and where the tests take TOO_LONG times their time. Any other end is not, and named in the score.
+needs cosmic-ray (pip install cosmic-ray), which makes the faults: a changed operator, number or comparison, a negated
+condition, a loop that never runs, a removed decorator. A place is drawn uniformly, then a fault for it; annotations are
+left out, because any fault there breaks the import. Each fault is tried in a process forked from one that has imported
+PyTorch, on a copy of the commit, the fastest tests first. It is caught if a test fails or crashes, an import fails, or
+the tests take TOO_LONG times as long as without it. Any other outcome is not caught, and is named in the score.
 Prints one JSON line per mutant and one with the score. With --out, lines are added to that file and, for the same
-commit, found again there. --targets tries those of the drawn mutants that are in some of the folders.
+commit, found again there. --targets tries only the drawn mutants in these folders.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def run_tests(
 ) -> tuple[str, float, dict[str, float]]:
     """Run the tests of a folder in a forked process, in the current directory.
 
-    Returns what came out, seconds of CPU, and seconds of each test, where it ran to the end.
+    Returns the outcome, the seconds of CPU, and the seconds of each test (empty if the run did not finish).
     """
     times = Path(cache) / "took.json"
 
@@ -238,8 +238,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mutants", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="try the drawn ones in these")
-    parser.add_argument("--commit", default="HEAD", help="what is tested; changes that are not committed are not")
+    parser.add_argument(
+        "--targets", nargs="+", choices=TARGETS, default=TARGETS, help="try only the drawn mutants in these"
+    )
+    parser.add_argument("--commit", default="HEAD", help="the commit to test; uncommitted changes are left out")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="JSON lines of the outcomes; mutants in it are not tried again")
     arguments = parser.parse_args()

@@ -2,9 +2,9 @@
 
 A target is class indices [B] in int64 (or uint8), or class probabilities [B, K] in floating point ("soft" targets).
 
-An argument of another type is a TypeError, one of another shape a ValueError; so are logits of no samples, steps or
-classes, of which PyTorch's losses give NaN. Probabilities that are negative or do not add up to 1 are a ValueError too,
-but only on the CPU, and not in `torch.compile` or `vmap`: a GPU would have to be waited for.
+A wrong type is a TypeError, a wrong shape a ValueError, as are empty logits, for which PyTorch's losses return NaN.
+Probabilities that are negative or do not sum to 1 are a ValueError too; this is checked on the CPU only, since a GPU
+would have to be waited for, and not inside `torch.compile` or `vmap`.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ def _check(logits: Tensor, target: Tensor) -> None:
     shape = logits.shape[1:] if target.is_floating_point() else logits.shape[1:2]
     if logits.dim() != 3 or target.shape != shape:
         wanted = "logits [T, B, K] and target [B] of class indices, or [B, K] of probabilities in floating point"
-        came = f"{list(logits.shape)} and {list(target.shape)} of {target.dtype}"
-        raise ValueError(f"expected {wanted}; got {came}")
+        got = f"{list(logits.shape)} and {list(target.shape)} of {target.dtype}"
+        raise ValueError(f"expected {wanted}; got {got}")
     if not logits.is_floating_point():
         raise TypeError(f"logits must be in floating point, got {logits.dtype}")
     if not target.is_floating_point() and target.dtype not in INDICES:
         raise TypeError(f"class indices must be int64, got {target.dtype}: use target.long()")
     if 0 in logits.shape:
-        raise ValueError(f"the mean loss of no logits is not defined: they are [T, B, K] = {list(logits.shape)}")
+        raise ValueError(f"the mean loss of empty logits is undefined; got [T, B, K] = {list(logits.shape)}")
     if target.is_floating_point() and target.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_probabilities(target.detach())
 
@@ -41,10 +41,10 @@ def _check_probabilities(target: Tensor) -> None:
     tolerance = max(TOLERANCE, 4 * torch.finfo(target.dtype).eps)
     sums = target.sum(-1, dtype=torch.float64)
     is_right = (target >= 0).all() & ((sums - 1).abs() <= tolerance).all()
-    with contextlib.suppress(RuntimeError):  # under vmap, and of fake tensors, values are not known
+    with contextlib.suppress(RuntimeError):  # values are unknown under vmap and for fake tensors
         if not is_right:
             raise ValueError(
-                "target in floating point must be probabilities, at least 0 and with the sum 1 over the classes; got "
+                "a floating point target must be probabilities, non-negative and summing to 1 over the classes; got "
                 f"values from {target.min():g} to {target.max():g}, and sums from {sums.min():g} to {sums.max():g}"
             )
 
@@ -55,6 +55,8 @@ def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Te
 
 
 class _SmoothedCriterion(nn.Module):
+    """Base of the cross-entropies; ValueError unless `label_smoothing` is in [0, 1)."""
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
@@ -63,7 +65,11 @@ class _SmoothedCriterion(nn.Module):
 
 
 class RateCrossEntropy(_SmoothedCriterion):
-    """Cross-entropy of the time-averaged logits: L = CE(mean_t logits[t], target)."""
+    """Cross-entropy of the time-averaged logits: L = CE(mean_t logits[t], target).
+
+    Args:
+        label_smoothing: in [0, 1), else a ValueError.
+    """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
@@ -71,7 +77,11 @@ class RateCrossEntropy(_SmoothedCriterion):
 
 
 class PerStepCrossEntropy(_SmoothedCriterion):
-    """Cross-entropy of each step's logits, averaged over time: L = mean_t CE(logits[t], target)."""
+    """Cross-entropy of each step's logits, averaged over time: L = mean_t CE(logits[t], target).
+
+    Args:
+        label_smoothing: in [0, 1), else a ValueError.
+    """
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         _check(logits, target)
@@ -88,6 +98,9 @@ class TET(nn.Module):
         lambda_tet: the weight l, in [0, 1].
         mean: the value towards which logits are pulled.
         label_smoothing: in [0, 1).
+
+    Raises:
+        ValueError: if `lambda_tet` or `label_smoothing` is out of range.
 
     Note:
         Deng et al., "Temporal efficient training of spiking neural network via gradient re-weighting", ICLR 2022,
@@ -117,7 +130,7 @@ LOSSES: dict[str, Callable[[float, float], nn.Module]] = {
 
 
 def build_loss(name: str, label_smoothing: float = 0.0, lambda_tet: float = 0.05) -> nn.Module:
-    """Make a loss by its name in `LOSSES`; ones other than `TET` ignore `lambda_tet`. Wrong arguments: ValueError."""
+    """Make a loss by its name in `LOSSES`; only `TET` uses `lambda_tet`. ValueError for wrong arguments."""
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}; choose from {', '.join(LOSSES)}")
     return LOSSES[name](label_smoothing, lambda_tet)

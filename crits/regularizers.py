@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .watching import is_reentrant_checkpoint, is_run_again, neuron_hooks
+from .watching import call_of, is_reentrant_checkpoint, is_run_again, neuron_hooks, stream_step
 
 
 def _weight_matrices(net: nn.Module) -> list[Tensor]:
@@ -31,6 +31,7 @@ class Regularizer:
         raise TypeError(f"{type(self).__name__} is abstract: use one of its subclasses")
 
     def watching(self, net: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Context manager around the forward passes that the penalty is of."""
         return contextlib.nullcontext()
 
 
@@ -74,12 +75,18 @@ class SRIP(Regularizer):
 class FiringRate(Regularizer):
     """Keeps each layer's mean firing rate near a target: R = mean_layers (mean spikes of the layer - target)^2.
 
-    The spikes are those of the last forward pass inside `with regularizer.watching(net):`; where neurons are called by
-    `run` or `step`, or in a `models.Stream`, of the last stream, which begins where no state is given. In the block
-    nothing runs compiled.
+    The spikes are those of the last forward pass inside `with regularizer.watching(net):`. Where neurons are called by
+    `run` or `step`, or in a `models.Stream`, they are those since the last call without a state. Nothing runs compiled
+    inside the block.
+
+    A neuron that a forward pass uses several times is one layer, with the mean over all its uses. Where passes are not
+    calls `net(...)`, they cannot be told apart: there, a neuron may begin without a state once in a block.
 
     Args:
         target: spikes per neuron and time step, in [0, 1].
+
+    Raises:
+        ValueError: if `target` is out of range.
     """
 
     def __init__(self, target: float = 0.1) -> None:
@@ -88,6 +95,8 @@ class FiringRate(Regularizer):
         self.target = target
         self._rates: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._calls: dict[str, object] = {}  # of the network, in which the layers began
+        self._is_watching = False
 
     def __call__(self, net: nn.Module) -> Tensor:
         if not self._rates:
@@ -99,13 +108,17 @@ class FiringRate(Regularizer):
 
     @contextlib.contextmanager
     def watching(self, net: nn.Module) -> Iterator["FiringRate"]:
+        if self._is_watching:
+            raise RuntimeError("this FiringRate is watching already: make one for each block that is open at once")
+        self._is_watching = True
         try:
-            with neuron_hooks(net, self._keep):
+            with neuron_hooks(net, functools.partial(self._keep, getattr(net, "_orig_mod", net))):
                 yield self
         finally:
-            self._rates, self._counts = {}, {}  # nothing of the graph outlives the block
+            self._rates, self._counts, self._calls = {}, {}, {}  # nothing of the graph outlives the block
+            self._is_watching = False
 
-    def _keep(self, layer: str, neuron: nn.Module, spikes: Tensor, continues: bool) -> None:
+    def _keep(self, net: nn.Module, layer: str, neuron: nn.Module, spikes: Tensor, continues: bool) -> None:
         if not spikes.numel():
             raise ValueError(f"layer {layer!r} has no firing rate: its batch is empty, {list(spikes.shape)}")
         if is_reentrant_checkpoint():
@@ -115,11 +128,25 @@ class FiringRate(Regularizer):
             )
         if is_run_again():  # it would be added to the penalty of the next call
             return
+        call = call_of(net)
+        if call is None and (neuron is net or stream_step() is not None):
+            call = object()  # there, no neuron is used twice in a pass
         rate, count = spikes.float().mean(), spikes.numel()
-        if continues and layer in self._rates:
+        if self._goes_on(layer, continues, call):
             before = self._counts[layer]
             rate, count = (self._rates[layer] * before + rate * count) / (before + count), before + count
-        self._rates[layer], self._counts[layer] = rate, count
+        self._rates[layer], self._counts[layer], self._calls[layer] = rate, count, call
+
+    def _goes_on(self, layer: str, continues: bool, call: object) -> bool:
+        """Whether these spikes belong to the same pass as those of the layer before."""
+        if layer not in self._rates or continues:
+            return layer in self._rates
+        if call is None and self._calls[layer] is None:
+            raise RuntimeError(
+                f"layer {layer!r} is called twice outside of `net(...)`, in one pass or in two: call the network "
+                "itself, or open a block for each pass"
+            )
+        return call is self._calls[layer]
 
 
 # By name: target rate of `FiringRate` -> the regulariser.

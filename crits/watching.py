@@ -22,6 +22,7 @@ from torch import Tensor, nn
 Hook = Callable[[str, nn.Module, Tensor, bool], Tensor | None]
 STREAMING = ("run", "step")  # methods for streaming, which run no hooks of PyTorch's
 STATE = "__getstate__"  # what copies and pickles are made of
+CALL = nn.Module._call_impl.__code__  # what runs the hooks and `forward` of a module
 INSIDE_COMPILED = "compiled code runs no hooks: watch neurons around the call of a compiled function, not inside it"
 
 
@@ -42,13 +43,13 @@ def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
 def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> Iterator[nn.Module]:
     """Context manager: in each call of a spiking neuron, run a hook on its spikes (or its input) [T, B, ...].
 
-    Calls are `neuron(x)`, `neuron.run(x)` and `neuron.step(x_t)`, of which T is 1. A call runs the hooks of the blocks
-    that its own thread or asyncio task has opened; if that has opened none for the neuron, those of all. Copies made
-    inside the block are not watched. As compiled code runs no hooks, nothing runs compiled inside the block.
+    Calls are `neuron(x)`, `neuron.run(x)` and `neuron.step(x_t)`, whose T is 1. A call runs the hooks that its own
+    thread or asyncio task has opened; if there are none for the neuron, those of all threads. Copies made inside the
+    block are not watched. As compiled code runs no hooks, nothing runs compiled inside the block.
 
     Args:
         hook: (layer name, neuron, tensor, whether the call continues from a state) -> a tensor to replace it, or None.
-            Of the input of `neuron(x)`, it cannot say that a `models.Stream` continues.
+            With `on_input`, `neuron(x)` in a `models.Stream` never counts as continuing.
 
     Raises:
         ValueError: if the network has no spiking neuron.
@@ -83,7 +84,7 @@ class _Watch(threading.local):
         if self.depth > 1 or not self.on_input:
             return None
         call = inspect.signature(neuron.forward).bind(*args, **kwargs)
-        _change_first(call.arguments, lambda x: self.hook(x, False))
+        _change_first(call.arguments, lambda x: self.changed(x, False, _takes_one_step(neuron)))
         return call.args, call.kwargs
 
     def after(self, neuron: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -91,25 +92,30 @@ class _Watch(threading.local):
         self.depth = max(0, self.depth - 1)
         if self.depth or self.on_input or output is None:
             return None
-        return _with_spikes(output, lambda spikes: self.hook(spikes, bool(self.continues)))
+        return _with_spikes(output, lambda spikes: self.changed(spikes, bool(self.continues), _takes_one_step(neuron)))
+
+    def changed(self, x: Tensor, continues: bool, is_step: bool) -> Tensor | None:
+        """What the hook makes of x [T, B, ...], or of one step [B, ...]."""
+        if not is_step:
+            return self.hook(x, continues)
+        result = self.hook(x.unsqueeze(0), continues)
+        return None if result is None else result.squeeze(0)
 
     def around(self, method: str, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a method for streaming: (x, state, ...) -> (spikes, state)."""
-        if self.depth and not (_is_in_stream() and self.continues is None):
+        is_inner = self.depth > 0
+        if is_inner and (self.continues is not None or not _is_in_stream()):
             return run(*args, **kwargs)
         signature = inspect.signature(run)
         call = signature.bind(*args, **kwargs)
-        continues = any(call.arguments.get(name) is not None for name in list(signature.parameters)[1:2])
-        if self.depth:
+        names = list(signature.parameters)
+        state = call.arguments.get(names[1]) if len(names) > 1 else None
+        continues = state is not None
+        if is_inner:
             self.continues = continues
             return run(*args, **kwargs)
 
-        def changed(x: Tensor) -> Tensor | None:
-            if method != "step":
-                return self.hook(x, continues)
-            result = self.hook(x.unsqueeze(0), continues)
-            return None if result is None else result.squeeze(0)
-
+        changed = functools.partial(self.changed, continues=continues, is_step=method == "step")
         if self.on_input:
             _change_first(call.arguments, changed)
         self.depth += 1
@@ -198,10 +204,32 @@ def is_reentrant_checkpoint() -> bool:
     return not torch.is_grad_enabled() and _is_called_by(lambda code: code is first)
 
 
+def stream_step() -> Any:
+    """The step of a `models.Stream` that runs here, or None."""
+    shared = sys.modules.get("_nsnn_contexts")  # by all copies of `models`
+    return None if shared is None else shared.stream.get()
+
+
 def _is_in_stream() -> bool:
     """Whether this is a step of a `models.Stream`, which hands states to neurons that are called as `neuron(x)`."""
-    shared = sys.modules.get("_nsnn_contexts")  # by all copies of `models`
-    return shared is not None and shared.stream.get() is not None
+    return stream_step() is not None
+
+
+def _takes_one_step(neuron: nn.Module) -> bool:
+    """Whether a `models.Stream` without a dimension of time calls this neuron, with x [B, ...]."""
+    step = stream_step()
+    return step is not None and not step.time_first and neuron in step.neurons
+
+
+def call_of(net: nn.Module) -> object:
+    """What stands for the call `net(...)` that this is part of, the outermost one; None outside of one."""
+    frame: types.FrameType | None = sys._getframe(1)
+    found = None
+    while frame is not None:
+        if frame.f_code is CALL and frame.f_locals["self"] is net:
+            found = frame.f_locals["kwargs"]  # made for this call; to keep the frame would keep all of the stack alive
+        frame = frame.f_back
+    return found
 
 
 def is_run_again() -> bool:
@@ -211,9 +239,7 @@ def is_run_again() -> bool:
 
 
 def _is_called_by(is_wanted: Callable[[types.CodeType], bool]) -> bool:
-    frame: types.FrameType | None = sys._getframe(
-        1
-    )  # a frame in a variable of its own would keep all of the stack alive
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if is_wanted(frame.f_code):
             return True
@@ -235,12 +261,12 @@ def _watched(neuron: nn.Module, hook: Callable[[Tensor, bool], Tensor | None], o
         is_called = watch.key in here or all(other.key not in here for other in streaming.watches)
         return hook(x, continues) if is_called else None
 
-    # Replicas of nn.DataParallel are watched, but no copy that has these hooks nevertheless.
+    # Copies that inherited these hooks are not watched.
     def before(module: nn.Module, *call: Any) -> Any:
-        return watch.before(module, *call) if module is neuron or hasattr(module, "_is_replica") else None
+        return watch.before(module, *call) if module is neuron else None
 
     def after(module: nn.Module, *call: Any) -> Any:
-        return watch.after(module, *call) if module is neuron or hasattr(module, "_is_replica") else None
+        return watch.after(module, *call) if module is neuron else None
 
     watch = _Watch(hook_here, on_input, object())
     with _lock:
@@ -290,7 +316,7 @@ _lock, _eager, _open = threading.Lock(), contextlib.ExitStack(), 0
 
 @contextlib.contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Context manager: what torch.compile has made runs uncompiled, in all threads."""
+    """Context manager: compiled code runs uncompiled, in all threads."""
     global _open
     can_switch = hasattr(torch.compiler, "set_stance") and "torch._dynamo" in sys.modules  # else nothing is compiled
     with _lock:

@@ -6,11 +6,12 @@ from .deploy import plain
 from .modes import mean_field, noiseless
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF
 from .noise import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, noise_generator
+from .parameters import ArgumentError
 from .registry import build_model, build_neuron
 from .stream import Stream
 
 __all__ = [
-    "IF", "LIF", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyLIF", "ParametricLIF", "SpikingNeuron",
-    "Stream", "Triangular", "Uniform", "build_model", "build_neuron", "checkpoint", "mean_field", "noise_generator",
-    "noiseless", "plain",
+    "IF", "LIF", "ArgumentError", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyLIF", "ParametricLIF",
+    "SpikingNeuron", "Stream", "Triangular", "Uniform", "build_model", "build_neuron", "checkpoint", "mean_field",
+    "noise_generator", "noiseless", "plain",
 ]  # fmt: skip

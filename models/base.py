@@ -1,4 +1,4 @@
-"""The base of spiking neurons: the protocol by which the project knows them, and what they share."""
+"""Base class of spiking neurons: the protocol that the rest of the project relies on."""
 
 import abc
 import inspect
@@ -12,32 +12,34 @@ from . import functional, parameters
 from .contexts import STREAM
 from .functional import RESETS, check_choice, check_surrogate
 from .noise import NoiseLaw
+from .parameters import ArgumentError
 from .settings import SavesSettings
 
 
 class SpikingNeuron(SavesSettings, abc.ABC):
     """Base of the neurons, and the protocol by which the rest of the project knows a neuron.
 
-    A module is a spiking neuron if its `emits_spikes` is true, whatever its class. A class of your own, or of another
-    copy of this package, needs only the attributes for what you do with it:
+    Any module whose `emits_spikes` is true is a spiking neuron, whatever its class. A class of your own, or from
+    another copy of this package, needs only the attributes that its use requires:
 
     - evaluation, attacks, `noiseless` and `mean_field`: `is_noisy`, whether two calls on the same input may differ. A
-      class with a `run` or `step` of its own says it itself, unless it inherits that it is noisy. A neuron draws by
+      class that overrides `run` or `step` must define it, unless it inherits from a noisy neuron. A neuron draws by
       `law.sample(...)`, which `noise_generator` reaches, unlike `torch.rand`.
     - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
-      u > threshold) or "mean_field" (outputs its firing probability). Only a neuron that can be noisy has one. It is
-      set for all threads, and may not be two at once; `NoisyLIF` has one in each thread (`models.contexts`).
+      u > threshold) or "mean_field" (outputs its firing probability). Only neurons that can be noisy have one. It
+      applies to all threads, which must agree on it; `NoisyLIF` has one per thread (see `models.contexts`).
     - gradient paths of attacks: `gradient_law`, the law whose density is the gradient at present, and `set_gradient`;
       `as_mean_field()`, a neuron of the same dynamics that outputs its firing probability; `scale_noise`, if noisy.
     - membrane noise as a perturbation: `decay` and `decay_input`.
 
     A subclass overrides `run` or `step`, whichever is easier; the other one and `forward` then go through it. `super()`
-    has the neuron without the override. What is set on the class or on a neuron later, as by a decorator, is not seen.
+    is the neuron without the override. A method that is replaced later, on the class or on an instance, is not picked
+    up.
 
     Args:
         threshold: firing threshold, in the units of the potential; positive. A number, a tensor of one value, or one
-            of a value for each channel, [C] for x [T, B, C, ...]. A parameter is registered as `threshold`, and learnt
-            (of shape [1] rather than [] if it is to be sharded); another tensor is a buffer.
+            with a value for each channel, [C] for x [T, B, C, ...]. An nn.Parameter is learnt (give it shape [1], not
+            [], if it is to be sharded); any other tensor becomes a buffer.
         decay: factor of the potential per step, in [0, 1]; given as `threshold` is.
         reset: "zero", "subtract" (by the threshold) or "none".
         detach_reset: if true, the gradient does not flow through the spike in the reset.
@@ -47,8 +49,8 @@ class SpikingNeuron(SavesSettings, abc.ABC):
         x [T, B, ...] -> spikes [T, B, ...], 0 or 1, in the dtype of `x`.
 
     Note:
-        What a parameter has learnt may leave its range: clamp it after a step of the optimiser. On the CPU, the next
-        call is a ValueError otherwise. `ParametricLIF` and `learnable_scale` learn values that stay in their ranges.
+        A learnt value may leave its range: clamp it after each step of the optimiser. Otherwise the next call on the
+        CPU is a ValueError. `ParametricLIF` and `learnable_scale` learn values that stay in their ranges.
         `load_state_dict` warns if the weights were saved with other settings, or do not say with which.
     """
 
@@ -68,7 +70,7 @@ class SpikingNeuron(SavesSettings, abc.ABC):
         self._hold("decay", decay)
         ends = parameters.extremes(decay)
         if decay_input and ends is not None and ends[1] == 1:
-            raise ValueError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
+            raise ArgumentError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
         self.reset = reset
         self.detach_reset = detach_reset
         self.decay_input = decay_input
@@ -76,7 +78,7 @@ class SpikingNeuron(SavesSettings, abc.ABC):
     def _hold(self, name: str, value: float | Tensor) -> None:
         """Keep a value under its name: a parameter is learnt, another tensor is a buffer."""
         parameters.check(name, value)
-        if isinstance(getattr(type(self), name, None), property):  # of a subclass that keeps it in its own way
+        if isinstance(getattr(type(self), name, None), property):  # the subclass stores it differently
             object.__setattr__(self, name, value)
         elif isinstance(value, Tensor):
             self._register(name, value)
@@ -107,7 +109,12 @@ class SpikingNeuron(SavesSettings, abc.ABC):
         raise AttributeError(f"{type(self).__name__} has its own dynamics, and must say whether it `is_noisy`")
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
-        """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is."""
+        """Take the density of `law` for d spike / d u; spikes do not change. None leaves `detach_reset` as it is.
+
+        Raises:
+            TypeError: if `law` is not a noise law.
+            ValueError: if the scale of `law` requires a gradient: a surrogate's scale is not learnt.
+        """
         check_surrogate(law)
         scale: float | Tensor = law.scale
         if isinstance(scale, Tensor):  # neurons that are given one law do not share the tensor
@@ -117,10 +124,10 @@ class SpikingNeuron(SavesSettings, abc.ABC):
         self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Where a class, or its mixin, overrides `run` or `step`, the other one follows, and it must say `is_noisy`."""
+        """Derive `run` from an overridden `step` and vice versa; a class that overrides one must define `is_noisy`."""
         super().__init_subclass__(**options)
         bases: list[Any] = list(cls.__mro__[: cls.__mro__.index(SpikingNeuron)])
-        for base in bases:  # a mixin too is given what it lacks: the next class is then reached both ways
+        for base in bases:  # mixins too, so that `super()` reaches the next class by both methods
             own = {"run", "step"} & vars(base).keys()
             if own == {"run"}:
                 _check_run(cls, base.run)
@@ -144,11 +151,11 @@ class SpikingNeuron(SavesSettings, abc.ABC):
 
     @abc.abstractmethod
     def run(self, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False) -> tuple[Any, ...]:
-        """Some steps of a stream: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after them.
+        """Run T steps: x [T, B, ...] -> spikes [T, B, ...] and the state [B, ...] after them.
 
-        The state is the membrane potential, in float32 (float64 for float64 input). As an argument, None means rest;
-        as a result, that `keep_state` was false. With `potentials`, there is a third result: the potentials [T, B, ...]
-        before the reset, which the threshold is compared with.
+        The state is the membrane potential, in float32 (float64 for float64 input). The argument None means rest; the
+        result is None if `keep_state` is false. With `potentials`, the third result is the potentials [T, B, ...]
+        before the reset, which are compared with the threshold.
         """
 
     def step(self, x_t: Tensor, state: Any = None) -> tuple[Tensor, Any]:
@@ -158,8 +165,8 @@ class SpikingNeuron(SavesSettings, abc.ABC):
 
     def _replicate_for_data_parallel(self) -> Any:
         raise RuntimeError(
-            "nn.DataParallel splits and gathers along one dimension, which is the batch of images but the time of "
-            "spikes and logits [T, B, ...]: use DistributedDataParallel"
+            "nn.DataParallel would split images along the batch but gather logits [T, B, ...] along time: use "
+            "DistributedDataParallel"
         )
 
     def _dynamics(self) -> dict[str, Any]:
@@ -183,7 +190,8 @@ def _check_run(neuron: type[SpikingNeuron], run: Callable[..., Any]) -> None:
         return
     arguments = inspect.signature(run).parameters.values()
     if not any(one.name == "keep_state" or one.kind is inspect.Parameter.VAR_KEYWORD for one in arguments):
-        raise TypeError(f"{run.__qualname__} lacks keep_state: it must be run(self, x, state=None, keep_state=True)")
+        signature = "run(self, x, state=None, keep_state=True, potentials=False)"
+        raise TypeError(f"{run.__qualname__} lacks keep_state: it must be {signature}")
 
 
 def _refuse_circle(name: str, other: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Activation checkpointing that draws the same noise again, and errors where that of PyTorch would not."""
+"""Activation checkpointing that redraws the same noise, and errors where PyTorch's own would not."""
 
 import sys
 import types
@@ -10,19 +10,23 @@ import torch
 from torch import Generator
 from torch.utils import checkpoint as torch_checkpoint
 
-from .contexts import GENERATORS, MODES, OUTSIDE, RUNS, Entry, calling, left_to_python
+from .contexts import GENERATOR_BLOCKS, MODE_BLOCKS, OUTSIDE, RUNS, Entry, calling, left_to_python
 
 REFUSAL = (
-    "torch.utils.checkpoint would run layers again with other noise or in another mode, as it knows neither generators "
-    "nor the blocks of noiseless and mean_field: use models.checkpoint in its place"
+    "torch.utils.checkpoint would rerun layers with other noise or in another mode, because it ignores "
+    "noise_generator, noiseless and mean_field: use models.checkpoint instead"
 )
 
 
 @left_to_python(OUTSIDE)
 def generator_to_draw_from(generator: Generator, entry: Entry | None) -> Generator:
-    """`generator`, or in a checkpoint's second run one that repeats its numbers; `entry`: the block that says it.
+    """`generator`, or during recomputation a stand-in that repeats its numbers.
 
-    RuntimeError if a checkpoint of PyTorch would draw, or draws, other numbers in its second run.
+    Args:
+        entry: the `noise_generator` block that it comes from, if it does.
+
+    Raises:
+        RuntimeError: if PyTorch's own checkpoint would draw other numbers when it recomputes.
     """
     if entry is not None and entry.backward != torch._C._current_graph_task_id():
         raise RuntimeError(REFUSAL)
@@ -36,7 +40,7 @@ def generator_to_draw_from(generator: Generator, entry: Entry | None) -> Generat
 
 
 def _is_in_torchs_checkpoint() -> bool:
-    """Whether this runs in a checkpoint that is not of `checkpoint`, nor reentrant."""
+    """Whether this runs inside PyTorch's own non-reentrant checkpoint, not one of `checkpoint`."""
     hook = _hook_on_saved_tensors()
     is_checkpoint = getattr(hook, "__module__", None) == torch_checkpoint.__name__
     return is_checkpoint and all(run.hook is not hook for run in RUNS.get())
@@ -48,7 +52,7 @@ def _hook_on_saved_tensors() -> Any:
 
 
 def refuse_reentrant(entry: Entry | None) -> None:
-    """RuntimeError inside a checkpoint with use_reentrant=True, whose two runs may be in and outside of this block."""
+    """Raise RuntimeError in a checkpoint with use_reentrant=True, which may recompute outside of this block."""
     first, second = torch_checkpoint.CheckpointFunction.forward, torch_checkpoint.CheckpointFunction.backward
     is_second = (-1 if entry is None else entry.backward) != torch._C._current_graph_task_id()
     if not is_second and (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
@@ -60,7 +64,7 @@ def refuse_reentrant(entry: Entry | None) -> None:
 
 
 def refuse_unkept_noise() -> None:
-    """RuntimeError in the second run of a checkpoint that has not kept the state of torch's default generator."""
+    """Raise RuntimeError if a checkpoint recomputes without having kept the state of torch's default generator."""
     for frame in calling(sys._getframe()):
         if frame.f_code.co_filename == torch_checkpoint.__file__:
             found = frame.f_locals
@@ -71,8 +75,8 @@ def refuse_unkept_noise() -> None:
 
 
 def refuse_compiled_checkpoint() -> None:
-    """RuntimeError for noise of a block that a compiled checkpoint will draw again, from torch's default generator."""
-    if not GENERATORS.in_effect():
+    """Raise RuntimeError if a compiled checkpoint would redraw a block's noise from torch's default generator."""
+    if not GENERATOR_BLOCKS.in_effect():
         return
     for frame in calling(sys._getframe()):
         if frame.f_globals.get("__name__") == "torch._prims.rng_prims":  # keeps that generator's state for it
@@ -80,7 +84,7 @@ def refuse_compiled_checkpoint() -> None:
 
 
 def check_same_noise(first: torch.Tensor | None, saved: torch.Tensor | None) -> None:
-    """RuntimeError if the noise that autograd has saved is not that of the forward pass, but of a second run of it."""
+    """Raise RuntimeError if the saved noise is not that of the forward pass but of a recomputation."""
     if saved is first or type(first) is not torch.Tensor or type(saved) is not torch.Tensor:
         return
     if not torch.equal(first, saved.to(first.device)):
@@ -92,17 +96,17 @@ def _wants_gradient(value: object) -> bool:
 
 
 class Run:
-    """A run of what is checkpointed: the first one notes where generators begin, the others begin there."""
+    """One run of a checkpointed function: the first notes the states of the generators, later ones start from them."""
 
     def __init__(self, begins: dict[int, tuple[Generator, torch.Tensor]], frame: types.FrameType | None = None) -> None:
         self.begins = begins  # by the generator's id
-        self.frame = frame  # below it on the stack are blocks of the backward pass; None: it is the first run
+        self.frame = frame  # blocks below this frame belong to the backward pass; None: the first run
         self.is_in_torchs = frame is None and _is_in_torchs_checkpoint()
         self.hook = _hook_on_saved_tensors()
         self.twins: dict[int, Generator] = {}
 
     def stand_in(self, generator: Generator, drawn_from: Generator) -> Generator:
-        """What to draw from for `generator`, for which an outer run draws from `drawn_from`."""
+        """The generator to draw from in place of `generator`, for which an outer run draws from `drawn_from`."""
         key = id(generator)
         if self.frame is None and key not in self.begins:
             self.begins[key] = (generator, drawn_from.get_state())
@@ -122,17 +126,17 @@ class Run:
 
 
 class _AsAtFirst:
-    """A context manager in which the blocks hold that hold now, and generators draw what they drew in the first run."""
+    """Context manager that restores the blocks that were open when it was made, and the noise of the first run."""
 
     def __init__(self, first: Run) -> None:
         self.begins = first.begins
         self.blocks = []
-        for setting in (MODES, GENERATORS):
+        for setting in (MODE_BLOCKS, GENERATOR_BLOCKS):
             self.blocks.append((setting, [entry.value for entry in reversed(setting.in_effect())]))
         self.outer: list[list[Any]] = []
 
     def __enter__(self) -> None:
-        variables: list[ContextVar[Any]] = [MODES.variable, GENERATORS.variable, RUNS]
+        variables: list[ContextVar[Any]] = [MODE_BLOCKS.variable, GENERATOR_BLOCKS.variable, RUNS]
         self.outer.append([(variable, variable.get()) for variable in variables])
         for setting, values in self.blocks:
             setting.variable.set(tuple(Entry(value, None) for value in values))
@@ -145,13 +149,14 @@ class _AsAtFirst:
 
 @left_to_python(OUTSIDE)
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Activation checkpointing: function(*args, **kwargs), run again in the backward pass in place of being stored.
+    """Activation checkpointing: call `function`, and recompute it in the backward pass instead of storing activations.
 
-    The gradient is that without it: the second run draws the same noise, and has the same `noiseless` and `mean_field`,
-    wherever `backward` is called. Inside a compiled function, what is checkpointed is not compiled.
+    The gradient is unchanged: recomputation draws the same noise, and has the same `noiseless` and `mean_field`,
+    wherever `backward` is called. Inside a compiled function, the checkpointed part is not compiled.
 
     Note:
-        `torch.utils.checkpoint.checkpoint` with use_reentrant=False; it keeps torch's default generator alone.
+        Built on `torch.utils.checkpoint.checkpoint(use_reentrant=False)`, which by itself restores only torch's default
+        generator.
     """
     run = _checkpoint
     if "torch._dynamo" in sys.modules:  # it takes as long to import as torch

@@ -1,13 +1,14 @@
-"""Settings that hold inside a `with` block: whose noise is drawn, and in which mode neurons run.
+"""Settings that hold inside a `with` block: the generator of the noise, and the mode of the neurons.
 
-One rule for all of them. A block holds for what runs inside it, which is what the call stack says; of several blocks,
-the one nearest to the top of the stack comes first; one that has ended, wherever that was, holds nowhere.
+A block holds for the code that runs inside it, according to the call stack. The innermost block wins; a block that has
+ended, wherever that was, holds nowhere. A `ContextVar` alone would not do: a generator that is suspended inside a block
+would leave it on for whoever resumed it.
 
-- A generator takes its block along when it yields, and has it again wherever it is resumed: who reads it by `next` or
-  `for` is outside, even in a context manager. `yield from` and `await` are one with what they wait for. What the
-  `__enter__` of a context manager (or pytest, for a fixture) starts by `next` hands its block on to the body.
-- An asyncio task hands its blocks to the tasks that it starts; another thread opens its own.
-- What activation checkpointing runs again is outside the block, unless it is `models.checkpoint`.
+- A suspended generator keeps its blocks to itself and has them again when it is resumed: code that iterates over it is
+  outside, even in a context manager. `yield from` and `await` share the blocks of what they wait for. Blocks that a
+  context manager (or a pytest fixture) opens before its `yield` hold in the body of the `with` (or in the test).
+- An asyncio task inherits the blocks of the task that starts it; each thread opens its own.
+- Recomputation by activation checkpointing is outside the block, except by `models.checkpoint`.
 """
 
 import contextlib
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
 
 MAY_SUSPEND = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_COROUTINE
 ENTRANCES = ("__enter__", "__aenter__")
-# Modules that hand on what a generator has yielded, or run a cell of a notebook as a coroutine.
+# Modules that resume a generator for the body of a `with`, or run a notebook cell as a coroutine.
 RESUMERS = ("_pytest.fixtures", "torch.utils._contextlib", "IPython.core.async_helpers")
 OUTSIDE = "blocks and models.checkpoint must be outside of a full graph"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def left_to_python(message: str) -> Callable[[Function], Function]:
-    """A decorator: torch.compile does not compile the function, and says `message` in a full graph.
+    """Decorator: torch.compile leaves the function uncompiled; with fullgraph=True, its error is `message`.
 
     A compiled one would keep the blocks that it found at the time of compilation. `torch.compiler.disable` does the
     same, but imports the compiler.
@@ -53,7 +54,7 @@ _holder = sys.modules.setdefault("_nsnn_contexts", types.ModuleType("_nsnn_conte
 
 
 class Entry:
-    """A block that has begun."""
+    """One entry into a block."""
 
     def __init__(self, value: Any, frame: types.FrameType | None) -> None:
         self.value = value
@@ -63,12 +64,12 @@ class Entry:
 
 
 class Setting:
-    """A kind of block."""
+    """One setting, with the blocks that set it."""
 
     def __init__(self, name: str) -> None:
         self.variable: ContextVar[tuple[Entry, ...]]  # blocks of this thread or task, outermost first
         self.variable = _holder.__dict__.setdefault(name, ContextVar(name, default=()))
-        # Blocks of generators, and of coroutines that are no tasks, by their frames.
+        # Blocks of generators, and of coroutines that are not tasks, by their frames.
         self.of_frames: dict[types.FrameType, tuple[Entry, ...]]
         self.of_frames = _holder.__dict__.setdefault(f"{name} of frames", {})
 
@@ -93,6 +94,7 @@ class Setting:
 
     @left_to_python(OUTSIDE)
     def begin(self, value: Any) -> Entry:
+        """Open a block for the code that calls this."""
         task = _frame_of_task()
         frame = _owner(sys._getframe(), task)
         entry = Entry(value, frame)
@@ -104,6 +106,7 @@ class Setting:
 
     @left_to_python(OUTSIDE)
     def end(self, entry: Entry) -> None:
+        """Close a block, wherever this is called."""
         entry.is_open = False
         self.variable.set(tuple(filter(_is_open, self.variable.get())))
         if entry.frame in self.of_frames:
@@ -125,7 +128,7 @@ def _is_open(entry: Entry) -> bool:
 
 
 def _frame_of_task() -> types.FrameType | None:
-    """The frame with which the asyncio task began that runs here, if one does."""
+    """The outermost frame of the asyncio task that runs here, or None."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or asyncio._get_running_loop() is None:
         return None
@@ -135,7 +138,7 @@ def _frame_of_task() -> types.FrameType | None:
 
 
 def _owner(frame: types.FrameType | None, task: types.FrameType | None) -> types.FrameType | None:
-    """The frame that takes a block along when it is suspended: of a generator or coroutine, or `task` if none does."""
+    """The frame that owns a block opened here: the nearest generator or coroutine, else `task`."""
     while frame is not None and frame is not task:
         if frame.f_code.co_flags & MAY_SUSPEND and not _hands_on(frame):
             return frame
@@ -144,14 +147,14 @@ def _owner(frame: types.FrameType | None, task: types.FrameType | None) -> types
 
 
 def _hands_on(frame: types.FrameType) -> bool:
-    """Whether what a generator or coroutine yields is the body of a `with`, or suspends whoever resumes it, too."""
+    """Whether the `yield` of this frame runs the body of a `with`, or suspends its caller as well."""
     resumer = frame.f_back
     if resumer is None:
         return False
     instruction = _instruction(resumer)
     if resumer.f_code.co_name in ENTRANCES or resumer.f_globals.get("__name__") in RESUMERS:
         return instruction != "FOR_ITER"
-    is_asynchronous = frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR  # what awaits its next item goes on
+    is_asynchronous = frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR  # the caller that awaits its next item goes on
     return instruction in ("SEND", "YIELD_FROM") and not is_asynchronous
 
 
@@ -162,8 +165,8 @@ def _instruction(frame: types.FrameType) -> str:
     return dis.opname[code[place]]
 
 
-GENERATORS = Setting("generators")  # value: a torch.Generator
-MODES = Setting("modes")  # value: (mode, {id: neuron})
+GENERATOR_BLOCKS = Setting("generators")  # value: a torch.Generator
+MODE_BLOCKS = Setting("modes")  # value: (mode, {id: neuron})
 # The step of a `models.Stream` that is being run, or None; it ends before anything can be suspended.
 STREAM: ContextVar[Any] = _holder.__dict__.setdefault("stream", ContextVar("stream", default=None))
 # The runs of `models.checkpoint` that are under way, outermost first.
@@ -186,19 +189,20 @@ class Block(contextlib.AbstractContextManager[Any]):
         self.end()
 
     def begin(self, value: Any) -> None:
+        """Enter with a value that may differ from `self.value`."""
         self._entries.append(self.setting.begin(value))
 
     def end(self) -> None:
-        """End the innermost of the times that it was entered here, else the last one elsewhere."""
+        """End the innermost entry made here, or else the last one made elsewhere."""
         if not self._entries:
-            raise RuntimeError("a block ends that has not begun, or has ended already")
+            raise RuntimeError("this block was not entered, or has already ended")
         here = [entry for entry in self.setting.in_effect() if entry in self._entries]
         entry = here[0] if here else self._entries[-1]
         self._entries.remove(entry)
         self.setting.end(entry)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A decorator: the block around each call; TypeError for a function that runs after it has returned."""
+        """Decorator: run each call inside the block; TypeError for generators and coroutines, which run later."""
         if any(is_later(function) for is_later in RUN_LATER):
             raise TypeError(_later(function))
 
@@ -218,4 +222,5 @@ RUN_LATER = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.i
 
 def _later(function: Any) -> str:
     name = getattr(function, "__qualname__", type(function).__name__)
-    return f"{name} runs after the decorator's block has ended, as it is a generator or coroutine: open the block in it"
+    what = "is a generator or coroutine, which runs after the decorator's block has ended"
+    return f"{name} {what}: open the block inside it"

@@ -10,31 +10,31 @@ from .modes import switchable
 
 
 def plain(net: nn.Module, mode: str = "noiseless", timesteps: int | None = None) -> nn.Module:
-    """A copy of a network that consists of plain PyTorch operations: for torch.export, ONNX, torch.jit.trace and FX.
+    """A copy of `net` made of plain PyTorch operations, for torch.export, ONNX, torch.jit.trace and FX.
 
-    It computes what `net` does inside `noiseless` or `mean_field`, or what it does by itself ("noisy"; each runtime
-    draws the noise from its own generator, and so other numbers). It is for inference: its parameters are frozen, since
-    spikes have no gradient, and it is in evaluation mode if `net` is.
+    It computes what `net` computes inside `noiseless` or `mean_field`, or ("noisy") outside of both; each runtime then
+    draws its own noise. It is for inference: its parameters are frozen, since spikes have no gradient, and it is in
+    evaluation mode if `net` is.
 
-    - `torch.export.export` and, by way of it, `torch.onnx.export(..., dynamo=True)`: B and T may be free, by
-      `dynamic_shapes=({0: Dim("T"), 1: Dim("B")},)`. Free T is a loop, PyTorch's `scan`, and a fixed one is unrolled.
-    - `torch.jit.trace`: B is free; another T is an error.
-    - `torch.fx.symbolic_trace`: each neuron is one module of the graph, and B and T are free. Without `timesteps` here,
-      `SpikingNetwork` needs `concrete_args={"timesteps": None}`.
+    - `torch.export.export` and, by way of it, `torch.onnx.export(..., dynamo=True)`: B and T may be dynamic, by
+      `dynamic_shapes=({0: Dim("T"), 1: Dim("B")},)`. A dynamic T becomes PyTorch's `scan`; a fixed one is unrolled.
+    - `torch.jit.trace`: B is dynamic; another T is an error.
+    - `torch.fx.symbolic_trace`: each neuron is one module of the graph, and B and T are dynamic. Without `timesteps`
+      here, `SpikingNetwork` needs `concrete_args={"timesteps": None}`.
 
     Wrappers of torch.compile, DistributedDataParallel and DataParallel are left out of the copy.
 
     Args:
         mode: of its noisy neurons: "noiseless", "mean_field" or "noisy". Other neurons have none.
-        timesteps: if given, the copy takes images [B, C, H, W] alone, and `net` gets them with this number of steps.
+        timesteps: if given, the copy takes only images [B, C, H, W], and shows each for this many steps.
 
     Raises:
         TypeError: if a noisy neuron has no `mode`.
         RuntimeError: if the parameters are sharded.
 
     Note:
-        A neuron of your own that overrides `run` or `step` becomes plain in the calls of `super()`; what it does itself
-        stays as it is, and has to be traceable.
+        In a neuron of your own that overrides `run` or `step`, only the calls of `super()` become plain; the rest must
+        be traceable as it is.
     """
     check_choice("mode", mode, MODES)
     for name, parameter in net.named_parameters():
@@ -51,7 +51,7 @@ def plain(net: nn.Module, mode: str = "noiseless", timesteps: int | None = None)
 
 
 class _OfImages(nn.Module):
-    """A network of a fixed number of time steps, of images alone."""
+    """A network that shows each image for a fixed number of time steps."""
 
     def __init__(self, net: nn.Module, timesteps: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _OfImages(nn.Module):
 
 
 def _unwrapped_copy(net: nn.Module) -> nn.Module:
-    memo: dict[int, Any] = {}  # of deepcopy: what it takes to have copied already
+    memo: dict[int, Any] = {}  # of deepcopy: objects that it treats as already copied
     for module in reversed(list(net.modules())):  # from the inside
         wrapped = getattr(module, "_orig_mod", None)  # of torch.compile
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

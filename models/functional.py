@@ -21,13 +21,15 @@ from torch.autograd import forward_ad
 
 from . import parameters
 from .kernels import eager, fused, traceable
-from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values
+from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values, step_of
 from .kernels.eager import law_of
 from .kernels.potentials import before_reset
 from .noise import NoiseLaw
+from .parameters import ArgumentError
 
 PLACEMENTS = ("both", "escape", "membrane")
 MODES = ("noisy", "noiseless", "mean_field")
+LEARNT_SCALE_AND_SURROGATE = "a learnt scale takes its gradient from the noise's own density: leave out the surrogate"
 LAW_ATTRIBUTES = ("cdf", "pdf", "icdf", "sample", "widened", "scale", "loc")
 Kernel = Callable[[Tensor, Tensor | None, Neuron, bool, bool], tuple[Tensor, Tensor, Tensor]]
 KERNELS: dict[str, Kernel] = {
@@ -58,10 +60,10 @@ def noisy_lif(
 ) -> tuple[Any, ...]:
     """Noisy leaky integrate-and-fire neurons over a sequence x of currents; the module's docstring has the equations.
 
-    Threshold, decay and scale may be tensors of one value, or of one for each channel, [C] for x [T, B, C, ...], and
-    have gradients. A step of an optimiser may take them out of their ranges: clamp them after it. On the CPU, that is a
-    ValueError at the next call; on other devices values are not read: a scale that is not positive then makes the
-    results NaN, and the others are used as they are.
+    Threshold, decay and scale may be tensors with one value, or one per channel ([C] for x [T, B, C, ...]), and receive
+    gradients. A step of an optimiser may take them out of range: clamp them afterwards. On the CPU, a value out of
+    range is a ValueError at the next call. Other devices do not check: a scale that is not positive makes the results
+    NaN; other values are used as they are.
 
     Args:
         noise: the `NoiseLaw` of eps1 and eps2; its density is the gradient.
@@ -79,22 +81,22 @@ def noisy_lif(
             scale is not learnt.
         mode: "noisy"; "noiseless" fires where u > threshold; "mean_field" replaces spikes by their probabilities
             F(u - threshold), in the reset too.
-        backend: "eager" (any law and device; torch.compile unrolls its loop, anew for each T), "fused" (compiled; the
-            laws of this package), "plain" (operations that `torch.func` and forward mode differentiate), "traceable"
-            (for exporters, see `models.deploy`; spikes have no gradient) or "auto": fused if possible, plain where it
-            is needed.
+        backend: "eager" (any law and device; torch.compile unrolls its loop and recompiles for each T), "fused"
+            (compiled; the laws of this package), "plain" (operations that `torch.func` and forward mode differentiate),
+            "traceable" (for exporters, see `models.deploy`; spikes have no gradient) or "auto": plain under
+            `torch.func` and in forward mode, else fused if possible, else eager.
         keep_state: if false, the second result is None, and need not be computed.
-        potentials: if true, there is a third result: the potentials u before the reset, which the threshold is
-            compared with. They have a gradient.
+        potentials: if true, the third result is the potentials u before the reset, which are compared with the
+            threshold. They have a gradient.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential after the last step
         [B, ...] in float32 (float64 for float64 input), as all arithmetic is; and the potentials [T, B, ...], the same.
 
     Note:
-        With `scale`, the gradient is that of the firing probability: by F(u - threshold) directly where the threshold
-        is noisy, and through eps1 = loc + scale * (standard draw) where the membrane is. Ma, Yan and Tang, Patterns 4
-        (2023) 100831, give the model and the learning rule.
+        The gradient of `scale` is that of the firing probability: through F(u - threshold) for threshold noise, and
+        through eps1 = loc + scale * (standard draw) for membrane noise. Ma, Yan and Tang, Patterns 4 (2023) 100831,
+        give the model and the learning rule.
     """
     check_choice("placement", placement, PLACEMENTS)
     check_choice("mode", mode, MODES)
@@ -102,11 +104,7 @@ def noisy_lif(
     law, scale_now = _scaled_law("noise", noise, scale, x)
     surrogate_scale = None
     if surrogate is not None:
-        if isinstance(scale_now, Tensor) and scale_now.requires_grad:
-            raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
-        check_surrogate(surrogate)
-        surrogate, own_scale = _scaled_law("surrogate", surrogate, None, x)
-        surrogate_scale = own_scale if isinstance(own_scale, Tensor) else None
+        surrogate, surrogate_scale = _scaled_surrogate(surrogate, scale_now, x)
         if mode == "mean_field":
             surrogate = surrogate_scale = None
     neuron = Neuron(
@@ -130,15 +128,16 @@ def noisy_lif(
     return (spikes, kept, before_reset(x, state, spikes, z, neuron)) if potentials else (spikes, kept)
 
 
-def lif(x: Tensor, surrogate: NoiseLaw, **settings: Any) -> tuple[Any, ...]:
+def lif(x: Tensor, surrogate: NoiseLaw, *, mean_field: bool = False, **settings: Any) -> tuple[Any, ...]:
     """Deterministic neurons: they fire where u > threshold, strictly, and the density of `surrogate` is d spike / d u.
 
     Args:
+        mean_field: if true, spikes are replaced by F(u - threshold), F being the distribution function of `surrogate`.
         settings: threshold, decay, reset, detach_reset, decay_input, state, backend, keep_state and potentials, as for
             `noisy_lif`.
     """
     check_surrogate(surrogate)
-    return noisy_lif(x, surrogate, mode="noiseless", **settings)
+    return noisy_lif(x, surrogate, mode="mean_field" if mean_field else "noiseless", **settings)
 
 
 def firing_probability(
@@ -153,18 +152,22 @@ def firing_probability(
     state: Tensor | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:
-    r"""Probability of a spike at each step given the spikes before it, of neurons with threshold noise alone.
+    r"""Probability of a spike at each step, given the earlier spikes, for neurons with threshold noise alone.
 
     .. math::
         P(s_t = 1 \mid s_1, \ldots, s_{t-1}) = F(u_t - \theta)
 
-    where the potential follows from the input and the given spikes (0 or 1), which need not be the neuron's own, and
-    after which it is reset. The probability of a whole train is the product over time of P where it has a spike and
-    1 - P where it has none: the likelihood of recorded trains, to be maximised by its exact gradient. Other arguments
-    are those of `noisy_lif`.
+    The potential follows from the input and is reset after each given spike. The likelihood of a recorded train is the
+    product over time of P where it has a spike and 1 - P where it has none; its gradient is exact.
+
+    Args:
+        x: input current.
+        spikes: the given spikes, 0 or 1, which need not be the neuron's own.
+        noise: the `NoiseLaw` of the threshold, with distribution function F.
+        threshold, decay, reset, decay_input, state, scale: see `noisy_lif`.
 
     Shape:
-        x and spikes [T, B, ...] -> [T, B, ...] in float32 (float64 for float64 input).
+        x and spikes [T, B, ...], state [B, ...] -> [T, B, ...] in float32 (float64 for float64 input).
 
     Note:
         Pillow, Paninski and Simoncelli, "Maximum likelihood estimation of a stochastic integrate-and-fire neural
@@ -180,18 +183,18 @@ def firing_probability(
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
     start = _checked_state(x, state)
-    v = torch.zeros_like(x[0]) if start is None else start
+    v = torch.zeros_like(step_of(x)) if start is None else start
     z = []
     for current, fired in zip(x, spikes):
         u = neuron.charged(v, current)
         z.append(u - neuron.threshold)
         v = neuron.after_reset(u, fired)
-    return law_of(neuron).cdf(torch.stack(z))
+    return law_of(neuron).cdf(torch.stack(z) if z else x.clone())
 
 
 def check_law(name: str, law: object) -> None:
-    """Raise TypeError unless `law` has what a `NoiseLaw` has; its class may come from another copy of this package."""
-    if isinstance(law, NoiseLaw):  # as nearly always, and faster
+    """Raise TypeError unless `law` has the attributes of a `NoiseLaw`, whichever copy of this package it comes from."""
+    if isinstance(law, NoiseLaw):  # the common case, and faster
         if not torch.compiler.is_compiling():
             _refuse_unlearnt(name, law)
         return
@@ -207,20 +210,20 @@ def _refuse_unlearnt(name: str, law: NoiseLaw) -> None:
         raise TypeError(f"{name} must be a NoiseLaw that is not an nn.Module, got a {type(law).__name__}")
     for attribute, value in vars(law).items():
         if isinstance(value, Tensor) and value.requires_grad and attribute not in ("scale", "_ratio"):  # of Rescaled
-            raise ValueError(f"{attribute} of the {name} would not be learnt, as only the scale of a law is")
+            raise ArgumentError(f"{attribute} of the {name} would not be learnt, as only the scale of a law is")
 
 
 def check_surrogate(law: object) -> None:
     """Raise TypeError unless this is a law, ValueError if its scale is to be learnt."""
     check_law("surrogate", law)
     if isinstance(law.scale, Tensor) and law.scale.requires_grad:  # type: ignore[attr-defined]
-        raise ValueError("the scale of a surrogate has no gradient, and would not be learnt: give a number")
+        raise ArgumentError("the scale of a surrogate has no gradient, and would not be learnt: give a number")
 
 
 def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `allowed`, naming them."""
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
@@ -236,31 +239,42 @@ def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
     if is_served and (surrogate is None or fused.serves(x, surrogate, by_channel)):
         return KERNELS["fused"]
     if backend == "fused":
-        raise ValueError(f"no fused kernel runs {law!r} on {x.dtype} on {x.device.type} here; backend='auto' does")
+        where = f"for {x.dtype} on {x.device.type} here"
+        raise ArgumentError(f"no fused kernel supports {law!r} {where}: use backend='auto'")
     return KERNELS["eager"]
 
 
 def _kernel_under_transforms(backend: str) -> Kernel:
     if backend in ("eager", "fused"):
-        raise ValueError(f"backend={backend!r} does not run under torch.func or forward mode; 'auto' and 'plain' do")
-    # The compiler would lose the density of a spike; it also sees the pieces of what it gave up to compile as a whole.
+        raise ArgumentError(f"backend={backend!r} does not run under torch.func or forward mode; 'auto' and 'plain' do")
+    # Compiled, a spike would lose its density. After a graph break, the compiler still takes the functions that are
+    # called from here, and only its callback shows that.
     if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
         raise RuntimeError("torch.func and forward mode of spiking neurons cannot be compiled: leave out torch.compile")
     return KERNELS["plain"]
 
 
 def _scaled_law(name: str, law: NoiseLaw, scale: float | Tensor | None, x: Tensor) -> tuple[NoiseLaw, float | Tensor]:
-    """A law whose own scale is a number, and the scale to use, as kernels take it: `scale` or, if None, its own."""
+    """The law with a number for its scale, and the scale for the kernels: `scale` or, if None, the law's own."""
     check_law(name, law)
     if scale is not None and not isinstance(scale, Tensor):
         raise TypeError(f"scale replaces that of the law, and must be a tensor; got {scale!r}")
-    if scale is None and not isinstance(law.scale, Tensor):  # as nearly always, and faster
+    if scale is None and not isinstance(law.scale, Tensor):  # the common case, and faster
         return law, law.scale
     return unscaled(name, law), _value("scale", law.scale if scale is None else scale, x)
 
 
+def _scaled_surrogate(law: NoiseLaw, noise_scale: float | Tensor, x: Tensor) -> tuple[NoiseLaw, Tensor | None]:
+    """The surrogate with a number for its scale, and the tensor that replaces that number, if there is one."""
+    if isinstance(noise_scale, Tensor) and noise_scale.requires_grad:
+        raise ArgumentError(LEARNT_SCALE_AND_SURROGATE)
+    check_surrogate(law)
+    law, scale = _scaled_law("surrogate", law, None, x)
+    return law, scale if isinstance(scale, Tensor) else None
+
+
 def unscaled(name: str, law: NoiseLaw) -> NoiseLaw:
-    """The law at scale 1 if its scale is a tensor, else as it is."""
+    """The law at scale 1 if its scale is a tensor, else as it is; TypeError if it must be rescaled and cannot be."""
     if not isinstance(law.scale, Tensor):
         return law
     if not hasattr(law, "with_scale"):
@@ -279,16 +293,16 @@ def _value(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
 def _check_layer(x: Tensor, reset: str) -> None:
     check_choice("reset", reset, RESETS)
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"the input current must be a floating point tensor, got {came}")
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"the input current must be a floating point tensor, got {got}")
     if x.dim() < 2:
-        raise ValueError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
+        raise ArgumentError(f"the input current must be [T, B, ...], time first; got shape {list(x.shape)}")
 
 
 def _check_shape(name: str, value: Tensor, shape: torch.Size, meaning: str) -> None:
     if not isinstance(value, Tensor) or value.shape != shape:
-        came = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"the {name} must be {list(shape)}, {meaning}; got {came}")
+        got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ArgumentError(f"the {name} must be {list(shape)}, {meaning}; got {got}")
 
 
 def _checked_state(x: Tensor, state: Tensor | None) -> Tensor | None:
@@ -296,5 +310,5 @@ def _checked_state(x: Tensor, state: Tensor | None) -> Tensor | None:
         return None
     _check_shape("state", state, x.shape[1:], "one step of the input")
     if state.device != x.device:
-        raise ValueError(f"the state is on {state.device}, the input current on {x.device}")
+        raise ArgumentError(f"the state is on {state.device}, the input current on {x.device}")
     return state.to(arithmetic_dtype(x.dtype))

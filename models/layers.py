@@ -1,15 +1,17 @@
-"""Layers without memory, and the frame that all networks share."""
+"""Stateless layers, and the base class of all networks."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .parameters import ArgumentError
+
 MakeNeuron = Callable[[], nn.Module]
 
 
 def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a layer without memory to all steps at once: x [T, B, ...] -> layer(x as [T * B, ...]) as [T, B, ...]."""
+    """Apply a stateless layer to all steps at once: x [T, B, ...] -> layer(x as [T * B, ...]) as [T, B, ...]."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
@@ -18,6 +20,9 @@ class Normalize(nn.Module):
 
     Args:
         mean, std: one number per channel, in pixel units ([0, 1] images).
+
+    Raises:
+        ValueError: if their lengths differ, or a `std` is not positive.
     """
 
     mean: Tensor
@@ -29,7 +34,7 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
         self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
         if self.mean.shape != self.std.shape or not all(value > 0 for value in self._given[1]):
-            raise ValueError(f"mean and std need one number per channel, std positive; got {mean} and {std}")
+            raise ArgumentError(f"mean and std need one number per channel, std positive; got {mean} and {std}")
 
     def reset_parameters(self) -> None:
         """Fill the buffers again, after `to_empty`."""
@@ -41,7 +46,11 @@ class Normalize(nn.Module):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution and, where `norm` is "bn", batch normalisation: [N, C, H, W] -> [N, C', H', W']."""
+    """Convolution and, where `norm` is "bn", batch normalisation: [N, C, H, W] -> [N, C', H', W'].
+
+    Raises:
+        ValueError: if `norm` is neither "bn" nor None.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: str | None, bias: bool = False
@@ -52,7 +61,7 @@ class ConvNorm(nn.Sequential):
         if norm == "bn":
             self.norm = nn.BatchNorm2d(out_channels)
         elif norm is not None:
-            raise ValueError(f'norm must be "bn" or None, got {norm!r}')
+            raise ArgumentError(f'norm must be "bn" or None, got {norm!r}')
 
 
 def scaled(channels: int, width: float) -> int:
@@ -61,7 +70,7 @@ def scaled(channels: int, width: float) -> int:
 
 
 class SpikingNetwork(nn.Module):
-    """Frame of all networks: normalisation, the stem, and the direct coding of images.
+    """Base of all networks: normalisation, the stem, and the direct coding of images.
 
     A subclass has `stem`, the layers before the first neurons ([N, C, H, W] -> [N, ...]), and `body`, all the rest
     ([T, B, ...] -> logits [T, B, K]).
@@ -79,6 +88,7 @@ class SpikingNetwork(nn.Module):
         self.normalize: nn.Module = nn.Identity()
 
     def body(self, current: Tensor) -> Tensor:
+        """All layers after the stem: currents of the first neurons [T, B, ...] -> logits [T, B, K]."""
         raise NotImplementedError(f"{type(self).__name__} has no body")
 
     def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
@@ -93,13 +103,13 @@ class SpikingNetwork(nn.Module):
     def _check_shape(self, x: Tensor, timesteps: int | None) -> None:
         if timesteps is not None and (not isinstance(timesteps, int) or isinstance(timesteps, bool) or timesteps < 1):
             hint = ": give FX concrete_args" if isinstance(timesteps, torch.fx.Proxy) else ""
-            raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
+            raise ArgumentError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
         if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
             return  # their shapes are not numbers
         if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:
-            # The words are made here alone: compiled, words with the value would hold for that value only.
+            # The message is formatted only here: torch.compile would otherwise specialise on the value of `timesteps`.
             shape = ", ".join(map(str, self.in_shape))
             wanted, got = f"[T, B, {shape}]", "without timesteps"
             if timesteps is not None:
                 wanted, got = f"[B, {shape}] together with timesteps", f"with timesteps={timesteps}"
-            raise ValueError(f"expected input {wanted}, got {list(x.shape)} {got}")
+            raise ArgumentError(f"expected input {wanted}, got {list(x.shape)} {got}")

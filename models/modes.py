@@ -1,19 +1,24 @@
 """Blocks in which the noisy neurons of a network are without noise, or output their firing probabilities."""
 
 import contextlib
+import dataclasses
 import threading
 import weakref
 from typing import Any
 
 from torch import nn
 
-from .contexts import MODES, Block
+from .contexts import MODE_BLOCKS, Block
 
 
 def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-    """Context manager: every noisy neuron in `net` fires where u > threshold; TypeError if one has no `mode`.
+    """Context manager: every noisy neuron in `net` fires where u > threshold.
 
-    It holds as `models.contexts` says, and not for copies of the network that are made inside.
+    See `models.contexts` for where it holds; copies of the network made inside are not affected.
+
+    Raises:
+        TypeError: if a spiking neuron does not say whether it `is_noisy`, or a noisy one has no `mode`.
+        RuntimeError: if a neuron with one mode for all threads has another one in another thread.
     """
     return _Switch(net, "noiseless")
 
@@ -21,12 +26,13 @@ def noiseless(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
 def mean_field(net: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
     """Context manager: every noisy neuron in `net` outputs its firing probability F(u - threshold).
 
-    The reset uses the probability too, and the gradient is exact. Errors, and where it holds, as for `noiseless`.
+    The reset uses the probability too, and the gradient is exact. Errors and scope are those of `noiseless`.
     """
     return _Switch(net, "mean_field")
 
 
 def switchable(net: nn.Module, mode: str) -> list[Any]:
+    """The neurons of `net` that have a `mode`; TypeError, which names `mode`, if another one may be noisy."""
     neurons: list[Any] = []
     for name, module in net.named_modules():
         if not getattr(module, "emits_spikes", False):
@@ -41,10 +47,10 @@ def switchable(net: nn.Module, mode: str) -> list[Any]:
 
 
 class _Switch(Block):
-    """A block in which the noisy neurons of a network have a mode."""
+    """A block that gives the noisy neurons of a network a mode."""
 
     def __init__(self, net: nn.Module, mode: str) -> None:
-        super().__init__(MODES, net)
+        super().__init__(MODE_BLOCKS, net)
         self._mode = mode
         self._undo: list[contextlib.ExitStack] = []  # one for each time that the block was entered
 
@@ -64,33 +70,52 @@ class _Switch(Block):
         self._undo.pop().close()
 
 
-# Of neurons that do not know `models.contexts`: [(block, mode, thread)], before them (None, own mode, None).
-_modes_set: "weakref.WeakKeyDictionary[Any, list[tuple[Any, str, int | None]]]" = weakref.WeakKeyDictionary()
+@dataclasses.dataclass
+class _SetMode:
+    """A mode that a block has set on a neuron."""
+
+    block: object
+    mode: str
+    thread: int
+
+
+@dataclasses.dataclass
+class _SetModes:
+    """The modes that blocks have set on a neuron without `knows_contexts`, the latest last."""
+
+    own: str  # the mode before the first
+    entries: list[_SetMode] = dataclasses.field(default_factory=list)
+
+
+_modes_set: "weakref.WeakKeyDictionary[Any, _SetModes]" = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def _set_mode(neuron: Any, block: object, mode: str) -> None:
     with _lock:
-        blocks = _modes_set.get(neuron, [(None, neuron.mode, None)])
-        for _, other, thread in blocks[1:]:
-            if other != mode and thread != threading.get_ident():
-                raise RuntimeError(f"{type(neuron).__name__} is {other} in another thread: give each thread a copy")
+        thread = threading.get_ident()
+        modes = _modes_set.get(neuron) or _SetModes(neuron.mode)
+        for entry in modes.entries:
+            if entry.mode != mode and entry.thread != thread:
+                raise RuntimeError(
+                    f"{type(neuron).__name__} is {entry.mode} in another thread: give each thread a copy"
+                )
         before = dict(vars(neuron))
         neuron.mode = mode
-        if neuron not in _modes_set:
-            _modes_set[neuron] = blocks
+        if not modes.entries:
+            _modes_set[neuron] = modes
             own = {name: value for name, value in before.items() if vars(neuron).get(name) is not value}
             vars(neuron)["__getstate__"] = _OwnState(neuron, own)
-        blocks.append((block, mode, threading.get_ident()))
+        modes.entries.append(_SetMode(block, mode, thread))
 
 
 def _restore_mode(neuron: Any, block: object) -> None:
     with _lock:
-        blocks = _modes_set[neuron]
-        last = max(place for place, entry in enumerate(blocks) if entry[0] is block)
-        del blocks[last]
-        neuron.mode = blocks[-1][1]
-        if len(blocks) == 1:
+        modes = _modes_set[neuron]
+        latest = [entry for entry in modes.entries if entry.block is block][-1]
+        modes.entries = [entry for entry in modes.entries if entry is not latest]
+        neuron.mode = modes.entries[-1].mode if modes.entries else modes.own
+        if not modes.entries:
             del _modes_set[neuron]
             if isinstance(vars(neuron).get("__getstate__"), _OwnState):
                 vars(neuron).pop("__getstate__").put_back(neuron)

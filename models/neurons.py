@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from . import functional, parameters
 from .base import SpikingNeuron
 from .checkpointing import refuse_reentrant
-from .contexts import MODES
-from .functional import PLACEMENTS, check_choice, check_law
+from .contexts import MODE_BLOCKS
+from .functional import LEARNT_SCALE_AND_SURROGATE, PLACEMENTS, check_choice, check_law
 from .noise import Gaussian, NoiseLaw
+from .parameters import ArgumentError
 
 ERF = Gaussian(math.sqrt(0.5))  # the erf surrogate of sharpness a = 1; its density is a / sqrt(pi) exp(-(a z)^2)
 
@@ -32,7 +33,7 @@ class LIF(SpikingNeuron):
 
     surrogate: NoiseLaw
     is_noisy = False
-    _mode = "noiseless"  # "mean_field" in what `as_mean_field` returns
+    _is_mean_field = False  # true in what `as_mean_field` returns
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class LIF(SpikingNeuron):
 
     @property
     def gradient_law(self) -> NoiseLaw:
+        """The law whose density is the gradient."""
         return self.surrogate
 
     def as_mean_field(self) -> "LIF":
@@ -56,15 +58,20 @@ class LIF(SpikingNeuron):
         A subclass that overrides `run` or `step` must call that of `super()` for this.
         """
         neuron = copy.deepcopy(self)
-        neuron._mode = "mean_field"
+        neuron._is_mean_field = True
         return neuron
 
     def run(
         self, x: Tensor, state: Tensor | None = None, keep_state: bool = True, potentials: bool = False
     ) -> tuple[Any, ...]:
-        dynamics = self._dynamics()
-        return functional.noisy_lif(
-            x, self.surrogate, mode=self._mode, state=state, keep_state=keep_state, potentials=potentials, **dynamics
+        return functional.lif(
+            x,
+            self.surrogate,
+            mean_field=self._is_mean_field,
+            state=state,
+            keep_state=keep_state,
+            potentials=potentials,
+            **self._dynamics(),
         )
 
     def extra_repr(self) -> str:
@@ -87,11 +94,14 @@ class IF(LIF):
 class ParametricLIF(LIF):
     """A `LIF` that learns its decay, decay = sigmoid(decay_logit), in (0, 1).
 
-    It is one value for the layer; given a tensor [C] to start from, one for each channel.
+    One value for the layer, or one per channel if the initial decay is a tensor [C].
+
+    Raises:
+        ValueError: if the initial decay is not in (0, 1), or requires a gradient.
 
     Note:
         Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
-        ICCV 2021. There `decay_input` is on.
+        ICCV 2021. The paper has decay_input=True.
     """
 
     decay_logit: nn.Parameter
@@ -107,14 +117,16 @@ class ParametricLIF(LIF):
         if isinstance(value, Tensor):
             parameters.check("decay", value)
             if isinstance(value, nn.Parameter) or value.requires_grad:
-                raise ValueError("ParametricLIF learns the logit of its decay: give a number, or a LIF the parameter")
+                raise ArgumentError(
+                    "ParametricLIF learns the logit of its decay: give it a number, or give the parameter to a LIF"
+                )
             value = value.clone()
         else:
             value = float(value)
         ends = parameters.extremes(value)
         if ends is not None and not 0.0 < ends[0] <= ends[1] < 1.0:
-            came = parameters.shown(value) if isinstance(value, Tensor) else value
-            raise ValueError(f"a learnable decay must be in (0, 1), got {came}")
+            got = parameters.shown(value) if isinstance(value, Tensor) else value
+            raise ArgumentError(f"a learnable decay must be in (0, 1), got {got}")
         if not hasattr(self, "decay_logit"):
             self.decay_logit = parameters.like_values(value)
         parameters.refuse_derived(self, "decay_logit")
@@ -135,14 +147,14 @@ class NoisyLIF(SpikingNeuron):
     """Noisy leaky integrate-and-fire neuron: P(spike) = F(u - threshold), gradient F'(u - threshold).
 
     Args:
-        noise: the law F of the noise (see `models.noise`). If its scale is a parameter, such as in
-            Gaussian(nn.Parameter(torch.full((C,), 0.3))), that is registered as `scale`, and learnt; another tensor is
-            a buffer. It has one value for the layer, or one for each channel.
+        noise: the law F of the noise (see `models.noise`). If its scale is an nn.Parameter, as in
+            Gaussian(nn.Parameter(torch.full((C,), 0.3))), it is registered as `scale`, and learnt; any other tensor
+            becomes a buffer. It has one value for the layer, or one per channel.
         placement: "both", "escape" (threshold noise alone) or "membrane" (membrane noise alone).
         threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
         learnable_scale: if true, the layer learns the scale of its noise, kept positive by scale = exp(log_scale), by
             the gradient of the firing probability: one value, or as many as the scale of `noise` has.
-        surrogate: a law whose density is the gradient, in place of that of `noise`.
+        surrogate: a law whose density is the gradient instead of that of `noise`.
 
     Note:
         Noise is part of the model: it is drawn in training and in evaluation alike. Use `noiseless` or `mean_field` for
@@ -176,7 +188,12 @@ class NoisyLIF(SpikingNeuron):
 
     @property
     def noise(self) -> NoiseLaw:
-        """The law of the noise; set another to anneal it. A learnt scale goes on from that of the law."""
+        """The law of the noise; set another to anneal it. A learnt scale continues from that of the new law.
+
+        Raises:
+            RuntimeError: if the scale is computed from other parameters, or is a parameter and was parametrized.
+            ValueError: if `learnable_scale` is given a parameter.
+        """
         law: NoiseLaw = self.__dict__["noise"]
         return law.with_scale(self.scale) if self._is_scale_given() else self._noise_as_learnt()
 
@@ -193,7 +210,9 @@ class NoisyLIF(SpikingNeuron):
             self._refuse_parametrized_scale()
         if self.log_scale is not None:
             if isinstance(scale, nn.Parameter):
-                raise ValueError("learnable_scale learns the logarithm of the scale: leave it out to learn a parameter")
+                raise ArgumentError(
+                    "learnable_scale learns the logarithm of the scale: leave it out to learn a parameter"
+                )
             # This keeps the parameter that an optimiser may hold.
             parameters.fill(self, "log_scale", "scale", scale, math.log)
             self.__dict__["noise"] = law
@@ -225,8 +244,8 @@ class NoisyLIF(SpikingNeuron):
 
     @property
     def mode(self) -> str:
-        """ "noisy", or as set; inside `noiseless` and `mean_field`, what they say."""
-        for block in MODES.in_effect():
+        """The mode of an enclosing `noiseless` or `mean_field`, else the one set ("noisy" by default)."""
+        for block in MODE_BLOCKS.in_effect():
             mode, neurons = block.value
             if id(self) in neurons:
                 if not torch.compiler.is_compiling():
@@ -257,7 +276,7 @@ class NoisyLIF(SpikingNeuron):
     @scale.setter
     def scale(self, value: Tensor) -> None:
         if not self._is_scale_given() or not isinstance(value, Tensor):
-            raise AttributeError("the scale is that of the law: set neuron.noise in its place")
+            raise AttributeError("the scale is that of the law: set neuron.noise instead")
         self.__dict__["scale"] = value  # computed from parameters, as by pruning, weight_norm or FSDP
 
     @scale.deleter
@@ -282,21 +301,28 @@ class NoisyLIF(SpikingNeuron):
 
     @property
     def is_noisy(self) -> bool:
+        """Whether two calls on the same input may differ here: not inside `noiseless` or `mean_field`."""
         return self.mode == "noisy"
 
     @property
     def gradient_law(self) -> NoiseLaw:
+        """The law whose density is the gradient at present."""
         return self._noise_as_learnt() if self.surrogate is None else self.surrogate
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
+        """As `SpikingNeuron.set_gradient`; ValueError also if the scale of the noise is learnt."""
         with torch.enable_grad():
             scale = self.scale
         if isinstance(scale, Tensor) and scale.requires_grad:
-            raise ValueError("a scale is learnt by the density of the noise itself: give no surrogate")
+            raise ArgumentError(LEARNT_SCALE_AND_SURROGATE)
         super().set_gradient(law, detach_reset)
 
     def scale_noise(self, factor: float) -> None:
-        """Stretch the noise about its centre by a factor; the gradient stays as it is."""
+        """Stretch the noise about its centre by a factor; the gradient stays as it is.
+
+        Raises:
+            RuntimeError: if the scale is sharded, parametrized, or computed from other parameters.
+        """
         if parameters.is_sharded(self.scale):
             raise RuntimeError("the scale of the noise is sharded: call scale_noise before `fully_shard`")
         self._refuse_derived_scale()
@@ -308,12 +334,13 @@ class NoisyLIF(SpikingNeuron):
         self.noise = noise
 
     def as_mean_field(self) -> "NoisyLIF":
+        """A copy that outputs its firing probability, wherever it is called."""
         neuron = copy.deepcopy(self)
         neuron.mode = "mean_field"
         return neuron
 
     def _noise_as_learnt(self) -> NoiseLaw:
-        """The law with the present scale, not learnt further: a number, or a tensor of many or that cannot be read."""
+        """The law at its present scale, detached: a number, or a tensor if it has several values or cannot be read."""
         law, scale = self.__dict__["noise"], self.scale
         if not isinstance(scale, Tensor):
             return law
@@ -342,7 +369,9 @@ class NoisyLIF(SpikingNeuron):
     def firing_probability(self, x: Tensor, spikes: Tensor) -> Tensor:
         """`models.functional.firing_probability` of this neuron, from rest; ValueError if there is membrane noise."""
         if self.placement != "escape":
-            raise ValueError(f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}")
+            raise ArgumentError(
+                f"membrane noise hides the potential: placement must be 'escape', is {self.placement!r}"
+            )
         dynamics = self._dynamics()
         del dynamics["detach_reset"], dynamics["backend"]
         return functional.firing_probability(x, spikes, **self._noise(), **dynamics)

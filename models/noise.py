@@ -18,7 +18,8 @@ from torch import Generator, Tensor, nn
 
 from . import parameters
 from .checkpointing import generator_to_draw_from, refuse_unkept_noise
-from .contexts import GENERATORS, Block
+from .contexts import GENERATOR_BLOCKS, Block
+from .parameters import ArgumentError
 
 Device = torch.device | str | int | None
 DType = torch.dtype | None
@@ -27,12 +28,15 @@ DType = torch.dtype | None
 def noise_generator(generator: Generator) -> contextlib.AbstractContextManager[Generator]:
     """Context manager: all noise inside the block is drawn from `generator`, instead of from torch's default one.
 
-    It holds for all copies of this package in the process, where `models.contexts` says. Numbers are drawn on the
+    It holds for all copies of this package in the process; see `models.contexts` for where. Numbers are drawn on the
     device of the generator and then moved: a CPU generator gives the same noise on any device, a CUDA one is faster.
+
+    Raises:
+        TypeError: if `generator` is not a torch.Generator.
     """
     if not isinstance(generator, Generator):
         raise TypeError(f"noise_generator takes a torch.Generator, got {type(generator).__name__}")
-    return Block(GENERATORS, generator)
+    return Block(GENERATOR_BLOCKS, generator)
 
 
 def _draw(
@@ -40,9 +44,9 @@ def _draw(
 ) -> Tensor:
     """Call `sampler` (such as torch.rand) with the generator that applies here."""
     block = None
-    if generator is None:
-        for block in GENERATORS.in_effect()[:1]:
-            generator = block.value
+    if generator is None and (blocks := GENERATOR_BLOCKS.in_effect()):
+        block = blocks[0]
+        generator = block.value
     dtype = dtype or torch.get_default_dtype()
     if generator is None:
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
@@ -59,7 +63,7 @@ def draw_seeds(count: int, device: Device) -> Tensor:
 
 
 class _Immutable(abc.ABCMeta):
-    """The type of classes whose instances are complete after their constructor."""
+    """Metaclass of classes whose instances cannot change after construction."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         law = super().__call__(*args, **kwargs)
@@ -79,11 +83,15 @@ class NoiseLaw(metaclass=_Immutable):
             for `x` [..., C]; in a neuron, one value for each channel. A parameter is learnt by the neuron.
         loc: mean (centre) of the law, in the same units.
 
+    Raises:
+        TypeError: if `scale` is neither a number nor a floating point tensor.
+        ValueError: if `scale` is not positive and finite, or `loc` is not finite.
+
     Note:
         A subclass that does not call `super().__init__` has scale 1 and loc 0; `learnable_scale` stretches about loc.
     """
 
-    neuron_name: ClassVar[str]  # of the noisy neuron in the registry, for an entry of `LAWS`
+    neuron_name: ClassVar[str]  # name of the noisy neuron in the registry; an entry of `LAWS` must have one
     unit_std: ClassVar[float | None] = None  # standard deviation at scale 1; None: found by quadrature
     scale: float = 1.0
     loc: float = 0.0
@@ -91,18 +99,18 @@ class NoiseLaw(metaclass=_Immutable):
     def __init__(self, scale: float | Tensor, loc: float = 0.0) -> None:
         parameters.check("scale", scale)
         if isinstance(loc, Tensor) and loc.requires_grad:
-            raise ValueError("loc is not learnt: give a number")
+            raise ArgumentError("loc is not learnt: give a number")
         try:
             is_finite = math.isfinite(loc)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"loc must be a number, got {loc!r}") from None
         if not is_finite:
-            raise ValueError(f"loc must be finite, got {loc}")
+            raise ArgumentError(f"loc must be finite, got {loc}")
         if not isinstance(scale, Tensor):
             scale = float(scale)
         elif not isinstance(scale, nn.Parameter) and not scale.requires_grad:
-            scale = scale.clone()  # what is written over the tensor does not change the law
-        self.scale = scale  # type: ignore[assignment]  # a number, but for the neurons and functions that say so
+            scale = scale.clone()  # later in-place changes of the tensor do not affect the law
+        self.scale = scale  # type: ignore[assignment]  # a number, except where a docstring allows a tensor
         self.loc = float(loc)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -116,7 +124,8 @@ class NoiseLaw(metaclass=_Immutable):
     def _refuse_change(self, name: str) -> None:
         if "_complete" in self.__dict__:
             law = type(self).__name__
-            raise AttributeError(f"{name} of {self!r}: laws are immutable; set neuron.noise = {law}(...) in its place")
+            reason = f"cannot change {name} of {self!r}, as laws are immutable"
+            raise AttributeError(f"{reason}: set neuron.noise = {law}(...) instead")
 
     def __repr__(self) -> str:
         loc = f", loc={self.loc:g}" if self.loc else ""
@@ -142,16 +151,17 @@ class NoiseLaw(metaclass=_Immutable):
         return self.with_scale(scale)
 
     def with_scale(self, scale: float | Tensor) -> "NoiseLaw":
-        """The same law, stretched about its `loc` to another scale; what a tensor holds is not checked.
+        """The same law, stretched about its `loc` to another scale; the values of a tensor are not checked.
 
-        TypeError if its scale is a tensor that a constructor of its own may have used for anything.
+        Raises:
+            TypeError: if its class has its own constructor and its scale is a tensor.
         """
         if type(self).__init__ is not NoiseLaw.__init__:
             if isinstance(self.scale, Tensor):
-                raise TypeError(f"{type(self).__name__} has a constructor of its own: its scale must be a number")
+                raise TypeError(f"{type(self).__name__} has its own constructor: its scale must be a number")
             return Rescaled(self, scale)
         law = copy.copy(self)
-        for name in vars(self):  # computed from the scale of before
+        for name in vars(self):  # computed from the old scale
             if isinstance(getattr(type(self), name, None), functools.cached_property):
                 del law.__dict__[name]
         law.__dict__["scale"] = scale
@@ -162,6 +172,9 @@ class NoiseLaw(metaclass=_Immutable):
         """Standard deviation: by `unit_std`, else by quadrature of the density on a grid that is dense at `loc`.
 
         A subclass that has infinite variance, or is not centred on its `loc`, must define its own.
+
+        Raises:
+            TypeError: if the scale is a tensor and `unit_std` is unknown.
         """
         if self.unit_std is not None:
             return self.unit_std * self.scale
@@ -299,11 +312,11 @@ LAWS: tuple[type[NoiseLaw], ...] = (Gaussian, Logistic, Triangular, Uniform, Cau
 
 
 def by_name(laws: Iterable[type[NoiseLaw]]) -> dict[str, type[NoiseLaw]]:
-    """Laws by the names of their classes, which kernels know them by; ValueError for a name that two of them have."""
+    """Laws by the names of their classes, which kernels know them by; ArgumentError for a name that two have."""
     found: dict[str, type[NoiseLaw]] = {}
     for law in laws:
         if found.setdefault(law.__name__, law) is not law:
-            raise ValueError(f"two laws of LAWS are called {law.__name__}: give one class another name")
+            raise ArgumentError(f"two laws of LAWS are called {law.__name__}: give one class another name")
     return found
 
 

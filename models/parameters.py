@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-# By name: what the values may be, in words, and whether they are, from the least and the greatest of them.
+# By name: the allowed values in words, and a check of the least and the greatest value.
 RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "threshold": ("positive and finite", lambda low, high: 0.0 < low <= high < math.inf),
     "decay": ("in [0, 1]", lambda low, high: 0.0 <= low <= high <= 1.0),
@@ -14,12 +14,16 @@ RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 }
 
 
-class OutOfRange(ValueError):
+class ArgumentError(ValueError):
+    """An argument that a neuron, a law or a network cannot have."""
+
+
+class OutOfRange(ArgumentError):
     """A threshold, decay or scale is out of its range."""
 
 
 def check(name: str, value: float | Tensor) -> None:
-    """Raise TypeError or ValueError unless a value is a number or a tensor that a layer can have."""
+    """Raise TypeError or ValueError unless a value is a valid number or tensor for a layer."""
     if isinstance(value, Tensor):
         check_tensor(name, value)
     check_range(name, value)
@@ -30,14 +34,18 @@ def check_tensor(name: str, value: Tensor) -> None:
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor, got {value.dtype}")
     if value.dim() > 1 or value.numel() == 0:
-        raise ValueError(
+        raise ArgumentError(
             f"{name} must be a number, or a tensor of one value or of one for each channel, [C]; "
             f"got a tensor of shape {list(value.shape)}"
         )
 
 
 def check_range(name: str, value: float | Tensor) -> None:
-    """Raise OutOfRange unless a value is in its range; those of a tensor may be unknown, as on the meta device."""
+    """Raise OutOfRange if a value is out of range; a tensor that cannot be read, as on the meta device, passes.
+
+    Raises:
+        TypeError: if it is not a number or a tensor.
+    """
     ends = extremes(value)
     if ends is None:
         return
@@ -59,7 +67,7 @@ def extremes(value: float | Tensor) -> tuple[float, float] | None:
     if torch._C._is_tracing() or torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack():
         return None
     if value.numel() == 1:
-        return value.item(), value.item()  # `float` warns of tensors that are learnt
+        return value.item(), value.item()  # `float` warns about tensors that require a gradient
     low, high = value.detach().aminmax()
     return low.item(), high.item()
 
@@ -70,7 +78,7 @@ def is_sharded(value: object) -> bool:
 
 
 def shown(value: float | Tensor) -> str:
-    """A value, or the range of values, for people."""
+    """A value, or a range of values, as text for messages."""
     ends = extremes(value)
     if ends is None:
         return "nan"
@@ -84,16 +92,15 @@ def over_channels(name: str, value: Tensor, x: Tensor) -> Tensor:
     if value.numel() == 1:
         return value.reshape(()) if value.dim() else value
     if x.dim() < 3 or x.shape[2] != value.numel():
-        channels = "no channels" if x.dim() < 3 else "1 channel" if x.shape[2] == 1 else f"{x.shape[2]} channels"
-        raise ValueError(
-            f"{name} has {value.numel()} values, one for each channel, but the input current [T, B, C, ...] of shape "
-            f"{list(x.shape)} has {channels}"
+        raise ArgumentError(
+            f"{name} has {value.numel()} values, one for each channel, but the input current [T, B, C, ...] has shape "
+            f"{list(x.shape)}"
         )
     return value.reshape(-1, *[1] * (x.dim() - 3))
 
 
 def learnt(parameter: Tensor) -> Tensor:
-    """The value of a parameter, 0-d if it is one: such a parameter has shape [1], as `fully_shard` refuses 0-d ones."""
+    """The value of a parameter, 0-d if it is one number: stored as [1], because `fully_shard` refuses 0-d ones."""
     return parameter if parameter.numel() > 1 or is_sharded(parameter) else parameter.reshape(())
 
 
@@ -108,7 +115,7 @@ def is_parametrized(module: nn.Module, attribute: str) -> bool:
 
 
 def refuse_derived(module: nn.Module, attribute: str) -> None:
-    """RuntimeError where an attribute is computed from other parameters, which would take back what is set."""
+    """Raise RuntimeError if an attribute is computed from other parameters, which would overwrite what is set."""
     if not is_parametrized(module, attribute) and attribute not in {**module._parameters, **module._buffers}:
         raise RuntimeError(
             f"{attribute} is computed from other parameters (by pruning or weight_norm): undo that first"
@@ -118,7 +125,13 @@ def refuse_derived(module: nn.Module, attribute: str) -> None:
 def fill(
     module: nn.Module, attribute: str, name: str, value: float | Tensor, function: Callable[[float], float]
 ) -> None:
-    """Write function(value) into a parameter; one value into all its elements."""
+    """Write function(value) into a parameter; one value into all its elements.
+
+    Raises:
+        RuntimeError: if the parameter is computed from others, if the value is on the meta device and the parameter is
+            not, or if a sharded parameter is given several values.
+        ValueError: if it has neither one value nor as many as the parameter.
+    """
     refuse_derived(module, attribute)
     parameter: Tensor = getattr(module, attribute)
     computed = is_parametrized(module, attribute)
@@ -134,7 +147,7 @@ def fill(
     else:
         raise RuntimeError(f"the {name} was given on the meta device, and has no values to start from")
     if len(values) not in (1, parameter.numel()):
-        raise ValueError(f"this neuron learns {parameter.numel()} values of its {name}, and was given {len(values)}")
+        raise ArgumentError(f"this neuron learns {parameter.numel()} values of its {name}, and was given {len(values)}")
     with torch.no_grad():
         if len(values) == 1:  # not by `copy_`, which refuses what is sharded
             parameter.fill_(function(values[0]))
@@ -147,7 +160,8 @@ def fill(
 
 
 def refuse_computed(name: str, value: float | Tensor) -> None:
+    """Raise ValueError if a value was computed from what is learnt: only a parameter is learnt itself."""
     if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
-        raise ValueError(
+        raise ArgumentError(
             f"a {name} that requires a gradient must be an nn.Parameter, to be learnt; detach it to set its value"
         )

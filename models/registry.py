@@ -11,6 +11,7 @@ from torch import Tensor
 from .layers import MakeNeuron, SpikingNetwork
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
 from .noise import LAWS, Gaussian, NoiseLaw, by_name
+from .parameters import ArgumentError
 from .resnet import sresnet18, sresnet19, sresnet34
 from .toynet import ToyNet
 from .vgg import cifarnet, vgg, vggwoap
@@ -20,11 +21,11 @@ NoisyNeurons = dict[str, tuple[Callable[..., SpikingNeuron], type[NoiseLaw]]]
 
 
 def noisy_neurons(laws: Iterable[type[NoiseLaw]]) -> NoisyNeurons:
-    """{`neuron_name` of a law: (NoisyLIF, law)}; ValueError for a name that another has already."""
+    """{`neuron_name` of a law: (NoisyLIF, law)}; ArgumentError for a name that another has already."""
     found: NoisyNeurons = {}
     for law in by_name(laws).values():
         if law.neuron_name in found or law.neuron_name in DETERMINISTIC_NEURONS:
-            raise ValueError(f"the neuron_name {law.neuron_name!r} of {law.__name__} is taken: choose a new one")
+            raise ArgumentError(f"the neuron_name {law.neuron_name!r} of {law.__name__} is taken: choose a new one")
         found[law.neuron_name] = (NoisyLIF, law)
     return found
 
@@ -68,21 +69,21 @@ def build_neuron(
         threshold, reset, detach_reset, decay_input: see `SpikingNeuron`.
 
     Raises:
-        ValueError: for a wrong argument, or one that the class in the table does not take; for a class that does not
+        ArgumentError: for a wrong argument, or one that the class in the table does not take; for a class that does not
             say whether it `is_noisy`.
     """
     if name not in NEURONS:
-        raise ValueError(f"unknown neuron {name!r}; choose from {', '.join(NEURONS)}")
+        raise ArgumentError(f"unknown neuron {name!r}; choose from {', '.join(NEURONS)}")
     for setting, value in dict(sigma=sigma, tau=tau, threshold=threshold, alpha=alpha).items():
         if isinstance(value, Tensor) and (value.requires_grad or value.numel() != 1):
-            raise ValueError(
+            raise ArgumentError(
                 f"{setting} must be a number, as all neurons of a network would share one tensor: give build_model a "
                 "function instead, such as neuron=lambda: NoisyLIF(threshold=nn.Parameter(torch.tensor([1.0])))"
             )
     if not tau >= 1.0:
-        raise ValueError(f"tau must be at least 1 (decay = 1 / tau), got {tau}")
+        raise ArgumentError(f"tau must be at least 1 (decay = 1 / tau), got {tau}")
     if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+        raise ArgumentError(f"alpha must be positive, got {alpha}")
     options: dict[str, Any] = dict(threshold=threshold, reset=reset, detach_reset=detach_reset)
     if name != "IF":
         options.update(decay=1 / tau, decay_input=decay_input)
@@ -95,15 +96,15 @@ def build_neuron(
     try:
         inspect.signature(kind).bind(**options)
     except TypeError as error:
-        raise ValueError(f"neuron {name!r} cannot be built with {', '.join(options)}: {error}") from error
+        raise ArgumentError(f"neuron {name!r} cannot be built with {', '.join(options)}: {error}") from error
     factory = functools.partial(kind, **options)
     neuron = factory()  # a wrong argument is reported here, not when the network is built
     try:
         is_noisy = neuron.is_noisy
     except AttributeError as error:
-        raise ValueError(f"neuron {name!r} must say whether it `is_noisy`: {error}") from error
+        raise ArgumentError(f"neuron {name!r} must say whether it `is_noisy`: {error}") from error
     if name in DETERMINISTIC_NEURONS and is_noisy:
-        raise ValueError(f"neuron {name!r} is noisy: enter it in NOISY_NEURONS, not in DETERMINISTIC_NEURONS")
+        raise ArgumentError(f"neuron {name!r} is noisy: enter it in NOISY_NEURONS, not in DETERMINISTIC_NEURONS")
     return factory
 
 
@@ -125,15 +126,18 @@ def build_model(
         num_classes: K.
         norm: "bn" or None; cifarnet and toynet have no normalisation either way.
         width: factor on all channel counts.
+
+    Raises:
+        ArgumentError: for an unknown name or a wrong argument.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
+        raise ArgumentError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
     if norm not in NORMS:
-        raise ValueError(f'norm must be "bn" or None, got {norm!r}')
+        raise ArgumentError(f'norm must be "bn" or None, got {norm!r}')
     if len(in_shape) != 3 or min(in_shape) < 1:
-        raise ValueError(f"in_shape must be (C, H, W), got {tuple(in_shape)}")
+        raise ArgumentError(f"in_shape must be (C, H, W), got {tuple(in_shape)}")
     if not 0 < width <= 1000:
-        raise ValueError(f"width must be positive and at most 1000, got {width}")
+        raise ArgumentError(f"width must be positive and at most 1000, got {width}")
     if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        raise ArgumentError(f"num_classes must be at least 1, got {num_classes}")
     return MODELS[name](neuron, in_shape, num_classes, norm=norm, width=width)

@@ -1,4 +1,4 @@
-"""What weights depend on and do not hold: saved beside them, and compared when they are loaded."""
+"""The settings of neurons that weights depend on: saved with the weights, and compared when they are loaded."""
 
 import warnings
 from typing import Any
@@ -10,27 +10,33 @@ def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
+def _law_text(law: Any, learns_scale: bool) -> str:
+    """The law without its scale if that is learnt or a tensor: the weights have it then."""
+    name = type(law).__name__
+    if learns_scale or isinstance(law.scale, Tensor):
+        return name
+    return f"{name}({law.scale:g}, {law.loc:g})"
+
+
 class SavesSettings(nn.Module):
-    """Base of the neurons: a state dictionary says with which settings its weights were trained."""
+    """Mixin of the neurons: stores their settings in the metadata of a state dictionary."""
 
     def _settings(self) -> dict[str, Any]:
-        """What weights depend on and do not hold, as plain data: settings that are not learnt."""
+        """The settings that are not learnt, as plain data."""
         settings = {}
         for name in ("threshold", "decay", "reset", "decay_input", "placement", "noise", "surrogate"):
             if f"{name}_logit" in self._parameters:  # learnt
                 continue
             value: Any = vars(self)[name] if name in vars(self) else getattr(self, name, None)
-            if hasattr(value, "scale"):  # a law, whose scale may be learnt
-                is_learnt = name == "noise" and isinstance(getattr(self, "scale", None), Tensor)
-                is_learnt |= isinstance(value.scale, Tensor)
-                law = type(value).__name__
-                value = law if is_learnt else f"{law}({value.scale:g}, {value.loc:g})"
+            if hasattr(value, "scale"):  # a law
+                learns_scale = name == "noise" and isinstance(getattr(self, "scale", None), Tensor)
+                value = _law_text(value, learns_scale)
             if value is not None and not isinstance(value, Tensor):
                 settings[name] = value
         return settings
 
-    # The settings go into the metadata of a state dictionary, beside the versions of PyTorch's own layers: its keys and
-    # values are weights alone.
+    # The settings go into the metadata of a state dictionary, where PyTorch's own layers keep their versions: its keys
+    # and values are weights alone.
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
@@ -45,11 +51,12 @@ class SavesSettings(nn.Module):
         saved, own = local_metadata.get("settings"), self._settings()
         if not isinstance(saved, dict):
             warnings.warn(
-                "these weights do not say with which threshold, decay and noise they were trained (they are from an "
-                f"earlier version, or were copied to a plain dictionary); they are used with {_listed(own)}",
+                "these weights carry no neuron settings (an earlier version saved them, or they were copied to a plain "
+                f"dictionary); they are used with {_listed(own)}",
                 stacklevel=2,
             )
         elif different := [name for name in {**own, **saved} if own.get(name) != saved.get(name)]:
-            before, now = ({name: settings.get(name) for name in different} for settings in (saved, own))
-            message = f"weights of neurons with {_listed(before)} were loaded into neurons with {_listed(now)}"
+            before = _listed({name: saved.get(name) for name in different})
+            now = _listed({name: own.get(name) for name in different})
+            message = f"weights of neurons with {before} were loaded into neurons with {now}"
             warnings.warn(message, stacklevel=2)

@@ -1,15 +1,24 @@
-"""Networks that are fed one time step after the other."""
+"""Networks that run one time step at a time."""
 
+import contextlib
+import copy
+import dataclasses
+import enum
+import functools
+import inspect
+import numbers
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import checkpoint as torch_checkpoint
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from .contexts import STREAM, calling
+from .parameters import ArgumentError
 
 State = tuple[Any, ...]
 
@@ -17,13 +26,13 @@ State = tuple[Any, ...]
 class Stream:
     """A network that takes one step at a time and keeps the states of its neurons in between.
 
-    `stream(x_t)`, x_t [B, ...] -> one step of the output, gives in turn what `net(x)`, x [T, B, ...], gives at once.
-    The network itself keeps nothing: it may be in several streams. `noiseless`, `mean_field` and `noise_generator` hold
-    as always; noise is drawn at each step for all layers, and not for each layer at all steps. If a step fails, the
-    state is that before it.
+    `stream(x_t)`, x_t [B, ...] -> one step of the output, gives step by step what `net(x)`, x [T, B, ...], gives at
+    once. The network itself keeps nothing: it may be in several streams. `noiseless`, `mean_field` and
+    `noise_generator` work as usual; noise is drawn step by step, not layer by layer. If a step fails, the state does
+    not change.
 
-    Layers between the neurons must treat each step for itself: batch normalisation in training mode and PyTorch's
-    recurrent layers are errors, but a layer of your own that mixes steps is not noticed. Each neuron must be called
+    Layers between the neurons must treat steps independently: batch normalisation in training mode and PyTorch's
+    recurrent layers are errors, but a layer of your own that mixes steps goes unnoticed. Each neuron must be called
     once at each step, as `neuron(x)`.
 
     Args:
@@ -48,9 +57,10 @@ class Stream:
     def state(self, state: State) -> None:
         count = len(_neurons(self.net))
         if not isinstance(state, tuple) or len(state) != count:
-            came = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
-            raise ValueError(f"the state must be a tuple of the states of {count} neurons, got {came}")
+            got = f"{len(state)} of them" if isinstance(state, tuple) else type(state).__name__
+            raise ArgumentError(f"the state must be a tuple of the states of {count} neurons, got {got}")
         self._state = state
+        self._neurons = list(_neurons(self.net))  # whose states they are
         self._shapes: dict[int, torch.Size] = {}  # of the inputs of the neurons at the step before
 
     def reset(self) -> None:
@@ -58,20 +68,28 @@ class Stream:
         self.state = (None,) * len(_neurons(self.net))
 
     def detach(self) -> None:
-        """Let no gradient flow to the steps before."""
-        self._state = tree_map_only(Tensor, Tensor.detach, self._state)
+        """Stop gradients from flowing to earlier steps."""
+        self._state = tree_map(_detached, self._state)
 
     def __call__(self, x_t: Tensor) -> Any:
         """One step: x_t [B, ...] -> the output of the network for it, [B, ...]."""
         if torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None:
-            raise RuntimeError("a Stream cannot be called in a compiled function: compile what is around its calls")
+            raise RuntimeError("a Stream cannot be called in a compiled function: compile the code around its calls")
         if torch._C._are_functorch_transforms_active():
             raise RuntimeError("torch.func cannot follow the states of a Stream: pass them to `neuron.run` yourself")
         _check_layers(self.net)
-        step = _Step(self)
+        neurons = _neurons(self.net)
+        if list(neurons) != self._neurons:
+            if any(state is not None for state in self._state):
+                raise RuntimeError(
+                    "the network has other neurons than at the step before: call reset(), or set the state"
+                )
+            self.reset()
+        step = _Step(self, neurons)
         token = STREAM.set(step)
         try:
-            output = self.net(x_t.unsqueeze(0) if self.time_first else x_t)
+            with _refused_attention(step):
+                output = self.net(x_t.unsqueeze(0) if self.time_first else x_t)
         finally:
             STREAM.reset(token)
         if self.time_first:
@@ -86,15 +104,16 @@ class Stream:
 class _Step:
     """One step of a stream."""
 
-    def __init__(self, stream: Stream) -> None:
-        self.neurons = _neurons(stream.net)
+    def __init__(self, stream: Stream, neurons: dict[nn.Module, tuple[int, str]]) -> None:
+        self.stream = stream
+        self.neurons = neurons
         self.time_first = stream.time_first
         self.before, self.shapes_before = stream.state, stream._shapes
         self.after: dict[int, Any] = {}
         self.shapes: dict[int, torch.Size] = {}
 
     def advance(self, neuron: Any, x: Tensor) -> Tensor:
-        """What `neuron(x)` gives in this step."""
+        """The spikes of `neuron(x)` in this step; RuntimeError or ValueError if a Stream cannot follow the call."""
         if neuron not in self.neurons:  # of another network
             return neuron.run(x, keep_state=False)[0]
         place, name = self.neurons[neuron]
@@ -103,9 +122,9 @@ class _Step:
         if self.time_first and x.shape[0] != 1:
             raise RuntimeError(f"layer {name!r} gets {x.shape[0]} steps at once, but a Stream is fed one at a time")
         _refuse_checkpoint(name)
-        shape = x.shape[self.time_first :]
+        shape = x.shape[1:] if self.time_first else x.shape
         if self.shapes_before.get(place, shape) != shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"layer {name!r} gets {list(shape)}, but {list(self.shapes_before[place])} at the step before: call "
                 "reset() where another batch begins"
             )
@@ -117,12 +136,12 @@ class _Step:
         return spikes
 
     def finished(self) -> State:
-        """The states after the step."""
+        """The states after the step; RuntimeError if it did not call every neuron."""
         for neuron, (place, name) in self.neurons.items():
             if place not in self.after:
                 raise RuntimeError(
-                    f"layer {name!r} ({type(neuron).__name__}) was not called in this step, or not as `neuron(x)` of a "
-                    "SpikingNeuron, so that a Stream cannot keep its state"
+                    f"layer {name!r} ({type(neuron).__name__}) was not called as `neuron(x)` in this step, or is not a "
+                    "SpikingNeuron, so a Stream does not know its state"
                 )
         return tuple(self.after[place] for place in range(len(self.after)))
 
@@ -134,7 +153,7 @@ def _neurons(net: nn.Module) -> dict[nn.Module, tuple[int, str]]:
         if getattr(module, "emits_spikes", False):
             found[module] = (len(found), name)
     if not found:
-        raise ValueError(f"{type(net).__name__} has no spiking neuron")
+        raise ArgumentError(f"{type(net).__name__} has no spiking neuron")
     return found
 
 
@@ -144,19 +163,56 @@ def _check_layers(net: nn.Module) -> None:
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             way_out = "call net.eval()" if module.training else "it needs running statistics"
             raise RuntimeError(f"{layer} normalises by the statistics of all steps at once: {way_out}")
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise RuntimeError(f"{layer} has a state over time, which a Stream does not keep")
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise RuntimeError(f"{layer} is compiled: give a Stream the network without torch.compile")
 
 
+@contextlib.contextmanager
+def _refused_attention(step: _Step) -> Iterator[None]:
+    """Context manager: RuntimeError where PyTorch's attention is over time, of which there is one step."""
+
+    def check(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        key = inspect.signature(module.forward).bind(*args, **kwargs).arguments.get("key")
+        if STREAM.get() is not step or not isinstance(key, Tensor):
+            return
+        if key.shape[1 if module.batch_first and key.dim() == 3 else 0] == 1:
+            layer = f"layer {name!r} ({type(module).__name__})"
+            raise RuntimeError(f"{layer} attends over time, of which a Stream has one step")
+
+    with contextlib.ExitStack() as hooks:
+        is_checked = not step.time_first or step.shapes_before  # later steps are like the first
+        for name, module in step.stream.net.named_modules():
+            if isinstance(module, nn.MultiheadAttention) and not is_checked:
+                hooks.enter_context(module.register_forward_pre_hook(functools.partial(check, name), with_kwargs=True))
+        yield
+
+
+def _detached(leaf: Any) -> Any:
+    """A leaf of a state without its graph."""
+    if isinstance(leaf, Tensor):
+        return leaf.detach()
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        twin = copy.copy(leaf)
+        for field in dataclasses.fields(leaf):
+            object.__setattr__(twin, field.name, tree_map(_detached, getattr(leaf, field.name)))  # it may be frozen
+        return twin
+    if leaf is None or isinstance(leaf, (numbers.Number, str, enum.Enum, torch.dtype, torch.device)):
+        return leaf
+    raise TypeError(f"detach() does not look into {type(leaf).__name__}: make the state of tuples or dataclasses")
+
+
 def _without_time(output: Tensor, batch: int) -> Tensor:
     if output.shape[:2] != (1, batch):
-        raise ValueError(f"the output of the network must be [1, {batch}, ...], time first; got {list(output.shape)}")
+        raise ArgumentError(
+            f"the output of the network must be [1, {batch}, ...], time first; got {list(output.shape)}"
+        )
     return output.squeeze(0)
 
 
 def _refuse_checkpoint(name: str) -> None:
-    """RuntimeError inside activation checkpointing, which would run the step again from another state."""
+    """Raise RuntimeError inside activation checkpointing, which would rerun the step from another state."""
     if any(frame.f_code.co_filename == torch_checkpoint.__file__ for frame in calling(sys._getframe())):
-        raise RuntimeError(f"layer {name!r} is inside activation checkpointing, which a Stream cannot run again")
+        reason = "is inside activation checkpointing, which would rerun the step from another state"
+        raise RuntimeError(f"layer {name!r} {reason}")

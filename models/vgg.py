@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .layers import ConvNorm, MakeNeuron, SpikingNetwork, over_time, scaled
+from .parameters import ArgumentError
 
 Layer = int | tuple[int, int] | None
 POOL: Layer = None
@@ -41,6 +42,9 @@ class SpikingVGG(SpikingNetwork):
         plan: for each layer its channels, or (channels, stride), or POOL; the first is a stride-1 convolution.
         hidden: sizes of the linear layers before the last. No neurons between them, as in published checkpoints.
         neuron, in_shape, num_classes, norm, width: see `build_model`.
+
+    Raises:
+        ValueError: if the plan does not begin with a number of channels.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class SpikingVGG(SpikingNetwork):
         in_channels, height, image_width = self.in_shape
         first, *rest = plan
         if not isinstance(first, int):
-            raise ValueError(f"a plan begins with the channels of a stride-1 convolution, got {first!r}")
+            raise ArgumentError(f"a plan begins with the channels of a stride-1 convolution, got {first!r}")
         channels = scaled(first, width)
         self.stem = ConvNorm(in_channels, channels, 3, 1, norm, bias=True)
         self.stem_neuron = neuron()
@@ -82,7 +86,7 @@ class SpikingVGG(SpikingNetwork):
 
 
 PLAN = (64, 128, POOL, 256, 256, POOL, 512, 512, POOL, 512, 512, POOL)
-PLAN_WITHOUT_POOLS = (64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2))  # strides in their place
+PLAN_WITHOUT_POOLS = (64, (128, 2), 256, (256, 2), 512, (512, 2), 512, (512, 2))  # strides instead of pools
 vgg = functools.partial(SpikingVGG, plan=PLAN)
 vggwoap = functools.partial(SpikingVGG, plan=PLAN_WITHOUT_POOLS)
 

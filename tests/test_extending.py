@@ -1,5 +1,6 @@
 """docs/extending.md is right: with its examples at the places that it names, the scripts train and test."""
 
+import inspect
 import json
 import re
 import subprocess
@@ -7,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from models import neurons
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "extending.md"
@@ -100,6 +104,16 @@ def test_the_page_has_an_example_in_each_place_that_its_table_links():
     assert set(linked) == set(parts)
     assert all(BLOCK.search(part) for part in parts.values())
     assert page.count("```python") == len(BLOCK.findall(page))
+
+
+def test_the_neuron_is_called_as_its_base():
+    (code,) = [block["code"] for block in BLOCK.finditer(PAGE.read_text()) if "class SaturatingLIF" in block["code"]]
+    scope = dict(vars(neurons))
+    exec(code, scope)
+    saturating, x = scope["SaturatingLIF"], torch.rand(3, 2, 4)
+    assert inspect.signature(saturating.run) == inspect.signature(neurons.LIF.run)  # with its annotations, for mypy
+    spikes, _, potentials = saturating().run(x, potentials=True)
+    assert torch.equal(potentials > 1, spikes.bool())
 
 
 def test_the_files_in_its_table_exist():

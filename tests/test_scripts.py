@@ -15,6 +15,7 @@ from matplotlib.image import imread
 
 from dataset_utils import DATASETS, motions
 from models import build_model, build_neuron
+from models.registry import MODELS
 from tests.tools.data.events.written import cifar10_tree, official_gestures, striped_nmnist_tree
 from tests.written_images import cifar100_batches, idx_files, image_folder, without_checksums
 from tools import cli
@@ -195,6 +196,21 @@ def test_an_error_of_the_program_keeps_its_traceback(tmp_path, stripes, monkeypa
     monkeypatch.setattr(type(stripes), "load", load)
     with pytest.raises(ValueError, match="a bug"):
         cli.train(stripes, argv=["--run_dir", str(tmp_path / "run")])
+
+
+def test_an_error_in_a_network_keeps_its_traceback_and_one_of_its_settings_is_a_line(
+    tmp_path, stripes, monkeypatch, caplog
+):
+    def broken(*args, **options):
+        return dict([(1, 2, 3)])
+
+    command = ["--model", "toynet", "--threads", "1", "--run_dir", str(tmp_path / "run")]
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="length 3; 2 is required"):
+        patch.setitem(MODELS, "toynet", broken)
+        cli.train(stripes, argv=command)
+    with pytest.raises(SystemExit) as error:
+        cli.train(stripes, argv=[*command, "--decay_input", "--tau", "1"])
+    assert error.value.code == 1 and "decay_input=True with decay=1 would ignore the input" in caplog.text
 
 
 def test_a_published_checkpoint_is_tested_as_the_readme_says(run_script, tmp_path, monkeypatch):

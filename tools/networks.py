@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models import build_model, build_neuron
+from models import ArgumentError, build_model, build_neuron
 from models.layers import Normalize
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.fields import settings
@@ -43,7 +43,7 @@ def _bare_network(config, dataset):
     try:
         neuron = build_neuron(config.neuron, **{name: getattr(config, name) for name in NEURON_SETTINGS})
         return build_model(config.model, neuron=neuron, norm=None if config.nobn else "bn", **options)
-    except ValueError as error:  # raised by `models` about the user's settings
+    except ArgumentError as error:
         raise UserError(str(error)) from error
 
 

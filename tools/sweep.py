@@ -259,18 +259,18 @@ def plot_sweep(path: Path, rows: Sequence[Row]) -> None:
     names = list(rows[0].settings)
     varied = [name for name in names if len({row.settings[name] for row in rows}) > 1]
     axis = (varied or names or [SEED])[0]
-    kind = float
+    texts = [row.settings.get(axis, "") for row in rows]
     try:
-        rows = sorted(rows, key=lambda row: float(row.settings.get(axis, "")))
+        placed = sorted(zip(map(float, texts), rows), key=lambda pair: pair[0])
     except ValueError:
-        kind = str  # a category for each text
-    places = [kind(row.settings.get(axis, "")) for row in rows]
+        placed = list(zip(texts, rows))  # a category for each text
     lines = {}
-    for place, row in zip(places, rows):
+    for place, row in placed:
         others = ", ".join(f"{name} {row.settings[name]}" for name in varied if name != axis)
         lines.setdefault(others, []).append((place, 100 * row.mean, 100 * (row.std or 0)))
     figure, ((axes,),) = subplots(6.4, 4.2)
-    axes.xaxis.update_units(places)  # categories in the order of the values, also where runs are missing
+    # categories in the order of the values, also where runs are missing
+    axes.xaxis.update_units([place for place, _ in placed])
     for label, points in lines.items():
         x, means, deviations = zip(*points)
         axes.errorbar(x, means, deviations, marker="o", capsize=3, label=label)

@@ -22,7 +22,7 @@ import torch
 
 # Not -ffast-math: comparisons with NaN must stay false. Fused operations are written out in the source.
 FLAGS = ("-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
-# For GCC, -O2 with these is as fast as -O3 and built in half the time; clang does not know the second.
+# For GCC, -O2 with these flags is as fast as -O3 and builds in half the time; clang lacks -fvect-cost-model.
 OPTIMISATIONS = (("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"), ("-O3",))
 TUNINGS = ("-march=native", "-mcpu=native", "")
 BUILD_TIMEOUT_S = 120
@@ -55,7 +55,7 @@ def load(source: Path, definitions: Sequence[str], prepare: Callable[[ctypes.CDL
             warn_once(f"spiking neurons run on one thread, without OpenMP: {reason}")
         return loaded
     reason = failures[0] if failures else "there is no C compiler ($CC, cc, gcc or clang)"
-    warn_once(f"spiking neurons run on the slower eager kernel, as no compiled one works: {reason}")
+    warn_once(f"spiking neurons run on the slower eager kernel, because no compiled one works: {reason}")
     return None
 
 
@@ -116,6 +116,7 @@ def _private_folder() -> tempfile.TemporaryDirectory[str]:
 
 def _cache_folder() -> Path:
     """Folder of compiled kernels; if it cannot be written, a temporary one of this process."""
+    # The rule of `cache_folder` in tools/io/cache.py, repeated because this package needs PyTorch alone.
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = Path(os.environ.get("NSNN_CACHE") or os.path.join(base, "nsnn")) / "kernels"
     try:

@@ -2,17 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .. import parameters
+from .. import noise, parameters
 from ..noise import NoiseLaw
 
 RESETS = ("zero", "subtract", "none")
 SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
-VALUES = ("threshold", "decay", "scale")  # of `Neuron`: what may be a tensor, and be learnt
+VALUES = ("threshold", "decay", "scale")  # fields of `Neuron` that may be tensors, and learnt
 MAX_RANK = 3  # nested loops over memory in fused kernels, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
 Pair = tuple[Tensor | None, Tensor | None]
@@ -20,8 +20,8 @@ Values = Sequence[Tensor | None]  # of VALUES, where they are tensors
 Gradients = tuple[Tensor | None, ...]  # of x, state and VALUES
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 NO_SECOND_DERIVATIVE = (
-    "spiking neurons are once differentiable, as their gradient is that of a surrogate: the mean field alone has "
-    "second derivatives (`with models.mean_field(net):`), in a network that is not compiled"
+    "spiking neurons have no second derivative, because their gradient is a surrogate; only the mean field has one "
+    "(`with models.mean_field(net):`), in a network that is not compiled"
 )
 
 
@@ -55,7 +55,7 @@ class Neuron:
         return found
 
     def with_tensors(self, tensors: Values) -> "Neuron":
-        """This neuron with other `tensors()`; None leaves what there is."""
+        """This neuron with other `tensors()`; None keeps the present value."""
         given: dict[str, Any] = {}
         for name, tensor in zip(VALUES, tensors):
             if tensor is not None:
@@ -63,7 +63,7 @@ class Neuron:
         return dataclasses.replace(self, **given) if given else self
 
     def differs_by_channel(self) -> bool:
-        """Whether a value is not the same for the whole layer."""
+        """Whether any value differs between channels."""
         for value in (self.threshold, self.decay, self.scale, self.surrogate_scale):
             if isinstance(value, Tensor) and value.dim() > 0:
                 return True
@@ -92,8 +92,23 @@ class Neuron:
         return dataclasses.replace(self, law=self.surrogate, scale=scale, surrogate=None, surrogate_scale=None)
 
 
+class Saved(NamedTuple):
+    """The tensors of a forward pass that the backward pass of a fused kernel reads."""
+
+    x: Tensor | None  # None unless a learnt decay scales it, or the mean field is differentiated twice
+    state: Tensor | None
+    seeds: Tensor | None
+    spikes: Tensor
+    z: Tensor
+
+
+def laws_by_name() -> dict[str, type[NoiseLaw]]:
+    """The laws of `models.noise`, by the names of their classes; ArgumentError for a name that two of them have."""
+    return noise.by_name(noise.LAWS)
+
+
 def check_values(neuron: Neuron, x: Tensor) -> None:
-    """Raise OutOfRange if a tensor is out of its range, as training may bring about; on the CPU alone."""
+    """Raise OutOfRange if training has taken a tensor out of its range; checked on the CPU only."""
     if x.device.type == "cpu":  # elsewhere, this would have to wait for the device
         for name, tensor in zip(VALUES, neuron.tensors()):
             if tensor is not None:
@@ -127,7 +142,7 @@ def empty_sequence(step: Tensor, timesteps: int, dtype: torch.dtype) -> Tensor:
 
 
 def empty_outputs(x: Tensor, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...]; no elements in what is not kept."""
+    """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...]; empty where not kept."""
     step, dtype = step_of(x), arithmetic_dtype(x.dtype)
     last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
     z = empty_sequence(step, x.shape[0], dtype) if keep_z else step.new_empty(0, dtype=dtype)
@@ -177,17 +192,17 @@ def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None
 
 
 def mode_mark(neuron: Neuron, like: Tensor) -> Tensor:
-    """A few bytes, whose shape says the mode.
+    """A few bytes whose shape encodes the mode.
 
-    Saved first, since a checkpoint of PyTorch compares the shapes of only as many tensors as its first run has saved:
-    of other modes, the first ones may have equal shapes.
+    Saved first, because PyTorch's checkpoint compares the shapes of only as many tensors as its first run saved, and in
+    another mode those may agree.
     """
     shape = (1 + neuron.membrane_noise, 1 + neuron.threshold_noise, 1 + neuron.mean_field)
-    return like.new_empty(shape, dtype=torch.uint8)  # of no type that a hook would round
+    return like.new_empty(shape, dtype=torch.uint8)  # a type that hooks do not round
 
 
 def saved_tensors(ctx: Any) -> tuple[Any, ...]:
-    """What a kernel saved for its backward pass; RuntimeError in words if something else was written over it."""
+    """What a kernel saved for its backward pass; a RuntimeError with advice if it was changed in place."""
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
@@ -207,18 +222,18 @@ def in_batches(grads: Pair) -> bool:
 
 
 def refuse_graph_of_batches(grads: Pair) -> None:
-    """RuntimeError if gradients come in batches: a graph of what is computed from them would be lost without a word."""
+    """Raise RuntimeError if gradients come in batches, whose graph would silently be lost."""
     if in_batches(grads):
         raise RuntimeError(
-            "gradients in batches (is_grads_batched or vectorize=True) with create_graph=True are not there for this "
+            "batched gradients (is_grads_batched or vectorize=True) with create_graph=True are not supported for this "
             "spiking neuron: compute them one by one, or leave out create_graph"
         )
 
 
 class Once(torch.autograd.Function):
-    """function(*tensors), which is a derivative already: to differentiate it is an error, and not a silent zero.
+    """function(*tensors), itself a derivative: differentiating it again is an error, not a silent zero.
 
-    One of the tensors must be what the derivative depends on, and require a gradient.
+    A tensor that the derivative depends on must be among them, and require a gradient.
     """
 
     generate_vmap_rule = True
@@ -255,16 +270,16 @@ class OnceOneByOne(Once):
         return stacked, tuple(None if output is None else 0 for output in stacked)
 
 
-def backward_tensors(grads: Pair, saved: Sequence[Any]) -> dict[str, Any]:
+def backward_tensors(grads: Pair, saved: Saved) -> dict[str, Any]:
     """The tensors that a kernel's `backward` reads and those it is to write, by name, laid out as the spikes."""
-    x, state, seeds, spikes, z = saved
-    z = laid_out_as(spikes, z, z.dtype)  # hooks on saved tensors may have changed it
+    spikes = saved.spikes
+    z = laid_out_as(spikes, saved.z, saved.z.dtype)  # hooks on saved tensors may have changed it
     step = z[0]
-    grad_x, grad_state = empty_gradients(spikes, z, state)
+    grad_x, grad_state = empty_gradients(spikes, z, saved.state)
     return dict(
-        x=laid_out_as(spikes, x),
-        state=laid_out_as(step, state),
-        seeds=seeds,
+        x=laid_out_as(spikes, saved.x),
+        state=laid_out_as(step, saved.state),
+        seeds=saved.seeds,
         spikes=spikes,
         z=z,
         grad_spikes=laid_out_as(spikes, grads[0]),

@@ -31,7 +31,7 @@
 #define BLOCK 1024 /* neurons; about ten arrays of this length are live */
 #define INLINE static inline __attribute__((always_inline))
 #define MAX_RANK 3
-#define GROUPS 128 /* of blocks: a thread sums the gradients of one in order, so that their number does not matter */
+#define GROUPS 128 /* of blocks; a thread sums each in order, so that results do not depend on the number of threads */
 #define MIN_BYTES_FOR_LARGE_PAGES (8 << 20)
 #define PI 3.14159265358979323846
 
@@ -261,7 +261,7 @@ INLINE real density(int law, real z, real loc, real inverse)
         real e = exp_of(-y);
         return inverse * e / ((1 + e) * (1 + e));
     }
-    if (law == TRIANGULAR) return y >= 1 ? 0 : inverse * (1 - y); /* so written that a NaN remains one */
+    if (law == TRIANGULAR) return y >= 1 ? 0 : inverse * (1 - y); /* written so that NaN stays NaN */
     if (law == UNIFORM) return y > 1 ? 0 : (real)0.5 * inverse + 0 * y;
     if (law == CAUCHY) return inverse / ((real)PI * fused(y, y, 1));
     __builtin_trap();
@@ -414,8 +414,8 @@ INLINE void draw_row(int law, const Layer *l, Block *b, int row)
         for (int i = 0; i < n; i++) threshold[i] = fused_f((float)AT(scale, i), draw(law, second[i]), loc);
 }
 
-/* What the reset takes from a neuron that fires, v = u - fired * (u, the threshold, or nothing); a factor and no choice
-   between threshold and nothing, for the sake of the vectoriser. */
+/* What the reset takes from a neuron that fires, v = u - fired * (u, the threshold, or nothing); between the last two,
+   a factor instead of a branch, which the compiler can vectorise. */
 typedef struct {
     int hard;
     real soft;
@@ -430,7 +430,7 @@ INLINE void forward_row(int law, const Layer *l, const Tensors *m, Block *b, int
     const int n = b->length[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
-    const real scaled = l->decay_input ? 1 : 0; /* whether the input is, by 1 - decay */
+    const real scaled = l->decay_input ? 1 : 0; /* 1 if the input is scaled by 1 - decay */
     const int64_t at = t * l->neurons + b->start[row];
     const input *restrict current = m->x + t * l->x_stride + b->start[row];
     input *restrict out = m->spikes + at;
@@ -493,7 +493,7 @@ static double sum(const real *values, int n)
     return total;
 }
 
-/* Spikes of a row at a step, or probabilities: not rounded, as the spikes that went out may be. `space` is for n. */
+/* Spikes of a row at a step, or probabilities; unrounded even if the returned ones were rounded. `space` holds n. */
 INLINE const real *fired_row(int law, const Layer *l, const Block *b, int row, const real *restrict z,
                              const input *spikes, real *restrict space)
 {
@@ -689,7 +689,7 @@ void lif_backward(const Layer *l, const Tensors *m)
             backward_block(l, m, block, group);
 }
 
-/* What Layer calls the law of a class by its name; -1 for one that this kernel does not know. */
+/* The number in Layer of the law with this class name; -1 if this kernel does not know it. */
 int64_t number_of_law(const char *name)
 {
     for (int law = 0; law < LAW_COUNT; law++)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import noise
 from . import build, common, selftest
-from .common import MAX_RANK, RESETS, SWITCHES, VALUES, Gradients, Neuron, Pair
+from .common import MAX_RANK, RESETS, SWITCHES, VALUES, Gradients, Neuron, Pair, Saved
 
 SOURCE = Path(__file__).with_name("cpu.c")
 INPUT_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16}
@@ -38,7 +38,8 @@ def kernel(dtype: torch.dtype, by_channel: bool = False) -> "Kernel | None":
     """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built.
 
     Args:
-        by_channel: whether threshold, decay or scale differ between channels. It takes numbers, too, but more time.
+        by_channel: whether threshold, decay or scale differ between channels. This variant takes numbers too, but is
+            slower.
     """
     if dtype not in INPUT_BITS:
         return None
@@ -90,7 +91,7 @@ class Kernel:
         library.number_of_groups.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_groups.restype = library.number_of_law.restype = ctypes.c_int64
         library.number_of_law.argtypes = [ctypes.c_char_p]
-        numbers = {law: library.number_of_law(name.encode()) for name, law in noise.by_name(noise.LAWS).items()}
+        numbers = {law: library.number_of_law(name.encode()) for name, law in common.laws_by_name().items()}
         self.laws = {law: number for law, number in numbers.items() if number >= 0}
 
     def forward(
@@ -116,14 +117,12 @@ class Kernel:
         self._library.lif_forward(self._describe(x, neuron), pointers)
         return spikes, last, z
 
-    def backward(
-        self, grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: Sequence[bool]
-    ) -> Gradients:
+    def backward(self, grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) -> Gradients:
         """The gradients of `forward`; the density is that of `neuron.law`.
 
         Args:
             grads: of the spikes and of the last potential; None for zeros.
-            saved: x (None unless a learnt decay scales it), state and seeds; spikes and z from `forward`.
+            saved: the arguments of `forward`, and its spikes and z.
             learns: of which of `VALUES` the gradient is wanted.
 
         Returns:

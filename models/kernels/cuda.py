@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import MAX_RANK, RESETS, VALUES, Gradients, Neuron, Pair
+from .common import MAX_RANK, RESETS, VALUES, Gradients, Neuron, Pair, Saved
 
 BLOCK = 512
 WARPS = 4
@@ -145,7 +145,7 @@ def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
         e = tl.exp(-y)
         f = e / ((1.0 + e) * (1.0 + e)) / scale
     elif LAW == TRIANGULAR:
-        f = tl.where(y >= 1.0, 0.0, 1.0 - y) / scale  # so written that a NaN remains one
+        f = tl.where(y >= 1.0, 0.0, 1.0 - y) / scale  # written so that NaN stays NaN
     elif LAW == UNIFORM:
         f = tl.where(y > 1.0, 0.0, 0.5 + 0.0 * y) / scale
     else:
@@ -172,13 +172,13 @@ def _value(values, channel, NUMBER: tl.constexpr, BY_CHANNEL: tl.constexpr, REAL
 
 @triton.jit
 def _positive(scale):
-    """NaN for a scale that is not positive, as its value is not checked: it must not give wrong results in silence."""
+    """NaN for a scale that is not positive: it is not checked here, and must not give wrong results silently."""
     return tl.where(scale > 0.0, scale, float("nan"))
 
 
 @triton.jit
 def _store_gradient(gradient, total, at, inside, BY_CHANNEL: tl.constexpr):
-    """Of a learnt value: by neuron if it differs between channels, else by program."""
+    """Store the gradient of a learnt value: per neuron if it differs between channels, else per program."""
     if BY_CHANNEL:
         tl.store(gradient + at, total, inside)
     else:
@@ -307,7 +307,7 @@ def _backward(
 def forward(
     x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `cpu.Kernel.forward`; values of tensors are on the device, and neither waited for nor checked."""
+    """As `cpu.Kernel.forward`; tensor values stay on the device and are not checked."""
     spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
     state = common.laid_out_as(x[0], state, last.dtype)
     kept = dict(last=last if keep_state else None, z=z if keep_z else None)
@@ -315,7 +315,7 @@ def forward(
     return spikes, last, z
 
 
-def backward(grads: Pair, saved: Sequence[Tensor | None], neuron: Neuron, learns: Sequence[bool]) -> Gradients:
+def backward(grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) -> Gradients:
     """As `cpu.Kernel.backward`; the gradients of `VALUES` are on the device."""
     given = common.backward_tensors(grads, saved)
     step = given["z"][0]

@@ -4,14 +4,14 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..checkpointing import check_same_noise
-from ..contexts import GENERATORS, calling, left_to_python
+from ..contexts import GENERATOR_BLOCKS, calling, left_to_python
 from ..noise import NoiseLaw, Rescaled
 from .common import (
     VALUES,
@@ -29,7 +29,7 @@ from .common import (
     step_of,
 )
 
-COMPARED = 1000  # drawn numbers by which a second run of a forward pass is known to be the same
+COMPARED = 1000  # drawn numbers that are compared, to tell whether a recomputed forward pass is the same
 
 
 def lif_sequence(
@@ -45,7 +45,7 @@ def lif_sequence(
     Args:
         state: membrane potential before the first step [B, ...], in the dtype of the arithmetic; None is rest.
         keep_state, keep_z: ignored; this kernel always computes the state and z.
-        noise: membrane and threshold noise, each [T, B, ...]; what is None is drawn from the law.
+        noise: membrane and threshold noise, each [T, B, ...]; None is drawn from the law.
 
     Returns:
         spikes [T, B, ...] in the dtype of `x`, the potential after the last step [B, ...], and z = u - threshold
@@ -54,7 +54,8 @@ def lif_sequence(
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
     run: Any = _LIFSequence.apply
-    if torch.compiler.is_compiling() and GENERATORS.in_effect() and (neuron.membrane_noise or neuron.threshold_noise):
+    is_random = neuron.membrane_noise or neuron.threshold_noise
+    if is_random and torch.compiler.is_compiling() and GENERATOR_BLOCKS.in_effect():
         run = _run_in_python
     return run(x, state, *neuron.tensors(), *noise, neuron)
 
@@ -67,7 +68,7 @@ def _run_in_python(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def law_of(neuron: Neuron) -> NoiseLaw:
-    """The law of the noise, of the scale of the neuron; a scale that is not positive makes all of it NaN."""
+    """The law at the scale of the neuron; NaN throughout if that scale is not positive."""
     if not isinstance(neuron.scale, Tensor):
         return neuron.law
     return Rescaled(neuron.law, torch.where(neuron.scale > 0, neuron.scale, math.nan))
@@ -82,6 +83,44 @@ def _reset_backward(grad_v: Tensor, u: Tensor, fired: Tensor, neuron: Neuron) ->
     return grad_v, None
 
 
+class _Draws:
+    """The noise of a layer, drawn step by step; keeps the last draws."""
+
+    def __init__(self, law: NoiseLaw, like: Tensor) -> None:
+        self.law = law
+        self.like = like
+        self.compared, self.kept = 1, 1
+        if not torch.compiler.is_compiling():  # a compiled graph must not depend on the number of neurons
+            self.compared, self.kept = COMPARED, -(-COMPARED // max(1, like.numel()))
+        self.last: list[Tensor] = []  # with at least `compared` numbers in all
+
+    def draw(self) -> Tensor:
+        self.last.append(self.law.sample(self.like.shape, device=self.like.device, dtype=self.like.dtype))
+        del self.last[: -self.kept]
+        return self.last[-1]
+
+    def to_compare(self) -> Tensor | None:
+        """Numbers that another run would not draw; as bytes, which hooks on saved tensors do not round."""
+        if not self.last:
+            return None
+        return torch.cat([numbers.flatten()[: self.compared] for numbers in self.last]).view(torch.uint8)
+
+
+class _Saved(NamedTuple):
+    """What the backward pass reads, in the order in which it is saved."""
+
+    mark: Tensor
+    state: Tensor
+    spikes: Tensor
+    z: Tensor
+    eps: Tensor | None
+    x: Tensor | None
+    draws: Tensor | None
+    threshold: Tensor | None
+    decay: Tensor | None
+    scale: Tensor | None
+
+
 class _LIFSequence(torch.autograd.Function):
     """One autograd node for the whole sequence, instead of T small graphs.
 
@@ -90,83 +129,98 @@ class _LIFSequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        x, state, threshold, decay, scale, eps_membrane, eps_threshold, neuron = inputs
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        state: Tensor,
+        threshold: Tensor | None,
+        decay: Tensor | None,
+        scale: Tensor | None,
+        eps_membrane: Tensor | None,
+        eps_threshold: Tensor | None,
+        neuron: Neuron,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         neuron = neuron.with_tensors((threshold, decay, scale))
         check_values(neuron, x)
         law = law_of(neuron)
         T = x.shape[0]
         spikes, z = empty_sequence(state, T, x.dtype), empty_sequence(state, T, state.dtype)
         eps_kept = torch.empty_like(z) if scale is not None and neuron.membrane_noise else None
-
-        drawn: list[Tensor] = []  # as many of the last draws as have `compared` numbers
-        compared, most = 1, 1
-        if not torch.compiler.is_compiling():  # a graph would hold for some numbers of neurons only
-            compared, most = COMPARED, -(-COMPARED // max(1, state.numel()))
-
-        def draw(given: Tensor | None, t: int) -> Tensor:
-            if given is not None:
-                return given[t]
-            drawn.append(law.sample(state.shape, device=x.device, dtype=state.dtype))
-            del drawn[:-most]
-            return drawn[-1]
-
+        draws = _Draws(law, state)
         v = state
         for t in range(T):
             current = x[t].to(state.dtype)
             u = neuron.charged(v, current)
             if neuron.membrane_noise:
-                eps = draw(eps_membrane, t)
+                eps = draws.draw() if eps_membrane is None else eps_membrane[t]
                 u -= eps
                 if eps_kept is not None:
                     eps_kept[t] = eps
             z_t = u - neuron.threshold
             if neuron.mean_field:
                 fired = law.cdf(z_t)
+            elif neuron.threshold_noise:
+                fired = (z_t > (draws.draw() if eps_threshold is None else eps_threshold[t])).to(z_t.dtype)
             else:
-                fired = (z_t > (draw(eps_threshold, t) if neuron.threshold_noise else 0)).to(z_t.dtype)
+                fired = (z_t > 0).to(z_t.dtype)
             z[t], spikes[t] = z_t, fired
             v = neuron.after_reset(u, fired)
         if T == 0:
-            v = state.clone()  # what is returned is not the caller's own tensor
+            v = state.clone()  # not the caller's own tensor
 
         ctx.neuron = neuron
-        kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
-        # As bytes, so that hooks on saved tensors that round numbers leave them as they are.
-        ctx.draws = torch.cat([one.flatten()[:compared] for one in drawn]).view(torch.uint8) if drawn else None
-        ctx.save_for_backward(
-            mode_mark(neuron, state), state, spikes, z, eps_kept, kept_x, ctx.draws, threshold, decay, scale
+        ctx.draws = draws.to_compare()
+        saved = _Saved(
+            mark=mode_mark(neuron, state),
+            state=state,
+            spikes=spikes,
+            z=z,
+            eps=eps_kept,
+            x=x if neuron.mean_field or neuron.decay_input and decay is not None else None,
+            draws=ctx.draws,
+            threshold=threshold,
+            decay=decay,
+            scale=scale,
         )
+        ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(z)
         return spikes, v, z
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        _, state, spikes, z, eps, x, draws, *values = saved_tensors(ctx)
-        check_same_noise(ctx.draws, draws)
-        neuron, grads = ctx.neuron.with_tensors(values), (grad_spikes, grad_v)
+        saved = _Saved(*saved_tensors(ctx))
+        check_same_noise(ctx.draws, saved.draws)
+        neuron = ctx.neuron.with_tensors((saved.threshold, saved.decay, saved.scale))
+        grads = grad_spikes, grad_v
         found: Sequence[Tensor | None]
         if neuron.mean_field and torch.is_grad_enabled():
-            found = gradients_of_plain(x, state, neuron, grads)
+            assert saved.x is not None  # kept in the mean field
+            found = gradients_of_plain(saved.x, saved.state, neuron, grads)
         else:
-            gradients = functools.partial(_gradients, neuron, ctx.needs_input_grad[2:5], (state, z, eps, x))
+            gradients = functools.partial(_gradients, neuron, ctx.needs_input_grad[2:5], saved)
             if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
                 refuse_graph_of_batches(grads)
-                found = OnceOneByOne.apply(gradients, spikes, *grads)
+                found = OnceOneByOne.apply(gradients, saved.spikes, *grads)
             else:
-                found = gradients(spikes, *grads)
+                found = gradients(saved.spikes, *grads)
         return *found, None, None, None
 
 
 def _gradients(
-    neuron: Neuron, learns: Sequence[bool], saved: tuple[Any, ...], spikes: Tensor, *grads: Tensor | None
+    neuron: Neuron,
+    learns: Sequence[bool],
+    saved: _Saved,
+    spikes: Tensor,
+    grad_spikes: Tensor | None,
+    grad_v: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, state, threshold, decay and scale, None for those that are not wanted."""
-    state, z, eps, x = saved
-    grad_spikes, grad_v = grads
+    state, z = saved.state, saved.z
+    eps: Any = saved.eps  # kept where the scale of membrane noise is learnt
+    x: Any = saved.x  # kept where a learnt decay scales it
     law = law_of(neuron.of_gradient())
-    batched = in_batches((grad_spikes, grad_v))  # vmap writes none of its tensors into one of others
+    batched = in_batches((grad_spikes, grad_v))  # vmap cannot write a batched tensor into an unbatched one
     grad_x = empty_sequence(state, z.shape[0], spikes.dtype)
     steps: list[Tensor] = []
     sums: dict[str, Tensor] = {}
@@ -245,16 +299,16 @@ def plain_sequence(
             u = u - removed * (fired.detach() if neuron.detach_reset else fired)
         v = u
     if not spikes:
-        return x.clone(), v.clone(), torch.zeros_like(x, dtype=v.dtype)  # no steps, but a graph
+        return x.clone(), v.clone(), torch.zeros_like(x, dtype=v.dtype)  # no steps, but connected to the graph
     return torch.stack(spikes).to(x.dtype), v, torch.stack(z_kept) if keep_z else v.new_empty(0)
 
 
 def _refuse_linearize() -> None:
-    """RuntimeError if noise is drawn for what `torch.func.linearize` returns, which would draw it at each call."""
+    """Raise RuntimeError if noise is drawn for the function that `torch.func.linearize` returns."""
     if any(frame.f_code is torch.func.linearize.__code__ for frame in calling(sys._getframe())):
         raise RuntimeError(
-            "what torch.func.linearize returns would draw other noise at each call: use torch.func.jvp, or do it "
-            "inside noiseless or mean_field"
+            "the function that torch.func.linearize returns would draw other noise at each call: use torch.func.jvp, "
+            "or do it inside noiseless or mean_field"
         )
 
 
@@ -295,7 +349,7 @@ def gradients_of_plain(x: Tensor, state: Tensor | None, neuron: Neuron, grads: P
     """Gradients of x, state, threshold, decay and scale that can be differentiated again: those of `plain_sequence`."""
     refuse_graph_of_batches(grads)
     with torch.enable_grad():
-        # Aliases: one tensor may be given in two places, which have a gradient each.
+        # Aliases, because one tensor may be given as two arguments, each with its own gradient.
         given: list[Any] = [None if t is None else t.view_as(t) for t in (x, state, *neuron.tensors())]
         neuron = neuron.with_tensors(given[2:])
         loss = torch.zeros((), device=x.device, dtype=torch.float64)

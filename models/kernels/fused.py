@@ -1,6 +1,6 @@
 """The fused kernels as custom operators of PyTorch, with their gradient; opaque to torch.compile.
 
-Their namespace comes from the name of this package, so that copies of it under other names live beside each other.
+Their namespace comes from the name of this package, so that copies of it under other names can coexist.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +23,12 @@ from .common import (
     Gradients,
     Neuron,
     Pair,
+    Saved,
     Values,
     dense,
     empty_gradients,
     empty_outputs,
+    laws_by_name,
 )
 
 
@@ -104,7 +106,7 @@ def _is_watched() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()
 
 
-# A `Neuron` as arguments of an operator: what is a tensor, and the rest by name.
+# A `Neuron` as arguments of an operator: its tensors, and the rest by name.
 TENSORS = ", ".join(f"Tensor? {name}_now" for name in VALUES)
 NEURON = (
     "*, str law, float scale, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, "
@@ -133,7 +135,7 @@ def _rebuilt(
     law: str, scale: float, loc: float, surrogate: str | None, surrogate_scale: float, surrogate_loc: float, **rest: Any
 ) -> Neuron:
     """The neuron that was `flattened`."""
-    laws: dict[str, Any] = noise.by_name(noise.LAWS)
+    laws = laws_by_name()
     gradient_law = None if surrogate is None else laws[surrogate](surrogate_scale, surrogate_loc)
     return Neuron(laws[law](scale, loc), scale, surrogate=gradient_law, **rest)
 
@@ -178,11 +180,25 @@ def _forward(
     return spikes, last, z
 
 
+class _Inputs(NamedTuple):
+    """The inputs of `lif_forward` in the order of its schema, without the `flattened` neuron."""
+
+    x: Tensor
+    state: Tensor | None
+    threshold: Tensor | None
+    decay: Tensor | None
+    scale: Tensor | None
+    surrogate_scale: Tensor | None
+    seeds: Tensor | None
+    keep_z: bool
+    keep_state: bool
+
+
 def _forward_of_operator(*inputs: Any, **neuron: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, state, *tensors, surrogate_scale, seeds, keep_z, keep_state = inputs
-    rebuilt = _rebuilt(**neuron).with_tensors(tensors)
-    rebuilt.surrogate_scale = surrogate_scale
-    return _forward(x, state, seeds, rebuilt, keep_z, keep_state)
+    given = _Inputs(*inputs)
+    rebuilt = _rebuilt(**neuron).with_tensors((given.threshold, given.decay, given.scale))
+    rebuilt.surrogate_scale = given.surrogate_scale
+    return _forward(given.x, given.state, given.seeds, rebuilt, given.keep_z, given.keep_state)
 
 
 lif_forward = _operator(
@@ -194,20 +210,19 @@ lif_forward = _operator(
 
 @torch.library.register_fake(lif_forward, lib=LIBRARY)
 def _(*inputs: Any, **neuron: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, *_, keep_z, keep_state = inputs
-    return empty_outputs(dense(x), keep_z, keep_state)
+    given = _Inputs(*inputs)
+    return empty_outputs(dense(given.x), given.keep_z, given.keep_state)
 
 
-def _backward(grads: Pair, values: Values, saved: tuple[Any, ...], neuron: Neuron, learns: Sequence[bool]) -> Gradients:
+def _backward(grads: Pair, values: Values, saved: Saved, neuron: Neuron, learns: Sequence[bool]) -> Gradients:
     """As `cpu.Kernel.backward`, for any spikes; `values` are the tensors of the neuron."""
-    x, state, seeds, spikes, z = saved
-    if not (neuron.decay_input and learns[VALUES.index("decay")]):
-        saved = (None, state, seeds, spikes, z)  # it would be laid out as the spikes in vain
-    if spikes.numel() > 0:
+    if saved.x is not None and not (neuron.decay_input and learns[VALUES.index("decay")]):
+        saved = saved._replace(x=None)  # x is not needed: do not copy it into the layout of the spikes
+    if saved.spikes.numel() > 0:
         neuron = neuron.with_tensors(values)
-        return _kernel(spikes, neuron).backward(grads, saved, neuron, learns)
-    grad_x, grad_state = empty_gradients(spikes, z, state)
-    if state is not None:
+        return _kernel(saved.spikes, neuron).backward(grads, saved, neuron, learns)
+    grad_x, grad_state = empty_gradients(saved.spikes, saved.z, saved.state)
+    if saved.state is not None:
         grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
     nothing = [torch.zeros_like(v) if v is not None and learnt else None for v, learnt in zip(values, learns)]
     return grad_x, grad_state, *nothing
@@ -216,19 +231,19 @@ def _backward(grads: Pair, values: Values, saved: tuple[Any, ...], neuron: Neuro
 def _backward_of_operator(*tensors: Any, learns: Sequence[bool], **neuron: Any) -> tuple[Tensor, ...]:
     """As `_backward`, but with zeros for None: the results of an operator are tensors."""
     grads, values, saved = _parted(tensors)
-    results, z = _backward(grads, values, saved, _rebuilt(**neuron), learns), saved[-1]
+    results = _backward(grads, values, saved, _rebuilt(**neuron), learns)
     shapes = [(), (), *_gradient_shapes(values, learns)]
-    return tuple(z.new_zeros(shape) if grad is None else grad for grad, shape in zip(results, shapes))
+    return tuple(saved.z.new_zeros(shape) if grad is None else grad for grad, shape in zip(results, shapes))
 
 
-def _parted(tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-    """Those of the operator: gradients that come in, the values of the neuron, and what was saved."""
+def _parted(tensors: tuple[Any, ...]) -> tuple[Pair, Values, Saved]:
+    """Split the operator's tensors into incoming gradients, values of the neuron, and saved tensors."""
     end = 2 + len(VALUES)
-    return tensors[:2], tensors[2:end], tensors[end:]
+    return (tensors[0], tensors[1]), tensors[2:end], Saved(*tensors[end:])
 
 
 def _gradient_shapes(values: Values, learns: Sequence[bool]) -> list[Sequence[int]]:
-    """Those of the gradients of the values, for the operator: 0-d where none is wanted."""
+    """Shapes of the gradients of the values, for the operator: 0-d where none is wanted."""
     return [value.shape if value is not None and wanted else () for value, wanted in zip(values, learns)]
 
 
@@ -241,9 +256,9 @@ lif_backward = _operator(
 
 @torch.library.register_fake(lif_backward, lib=LIBRARY)
 def _(*tensors: Any, learns: Sequence[bool], **neuron: Any) -> tuple[Tensor, ...]:
-    _, values, (_, state, _, spikes, z) = _parted(tensors)
-    grads = [z.new_empty(shape) for shape in _gradient_shapes(values, learns)]
-    return *empty_gradients(spikes, z, state), *grads
+    _, values, saved = _parted(tensors)
+    grads = [saved.z.new_empty(shape) for shape in _gradient_shapes(values, learns)]
+    return *empty_gradients(saved.spikes, saved.z, saved.state), *grads
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -253,22 +268,19 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
 torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIBRARY)
 
 
-def _save_for_backward(
-    ctx: Any, tensors: Sequence[Tensor | None], neuron: Neuron, keep_state: bool, output: tuple[Tensor, ...]
-) -> None:
-    x, state, threshold, decay, scale, surrogate_scale, seeds = tensors
+def _save_for_backward(ctx: Any, given: _Inputs, neuron: Neuron, output: tuple[Tensor, ...]) -> None:
     spikes, _, z = output
-    ctx.neuron, ctx.keep_state, ctx.seeds = neuron.of_gradient(), keep_state, seeds
-    kept_x = x if neuron.mean_field or neuron.decay_input and decay is not None else None
-    kept_scale = scale if neuron.surrogate is None else surrogate_scale
+    ctx.neuron, ctx.keep_state, ctx.seeds = neuron.of_gradient(), given.keep_state, given.seeds
+    x = given.x if neuron.mean_field or neuron.decay_input and given.decay is not None else None
+    scale = given.scale if neuron.surrogate is None else given.surrogate_scale
     mark = common.mode_mark(neuron, z) if any(ctx.needs_input_grad) else None
-    ctx.save_for_backward(mark, threshold, decay, kept_scale, kept_x, state, seeds, spikes, z)
+    saved = Saved(x, given.state, given.seeds, spikes, z)
+    ctx.save_for_backward(mark, given.threshold, given.decay, scale, *saved)
     ctx.set_materialize_grads(False)
 
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: tuple[Tensor, ...]) -> None:
-    *tensors, _, keep_state = inputs
-    _save_for_backward(ctx, tensors, _rebuilt(**keyword_only_inputs), keep_state, output)
+    _save_for_backward(ctx, _Inputs(*inputs), _rebuilt(**keyword_only_inputs), output)
 
 
 def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Callable[..., tuple[Tensor | None, ...]]:
@@ -277,10 +289,11 @@ def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Call
     def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[: 2 + len(VALUES)]  # x, state and the values
         outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
-        saved = common.saved_tensors(ctx)[1:]
-        values, rest = saved[: len(VALUES)], saved[len(VALUES) :]
-        checkpointing.check_same_noise(ctx.seeds, rest[2])
-        grads = backward(outer, values, rest, ctx.neuron, needed[2:])
+        tensors = common.saved_tensors(ctx)[1:]  # without the mark
+        values = tensors[: len(VALUES)]
+        saved = Saved(*tensors[len(VALUES) :])
+        checkpointing.check_same_noise(ctx.seeds, saved.seeds)
+        grads = backward(outer, values, saved, ctx.neuron, needed[2:])
         others = len(ctx.needs_input_grad) - len(needed)
         return *(grad if needs else None for grad, needs in zip(grads, needed)), *[None] * others
 
@@ -288,7 +301,7 @@ def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Call
 
 
 def _backward_by_operator(
-    grads: Pair, values: Values, saved: tuple[Any, ...], neuron: Neuron, learns: Sequence[bool]
+    grads: Pair, values: Values, saved: Saved, neuron: Neuron, learns: Sequence[bool]
 ) -> tuple[Tensor, ...]:
     return lif_backward(*grads, *values, *saved, learns=list(learns), **flattened(neuron))
 
@@ -299,11 +312,12 @@ torch.library.register_autograd(
 
 
 def _backward_again(
-    grads: Pair, values: Values, saved: tuple[Any, ...], neuron: Neuron, learns: Sequence[bool]
+    grads: Pair, values: Values, saved: Saved, neuron: Neuron, learns: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """As `_backward`, also where its result is to be differentiated again, or gradients come in batches."""
     if neuron.mean_field and torch.is_grad_enabled():
-        return eager.gradients_of_plain(saved[0], saved[1], neuron.with_tensors(values), grads)
+        assert saved.x is not None  # kept in the mean field
+        return eager.gradients_of_plain(saved.x, saved.state, neuron.with_tensors(values), grads)
     if common.in_batches(grads):
         return _backward_by_operator(grads, values, saved, neuron, learns)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
@@ -311,7 +325,7 @@ def _backward_again(
         def differentiate(spikes: Tensor, *grads: Any) -> Gradients:
             return _backward(grads, values, saved, neuron, learns)
 
-        return common.OnceOneByOne.apply(differentiate, saved[3], *grads)
+        return common.OnceOneByOne.apply(differentiate, saved.spikes, *grads)
     return _backward(grads, values, saved, neuron, learns)
 
 
@@ -319,19 +333,30 @@ class Direct(torch.autograd.Function):
     """The operator without PyTorch's dispatcher, which would cost small layers more than their neurons."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        state: Tensor | None,
+        threshold: Tensor | None,
+        decay: Tensor | None,
+        scale: Tensor | None,
+        surrogate_scale: Tensor | None,
+        seeds: Tensor | None,
+        settings: tuple[Neuron, bool, bool],
+    ) -> tuple[Tensor, ...]:
         # Not by setup_context, with which PyTorch inspects the signature at every call; and one tuple for the neuron
-        # and the switches, since each argument of its own would cost time.
-        x, state, *_, seeds, (neuron, keep_z, keep_state) = inputs
+        # and the switches, since each separate argument would cost time.
+        neuron, keep_z, keep_state = settings
+        given = _Inputs(x, state, threshold, decay, scale, surrogate_scale, seeds, keep_z, keep_state)
         output = _forward(x, state, seeds, neuron, keep_z, keep_state)
-        _save_for_backward(ctx, inputs[:-1], neuron, keep_state, output)
+        _save_for_backward(ctx, given, neuron, output)
         return output
 
     backward = staticmethod(_differentiated_by(_backward_again))
 
 
 def _kernel(x: Tensor, neuron: Neuron) -> Any:
-    """What has `forward` and `backward` for the device and the dtype of `x`."""
+    """The kernel for the device and dtype of `x`."""
     return cpu.kernel(x.dtype, neuron.differs_by_channel()) if x.device.type == "cpu" else _cuda_kernel()
 
 
@@ -344,13 +369,13 @@ def _cuda_kernel() -> ModuleType:
 
 @functools.cache
 def _cuda(law: type[noise.NoiseLaw], by_channel: bool) -> bool:
-    """Whether the CUDA kernel computes this law rightly here; a warning where it should and does not."""
-    noise.by_name(noise.LAWS)  # refuses two of one name
+    """Whether the CUDA kernel computes this law correctly here; warns if it should and does not."""
+    laws_by_name()  # refuses two of one name
     try:
         kernel = _cuda_kernel()
         if law.__name__ not in kernel.KNOWN_LAWS:
             return False
-        like = torch.empty(0, device=f"cuda:{torch.cuda.current_device()}")  # another thread may have another one
+        like = torch.empty(0, device=f"cuda:{torch.cuda.current_device()}")  # each thread has its own current device
         selftest.without_modes(lambda: selftest.check_law(kernel, law, like))
         if by_channel:
             selftest.without_modes(lambda: selftest.check_channels(kernel, like))

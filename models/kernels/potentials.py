@@ -9,8 +9,8 @@ from .common import Neuron
 def before_reset(x: Tensor, state: Tensor | None, spikes: Tensor, z: Tensor, neuron: Neuron) -> Tensor:
     """u = z + threshold [T, B, ...], the potential that the noisy threshold is compared with at each step.
 
-    A kernel's `z` is a number for autograd. Where `spikes` have a gradient, so do the potentials: step by step as
-    functions of the input, the state, what is learnt, and the spikes before them.
+    To autograd, the `z` of a kernel is a constant. If `spikes` require a gradient, the potentials are traced again,
+    step by step, as functions of the input, the state, the learnt values and the earlier spikes.
     """
     u = z + neuron.threshold
     if z.requires_grad or not spikes.requires_grad or z.numel() == 0:

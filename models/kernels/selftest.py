@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import noise
 from .build import BuildError
-from .common import VALUES, Neuron
+from .common import VALUES, Neuron, Saved
 
 DRAWS = 8192
 MOST_DEVIATION = 0.02  # of a share of 8192 draws; the seed is fixed, and other laws are off by 0.05 or more
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def without_modes(check: Callable[[], Result]) -> Result:
-    """`check()`, in a thread of its own.
+    """`check()`, in a separate thread.
 
     PyTorch keeps its modes by thread: fake tensors, tracers, the default device, functorch's levels, inference. Under
     one of them the tensors of a check would have no memory, or would become part of the caller's graph.
@@ -31,7 +31,7 @@ def without_modes(check: Callable[[], Result]) -> Result:
     with ThreadPoolExecutor(max_workers=1) as pool:
         try:
             result = pool.submit(check)
-        except RuntimeError:  # Python ends, and starts no threads any more
+        except RuntimeError:  # Python is shutting down and starts no threads
             return check()
         return result.result()
 
@@ -43,7 +43,7 @@ def check_law(kernel: Any, kind: type[noise.NoiseLaw], like: Tensor) -> None:
     x = torch.arange(-128.0, 129.0).div(32).to(like).reshape(1, 1, -1)  # exact in bfloat16; none is on an edge of a law
     potential = x.double().cpu() - neuron.threshold
     p, _, z = kernel.forward(x, None, None, neuron, True, True)
-    density, *_ = kernel.backward((torch.ones_like(x), None), (None, None, None, p, z), neuron, NOTHING)
+    density, *_ = kernel.backward((torch.ones_like(x), None), Saved(None, None, None, p, z), neuron, NOTHING)
     rtol = 0.01 if like.dtype in (torch.bfloat16, torch.float16) else 1e-4
     for what, ours, right in (("probabilities", p, law.cdf(potential)), ("density", density, law.pdf(potential))):
         if not torch.allclose(ours.double().cpu(), right, rtol=rtol, atol=1e-5):
@@ -59,7 +59,7 @@ def check_law(kernel: Any, kind: type[noise.NoiseLaw], like: Tensor) -> None:
     spikes, _, _ = kernel.forward(x, None, seeds, neuron, False, True)
     excess = spikes.double().cpu().flatten() - law.cdf(x.double().cpu() - neuron.threshold).flatten()
     for deviation in (drawn - share, excess.cumsum(0) / DRAWS):
-        if not deviation.abs().max() < MOST_DEVIATION:  # a NaN is wrong, too
+        if not deviation.abs().max() < MOST_DEVIATION:  # NaN fails too
             raise BuildError(f"the compiled draws of the {name} law are not those of models.noise")
 
 
@@ -77,20 +77,28 @@ def check_steps(kernel: Any, like: Tensor) -> None:
         v = u * (1 - p)
         if not torch.allclose(spikes_t, p, rtol=0.01, atol=1e-4):
             raise BuildError("the compiled firing probabilities are wrong")
-    grads = kernel.backward((None, torch.ones_like(last)), (None, None, None, spikes, z), neuron, EVERYTHING)
-    above, below = (kernel.forward(x + sign * h, None, None, neuron, True, True)[1] for sign in (1, -1))
-    if not torch.allclose(grads[0].double().sum(0), (above - below).double() / (2 * h), rtol=0.02, atol=0.02):
+    saved = Saved(None, None, None, spikes, z)
+    grads = kernel.backward((None, torch.ones_like(last)), saved, neuron, EVERYTHING)
+
+    def last_potential(x: Tensor, neuron: Neuron) -> Tensor:
+        last: Tensor = kernel.forward(x, None, None, neuron, True, True)[1]
+        return last.double()
+
+    slope = (last_potential(x + h, neuron) - last_potential(x - h, neuron)) / (2 * h)
+    if not torch.allclose(grads[0].double().sum(0), slope, rtol=0.02, atol=0.02):
         raise BuildError("the compiled gradients are wrong")
     for name, grad in zip(VALUES, grads[2:]):
-        ends = [dataclasses.replace(neuron, **{name: getattr(neuron, name) + sign * h}) for sign in (1, -1)]
-        above, below = (kernel.forward(x, None, None, end, True, True)[1].double().sum() for end in ends)
-        if not torch.allclose(grad.double(), (above - below) / (2 * h), rtol=0.02, atol=0.02):
+        value = getattr(neuron, name)
+        above = last_potential(x, dataclasses.replace(neuron, **{name: value + h}))
+        below = last_potential(x, dataclasses.replace(neuron, **{name: value - h}))
+        if not torch.allclose(grad.double(), (above.sum() - below.sum()) / (2 * h), rtol=0.02, atol=0.02):
             raise BuildError(f"the compiled gradient of the {name} is wrong")
 
 
 def check_channels(kernel: Any, like: Tensor) -> None:
     """Raise BuildError unless channels that differ give what layers of one channel each give."""
-    law, places = noise.Gaussian(0.5), 700  # no multiple of a block
+    law = noise.Gaussian(0.5)
+    places = 700  # not a multiple of a block
     numbers = [[0.8, 0.2, 0.3], [1.0, 0.5, 0.5], [1.3, 0.9, 0.8]]  # threshold, decay and scale of each channel
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     tensors = torch.tensor(numbers, dtype=dtype).to(like.device).T.unsqueeze(2)
@@ -98,18 +106,18 @@ def check_channels(kernel: Any, like: Tensor) -> None:
     neuron = Neuron(law, tensors[2], tensors[1], tensors[0], **settings)
     x = torch.arange(2.0 * 2 * 3 * places).remainder(193).div(96).to(like).reshape(2, 2, 3, places)
 
-    def run(x: Tensor, neuron: Neuron) -> list[Tensor]:
+    def run(x: Tensor, neuron: Neuron) -> dict[str, Tensor]:
         """All outputs and gradients."""
         spikes, last, z = kernel.forward(x, None, None, neuron, True, True)
-        grads = kernel.backward((spikes, last), (None, None, None, spikes, z), neuron, EVERYTHING)
-        return [spikes, grads[0], last, *grads[2:]]
+        grads = kernel.backward((spikes, last), Saved(None, None, None, spikes, z), neuron, EVERYTHING)
+        return {"spikes": spikes, "grad_x": grads[0], "last": last, **dict(zip(VALUES, grads[2:]))}
 
+    channel_dims = {"spikes": 2, "grad_x": 2, "last": 1, **dict.fromkeys(VALUES, 0)}
     for given in (x, x.transpose(2, 3).contiguous().transpose(2, 3)):
         together = run(given, neuron)
         for channel, (threshold, decay, scale) in enumerate(numbers):
             alone = run(x[:, :, [channel]], Neuron(law, scale, decay, threshold, **settings))
-            for place, right in enumerate(alone):
-                channel_dim = (2, 2, 1, 0, 0, 0)[place]
-                ours = together[place].select(channel_dim, channel)
+            for name, right in alone.items():
+                ours = together[name].select(channel_dims[name], channel)
                 if not torch.allclose(ours.double().flatten(), right.double().flatten(), rtol=0.01, atol=0.01):
                     raise BuildError("the compiled values of channels are wrong")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contexts import GENERATORS
+from ..contexts import GENERATOR_BLOCKS
 from .common import Neuron, arithmetic_dtype
 from .eager import law_of
 
@@ -15,7 +15,7 @@ def lif_sequence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `eager.lif_sequence`, but spikes have no gradient.
 
-    The loop over time is unrolled; where an exporter has a symbol for T, it is the operator `scan` of PyTorch.
+    The loop over time is unrolled; where an exporter has a symbol for T, it is PyTorch's `scan`.
     """
     # In the body of `scan`, an exporter does not broadcast what comes from outside.
     expanded = [value.expand(x.shape[2:]) if value is not None and value.dim() else value for value in neuron.tensors()]
@@ -23,8 +23,8 @@ def lif_sequence(
     law = law_of(neuron)
     currents = x.to(arithmetic_dtype(x.dtype))
     sequences = {"current": currents}
-    if (neuron.membrane_noise or neuron.threshold_noise) and _is_exported() and GENERATORS.in_effect():
-        raise RuntimeError("what is exported or traced has no noise_generator: do it outside of the block")
+    if (neuron.membrane_noise or neuron.threshold_noise) and _is_exported() and GENERATOR_BLOCKS.in_effect():
+        raise RuntimeError("an exported or traced network cannot use a noise_generator: export it outside of the block")
     for name, drawn in (("membrane", neuron.membrane_noise), ("threshold", neuron.threshold_noise)):
         if drawn:
             sequences[name] = law.sample(x.shape, device=x.device, dtype=currents.dtype)
@@ -44,10 +44,11 @@ def lif_sequence(
     else:
         steps = []
         for values in zip(*(sequence.unbind() for sequence in sequences.values())):
-            v, found = step(v, dict(zip(sequences, values)))
-            steps.append(found)
-        v = v if steps else v.clone()
-        found = tuple(map(torch.stack, zip(*steps))) or (torch.zeros_like(currents),) * 2
+            v, result = step(v, dict(zip(sequences, values)))
+            steps.append(result)
+        if not steps:
+            return torch.zeros_like(x), v.clone(), torch.zeros_like(currents) if keep_z else v.new_empty(0)
+        found = tuple(torch.stack(results) for results in zip(*steps))
     return found[0].to(x.dtype), v, found[1] if keep_z else v.new_empty(0)
 
 
@@ -60,5 +61,5 @@ def _scan(step: Any, v: Tensor, sequences: dict[str, Tensor]) -> Any:
     try:
         from torch._higher_order_ops.scan import scan
     except ImportError as error:
-        raise RuntimeError("this version of PyTorch exports no loop over a free T: export with a fixed T") from error
+        raise RuntimeError("this version of PyTorch cannot export a dynamic T: export with a fixed one") from error
     return scan(step, v, sequences)

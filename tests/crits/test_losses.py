@@ -235,7 +235,7 @@ def test_targets_that_are_neither_indices_nor_probabilities_are_refused(make, ta
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_mean_over_nothing_is_refused(make, shape, soft):
     target = torch.zeros(shape[1:]) if soft else torch.zeros(shape[1], dtype=torch.long)
-    with pytest.raises(ValueError, match=rf"mean loss of no logits .*\[T, B, K\] = \[{shape[0]}, {shape[1]}, "):
+    with pytest.raises(ValueError, match=rf"mean loss of empty logits .*\[T, B, K\] = \[{shape[0]}, {shape[1]}, "):
         make()(torch.zeros(shape), target)
 
 
@@ -263,7 +263,7 @@ def with_row(*row):
     ],
 )
 def test_soft_targets_that_are_not_probabilities_are_refused(make, target):
-    with pytest.raises(ValueError, match="must be probabilities, at least 0 and with the sum 1 .* sums from"):
+    with pytest.raises(ValueError, match="must be probabilities, non-negative and summing to 1 .* sums from"):
         make()(torch.zeros(T, B, K), target)
 
 

@@ -8,7 +8,8 @@ import torch.utils.checkpoint
 from torch import nn
 
 from crits import SRIP, FiringRate, Gramian, Regularizer, build_regularizer
-from models import build_model, build_neuron
+from models import LIF, Stream, build_model, build_neuron
+from tools.probes.firing_rates import firing_rates
 
 
 def seeded(seed=0):
@@ -438,6 +439,121 @@ def test_firing_rate_sees_the_whole_of_the_last_stream(call):
     assert penalty.item() == pytest.approx(rate**2)
     (gradient,) = torch.autograd.grad(penalty, x)
     torch.testing.assert_close(gradient, torch.full_like(x, 2 * rate / x.numel()))
+
+
+class Shared(nn.Module):
+    """One neuron behind two layers, as one nn.ReLU often is; `way` says how it is called."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.one, self.two, self.lif, self.way = nn.Linear(4, 8), nn.Linear(8, 6), LIF(threshold=0.2), way
+
+    def forward(self, x):
+        if self.way == "neuron":
+            return self.lif(self.two(self.lif(self.one(x))))
+        if self.way == "run":
+            return self.lif.run(self.two(self.lif.run(self.one(x))[0]))[0]
+        state, spikes = (None, None), []
+        for x_t in x:
+            spike, state = self.step(x_t, state)
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+    def step(self, x_t, state):
+        spike, first = self.lif.step(self.one(x_t), state[0])
+        spike, second = self.lif.step(self.two(spike), state[1])
+        return spike, (first, second)
+
+
+def shared(way="neuron"):
+    """(network, input, the penalty of both uses of its neuron for a target of 0.1)."""
+    torch.manual_seed(0)
+    net, x = Shared(way), 3 * torch.rand(5, 2, 4)
+    one = net.lif(net.one(x))
+    two = net.lif(net.two(one))
+    assert 0 < one.mean() < 1 and 0 < two.mean() < 1 and one.mean() != two.mean()
+    return net, x, ((one.sum() + two.sum()) / (one.numel() + two.numel()) - 0.1) ** 2
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("way", ["neuron", "run", "step"])
+def test_all_uses_of_a_neuron_in_one_pass_are_penalised(way, compiles):
+    torch._dynamo.reset()
+    net, x, expected = shared(way)
+    gradients = torch.autograd.grad(expected, list(net.parameters()))
+    run, regularizer = torch.compile(net, backend="eager") if compiles else net, FiringRate(0.1)
+    with regularizer.watching(run):
+        run(0 * x)  # not of the last pass
+        run(x)
+        penalty = regularizer(run)
+        torch.testing.assert_close(penalty, expected)
+        torch.testing.assert_close(torch.autograd.grad(penalty, list(net.parameters())), gradients)
+        torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False).sum().backward()
+        torch.testing.assert_close(regularizer(run), expected)
+    with firing_rates(net) as record:
+        net(x)
+    assert record.rates()["lif"] == pytest.approx(expected.item() ** 0.5 + 0.1)
+
+
+def test_steps_of_a_network_that_hands_its_states_on_add_up():
+    """Each call of the network is one step; where it gives no states, another stream begins."""
+    net, x, expected = shared()
+    net.forward, regularizer = net.step, FiringRate(0.1)
+    with regularizer.watching(net):
+        for steps in (0 * x, x):
+            state = (None, None)
+            for x_t in steps:
+                _, state = net(x_t, state)
+        torch.testing.assert_close(regularizer(net), expected)
+
+
+def test_uses_that_cannot_be_told_from_passes_are_an_error():
+    net, x, _ = shared()
+    with (
+        FiringRate().watching(net),
+        pytest.raises(RuntimeError, match=r"layer 'lif' is called twice outside of `net\("),
+    ):
+        net.forward(x)
+    parts = nn.ModuleDict({"a": Streaming(), "b": Streaming()})
+    with FiringRate().watching(parts):
+        _, state = parts["a"].step(x[0])
+        parts["a"].step(x[1], state)
+        parts["b"](x)
+        with pytest.raises(RuntimeError, match="open a block for each pass"):
+            parts["a"].step(x[0])
+
+
+def test_streams_of_a_part_of_the_network_begin_again():
+    net, regularizer, x = nn.Sequential(nn.Sequential(LIF()), LIF()), FiringRate(0.0), 2 * torch.rand(5, 2, 4)
+    stream, expected = Stream(net[0]), pytest.approx(net[0](x).mean().item() ** 2)
+    with regularizer.watching(net):
+        for x_t in 0 * x:
+            stream(x_t)
+        stream.reset()
+        for x_t in x:
+            stream(x_t)
+        assert regularizer(net).item() == expected != 0
+
+
+@pytest.mark.parametrize("is_other", [False, True])
+def test_a_firing_rate_has_one_block_at_a_time(is_other):
+    """In two, spikes would count twice, and the end of one would empty the other."""
+    net, regularizer, x = layers(), FiringRate(0.2), torch.rand(5, 2, 4)
+    with regularizer.watching(net):
+        net(x)
+        penalty = regularizer(net)
+        with (
+            pytest.raises(RuntimeError, match="make one for each"),
+            regularizer.watching(layers() if is_other else net),
+        ):
+            pass
+        assert regularizer(net) == penalty
+        with FiringRate(0.2).watching(net) as second:
+            net(x)
+            assert regularizer(net) == second(net) == penalty
+    with regularizer.watching(net):
+        net(x)
+        assert regularizer(net) == penalty
 
 
 @pytest.mark.parametrize("where", ["whole", "in place", "one layer"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from crits.watching import neuron_hooks
+from crits.watching import call_of, neuron_hooks
 from models import LIF, Stream
 
 X = 2 * torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
@@ -85,3 +85,45 @@ print([name for name in sys.modules if name.startswith("torch._dynamo")])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("on_input", [False, True])
+def test_a_hook_gets_time_first_also_in_a_stream_without_it(on_input):
+    seen, net = [], nn.Sequential(LIF(decay=0.0), nn.Linear(4, 5), LIF())
+
+    def hook(layer, neuron, x, continues):
+        seen.append((layer, tuple(x.shape), continues))
+        return 2 - x if on_input else 1 - x
+
+    stream = Stream(net, time_first=False)
+    with neuron_hooks(net, hook, on_input):
+        found = [stream(X[0]), stream(X[1])]
+    continues = not on_input
+    assert seen[:2] == [("0", (1, 2, 4), False), ("2", (1, 2, 5), False)]
+    assert seen[2:] == [("0", (1, 2, 4), continues), ("2", (1, 2, 5), continues)]
+    spikes = net[0](2 - X[:2]) if on_input else 1 - net[0](X[:2])
+    current = net[1](spikes)
+    assert torch.equal(torch.stack(found), net[2](2 - current) if on_input else 1 - net[2](current))
+
+
+class Calls(nn.Module):
+    """Calls itself, and notes which call it is part of."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x, is_inner=False):
+        self.part()
+        return x if is_inner else self(x, is_inner=True)
+
+    def part(self):
+        self.seen.append(call_of(self))
+
+
+def test_a_call_of_a_network_is_told_from_others():
+    net = Calls()
+    net(X), net(X), net.part()
+    first, second = net.seen[0], net.seen[2]
+    assert first is not None and second is not None and first is not second
+    assert net.seen[1] is first and net.seen[3] is second and net.seen[4] is None

@@ -696,11 +696,11 @@ def test_asynchronous_generators_that_are_left_leave_nothing_behind(setting):
 def test_a_block_that_has_not_begun_cannot_end():
     neuron = NoisyLIF()
     for block in (noise_generator(seeded()), noiseless(neuron)):
-        with pytest.raises(RuntimeError, match="has not begun"):
+        with pytest.raises(RuntimeError, match="was not entered"):
             block.__exit__(None, None, None)
         with block:
             pass
-        with pytest.raises(RuntimeError, match="has ended already"):
+        with pytest.raises(RuntimeError, match="has already ended"):
             block.__exit__(None, None, None)
 
 

@@ -53,6 +53,14 @@ def test_the_state_before_and_half_precision():
     assert firing_probability(torch.zeros(2, 3).half(), torch.zeros(2, 3), Gaussian(0.3)).dtype == torch.float32
 
 
+def test_no_step_at_all_has_no_probability():
+    x = torch.zeros(0, 2, 4).bfloat16().requires_grad_()
+    p = firing_probability(x, torch.zeros(0, 2, 4), Gaussian(0.3), scale=torch.full((4,), 0.3))
+    assert p.shape == (0, 2, 4) and p.dtype == torch.float32
+    p.sum().backward()
+    assert x.grad.shape == (0, 2, 4)
+
+
 def test_wrong_arguments_are_named():
     x = torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"the spikes must be \[3, 2\]"):

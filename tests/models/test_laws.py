@@ -90,7 +90,7 @@ def seeded(seed=0):
 def test_a_sixth_law_is_computed_by_itself_and_not_by_another(sixth):
     x = torch.linspace(0.0, 2.0, 20).repeat_interleave(20_000).reshape(1, 1, -1).requires_grad_()
     assert not fused.serves(x, sixth) and fused.serves(x, Gaussian(0.3))
-    with pytest.raises(ValueError, match="no fused kernel runs Sixth"):
+    with pytest.raises(ValueError, match="no fused kernel supports Sixth"):
         noisy_lif(x, sixth, backend="fused")
     neuron = NoisyLIF(sixth, placement="escape")
     with noise_generator(seeded(1)):

@@ -458,12 +458,12 @@ def test_the_gradient_may_be_the_density_of_another_law():
 
 
 def test_a_surrogate_and_a_learnt_scale_exclude_each_other():
-    with pytest.raises(ValueError, match="no surrogate"):
+    with pytest.raises(ValueError, match="leave out the surrogate"):
         NoisyLIF(surrogate=Cauchy(0.3), learnable_scale=True)
     with pytest.raises(TypeError, match="surrogate"):
         NoisyLIF(surrogate=0.3)
     x = torch.rand(1, 1, 3)
-    with pytest.raises(ValueError, match="no surrogate"):
+    with pytest.raises(ValueError, match="leave out the surrogate"):
         noisy_lif(x, Gaussian(0.3), scale=torch.tensor(0.3, requires_grad=True), surrogate=Cauchy(0.3))
 
 
@@ -756,7 +756,7 @@ def test_what_is_learnt_is_no_other_setting():
 @pytest.mark.parametrize("kind", [LIF, IF, ParametricLIF, NoisyLIF])
 def test_weights_without_settings_load_with_a_warning(kind):
     net = nn.Sequential(nn.Linear(2, 2), kind())
-    with pytest.warns(UserWarning, match="do not say with which threshold, decay and noise") as warned:
+    with pytest.warns(UserWarning, match="carry no neuron settings") as warned:
         net.load_state_dict(dict(weights_of(net)))
     assert "None" not in str(warned[0].message)  # of what this kind has not, or what is not set
 

@@ -302,9 +302,18 @@ def test_scale_of_the_wrong_type_is_a_type_error():
         Gaussian("0.3")
 
 
-def test_noise_law_is_abstract():
-    with pytest.raises(TypeError):
-        NoiseLaw(1.0)
+@pytest.mark.parametrize("missing", ["cdf", "pdf", "icdf"])
+def test_a_law_without_one_of_its_functions_cannot_be_made(missing):
+    functions = {name: getattr(Gaussian, name) for name in ("cdf", "pdf", "icdf") if name != missing}
+    with pytest.raises(TypeError, match=missing):
+        type("Part", (NoiseLaw,), functions)(1.0)
+
+
+def test_noise_is_on_the_device_that_is_asked_for():
+    """Numbers of a generator are moved there from its own device."""
+    for generator in (None, torch.Generator()):
+        assert Gaussian(0.3).sample((2,), generator, device="meta").device.type == "meta"
+        assert Gaussian(0.3).sample((2,), generator).device.type == "cpu"
 
 
 @every_law
@@ -459,7 +468,7 @@ def test_laws_and_their_copies_are_immutable(law):
     before = law.scale
     for one in (law, copy.copy(law), copy.deepcopy(law), pickle.loads(pickle.dumps(law))):
         for name in ("scale", "loc", "shape"):
-            with pytest.raises(AttributeError, match=rf"immutable; set neuron.noise = {type(law).__name__}\("):
+            with pytest.raises(AttributeError, match=rf"immutable: set neuron.noise = {type(law).__name__}\("):
                 setattr(one, name, 0.7)
             with pytest.raises(AttributeError, match="immutable"):
                 delattr(one, name)

@@ -120,7 +120,7 @@ def test_scaled_noise_keeps_the_gradient_and_the_learnt_scale():
 
 
 def test_a_learnt_scale_admits_no_other_gradient():
-    with pytest.raises(ValueError, match="no surrogate"):
+    with pytest.raises(ValueError, match="leave out the surrogate"):
         NoisyLIF(learnable_scale=True).set_gradient(Gaussian(1.0))
 
 

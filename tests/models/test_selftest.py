@@ -26,7 +26,7 @@ class Wrong:
         return self._changed("forward", self.kernel.forward(x, state, seeds, neuron, *kept), neuron, x)
 
     def backward(self, grads, saved, neuron, learns):
-        return self._changed("backward", self.kernel.backward(grads, saved, neuron, learns), neuron, saved[3])
+        return self._changed("backward", self.kernel.backward(grads, saved, neuron, learns), neuron, saved.spikes)
 
 
 def is_mean_field(neuron, x):

@@ -1,8 +1,11 @@
 """Networks that are fed one step at a time."""
 
 import copy
+import dataclasses
 import io
 import threading
+import types
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -215,6 +218,80 @@ def test_gradients_flow_through_the_state_until_it_is_detached():
         assert torch.autograd.grad(stream(x[1].detach()).sum(), leaf, allow_unused=True) == (None,)
 
 
+@dataclasses.dataclass(frozen=True)
+class Potential:
+    u: Any
+    steps: int = 0
+
+
+class Named(NamedTuple):
+    u: torch.Tensor
+    name: str
+
+
+class StateOf(LIF):
+    """Its state is of a type of its own."""
+
+    def __init__(self, wrap, unwrap):
+        super().__init__()
+        self.wrap, self.unwrap = wrap, unwrap
+
+    def step(self, x_t, state=None):
+        spikes, u = super().step(x_t, None if state is None else self.unwrap(state))
+        return spikes, self.wrap(u)
+
+
+STATES = {
+    "dataclass": (Potential, lambda state: state.u),
+    "dataclass of tuples": (lambda u: [Potential((None, u), 3)], lambda state: state[0].u[1]),
+    "named tuple": (lambda u: Named(u, "u"), lambda state: state.u),
+    "dictionary": (lambda u: {"u": u, "name": "u", "dtype": u.dtype}, lambda state: state["u"]),
+}
+
+
+@pytest.mark.parametrize(("wrap", "unwrap"), STATES.values(), ids=STATES)
+def test_states_of_any_type_are_detached(wrap, unwrap):
+    torch.manual_seed(0)
+    net, x = layers(StateOf(wrap, unwrap)), 3 * torch.rand(5, 4, 6)
+    expected, stream = net(x), Stream(net)
+    for x_t, spikes in zip(x, expected):
+        assert torch.equal(stream(x_t), spikes)
+        before = stream.state[0]
+        stream.detach()
+        assert unwrap(before).requires_grad and not unwrap(stream.state[0]).requires_grad
+        assert type(stream.state[0]) is type(before)
+
+
+def test_a_state_that_cannot_be_detached_is_refused():
+    stream = Stream(layers(StateOf(lambda u: types.SimpleNamespace(u=u), lambda state: state.u)))
+    stream(torch.rand(2, 6))
+    with pytest.raises(TypeError, match="does not look into SimpleNamespace"):
+        stream.detach()
+
+
+CHANGES = {
+    "another one in front": lambda net: net.insert(0, LIF()),
+    "one less": lambda net: net.__delitem__(1),
+    "another one in its place": lambda net: net.__setitem__(1, NoisyLIF()),
+    "another order": lambda net: net.append(net.pop(1)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_other_neurons_than_before_are_refused_until_the_reset(change):
+    torch.manual_seed(0)
+    net, x = layers(LIF(), LIF()), 3 * torch.rand(3, 4, 6)
+    stream, resting = Stream(net), Stream(net)
+    stream(x[0])
+    change(net)
+    with pytest.raises(RuntimeError, match="other neurons than at the step before: call reset"):
+        stream(x[1])
+    stream.reset()
+    with noiseless(net):
+        for fresh in (stream, resting):
+            assert torch.equal(torch.stack([fresh(x_t) for x_t in x]), net(x))
+
+
 def test_what_fails_in_the_middle_leaves_the_state():
     class Faulty(nn.Module):
         fails = False
@@ -302,6 +379,61 @@ class Checkpointed(nn.Module):
         return self.function(self.inside, x, **self.options)
 
 
+class Cell(nn.Module):
+    """A recurrent layer made of a cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.neuron = nn.GRUCell(6, 6), LIF()
+
+    def forward(self, x):
+        state, states = None, []
+        for x_t in x:
+            state = self.cell(x_t, state)
+            states.append(state)
+        return self.neuron(torch.stack(states))
+
+
+def encoder(**options):
+    return nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, **options)
+
+
+class Turned(nn.Module):
+    """The batch first inside."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        return self.inside(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Tokens(nn.Module):
+    """Attention over tokens, x [T, B, N, C], within each step."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.attention, self.neuron = encoder(batch_first=batch_first), LIF(threshold=0.1)
+
+    def forward(self, x):
+        tokens = x.flatten(0, -3)
+        if not self.attention.self_attn.batch_first:
+            return self.neuron(self.attention(tokens.transpose(0, 1)).transpose(0, 1).unflatten(0, x.shape[:-2]))
+        return self.neuron(self.attention(tokens).unflatten(0, x.shape[:-2]))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("time_first", [False, True])
+def test_attention_over_tokens_is_right(batch_first, time_first):
+    torch.manual_seed(0)
+    net, x = Tokens(batch_first).eval(), torch.rand(4, 2, 3, 6)
+    expected, stream = net(x), Stream(net, time_first)
+    with torch.no_grad():
+        assert torch.equal(torch.stack([stream(x_t) for x_t in x]), expected) and 0 < expected.mean() < 1
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
 def batch_norm(**options):
     return nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(6, **options), nn.Unflatten(0, (1, -1)), LIF())
 
@@ -321,6 +453,12 @@ REFUSED = {
     "average over time": (Average, r"must be \[1, 2, ...\]"),
     "batch norm in training": (batch_norm, "call net.eval"),
     "recurrent": (lambda: nn.Sequential(LIF(), nn.LSTM(6, 6)), "does not keep"),
+    "recurrent cell": (Cell, "layer 'cell' .GRUCell. has a state over time"),
+    "attention over time": (lambda: nn.Sequential(LIF(), encoder()), "attends over time"),
+    "attention over time second": (
+        lambda: nn.Sequential(LIF(), Turned(encoder(batch_first=True))),
+        "attends over time",
+    ),
     "compiled": (lambda: torch.compile(layers(LIF())), "is compiled"),
     "compiled inside": (lambda: nn.Sequential(torch.compile(layers(LIF()))), "is compiled"),
     "compiled in place": (compiled_in_place, "is compiled"),

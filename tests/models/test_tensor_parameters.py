@@ -32,7 +32,7 @@ from models import (
 )
 from models.functional import firing_probability, lif, noisy_lif
 from models.kernels import build, cpu, fused, selftest
-from models.kernels.common import VALUES, Neuron, dense
+from models.kernels.common import VALUES, Neuron, Saved, dense
 from models.kernels.eager import lif_sequence
 from models.noise import Rescaled
 from tests.conftest import first_are_fast
@@ -251,7 +251,7 @@ def test_triton_equals_c(settings):
         here = neuron.with_tensors([None if t is None else t.detach().to(place) for t in neuron.tensors()])
         given = (x.to(place), None, seeds.to(place))
         spikes, last, z = kernel.forward(*given, here, True, True)
-        grads = kernel.backward((grad.to(place), last), (*given, spikes, z), here, learns)
+        grads = kernel.backward((grad.to(place), last), Saved(*given, spikes, z), here, learns)
         results.append([t.cpu() for t in (spikes, last, z, *grads) if t is not None])
     differ = torch.zeros(x.shape[1:], dtype=torch.bool)
     if not neuron.mean_field:
@@ -273,7 +273,7 @@ def test_a_scale_out_of_range_is_visible_where_it_is_not_checked(scale):
     cuda, device = pytest.importorskip("models.kernels.cuda"), "cuda" if torch.cuda.is_available() else "cpu"
     neuron, x = Neuron(Gaussian(1.0), torch.tensor(scale, device=device)), torch.ones(2, 3, 4, device=device)
     spikes, last, z = cuda.forward(x, None, None, neuron, True, True)
-    grad_x, *_ = cuda.backward((torch.ones_like(spikes), None), (None, None, None, spikes, z), neuron, [False] * 3)
+    grad_x, *_ = cuda.backward((torch.ones_like(spikes), None), Saved(None, None, None, spikes, z), neuron, [False] * 3)
     assert grad_x.isnan().all()
     learnt = torch.tensor(scale)
     options = dict(mode="mean_field", scale=learnt)
@@ -476,7 +476,7 @@ def test_what_neurons_say_about_themselves_is_right_with_tensors():
             current = x.clone().requires_grad_()
             twin(current).sum().backward()
             torch.testing.assert_close(current.grad, Gaussian(scales).pdf(x - 1))
-            with pytest.raises(ValueError, match="no surrogate"):
+            with pytest.raises(ValueError, match="leave out the surrogate"):
                 neuron.set_gradient(Gaussian(1.0))
 
 
@@ -511,7 +511,7 @@ def test_laws_of_users():
         spikes_of(neuron, x).mean(1).sum().backward()
         assert neuron.scale.grad.shape == (C,) and neuron.scale.grad.all()
         torch.testing.assert_close(neuron.gradient_law.widened(3).scale, 3 * scales)
-    with pytest.raises(TypeError, match="OwnConstructor has a constructor of its own: its scale must be a number"):
+    with pytest.raises(TypeError, match="OwnConstructor has its own constructor: its scale must be a number"):
         NoisyLIF(OwnConstructor(scales))
     with pytest.raises(TypeError, match="standard deviation.*number, not a tensor"):
         _ = Laplace(scales).std
@@ -623,7 +623,7 @@ def test_second_derivatives_and_batches_of_gradients(kernels, monkeypatch):
     for ours, theirs in zip(together, zip(*apart)):
         torch.testing.assert_close(ours, torch.stack(theirs))
     (kept,) = torch.autograd.grad(spikes.sum(), neuron.threshold, create_graph=True)
-    with pytest.raises(RuntimeError, match="once differentiable"):
+    with pytest.raises(RuntimeError, match="no second derivative"):
         kept.sum().backward()
 
 
@@ -739,15 +739,13 @@ def test_tensors_that_are_not_values(name, tensor, error, message):
 
 
 @pytest.mark.parametrize("name", VALUES)
-@pytest.mark.parametrize(
-    ("shape", "channels"), [((2, 2, 4), "4 channels"), ((2, 3, 1, 3), "1 channel"), ((2, 3), "no channels")]
-)
+@pytest.mark.parametrize("shape", [(2, 2, 4), (2, 3, 1, 3), (2, 3)])
 @pytest.mark.parametrize("kernels", ["auto", "eager"])
-def test_values_that_do_not_fit_the_input(name, shape, channels, kernels, monkeypatch):
+def test_values_that_do_not_fit_the_input(name, shape, kernels, monkeypatch):
     """Also where PyTorch would broadcast them along the pixels or the batch."""
     monkeypatch.setenv("NSNN_KERNELS", kernels)
     neuron = make(name, nn.Parameter(torch.full((C,), 0.5)))
-    with pytest.raises(ValueError, match=f"{name} has 3 values, one for each channel, but.*has {channels}$"):
+    with pytest.raises(ValueError, match=rf"{name} has 3 values, one for each channel, but.*has shape \{list(shape)}$"):
         neuron(torch.rand(shape))
     with pytest.raises(ValueError, match=f"{name} has 3 values"):
         firing_probability(torch.rand(shape), torch.zeros(shape), Gaussian(0.3), **{name: torch.full((C,), 0.5)})
@@ -768,7 +766,7 @@ def test_what_would_not_be_learnt_is_refused():
         ParametricLIF(decay=parameter)
     with pytest.raises(ValueError, match="learns the logarithm"):
         NoisyLIF(Gaussian(parameter), learnable_scale=True)
-    with pytest.raises(ValueError, match="no surrogate"):
+    with pytest.raises(ValueError, match="leave out the surrogate"):
         NoisyLIF(Gaussian(parameter), surrogate=Gaussian(0.3))
     for shared in (parameter, torch.full((C,), 0.5)):
         for setting in ("sigma", "tau", "threshold", "alpha"):

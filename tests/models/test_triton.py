@@ -8,7 +8,7 @@ import torch
 from models import Gaussian, noise_generator
 from models.functional import noisy_lif
 from models.kernels import cpu
-from models.kernels.common import Neuron, dense
+from models.kernels.common import Neuron, Saved, dense
 from models.noise import LAWS
 from tests.conftest import first_are_fast
 
@@ -51,7 +51,7 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
         forward = kernel.forward(*on_device[:3], neuron, True, True)
         spikes, last, z = forward
         gradients = (moved(g_spikes, device), moved(g_last, device))
-        backward = kernel.backward(gradients, (*on_device[:3], spikes, z), neuron, learns)
+        backward = kernel.backward(gradients, Saved(*on_device[:3], spikes, z), neuron, learns)
         results.append([value.cpu() for value in (*forward, *backward) if value is not None])
     (spikes, last, z, *grads), (spikes2, last2, z2, *grads2) = results
     if neuron.mean_field:

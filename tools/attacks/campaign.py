@@ -140,10 +140,12 @@ class Campaign:
 
     def attack(self, norm: str, eps: float) -> RadiusTest:
         """All attacks at one radius; "all" is the best one on each image."""
-        ball, restarts, found = Ball(self.images, eps, norm), range(self.preset.restarts), {}
+        ball = Ball(self.images, eps, norm)
+        found = {}
         with self.noise("making", "FGSM"):
             found["random noise"] = random_noise(ball, self.generator("random noise"))
             found["FGSM"] = fgsm(self.victim().gradient, ball, self.target)
+        restarts = range(self.preset.restarts)
         candidates = []
         for path in self.preset.paths:
             candidates += [self.pgd(with_gradient_path(self.net, path), norm, eps, restart=one) for one in restarts]
@@ -152,9 +154,11 @@ class Campaign:
         found["transfer, mean field"] = self.pgd(mean_field_twin(self.net), norm, eps)
         if norm == "linf":
             self.bar.set_postfix_str(f"Square, {eps:.2g}")
-            victim, queries, squares = self.victim(), self.preset.queries, self.generator("squares")
+            squares = self.generator("squares")
             with self.noise("making", "Square"):
-                attacked = square_attack(victim, ball, self.target, queries, squares, self.bar.update)
+                attacked = square_attack(
+                    self.victim(), ball, self.target, self.preset.queries, squares, self.bar.update
+                )
             found["Square"] = self.choose([self.images, attacked])
         found["all"] = self.choose([self.images, *found.values()])
         scores = {name: self.score(images) for name, images in found.items()}
@@ -163,7 +167,11 @@ class Campaign:
     def victim(self, net: nn.Module | None = None, draws: int | None = None) -> Victim:
         """A network (default: this campaign's) with `draws` of its noise (default: the preset's)."""
         net = self.net if net is None else net
-        return Victim(net, self.forward, (self.draws if draws is None else draws) if self.draws_noise(net) else 1)
+        if not self.draws_noise(net):
+            draws = 1
+        elif draws is None:
+            draws = self.draws
+        return Victim(net, self.forward, draws)
 
     def draws_noise(self, net: nn.Module) -> bool:
         """Whether a network, the attacked one or a twin, says that it is noisy; UserError if it is and says no."""

@@ -44,7 +44,10 @@ class Victim:
     """
 
     def __init__(self, net: nn.Module, forward: inference.ForwardPass, draws: int):
-        self.net, self.forward, self.draws, self.is_noisy = net, forward, draws, is_noisy(net)
+        self.net = net
+        self.forward = forward
+        self.draws = draws
+        self.is_noisy = is_noisy(net)
 
     def gradient(self, images: Tensor, target: Tensor, objective: Objective = cross_entropy) -> Tensor:
         """Gradient of an objective of the mean probability over the noise draws.

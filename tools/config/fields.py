@@ -74,10 +74,11 @@ class Setting:
         if self.is_list and not isinstance(value, list | tuple):
             raise UserError(f"{where}{self.name} must be a list, got {value!r}")
         allowed = self.allowed()
+        kinds = (int, float) if self.kind is float else self.kind
         for item in value if self.is_list else [value]:
             if item is None:  # in an evaluation: as in the checkpoint
                 continue
-            if not isinstance(item, int | float if self.kind is float else self.kind):
+            if not isinstance(item, kinds):
                 raise UserError(f"{where}{self.name} must be {self.kind.__name__}, got {item!r}")
             if isinstance(item, float) and not math.isfinite(item):
                 raise UserError(f"{where}{self.name} must be finite, got {item!r}")
@@ -102,10 +103,11 @@ def settings(config_class: type) -> dict[str, Setting]:
     """The settings of a configuration, by name."""
     found = {}
     for field in dataclasses.fields(config_class):
-        kind, *_ = typing.get_args(field.type) or (field.type,)
+        kind = (typing.get_args(field.type) or (field.type,))[0]  # the T of T | None and of list[T]
         is_list = typing.get_origin(field.type) is list
-        own = dict(name=field.name, kind=kind, is_list=is_list, default=[] if is_list else field.default)
-        found[field.name] = dataclasses.replace(field.metadata["setting"], **own)
+        default = [] if is_list else field.default
+        setting = field.metadata["setting"]
+        found[field.name] = dataclasses.replace(setting, name=field.name, kind=kind, is_list=is_list, default=default)
     return found
 
 

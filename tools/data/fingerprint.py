@@ -14,7 +14,9 @@ def code_fingerprint(*names: str, follow: bool = True) -> str:
 
     `follow`: also hash the modules of this repository that they import, and so on.
     """
-    key, waiting, seen = hashlib.sha256(), list(names), set()
+    key = hashlib.sha256()
+    waiting = list(names)
+    seen = set()
     while waiting:
         name = waiting.pop()
         if name in seen:

@@ -85,9 +85,13 @@ def _accuracies(results: SnapshotResults) -> dict[Key, Accuracy]:
 
 def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean: bool = False) -> Row:
     """The row of one condition, or of the mean over several strengths of a perturbation."""
-    reliable, groups, means, correct, differences = True, {}, {}, {}, []
+    reliable = True
+    groups: dict[str, GroupAccuracy] = {}
+    means: dict[str, list[float]] = {}
+    correct: dict[str, np.ndarray] = {}
     for group, snapshots in tables.items():
-        means[group], found = [], []
+        means[group] = []
+        found: list[Accuracy] = []
         for table in snapshots:
             of_snapshot = [table[key] for key in keys]
             means[group].append(fmean(one.mean for one in of_snapshot))
@@ -97,6 +101,7 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
         draws_std = None if None in deviations else fmean(deviations)
         groups[group] = GroupAccuracy(**vars(seed_interval(means[group])), draws_std=draws_std)
         reliable = reliable and all(one.reliable for one in found)
+    differences = []
     for first, second in itertools.combinations(tables, 2):
         of_samples = paired_difference(correct[first], correct[second])
         seeds = seed_difference(means[first], means[second])

@@ -45,7 +45,9 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
     if config.range and not (config.right - config.left) / config.step + 1e-6 < MAX_STRENGTHS:
         raise UserError(f"--range has more than {MAX_STRENGTHS} strengths; choose a larger --step")
-    possible, names, severities = applicable(has_pixels), config.perturbation, config.severity
+    possible = applicable(has_pixels)
+    names = config.perturbation
+    severities = config.severity
     if "all" in names:
         named = [name for name in names if name != "all"]  # such as adversarial, which "all" does not include
         names = [name for name in possible if PERTURBATIONS[name].where != "attack"] + named

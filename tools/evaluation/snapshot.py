@@ -63,9 +63,12 @@ class Snapshot:
             raise UserError("--ood evaluates uncertainty: give --uncertainty too")
         if config.attack_preset and not dataset.has_pixels:
             raise UserError(f"--attack_preset is for images, {dataset.name} has events")
-        self.config, self.path, self.dataset, self.corruptions = config, config.snapshot, dataset, None
+        self.config = config
+        self.path = config.snapshot
+        self.dataset = dataset
         self.device = set_up_torch(config.device, config.threads)
         self.net, self.trained = load_snapshot(config, dataset)
+        self.corruptions = None
         if config.corruptions:
             shape = dataset.input_shape(self.trained)
             self.corruptions = CorruptionFolder(config.corruptions, shape, dataset.num_classes)

@@ -28,7 +28,9 @@ class ResultFolder:
     """
 
     def __init__(self, path: str | Path, identity: Content, of_points: Content, suffix: str = ""):
-        self.path, self.identity, self.suffix = Path(path), identity, suffix
+        self.path = Path(path)
+        self.identity = identity
+        self.suffix = suffix
         self.identity_of_points = {**identity, **of_points}
         self.replaced: dict[Path, str] = {}  # the former content of overwritten files
 

@@ -1,7 +1,7 @@
 """The weights of a network, wherever they are in a checkpoint from elsewhere."""
 
 import dataclasses
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import cached_property
 
@@ -70,12 +70,13 @@ def places(
 
 def entries(content: dict) -> Iterator[tuple[tuple[str, ...], dict]]:
     """The dictionaries in a checkpoint, itself among them, that have tensors; outer ones first."""
-    waiting = [((), content)]
-    for entry, found in waiting:  # grows meanwhile
+    waiting = deque([((), content)])
+    while waiting:
+        entry, found = waiting.popleft()
         if any(isinstance(value, torch.Tensor) for value in found.values()):
             yield entry, found
-        inner = found.items() if len(entry) < _DEEPEST else ()
-        waiting += [((*entry, str(name)), value) for name, value in inner if isinstance(value, dict)]
+        if len(entry) < _DEEPEST:
+            waiting += [((*entry, str(name)), value) for name, value in found.items() if isinstance(value, dict)]
 
 
 def _without(wrappers, tensors):

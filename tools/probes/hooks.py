@@ -57,6 +57,32 @@ def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> contextl
     return watching.neuron_hooks(net, hook, on_input)
 
 
+class Traces:
+    """What neurons do in one forward pass, tensors [T, B, ...] by layer; where a layer is used again, by "<layer>#2".
+
+    A use begins where no state is given, and the steps of a stream are added to it.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[Tensor, ...]] = {}
+        self._uses: dict[str, int] = {}
+
+    def add(self, layer: str, continues: bool, *traces: Tensor) -> None:
+        """Add one call of a layer; UserError if it continues one of several uses."""
+        traces = tuple(trace.float().cpu() for trace in traces)
+        uses = self._uses.get(layer, 0)
+        if continues and uses:
+            before = self.found[layer]
+            if uses > 1 or before[0].shape[1:] != traces[0].shape[1:]:
+                raise UserError(
+                    f"layer {layer!r} is used several times, so its steps cannot be told apart: make it as many neurons"
+                )
+            self.found[layer] = tuple(map(torch.cat, zip(before, traces)))
+        else:
+            self._uses[layer] = uses + 1
+            self.found[f"{layer}#{uses + 1}" if uses else layer] = traces
+
+
 _threads: weakref.WeakKeyDictionary[nn.Module, list[int]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 

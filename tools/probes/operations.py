@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crits.watching import stream_step
 from tools.errors import UserError
 
 from .hooks import in_one_thread, spiking_neurons
@@ -85,11 +87,11 @@ class Operations:
         self._steps: int | None = None  # its time steps; None: unknown
         self._paths: dict[str, _Connections] = {}
 
-    def begin(self, x: Tensor, batch_dim: int, timesteps: int | None) -> None:
-        """Begin a forward pass with input `x`."""
+    def begin(self, x: Tensor, batch_dim: int, timesteps: int | None, is_new: bool = True) -> None:
+        """Begin a forward pass with input `x`, of new samples or of the next step of those before."""
         self._batch = x.shape[batch_dim]
         self._steps = x.shape[0] if timesteps is None and batch_dim == 1 else timesteps
-        self.samples += self._batch
+        self.samples += self._batch if is_new else 0
 
     def add(self, name: str, layer: nn.Module | None, args: tuple[Tensor]) -> None:
         """Forward pre-hook of the layer called `name`; without a layer, one call of an identity path."""
@@ -141,6 +143,8 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
     path). A current is the output of a convolution, linear layer or normalisation, and what is computed from it outside
     of spiking neurons. Parameters, buffers and values computed from them alone are not activations.
 
+    Each call of the network brings new samples; of a `models.Stream`, only its first step, from rest or in the block.
+
     Args:
         batch_dim: dimension of the samples in the network's input, 0 or 1. None: 0 with `timesteps`, and for
             [B, C, H, W] (as many dimensions as the first convolution takes), else 1.
@@ -154,10 +158,17 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
     convolutions = [module for module in net.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     image_dim = len(convolutions[0].kernel_size) + 2 if convolutions else None
 
+    streams: weakref.WeakSet[Any] = weakref.WeakSet()
+
     def start(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         timesteps = kwargs.get("timesteps", args[1] if len(args) > 1 else None)
         default = 0 if timesteps is not None or args[0].dim() == image_dim else 1
-        record.begin(args[0], default if batch_dim is None else batch_dim, timesteps)
+        step, is_new = stream_step(), True
+        if step is not None and module in set(step.stream.net.modules()):
+            default = int(step.time_first)
+            is_new = step.stream not in streams or all(state is None for state in step.before)
+            streams.add(step.stream)
+        record.begin(args[0], default if batch_dim is None else batch_dim, timesteps, is_new)
         identities.start()
 
     with contextlib.ExitStack() as hooks:

@@ -1,9 +1,8 @@
 """Membrane potentials of a network over time, by layer."""
 
 import contextlib
-import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from tools.errors import UserError
 from tools.inference import ForwardPass
 
-from .hooks import in_one_thread, neuron_hooks, spiking_neurons
+from .hooks import Traces, in_one_thread, neuron_hooks, spiking_neurons
 
 
 @torch.no_grad()
@@ -20,6 +19,8 @@ def record_potentials(
     net: nn.Module, inputs: Tensor, forward: ForwardPass, layers: Collection[str] | None = None
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """{layer: (potentials before the reset, spikes)}, each [T, B, ...], for one batch and one draw of the noise.
+
+    A neuron that is used again is "<layer>#2", and so on.
 
     Args:
         layers: names of neurons; None for all.
@@ -31,41 +32,44 @@ def record_potentials(
     if unknown := set(layers or ()) - set(neurons):
         raise UserError(f"no neuron is called {sorted(unknown)[0]!r}; choose from {', '.join(neurons)}")
     chosen = {layer: neurons[layer] for layer in (neurons if layers is None else layers)}
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def keep(layer: str, continues: bool, *traces: Tensor) -> None:
-        traces = tuple(trace.float().cpu() for trace in traces)
-        if continues and layer in found:
-            traces = tuple(map(torch.cat, zip(found[layer], traces)))
-        found[layer] = traces
-
+    traces = Traces()
     with contextlib.ExitStack() as blocks:
         blocks.enter_context(in_one_thread(net))
         for layer, neuron in chosen.items():
             _check_run(layer, neuron)
         blocks.enter_context(neuron_hooks(net, lambda *call: None))  # nothing runs compiled
         for layer, neuron in chosen.items():
-            blocks.enter_context(_recorded(neuron, functools.partial(keep, layer)))
+            blocks.enter_context(_recorded(layer, neuron, traces))
         forward(net, inputs)
-    return found
+    return traces.found
 
 
 def _check_run(layer: str, neuron: Any) -> None:
     try:
-        inspect.signature(neuron.run).bind(None, potentials=True)
+        inspect.signature(neuron.run).bind(None, None, True, potentials=True)
     except (AttributeError, TypeError) as error:
-        raise UserError(f"layer {layer!r} ({type(neuron).__name__}) has no `run` that takes `potentials`") from error
+        raise _no_potentials(layer, neuron) from error
+
+
+def _no_potentials(layer: str, neuron: Any) -> UserError:
+    return UserError(f"layer {layer!r} ({type(neuron).__name__}) has no `run` that takes `potentials`")
 
 
 @contextlib.contextmanager
-def _recorded(neuron: Any, keep: Callable[..., None]) -> Iterator[None]:
-    """Context manager: pass (continues, potentials, spikes) of each call of `run` and `step` to `keep`."""
+def _recorded(layer: str, neuron: Any, traces: Traces) -> Iterator[None]:
+    """Context manager: add (potentials, spikes) of each call of `run` and `step` to `traces`."""
     run, attributes = neuron.run, vars(neuron)
     before = {name: attributes[name] for name in ("run", "step") if name in attributes}
 
     def recording(x: Tensor, state: Any = None, keep_state: bool = True) -> tuple[Any, ...]:
-        spikes, after, potentials = run(x, state, keep_state, potentials=True)
-        keep(state is not None, potentials, spikes)
+        try:
+            spikes, after, *potentials = run(x, state, keep_state, potentials=True)
+        except TypeError as error:
+            run(x, state, keep_state)  # which fails again if the error is another one
+            raise _no_potentials(layer, neuron) from error
+        if not potentials:
+            raise _no_potentials(layer, neuron)
+        traces.add(layer, state is not None, *potentials, spikes)
         return spikes, after
 
     def step(x_t: Tensor, state: Any = None) -> tuple[Any, ...]:

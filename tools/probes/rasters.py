@@ -14,7 +14,7 @@ from tools.data.parts import Labelled
 from tools.inference import ForwardPass
 from tools.plots import subplots
 
-from .hooks import neuron_hooks
+from .hooks import Traces, neuron_hooks
 
 NEURONS_PER_LAYER = 24
 
@@ -59,16 +59,14 @@ def picture_spikes(
 
 @torch.no_grad()
 def record_spikes(net: nn.Module, inputs: Tensor, forward: ForwardPass) -> dict[str, Tensor]:
-    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer for one batch and one draw of the noise."""
-    found = {}
+    """{layer: spikes [T, B, ...], on the CPU} of every neuron layer for one batch and one draw of the noise.
 
-    def keep(layer: str, neuron: nn.Module, spikes: Tensor, continues: bool) -> None:
-        spikes = spikes.float().cpu()
-        found[layer] = torch.cat([found[layer], spikes]) if continues and layer in found else spikes
-
-    with neuron_hooks(net, keep):
+    A neuron that is used again is "<layer>#2", and so on.
+    """
+    traces = Traces()
+    with neuron_hooks(net, lambda layer, neuron, spikes, continues: traces.add(layer, continues, spikes)):
         forward(net, inputs)
-    return found
+    return {layer: spikes for layer, (spikes,) in traces.found.items()}
 
 
 def some_that_fire(spikes: Tensor, count: int = NEURONS_PER_LAYER) -> Tensor:

@@ -2,7 +2,6 @@
 
 import concurrent.futures.process
 import dataclasses
-import itertools
 import json
 import logging
 import multiprocessing
@@ -76,8 +75,14 @@ class Study:
 
     def map_groups(self, groups: dict[Case, list[Callable[[], Result]]], description: str) -> dict[Case, list[Result]]:
         """`map` for groups of jobs that belong together: {case: its results}."""
-        results = iter(self.map(sum(groups.values(), []), description))
-        return {case: list(itertools.islice(results, len(jobs))) for case, jobs in groups.items()}
+        jobs = [job for group in groups.values() for job in group]
+        results = self.map(jobs, description)
+        found = {}
+        start = 0
+        for case, group in groups.items():
+            found[case] = results[start : start + len(group)]
+            start += len(group)
+        return found
 
     def save(self, name: str, picture: Figure) -> None:
         """Write a picture to <name>.png."""

@@ -44,7 +44,8 @@ class DivergenceWatch:
         """Whether a step is finite in all processes; counts those that are not, `Diverged` after many in a row."""
         progress = self.progress
         numbers = torch.stack([loss, norm])[: len(self.names)]
-        if not self._in_any_process(not numbers.isfinite().all()):
+        is_undone = self._in_any_process(not numbers.isfinite().all())
+        if not is_undone:
             progress.skipped_in_a_row = 0
             return True
         progress.skipped += 1

@@ -102,10 +102,12 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
     if learner.recovery is not None:
         learner.recovery.remember()
     optimizer.zero_grad(set_to_none=True)
-    losses, correct, seen = [], 0, 0
-    for missing in reversed(range(learner.accumulate)):
+    losses = []
+    correct, seen = 0, 0
+    for number in range(learner.accumulate):
         images, target = next(batches)
-        waits = learner.processes.count > 1 and missing  # gradients are exchanged once for all batches of the step
+        is_last = number == learner.accumulate - 1
+        waits = learner.processes.count > 1 and not is_last  # gradients are exchanged once for all batches of the step
         with net.no_sync() if waits else contextlib.nullcontext():
             try:
                 logits, loss = _loss(learner, images, target)

@@ -55,11 +55,14 @@ class Training:
         restarted = processes.largest([restarts()[0]])[0]  # each machine has its own count
         stored = processes.from_first(lambda: find_run(config, dataset, given, processes.count, restarted))
         config = stored.config if stored else dataclasses.replace(config, resume="")
-        self.config, self.dataset, self.processes = config, dataset, processes
+        self.config = config
+        self.dataset = dataset
+        self.processes = processes
         self.device = set_up_torch(config.device, config.threads)
         check_settings(config, self.device)
         if stored:
-            self.folder, is_new = stored.path.parent, False
+            self.folder = stored.path.parent
+            is_new = False
         else:
             self.folder, is_new = processes.from_first(lambda: make_run_folder(config, dataset.name))
         try:
@@ -70,9 +73,12 @@ class Training:
             if processes.is_first and is_new:
                 self.folder.rmdir()
             raise
-        self.first_epoch, self.progress, self.resumed_from = 1, None, None
+        self.first_epoch = 1
+        self.progress = None
+        self.resumed_from = None
         if stored:
-            self.first_epoch, self.resumed_from = stored.content["epochs_done"] + 1, stored.path
+            self.first_epoch = stored.content["epochs_done"] + 1
+            self.resumed_from = stored.path
             self.progress = self.state.restore(stored.content, stored.path)
         self.interruption = Interruption(config.max_minutes)
         self.log: RunLog | None = None  # in the first process only

@@ -8,6 +8,7 @@ from scipy import stats
 
 from tests.chance import ERROR, deviations
 from tools.analysis import spike_trains
+from tools.analysis.spike_trains import arrays
 from tools.errors import UserError
 from tools.studies.coding.cells import LIFCells, LNCells
 
@@ -392,3 +393,9 @@ def test_noisy_cells_repeat_with_their_seed_and_vary_with_their_noise():
         error = np.sqrt(rates * (1 if getattr(cells, "poisson", False) else 1 - rates) / 300).max()
         assert first.mean(0) == pytest.approx(rates, abs=deviations(3 * rates.size) * error)
         assert spike_trains.cc_norm(rates, first) == pytest.approx(1, abs=0.02)
+
+
+def test_a_quotient_is_nan_where_the_divisor_is_zero_and_only_there():
+    with np.errstate(all="raise"):
+        found = arrays.ratio([1.0, 3.0, 0.0, 2.0], [4.0, 1.0, 0.0, 0.0])
+    np.testing.assert_array_equal(found, [0.25, 3.0, np.nan, np.nan])

@@ -249,7 +249,7 @@ def test_weights_that_do_not_say_their_settings_load_with_a_warning(tmp_path, ca
     torch.save(dict(own_network().state_dict()), tmp_path / "old.pth")
     loaded(tmp_path / "old.pth")
     said = [record.message for record in caplog.records if "normalize" not in record.message]
-    assert len(said) == 1 and "do not say with which threshold, decay and noise they were trained" in said[0]
+    assert len(said) == 1 and "carry no neuron settings" in said[0]
     assert "decay=0.5" in said[0] and "noise=Gaussian(0.3, 0)" in said[0]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import LIF
+from models import LIF, Stream
 from tests.chance import likely
 from tools.errors import UserError
 from tools.perturb.hidden import flip_spikes, membrane_noise
@@ -62,3 +62,27 @@ def test_neurons_are_perturbed_by_whichever_method_they_are_called(call, compile
     with membrane_noise(net, 100.0, seeded()):
         assert not torch.equal(spikes(), plain)
     assert torch.equal(spikes(), plain)
+
+
+def test_each_use_of_a_neuron_is_perturbed():
+    lif, x = LIF(), 2 * torch.rand(5, 3, 4, generator=seeded())
+    expected = 1 - lif(1 - lif(x))
+    with flip_spikes(nn.Sequential(lif, lif), 1.0, seeded()) as net:
+        assert torch.equal(net(x), expected)
+
+
+@pytest.mark.parametrize(
+    "perturb", [lambda net: flip_spikes(net, 0.5, seeded()), lambda net: membrane_noise(net, 0.5, seeded())]
+)
+def test_steps_without_a_dimension_of_time_are_perturbed_alike(perturb):
+    """The noise of the membrane has a scale for each channel, the third dimension of [T, B, C, ...]."""
+    lif, x = (
+        LIF(decay=torch.tensor([0.1, 0.9, 0.99]), decay_input=True),
+        20 * torch.rand(5, 2, 3, 3, generator=seeded()),
+    )
+    found = []
+    for time_first in (True, False):
+        stream = Stream(lif, time_first)
+        with perturb(lif):
+            found.append(torch.stack([stream(x_t) for x_t in x]))
+    assert torch.equal(*found) and not torch.equal(found[0], lif(x))

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from models import LIF, NoisyLIF, noiseless
+from models import LIF, NoisyLIF, Stream, noiseless
 from tools.errors import UserError
 from tools.probes.hooks import is_noisy, neuron_hooks, require, spiking_neurons
 from tools.probes.operations import count_operations
 from tools.probes.potentials import record_potentials
+from tools.probes.rasters import record_spikes
 
 
 class Third(nn.Module):
@@ -90,3 +91,54 @@ def test_what_two_threads_measure_is_not_mixed(measure, part):
     with count_operations(net, batch_dim=1):  # in one thread, they may be nested
         measure(net[0] if part else net, x)
     assert not any({"run", "step"} & set(vars(module)) for module in net.modules())
+
+
+class Twice(nn.Module):
+    """One neuron behind two layers; `way` says how it is called."""
+
+    def __init__(self, way, width=4):
+        super().__init__()
+        self.one, self.two, self.lif, self.way = nn.Linear(4, 4), nn.Linear(4, width), LIF(threshold=0.2), way
+
+    def forward(self, x):
+        first = second = None
+        if self.way == "neuron":
+            return self.lif(self.two(self.lif(self.one(x))))
+        for steps in x.split(1):
+            spikes, first = self.lif.run(self.one(steps), first)
+            spikes, second = self.lif.run(self.two(spikes), second)
+        return spikes
+
+
+def call(net, x):
+    return net(x)
+
+
+def spikes_of(net, x, forward=call):
+    return record_spikes(net, x, forward)
+
+
+def spikes_beside_potentials(net, x, forward=call):
+    return {layer: spikes for layer, (_, spikes) in record_potentials(net, x, forward).items()}
+
+
+@pytest.mark.parametrize("record", [spikes_of, spikes_beside_potentials])
+def test_uses_of_one_neuron_are_kept_apart(record):
+    torch.manual_seed(0)
+    net, x = Twice("neuron"), 3 * torch.rand(5, 2, 4)
+    found, one = record(net, x), net.lif(net.one(x))
+    assert list(found) == ["lif", "lif#2"] and torch.equal(found["lif"], one)
+    assert torch.equal(found["lif#2"], net(x)) and not torch.equal(found["lif#2"], one)
+    for width in (4, 3):
+        with pytest.raises(UserError, match="layer 'lif' is used several times, so its steps cannot be told apart"):
+            record(Twice("steps", width), x)
+
+
+@pytest.mark.parametrize("record", [spikes_of, spikes_beside_potentials])
+@pytest.mark.parametrize("time_first", [False, True])
+def test_steps_of_a_stream_are_recorded_one_after_the_other(record, time_first):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 3), LIF(threshold=0.2)), 3 * torch.rand(5, 2, 4)
+    stream = Stream(net, time_first)
+    found = record(net, x, lambda net, x: [stream(x_t) for x_t in x])
+    assert found.keys() == {"1"} and torch.equal(found["1"], net(x)) and 0 < found["1"].mean() < 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import build_model, build_neuron
+from models import LIF, Stream, build_model, build_neuron
 from tools.errors import UserError
 from tools.probes.operations import LayerCost, count_operations
 
@@ -406,3 +406,42 @@ def test_a_failed_pass_leaves_no_module_running():
         inner.form = lambda block, x: x
         net(SPIKES)
     assert [name for name in record.cost().layers if "identity" in name] == ["0.identity"]
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+@pytest.mark.parametrize("begins", ["in the block", "before"])
+def test_steps_of_a_stream_are_those_of_the_same_samples(time_first, begins):
+    """One sample costs in a stream what it costs in the whole sequence."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 6), build_neuron("LIF", threshold=0.1)(), nn.Linear(6, 3)), torch.rand(5, 3, 4)
+    net.append(build_neuron("LIF")())
+    with count_operations(net) as whole:
+        net(x)
+    stream = Stream(net, time_first)
+    if begins == "before":
+        stream.state = (torch.zeros(3, 6), torch.zeros(3, 3))
+    with count_operations(net) as record:
+        for batch in (x, x):
+            for x_t in batch:
+                stream(x_t)
+            stream.reset()
+        assert record.samples == 6 and record.cost() == whole.cost() and whole.cost().layers["2"].operations > 0
+        net(x)  # beside the stream
+        Stream(net, time_first)(x[0])
+    assert record.samples == 12
+
+
+def test_a_network_inside_of_a_step_of_another_one_counts_for_itself():
+    class Outer(nn.Module):
+        def __init__(self, other):
+            super().__init__()
+            self.neuron, self.others = LIF(), [other]
+
+        def forward(self, x):
+            return self.neuron(x + self.others[0](torch.ones(4, 3, 2)).mean())
+
+    other = nn.Sequential(nn.Linear(2, 2), LIF())
+    stream = Stream(Outer(other))
+    with count_operations(other) as record:
+        stream(torch.ones(2, 5)), stream(torch.ones(2, 5))
+    assert record.samples == 6 and record.cost().layers["0"].operations == 16

@@ -75,3 +75,30 @@ def test_a_neuron_without_potentials_is_named():
     assert list(record_potentials(net, torch.rand(2, 3, 4), lambda net, x: net(x), ["0"])) == ["0"]
     with pytest.raises(UserError, match=r"layer '1' \(Unaware\)"):
         record_potentials(net, torch.rand(2, 3, 4), lambda net, x: net(x))
+
+
+class Stepwise(LIF):
+    def step(self, x_t, state=None):
+        return super().step(2 * x_t, state)
+
+
+class Forgetful(LIF):
+    def run(self, x, state=None, keep_state=True, potentials=False):
+        return super().run(x, state, keep_state)
+
+
+class Faulty(LIF):
+    def run(self, x, state=None, keep_state=True, potentials=False):
+        return None + x
+
+
+@pytest.mark.parametrize("kind", [Stepwise, Forgetful])
+@pytest.mark.parametrize("way", [lambda net, x: net(x), lambda net, x: net[1].step(x[0])])
+def test_a_neuron_whose_run_gives_no_potentials_is_named_too(kind, way):
+    with pytest.raises(UserError, match=rf"layer '1' \({kind.__name__}\) has no `run` that takes `potentials`"):
+        record_potentials(nn.Sequential(LIF(), kind()), torch.rand(2, 3, 4), way)
+
+
+def test_an_error_of_the_neuron_s_own_is_shown():
+    with pytest.raises(TypeError, match="NoneType"):
+        record_potentials(Faulty(), torch.rand(2, 3, 4), lambda net, x: net(x))

@@ -176,7 +176,9 @@ def check_events(reading: Reading, sensor: tuple[int, int], lenient: bool = Fals
     If `lenient`, other events are dropped and counted; otherwise the first of them raises an EventFormatError, as does
     a recording that has no event left.
     """
-    (width, height), events, dropped = sensor, reading.events, {"outside": 0, "decreasing": 0}
+    width, height = sensor
+    events = reading.events
+    dropped = {"outside": 0, "decreasing": 0}
     outside = (events["x"] >= width) | (events["y"] >= height)
     if outside.any():
         if not lenient:

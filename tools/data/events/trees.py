@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tools.errors import UserError
 from tools.io.files import read_bytes
@@ -54,20 +55,25 @@ class Tree:
         return (side, side) if side else self.size
 
 
+class Layout(NamedTuple):
+    """Where the recordings of a data set are in its folder."""
+
+    train: str  # pattern of the training files
+    test: str
+    label_of: Callable[[Path], int]  # the label of a path
+
+
 def list_nmnist(folder: Path, split: str = "") -> Parts:
     """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
-    what = "{Train,Test}/<digit>/*.bin of N-MNIST"
-    return _matching(folder, [("Train/[0-9]/[!.]*.bin", "Test/[0-9]/[!.]*.bin", _number_of_folder)], what)
+    layout = Layout("Train/[0-9]/[!.]*.bin", "Test/[0-9]/[!.]*.bin", _number_of_folder)
+    return _matching(folder, [layout], "{Train,Test}/<digit>/*.bin of N-MNIST")
 
 
-def _matching(folder: Path, layouts: Sequence[tuple[str, str, Callable[[Path], int]]], what: str) -> Parts:
-    """The recordings of the first layout that is found.
-
-    A layout: the patterns of the training and the test files, and the function that gives the label of a path.
-    """
-    for train_pattern, test_pattern, label_of in layouts:
-        train = [Recording(path, label_of(path)) for path in sorted(folder.glob(train_pattern))]
-        test = [Recording(path, label_of(path)) for path in sorted(folder.glob(test_pattern))]
+def _matching(folder: Path, layouts: Sequence[Layout], what: str) -> Parts:
+    """The recordings of the first layout that is found."""
+    for layout in layouts:
+        train = [Recording(path, layout.label_of(path)) for path in sorted(folder.glob(layout.train))]
+        test = [Recording(path, layout.label_of(path)) for path in sorted(folder.glob(layout.test))]
         if train and test:
             return Parts(train, test)
     raise _missing(folder, what)
@@ -85,8 +91,8 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
         parts = Parts(_official_gestures(train_list), _official_gestures(test_list))
         if parts.train and parts.test:
             return parts
-    spikingjelly = "events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", _number_of_folder
-    tonic = "ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number
+    spikingjelly = Layout("events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", _number_of_folder)
+    tonic = Layout("ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number)
     what = "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture"
     return _matching(folder, [spikingjelly, tonic], what)
 
@@ -122,7 +128,8 @@ def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
         numbered = sorted((_number(path), path) for path in _of_one_kind(folder / name))
         cut = round(CIFAR10_TRAINING[split] * (numbered[-1][0] + 1))
         for number, path in numbered:
-            (parts.train if number < cut else parts.test).append(Recording(path, label))
+            part = parts.train if number < cut else parts.test
+            part.append(Recording(path, label))
     if not (parts.train and parts.test):
         raise _missing(folder, "recordings of DVS-CIFAR10 for training and for testing")
     return parts

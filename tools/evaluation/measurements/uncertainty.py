@@ -59,6 +59,9 @@ class UncertaintyReport:
     out_of_distribution: OutOfDistribution | None = None
 
 
+Measured = dict[str, list[UncertaintyReport]]  # by group
+
+
 class Uncertainty(Measurement):
     key = setting = "uncertainty"
 
@@ -66,8 +69,9 @@ class Uncertainty(Measurement):
         return {"ood": config.ood}
 
     def measure(self, snapshot: Snapshot) -> UncertaintyReport:
-        ood, sizes = snapshot.config.ood, SIZES if snapshot.is_noisy else (1,)
-        most, more, told = max(sizes), None, None
+        ood = snapshot.config.ood
+        sizes = SIZES if snapshot.is_noisy else (1,)
+        most = max(sizes)
         val, val_target = _draws(snapshot, snapshot.validation, most, "val")
         start = time.perf_counter()
         test, target = _draws(snapshot, snapshot.test, most, "test")
@@ -75,9 +79,11 @@ class Uncertainty(Measurement):
         curve = ensemble_curve(test, target, val, val_target, sizes)
         means = {size: metrics.mean_prediction(test[:size]) for size in (1, most)}
         reliability = {str(size): metrics.reliability(mean, target) for size, mean in means.items()}
+        more = None
         if snapshot.dataset.has_pixels:
             # The number of repetitions gives each point the compute of the curve of draws.
             more = [_more_steps(snapshot, factor, most // factor or 1) for factor in SIZES[1:]]
+        told = None
         if ood:
             outside, labels = _draws(snapshot, snapshot.outside, most, ood)
             told = OutOfDistribution(ood, len(labels), out_of_distribution(test, outside, sizes))
@@ -114,7 +120,11 @@ class Uncertainty(Measurement):
         measured, compute = evaluation.reports(self.key), "Accuracy and calibration against compute"
         if not measured:
             return [missing("Reliability", "--uncertainty"), missing(compute, "--uncertainty")]
-        curves = [figures.draws(measured, evaluation.ensembles), *_tables(measured, evaluation.ensembles)]
+        curves = [figures.draws(measured, evaluation.ensembles), _scores_table(measured, evaluation.ensembles)]
+        outside = _outside_table(measured)
+        if outside.rows:
+            curves.append(outside)
+        curves.append(_note(measured))
         return [Section("Reliability", [figures.reliability(measured)]), Section(compute, curves)]
 
 
@@ -126,7 +136,8 @@ def ensembles_of_snapshots(snapshots: list[Snapshot]) -> list[CurvePoint]:
     """Scores of the mean of the first 2, 3, ... snapshots, one draw each: at the cost of 2, 3, ... draws."""
     if len(snapshots) < 2:
         return []
-    what, tests, vals = "ensemble of snapshots", [], []
+    what = "ensemble of snapshots"
+    tests, vals = [], []
     for one in snapshots:
         test, target = _draws(one, one.test, 1, what)
         val, val_target = _draws(one, one.validation, 1, what)
@@ -150,11 +161,11 @@ def _draws(snapshot: Snapshot, data: Labelled, count: int, what: str, **options:
     return snapshot.predict(data, "draws", draws=count, description=f"{what}, {count} draws", **options)
 
 
-def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, list[CurvePoint]]) -> list[Any]:
-    first, rows, outside, speeds = next(iter(measured.values()))[0], [], [], []
-    names = [*SCORES, *sorted(first.curve[0].scores.keys() - SCORES.keys() - NO_SCORES)]
+def _scores_table(measured: Measured, ensembles: dict[str, list[CurvePoint]]) -> Table:
+    known = next(iter(measured.values()))[0].curve[0].scores
+    names = [*SCORES, *sorted(known.keys() - SCORES.keys() - NO_SCORES)]
+    rows = []
     for group, reports in measured.items():
-        speeds.append(f"{group}, {count(reports[0].curve[-1].draws, 'draw')}: {reports[0].images_per_s:.0f}")
         curve = figures.mean_curve([report.curve for report in reports])
         more = figures.mean_curve([report.more_time_steps or [] for report in reports])
         for what, found in {"draw": curve, "time step": more, "snapshot": ensembles[group]}.items():
@@ -162,16 +173,27 @@ def _tables(measured: dict[str, list[UncertaintyReport]], ensembles: dict[str, l
                 number = point.timesteps if what == "time step" else point.draws
                 scores = [f"{point.scores[name]:.4f}" for name in names]
                 rows.append([group, count(number, what), percent(point.scores["accuracy"]), *scores])
+    return Table(["group", "averaged", "accuracy, %", *(SCORES.get(name, name) for name in names)], rows)
+
+
+def _outside_table(measured: Measured) -> Table:
+    """How well groups tell another data set; without rows if none was given."""
+    rows = []
+    for group, reports in measured.items():
         told = [report.out_of_distribution for report in reports if report.out_of_distribution]
         for point in figures.mean_curve([one.curve for one in told]):
             areas = [f"{point.scores[name]:.3f}" for name in ("confidence", "predictive", "mutual_information")]
-            outside.append([group, f"{count(point.draws, 'draw')} against {told[0].dataset}", *areas])
-    tables = [Table(["group", "averaged", "accuracy, %", *(SCORES.get(name, name) for name in names)], rows)]
-    if outside:
-        head = ["group", "area under the ROC curve", "confidence", "predictive entropy", "mutual information"]
-        tables.append(Table(head, outside))
-    note = (
-        f"Means over the snapshots of each group. Calibration error (ECE) in {first.bins} bins of equal mass; T: after "
+            rows.append([group, f"{count(point.draws, 'draw')} against {told[0].dataset}", *areas])
+    return Table(["group", "area under the ROC curve", "confidence", "predictive entropy", "mutual information"], rows)
+
+
+def _note(measured: Measured) -> str:
+    bins = next(iter(measured.values()))[0].bins
+    speeds = []
+    for group, reports in measured.items():
+        first = reports[0]
+        speeds.append(f"{group}, {count(first.curve[-1].draws, 'draw')}: {first.images_per_s:.0f}")
+    return (
+        f"Means over the snapshots of each group. Calibration error (ECE) in {bins} bins of equal mass; T: after "
         f"a temperature fitted on validation samples. Draws times samples per second: {'; '.join(speeds)}."
     )
-    return [*tables, note]

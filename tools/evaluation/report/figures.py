@@ -1,6 +1,7 @@
 """The pictures of an evaluation, as matplotlib figures."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,6 @@ ATTACK_STYLES = {  # styles of their lines; None: not plotted
     "transfer, mean field": None,
 }
 QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
-COMPUTE = {  # what compute is spent on: the field of a `CurvePoint` that is on the axis, and the style of the curve
-    "draws": ("draws", dict(marker="o", markersize=4)),
-    "time steps": ("factor", dict(marker="s", markersize=3, linestyle=":")),
-    "snapshots": ("draws", dict(marker="*", linestyle="--")),
-}
 
 
 def strengths(label: str, results: list[Result], of: str, title: str) -> Figure:
@@ -115,18 +111,26 @@ def draws(measured: dict[str, list[Any]], ensembles: dict[str, list[CurvePoint]]
     figure, (panels,) = subplots(WIDTH, 3.9, columns=len(QUANTITIES))
     for axes, (quantity, label) in zip(panels, QUANTITIES.items()):
         for number, (group, reports) in enumerate(measured.items()):
-            curve = mean_curve([report.curve for report in reports])
-            more = mean_curve([report.more_time_steps or [] for report in reports])
-            more = [dataclasses.replace(curve[0], factor=1), *more] if more else []
-            for points, (what, (x, style)) in zip((curve, more, ensembles[group]), COMPUTE.items()):
-                if points:
-                    y, name = [point.scores[quantity] for point in points], _plain(f"{group}, {what}")
-                    axes.plot([getattr(point, x) for point in points], y, color=f"C{number}", label=name, **style)
+            plot = partial(_plot_scores, axes, quantity, color=f"C{number}")
+            by_draws = mean_curve([report.curve for report in reports])
+            plot([one.draws for one in by_draws], by_draws, f"{group}, draws", marker="o", markersize=4)
+            by_steps = mean_curve([report.more_time_steps or [] for report in reports])
+            if by_steps:
+                by_steps.insert(0, dataclasses.replace(by_draws[0], factor=1))
+                factors = [one.factor for one in by_steps]
+                plot(factors, by_steps, f"{group}, time steps", marker="s", markersize=3, linestyle=":")
+            if ensembles[group]:
+                sizes = [one.draws for one in ensembles[group]]
+                plot(sizes, ensembles[group], f"{group}, snapshots", marker="*", linestyle="--")
         axes.set_xscale("log", base=2)
         axes.set_xlabel("compute: draws, or time steps / T, or snapshots", fontsize=7)
         axes.set_ylabel(label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7)
     return figure
+
+
+def _plot_scores(axes: Axes, quantity: str, x: list[int], points: list[CurvePoint], label: str, **style: Any) -> None:
+    axes.plot(x, [one.scores[quantity] for one in points], label=_plain(label), **style)
 
 
 def reliability(measured: dict[str, list[Any]]) -> Figure:

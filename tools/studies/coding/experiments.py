@@ -1,6 +1,7 @@
 """The experiments of main_coding.py: each measures, plots, and returns its numbers."""
 
 import dataclasses
+import itertools
 import logging
 from functools import partial
 
@@ -45,7 +46,8 @@ METRICS = {  # name: (spikes [R, T, N], true rates [T, N]) -> values, of which t
 
 def truth(study: Study, digits: torch.Tensor) -> dict:
     """A: measure each metric on cells for which its true value has a closed form, over recordings of 40 trials."""
-    frames, trials, seeds = 2000, 40, study.seeds("recordings", full=40, quick=12)
+    frames, trials = 2000, 40
+    seeds = study.seeds("recordings", full=40, quick=12)
     _, drive = population(digits, frames, study.seed_for("population"))
     rows = []
     for name in ("Bernoulli", "Poisson"):
@@ -216,7 +218,7 @@ def compare(study: Study, split: Split, name: str) -> dict[str, dict[str, SeedIn
         groups = [seeds] if make is LNModel else [[seed] for seed in seeds]
         jobs[network] = [partial(_fitted, split, network, steps, group) for group in groups]
     found = study.map_groups(jobs, f"fitting to {name}")
-    return {network: over_seeds(sum(judged, [])) for network, judged in found.items()}
+    return {network: over_seeds(list(itertools.chain(*judged))) for network, judged in found.items()}
 
 
 def _fitted(split: Split, network: str, steps: int, seeds: list[int]) -> list[Judgement]:

@@ -18,7 +18,9 @@ from tools.runtime.seeds import seed_generators
 from .cells import DEPTH, in_parts, stacked
 
 SEGMENT, WARM_UP = 100, 10  # frames of a training sample; frames at its start, from rest, that the loss leaves out
-BATCH, RATE, WEIGHT_DECAY = 16, 1e-2, 1e-2  # samples of a step, the highest learning rate, and AdamW's decay
+BATCH = 16  # samples of a step
+RATE = 1e-2  # the highest learning rate
+WEIGHT_DECAY = 1e-2  # of AdamW
 NOISE = Gaussian(0.3)  # initially; its density is the surrogate gradient of neurons without noise
 CLIP = 1e-4  # least distance of probabilities from 0 and 1, so that single surprising spikes do not dominate the loss
 TRACE_BINS = 3.0  # time constant of the traces that are compared where there is no likelihood

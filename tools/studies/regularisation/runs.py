@@ -25,8 +25,12 @@ from tools.training.loop import Learner, train_one_epoch
 
 from .sharpness import hessian_trace, perturbed_loss
 
-CPU, TIMESTEPS, BATCH, RATE = torch.device("cpu"), 4, 50, 1e-3
-FORWARD, LOSS = ForwardPass(CPU, TIMESTEPS), RateCrossEntropy()
+CPU = torch.device("cpu")
+TIMESTEPS = 4
+BATCH = 50  # samples of a step
+RATE = 1e-3  # learning rate
+FORWARD = ForwardPass(CPU, TIMESTEPS)
+LOSS = RateCrossEntropy()
 SCALE_RATE = 0.1  # learning rate of the logarithms of learnt scales, which have further to go than weights
 RECORDED = 10  # how many times learnt scales are recorded during training
 WIDTH = 2.0  # of the toynet: 784 - 128 spiking neurons - 10
