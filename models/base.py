@@ -23,7 +23,8 @@ class SpikingNeuron(SavesSettings, abc.ABC):
     another copy of this package, needs only the attributes that its use requires:
 
     - evaluation, attacks, `noiseless` and `mean_field`: `is_noisy`, whether two calls on the same input may differ. A
-      class that overrides `run` or `step` must define it, unless it inherits from a noisy neuron.
+      class that overrides `run` or `step` must define it, unless it inherits from a noisy neuron. A neuron draws by
+      `law.sample(...)`, which `noise_generator` reaches, unlike `torch.rand`.
     - `noiseless`, `mean_field` and the noiseless twins of attacks: `mode`, which is "noisy", "noiseless" (fires where
       u > threshold) or "mean_field" (outputs its firing probability). Only neurons that can be noisy have one. It
       applies to all threads, which must agree on it; `NoisyLIF` has one per thread (see `models.contexts`).

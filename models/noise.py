@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -311,6 +311,15 @@ class Cauchy(NoiseLaw):
 
 # A law that is added here, and has a `neuron_name`, is known everywhere; it runs on the eager kernel.
 LAWS: tuple[type[NoiseLaw], ...] = (Gaussian, Logistic, Triangular, Uniform, Cauchy)
+
+
+def by_name(laws: Iterable[type[NoiseLaw]]) -> dict[str, type[NoiseLaw]]:
+    """Laws by the names of their classes, which kernels know them by; ArgumentError for a name that two have."""
+    found: dict[str, type[NoiseLaw]] = {}
+    for law in laws:
+        if found.setdefault(law.__name__, law) is not law:
+            raise ArgumentError(f"two laws of LAWS are called {law.__name__}: give one class another name")
+    return found
 
 
 class Rescaled(NoiseLaw):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .layers import MakeNeuron, SpikingNetwork
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
-from .noise import LAWS, Gaussian, NoiseLaw
+from .noise import LAWS, Gaussian, NoiseLaw, by_name
 from .parameters import ArgumentError
 from .resnet import sresnet18, sresnet19, sresnet34
 from .toynet import ToyNet
@@ -21,9 +21,9 @@ NoisyNeurons = dict[str, tuple[Callable[..., SpikingNeuron], type[NoiseLaw]]]
 
 
 def noisy_neurons(laws: Iterable[type[NoiseLaw]]) -> NoisyNeurons:
-    """{`neuron_name` of a law: (NoisyLIF, law)}; ArgumentError for a name that another neuron has already."""
+    """{`neuron_name` of a law: (NoisyLIF, law)}; ArgumentError for a name that another has already."""
     found: NoisyNeurons = {}
-    for law in laws:
+    for law in by_name(laws).values():
         if law.neuron_name in found or law.neuron_name in DETERMINISTIC_NEURONS:
             raise ArgumentError(f"the neuron_name {law.neuron_name!r} of {law.__name__} is taken: choose a new one")
         found[law.neuron_name] = (NoisyLIF, law)

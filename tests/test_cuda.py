@@ -7,6 +7,7 @@ from models import NoisyLIF, Stream, build_model, build_neuron, noise_generator,
 from models.registry import NEURONS
 from tools.config.train import TrainConfig
 from tools.data.events.augment import EventAugment
+from tools.inference import seeded_noise
 from tools.io import checkpoint
 from tools.training.run import Training
 
@@ -31,6 +32,14 @@ def test_a_neuron_gives_the_same_under_a_cpu_generator(name):
     assert differing < 1e-3  # only where u - threshold is within rounding of the draw
     agree = (results[0][0] == results[1][0]).all(0)
     assert torch.allclose(results[0][1][:, agree], results[1][1][:, agree], rtol=1e-3, atol=1e-5)
+
+
+def test_seeded_noise_reaches_what_draws_past_it_and_leaves_other_draws_alone():
+    device, state, drawn = torch.device("cuda"), torch.cuda.get_rng_state(), []
+    for _ in range(2):
+        with seeded_noise(device, 5):
+            drawn.append(torch.rand(9, device=device))
+    assert torch.equal(*drawn) and torch.equal(torch.cuda.get_rng_state(), state)
 
 
 def test_noise_comes_from_the_generator_of_the_device():

@@ -1,6 +1,7 @@
 """The layers of the house: which package may import which, of this project; and libraries do not print."""
 
 import ast
+import glob
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.training": {*BASE, *LOOPS, *NETWORKS, "crits"},
     "tools.evaluation": {*BASE, *LOOPS, *NETWORKS, "tools.attacks", "tools.perturb"},
     "tools.studies": {*BASE, *LOOPS, *NETWORKS, "crits", "tools.training"},
-    "tools.sweep": {*BASE, "tools.training"},
+    "tools.sweep": {*BASE, "tools.cli", "tools.training"},
     "tools.preprocess_events": {*BASE, "tools.data"},
     "tools.cli": {*BASE, "tools.config", "tools.training", "tools.evaluation", "tools.studies"},
     "dataset_utils": {*BASE, "tools.config", "tools.data"},
@@ -42,18 +43,30 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "docs": set(),
     "benchmarks": {*BASE, *LOOPS, *NETWORKS},
 }
+ALLOWED["tests"] = {*ALLOWED}  # and nothing else may import tests
 
 
-def imports(path):
-    """Names of all imported modules, wherever the statement is; relative ones are made absolute."""
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(text, package):
+    """Names of all modules that code in a package imports, wherever it does; relative ones are made absolute.
+
+    Args:
+        package: its parts, ("tools", "io").
+    """
+
+    def absolute(module, level):
+        return ".".join([*(package[: len(package) - level + 1] if level else ()), *filter(None, [module])])
+
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = [*package[: len(package) - node.level + 1]] if node.level else []
-            module = ".".join([*base, node.module] if node.module else base)
+            module = absolute(node.module, node.level)
             yield from (f"{module}.{alias.name}" for alias in node.names)  # perhaps of a module: from tools import cli
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function, name = getattr(node.func, "attr", getattr(node.func, "id", "")), node.args[0].value
+            if function in ("import_module", "__import__") and isinstance(name, str):
+                module = name.lstrip(".")
+                yield absolute(module, len(name) - len(module))
 
 
 def package_of(name):
@@ -65,12 +78,20 @@ def package_of(name):
     return top if top in ALLOWED else None
 
 
+def python_files():
+    """All that git tracks or would track; outside of a repository, all."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    except OSError:  # there is no git
+        listed = []
+    found = [path for path in map(ROOT.joinpath, listed) if path.is_file()]
+    return found or [ROOT / path for path in glob.glob("**/*.py", root_dir=ROOT, recursive=True)]  # not in .venv
+
+
 def sources():
-    """[(name, path)] of all modules that are not tests."""
-    folders = [
-        path for part in ("models", "crits", "tools", "benchmarks", "docs") for path in (ROOT / part).rglob("*.py")
-    ]
-    for path in sorted([*folders, *ROOT.glob("*.py")]):
+    """[(name, path)] of all modules."""
+    for path in sorted(python_files()):
         yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
 
 
@@ -78,9 +99,36 @@ def sources():
 def test_imports_point_downward(name, path):
     package = package_of(name)
     assert package in ALLOWED, f"{path} belongs to no package of the table"
-    for imported in imports(path):
+    for imported in imports(path.read_text(), path.relative_to(ROOT).parent.parts):
         other = package_of(imported)
         assert other in (None, package, *ALLOWED[package]), f"{path} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("import tools.attacks.campaign", "tools.attacks.campaign"),
+        ("def f():\n    from tests import chance", "tests.chance"),
+        ("from ..attacks import campaign", "tools.attacks.campaign"),
+        ("importlib.import_module('tools.attacks.campaign')", "tools.attacks.campaign"),
+        ("import_module('..attacks.campaign', __package__)", "tools.attacks.campaign"),
+        ("campaign = __import__('tools.attacks.campaign')", "tools.attacks.campaign"),
+    ],
+)
+def test_no_way_to_import_is_overlooked(text, name):
+    assert list(imports(text, ("tools", "io"))) == [name]
+    assert package_of(name) not in (None, "tools.io", *ALLOWED["tools.io"])
+
+
+def test_python_in_any_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "new.py").write_text("")
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    for start in (None, ["git", "init", "-q"]):
+        if start:
+            subprocess.run(start, cwd=tmp_path, check=True)
+        assert list(sources()) == [("scripts.new", tmp_path / "scripts" / "new.py")]
+    assert package_of("scripts.new") is None  # for which the table has no entry
 
 
 def test_the_table_has_no_circle_and_names_nothing_that_is_gone():

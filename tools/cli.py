@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from tools.config.evaluate import EvaluationConfig
@@ -22,10 +23,21 @@ from tools.training.result import RunResult
 
 logger = logging.getLogger(__name__)
 Argv = Sequence[str] | None  # None: sys.argv[1:]
+PARSES_ONLY = ContextVar("parses only", default=False)
 
 
-def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> RunResult:
-    """Train a network on a data set as the command line says, and test it.
+@contextlib.contextmanager
+def parsing_only() -> Iterator[None]:
+    """Context manager: `train` parses and checks its flags, and does nothing more."""
+    token = PARSES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        PARSES_ONLY.reset(token)
+
+
+def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> RunResult | None:
+    """Train a network on a data set as the command line says, and test it (None inside `parsing_only`).
 
     Args:
         dataset: one of `dataset_utils.DATASETS`, or another with its attributes.
@@ -36,6 +48,8 @@ def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> 
             128 + its number after a signal, and 0 when --max_minutes is reached.
     """
     config, given = parse(TrainConfig, argv, defaults, dataset, f"Train a spiking network on {dataset.name}.")
+    if PARSES_ONLY.get():
+        return None
     from tools.training.run import Training
 
     with _readable_errors(config.debug), joined(config.device) as processes:

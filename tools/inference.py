@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from models import noise_generator
 from tools.analysis.metrics import accuracy, mean_prediction, negative_log_likelihood
 from tools.runtime.processes import Processes
+from tools.runtime.seeds import derived_seed
 
 logger = logging.getLogger(__name__)
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,9 +53,22 @@ class Scores:
     accuracy: float  # share of samples classified correctly, in [0, 1]
 
 
-def seeded_noise(device: torch.device, seed: int) -> contextlib.AbstractContextManager:
-    """Draw all noise in the block from a separate generator, so that other draws are unaffected."""
-    return noise_generator(torch.Generator(device).manual_seed(seed))
+@contextlib.contextmanager
+def seeded_noise(device: torch.device, seed: int) -> Iterator[None]:
+    """Context manager: all noise in the block comes from separate generators, so that other draws are unaffected.
+
+    Neurons that call torch.rand and its like, past `noise_generator`, draw from torch's own generators, which are
+    seeded for the block and then have their states of before.
+    """
+    others = derived_seed(seed, "torch.rand")
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_cuda else []):
+        torch.default_generator.manual_seed(others)
+        if on_cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(others)
+        with noise_generator(torch.Generator(device).manual_seed(seed)):
+            yield
 
 
 def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:

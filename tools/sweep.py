@@ -8,6 +8,7 @@ again continues a sweep: interrupted runs go on from their last checkpoint, comp
 """
 
 import argparse
+import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -16,6 +17,7 @@ import itertools
 import json
 import logging
 import os
+import runpy
 import signal
 import statistics
 import subprocess
@@ -108,9 +110,7 @@ def run_combination(folder: Path, command: Sequence[str], combination: Combinati
     """Start or continue the run of a combination; return its result, or raise RuntimeError with its last lines."""
     run = run_folder(folder, combination)
     run.mkdir(parents=True, exist_ok=True)
-    arguments = [sys.executable, *command]
-    for name, value in {**combination, "run_dir": str(run), "resume": "auto"}.items():
-        arguments += [f"--{name}", value]
+    arguments = [sys.executable, *_words(command, combination, run)]
     with open(run / "log.txt", "a") as log:
         done = subprocess.run(arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent)
     result = None if done.returncode else read_result(run)
@@ -120,6 +120,32 @@ def run_combination(folder: Path, command: Sequence[str], combination: Combinati
     return result
 
 
+def _words(command, combination, run):
+    """The command line of the run of a combination."""
+    words = [*command]
+    for name, value in {**combination, "run_dir": str(run), "resume": "auto"}.items():
+        words += [f"--{name}", value]
+    return words
+
+
+def check_flags(folder: Path, command: Sequence[str], combination: Combination) -> None:
+    """UserError, in one line, if the script's own parser refuses a combination; nothing is run."""
+    from tools.cli import parsing_only  # with PyTorch, which --help does not need
+
+    run, said, before = run_folder(folder, combination), io.StringIO(), (sys.argv, os.getcwd())
+    try:
+        sys.argv = _words(command, combination, run)
+        os.chdir(ROOT)
+        with parsing_only(), contextlib.redirect_stderr(said):
+            runpy.run_path(command[0], run_name="__main__")
+    except SystemExit:
+        last = (said.getvalue().splitlines() or [f"{command[0]} would not train"])[-1]
+        raise UserError(f"{run.name}: {last.partition(' error: ')[2] or last}") from None
+    finally:
+        sys.argv = before[0]
+        os.chdir(before[1])
+
+
 def _end_with_parent():
     """Stop this process when its parent dies, so that no second run starts in the same folder."""
     if sys.platform == "linux":
@@ -127,15 +153,20 @@ def _end_with_parent():
 
 
 def run_sweep(arguments: argparse.Namespace) -> list[str]:
-    """Run what is missing; return the messages of failed runs; UserError without Ray, or in another sweep's folder."""
+    """Run what is missing; return the messages of failed runs.
+
+    UserError without Ray, for settings that the script refuses, and in another sweep's folder.
+    """
     try:
         import ray
         from ray import tune
     except ImportError as error:
         raise UserError(f"sweeps need Ray Tune: pip install -r requirements-sweep.txt ({error})") from error
     folder, command = arguments.folder, arguments.command
-    check_same(folder, {"command": command, "vary": arguments.vary})
     wanted = combinations(arguments.vary)
+    for combination in wanted:
+        check_flags(folder, command, combination)
+    check_same(folder, {"command": command, "vary": arguments.vary})
     missing = [combination for combination in wanted if not (run_folder(folder, combination) / TEST).exists()]
     logger.info("%d of %d runs are done", len(wanted) - len(missing), len(wanted))
     if not missing:

@@ -48,10 +48,12 @@ typedef float real;
 
 /* The laws that this kernel knows. Every choice below is between all of them, and ends in a trap. */
 enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY, LAW_COUNT };
-static const char *const law_names[LAW_COUNT] = {
+static const char *const law_names[] = {
     [GAUSSIAN] = "Gaussian", [LOGISTIC] = "Logistic", [TRIANGULAR] = "Triangular", [UNIFORM] = "Uniform",
     [CAUCHY] = "Cauchy",
 };
+_Static_assert(sizeof law_names / sizeof *law_names == LAW_COUNT, "each law has a name");
+_Static_assert(LAW_COUNT == 5, "give a new law its draw, probability, density and case of BY_LAW, then count it here");
 enum { RESET_ZERO, RESET_SUBTRACT, RESET_NONE };
 enum { THRESHOLD, DECAY, SCALE, VALUE_COUNT }; /* what can be learnt */
 

@@ -77,7 +77,7 @@ class _Tensors(ctypes.Structure):
 
 
 class Kernel:
-    """cpu.c, compiled for one dtype of inputs; `laws` has the numbers of the laws that it knows, by name."""
+    """cpu.c, compiled for one dtype of inputs; `laws` has the numbers of the laws that it knows."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, by_channel: bool = False) -> None:
         self.dtype = dtype
@@ -91,8 +91,8 @@ class Kernel:
         library.number_of_groups.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_groups.restype = library.number_of_law.restype = ctypes.c_int64
         library.number_of_law.argtypes = [ctypes.c_char_p]
-        numbers = {law.__name__: library.number_of_law(law.__name__.encode()) for law in noise.LAWS}
-        self.laws = {name: number for name, number in numbers.items() if number >= 0}
+        numbers = {law: library.number_of_law(name.encode()) for name, law in common.laws_by_name().items()}
+        self.laws = {law: number for law, number in numbers.items() if number >= 0}
 
     def forward(
         self, x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
@@ -183,7 +183,7 @@ class Kernel:
             learns=tuple(learns),
             threads=threads_for(x.numel()),
             loc=neuron.law.loc,
-            law=self.laws[type(neuron.law).__name__],
+            law=self.laws[type(neuron.law)],
             reset=RESETS.index(neuron.reset),
             **{switch: getattr(neuron, switch) for switch in SWITCHES},
         )

@@ -58,10 +58,10 @@ def serves(x: Tensor, law: noise.NoiseLaw, by_channel: bool = False) -> bool:
     # `numel` makes symbols numbers; compiled, the operator itself refuses too many neurons.
     if not torch.compiler.is_compiling() and x.shape[1:].numel() > common.MAX_NEURONS:
         return False
-    return _has_kernel(x.device.type, x.dtype, kind.__name__, by_channel)
+    return _has_kernel(x.device.type, x.dtype, kind, by_channel)
 
 
-def _has_kernel(device_type: str, dtype: torch.dtype, law: str, by_channel: bool) -> bool:
+def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], by_channel: bool) -> bool:
     choice = os.environ.get("NSNN_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
@@ -378,11 +378,12 @@ def _cuda_kernel() -> ModuleType:
 
 
 @functools.cache
-def _cuda(law: str, by_channel: bool) -> bool:
+def _cuda(law: type[noise.NoiseLaw], by_channel: bool) -> bool:
     """Whether the CUDA kernel computes this law correctly here; warns if it should and does not."""
+    laws_by_name()  # refuses two of one name
     try:
         kernel = _cuda_kernel()
-        if law not in kernel.KNOWN_LAWS:
+        if law.__name__ not in kernel.KNOWN_LAWS:
             return False
         like = torch.empty(0, device=f"cuda:{torch.cuda.current_device()}")  # each thread has its own current device
         selftest.without_modes(lambda: selftest.check_law(kernel, law, like))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import noise
 from .build import BuildError
-from .common import VALUES, Neuron, Saved, laws_by_name
+from .common import VALUES, Neuron, Saved
 
 DRAWS = 8192
 MOST_DEVIATION = 0.02  # of a share of 8192 draws; the seed is fixed, and other laws are off by 0.05 or more
@@ -36,9 +36,9 @@ def without_modes(check: Callable[[], Result]) -> Result:
         return result.result()
 
 
-def check_law(kernel: Any, name: str, like: Tensor) -> None:
+def check_law(kernel: Any, kind: type[noise.NoiseLaw], like: Tensor) -> None:
     """Raise BuildError unless the kernel has the probabilities, the density and the draws of this entry of `LAWS`."""
-    law = laws_by_name()[name](0.7, 0.1)
+    name, law = kind.__name__, kind(0.7, 0.1)
     neuron = Neuron(law, law.scale, decay=0.0, reset="none", mean_field=True)
     x = torch.arange(-128.0, 129.0).div(32).to(like).reshape(1, 1, -1)  # exact in bfloat16; none is on an edge of a law
     potential = x.double().cpu() - neuron.threshold

@@ -45,6 +45,44 @@ def test_a_law_with_the_name_of_another_neuron_is_an_error(name):
         noisy_neurons((Gaussian, law))
 
 
+@pytest.fixture
+def namesake():
+    """Another class called Gaussian, whose functions are those of the sixth law."""
+    return type("Gaussian", (Sixth,), {"neuron_name": "NILIF_namesake"})
+
+
+def test_laws_of_one_name_are_an_error(namesake, monkeypatch):
+    with pytest.raises(ValueError, match="two laws of LAWS are called Gaussian"):
+        noisy_neurons((Gaussian, namesake))
+    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, namesake))
+    cpu.kernel.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="two laws of LAWS are called Gaussian"):
+            NoisyLIF(namesake(0.3))(torch.ones(1, 1, 3))
+    finally:
+        cpu.kernel.cache_clear()
+    with pytest.raises(ValueError, match="two laws of LAWS are called Gaussian"):
+        fused._cuda(namesake, False)
+
+
+def test_a_law_is_known_to_kernels_by_its_class_not_by_its_name(namesake, monkeypatch):
+    x = torch.linspace(0.0, 2.0, 50).reshape(1, 1, 50)
+    assert fused.serves(x, Gaussian(0.3))
+    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, namesake))
+    law = namesake(0.3)
+    assert fused.serves(x, Gaussian(0.3)) and not fused.serves(x, law)
+    neuron = NoisyLIF(law, placement="escape")
+    with mean_field(neuron):
+        torch.testing.assert_close(neuron(x), law.cdf(x - 1))
+
+
+def test_a_law_in_the_tables_of_the_c_kernel_needs_its_functions(tmp_path):
+    (tmp_path / "cpu.c").write_text(replaced("CAUCHY, LAW_COUNT };", "CAUCHY, SIXTH, LAW_COUNT };"))
+    command = ["cc", "-std=gnu11", "-fsyntax-only", "-DINPUT_BITS=32", "cpu.c"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "each law has a name" in done.stderr and "give a new law its draw" in done.stderr
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -75,7 +113,7 @@ def test_a_kernel_that_is_built_with_a_sixth_law_in_the_table_leaves_it_out(sixt
     cpu.kernel.cache_clear()
     try:
         kernel = cpu.kernel(torch.float32)
-        assert sorted(kernel.laws) == sorted(FUSED)
+        assert {law.__name__ for law in kernel.laws} == set(FUSED)
         with pytest.raises(KeyError, match="Sixth"):
             kernel.forward(torch.zeros(1, 1, 3), None, None, Neuron(sixth, 0.3), False, False)
     finally:
@@ -131,13 +169,14 @@ def test_a_law_that_is_compiled_wrongly_is_left_to_the_eager_kernel(bug, tmp_pat
     monkeypatch.setattr(build, "warnings_given", [])
     with pytest.warns(RuntimeWarning, match=f"eager kernel: the compiled {bug} law are not those"):
         kernel = compiled(replaced(*BUGS[bug]), tmp_path)
-    assert set(FUSED) - kernel.laws.keys() == {bug.split()[-1]}
+    assert set(FUSED) - {law.__name__ for law in kernel.laws} == {bug.split()[-1]}
 
 
 def test_numbers_of_laws_come_from_the_kernel_so_that_their_order_cannot_disagree(tmp_path):
     enum = "enum { GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY, LAW_COUNT };"
     kernel = compiled(replaced(enum, "enum { CAUCHY, UNIFORM, TRIANGULAR, GAUSSIAN, LOGISTIC, LAW_COUNT };"), tmp_path)
-    assert kernel.laws == {"Cauchy": 0, "Uniform": 1, "Triangular": 2, "Gaussian": 3, "Logistic": 4}
+    numbers = {law.__name__: number for law, number in kernel.laws.items()}
+    assert numbers == {"Cauchy": 0, "Uniform": 1, "Triangular": 2, "Gaussian": 3, "Logistic": 4}
 
 
 @pytest.mark.slow
@@ -146,11 +185,12 @@ def test_numbers_of_laws_come_from_the_kernel_so_that_their_order_cannot_disagre
 def test_the_self_test_of_the_triton_kernel(law, dtype, monkeypatch):
     cuda = pytest.importorskip("models.kernels.cuda")
     like = torch.empty(0, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
-    selftest.check_law(cuda, law, like)
+    kind = getattr(noise, law)
+    selftest.check_law(cuda, kind, like)
     if dtype == torch.float32:
         monkeypatch.setattr(cuda, "KNOWN_LAWS", (*cuda.KNOWN_LAWS[1:], cuda.KNOWN_LAWS[0]))  # in another order
         with pytest.raises(build.BuildError, match=f"of the {law} law"):
-            selftest.check_law(cuda, law, like)
+            selftest.check_law(cuda, kind, like)
 
 
 def test_the_triton_kernel_refuses_a_law_that_it_does_not_know(monkeypatch):
@@ -158,7 +198,7 @@ def test_the_triton_kernel_refuses_a_law_that_it_does_not_know(monkeypatch):
     like = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
     monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Sixth))
     with pytest.raises(ValueError, match="not in tuple|x not in"):
-        selftest.check_law(cuda, "Sixth", like)
+        selftest.check_law(cuda, Sixth, like)
     monkeypatch.setattr(cuda, "KNOWN_LAWS", (*cuda.KNOWN_LAWS, "Sixth"))
     with pytest.raises(Exception, match="does not know the law"):
-        selftest.check_law(cuda, "Sixth", like)
+        selftest.check_law(cuda, Sixth, like)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from models import Gaussian
 from models.kernels import cpu, selftest
 from models.kernels.build import BuildError
 
@@ -50,7 +51,7 @@ def scaled(factor):
 def test_a_wrong_law_is_refused(what, method, place, change, when, dtype):
     wrong = Wrong(cpu.kernel(dtype), method, place, change, when)
     with pytest.raises(BuildError, match=f"compiled {what} of the Gaussian law"):
-        selftest.check_law(wrong, "Gaussian", torch.empty(0, dtype=dtype))
+        selftest.check_law(wrong, Gaussian, torch.empty(0, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from models import build_neuron
+from models import Gaussian, build_neuron
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.inference import seeded_noise
@@ -48,4 +48,25 @@ def test_seeded_noise_repeats_and_leaves_other_draws_alone():
     state = torch.get_rng_state()
     first = logits(1)
     assert torch.equal(logits(1), first) and not torch.equal(logits(2), first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_seeded_noise_reaches_neurons_that_draw_past_it():
+    """And a neuron that draws from its law has the same noise as without them."""
+    law = Gaussian(0.3)
+
+    def drawn(seed, count):
+        with seeded_noise(torch.device("cpu"), seed):
+            return torch.rand(count), law.sample((5,))
+
+    state = torch.get_rng_state()
+    past, noise = drawn(1, 3)
+    torch.rand(7)  # the state of torch's own generator does not matter
+    assert torch.equal(drawn(1, 3)[0], past) and not torch.equal(drawn(2, 3)[0], past)
+    assert torch.equal(drawn(1, 0)[1], noise)
+    assert torch.equal(law.sample((5,), torch.Generator().manual_seed(1)), noise)
+    torch.set_rng_state(state)
+    with pytest.raises(KeyError), seeded_noise(torch.device("cpu"), 1):
+        torch.rand(3)
+        raise KeyError
     assert torch.equal(torch.get_rng_state(), state)

@@ -93,6 +93,37 @@ def test_a_run_that_fails_says_why(tmp_path):
         sweep.run_combination(tmp_path, ["main_mnist5k.py"], {"sigma": "-1"})
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("sigma=0.1,a", r"sigma=a: argument --sigma: invalid float value: 'a'"),
+        ("sigma=0.1,-1", r"sigma=-1: sigma must be at least 1e-06, got -1.0"),
+        ("sigmaa=0.1", r"sigmaa=0.1: unknown argument --sigmaa; did you mean --sigma\?"),
+        ("config=configs/nosuch.yaml", r"config=configs-nosuch: .*nosuch.yaml.*"),
+        ("roll=1", r"roll=1: --roll has no meaning for mnist5k, which has images"),
+    ],
+)
+def test_a_setting_that_the_script_refuses_is_one_line_before_ray_starts(wrong, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(tune=None))  # which cannot run anything
+    argv, words = [str(tmp_path), "--vary", wrong, "--", "main_mnist5k.py"], list(sys.argv)
+    with pytest.raises(SystemExit, match=f"^error: {message}$"):
+        sweep.main(argv)
+    assert sys.argv == words and not list(tmp_path.iterdir())  # the same folder can have the right sweep
+
+
+@pytest.mark.parametrize("command", [["main_theory.py"], ["testing_mnist5k.py"], ["main_mnist5k.py", "--help"]])
+def test_a_script_that_would_not_train_is_refused(command, tmp_path):
+    with pytest.raises(UserError, match="^seed=1: "):
+        sweep.check_flags(tmp_path, command, {"seed": "1"})
+
+
+def test_settings_that_the_script_takes_are_checked_without_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    combination = {"config": "configs/mnist5k_nsnn.yaml", "sigma": "0.1"}
+    sweep.check_flags(tmp_path, ["main_mnist5k.py", "--epochs", "10"], combination)
+    assert not list(tmp_path.iterdir())
+
+
 def test_complete_runs_are_not_repeated(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(tune=None))  # which cannot run anything
     arguments = sweep.parse([str(tmp_path), "--vary", "seed=0,1", "--", "main_mnist5k.py"])

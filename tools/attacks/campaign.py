@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from tools.inference import ForwardPass, seeded_noise
-from tools.probes.hooks import is_noisy
+from tools.probes.hooks import is_noisy_indeed
 from tools.runtime.seeds import derived_seed
 
 from .gates import Gate, run_checks
@@ -112,7 +112,7 @@ class AttackReport:
 
 @dataclasses.dataclass
 class Campaign:
-    """Attacks on one network."""
+    """Attacks on one network; UserError if its outputs change from call to call, but no layer `is_noisy`."""
 
     net: nn.Module  # images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]
     forward: ForwardPass
@@ -123,7 +123,7 @@ class Campaign:
     name: str = ""  # name of the preset, for the report
 
     def __post_init__(self) -> None:
-        self.is_noisy = is_noisy(self.net.eval())
+        self.is_noisy = self.draws_noise(self.net.eval())
         self.draws = self.preset.draws if self.is_noisy else 1
         self.bar = tqdm(disable=True)
 
@@ -167,11 +167,15 @@ class Campaign:
     def victim(self, net: nn.Module | None = None, draws: int | None = None) -> Victim:
         """A network (default: this campaign's) with `draws` of its noise (default: the preset's)."""
         net = self.net if net is None else net
-        if not is_noisy(net):
+        if not self.draws_noise(net):
             draws = 1
         elif draws is None:
             draws = self.draws
         return Victim(net, self.forward, draws)
+
+    def draws_noise(self, net: nn.Module) -> bool:
+        """Whether a network, the attacked one or a twin, says that it is noisy; UserError if it is and says no."""
+        return is_noisy_indeed(net, self.forward, self.images[:4])
 
     def pgd(
         self,

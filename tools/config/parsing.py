@@ -55,11 +55,12 @@ def parse(
         values = config_class.updated(config_class.updated({}, defaults), recipe, f"recipe {path}")
         values = config_class.updated(values, given)
         for name, value in values.items():
-            known[name].check(value, has_pixels=dataset and dataset.has_pixels)
+            where = f"recipe {path}: " if name in recipe and name not in given else ""
+            known[name].check(value, where, dataset and dataset.has_pixels)
             # A run's config.yaml, a recipe too, has all settings, so those left at their defaults pass there.
             if not _applies(known[name], dataset) and (name in given or value != known[name].default):
                 kind = "images" if dataset.has_pixels else "events"
-                raise UserError(f"--{name} has no meaning for {dataset.name}, which has {kind}")
+                raise UserError(f"{where}--{name} has no meaning for {dataset.name}, which has {kind}")
         config = config_class(**values)
     except (UserError, OSError) as error:
         parser.error(str(error))
@@ -134,7 +135,10 @@ def _read_recipe(path: str, known: dict[str, Setting], dataset) -> dict:
 
 
 def _read_yaml(path: str) -> object:
-    """The content of a small YAML file as plain data; aliases and nesting, which can grow when read, are refused."""
+    """The content of a small YAML file as plain data.
+
+    Refused are a key given twice, and aliases and nesting, which can grow when read.
+    """
     raw, depth = read_bytes(path, MAX_RECIPE_BYTES), 0
     try:
         for event in yaml.parse(raw, Loader=yaml.SafeLoader):
@@ -143,8 +147,16 @@ def _read_yaml(path: str) -> object:
                 raise UserError(f"recipe {path} has an alias (*{event.anchor}), and no aliases are allowed")
             if depth > 2:
                 raise UserError(f"recipe {path} may have values and lists of values, nothing deeper")
+        root, lines = yaml.compose(raw, Loader=yaml.SafeLoader), {}
+        for key, _ in root.value if isinstance(root, yaml.MappingNode) else []:
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise UserError(f"recipe {path} has {key.value!r} twice, in lines {lines[key.value]} and {line}")
+            lines[key.value] = line
         return yaml.safe_load(raw)
     except UserError:
         raise
     except Exception as error:  # PyYAML raises many kinds for values that are not what their tags say
-        raise UserError(f"recipe {path} is not valid YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        why = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
+        raise UserError(f"recipe {path} is not valid YAML: {why}") from error

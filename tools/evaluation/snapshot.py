@@ -18,7 +18,7 @@ from tools.data.parts import Labelled, LabelledParts
 from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
 from tools.networks import load_snapshot, memory_format
-from tools.probes.hooks import is_noisy
+from tools.probes.hooks import is_noisy_indeed
 from tools.runtime.device import set_up_torch
 from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
@@ -54,7 +54,8 @@ class Snapshot:
 
     Raises:
         CheckpointError, FileNotFoundError: if the checkpoint or data are missing or do not fit.
-        UserError: for settings that do not go together, or strengths out of range.
+        UserError: for settings that do not go together, or strengths out of range; for a network whose outputs change
+            from call to call, though no layer says that it `is_noisy`.
     """
 
     def __init__(self, config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None):
@@ -81,7 +82,8 @@ class Snapshot:
         self.outside = self._load_outside(other_datasets or {}) if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
         self.title = f"{self.trained.model}, {self.trained.neuron}"
-        self.is_noisy = is_noisy(self.net)
+        ((few, _),) = self.test.subset(torch.arange(min(4, len(self.test)))).batches(4, self.device)
+        self.is_noisy = is_noisy_indeed(self.net.eval(), self.forward, few)
         self.checksum = zlib.crc32(Path(self.path).read_bytes())
         self.keep_fold(config.fold)
 

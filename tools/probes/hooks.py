@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import threading
 import weakref
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from crits import watching
 from crits.watching import Hook, spiking_neurons
 from tools.errors import UserError
+from tools.inference import ForwardPass
+
+ROUNDING = 1e-4  # of the largest logit: sums in another order differ by less, a spike more or less by more
 
 
 def require(layer: str, neuron: nn.Module, attribute: str, purpose: str) -> Any:
@@ -29,6 +33,21 @@ def is_noisy(net: nn.Module) -> bool:
     """Whether two forward passes of one input may differ; UserError if a neuron does not say whether it is noisy."""
     answers = [require(layer, neuron, "is_noisy", "an evaluation") for layer, neuron in spiking_neurons(net)]
     return any(answers)
+
+
+@torch.no_grad()
+def is_noisy_indeed(net: nn.Module, forward: ForwardPass, images: Tensor) -> bool:
+    """`is_noisy(net)`; UserError if it says no, but two forward passes of a few images differ."""
+    if is_noisy(net):
+        return True
+    precise = dataclasses.replace(forward, amp="no")
+    first, second = precise(net, images), precise(net, images)
+    if (first - second).abs().max() > ROUNDING * first.abs().max():
+        raise UserError(
+            f"no layer of this {type(net).__name__} says that it `is_noisy`, but its outputs change from call to call: "
+            "a neuron that draws needs `emits_spikes = True` and `is_noisy = True`, see models.SpikingNeuron"
+        )
+    return False
 
 
 def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> contextlib.AbstractContextManager[nn.Module]:

@@ -137,7 +137,7 @@ def _energy_nj(ac: float, mac: float) -> float:
 def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[Operations]:
     """Context manager: count the synaptic operations of a network in the block.
 
-    Counted are convolutions, linear layers, and identity paths. An identity path is where a module adds (or subtracts)
+    Counted are convolutional and linear layers, and identity paths. An identity path is where a module adds (subtracts)
     two activations of one shape and one of them is not a current: each of its elements that is not zero is an operation
     of `<module>.identity` (`.identity2` for a second place in the module's code; a loop over steps repeats the same
     path). A current is the output of a convolution, linear layer or normalisation, and what is computed from it outside
@@ -150,10 +150,11 @@ def count_operations(net: nn.Module, batch_dim: int | None = None) -> Iterator[O
             [B, C, H, W] (as many dimensions as the first convolution takes), else 1.
 
     Raises:
-        UserError: in the block, when a layer is called that cannot be counted.
+        UserError: in the block, for what cannot be counted: other layers with synapses, synapses outside of a layer
+            (F.linear, a @ w), and sums such as torch.addcmul.
     """
     record = Operations()
-    identities = IdentityPaths(net, lambda name, x: record.add(name, None, (x,)))
+    identities = IdentityPaths(net, LAYERS, lambda name, x: record.add(name, None, (x,)))
     convolutions = [module for module in net.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     image_dim = len(convolutions[0].kernel_size) + 2 if convolutions else None
 

@@ -107,6 +107,29 @@ def test_attacks_do_not_take_a_third_stochastic_neuron_for_noise_free():
     assert campaign.is_noisy and campaign.draws == PRESETS["quick"].draws
 
 
+class Poisson(nn.Module):
+    """Draws, but is not known as a spiking neuron."""
+
+    def forward(self, x):
+        return (torch.rand_like(x) < torch.sigmoid(x)).to(x.dtype)
+
+
+class Denying(Poisson):
+    emits_spikes = True
+    is_noisy = False
+
+
+@pytest.mark.parametrize("neuron", [Poisson, Denying])
+def test_noise_that_no_layer_admits_is_an_error(neuron):
+    images, target = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(4).long()
+    with pytest.raises(UserError, match="no layer of this Net says that it `is_noisy`, but its outputs change"):
+        Campaign(Net(neuron()), CPU, images, target, PRESETS["quick"])
+    hidden = Net(nn.Sequential(neuron(), NoisyLIF(Gaussian(0.3))))
+    campaign = Campaign(hidden, CPU, images, target, PRESETS["quick"])
+    with pytest.raises(UserError, match="outputs change"):
+        campaign.victim(noiseless_twin(hidden))
+
+
 def test_a_network_that_is_one_neuron_has_a_mean_field():
     x = torch.rand(3, 2, 7, generator=torch.Generator().manual_seed(0))
     law = Gaussian(0.4)

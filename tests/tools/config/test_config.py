@@ -72,15 +72,27 @@ def test_boolean_flags_have_a_negative():
         ("crop_padding: 1000000", "crop_padding must be at most 1000"),
         ("dataset: cifar10", "is for the data set 'cifar10', this script is for 'mnist5k'"),
         ("- 1\n- 2", "key: value"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "not valid YAML: line 1: "),
+        ("epochs: 3\nlr: 1e-3: 4", "not valid YAML: line 2: mapping values are not allowed here"),
+        ("epochs: 3\nlr: 'a\n", "not valid YAML: line 3: "),
+        ("epochs: 3 \x00", "not valid YAML: unacceptable character"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("epochs: 3\nlr: 1e-3\n'epochs': 4", "has 'epochs' twice, in lines 1 and 3"),
+        ("roll: 1", "--roll has no meaning for mnist5k"),
     ],
 )
 def test_a_wrong_recipe_is_an_error_that_says_what_is_wrong(tmp_path, capsys, text, message):
     with pytest.raises(SystemExit) as stop:
         parse(TrainConfig, ["--config", recipe(tmp_path, text)], dataset=IMAGES)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    _, said = capsys.readouterr().err.split(": error: ")
+    assert said.count("\n") == 1 and message in said and f"recipe {tmp_path / 'recipe.yaml'}" in said
+
+
+def test_a_message_names_the_recipe_only_if_the_value_is_from_it(tmp_path, capsys):
+    path = recipe(tmp_path, "sigma: 0.2\n")
+    assert "recipe" not in refused(capsys, TrainConfig, ["--config", path, "--sigma", "-1"])
+    assert "recipe" not in refused(capsys, TrainConfig, ["--config", path, "--roll", "1"], dataset=IMAGES)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dataset_utils import DATASETS
-from models import build_model, build_neuron
+from models import LIF, build_model, build_neuron
 from models.layers import Normalize
 from tests.tools.data.test_corruptions import write_corruptions
 from tools import inference
@@ -93,6 +93,12 @@ def test_a_deterministic_network_needs_several_draws_only_of_what_is_drawn(train
     results = evaluated(trained, stripes, tmp_path, "LIF", **options).perturbations
     assert [len(point.loss_draws) for point in results["sp"]] == [1, 3]
     assert [(len(point.loss_draws), point.accuracy_std) for point in results["blur"]] == [(1, 0.0)] * 2
+
+
+def test_noise_that_no_layer_admits_is_an_error(trained, stripes, tmp_path, monkeypatch):
+    monkeypatch.setattr(LIF, "run", lambda self, x, *args, **options: ((torch.rand_like(x) < 0.5).to(x.dtype), None))
+    with pytest.raises(UserError, match="no layer of this SpikingVGG says that it `is_noisy`, but its outputs change"):
+        snapshot(trained, stripes, tmp_path, "LIF")
 
 
 def test_of_a_single_draw_nothing_is_known_about_the_others(trained, stripes, tmp_path):

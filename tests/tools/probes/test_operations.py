@@ -154,6 +154,7 @@ class Shortcut(nn.Module):
         return self.form(self, x)
 
 
+INDEX = torch.tensor([0, 1, 2])
 SPIKES = (torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 
 
@@ -193,6 +194,12 @@ def into_zeros(x):
         lambda block, x: into_zeros(block.conv(x)) + x,
         lambda block, x: x.clone().add_(block.conv(x)),
         lambda block, x: x.sum() + x.mean() + block.conv(x) + x,
+        lambda block, x: torch.rsub(block.conv(x), x),
+        lambda block, x: torch.stack([block.conv(x), x]).sum(0),
+        lambda block, x: torch.stack([block.conv(x), x, torch.zeros(x.shape)], dim=-1).sum(dim=-1),
+        lambda block, x: torch.mean(torch.stack((x, block.conv(x)), 1), (1,)),
+        lambda block, x: torch.cat([block.conv(x)[..., None], x[..., None]], -1).sum(-1),
+        lambda block, x: torch.concat([x[None], block.conv(x)[None]]).mean(axis=0, keepdim=True),
     ],
 )
 def test_the_identity_path_of_any_block_is_counted(form):
@@ -214,10 +221,69 @@ def test_the_identity_path_of_any_block_is_counted(form):
         lambda block, x: block.conv(x) + 2 * block.norm.running_var[:, None, None].expand(x.shape).contiguous(),
         lambda block, x: block.conv(x) + torch.zeros(x.shape),
         lambda block, x: block.conv(x) + torch.zeros_like(x) + x.new_ones(x.shape),
+        lambda block, x: torch.stack([block.conv(x), block.down(x)]).sum(0),
+        lambda block, x: torch.stack(list(block.conv(x))).sum(0),
+        lambda block, x: torch.stack(list(x)).mean(0),  # spikes pooled over time
+        lambda block, x: torch.stack([block.conv(x), x]).sum(1),
+        lambda block, x: torch.stack([block.conv(x), x]).sum(),
+        lambda block, x: torch.cat([block.conv(x), x], 1).sum(1),  # pooled over channels
+        lambda block, x: block.conv(x).index_add(0, INDEX, block.down(x)),
     ],
 )
 def test_sums_of_currents_and_constants_are_no_identity_path(form):
     assert identities(Shortcut(form)) == {}
+
+
+@pytest.mark.parametrize(
+    "form", [lambda block, x: torch.lerp(block.conv(x), x, 0.5), lambda block, x: block.conv(x).lerp_(x, weight=0.5)]
+)
+def test_interpolated_spikes_are_an_identity_path_that_multiplies(form):
+    assert identities(Shortcut(form)) == {"identity": LayerCost(SPIKES.sum().item() / 3, "MAC", 40)}
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (lambda block, x: block.conv(x).addcmul(x, x), "addcmul"),
+        (lambda block, x: block.conv(x).index_add(0, INDEX, x), "index_add"),
+        (lambda block, x: torch._foreach_add([block.conv(x)], [x])[0], "foreach_add"),
+    ],
+)
+def test_sums_that_cannot_be_taken_apart_are_an_error(form, name):
+    with pytest.raises(UserError, match=rf"^{name} in '0' cannot be counted: write .* a \+ b"):
+        identities(nn.Sequential(Shortcut(form)))
+
+
+WEIGHT = nn.Parameter(torch.ones(5, 5))
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (lambda block, x: nn.functional.linear(x, WEIGHT), "linear"),
+        (lambda block, x: nn.functional.conv2d(x, block.conv.weight), "conv2d"),
+        (lambda block, x: x @ WEIGHT.T, "matmul"),
+        (lambda block, x: torch.einsum("bchw,wv->bchv", x, WEIGHT), "einsum"),
+        (lambda block, x: torch.bmm(x[0], WEIGHT.expand(2, 5, 5)), "bmm"),
+        (lambda block, x: torch.addmm(x[0, 0], x[1, 0], WEIGHT), "addmm"),
+        (lambda block, x: torch.baddbmm(x[0], x[1], WEIGHT.expand(2, 5, 5)), "baddbmm"),
+        (lambda block, x: nn.functional.linear(block.conv(x), WEIGHT), "linear"),
+    ],
+)
+def test_synapses_outside_of_a_layer_are_an_error(form, name):
+    for net, place in ((Shortcut(form), "the network"), (nn.Sequential(Shortcut(form)), "'0'")):
+        with pytest.raises(UserError, match=rf"^{name} in {place} cannot be counted: synapses are counted in"):
+            identities(net)
+
+
+def test_weights_may_be_computed_from_others():
+    class LowRank(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight + self.weight @ self.weight)
+
+    net = Shortcut(lambda block, x: block.layer(x) + (WEIGHT @ WEIGHT).sum())
+    net.layer = nn.utils.parametrizations.weight_norm(LowRank(5, 5))
+    assert identities(net) == {}
 
 
 def test_spikes_made_by_comparison_are_no_current():
