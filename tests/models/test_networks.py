@@ -514,7 +514,7 @@ def test_build_neuron_of_the_noisy_names(name, law):
     factory = build_neuron(name, **options, detach_reset=True, decay_input=True)
     neuron = factory()
     assert type(neuron) is NoisyLIF and factory() is not neuron
-    assert type(neuron.noise) is law and neuron.noise.scale == 0.4 and neuron.noise.loc == 0
+    assert type(neuron.noise) is law and neuron.noise.scale == pytest.approx(0.4) and neuron.noise.loc == 0
     assert neuron.decay == 0.25 and neuron.threshold == 0.7
     assert neuron.placement == "escape" and neuron.reset == "subtract"
     assert neuron.detach_reset and neuron.decay_input and neuron.log_scale is not None
@@ -576,7 +576,7 @@ def entered(monkeypatch):
 
 def test_a_noisy_neuron_of_ones_own_gets_the_options_of_noise(entered):
     neuron = build_neuron("OwnNoisy", sigma=0.4, placement="escape", learnable_scale=True)()
-    assert type(neuron) is OwnNoisy and type(neuron.noise) is Logistic and neuron.noise.scale == 0.4
+    assert type(neuron) is OwnNoisy and type(neuron.noise) is Logistic and neuron.noise.scale == pytest.approx(0.4)
     assert neuron.placement == "escape" and neuron.log_scale is not None and neuron.surrogate is None
 
 

@@ -26,7 +26,7 @@ RATE = "train_images_per_s"
 def run_processes(count, function):
     """What `function(processes)` returns in each of several forked processes, in the order of their ranks."""
     context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # it chooses a free port, and has it
 
     def work(rank):
@@ -40,17 +40,19 @@ def run_processes(count, function):
             TORCHELASTIC_RESTART_COUNT="0",
         )
         with joined() as processes:
-            queue.put((rank, function(processes)))
+            pipes[rank][1].send(function(processes))
             processes.gathered(0)
 
     workers = [context.Process(target=work, args=(rank,)) for rank in range(count)]
     for worker in workers:
         worker.start()
-    results = dict(queue.get() for _ in workers)
+    for _, end in pipes:
+        end.close()  # an EOFError in place of endless waiting where all workers have failed
+    results = [end.recv() for end, _ in pipes]
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    return [results[rank] for rank in range(count)]
+    return results
 
 
 def train(folder, stripes, count=1, **changes):
