@@ -24,12 +24,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     cache = tempfile.TemporaryDirectory(prefix="nsnn-cache-")
     os.environ["NSNN_CACHE"] = cache.name
 
-# At its first backward pass, PyTorch starts threads for all devices but the CPU that it knows by then. torch.compile makes
-# it know one, and a process with such threads cannot fork: so the first pass is here.
-torch.ones(1, requires_grad=True).sum().backward()
-
 from dataset_utils import ImageDataset
 from tools.data.images import LabelledImages
+
+# At its first backward pass, PyTorch starts threads for all devices but the CPU that it knows by then. torch.compile
+# makes it know one, and a process with such threads cannot fork: so the first pass is here.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 def pytest_collection_finish(session):
