@@ -119,7 +119,8 @@ class SpikingNeuron(SavesSettings, abc.ABC):
         scale: float | Tensor = law.scale
         if isinstance(scale, Tensor):  # neurons that are given one law do not share the tensor
             ends = parameters.extremes(scale) if scale.numel() == 1 else None
-            law = functional.unscaled("surrogate", law).with_scale(scale.clone() if ends is None else ends[0])
+            functional.unscaled("surrogate", law)  # an error where it has no `with_scale`
+            law = law.with_scale(scale.clone() if ends is None else ends[0])
         self.surrogate = law
         self.detach_reset = self.detach_reset if detach_reset is None else detach_reset
 

@@ -19,8 +19,8 @@ REFUSAL = (
 
 
 @left_to_python(OUTSIDE)
-def note_draw(generator: Generator, entry: Entry | None) -> None:
-    """Note a draw from `generator` that comes, or let it repeat its numbers during recomputation.
+def generator_to_draw_from(generator: Generator, entry: Entry | None) -> Generator:
+    """`generator`, or during recomputation a stand-in that repeats its numbers.
 
     Args:
         entry: the `noise_generator` block that it comes from, if it does.
@@ -33,15 +33,10 @@ def note_draw(generator: Generator, entry: Entry | None) -> None:
     if _is_in_torchs_checkpoint() or any(run.is_in_torchs for run in RUNS.get()):
         raise RuntimeError(REFUSAL)
     refuse_reentrant(entry)
+    drawn_from = generator
     for run in RUNS.get():
-        run.note(generator)
-
-
-def _note_blocks() -> None:
-    """At the start of a run: also what the function itself draws from the generators of blocks is to be repeated."""
-    for entry in GENERATOR_BLOCKS.in_effect():
-        for run in RUNS.get():
-            run.note(entry.value)
+        drawn_from = run.stand_in(generator, drawn_from)
+    return drawn_from
 
 
 def _is_in_torchs_checkpoint() -> bool:
@@ -108,26 +103,23 @@ class Run:
         self.frame = frame  # blocks below this frame belong to the backward pass; None: the first run
         self.is_in_torchs = frame is None and _is_in_torchs_checkpoint()
         self.hook = _hook_on_saved_tensors()
-        self.outside: dict[int, tuple[Generator, torch.Tensor]] = {}  # where generators are while they begin again
+        self.twins: dict[int, Generator] = {}
 
-    def note(self, generator: Generator) -> None:
-        """Before the generator is used: note where it begins, or let it begin there again until `restore`."""
+    def stand_in(self, generator: Generator, drawn_from: Generator) -> Generator:
+        """The generator to draw from in place of `generator`, for which an outer run draws from `drawn_from`."""
         key = id(generator)
-        if self.frame is None:
-            if key not in self.begins:
-                self.begins[key] = (generator, generator.get_state())
-        elif key in self.begins and key not in self.outside:
-            self.outside[key] = (generator, generator.get_state())
-            generator.set_state(self.begins[key][1])
-
-    def restore(self) -> None:
-        for generator, state in self.outside.values():
-            generator.set_state(state)
+        if self.frame is None and key not in self.begins:
+            self.begins[key] = (generator, drawn_from.get_state())
+        if self.frame is None or key not in self.begins:
+            return drawn_from
+        if key not in self.twins:
+            self.twins[key] = Generator(generator.device)
+            self.twins[key].set_state(self.begins[key][1])
+        return self.twins[key]
 
     def __enter__(self) -> None:
         self.hook = _hook_on_saved_tensors()
         self.token = RUNS.set((*RUNS.get(), self))
-        _note_blocks()
 
     def __exit__(self, *error: object) -> None:
         RUNS.reset(self.token)
@@ -141,21 +133,17 @@ class _AsAtFirst:
         self.blocks = []
         for setting in (MODE_BLOCKS, GENERATOR_BLOCKS):
             self.blocks.append((setting, [entry.value for entry in reversed(setting.in_effect())]))
-        self.outer: list[tuple[Run, list[Any]]] = []
+        self.outer: list[list[Any]] = []
 
     def __enter__(self) -> None:
         variables: list[ContextVar[Any]] = [MODE_BLOCKS.variable, GENERATOR_BLOCKS.variable, RUNS]
-        run = Run(self.begins, sys._getframe(1))
-        self.outer.append((run, [(variable, variable.get()) for variable in variables]))
+        self.outer.append([(variable, variable.get()) for variable in variables])
         for setting, values in self.blocks:
             setting.variable.set(tuple(Entry(value, None) for value in values))
-        RUNS.set((run,))
-        _note_blocks()
+        RUNS.set((Run(self.begins, sys._getframe(1)),))
 
     def __exit__(self, *error: object) -> None:
-        run, outer = self.outer.pop()
-        run.restore()
-        for variable, value in outer:
+        for variable, value in self.outer.pop():
             variable.set(value)
 
 
@@ -164,8 +152,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Activation checkpointing: call `function`, and recompute it in the backward pass instead of storing activations.
 
     The gradient is unchanged: recomputation draws the same noise, and has the same `noiseless` and `mean_field`,
-    wherever `backward` is called. What the function itself draws from a generator is the same if that is of a
-    `noise_generator` around it. Inside a compiled function, the checkpointed part is not compiled.
+    wherever `backward` is called. What the function itself draws repeats if it is from torch's default generator, not
+    from another one. Inside a compiled function, the checkpointed part is not compiled.
 
     Note:
         Built on `torch.utils.checkpoint.checkpoint(use_reentrant=False)`, which by itself restores only torch's default

@@ -12,6 +12,7 @@ and the reset. The backward pass takes d spike / d u = F'(u - threshold), the de
 potential, and flows through the reset as well. An argument out of range is a ValueError or TypeError.
 """
 
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -209,7 +210,9 @@ def _refuse_unlearnt(name: str, law: NoiseLaw) -> None:
     if isinstance(law, nn.Module):
         raise TypeError(f"{name} must be a NoiseLaw that is not an nn.Module, got a {type(law).__name__}")
     for attribute, value in vars(law).items():
-        if isinstance(value, Tensor) and value.requires_grad and attribute not in ("scale", "_ratio"):  # of Rescaled
+        if not isinstance(value, Tensor) or not value.requires_grad or attribute in ("scale", "_ratio"):  # of Rescaled
+            continue
+        if not isinstance(getattr(type(law), attribute, None), functools.cached_property):
             raise ArgumentError(f"{attribute} of the {name} would not be learnt, as only the scale of a law is")
 
 

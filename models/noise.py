@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import parameters
-from .checkpointing import note_draw, refuse_unkept_noise
+from .checkpointing import generator_to_draw_from, refuse_unkept_noise
 from .contexts import GENERATOR_BLOCKS, Block
 from .parameters import ArgumentError
 
@@ -52,7 +52,7 @@ def _draw(
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_unkept_noise()
         return sampler(shape, device=device, dtype=dtype)
-    note_draw(generator, block)
+    generator = generator_to_draw_from(generator, block)
     numbers = sampler(shape, generator=generator, device=generator.device, dtype=dtype)
     return numbers.to(device) if device is not None else numbers
 
@@ -156,9 +156,11 @@ class NoiseLaw(metaclass=_Immutable):
         Raises:
             TypeError: if its class has its own constructor and its scale is a tensor.
         """
-        if type(self).__init__ is not NoiseLaw.__init__:
-            if isinstance(self.scale, Tensor):
+        has_constructor = type(self).__init__ is not NoiseLaw.__init__
+        if isinstance(self.scale, Tensor):
+            if has_constructor:
                 raise TypeError(f"{type(self).__name__} has its own constructor: its scale must be a number")
+        elif has_constructor or type(self) not in LAWS:  # its functions may not read `scale`
             return Rescaled(self, scale)
         law = copy.copy(self)
         for name in vars(self):  # computed from the old scale

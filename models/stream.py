@@ -173,9 +173,11 @@ def _check_layers(net: nn.Module) -> None:
 def _refused_attention(step: _Step) -> Iterator[None]:
     """Context manager: RuntimeError where PyTorch's attention is over time, of which there is one step."""
 
-    def check(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def check(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if STREAM.get() is not step or kwargs is None:  # another thread's, whose end may change how hooks are called
+            return
         key = inspect.signature(module.forward).bind(*args, **kwargs).arguments.get("key")
-        if STREAM.get() is not step or not isinstance(key, Tensor):
+        if not isinstance(key, Tensor):
             return
         if key.shape[1 if module.batch_first and key.dim() == 3 else 0] == 1:
             layer = f"layer {name!r} ({type(module).__name__})"
@@ -198,7 +200,9 @@ def _detached(leaf: Any) -> Any:
         for field in dataclasses.fields(leaf):
             object.__setattr__(twin, field.name, tree_map(_detached, getattr(leaf, field.name)))  # it may be frozen
         return twin
-    if leaf is None or isinstance(leaf, (numbers.Number, str, enum.Enum, torch.dtype, torch.device)):
+    if leaf is None or isinstance(
+        leaf, (numbers.Number, str, bytes, enum.Enum, torch.dtype, torch.device, torch.Generator)
+    ):
         return leaf
     raise TypeError(f"detach() does not look into {type(leaf).__name__}: make the state of tuples or dataclasses")
 

@@ -176,7 +176,9 @@ class _LIFSequence(torch.autograd.Function):
         if T == 0:
             v = state.clone()  # not the caller's own tensor
 
-        spikes, z = stacked(spikes_at, state, x.dtype), stacked(z_at, state, state.dtype)
+        spikes = stacked(spikes_at, state, x.dtype)
+        spikes_at.clear()  # before there is another sequence in memory
+        z = stacked(z_at, state, state.dtype)
         eps_kept = stacked(eps_at, state, state.dtype) if eps_at else None
 
         ctx.neuron = neuron

@@ -1019,32 +1019,6 @@ def twice(call, function, x):
     return sum(call(function, x).cumsum(0).square().sum() for _ in range(2))
 
 
-def nested_checkpoint(function, x):
-    return checkpoint(checkpoint, function, x)
-
-
-@laws
-@pytest.mark.parametrize("call", [checkpoint, nested_checkpoint])
-def test_a_function_may_draw_from_the_generator_of_the_block_itself(law, call):
-    """Before and after the noise, and without any."""
-    net, results = network(law), []
-    for run in (lambda function, x: function(x), call):
-        generator = seeded(5)
-
-        def numbers(*shape, generator=generator):
-            return torch.rand(shape, generator=generator)
-
-        def loss(x, run=run, generator=generator, numbers=numbers):
-            with noise_generator(generator):
-                y = run(lambda x: net(x * numbers(3, 4, 50)) * numbers(3, 4, 8), x)
-                return (run(lambda y: y * numbers(8), y) + numbers(8)).square().sum()
-
-        results.append([*gradients(net, loss), generator.get_state()])
-    for ours, theirs in zip(*results):
-        assert ours.any()
-        torch.testing.assert_close(ours, theirs)
-
-
 @laws
 @pytest.mark.parametrize("make", [shared_block, one_of_its_own, direct_draws, nested])
 def test_generators_that_are_used_inside_a_checkpoint_repeat_their_numbers(law, make):

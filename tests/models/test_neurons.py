@@ -895,3 +895,42 @@ def test_noise_without_width_is_refused(wrong):
     assert neuron.noise.scale == 0.3 and neuron.surrogate is None
     with pytest.raises(TypeError, match="noise must be a NoiseLaw"):
         neuron.noise = wrong
+
+
+class Fixed(NoiseLaw):
+    """Its functions do not read `scale`."""
+
+    def cdf(self, x):
+        return torch.sigmoid(x / 0.3)
+
+    def pdf(self, x):
+        return self.cdf(x) * self.cdf(-x) / 0.3
+
+    def icdf(self, p):
+        return 0.3 * torch.logit(p)
+
+
+def test_a_law_that_does_not_read_its_scale_is_stretched_all_the_same():
+    law, x = Fixed(1.0), torch.linspace(-1, 1, 9)
+    for wide in (law.widened(2.0), law.with_scale(2.0)):
+        torch.testing.assert_close(wide.cdf(x), law.cdf(x / 2))
+    neuron = NoisyLIF(law)
+    neuron.scale_noise(2.0)
+    torch.testing.assert_close(neuron.noise.cdf(x), law.cdf(x / 2))
+
+
+def test_a_law_whose_cached_value_follows_its_learnt_scale_is_accepted():
+    class Cached(Gaussian):
+        @functools.cached_property
+        def inverse(self):
+            return 1 / self.scale
+
+        def cdf(self, x):
+            return torch.sigmoid(x * self.inverse)
+
+    law, x = Cached(nn.Parameter(torch.tensor([0.3]))), torch.rand(2, 1, 3)
+    law.cdf(x)
+    neuron = NoisyLIF(law)
+    with mean_field(neuron):
+        neuron(x).sum().backward()
+    assert neuron.scale.grad.abs() > 0
