@@ -26,18 +26,24 @@ Argv = Sequence[str] | None  # None: sys.argv[1:]
 PARSES_ONLY = ContextVar("parses only", default=False)
 
 
+class _Parsed(BaseException):
+    """Ends a script whose flags were to be parsed only."""
+
+
 @contextlib.contextmanager
 def parsing_only() -> Iterator[None]:
-    """Context manager: `train` parses and checks its flags, and does nothing more."""
+    """Context manager: `train` and `test` parse and check their flags, and end the block."""
     token = PARSES_ONLY.set(True)
     try:
         yield
+    except _Parsed:
+        pass
     finally:
         PARSES_ONLY.reset(token)
 
 
-def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> RunResult | None:
-    """Train a network on a data set as the command line says, and test it (None inside `parsing_only`).
+def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> RunResult:
+    """Train a network on a data set as the command line says, and test it.
 
     Args:
         dataset: one of `dataset_utils.DATASETS`, or another with its attributes.
@@ -49,7 +55,7 @@ def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> 
     """
     config, given = parse(TrainConfig, argv, defaults, dataset, f"Train a spiking network on {dataset.name}.")
     if PARSES_ONLY.get():
-        return None
+        raise _Parsed
     from tools.training.run import Training
 
     with _readable_errors(config.debug), joined(config.device) as processes:
@@ -65,6 +71,8 @@ def test(dataset: Dataset, argv: Argv = None, other_datasets: dict[str, Dataset]
     {group: list of results}.
     """
     config, _ = parse(EvaluationConfig, argv, None, dataset, f"Evaluate a spiking network on {dataset.name}.")
+    if PARSES_ONLY.get():
+        raise _Parsed
     from tools.evaluation.run import run_evaluation
 
     with _readable_errors(config.debug):

@@ -17,6 +17,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import runpy
 import signal
 import statistics
@@ -129,21 +130,24 @@ def _words(command, combination, run):
 
 
 def check_flags(folder: Path, command: Sequence[str], combination: Combination) -> None:
-    """UserError, in one line, if the script's own parser refuses a combination; nothing is run."""
+    """UserError, in one line, if the parser of a script that uses `tools.cli` refuses a combination; nothing is run."""
     from tools.cli import parsing_only  # with PyTorch, which --help does not need
 
-    run, said, before = run_folder(folder, combination), io.StringIO(), (sys.argv, os.getcwd())
+    script = ROOT / command[0]
+    if not re.search(r"tools\.cli|from tools import .*cli", script.read_text()):
+        return  # all of it would run
+    run, said, before = run_folder(folder, combination), io.StringIO(), (sys.argv, sys.path, os.getcwd())
     try:
-        sys.argv = _words(command, combination, run)
+        sys.argv, sys.path = _words(command, combination, run), [str(script.parent), *sys.path]
         os.chdir(ROOT)
         with parsing_only(), contextlib.redirect_stderr(said):
             runpy.run_path(command[0], run_name="__main__")
-    except SystemExit:
-        last = (said.getvalue().splitlines() or [f"{command[0]} would not train"])[-1]
+    except SystemExit as error:
+        last = (said.getvalue().splitlines() or [f"{command[0]} ends with {error.code!r}"])[-1]
         raise UserError(f"{run.name}: {last.partition(' error: ')[2] or last}") from None
     finally:
-        sys.argv = before[0]
-        os.chdir(before[1])
+        sys.argv, sys.path = before[:2]
+        os.chdir(before[2])
 
 
 def _end_with_parent():

@@ -157,3 +157,18 @@ def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
         assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, epochs + 1))
     assert "sigma  seeds  test accuracy, %" in done.stdout.splitlines()
     assert (folder / "sweep.csv").exists() and (folder / "sweep.png").exists()
+
+
+def test_a_script_of_ones_own_is_checked_up_to_its_training(tmp_path, capsys):
+    (tmp_path / "helper.py").write_text("EPOCHS = 1\n")
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import sys\nfrom helper import EPOCHS\nfrom dataset_utils import DATASETS\nfrom tools.cli import train\n"
+        "result = train(DATASETS['mnist5k'], {'epochs': EPOCHS})\nprint(result.accuracy)\nsys.exit()\n"
+    )
+    sweep.check_flags(tmp_path, [str(script)], {"lr": "0.1"})
+    assert not capsys.readouterr().out
+    with pytest.raises(UserError, match="lr=a: .*lr"):
+        sweep.check_flags(tmp_path, [str(script)], {"lr": "a"})
+    script.write_text("raise SystemExit('it has run')\n")  # it does not say that it uses tools.cli
+    sweep.check_flags(tmp_path, [str(script)], {"lr": "0.1"})

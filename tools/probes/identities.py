@@ -225,8 +225,8 @@ class IdentityPaths(TorchFunctionMode):
         dim, parts = self.stacks[x]
         parts = [part for part in parts if self._source(part) != CONSTANT]
         # What one layer gave at several steps is pooled over time, as by `sum` of its output [T, ...].
-        are_added = [one % x.dim() for one in dims] == [dim] and len({self._source(part) for part in parts}) > 1
-        return parts if are_added else []
+        is_over_parts = dim in [one % x.dim() for one in dims]
+        return parts if is_over_parts and len({self._source(part) for part in parts}) > 1 else []
 
     def _note_stack(self, result: Tensor, tensors: Any, dim: int = 0, **others: Any) -> None:
         """Remember what was stacked, or concatenated along a dimension in which each has size 1."""

@@ -485,8 +485,8 @@ def test_the_weights_of_ones_own_loop_are_tested_as_the_network_was_trained(tmp_
     assert "neurons with decay=0.25 were loaded into neurons with decay=0.5" in record.message
 
 
-def toynet(**settings):
-    net = build_model("toynet", neuron=build_neuron("NILIF", **settings), in_shape=(1, 8, 8), num_classes=2)
+def toynet(name="NILIF", **settings):
+    net = build_model("toynet", neuron=build_neuron(name, **settings), in_shape=(1, 8, 8), num_classes=2)
     net.normalize = Normalize([0.4], [0.3])
     return net
 
@@ -512,6 +512,13 @@ def test_learnt_scales_of_ones_own_loop_are_found(tmp_path, stripes, form):
     with pytest.raises(CheckpointError, match="unexpected keys: stem_neuron.log_scale"):
         torch.save(net.state_dict(), tmp_path / "own.pth")
         Snapshot(dataclasses.replace(config, neuron="LIF"), stripes)
+
+
+def test_the_tau_of_a_network_of_ones_own_that_learns_its_decay_may_be_given(tmp_path, stripes):
+    """It describes the network, as the command that trained it did."""
+    torch.save(toynet("PLIF").state_dict(), tmp_path / "own.pth")
+    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron="PLIF", timestep=3, tau=2.0)
+    assert Snapshot(config, stripes).trained.neuron == "PLIF"
 
 
 def test_learnt_scales_of_another_network_in_the_file_are_left_alone(tmp_path, stripes):

@@ -198,6 +198,7 @@ def into_zeros(x):
         lambda block, x: torch.stack([block.conv(x), x]).sum(0),
         lambda block, x: torch.stack([block.conv(x), x, torch.zeros(x.shape)], dim=-1).sum(dim=-1),
         lambda block, x: torch.mean(torch.stack((x, block.conv(x)), 1), (1,)),
+        lambda block, x: torch.stack([block.conv(x)[None], x[None]]).sum((0, 1)),
         lambda block, x: torch.cat([block.conv(x)[..., None], x[..., None]], -1).sum(-1),
         lambda block, x: torch.concat([x[None], block.conv(x)[None]]).mean(axis=0, keepdim=True),
     ],
