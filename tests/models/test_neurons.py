@@ -827,15 +827,18 @@ def test_neurons_that_are_given_one_surrogate_do_not_share_its_tensor():
     )
 
 
+class Cached(Gaussian):
+    """Computes a value from its scale at the first use."""
+
+    @functools.cached_property
+    def inverse(self):
+        return 1 / self.scale
+
+    def cdf(self, x):
+        return torch.sigmoid(x * self.inverse)
+
+
 def test_what_a_law_has_computed_from_its_scale_is_not_taken_along_to_another():
-    class Cached(Gaussian):
-        @functools.cached_property
-        def inverse(self):
-            return 1 / self.scale
-
-        def cdf(self, x):
-            return torch.sigmoid(x * self.inverse)
-
     law, x = Cached(0.3), torch.rand(5)
     law.cdf(x)
     torch.testing.assert_close(law.with_scale(0.6).cdf(x), torch.sigmoid(x / 0.6))
@@ -920,14 +923,6 @@ def test_a_law_that_does_not_read_its_scale_is_stretched_all_the_same():
 
 
 def test_a_law_whose_cached_value_follows_its_learnt_scale_is_accepted():
-    class Cached(Gaussian):
-        @functools.cached_property
-        def inverse(self):
-            return 1 / self.scale
-
-        def cdf(self, x):
-            return torch.sigmoid(x * self.inverse)
-
     law, x = Cached(nn.Parameter(torch.tensor([0.3]))), torch.rand(2, 1, 3)
     law.cdf(x)
     neuron = NoisyLIF(law)
