@@ -46,7 +46,7 @@ class Layer(Cell):
 cell = Cell
 
 
-def from_norse(module: nn.Module, noise: NoiseLaw | None = None, placement: str = "both") -> Cell:
+def from_norse(module: Any, noise: NoiseLaw | None = None, placement: str = "both") -> Cell:
     """The same neuron with noise, from a `LIFBoxCell`, `LIFCell`, `LIF`, `IAFCell` or `IAF` of norse.
 
     Inside `models.noiseless` it fires as `module` does. Its state is that of a neuron of this package.
@@ -78,7 +78,7 @@ def from_norse(module: nn.Module, noise: NoiseLaw | None = None, placement: str 
         settings |= dict(decay=1.0, v_leak=values["v_reset"])  # from which it starts
     if reset == "zero":
         settings["v_reset"] = values["v_reset"]
-    neuron = build(lambda x: threshold(x, p.method, p.alpha), noise, placement, **settings)
+    neuron: Any = build(lambda x: threshold(x, p.method, p.alpha), noise, placement, **settings)
     if "tau_syn_inv" in values:
         neuron = Synaptic(1 - dt * values["tau_syn_inv"], neuron)
     return _KINDS[type(module)](neuron).to(device_of(module)).train(module.training)

@@ -29,11 +29,11 @@ class _LearnsTau:
         self.tau_mem = nn.Parameter(-1 / torch.log(torch.as_tensor(value, dtype=torch.float32)))
 
 
-class _LIF(_LearnsTau, LIF):
+class _LIF(_LearnsTau, LIF):  # type: ignore[misc]
     pass
 
 
-class _NoisyLIF(_LearnsTau, NoisyLIF):
+class _NoisyLIF(_LearnsTau, NoisyLIF):  # type: ignore[misc]
     pass
 
 
@@ -85,7 +85,7 @@ class Layer(nn.Module):
         return spikes.flatten(0, 1) if is_squeezed else spikes
 
 
-def from_sinabs(layer: nn.Module, noise: NoiseLaw | None = None, placement: str = "both") -> Layer:
+def from_sinabs(layer: Any, noise: NoiseLaw | None = None, placement: str = "both") -> Layer:
     """The same neuron with noise, from a `LIF`, an `IAF`, or one of their "Squeeze" forms.
 
     Inside `models.noiseless` it fires as `layer` does. Learnt values start from those of `layer`.
@@ -120,7 +120,7 @@ def from_sinabs(layer: nn.Module, noise: NoiseLaw | None = None, placement: str 
     def function(x: Tensor) -> Tensor:
         return layer.spike_fn.apply(x + at_zero, at_zero, layer.surrogate_grad_fn)
 
-    neuron = build(function, noise, placement, kinds, **settings)
+    neuron: Any = build(function, noise, placement, kinds, **settings)
     if learns_tau:
         neuron.tau_mem = nn.Parameter(layer.tau_mem.detach().clone())
     sizes = (layer.batch_size, layer.num_timesteps) if isinstance(layer, theirs.SqueezeMixin) else ()
@@ -134,9 +134,11 @@ def _refuse(layer: Any) -> None:
     """Raise NotMapped for settings whose dynamics no neuron of this package has."""
     reset, threshold = layer.reset_fn, layer.spike_threshold
     reasons = {
-        "it may fire more than once in a step: only SingleSpike is mapped": layer.spike_fn is not activation.SingleSpike,
+        "it may fire more than once in a step, as it has no SingleSpike": (
+            layer.spike_fn is not activation.SingleSpike
+        ),
         "its potential has a lower bound": layer.min_v_mem is not None,
-        "its synapse filters the input": layer.tau_syn is not None if hasattr(layer, "tau_syn") else layer.alpha_syn is not None,
+        "its synapse filters the input": layer.alpha_syn_calculated is not None,
         "its reset is neither MembraneReset nor MembraneSubtract": (
             not isinstance(reset, activation.MembraneReset | activation.MembraneSubtract)
         ),

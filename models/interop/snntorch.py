@@ -25,11 +25,11 @@ class _SubtractsLater:
         return self.threshold / self.decay
 
 
-class _LIF(_SubtractsLater, LIF):
+class _LIF(_SubtractsLater, LIF):  # type: ignore[override]
     pass
 
 
-class _NoisyLIF(_SubtractsLater, NoisyLIF):
+class _NoisyLIF(_SubtractsLater, NoisyLIF):  # type: ignore[override]
     pass
 
 
@@ -125,7 +125,7 @@ class SynapticLayer(_Stepped, theirs.Synaptic):
         return spikes if self.init_hidden and not self.output else (spikes, self.syn, self.mem)
 
 
-def from_leaky(leaky: nn.Module, noise: NoiseLaw | None = None, placement: str = "both") -> nn.Module:
+def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both") -> nn.Module:
     """The same neuron with noise, from a `Leaky` or a `Synaptic`, to be called as that is.
 
     Inside `models.noiseless` it fires as `leaky` does. Learnt values start from those of `leaky`.
@@ -148,7 +148,7 @@ def from_leaky(leaky: nn.Module, noise: NoiseLaw | None = None, placement: str =
             kinds = (_LIF, _NoisyLIF)
         else:
             settings["reset_by"] = threshold / decay
-    neuron = build(leaky.spike_grad, noise, placement, kinds, detach_reset=leaky.reset_delay, **settings)
+    neuron: Any = build(leaky.spike_grad, noise, placement, kinds, detach_reset=leaky.reset_delay, **settings)
     layer: Any = Layer
     if is_synaptic:
         neuron, layer = Synaptic(_clamped("alpha", leaky.alpha), neuron), SynapticLayer

@@ -64,7 +64,7 @@ class Node(theirs.BaseNode):
         return f"step_mode={self.step_mode}"
 
 
-def from_lifnode(node: nn.Module, noise: NoiseLaw | None = None, placement: str = "both") -> Node:
+def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "both") -> Node:
     """The same neuron with noise, from a `LIFNode`, `IFNode` or `ParametricLIFNode`.
 
     Inside `models.noiseless` it fires as `node` does. Learnt values start from those of `node`.
@@ -79,7 +79,7 @@ def from_lifnode(node: nn.Module, noise: NoiseLaw | None = None, placement: str 
         raise NotMapped(f"{type(node).__name__} is not one of {', '.join(kind.__name__ for kind in _DECAY)}")
     hard = node.v_reset is not None
     rest = node.v_reset if hard else 0.0
-    neuron = build(
+    neuron: Any = build(
         node.surrogate_function,
         noise,
         placement,

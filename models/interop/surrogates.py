@@ -120,7 +120,8 @@ def _law_of(gradient: Function) -> NoiseLaw | None:
         return None
     x = width * torch.linspace(-20, 20, 805, dtype=torch.float64)  # no point on the edge of a box
     slope = gradient(x)
-    for family in (*LAWS, DoubleExponential, FastSigmoid):
+    families: tuple[type[NoiseLaw], ...] = (*LAWS, DoubleExponential, FastSigmoid)
+    for family in families:
         unit = family(1.0)
         unit_width = _half_width(unit.pdf, unit.pdf(torch.zeros(1, dtype=torch.float64)).item())
         if unit_width is None:

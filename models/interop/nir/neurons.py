@@ -17,7 +17,7 @@ from .metadata import law_of, of_law, text
 KINDS = (LIF, IF, ParametricLIF, NoisyLIF, NoisyIF, NoisyParametricLIF)
 
 
-def node_of(neuron: SpikingNeuron, shape: tuple[int, ...], dt: float) -> Any:
+def node_of(neuron: Any, shape: tuple[int, ...], dt: float) -> Any:
     """A neuron as a node for a layer of this shape.
 
     Raises:

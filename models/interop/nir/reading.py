@@ -11,7 +11,6 @@ from ...neurons import Recurrent
 from ...noise import NoiseLaw
 from ...parameters import ArgumentError
 from .neurons import Integrator, integrator_of, neuron_of
-from .writing import Path
 
 NEURONS = (nir.LIF, nir.IF, nir.CubaLIF)
 WEIGHTS = (nir.Affine, nir.Linear)
@@ -49,7 +48,8 @@ class Network(nn.Module):
 
     def __init__(self, graph: Any, make: Any) -> None:
         super().__init__()
-        nodes, sources = dict(graph.nodes), {name: [] for name in graph.nodes}
+        nodes = dict(graph.nodes)
+        sources: dict[str, list[str]] = {name: [] for name in nodes}
         for source, target in graph.edges:
             sources[target].append(source)
         ends = [[name for name, node in nodes.items() if isinstance(node, kind)] for kind in (nir.Input, nir.Output)]
@@ -159,9 +159,8 @@ def _size(value: Any) -> Any:
 
 
 def _pool(node: Any) -> nn.Module:
-    sums = isinstance(node, nir.SumPool2d)
-    sizes = (_size(size) for size in (node.kernel_size, node.stride, node.padding))
-    return nn.AvgPool2d(*sizes, divisor_override=1 if sums else None)
+    kernel, stride, padding = (_size(size) for size in (node.kernel_size, node.stride, node.padding))
+    return nn.AvgPool2d(kernel, stride, padding, divisor_override=1 if isinstance(node, nir.SumPool2d) else None)
 
 
 def _flatten(node: Any) -> nn.Module:
