@@ -15,4 +15,9 @@ __all__ = ["PEERS", "NotMapped", "Report", "convert"]
 def __getattr__(name: str) -> Any:
     if name not in (*PEERS, "nir"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f".{name}", __name__)
+    try:
+        return importlib.import_module(f".{name}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != name:
+            raise
+        raise ModuleNotFoundError(f"{name} is not installed: pip install {name}", name=name) from error

@@ -73,13 +73,19 @@ class _Stepped:
             last, version, v = self._last
             if mem.data_ptr() == last.data_ptr() and mem._version == version:
                 return v if mem.requires_grad else v.detach()
+        neuron = self._potential
+        if not self.reset_delay and neuron.reset == "zero" and bool((mem > neuron.threshold).any()):
+            raise ArgumentError("without reset_delay, `mem` cannot be above the threshold: it is after the reset")
         if not self.reset_delay:
             return mem
-        if self._potential.is_noisy and bool(mem.any()):
+        if neuron.is_noisy and bool(mem.any()):
             raise ArgumentError(
                 "with noise, `mem` does not say whether the neuron fired: hand on what the layer returned, or zeros"
             )
-        return after_reset(self._potential, mem, mem > self._potential.threshold)
+        return after_reset(neuron, mem, mem > neuron.threshold)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}  # a copy has its own `mem`, and this may have a graph
 
     def _refuse_state(self, *states: Tensor | None) -> None:
         if self.init_hidden and any(state is not None for state in states):

@@ -74,10 +74,9 @@ def _metadata(neuron: Any) -> dict[str, Any]:
     if neuron.surrogate is not None:
         found |= of_law("surrogate", neuron.surrogate)
     if hasattr(neuron, "noise"):
-        law = neuron.noise
         scale = neuron.scale
-        law = law.with_scale(scale.detach() if isinstance(scale, Tensor) and scale.numel() > 1 else float(scale))
-        found |= {**of_law("noise", law), "placement": neuron.placement}
+        now = scale.detach().squeeze() if isinstance(scale, Tensor) else scale  # one value may be [1]
+        found |= {**of_law("noise", neuron.noise.with_scale(now)), "placement": neuron.placement}
     return found
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Gaussian, NoisyLIF, interop, noiseless
+from models import LIF, Gaussian, NoisyLIF, interop, noise_generator, noiseless
 from tests.models.interop.compare import check, current, difference, draws
 
 norse = pytest.importorskip("norse.torch", reason="norse is not installed")
@@ -71,3 +71,80 @@ def test_on_other_inputs_spikes_are_equal_but_for_rounding():
             for module in modules
         ]
     )
+
+
+def steps(net, x):
+    """One step at a time, the states handed on."""
+    outputs, state = [], None
+    for x_t in x:
+        output, state = net(x_t, state)
+        outputs.append(output)
+    return torch.stack(outputs)
+
+
+def cells():
+    v_th = torch.as_tensor(0.1)
+    return norse.SequentialState(
+        nn.Conv2d(1, 4, 3),
+        norse.LIFBoxCell(norse.LIFBoxParameters(v_th=v_th), dt=0.01),
+        nn.Flatten(),
+        nn.Linear(4 * 36, 10),
+        norse.LIFCell(norse.LIFParameters(v_th=v_th), dt=0.003),
+    )
+
+
+def layers():
+    return norse.SequentialState(
+        norse.Lift(nn.Conv2d(1, 4, 3)),
+        norse.LIF(norse.LIFParameters(v_th=torch.as_tensor(0.1)), dt=0.003),
+        nn.Flatten(2),
+        nn.Linear(4 * 36, 10),
+        norse.LIF(norse.LIFParameters(v_th=torch.as_tensor(0.1)), dt=0.003),
+    )
+
+
+@pytest.mark.parametrize(("make", "call"), [(cells, steps), (layers, lambda net, x: net(x)[0])])
+def test_sequential_states_are_converted(make, call):
+    torch.manual_seed(0)
+    net, x = make(), 2 * torch.rand(6, 3, 1, 8, 8)
+    converted, report = interop.convert(net, noise=Gaussian(0.1), verify=x if make is layers else x[0])
+    assert list(report.replaced) == ["1", "4"] and not report.skipped
+    assert all(wrong == 0 for wrong, _ in report.mismatches.values())
+    with noiseless(converted):
+        expected, got = call(net, x), call(converted, x)
+    assert torch.equal(expected, got) and 0.05 < expected.mean() < 0.95
+    call(converted, x).sum().backward()
+    assert all(parameter.grad is not None for parameter in converted.parameters())
+
+
+def test_a_neuron_of_ours_is_a_cell():
+    neuron = NoisyLIF(Gaussian(0.3))
+    net, x = norse.SequentialState(nn.Linear(5, 4), interop.norse.cell(neuron)), torch.rand(6, 3, 5)
+    with noise_generator(torch.Generator().manual_seed(0)):
+        spikes = steps(net, x)
+    with noise_generator(torch.Generator().manual_seed(0)):
+        state, expected = None, []
+        for x_t in net[0](x):
+            spike, state = neuron.step(x_t, state)
+            expected.append(spike)
+    assert torch.equal(spikes, torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (lambda: norse.LIFRecurrentCell(3, 4), "LIFRecurrentCell is not one of"),
+        (lambda: norse.LIFCell(norse.LIFParameters(method="adjoint")), "adjoint"),
+        (lambda: norse.LIF(record_states=True), "records its states"),
+        (lambda: norse.LIFBoxCell(norse.LIFBoxParameters(v_th=nn.Parameter(torch.ones(())))), "learns"),
+        (lambda: norse.LIFBoxCell(norse.LIFBoxParameters(reset_method=lambda z, v, r, th: v)), "reset_method"),
+        (lambda: norse.LIFBoxCell(norse.LIFBoxParameters(method="circ")), "no noise law"),
+    ],
+)
+def test_what_is_not_equal_is_refused(module, reason):
+    with pytest.raises(interop.NotMapped, match=reason):
+        from_norse(module())
+
+
+def test_without_noise_the_neuron_is_deterministic():
+    assert type(from_norse(norse.LIFBoxCell()).neuron) is LIF
