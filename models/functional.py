@@ -237,9 +237,9 @@ def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
         return _kernel_under_transforms(backend)
     if backend == "plain":
         return KERNELS["plain"]
-    law, surrogate, by_channel = neuron.law, neuron.surrogate, neuron.differs_by_channel()
-    is_served = backend != "eager" and fused.serves(x, law, by_channel)
-    if is_served and (surrogate is None or fused.serves(x, surrogate, by_channel)):
+    law, surrogate = neuron.law, neuron.surrogate
+    is_served = backend != "eager" and fused.serves(x, law, neuron.channel_bits())
+    if is_served and (surrogate is None or fused.serves(x, surrogate, neuron.of_gradient().channel_bits())):
         return KERNELS["fused"]
     if backend == "fused":
         where = f"for {x.dtype} on {x.device.type} here"

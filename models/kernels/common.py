@@ -62,12 +62,14 @@ class Neuron:
                 given[name] = tensor
         return dataclasses.replace(self, **given) if given else self
 
-    def differs_by_channel(self) -> bool:
-        """Whether any value differs between channels."""
-        for value in (self.threshold, self.decay, self.scale, self.surrogate_scale):
+    def channel_bits(self) -> int:
+        """A bit for each of `VALUES`, the first the lowest: whether it differs between channels."""
+        bits, bit = 0, 1
+        for value in (self.threshold, self.decay, self.scale):
             if isinstance(value, Tensor) and value.dim() > 0:
-                return True
-        return False
+                bits |= bit
+            bit *= 2
+        return bits
 
     def charged(self, v: Tensor, current: Tensor) -> Tensor:
         """The potential after the leak and the input, without noise."""

@@ -18,8 +18,9 @@
    INPUT_BITS chooses the type of currents and spikes: 64 double, 32 float, 16 bfloat16. Arithmetic is float,
    for 64 double. Loops are written for the compiler to vectorise; nothing here allocates.
 
-   CHANNELS says whether threshold, decay and scale may differ between channels. Where it is 0 they are numbers, which
-   stay in registers; where it is 1 each is a row of a number for each neuron of a block. VALUE and AT hide which. */
+   CHANNELS has a bit for each of threshold, decay and scale, set where it may differ between channels. It is then a row
+   of a number for each neuron of a block; otherwise it is one number, which stays in a register. VALUE and AT hide
+   which. */
 
 #include <math.h>
 #include <stdint.h>
@@ -56,6 +57,10 @@ _Static_assert(sizeof law_names / sizeof *law_names == LAW_COUNT, "each law has 
 _Static_assert(LAW_COUNT == 5, "give a new law its draw, probability, density and case of BY_LAW, then count it here");
 enum { RESET_ZERO, RESET_SUBTRACT, RESET_NONE };
 enum { THRESHOLD, DECAY, SCALE, VALUE_COUNT }; /* what can be learnt */
+#ifndef CHANNELS
+#define CHANNELS 0
+#endif
+#define DIFFERS(which) (CHANNELS >> (which) & 1)
 
 /* One layer; cpu.py fills it in. Sequences [T, B, ...] have their neurons in the same dense order of memory at
    each step: dimension d of `rank`, outermost first, has size[d] neurons, a row-major index index_stride[d] apart. */
@@ -296,19 +301,17 @@ typedef struct {
     uint8_t upper[BLOCK];     /* in a block of one row: whether a neuron has the last two words */
     uint32_t words[4][BLOCK]; /* of the current step */
     float membrane[2][BLOCK], threshold[2][BLOCK]; /* noise of the current step; 0 in a place without noise */
-#if CHANNELS
-    real value[VALUE_COUNT][2][BLOCK], inverse[2][BLOCK]; /* inverse: 1 / scale, for the backward pass */
-#endif
+    real value[VALUE_COUNT][2][CHANNELS ? BLOCK : 1];      /* where they differ between channels */
+    real inverse[2][DIFFERS(SCALE) ? BLOCK : 1];           /* 1 / scale, for the backward pass */
 } Block;
 
 /* Where a layer, a block and its row are at hand, AT(name, i) is a value of neuron i of the row. */
-#if CHANNELS
-#define VALUE(type, name, which) const real *restrict const name = b->value[which][row]
-#define AT(name, i) ((name)[i])
-#else
-#define VALUE(type, name, which) const type name = (type)l->number[which]
-#define AT(name, i) (name)
-#endif
+#define VALUE_OF(type, name, which, number, row)  \
+    const int name##_differs = DIFFERS(which);    \
+    const type name##_number = (type)(number);    \
+    const real *restrict const name##_row = (row)
+#define VALUE(type, name, which) VALUE_OF(type, name, which, l->number[which], b->value[which][row])
+#define AT(name, i) (name##_differs ? name##_row[i] : name##_number)
 
 static int64_t half_of(const Layer *l) { return (l->neurons + 1) / 2; }
 
@@ -325,8 +328,7 @@ int64_t number_of_groups(const Layer *l) { return blocks_of(l) < GROUPS ? blocks
 
 static int row_length(int64_t length) { return length < 0 ? 0 : length > BLOCK ? BLOCK : (int)length; }
 
-#if CHANNELS
-/* A value of the `n` neurons from `start` on, in the order of memory. */
+/* A value of the `n` neurons from `start` on, in the order of memory; without `by_channel`, one number. */
 static void fill(const Layer *l, const real *by_channel, double number, int64_t start, int n, real *restrict values)
 {
     if (!by_channel) {
@@ -352,7 +354,6 @@ static void fill(const Layer *l, const real *by_channel, double number, int64_t 
         memcpy(values + done, values, run * sizeof(real));
     }
 }
-#endif
 
 static void start_block(const Layer *l, const Tensors *m, int64_t number, Block *b)
 {
@@ -370,13 +371,9 @@ static void start_block(const Layer *l, const Tensors *m, int64_t number, Block 
             b->upper[i] = b->counter[i] >= half;
             b->counter[i] -= b->upper[i] ? (uint32_t)half : 0;
         }
-#if CHANNELS
     for (int which = 0; which < VALUE_COUNT; which++)
-        for (int row = 0; row < b->rows; row++)
+        for (int row = 0; DIFFERS(which) && row < b->rows; row++)
             fill(l, m->by_channel[which], l->number[which], b->start[row], b->length[row], b->value[which][row]);
-#else
-    (void)m;
-#endif
 }
 
 static void draw_words(const Layer *l, int64_t seed, Block *b)
@@ -562,11 +559,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     const int64_t at = t * l->neurons + b->start[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
-#if CHANNELS
-    const real *restrict const inverse = b->inverse[row];
-#else
-    const real inverse = (real)(1 / l->number[SCALE]);
-#endif
+    VALUE_OF(real, inverse, SCALE, 1 / l->number[SCALE], b->inverse[row]);
     const real scaled = l->decay_input ? 1 : 0, loc = (real)l->loc;
     const real *restrict z_t = m->z + at;
     const input *restrict fired_t = m->spikes + at, *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
@@ -635,10 +628,8 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
             memset(sums.value[which], 0, sizeof sums.value[which]);
             learning = 1;
         }
-#if CHANNELS
-    for (int row = 0; row < b.rows; row++)
+    for (int row = 0; DIFFERS(SCALE) && row < b.rows; row++)
         for (int i = 0; i < b.length[row]; i++) b.inverse[row][i] = 1 / b.value[SCALE][row][i];
-#endif
     for (int row = 0; m->grad_last && row < b.rows; row++)
         memcpy(grad_v[row], m->grad_last + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = l->timesteps - 1; t >= 0; t--) {

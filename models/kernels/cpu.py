@@ -34,23 +34,19 @@ def threads_for(updates: int) -> int:
 
 
 @functools.cache
-def kernel(dtype: torch.dtype, by_channel: bool = False) -> "Kernel | None":
+def kernel(dtype: torch.dtype, channel_bits: int = 0) -> "Kernel | None":
     """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built.
 
     Args:
-        by_channel: whether threshold, decay or scale differ between channels. This variant takes numbers too, but is
-            slower.
+        channel_bits: which values may differ between channels (see `Neuron.channel_bits`).
     """
     if dtype not in INPUT_BITS:
         return None
 
     def prepare(library: ctypes.CDLL) -> Kernel:
-        return selftest.without_modes(Kernel(library, dtype, by_channel).checked)
+        return selftest.without_modes(Kernel(library, dtype, channel_bits).checked)
 
-    definitions = [f"-DINPUT_BITS={INPUT_BITS[dtype]}"]
-    if by_channel:
-        definitions.append("-DCHANNELS=1")
-    return build.load(SOURCE, definitions, prepare)
+    return build.load(SOURCE, [f"-DINPUT_BITS={INPUT_BITS[dtype]}", f"-DCHANNELS={channel_bits}"], prepare)
 
 
 Loops = ctypes.c_int64 * MAX_RANK
@@ -79,9 +75,9 @@ class _Tensors(ctypes.Structure):
 class Kernel:
     """cpu.c, compiled for one dtype of inputs; `laws` has the numbers of the laws that it knows."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, by_channel: bool = False) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, channel_bits: int = 0) -> None:
         self.dtype = dtype
-        self.by_channel = by_channel
+        self.channel_bits = channel_bits
         self._library = library
         for function in (library.lif_forward, library.lif_backward):
             function.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors)]
@@ -112,7 +108,7 @@ class Kernel:
         spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
         pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, z=z, last=last)
-        values = _by_channel(neuron) if self.by_channel else NOTHING
+        values = _by_channel(neuron) if self.channel_bits else NOTHING
         _point(pointers.by_channel, values)
         self._library.lif_forward(self._describe(x, neuron), pointers)
         return spikes, last, z
@@ -130,7 +126,7 @@ class Kernel:
             shape of the tensor, None where it is not wanted.
         """
         tensors = common.backward_tensors(grads, saved)
-        step, values = tensors["z"][0], _by_channel(neuron) if self.by_channel else NOTHING
+        step, values = tensors["z"][0], _by_channel(neuron) if self.channel_bits else NOTHING
         layer = self._describe(tensors["spikes"], neuron, learns)
         pointers = _pointers(**tensors)
         _point(pointers.by_channel, values)
@@ -164,8 +160,8 @@ class Kernel:
         if [word.item() for word in words] != KNOWN_WORDS:
             raise build.BuildError("the compiled random generator is wrong")
         selftest.check_steps(self, like)
-        if self.by_channel:
-            selftest.check_channels(self, like)
+        if self.channel_bits:
+            selftest.check_channels(self, like, self.channel_bits)
         for law in list(self.laws):
             try:
                 selftest.check_law(self, law, like)
@@ -178,7 +174,7 @@ class Kernel:
         return _layer(
             x.shape,
             x.stride(),
-            channels=(x.shape[2], x.stride(2)) if self.by_channel and x.dim() > 2 else (1, 1),
+            channels=(x.shape[2], x.stride(2)) if self.channel_bits and x.dim() > 2 else (1, 1),
             numbers=(_number(neuron.threshold), _number(neuron.decay), _number(neuron.scale)),
             learns=tuple(learns),
             threads=threads_for(x.numel()),

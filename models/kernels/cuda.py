@@ -335,7 +335,7 @@ def backward(grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) 
 
 def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None:
     """Run a kernel on sequences laid out as `like`."""
-    neurons, by_channel = like[0].numel(), neuron.differs_by_channel()
+    neurons, by_channel = like[0].numel(), neuron.channel_bits() != 0
     for name, tensor in zip(VALUES, neuron.tensors()):
         arguments[f"{name}s"] = None if tensor is None else tensor.contiguous()
         arguments[name.upper()] = 0.0 if tensor is not None else float(getattr(neuron, name))

@@ -46,11 +46,11 @@ LIBRARY = _library()
 CHOICES = ("auto", "eager")  # of the environment variable NSNN_KERNELS; auto: fused kernels wherever they can be used
 
 
-def serves(x: Tensor, law: noise.NoiseLaw, by_channel: bool = False) -> bool:
+def serves(x: Tensor, law: noise.NoiseLaw, channel_bits: int = 0) -> bool:
     """Whether there is a fused kernel for the device and dtype of `x` that knows the law.
 
     Args:
-        by_channel: whether values differ between channels (see `Neuron.differs_by_channel`).
+        channel_bits: which values differ between channels (see `Neuron.channel_bits`).
     """
     kind = type(law)  # not a subclass: its functions may be others
     if kind not in noise.LAWS:
@@ -58,20 +58,20 @@ def serves(x: Tensor, law: noise.NoiseLaw, by_channel: bool = False) -> bool:
     # `numel` makes symbols numbers; compiled, the operator itself refuses too many neurons.
     if not torch.compiler.is_compiling() and x.shape[1:].numel() > common.MAX_NEURONS:
         return False
-    return _has_kernel(x.device.type, x.dtype, kind, by_channel)
+    return _has_kernel(x.device.type, x.dtype, kind, channel_bits)
 
 
-def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], by_channel: bool) -> bool:
+def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], channel_bits: int) -> bool:
     choice = os.environ.get("NSNN_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
     if choice == "eager":
         return False
     if device_type == "cuda":
-        return _cuda(law, by_channel)
+        return _cuda(law, channel_bits)
     if device_type != "cpu":
         return False
-    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype, by_channel)
+    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype, channel_bits)
     return kernel is not None and law in kernel.laws
 
 
@@ -367,7 +367,7 @@ class Direct(torch.autograd.Function):
 
 def _kernel(x: Tensor, neuron: Neuron) -> Any:
     """The kernel for the device and dtype of `x`."""
-    return cpu.kernel(x.dtype, neuron.differs_by_channel()) if x.device.type == "cpu" else _cuda_kernel()
+    return cpu.kernel(x.dtype, neuron.channel_bits()) if x.device.type == "cpu" else _cuda_kernel()
 
 
 @functools.cache
@@ -378,7 +378,7 @@ def _cuda_kernel() -> ModuleType:
 
 
 @functools.cache
-def _cuda(law: type[noise.NoiseLaw], by_channel: bool) -> bool:
+def _cuda(law: type[noise.NoiseLaw], channel_bits: int) -> bool:
     """Whether the CUDA kernel computes this law correctly here; warns if it should and does not."""
     laws_by_name()  # refuses two of one name
     try:
@@ -387,8 +387,8 @@ def _cuda(law: type[noise.NoiseLaw], by_channel: bool) -> bool:
             return False
         like = torch.empty(0, device=f"cuda:{torch.cuda.current_device()}")  # each thread has its own current device
         selftest.without_modes(lambda: selftest.check_law(kernel, law, like))
-        if by_channel:
-            selftest.without_modes(lambda: selftest.check_channels(kernel, like))
+        if channel_bits:
+            selftest.without_modes(lambda: selftest.check_channels(kernel, like, channel_bits))
     except Exception as error:  # Triton is missing, cannot compile here (it says so in many ways), or is wrong
         build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA: {error}")
         return False

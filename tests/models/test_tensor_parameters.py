@@ -247,7 +247,7 @@ def test_triton_equals_c(settings):
     seeds = torch.randint(-(2**63), 2**63 - 1, (len(x),), generator=seeded(3))
     grad = torch.randn(x.shape, generator=seeded(4)).to(dtype)
     results = []
-    for kernel, place in ((cpu.kernel(dtype, neuron.differs_by_channel()), "cpu"), (cuda, device)):
+    for kernel, place in ((cpu.kernel(dtype, neuron.channel_bits()), "cpu"), (cuda, device)):
         here = neuron.with_tensors([None if t is None else t.detach().to(place) for t in neuron.tensors()])
         given = (x.to(place), None, seeds.to(place))
         spikes, last, z = kernel.forward(*given, here, True, True)
@@ -795,8 +795,9 @@ def test_what_is_learnt_has_one_value_or_as_many_as_it_was_given(count):
 # ---- a wrongly compiled kernel is refused
 
 
-def test_a_kernel_that_mixes_channels_up_is_refused(monkeypatch):
-    kernel, forward, backward = cpu.kernel(torch.float32, True), cpu.Kernel.forward, cpu.Kernel.backward
+@pytest.mark.parametrize("bits", range(1, 2 ** len(VALUES)))
+def test_a_kernel_that_mixes_channels_up_is_refused(bits, monkeypatch):
+    kernel, forward, backward = cpu.kernel(torch.float32, bits), cpu.Kernel.forward, cpu.Kernel.backward
     kernel.checked()
 
     def flipped(self, x, *arguments):
@@ -807,7 +808,7 @@ def test_a_kernel_that_mixes_channels_up_is_refused(monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(build.BuildError, match="values of channels are wrong"):
         patch.setattr(cpu.Kernel, "forward", flipped)
         kernel.checked()
-    for place in range(2, 5):
+    for place in (2 + place for place in range(len(VALUES)) if bits >> place & 1):
 
         def changed(self, *arguments, place=place):
             results = list(backward(self, *arguments))
@@ -835,17 +836,27 @@ def test_a_kernel_that_learns_wrongly_is_refused(monkeypatch):
             selftest.check_steps(kernel, torch.empty(0))
 
 
-def test_numbers_run_on_the_kernel_of_numbers(monkeypatch):
-    """The other one is compiled where it is first needed."""
-    asked = []
-    monkeypatch.setattr(cpu, "kernel", lambda dtype, by_channel=False: asked.append(by_channel))
-    for neuron in (
-        LIF(),
-        ParametricLIF(),
-        NoisyLIF(learnable_scale=True),
-        NoisyLIF(**parameters_of(NoisyLIF, (1,))[0]),
+def test_each_kernel_is_for_what_differs_between_channels(monkeypatch):
+    """The others are compiled where they are first needed."""
+    asked, right = set(), cpu.kernel
+
+    def kernel(dtype, channel_bits=0):
+        asked.add(channel_bits)
+        return right(dtype, channel_bits)
+
+    monkeypatch.setattr(cpu, "kernel", kernel)
+    ones = torch.ones(C)
+    for neuron, bits in (
+        (LIF(), {0}),
+        (ParametricLIF(), {0}),
+        (NoisyLIF(learnable_scale=True), {0}),
+        (NoisyLIF(**parameters_of(NoisyLIF, (1,))[0]), {0}),
+        (LIF(threshold=ones), {1}),
+        (ParametricLIF(decay=ones / 2), {2}),
+        (LIF(Gaussian(ones), decay=ones / 2), {6}),
+        (NoisyLIF(**parameters_of(NoisyLIF)[0]), {7}),
+        (NoisyLIF(Gaussian(ones), surrogate=Gaussian(1.0)), {4, 0}),  # the latter for the gradient
     ):
-        neuron(torch.rand(2, 2, C))
-    assert asked and not any(asked)
-    NoisyLIF(**parameters_of(NoisyLIF)[0])(torch.rand(2, 2, C))
-    assert asked[-1]
+        asked.clear()
+        neuron(torch.rand(2, 2, C, requires_grad=True)).sum().backward()
+        assert asked == bits, neuron
