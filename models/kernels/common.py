@@ -122,6 +122,8 @@ def check_values(neuron: Neuron, x: Tensor) -> None:
     if x.device.type == "cpu":  # elsewhere, this would have to wait for the device
         for name, tensor in zip(VALUES, neuron.tensors()):
             if tensor is not None:
+                if name == "reset_value":  # by the name that users know
+                    name = "v_reset" if neuron.reset == "zero" else "reset_by"
                 parameters.check_range(name, tensor)
 
 

@@ -181,6 +181,7 @@ class _LIFSequence(torch.autograd.Function):
         spikes = stacked(spikes_at, state, x.dtype)
         spikes_at.clear()  # before there is another sequence in memory
         u_kept = stacked(u_at, state, state.dtype)
+        u_at.clear()
         eps_kept = stacked(eps_at, state, state.dtype) if eps_at else None
 
         ctx.neuron = neuron
