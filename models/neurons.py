@@ -28,7 +28,7 @@ class LIF(SpikingNeuron):
 
     Args:
         surrogate: the law whose density is d spike / d u in the backward pass; erf of sharpness 1 by default.
-        threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
+        threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak: see `SpikingNeuron`.
     """
 
     surrogate: NoiseLaw
@@ -43,8 +43,11 @@ class LIF(SpikingNeuron):
         reset: str = "zero",
         detach_reset: bool = False,
         decay_input: bool = False,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
     ) -> None:
-        super().__init__(threshold, decay, reset, detach_reset, decay_input)
+        super().__init__(threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak)
         self.set_gradient(surrogate)
 
     @property
@@ -87,8 +90,11 @@ class IF(LIF):
         threshold: float | Tensor = 1.0,
         reset: str = "zero",
         detach_reset: bool = False,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
     ) -> None:
-        super().__init__(surrogate, threshold, 1.0, reset, detach_reset)
+        super().__init__(surrogate, threshold, 1.0, reset, detach_reset, False, reset_by, v_reset, v_leak)
 
 
 class ParametricLIF(LIF):
@@ -151,7 +157,7 @@ class NoisyLIF(SpikingNeuron):
             Gaussian(nn.Parameter(torch.full((C,), 0.3))), it is registered as `scale`, and learnt; any other tensor
             becomes a buffer. It has one value for the layer, or one per channel.
         placement: "both", "escape" (threshold noise alone) or "membrane" (membrane noise alone).
-        threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
+        threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak: see `SpikingNeuron`.
         learnable_scale: if true, the layer learns the scale of its noise, kept positive by scale = exp(log_scale), by
             the gradient of the firing probability: one value, or as many as the scale of `noise` has.
         surrogate: a law whose density is the gradient instead of that of `noise`.
@@ -174,8 +180,11 @@ class NoisyLIF(SpikingNeuron):
         decay_input: bool = False,
         learnable_scale: bool = False,
         surrogate: NoiseLaw | None = None,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
     ) -> None:
-        super().__init__(threshold, decay, reset, detach_reset, decay_input)
+        super().__init__(threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak)
         check_choice("placement", placement, PLACEMENTS)
         check_law("noise", noise)
         self.log_scale = parameters.like_values(noise.scale) if learnable_scale else None

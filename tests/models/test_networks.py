@@ -1,6 +1,7 @@
 """The networks: structure against plain PyTorch, gradients, direct coding, errors, compilation."""
 
 import copy
+import math
 import pickle
 from unittest import mock
 
@@ -486,7 +487,7 @@ def test_build_model_checks_its_arguments(options, message):
         ("LIF", {"tau": 0.5}, "tau.*at least 1.*0.5"),
         ("NILIF", {"tau": float("nan")}, "tau.*nan"),
         ("LIF", {"alpha": 0.0}, "alpha.*positive.*0"),
-        ("NILIF", {"threshold": 0.0}, "threshold.*0"),
+        ("NILIF", {"threshold": math.nan}, "threshold.*nan"),
         ("NILIF", {"placement": "input"}, "placement.*'both'.*'input'"),
         ("IF", {"reset": "soft"}, "reset.*'zero'.*'soft'"),
     ],
