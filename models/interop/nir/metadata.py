@@ -14,7 +14,9 @@ def of_law(prefix: str, law: NoiseLaw) -> dict[str, Any]:
     """A law as plain data; ArgumentError for one of your own, which readers would not know."""
     if type(law) not in LAWS:
         raise ArgumentError(f"NIR metadata can name {', '.join(by_name(LAWS))}, not {law!r}")
-    scale = law.scale.detach().cpu().numpy() if isinstance(law.scale, Tensor) else law.scale
+    scale: Any = law.scale
+    if isinstance(scale, Tensor):
+        scale = scale.detach().cpu().numpy() if scale.dim() else scale.item()
     return {prefix: type(law).__name__, f"{prefix}_scale": scale, f"{prefix}_loc": law.loc}
 
 

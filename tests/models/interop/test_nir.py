@@ -6,7 +6,6 @@ from torch import nn
 
 from models import IF, LIF, Gaussian, Logistic, NoisyLIF, Synaptic, build_model, build_neuron, interop, noiseless
 from models.layers import over_time
-from tests.models.interop.compare import current
 
 nir = pytest.importorskip("nir", reason="nir is not installed")
 pytest.importorskip("nirtorch", reason="nirtorch is not installed")
@@ -18,18 +17,15 @@ def path(tmp_path):
 
 
 def dense():
-    """Neurons in all forms that the other libraries have, on the grid."""
-    net = nn.Sequential(
+    """Neurons in all forms that the other libraries have."""
+    return nn.Sequential(
         nn.Linear(10, 20),
         NoisyLIF(Gaussian(0.3), decay=0.5),
         nn.Linear(20, 15),
-        NoisyLIF(Logistic(0.2), threshold=0.25, decay=0.25, decay_input=True, placement="escape"),
+        NoisyLIF(Logistic(0.2), threshold=0.2, decay=0.7, decay_input=True, placement="escape"),
         nn.Linear(15, 10),
-        Synaptic(0.5, NoisyLIF(Gaussian(0.3), decay=0.75)),
+        Synaptic(0.5, NoisyLIF(Gaussian(0.3), decay=0.8)),
     )
-    for parameter in net.parameters():
-        parameter.data = (parameter.data * 64).round() / 16
-    return net
 
 
 class Convolutions(nn.Module):
@@ -71,7 +67,7 @@ def in_norse(path):
 def test_what_is_written_here_fires_equally_elsewhere(make, load, path):
     torch.manual_seed(0)
     net = make()
-    x = current((12, 3, 10) if make is dense else (6, 3, 2, 8, 8), True)
+    x = 2 * torch.rand((12, 3, 10) if make is dense else (6, 3, 2, 8, 8))  # SpikingJelly fires at the threshold itself
     net(x)  # statistics of batch normalisation
     interop.nir.write(path, net, x)
     net.eval()
@@ -79,7 +75,7 @@ def test_what_is_written_here_fires_equally_elsewhere(make, load, path):
         expected = net(x)
     spikes = steps(load(path), x)
     assert 0.05 < expected.mean() < 0.95
-    assert (spikes != expected).sum() <= (0 if make is dense else 1)  # folding rounds
+    assert torch.equal(spikes, expected)
 
 
 @pytest.mark.parametrize("name", ["sresnet18", "vgg", "toynet"])
@@ -98,11 +94,11 @@ def test_networks_are_read_as_they_were_written(name, path):
         assert torch.allclose(net(x), back(x), atol=1e-4)
 
 
-def test_metadata_hold_what_nir_has_no_words_for(path):
+def test_metadata_hold_what_nir_has_no_words_for(path, monkeypatch):
+    monkeypatch.setenv("NSNN_KERNELS", "eager")  # to compile kernels for values of channels takes seconds
+    wide = Gaussian(torch.tensor([0.1, 0.2, 0.3]), loc=0.1)
     neurons = [
-        NoisyLIF(
-            Gaussian(torch.tensor([0.1, 0.2, 0.3]), loc=0.1), decay=0.3, detach_reset=True, surrogate=Logistic(2.0)
-        ),
+        NoisyLIF(wide, decay=0.3, detach_reset=True, surrogate=Logistic(2.0)),
         LIF(Logistic(0.7), decay=0.5, decay_input=True),
         IF(v_reset=-0.5),
         NoisyLIF(Gaussian(0.3), threshold=torch.tensor([0.5, 1.0, 1.5]), placement="membrane", learnable_scale=True),
@@ -146,6 +142,7 @@ def from_spikingjelly(path, x):
 
 def from_snntorch(path, x):
     snn = pytest.importorskip("snntorch")
+    from snntorch import utils
     from snntorch.export_nir import export_to_nir
 
     def values(value, count):
@@ -163,7 +160,7 @@ def from_snntorch(path, x):
         ),
     )  # fmt: skip
     nir.write(path, export_to_nir(net, x[0], ignore_dims=[0]))
-    snn.utils.reset(net)
+    utils.reset(net)
     return torch.stack([net(x_t) for x_t in x]), {}
 
 
@@ -177,7 +174,7 @@ def from_norse(path, x):
         )
 
     net = norse.SequentialState(nn.Linear(10, 20), neurons(20), nn.Linear(20, 15), neurons(15))
-    nir.write(path, norse.to_nir(net, x[0]))
+    nir.write(path, norse.to_nir(net, x[0, 0]))
     return steps(net, x), {"dt": 1e-6}  # the square of norse's
 
 
