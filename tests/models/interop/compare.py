@@ -27,10 +27,10 @@ def current(shape, on_grid, seed=0):
     return (x * GRID).round() / GRID if on_grid else x
 
 
-def difference(theirs, ours, x):
-    """Compare two functions of x [T, B, ...] that give spikes."""
+def difference(run, theirs, ours, x):
+    """Compare two layers; run(layer, x) gives the spikes of x [T, B, ...]."""
     inputs = [x.clone().requires_grad_() for _ in range(2)]
-    spikes = [layer(one) for layer, one in zip((theirs, ours), inputs)]
+    spikes = [run(layer, one) for layer, one in zip((theirs, ours), inputs)]
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     for one in spikes:
         if one.requires_grad:

@@ -55,22 +55,13 @@ def run(module, x):
 def test_on_a_grid_spikes_are_equal(on_grid, rng):
     theirs = setting(on_grid, rng)
     ours = from_norse(theirs)
-    found = difference(lambda x: run(theirs, x), lambda x: run(ours, x), current((12, 4, 500), on_grid))
+    found = difference(run, theirs, ours, current((12, 4, 500), on_grid))
     assert found.spikes == 0 and found.gradient < 1e-5
 
 
 def test_on_other_inputs_spikes_are_equal_but_for_rounding():
-    modules = [setting(*draw) for draw in draws(40) if not draw[0]]
-    check(
-        [
-            difference(
-                lambda x, module=module: run(module, x),
-                lambda x, ours=from_norse(module): run(ours, x),
-                current((12, 4, 500), False),
-            )
-            for module in modules
-        ]
-    )
+    layers = [setting(*draw) for draw in draws(40) if not draw[0]]
+    check([difference(run, layer, from_norse(layer), current((12, 4, 500), False)) for layer in layers])
 
 
 def steps(net, x):

@@ -51,7 +51,7 @@ def run(layer, x):
 def test_on_a_grid_spikes_are_equal(on_grid, rng):
     theirs = setting(on_grid, rng)
     ours = from_sinabs(theirs)
-    found = difference(lambda x: run(theirs, x), lambda x: run(ours, x), current((12, 4, 500), on_grid))
+    found = difference(run, theirs, ours, current((12, 4, 500), on_grid))
     assert found.spikes == 0 and found.gradient < 1e-5
     if hasattr(theirs, "alpha_mem"):
         assert torch.allclose(theirs.alpha_mem.grad, ours.neuron.decay.grad, rtol=1e-4)
@@ -61,9 +61,7 @@ def test_on_other_inputs_spikes_are_equal_but_for_rounding():
     differences = []
     for theirs in [setting(*draw) for draw in draws(40) if not draw[0]]:
         ours = from_sinabs(theirs)
-        differences.append(
-            difference(lambda x: run(theirs, x), lambda x: run(ours, x), current((12, 4, 500), False))  # noqa: B023
-        )
+        differences.append(difference(run, theirs, ours, current((12, 4, 500), False)))
         if getattr(theirs, "tau_mem", None) is not None:
             assert torch.allclose(theirs.tau_mem.grad, ours.neuron.tau_mem.grad, rtol=1e-3)
     check(differences)

@@ -68,7 +68,7 @@ def test_on_a_grid_spikes_are_equal(on_grid, rng):
     theirs = setting(on_grid, rng)
     ours = from_leaky(theirs)
     x = current((12, 4, 500), on_grid)
-    found = difference(lambda x: run(theirs, x), lambda x: run(ours, x), x)
+    found = difference(run, theirs, ours, x)
     assert found.spikes == 0 and found.gradient < 1e-5
     inner = getattr(ours.neuron, "neuron", ours.neuron)
     for name, value in {"threshold": inner.threshold, "beta": inner.decay}.items():
@@ -80,16 +80,7 @@ def test_on_a_grid_spikes_are_equal(on_grid, rng):
 
 def test_on_other_inputs_spikes_are_equal_but_for_rounding():
     layers = [setting(*draw) for draw in draws(40) if not draw[0]]
-    check(
-        [
-            difference(
-                lambda x, layer=layer: run(layer, x),
-                lambda x, ours=from_leaky(layer): run(ours, x),
-                current((12, 4, 500), False),
-            )
-            for layer in layers
-        ]
-    )
+    check([difference(run, layer, from_leaky(layer), current((12, 4, 500), False)) for layer in layers])
 
 
 SETTINGS = (

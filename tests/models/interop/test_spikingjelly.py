@@ -55,24 +55,15 @@ def run(node, x):
 def test_on_a_grid_spikes_are_equal(on_grid, rng):
     node = setting(on_grid, rng)
     ours = from_lifnode(node)
-    found = difference(lambda x: run(node, x), lambda x: run(ours, x), current((12, 4, 500), on_grid))
+    found = difference(run, node, ours, current((12, 4, 500), on_grid))
     assert found.spikes == 0 and found.gradient < 1e-5
     if hasattr(node, "w"):
         assert torch.allclose(node.w.grad, -ours.neuron.decay_logit.grad, rtol=1e-4)
 
 
 def test_on_other_inputs_spikes_are_equal_but_for_rounding():
-    pairs = [setting(*draw) for draw in draws(40) if not draw[0]]
-    check(
-        [
-            difference(
-                lambda x, node=node: run(node, x),
-                lambda x, ours=from_lifnode(node): run(ours, x),
-                current((12, 4, 500), False),
-            )
-            for node in pairs
-        ]
-    )
+    layers = [setting(*draw) for draw in draws(40) if not draw[0]]
+    check([difference(run, layer, from_lifnode(layer), current((12, 4, 500), False)) for layer in layers])
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
