@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import importlib
 import warnings
+from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
 import torch
@@ -68,8 +70,7 @@ def convert(
         ArgumentError: if there is no neuron of these libraries, or none that has an exact equal.
     """
     report = Report()
-    original = _copy(net)
-    converted = _copy(original)
+    converted = _copy(net)
     made: dict[nn.Module, nn.Module] = {}
     for name, module in list(converted.named_modules(remove_duplicate=False)):
         peer = _peer_of(module)
@@ -90,7 +91,7 @@ def convert(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
         warnings.warn(f"these layers have no exact equal, and are left as they are: {reasons}", stacklevel=2)
     if verify is not None:
-        report.mismatches = _compare(original, converted, report.replaced, verify)
+        report.mismatches = _compare(_copy(net), converted, report.replaced, verify)
     return converted, report
 
 
@@ -126,19 +127,14 @@ def _replace(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _compare(original: nn.Module, converted: nn.Module, names: Any, sample: Any) -> dict[str, tuple[int, int]]:
+def _compare(
+    original: nn.Module, converted: nn.Module, names: Iterable[str], sample: Any
+) -> dict[str, tuple[int, int]]:
     """{layer: (spikes that differ, spikes compared)}: the inputs of the original's layers are fed to the new ones."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-    hooks = []
     for name in names:
-
-        def note(module: nn.Module, args: Any, output: Any, calls: Any = calls[name]) -> None:
-            calls.append((args[0].clone(), _first(output).clone()))
-
-        hooks.append(original.get_submodule(name).register_forward_hook(note))
+        original.get_submodule(name).register_forward_hook(functools.partial(_note, calls[name]))
     original(*sample) if isinstance(sample, tuple) else original(sample)
-    for hook in hooks:
-        hook.remove()
     found = {}
     for name in names:
         layer = _copy(converted.get_submodule(name))
@@ -153,6 +149,11 @@ def _compare(original: nn.Module, converted: nn.Module, names: Any, sample: Any)
                 state = output[1] if getattr(layer, "hands_on_state", False) else None
         found[name] = (wrong, count)
     return found
+
+
+def _note(calls: list[tuple[Tensor, Tensor]], module: nn.Module, args: Any, output: Any) -> None:
+    """A forward hook that notes input and spikes."""
+    calls.append((args[0].clone(), _first(output).clone()))
 
 
 def _first(output: Any) -> Tensor:

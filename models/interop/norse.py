@@ -84,6 +84,7 @@ def from_norse(module: Any, noise: NoiseLaw | None = None, placement: str = "bot
     return _KINDS[type(module)](neuron).to(device_of(module)).train(module.training)
 
 
+_WITHOUT_SPIKES = (theirs.LICell, theirs.LI, theirs.LILinearCell, theirs.LIBoxCell)
 _NOT_VALUES = ("method", "alpha", "reset_method")
 _KINDS: dict[type, type[Cell]] = {
     theirs.LIFBoxCell: Cell,
@@ -96,7 +97,8 @@ _KINDS: dict[type, type[Cell]] = {
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether `convert` should replace this module, or say why not."""
-    return type(module).__module__.startswith("norse.torch.module") and hasattr(module, "p")
+    is_norse = type(module).__module__.startswith("norse.torch.module")
+    return is_norse and hasattr(module, "p") and not isinstance(module, _WITHOUT_SPIKES)
 
 
 from_neuron = from_norse

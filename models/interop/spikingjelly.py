@@ -107,8 +107,9 @@ _DECAY: dict[type, Any] = {
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether `convert` should replace this module, or say why not."""
-    places = [kind.__module__ for kind in type(module).__mro__]
-    return not isinstance(module, Node) and any(place.startswith(theirs.__name__ + ".") for place in places)
+    if isinstance(module, Node | theirs.NonSpikingBaseNode):
+        return False
+    return any(kind.__module__.startswith(theirs.__name__ + ".") for kind in type(module).__mro__)
 
 
 from_neuron = from_lifnode
