@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..modes import noiseless
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .surrogates import NotMapped
 
 PEERS = ("spikingjelly", "snntorch", "norse", "sinabs")
 
@@ -79,7 +78,7 @@ def convert(
         try:
             if module not in made:
                 made[module] = peer.from_neuron(module, noise, placement)
-        except NotMapped as reason:
+        except ArgumentError as reason:
             report.skipped[name] = str(reason)
             continue
         report.replaced[name] = repr(made[module].neuron)

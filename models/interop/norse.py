@@ -8,7 +8,7 @@ from norse.torch.functional.threshold import threshold
 from torch import Tensor, nn
 
 from ..base import SpikingNeuron
-from ..neurons import Synaptic
+from ..composed import Synaptic
 from ..noise import NoiseLaw
 from .mapping import build, check_features, device_of, has_features, value_of
 from .surrogates import NotMapped
@@ -65,8 +65,9 @@ def from_norse(module: Any, noise: NoiseLaw | None = None, placement: str = "bot
     if getattr(module, "record_states", False):
         raise NotMapped("it records its states")
     values = {name: value_of(name, getattr(p, name)) for name in p._fields if name not in _NOT_VALUES}
-    if any(isinstance(value, nn.Parameter) for value in p):
-        raise NotMapped("it learns its parameters")
+    for name in values:  # norse itself makes v_reset require a gradient
+        if isinstance(getattr(p, name), nn.Parameter) or (getattr(p, name).requires_grad and name != "v_reset"):
+            raise NotMapped(f"it learns its {name}")
     resets = {reset_value: "zero", reset_subtract: "subtract"}
     reset = resets.get(getattr(p, "reset_method", reset_value))
     if reset is None:

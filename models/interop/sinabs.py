@@ -11,7 +11,7 @@ from ..base import SpikingNeuron
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .mapping import build, check_features, device_of, has_features, value_of
+from .mapping import build, check_features, device_of, has_features, learnt_like, value_of
 from .surrogates import NotMapped
 
 
@@ -112,7 +112,7 @@ def from_sinabs(layer: Any, noise: NoiseLaw | None = None, placement: str = "bot
     if isinstance(layer, theirs.IAF):
         settings["decay"] = 1.0
     elif layer.train_alphas:
-        settings["decay"] = nn.Parameter(layer.alpha_mem.detach().clone())
+        settings["decay"] = learnt_like(layer.alpha_mem)
     else:
         kinds, settings["decay"] = (_LIF, _NoisyLIF), torch.exp(-1 / layer.tau_mem.detach())
     at_zero = torch.as_tensor(settings["threshold"]).flatten()[0]  # a surrogate may be as wide as the threshold
@@ -122,7 +122,7 @@ def from_sinabs(layer: Any, noise: NoiseLaw | None = None, placement: str = "bot
 
     neuron: Any = build(function, noise, placement, kinds, **settings)
     if learns_tau:
-        neuron.tau_mem = nn.Parameter(layer.tau_mem.detach().clone())
+        neuron.tau_mem = learnt_like(layer.tau_mem)
     sizes = (layer.batch_size, layer.num_timesteps) if isinstance(layer, theirs.SqueezeMixin) else ()
     return Layer(neuron, *sizes).to(device_of(layer)).train(layer.training)
 
@@ -144,6 +144,7 @@ def _refuse(layer: Any) -> None:
         ),
         "its reset_value is added whether or not it fired": getattr(reset, "reset_value", 0) != 0,
         "it records its states": layer.record_states,
+        "it fires at its threshold itself, and learns it": threshold.requires_grad,
         "its surrogate gradient depends on the threshold, which differs between features": threshold.numel() > 1,
     }
     for reason, applies in reasons.items():

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from ..base import SpikingNeuron
-from ..neurons import LIF, NoisyLIF, Synaptic
+from ..composed import Synaptic
+from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .mapping import after_reset, build, check_features, device_of, has_features, value_of
+from .mapping import after_reset, build, check_features, device_of, has_features, learnt_like, value_of
 from .surrogates import NotMapped
 
 
@@ -191,7 +192,7 @@ _FUNCTIONS = {"subtract": "_base_sub", "zero": "_base_zero", "none": "_base_int"
 
 def _value(name: str, value: Tensor) -> Any:
     plain = value_of(name, value)
-    return nn.Parameter(value.detach().clone()) if isinstance(value, nn.Parameter) else plain
+    return learnt_like(value) if isinstance(value, nn.Parameter) else plain
 
 
 def _clamped(name: str, value: Tensor) -> Any:
@@ -208,7 +209,7 @@ def from_neuron(module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn
     """`from_leaky`, of a neuron of a copied network."""
     try:
         return from_leaky(module, noise, placement)
-    except NotMapped:
+    except ArgumentError:
         theirs.SpikingNeuron.instances.append(module)  # it stays, and `utils.reset` does not know copies
         raise
 

@@ -13,6 +13,9 @@ from ..noise import NoiseLaw
 from .mapping import after_reset, build, device_of
 from .surrogates import NotMapped
 
+if not hasattr(base.MemoryModule, "functional_forward"):
+    raise ImportError("SpikingJelly 2 or newer is needed")
+
 
 class Node(theirs.BaseNode):
     """A neuron of this package as a `MemoryModule`: step modes "s" and "m", `v`, `v_seq`, `reset_net`, monitors.
@@ -95,6 +98,7 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
     if isinstance(node, theirs.ParametricLIFNode):
         with torch.no_grad():
             neuron.decay_logit.fill_(-node.w.item())  # 1 - sigmoid(w)
+        neuron.decay_logit.requires_grad_(node.w.requires_grad)
     return Node(neuron.to(device_of(node)).train(node.training), node.step_mode, node.store_v_seq)
 
 

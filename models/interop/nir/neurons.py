@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...base import SpikingNeuron
-from ...neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF, Synaptic
+from ...composed import Synaptic
+from ...neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from ...noise import NoiseLaw
 from ...parameters import ArgumentError
 from .metadata import law_of, of_law, text
@@ -115,15 +116,15 @@ def neuron_of(node: Any, dt: float, noise: NoiseLaw | str | None, placement: str
 def _made(
     metadata: dict[str, Any], noise: NoiseLaw | str | None, placement: str, settings: dict[str, Any]
 ) -> SpikingNeuron:
-    surrogate = law_of("surrogate", metadata)
-    if noise == "metadata":
-        noise = law_of("noise", metadata)
-        placement = text(metadata.get("placement", placement))
-    elif isinstance(noise, str):
+    surrogate, written = law_of("surrogate", metadata), law_of("noise", metadata)
+    if noise == "metadata" and written is not None:
+        return NoisyLIF(written, placement=text(metadata["placement"]), surrogate=surrogate, **settings)
+    if isinstance(noise, str) and noise != "metadata":
         raise ArgumentError(f'noise must be "metadata", None or a noise law, got {noise!r}')
-    if noise is not None:
-        return NoisyLIF(noise, placement=placement, surrogate=surrogate, **settings)
-    return LIF(**settings) if surrogate is None else LIF(surrogate, **settings)
+    if noise is not None and not isinstance(noise, str):
+        return NoisyLIF(noise, placement=placement, **settings)
+    gradient = surrogate or written
+    return LIF(**settings) if gradient is None else LIF(gradient, **settings)
 
 
 def _value(name: str, values: np.ndarray) -> float | Tensor:

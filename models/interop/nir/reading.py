@@ -6,8 +6,8 @@ import nir
 import torch
 from torch import Tensor, nn
 
+from ...composed import Recurrent
 from ...layers import over_time
-from ...neurons import Recurrent
 from ...noise import NoiseLaw
 from ...parameters import ArgumentError
 from .neurons import Integrator, integrator_of, neuron_of
@@ -56,7 +56,7 @@ class Network(nn.Module):
         if any(len(names) != 1 for names in ends):
             raise ArgumentError(f"a graph must have one input and one output, this has {ends[0]} and {ends[1]}")
         (self.input_name,), (self.output_name,) = ends
-        layers = {
+        layers: dict[str, Any] = {
             name: Network(node, make) if isinstance(node, nir.NIRGraph) else make(node)
             for name, node in nodes.items()
             if name not in (self.input_name, self.output_name)
@@ -121,11 +121,11 @@ def _module(node: Any, dt: float, noise: NoiseLaw | str | None, placement: str) 
     """The layer that a node describes."""
     if isinstance(node, NEURONS):
         return neuron_of(node, dt, noise, placement)
+    if isinstance(node, nir.LI):
+        return integrator_of(node, dt)
     for kind, make in LAYERS.items():
         if isinstance(node, kind):
             return make(node)
-    if isinstance(node, nir.LI):
-        return integrator_of(node, dt)
     raise ArgumentError(f"a {type(node).__name__} node has no equal here")
 
 

@@ -116,7 +116,9 @@ def test_metadata_hold_what_nir_has_no_words_for(path, monkeypatch):
         assert repr(getattr(neuron, "noise", None)) == repr(getattr(twin, "noise", None))
     other = interop.nir.read(path, noise=Gaussian(0.7), placement="escape")
     assert all(neuron.noise.scale == 0.7 and neuron.placement == "escape" for neuron in other.layers.values())
-    assert not any(hasattr(neuron, "noise") for neuron in interop.nir.read(path, noise=None).layers.values())
+    assert all(repr(neuron.gradient_law) == "Gaussian(0.7)" for neuron in other.layers.values())
+    for neuron, twin in zip(neurons, interop.nir.read(path, noise=None).layers.values()):
+        assert type(twin) is LIF and repr(twin.gradient_law) == repr(neuron.gradient_law)
     with pytest.raises(ValueError, match='noise must be "metadata", None or a noise law'):
         interop.nir.read(path, noise="none")
 

@@ -39,6 +39,7 @@ def setting(on_grid, rng, kind=None):
         settings["reset_delay"] = True
     if kind is snn.Synaptic:
         settings["alpha"] = rng.choice((0.5, 0.25)) if on_grid else rng.uniform(0.1, 0.6)
+        settings["learn_alpha"] = rng.random() < 0.5
         if reset == "zero":
             settings["reset_delay"] = False
     return kind(**settings)
@@ -71,8 +72,9 @@ def test_on_a_grid_spikes_are_equal(on_grid, rng):
     found = difference(run, theirs, ours, x)
     assert found.spikes == 0 and found.gradient < 1e-5
     inner = getattr(ours.neuron, "neuron", ours.neuron)
-    for name, value in {"threshold": inner.threshold, "beta": inner.decay}.items():
-        if isinstance(getattr(theirs, name), nn.Parameter):
+    learnt = {"threshold": inner.threshold, "beta": inner.decay, "alpha": getattr(ours.neuron, "alpha", None)}
+    for name, value in learnt.items():
+        if isinstance(getattr(theirs, name, None), nn.Parameter):
             assert torch.allclose(getattr(theirs, name).grad, value.grad, rtol=1e-4)
     with torch.no_grad():
         assert torch.allclose(potentials(theirs, x), potentials(ours, x), atol=1e-5)

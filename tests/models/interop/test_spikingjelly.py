@@ -181,5 +181,16 @@ def test_noise_takes_the_place_of_an_unknown_surrogate():
     assert ours.neuron.gradient_law.scale == 0.3
 
 
+def test_a_noisy_neuron_learns_its_decay_where_the_original_does():
+    node = neuron.ParametricLIFNode(init_tau=3.0, step_mode="m", v_threshold=0.3)
+    ours = from_lifnode(node, noise=Gaussian(0.3))
+    x = current((6, 2, 50), False)
+    with noiseless(ours):
+        assert torch.equal(node(x), ours(x))
+    functional.reset_net(ours)
+    ours(x).sum().backward()
+    assert ours.neuron.decay_logit.grad.abs() > 0 and torch.allclose(ours.neuron.decay_logit, -node.w)
+
+
 def test_without_noise_the_neuron_is_deterministic():
     assert type(from_lifnode(neuron.LIFNode()).neuron) is LIF
