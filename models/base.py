@@ -99,7 +99,7 @@ class SpikingNeuron(SavesSettings, abc.ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, usual in LATER_SETTINGS.items():
-            if not any(name in held for held in (state, state["_parameters"], state["_buffers"])):
+            if "reset" in state and not any(name in held for held in (state, state["_parameters"], state["_buffers"])):
                 state = {**state, name: usual}  # pickled by an earlier version
         super().__setstate__(state)
 

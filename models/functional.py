@@ -113,7 +113,7 @@ def noisy_lif(
     """
     check_choice("placement", placement, PLACEMENTS)
     check_choice("mode", mode, MODES)
-    _check_layer(x)
+    check_layer(x)
     law, scale_now = _scaled_law("noise", noise, scale, x)
     surrogate_scale = None
     if surrogate is not None:
@@ -199,7 +199,7 @@ def firing_probability(
         encoding model", Neural Computation 16, 2004; with escape noise, Gerstner et al., "Neuronal dynamics", 2014,
         section 10.2. Plain PyTorch: differentiable as often as the law is.
     """
-    _check_layer(x)
+    check_layer(x)
     _check_shape("spikes", spikes, x.shape, "as the input current")
     law, scale_now = _scaled_law("noise", noise, scale, x)
     values = _values(x, threshold, decay, reset, reset_by, v_reset, v_leak)
@@ -360,7 +360,8 @@ def check_reset(reset: str, reset_by: float | Tensor | None, v_reset: float | Te
         raise ArgumentError(f'v_reset is where reset="zero" puts the potential, but reset is {reset!r}')
 
 
-def _check_layer(x: Tensor) -> None:
+def check_layer(x: Tensor) -> None:
+    """Raise TypeError or ValueError unless `x` can be an input current [T, B, ...]."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"the input current must be a floating point tensor, got {got}")

@@ -97,18 +97,8 @@ class IF(LIF):
         super().__init__(surrogate, threshold, 1.0, reset, detach_reset, False, reset_by, v_reset, v_leak)
 
 
-class ParametricLIF(LIF):
-    """A `LIF` that learns its decay, decay = sigmoid(decay_logit), in (0, 1).
-
-    One value for the layer, or one per channel if the initial decay is a tensor [C].
-
-    Raises:
-        ValueError: if the initial decay is not in (0, 1), or requires a gradient.
-
-    Note:
-        Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
-        ICCV 2021. The paper has decay_input=True.
-    """
+class _LearntDecay(SpikingNeuron):
+    """Mixin: the neuron learns its decay, decay = sigmoid(decay_logit)."""
 
     decay_logit: nn.Parameter
 
@@ -124,7 +114,7 @@ class ParametricLIF(LIF):
             parameters.check("decay", value)
             if isinstance(value, nn.Parameter) or value.requires_grad:
                 raise ArgumentError(
-                    "ParametricLIF learns the logit of its decay: give it a number, or give the parameter to a LIF"
+                    f"{type(self).__name__} learns the logit of its decay: give it a number, or the parameter to a LIF"
                 )
             value = value.clone()
         else:
@@ -147,6 +137,20 @@ class ParametricLIF(LIF):
 
     def _start_decay(self) -> None:
         parameters.fill(self, "decay_logit", "decay", self._decay_set, lambda decay: math.log(decay / (1 - decay)))
+
+
+class ParametricLIF(_LearntDecay, LIF):
+    """A `LIF` that learns its decay, decay = sigmoid(decay_logit), in (0, 1).
+
+    One value for the layer, or one per channel if the initial decay is a tensor [C].
+
+    Raises:
+        ValueError: if the initial decay is not in (0, 1), or requires a gradient.
+
+    Note:
+        Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
+        ICCV 2021. The paper has decay_input=True.
+    """
 
 
 class NoisyLIF(SpikingNeuron):
@@ -388,3 +392,39 @@ class NoisyLIF(SpikingNeuron):
     def extra_repr(self) -> str:
         learnt = "" if self.log_scale is None else ", learnt scale"
         return f"{self.noise}{learnt}, {super().extra_repr()}, placement={self.placement!r}"
+
+
+class NoisyIF(NoisyLIF):
+    """Noisy integrate-and-fire neuron without leak: a `NoisyLIF` with decay 1."""
+
+    def __init__(
+        self,
+        noise: NoiseLaw = Gaussian(0.3),
+        threshold: float | Tensor = 1.0,
+        placement: str = "both",
+        reset: str = "zero",
+        detach_reset: bool = False,
+        learnable_scale: bool = False,
+        surrogate: NoiseLaw | None = None,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
+    ) -> None:
+        super().__init__(
+            noise,
+            threshold,
+            1.0,
+            placement,
+            reset,
+            detach_reset,
+            False,
+            learnable_scale,
+            surrogate,
+            reset_by,
+            v_reset,
+            v_leak,
+        )
+
+
+class NoisyParametricLIF(_LearntDecay, NoisyLIF):
+    """A `NoisyLIF` that learns its decay, as `ParametricLIF` does."""

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 # By name: the allowed values in words, and a check of the least and the greatest value.
 RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
     "threshold": ("a number or inf", lambda low, high: -math.inf < low <= high),
-    "decay": ("in [0, 1]", lambda low, high: 0.0 <= low <= high <= 1.0),
+    **dict.fromkeys(("decay", "alpha", "rho"), ("in [0, 1]", lambda low, high: 0.0 <= low <= high <= 1.0)),
     "scale": ("positive and finite", lambda low, high: 0.0 < low <= high < math.inf),
     **dict.fromkeys(
-        ("reset_by", "v_reset", "v_leak"),
+        ("reset_by", "v_reset", "v_leak", "beta"),
         ("finite", lambda low, high: -math.inf < low <= high < math.inf),
     ),
 }

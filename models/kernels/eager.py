@@ -269,9 +269,8 @@ def _gradients(
             sums["reset_value"] = sums["reset_value"] + (by_reset if neuron.reset == "zero" else -by_reset)
         if "scale" in sums:
             if neuron.threshold_noise or neuron.mean_field:  # P(fire) = F(z), F stretched by scale
-                by_spike = grad_fired * slope
-                distance = torch.where(by_spike == 0, 0, z - law.loc)  # not infinite, if the threshold is
-                by_threshold = total("scale", by_spike * distance)
+                distance = torch.where(z.isinf(), 0, z - law.loc)  # an infinite threshold is never reached
+                by_threshold = total("scale", grad_fired * slope * distance)
                 sums["scale"] = sums["scale"] - by_threshold / neuron.scale
             if neuron.membrane_noise:  # u holds -(loc + scale * standard draw)
                 sums["scale"] = sums["scale"] - total("scale", grad_u * (eps[t] - law.loc)) / neuron.scale
