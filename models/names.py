@@ -2,7 +2,10 @@
 
 A pickle says where each class is: in `models.noise` in the repository, in `nsnn.noise` where the package is installed.
 Once this package is imported, whatever it is called there, its modules are found by both names, unless there are other
-modules of that name. A pickle that is read before says "No module named ...".
+modules of that name. Before that, Python says that there is no module of that name.
+
+`torch.load` with weights_only=True imports nothing: anything but weights needs its class, and the name that the file
+has for it, as in `torch.serialization.add_safe_globals([(Gaussian, "models.noise.Gaussian")])`.
 """
 
 import functools

@@ -4,6 +4,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 
 import pytest
 from torch import nn
@@ -16,7 +17,7 @@ from models.names import NAMES, BothNames
 
 USE = """
 import pickle, sys, warnings, torch
-name, folder, made, to_make = sys.argv[1:]
+name, other, folder, made, to_make = sys.argv[1:]
 sys.path.insert(0, folder)
 package = __import__(name)
 def start(seed):
@@ -31,6 +32,8 @@ if made:
     assert type(neuron) is type(factory()) is package.NoisyLIF
     assert torch.equal(logits(net), logits(start(0)))
     assert [type(one) for one in pickle.load(open(made + ".laws", "rb"))] == list(package.noise.LAWS)
+    with torch.serialization.safe_globals([(package.Gaussian, other + ".noise.Gaussian")]):
+        assert type(torch.load(made + ".law", weights_only=True)) is package.Gaussian
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of other settings of neurons
         twin = start(1)
@@ -38,6 +41,7 @@ if made:
     assert torch.equal(logits(net), logits(twin))
 torch.save((package.Gaussian(0.3), package.NoisyLIF(), package.build_neuron("NILIF"), start(0)), to_make + ".pkl")
 torch.save(start(0).state_dict(), to_make + ".weights")
+torch.save(package.Gaussian(0.3), to_make + ".law")
 pickle.dump([law(0.2) for law in package.noise.LAWS], open(to_make + ".laws", "wb"))
 elsewhere = [one for one in sys.modules if one.split(".")[0] == name and getattr(sys.modules[one], "__file__", None)]
 assert all(sys.modules[one].__file__.startswith(folder) for one in elsewhere), elsewhere
@@ -82,7 +86,8 @@ def test_both_names_give_the_same_modules(alone):
         exec(f"import {OTHER}.absent")
 
 
-def test_another_package_of_that_name_is_not_hidden(forgotten, monkeypatch, tmp_path):
+def test_another_package_of_that_name_is_not_hidden(alone, monkeypatch, tmp_path):
+    sys.meta_path.insert(0, PathFinder)
     (tmp_path / OTHER).mkdir()
     (tmp_path / OTHER / "__init__.py").write_text("MINE = 1")
     monkeypatch.syspath_prepend(tmp_path)
@@ -93,13 +98,15 @@ def test_another_package_of_that_name_is_not_hidden(forgotten, monkeypatch, tmp_
 
 @pytest.mark.slow
 def test_laws_networks_and_weights_go_to_and_fro(tmp_path):
+    # -I: neither the working directory nor PYTHONPATH is searched
+    if not subprocess.run([sys.executable, "-I", "-c", f"import {NAMES[1]}"], capture_output=True).returncode:
+        pytest.skip(f"{NAMES[1]} is installed in this environment, so that its pickles load as its own")
     for name in NAMES:
         shutil.copytree(models.__path__[0], tmp_path / f"only {name}" / name)
     made = ""
-    for name, to_make in zip((*NAMES, NAMES[0]), "123"):
+    for name, other, to_make in zip((*NAMES, NAMES[0]), (*NAMES[::-1], NAMES[1]), "123"):
         folder, to_make = tmp_path / f"only {name}", tmp_path / to_make
-        # -I: neither the working directory nor PYTHONPATH is searched
-        command = [sys.executable, "-I", "-c", USE, name, folder, made, to_make]
+        command = [sys.executable, "-I", "-c", USE, name, other, folder, made, to_make]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         made = to_make
