@@ -20,6 +20,7 @@ import pickle, sys, warnings, torch
 name, other, folder, made, to_make = sys.argv[1:]
 sys.path.insert(0, folder)
 package = __import__(name)
+assert package.__file__.startswith(folder)
 def start(seed):
     torch.manual_seed(seed)
     return package.build_model("toynet", neuron=package.build_neuron("NILIF"), in_shape=(1, 8, 8), num_classes=2)
@@ -43,8 +44,6 @@ torch.save((package.Gaussian(0.3), package.NoisyLIF(), package.build_neuron("NIL
 torch.save(start(0).state_dict(), to_make + ".weights")
 torch.save(package.Gaussian(0.3), to_make + ".law")
 pickle.dump([law(0.2) for law in package.noise.LAWS], open(to_make + ".laws", "wb"))
-elsewhere = [one for one in sys.modules if one.split(".")[0] == name and getattr(sys.modules[one], "__file__", None)]
-assert all(sys.modules[one].__file__.startswith(folder) for one in elsewhere), elsewhere
 """
 
 
