@@ -14,7 +14,7 @@ from .contexts import GENERATOR_BLOCKS, MODE_BLOCKS, OUTSIDE, RUNS, Entry, calli
 
 REFUSAL = (
     "torch.utils.checkpoint would rerun layers with other noise or in another mode, because it ignores "
-    "noise_generator, noiseless and mean_field: use models.checkpoint instead"
+    f"noise_generator, noiseless and mean_field: use {__package__}.checkpoint instead"
 )
 
 

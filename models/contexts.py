@@ -30,7 +30,7 @@ MAY_SUSPEND = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_COR
 ENTRANCES = ("__enter__", "__aenter__")
 # Modules that resume a generator for the body of a `with`, or run a notebook cell as a coroutine.
 RESUMERS = ("_pytest.fixtures", "torch.utils._contextlib", "IPython.core.async_helpers")
-OUTSIDE = "blocks and models.checkpoint must be outside of a full graph"
+OUTSIDE = f"blocks and {__package__}.checkpoint must be outside of a full graph"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

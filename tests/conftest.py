@@ -1,4 +1,7 @@
-"""What several tests share: a tiny data set that can be learnt in seconds."""
+"""What several tests share: a tiny data set that can be learnt in seconds.
+
+It imports the rest of the project where that is used: the tests of `models` and `crits` run without it.
+"""
 
 import gc
 import logging
@@ -25,9 +28,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     cache = tempfile.TemporaryDirectory(prefix="nsnn-cache-")
     os.environ["NSNN_CACHE"] = cache.name
 
-from dataset_utils import ImageDataset
-from tools.data.images import LabelledImages
-
 # At its first backward pass, PyTorch starts threads for all devices but the CPU that it knows by then. torch.compile
 # makes it know one, and a process with such threads cannot fork: so the first pass is here.
 torch.ones(1, requires_grad=True).sum().backward()
@@ -47,6 +47,8 @@ def first_are_fast(cases, count=1):
 
 def _stripes(count, seed):
     """Class 0: horizontal stripes, class 1: vertical ones; 8x8 pixels, noisy."""
+    from tools.data.images import LabelledImages
+
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
     pattern = (torch.arange(8) % 2 * 200).float()
@@ -58,6 +60,8 @@ def _stripes(count, seed):
 @pytest.fixture(scope="session")
 def stripes():
     """An `ImageDataset` of 200 training and 50 test images, two classes, [1, 8, 8]."""
+    from dataset_utils import ImageDataset
+
     return ImageDataset(
         "stripes", (1, 8, 8), ("0", "1"), (0.4,), (0.4,), lambda *args: (_stripes(200, 0), _stripes(50, 1))
     )

@@ -21,7 +21,7 @@ Gradients = tuple[Tensor | None, ...]  # of x, state and VALUES
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 NO_SECOND_DERIVATIVE = (
     "spiking neurons have no second derivative, because their gradient is a surrogate; only the mean field has one "
-    "(`with models.mean_field(net):`), in a network that is not compiled"
+    "(`with mean_field(net):`), in a network that is not compiled"
 )
 
 

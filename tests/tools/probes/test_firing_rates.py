@@ -16,6 +16,7 @@ from torch import nn
 
 from crits.regularizers import FiringRate
 from models import LIF, NoisyLIF, ParametricLIF, Stream, build_model, build_neuron, checkpoint, noiseless
+from tests.crits.test_regularizers import shared
 from tests.models.test_contexts import Coin
 from tools.errors import UserError
 from tools.inference import ForwardPass
@@ -31,6 +32,14 @@ def test_rates_are_means_over_all_calls():
         net["a"](torch.full((2, 9, 4), 0.0))  # never: three times as many
         net["b"](torch.zeros(2, 3))
     assert record.rates() == {"a": 0.25, "b": 0.0}
+
+
+@pytest.mark.parametrize("way", ["neuron", "run", "step"])
+def test_the_rate_of_a_neuron_that_is_used_twice_is_the_one_that_is_penalised(way):
+    net, x, penalty = shared(way)
+    with firing_rates(net) as record:
+        net(x)
+    assert record.rates()["lif"] == pytest.approx(penalty.item() ** 0.5 + 0.1)
 
 
 @pytest.mark.parametrize("use_reentrant", [None, False, True])
