@@ -128,7 +128,11 @@ def renamed(text):
     return re.sub(r"\b(from|import) crits\b", r"\1 nsnn.crits", text)
 
 
-def test_the_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, installed, tmp_path):
+# Half of the time would go to these: to exporters, and to building every kernel.
+LEFT_OUT = ("tests/models/test_deploy.py", "tests/models/test_tensor_parameters.py")
+
+
+def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, installed, tmp_path):
     (source,) = built.glob("*.tar.gz")
     shutil.unpack_archive(source, tmp_path)
     (tests,) = tmp_path.glob("*/tests")
@@ -136,4 +140,5 @@ def test_the_fast_tests_of_models_and_crits_pass_for_the_installed_package(built
         path.write_text(renamed(path.read_text()))
     shutil.copytree(tests, installed.away / "tests")
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-m", "not slow and not alone"]
+    options += [f"--ignore={path}" for path in LEFT_OUT]
     installed.run("-m", "pytest", "-c", os.devnull, "--rootdir", ".", *options, "tests/models", "tests/crits")
