@@ -13,6 +13,7 @@ from ..noise import NoiseLaw
 RESETS = ("zero", "subtract", "none")
 SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
 VALUES = ("threshold", "decay", "scale", "reset_value")  # fields of `Neuron` that may be tensors, and learnt
+ALL_BITS = 2 ** len(VALUES) - 1
 MAX_RANK = 3  # nested loops over memory in fused kernels, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
 Pair = tuple[Tensor | None, Tensor | None]
@@ -68,11 +69,14 @@ class Neuron:
         return dataclasses.replace(self, **given) if given else self
 
     def channel_bits(self) -> int:
-        """A bit for each of `VALUES`, the first the lowest: whether it differs between channels."""
+        """The variant of a kernel: a bit for each of `VALUES` that differs between channels, the first the lowest.
+
+        All are set if several differ, as each variant takes seconds to compile.
+        """
         bits, bit = 0, 1
         for value in (self.threshold, self.decay, self.scale, self.reset_value):
             if isinstance(value, Tensor) and value.dim() > 0:
-                bits |= bit
+                bits = bit if bits == 0 else ALL_BITS
             bit *= 2
         return bits
 
