@@ -69,7 +69,7 @@ def sampled(count, **choices):
 
 
 def each_variant_once(cases):
-    """The cases, of which those are slow tests that are not of float32 and compile a kernel for one value by channel."""
+    """The cases; slow tests where they need a kernel for one value by channel of another type than float32."""
     marked = []
     for case in cases:
         by_channel = [name for name in VALUES if case[name] == "channels"]
