@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import parameters
-from .checkpointing import generator_to_draw_from, refuse_unkept_noise
+from .checkpointing import draw_from, refuse_unkept_noise
 from .contexts import GENERATOR_BLOCKS, Block
 from .parameters import ArgumentError
 
@@ -52,8 +52,8 @@ def _draw(
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_unkept_noise()
         return sampler(shape, device=device, dtype=dtype)
-    generator = generator_to_draw_from(generator, block)
-    numbers = sampler(shape, generator=generator, device=generator.device, dtype=dtype)
+    draw = functools.partial(sampler, shape, device=generator.device, dtype=dtype)
+    numbers = draw_from(generator, block, lambda drawn_from: draw(generator=drawn_from))
     return numbers.to(device) if device is not None else numbers
 
 
