@@ -314,7 +314,7 @@ class Cauchy(NoiseLaw):
         return self._destandardise(torch.sign(p - 0.5) / torch.tan(math.pi * tail))
 
 
-_FOLLOWING = dict.fromkeys((Gaussian, Logistic, Triangular, Uniform, Cauchy), True)
+_FOLLOWING: dict[type[NoiseLaw], bool] = {Gaussian: True, Logistic: True, Triangular: True, Uniform: True, Cauchy: True}
 
 
 def _follows_its_scale(law: type[NoiseLaw]) -> bool:
