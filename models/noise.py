@@ -89,6 +89,7 @@ class NoiseLaw(metaclass=_Immutable):
 
     Note:
         A subclass that does not call `super().__init__` has scale 1 and loc 0; `learnable_scale` stretches about loc.
+        One that has its own constructor, or functions that do not follow `scale`, takes a number for it.
     """
 
     neuron_name: ClassVar[str]  # name of the noisy neuron in the registry; an entry of `LAWS` must have one

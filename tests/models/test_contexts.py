@@ -1055,6 +1055,13 @@ def default_inside(net, generator):
     return function
 
 
+@pytest.mark.parametrize("make", [default_around, default_by_name])
+def test_torchs_default_generator_in_a_block_is_refused_if_its_state_is_not_kept(make):
+    loss = checkpoint(make(network(), None), currents().requires_grad_(), preserve_rng_state=False).sum()
+    with pytest.raises(RuntimeError, match="preserve_rng_state=False"):
+        loss.backward()
+
+
 @laws
 @pytest.mark.parametrize("make", [default_around, default_by_name, default_inside])
 def test_torchs_default_generator_in_a_block_goes_on_for_other_draws(law, make):
