@@ -3,7 +3,7 @@
 import sys
 import types
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
@@ -16,27 +16,45 @@ REFUSAL = (
     "torch.utils.checkpoint would rerun layers with other noise or in another mode, because it ignores "
     f"noise_generator, noiseless and mean_field: use {__package__}.checkpoint instead"
 )
+OWN_DRAW = (
+    "the function in models.checkpoint draws numbers of its own from the generator of the noise, or seeds it, which "
+    "its second run would not repeat: draw them from torch's default generator instead"
+)
 
 
 @left_to_python(OUTSIDE)
-def generator_to_draw_from(generator: Generator, entry: Entry | None) -> Generator:
-    """`generator`, or during recomputation a stand-in that repeats its numbers.
+def draw_from(generator: Generator, entry: Entry | None, draw: Callable[[Generator], torch.Tensor]) -> torch.Tensor:
+    """`draw` from a generator, or during recomputation from a stand-in that repeats its numbers.
 
     Args:
-        entry: the `noise_generator` block that it comes from, if it does.
+        entry: the `noise_generator` block that the generator comes from, if it does.
 
     Raises:
-        RuntimeError: if PyTorch's own checkpoint would draw other numbers when it recomputes.
+        RuntimeError: if PyTorch's own checkpoint would draw other numbers when it recomputes, or if a function in
+            `checkpoint` has changed the state of the generator.
     """
     if entry is not None and entry.backward != torch._C._current_graph_task_id():
         raise RuntimeError(REFUSAL)
     if _is_in_torchs_checkpoint() or any(run.is_in_torchs for run in RUNS.get()):
         raise RuntimeError(REFUSAL)
     refuse_reentrant(entry)
+    if _is_torchs_default(generator):  # whose state a checkpoint of PyTorch restores
+        if torch._C._current_graph_task_id() != -1:
+            refuse_unkept_noise()
+        return draw(generator)
     drawn_from = generator
     for run in RUNS.get():
+        run.check_states()
         drawn_from = run.stand_in(generator, drawn_from)
-    return drawn_from
+    numbers = draw(drawn_from)
+    for run in RUNS.get():
+        run.note_state(generator)
+    return numbers
+
+
+def _is_torchs_default(generator: Generator) -> bool:
+    of_device = getattr(torch, generator.device.type, None)
+    return generator in (torch.default_generator, *getattr(of_device, "default_generators", ()))
 
 
 def _is_in_torchs_checkpoint() -> bool:
@@ -104,6 +122,9 @@ class Run:
         self.is_in_torchs = frame is None and _is_in_torchs_checkpoint()
         self.hook = _hook_on_saved_tensors()
         self.twins: dict[int, Generator] = {}
+        self.is_watching = False  # whether it notices what the function itself does with the generators of the noise
+        self.states: dict[int, tuple[Generator, torch.Tensor]] = {}  # as the noise has left them, by id
+        self.tokens: list[tuple[ContextVar[Any], Token[Any]]] = []  # they restore what was set when it began
 
     def stand_in(self, generator: Generator, drawn_from: Generator) -> Generator:
         """The generator to draw from in place of `generator`, for which an outer run draws from `drawn_from`."""
@@ -117,12 +138,39 @@ class Run:
             self.twins[key].set_state(self.begins[key][1])
         return self.twins[key]
 
+    def check_states(self) -> None:
+        """Raise RuntimeError if the state of a generator is not the one that the noise has left."""
+        for generator, state in self.states.values():
+            if not torch.equal(generator.get_state(), state):
+                raise RuntimeError(OWN_DRAW)
+
+    def note_state(self, generator: Generator) -> None:
+        """Remember the state of a generator, which only noise may change."""
+        if self.is_watching and not _is_torchs_default(generator):
+            self.states[id(generator)] = (generator, generator.get_state())
+
+    def begin(self, values: dict[ContextVar[Any], Any]) -> None:
+        """Set context variables until `end`."""
+        for variable, value in values.items():
+            self.tokens.append((variable, variable.set(value)))
+
+    def end(self) -> None:
+        """Restore context variables."""
+        while self.tokens:
+            variable, token = self.tokens.pop()
+            variable.reset(token)
+
     def __enter__(self) -> None:
         self.hook = _hook_on_saved_tensors()
-        self.token = RUNS.set((*RUNS.get(), self))
+        self.is_watching = torch.is_grad_enabled() and not RUNS.get()
+        for entry in GENERATOR_BLOCKS.in_effect():
+            self.note_state(entry.value)
+        self.begin({RUNS: (*RUNS.get(), self)})
 
-    def __exit__(self, *error: object) -> None:
-        RUNS.reset(self.token)
+    def __exit__(self, error: object, *others: object) -> None:
+        self.end()
+        if error is None:
+            self.check_states()
 
 
 class _AsAtFirst:
@@ -133,18 +181,16 @@ class _AsAtFirst:
         self.blocks = []
         for setting in (MODE_BLOCKS, GENERATOR_BLOCKS):
             self.blocks.append((setting, [entry.value for entry in reversed(setting.in_effect())]))
-        self.outer: list[list[Any]] = []
 
     def __enter__(self) -> None:
-        variables: list[ContextVar[Any]] = [MODE_BLOCKS.variable, GENERATOR_BLOCKS.variable, RUNS]
-        self.outer.append([(variable, variable.get()) for variable in variables])
-        for setting, values in self.blocks:
-            setting.variable.set(tuple(Entry(value, None) for value in values))
-        RUNS.set((Run(self.begins, sys._getframe(1)),))
+        run = Run(self.begins, sys._getframe(1))
+        values: dict[ContextVar[Any], Any] = {RUNS: (run,)}
+        for setting, block_values in self.blocks:
+            values[setting.variable] = tuple(Entry(value, None) for value in block_values)
+        run.begin(values)
 
     def __exit__(self, *error: object) -> None:
-        for variable, value in self.outer.pop():
-            variable.set(value)
+        RUNS.get()[0].end()  # not kept here, where threads that recompute one graph at once would share it
 
 
 @left_to_python(OUTSIDE)
@@ -152,8 +198,12 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Activation checkpointing: call `function`, and recompute it in the backward pass instead of storing activations.
 
     The gradient is unchanged: recomputation draws the same noise, and has the same `noiseless` and `mean_field`,
-    wherever `backward` is called. What the function itself draws repeats if it is from torch's default generator, not
-    from another one. Inside a compiled function, the checkpointed part is not compiled.
+    wherever `backward` is called. What the function itself draws repeats if it is from torch's default generator; a
+    number drawn from any other generator is different in the second run. Inside a compiled function, the checkpointed
+    part is not compiled.
+
+    Raises:
+        RuntimeError: if the function itself draws from a generator that the noise comes from, or seeds it.
 
     Note:
         Built on `torch.utils.checkpoint.checkpoint(use_reentrant=False)`, which by itself restores only torch's default

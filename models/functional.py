@@ -236,10 +236,14 @@ def _refuse_unlearnt(name: str, law: NoiseLaw) -> None:
     """Raise ValueError for a law with parameters besides its scale, TypeError for one that is a module."""
     if isinstance(law, nn.Module):
         raise TypeError(f"{name} must be a NoiseLaw that is not an nn.Module, got a {type(law).__name__}")
+    learns_scale = isinstance(law.scale, Tensor) and law.scale.requires_grad
     for attribute, value in vars(law).items():
-        if not isinstance(value, Tensor) or not value.requires_grad or attribute in ("scale", "_ratio"):  # of Rescaled
+        if isinstance(value, NoiseLaw):  # of Rescaled
+            _refuse_unlearnt(name, value)
+        if not isinstance(value, Tensor) or not value.requires_grad or attribute == "scale":
             continue
-        if not isinstance(getattr(type(law), attribute, None), functools.cached_property):
+        is_computed = isinstance(getattr(type(law), attribute, None), functools.cached_property)
+        if not (is_computed and learns_scale):
             raise ArgumentError(f"{attribute} of the {name} would not be learnt, as only the scale of a law is")
 
 

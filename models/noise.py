@@ -17,8 +17,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from . import parameters
-from .checkpointing import generator_to_draw_from, refuse_unkept_noise
-from .contexts import GENERATOR_BLOCKS, Block
+from .checkpointing import draw_from, refuse_unkept_noise
+from .contexts import GENERATOR_BLOCKS, Block, left_to_python
 from .parameters import ArgumentError
 
 Device = torch.device | str | int | None
@@ -52,8 +52,8 @@ def _draw(
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             refuse_unkept_noise()
         return sampler(shape, device=device, dtype=dtype)
-    generator = generator_to_draw_from(generator, block)
-    numbers = sampler(shape, generator=generator, device=generator.device, dtype=dtype)
+    draw = functools.partial(sampler, shape, device=generator.device, dtype=dtype)
+    numbers = draw_from(generator, block, lambda drawn_from: draw(generator=drawn_from))
     return numbers.to(device) if device is not None else numbers
 
 
@@ -89,6 +89,7 @@ class NoiseLaw(metaclass=_Immutable):
 
     Note:
         A subclass that does not call `super().__init__` has scale 1 and loc 0; `learnable_scale` stretches about loc.
+        One that has its own constructor, or functions that do not follow `scale`, takes a number for it.
     """
 
     neuron_name: ClassVar[str]  # name of the noisy neuron in the registry; an entry of `LAWS` must have one
@@ -154,13 +155,16 @@ class NoiseLaw(metaclass=_Immutable):
         """The same law, stretched about its `loc` to another scale; the values of a tensor are not checked.
 
         Raises:
-            TypeError: if its class has its own constructor and its scale is a tensor.
+            ValueError: if a number is not positive and finite.
+            TypeError: if its scale is a tensor, and its class has its own constructor or does not follow its scale.
         """
+        if not isinstance(scale, Tensor):
+            parameters.check("scale", scale)
         has_constructor = type(self).__init__ is not NoiseLaw.__init__
-        if isinstance(self.scale, Tensor):
-            if has_constructor:
-                raise TypeError(f"{type(self).__name__} has its own constructor: its scale must be a number")
-        elif has_constructor or type(self) not in LAWS:  # its functions may not read `scale`
+        if has_constructor or not _follows_its_scale(type(self)):
+            if isinstance(self.scale, Tensor):
+                reason = "its own constructor" if has_constructor else "functions that do not follow its scale"
+                raise TypeError(f"{type(self).__name__} has {reason}: its scale must be a number")
             return Rescaled(self, scale)
         law = copy.copy(self)
         for name in vars(self):  # computed from the old scale
@@ -198,7 +202,7 @@ class NoiseLaw(metaclass=_Immutable):
         """
         p = _draw(torch.rand, shape, generator, device, dtype)
         # torch.rand includes 0, whose quantile may be infinite; it never returns 1.
-        return self.icdf(p.clamp(min=torch.finfo(p.dtype).eps / 4))
+        return self.icdf(p.clamp(min=torch.finfo(p.dtype).eps / 4)).to(p.dtype)
 
     def _standardise(self, x: Tensor) -> Tensor:
         """z = (x - loc) / scale, limited: if z^2 overflowed, the backward pass would have 0 * infinity, a NaN.
@@ -311,6 +315,30 @@ class Cauchy(NoiseLaw):
         return self._destandardise(torch.sign(p - 0.5) / torch.tan(math.pi * tail))
 
 
+_FOLLOWING: dict[type[NoiseLaw], bool] = {Gaussian: True, Logistic: True, Triangular: True, Uniform: True, Cauchy: True}
+
+
+def _follows_its_scale(law: type[NoiseLaw]) -> bool:
+    """Whether the functions of a law are stretched with its scale, found by trying it once."""
+    if law not in _FOLLOWING:
+        _FOLLOWING[law] = _try_scales(law)
+    return _FOLLOWING[law]
+
+
+@left_to_python("laws of your own with a tensor for their scale must be used once outside of a full graph")
+def _try_scales(law: type[NoiseLaw]) -> bool:
+    from .kernels.selftest import without_modes  # which imports this module
+
+    def is_stretched() -> bool:
+        one, two = law(1.0), law(2.0)
+        p = torch.linspace(0.1, 0.9, 9, dtype=torch.float64, device="cpu")
+        x = one.icdf(p)
+        pairs = (two.icdf(p), 2 * x), (two.cdf(2 * x), one.cdf(x)), (2 * two.pdf(2 * x), one.pdf(x))
+        return all(torch.allclose(found, right, rtol=1e-3, atol=1e-6) for found, right in pairs)
+
+    return without_modes(is_stretched)
+
+
 # A law that is added here, and has a `neuron_name`, is known everywhere; it runs on the eager kernel.
 LAWS: tuple[type[NoiseLaw], ...] = (Gaussian, Logistic, Triangular, Uniform, Cauchy)
 
@@ -328,14 +356,19 @@ class Rescaled(NoiseLaw):
     """Another law, stretched about its `loc` to a new scale, a number or a tensor that broadcasts."""
 
     def __init__(self, law: NoiseLaw, scale: float | Tensor) -> None:
-        if not isinstance(scale, Tensor):  # whose values may be on another device
-            parameters.check("scale", scale)
         if isinstance(law.scale, Tensor):
             law = law.with_scale(1.0)
         self.law = law
         self.loc = law.loc
         self.scale = scale  # type: ignore[assignment]
-        self._ratio: Any = scale / law.scale
+
+    def __repr__(self) -> str:
+        scale = parameters.shown(self.scale) if isinstance(self.scale, Tensor) else f"{self.scale:g}"
+        return f"{self.law!r}.with_scale({scale})"
+
+    @property
+    def _ratio(self) -> Any:
+        return self.scale / self.law.scale
 
     def with_scale(self, scale: float | Tensor) -> NoiseLaw:
         return Rescaled(self.law, scale)
@@ -354,4 +387,5 @@ class Rescaled(NoiseLaw):
         return self.law.std * self._ratio
 
     def sample(self, *args: Any, **kwargs: Any) -> Tensor:
-        return (self.law.sample(*args, **kwargs) - self.loc) * self._ratio + self.loc
+        drawn = self.law.sample(*args, **kwargs)
+        return ((drawn - self.loc) * self._ratio + self.loc).to(drawn.dtype)

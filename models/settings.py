@@ -16,9 +16,12 @@ def _listed(settings: dict[str, Any]) -> str:
 
 def _law_text(law: Any, learns_scale: bool) -> str:
     """The law without its scale if that is learnt or a tensor: the weights have it then."""
-    name = type(law).__name__
+    stretched = getattr(law, "law", None)  # by `with_scale`, where its functions do not follow its scale
+    name = type(law if stretched is None else stretched).__name__
     if learns_scale or isinstance(law.scale, Tensor):
         return name
+    if stretched is not None:
+        return f"{_law_text(stretched, False)}.with_scale({law.scale:g})"
     return f"{name}({law.scale:g}, {law.loc:g})"
 
 

@@ -174,7 +174,7 @@ def _refused_attention(step: _Step) -> Iterator[None]:
     """Context manager: RuntimeError where PyTorch's attention is over time, of which there is one step."""
 
     def check(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        if STREAM.get() is not step or kwargs is None:  # another thread's, whose end may change how hooks are called
+        if STREAM.get() is not step or kwargs is None:  # another thread's: it has no kwargs while that removes it
             return
         key = inspect.signature(module.forward).bind(*args, **kwargs).arguments.get("key")
         if not isinstance(key, Tensor):

@@ -1,15 +1,16 @@
 """The functions that the scripts main_<name>.py and testing_<dataset>.py call.
 
-They parse the flags before they import what they run, so that --help and wrong flags are answered at once.
+They parse the flags before they import what they run, so that --help and wrong flags are answered at once. With
+NSNN_PARSE_ONLY=1 in the environment, they end the process after that, with the code `PARSED`.
 """
 
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from pathlib import Path
 
 from tools.config.evaluate import EvaluationConfig
@@ -23,23 +24,14 @@ from tools.training.result import RunResult
 
 logger = logging.getLogger(__name__)
 Argv = Sequence[str] | None  # None: sys.argv[1:]
-PARSES_ONLY = ContextVar("parses only", default=False)
+PARSE_ONLY = "NSNN_PARSE_ONLY"
+PARSED = 75  # no other end of a script has this exit code
 
 
-class _Parsed(BaseException):
-    """Ends a script whose flags were to be parsed only."""
-
-
-@contextlib.contextmanager
-def parsing_only() -> Iterator[None]:
-    """Context manager: `train` and `test` parse and check their flags, and end the block."""
-    token = PARSES_ONLY.set(True)
-    try:
-        yield
-    except _Parsed:
-        pass
-    finally:
-        PARSES_ONLY.reset(token)
+def _end_if_parsing_only() -> None:
+    """End the process, not by an exception, which the script might catch, or clean up after."""
+    if os.environ.get(PARSE_ONLY):
+        os._exit(PARSED)
 
 
 def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> RunResult:
@@ -54,8 +46,7 @@ def train(dataset: Dataset, defaults: dict | None = None, argv: Argv = None) -> 
             128 + its number after a signal, and 0 when --max_minutes is reached.
     """
     config, given = parse(TrainConfig, argv, defaults, dataset, f"Train a spiking network on {dataset.name}.")
-    if PARSES_ONLY.get():
-        raise _Parsed
+    _end_if_parsing_only()
     from tools.training.run import Training
 
     with _readable_errors(config.debug), joined(config.device) as processes:
@@ -71,8 +62,7 @@ def test(dataset: Dataset, argv: Argv = None, other_datasets: dict[str, Dataset]
     {group: list of results}.
     """
     config, _ = parse(EvaluationConfig, argv, None, dataset, f"Evaluate a spiking network on {dataset.name}.")
-    if PARSES_ONLY.get():
-        raise _Parsed
+    _end_if_parsing_only()
     from tools.evaluation.run import run_evaluation
 
     with _readable_errors(config.debug):
@@ -108,6 +98,7 @@ def study(
     arguments = parser.parse_args(argv)
     if arguments.seed < 0 or arguments.workers < 0:
         parser.error("--seed and --workers must be at least 0")
+    _end_if_parsing_only()
     from tools.studies.study import run_study
 
     with _readable_errors():

@@ -76,7 +76,7 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
         nets = [build_network(one, dataset) for one in configs]
         net = load_published(nets[0], trained.model, path, *nets[1:])
         trained = configs[nets.index(net)]
-        _check_overrides(overrides.keys() & {"sigma"}, trained)  # --tau only describes the network
+        _check_overrides(overrides, trained)
         return net, trained
     if content["dataset"] != dataset.name:
         raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")

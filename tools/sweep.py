@@ -8,17 +8,17 @@ again continues a sweep: interrupted runs go on from their last checkpoint, comp
 """
 
 import argparse
-import contextlib
+import concurrent.futures
 import csv
 import ctypes
 import dataclasses
+import functools
 import io
 import itertools
 import json
 import logging
+import modulefinder
 import os
-import re
-import runpy
 import signal
 import statistics
 import subprocess
@@ -130,24 +130,29 @@ def _words(command, combination, run):
 
 
 def check_flags(folder: Path, command: Sequence[str], combination: Combination) -> None:
-    """UserError, in one line, if the parser of a script that uses `tools.cli` refuses a combination; nothing is run."""
-    from tools.cli import parsing_only  # with PyTorch, which --help does not need
+    """UserError, in one line, if a script that uses `tools.cli` refuses a combination; it ends before its training."""
+    from tools.cli import PARSE_ONLY, PARSED  # with PyTorch, which --help does not need
 
-    script = ROOT / command[0]
-    if not re.search(r"tools\.cli|from tools import .*cli", script.read_text()):
+    if not _imports_cli(ROOT / command[0]):
         return  # all of it would run
-    run, said, before = run_folder(folder, combination), io.StringIO(), (sys.argv, sys.path, os.getcwd())
+    run = run_folder(folder, combination)
+    arguments = [sys.executable, *_words(command, combination, run)]
+    options = dict(cwd=ROOT, env={**os.environ, PARSE_ONLY: "1"}, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(arguments, **options)
+    if done.returncode != PARSED:
+        said = done.stderr.strip() or f"{command[0]} ends with code {done.returncode} before it trains"
+        last = said.splitlines()[-1]
+        raise UserError(f"{run.name}: {last.partition(' error: ')[2] or last}")
+
+
+def _imports_cli(script):
+    """Whether a script imports `tools.cli`, itself or by modules of its folder or of this repository."""
+    finder = modulefinder.ModuleFinder([str(script.parent), str(ROOT)])
     try:
-        sys.argv, sys.path = _words(command, combination, run), [str(script.parent), *sys.path]
-        os.chdir(ROOT)
-        with parsing_only(), contextlib.redirect_stderr(said):
-            runpy.run_path(command[0], run_name="__main__")
-    except SystemExit as error:
-        last = (said.getvalue().splitlines() or [f"{command[0]} ends with {error.code!r}"])[-1]
-        raise UserError(f"{run.name}: {last.partition(' error: ')[2] or last}") from None
-    finally:
-        sys.argv, sys.path = before[:2]
-        os.chdir(before[2])
+        finder.run_script(str(script))  # which only reads it
+    except SyntaxError as error:
+        raise UserError(f"{script}: {error}") from error
+    return "tools.cli" in finder.modules
 
 
 def _end_with_parent():
@@ -168,10 +173,10 @@ def run_sweep(arguments: argparse.Namespace) -> list[str]:
         raise UserError(f"sweeps need Ray Tune: pip install -r requirements-sweep.txt ({error})") from error
     folder, command = arguments.folder, arguments.command
     wanted = combinations(arguments.vary)
-    for combination in wanted:
-        check_flags(folder, command, combination)
-    check_same(folder, {"command": command, "vary": arguments.vary})
     missing = [combination for combination in wanted if not (run_folder(folder, combination) / TEST).exists()]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # threads that wait for their processes
+        list(pool.map(functools.partial(check_flags, folder, command), missing))
+    check_same(folder, {"command": command, "vary": arguments.vary})
     logger.info("%d of %d runs are done", len(wanted) - len(missing), len(wanted))
     if not missing:
         return []

@@ -16,6 +16,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from models import LIF, Gaussian, NoisyLIF, ParametricLIF, checkpoint, mean_field, noise_generator, noiseless
+from models.contexts import GENERATOR_BLOCKS
 from tests.conftest import first_are_fast
 from tests.models.test_noise import Laplace
 
@@ -1031,6 +1032,119 @@ def test_generators_that_are_used_inside_a_checkpoint_repeat_their_numbers(law, 
         results[-1].append(generator.get_state())
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs)
+
+
+def default_around(net, generator):
+    def function(x):
+        with noise_generator(torch.default_generator):
+            y = net(nn.functional.dropout(x))
+        return nn.functional.dropout(y) * Gaussian(0.3).sample(y.shape)
+
+    return function
+
+
+def default_by_name(net, generator):
+    return lambda x: net(x) * Gaussian(0.3).sample((3, 4, 8), generator=torch.default_generator) * torch.rand(3, 4, 8)
+
+
+def default_inside(net, generator):
+    def function(x):
+        with noise_generator(generator):
+            return checkpoint(default_around(net, generator), x) * Gaussian(0.3).sample((3, 4, 8))
+
+    return function
+
+
+@pytest.mark.parametrize("make", [default_around, default_by_name])
+def test_torchs_default_generator_in_a_block_is_refused_if_its_state_is_not_kept(make):
+    loss = checkpoint(make(network(), None), currents().requires_grad_(), preserve_rng_state=False).sum()
+    with pytest.raises(RuntimeError, match="preserve_rng_state=False"):
+        loss.backward()
+
+
+@laws
+@pytest.mark.parametrize("make", [default_around, default_by_name, default_inside])
+def test_torchs_default_generator_in_a_block_goes_on_for_other_draws(law, make):
+    net, found = network(law), []
+    for call in (lambda function, x: function(x), checkpoint):
+        torch.manual_seed(4)
+        function = make(net, seeded(5))
+        found.append([*gradients(net, functools.partial(twice, call, function)), torch.get_rng_state()])
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs)
+
+
+def before(x, noise, generator):
+    return noise(x * torch.rand(x.shape, generator=generator))
+
+
+def between(x, noise, generator):
+    return noise(noise(x) * torch.rand(x.shape, generator=generator))
+
+
+def after(x, noise, generator):
+    return noise(x) * torch.rand(x.shape, generator=generator)
+
+
+def seeding(x, noise, generator):
+    x = noise(x)
+    generator.manual_seed(7)
+    return noise(x)
+
+
+def alone(x, noise, generator):
+    return x * torch.rand(x.shape, generator=generator)
+
+
+@pytest.mark.parametrize("how", ["block", "explicit", "nested"])
+@pytest.mark.parametrize("draws", [before, between, after, seeding, alone])
+def test_a_function_that_draws_from_the_generator_of_the_noise_itself_is_refused(how, draws):
+    """Its second run would draw other numbers; the noise has a stand-in."""
+    if how == "explicit" and draws in (before, alone):
+        pytest.skip("the noise has not come from the generator yet")
+    law, x, generator = Gaussian(0.3), currents().requires_grad_(), seeded(1)
+
+    def noise(x):
+        return x * law.sample(x.shape, generator if how == "explicit" else None)
+
+    def function(x):
+        return draws(x, noise, generator)
+
+    block = contextlib.nullcontext() if how == "explicit" else noise_generator(generator)
+    with block, pytest.raises(RuntimeError, match="draws numbers of its own from the generator of the noise"):
+        checkpoint(functools.partial(checkpoint, function) if how == "nested" else function, x)
+    with block, torch.no_grad():  # there is no second run
+        checkpoint(function, x)
+
+
+def test_threads_that_recompute_one_graph_at_once_restore_their_own_blocks():
+    net, x, arrived, first_left = NoisyLIF(Gaussian(0.3)), currents().requires_grad_(), [], threading.Event()
+    both, outer = threading.Barrier(2, timeout=60), []
+
+    def function(x):
+        if torch._C._current_graph_task_id() != -1:
+            arrived.append(threading.current_thread())
+            both.wait()
+            if arrived[0] is not threading.current_thread():
+                first_left.wait(60)
+        return net(x)
+
+    with noise_generator(seeded(1)):
+        loss = checkpoint(function, x).sum()
+
+    def recompute():
+        own = seeded(2)
+        with noise_generator(own):
+            torch.autograd.grad(loss, x, retain_graph=True)
+            first_left.set()
+            outer.append([entry.value is own for entry in GENERATOR_BLOCKS.in_effect()])
+
+    threads = [threading.Thread(target=recompute) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outer == [[True], [True]]
 
 
 def test_a_checkpoint_whose_backward_pass_is_in_the_block_of_a_generator():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import (
     IF,
@@ -26,13 +27,16 @@ from models import (
     SpikingNeuron,
     Triangular,
     Uniform,
+    functional,
     mean_field,
+    noise,
     noise_generator,
     noiseless,
 )
 from models.functional import firing_probability, noisy_lif
 from models.noise import Rescaled
 from tests.chance import deviations, likely
+from tests.models.test_noise import Laplace as Scaled
 
 MAKERS = {
     "IF": IF,
@@ -913,13 +917,115 @@ class Fixed(NoiseLaw):
         return 0.3 * torch.logit(p)
 
 
-def test_a_law_that_does_not_read_its_scale_is_stretched_all_the_same():
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_a_law_that_does_not_read_its_scale_is_stretched_all_the_same(is_listed, monkeypatch):
+    if is_listed:
+        monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Fixed))
     law, x = Fixed(1.0), torch.linspace(-1, 1, 9)
     for wide in (law.widened(2.0), law.with_scale(2.0)):
         torch.testing.assert_close(wide.cdf(x), law.cdf(x / 2))
+        assert repr(wide) == "Fixed(1).with_scale(2)"
     neuron = NoisyLIF(law)
     neuron.scale_noise(2.0)
     torch.testing.assert_close(neuron.noise.cdf(x), law.cdf(x / 2))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda law, x: law.widened(2.0),
+        lambda law, x: law.with_scale(2.0),
+        lambda law, x: NoisyLIF(law),
+        lambda law, x: NoisyLIF(law, learnable_scale=True),
+        lambda law, x: LIF(law),
+        lambda law, x: NoisyLIF(Gaussian(0.3), surrogate=law),
+        lambda law, x: functional.lif(x, law),
+        lambda law, x: functional.noisy_lif(x, law),
+    ],
+)
+def test_a_law_that_does_not_read_its_scale_cannot_have_a_tensor_for_it(use):
+    """A kernel would stretch it by the tensor, though its functions are those of scale 1 for any number."""
+    for scale in (torch.tensor([2.0]), torch.tensor([2.0, 3.0]), nn.Parameter(torch.tensor([2.0]))):
+        with pytest.raises((TypeError, ValueError), match="Fixed has functions that do not follow its scale|surrogate"):
+            use(Fixed(scale), torch.rand(3, 4, 2))
+
+
+def test_whether_a_law_follows_its_scale_is_found_under_any_mode():
+    def widened():
+        class New(Scaled):
+            pass
+
+        return NoisyLIF(New(nn.Parameter(torch.full((4,), 0.3)))).noise
+
+    with torch.device("meta"):
+        assert type(widened()).__name__ == "New"
+    with FakeTensorMode():
+        assert type(widened()).__name__ == "New"
+    assert type(widened()).__name__ == "New"
+
+
+def test_a_law_of_ones_own_stays_what_it_is_when_it_is_stretched():
+    for law in (Scaled(0.3, loc=0.1), Cached(0.3)):
+        for wide in (law.widened(2.0), law.with_scale(torch.tensor([0.6, 0.3]))):
+            assert type(wide) is type(law) and repr(wide).startswith(type(law).__name__)
+            assert wide.sample((5, 2), dtype=torch.float16).dtype == torch.float16
+    assert Fixed(1.0).with_scale(torch.tensor([0.6, 0.3])).sample((5, 2), dtype=torch.float16).dtype == torch.float16
+
+
+def test_loading_weights_into_another_law_that_was_stretched_is_noticed():
+    class Other(Fixed):
+        pass
+
+    def warned(one, other):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            NoisyLIF(other).load_state_dict(NoisyLIF(one).state_dict())
+        return [str(warning.message) for warning in caught]
+
+    assert not warned(Scaled(0.3).widened(2.0), Scaled(0.6))
+    assert not warned(Fixed(1.0).widened(2.0), Fixed(1.0).widened(2.0))
+    (message,) = warned(Fixed(1.0).widened(2.0), Other(1.0).widened(2.0))
+    assert "noise=Fixed(1, 0).with_scale(2) were" in message and "noise=Other(1, 0).with_scale(2)" in message
+    assert warned(Fixed(1.0).widened(2.0), Fixed(2.0))  # which does not read its 2
+    for learnable in (False, True):
+        neurons = [NoisyLIF(law(1.0), learnable_scale=learnable) for law in (Fixed, Other)]
+        with pytest.warns(UserWarning, match="Fixed.*were loaded.*Other"):
+            neurons[1].load_state_dict(neurons[0].state_dict())
+
+
+def test_a_scale_that_cannot_be_is_refused_when_a_law_is_stretched():
+    for law in (Gaussian(0.3), Scaled(0.3), Fixed(0.3), Fixed(0.3).widened(2.0)):
+        for wrong in (-1.0, 0.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match="scale must be positive and finite"):
+                law.with_scale(wrong)
+
+
+class WithParameter(Scaled):
+    """Learns a value besides its scale."""
+
+    @functools.cached_property
+    def width(self):
+        return nn.Parameter(torch.tensor(0.3))
+
+    def cdf(self, x):
+        return torch.sigmoid(x / self.width)
+
+
+def test_what_a_law_has_learnt_besides_its_scale_is_refused_wherever_it_is():
+    law = WithParameter(1.0)
+    law.cdf(torch.rand(3))
+    with pytest.raises(ValueError, match="width of the noise would not be learnt"):
+        NoisyLIF(law)
+
+    class Own(Scaled):
+        def __init__(self, width):
+            self.width = width
+
+    for stretched in (Own(nn.Parameter(torch.tensor(0.3))), Own(nn.Parameter(torch.tensor(0.3))).widened(2.0)):
+        with pytest.raises(ValueError, match="width of the noise would not be learnt"):
+            NoisyLIF(stretched)
+        with pytest.raises(ValueError, match="width of the surrogate would not be learnt"):
+            LIF(stretched)
 
 
 def test_a_law_whose_cached_value_follows_its_learnt_scale_is_accepted():

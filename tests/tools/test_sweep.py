@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import lines_of
+from tests.conftest import first_are_fast, lines_of
 from tools import sweep
 from tools.errors import UserError
 from tools.training.result import RunResult, write_result
+
+slow = pytest.mark.slow
 
 
 def test_all_combinations_each_with_a_folder_of_its_own(tmp_path):
@@ -96,11 +98,11 @@ def test_a_run_that_fails_says_why(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("sigma=0.1,a", r"sigma=a: argument --sigma: invalid float value: 'a'"),
-        ("sigma=0.1,-1", r"sigma=-1: sigma must be at least 1e-06, got -1.0"),
         ("sigmaa=0.1", r"sigmaa=0.1: unknown argument --sigmaa; did you mean --sigma\?"),
-        ("config=configs/nosuch.yaml", r"config=configs-nosuch: .*nosuch.yaml.*"),
-        ("roll=1", r"roll=1: --roll has no meaning for mnist5k, which has images"),
+        pytest.param("sigma=0.1,a", r"sigma=a: argument --sigma: invalid float value: 'a'", marks=slow),
+        pytest.param("sigma=0.1,-1", r"sigma=-1: sigma must be at least 1e-06, got -1.0", marks=slow),
+        pytest.param("config=configs/nosuch.yaml", r"config=configs-nosuch: .*nosuch.yaml.*", marks=slow),
+        pytest.param("roll=1", r"roll=1: --roll has no meaning for mnist5k, which has images", marks=slow),
     ],
 )
 def test_a_setting_that_the_script_refuses_is_one_line_before_ray_starts(wrong, message, tmp_path, monkeypatch):
@@ -111,12 +113,14 @@ def test_a_setting_that_the_script_refuses_is_one_line_before_ray_starts(wrong, 
     assert sys.argv == words and not list(tmp_path.iterdir())  # the same folder can have the right sweep
 
 
+@slow
 @pytest.mark.parametrize("command", [["main_theory.py"], ["testing_mnist5k.py"], ["main_mnist5k.py", "--help"]])
 def test_a_script_that_would_not_train_is_refused(command, tmp_path):
     with pytest.raises(UserError, match="^seed=1: "):
         sweep.check_flags(tmp_path, command, {"seed": "1"})
 
 
+@slow
 def test_settings_that_the_script_takes_are_checked_without_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     combination = {"config": "configs/mnist5k_nsnn.yaml", "sigma": "0.1"}
@@ -134,7 +138,7 @@ def test_complete_runs_are_not_repeated(tmp_path, monkeypatch, caplog):
     assert "2 of 2 runs are done" in caplog.text
 
 
-@pytest.mark.slow
+@slow
 def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
     pytest.importorskip("ray")
     folder, epochs = tmp_path / "sweep", 30
@@ -159,16 +163,66 @@ def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
     assert (folder / "sweep.csv").exists() and (folder / "sweep.png").exists()
 
 
-def test_a_script_of_ones_own_is_checked_up_to_its_training(tmp_path, capsys):
-    (tmp_path / "helper.py").write_text("EPOCHS = 1\n")
-    script = tmp_path / "mine.py"
-    script.write_text(
-        "import sys\nfrom helper import EPOCHS\nfrom dataset_utils import DATASETS\nfrom tools.cli import train\n"
-        "result = train(DATASETS['mnist5k'], {'epochs': EPOCHS})\nprint(result.accuracy)\nsys.exit()\n"
-    )
-    sweep.check_flags(tmp_path, [str(script)], {"lr": "0.1"})
-    assert not capsys.readouterr().out
-    with pytest.raises(UserError, match="lr=a: .*lr"):
-        sweep.check_flags(tmp_path, [str(script)], {"lr": "a"})
-    script.write_text("raise SystemExit('it has run')\n")  # it does not say that it uses tools.cli
-    sweep.check_flags(tmp_path, [str(script)], {"lr": "0.1"})
+TRAINED = "\ntrain(DATASETS['mnist5k'], {'epochs': 1})\n"
+SCRIPTS = {
+    "directly": f"from dataset_utils import DATASETS\nfrom tools.cli import train{TRAINED}",
+    "on several lines": f"from helper import DATASETS\nfrom tools import (\n    cli,\n)\ntrain = cli.train{TRAINED}",
+    "by a module": f"from helper import DATASETS, train{TRAINED}",
+    "in another encoding": f"# -*- coding: latin-1 -*-\n# caf\xe9\nfrom helper import DATASETS, train{TRAINED}",
+    "in a study": "from tools.cli import study\nflags = lambda parser: [parser.add_argument(f'--{name}') for name in "
+    "('lr', 'run_dir', 'resume')]\nstudy('own', 'own', lambda given: 1 / 0, more_flags=flags)\n",
+}
+
+
+@pytest.fixture
+def own_script(tmp_path, monkeypatch, repository):
+    """A function that checks a script outside of the repository, which Python finds by PYTHONPATH."""
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    (tmp_path / "helper.py").write_text("from dataset_utils import DATASETS\nfrom tools.cli import train\n")
+
+    def check(text, **combination):
+        (tmp_path / "mine.py").write_bytes(text.encode("latin-1"))
+        sweep.check_flags(tmp_path, [str(tmp_path / "mine.py")], combination)
+
+    return check
+
+
+@pytest.mark.parametrize("imports", first_are_fast(SCRIPTS))
+def test_a_script_of_ones_own_is_checked_up_to_its_training(imports, own_script, tmp_path):
+    own_script(SCRIPTS[imports], lr="0.1")
+    with pytest.raises(UserError, match="^nosuch=1: .*--nosuch"):
+        own_script(SCRIPTS[imports], nosuch="1")
+    assert {path.name for path in tmp_path.iterdir()} <= {"helper.py", "mine.py", "__pycache__"}
+
+
+@slow
+def test_a_script_neither_catches_the_end_of_its_check_nor_cleans_up_after_it(own_script, tmp_path):
+    leave = f"open({str(tmp_path / 'left')!r}, 'w')"
+    caught = f"try:\n    {TRAINED.strip()}\nexcept BaseException:\n    {leave}\nfinally:\n    {leave}\n"
+    own_script(f"from dataset_utils import DATASETS\nfrom tools.cli import train\n{caught}", lr="0.1")
+    assert not (tmp_path / "left").exists()
+
+
+def test_a_script_that_only_speaks_of_the_command_line_is_not_run(own_script):
+    own_script("# as in tools.cli\nraise SystemExit('it has run')\n", lr="0.1")
+    own_script("text = 'from tools import cli'\nraise SystemExit('it has run')\n", lr="0.1")
+    with pytest.raises(UserError, match="mine.py: .* was never closed"):
+        own_script("from tools.cli import train\ntrain(\n", lr="0.1")
+
+
+@slow
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("import warnings\nwarnings.warn('old')\nraise SystemExit('no data in /x')", "no data in /x"),
+        ("import logging\nlogging.warning('slow disk')\nraise SystemExit('no data in /x')", "no data in /x"),
+        ("raise SystemExit", ".*mine.py ends with code 0 before it trains"),
+        ("import nosuch", "ModuleNotFoundError: No module named 'nosuch'"),
+    ],
+)
+def test_a_script_that_ends_before_its_training_says_why(end, message, own_script, monkeypatch):
+    with pytest.raises(UserError, match=f"^lr=0.1: {message}$"):
+        own_script(f"import tools.cli\n{end}\n", lr="0.1")
+    monkeypatch.delenv("PYTHONPATH")  # it finds what a run would find
+    with pytest.raises(UserError, match="No module named 'tools'"):
+        own_script("import tools.cli\n", lr="0.1")

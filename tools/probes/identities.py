@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,8 @@ UNCOUNTED_ADDITIONS = {
     "_foreach_lerp",
     "_foreach_lerp_",
 }
+REDUCTIONS = {"sum", "mean"}
+UNCOUNTED_REDUCTIONS = {"nansum", "nanmean", "cumsum", "cumsum_"}
 STACKS = {"stack", "cat", "concat", "concatenate"}
 SYNAPSES = {
     "linear",
@@ -135,7 +137,8 @@ class IdentityPaths(TorchFunctionMode):
         self.running: list[str] = []  # names of the modules whose forward pass has begun
         self.identities: dict[str, list[Any]] = {}  # {module: places of its identity paths}
         self.sources: dict[int, tuple[StorageWeakRef, Source]] = {}
-        self.stacks = WeakTensorKeyDictionary()  # {a stack of activations: (its dimension, they)}
+        # {a stack of activations: (its dimension, they), or None for what was made of a stack}
+        self.stacks = WeakTensorKeyDictionary()
 
     def start(self) -> None:
         """Begin a forward pass."""
@@ -174,11 +177,12 @@ class IdentityPaths(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if not self.running or not self.neurons.isdisjoint(self.running):
             return func(*args, **kwargs)
-        sources = [self._source(x) for x in _tensors([args, kwargs])]
+        inputs = _tensors([args, kwargs])
         if name.endswith("_as"):  # the other tensor gives shape or type alone
-            sources = sources[:1]
+            inputs = inputs[:1]
         elif name.endswith("_like") or name.startswith("new_"):
-            sources = []
+            inputs = []
+        sources = [self._source(x) for x in inputs]
         if name in SYNAPSES and self.layers.isdisjoint(self.running) and {*sources} - {CONSTANT}:
             self._refuse(name, "synapses are counted in nn.Linear and in convolutional layers only: use these modules")
         if name in UNCOUNTED_ADDITIONS:
@@ -186,16 +190,19 @@ class IdentityPaths(TorchFunctionMode):
             summed = [source for source in summed if source != CONSTANT]
             if len(summed) > 1 and any(source.kind != "current" for source in summed):
                 self._refuse(name, "write the sum of two activations as a + b")
-        operands = self._operands(name, args, kwargs)
-        if len(operands) > 1 and self._are_activations(operands):
-            values = operands
-            if name in ("lerp", "lerp_"):
-                weight = args[2] if len(args) > 2 else kwargs["weight"]
-                values = [operands[0] * (1 - weight), operands[1] * weight]
+        stacks = [x for x in inputs if x in self.stacks]
+        if stacks and (name in UNCOUNTED_REDUCTIONS or (name in REDUCTIONS and self.stacks[stacks[0]] is None)):
+            self._refuse(name, "write the sum of two activations as a + b")
+        operands, values = self._added(name, args, kwargs, stacks)
+        if len(operands) > 1 and self._are_activations(operands) and values[0].dim():
             self._report(operands, values)
         result = func(*args, **kwargs)
         if name in STACKS:
             self._note_stack(result, *args, **kwargs)
+        elif stacks and isinstance(result, Tensor) and name not in SYNAPSES | NORMS:
+            has_all_values = result.is_floating_point() and result.numel() == stacks[0].numel()
+            if not operands if name in REDUCTIONS else has_all_values:
+                self.stacks[result] = None
         currents = [source for source in sources if source.kind == "current"]
         others = [source for source in sources if source.kind in ("spikes", "other")]
         if name in SYNAPSES or (name in NORMS and not currents):
@@ -211,22 +218,30 @@ class IdentityPaths(TorchFunctionMode):
                 self._note(x, CONSTANT)
         return result
 
-    def _operands(self, name: str, args: tuple, kwargs: dict) -> list[Any]:
-        """What a call adds, if it is an addition."""
-        if name in ADDITIONS:
-            return [*args[:2], *(kwargs[key] for key in ("input", "other", "end") if key in kwargs)]
-        if name not in ("sum", "mean"):
-            return []
-        x = args[0] if args else kwargs["input"]
-        if x not in self.stacks:
-            return []
-        dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
-        dims = [dims] if isinstance(dims, int) else list(dims or ())
-        dim, parts = self.stacks[x]
-        parts = [part for part in parts if self._source(part) != CONSTANT]
-        # What one layer gave at several steps is pooled over time, as by `sum` of its output [T, ...].
-        is_over_parts = dim in [one % x.dim() for one in dims]
-        return parts if is_over_parts and len({self._source(part) for part in parts}) > 1 else []
+    def _added(self, name: str, args: tuple, kwargs: dict, stacks: list[Tensor]) -> tuple[list[Any], list[Any]]:
+        """What a call adds, if it is an addition: the operands, and their values in the sum."""
+        if name in REDUCTIONS and stacks:
+            return self._parts(getattr(torch, name), stacks[0], *args[1:2], **kwargs)
+        if name not in ADDITIONS:
+            return [], []
+        operands = [*args[:2], *(kwargs[key] for key in ("input", "other", "end") if key in kwargs)]
+        if name not in ("lerp", "lerp_"):
+            return operands, operands
+        weight = args[2] if len(args) > 2 else kwargs["weight"]
+        return operands, [operands[0] * (1 - weight), operands[1] * weight]
+
+    def _parts(
+        self, reduce: Callable[..., Tensor], stack: Tensor, dims: Any = None, **others: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The parts of a stack, and their values reduced over its other dimensions; nothing if they are not added."""
+        dims = others.get("dim", others.get("axis", dims))
+        listed = list(dims) if isinstance(dims, Sequence) else [] if dims is None else [int(dims)]
+        reduced = {one % stack.dim() for one in listed} or set(range(stack.dim()))
+        dim, parts = self.stacks[stack]
+        if dim not in reduced:
+            return [], []
+        rest = [one - (one > dim) for one in reduced if one != dim]
+        return parts, [reduce(part, rest) if rest else part for part in parts]
 
     def _note_stack(self, result: Tensor, tensors: Any, dim: int = 0, **others: Any) -> None:
         """Remember what was stacked, or concatenated along a dimension in which each has size 1."""
@@ -236,7 +251,11 @@ class IdentityPaths(TorchFunctionMode):
             if any(part.dim() != result.dim() or part.shape[dim] != 1 for part in parts):
                 return
             parts = [part.squeeze(dim) for part in parts]
-        self.stacks[result] = dim, parts
+        parts = [part for part in parts if self._source(part) != CONSTANT]
+        sources = {self._source(part) for part in parts}
+        # What one layer gave at several steps is pooled over time, as by `sum` of its output [T, ...].
+        if len(sources) > 1 and any(source.kind != "current" for source in sources):
+            self.stacks[result] = dim, parts
 
     def _refuse(self, name: str, instead: str) -> None:
         module = repr(self.running[-1]) if self.running[-1] else "the network"

@@ -514,11 +514,13 @@ def test_learnt_scales_of_ones_own_loop_are_found(tmp_path, stripes, form):
         Snapshot(dataclasses.replace(config, neuron="LIF"), stripes)
 
 
-def test_the_tau_of_a_network_of_ones_own_that_learns_its_decay_may_be_given(tmp_path, stripes):
-    """It describes the network, as the command that trained it did."""
+def test_what_a_network_of_ones_own_has_learnt_cannot_be_given(tmp_path, stripes):
+    """Where training began says nothing about the weights, and a wrong value could not be told from it."""
     torch.save(toynet("PLIF").state_dict(), tmp_path / "own.pth")
-    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron="PLIF", timestep=3, tau=2.0)
+    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron="PLIF", timestep=3)
     assert Snapshot(config, stripes).trained.neuron == "PLIF"
+    with pytest.raises(UserError, match="--tau would have no effect: PLIF has learnt its decay"):
+        Snapshot(dataclasses.replace(config, tau=4.0), stripes)
 
 
 def test_learnt_scales_of_another_network_in_the_file_are_left_alone(tmp_path, stripes):

@@ -236,6 +236,54 @@ def test_sums_of_currents_and_constants_are_no_identity_path(form):
 
 
 @pytest.mark.parametrize(
+    ("form", "equal"),
+    [
+        (lambda stack: stack.mean((0, 3, 4)), lambda a, b: a.mean((2, 3)) + b.mean((2, 3))),
+        (lambda stack: stack.sum((-2, 0)), lambda a, b: a.sum(2) + b.sum(2)),
+        (lambda stack: stack.sum(torch.tensor(0)), lambda a, b: a + b),
+        (lambda stack: stack.sum((0, 1, 2, 3, 4)), lambda a, b: a.sum() + b.sum()),
+        (lambda stack: stack.sum(), lambda a, b: a.sum() + b.sum()),
+        (lambda stack: stack.sum(dim=None), lambda a, b: a.sum() + b.sum()),
+        (lambda stack: stack.mean(()), lambda a, b: a.mean() + b.mean()),
+    ],
+)
+def test_sums_over_several_dimensions_count_as_the_equal_sum_of_two(form, equal):
+    found = identities(Shortcut(lambda block, x: form(torch.stack([block.conv(x), x]))))
+    assert found == identities(Shortcut(lambda block, x: equal(block.conv(x), x)))
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        (lambda stack: stack.mean((3, 4)).sum(0), "sum"),
+        (lambda stack: stack.flatten(1).sum(0), "sum"),
+        (lambda stack: stack[None].mean((0, 1)), "mean"),
+        (lambda stack: torch.relu(stack).sum(0), "sum"),
+        (lambda stack: stack.mul_(2).sum(0), "sum"),
+        (lambda stack: stack.nansum(0), "nansum"),
+        (lambda stack: stack.cumsum(0)[-1], "cumsum"),
+    ],
+)
+def test_sums_of_what_was_made_of_a_stack_are_an_error(form, name):
+    with pytest.raises(UserError, match=rf"^{name} in the network cannot be counted: write .* a \+ b"):
+        identities(Shortcut(lambda block, x: form(torch.stack([block.conv(x), x]))))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda block, x: torch.stack([block.conv(x), block.down(x)]).flatten(1).sum(0),  # currents
+        lambda block, x: torch.stack([block.conv(x), x]).flatten(0, 1).unflatten(0, (2, 3))[0].mean((1, 2)),
+        lambda block, x: block.conv(torch.stack([block.conv(x), x]).flatten(0, 1)).mean(0),
+        lambda block, x: torch.zeros_like(torch.stack([block.conv(x), x])).sum(0),
+        lambda block, x: (torch.stack([block.conv(x), x]) > 0).sum(0),
+    ],
+)
+def test_what_was_made_of_a_stack_may_be_used_otherwise(form):
+    assert identities(Shortcut(form)) == {}
+
+
+@pytest.mark.parametrize(
     "form", [lambda block, x: torch.lerp(block.conv(x), x, 0.5), lambda block, x: block.conv(x).lerp_(x, weight=0.5)]
 )
 def test_interpolated_spikes_are_an_identity_path_that_multiplies(form):
