@@ -2,7 +2,8 @@
 
 The ending of OUT chooses the format: ONNX, a program of torch.export, or the Neuromorphic Intermediate Representation.
 The network takes raw pixels in [0, 1], images [B, C, H, W] or frames [T, B, C, H, W], and gives logits [T, B, K]; B is
-free, T is that of the training. What was written is read again, run, and compared with the network.
+free, T is that of the training. NIR has neither B nor T, so that images come as frames, and has the noise in its
+metadata. What was written is read again, run, and compared with the network.
 """
 
 import argparse
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from dataset_utils import DATASETS
-from models import plain
+from models import ArgumentError, interop, plain
 from models.functional import MODES
+from tools.attacks.twins import mean_field_twin
 from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 from tools.io import checkpoint
@@ -29,13 +31,15 @@ from tools.networks import load_snapshot
 logger = logging.getLogger(__name__)
 EXAMPLES = 3  # samples that a network is exported with, and compared on
 CLOSE = 1e-5  # in the logits
+Both = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # what was written, and what it should be
 
 
 @dataclass
 class Exported:
     """A network for another runtime."""
 
-    net: nn.Module  # of plain operations
+    net: nn.Module
+    plain: nn.Module  # of plain operations, in the mode that was asked for
     sample: Tensor
     timesteps: int | None  # of the direct coding of images; None for frames
     batch_dim: int
@@ -64,16 +68,16 @@ def prepare(snapshot: Path, mode: str) -> Exported:
         sample, timesteps, batch_dim = torch.rand(EXAMPLES, *shape), trained.timestep, 0
     else:
         sample, timesteps, batch_dim = torch.rand(trained.timestep, EXAMPLES, *shape), None, 1
-    return Exported(plain(net, mode, timesteps), sample, timesteps, batch_dim)
+    return Exported(net, plain(net, mode, timesteps), sample, timesteps, batch_dim)
 
 
-def to_pt2(exported: Exported, out: Path) -> Callable[[Tensor], Tensor]:
-    program = torch.export.export(exported.net, (exported.sample,), dynamic_shapes=exported.dynamic_shapes)
+def to_pt2(exported: Exported, out: Path) -> Both:
+    program = torch.export.export(exported.plain, (exported.sample,), dynamic_shapes=exported.dynamic_shapes)
     torch.export.save(program, out)
-    return torch.export.load(out).module()
+    return torch.export.load(out).module(), exported.plain
 
 
-def to_onnx(exported: Exported, out: Path) -> Callable[[Tensor], Tensor]:
+def to_onnx(exported: Exported, out: Path) -> Both:
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # PyTorch's exporter needs it
@@ -81,13 +85,31 @@ def to_onnx(exported: Exported, out: Path) -> Callable[[Tensor], Tensor]:
         raise UserError(f"ONNX needs pip install onnx onnxscript onnxruntime ({error})") from error
     names = dict(input_names=["pixels"], output_names=["logits"])
     torch.onnx.export(
-        exported.net, (exported.sample,), out, dynamic_shapes=exported.dynamic_shapes, verbose=False, **names
+        exported.plain, (exported.sample,), out, dynamic_shapes=exported.dynamic_shapes, verbose=False, **names
     )
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0]), exported.plain
 
 
-FORMATS: dict[str, Callable[[Exported, Path], Callable[[Tensor], Tensor]]] = {".onnx": to_onnx, ".pt2": to_pt2}
+def to_nir(exported: Exported, out: Path) -> Both:
+    """In the mean field, both are compared: rounding may decide a spike, but hardly changes a probability."""
+    try:
+        nir = interop.nir
+    except ModuleNotFoundError as error:
+        raise UserError(str(error)) from error
+
+    def frames(pixels: Tensor) -> Tensor:
+        return pixels if exported.timesteps is None else pixels.expand(exported.timesteps, *pixels.shape)
+
+    try:
+        nir.write(out, exported.net, frames(exported.sample))
+    except ArgumentError as error:
+        raise UserError(str(error)) from error
+    written, net = mean_field_twin(nir.read(out)), mean_field_twin(exported.net)
+    return lambda pixels: written(frames(pixels)), lambda pixels: net(frames(pixels))
+
+
+FORMATS: dict[str, Callable[[Exported, Path], Both]] = {".onnx": to_onnx, ".pt2": to_pt2, ".nir": to_nir}
 
 
 def export(snapshot: Path, out: Path, mode: str = "noiseless") -> float | None:
@@ -99,10 +121,11 @@ def export(snapshot: Path, out: Path, mode: str = "noiseless") -> float | None:
     if out.suffix not in FORMATS:
         raise UserError(f"OUT must end in {', '.join(FORMATS)}, got {out.name!r}")
     exported = prepare(snapshot, mode)
-    run = FORMATS[out.suffix](exported, out)
+    run, right = FORMATS[out.suffix](exported, out)
     fewer = exported.sample.narrow(exported.batch_dim, 0, EXAMPLES - 1)  # another batch than at the export
-    logits, expected = run(fewer), exported.net(fewer)
-    if mode == "noisy":
+    with torch.no_grad():
+        logits, expected = run(fewer), right(fewer)
+    if mode == "noisy" and out.suffix != ".nir":
         return None
     difference = (logits - expected).abs().max().item()
     if not difference <= CLOSE:
@@ -114,7 +137,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("snapshot", type=Path, metavar="SNAPSHOT", help="a checkpoint, such as best.pth")
     parser.add_argument("out", type=Path, metavar="OUT", help=f"file to write; ends in {', '.join(FORMATS)}")
-    parser.add_argument("--mode", choices=MODES, default="noiseless", help="of noisy neurons (default: %(default)s)")
+    parser.add_argument(
+        "--mode", choices=MODES, default="noiseless", help="of noisy neurons (default: %(default)s); NIR has no modes"
+    )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
@@ -123,7 +148,8 @@ def main(argv: list[str] | None = None) -> None:
         logger.error("error: %s", error)
         sys.exit(1)
     how = "draws its own noise" if difference is None else f"equal to the network up to {difference:.1g} in the logits"
-    logger.info("%s: %s, %s", options.out, options.mode, how)
+    mode = "noise in the metadata" if options.out.suffix == ".nir" else options.mode
+    logger.info("%s: %s, %s", options.out, mode, how)
 
 
 if __name__ == "__main__":

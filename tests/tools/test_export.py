@@ -30,6 +30,8 @@ def written(folder, name="mnist5k", **settings):
 @pytest.mark.parametrize("ending", export.FORMATS)
 @pytest.mark.parametrize("mode", ["noiseless", "mean_field"])
 def test_images_and_recordings(ending, mode, tmp_path):
+    if ending == ".nir":
+        pytest.importorskip("nir")
     for name in ("mnist5k", "nmnist"):
         out = tmp_path / f"{name}{ending}"
         assert export.export(written(tmp_path, name), out, mode) <= export.CLOSE
@@ -48,8 +50,8 @@ def test_a_file_that_differs_is_an_error(tmp_path, monkeypatch):
     right = export.FORMATS[".pt2"]
 
     def wrong(exported, out):
-        run = right(exported, out)
-        return lambda pixels: run(pixels) + 2e-5
+        run, expected = right(exported, out)
+        return lambda pixels: run(pixels) + 2e-5, expected
 
     monkeypatch.setitem(export.FORMATS, ".pt2", wrong)
     with pytest.raises(UserError, match=r"differ by 2e-05"):
@@ -57,7 +59,7 @@ def test_a_file_that_differs_is_an_error(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_exported(tmp_path):
-    with pytest.raises(UserError, match="must end in .onnx, .pt2.*got 'net.h5'"):
+    with pytest.raises(UserError, match="must end in .onnx, .pt2, .nir, got 'net.h5'"):
         export.export(written(tmp_path), tmp_path / "net.h5")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "own.pth")
     with pytest.raises(UserError, match="does not carry its configuration"):

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import fusion
 
+from ...layers import Normalize
 from ...parameters import ArgumentError
 from .neurons import node_of
 
@@ -53,7 +54,8 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return getattr(module, "emits_spikes", False) or super().is_leaf_module(module, name)
+        is_leaf = getattr(module, "emits_spikes", False) or isinstance(module, Normalize)
+        return is_leaf or super().is_leaf_module(module, name)
 
 
 class _Writer:
@@ -187,6 +189,13 @@ def _conv(layer: Any, shape: Shape) -> Any:
     return nir.Conv1d(input_shape=shape[-1], **weights, **one)
 
 
+def _normalize(layer: Normalize, shape: Shape) -> Any:
+    """A convolution of pixels with themselves: folded into the next layer, it would change what that pads with."""
+    std = layer.std.flatten()
+    weights = dict(weight=_array(torch.diag(1 / std)[:, :, None, None]), bias=_array(-layer.mean.flatten() / std))
+    return nir.Conv2d(input_shape=tuple(shape[-2:]), **weights, groups=1, stride=1, padding=0, dilation=1)
+
+
 def _pool(layer: nn.AvgPool2d, shape: Shape) -> Any:
     kernel, stride, padding = (_pair(size) for size in (layer.kernel_size, layer.stride, layer.padding))
     fits = all((size + 2 * p - k) % s == 0 for size, k, s, p in zip(shape[-2:], kernel, stride, padding))
@@ -214,6 +223,7 @@ LAYERS: dict[type, Callable[[Any, Shape], Any]] = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
+    Normalize: _normalize,
     nn.AvgPool2d: _pool,
     nn.AdaptiveAvgPool2d: _adaptive_pool,
 }

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models import IF, LIF, Gaussian, Logistic, NoisyLIF, Synaptic, build_model, build_neuron, interop, noiseless
-from models.layers import over_time
+from models.layers import Normalize, over_time
 
 nir = pytest.importorskip("nir", reason="nir is not installed")
 pytest.importorskip("nirtorch", reason="nirtorch is not installed")
@@ -83,7 +83,8 @@ def test_networks_are_read_as_they_were_written(name, path):
     torch.manual_seed(0)
     neuron = build_neuron("NILIF", sigma=0.3, threshold=0.3)
     net = build_model(name, neuron=neuron, in_shape=(3, 16, 16), num_classes=5, width=0.05)
-    x = 3 * torch.rand(4, 2, 3, 16, 16)
+    net.normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    x = torch.rand(4, 2, 3, 16, 16)
     net(x)
     net.eval()
     interop.nir.write(path, net, x)
