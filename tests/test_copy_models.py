@@ -62,12 +62,16 @@ def sources(package):
 @pytest.mark.parametrize("package", ["models", "crits"])
 def test_package_imports_torch_the_standard_library_and_itself_alone(package):
     allowed = {"torch", *sys.stdlib_module_names} | ({package} if package == "crits" else set())
-    with_triton = ROOT / "models" / "kernels" / "cuda.py"  # it comes with PyTorch for CUDA, and is loaded there alone
+    more = {  # Triton comes with PyTorch for CUDA, and is loaded there alone; interop imports a library when it is used
+        ROOT / "models" / "kernels" / "cuda.py": {"triton"},
+        **{path: {path.stem} for path in (ROOT / "models" / "interop").glob("[!_]*.py")},
+        **{path: {"nir", "numpy"} for path in (ROOT / "models" / "interop" / "nir").glob("*.py")},
+    }
     foreign = [
         f"{path.relative_to(ROOT)}: {module}"
         for path in sources(package)
         for level, module in imported(path)
-        if level == 0 and module.split(".")[0] not in allowed | ({"triton"} if path == with_triton else set())
+        if level == 0 and module.split(".")[0] not in allowed | more.get(path, set())
     ]
     assert not foreign, foreign
 

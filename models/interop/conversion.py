@@ -1,0 +1,159 @@
+"""Conversion of a network of another library: its neurons become neurons of this package, the rest stays."""
+
+import copy
+import dataclasses
+import functools
+import importlib
+import warnings
+from collections.abc import Iterable
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..modes import noiseless
+from ..noise import NoiseLaw
+from ..parameters import ArgumentError
+
+PEERS = ("spikingjelly", "snntorch", "norse", "sinabs")
+
+
+class Peer(Protocol):
+    """What the module of a library offers."""
+
+    def is_neuron(self, module: nn.Module) -> bool: ...
+    def from_neuron(self, module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module: ...
+    def reset(self, net: nn.Module) -> None: ...
+
+
+@dataclasses.dataclass
+class Report:
+    """What `convert` did.
+
+    Attributes:
+        replaced: {layer: the neuron it now has}.
+        skipped: {layer: why it is as it was}.
+        mismatches: {layer: (spikes that differ from those of the original, spikes compared)}, without noise and on the
+            same inputs; empty without `verify`.
+    """
+
+    replaced: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    mismatches: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {neuron}" for name, neuron in self.replaced.items()]
+        lines += [f"{name}: left as it is, because {reason}" for name, reason in self.skipped.items()]
+        lines += [f"{name}: {wrong} of {count} spikes differ" for name, (wrong, count) in self.mismatches.items()]
+        return "\n".join(lines)
+
+
+def convert(
+    net: nn.Module, noise: NoiseLaw | None = None, verify: Any = None, placement: str = "both"
+) -> tuple[nn.Module, Report]:
+    """A copy of a network of SpikingJelly, snnTorch, norse or sinabs, whose neurons are those of this package.
+
+    Each layer is called as before. Inside `models.noiseless`, it fires as before, but for rounding.
+
+    Args:
+        net: the network, which does not change; its neurons must be reset. It may have neurons of several libraries.
+        noise: the law of the noise; None makes deterministic neurons with the surrogate gradients that they had.
+        verify: if given, a sample for one call `net(sample)`, or a tuple of arguments: each converted layer is compared
+            with the original on the inputs that this gets.
+        placement: see `NoisyLIF`.
+
+    Returns:
+        The network, and a `Report`. A warning names layers that have no exact equal here, and are left as they are.
+
+    Raises:
+        ArgumentError: if there is no neuron of these libraries, or none that has an exact equal.
+    """
+    report = Report()
+    converted = _copy(net)
+    made: dict[nn.Module, nn.Module] = {}
+    for name, module in list(converted.named_modules(remove_duplicate=False)):
+        peer = _peer_of(module)
+        if peer is None:
+            continue
+        try:
+            if module not in made:
+                made[module] = peer.from_neuron(module, noise, placement)
+        except ArgumentError as reason:
+            report.skipped[name] = str(reason)
+            continue
+        report.replaced[name] = repr(made[module].neuron)
+        converted = _replace(converted, name, made[module])
+    if not report.replaced:
+        reasons = "".join(f"; {name}: {reason}" for name, reason in report.skipped.items())
+        raise ArgumentError(f"there is no neuron of {', '.join(PEERS)} in the network that can be converted{reasons}")
+    if report.skipped:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
+        warnings.warn(f"these layers have no exact equal, and are left as they are: {reasons}", stacklevel=2)
+    if verify is not None:
+        report.mismatches = _compare(_copy(net), converted, report.replaced, verify)
+    return converted, report
+
+
+def _peer_of(module: nn.Module) -> Peer | None:
+    """The library that a neuron belongs to; None for anything else."""
+    for kind in type(module).__mro__:
+        library = kind.__module__.split(".")[0]
+        if library in PEERS:
+            peer = cast(Peer, importlib.import_module(f".{library}", __package__))
+            return peer if peer.is_neuron(module) else None
+    return None
+
+
+def _copy(net: nn.Module) -> nn.Module:
+    """A copy whose neurons are at rest."""
+    try:
+        twin = copy.deepcopy(net)
+    except RuntimeError as error:
+        raise ArgumentError(f"the network cannot be copied; reset its neurons first: {error}") from error
+    libraries = {kind.__module__.split(".")[0] for module in net.modules() for kind in type(module).__mro__}
+    for library in libraries.intersection(PEERS):
+        cast(Peer, importlib.import_module(f".{library}", __package__)).reset(twin)
+    return twin
+
+
+def _replace(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """The network with another module of that name; the module itself if the name is empty."""
+    if not name:
+        return module
+    parent, _, child = name.rpartition(".")
+    setattr(net.get_submodule(parent), child, module)
+    return net
+
+
+@torch.no_grad()
+def _compare(
+    original: nn.Module, converted: nn.Module, names: Iterable[str], sample: Any
+) -> dict[str, tuple[int, int]]:
+    """{layer: (spikes that differ, spikes compared)}: the inputs of the original's layers are fed to the new ones."""
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+    for name in names:
+        original.get_submodule(name).register_forward_hook(functools.partial(_note, calls[name]))
+    original(*sample) if isinstance(sample, tuple) else original(sample)
+    found = {}
+    for name in names:
+        layer = _copy(converted.get_submodule(name))
+        state: Any = None
+        wrong = count = 0
+        with noiseless(layer):
+            for x, expected in calls[name]:
+                output = layer(x) if state is None else layer(x, state)
+                spikes = _first(output)
+                wrong += int((spikes != expected).sum())
+                count += spikes.numel()
+                state = output[1] if getattr(layer, "hands_on_state", False) else None
+        found[name] = (wrong, count)
+    return found
+
+
+def _note(calls: list[tuple[Tensor, Tensor]], module: nn.Module, args: Any, output: Any) -> None:
+    """A forward hook that notes input and spikes."""
+    calls.append((args[0].clone(), _first(output).clone()))
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,106 @@
+"""From the dynamics of another library's neuron, in the words of this package, to a neuron of this package."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base import SpikingNeuron
+from ..neurons import LIF, NoisyLIF
+from ..noise import NoiseLaw
+from ..parameters import ArgumentError
+from .surrogates import Function, NotMapped, observe
+
+Kinds = tuple[type[SpikingNeuron], type[SpikingNeuron]]  # of the deterministic and of the noisy neuron
+
+
+def build(
+    function: Function, noise: NoiseLaw | None, placement: str, kinds: Kinds = (LIF, NoisyLIF), **settings: Any
+) -> SpikingNeuron:
+    """A neuron that fires as another library's does, by its surrogate function, and has these settings.
+
+    Args:
+        function: the surrogate function, of u - threshold; without `noise`, the neuron has its gradient.
+        noise: the law of the noise; None makes a deterministic neuron.
+        settings: of the neuron; the other library's own threshold.
+
+    Raises:
+        NotMapped: if the function is not a step, or if no law has its gradient and there is no noise.
+    """
+    firing = observe(function)
+    if firing.at_threshold:
+        threshold, rest = settings["threshold"], settings.get("v_leak", 0.0)
+        if settings["reset"] == "subtract":
+            settings.setdefault("reset_by", threshold)
+        settings["threshold"] = rest + _next_below(threshold - rest)  # kernels count potentials from rest
+    deterministic, noisy = kinds
+    if noise is not None:
+        return noisy(noise=noise, placement=placement, **settings)  # type: ignore[call-arg]
+    if firing.law is None:
+        raise NotMapped("no noise law has its surrogate gradient: give `noise`, whose density is then the gradient")
+    return deterministic(surrogate=firing.law, **settings)  # type: ignore[call-arg]
+
+
+def _next_below(threshold: float | Tensor) -> float | Tensor:
+    """The next smaller float32: to exceed it is to reach the threshold."""
+    if isinstance(threshold, Tensor) and threshold.requires_grad:
+        raise NotMapped("it fires at its threshold itself, and learns it")
+    below = torch.nextafter(torch.as_tensor(threshold, dtype=torch.float32), torch.tensor(-math.inf))
+    return below if isinstance(threshold, Tensor) else below.item()
+
+
+def value_of(name: str, value: Any) -> float | Tensor:
+    """A setting of another library as a number, or as a tensor with one value for each feature.
+
+    Raises:
+        NotMapped: if its values differ along other dimensions, or it is computed from what is learnt.
+    """
+    value = torch.as_tensor(value)
+    if value.requires_grad and not value.is_leaf:
+        raise NotMapped(f"{name} is computed from what is learnt")
+    if value.numel() == 1:
+        return value.item()
+    if value.dim() > 1:
+        raise NotMapped(f"{name} has shape {list(value.shape)}: only one value, or one for each feature, is mapped")
+    return value.detach().float()
+
+
+def has_features(neuron: nn.Module) -> bool:
+    """Whether some values of a neuron, or of one inside it, differ between features."""
+    names = ("threshold", "decay", "reset_by", "v_reset", "v_leak", "alpha")
+    values = (getattr(part, name, None) for part in neuron.modules() for name in names)
+    return any(isinstance(value, Tensor) and value.numel() > 1 for value in values)
+
+
+def check_features(x_t: Tensor) -> None:
+    """Raise ArgumentError unless one step of the input is [B, features].
+
+    Other libraries broadcast values of features over the last dimension, this package over the channels.
+    """
+    if x_t.dim() != 2:
+        raise ArgumentError(
+            f"this layer has a value for each feature, and takes [B, features] at each step; got {list(x_t.shape)}"
+        )
+
+
+def after_reset(neuron: SpikingNeuron, u: Tensor, spikes: Tensor) -> Tensor:
+    """The potential after the reset, from that before it; [B, features] where values differ between features."""
+    spikes = spikes.to(u.dtype)
+    if neuron.reset == "zero":
+        return u * (1 - spikes) + neuron.v_reset * spikes
+    if neuron.reset == "subtract":
+        return u - spikes * (neuron.threshold if neuron.reset_by is None else neuron.reset_by)
+    return u
+
+
+def learnt_like(parameter: Tensor) -> nn.Parameter:
+    """A parameter of its own that starts from the value of another one."""
+    return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """The device of the first parameter or buffer; None if there is none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return None

@@ -1,0 +1,109 @@
+"""Neurons of norse."""
+
+from typing import Any
+
+import norse.torch as theirs
+from norse.torch.functional.reset import reset_subtract, reset_value
+from norse.torch.functional.threshold import threshold
+from torch import Tensor, nn
+
+from ..base import SpikingNeuron
+from ..composed import Synaptic
+from ..noise import NoiseLaw
+from .mapping import build, check_features, device_of, has_features, value_of
+from .surrogates import NotMapped
+
+
+class Cell(nn.Module):
+    """A neuron of this package as a cell of norse, also in `SequentialState`: x [B, ...] -> spikes and state.
+
+    Args:
+        neuron: any `SpikingNeuron`; the state is its own.
+    """
+
+    hands_on_state = True  # as an argument and a result, keeping none
+
+    def __init__(self, neuron: SpikingNeuron) -> None:
+        super().__init__()
+        self.neuron = neuron
+        self._has_features = has_features(neuron)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        if self._has_features:
+            check_features(x)
+        return self.neuron.step(x, state)
+
+
+class Layer(Cell):
+    """The same as a layer of norse: x [T, B, ...] -> spikes [T, B, ...] and the last state, in one fused kernel."""
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        if self._has_features:
+            check_features(x[0])
+        return self.neuron.run(x, state)
+
+
+cell = Cell
+
+
+def from_norse(module: Any, noise: NoiseLaw | None = None, placement: str = "both") -> Cell:
+    """The same neuron with noise, from a `LIFBoxCell`, `LIFCell`, `LIF`, `IAFCell` or `IAF` of norse.
+
+    Inside `models.noiseless` it fires as `module` does. Its state is that of a neuron of this package.
+
+    Args:
+        noise: None makes a deterministic neuron, with the surrogate gradient of `module`.
+
+    Raises:
+        NotMapped: if no neuron of this package is exactly the same.
+    """
+    if type(module) not in _KINDS:
+        raise NotMapped(f"{type(module).__name__} is not one of {', '.join(kind.__name__ for kind in _KINDS)}")
+    p, dt = module.p, module.dt
+    if p.method == "adjoint":
+        raise NotMapped("its adjoint gradient is not that of the dynamics")
+    if getattr(module, "record_states", False):
+        raise NotMapped("it records its states")
+    values = {name: value_of(name, getattr(p, name)) for name in p._fields if name not in _NOT_VALUES}
+    for name in values:  # norse itself makes v_reset require a gradient
+        if isinstance(getattr(p, name), nn.Parameter) or (getattr(p, name).requires_grad and name != "v_reset"):
+            raise NotMapped(f"it learns its {name}")
+    resets = {reset_value: "zero", reset_subtract: "subtract"}
+    reset = resets.get(getattr(p, "reset_method", reset_value))
+    if reset is None:
+        raise NotMapped("its reset_method is neither reset_value nor reset_subtract")
+    settings: dict[str, Any] = dict(threshold=values["v_th"], reset=reset)
+    if "tau_mem_inv" in values:
+        settings |= dict(decay=1 - dt * values["tau_mem_inv"], decay_input=True, v_leak=values["v_leak"])
+    else:
+        settings |= dict(decay=1.0, v_leak=values["v_reset"])  # from which it starts
+    if reset == "zero":
+        settings["v_reset"] = values["v_reset"]
+    neuron: Any = build(lambda x: threshold(x, p.method, p.alpha), noise, placement, **settings)
+    if "tau_syn_inv" in values:
+        neuron = Synaptic(1 - dt * values["tau_syn_inv"], neuron)
+    return _KINDS[type(module)](neuron).to(device_of(module)).train(module.training)
+
+
+_WITHOUT_SPIKES = (theirs.LICell, theirs.LI, theirs.LILinearCell, theirs.LIBoxCell)
+_NOT_VALUES = ("method", "alpha", "reset_method")
+_KINDS: dict[type, type[Cell]] = {
+    theirs.LIFBoxCell: Cell,
+    theirs.LIFCell: Cell,
+    theirs.IAFCell: Cell,
+    theirs.LIF: Layer,
+    theirs.IAF: Layer,
+}
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Whether `convert` should replace this module, or say why not."""
+    is_norse = type(module).__module__.startswith("norse.torch.module")
+    return is_norse and hasattr(module, "p") and not isinstance(module, _WITHOUT_SPIKES)
+
+
+from_neuron = from_norse
+
+
+def reset(net: nn.Module) -> None:
+    """Nothing to do: norse's neurons keep no state."""

@@ -1,0 +1,221 @@
+"""Neurons of snnTorch."""
+
+from typing import Any
+
+import snntorch as theirs
+import torch
+from torch import Tensor, nn
+
+from ..base import SpikingNeuron
+from ..composed import Synaptic
+from ..neurons import LIF, NoisyLIF
+from ..noise import NoiseLaw
+from ..parameters import ArgumentError
+from .mapping import after_reset, build, check_features, device_of, has_features, learnt_like, value_of
+from .surrogates import NotMapped
+
+
+class _SubtractsLater:
+    """Mixin: snnTorch takes off the threshold one step later, after the leak; here right after the spike, before it."""
+
+    threshold: Any
+    decay: Any
+
+    @property
+    def reset_by(self) -> Any:
+        return self.threshold / self.decay
+
+
+class _LIF(_SubtractsLater, LIF):  # type: ignore[override]
+    pass
+
+
+class _NoisyLIF(_SubtractsLater, NoisyLIF):  # type: ignore[override]
+    pass
+
+
+class _Stepped:
+    """What both kinds of layers share."""
+
+    neuron: SpikingNeuron
+    mem: Tensor
+
+    def __init__(
+        self, neuron: SpikingNeuron, init_hidden: bool = False, output: bool = False, reset_delay: bool = True
+    ) -> None:
+        nn.Module.__init__(self)  # type: ignore[arg-type]  # snnTorch's class would hold settings of its own
+        theirs.SpikingNeuron.instances.append(self)  # which it resets
+        self.neuron = neuron
+        self.init_hidden, self.output, self.reset_delay = init_hidden, output, reset_delay
+        self._has_features = has_features(neuron)
+        self._last: tuple[Tensor, int, Tensor] | None = None  # mem, its version, and the potential after the reset
+        self._init_mem()  # type: ignore[attr-defined]
+
+    @property
+    def _potential(self) -> Any:
+        """The neuron that has the potential."""
+        return self.neuron.neuron if isinstance(self.neuron, Synaptic) else self.neuron
+
+    def _advance(self, x: Tensor, syn: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One step: sets `mem`, and returns the spikes and the next `syn`."""
+        if self._has_features:
+            check_features(x)
+        v = self._after_reset(self.mem) if self.mem.shape == x.shape else torch.zeros_like(x)
+        state = v if syn is None else (syn if syn.shape == x.shape else torch.zeros_like(x), v)
+        spikes, state, u = self.neuron.run(x.unsqueeze(0), state, potentials=True)
+        syn, v = (None, state) if syn is None else state
+        self.mem = u.squeeze(0).clone() if self.reset_delay else v.clone()  # no view, which snnTorch cannot detach
+        self._last = self.mem, self.mem._version, v
+        return spikes.squeeze(0), syn
+
+    def _after_reset(self, mem: Tensor) -> Tensor:
+        """The potential after the reset, from what snnTorch hands on: with `reset_delay`, that before the reset."""
+        if self._last is not None:
+            last, version, v = self._last
+            if mem.data_ptr() == last.data_ptr() and mem._version == version:
+                return v if mem.requires_grad else v.detach()
+        neuron = self._potential
+        if not self.reset_delay and neuron.reset == "zero" and bool((mem > neuron.threshold).any()):
+            raise ArgumentError("without reset_delay, `mem` cannot be above the threshold: it is after the reset")
+        if not self.reset_delay:
+            return mem
+        if neuron.is_noisy and bool(mem.any()):
+            raise ArgumentError(
+                "with noise, `mem` does not say whether the neuron fired: hand on what the layer returned, or zeros"
+            )
+        return after_reset(neuron, mem, mem > neuron.threshold)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}  # a copy has its own `mem`, and this may have a graph
+
+    def _refuse_state(self, *states: Tensor | None) -> None:
+        if self.init_hidden and any(state is not None for state in states):
+            raise TypeError("states cannot be passed as arguments while `init_hidden=True`")
+
+    def extra_repr(self) -> str:
+        return f"init_hidden={self.init_hidden}, output={self.output}, reset_delay={self.reset_delay}"
+
+
+class Layer(_Stepped, theirs.Leaky):
+    """A neuron of this package that is called as a `Leaky`: one step at a time, `init_hidden`, `utils.reset`.
+
+    `mem` is what it is in snnTorch: with `reset_delay`, the potential before the reset, which the next step makes up
+    for.
+
+    Args:
+        neuron: any `SpikingNeuron` whose state is a potential.
+        init_hidden, output, reset_delay: as in snnTorch.
+    """
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        self._refuse_state(mem)
+        if mem is not None:
+            self.mem = mem
+        spikes, _ = self._advance(input_, None)
+        return spikes if self.init_hidden and not self.output else (spikes, self.mem)
+
+
+class SynapticLayer(_Stepped, theirs.Synaptic):
+    """A `models.Synaptic` that is called as snnTorch's `Synaptic`; see `Layer`."""
+
+    syn: Tensor
+
+    def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
+        self._refuse_state(syn, mem)
+        if syn is not None:
+            self.syn = syn
+        if mem is not None:
+            self.mem = mem
+        spikes, state = self._advance(input_, self.syn)
+        assert state is not None
+        self.syn = state
+        return spikes if self.init_hidden and not self.output else (spikes, self.syn, self.mem)
+
+
+def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both") -> nn.Module:
+    """The same neuron with noise, from a `Leaky` or a `Synaptic`, to be called as that is.
+
+    Inside `models.noiseless` it fires as `leaky` does. Learnt values start from those of `leaky`.
+
+    Args:
+        noise: None makes a deterministic neuron, with the surrogate gradient of `leaky`.
+
+    Raises:
+        NotMapped: if no neuron of this package is exactly the same.
+    """
+    if type(leaky) not in (theirs.Leaky, theirs.Synaptic):
+        raise NotMapped(f"{type(leaky).__name__} is neither a Leaky nor a Synaptic")
+    is_synaptic = type(leaky) is theirs.Synaptic
+    _refuse(leaky, is_synaptic)
+    threshold, decay = _value("threshold", leaky.threshold), _clamped("beta", leaky.beta)
+    settings: dict[str, Any] = dict(threshold=threshold, decay=decay, reset=leaky.reset_mechanism)
+    kinds: Any = (LIF, NoisyLIF)
+    if leaky.reset_mechanism == "subtract":
+        if isinstance(threshold, nn.Parameter) or isinstance(decay, nn.Parameter):
+            kinds = (_LIF, _NoisyLIF)
+        else:
+            settings["reset_by"] = threshold / decay
+    neuron: Any = build(leaky.spike_grad, noise, placement, kinds, detach_reset=leaky.reset_delay, **settings)
+    layer: Any = Layer
+    if is_synaptic:
+        neuron, layer = Synaptic(_clamped("alpha", leaky.alpha), neuron), SynapticLayer
+    made = layer(neuron, leaky.init_hidden, leaky.output, leaky.reset_delay)
+    return made.to(device_of(leaky)).train(leaky.training)
+
+
+def _refuse(leaky: Any, is_synaptic: bool) -> None:
+    """Raise NotMapped for settings whose dynamics no neuron of this package has."""
+    reset, delay = leaky.reset_mechanism, leaky.reset_delay
+    reasons = {
+        "inhibition lets one neuron of the layer fire": leaky.inhibition,
+        "its state is quantised": leaky.state_quant,
+        "its spikes are graded": leaky.graded_spikes_factor.requires_grad or leaky.graded_spikes_factor != 1,
+        "its reset_mechanism was changed after it was made": leaky.state_function.__name__ != _FUNCTIONS[reset],
+        "without reset_delay, it subtracts again where the potential is over twice the threshold": (
+            reset == "subtract" and not delay
+        ),
+        "with a threshold below 0 and no reset_delay, it does not reset at every spike": (
+            reset == "zero" and not delay and bool((leaky.threshold < 0).any())
+        ),
+        "its reset discards the input of the next step, too": reset == "zero" and delay and is_synaptic,
+        "with a beta of 0, its reset is all that is left of a spike": (
+            reset == "subtract" and bool((leaky.beta <= 0).any())
+        ),
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise NotMapped(reason)
+
+
+_FUNCTIONS = {"subtract": "_base_sub", "zero": "_base_zero", "none": "_base_int"}  # by reset_mechanism
+
+
+def _value(name: str, value: Tensor) -> Any:
+    plain = value_of(name, value)
+    return learnt_like(value) if isinstance(value, nn.Parameter) else plain
+
+
+def _clamped(name: str, value: Tensor) -> Any:
+    """A decay, clamped to [0, 1] as in snnTorch."""
+    return _value(name, value if isinstance(value, nn.Parameter) else value.clamp(0, 1))
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Whether `convert` should replace this module, or say why not."""
+    return isinstance(module, theirs.SpikingNeuron) and not isinstance(module, _Stepped)
+
+
+def from_neuron(module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module:
+    """`from_leaky`, of a neuron of a copied network."""
+    try:
+        return from_leaky(module, noise, placement)
+    except ArgumentError:
+        theirs.SpikingNeuron.instances.append(module)  # it stays, and `utils.reset` does not know copies
+        raise
+
+
+def reset(net: nn.Module) -> None:
+    """Start the neurons of a copy from rest."""
+    for module in net.modules():
+        if isinstance(module, theirs.SpikingNeuron) and hasattr(module, "reset_mem"):
+            module.reset_mem()

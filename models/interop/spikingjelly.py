@@ -1,0 +1,124 @@
+"""Neurons of SpikingJelly 2."""
+
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import base, functional
+from spikingjelly.activation_based import neuron as theirs
+from torch import Tensor, nn
+
+from ..base import SpikingNeuron
+from ..neurons import LIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
+from ..noise import NoiseLaw
+from .mapping import after_reset, build, device_of
+from .surrogates import NotMapped
+
+if not hasattr(base.MemoryModule, "functional_forward"):
+    raise ImportError("SpikingJelly 2 or newer is needed")
+
+
+class Node(theirs.BaseNode):
+    """A neuron of this package as a `MemoryModule`: step modes "s" and "m", `v`, `v_seq`, `reset_net`, monitors.
+
+    In step mode "m" the time steps run in one fused kernel. `v` is in float32, after the reset.
+
+    Args:
+        neuron: any `SpikingNeuron` whose state is a potential; it has the settings.
+        step_mode, store_v_seq: as in SpikingJelly.
+    """
+
+    def __init__(self, neuron: SpikingNeuron, step_mode: str = "s", store_v_seq: bool = False) -> None:
+        base.MemoryModule.__init__(self)  # a BaseNode would hold settings of its own
+        self.neuron = neuron
+        self.register_memory("v", float(neuron.v_leak))
+        self.step_mode = step_mode
+        self.store_v_seq = store_v_seq
+
+    def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any]:
+        """The potential to start from; where the batch has another size than before, start from rest."""
+        x_t = inputs[0][0] if step_mode == "m" else inputs[0]
+        (v,) = states
+        if isinstance(v, Tensor) and v.shape == x_t.shape:
+            return (v.to(x_t.device),)
+        rest = self.get_reset_value("v") if isinstance(v, Tensor) else v
+        return (None if rest == float(self.neuron.v_leak) else torch.full_like(x_t, rest, dtype=torch.float32),)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **_: Any
+    ) -> tuple[tuple[Tensor], tuple[Any]]:
+        spike, v = self.neuron.step(inputs[0], states[0])
+        return (spike,), (v,)
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **_: Any
+    ) -> tuple[tuple[Tensor], tuple[Any]]:
+        spikes, v = self.neuron.run(inputs[0], states[0])
+        return (spikes,), (v,)
+
+    def multi_step_forward(self, x_seq: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.store_v_seq:
+            return base.MemoryModule.multi_step_forward(self, x_seq, *args, **kwargs)
+        (start,) = self.materialize_states((x_seq,), tuple(self.memories()), "m")
+        spikes, self.v, potentials = self.neuron.run(x_seq, start, potentials=True)
+        self.v_seq = after_reset(self.neuron, potentials, spikes)
+        return spikes
+
+    def extra_repr(self) -> str:
+        return f"step_mode={self.step_mode}"
+
+
+def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "both") -> Node:
+    """The same neuron with noise, from a `LIFNode`, `IFNode` or `ParametricLIFNode`.
+
+    Inside `models.noiseless` it fires as `node` does. Learnt values start from those of `node`.
+
+    Args:
+        noise: None makes a deterministic neuron, with the surrogate gradient of `node`.
+
+    Raises:
+        NotMapped: if no neuron of this package is exactly the same.
+    """
+    if type(node) not in _DECAY:
+        raise NotMapped(f"{type(node).__name__} is not one of {', '.join(kind.__name__ for kind in _DECAY)}")
+    hard = node.v_reset is not None
+    rest = node.v_reset if hard else 0.0
+    neuron: Any = build(
+        node.surrogate_function,
+        noise,
+        placement,
+        kinds=(ParametricLIF, NoisyParametricLIF) if type(node) is theirs.ParametricLIFNode else (LIF, NoisyLIF),
+        threshold=node.v_threshold,
+        decay=_DECAY[type(node)](node),
+        reset="zero" if hard else "subtract",
+        v_reset=rest,
+        v_leak=rest,
+        detach_reset=node.detach_reset,
+        decay_input=getattr(node, "decay_input", False),
+    )
+    if isinstance(node, theirs.ParametricLIFNode):
+        with torch.no_grad():
+            neuron.decay_logit.fill_(-node.w.item())  # 1 - sigmoid(w)
+        neuron.decay_logit.requires_grad_(node.w.requires_grad)
+    return Node(neuron.to(device_of(node)).train(node.training), node.step_mode, node.store_v_seq)
+
+
+_DECAY: dict[type, Any] = {
+    theirs.LIFNode: lambda node: 1 - 1 / node.tau,
+    theirs.IFNode: lambda node: 1.0,
+    theirs.ParametricLIFNode: lambda node: torch.sigmoid(-node.w.detach()).item(),
+}
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Whether `convert` should replace this module, or say why not."""
+    if isinstance(module, Node | theirs.NonSpikingBaseNode):
+        return False
+    return any(kind.__module__.startswith(theirs.__name__ + ".") for kind in type(module).__mro__)
+
+
+from_neuron = from_lifnode
+
+
+def reset(net: nn.Module) -> None:
+    """Start the neurons of a copy from rest."""
+    functional.reset_net(net)

@@ -1,0 +1,114 @@
+"""What conversion does whichever library a network is from, and that no library is imported before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from models import Cauchy, Gaussian, Logistic, Triangular, Uniform, interop
+from models.interop.surrogates import DoubleExponential, FastSigmoid, Weighted, observe
+
+LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy, DoubleExponential, FastSigmoid)
+
+
+def test_no_library_is_imported_before_it_is_used(repository):
+    code = (
+        "import sys; from models import interop; interop.convert; interop.NotMapped\n"
+        "assert not {name.split('.')[0] for name in sys.modules} & {*interop.PEERS, 'nir', 'h5py'}"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
+
+
+def test_a_missing_library_is_an_error_that_says_how_to_install_it(monkeypatch):
+    vars(interop).pop("norse", None)
+    monkeypatch.delitem(sys.modules, "models.interop.norse", raising=False)
+    monkeypatch.setitem(sys.modules, "norse", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install norse"):
+        interop.norse  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'nengo'"):
+        interop.nengo  # noqa: B018
+
+
+class Step(torch.autograd.Function):
+    """A step function whose gradient is given."""
+
+    @staticmethod
+    def forward(ctx, x, gradient, at_threshold):
+        ctx.save_for_backward(x)
+        ctx.gradient = gradient
+        return ((x >= 0) if at_threshold else (x > 0)).float()
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.gradient(ctx.saved_tensors[0]), None, None
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.3, 7.0])
+@pytest.mark.parametrize("law", LAWS)
+def test_the_law_of_a_surrogate_is_found(law, scale):
+    found = observe(lambda x: Step.apply(x, law(scale).pdf, True))
+    assert found.at_threshold and type(found.law) is law and found.law.scale == pytest.approx(scale, rel=1e-6)
+    found = observe(lambda x: Step.apply(x, lambda x: 3 * law(scale).pdf(x), False))
+    assert not found.at_threshold and isinstance(found.law, Weighted)
+    x = scale * torch.linspace(-3, 3, 100)
+    assert torch.allclose(found.law.pdf(x), 3 * law(scale).pdf(x), rtol=1e-5, atol=1e-6 / scale)
+
+
+@pytest.mark.parametrize(
+    "gradient", [lambda x: Gaussian(1.0, loc=0.1).pdf(x), torch.ones_like, lambda x: 1 / (1 + x.abs()) ** 3]
+)
+def test_a_gradient_of_no_law_is_not_taken_for_one(gradient):
+    assert observe(lambda x: Step.apply(x, gradient, True)).law is None
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, torch.bernoulli, lambda x: (x > 0.1).float()])
+def test_what_is_not_a_step_is_refused(function):
+    with pytest.raises(interop.NotMapped, match="not 0 below the threshold and 1 above|fails"):
+        observe(function)
+
+
+@pytest.mark.parametrize("law", [DoubleExponential, FastSigmoid])
+def test_laws_of_surrogates_are_laws(law):
+    law, x = law(0.7), torch.linspace(-4, 4, 81, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(law.cdf(x).sum(), x)
+    assert torch.allclose(slope[x != 0], law.pdf(x)[x != 0])
+    assert torch.allclose(law.icdf(law.cdf(x)), x)
+
+
+def test_a_network_without_neurons_of_other_libraries_is_an_error():
+    with pytest.raises(ValueError, match="there is no neuron of spikingjelly, snntorch, norse, sinabs"):
+        interop.convert(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+def test_neurons_that_are_shared_stay_shared_and_differences_are_reported():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    shared = neuron.LIFNode(step_mode="m")
+    net = nn.Sequential(nn.Linear(3, 3), shared, nn.Linear(3, 3), shared, neuron.QIFNode(step_mode="m"))
+    with pytest.warns(UserWarning, match="4: QIFNode is not one of"):
+        converted, report = interop.convert(net, verify=torch.rand(5, 2, 3))
+    assert converted[1] is converted[3] and net[1] is shared
+    assert report.mismatches == {"1": (0, 60), "3": (0, 60)}
+    assert str(report).splitlines()[-3:] == [
+        "4: left as it is, because QIFNode is not one of LIFNode, IFNode, ParametricLIFNode",
+        "1: 0 of 60 spikes differ",
+        "3: 0 of 60 spikes differ",
+    ]
+
+
+def test_differences_are_counted(monkeypatch):
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    table = {**interop.spikingjelly._DECAY, neuron.LIFNode: lambda node: 0.9}
+    monkeypatch.setattr(interop.spikingjelly, "_DECAY", table)
+    _, report = interop.convert(neuron.LIFNode(step_mode="m", decay_input=False), verify=torch.rand(9, 5, 20))
+    wrong, compared = report.mismatches[""]
+    assert compared == 900 and wrong > 50
+
+
+def test_a_network_that_has_just_run_must_be_reset():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    net = nn.Sequential(nn.Linear(3, 3), neuron.LIFNode())
+    net(torch.rand(2, 3))
+    with pytest.raises(ValueError, match="reset its neurons first"):
+        interop.convert(net)

@@ -1,0 +1,227 @@
+"""snnTorch's neurons and networks next to their equals here."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from models import Gaussian, interop, noise_generator, noiseless
+from tests.models.interop.compare import check, current, difference, draws
+
+snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+from snntorch import surrogate, utils
+
+from_leaky = interop.snntorch.from_leaky
+SURROGATES = (
+    lambda rng: surrogate.atan(alpha=rng.uniform(1, 4)),
+    lambda rng: surrogate.fast_sigmoid(slope=rng.uniform(2, 25)),
+    lambda rng: surrogate.sigmoid(slope=rng.uniform(2, 8)),  # steeper, its gradient is NaN far below the threshold
+    lambda rng: None,  # the default
+)
+
+
+def setting(on_grid, rng, kind=None):
+    """A random neuron of snnTorch."""
+    kind = kind or rng.choice((snn.Leaky, snn.Synaptic))
+    reset = rng.choice(("subtract", "zero", "none"))
+    settings = dict(
+        beta=rng.choice((0.5, 0.25)) if on_grid else rng.uniform(0.3, 0.97),  # 1 / beta is exact, too
+        threshold=rng.choice((0.5, 0.75, 1.0)) if on_grid else rng.uniform(0.3, 1.2),
+        spike_grad=rng.choice(SURROGATES)(rng),
+        reset_mechanism=reset,
+        reset_delay=rng.random() < 0.5,
+        learn_beta=rng.random() < 0.5,
+        learn_threshold=rng.random() < 0.5,
+    )
+    if reset == "subtract":
+        settings["reset_delay"] = True
+    if kind is snn.Synaptic:
+        settings["alpha"] = rng.choice((0.5, 0.25)) if on_grid else rng.uniform(0.1, 0.6)
+        settings["learn_alpha"] = rng.random() < 0.5
+        if reset == "zero":
+            settings["reset_delay"] = False
+    return kind(**settings)
+
+
+def run(layer, x):
+    """All steps from rest, the states handed on."""
+    layer.reset_mem()
+    outputs, states = [], []
+    for x_t in x:
+        spikes, *states = layer(x_t, *states)
+        outputs.append(spikes)
+    return torch.stack(outputs)
+
+
+def potentials(layer, x):
+    layer.reset_mem()
+    outputs, states = [], []
+    for x_t in x:
+        _, *states = layer(x_t, *states)
+        outputs.append(states[-1])
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize(("on_grid", "rng"), [draw for draw in draws(40) if draw[0]])
+def test_on_a_grid_spikes_are_equal(on_grid, rng):
+    theirs = setting(on_grid, rng)
+    ours = from_leaky(theirs)
+    x = current((12, 4, 500), on_grid)
+    found = difference(run, theirs, ours, x)
+    assert found.spikes == 0 and found.gradient < 1e-5
+    inner = getattr(ours.neuron, "neuron", ours.neuron)
+    learnt = {"threshold": inner.threshold, "beta": inner.decay, "alpha": getattr(ours.neuron, "alpha", None)}
+    for name, value in learnt.items():
+        if isinstance(getattr(theirs, name, None), nn.Parameter):
+            assert torch.allclose(getattr(theirs, name).grad, value.grad, rtol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(potentials(theirs, x), potentials(ours, x), atol=1e-5)
+
+
+def test_on_other_inputs_spikes_are_equal_but_for_rounding():
+    layers = [setting(*draw) for draw in draws(40) if not draw[0]]
+    check([difference(run, layer, from_leaky(layer), current((12, 4, 500), False)) for layer in layers])
+
+
+SETTINGS = (
+    {},
+    {"reset_mechanism": "zero"},
+    {"reset_mechanism": "zero", "reset_delay": False},
+    {"reset_mechanism": "none"},
+)
+
+
+@pytest.mark.parametrize("hidden", [{"init_hidden": True}, {"init_hidden": True, "output": True}])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_hidden_states_are_kept_reset_and_detached(settings, hidden):
+    theirs = snn.Leaky(beta=0.8, threshold=0.5, **settings, **hidden)
+    ours = from_leaky(theirs)
+
+    def step(x):
+        results = [layer(x) if hidden.get("output") else (layer(x), layer.mem) for layer in (theirs, ours)]
+        assert torch.equal(results[0][0], results[1][0]) and torch.allclose(results[0][1], results[1][1], atol=1e-6)
+        return [spikes for spikes, _ in results]
+
+    for batch in (4, 4, 4, 3, 3):
+        step(torch.randn(batch, 7))
+    for layer in (theirs, ours):
+        utils.reset(nn.Sequential(layer))
+        assert not layer.mem.any()
+    x = torch.randn(3, 7, requires_grad=True)
+    step(x)
+    snn.Leaky.detach_hidden()
+    assert not ours.mem.requires_grad
+    gradients = [torch.autograd.grad(spikes.sum(), x)[0] for spikes in step(x)]
+    assert torch.allclose(*gradients, atol=1e-5)
+    with pytest.raises(TypeError, match="init_hidden"):
+        ours(x, torch.zeros(3, 7))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_states_are_handed_on_and_may_come_from_elsewhere(settings):
+    theirs = snn.Leaky(beta=0.8, threshold=0.5, **settings)
+    ours = from_leaky(theirs)
+    for twin in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        mems = [theirs.reset_mem(), twin.reset_mem()]
+        for change in (torch.Tensor.detach, torch.clone, lambda mem: 0.5 * mem, lambda mem: mem):
+            x = torch.randn(3, 7)
+            spikes, mems = zip(*(layer(x, change(mem)) for layer, mem in zip((theirs, twin), mems)))
+            assert torch.equal(*spikes) and torch.allclose(*mems, atol=1e-6)
+
+
+def test_the_draw_that_decides_the_spike_decides_the_reset():
+    ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(0.3))
+    x = torch.rand(20, 3, 50)
+    with noise_generator(torch.Generator().manual_seed(3)):
+        spikes = run(ours, x)
+    with noise_generator(torch.Generator().manual_seed(3)):
+        steps, state = [], None
+        for x_t in x:
+            spike, state = ours.neuron.step(x_t, state)
+            steps.append(spike)
+    assert torch.equal(spikes, torch.stack(steps)) and 0.1 < spikes.mean() < 0.9
+    _, mem = ours(x[0])
+    ours(x[0], mem.detach())
+    with pytest.raises(ValueError, match="with noise, `mem` does not say whether the neuron fired"):
+        ours(x[0], 1.1 * mem)
+
+
+def test_values_of_features_are_mapped_for_features_alone(monkeypatch):
+    monkeypatch.setenv("NSNN_KERNELS", "eager")  # to compile kernels for values of channels takes seconds
+    theirs = snn.Leaky(beta=torch.linspace(0.1, 0.9, 7), threshold=0.5)
+    ours = from_leaky(theirs)
+    x = current((10, 4, 7), False)
+    assert torch.equal(run(theirs, x), run(ours, x))
+    with pytest.raises(ValueError, match=r"takes \[B, features\] at each step"):
+        ours(torch.zeros(4, 7, 7))
+
+
+class Tutorial5(nn.Module):
+    """The network of snnTorch's tutorial 5, smaller."""
+
+    def __init__(self, **hidden):
+        super().__init__()
+        self.hidden = hidden
+        self.fc1, self.lif1 = nn.Linear(64, 50), snn.Leaky(beta=0.95, **hidden)
+        self.fc2, self.lif2 = nn.Linear(50, 10), snn.Leaky(beta=0.95, output=True, **hidden)
+
+    def forward(self, x):
+        utils.reset(self)
+        states = [(), ()] if self.hidden else [(self.lif1.init_leaky(),), (self.lif2.init_leaky(),)]
+        spikes, mems = [], []
+        for _ in range(10):
+            first = self.lif1(self.fc1(x), *states[0])
+            spk1, *states[0] = first if isinstance(first, tuple) else (first,)
+            spk2, mem2 = self.lif2(self.fc2(spk1), *states[1])
+            states[1] = () if self.hidden else (mem2,)
+            spikes.append(spk2)
+            mems.append(mem2)
+        return torch.stack(spikes), torch.stack(mems)
+
+
+@pytest.mark.parametrize("hidden", [{}, {"init_hidden": True}])
+def test_the_network_of_tutorial_5_is_converted(hidden):
+    torch.manual_seed(0)
+    net, x = Tutorial5(**hidden), 2 * torch.rand(8, 64)
+    converted, report = interop.convert(net, noise=Gaussian(0.3), verify=x)
+    assert list(report.replaced) == ["lif1", "lif2"] and not report.skipped
+    assert report.mismatches == {"lif1": (0, 4000), "lif2": (0, 800)}
+    with noiseless(converted):
+        (spikes, mems), (ours, our_mems) = net(x), converted(x)
+    assert torch.equal(spikes, ours) and torch.allclose(mems, our_mems, atol=1e-5) and spikes.any()
+    _, mems = converted(x)
+    nn.functional.cross_entropy(mems.sum(0), torch.arange(8)).backward()
+    assert all(parameter.grad.any() for parameter in converted.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (lambda: snn.Leaky(0.9, reset_delay=False), "subtracts again"),
+        (lambda: snn.Leaky(0.9, inhibition=True), "inhibition"),
+        (lambda: snn.Leaky(0.9, graded_spikes_factor=2.0), "graded"),
+        (lambda: snn.Leaky(0.9, state_quant=lambda mem: mem), "quantised"),
+        (lambda: snn.Leaky(0.0), "beta of 0"),
+        (lambda: snn.Leaky(0.9, spike_grad=surrogate.straight_through_estimator()), "no noise law"),
+        (lambda: snn.Leaky(0.9, reset_mechanism="zero", reset_delay=False, threshold=-1.0), "threshold below 0"),
+        (lambda: snn.Leaky(torch.rand(3, 4)), "beta has shape"),
+        (lambda: snn.Synaptic(0.5, 0.9, reset_mechanism="zero"), "discards the input"),
+        (lambda: snn.RLeaky(0.9, all_to_all=False), "RLeaky is neither"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+def test_what_is_not_equal_is_refused(layer, reason):
+    with pytest.raises(interop.NotMapped, match=reason):
+        from_leaky(layer())
+
+
+def test_layers_that_stay_are_reported_and_can_still_be_reset():
+    net = nn.Sequential(snn.Leaky(0.9, init_hidden=True), snn.Leaky(0.9, init_hidden=True, reset_delay=False))
+    with pytest.warns(UserWarning, match="1: without reset_delay, it subtracts again"):
+        converted, report = interop.convert(net, noise=Gaussian(0.3))
+    assert list(report.replaced) == ["0"] and list(report.skipped) == ["1"]
+    converted(torch.rand(2, 3))
+    utils.reset(converted)
+    assert not converted[1].mem.any()
