@@ -1,5 +1,7 @@
 """Hooks on spiking neurons, whichever method they are called by."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -11,6 +13,10 @@ from crits.watching import call_of, neuron_hooks
 from models import LIF, Stream
 
 X = 2 * torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
+
+
+def _nothing(*call):
+    """A hook of the user's."""
 
 
 def call(neuron):
@@ -71,6 +77,17 @@ def test_what_a_hook_returns_replaces_the_tensor_within_the_block(on_input):
     assert [spikes.shape for spikes in inside] == [spikes.shape for spikes in before]
     assert all(torch.equal(one, other) for one, other in zip(before, call(neuron)))
     assert set(vars(neuron)) == attributes  # nothing is left on it, as a copy or a pickle would show
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_a_copy_made_in_the_block_keeps_its_own_hooks_alone(copied):
+    neuron = LIF()
+    neuron.register_forward_hook(_nothing)
+    with neuron_hooks(neuron, lambda *call: None):
+        assert len(neuron._forward_hooks) == 2
+        twin = copied(neuron)
+    assert list(twin._forward_hooks.values()) == [_nothing] and not twin._forward_pre_hooks
+    assert not {"run", "step"} & set(vars(twin))
 
 
 def test_where_nothing_is_compiled_the_compiler_is_not_loaded(repository):
