@@ -1,5 +1,6 @@
 """Noisy spiking neurons and networks. Needs PyTorch alone: copy this folder into any project."""
 
+from . import interop
 from .base import SpikingNeuron
 from .checkpointing import checkpoint
 from .composed import AdaptiveLIF, Recurrent, Synaptic
@@ -14,5 +15,5 @@ from .stream import Stream
 __all__ = [
     "IF", "LIF", "AdaptiveLIF", "ArgumentError", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyIF", "NoisyLIF",
     "NoisyParametricLIF", "ParametricLIF", "Recurrent", "SpikingNeuron", "Stream", "Synaptic", "Triangular", "Uniform",
-    "build_model", "build_neuron", "checkpoint", "mean_field", "noise_generator", "noiseless", "plain",
+    "build_model", "build_neuron", "checkpoint", "interop", "mean_field", "noise_generator", "noiseless", "plain",
 ]  # fmt: skip

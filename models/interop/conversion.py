@@ -6,7 +6,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,16 @@ class Peer(Protocol):
     def is_neuron(self, module: nn.Module) -> bool: ...
     def from_neuron(self, module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module: ...
     def reset(self, net: nn.Module) -> None: ...
+
+
+def load(name: str) -> Any:
+    """The module of this package for a library, which it imports; ModuleNotFoundError if that is not installed."""
+    try:
+        return importlib.import_module(f".{name}", __package__)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != name:
+            raise
+        raise ModuleNotFoundError(f"{name} is not installed: pip install {name}", name=name) from error
 
 
 @dataclasses.dataclass
@@ -99,7 +109,7 @@ def _peer_of(module: nn.Module) -> Peer | None:
     for kind in type(module).__mro__:
         library = kind.__module__.split(".")[0]
         if library in PEERS:
-            peer = cast(Peer, importlib.import_module(f".{library}", __package__))
+            peer: Peer = load(library)
             return peer if peer.is_neuron(module) else None
     return None
 
@@ -112,7 +122,7 @@ def _copy(net: nn.Module) -> nn.Module:
         raise ArgumentError(f"the network cannot be copied; reset its neurons first: {error}") from error
     libraries = {kind.__module__.split(".")[0] for module in net.modules() for kind in type(module).__mro__}
     for library in libraries.intersection(PEERS):
-        cast(Peer, importlib.import_module(f".{library}", __package__)).reset(twin)
+        load(library).reset(twin)
     return twin
 
 

@@ -1,5 +1,6 @@
 """Neurons of snnTorch."""
 
+import copy
 from typing import Any
 
 import snntorch as theirs
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import SpikingNeuron
-from ..composed import Synaptic
+from ..composed import Recurrent, Synaptic
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
@@ -35,7 +36,7 @@ class _NoisyLIF(_SubtractsLater, NoisyLIF):  # type: ignore[override]
 
 
 class _Stepped:
-    """What both kinds of layers share."""
+    """What the kinds of layers share."""
 
     neuron: SpikingNeuron
     mem: Tensor
@@ -54,19 +55,19 @@ class _Stepped:
     @property
     def _potential(self) -> Any:
         """The neuron that has the potential."""
-        return self.neuron.neuron if isinstance(self.neuron, Synaptic) else self.neuron
+        return getattr(self.neuron, "neuron", self.neuron)
 
-    def _advance(self, x: Tensor, syn: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One step: sets `mem`, and returns the spikes and the next `syn`."""
+    def _advance(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """One step: sets `mem`, and returns the spikes and the next state beside `mem`, if there is one."""
         if self._has_features:
             check_features(x)
         v = self._after_reset(self.mem) if self.mem.shape == x.shape else torch.zeros_like(x)
-        state = v if syn is None else (syn if syn.shape == x.shape else torch.zeros_like(x), v)
+        state = v if other is None else (other if other.shape == x.shape else torch.zeros_like(x), v)
         spikes, state, u = self.neuron.run(x.unsqueeze(0), state, potentials=True)
-        syn, v = (None, state) if syn is None else state
-        self.mem = u.squeeze(0).clone() if self.reset_delay else v.clone()  # no view, which snnTorch cannot detach
+        other, v = (None, state) if other is None else (state[0].clone(), state[1])
+        self.mem = u.squeeze(0).clone() if self.reset_delay else v.clone()  # no views, which snnTorch cannot detach
         self._last = self.mem, self.mem._version, v
-        return spikes.squeeze(0), syn
+        return spikes.squeeze(0), other
 
     def _after_reset(self, mem: Tensor) -> Tensor:
         """The potential after the reset, from what snnTorch hands on: with `reset_delay`, that before the reset."""
@@ -132,8 +133,25 @@ class SynapticLayer(_Stepped, theirs.Synaptic):
         return spikes if self.init_hidden and not self.output else (spikes, self.syn, self.mem)
 
 
+class RecurrentLayer(_Stepped, theirs.RLeaky):
+    """A `models.Recurrent` that is called as snnTorch's `RLeaky`; see `Layer`."""
+
+    spk: Tensor
+
+    def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
+        self._refuse_state(spk, mem)
+        if spk is not None:
+            self.spk = spk
+        if mem is not None:
+            self.mem = mem
+        spikes, state = self._advance(input_, self.spk)
+        assert state is not None
+        self.spk = state
+        return spikes if self.init_hidden and not self.output else (spikes, self.mem)
+
+
 def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both") -> nn.Module:
-    """The same neuron with noise, from a `Leaky` or a `Synaptic`, to be called as that is.
+    """The same neuron with noise, from a `Leaky`, `Synaptic` or `RLeaky`, to be called as that is.
 
     Inside `models.noiseless` it fires as `leaky` does. Learnt values start from those of `leaky`.
 
@@ -143,10 +161,9 @@ def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both
     Raises:
         NotMapped: if no neuron of this package is exactly the same.
     """
-    if type(leaky) not in (theirs.Leaky, theirs.Synaptic):
-        raise NotMapped(f"{type(leaky).__name__} is neither a Leaky nor a Synaptic")
-    is_synaptic = type(leaky) is theirs.Synaptic
-    _refuse(leaky, is_synaptic)
+    if type(leaky) not in (theirs.Leaky, theirs.Synaptic, theirs.RLeaky):
+        raise NotMapped(f"{type(leaky).__name__} is not one of Leaky, Synaptic, RLeaky")
+    _refuse(leaky)
     threshold, decay = _value("threshold", leaky.threshold), _clamped("beta", leaky.beta)
     settings: dict[str, Any] = dict(threshold=threshold, decay=decay, reset=leaky.reset_mechanism)
     kinds: Any = (LIF, NoisyLIF)
@@ -157,13 +174,15 @@ def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both
             settings["reset_by"] = threshold / decay
     neuron: Any = build(leaky.spike_grad, noise, placement, kinds, detach_reset=leaky.reset_delay, **settings)
     layer: Any = Layer
-    if is_synaptic:
+    if type(leaky) is theirs.Synaptic:
         neuron, layer = Synaptic(_clamped("alpha", leaky.alpha), neuron), SynapticLayer
+    elif type(leaky) is theirs.RLeaky:
+        neuron, layer = Recurrent(neuron, copy.deepcopy(leaky.recurrent)), RecurrentLayer
     made = layer(neuron, leaky.init_hidden, leaky.output, leaky.reset_delay)
     return made.to(device_of(leaky)).train(leaky.training)
 
 
-def _refuse(leaky: Any, is_synaptic: bool) -> None:
+def _refuse(leaky: Any) -> None:
     """Raise NotMapped for settings whose dynamics no neuron of this package has."""
     reset, delay = leaky.reset_mechanism, leaky.reset_delay
     reasons = {
@@ -177,7 +196,9 @@ def _refuse(leaky: Any, is_synaptic: bool) -> None:
         "with a threshold below 0 and no reset_delay, it does not reset at every spike": (
             reset == "zero" and not delay and bool((leaky.threshold < 0).any())
         ),
-        "its reset discards the input of the next step, too": reset == "zero" and delay and is_synaptic,
+        "its reset discards the input of the next step, too": (
+            reset == "zero" and delay and type(leaky) is not theirs.Leaky
+        ),
         "with a beta of 0, its reset is all that is left of a spike": (
             reset == "subtract" and bool((leaky.beta <= 0).any())
         ),

@@ -43,7 +43,7 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
     Raises:
         ArgumentError: for anything else, which NIR has no words for.
     """
-    net = copy.deepcopy(net).eval()
+    net = copy.deepcopy(net).train(False)
     fixed = {"timesteps": None} if "timesteps" in inspect.signature(net.forward).parameters else {}
     graph = fx.GraphModule(net, _Tracer().trace(net, fixed))
     with torch.no_grad():

@@ -22,9 +22,9 @@ SURROGATES = (
 )
 
 
-def setting(on_grid, rng, kind=None):
+def setting(on_grid, rng):
     """A random neuron of snnTorch."""
-    kind = kind or rng.choice((snn.Leaky, snn.Synaptic))
+    kind = rng.choice((snn.Leaky, snn.Synaptic, snn.RLeaky))
     reset = rng.choice(("subtract", "zero", "none"))
     settings = dict(
         beta=rng.choice((0.5, 0.25)) if on_grid else rng.uniform(0.3, 0.97),  # 1 / beta is exact, too
@@ -40,8 +40,10 @@ def setting(on_grid, rng, kind=None):
     if kind is snn.Synaptic:
         settings["alpha"] = rng.choice((0.5, 0.25)) if on_grid else rng.uniform(0.1, 0.6)
         settings["learn_alpha"] = rng.random() < 0.5
-        if reset == "zero":
-            settings["reset_delay"] = False
+    elif kind is snn.RLeaky:
+        settings |= dict(all_to_all=False, V=rng.choice((-0.5, 0.25)) if on_grid else rng.uniform(-0.5, 0.5))
+    if kind is not snn.Leaky and reset == "zero":
+        settings["reset_delay"] = False
     return kind(**settings)
 
 
@@ -91,6 +93,38 @@ SETTINGS = (
     {"reset_mechanism": "zero", "reset_delay": False},
     {"reset_mechanism": "none"},
 )
+
+
+@pytest.mark.parametrize("settings", [{}, {"reset_mechanism": "none"}])
+def test_recurrent_weights_learn_the_same(settings, monkeypatch):
+    monkeypatch.setenv("NSNN_KERNELS", "eager")  # to compile kernels for float64 takes seconds
+    theirs = snn.RLeaky(0.7, linear_features=50, threshold=0.5, **settings).double()  # they amplify rounding
+    ours = from_leaky(theirs).double()
+    found = difference(run, theirs, ours, current((12, 4, 50), False).double())
+    assert found.spikes == 0 and found.gradient < 1e-9
+    weights = theirs.recurrent.weight, ours.neuron.linear.weight
+    assert weights[0] is not weights[1] and torch.allclose(weights[0].grad, weights[1].grad)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: snn.Synaptic(0.5, 0.8, init_hidden=True),
+        lambda: snn.RLeaky(0.8, all_to_all=False, V=torch.linspace(-1, 1, 7), init_hidden=True),
+    ],
+)
+def test_other_states_are_kept_reset_and_detached(make):
+    theirs = make()
+    ours, layers = from_leaky(theirs), type(theirs)
+    x = torch.randn(3, 7, requires_grad=True)
+    for _ in range(3):
+        assert torch.equal(theirs(x), ours(x))
+    layers.detach_hidden()
+    results = [layer(x) for layer in (theirs, ours)]
+    assert torch.equal(*results)
+    assert torch.allclose(*(torch.autograd.grad(spikes.sum(), x)[0] for spikes in results), atol=1e-5)
+    utils.reset(nn.Sequential(ours))
+    assert not any(getattr(ours, name).any() for name in ("syn", "spk", "mem") if hasattr(ours, name))
 
 
 @pytest.mark.parametrize("hidden", [{"init_hidden": True}, {"init_hidden": True, "output": True}])
@@ -208,7 +242,8 @@ def test_the_network_of_tutorial_5_is_converted(hidden):
         (lambda: snn.Leaky(0.9, reset_mechanism="zero", reset_delay=False, threshold=-1.0), "threshold below 0"),
         (lambda: snn.Leaky(torch.rand(3, 4)), "beta has shape"),
         (lambda: snn.Synaptic(0.5, 0.9, reset_mechanism="zero"), "discards the input"),
-        (lambda: snn.RLeaky(0.9, all_to_all=False), "RLeaky is neither"),
+        (lambda: snn.RLeaky(0.9, linear_features=3, reset_mechanism="zero"), "discards the input"),
+        (lambda: snn.RSynaptic(0.5, 0.9, all_to_all=False), "RSynaptic is not one of"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
