@@ -2,6 +2,7 @@
 
 from .base import SpikingNeuron
 from .checkpointing import checkpoint
+from .convert import convert, time_first
 from .deploy import plain
 from .modes import mean_field, noiseless
 from .neurons import IF, LIF, NoisyLIF, ParametricLIF
@@ -12,6 +13,6 @@ from .stream import Stream
 
 __all__ = [
     "IF", "LIF", "ArgumentError", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyLIF", "ParametricLIF",
-    "SpikingNeuron", "Stream", "Triangular", "Uniform", "build_model", "build_neuron", "checkpoint", "mean_field",
-    "noise_generator", "noiseless", "plain",
+    "SpikingNeuron", "Stream", "Triangular", "Uniform", "build_model", "build_neuron", "checkpoint", "convert",
+    "mean_field", "noise_generator", "noiseless", "plain", "time_first",
 ]  # fmt: skip
