@@ -2,17 +2,19 @@
 
 from .base import SpikingNeuron
 from .checkpointing import checkpoint
+from .composed import AdaptiveLIF, Recurrent, Synaptic
 from .convert import convert, time_first
 from .deploy import plain
 from .modes import mean_field, noiseless
-from .neurons import IF, LIF, NoisyLIF, ParametricLIF
+from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from .noise import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, noise_generator
 from .parameters import ArgumentError
 from .registry import build_model, build_neuron
 from .stream import Stream
 
 __all__ = [
-    "IF", "LIF", "ArgumentError", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyLIF", "ParametricLIF",
-    "SpikingNeuron", "Stream", "Triangular", "Uniform", "build_model", "build_neuron", "checkpoint", "convert",
-    "mean_field", "noise_generator", "noiseless", "plain", "time_first",
+    "IF", "LIF", "AdaptiveLIF", "ArgumentError", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyIF", "NoisyLIF",
+    "NoisyParametricLIF", "ParametricLIF", "Recurrent", "SpikingNeuron", "Stream", "Synaptic", "Triangular", "Uniform",
+    "build_model", "build_neuron", "checkpoint", "convert", "mean_field", "noise_generator", "noiseless", "plain",
+    "time_first",
 ]  # fmt: skip

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from . import functional, parameters
 from .contexts import STREAM
-from .functional import RESETS, check_choice, check_surrogate
+from .functional import check_reset, check_surrogate
 from .noise import NoiseLaw
 from .parameters import ArgumentError
 from .settings import SavesSettings
+
+LATER_SETTINGS = {"reset_by": None, "v_reset": 0.0, "v_leak": 0.0}  # that earlier versions did not have, as they were
 
 
 class SpikingNeuron(SavesSettings, abc.ABC):
@@ -37,13 +39,16 @@ class SpikingNeuron(SavesSettings, abc.ABC):
     up.
 
     Args:
-        threshold: firing threshold, in the units of the potential; positive. A number, a tensor of one value, or one
-            with a value for each channel, [C] for x [T, B, C, ...]. An nn.Parameter is learnt (give it shape [1], not
-            [], if it is to be sharded); any other tensor becomes a buffer.
+        threshold: firing threshold, in the units of the potential; infinite for neurons that never fire. A number, a
+            tensor of one value, or one with a value for each channel, [C] for x [T, B, C, ...]. An nn.Parameter is
+            learnt (give it shape [1], not [], if it is to be sharded); any other tensor becomes a buffer.
         decay: factor of the potential per step, in [0, 1]; given as `threshold` is.
-        reset: "zero", "subtract" (by the threshold) or "none".
+        reset: "zero" (to `v_reset`), "subtract" (by `reset_by`) or "none".
         detach_reset: if true, the gradient does not flow through the spike in the reset.
         decay_input: if true, the input enters as (1 - decay) * x[t].
+        reset_by: what the reset "subtract" takes off, given as `threshold` is; None means the threshold.
+        v_reset: the potential after the reset "zero", given as `threshold` is.
+        v_leak: the rest potential, to which the potential leaks, and from which it starts; given as `threshold` is.
 
     Shape:
         x [T, B, ...] -> spikes [T, B, ...], 0 or 1, in the dtype of `x`.
@@ -58,22 +63,45 @@ class SpikingNeuron(SavesSettings, abc.ABC):
     backend = "auto"  # see `models.functional.noisy_lif`
     threshold: float | Tensor
     decay: float | Tensor
+    reset_by: float | Tensor | None
+    v_reset: float | Tensor
+    v_leak: float | Tensor
     surrogate: NoiseLaw | None
 
     def __init__(
-        self, threshold: float | Tensor, decay: float | Tensor, reset: str, detach_reset: bool, decay_input: bool
+        self,
+        threshold: float | Tensor,
+        decay: float | Tensor,
+        reset: str,
+        detach_reset: bool,
+        decay_input: bool,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
     ) -> None:
         super().__init__()
-        check_choice("reset", reset, RESETS)
+        check_reset(reset, reset_by, v_reset)
         self._given: dict[str, float | Tensor] = {}  # what `reset_parameters` starts from
         self._hold("threshold", threshold)
         self._hold("decay", decay)
+        self._hold("v_reset", v_reset)
+        self._hold("v_leak", v_leak)
+        if reset_by is not None:
+            self._hold("reset_by", reset_by)
+        elif not isinstance(getattr(type(self), "reset_by", None), property):  # computed by the subclass
+            self.reset_by = None
         ends = parameters.extremes(decay)
         if decay_input and ends is not None and ends[1] == 1:
             raise ArgumentError("decay_input=True with decay=1 would ignore the input, which enters as (1 - decay) * x")
         self.reset = reset
         self.detach_reset = detach_reset
         self.decay_input = decay_input
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, usual in LATER_SETTINGS.items():
+            if "reset" in state and not any(name in held for held in (state, state["_parameters"], state["_buffers"])):
+                state = {**state, name: usual}  # pickled by an earlier version
+        super().__setstate__(state)
 
     def _hold(self, name: str, value: float | Tensor) -> None:
         """Keep a value under its name: a parameter is learnt, another tensor is a buffer."""
@@ -178,11 +206,19 @@ class SpikingNeuron(SavesSettings, abc.ABC):
             detach_reset=self.detach_reset,
             decay_input=self.decay_input,
             backend=self.backend,
+            reset_by=self.reset_by,
+            v_reset=self.v_reset,
+            v_leak=self.v_leak,
         )
 
     def extra_repr(self) -> str:
         threshold, decay = parameters.shown(self.threshold), parameters.shown(self.decay)
-        return f"threshold={threshold}, decay={decay}, reset={self.reset!r}"
+        shown = f"threshold={threshold}, decay={decay}, reset={self.reset!r}"
+        for name, usual in LATER_SETTINGS.items():
+            value = getattr(self, name)
+            if isinstance(value, Tensor) or value != usual:
+                shown += f", {name}={parameters.shown(value)}"
+        return shown
 
 
 def _check_run(neuron: type[SpikingNeuron], run: Callable[..., Any]) -> None:

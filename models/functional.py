@@ -7,6 +7,11 @@ For t = 1..T and each neuron on its own, with `u` the membrane potential:
     u <- u * (1 - spike[t])                    reset="zero" ("hard"); "subtract" ("soft"): u - threshold * spike[t];
                                                "none": u
 
+A reset to `v_reset`, or by `reset_by`, and a rest potential `v_leak`, to which u leaks, generalise this:
+
+    u <- v_leak + decay * (u - v_leak) + x[t] - eps1
+    u <- u + (v_reset - u) * spike[t]          or u - reset_by * spike[t]
+
 so that P(spike | u) = F(u - threshold), F being the distribution function of the law. One draw decides both the spike
 and the reset. The backward pass takes d spike / d u = F'(u - threshold), the density of the law at the (noisy)
 potential, and flows through the reset as well. An argument out of range is a ValueError or TypeError.
@@ -14,7 +19,7 @@ potential, and flows through the reset as well. An argument out of range is a Va
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,25 +63,29 @@ def noisy_lif(
     backend: str = "auto",
     keep_state: bool = True,
     potentials: bool = False,
+    reset_by: float | Tensor | None = None,
+    v_reset: float | Tensor = 0.0,
+    v_leak: float | Tensor = 0.0,
 ) -> tuple[Any, ...]:
     """Noisy leaky integrate-and-fire neurons over a sequence x of currents; the module's docstring has the equations.
 
-    Threshold, decay and scale may be tensors with one value, or one per channel ([C] for x [T, B, C, ...]), and receive
-    gradients. A step of an optimiser may take them out of range: clamp them afterwards. On the CPU, a value out of
-    range is a ValueError at the next call. Other devices do not check: a scale that is not positive makes the results
-    NaN; other values are used as they are.
+    Threshold, decay, scale, reset_by, v_reset and v_leak may be tensors with one value, or one per channel ([C] for
+    x [T, B, C, ...]), and receive gradients. A step of an optimiser may take them out of range: clamp them afterwards.
+    On the CPU, a value out of range is a ValueError at the next call. Other devices do not check: a scale that is not
+    positive makes the results NaN; other values are used as they are.
 
     Args:
         noise: the `NoiseLaw` of eps1 and eps2; its density is the gradient.
-        threshold: firing threshold, in the units of the potential; positive.
+        threshold: firing threshold, in the units of the potential. Neurons with an infinite one never fire: they
+            accumulate.
         decay: factor of the potential per step, in [0, 1]. The command line's tau is 1 / decay; SpikingJelly's tau is
             1 / (1 - decay); snnTorch's beta is decay.
         placement: "both" noises (the spike's marginal noise is then wider than the law), "escape" (threshold noise
             alone) or "membrane" (membrane noise alone: fires where u > threshold).
-        reset: "zero", "subtract" (by the threshold) or "none".
+        reset: "zero" (to `v_reset`), "subtract" (by `reset_by`) or "none".
         detach_reset: if true, the gradient does not flow through the spike in the reset.
         decay_input: if true, the input enters as (1 - decay) * x[t].
-        state: membrane potential before the first step; None means 0, at rest.
+        state: membrane potential before the first step; None means `v_leak`, at rest.
         scale: a tensor that replaces the scale of `noise`.
         surrogate: a law whose density is the gradient instead; the mean field, whose gradient is exact, ignores it. Its
             scale is not learnt.
@@ -89,6 +98,9 @@ def noisy_lif(
         keep_state: if false, the second result is None, and need not be computed.
         potentials: if true, the third result is the potentials u before the reset, which are compared with the
             threshold. They have a gradient.
+        reset_by: what the reset "subtract" takes off; None means the threshold.
+        v_reset: the potential after the reset "zero".
+        v_leak: the rest potential.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential after the last step
@@ -101,18 +113,19 @@ def noisy_lif(
     """
     check_choice("placement", placement, PLACEMENTS)
     check_choice("mode", mode, MODES)
-    _check_layer(x, reset)
+    check_layer(x)
     law, scale_now = _scaled_law("noise", noise, scale, x)
     surrogate_scale = None
     if surrogate is not None:
         surrogate, surrogate_scale = _scaled_surrogate(surrogate, scale_now, x)
         if mode == "mean_field":
             surrogate = surrogate_scale = None
+    values = _values(x, threshold, decay, reset, reset_by, v_reset, v_leak)
     neuron = Neuron(
         law=law,
         scale=scale_now,
-        decay=_value("decay", decay, x),
-        threshold=_value("threshold", threshold, x),
+        decay=values.decay,
+        threshold=values.threshold,
         reset=reset,
         detach_reset=detach_reset,
         decay_input=decay_input,
@@ -121,12 +134,20 @@ def noisy_lif(
         mean_field=mode == "mean_field",
         surrogate=surrogate,
         surrogate_scale=surrogate_scale,
+        reset_value=values.reset,
     )
     kernel = _choose_kernel(backend, x, neuron)
-    state = _checked_state(x, state)
-    spikes, last, z = kernel(x, state, neuron, keep_state, potentials)
-    kept = last if keep_state else None
-    return (spikes, kept, before_reset(x, state, spikes, z, neuron)) if potentials else (spikes, kept)
+    state, rest = _checked_state(x, state), values.rest
+    if rest is not None and state is not None:
+        state = state - rest
+    spikes, last, u = kernel(x, state, neuron, keep_state, potentials)
+    kept = None
+    if keep_state:
+        kept = last if rest is None else last + rest
+    if not potentials:
+        return spikes, kept
+    u = before_reset(x, state, spikes, u, neuron)
+    return spikes, kept, u if rest is None else u + rest
 
 
 def lif(x: Tensor, surrogate: NoiseLaw, *, mean_field: bool = False, **settings: Any) -> tuple[Any, ...]:
@@ -134,8 +155,8 @@ def lif(x: Tensor, surrogate: NoiseLaw, *, mean_field: bool = False, **settings:
 
     Args:
         mean_field: if true, spikes are replaced by F(u - threshold), F being the distribution function of `surrogate`.
-        settings: threshold, decay, reset, detach_reset, decay_input, state, backend, keep_state and potentials, as for
-            `noisy_lif`.
+        settings: threshold, decay, reset, detach_reset, decay_input, state, backend, keep_state, potentials, reset_by,
+            v_reset and v_leak, as for `noisy_lif`.
     """
     check_surrogate(surrogate)
     return noisy_lif(x, surrogate, mode="mean_field" if mean_field else "noiseless", **settings)
@@ -152,6 +173,9 @@ def firing_probability(
     decay_input: bool = False,
     state: Tensor | None = None,
     scale: Tensor | None = None,
+    reset_by: float | Tensor | None = None,
+    v_reset: float | Tensor = 0.0,
+    v_leak: float | Tensor = 0.0,
 ) -> Tensor:
     r"""Probability of a spike at each step, given the earlier spikes, for neurons with threshold noise alone.
 
@@ -165,7 +189,7 @@ def firing_probability(
         x: input current.
         spikes: the given spikes, 0 or 1, which need not be the neuron's own.
         noise: the `NoiseLaw` of the threshold, with distribution function F.
-        threshold, decay, reset, decay_input, state, scale: see `noisy_lif`.
+        threshold, decay, reset, decay_input, state, scale, reset_by, v_reset, v_leak: see `noisy_lif`.
 
     Shape:
         x and spikes [T, B, ...], state [B, ...] -> [T, B, ...] in float32 (float64 for float64 input).
@@ -175,15 +199,18 @@ def firing_probability(
         encoding model", Neural Computation 16, 2004; with escape noise, Gerstner et al., "Neuronal dynamics", 2014,
         section 10.2. Plain PyTorch: differentiable as often as the law is.
     """
-    _check_layer(x, reset)
+    check_layer(x)
     _check_shape("spikes", spikes, x.shape, "as the input current")
     law, scale_now = _scaled_law("noise", noise, scale, x)
-    values = (_value("decay", decay, x), _value("threshold", threshold, x))
-    neuron = Neuron(law, scale_now, *values, reset=reset, decay_input=decay_input)
+    values = _values(x, threshold, decay, reset, reset_by, v_reset, v_leak)
+    neuron = Neuron(law, scale_now, values.decay, values.threshold, reset=reset, decay_input=decay_input)
+    neuron.reset_value = values.reset
     check_values(neuron, x)
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
     start = _checked_state(x, state)
+    if values.rest is not None and start is not None:
+        start = start - values.rest
     v = torch.zeros_like(step_of(x)) if start is None else start
     z = []
     for current, fired in zip(x, spikes):
@@ -237,9 +264,9 @@ def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
         return _kernel_under_transforms(backend)
     if backend == "plain":
         return KERNELS["plain"]
-    law, surrogate, by_channel = neuron.law, neuron.surrogate, neuron.differs_by_channel()
-    is_served = backend != "eager" and fused.serves(x, law, by_channel)
-    if is_served and (surrogate is None or fused.serves(x, surrogate, by_channel)):
+    law, surrogate = neuron.law, neuron.surrogate
+    is_served = backend != "eager" and fused.serves(x, law, neuron.channel_bits())
+    if is_served and (surrogate is None or fused.serves(x, surrogate, neuron.of_gradient().channel_bits())):
         return KERNELS["fused"]
     if backend == "fused":
         where = f"for {x.dtype} on {x.device.type} here"
@@ -293,8 +320,48 @@ def _value(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
     return parameters.over_channels(name, value, x).to(x.device, arithmetic_dtype(x.dtype))
 
 
-def _check_layer(x: Tensor, reset: str) -> None:
+class _Values(NamedTuple):
+    """Values of neurons as kernels take them: potentials from rest on."""
+
+    threshold: float | Tensor
+    decay: float | Tensor
+    reset: float | Tensor
+    rest: float | Tensor | None  # None for 0
+
+
+def _values(
+    x: Tensor,
+    threshold: float | Tensor,
+    decay: float | Tensor,
+    reset: str,
+    reset_by: float | Tensor | None,
+    v_reset: float | Tensor,
+    v_leak: float | Tensor,
+) -> _Values:
+    check_reset(reset, reset_by, v_reset)
+    decay_now, threshold_now = _value("decay", decay, x), _value("threshold", threshold, x)
+    reset_now: float | Tensor = 0.0
+    if reset == "zero":
+        reset_now = _value("v_reset", v_reset, x)
+    elif reset == "subtract":
+        reset_now = _value("reset_by", threshold if reset_by is None else reset_by, x)
+    if not isinstance(v_leak, Tensor) and v_leak == 0:
+        return _Values(threshold_now, decay_now, reset_now, None)
+    rest = _value("v_leak", v_leak, x)
+    return _Values(threshold_now - rest, decay_now, reset_now - rest if reset == "zero" else reset_now, rest)
+
+
+def check_reset(reset: str, reset_by: float | Tensor | None, v_reset: float | Tensor) -> None:
+    """Raise ValueError unless `reset` is known and the values that are given for it are of this reset."""
     check_choice("reset", reset, RESETS)
+    if reset_by is not None and reset != "subtract":
+        raise ArgumentError(f'reset_by is what reset="subtract" takes off, but reset is {reset!r}')
+    if reset != "zero" and (isinstance(v_reset, Tensor) or v_reset != 0):
+        raise ArgumentError(f'v_reset is where reset="zero" puts the potential, but reset is {reset!r}')
+
+
+def check_layer(x: Tensor) -> None:
+    """Raise TypeError or ValueError unless `x` can be an input current [T, B, ...]."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"the input current must be a floating point tensor, got {got}")

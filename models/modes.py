@@ -35,11 +35,9 @@ def switchable(net: nn.Module, mode: str) -> list[Any]:
     """The neurons of `net` that have a `mode`; TypeError, which names `mode`, if another one may be noisy."""
     neurons: list[Any] = []
     for name, module in net.named_modules():
-        if not getattr(module, "emits_spikes", False):
-            continue
-        if hasattr(module, "is_noisy") and hasattr(module, "mode"):
+        if hasattr(module, "is_noisy") and hasattr(module, "mode"):  # also a neuron that is a part of another
             neurons.append(module)
-        elif getattr(module, "is_noisy", True):
+        elif getattr(module, "emits_spikes", False) and getattr(module, "is_noisy", True):
             missing = "mode" if hasattr(module, "is_noisy") else "is_noisy"
             hint = "" if missing == "mode" else "; if it draws no noise, say `is_noisy = False` in the class"
             raise TypeError(f"layer {name!r} ({type(module).__name__}) lacks {missing!r}, which {mode}() needs{hint}")

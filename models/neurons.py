@@ -28,7 +28,7 @@ class LIF(SpikingNeuron):
 
     Args:
         surrogate: the law whose density is d spike / d u in the backward pass; erf of sharpness 1 by default.
-        threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
+        threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak: see `SpikingNeuron`.
     """
 
     surrogate: NoiseLaw
@@ -43,8 +43,11 @@ class LIF(SpikingNeuron):
         reset: str = "zero",
         detach_reset: bool = False,
         decay_input: bool = False,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
     ) -> None:
-        super().__init__(threshold, decay, reset, detach_reset, decay_input)
+        super().__init__(threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak)
         self.set_gradient(surrogate)
 
     @property
@@ -87,22 +90,15 @@ class IF(LIF):
         threshold: float | Tensor = 1.0,
         reset: str = "zero",
         detach_reset: bool = False,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
     ) -> None:
-        super().__init__(surrogate, threshold, 1.0, reset, detach_reset)
+        super().__init__(surrogate, threshold, 1.0, reset, detach_reset, False, reset_by, v_reset, v_leak)
 
 
-class ParametricLIF(LIF):
-    """A `LIF` that learns its decay, decay = sigmoid(decay_logit), in (0, 1).
-
-    One value for the layer, or one per channel if the initial decay is a tensor [C].
-
-    Raises:
-        ValueError: if the initial decay is not in (0, 1), or requires a gradient.
-
-    Note:
-        Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
-        ICCV 2021. The paper has decay_input=True.
-    """
+class _LearntDecay(SpikingNeuron):
+    """Mixin: the neuron learns its decay, decay = sigmoid(decay_logit)."""
 
     decay_logit: nn.Parameter
 
@@ -118,7 +114,7 @@ class ParametricLIF(LIF):
             parameters.check("decay", value)
             if isinstance(value, nn.Parameter) or value.requires_grad:
                 raise ArgumentError(
-                    "ParametricLIF learns the logit of its decay: give it a number, or give the parameter to a LIF"
+                    f"{type(self).__name__} learns the logit of its decay: give it a number, or the parameter to a LIF"
                 )
             value = value.clone()
         else:
@@ -143,6 +139,20 @@ class ParametricLIF(LIF):
         parameters.fill(self, "decay_logit", "decay", self._decay_set, lambda decay: math.log(decay / (1 - decay)))
 
 
+class ParametricLIF(_LearntDecay, LIF):
+    """A `LIF` that learns its decay, decay = sigmoid(decay_logit), in (0, 1).
+
+    One value for the layer, or one per channel if the initial decay is a tensor [C].
+
+    Raises:
+        ValueError: if the initial decay is not in (0, 1), or requires a gradient.
+
+    Note:
+        Fang et al., "Incorporating learnable membrane time constant to enhance learning of spiking neural networks",
+        ICCV 2021. The paper has decay_input=True.
+    """
+
+
 class NoisyLIF(SpikingNeuron):
     """Noisy leaky integrate-and-fire neuron: P(spike) = F(u - threshold), gradient F'(u - threshold).
 
@@ -151,7 +161,7 @@ class NoisyLIF(SpikingNeuron):
             Gaussian(nn.Parameter(torch.full((C,), 0.3))), it is registered as `scale`, and learnt; any other tensor
             becomes a buffer. It has one value for the layer, or one per channel.
         placement: "both", "escape" (threshold noise alone) or "membrane" (membrane noise alone).
-        threshold, decay, reset, detach_reset, decay_input: see `SpikingNeuron`.
+        threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak: see `SpikingNeuron`.
         learnable_scale: if true, the layer learns the scale of its noise, kept positive by scale = exp(log_scale), by
             the gradient of the firing probability: one value, or as many as the scale of `noise` has.
         surrogate: a law whose density is the gradient instead of that of `noise`.
@@ -174,8 +184,11 @@ class NoisyLIF(SpikingNeuron):
         decay_input: bool = False,
         learnable_scale: bool = False,
         surrogate: NoiseLaw | None = None,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
     ) -> None:
-        super().__init__(threshold, decay, reset, detach_reset, decay_input)
+        super().__init__(threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak)
         check_choice("placement", placement, PLACEMENTS)
         check_law("noise", noise)
         self.log_scale = parameters.like_values(noise.scale) if learnable_scale else None
@@ -379,3 +392,39 @@ class NoisyLIF(SpikingNeuron):
     def extra_repr(self) -> str:
         learnt = "" if self.log_scale is None else ", learnt scale"
         return f"{self.noise}{learnt}, {super().extra_repr()}, placement={self.placement!r}"
+
+
+class NoisyIF(NoisyLIF):
+    """Noisy integrate-and-fire neuron without leak: a `NoisyLIF` with decay 1."""
+
+    def __init__(
+        self,
+        noise: NoiseLaw = Gaussian(0.3),
+        threshold: float | Tensor = 1.0,
+        placement: str = "both",
+        reset: str = "zero",
+        detach_reset: bool = False,
+        learnable_scale: bool = False,
+        surrogate: NoiseLaw | None = None,
+        reset_by: float | Tensor | None = None,
+        v_reset: float | Tensor = 0.0,
+        v_leak: float | Tensor = 0.0,
+    ) -> None:
+        super().__init__(
+            noise,
+            threshold,
+            1.0,
+            placement,
+            reset,
+            detach_reset,
+            False,
+            learnable_scale,
+            surrogate,
+            reset_by,
+            v_reset,
+            v_leak,
+        )
+
+
+class NoisyParametricLIF(_LearntDecay, NoisyLIF):
+    """A `NoisyLIF` that learns its decay, as `ParametricLIF` does."""

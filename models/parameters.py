@@ -1,4 +1,4 @@
-"""Threshold, decay and scale: each is a number, a tensor of one value, or a tensor of one value for each channel."""
+"""Threshold, decay, scale, resets: each is a number, a tensor of one value, or a tensor of one for each channel."""
 
 import math
 from collections.abc import Callable
@@ -8,9 +8,13 @@ from torch import Tensor, nn
 
 # By name: the allowed values in words, and a check of the least and the greatest value.
 RANGES: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "threshold": ("positive and finite", lambda low, high: 0.0 < low <= high < math.inf),
-    "decay": ("in [0, 1]", lambda low, high: 0.0 <= low <= high <= 1.0),
+    "threshold": ("a number or inf", lambda low, high: -math.inf < low <= high),
+    **dict.fromkeys(("decay", "alpha", "rho"), ("in [0, 1]", lambda low, high: 0.0 <= low <= high <= 1.0)),
     "scale": ("positive and finite", lambda low, high: 0.0 < low <= high < math.inf),
+    **dict.fromkeys(
+        ("reset_by", "v_reset", "v_leak", "beta"),
+        ("finite", lambda low, high: -math.inf < low <= high < math.inf),
+    ),
 }
 
 
@@ -19,7 +23,7 @@ class ArgumentError(ValueError):
 
 
 class OutOfRange(ArgumentError):
-    """A threshold, decay or scale is out of its range."""
+    """A value of a neuron is out of its range."""
 
 
 def check(name: str, value: float | Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .layers import MakeNeuron, SpikingNetwork
-from .neurons import IF, LIF, NoisyLIF, ParametricLIF, SpikingNeuron
+from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF, SpikingNeuron
 from .noise import LAWS, Gaussian, NoiseLaw, by_name
 from .parameters import ArgumentError
 from .resnet import sresnet18, sresnet19, sresnet34
@@ -20,13 +20,24 @@ DETERMINISTIC_NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"LIF": LIF, "P
 NoisyNeurons = dict[str, tuple[Callable[..., SpikingNeuron], type[NoiseLaw]]]
 
 
+NOISY_KINDS = {"NILIF": NoisyLIF, "NIIF": NoisyIF, "NIPLIF": NoisyParametricLIF}
+
+
 def noisy_neurons(laws: Iterable[type[NoiseLaw]]) -> NoisyNeurons:
-    """{`neuron_name` of a law: (NoisyLIF, law)}; ArgumentError for a name that another has already."""
+    """{name: (class, law)}: the `neuron_name` of each law and, where it begins with NILIF, its siblings.
+
+    Raises:
+        ArgumentError: for a name that another law has already.
+    """
     found: NoisyNeurons = {}
-    for law in by_name(laws).values():
-        if law.neuron_name in found or law.neuron_name in DETERMINISTIC_NEURONS:
-            raise ArgumentError(f"the neuron_name {law.neuron_name!r} of {law.__name__} is taken: choose a new one")
-        found[law.neuron_name] = (NoisyLIF, law)
+    for kind, neuron in NOISY_KINDS.items():
+        for law in by_name(laws).values():
+            if kind != "NILIF" and not law.neuron_name.startswith("NILIF"):
+                continue
+            name = law.neuron_name.replace("NILIF", kind, 1)
+            if name in found or name in DETERMINISTIC_NEURONS:
+                raise ArgumentError(f"the neuron_name {law.neuron_name!r} of {law.__name__} is taken: choose a new one")
+            found[name] = (neuron, law)
     return found
 
 
@@ -63,7 +74,7 @@ def build_neuron(
         name: one of `NEURONS`.
         sigma: scale of the noise law of a noisy neuron, in the units of the potential.
         tau: decay = 1 / tau, at least 1; as in the published code, not SpikingJelly's tau (whose decay is 1 - 1 / tau).
-            IF has no leak and ignores it.
+            IF and NIIF have no leak and ignore it.
         alpha: sharpness a of the erf surrogate of a deterministic neuron, density a / sqrt(pi) exp(-(a z)^2).
         placement, learnable_scale: see `NoisyLIF`; deterministic neurons ignore them.
         threshold, reset, detach_reset, decay_input: see `SpikingNeuron`.
@@ -85,13 +96,12 @@ def build_neuron(
     if not alpha > 0:
         raise ArgumentError(f"alpha must be positive, got {alpha}")
     options: dict[str, Any] = dict(threshold=threshold, reset=reset, detach_reset=detach_reset)
-    if name != "IF":
+    kind, law = NOISY_NEURONS[name] if name in NOISY_NEURONS else (DETERMINISTIC_NEURONS[name], None)
+    if kind not in (IF, NoisyIF):
         options.update(decay=1 / tau, decay_input=decay_input)
-    if name in NOISY_NEURONS:
-        kind, law = NOISY_NEURONS[name]
+    if law is not None:
         options.update(noise=law(sigma), placement=placement, learnable_scale=learnable_scale)
     else:
-        kind = DETERMINISTIC_NEURONS[name]
         options.update(surrogate=Gaussian(1 / (alpha * math.sqrt(2))))
     try:
         inspect.signature(kind).bind(**options)

@@ -5,6 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+NAMES = (
+    "threshold", "decay", "reset", "reset_by", "v_reset", "v_leak", "decay_input", "placement", "noise", "surrogate",
+)  # fmt: skip
+
 
 def _listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
@@ -24,14 +28,16 @@ class SavesSettings(nn.Module):
     def _settings(self) -> dict[str, Any]:
         """The settings that are not learnt, as plain data."""
         settings = {}
-        for name in ("threshold", "decay", "reset", "decay_input", "placement", "noise", "surrogate"):
+        for name in NAMES:
             if f"{name}_logit" in self._parameters:  # learnt
                 continue
             value: Any = vars(self)[name] if name in vars(self) else getattr(self, name, None)
             if hasattr(value, "scale"):  # a law
                 learns_scale = name == "noise" and isinstance(getattr(self, "scale", None), Tensor)
                 value = _law_text(value, learns_scale)
-            if value is not None and not isinstance(value, Tensor):
+            if value is None or isinstance(value, Tensor):
+                continue
+            if value != 0 or name not in ("v_reset", "v_leak"):  # which files of earlier versions do not have
                 settings[name] = value
         return settings
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 
 # Tests use the CPU, which repeats bit for bit and lets processes fork, except with `NSNN_TEST_CUDA=1 pytest -m cuda`.
 if os.environ.get("NSNN_TEST_CUDA") != "1":
@@ -66,6 +67,16 @@ def stripes():
 def repository():
     """The root folder of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    # Otherwise a process that a later test forks might collect it, and wait for ever for its threads, which it lacks.
+    gc.collect()
 
 
 class Outcome(NamedTuple):

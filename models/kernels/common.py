@@ -12,7 +12,7 @@ from ..noise import NoiseLaw
 
 RESETS = ("zero", "subtract", "none")
 SWITCHES = ("detach_reset", "decay_input", "membrane_noise", "threshold_noise", "mean_field")  # of `Neuron`
-VALUES = ("threshold", "decay", "scale")  # fields of `Neuron` that may be tensors, and learnt
+VALUES = ("threshold", "decay", "scale", "reset_value")  # fields of `Neuron` that may be tensors, and learnt
 MAX_RANK = 3  # nested loops over memory in fused kernels, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
 Pair = tuple[Tensor | None, Tensor | None]
@@ -29,8 +29,12 @@ NO_SECOND_DERIVATIVE = (
 class Neuron:
     """The neurons of a layer, as kernels take them; see `models.functional.noisy_lif`.
 
-    `threshold`, `decay` and `scale` (of `law`) are numbers, or tensors of the arithmetic: 0-d, or [C, 1, ...] for
-    x [T, B, C, ...]. The scales of `law` and `surrogate` are numbers; `surrogate_scale` replaces that of `surrogate`.
+    Where a neuron has fired, `reset` "zero" puts its potential at `reset_value`, and "subtract" takes that off; it is 0
+    for "none". The potential leaks to 0, as another rest would be a shift of all potentials.
+
+    `threshold`, `decay`, `scale` (of `law`) and `reset_value` are numbers, or tensors of the arithmetic: 0-d, or
+    [C, 1, ...] for x [T, B, C, ...]. The scales of `law` and `surrogate` are numbers; `surrogate_scale` replaces that
+    of `surrogate`.
     """
 
     law: NoiseLaw
@@ -45,12 +49,13 @@ class Neuron:
     mean_field: bool = False
     surrogate: NoiseLaw | None = None
     surrogate_scale: Tensor | None = None
+    reset_value: float | Tensor = 0.0
 
     # Plain loops: comprehensions and generators would take longer, at every call of a layer.
     def tensors(self) -> list[Tensor | None]:
         """Those of `VALUES` that are tensors, None for the others."""
         found: list[Tensor | None] = []
-        for value in (self.threshold, self.decay, self.scale):
+        for value in (self.threshold, self.decay, self.scale, self.reset_value):
             found.append(value if isinstance(value, Tensor) else None)
         return found
 
@@ -62,12 +67,14 @@ class Neuron:
                 given[name] = tensor
         return dataclasses.replace(self, **given) if given else self
 
-    def differs_by_channel(self) -> bool:
-        """Whether any value differs between channels."""
-        for value in (self.threshold, self.decay, self.scale, self.surrogate_scale):
+    def channel_bits(self) -> int:
+        """A bit for each of `VALUES`, the first the lowest: whether it differs between channels."""
+        bits, bit = 0, 1
+        for value in (self.threshold, self.decay, self.scale, self.reset_value):
             if isinstance(value, Tensor) and value.dim() > 0:
-                return True
-        return False
+                bits |= bit
+            bit *= 2
+        return bits
 
     def charged(self, v: Tensor, current: Tensor) -> Tensor:
         """The potential after the leak and the input, without noise."""
@@ -75,11 +82,14 @@ class Neuron:
 
     def after_reset(self, u: Tensor, fired: Tensor) -> Tensor:
         """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""
+        value = self.reset_value
         if self.reset == "zero":
-            return torch.addcmul(u, u, fired, value=-1)
+            kept = torch.addcmul(u, u, fired, value=-1)
+            if isinstance(value, Tensor):
+                return kept + fired * value
+            return kept if value == 0 else torch.add(kept, fired, alpha=value)
         if self.reset == "subtract":
-            threshold = self.threshold
-            return u - fired * threshold if isinstance(threshold, Tensor) else torch.sub(u, fired, alpha=threshold)
+            return u - fired * value if isinstance(value, Tensor) else torch.sub(u, fired, alpha=value)
         if self.reset == "none":
             return u
         raise ValueError(f"unknown reset {self.reset!r}; choose from {', '.join(RESETS)}")
@@ -99,7 +109,7 @@ class Saved(NamedTuple):
     state: Tensor | None
     seeds: Tensor | None
     spikes: Tensor
-    z: Tensor
+    u: Tensor
 
 
 def laws_by_name() -> dict[str, type[NoiseLaw]]:
@@ -112,6 +122,8 @@ def check_values(neuron: Neuron, x: Tensor) -> None:
     if x.device.type == "cpu":  # elsewhere, this would have to wait for the device
         for name, tensor in zip(VALUES, neuron.tensors()):
             if tensor is not None:
+                if name == "reset_value":  # by the name that users know
+                    name = "v_reset" if neuron.reset == "zero" else "reset_by"
                 parameters.check_range(name, tensor)
 
 
@@ -153,17 +165,17 @@ def stacked(steps: list[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
     return sequence.permute(0, *(1 + order.index(dim) for dim in range(like.dim())))
 
 
-def empty_outputs(x: Tensor, keep_z: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Uninitialised spikes [T, B, ...], last potential [B, ...] and z [T, B, ...]; empty where not kept."""
+def empty_outputs(x: Tensor, keep_u: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised spikes [T, B, ...], last potential [B, ...] and u [T, B, ...]; empty where not kept."""
     step, dtype = step_of(x), arithmetic_dtype(x.dtype)
     last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
-    z = empty_sequence(step, x.shape[0], dtype) if keep_z else step.new_empty(0, dtype=dtype)
-    return empty_sequence(step, x.shape[0], x.dtype), last, z  # not len(x), which makes a symbolic length a number
+    u = empty_sequence(step, x.shape[0], dtype) if keep_u else step.new_empty(0, dtype=dtype)
+    return empty_sequence(step, x.shape[0], x.dtype), last, u  # not len(x), which makes a symbolic length a number
 
 
-def empty_gradients(spikes: Tensor, z: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def empty_gradients(spikes: Tensor, u: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Uninitialised gradients of x [T, B, ...] and of the state [B, ...] (no elements if there was none)."""
-    return torch.empty_like(spikes), z.new_empty(0) if state is None else torch.empty_like(step_of(z))
+    return torch.empty_like(spikes), u.new_empty(0) if state is None else torch.empty_like(step_of(u))
 
 
 def memory_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int], list[int]] | None:
@@ -285,15 +297,15 @@ class OnceOneByOne(Once):
 def backward_tensors(grads: Pair, saved: Saved) -> dict[str, Any]:
     """The tensors that a kernel's `backward` reads and those it is to write, by name, laid out as the spikes."""
     spikes = saved.spikes
-    z = laid_out_as(spikes, saved.z, saved.z.dtype)  # hooks on saved tensors may have changed it
-    step = z[0]
-    grad_x, grad_state = empty_gradients(spikes, z, saved.state)
+    u = laid_out_as(spikes, saved.u, saved.u.dtype)  # hooks on saved tensors may have changed it
+    step = u[0]
+    grad_x, grad_state = empty_gradients(spikes, u, saved.state)
     return dict(
         x=laid_out_as(spikes, saved.x),
         state=laid_out_as(step, saved.state),
         seeds=saved.seeds,
         spikes=spikes,
-        z=z,
+        u=u,
         grad_spikes=laid_out_as(spikes, grads[0]),
         grad_last=laid_out_as(step, grads[1]),
         grad_x=grad_x,

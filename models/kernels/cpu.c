@@ -18,8 +18,9 @@
    INPUT_BITS chooses the type of currents and spikes: 64 double, 32 float, 16 bfloat16. Arithmetic is float,
    for 64 double. Loops are written for the compiler to vectorise; nothing here allocates.
 
-   CHANNELS says whether threshold, decay and scale may differ between channels. Where it is 0 they are numbers, which
-   stay in registers; where it is 1 each is a row of a number for each neuron of a block. VALUE and AT hide which. */
+   CHANNELS has a bit for each of threshold, decay, scale and the reset's value, set where it may differ between channels.
+   It is then a row of a number for each neuron of a block; otherwise it is one number, which stays in a register. VALUE
+   and AT hide which. */
 
 #include <math.h>
 #include <stdint.h>
@@ -55,7 +56,11 @@ static const char *const law_names[] = {
 _Static_assert(sizeof law_names / sizeof *law_names == LAW_COUNT, "each law has a name");
 _Static_assert(LAW_COUNT == 5, "give a new law its draw, probability, density and case of BY_LAW, then count it here");
 enum { RESET_ZERO, RESET_SUBTRACT, RESET_NONE };
-enum { THRESHOLD, DECAY, SCALE, VALUE_COUNT }; /* what can be learnt */
+enum { THRESHOLD, DECAY, SCALE, RESET_VALUE, VALUE_COUNT }; /* what can be learnt */
+#ifndef CHANNELS
+#define CHANNELS 0
+#endif
+#define DIFFERS(which) (CHANNELS >> (which) & 1)
 
 /* One layer; cpu.py fills it in. Sequences [T, B, ...] have their neurons in the same dense order of memory at
    each step: dimension d of `rank`, outermost first, has size[d] neurons, a row-major index index_stride[d] apart. */
@@ -70,14 +75,14 @@ typedef struct {
     int64_t learns[VALUE_COUNT];
 } Layer;
 
-/* Sequences [T, ...], single steps [...] (state, last and their gradients) and seeds [T]; z = u - threshold. NULL: the
+/* Sequences [T, ...], single steps [...] (state, last and their gradients) and seeds [T]; u: before the reset. NULL: the
    state is rest, gradients that come in are zeros, and results that go out are not wanted. cpu.py fills it in. */
 typedef struct {
     const input *x;
     const real *state;
     const int64_t *seeds;
     input *spikes;
-    real *z;
+    real *u;
     const input *grad_spikes;
     const real *grad_last;
     input *grad_x;
@@ -296,19 +301,17 @@ typedef struct {
     uint8_t upper[BLOCK];     /* in a block of one row: whether a neuron has the last two words */
     uint32_t words[4][BLOCK]; /* of the current step */
     float membrane[2][BLOCK], threshold[2][BLOCK]; /* noise of the current step; 0 in a place without noise */
-#if CHANNELS
-    real value[VALUE_COUNT][2][BLOCK], inverse[2][BLOCK]; /* inverse: 1 / scale, for the backward pass */
-#endif
+    real value[VALUE_COUNT][2][CHANNELS ? BLOCK : 1];      /* where they differ between channels */
+    real inverse[2][DIFFERS(SCALE) ? BLOCK : 1];           /* 1 / scale, for the backward pass */
 } Block;
 
 /* Where a layer, a block and its row are at hand, AT(name, i) is a value of neuron i of the row. */
-#if CHANNELS
-#define VALUE(type, name, which) const real *restrict const name = b->value[which][row]
-#define AT(name, i) ((name)[i])
-#else
-#define VALUE(type, name, which) const type name = (type)l->number[which]
-#define AT(name, i) (name)
-#endif
+#define VALUE_OF(type, name, which, number, row)  \
+    const int name##_differs = DIFFERS(which);    \
+    const type name##_number = (type)(number);    \
+    const real *restrict const name##_row = (row)
+#define VALUE(type, name, which) VALUE_OF(type, name, which, l->number[which], b->value[which][row])
+#define AT(name, i) (name##_differs ? name##_row[i] : name##_number)
 
 static int64_t half_of(const Layer *l) { return (l->neurons + 1) / 2; }
 
@@ -325,8 +328,7 @@ int64_t number_of_groups(const Layer *l) { return blocks_of(l) < GROUPS ? blocks
 
 static int row_length(int64_t length) { return length < 0 ? 0 : length > BLOCK ? BLOCK : (int)length; }
 
-#if CHANNELS
-/* A value of the `n` neurons from `start` on, in the order of memory. */
+/* A value of the `n` neurons from `start` on, in the order of memory; without `by_channel`, one number. */
 static void fill(const Layer *l, const real *by_channel, double number, int64_t start, int n, real *restrict values)
 {
     if (!by_channel) {
@@ -352,7 +354,6 @@ static void fill(const Layer *l, const real *by_channel, double number, int64_t 
         memcpy(values + done, values, run * sizeof(real));
     }
 }
-#endif
 
 static void start_block(const Layer *l, const Tensors *m, int64_t number, Block *b)
 {
@@ -370,13 +371,9 @@ static void start_block(const Layer *l, const Tensors *m, int64_t number, Block 
             b->upper[i] = b->counter[i] >= half;
             b->counter[i] -= b->upper[i] ? (uint32_t)half : 0;
         }
-#if CHANNELS
     for (int which = 0; which < VALUE_COUNT; which++)
-        for (int row = 0; row < b->rows; row++)
+        for (int row = 0; DIFFERS(which) && row < b->rows; row++)
             fill(l, m->by_channel[which], l->number[which], b->start[row], b->length[row], b->value[which][row]);
-#else
-    (void)m;
-#endif
 }
 
 static void draw_words(const Layer *l, int64_t seed, Block *b)
@@ -414,49 +411,45 @@ INLINE void draw_row(int law, const Layer *l, Block *b, int row)
         for (int i = 0; i < n; i++) threshold[i] = fused_f((float)AT(scale, i), draw(law, second[i]), loc);
 }
 
-/* What the reset takes from a neuron that fires, v = u - fired * (u, the threshold, or nothing); between the last two,
-   a factor instead of a branch, which the compiler can vectorise. */
-typedef struct {
-    int hard;
-    real soft;
-} Reset;
+/* What the reset takes from a neuron that fires, v = u - fired * removed: a "hard" reset puts the potential at the value
+   of the reset, the others take that value off. Choices by a factor, not a branch, which the compiler can vectorise. */
+INLINE int is_hard(const Layer *l) { return l->reset == RESET_ZERO; }
 
-INLINE Reset reset_of(const Layer *l) { return (Reset){l->reset == RESET_ZERO, l->reset == RESET_SUBTRACT ? 1 : 0}; }
-
-INLINE real removed(Reset reset, real u, real threshold) { return reset.hard ? u : reset.soft * threshold; }
+INLINE real removed(int hard, real u, real value) { return hard ? u - value : value; }
 
 INLINE void forward_row(int law, const Layer *l, const Tensors *m, Block *b, int row, int64_t t, real *restrict v)
 {
     const int n = b->length[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
+    VALUE(real, value, RESET_VALUE);
     const real scaled = l->decay_input ? 1 : 0; /* 1 if the input is scaled by 1 - decay */
     const int64_t at = t * l->neurons + b->start[row];
     const input *restrict current = m->x + t * l->x_stride + b->start[row];
     input *restrict out = m->spikes + at;
-    real discarded[BLOCK], *restrict kept = m->z ? m->z + at : discarded;
+    real discarded[BLOCK], *restrict kept = m->u ? m->u + at : discarded;
     const float *restrict eps_membrane = b->membrane[row], *restrict eps_threshold = b->threshold[row];
-    const Reset reset = reset_of(l);
+    const int hard = is_hard(l);
     if (l->membrane_noise || l->threshold_noise) draw_row(law, l, b, row);
     if (l->mean_field) {
         VALUE(double, scale, SCALE);
         for (int i = 0; i < n; i++) {
             real gain = 1 - scaled * AT(decay, i);
-            real u = fused(AT(decay, i), v[i], gain * load(current[i])), z_t = u - AT(threshold, i);
-            real p = probability(law, z_t, l->loc, AT(scale, i));
-            kept[i] = z_t;
+            real u = fused(AT(decay, i), v[i], gain * load(current[i]));
+            real p = probability(law, u - AT(threshold, i), l->loc, AT(scale, i));
+            kept[i] = u;
             out[i] = store(p);
-            v[i] = fused(-p, removed(reset, u, AT(threshold, i)), u);
+            v[i] = fused(-p, removed(hard, u, AT(value, i)), u);
         }
         return;
     }
     for (int i = 0; i < n; i++) {
         real gain = 1 - scaled * AT(decay, i);
-        real u = fused(AT(decay, i), v[i], gain * load(current[i])) - eps_membrane[i], z_t = u - AT(threshold, i);
-        int fires = z_t > eps_threshold[i];
-        kept[i] = z_t;
+        real u = fused(AT(decay, i), v[i], gain * load(current[i])) - eps_membrane[i];
+        int fires = u - AT(threshold, i) > eps_threshold[i];
+        kept[i] = u;
         out[i] = store(fires ? 1 : 0);
-        v[i] = fires ? u - removed(reset, u, AT(threshold, i)) : u;
+        v[i] = fires ? hard ? AT(value, i) : u - AT(value, i) : u;
     }
 }
 
@@ -494,13 +487,14 @@ static double sum(const real *values, int n)
 }
 
 /* Spikes of a row at a step, or probabilities; unrounded even if the returned ones were rounded. `space` holds n. */
-INLINE const real *fired_row(int law, const Layer *l, const Block *b, int row, const real *restrict z,
+INLINE const real *fired_row(int law, const Layer *l, const Block *b, int row, const real *restrict u,
                              const input *spikes, real *restrict space)
 {
     const int n = b->length[row];
     if (l->mean_field) {
+        VALUE(real, threshold, THRESHOLD);
         VALUE(double, scale, SCALE);
-        for (int i = 0; i < n; i++) space[i] = probability(law, z[i], l->loc, AT(scale, i));
+        for (int i = 0; i < n; i++) space[i] = probability(law, u[i] - AT(threshold, i), l->loc, AT(scale, i));
     } else if (sizeof(input) == sizeof(real))
         return (const real *)spikes;
     else
@@ -519,9 +513,10 @@ INLINE void learn_row(int law, const Layer *l, const Tensors *m, Block *b, int r
 {
     const int n = b->length[row];
     VALUE(real, threshold, THRESHOLD);
+    VALUE(real, value, RESET_VALUE);
     const int64_t at = t * l->neurons + b->start[row];
-    const real loc = (real)l->loc, *restrict z_t = m->z + at;
-    const Reset reset = reset_of(l);
+    const real loc = (real)l->loc, *restrict u = m->u + at;
+    const int hard = is_hard(l);
     if (l->learns[THRESHOLD]) {
         real *restrict total = sums->value[THRESHOLD][row];
         for (int i = 0; i < n; i++) total[i] -= by_spike[i];
@@ -529,7 +524,8 @@ INLINE void learn_row(int law, const Layer *l, const Tensors *m, Block *b, int r
     if (l->learns[SCALE]) {
         real *restrict total = sums->value[SCALE][row];
         if (l->threshold_noise || l->mean_field) /* P(fire) = F(z), and the scale stretches F */
-            for (int i = 0; i < n; i++) total[i] -= by_spike[i] * (z_t[i] - loc);
+            for (int i = 0; i < n; i++) /* 0 under an infinite threshold, not NaN */
+                total[i] -= by_spike[i] == 0 ? 0 : by_spike[i] * (u[i] - AT(threshold, i) - loc);
         if (l->membrane_noise) { /* u holds -(loc + scale * standard draw) */
             draw_row(law, l, b, row);
             const float *restrict eps = b->membrane[row];
@@ -539,12 +535,10 @@ INLINE void learn_row(int law, const Layer *l, const Tensors *m, Block *b, int r
     if (l->learns[DECAY]) { /* u holds decay * (potential before) and, with decay_input, (1 - decay) * x */
         real before[BLOCK] = {0}, *restrict total = sums->value[DECAY][row];
         if (t > 0) {
-            const real *restrict z_before = z_t - l->neurons;
-            const real *restrict fired = fired_row(law, l, b, row, z_before, m->spikes + at - l->neurons, space);
-            for (int i = 0; i < n; i++) {
-                real u = z_before[i] + AT(threshold, i);
-                before[i] = fused(-fired[i], removed(reset, u, AT(threshold, i)), u);
-            }
+            const real *restrict u_before = u - l->neurons;
+            const real *restrict fired = fired_row(law, l, b, row, u_before, m->spikes + at - l->neurons, space);
+            for (int i = 0; i < n; i++)
+                before[i] = fused(-fired[i], removed(hard, u_before[i], AT(value, i)), u_before[i]);
         } else if (m->state)
             memcpy(before, m->state + b->start[row], n * sizeof(real));
         if (l->decay_input)
@@ -562,28 +556,26 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     const int64_t at = t * l->neurons + b->start[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
-#if CHANNELS
-    const real *restrict const inverse = b->inverse[row];
-#else
-    const real inverse = (real)(1 / l->number[SCALE]);
-#endif
+    VALUE(real, value, RESET_VALUE);
+    VALUE_OF(real, inverse, SCALE, 1 / l->number[SCALE], b->inverse[row]);
     const real scaled = l->decay_input ? 1 : 0, loc = (real)l->loc;
-    const real *restrict z_t = m->z + at;
+    const real *restrict u = m->u + at;
     const input *restrict fired_t = m->spikes + at, *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
     const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
     input *restrict out = m->grad_x + at;
-    const Reset reset = reset_of(l);
+    const int hard = is_hard(l);
     real by_spike[BLOCK], grad_u[BLOCK], space[BLOCK];
-    const real *restrict fired = fired_row(law, l, b, row, z_t, fired_t, space);
-    if (learning && l->learns[THRESHOLD] && reset.soft > 0) {
-        real *restrict total = sums->value[THRESHOLD][row];
-        for (int i = 0; i < n; i++) total[i] -= fired[i] * grad_v[i];
+    const real *restrict fired = fired_row(law, l, b, row, u, fired_t, space);
+    if (learning && l->learns[RESET_VALUE]) {
+        const real sign = hard ? 1 : -1;
+        real *restrict total = sums->value[RESET_VALUE][row];
+        for (int i = 0; i < n; i++) total[i] += sign * fired[i] * grad_v[i];
     }
     for (int i = 0; i < n; i++) {
-        real by_reset = flows * grad_v[i] * removed(reset, z_t[i] + AT(threshold, i), AT(threshold, i));
-        real slope = density(law, z_t[i], loc, AT(inverse, i));
+        real by_reset = flows * grad_v[i] * removed(hard, u[i], AT(value, i));
+        real slope = density(law, u[i] - AT(threshold, i), loc, AT(inverse, i));
         real through_spike = slope * fused(given_counts, load(given[i]), -by_reset);
-        real directly = reset.hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
+        real directly = hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
         real grad = directly + through_spike;
         out[i] = store((1 - scaled * AT(decay, i)) * grad);
         grad_v[i] = AT(decay, i) * grad;
@@ -635,10 +627,8 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
             memset(sums.value[which], 0, sizeof sums.value[which]);
             learning = 1;
         }
-#if CHANNELS
-    for (int row = 0; row < b.rows; row++)
+    for (int row = 0; DIFFERS(SCALE) && row < b.rows; row++)
         for (int i = 0; i < b.length[row]; i++) b.inverse[row][i] = 1 / b.value[SCALE][row][i];
-#endif
     for (int row = 0; m->grad_last && row < b.rows; row++)
         memcpy(grad_v[row], m->grad_last + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = l->timesteps - 1; t >= 0; t--) {
@@ -674,7 +664,7 @@ static void want_large_pages(void *memory, int64_t bytes)
 void lif_forward(const Layer *l, const Tensors *m)
 {
     want_large_pages(m->spikes, l->timesteps * l->neurons * sizeof *m->spikes);
-    want_large_pages(m->z, l->timesteps * l->neurons * sizeof *m->z);
+    want_large_pages(m->u, l->timesteps * l->neurons * sizeof *m->u);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
     for (int64_t block = 0; block < blocks_of(l); block++) forward_block(l, m, block);
 }

@@ -34,23 +34,19 @@ def threads_for(updates: int) -> int:
 
 
 @functools.cache
-def kernel(dtype: torch.dtype, by_channel: bool = False) -> "Kernel | None":
+def kernel(dtype: torch.dtype, channel_bits: int = 0) -> "Kernel | None":
     """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built.
 
     Args:
-        by_channel: whether threshold, decay or scale differ between channels. This variant takes numbers too, but is
-            slower.
+        channel_bits: which values may differ between channels (see `Neuron.channel_bits`).
     """
     if dtype not in INPUT_BITS:
         return None
 
     def prepare(library: ctypes.CDLL) -> Kernel:
-        return selftest.without_modes(Kernel(library, dtype, by_channel).checked)
+        return selftest.without_modes(Kernel(library, dtype, channel_bits).checked)
 
-    definitions = [f"-DINPUT_BITS={INPUT_BITS[dtype]}"]
-    if by_channel:
-        definitions.append("-DCHANNELS=1")
-    return build.load(SOURCE, definitions, prepare)
+    return build.load(SOURCE, [f"-DINPUT_BITS={INPUT_BITS[dtype]}", f"-DCHANNELS={channel_bits}"], prepare)
 
 
 Loops = ctypes.c_int64 * MAX_RANK
@@ -58,7 +54,7 @@ Numbers = ctypes.c_double * len(VALUES)
 Switches = ctypes.c_int64 * len(VALUES)
 Pointers = ctypes.c_void_p * len(VALUES)
 NOTHING: list[Tensor | None] = [None] * len(VALUES)
-TENSORS = ["x", "state", "seeds", "spikes", "z", "grad_spikes", "grad_last", "grad_x", "grad_state", "last"]
+TENSORS = ["x", "state", "seeds", "spikes", "u", "grad_spikes", "grad_last", "grad_x", "grad_state", "last"]
 
 
 # `Layer` and `Tensors` of cpu.c.
@@ -79,9 +75,9 @@ class _Tensors(ctypes.Structure):
 class Kernel:
     """cpu.c, compiled for one dtype of inputs; `laws` has the numbers of the laws that it knows."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, by_channel: bool = False) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, channel_bits: int = 0) -> None:
         self.dtype = dtype
-        self.by_channel = by_channel
+        self.channel_bits = channel_bits
         self._library = library
         for function in (library.lif_forward, library.lif_backward):
             function.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors)]
@@ -95,7 +91,7 @@ class Kernel:
         self.laws = {law: number for law, number in numbers.items() if number >= 0}
 
     def forward(
-        self, x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
+        self, x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_u: bool, keep_state: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a layer over a sequence; `models.functional` states the dynamics. ValueError for values out of range.
 
@@ -105,24 +101,24 @@ class Kernel:
             seeds: int64 [T], or None where nothing is random.
 
         Returns:
-            spikes [T, B, ...]; the last potential [B, ...]; z = u - threshold [T, B, ...], for backward. What is not
-            kept has no elements.
+            spikes [T, B, ...]; the last potential [B, ...]; the potentials u [T, B, ...] before the
+            reset, for backward. What is not kept has no elements.
         """
         common.check_values(neuron, x)
-        spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
+        spikes, last, u = common.empty_outputs(x, keep_u, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
-        pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, z=z, last=last)
-        values = _by_channel(neuron) if self.by_channel else NOTHING
+        pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, u=u, last=last)
+        values = _by_channel(neuron) if self.channel_bits else NOTHING
         _point(pointers.by_channel, values)
         self._library.lif_forward(self._describe(x, neuron), pointers)
-        return spikes, last, z
+        return spikes, last, u
 
     def backward(self, grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) -> Gradients:
         """The gradients of `forward`; the density is that of `neuron.law`.
 
         Args:
             grads: of the spikes and of the last potential; None for zeros.
-            saved: the arguments of `forward`, and its spikes and z.
+            saved: the arguments of `forward`, and its spikes and potentials.
             learns: of which of `VALUES` the gradient is wanted.
 
         Returns:
@@ -130,7 +126,7 @@ class Kernel:
             shape of the tensor, None where it is not wanted.
         """
         tensors = common.backward_tensors(grads, saved)
-        step, values = tensors["z"][0], _by_channel(neuron) if self.by_channel else NOTHING
+        step, values = tensors["u"][0], _by_channel(neuron) if self.channel_bits else NOTHING
         layer = self._describe(tensors["spikes"], neuron, learns)
         pointers = _pointers(**tensors)
         _point(pointers.by_channel, values)
@@ -164,8 +160,8 @@ class Kernel:
         if [word.item() for word in words] != KNOWN_WORDS:
             raise build.BuildError("the compiled random generator is wrong")
         selftest.check_steps(self, like)
-        if self.by_channel:
-            selftest.check_channels(self, like)
+        if self.channel_bits:
+            selftest.check_channels(self, like, self.channel_bits)
         for law in list(self.laws):
             try:
                 selftest.check_law(self, law, like)
@@ -178,8 +174,13 @@ class Kernel:
         return _layer(
             x.shape,
             x.stride(),
-            channels=(x.shape[2], x.stride(2)) if self.by_channel and x.dim() > 2 else (1, 1),
-            numbers=(_number(neuron.threshold), _number(neuron.decay), _number(neuron.scale)),
+            channels=(x.shape[2], x.stride(2)) if self.channel_bits and x.dim() > 2 else (1, 1),
+            numbers=(
+                _number(neuron.threshold),
+                _number(neuron.decay),
+                _number(neuron.scale),
+                _number(neuron.reset_value),
+            ),
             learns=tuple(learns),
             threads=threads_for(x.numel()),
             loc=neuron.law.loc,

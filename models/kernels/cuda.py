@@ -23,7 +23,7 @@ WARPS = 4
 # The laws that this kernel knows, and their numbers. Every choice below is between all of them.
 KNOWN_LAWS = ("Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy")
 GAUSSIAN, LOGISTIC, TRIANGULAR, UNIFORM, CAUCHY = (tl.constexpr(number) for number in range(len(KNOWN_LAWS)))
-RESET_ZERO, RESET_SUBTRACT = (tl.constexpr(RESETS.index(reset)) for reset in ("zero", "subtract"))
+RESET_ZERO = tl.constexpr(RESETS.index("zero"))
 PI = tl.constexpr(3.14159265358979323846)
 
 
@@ -155,9 +155,9 @@ def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
 
 
 @triton.jit
-def _removed(u, threshold, RESET: tl.constexpr):
-    """What the reset takes from a neuron that fires at potential u."""
-    return u if RESET == RESET_ZERO else u * 0.0 + (threshold if RESET == RESET_SUBTRACT else 0.0)
+def _removed(u, value, RESET: tl.constexpr):
+    """What the reset takes from a neuron that fires at potential u; the value of the reset is 0 for "none"."""
+    return u - value if RESET == RESET_ZERO else u * 0.0 + value
 
 
 @triton.jit
@@ -187,10 +187,11 @@ def _store_gradient(gradient, total, at, inside, BY_CHANNEL: tl.constexpr):
 
 @triton.jit
 def _forward(
-    x, state, seeds, spikes, last, z, thresholds, decays, scales,
+    x, state, seeds, spikes, last, u, thresholds, decays, scales, reset_values,
     timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2, channels, channel_stride,
-    THRESHOLD: tl.constexpr, DECAY: tl.constexpr, SCALE: tl.constexpr, THRESHOLD_BY_CHANNEL: tl.constexpr,
-    DECAY_BY_CHANNEL: tl.constexpr, SCALE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr,
+    THRESHOLD: tl.constexpr, DECAY: tl.constexpr, SCALE: tl.constexpr, RESET_VALUE: tl.constexpr,
+    THRESHOLD_BY_CHANNEL: tl.constexpr, DECAY_BY_CHANNEL: tl.constexpr, SCALE_BY_CHANNEL: tl.constexpr,
+    RESET_VALUE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr,
     RESET: tl.constexpr, DECAY_INPUT: tl.constexpr, MEMBRANE_NOISE: tl.constexpr, THRESHOLD_NOISE: tl.constexpr,
     MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -201,17 +202,18 @@ def _forward(
     threshold = _value(thresholds, channel, THRESHOLD, THRESHOLD_BY_CHANNEL, REAL)
     decay = _value(decays, channel, DECAY, DECAY_BY_CHANNEL, REAL)
     scale = _positive(_value(scales, channel, SCALE, SCALE_BY_CHANNEL, REAL))
+    value = _value(reset_values, channel, RESET_VALUE, RESET_VALUE_BY_CHANNEL, REAL)
     v = tl.load(state + at, inside, 0.0) if state is not None else tl.zeros((BLOCK,), REAL)
     for t in range(timesteps):
         current = tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
         if DECAY_INPUT:
             current = (1.0 - decay) * current
-        u = decay * v + current
+        u_t = decay * v + current
         if MEMBRANE_NOISE or THRESHOLD_NOISE:
             eps_membrane, eps_threshold = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
         if MEMBRANE_NOISE:
-            u -= eps_membrane
-        z_t = u - threshold
+            u_t -= eps_membrane
+        z_t = u_t - threshold
         if MEAN_FIELD:
             fired = _probability(z_t, scale, LOC, LAW)
         elif THRESHOLD_NOISE:
@@ -219,20 +221,24 @@ def _forward(
         else:
             fired = (z_t > 0.0).to(REAL)
         tl.store(spikes + _at(t, neurons, at), fired.to(spikes.dtype.element_ty), inside)
-        if z is not None:
-            tl.store(z + _at(t, neurons, at), z_t, inside)
-        v = u - fired * _removed(u, threshold, RESET)
+        if u is not None:
+            tl.store(u + _at(t, neurons, at), u_t, inside)
+        if MEAN_FIELD:
+            v = u_t - fired * _removed(u_t, value, RESET)
+        else:
+            v = tl.where(fired > 0.0, value if RESET == RESET_ZERO else u_t - value, u_t)
     if last is not None:
         tl.store(last + at, v, inside)
 
 
 @triton.jit
 def _backward(
-    x, state, seeds, spikes, z, grad_spikes, grad_last, grad_x, grad_state, thresholds, decays, scales,
-    grad_threshold, grad_decay, grad_scale,
+    x, state, seeds, spikes, u, grad_spikes, grad_last, grad_x, grad_state, thresholds, decays, scales, reset_values,
+    grad_threshold, grad_decay, grad_scale, grad_reset_value,
     timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2, channels, channel_stride,
-    THRESHOLD: tl.constexpr, DECAY: tl.constexpr, SCALE: tl.constexpr, THRESHOLD_BY_CHANNEL: tl.constexpr,
-    DECAY_BY_CHANNEL: tl.constexpr, SCALE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr,
+    THRESHOLD: tl.constexpr, DECAY: tl.constexpr, SCALE: tl.constexpr, RESET_VALUE: tl.constexpr,
+    THRESHOLD_BY_CHANNEL: tl.constexpr, DECAY_BY_CHANNEL: tl.constexpr, SCALE_BY_CHANNEL: tl.constexpr,
+    RESET_VALUE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr,
     RESET: tl.constexpr, DECAY_INPUT: tl.constexpr, MEMBRANE_NOISE: tl.constexpr, THRESHOLD_NOISE: tl.constexpr,
     MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr, DETACH_RESET: tl.constexpr,
 ):  # fmt: skip
@@ -243,13 +249,16 @@ def _backward(
     threshold = _value(thresholds, channel, THRESHOLD, THRESHOLD_BY_CHANNEL, REAL)
     decay = _value(decays, channel, DECAY, DECAY_BY_CHANNEL, REAL)
     scale = _positive(_value(scales, channel, SCALE, SCALE_BY_CHANNEL, REAL))
+    value = _value(reset_values, channel, RESET_VALUE, RESET_VALUE_BY_CHANNEL, REAL)
     threshold_sum = tl.zeros((BLOCK,), REAL)
     decay_sum = tl.zeros((BLOCK,), REAL)
     scale_sum = tl.zeros((BLOCK,), REAL)
+    value_sum = tl.zeros((BLOCK,), REAL)
     grad_v = tl.load(grad_last + at, inside, 0.0) if grad_last is not None else tl.zeros((BLOCK,), REAL)
     for step in range(timesteps):
         t = timesteps - 1 - step
-        z_t = tl.load(z + _at(t, neurons, at), inside, 0.0)
+        u_t = tl.load(u + _at(t, neurons, at), inside, 0.0)
+        z_t = u_t - threshold
         if MEAN_FIELD:
             fired = _probability(z_t, scale, LOC, LAW)
         else:
@@ -258,31 +267,30 @@ def _backward(
         if grad_spikes is not None:
             grad_fired += tl.load(grad_spikes + _at(t, neurons, at), inside, 0.0).to(REAL)
         if not DETACH_RESET:
-            grad_fired -= grad_v * _removed(z_t + threshold, threshold, RESET)
+            grad_fired -= grad_v * _removed(u_t, value, RESET)
         by_spike = grad_fired * _density(z_t, scale, LOC, LAW)
         grad_u = grad_v + by_spike
         if RESET == RESET_ZERO:
             grad_u -= grad_v * fired
         if grad_threshold is not None:
             threshold_sum -= by_spike
-            if RESET == RESET_SUBTRACT:
-                threshold_sum -= fired * grad_v
+        if grad_reset_value is not None:
+            value_sum += fired * grad_v if RESET == RESET_ZERO else -fired * grad_v
         if grad_scale is not None:
             if THRESHOLD_NOISE or MEAN_FIELD:  # P(fire) = F(z), and the scale stretches F
-                scale_sum -= by_spike * (z_t - LOC) / scale
+                scale_sum -= tl.where(by_spike == 0.0, 0.0, by_spike * (z_t - LOC)) / scale  # infinite thresholds
             if MEMBRANE_NOISE:  # u holds -(loc + scale * standard draw)
                 eps_membrane, _ = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
                 scale_sum -= grad_u * (eps_membrane - LOC) / scale
         if grad_decay is not None:
             before = tl.zeros((BLOCK,), REAL)
             if t > 0:
-                z_before = tl.load(z + _at(t - 1, neurons, at), inside, 0.0)
+                u_before = tl.load(u + _at(t - 1, neurons, at), inside, 0.0)
                 if MEAN_FIELD:
-                    fired = _probability(z_before, scale, LOC, LAW)
+                    fired = _probability(u_before - threshold, scale, LOC, LAW)
                 else:
                     fired = tl.load(spikes + _at(t - 1, neurons, at), inside, 0.0).to(REAL)
-                u = z_before + threshold
-                before += u - fired * _removed(u, threshold, RESET)
+                before += u_before - fired * _removed(u_before, value, RESET)
             else:
                 if state is not None:
                     before += tl.load(state + at, inside, 0.0)
@@ -302,23 +310,25 @@ def _backward(
         _store_gradient(grad_decay, decay_sum, at, inside, DECAY_BY_CHANNEL)
     if grad_scale is not None:
         _store_gradient(grad_scale, scale_sum, at, inside, SCALE_BY_CHANNEL)
+    if grad_reset_value is not None:
+        _store_gradient(grad_reset_value, value_sum, at, inside, RESET_VALUE_BY_CHANNEL)
 
 
 def forward(
-    x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
+    x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_u: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`; tensor values stay on the device and are not checked."""
-    spikes, last, z = common.empty_outputs(x, keep_z, keep_state)
+    spikes, last, u = common.empty_outputs(x, keep_u, keep_state)
     state = common.laid_out_as(x[0], state, last.dtype)
-    kept = dict(last=last if keep_state else None, z=z if keep_z else None)
+    kept = dict(last=last if keep_state else None, u=u if keep_u else None)
     _launch(_forward, x, neuron, x=x, state=state, seeds=seeds, spikes=spikes, **kept)
-    return spikes, last, z
+    return spikes, last, u
 
 
 def backward(grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) -> Gradients:
     """As `cpu.Kernel.backward`; the gradients of `VALUES` are on the device."""
     given = common.backward_tensors(grads, saved)
-    step = given["z"][0]
+    step = given["u"][0]
     found: list[Tensor | None] = [None] * len(VALUES)
     for place, (value, wanted) in enumerate(zip(neuron.tensors(), learns)):
         if wanted:
@@ -335,7 +345,7 @@ def backward(grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) 
 
 def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None:
     """Run a kernel on sequences laid out as `like`."""
-    neurons, by_channel = like[0].numel(), neuron.differs_by_channel()
+    neurons, by_channel = like[0].numel(), neuron.channel_bits() != 0
     for name, tensor in zip(VALUES, neuron.tensors()):
         arguments[f"{name}s"] = None if tensor is None else tensor.contiguous()
         arguments[name.upper()] = 0.0 if tensor is not None else float(getattr(neuron, name))

@@ -38,19 +38,19 @@ def lif_sequence(
     state: Tensor | None,
     neuron: Neuron,
     keep_state: bool = True,
-    keep_z: bool = False,
+    keep_u: bool = False,
     noise: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run a layer over a sequence x [T, B, ...]; `models.functional` states the dynamics.
 
     Args:
         state: membrane potential before the first step [B, ...], in the dtype of the arithmetic; None is rest.
-        keep_state, keep_z: ignored; this kernel always computes the state and z.
+        keep_state, keep_u: ignored; this kernel always computes the state and the potentials.
         noise: membrane and threshold noise, each [T, B, ...]; None is drawn from the law.
 
     Returns:
-        spikes [T, B, ...] in the dtype of `x`, the potential after the last step [B, ...], and z = u - threshold
-        [T, B, ...], without a gradient.
+        spikes [T, B, ...] in the dtype of `x`, the potential after the last step [B, ...], and the potentials u
+        [T, B, ...] before the reset, without a gradient.
     """
     if state is None:  # zeros in the memory format of x, which the outputs keep
         state = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype))
@@ -81,9 +81,9 @@ def law_of(neuron: Neuron) -> NoiseLaw:
 def _reset_backward(grad_v: Tensor, u: Tensor, fired: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor | None]:
     """Gradients of `after_reset` with respect to `u` and to `fired` (None for reset "none")."""
     if neuron.reset == "zero":
-        return torch.addcmul(grad_v, grad_v, fired, value=-1), -u * grad_v
+        return torch.addcmul(grad_v, grad_v, fired, value=-1), (neuron.reset_value - u) * grad_v
     if neuron.reset == "subtract":
-        return grad_v, -neuron.threshold * grad_v
+        return grad_v, -neuron.reset_value * grad_v
     return grad_v, None
 
 
@@ -116,19 +116,20 @@ class _Saved(NamedTuple):
     mark: Tensor
     state: Tensor
     spikes: Tensor
-    z: Tensor
+    u: Tensor
     eps: Tensor | None
     x: Tensor | None
     draws: Tensor | None
     threshold: Tensor | None
     decay: Tensor | None
     scale: Tensor | None
+    reset_value: Tensor | None
 
 
 class _LIFSequence(torch.autograd.Function):
     """One autograd node for the whole sequence, instead of T small graphs.
 
-    Saved are the spikes (which the next layer holds anyway) and z = u - threshold; the membrane noise and `x` only
+    Saved are the spikes (which the next layer holds anyway) and the potentials; the membrane noise and `x` only
     where a learnt scale or decay, or a second derivative of the mean field, needs them.
     """
 
@@ -140,17 +141,18 @@ class _LIFSequence(torch.autograd.Function):
         threshold: Tensor | None,
         decay: Tensor | None,
         scale: Tensor | None,
+        reset_value: Tensor | None,
         eps_membrane: Tensor | None,
         eps_threshold: Tensor | None,
         neuron: Neuron,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        neuron = neuron.with_tensors((threshold, decay, scale))
+        neuron = neuron.with_tensors((threshold, decay, scale, reset_value))
         check_values(neuron, x)
         law = law_of(neuron)
         T = x.shape[0]
         # Nothing is written in place: a checkpoint of PyTorch may keep any result for its second run.
         spikes_at: list[Tensor] = []
-        z_at: list[Tensor] = []
+        u_at: list[Tensor] = []
         eps_at: list[Tensor] = []
 
         draws = _Draws(law, state)
@@ -170,7 +172,7 @@ class _LIFSequence(torch.autograd.Function):
                 fired = (z_t > (draws.draw() if eps_threshold is None else eps_threshold[t])).to(z_t.dtype)
             else:
                 fired = (z_t > 0).to(z_t.dtype)
-            z_at.append(z_t)
+            u_at.append(u)
             spikes_at.append(fired.to(x.dtype))
             v = neuron.after_reset(u, fired)
         if T == 0:
@@ -178,7 +180,8 @@ class _LIFSequence(torch.autograd.Function):
 
         spikes = stacked(spikes_at, state, x.dtype)
         spikes_at.clear()  # before there is another sequence in memory
-        z = stacked(z_at, state, state.dtype)
+        u_kept = stacked(u_at, state, state.dtype)
+        u_at.clear()
         eps_kept = stacked(eps_at, state, state.dtype) if eps_at else None
 
         ctx.neuron = neuron
@@ -187,31 +190,32 @@ class _LIFSequence(torch.autograd.Function):
             mark=mode_mark(neuron, state),
             state=state,
             spikes=spikes,
-            z=z,
+            u=u_kept,
             eps=eps_kept,
             x=x if neuron.mean_field or neuron.decay_input and decay is not None else None,
             draws=ctx.draws,
             threshold=threshold,
             decay=decay,
             scale=scale,
+            reset_value=reset_value,
         )
         ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(z)
-        return spikes, v, z
+        ctx.mark_non_differentiable(u_kept)
+        return spikes, v, u_kept
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor | None, grad_v: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         saved = _Saved(*saved_tensors(ctx))
         check_same_noise(ctx.draws, saved.draws)
-        neuron = ctx.neuron.with_tensors((saved.threshold, saved.decay, saved.scale))
+        neuron = ctx.neuron.with_tensors((saved.threshold, saved.decay, saved.scale, saved.reset_value))
         grads = grad_spikes, grad_v
         found: Sequence[Tensor | None]
         if neuron.mean_field and torch.is_grad_enabled():
             assert saved.x is not None  # kept in the mean field
             found = gradients_of_plain(saved.x, saved.state, neuron, grads)
         else:
-            gradients = functools.partial(_gradients, neuron, ctx.needs_input_grad[2:5], saved)
+            gradients = functools.partial(_gradients, neuron, ctx.needs_input_grad[2 : 2 + len(VALUES)], saved)
             if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
                 refuse_graph_of_batches(grads)
                 found = OnceOneByOne.apply(gradients, saved.spikes, *grads)
@@ -228,13 +232,13 @@ def _gradients(
     grad_spikes: Tensor | None,
     grad_v: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of x, state, threshold, decay and scale, None for those that are not wanted."""
-    state, z = saved.state, saved.z
+    """Gradients of x, state and `VALUES`, None for those that are not wanted."""
+    state, u = saved.state, saved.u
     eps: Any = saved.eps  # kept where the scale of membrane noise is learnt
     x: Any = saved.x  # kept where a learnt decay scales it
     law = law_of(neuron.of_gradient())
     batched = in_batches((grad_spikes, grad_v))  # vmap cannot write a batched tensor into an unbatched one
-    grad_x = empty_sequence(state, z.shape[0], spikes.dtype)
+    grad_x = empty_sequence(state, u.shape[0], spikes.dtype)
     steps: list[Tensor] = []
     sums: dict[str, Tensor] = {}
     for name, value, wanted in zip(VALUES, neuron.tensors(), learns):
@@ -246,11 +250,12 @@ def _gradients(
         return of_neurons.sum_to_size(sums[name].shape)
 
     def fired_at(t: int) -> Tensor:
-        return law.cdf(z[t]) if neuron.mean_field else spikes[t].to(z.dtype)
+        return law.cdf(u[t] - neuron.threshold) if neuron.mean_field else spikes[t].to(u.dtype)
 
-    for t in reversed(range(z.shape[0])):
-        slope, fired = law.pdf(z[t]), fired_at(t)
-        grad_u, grad_fired = _reset_backward(grad_v, z[t] + neuron.threshold, fired, neuron)
+    for t in reversed(range(u.shape[0])):
+        z = u[t] - neuron.threshold
+        slope, fired = law.pdf(z), fired_at(t)
+        grad_u, grad_fired = _reset_backward(grad_v, u[t], fired, neuron)
         if grad_fired is None or neuron.detach_reset:
             grad_fired = torch.zeros_like(fired)
         if grad_spikes is not None:
@@ -259,18 +264,20 @@ def _gradients(
 
         if "threshold" in sums:
             sums["threshold"] = sums["threshold"] - total("threshold", grad_fired * slope)
-            if neuron.reset == "subtract":
-                sums["threshold"] = sums["threshold"] - total("threshold", fired * grad_v)
+        if "reset_value" in sums and neuron.reset != "none":
+            by_reset = total("reset_value", fired * grad_v)
+            sums["reset_value"] = sums["reset_value"] + (by_reset if neuron.reset == "zero" else -by_reset)
         if "scale" in sums:
             if neuron.threshold_noise or neuron.mean_field:  # P(fire) = F(z), F stretched by scale
-                by_threshold = total("scale", grad_fired * slope * (z[t] - law.loc))
+                distance = torch.where(z.isinf(), 0, z - law.loc)  # an infinite threshold is never reached
+                by_threshold = total("scale", grad_fired * slope * distance)
                 sums["scale"] = sums["scale"] - by_threshold / neuron.scale
             if neuron.membrane_noise:  # u holds -(loc + scale * standard draw)
                 sums["scale"] = sums["scale"] - total("scale", grad_u * (eps[t] - law.loc)) / neuron.scale
         if "decay" in sums:
             v = state
             if t > 0:
-                v = neuron.after_reset(z[t - 1] + neuron.threshold, fired_at(t - 1))
+                v = neuron.after_reset(u[t - 1], fired_at(t - 1))
             sums["decay"] = sums["decay"] + total("decay", grad_u * (v - x[t] if neuron.decay_input else v))
         grad_current = grad_u * (1 - neuron.decay) if neuron.decay_input else grad_u
         if batched:
@@ -282,9 +289,9 @@ def _gradients(
 
 
 def plain_sequence(
-    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_z: bool
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_u: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `lif_sequence`, but of operations that PyTorch can map and differentiate by itself; z too has a gradient.
+    """As `lif_sequence`, but of operations that PyTorch can map and differentiate; the potentials have a gradient too.
 
     That is what `torch.func` and forward mode need. The mean field is differentiable as often as its law is.
     """
@@ -293,7 +300,7 @@ def plain_sequence(
         _refuse_linearize()
     v = torch.zeros_like(step_of(x), dtype=arithmetic_dtype(x.dtype)) if state is None else state
     law = law_of(neuron)
-    spikes, z_kept = [], []
+    spikes, u_kept = [], []
     for current in x.to(v.dtype).unbind():
         u = neuron.charged(v, current)
         if neuron.membrane_noise:
@@ -305,15 +312,17 @@ def plain_sequence(
             draw = law.sample(u.shape, device=x.device, dtype=u.dtype) if neuron.threshold_noise else 0
             fired = _spike(z > draw, z, neuron)
         spikes.append(fired)
-        z_kept.append(z)
+        u_kept.append(u)
         # Not `after_reset`: PyTorch crashes where torch.func.linearize meets an addcmul of a detached tensor.
-        removed = u if neuron.reset == "zero" else neuron.threshold
-        if neuron.reset != "none":
-            u = u - removed * (fired.detach() if neuron.detach_reset else fired)
+        by = fired.detach() if neuron.detach_reset else fired
+        if neuron.reset == "zero":
+            u = u - u * by + neuron.reset_value * by
+        elif neuron.reset == "subtract":
+            u = u - neuron.reset_value * by
         v = u
     if not spikes:
         return x.clone(), v.clone(), torch.zeros_like(x, dtype=v.dtype)  # no steps, but connected to the graph
-    return torch.stack(spikes).to(x.dtype), v, torch.stack(z_kept) if keep_z else v.new_empty(0)
+    return torch.stack(spikes).to(x.dtype), v, torch.stack(u_kept) if keep_u else v.new_empty(0)
 
 
 def _refuse_linearize() -> None:
@@ -359,7 +368,7 @@ class _Spike(torch.autograd.Function):
 
 
 def gradients_of_plain(x: Tensor, state: Tensor | None, neuron: Neuron, grads: Pair) -> list[Tensor | None]:
-    """Gradients of x, state, threshold, decay and scale that can be differentiated again: those of `plain_sequence`."""
+    """Gradients of x, state and `VALUES` that can be differentiated again: those of `plain_sequence`."""
     refuse_graph_of_batches(grads)
     with torch.enable_grad():
         # Aliases, because one tensor may be given as two arguments, each with its own gradient.

@@ -46,11 +46,11 @@ LIBRARY = _library()
 CHOICES = ("auto", "eager")  # of the environment variable NSNN_KERNELS; auto: fused kernels wherever they can be used
 
 
-def serves(x: Tensor, law: noise.NoiseLaw, by_channel: bool = False) -> bool:
+def serves(x: Tensor, law: noise.NoiseLaw, channel_bits: int = 0) -> bool:
     """Whether there is a fused kernel for the device and dtype of `x` that knows the law.
 
     Args:
-        by_channel: whether values differ between channels (see `Neuron.differs_by_channel`).
+        channel_bits: which values differ between channels (see `Neuron.channel_bits`).
     """
     kind = type(law)  # not a subclass: its functions may be others
     if kind not in noise.LAWS:
@@ -58,20 +58,20 @@ def serves(x: Tensor, law: noise.NoiseLaw, by_channel: bool = False) -> bool:
     # `numel` makes symbols numbers; compiled, the operator itself refuses too many neurons.
     if not torch.compiler.is_compiling() and x.shape[1:].numel() > common.MAX_NEURONS:
         return False
-    return _has_kernel(x.device.type, x.dtype, kind, by_channel)
+    return _has_kernel(x.device.type, x.dtype, kind, channel_bits)
 
 
-def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], by_channel: bool) -> bool:
+def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], channel_bits: int) -> bool:
     choice = os.environ.get("NSNN_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ValueError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
     if choice == "eager":
         return False
     if device_type == "cuda":
-        return _cuda(law, by_channel)
+        return _cuda(law, channel_bits)
     if device_type != "cpu":
         return False
-    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype, by_channel)
+    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype, channel_bits)
     return kernel is not None and law in kernel.laws
 
 
@@ -80,26 +80,26 @@ _has_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def lif_sequence(
-    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_z: bool
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_u: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `eager.lif_sequence`; without `keep_state` and `keep_z`, the second and the third result have no elements."""
+    """As `eager.lif_sequence`; without `keep_state` and `keep_u`, the second and the third result have no elements."""
     if x.device.type == "cpu" and x.dtype == torch.float16:  # C has no such type everywhere
-        spikes, last, z = lif_sequence(x.float(), state, neuron, keep_state, keep_z)
-        return spikes.to(x.dtype), last, z
+        spikes, last, u = lif_sequence(x.float(), state, neuron, keep_state, keep_u)
+        return spikes.to(x.dtype), last, u
     tensors = (x, state, *neuron.tensors())
-    saves_z = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    saves_z |= keep_z
+    saves_u = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    saves_u |= keep_u
     traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or _is_watched()
-    saves_z |= traced and _is_recorded()
+    saves_u |= traced and _is_recorded()
     seeds = None
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = random_seeds(x.detach()[:, :0]) if traced else noise.draw_seeds(len(x), x.device)
     if traced:
-        others = (neuron.surrogate_scale, seeds, saves_z, keep_state)
-        spikes, last, z = lif_forward(*tensors, *others, **flattened(neuron))
+        others = (neuron.surrogate_scale, seeds, saves_u, keep_state)
+        spikes, last, u = lif_forward(*tensors, *others, **flattened(neuron))
     else:
-        spikes, last, z = Direct.apply(*tensors, neuron.surrogate_scale, seeds, (neuron, saves_z, keep_state))
-    return spikes, last, z.detach() if keep_z else z
+        spikes, last, u = Direct.apply(*tensors, neuron.surrogate_scale, seeds, (neuron, saves_u, keep_state))
+    return spikes, last, u.detach() if keep_u else u
 
 
 def _is_watched() -> bool:
@@ -120,7 +120,7 @@ def _is_recorded() -> bool:
 TENSORS = ", ".join(f"Tensor? {name}_now" for name in VALUES)
 NEURON = (
     "*, str law, float scale, float loc, str? surrogate, float surrogate_scale, float surrogate_loc, float decay, "
-    "float threshold, str reset, "
+    "float threshold, float reset_value, str reset, "
 ) + ", ".join(f"bool {switch}" for switch in SWITCHES)
 
 
@@ -136,6 +136,7 @@ def flattened(neuron: Neuron) -> dict[str, Any]:
         surrogate_loc=0.0 if surrogate is None else surrogate.loc,
         decay=0.0 if isinstance(neuron.decay, Tensor) else neuron.decay,
         threshold=0.0 if isinstance(neuron.threshold, Tensor) else neuron.threshold,
+        reset_value=0.0 if isinstance(neuron.reset_value, Tensor) else neuron.reset_value,
         reset=neuron.reset,
         **{switch: getattr(neuron, switch) for switch in SWITCHES},
     )
@@ -177,17 +178,17 @@ def _(x: Tensor) -> Tensor:
 
 
 def _forward(
-    x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_z: bool, keep_state: bool
+    x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_u: bool, keep_state: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`, for any x."""
     if x.numel() > x.shape[0] * common.MAX_NEURONS:
         raise ValueError(f"a fused kernel runs up to {common.MAX_NEURONS} neurons; NSNN_KERNELS=eager runs more")
     if x.numel() > 0:
-        return _kernel(x, neuron).forward(dense(x), state, seeds, neuron, keep_z, keep_state)
-    spikes, last, z = empty_outputs(dense(x), keep_z, keep_state)
+        return _kernel(x, neuron).forward(dense(x), state, seeds, neuron, keep_u, keep_state)
+    spikes, last, u = empty_outputs(dense(x), keep_u, keep_state)
     if keep_state:
         last = last.zero_() if state is None else last.copy_(state)
-    return spikes, last, z
+    return spikes, last, u
 
 
 class _Inputs(NamedTuple):
@@ -198,21 +199,22 @@ class _Inputs(NamedTuple):
     threshold: Tensor | None
     decay: Tensor | None
     scale: Tensor | None
+    reset_value: Tensor | None
     surrogate_scale: Tensor | None
     seeds: Tensor | None
-    keep_z: bool
+    keep_u: bool
     keep_state: bool
 
 
 def _forward_of_operator(*inputs: Any, **neuron: Any) -> tuple[Tensor, Tensor, Tensor]:
     given = _Inputs(*inputs)
-    rebuilt = _rebuilt(**neuron).with_tensors((given.threshold, given.decay, given.scale))
+    rebuilt = _rebuilt(**neuron).with_tensors((given.threshold, given.decay, given.scale, given.reset_value))
     rebuilt.surrogate_scale = given.surrogate_scale
-    return _forward(given.x, given.state, given.seeds, rebuilt, given.keep_z, given.keep_state)
+    return _forward(given.x, given.state, given.seeds, rebuilt, given.keep_u, given.keep_state)
 
 
 lif_forward = _operator(
-    f"lif_forward(Tensor x, Tensor? state, {TENSORS}, Tensor? surrogate_scale_now, Tensor? seeds, bool keep_z, "
+    f"lif_forward(Tensor x, Tensor? state, {TENSORS}, Tensor? surrogate_scale_now, Tensor? seeds, bool keep_u, "
     f"bool keep_state, {NEURON}) -> (Tensor, Tensor, Tensor)",
     _forward_of_operator,
 )
@@ -221,7 +223,7 @@ lif_forward = _operator(
 @torch.library.register_fake(lif_forward, lib=LIBRARY)
 def _(*inputs: Any, **neuron: Any) -> tuple[Tensor, Tensor, Tensor]:
     given = _Inputs(*inputs)
-    return empty_outputs(dense(given.x), given.keep_z, given.keep_state)
+    return empty_outputs(dense(given.x), given.keep_u, given.keep_state)
 
 
 def _backward(grads: Pair, values: Values, saved: Saved, neuron: Neuron, learns: Sequence[bool]) -> Gradients:
@@ -231,7 +233,7 @@ def _backward(grads: Pair, values: Values, saved: Saved, neuron: Neuron, learns:
     if saved.spikes.numel() > 0:
         neuron = neuron.with_tensors(values)
         return _kernel(saved.spikes, neuron).backward(grads, saved, neuron, learns)
-    grad_x, grad_state = empty_gradients(saved.spikes, saved.z, saved.state)
+    grad_x, grad_state = empty_gradients(saved.spikes, saved.u, saved.state)
     if saved.state is not None:
         grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
     nothing = [torch.zeros_like(v) if v is not None and learnt else None for v, learnt in zip(values, learns)]
@@ -243,7 +245,7 @@ def _backward_of_operator(*tensors: Any, learns: Sequence[bool], **neuron: Any) 
     grads, values, saved = _parted(tensors)
     results = _backward(grads, values, saved, _rebuilt(**neuron), learns)
     shapes = [(), (), *_gradient_shapes(values, learns)]
-    return tuple(saved.z.new_zeros(shape) if grad is None else grad for grad, shape in zip(results, shapes))
+    return tuple(saved.u.new_zeros(shape) if grad is None else grad for grad, shape in zip(results, shapes))
 
 
 def _parted(tensors: tuple[Any, ...]) -> tuple[Pair, Values, Saved]:
@@ -259,7 +261,7 @@ def _gradient_shapes(values: Values, learns: Sequence[bool]) -> list[Sequence[in
 
 lif_backward = _operator(
     f"lif_backward(Tensor? grad_spikes, Tensor? grad_last, {TENSORS}, Tensor? x, Tensor? state, Tensor? seeds, "
-    f"Tensor spikes, Tensor z, {NEURON}, bool[] learns) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"Tensor spikes, Tensor u, {NEURON}, bool[] learns) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward_of_operator,
 )
 
@@ -267,8 +269,8 @@ lif_backward = _operator(
 @torch.library.register_fake(lif_backward, lib=LIBRARY)
 def _(*tensors: Any, learns: Sequence[bool], **neuron: Any) -> tuple[Tensor, ...]:
     _, values, saved = _parted(tensors)
-    grads = [saved.z.new_empty(shape) for shape in _gradient_shapes(values, learns)]
-    return *empty_gradients(saved.spikes, saved.z, saved.state), *grads
+    grads = [saved.u.new_empty(shape) for shape in _gradient_shapes(values, learns)]
+    return *empty_gradients(saved.spikes, saved.u, saved.state), *grads
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -279,13 +281,13 @@ torch.library.register_autograd(lif_backward, _refuse_second_derivative, lib=LIB
 
 
 def _save_for_backward(ctx: Any, given: _Inputs, neuron: Neuron, output: tuple[Tensor, ...]) -> None:
-    spikes, _, z = output
+    spikes, _, u = output
     ctx.neuron, ctx.keep_state, ctx.seeds = neuron.of_gradient(), given.keep_state, given.seeds
     x = given.x if neuron.mean_field or neuron.decay_input and given.decay is not None else None
     scale = given.scale if neuron.surrogate is None else given.surrogate_scale
-    mark = common.mode_mark(neuron, z) if any(ctx.needs_input_grad) else None
-    saved = Saved(x, given.state, given.seeds, spikes, z)
-    ctx.save_for_backward(mark, given.threshold, given.decay, scale, *saved)
+    mark = common.mode_mark(neuron, u) if any(ctx.needs_input_grad) else None
+    saved = Saved(x, given.state, given.seeds, spikes, u)
+    ctx.save_for_backward(mark, given.threshold, given.decay, scale, given.reset_value, *saved)
     ctx.set_materialize_grads(False)
 
 
@@ -298,7 +300,7 @@ def _differentiated_by(backward: Callable[..., Sequence[Tensor | None]]) -> Call
 
     def differentiate(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[: 2 + len(VALUES)]  # x, state and the values
-        outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; z is not for users
+        outer = (outer[0], outer[1] if ctx.keep_state else None)  # of spikes and last; u is not for users
         tensors = common.saved_tensors(ctx)[1:]  # without the mark
         values = tensors[: len(VALUES)]
         saved = Saved(*tensors[len(VALUES) :])
@@ -350,15 +352,16 @@ class Direct(torch.autograd.Function):
         threshold: Tensor | None,
         decay: Tensor | None,
         scale: Tensor | None,
+        reset_value: Tensor | None,
         surrogate_scale: Tensor | None,
         seeds: Tensor | None,
         settings: tuple[Neuron, bool, bool],
     ) -> tuple[Tensor, ...]:
         # Not by setup_context, with which PyTorch inspects the signature at every call; and one tuple for the neuron
         # and the switches, since each separate argument would cost time.
-        neuron, keep_z, keep_state = settings
-        given = _Inputs(x, state, threshold, decay, scale, surrogate_scale, seeds, keep_z, keep_state)
-        output = _forward(x, state, seeds, neuron, keep_z, keep_state)
+        neuron, keep_u, keep_state = settings
+        given = _Inputs(x, state, threshold, decay, scale, reset_value, surrogate_scale, seeds, keep_u, keep_state)
+        output = _forward(x, state, seeds, neuron, keep_u, keep_state)
         _save_for_backward(ctx, given, neuron, output)
         return output
 
@@ -367,7 +370,7 @@ class Direct(torch.autograd.Function):
 
 def _kernel(x: Tensor, neuron: Neuron) -> Any:
     """The kernel for the device and dtype of `x`."""
-    return cpu.kernel(x.dtype, neuron.differs_by_channel()) if x.device.type == "cpu" else _cuda_kernel()
+    return cpu.kernel(x.dtype, neuron.channel_bits()) if x.device.type == "cpu" else _cuda_kernel()
 
 
 @functools.cache
@@ -378,7 +381,7 @@ def _cuda_kernel() -> ModuleType:
 
 
 @functools.cache
-def _cuda(law: type[noise.NoiseLaw], by_channel: bool) -> bool:
+def _cuda(law: type[noise.NoiseLaw], channel_bits: int) -> bool:
     """Whether the CUDA kernel computes this law correctly here; warns if it should and does not."""
     laws_by_name()  # refuses two of one name
     try:
@@ -387,8 +390,8 @@ def _cuda(law: type[noise.NoiseLaw], by_channel: bool) -> bool:
             return False
         like = torch.empty(0, device=f"cuda:{torch.cuda.current_device()}")  # each thread has its own current device
         selftest.without_modes(lambda: selftest.check_law(kernel, law, like))
-        if by_channel:
-            selftest.without_modes(lambda: selftest.check_channels(kernel, like))
+        if channel_bits:
+            selftest.without_modes(lambda: selftest.check_channels(kernel, like, channel_bits))
     except Exception as error:  # Triton is missing, cannot compile here (it says so in many ways), or is wrong
         build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA: {error}")
         return False

@@ -6,16 +6,14 @@ from torch import Tensor
 from .common import Neuron
 
 
-def before_reset(x: Tensor, state: Tensor | None, spikes: Tensor, z: Tensor, neuron: Neuron) -> Tensor:
-    """u = z + threshold [T, B, ...], the potential that the noisy threshold is compared with at each step.
+def before_reset(x: Tensor, state: Tensor | None, spikes: Tensor, u: Tensor, neuron: Neuron) -> Tensor:
+    """The potentials u [T, B, ...], which the noisy threshold is compared with, with their gradient.
 
-    To autograd, the `z` of a kernel is a constant. If `spikes` require a gradient, the potentials are traced again,
+    To autograd, the `u` of a kernel is a constant. If `spikes` require a gradient, the potentials are traced again,
     step by step, as functions of the input, the state, the learnt values and the earlier spikes.
     """
-    u = z + neuron.threshold
-    if z.requires_grad or not spikes.requires_grad or z.numel() == 0:
+    if u.requires_grad or not spikes.requires_grad or u.numel() == 0:
         return u
-    u = u.detach()  # a learnt threshold is in z too
     v = torch.zeros_like(u[0]) if state is None else state
     fired = spikes.detach() if neuron.detach_reset else spikes
     traced = []

@@ -42,8 +42,8 @@ def check_law(kernel: Any, kind: type[noise.NoiseLaw], like: Tensor) -> None:
     neuron = Neuron(law, law.scale, decay=0.0, reset="none", mean_field=True)
     x = torch.arange(-128.0, 129.0).div(32).to(like).reshape(1, 1, -1)  # exact in bfloat16; none is on an edge of a law
     potential = x.double().cpu() - neuron.threshold
-    p, _, z = kernel.forward(x, None, None, neuron, True, True)
-    density, *_ = kernel.backward((torch.ones_like(x), None), Saved(None, None, None, p, z), neuron, NOTHING)
+    p, _, u = kernel.forward(x, None, None, neuron, True, True)
+    density, *_ = kernel.backward((torch.ones_like(x), None), Saved(None, None, None, p, u), neuron, NOTHING)
     rtol = 0.01 if like.dtype in (torch.bfloat16, torch.float16) else 1e-4
     for what, ours, right in (("probabilities", p, law.cdf(potential)), ("density", density, law.pdf(potential))):
         if not torch.allclose(ours.double().cpu(), right, rtol=rtol, atol=1e-5):
@@ -69,7 +69,7 @@ def check_steps(kernel: Any, like: Tensor) -> None:
     law = noise.Gaussian(0.5)
     neuron = Neuron(law, law.scale, decay=0.5, mean_field=True)
     x = torch.arange(-64.0, 128.0).reshape(1, 64, 3).div(64).permute(2, 0, 1).to(like).contiguous()
-    spikes, last, z = kernel.forward(x, None, None, neuron, True, True)
+    spikes, last, kept = kernel.forward(x, None, None, neuron, True, True)
     v = torch.zeros(1, 64, dtype=torch.float64)
     for x_t, spikes_t in zip(x.double(), spikes.double()):
         u = 0.5 * v + x_t
@@ -77,7 +77,7 @@ def check_steps(kernel: Any, like: Tensor) -> None:
         v = u * (1 - p)
         if not torch.allclose(spikes_t, p, rtol=0.01, atol=1e-4):
             raise BuildError("the compiled firing probabilities are wrong")
-    saved = Saved(None, None, None, spikes, z)
+    saved = Saved(None, None, None, spikes, kept)
     grads = kernel.backward((None, torch.ones_like(last)), saved, neuron, EVERYTHING)
 
     def last_potential(x: Tensor, neuron: Neuron) -> Tensor:
@@ -95,29 +95,37 @@ def check_steps(kernel: Any, like: Tensor) -> None:
             raise BuildError(f"the compiled gradient of the {name} is wrong")
 
 
-def check_channels(kernel: Any, like: Tensor) -> None:
-    """Raise BuildError unless channels that differ give what layers of one channel each give."""
+def check_channels(kernel: Any, like: Tensor, channel_bits: int) -> None:
+    """Raise BuildError unless channels that differ in these values give what layers of one channel each give."""
     law = noise.Gaussian(0.5)
     places = 700  # not a multiple of a block
-    numbers = [[0.8, 0.2, 0.3], [1.0, 0.5, 0.5], [1.3, 0.9, 0.8]]  # threshold, decay and scale of each channel
+    numbers = {"threshold": [0.8, 1.0, 1.3], "decay": [0.2, 0.5, 0.9], "scale": [0.3, 0.5, 0.8]}  # of each channel
+    numbers["reset_value"] = [0.7, 0.9, 1.2]
+    differing = [name for place, name in enumerate(VALUES) if channel_bits >> place & 1]
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    tensors = torch.tensor(numbers, dtype=dtype).to(like.device).T.unsqueeze(2)
     settings: dict[str, Any] = dict(reset="subtract", mean_field=True)
-    neuron = Neuron(law, tensors[2], tensors[1], tensors[0], **settings)
     x = torch.arange(2.0 * 2 * 3 * places).remainder(193).div(96).to(like).reshape(2, 2, 3, places)
 
-    def run(x: Tensor, neuron: Neuron) -> dict[str, Tensor]:
+    def run(x: Tensor, **values: Any) -> dict[str, Tensor]:
         """All outputs and gradients."""
-        spikes, last, z = kernel.forward(x, None, None, neuron, True, True)
-        grads = kernel.backward((spikes, last), Saved(None, None, None, spikes, z), neuron, EVERYTHING)
+        neuron = Neuron(law, **values, **settings)
+        spikes, last, u = kernel.forward(x, None, None, neuron, True, True)
+        grads = kernel.backward((spikes, last), Saved(None, None, None, spikes, u), neuron, EVERYTHING)
         return {"spikes": spikes, "grad_x": grads[0], "last": last, **dict(zip(VALUES, grads[2:]))}
 
-    channel_dims = {"spikes": 2, "grad_x": 2, "last": 1, **dict.fromkeys(VALUES, 0)}
+    alone = []
+    for channel in range(3):
+        of_channel = {name: of[channel] if name in differing else of[0] for name, of in numbers.items()}
+        alone.append(run(x[:, :, [channel]], **of_channel))
+    values: dict[str, Any] = {name: of[0] for name, of in numbers.items()}
+    for name in differing:
+        values[name] = torch.tensor(numbers[name], dtype=dtype).to(like.device).unsqueeze(1)
     for given in (x, x.transpose(2, 3).contiguous().transpose(2, 3)):
-        together = run(given, neuron)
-        for channel, (threshold, decay, scale) in enumerate(numbers):
-            alone = run(x[:, :, [channel]], Neuron(law, scale, decay, threshold, **settings))
-            for name, right in alone.items():
-                ours = together[name].select(channel_dims[name], channel)
-                if not torch.allclose(ours.double().flatten(), right.double().flatten(), rtol=0.01, atol=0.01):
-                    raise BuildError("the compiled values of channels are wrong")
+        for name, ours in run(given, **values).items():
+            if name not in VALUES:
+                right = torch.cat([one[name] for one in alone], dim=ours.dim() - 2)
+            else:
+                right = torch.stack([one[name] for one in alone])
+                right = right if name in differing else right.sum()
+            if not torch.allclose(ours.double().flatten(), right.double().flatten(), rtol=0.01, atol=0.01):
+                raise BuildError("the compiled values of channels are wrong")

@@ -11,7 +11,7 @@ from .eager import law_of
 
 
 def lif_sequence(
-    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_z: bool
+    x: Tensor, state: Tensor | None, neuron: Neuron, keep_state: bool, keep_u: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `eager.lif_sequence`, but spikes have no gradient.
 
@@ -36,7 +36,7 @@ def lif_sequence(
             u = u - at["membrane"]
         z = u - neuron.threshold
         fired = law.cdf(z) if neuron.mean_field else (z > at.get("threshold", 0)).to(z.dtype)
-        return neuron.after_reset(u, fired), (fired, z) if keep_z else (fired,)
+        return neuron.after_reset(u, fired), (fired, u) if keep_u else (fired,)
 
     v = currents.new_zeros(x.shape[1:]) if state is None else state
     if isinstance(x.shape[0], torch.SymInt) or _is_free_under_dynamo(x.shape[0]):
@@ -47,9 +47,9 @@ def lif_sequence(
             v, result = step(v, dict(zip(sequences, values)))
             steps.append(result)
         if not steps:
-            return torch.zeros_like(x), v.clone(), torch.zeros_like(currents) if keep_z else v.new_empty(0)
+            return torch.zeros_like(x), v.clone(), torch.zeros_like(currents) if keep_u else v.new_empty(0)
         found = tuple(torch.stack(results) for results in zip(*steps))
-    return found[0].to(x.dtype), v, found[1] if keep_z else v.new_empty(0)
+    return found[0].to(x.dtype), v, found[1] if keep_u else v.new_empty(0)
 
 
 def _is_exported() -> bool:

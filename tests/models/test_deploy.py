@@ -346,16 +346,12 @@ def test_compiled_in_place():
     assert_same(export(plain(net), (x,)).module()(x), expected)
 
 
-def test_inside_distributed_data_parallel_but_not_sharded(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        net, x = layers(ParametricLIF(), NoisyLIF()), 3 * torch.rand(3, 4, 6)
-        assert_same(plain(nn.parallel.DistributedDataParallel(net))(x), *outputs(net, "noiseless", x))
-        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
-        with pytest.raises(RuntimeError, match="'0.weight' is sharded"):
-            plain(torch.distributed.fsdp.fully_shard(net, mesh=mesh))
-    finally:
-        torch.distributed.destroy_process_group()
+def test_inside_distributed_data_parallel_but_not_sharded(process_group):
+    net, x = layers(ParametricLIF(), NoisyLIF()), 3 * torch.rand(3, 4, 6)
+    assert_same(plain(nn.parallel.DistributedDataParallel(net))(x), *outputs(net, "noiseless", x))
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    with pytest.raises(RuntimeError, match="'0.weight' is sharded"):
+        plain(torch.distributed.fsdp.fully_shard(net, mesh=mesh))
 
 
 def test_training_it_is_an_error():

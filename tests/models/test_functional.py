@@ -55,6 +55,7 @@ def neuron(law, decay, placement="both", reset="zero", detach_reset=False, decay
         decay=decay,
         threshold=THRESHOLD,
         reset=reset,
+        reset_value=THRESHOLD if reset == "subtract" else 0.0,
         detach_reset=detach_reset,
         decay_input=decay_input,
         membrane_noise=placement in ("both", "membrane"),
@@ -667,10 +668,15 @@ def test_manual_seed_and_noise_generator_repeat_the_spikes(placement):
         ({"decay": -0.1}, r"decay.*\[0, 1\].*-0.1"),
         ({"decay": 2.0}, r"decay.*\[0, 1\].*2.0"),
         ({"decay": math.nan}, r"decay.*\[0, 1\].*nan"),
-        ({"threshold": 0.0}, "threshold.*positive.*0.0"),
-        ({"threshold": -1.0}, "threshold.*positive.*-1.0"),
-        ({"threshold": math.inf}, "threshold.*finite.*inf"),
-        ({"threshold": math.nan}, "threshold.*nan"),
+        ({"threshold": -math.inf}, "threshold must be a number or inf, got -inf"),
+        ({"threshold": math.nan}, "threshold must be a number or inf, got nan"),
+        ({"threshold": math.inf, "reset": "subtract"}, "reset_by must be finite, got inf"),
+        ({"reset": "subtract", "reset_by": math.nan}, "reset_by must be finite, got nan"),
+        ({"v_reset": -math.inf}, "v_reset must be finite, got -inf"),
+        ({"v_leak": math.inf}, "v_leak must be finite, got inf"),
+        ({"reset_by": 1.0}, "reset_by is what reset=\"subtract\" takes off, but reset is 'zero'"),
+        ({"v_reset": 1.0, "reset": "subtract"}, "v_reset is where reset=\"zero\" puts.*'subtract'"),
+        ({"v_reset": torch.zeros(()), "reset": "none"}, "v_reset is where reset=\"zero\" puts.*'none'"),
         ({"state": torch.zeros(4)}, r"state.*\[3\].*\[4\]"),
         ({"state": torch.zeros(2, 3)}, r"state.*\[3\].*\[2, 3\]"),
     ],
@@ -680,7 +686,9 @@ def test_values_out_of_range_are_named_with_what_is_allowed(options, message):
         noisy_lif(torch.zeros(2, 3), Gaussian(0.3), **options)
 
 
-@pytest.mark.parametrize("options", [{"reset": "hard"}, {"decay": 1.5}, {"threshold": 0}, {"state": torch.zeros(4)}])
+@pytest.mark.parametrize(
+    "options", [{"reset": "hard"}, {"decay": 1.5}, {"threshold": math.nan}, {"state": torch.zeros(4)}]
+)
 def test_lif_checks_its_arguments_too(options):
     with pytest.raises(ValueError):
         lif(torch.zeros(2, 3), Gaussian(0.3), **options)

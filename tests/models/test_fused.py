@@ -39,7 +39,9 @@ def dynamics(placement="both", reset="zero", detach_reset=False, decay_input=Fal
     """The settings of a `Neuron` besides its law, decay and scale."""
     membrane, threshold = PLACEMENTS[placement] if mode == "noisy" else (False, False)
     noise = dict(membrane_noise=membrane, threshold_noise=threshold, mean_field=mode == "mean_field")
-    return dict(threshold=0.9, reset=reset, detach_reset=detach_reset, decay_input=decay_input, **noise)
+    value = {"zero": 0.2, "subtract": 0.7, "none": 0.0}[reset]
+    dynamics = dict(threshold=0.9, reset=reset, reset_value=value, detach_reset=detach_reset, decay_input=decay_input)
+    return {**dynamics, **noise}
 
 
 class Layer:
@@ -69,8 +71,8 @@ class Layer:
     def fused(self, x, state, decay, scale):
         neuron = Neuron(self.law, self.law.scale, **self.settings)
         flat = fused.flattened(neuron)
-        tensors = (None, decay, scale, None)
-        spikes, last, self.z = fused.lif_forward(x, state, *tensors, self.seeds, True, True, **flat)
+        tensors = (None, decay, scale, None, None)
+        spikes, last, self.u = fused.lif_forward(x, state, *tensors, self.seeds, True, True, **flat)
         return spikes, last
 
     def eager(self, x, state, decay, scale):
@@ -83,7 +85,7 @@ def assert_equal_but_for_close_calls(layer):
     """Both kernels agree; a neuron whose potential came near its draw is left out from then on."""
     (spikes, last), grads = layer.run(layer.fused)
     (expected, expected_last), expected_grads = layer.run(layer.eager)
-    z = layer.z.detach().to(torch.float64)
+    z = layer.u.detach().to(torch.float64) - layer.settings["threshold"]
     draw = layer.noise[1].double() if layer.settings["threshold_noise"] else torch.zeros_like(z)
     size = torch.ones_like(z)  # of the numbers that led here: a Cauchy draw of 1e4 is rounded by 1e-3
     if layer.settings["membrane_noise"]:
@@ -306,8 +308,8 @@ def test_a_stream_cut_in_two_is_the_whole_stream(cut):
 def test_no_gradient_means_nothing_is_kept_for_it():
     layer = Layer(LAWS[0], dynamics(), (2, 3, 5))
     flat = fused.flattened(Neuron(layer.law, layer.law.scale, **layer.settings))
-    spikes, last, z = fused.lif_forward(layer.x, *[None] * 5, layer.seeds, False, False, **flat)
-    assert spikes.shape == layer.x.shape and last.numel() == z.numel() == 0
+    spikes, last, u = fused.lif_forward(layer.x, *[None] * 6, layer.seeds, False, False, **flat)
+    assert spikes.shape == layer.x.shape and last.numel() == u.numel() == 0
 
 
 def operator_samples():
@@ -315,18 +317,18 @@ def operator_samples():
     channels_last = torch.rand(3, 2, 5, 4, generator=seeded(1)).transpose(2, 3)
     state, seeds = torch.rand(2, 4, 5, generator=seeded(2)), torch.tensor([1, 2, 3])
     decay, scale = torch.tensor(0.6), torch.tensor(0.4)
-    by_channel = [torch.linspace(0.4, 0.8, 4)[:, None] + shift for shift in (0.0, 0.1, 0.2)]
+    by_channel = [torch.linspace(0.4, 0.8, 4)[:, None] + shift for shift in (0.0, 0.1, 0.2, 0.3)]
 
     def flat(law, surrogate=None):
         settings = dynamics("both", decay_input=True)
         return fused.flattened(Neuron(law, law.scale, surrogate=surrogate, **settings))
 
-    yield (x, *[None] * 5, seeds, True, True), flat(Gaussian(0.3))
-    yield (channels_last, state, None, decay, scale, None, seeds, True, True), flat(Cauchy(0.3))
-    yield (x.bfloat16(), state, None, None, scale, None, seeds, True, False), flat(Uniform(0.3, 0.1))
-    yield (x[:, :, ::2], None, decay, decay, None, None, seeds, True, True), flat(Logistic(0.3))
+    yield (x, *[None] * 6, seeds, True, True), flat(Gaussian(0.3))
+    yield (channels_last, state, None, decay, scale, decay, None, seeds, True, True), flat(Cauchy(0.3))
+    yield (x.bfloat16(), state, None, None, scale, None, None, seeds, True, False), flat(Uniform(0.3, 0.1))
+    yield (x[:, :, ::2], None, decay, decay, None, None, None, seeds, True, True), flat(Logistic(0.3))
     yield (channels_last, state, *by_channel, None, seeds, True, True), flat(Gaussian(0.3))
-    yield (x, None, decay, *[None] * 3, seeds, True, True), flat(Gaussian(0.3), Cauchy(0.4, 0.1))
+    yield (x, None, decay, *[None] * 4, seeds, True, True), flat(Gaussian(0.3), Cauchy(0.4, 0.1))
 
 
 @pytest.mark.parametrize(("sample", "neuron"), list(operator_samples()))
@@ -348,10 +350,10 @@ def test_the_gradient_of_another_law_equals_the_oracle(law, placement):
     neuron = Neuron(layer.law, layer.law.scale, 0.7, surrogate=other, **layer.settings)
 
     def by_direct(x):
-        return fused.Direct.apply(x, *[None] * 5, layer.seeds, (neuron, True, True))[:2]
+        return fused.Direct.apply(x, *[None] * 6, layer.seeds, (neuron, True, True))[:2]
 
     def by_operator(x):
-        return fused.lif_forward(x, *[None] * 5, layer.seeds, True, True, **fused.flattened(neuron))[:2]
+        return fused.lif_forward(x, *[None] * 6, layer.seeds, True, True, **fused.flattened(neuron))[:2]
 
     def by_eager(x):
         layer.noise = reference_noise(layer.law, x.shape, layer.seeds, torch.float32)
@@ -477,7 +479,7 @@ def test_more_neurons_than_the_counter_has_are_left_to_the_eager_kernel():
     many = x.expand(2, 1, 2**32 + 1)
     assert not fused.serves(many, LAWS[0])
     with pytest.raises(ValueError, match="up to 4294967296 neurons; NSNN_KERNELS=eager runs more"):  # as compiled
-        fused.lif_forward(many, *[None] * 6, False, False, **settings)
+        fused.lif_forward(many, *[None] * 7, False, False, **settings)
 
 
 def test_switched_off_by_the_environment(monkeypatch):

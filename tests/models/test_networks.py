@@ -1,6 +1,7 @@
 """The networks: structure against plain PyTorch, gradients, direct coding, errors, compilation."""
 
 import copy
+import math
 import pickle
 from unittest import mock
 
@@ -16,7 +17,9 @@ from models import (
     Cauchy,
     Gaussian,
     Logistic,
+    NoisyIF,
     NoisyLIF,
+    NoisyParametricLIF,
     ParametricLIF,
     Triangular,
     Uniform,
@@ -486,7 +489,7 @@ def test_build_model_checks_its_arguments(options, message):
         ("LIF", {"tau": 0.5}, "tau.*at least 1.*0.5"),
         ("NILIF", {"tau": float("nan")}, "tau.*nan"),
         ("LIF", {"alpha": 0.0}, "alpha.*positive.*0"),
-        ("NILIF", {"threshold": 0.0}, "threshold.*0"),
+        ("NILIF", {"threshold": math.nan}, "threshold.*nan"),
         ("NILIF", {"placement": "input"}, "placement.*'both'.*'input'"),
         ("IF", {"reset": "soft"}, "reset.*'zero'.*'soft'"),
     ],
@@ -522,6 +525,17 @@ def test_build_neuron_of_the_noisy_names(name, law):
     assert default.placement == "both" and default.log_scale is None and default.decay == 0.5
     assert default.noise.scale == 0.3 and default.threshold == 1.0 and default.reset == "zero"
     assert not default.detach_reset and not default.decay_input and build_neuron(name, tau=1.0)().decay == 1.0
+
+
+@pytest.mark.parametrize("name", registry.NOISY_NEURONS)
+def test_each_law_without_leak_and_with_a_learnt_one(name):
+    kind, law = registry.NOISY_NEURONS[name]
+    neuron = build_neuron(name, sigma=0.4, tau=4.0, placement="escape", learnable_scale=True)()
+    assert type(neuron) is kind and type(neuron.noise) is law and neuron.placement == "escape"
+    decay = {NoisyIF: 1.0, NoisyLIF: 0.25, NoisyParametricLIF: 0.25}[kind]
+    assert float(torch.as_tensor(neuron.decay).detach()) == pytest.approx(decay)
+    assert ("decay_logit" in dict(neuron.named_parameters())) == (kind is NoisyParametricLIF)
+    assert {NoisyIF: "NIIF", NoisyLIF: "NILIF", NoisyParametricLIF: "NIPLIF"}[kind] == name.partition("_")[0]
 
 
 @pytest.mark.parametrize("name, kind", [("LIF", LIF), ("PLIF", ParametricLIF), ("IF", IF)])

@@ -503,9 +503,9 @@ def test_user_law_works_with_learnable_scale():
 
 
 @pytest.mark.parametrize("make", [LIF, IF, ParametricLIF, NoisyLIF])
-@pytest.mark.parametrize("threshold", [0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("threshold", [-math.inf, math.nan])
 def test_threshold_out_of_range(make, threshold):
-    with pytest.raises(ValueError, match=f"threshold.*positive and finite.*{threshold}"):
+    with pytest.raises(ValueError, match=f"threshold must be a number or inf, got {threshold}"):
         make(threshold=threshold)
 
 

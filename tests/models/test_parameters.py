@@ -159,13 +159,6 @@ def test_two_sharded_processes_equal_one(tmp_path):
         assert not torch.equal(value, start[name])
 
 
-@pytest.fixture
-def mesh(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield dist.init_device_mesh("cpu", (1,))
-    dist.destroy_process_group()
-
-
 def per_channel():
     return nn.Parameter(torch.full((6,), 0.3))
 
@@ -184,12 +177,12 @@ def per_channel():
         2,
     ),
 )
-def test_a_sharded_neuron_outside_of_forward(make, mesh):
+def test_a_sharded_neuron_outside_of_forward(make, process_group):
     from torch.distributed.fsdp import fully_shard
 
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(5, 6), make()), torch.rand(3, 2, 5)
-    whole, neuron = copy.deepcopy(net), fully_shard(net, mesh=mesh)[1]
+    whole, neuron = copy.deepcopy(net), fully_shard(net, mesh=dist.init_device_mesh("cpu", (1,)))[1]
     assert "nan" in repr(net)
     for name in ("decay", "scale", "threshold"):
         value, expected = getattr(neuron, name, None), getattr(whole[1], name, None)

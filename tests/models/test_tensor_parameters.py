@@ -40,7 +40,8 @@ from tests.models.reference_noise import noise as reference_noise
 from tests.models.test_noise import Laplace
 
 KINDS = ("number", "one", "channels")
-NUMBERS = {"threshold": 0.9, "decay": 0.7, "scale": 0.4}
+NUMBERS = {"threshold": 0.9, "decay": 0.7, "scale": 0.4, "reset_value": 0.6, "v_reset": 0.2}
+SETTINGS = ("threshold", "decay", "scale", "v_reset")  # of neurons
 PLACEMENTS = {"both": (True, True), "escape": (False, True), "membrane": (True, False), "noiseless": (False, False)}
 C = 3
 
@@ -78,7 +79,8 @@ def name_of(settings):
 @pytest.mark.parametrize(
     "settings",
     sampled(
-        28, threshold=KINDS, decay=KINDS, scale=KINDS, reset=["zero", "subtract", "none"], decay_input=[False, True],
+        28, threshold=KINDS, decay=KINDS, scale=KINDS, reset_value=KINDS, reset=["zero", "subtract", "none"],
+        decay_input=[False, True],
         detach_reset=[False, True], placement=["both", "escape", "membrane"],
         mode=["noisy", "noisy", "noiseless", "mean_field"], surrogate=[None, None, Cauchy(0.5, 0.1)],
     ),
@@ -87,6 +89,9 @@ def name_of(settings):
 def test_the_eager_kernel_has_the_gradient_of_autograd(settings):
     settings = dict(settings)
     values = {name: value(name, settings.pop(name)) for name in VALUES}
+    of_reset = values.pop("reset_value")
+    if settings["reset"] != "none":
+        values["v_reset" if settings["reset"] == "zero" else "reset_by"] = of_reset
     if settings["surrogate"] is not None or not isinstance(values["scale"], torch.Tensor):
         values["scale"] = None
     results = []
@@ -106,16 +111,18 @@ def test_the_eager_kernel_has_the_gradient_of_autograd(settings):
 
 @pytest.mark.parametrize("backend", ["eager", "fused"])
 @pytest.mark.parametrize(("reset", "kinds", "decay_input"), [
-    ("zero", ("channels", "channels", "channels"), False),
-    ("subtract", ("channels", "one", "channels"), True),
-    pytest.param("none", ("one", "channels", "one"), False, marks=pytest.mark.slow),
-    pytest.param("subtract", ("one", "one", "one"), False, marks=pytest.mark.slow),
+    ("zero", ("channels", "channels", "channels", "channels"), False),
+    ("subtract", ("channels", "one", "channels", "one"), True),
+    pytest.param("none", ("one", "channels", "one", "number"), False, marks=pytest.mark.slow),
+    pytest.param("subtract", ("one", "one", "one", "channels"), False, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_gradients_of_the_mean_field_are_those_of_differences(backend, reset, kinds, decay_input):
     values = [value(name, kind) for name, kind in zip(VALUES, kinds)]
 
-    def run(x, threshold, decay, scale):
+    def run(x, threshold, decay, scale, reset_value):
         options = dict(reset=reset, decay_input=decay_input, mode="mean_field", backend=backend)
+        if reset != "none":
+            options["v_reset" if reset == "zero" else "reset_by"] = reset_value
         return noisy_lif(x, Logistic(0.2, 0.1), threshold=threshold, decay=decay, scale=scale, **options)
 
     assert torch.autograd.gradcheck(run, (currents(3, 2, C, 2).requires_grad_(), *values), atol=1e-6)
@@ -138,6 +145,8 @@ def neuron_of(law, settings, dtype):
     """A `Neuron` whose tensors are leaves, as kernels take them."""
     membrane, threshold = PLACEMENTS.get(settings["placement"], (False, False))
     values = {name: value(name, settings[name], dtype) for name in VALUES}
+    if settings["reset"] == "none":
+        values["reset_value"] = 0.0
     for name, given in values.items():
         if isinstance(given, torch.Tensor):
             shape = () if given.numel() == 1 else (C, 1, 1)
@@ -160,7 +169,8 @@ def neuron_of(law, settings, dtype):
 @pytest.mark.parametrize(
     "settings",
     first_are_fast(sampled(
-        48, threshold=KINDS, decay=KINDS, scale=KINDS, law=[Gaussian, Logistic, Triangular, Uniform, Cauchy],
+        48, threshold=KINDS, decay=KINDS, scale=KINDS, reset_value=KINDS,
+        law=[Gaussian, Logistic, Triangular, Uniform, Cauchy],
         placement=["both", "both", "escape", "membrane", "noiseless", "mean_field"], layout=LAYOUTS,
         reset=["zero", "subtract", "none"], detach_reset=[False, True], decay_input=[False, True],
         dtype=[torch.float32, torch.float64, torch.bfloat16], state=[False, True],
@@ -198,7 +208,7 @@ def test_the_c_kernel_equals_the_eager_one(settings, monkeypatch):
     results = []
     for kernel in (by_fused, by_eager):
         given = [x.clone(memory_format=torch.preserve_format), state, *neuron.tensors()]
-        learnt = [t is not None and (place < 4 or settings["surrogate"] is None) for place, t in enumerate(given)]
+        learnt = [t is not None and (place != 4 or settings["surrogate"] is None) for place, t in enumerate(given)]
         given = [t if t is None else t.detach().requires_grad_(is_learnt) for t, is_learnt in zip(given, learnt)]
         outputs = kernel(*given)
         inputs = [t for t in given if t is not None and t.requires_grad]
@@ -230,7 +240,7 @@ def test_the_c_kernel_equals_the_eager_one(settings, monkeypatch):
 @pytest.mark.parametrize(
     "settings",
     sampled(
-        12, threshold=KINDS, decay=KINDS, scale=KINDS, law=[Gaussian, Uniform],
+        12, threshold=KINDS, decay=KINDS, scale=KINDS, reset_value=KINDS, law=[Gaussian, Uniform],
         placement=["both", "escape", "membrane", "mean_field"], layout=LAYOUTS, reset=["zero", "subtract", "none"],
         detach_reset=[False, True], decay_input=[False, True], dtype=[torch.float32, torch.float64, torch.bfloat16],
         surrogate=[None], shape=[(2, 2, C, 7, 5), (2, 1, C, 41, 6)],
@@ -247,12 +257,12 @@ def test_triton_equals_c(settings):
     seeds = torch.randint(-(2**63), 2**63 - 1, (len(x),), generator=seeded(3))
     grad = torch.randn(x.shape, generator=seeded(4)).to(dtype)
     results = []
-    for kernel, place in ((cpu.kernel(dtype, neuron.differs_by_channel()), "cpu"), (cuda, device)):
+    for kernel, place in ((cpu.kernel(dtype, neuron.channel_bits()), "cpu"), (cuda, device)):
         here = neuron.with_tensors([None if t is None else t.detach().to(place) for t in neuron.tensors()])
         given = (x.to(place), None, seeds.to(place))
-        spikes, last, z = kernel.forward(*given, here, True, True)
-        grads = kernel.backward((grad.to(place), last), Saved(*given, spikes, z), here, learns)
-        results.append([t.cpu() for t in (spikes, last, z, *grads) if t is not None])
+        spikes, last, u = kernel.forward(*given, here, True, True)
+        grads = kernel.backward((grad.to(place), last), Saved(*given, spikes, u), here, learns)
+        results.append([t.cpu() for t in (spikes, last, u, *grads) if t is not None])
     differ = torch.zeros(x.shape[1:], dtype=torch.bool)
     if not neuron.mean_field:
         differ = (results[0][0] != results[1][0]).any(0)
@@ -272,8 +282,8 @@ def test_a_scale_out_of_range_is_visible_where_it_is_not_checked(scale):
     """On CUDA, whose values are not read, and under torch.func."""
     cuda, device = pytest.importorskip("models.kernels.cuda"), "cuda" if torch.cuda.is_available() else "cpu"
     neuron, x = Neuron(Gaussian(1.0), torch.tensor(scale, device=device)), torch.ones(2, 3, 4, device=device)
-    spikes, last, z = cuda.forward(x, None, None, neuron, True, True)
-    grad_x, *_ = cuda.backward((torch.ones_like(spikes), None), Saved(None, None, None, spikes, z), neuron, [False] * 3)
+    spikes, last, u = cuda.forward(x, None, None, neuron, True, True)
+    grad_x, *_ = cuda.backward((torch.ones_like(spikes), None), Saved(None, None, None, spikes, u), neuron, [False] * 4)
     assert grad_x.isnan().all()
     learnt = torch.tensor(scale)
     options = dict(mode="mean_field", scale=learnt)
@@ -285,7 +295,7 @@ def test_a_scale_out_of_range_is_visible_where_it_is_not_checked(scale):
 
 def parameters_of(kind, shape=(C,)):
     """Keyword arguments of a neuron with parameters of a shape, and those parameters by name."""
-    learnt = {name: nn.Parameter(torch.full(shape, NUMBERS[name])) for name in ("threshold", "decay")}
+    learnt = {name: nn.Parameter(torch.full(shape, NUMBERS[name])) for name in ("threshold", "decay", "v_reset")}
     arguments = dict(learnt)
     if kind is NoisyLIF:
         learnt["scale"] = nn.Parameter(torch.full(shape, NUMBERS["scale"]))
@@ -323,12 +333,12 @@ def test_parameters_are_registered_and_learnt(kind, shape):
 @every_shape
 def test_other_tensors_are_buffers(kind, shape):
     given = {name: parameter.detach() for name, parameter in parameters_of(kind, shape)[1].items()}
-    arguments = {"threshold": given["threshold"], "decay": given["decay"]}
+    arguments = {name: given[name] for name in ("threshold", "decay", "v_reset")}
     if kind is NoisyLIF:
         arguments["noise"] = Gaussian(given["scale"])
     neuron, x = kind(**arguments), currents(3, 2, C, 4, dtype=torch.float32)
     assert not list(neuron.parameters()) and dict(neuron.named_buffers()).keys() == given.keys()
-    numbers = {"threshold": NUMBERS["threshold"], "decay": NUMBERS["decay"]}
+    numbers = {name: NUMBERS[name] for name in ("threshold", "decay", "v_reset")}
     same = kind(Gaussian(NUMBERS["scale"]), **numbers) if kind is NoisyLIF else kind(**numbers)
     assert torch.equal(spikes_of(neuron, x), spikes_of(same, x))
     for tensor in given.values():
@@ -537,16 +547,16 @@ def test_the_likelihood_of_given_spikes():
     x, spikes = currents(4, 2, C, 2), (currents(4, 2, C, 2) > 0.8).double()
     values = [value(name, "channels") for name in VALUES]
 
-    def run(threshold, decay, scale, channel=slice(None)):
-        options = dict(threshold=threshold, decay=decay, reset="subtract")
+    def run(threshold, decay, scale, reset_by, channel=slice(None)):
+        options = dict(threshold=threshold, decay=decay, reset="subtract", reset_by=reset_by)
         return firing_probability(x[:, :, channel], spikes[:, :, channel], Gaussian(0.3), scale=scale, **options)
 
     assert torch.autograd.gradcheck(run, values)
     for channel in range(C):
         alone = run(*[v[channel] for v in values], channel=slice(channel, channel + 1))
         torch.testing.assert_close(run(*values)[:, :, [channel]], alone)
-    threshold, decay, scale = (nn.Parameter(v.detach()) for v in values)
-    neuron = NoisyLIF(Gaussian(scale), threshold, decay, placement="escape", reset="subtract")
+    threshold, decay, scale, reset_by = (nn.Parameter(v.detach()) for v in values)
+    neuron = NoisyLIF(Gaussian(scale), threshold, decay, placement="escape", reset="subtract", reset_by=reset_by)
     torch.testing.assert_close(neuron.firing_probability(x, spikes), run(*values))
     by_law, by_scale = (
         firing_probability(x, spikes, Gaussian(scale)),
@@ -609,7 +619,9 @@ def test_torch_func():
 @pytest.mark.parametrize("kernels", ["auto", "eager"])
 def test_second_derivatives_and_batches_of_gradients(kernels, monkeypatch):
     monkeypatch.setenv("NSNN_KERNELS", kernels)
-    neuron, x = NoisyLIF(**parameters_of(NoisyLIF)[0], reset="subtract").double(), currents(3, 2, C, 2).requires_grad_()
+    arguments = parameters_of(NoisyLIF)[0]
+    arguments["reset_by"] = arguments.pop("v_reset")
+    neuron, x = NoisyLIF(**arguments, reset="subtract").double(), currents(3, 2, C, 2).requires_grad_()
     inputs = (x, *neuron.parameters())
     with mean_field(neuron):
         loss = neuron(x).square().sum()
@@ -628,7 +640,7 @@ def test_second_derivatives_and_batches_of_gradients(kernels, monkeypatch):
 
 
 @pytest.mark.parametrize("kernels", ["auto", "eager"])
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_parameter_that_is_written_over_before_the_backward_pass(name, kernels, monkeypatch):
     monkeypatch.setenv("NSNN_KERNELS", kernels)
     neuron = NoisyLIF(**parameters_of(NoisyLIF)[0])
@@ -671,7 +683,8 @@ def test_empty_inputs(shape, way, monkeypatch):
 
 
 WRONG = {
-    "threshold": [0.0, -1.0, math.inf, math.nan],
+    "threshold": [-math.inf, math.nan],
+    "v_reset": [-math.inf, math.inf, math.nan],
     "decay": [-0.1, 1.5, math.nan],
     "scale": [0.0, -0.3, math.inf, math.nan],
 }
@@ -686,7 +699,8 @@ def make(name, tensor, kind=NoisyLIF):
 @each_wrong
 @holders
 def test_values_out_of_range_are_refused_as_numbers_are(name, wrong, hold):
-    words = r"in \[0, 1\]" if name == "decay" else "positive and finite"
+    allowed = {"decay": r"in \[0, 1\]", "scale": "positive and finite", "threshold": "a number or inf"}
+    words = allowed.get(name, "finite")
     for tensor in (torch.tensor(wrong), torch.tensor([NUMBERS[name], wrong])):
         for kind in (LIF, NoisyLIF):
             with pytest.raises(ValueError, match=f"{name} must be {words}, got .*{wrong:g}|nan"):
@@ -707,7 +721,7 @@ def test_values_that_training_brings_out_of_range_are_an_error_on_the_cpu(name, 
         assert "nan" in repr(neuron) or f"{wrong:.4g}" in repr(neuron)
 
 
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("value", ["0.5", None, [0.5, 0.5], np.full(C, 0.5)], ids=str)
 def test_what_is_neither_a_number_nor_a_tensor(name, value):
     for kind in (LIF, NoisyLIF):
@@ -718,7 +732,7 @@ def test_what_is_neither_a_number_nor_a_tensor(name, value):
             noisy_lif(torch.rand(2, 2, C), Gaussian(0.3), **{name: value})
 
 
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(
     ("tensor", "error", "message"),
     [
@@ -738,7 +752,7 @@ def test_tensors_that_are_not_values(name, tensor, error, message):
         noisy_lif(torch.rand(2, 2, C), Gaussian(0.3), **{name: tensor})
 
 
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("shape", [(2, 2, 4), (2, 3, 1, 3), (2, 3)])
 @pytest.mark.parametrize("kernels", ["auto", "eager"])
 def test_values_that_do_not_fit_the_input(name, shape, kernels, monkeypatch):
@@ -753,7 +767,7 @@ def test_values_that_do_not_fit_the_input(name, shape, kernels, monkeypatch):
 
 def test_what_would_not_be_learnt_is_refused():
     parameter = nn.Parameter(torch.tensor([0.5]))
-    for name, kind in itertools.product(VALUES, (LIF, NoisyLIF)):
+    for name, kind in itertools.product(SETTINGS, (LIF, NoisyLIF)):
         words = "scale of a surrogate has no gradient" if (name, kind) == ("scale", LIF) else "must be an nn.Parameter"
         with pytest.raises(ValueError, match=words):
             make(name, parameter * 1.0, kind)
@@ -795,8 +809,9 @@ def test_what_is_learnt_has_one_value_or_as_many_as_it_was_given(count):
 # ---- a wrongly compiled kernel is refused
 
 
-def test_a_kernel_that_mixes_channels_up_is_refused(monkeypatch):
-    kernel, forward, backward = cpu.kernel(torch.float32, True), cpu.Kernel.forward, cpu.Kernel.backward
+@pytest.mark.parametrize("bits", [*(1 << place for place in range(len(VALUES))), 2 ** len(VALUES) - 1])
+def test_a_kernel_that_mixes_channels_up_is_refused(bits, monkeypatch):
+    kernel, forward, backward = cpu.kernel(torch.float32, bits), cpu.Kernel.forward, cpu.Kernel.backward
     kernel.checked()
 
     def flipped(self, x, *arguments):
@@ -807,7 +822,7 @@ def test_a_kernel_that_mixes_channels_up_is_refused(monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(build.BuildError, match="values of channels are wrong"):
         patch.setattr(cpu.Kernel, "forward", flipped)
         kernel.checked()
-    for place in range(2, 5):
+    for place in (2 + place for place in range(len(VALUES)) if bits >> place & 1):
 
         def changed(self, *arguments, place=place):
             results = list(backward(self, *arguments))
@@ -835,17 +850,28 @@ def test_a_kernel_that_learns_wrongly_is_refused(monkeypatch):
             selftest.check_steps(kernel, torch.empty(0))
 
 
-def test_numbers_run_on_the_kernel_of_numbers(monkeypatch):
-    """The other one is compiled where it is first needed."""
-    asked = []
-    monkeypatch.setattr(cpu, "kernel", lambda dtype, by_channel=False: asked.append(by_channel))
-    for neuron in (
-        LIF(),
-        ParametricLIF(),
-        NoisyLIF(learnable_scale=True),
-        NoisyLIF(**parameters_of(NoisyLIF, (1,))[0]),
+def test_each_kernel_is_for_what_differs_between_channels(monkeypatch):
+    """The others are compiled where they are first needed."""
+    asked, right = set(), cpu.kernel
+
+    def kernel(dtype, channel_bits=0):
+        asked.add(channel_bits)
+        return right(dtype, channel_bits)
+
+    monkeypatch.setattr(cpu, "kernel", kernel)
+    ones = torch.ones(C)
+    for neuron, bits in (
+        (LIF(), {0}),
+        (ParametricLIF(), {0}),
+        (NoisyLIF(learnable_scale=True), {0}),
+        (NoisyLIF(**parameters_of(NoisyLIF, (1,))[0]), {0}),
+        (LIF(threshold=ones), {1}),
+        (ParametricLIF(decay=ones / 2), {2}),
+        (LIF(Gaussian(ones), decay=ones / 2), {6}),
+        (NoisyLIF(**parameters_of(NoisyLIF)[0]), {15}),
+        (LIF(reset="subtract", threshold=ones), {9}),
+        (NoisyLIF(Gaussian(ones), surrogate=Gaussian(1.0)), {4, 0}),  # the latter for the gradient
     ):
-        neuron(torch.rand(2, 2, C))
-    assert asked and not any(asked)
-    NoisyLIF(**parameters_of(NoisyLIF)[0])(torch.rand(2, 2, C))
-    assert asked[-1]
+        asked.clear()
+        neuron(torch.rand(2, 2, C, requires_grad=True)).sum().backward()
+        assert asked == bits, neuron

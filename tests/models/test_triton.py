@@ -27,14 +27,14 @@ def moved(value, device):
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def close_calls(z, spikes, others):
+def close_calls(spikes, others):
     """Neurons of which a spike differs; from there on they are different neurons."""
     differ = (spikes != others).any(0)
     assert differ.float().mean() < 0.005
     return differ
 
 
-def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True, True, True), layout=lambda x: x):
+def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,) * 4, layout=lambda x: x):
     """Run both kernels forward and backward, and compare all that they return."""
     arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
     x = dense(layout((1.5 * torch.rand(shape, generator=seeded(1), dtype=torch.float64)).to(dtype)))
@@ -42,25 +42,25 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
     seeds = torch.randint(-(2**63), 2**63 - 1, (shape[0],), generator=seeded(3))
     g_spikes = torch.randn(shape, generator=seeded(4)).to(dtype)
     g_last = torch.randn(shape[1:], generator=seeded(5)).to(arithmetic)
-    numbers = (0.9, 0.4, 0.3)
+    numbers = (0.9, 0.4, 0.3, {"zero": 0.2, "subtract": 0.7, "none": 0.0}[settings.get("reset", "zero")])
     values = [torch.tensor(number, dtype=arithmetic) if learnt else number for number, learnt in zip(numbers, learns)]
     results = []
     for kernel, device in ((cpu.kernel(dtype), "cpu"), (cuda, DEVICE)):
         on_device = [moved(value, device) for value in (x, given, seeds, *values)]
-        neuron = Neuron(law(0.3, 0.1), on_device[5], on_device[4], on_device[3], **settings)
+        neuron = Neuron(law(0.3, 0.1), on_device[5], on_device[4], on_device[3], **settings, reset_value=on_device[6])
         forward = kernel.forward(*on_device[:3], neuron, True, True)
-        spikes, last, z = forward
+        spikes, last, u = forward
         gradients = (moved(g_spikes, device), moved(g_last, device))
-        backward = kernel.backward(gradients, Saved(*on_device[:3], spikes, z), neuron, learns)
+        backward = kernel.backward(gradients, Saved(*on_device[:3], spikes, u), neuron, learns)
         results.append([value.cpu() for value in (*forward, *backward) if value is not None])
-    (spikes, last, z, *grads), (spikes2, last2, z2, *grads2) = results
+    (spikes, last, u, *grads), (spikes2, last2, u2, *grads2) = results
     if neuron.mean_field:
         torch.testing.assert_close(spikes2, spikes, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
         same = torch.ones(shape[1:], dtype=torch.bool)
     else:
-        same = ~close_calls(z, spikes, spikes2)
+        same = ~close_calls(spikes, spikes2)
     torch.testing.assert_close(last2[same], last[same], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(z2[:, same], z[:, same], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(u2[:, same], u[:, same], rtol=1e-5, atol=1e-5)
     tolerance = dict(rtol=1e-2, atol=1e-2) if dtype == torch.bfloat16 else dict(rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(grads2[0][:, same], grads[0][:, same], **tolerance)
     if state:
@@ -88,7 +88,7 @@ def test_mean_field(law, reset):
 
 
 @pytest.mark.parametrize(("detach_reset", "decay_input"), [(True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("learns", [(False,) * 3, (True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("learns", [(False,) * 4, *(tuple(place == one for place in range(4)) for one in range(4))])
 def test_detached_reset_scaled_input_and_numbers(detach_reset, decay_input, learns):
     settings = dict(NOISY, detach_reset=detach_reset, decay_input=decay_input)
     compare(Gaussian, settings, (3, 2, 50), state=False, learns=learns)

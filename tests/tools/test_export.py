@@ -1,0 +1,77 @@
+"""tools/export.py: checkpoints to other runtimes."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dataset_utils import DATASETS
+from tools import export
+from tools.config.train import TrainConfig
+from tools.errors import UserError
+from tools.io import checkpoint
+from tools.networks import build_network
+
+
+def written(folder, name="mnist5k", **settings):
+    """A checkpoint of an untrained network, as training writes them."""
+    settings = dict(model="toynet", neuron="NILIF", timestep=3, **settings)
+    net = build_network(TrainConfig(**settings), DATASETS[name])
+    torch.manual_seed(0)
+    for module in net.modules():  # so that all layers fire
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=3 * module.weight[0].numel() ** -0.5)
+    content = dict(format=checkpoint.FORMAT, config=settings, dataset=name, model=net.state_dict())
+    checkpoint.save(folder / "best.pth", content)
+    return folder / "best.pth"
+
+
+@pytest.mark.parametrize("ending", export.FORMATS)
+@pytest.mark.parametrize("mode", ["noiseless", "mean_field"])
+def test_images_and_recordings(ending, mode, tmp_path):
+    for name in ("mnist5k", "nmnist"):
+        out = tmp_path / f"{name}{ending}"
+        assert export.export(written(tmp_path, name), out, mode) <= export.CLOSE
+        assert out.stat().st_size > 1000
+
+
+def test_a_batch_of_another_size_and_the_noise(tmp_path):
+    snapshot = written(tmp_path)
+    assert export.export(snapshot, tmp_path / "noisy.pt2", "noisy") is None
+    run = torch.export.load(tmp_path / "noisy.pt2").module()
+    images = torch.rand(7, *DATASETS["mnist5k"].in_shape)
+    assert run(images).shape == (3, 7, 10) and not torch.equal(run(images), run(images))
+
+
+def test_a_file_that_differs_is_an_error(tmp_path, monkeypatch):
+    right = export.FORMATS[".pt2"]
+
+    def wrong(exported, out):
+        run = right(exported, out)
+        return lambda pixels: run(pixels) + 2e-5
+
+    monkeypatch.setitem(export.FORMATS, ".pt2", wrong)
+    with pytest.raises(UserError, match=r"differ by 2e-05"):
+        export.export(written(tmp_path), tmp_path / "net.pt2")
+
+
+def test_what_cannot_be_exported(tmp_path):
+    with pytest.raises(UserError, match="must end in .onnx, .pt2.*got 'net.h5'"):
+        export.export(written(tmp_path), tmp_path / "net.h5")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "own.pth")
+    with pytest.raises(UserError, match="does not carry its configuration"):
+        export.export(tmp_path / "own.pth", tmp_path / "net.pt2")
+    content = checkpoint.read(written(tmp_path))
+    del content["checksum"]
+    checkpoint.save(tmp_path / "best.pth", {**content, "dataset": "mine"})
+    with pytest.raises(UserError, match="trained on 'mine'; there are"):
+        export.export(tmp_path / "best.pth", tmp_path / "net.pt2")
+
+
+def test_as_a_user_starts_it(tmp_path, repository):
+    command = [sys.executable, str(repository / "tools" / "export.py"), str(written(tmp_path)), "net.pt2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "net.pt2: noiseless, equal to the network up to" in done.stdout, done.stderr
+    missing = subprocess.run([*command[:2], "absent.pth", "net.pt2"], cwd=tmp_path, capture_output=True, text=True)
+    assert missing.returncode == 1 and missing.stdout.startswith("error: ") and not missing.stderr

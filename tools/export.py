@@ -1,0 +1,130 @@
+"""Export a trained network for other runtimes: python tools/export.py SNAPSHOT OUT.onnx|OUT.pt2|OUT.nir.
+
+The ending of OUT chooses the format: ONNX, a program of torch.export, or the Neuromorphic Intermediate Representation.
+The network takes raw pixels in [0, 1], images [B, C, H, W] or frames [T, B, C, H, W], and gives logits [T, B, K]; B is
+free, T is that of the training. What was written is read again, run, and compared with the network.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: Python would look for modules in tools/
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch import Tensor, nn
+
+from dataset_utils import DATASETS
+from models import plain
+from models.functional import MODES
+from tools.config.evaluate import EvaluationConfig
+from tools.errors import UserError
+from tools.io import checkpoint
+from tools.networks import load_snapshot
+
+logger = logging.getLogger(__name__)
+EXAMPLES = 3  # samples that a network is exported with, and compared on
+CLOSE = 1e-5  # in the logits
+
+
+@dataclass
+class Exported:
+    """A network for another runtime."""
+
+    net: nn.Module  # of plain operations
+    sample: Tensor
+    timesteps: int | None  # of the direct coding of images; None for frames
+    batch_dim: int
+
+    @property
+    def dynamic_shapes(self) -> tuple[dict, ...]:
+        return ({self.batch_dim: torch.export.Dim("B")},)
+
+
+def prepare(snapshot: Path, mode: str) -> Exported:
+    """The network of a checkpoint of ours in a mode, and a random sample of its input.
+
+    Raises:
+        CheckpointError: if the file cannot be loaded.
+        UserError: if it is not of this project, or of a data set of one's own.
+    """
+    content = checkpoint.read(snapshot)
+    if not checkpoint.is_ours(content):
+        raise UserError(f"{snapshot} does not carry its configuration: load it yourself, and use models.plain")
+    if content["dataset"] not in DATASETS:
+        raise UserError(f"{snapshot} was trained on {content['dataset']!r}; there are {', '.join(DATASETS)}")
+    dataset = DATASETS[content["dataset"]]
+    net, trained = load_snapshot(EvaluationConfig(snapshot=str(snapshot)), dataset)
+    shape = dataset.input_shape(trained)
+    if dataset.has_pixels:
+        sample, timesteps, batch_dim = torch.rand(EXAMPLES, *shape), trained.timestep, 0
+    else:
+        sample, timesteps, batch_dim = torch.rand(trained.timestep, EXAMPLES, *shape), None, 1
+    return Exported(plain(net, mode, timesteps), sample, timesteps, batch_dim)
+
+
+def to_pt2(exported: Exported, out: Path) -> Callable[[Tensor], Tensor]:
+    program = torch.export.export(exported.net, (exported.sample,), dynamic_shapes=exported.dynamic_shapes)
+    torch.export.save(program, out)
+    return torch.export.load(out).module()
+
+
+def to_onnx(exported: Exported, out: Path) -> Callable[[Tensor], Tensor]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # PyTorch's exporter needs it
+    except ImportError as error:
+        raise UserError(f"ONNX needs pip install onnx onnxscript onnxruntime ({error})") from error
+    names = dict(input_names=["pixels"], output_names=["logits"])
+    torch.onnx.export(
+        exported.net, (exported.sample,), out, dynamic_shapes=exported.dynamic_shapes, verbose=False, **names
+    )
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.numpy()})[0])
+
+
+FORMATS: dict[str, Callable[[Exported, Path], Callable[[Tensor], Tensor]]] = {".onnx": to_onnx, ".pt2": to_pt2}
+
+
+def export(snapshot: Path, out: Path, mode: str = "noiseless") -> float | None:
+    """Write the network of a checkpoint to a file, and return the largest difference of its logits; None with noise.
+
+    Raises:
+        UserError: if the ending of `out` is unknown, a package is missing, or the written network differs.
+    """
+    if out.suffix not in FORMATS:
+        raise UserError(f"OUT must end in {', '.join(FORMATS)}, got {out.name!r}")
+    exported = prepare(snapshot, mode)
+    run = FORMATS[out.suffix](exported, out)
+    fewer = exported.sample.narrow(exported.batch_dim, 0, EXAMPLES - 1)  # another batch than at the export
+    logits, expected = run(fewer), exported.net(fewer)
+    if mode == "noisy":
+        return None
+    difference = (logits - expected).abs().max().item()
+    if not difference <= CLOSE:
+        raise UserError(f"the logits of {out} differ by {difference:.2g} from those of the network")
+    return difference
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("snapshot", type=Path, metavar="SNAPSHOT", help="a checkpoint, such as best.pth")
+    parser.add_argument("out", type=Path, metavar="OUT", help=f"file to write; ends in {', '.join(FORMATS)}")
+    parser.add_argument("--mode", choices=MODES, default="noiseless", help="of noisy neurons (default: %(default)s)")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        difference = export(options.snapshot, options.out, options.mode)
+    except (OSError, UserError) as error:
+        logger.error("error: %s", error)
+        sys.exit(1)
+    how = "draws its own noise" if difference is None else f"equal to the network up to {difference:.1g} in the logits"
+    logger.info("%s: %s, %s", options.out, options.mode, how)
+
+
+if __name__ == "__main__":
+    main()
