@@ -10,7 +10,7 @@ from nsnn.crits import RateCrossEntropy
 from sklearn.datasets import load_digits
 
 digits = [(torch.tensor(image / 16).float(), label) for image, label in zip(*load_digits(return_X_y=True))]
-loader = torch.utils.data.DataLoader(digits, 64, shuffle=True)
+loader = torch.utils.data.DataLoader(digits, 64, shuffle=True, drop_last=True)
 net = torch.nn.Sequential(torch.nn.Linear(64, 100), NoisyLIF(), torch.nn.Linear(100, 10))
 accelerator = Accelerator(mixed_precision="bf16")
 net, optimizer, loader = accelerator.prepare(net, torch.optim.Adam(net.parameters(), 1e-2), loader)
