@@ -114,7 +114,8 @@ def _slope(function: Function, x: Tensor) -> Tensor:
 
 def _law_of(gradient: Function) -> NoiseLaw | None:
     """The law whose density, perhaps times a factor, is this gradient."""
-    peak = gradient(torch.zeros(1, dtype=torch.float64)).item()
+    zero = torch.zeros(1, dtype=torch.float64)
+    peak = gradient(zero).item()
     width = _half_width(gradient, peak)
     if width is None:
         return None
@@ -123,11 +124,11 @@ def _law_of(gradient: Function) -> NoiseLaw | None:
     families: tuple[type[NoiseLaw], ...] = (*LAWS, DoubleExponential, FastSigmoid)
     for family in families:
         unit = family(1.0)
-        unit_width = _half_width(unit.pdf, unit.pdf(torch.zeros(1, dtype=torch.float64)).item())
+        unit_width = _half_width(unit.pdf, unit.pdf(zero).item())
         if unit_width is None:
             continue
         law = family(float(f"{width / unit_width:.12g}"))  # 0.04 rather than 0.0399999999999998
-        factor = float(f"{peak / law.pdf(torch.zeros(1, dtype=torch.float64)).item():.9g}")
+        factor = float(f"{peak / law.pdf(zero).item():.9g}")
         if torch.allclose(slope, factor * law.pdf(x), rtol=1e-5, atol=1e-6 * peak):
             return law if abs(factor - 1) < 1e-6 else Weighted(law, factor)
     return None
@@ -137,13 +138,11 @@ def _half_width(gradient: Function, peak: float) -> float | None:
     """Where a bell-shaped function first falls below half of its peak; None if it does not."""
     if not 0 < peak < math.inf:
         return None
-    low, high = 1e-9, 1e6
     grid = torch.logspace(-9, 6, 1501, dtype=torch.float64)
-    for _ in range(5):
+    for _ in range(5):  # each time between two points of the grid before
         below = (gradient(grid) < peak / 2).nonzero()
         if len(below) == 0 or below[0] == 0:
             return None
         first = int(below[0])
-        low, high = grid[first - 1].item(), grid[first].item()
-        grid = torch.linspace(low, high, 1001, dtype=torch.float64)
-    return high
+        grid = torch.linspace(grid[first - 1].item(), grid[first].item(), 1001, dtype=torch.float64)
+    return grid[-1].item()
