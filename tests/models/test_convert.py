@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from crits.watching import neuron_hooks, spiking_neurons
 from models import (
+    IF,
     LIF,
     Gaussian,
+    NoisyIF,
     NoisyLIF,
     ParametricLIF,
     Stream,
@@ -23,8 +25,11 @@ from models import (
     noise_generator,
     noiseless,
     plain,
+    time_first,
 )
+from models.layers import over_time
 from tests.conftest import first_are_fast
+from tools.probes.firing_rates import firing_rates
 
 SIZES = {"alexnet": 64, "inception_v3": 75}  # in pixels; else 32
 CONVERTED = (
@@ -37,7 +42,13 @@ REFUSED = {  # with all that is in the way
     "efficientnet_b0": {"SiLU", "Sigmoid", "stochastic_depth"},
     "mobilenet_v3_small": {"Hardswish", "Hardsigmoid"},
     "regnet_y_400mf": {"Sigmoid"},
-    "swin_t": {"GELU", "shifted_window_attention", "_get_relative_position_bias", "stochastic_depth", "_patch_merging_pad"},
+    "swin_t": {
+        "GELU",
+        "shifted_window_attention",
+        "_get_relative_position_bias",
+        "stochastic_depth",
+        "_patch_merging_pad",
+    },
 }
 
 
@@ -495,3 +506,155 @@ def test_compiled():
     compiled = torch.compile(snn, fullgraph=True)
     torch.testing.assert_close(compiled(x), snn(x))
     torch.testing.assert_close(compiled(x[0]), snn(x[0]))
+
+
+def trained_like(net):
+    """Positive currents, as in trained networks: otherwise hardly a value passes several random layers."""
+    torch.manual_seed(1)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, 0.05 if parameter.dim() == 1 else 0.02, 0.2)
+    return net.eval()
+
+
+@pytest.mark.parametrize("neuron", [None, lambda: NoisyIF(Gaussian(0.01), reset="subtract", v_leak=0.5)])
+def test_a_calibrated_network_approximates_the_original_one_the_better_the_longer(neuron):
+    net = trained_like(Convolutional())
+    x = torch.rand(64, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    snn = convert(net, neuron, calibrate=[(x, None)], quantile=1.0)
+    assert sum(isinstance(module, IF | NoisyIF) for module in snn.modules()) == 4
+    with torch.no_grad():
+        errors = [(snn(x, timesteps=T).mean(0) - net(x)).square().mean() / net(x).var() for T in (4, 32, 256)]
+    assert errors[0] < 0.5 and errors[1] < errors[0] / 4 and errors[2] < min(errors[1] / 4, 1e-3), errors
+
+
+def test_a_calibrated_rectifier_is_a_staircase():
+    """One rectifier, constant current: the mean over time is the nearest of T + 1 levels between 0 and the quantile."""
+    x = torch.cat([torch.linspace(-1, 4, 1001), torch.full((1000,), -1.0)])[:, None]
+    snn = convert(nn.Sequential(nn.Identity(), nn.ReLU()), timesteps=8, calibrate=[x], quantile=0.9)
+    scale = snn.get_submodule("1").scale
+    assert scale.shape == (1,) and abs(scale - 3) < 0.1
+    levels = snn(x).mean(0) / scale * 8
+    expected = (x / scale * 8).round().clamp(0, 8)
+    assert ((levels - expected).abs() < 1e-4).float().mean() > 0.99
+    assert levels.round().unique().tolist() == [float(level) for level in range(9)]
+
+
+def test_scales_differ_between_channels_and_silent_channels_have_one():
+    net = nn.Sequential(nn.Identity(), nn.ReLU())
+    batches = [torch.tensor([[1.0, 0.5, -1.0]]), torch.tensor([[3.0, -1.0, -2.0]])]
+    scale = convert(net, calibrate=batches, quantile=1.0).get_submodule("1").scale
+    torch.testing.assert_close(scale, torch.tensor([2.0, 0.25, 0.02]))
+    assert "1.scale" in convert(net, calibrate=batches).state_dict()
+
+
+POOLS = {
+    "a module": nn.MaxPool2d(2),
+    "with options": nn.MaxPool2d(3, stride=1, padding=1),
+    "adaptive": nn.AdaptiveMaxPool2d(1),
+    "a function": lambda x: F.max_pool2d(x, 2),
+    "with an option": lambda x: F.max_pool2d(input=x, kernel_size=3, stride=2),
+}
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.conv, self.pool, self.relu = nn.Conv2d(2, 4, 3), pool, nn.ReLU()
+
+    def forward(self, x):
+        return self.pool(self.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_calibrated_max_pools_let_the_highest_rate_through(name):
+    pool = POOLS[name]
+    net, x = Pooled(pool), images()[0]
+    snn = convert(net, timesteps=6, calibrate=[x], quantile=1.0)
+    rates = []
+    snn.relu.register_forward_hook(lambda module, args, output: rates.append(output.mean(0)))
+    out = snn(x)
+    torch.testing.assert_close(out.mean(0), pool(rates[0]))
+    spikes = out / snn.relu.scale[:, None, None]
+    assert ((spikes - spikes.round()).abs() < 1e-4).all() and set(spikes.round().unique().tolist()) == {0.0, 1.0}
+    assert convert(net, Rectifier, timesteps=6)(x).shape == out.shape  # without calibration, it is at each step
+    plainly = pool(snn.relu(snn.conv(x).expand(6, -1, -1, -1, -1)).flatten(0, 1)).unflatten(0, (6, 4)).mean(0)
+    assert (plainly > out.mean(0) + 1e-3).any() or name == "with options"
+
+
+def test_steps_of_a_calibrated_stream_are_those_of_the_sequence():
+    net = trained_like(Convolutional())
+    x = images(5)
+    snn = convert(net, calibrate=[x[0]])
+    whole, stream = snn(x), Stream(snn)
+    torch.testing.assert_close(torch.stack([stream(x_t) for x_t in x]), whole)
+    with firing_rates(snn) as record:
+        snn(x)
+    assert list(record.rates()) == ["relu.neuron", "relu_2.neuron", "relu_3.neuron", "relu_4.neuron"]
+    assert all(0 < rate < 1 for rate in record.rates().values())
+
+
+def test_a_calibrated_network_is_trained_copied_saved_and_exported():
+    net = trained_like(Convolutional())
+    x = images(5)
+    snn = convert(net, lambda: NoisyIF(Gaussian(0.2), reset="subtract", v_leak=0.5), calibrate=[x[0]])
+    snn.train()(x).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in snn.parameters())
+    snn.eval()
+    other = convert(net, lambda: NoisyIF(Gaussian(0.2), reset="subtract", v_leak=0.5), calibrate=[2 * x[1]])
+    other.load_state_dict(snn.state_dict())
+    with noiseless(snn), noiseless(other), torch.no_grad():
+        expected = snn(x)
+        assert torch.equal(other(x), expected)
+        program = torch.export.export(plain(pickle.loads(pickle.dumps(snn)), "noiseless"), (x,))
+        torch.testing.assert_close(program.module()(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(calibrate=[]), "nothing to calibrate '1' with: no batch"),
+        (dict(calibrate=[torch.zeros(2, 5)], quantile=0.01), "nothing to calibrate '1' with: the quantiles of all"),
+        (dict(calibrate=[torch.rand(2, 5)], quantile=1.5), r"quantile must be in \(0, 1\], got 1.5"),
+        (dict(calibrate=[torch.rand(2, 5)], neuron=LIF), "calibration takes neurons with decay=1.0, got LIF"),
+        (dict(calibrate=[torch.rand(2, 5)], neuron=IF), "calibration takes neurons with reset='subtract', got IF"),
+        (dict(calibrate=[torch.rand(2, 5)], replace=[nn.GELU]), "only rectifiers, nn.ReLU and nn.ReLU6, can be"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(options, message):
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU())
+    nn.init.constant_(net[0].bias, -1.0)
+    with pytest.raises(ValueError, match=message):
+        convert(net, **options)
+
+
+def small():
+    torch.manual_seed(0)
+    neurons = LIF(), NoisyLIF(Gaussian(0.3), threshold=0.1)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), neurons[0], nn.Flatten(), nn.Linear(64, 8), neurons[1])
+
+
+def test_time_first_runs_layers_of_images_over_time():
+    net, x = small().eval(), 3 * images()
+    over = time_first(net)
+    with noiseless(over):
+        current = over_time(net[1], over_time(net[0], x))
+        wanted = net[5](over_time(net[4], net[2](current).flatten(2)))
+        assert torch.equal(over(x), wanted) and 0 < wanted.mean() < 1
+        assert torch.equal(over(x[0], timesteps=2), over(x[:1].expand(2, -1, -1, -1, -1)))
+        stream = Stream(over)
+        assert torch.equal(torch.stack([stream(x_t) for x_t in x]), wanted)
+    assert [name for name, _ in spiking_neurons(over)] == ["2", "5"]
+    assert over.get_submodule("4") is net[4]
+
+
+def test_time_first_says_what_is_missing():
+    over = time_first(small())
+    with pytest.raises(ValueError, match=r"takes a sequence \[T, B, ...\], time first, or with timesteps=T a batch of"):
+        over(images()[0])
+    with pytest.raises(ValueError, match="Sequential has no spiking neuron"):
+        time_first(mlp())
+
+
+def test_a_stream_of_a_network_over_time_has_time():
+    with pytest.raises(ValueError, match="Convolutional runs over time: give Stream time_first=True"):
+        Stream(converted(), time_first=False)(images()[0])
