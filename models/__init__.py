@@ -7,6 +7,7 @@ from . import interop
 from .base import SpikingNeuron
 from .checkpointing import checkpoint
 from .composed import AdaptiveLIF, Recurrent, Synaptic
+from .convert import convert, time_first
 from .deploy import plain
 from .modes import mean_field, noiseless
 from .names import find_by_both_names
@@ -22,5 +23,6 @@ find_by_both_names()
 __all__ = [
     "IF", "LIF", "AdaptiveLIF", "ArgumentError", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyIF", "NoisyLIF",
     "NoisyParametricLIF", "ParametricLIF", "Recurrent", "SpikingNeuron", "Stream", "Synaptic", "Triangular", "Uniform",
-    "build_model", "build_neuron", "checkpoint", "interop", "mean_field", "noise_generator", "noiseless", "plain",
+    "build_model", "build_neuron", "checkpoint", "convert", "interop", "mean_field", "noise_generator", "noiseless",
+    "plain", "time_first",
 ]  # fmt: skip

@@ -41,7 +41,7 @@ def plain(net: nn.Module, mode: str = "noiseless", timesteps: int | None = None)
     for name, parameter in net.named_parameters():
         if hasattr(parameter, "full_tensor") or hasattr(parameter, "_is_flat_param"):
             raise RuntimeError(f"parameter {name!r} is sharded: copy the weights to a network that is not")
-    ours = _unwrapped_copy(net).requires_grad_(False)
+    ours = unwrapped_copy(net).requires_grad_(False)
     for neuron in switchable(ours, "plain"):
         neuron.mode = mode
     spiking: list[Any] = [module for module in ours.modules() if getattr(module, "emits_spikes", False)]
@@ -63,7 +63,8 @@ class _OfImages(nn.Module):
         return self.net(x, timesteps=self.timesteps)
 
 
-def _unwrapped_copy(net: nn.Module) -> nn.Module:
+def unwrapped_copy(net: nn.Module) -> nn.Module:
+    """A copy without the wrappers of torch.compile, DistributedDataParallel and DataParallel."""
     memo: dict[int, Any] = {}  # of deepcopy: objects that it treats as already copied
     for module in reversed(list(net.modules())):  # from the inside
         wrapped = getattr(module, "_orig_mod", None)  # of torch.compile

@@ -69,6 +69,13 @@ def scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
+def check_timesteps(timesteps: int | None) -> None:
+    """Raise ArgumentError unless this is None or a number of time steps."""
+    if timesteps is not None and (not isinstance(timesteps, int) or isinstance(timesteps, bool) or timesteps < 1):
+        hint = ": give FX concrete_args" if isinstance(timesteps, torch.fx.Proxy) else ""
+        raise ArgumentError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
+
+
 class SpikingNetwork(nn.Module):
     """Base of all networks: normalisation, the stem, and the direct coding of images.
 
@@ -101,9 +108,7 @@ class SpikingNetwork(nn.Module):
         return self.body(current)
 
     def _check_shape(self, x: Tensor, timesteps: int | None) -> None:
-        if timesteps is not None and (not isinstance(timesteps, int) or isinstance(timesteps, bool) or timesteps < 1):
-            hint = ": give FX concrete_args" if isinstance(timesteps, torch.fx.Proxy) else ""
-            raise ArgumentError(f"timesteps must be a whole number of at least 1, got {timesteps!r}{hint}")
+        check_timesteps(timesteps)
         if isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing():
             return  # their shapes are not numbers
         if x.dim() != (5 if timesteps is None else 4) or tuple(x.shape[-3:]) != self.in_shape:

@@ -61,7 +61,7 @@ class SavesSettings(nn.Module):
         if not isinstance(saved, dict):
             warnings.warn(
                 "these weights carry no neuron settings (an earlier version saved them, or they were copied to a plain "
-                f"dictionary); they are used with {_listed(own)}",
+                f"dictionary, as safetensors and timm do); they are used with {_listed(own)}",
                 stacklevel=2,
             )
         elif different := [name for name in {**own, **saved} if own.get(name) != saved.get(name)]:

@@ -50,7 +50,7 @@ class Stream:
 
     @property
     def state(self) -> State:
-        """The state of each neuron, in the order of `net.named_modules`; None is rest."""
+        """The state of each neuron (or layer that `is_streamed`), in the order of `net.named_modules`; None is rest."""
         return self._state
 
     @state.setter
@@ -150,7 +150,7 @@ def _neurons(net: nn.Module) -> dict[nn.Module, tuple[int, str]]:
     """{neuron: (its place in the state, its name)}."""
     found: dict[nn.Module, tuple[int, str]] = {}
     for name, module in net.named_modules():
-        if getattr(module, "emits_spikes", False):
+        if getattr(module, "emits_spikes", False) or getattr(module, "is_streamed", False):
             found[module] = (len(found), name)
     if not found:
         raise ArgumentError(f"{type(net).__name__} has no spiking neuron")

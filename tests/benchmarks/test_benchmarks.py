@@ -7,9 +7,9 @@ import sys
 import pytest
 
 
-def lines(repository, script, *flags, as_module=False, cwd=None):
+def lines(repository, script, *flags, as_module=False, cwd=None, repeats=("--repeats", "1")):
     start = ["-m", f"benchmarks.{script}"] if as_module else [str(repository / "benchmarks" / f"{script}.py")]
-    command = [sys.executable, *start, *flags, "--repeats", "1"]
+    command = [sys.executable, *start, *flags, *repeats]
     done = subprocess.run(command, cwd=cwd or repository, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -38,3 +38,14 @@ def test_steps(repository):
     for line in found:
         assert line["train_s"]["median"] > 0 < line["infer_s"]["median"] and line["peak_memory_mib"] > 0
     assert found[0]["train_ratio_to_relu"] == found[0]["infer_ratio_to_relu"] == found[0]["memory_ratio_to_relu"] == 1
+
+
+@pytest.mark.slow
+def test_conversions(repository, tmp_path):
+    pytest.importorskip("spikingjelly")
+    net = tmp_path / "net.pt"
+    flags = ["--width", "4", "--epochs", "1", "--tuning_epochs", "1", "--timesteps", "2", "--limit", "100"]
+    found = lines(repository, "convert", *flags, "--tuning_timesteps", "2", "--net", str(net), repeats=())
+    assert net.exists() and all(0 <= line["accuracy"] <= 1 for line in found)
+    conversions = [line["conversion"] for line in found]
+    assert conversions[0] == "none: ReLU" and len({*conversions}) == len(conversions) == 10

@@ -1,0 +1,114 @@
+"""From a trained rectifier network to spikes: what `models.convert` puts in the places of rectifiers and max pools."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .contexts import STREAM
+from .kernels.common import arithmetic_dtype
+from .layers import over_time
+from .parameters import ArgumentError
+from .tracing import in_mode
+
+
+class Balanced(nn.Module):
+    """A neuron in the place of a rectifier: its threshold of 1 stands for `scale`, above which the rate saturates.
+
+    Shape:
+        x [T, B, C, ...], scale [C] -> spikes * scale, as x.
+    """
+
+    scale: Tensor
+
+    def __init__(self, neuron: nn.Module, scale: Tensor) -> None:
+        super().__init__()
+        self.neuron = neuron
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.scale.to(x.dtype).reshape(-1, *(1,) * (x.dim() - 3))
+        return self.neuron(x / scale) * scale
+
+
+class MaxOfSums(nn.Module):
+    """Max pooling by the sums over time: out[1] + ... + out[t] = pool(x[1] + ... + x[t]).
+
+    The mean over time is thus the pool of the means, which pooling at each step would exceed, and of spikes of one size
+    each output is again a spike of this size or 0.
+
+    Args:
+        pool: [B, C, ...] -> [B, C, ...].
+
+    Shape:
+        x [T, B, C, ...] -> the pooled sequence.
+
+    Note:
+        Rueckauer et al. 2017 (see `models.convert`) let the input of the highest rate through, to the same end.
+    """
+
+    is_streamed = True  # a `Stream` keeps its state, the sum [B, C, ...]
+
+    def __init__(self, pool: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (stream := STREAM.get()) is not None:
+            return stream.advance(self, x)
+        return self.run(x)[0]
+
+    def run(self, x: Tensor, state: Tensor | None = None, keep_state: bool = True) -> tuple[Tensor, Tensor]:
+        """As `SpikingNeuron.run`."""
+        sums = x.to(arithmetic_dtype(x.dtype)).cumsum(0)
+        if state is not None:
+            sums = sums + state
+        pooled = over_time(self.pool, sums)
+        before = torch.zeros_like(pooled[:1]) if state is None else self.pool(state).unsqueeze(0)
+        return torch.diff(pooled, dim=0, prepend=before).to(x.dtype), sums[-1]
+
+
+class Recorder(nn.Module):
+    """A rectifier that notes a quantile of its values in each channel: x [T, B, C, ...] -> the same."""
+
+    def __init__(self, rectifier: nn.Module, quantile: float) -> None:
+        super().__init__()
+        self.rectifier, self.quantile = rectifier, quantile
+        self.found: list[Tensor] = []  # [C] for each batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rectifier(x)
+        values = x.flatten(0, 1).transpose(0, 1).flatten(1).float()  # [C, values]
+        rank = max(1, round(self.quantile * values.shape[1]))
+        self.found.append(values.kthvalue(rank).values)
+        return x
+
+
+@torch.no_grad()
+def scales(net: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """{name of a `Recorder` in a network over time: scale of each channel [C]}, the mean of its quantiles in batches.
+
+    Raises:
+        ArgumentError: if a recorder gets no values, or nothing but zeros.
+    """
+    with in_mode(net, False):
+        for batch in batches:
+            x = batch[0] if isinstance(batch, tuple | list) else batch
+            net(x.to(device_of(net)), timesteps=1)
+    found = {}
+    for name, recorder in net.named_modules():
+        if isinstance(recorder, Recorder):
+            if not recorder.found:
+                raise ArgumentError(f"nothing to calibrate {name!r} with: no batch, or it runs in training mode alone")
+            scale = torch.stack(recorder.found).mean(0)
+            if not scale.max() > 0:
+                raise ArgumentError(f"nothing to calibrate {name!r} with: the quantiles of all its channels are 0")
+            found[name] = scale.clamp(min=1e-2 * scale.max())  # a channel that is silent here need not always be
+    return found
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer."""
+    return next((tensor.device for tensor in itertools.chain(net.parameters(), net.buffers())), torch.device("cpu"))

@@ -1,0 +1,233 @@
+"""Networks over time: `convert` makes neurons of activations, `time_first` takes networks that have neurons."""
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules import activation as activations
+
+from .calibration import Balanced, MaxOfSums, Recorder, device_of, scales
+from .deploy import unwrapped_copy
+from .layers import MakeNeuron, check_timesteps
+from .neurons import IF
+from .parameters import ArgumentError
+from .tracing import OverTime, Site, is_neuron, traced
+
+RECTIFIERS = (nn.ReLU, nn.ReLU6)
+# By the names of their functions: nn.LeakyReLU is F.leaky_relu, torch.leaky_relu_ and more.
+ACTIVATIONS: dict[str, type[nn.Module]] = {name.lower(): getattr(activations, name) for name in activations.__all__}
+CLAMPS = ("clamp", "clampmin", "clampmax", "clip")  # rectifiers in disguise
+COMPARISONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)  # these stay, as pooling does
+OPAQUE = ("torch.nn.modules.rnn", "torch.nn.modules.transformer")  # layers with activations inside
+KNOWN = ("torch", "_operator", "builtins", "math")  # functions from elsewhere may have activations inside
+MAX_POOLS = tuple(f"{kind}maxpool{count}d" for kind in ("", "adaptive") for count in (1, 2, 3))
+Classes = tuple[type[nn.Module], ...]
+
+
+def convert(
+    net: nn.Module,
+    neuron: MakeNeuron | None = None,
+    timesteps: int = 4,
+    replace: Collection[type[nn.Module]] = RECTIFIERS,
+    calibrate: Iterable[Any] | None = None,
+    quantile: float = 0.999,
+) -> OverTime:
+    """A copy of `net` that runs over time and has a neuron at each call of an activation; see `OverTime`.
+
+    Modules and functions are found by following `forward` with torch.fx. A module that is called several times becomes
+    as many neurons. Where batch normalisation is in training mode, its statistics are over time as well.
+
+    Args:
+        net: any network with one input [B, ...], whose `forward` torch.fx can follow.
+        neuron: zero-argument callable that makes a fresh neuron. With `calibrate`, one with decay=1, reset="subtract"
+            and threshold=1, by default IF(reset="subtract", v_leak=0.5), which starts at half the threshold.
+        timesteps: for how many steps T samples are shown, unless the call says otherwise.
+        replace: classes of the activations that become neurons, be they modules or functions.
+        calibrate: batches of samples, or tuples that begin with one, as from a DataLoader. The mean over time of the
+            outputs then approximates the output of the trained network `net`, the better the longer: its rectifiers
+            become neurons with balanced thresholds (`Balanced`), its max pools go by sums over time (`MaxOfSums`).
+        quantile: of the values of each channel of a rectifier; a neuron that fires at every step stands for it. A lower
+            one cuts off more values, but resolves the others better in few steps.
+
+    Raises:
+        ArgumentError: if other activations are in the way, if torch.fx cannot follow the network, if it has no
+            activation to replace, or if it cannot be calibrated.
+
+    Note:
+        Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for image
+        classification", Frontiers in Neuroscience 11, 2017: thresholds from quantiles. Bu et al., "Optimized potential
+        initialization for low-latency spiking neural networks", AAAI 2022: the start at half the threshold.
+    """
+    check_timesteps(timesteps)
+    replace = tuple(replace)
+    if not 0 < quantile <= 1:
+        raise ArgumentError(f"quantile must be in (0, 1], got {quantile}")
+    make = _checked(neuron, replace, calibrate is not None)
+    net = unwrapped_copy(net)
+    sites, replaced = {}, {}
+    for mode in (True, False):
+        graph = traced(net, mode, replace)
+        calls: dict[fx.Node, Any] = {**_activations(net, graph, replace)}
+        if calibrate is not None:
+            calls.update(_max_pools(net, graph))
+        sites[mode] = _sites(net, calls)
+        replaced.update({site.name: calls[site.node] for site in sites[mode]})
+    _check_modes(net, sites)
+    for name, call in replaced.items():
+        if not isinstance(call, type):
+            _put(net, name, MaxOfSums(call))
+        else:
+            _put(net, name, make() if calibrate is None else Recorder(call(), quantile))
+    over_time = OverTime(net, sites, timesteps)
+    if calibrate is not None:
+        for name, scale in scales(over_time, calibrate).items():
+            _put(over_time, name, Balanced(make(), scale))
+    return over_time
+
+
+def time_first(net: nn.Module) -> OverTime:
+    """`net`, whose neurons take [T, B, ...] but whose other layers take [B, ...], over time; see `OverTime`.
+
+    For instance nn.Sequential(nn.Conv2d(3, 64, 3), LIF(), nn.Flatten(), nn.Linear(57600, 10)). It shares the modules of
+    `net`.
+
+    Raises:
+        ArgumentError: if it has no neuron, or torch.fx cannot follow it.
+    """
+    sites = {}
+    for mode in (True, False):
+        calls = [node for node in traced(net, mode).nodes if node.op == "call_module"]
+        sites[mode] = [Site(node, node.target) for node in calls if is_neuron(net.get_submodule(node.target))]
+        if not sites[mode]:
+            raise ArgumentError(f"{type(net).__name__} has no spiking neuron")
+    return OverTime(net, sites, None)
+
+
+def _checked(neuron: MakeNeuron | None, replace: Classes, is_calibrated: bool) -> MakeNeuron:
+    """The function that makes a neuron; ArgumentError if it, or what it is to replace, does not do."""
+    if neuron is None and not is_calibrated:
+        raise ArgumentError("give a neuron, such as neuron=LIF, or calibrate, the batches to balance a trained network")
+    if isinstance(neuron, nn.Module):
+        raise ArgumentError(f"neuron must be a function that makes a fresh neuron: neuron=lambda: {neuron}")
+    make = neuron or functools.partial(IF, reset="subtract", v_leak=0.5)
+    if is_calibrated:
+        if not all(issubclass(kind, RECTIFIERS) for kind in replace):
+            raise ArgumentError("only rectifiers, nn.ReLU and nn.ReLU6, can be calibrated")
+        example = make()
+        for name, wanted in (("decay", 1.0), ("reset", "subtract"), ("threshold", 1.0)):
+            if getattr(example, name, None) != wanted:
+                raise ArgumentError(f"calibration takes neurons with {name}={wanted!r}, got {example}")
+    return make
+
+
+def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.Node, type[nn.Module]]:
+    """The calls of the activations to be replaced, and their classes; ArgumentError if others are in the way."""
+    found: dict[fx.Node, type[nn.Module]] = {}
+    others: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        kind = _kind(net, node, replace)
+        if isinstance(kind, type) and issubclass(kind, replace):
+            found[node] = kind
+        elif kind is not None:
+            others.setdefault(getattr(kind, "__name__", str(kind)), []).append(_path(node))
+    if others:
+        listed = [f"{kind} ({len(paths)}, the first at {paths[0]!r})" for kind, paths in others.items()]
+        raise ArgumentError(
+            f"{type(net).__name__} cannot be converted, for these would stay: {', '.join(listed)}; `replace` takes the "
+            "classes of more activations"
+        )
+    if not found:
+        raise ArgumentError(f"{type(net).__name__} calls none of {', '.join(kind.__name__ for kind in replace)}")
+    return found
+
+
+def _kind(net: nn.Module, node: fx.Node, replace: Classes) -> type[nn.Module] | str | None:
+    """The class of the activation that a node calls, or the name of what may have one inside; None for the rest."""
+    if node.op == "call_module":
+        module = net.get_submodule(str(node.target))
+        home = type(module).__module__
+        is_activation = home == activations.__name__ and not isinstance(module, COMPARISONS)
+        if is_activation or isinstance(module, replace) or home in OPAQUE or is_neuron(module):
+            return type(module)
+    if node.op in ("call_function", "call_method"):
+        name = _plain(_function(node))
+        if name in ACTIVATIONS:
+            return None if issubclass(ACTIVATIONS[name], COMPARISONS) else ACTIVATIONS[name]
+        home = getattr(node.target, "__module__", None) or "torch"
+        is_known = home.partition(".")[0] in KNOWN or isinstance(node.target, type)  # a class: a tuple of outputs
+        if name in CLAMPS or not is_known:
+            return _function(node)
+    return None
+
+
+def _max_pools(net: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[..., Any]]:
+    """The calls of max pooling, and the pools."""
+    found: dict[fx.Node, Callable[..., Any]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = net.get_submodule(str(node.target))
+            if _plain(type(module).__name__) in MAX_POOLS:
+                found[node] = module
+        elif node.op == "call_function" and _plain(_function(node)) in MAX_POOLS:
+            options = {name: value for name, value in node.kwargs.items() if name != "input"}
+            found[node] = functools.partial(_pooled, node.target, node.args[1:], options)
+    return found
+
+
+def _pooled(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], x: Any) -> Any:
+    return function(x, *args, **options)
+
+
+def _function(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else node.target.__name__
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _path(node: fx.Node) -> str:
+    """The name of the module that a node calls; for a function, below the module whose `forward` calls it."""
+    if node.op == "call_module":
+        return str(node.target)
+    owners = node.meta.get("nn_module_stack")
+    owner = next(reversed(owners.values()))[0] if owners else ""
+    return f"{owner}.{_function(node).strip('_')}".lstrip(".")
+
+
+def _sites(net: nn.Module, calls: Iterable[fx.Node]) -> list[Site]:
+    """The calls with a name for each: that of the module that is called, unless it was before; else a new one."""
+    found: dict[str, Site] = {}
+    for node in calls:
+        path = _path(node)
+        for name in itertools.chain([path], (f"{path}_{number}" for number in itertools.count(2))):
+            owner, _, own = name.rpartition(".")
+            is_module = node.op == "call_module" and name == path
+            if name not in found and (is_module or not hasattr(net.get_submodule(owner), own)):
+                found[name] = Site(node, name, _is_in_place(net, node))
+                break
+    return list(found.values())
+
+
+def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return getattr(net.get_submodule(str(node.target)), "inplace", False)
+    return _function(node).endswith("_") or any(value is True for value in (*node.args, node.kwargs.get("inplace")))
+
+
+def _check_modes(net: nn.Module, sites: dict[bool, list[Site]]) -> None:
+    """Raise ArgumentError if training and evaluation mode may mean different calls by one name."""
+    names = [{site.name for site in found} for found in sites.values()]
+    both, either = ({name.rpartition(".")[0] for name in some} for some in (names[0] & names[1], names[0] ^ names[1]))
+    if both & either:
+        where = ", ".join(repr(name or type(net).__name__) for name in sorted(both & either))
+        raise ArgumentError(f"other activations are called in training than in evaluation mode by {where}")
+
+
+def _put(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Make `module` a submodule under this name, on the device of the network and in its mode."""
+    owner, _, own = name.rpartition(".")
+    setattr(net.get_submodule(owner), own, module.to(device_of(net)).train(net.training))

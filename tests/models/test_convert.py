@@ -1,0 +1,660 @@
+"""Networks for single samples, converted to networks over time."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from crits.watching import neuron_hooks, spiking_neurons
+from models import (
+    IF,
+    LIF,
+    Gaussian,
+    NoisyIF,
+    NoisyLIF,
+    ParametricLIF,
+    Stream,
+    convert,
+    mean_field,
+    noise_generator,
+    noiseless,
+    plain,
+    time_first,
+)
+from models.layers import over_time
+from tests.conftest import first_are_fast
+from tools.probes.firing_rates import firing_rates
+
+SIZES = {"alexnet": 64, "inception_v3": 75}  # in pixels; else 32
+CONVERTED = (
+    "resnet18", "mobilenet_v2", "densenet121", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5",
+    "inception_v3", "regnet_x_400mf", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "alexnet", "vgg11", "vgg11_bn",
+)  # fmt: skip
+REFUSED = {  # with all that is in the way
+    "convnext_tiny": {"GELU", "stochastic_depth"},
+    "vit_b_16": {"GELU", "MultiheadAttention"},
+    "efficientnet_b0": {"SiLU", "Sigmoid", "stochastic_depth"},
+    "mobilenet_v3_small": {"Hardswish", "Hardsigmoid"},
+    "regnet_y_400mf": {"Sigmoid"},
+    "swin_t": {
+        "GELU",
+        "shifted_window_attention",
+        "_get_relative_position_bias",
+        "stochastic_depth",
+        "_patch_merging_pad",
+    },
+}
+
+
+class Rectifier(nn.Module):
+    """In the place of a neuron: what it replaces, at each step."""
+
+    def forward(self, x):
+        assert x.dim() in (3, 5)
+        return torch.relu(x)
+
+
+class Rectifier6(nn.Module):
+    def forward(self, x):
+        return F.relu6(x)
+
+
+class Rectifications(TorchDispatchMode):
+    """Counts the calls of ReLU and ReLU6, however they are written."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__.rstrip("_") in ("relu", "hardtanh")
+        return function(*args, **kwargs or {})
+
+
+class Convolutional(nn.Module):
+    """One ReLU module that is called three times, one functional ReLU, a pool, batch normalisation, a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool, self.head = nn.MaxPool2d(2), nn.Linear(54, 3)
+
+    def forward(self, x):
+        x = self.relu(self.norm1(self.conv1(x)))
+        x = self.relu(self.norm2(self.conv2(x)) + x)
+        x = self.relu(self.conv2(self.pool(x)))
+        return self.head(F.relu(x, inplace=True).flatten(1))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def images(timesteps=3):
+    return torch.rand(timesteps, 4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def converted(neuron=LIF, timesteps=3, **options):
+    torch.manual_seed(0)
+    net = Convolutional().eval()
+    for norm in (net.norm1, net.norm2):  # so that there are spikes
+        nn.init.constant_(norm.bias, 1.0)
+    return convert(net, neuron, timesteps, **options)
+
+
+def of_torchvision(name):
+    options = dict(init_weights=False, aux_logits=False) if name in ("googlenet", "inception_v3") else {}
+    torch.manual_seed(0)
+    return torchvision.models.get_model(name, num_classes=5, **options).eval()
+
+
+@pytest.mark.parametrize("name", first_are_fast(CONVERTED, 3))
+def test_networks_of_torchvision_are_converted_whole(name):
+    net = of_torchvision(name)
+    size = SIZES.get(name, 32)
+    x = torch.rand(2, 2, 3, size, size)
+    with torch.no_grad(), Rectifications() as calls:
+        expected = net(x[0])
+    wanted = torch.stack([expected, net(x[1]).detach()])
+
+    same = convert(net, Rectifier6 if name in ("mobilenet_v2",) else Rectifier)
+    assert sum(isinstance(module, Rectifier | Rectifier6) for module in same.modules()) == calls.count > 5
+    torch.testing.assert_close(same(x), wanted, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(same(x[0], timesteps=2), wanted[:1].expand(2, -1, -1), rtol=1e-4, atol=1e-7)
+
+    snn = convert(net.train(), lambda: NoisyLIF(Gaussian(0.5)), timesteps=2)
+    assert len(spiking_neurons(snn)) == calls.count
+    logits = snn(x[0])
+    assert logits.shape == (2, 2, 5)
+    logits.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in snn.parameters())
+    assert snn.state_dict().keys() == net.state_dict().keys()
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet26t", marks=pytest.mark.slow)])
+def test_residual_networks_of_timm_are_converted_whole(name):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model(name, num_classes=5).eval()
+    x = torch.rand(2, 2, 3, 32, 32)
+    with torch.no_grad(), Rectifications() as calls:
+        expected = torch.stack([net(image) for image in x])
+    same = convert(net, Rectifier)
+    assert 2 * sum(isinstance(module, Rectifier) for module in same.modules()) == calls.count
+    torch.testing.assert_close(same(x), expected)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_networks_with_other_activations_are_refused_by_name(name):
+    with torch.device("cpu" if "regnet" in name else "meta"):
+        net = torchvision.models.get_model(name)
+    with pytest.raises(ValueError, match="cannot be converted, for these would stay: ") as error:
+        convert(net, LIF)
+    listed = str(error.value).split("stay: ")[1]
+    assert {part.split(" (")[0] for part in listed.split("), ")} == REFUSED[name]
+
+
+def test_a_multilayer_perceptron():
+    net = mlp()
+    snn = convert(net, LIF, timesteps=2)
+    assert snn(torch.rand(7, 5)).shape == (2, 7, 3) and snn(torch.rand(4, 7, 5)).shape == (4, 7, 3)
+    assert isinstance(snn.get_submodule("1"), LIF) and isinstance(net[1], nn.ReLU)
+    x = torch.rand(4, 7, 5)
+    torch.testing.assert_close(convert(net, Rectifier)(x), net(x))
+
+
+class Functional(nn.Module):
+    """An activation written as a function, after a linear layer `self.layer`, before another."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.last, self.function = nn.Linear(5, 8), nn.Linear(8, 3), function
+
+    def forward(self, x):
+        return self.last(self.function(self.layer(x)))
+
+
+def statement(x):
+    x.relu_()
+    return x + 1
+
+
+def used_before_and_after(x):
+    y = 2 * x
+    z = F.relu(x, True)
+    return x + y - z
+
+
+FUNCTIONS = {
+    "F.relu": F.relu,
+    "F.relu(inplace)": lambda x: F.relu(x, inplace=True),
+    "F.relu(x, True)": lambda x: F.relu(x, True),
+    "F.relu_": F.relu_,
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "x.relu()": lambda x: x.relu(),
+    "x.relu_()": lambda x: x.relu_(),
+    "a statement": statement,
+    "used before and after": used_before_and_after,
+    "as a keyword": lambda x: F.relu(input=x),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_replaced(name):
+    net, x = Functional(FUNCTIONS[name]), torch.randn(2, 7, 5)
+    snn = convert(net, Rectifier)
+    assert [name for name, module in snn.named_modules() if isinstance(module, Rectifier)] == ["relu"]
+    torch.testing.assert_close(snn(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "same"),
+    [(F.relu6, nn.ReLU6, F.relu6), (F.hardtanh, nn.Hardtanh, F.hardtanh), (torch.sigmoid, nn.Sigmoid, torch.sigmoid)],
+)
+def test_other_classes_may_be_replaced(function, kind, same):
+    net, x = Functional(function), torch.randn(2, 7, 5)
+    for original in (net, nn.Sequential(net.layer, kind(), net.last)):
+        snn = convert(original, lambda: Functional(same).requires_grad_(False), replace=[kind])
+        found = [module for module in snn.modules() if isinstance(module, Functional)]
+        assert len(found) == 1
+        found[0].layer = found[0].last = nn.Identity()
+        torch.testing.assert_close(snn(x), net(x))
+
+
+REFUSED_FUNCTIONS = {
+    "clamp": lambda x: x.clamp(min=0),
+    "GELU": F.gelu,
+    "LeakyReLU": lambda x: F.leaky_relu(x, 0.1),
+    "Hardtanh": lambda x: F.hardtanh(x, 0, 6),
+    "Sigmoid": lambda x: x * x.sigmoid(),
+    "Tanh": lambda x: torch.tanh_(x),
+    "Softplus": F.softplus,
+    "LogSigmoid": F.logsigmoid,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_FUNCTIONS)
+def test_other_functions_are_in_the_way(name):
+    net = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), Functional(REFUSED_FUNCTIONS[name]))
+    with pytest.raises(ValueError, match=rf"these would stay: {name} \(1, the first at '2\.\w+'\)"):
+        convert(net, LIF)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.LSTM(5, 5), nn.TransformerEncoderLayer(5, 1, activation=F.relu), nn.MultiheadAttention(5, 1), LIF()]
+)
+def test_layers_with_activations_inside_are_in_the_way(layer):
+    class Layered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return torch.relu(self.layer(x))
+
+    with pytest.raises(ValueError, match=rf"these would stay: {type(layer).__name__} \(1, the first at 'layer'\)"):
+        convert(Layered(), LIF)
+
+
+def test_comparisons_of_classes_stay():
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 3)
+
+        def forward(self, x):
+            return F.log_softmax(F.relu(self.layer(x)), 1)
+
+    net, x = Classifier(), torch.randn(2, 7, 5)
+    torch.testing.assert_close(convert(net, Rectifier)(x), torch.stack([net(step) for step in x]))
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return F.relu(x) if x.sum() > 0 else x
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, y):
+        return F.relu(x + y)
+
+
+class Rest(nn.Module):
+    def forward(self, x, *rest):
+        return F.relu(x)
+
+
+class ByMode(nn.Module):
+    def forward(self, x):
+        return F.relu(F.relu(x) - 1) if self.training else F.relu(x - 1)
+
+
+class ViewInPlace(nn.Module):
+    def forward(self, x):
+        y = 2 * x
+        y.flatten().relu_()
+        return y
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Branching(), "torch.fx cannot follow Branching.forward in training mode: symbolically traced variables"),
+        (TwoInputs(), "TwoInputs takes several inputs: x, y"),
+        (Rest(), r"Rest.forward must name its arguments, has \*rest"),
+        (ByMode(), "other activations are called in training than in evaluation mode by 'ByMode'"),
+        (ViewInPlace(), "the result of 'relu' is not used, so perhaps it changes a view in place"),
+        (nn.Linear(3, 3), "Linear calls none of ReLU, ReLU6"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(net, message):
+    with pytest.raises(ValueError, match=message):
+        convert(net, LIF)
+
+
+def test_arguments():
+    with pytest.raises(ValueError, match="give a neuron, such as neuron=LIF, or calibrate"):
+        convert(mlp())
+    with pytest.raises(ValueError, match=r"neuron must be a function that makes a fresh neuron: neuron=lambda: LIF\("):
+        convert(mlp(), LIF())
+    with pytest.raises(ValueError, match="timesteps must be a whole number of at least 1, got 0"):
+        convert(mlp(), LIF, timesteps=0)
+    with pytest.raises(ValueError, match="timesteps must be a whole number of at least 1, got 0"):
+        converted()(images()[0], timesteps=0)
+
+
+def test_each_call_has_its_own_neuron_and_other_modules_keep_their_names():
+    snn = converted(ParametricLIF)
+    names = [name for name, module in snn.named_modules() if isinstance(module, ParametricLIF)]
+    assert sorted(names) == ["relu", "relu_2", "relu_3", "relu_4"]
+    before = Convolutional().state_dict().keys()
+    assert snn.state_dict().keys() == before | {f"{name}.decay_logit" for name in names}
+    used = []
+    with neuron_hooks(snn, lambda name, neuron, spikes, continues: used.append((name, tuple(spikes.shape)))):
+        snn(images())
+    assert used == [(name, (3, 4, 6, 6, 6)) for name in names[:2]] + [(name, (3, 4, 6, 3, 3)) for name in names[2:]]
+
+
+def test_a_free_name_is_found():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.relu, self.relu_2, self.layer = nn.ReLU(), nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.relu(F.relu(self.relu_2(self.relu(self.layer(x)))) - 0.1)
+
+    net, x = Named(), torch.randn(2, 3, 5)
+    snn = convert(net, Rectifier)
+    assert [name for name, module in snn.named_modules() if isinstance(module, Rectifier)] == [
+        "relu",
+        "relu_3",
+        "relu_4",
+    ]
+    torch.testing.assert_close(snn(x), net(x))
+
+
+def test_a_layer_can_be_exchanged_afterwards():
+    snn = converted()
+    snn.head = nn.Linear(54, 7)
+    assert snn(images()).shape == (3, 4, 7)
+
+
+def test_the_first_layers_run_once_on_samples():
+    snn, batches = converted(), []
+    snn.norm1.register_forward_hook(lambda module, args, output: batches.append(len(output)))
+    snn.norm2.register_forward_hook(lambda module, args, output: batches.append(len(output)))
+    still = snn(images()[0])
+    assert torch.equal(still, snn(images()[:1].expand(3, -1, -1, -1, -1)))
+    assert batches == [4, 12, 12, 12]
+    assert snn(images()[0], timesteps=5).shape == (5, 4, 3)
+
+
+def test_layers_before_a_shortcut_run_once_on_samples():
+    class Early(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(F.relu(x) + x)
+
+    net, x = Early(), torch.randn(7, 5)
+    snn, batches = convert(net, Rectifier, timesteps=2), []
+    snn.first.register_forward_hook(lambda module, args, output: batches.append(len(output)))
+    torch.testing.assert_close(snn(x), net(x).expand(2, -1, -1))
+    assert batches == [7]
+
+
+def test_batch_normalisation_is_over_time():
+    snn, x = converted(Rectifier).train(), images()
+    net = Convolutional().train()
+    net.load_state_dict(snn.state_dict())
+    expected = net(x.flatten(0, 1)).unflatten(0, (3, 4))
+    torch.testing.assert_close(snn(x), expected)
+    torch.testing.assert_close(snn.norm2.running_var, net.norm2.running_var)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 6), (3, 3, 4, 2, 6, 6), (2,)])
+def test_inputs_of_other_shapes_are_refused_in_words(shape):
+    message = (
+        r"Convolutional runs over time: it takes a sequence \[T, B, ...\], time first, or with timesteps=T a batch "
+    )
+    with pytest.raises(ValueError, match=message + r"of samples \[B, ...\], 4-dimensional; got \["):
+        converted()(torch.rand(shape))
+
+
+def test_dropout_is_that_of_the_present_mode():
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 50)
+
+        def forward(self, x, share=0.5):
+            return F.dropout(F.relu(self.layer(x)), share, self.training)
+
+    net, x = Dropping(), torch.rand(2, 3, 5)
+    snn = convert(net.eval(), Rectifier)
+    assert not snn.training
+    torch.testing.assert_close(snn(x), net(x))
+    assert 0.6 < (snn.train()(x) == 0).float().mean() < 0.9
+
+
+@pytest.mark.slow
+def test_auxiliary_outputs_in_training():
+    net = torchvision.models.googlenet(num_classes=5, init_weights=False)
+    snn = convert(net, LIF)
+    outputs = snn(torch.rand(2, 2, 3, 32, 32))
+    assert [output.shape for output in outputs] == 3 * [(2, 2, 5)]
+    assert type(outputs) is torchvision.models.GoogLeNetOutputs and outputs.aux_logits1.std() > 0
+    assert snn.eval()(torch.rand(2, 2, 3, 32, 32)).shape == (2, 2, 5)
+
+
+def test_wrapped_networks_are_unwrapped():
+    net, x = mlp(), torch.randn(2, 3, 5)
+    snn = convert(torch.compile(net), Rectifier)
+    torch.testing.assert_close(snn(x), net(x))
+
+
+def test_steps_of_a_stream_are_those_of_the_sequence():
+    for snn in (converted(), converted(lambda: NoisyLIF(Gaussian(0.3)))):
+        with noiseless(snn):
+            whole, stream = snn(images()), Stream(snn)
+            assert len(stream.state) == 4
+            torch.testing.assert_close(torch.stack([stream(x_t) for x_t in images()]), whole)
+        assert whole.std() > 0
+
+
+def test_modes_and_generators():
+    snn, x = converted(lambda: NoisyLIF(Gaussian(0.3))), images()
+    with noise_generator(torch.Generator().manual_seed(1)):
+        first = snn(x)
+    with noise_generator(torch.Generator().manual_seed(1)):
+        assert torch.equal(snn(x), first)
+    assert not torch.equal(snn(x), first)
+    for mode in (noiseless, mean_field):
+        with mode(snn):
+            assert torch.equal(snn(x), snn(x)) and not torch.equal(snn(x), first)
+
+
+@pytest.mark.parametrize("is_copied", [copy.deepcopy, lambda snn: pickle.loads(pickle.dumps(snn))])
+def test_copies(is_copied):
+    snn, x = converted(ParametricLIF), images()
+    other = is_copied(snn)
+    assert torch.equal(other(x), snn(x)) and torch.equal(other(x[0]), snn(x[0]))
+    with torch.no_grad():
+        other.head.bias += 1
+    torch.testing.assert_close(other(x), snn(x) + 1)
+
+
+def test_state_dictionaries():
+    snn, other, x = converted(ParametricLIF), convert(Convolutional().eval(), ParametricLIF), images()
+    file = io.BytesIO()
+    torch.save(snn.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(x), snn(x))
+
+
+@pytest.mark.parametrize("mode", ["noiseless", "mean_field"])
+def test_exported(mode):
+    snn, x = converted(lambda: NoisyLIF(Gaussian(0.3))), images()
+    with {"noiseless": noiseless, "mean_field": mean_field}[mode](snn), torch.no_grad():
+        expected, still = snn(x), snn(x[0], timesteps=3)
+    batch = torch.export.Dim("B")
+    program = torch.export.export(plain(snn, mode), (x,), dynamic_shapes=({1: batch},))
+    torch.testing.assert_close(program.module()(x), expected)
+    program = torch.export.export(plain(snn, mode, timesteps=3), (x[0],), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(x[0]), still)
+    traced = torch.fx.symbolic_trace(plain(snn, mode, timesteps=3))
+    torch.testing.assert_close(traced(x[0]), still)
+
+
+@pytest.mark.slow
+def test_compiled():
+    snn, x = converted(), images()
+    compiled = torch.compile(snn, fullgraph=True)
+    torch.testing.assert_close(compiled(x), snn(x))
+    torch.testing.assert_close(compiled(x[0]), snn(x[0]))
+
+
+def trained_like(net):
+    """Positive currents, as in trained networks: otherwise hardly a value passes several random layers."""
+    torch.manual_seed(1)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, 0.05 if parameter.dim() == 1 else 0.02, 0.2)
+    return net.eval()
+
+
+@pytest.mark.parametrize("neuron", [None, lambda: NoisyIF(Gaussian(0.01), reset="subtract", v_leak=0.5)])
+def test_a_calibrated_network_approximates_the_original_one_the_better_the_longer(neuron):
+    net = trained_like(Convolutional())
+    x = torch.rand(64, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    snn = convert(net, neuron, calibrate=[(x, None)], quantile=1.0)
+    assert sum(isinstance(module, IF | NoisyIF) for module in snn.modules()) == 4
+    with torch.no_grad():
+        errors = [(snn(x, timesteps=T).mean(0) - net(x)).square().mean() / net(x).var() for T in (4, 32, 256)]
+    assert errors[0] < 0.5 and errors[1] < errors[0] / 4 and errors[2] < min(errors[1] / 4, 1e-3), errors
+
+
+def test_a_calibrated_rectifier_is_a_staircase():
+    """One rectifier, constant current: the mean over time is the nearest of T + 1 levels between 0 and the quantile."""
+    x = torch.cat([torch.linspace(-1, 4, 1001), torch.full((1000,), -1.0)])[:, None]
+    snn = convert(nn.Sequential(nn.Identity(), nn.ReLU()), timesteps=8, calibrate=[x], quantile=0.9)
+    scale = snn.get_submodule("1").scale
+    assert scale.shape == (1,) and abs(scale - 3) < 0.1
+    levels = snn(x).mean(0) / scale * 8
+    expected = (x / scale * 8).round().clamp(0, 8)
+    assert ((levels - expected).abs() < 1e-4).float().mean() > 0.99
+    assert levels.round().unique().tolist() == [float(level) for level in range(9)]
+
+
+def test_scales_differ_between_channels_and_silent_channels_have_one():
+    net = nn.Sequential(nn.Identity(), nn.ReLU())
+    batches = [torch.tensor([[1.0, 0.5, -1.0]]), torch.tensor([[3.0, -1.0, -2.0]])]
+    scale = convert(net, calibrate=batches, quantile=1.0).get_submodule("1").scale
+    torch.testing.assert_close(scale, torch.tensor([2.0, 0.25, 0.02]))
+    assert "1.scale" in convert(net, calibrate=batches).state_dict()
+
+
+POOLS = {
+    "a module": nn.MaxPool2d(2),
+    "with options": nn.MaxPool2d(3, stride=1, padding=1),
+    "adaptive": nn.AdaptiveMaxPool2d(1),
+    "a function": lambda x: F.max_pool2d(x, 2),
+    "with an option": lambda x: F.max_pool2d(input=x, kernel_size=3, stride=2),
+}
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool):
+        super().__init__()
+        self.conv, self.pool, self.relu = nn.Conv2d(2, 4, 3), pool, nn.ReLU()
+
+    def forward(self, x):
+        return self.pool(self.relu(self.conv(x)))
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_calibrated_max_pools_let_the_highest_rate_through(name):
+    pool = POOLS[name]
+    net, x = Pooled(pool), images()[0]
+    snn = convert(net, timesteps=6, calibrate=[x], quantile=1.0)
+    rates = []
+    snn.relu.register_forward_hook(lambda module, args, output: rates.append(output.mean(0)))
+    out = snn(x)
+    torch.testing.assert_close(out.mean(0), pool(rates[0]))
+    spikes = out / snn.relu.scale[:, None, None]
+    assert ((spikes - spikes.round()).abs() < 1e-4).all() and set(spikes.round().unique().tolist()) == {0.0, 1.0}
+    assert convert(net, Rectifier, timesteps=6)(x).shape == out.shape  # without calibration, it is at each step
+    plainly = pool(snn.relu(snn.conv(x).expand(6, -1, -1, -1, -1)).flatten(0, 1)).unflatten(0, (6, 4)).mean(0)
+    assert (plainly > out.mean(0) + 1e-3).any() or name == "with options"
+
+
+def test_steps_of_a_calibrated_stream_are_those_of_the_sequence():
+    net = trained_like(Convolutional())
+    x = images(5)
+    snn = convert(net, calibrate=[x[0]])
+    whole, stream = snn(x), Stream(snn)
+    torch.testing.assert_close(torch.stack([stream(x_t) for x_t in x]), whole)
+    with firing_rates(snn) as record:
+        snn(x)
+    assert list(record.rates()) == ["relu.neuron", "relu_2.neuron", "relu_3.neuron", "relu_4.neuron"]
+    assert all(0 < rate < 1 for rate in record.rates().values())
+
+
+def test_a_calibrated_network_is_trained_copied_saved_and_exported():
+    net = trained_like(Convolutional())
+    x = images(5)
+    snn = convert(net, lambda: NoisyIF(Gaussian(0.2), reset="subtract", v_leak=0.5), calibrate=[x[0]])
+    snn.train()(x).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in snn.parameters())
+    snn.eval()
+    other = convert(net, lambda: NoisyIF(Gaussian(0.2), reset="subtract", v_leak=0.5), calibrate=[2 * x[1]])
+    other.load_state_dict(snn.state_dict())
+    with noiseless(snn), noiseless(other), torch.no_grad():
+        expected = snn(x)
+        assert torch.equal(other(x), expected)
+        program = torch.export.export(plain(pickle.loads(pickle.dumps(snn)), "noiseless"), (x,))
+        torch.testing.assert_close(program.module()(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(calibrate=[]), "nothing to calibrate '1' with: no batch"),
+        (dict(calibrate=[torch.zeros(2, 5)], quantile=0.01), "nothing to calibrate '1' with: the quantiles of all"),
+        (dict(calibrate=[torch.rand(2, 5)], quantile=1.5), r"quantile must be in \(0, 1\], got 1.5"),
+        (dict(calibrate=[torch.rand(2, 5)], neuron=LIF), "calibration takes neurons with decay=1.0, got LIF"),
+        (dict(calibrate=[torch.rand(2, 5)], neuron=IF), "calibration takes neurons with reset='subtract', got IF"),
+        (dict(calibrate=[torch.rand(2, 5)], replace=[nn.GELU]), "only rectifiers, nn.ReLU and nn.ReLU6, can be"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(options, message):
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU())
+    nn.init.constant_(net[0].bias, -1.0)
+    with pytest.raises(ValueError, match=message):
+        convert(net, **options)
+
+
+def small():
+    torch.manual_seed(0)
+    neurons = LIF(), NoisyLIF(Gaussian(0.3), threshold=0.1)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), neurons[0], nn.Flatten(), nn.Linear(64, 8), neurons[1])
+
+
+def test_time_first_runs_layers_of_images_over_time():
+    net, x = small().eval(), 3 * images()
+    over = time_first(net)
+    with noiseless(over):
+        current = over_time(net[1], over_time(net[0], x))
+        wanted = net[5](over_time(net[4], net[2](current).flatten(2)))
+        assert torch.equal(over(x), wanted) and 0 < wanted.mean() < 1
+        assert torch.equal(over(x[0], timesteps=2), over(x[:1].expand(2, -1, -1, -1, -1)))
+        stream = Stream(over)
+        assert torch.equal(torch.stack([stream(x_t) for x_t in x]), wanted)
+    assert [name for name, _ in spiking_neurons(over)] == ["2", "5"]
+    assert over.get_submodule("4") is net[4]
+
+
+def test_time_first_says_what_is_missing():
+    over = time_first(small())
+    with pytest.raises(ValueError, match=r"takes a sequence \[T, B, ...\], time first, or with timesteps=T a batch of"):
+        over(images()[0])
+    with pytest.raises(ValueError, match="Sequential has no spiking neuron"):
+        time_first(mlp())
+
+
+def test_a_stream_of_a_network_over_time_has_time():
+    with pytest.raises(ValueError, match="Convolutional runs over time: give Stream time_first=True"):
+        Stream(converted(), time_first=False)(images()[0])
