@@ -42,7 +42,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "main": {"dataset_utils", "tools.cli", "tools.studies"},
     "testing": {"dataset_utils", "tools.cli"},
     "docs": set(),
-    "benchmarks": {*BASE, *LOOPS, *NETWORKS},
+    "benchmarks": {*BASE, *LOOPS, *NETWORKS, "dataset_utils"},
 }
 ALLOWED["tests"] = {*ALLOWED}  # and nothing else may import tests
 
