@@ -105,7 +105,7 @@ def scales(net: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
             scale = torch.stack(recorder.found).mean(0)
             if not scale.max() > 0:
                 raise ArgumentError(f"nothing to calibrate {name!r} with: the quantiles of all its channels are 0")
-            found[name] = scale.clamp(min=1e-2 * scale.max())  # a channel that is silent here need not always be
+            found[name] = scale.clamp(min=0.1 * scale.max())  # a channel that is silent here need not always be
     return found
 
 

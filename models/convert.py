@@ -49,7 +49,7 @@ def convert(
             outputs then approximates the output of the trained network `net`, the better the longer: its rectifiers
             become neurons with balanced thresholds (`Balanced`), its max pools go by sums over time (`MaxOfSums`).
         quantile: of the values of each channel of a rectifier; a neuron that fires at every step stands for it. A lower
-            one cuts off more values, but resolves the others better in few steps.
+            one cuts off more values, but resolves the others better: in 4 steps, 0.98 is more accurate than 0.999.
 
     Raises:
         ArgumentError: if other activations are in the way, if torch.fx cannot follow the network, if it has no
@@ -59,6 +59,7 @@ def convert(
         Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for image
         classification", Frontiers in Neuroscience 11, 2017: thresholds from quantiles. Bu et al., "Optimized potential
         initialization for low-latency spiking neural networks", AAAI 2022: the start at half the threshold.
+        While torch.fx follows a network, nn.Module is changed for all threads: convert before others run networks.
     """
     check_timesteps(timesteps)
     replace = tuple(replace)

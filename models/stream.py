@@ -32,8 +32,8 @@ class Stream:
     not change.
 
     Layers between the neurons must treat steps independently: batch normalisation in training mode and PyTorch's
-    recurrent layers are errors, but a layer of your own that mixes steps goes unnoticed. Each neuron must be called
-    once at each step, as `neuron(x)`.
+    recurrent layers are errors, but a layer of your own that mixes steps goes unnoticed, unless it hands its state on
+    as `models.calibration.MaxOfSums` does. Each neuron must be called once at each step, as `neuron(x)`.
 
     Args:
         net: a network that is not compiled, whose neurons are `SpikingNeuron`s.

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from .contexts import STREAM
-from .layers import check_timesteps
+from .layers import SpikingNetwork, check_timesteps
 from .parameters import ArgumentError
 
 DIMENSIONS = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # of a batch of samples, by the first layer
@@ -116,6 +116,8 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         ArgumentError: if torch.fx cannot follow it, or it has several inputs.
     """
     name, mode = type(net).__name__, "training" if training else "evaluation"
+    if isinstance(net, OverTime | SpikingNetwork):
+        raise ArgumentError(f"{name} already runs over time")
     first, *others = inspect.signature(net.forward).parameters.values()
     for argument in (first, *others):
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
@@ -182,7 +184,8 @@ def _unrolled(sites: list[Site]) -> fx.Graph:
     for node, name, in_place in sites:
         current = node.all_input_nodes[0]
         with graph.inserting_before(node):
-            sequence = first if current is folded else graph.call_method("unflatten", (current, 0, steps))
+            is_first = current is folded and len(folded.users) == 1
+            sequence = first if is_first else graph.call_method("unflatten", (current, 0, steps))
             result = graph.call_method("flatten", (graph.call_module(name, (sequence,)), 0, 1))
         node.replace_all_uses_with(result)
         if in_place:
