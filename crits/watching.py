@@ -29,14 +29,17 @@ INSIDE_COMPILED = "compiled code runs no hooks: watch neurons around the call of
 def spiking_neurons(net: nn.Module) -> list[tuple[str, nn.Module]]:
     """(name, module) of every module of `net` that emits spikes, in the order of `named_modules`.
 
-    Names are those without `torch.compile`.
+    Neurons inside of neurons are left out. Names are those without `torch.compile`.
     """
-    found = []
-    for name, module in net.named_modules():
+    found: dict[nn.Module, str] = {}
+    inside: tuple[str, ...] = ()  # what names of modules inside of neurons begin with
+    for name, module in net.named_modules(remove_duplicate=False):
         is_wrapper = hasattr(module, "_orig_mod")  # of torch.compile: has the attributes of what it wraps
-        if getattr(module, "emits_spikes", False) and not is_wrapper:
-            found.append((".".join(part for part in name.split(".") if part != "_orig_mod"), module))
-    return found
+        if not getattr(module, "emits_spikes", False) or is_wrapper or name.startswith(inside):
+            continue
+        inside += (f"{name}." if name else "",)
+        found.setdefault(module, ".".join(part for part in name.split(".") if part != "_orig_mod"))
+    return [(name, module) for module, name in found.items()]
 
 
 @contextlib.contextmanager

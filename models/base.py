@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -86,6 +87,9 @@ class SpikingNeuron(SavesSettings, abc.ABC):
         self._hold("decay", decay)
         self._hold("v_reset", v_reset)
         self._hold("v_leak", v_leak)
+        ends = parameters.extremes(threshold)
+        if reset == "subtract" and reset_by is None and ends is not None and math.isinf(ends[1]):
+            raise ArgumentError("an infinite threshold cannot be subtracted: give reset_by, or another reset")
         if reset_by is not None:
             self._hold("reset_by", reset_by)
         elif not isinstance(getattr(type(self), "reset_by", None), property):  # computed by the subclass

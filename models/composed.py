@@ -10,9 +10,10 @@ from torch.autograd import forward_ad
 
 from . import functional, parameters
 from .base import SpikingNeuron
-from .kernels.common import arithmetic_dtype, step_of
+from .kernels.common import arithmetic_dtype, in_batches, refuse_graph_of_batches, step_of
 from .neurons import ERF, LIF
 from .noise import NoiseLaw
+from .settings import NAMES
 
 RATE_OF_SLOW_ADAPTATION = math.exp(-1 / 700)  # per millisecond: a time constant of 700 ms
 
@@ -30,10 +31,10 @@ def _of_part(name: str) -> Any:
 
 
 class _Around(SpikingNeuron):
-    """A neuron around another one, which becomes a part of it: only the whole is seen by monitors, attacks and streams.
+    """A neuron around another one: only the whole is seen by monitors, attacks and streams.
 
-    Noise, gradient and mode are those of the part. There is no `decay`, so that membrane noise as a perturbation is
-    refused: added to the input current, it would not be noise of the potential.
+    Noise, gradient and mode are those of the part, and its settings are set there. There is no `decay`, so that
+    membrane noise as a perturbation is refused: added to the input current, it would not be noise of the potential.
     """
 
     knows_contexts = True  # the part does
@@ -45,11 +46,15 @@ class _Around(SpikingNeuron):
 
     def __init__(self, neuron: SpikingNeuron) -> None:
         nn.Module.__init__(self)
-        if not getattr(neuron, "emits_spikes", False):
-            raise TypeError(f"expected a spiking neuron that is not yet part of another, got {type(neuron).__name__}")
+        if not isinstance(neuron, nn.Module) or not getattr(neuron, "emits_spikes", False):
+            raise TypeError(f"expected a spiking neuron, got {neuron!r}")
         self.neuron: Any = neuron
-        neuron.emits_spikes = False
         self._given = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in NAMES or name in ("scale", "detach_reset"):
+            raise AttributeError(f"{name} is a setting of the neuron inside this {type(self).__name__}: set it there")
+        super().__setattr__(name, value)
 
     def set_gradient(self, law: NoiseLaw, detach_reset: bool | None = None) -> None:
         self.neuron.set_gradient(law, detach_reset)
@@ -80,7 +85,7 @@ class Synaptic(_Around):
     Args:
         alpha: factor of the current per step, in [0, 1]: a number, a tensor of one value, or one for each channel; an
             nn.Parameter is learnt.
-        neuron: the neuron, which becomes a part of this one. With `decay_input`, it scales i[t].
+        neuron: the neuron inside. With `decay_input`, it scales i[t].
 
     Shape:
         x [T, B, ...] -> spikes [T, B, ...]; the state is (i, the state of the neuron).
@@ -93,7 +98,7 @@ class Synaptic(_Around):
         self._hold("alpha", alpha)
 
     def run(self, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False) -> tuple[Any, ...]:
-        start, inside = (None, None) if state is None else state
+        start, inside = _parted(state, x)
         current = exponential_filter(x, self.alpha, start, self.backend)
         spikes, inside, *more = self.neuron.run(current, inside, keep_state, potentials)
         if not keep_state:
@@ -109,7 +114,7 @@ class Recurrent(_Around):
     """A neuron with recurrent connections: at each step it gets x[t] + linear(spikes[t-1]); spikes[-1] = 0.
 
     Args:
-        neuron: the neuron, which becomes a part of this one.
+        neuron: the neuron inside.
         linear: a stateless layer from spikes [B, ...] to currents of the same shape, such as nn.Linear(N, N).
 
     Shape:
@@ -121,18 +126,20 @@ class Recurrent(_Around):
         self.linear = linear
 
     def run(self, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False) -> tuple[Any, ...]:
-        spike, inside = (torch.zeros_like(step_of(x)), None) if state is None else state
-        functional.check_layer(x)
+        spike, inside = _parted(state, x)
+        if spike is None:
+            spike = torch.zeros_like(step_of(x))
+        weights = next((one for one in self.linear.parameters() if one.is_floating_point()), x)
         spikes, found = [], []
         for x_t in x:
-            fed_back = self.linear(spike)
+            fed_back = self.linear(spike.to(weights.dtype))
             if fed_back.shape != x_t.shape:
                 raise parameters.ArgumentError(
                     f"the recurrent layer gives currents {list(fed_back.shape)} for inputs {list(x_t.shape)}"
                 )
             current = x_t + fed_back
             at_once, inside, *more = self.neuron.run(current.unsqueeze(0), inside, True, potentials)
-            spike = at_once.squeeze(0)
+            spike = at_once.squeeze(0).to(x.dtype)
             spikes.append(spike)
             found += more
         state = (spike, inside) if keep_state else None
@@ -148,7 +155,7 @@ class AdaptiveLIF(_Around):
     The reset "subtract" takes off the present threshold, if the neuron has no `reset_by`.
 
     Args:
-        neuron: the neuron, whose threshold is theta; it becomes a part of this one. By default, a `LIF` that subtracts.
+        neuron: the neuron inside, whose threshold is theta. By default, a `LIF` that subtracts.
         beta: how far the threshold rises: a number, a tensor of one value, or one for each channel; an nn.Parameter is
             learnt.
         rho: factor of the adaptation per step, in [0, 1]; given as `beta` is.
@@ -178,12 +185,12 @@ class AdaptiveLIF(_Around):
         self._hold("rho", rho)
 
     def run(self, x: Tensor, state: Any = None, keep_state: bool = True, potentials: bool = False) -> tuple[Any, ...]:
-        functional.check_layer(x)
+        a, v = _parted(state, x)
         neuron, dtype = self.neuron, arithmetic_dtype(x.dtype)
         beta, rho = _over(x, "beta", self.beta), _over(x, "rho", self.rho)
         gain = 1 - _over(x, "decay", neuron.decay) if neuron.decay_input else 1
         adds_threshold = neuron.reset == "none" or neuron.reset_by is not None
-        a, v = (torch.zeros_like(step_of(x), dtype=dtype), None) if state is None else state
+        a = torch.zeros_like(step_of(x), dtype=dtype) if a is None else a
         spikes, found = [], []
         for x_t in x.to(dtype):
             # The neuron runs below its own potential by the rise of the threshold.
@@ -206,7 +213,6 @@ def exponential_filter(x: Tensor, alpha: float | Tensor, start: Tensor | None = 
     """
     functional.check_layer(x)
     x = x.to(arithmetic_dtype(x.dtype))
-    parameters.check_range("alpha", alpha)
     by_channel = _over(x, "alpha", alpha)
     is_direct = backend in ("auto", "eager", "fused") and not torch.compiler.is_compiling()
     if is_direct and not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
@@ -235,7 +241,12 @@ class _Filter(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         alpha, start, current = ctx.saved_tensors
         factor = ctx.alpha if alpha is None else alpha
-        grad_x = _Filter.apply(grad.flip(0), factor, None, ctx.backend).flip(0)
+        if in_batches((grad, None)):
+            if torch.is_grad_enabled():
+                refuse_graph_of_batches((grad, None))
+            grad_x = _filtered_back(grad, factor)
+        else:
+            grad_x = _Filter.apply(grad.flip(0), factor, None, ctx.backend).flip(0)
         grad_start = grad_alpha = None
         if ctx.needs_input_grad[1]:
             before = torch.cat([torch.zeros_like(current[:1]) if start is None else start.unsqueeze(0), current[:-1]])
@@ -245,8 +256,28 @@ class _Filter(torch.autograd.Function):
         return grad_x, grad_alpha, grad_start, None
 
 
+def _filtered_back(grad: Tensor, alpha: float | Tensor) -> Tensor:
+    """The gradient of x, step by step."""
+    steps = [grad[-1]]
+    for t in reversed(range(grad.shape[0] - 1)):
+        steps.append(grad[t] + alpha * steps[-1])
+    return torch.stack(steps[::-1])
+
+
+def _parted(state: Any, x: Tensor) -> tuple[Any, Any]:
+    """The state of a whole, and that of the neuron inside; both None for rest."""
+    functional.check_layer(x)
+    if state is None:
+        return None, None
+    if not isinstance(state, tuple) or len(state) != 2:
+        raise parameters.ArgumentError("the state must be a tuple of two, the second being that of the neuron inside")
+    return functional.checked_state(x, state[0]), state[1]
+
+
 def _over(x: Tensor, name: str, value: float | Tensor) -> float | Tensor:
     """A value as it broadcasts over x [T, B, C, ...]."""
+    if x.device.type == "cpu":  # elsewhere, this would have to wait for the device
+        parameters.check_range(name, value)
     if not isinstance(value, Tensor):
         return value
     return parameters.over_channels(name, value, x).to(x.device, arithmetic_dtype(x.dtype))

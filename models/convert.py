@@ -18,7 +18,7 @@ from .tracing import OverTime, Site, is_neuron, traced
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 # By the names of their functions: nn.LeakyReLU is F.leaky_relu, torch.leaky_relu_ and more.
 ACTIVATIONS: dict[str, type[nn.Module]] = {name.lower(): getattr(activations, name) for name in activations.__all__}
-CLAMPS = ("clamp", "clampmin", "clampmax", "clip")  # rectifiers in disguise
+CLAMPS = ("clamp", "clampmin", "clampmax", "clip", "maximum")  # rectifiers in disguise
 COMPARISONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)  # these stay, as pooling does
 OPAQUE = ("torch.nn.modules.rnn", "torch.nn.modules.transformer")  # layers with activations inside
 KNOWN = ("torch", "_operator", "builtins", "math")  # functions from elsewhere may have activations inside

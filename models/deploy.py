@@ -18,6 +18,7 @@ def plain(net: nn.Module, mode: str = "noiseless", timesteps: int | None = None)
 
     - `torch.export.export` and, by way of it, `torch.onnx.export(..., dynamo=True)`: B and T may be dynamic, by
       `dynamic_shapes=({0: Dim("T"), 1: Dim("B")},)`. A dynamic T becomes PyTorch's `scan`; a fixed one is unrolled.
+      `Recurrent` and `AdaptiveLIF` need a fixed one.
       With `dynamo=False`, the older ONNX exporter has no erfc, and so no mean field of Gaussian noise.
     - `torch.jit.trace`: B is dynamic; another T is an error.
     - `torch.fx.symbolic_trace`: each neuron is one module of the graph, and B and T are dynamic. Without `timesteps`

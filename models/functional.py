@@ -137,7 +137,7 @@ def noisy_lif(
         reset_value=values.reset,
     )
     kernel = _choose_kernel(backend, x, neuron)
-    state, rest = _checked_state(x, state), values.rest
+    state, rest = checked_state(x, state), values.rest
     if rest is not None and state is not None:
         state = state - rest
     spikes, last, u = kernel(x, state, neuron, keep_state, potentials)
@@ -208,14 +208,14 @@ def firing_probability(
     check_values(neuron, x)
     x = x.to(arithmetic_dtype(x.dtype))
     spikes = spikes.to(x.dtype)
-    start = _checked_state(x, state)
+    start = checked_state(x, state)
     if values.rest is not None and start is not None:
         start = start - values.rest
     v = torch.zeros_like(step_of(x)) if start is None else start
     z = []
     for current, fired in zip(x, spikes):
         u = neuron.charged(v, current)
-        z.append(u - neuron.threshold)
+        z.append(neuron.above_threshold(u))
         v = neuron.after_reset(u, fired)
     return law_of(neuron).cdf(torch.stack(z) if z else x.clone())
 
@@ -379,7 +379,8 @@ def _check_shape(name: str, value: Tensor, shape: torch.Size, meaning: str) -> N
         raise ArgumentError(f"the {name} must be {list(shape)}, {meaning}; got {got}")
 
 
-def _checked_state(x: Tensor, state: Tensor | None) -> Tensor | None:
+def checked_state(x: Tensor, state: Tensor | None) -> Tensor | None:
+    """A state [B, ...] in the dtype of the arithmetic; ValueError unless it fits the input current."""
     if state is None:
         return None
     _check_shape("state", state, x.shape[1:], "one step of the input")

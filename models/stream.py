@@ -147,11 +147,15 @@ class _Step:
 
 
 def _neurons(net: nn.Module) -> dict[nn.Module, tuple[int, str]]:
-    """{neuron: (its place in the state, its name)}."""
+    """{neuron: (its place in the state, its name)}, without the neurons inside of neurons."""
     found: dict[nn.Module, tuple[int, str]] = {}
-    for name, module in net.named_modules():
-        if getattr(module, "emits_spikes", False) or getattr(module, "is_streamed", False):
-            found[module] = (len(found), name)
+    inside: tuple[str, ...] = ()  # what names of modules inside of neurons begin with
+    for name, module in net.named_modules(remove_duplicate=False):
+        has_state = getattr(module, "emits_spikes", False) or getattr(module, "is_streamed", False)
+        if not has_state or name.startswith(inside):
+            continue
+        inside += (f"{name}." if name else "",)
+        found.setdefault(module, (len(found), name))
     if not found:
         raise ArgumentError(f"{type(net).__name__} has no spiking neuron")
     return found

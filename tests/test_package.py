@@ -128,7 +128,8 @@ def renamed(text):
     return re.sub(r"\b(from|import) crits\b", r"\1 nsnn.crits", text)
 
 
-# Half of the time would go to these: to exporters, and to building every kernel.
+# Half of the time would go to these: to exporters, and to building every kernel. The kernels of other tests are those
+# of this session's cache.
 LEFT_OUT = ("tests/models/test_deploy.py", "tests/models/test_tensor_parameters.py")
 
 
@@ -141,4 +142,5 @@ def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, in
     shutil.copytree(tests, installed.away / "tests")
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-m", "not slow and not alone"]
     options += [f"--ignore={path}" for path in LEFT_OUT]
+    installed.variables["NSNN_CACHE"] = os.environ["NSNN_CACHE"]
     installed.run("-m", "pytest", "-c", os.devnull, "--rootdir", ".", *options, "tests/models", "tests/crits")

@@ -16,6 +16,7 @@ VALUES = ("threshold", "decay", "scale", "reset_value")  # fields of `Neuron` th
 ALL_BITS = 2 ** len(VALUES) - 1
 MAX_RANK = 3  # nested loops over memory in fused kernels, such as batch, pixels, channels
 MAX_NEURONS = 2**32  # of one step: the counter of the random generator has 32 bits for them
+VERY_FAR = 1e30  # for a potential
 Pair = tuple[Tensor | None, Tensor | None]
 Values = Sequence[Tensor | None]  # of VALUES, where they are tensors
 Gradients = tuple[Tensor | None, ...]  # of x, state and VALUES
@@ -97,6 +98,10 @@ class Neuron:
         if self.reset == "none":
             return u
         raise ValueError(f"unknown reset {self.reset!r}; choose from {', '.join(RESETS)}")
+
+    def above_threshold(self, u: Tensor) -> Tensor:
+        """u - threshold; far below 0 for an infinite threshold, whose scale would have the gradient 0 * infinity."""
+        return (u - self.threshold).clamp(min=-VERY_FAR)
 
     def of_gradient(self) -> "Neuron":
         """This neuron with its surrogate, if it has one, as the law."""

@@ -305,7 +305,7 @@ def plain_sequence(
         u = neuron.charged(v, current)
         if neuron.membrane_noise:
             u = u - law.sample(u.shape, device=x.device, dtype=u.dtype)
-        z = u - neuron.threshold
+        z = neuron.above_threshold(u)
         if neuron.mean_field:
             fired = law.cdf(z)
         else:

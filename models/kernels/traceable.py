@@ -36,7 +36,10 @@ def lif_sequence(
             u = u - at["membrane"]
         z = u - neuron.threshold
         fired = law.cdf(z) if neuron.mean_field else (z > at.get("threshold", 0)).to(z.dtype)
-        return neuron.after_reset(u, fired), (fired, u) if keep_u else (fired,)
+        after = neuron.after_reset(u, fired)
+        if keep_u and neuron.reset == "none":
+            after = after.clone()  # `scan` refuses one tensor in two places
+        return after, (fired, u) if keep_u else (fired,)
 
     v = currents.new_zeros(x.shape[1:]) if state is None else state
     if isinstance(x.shape[0], torch.SymInt) or _is_free_under_dynamo(x.shape[0]):

@@ -187,22 +187,72 @@ def test_seen_as_one_neuron(around, make):
 
 
 @each_whole
-def test_without_steps_and_in_bfloat16(around):
+def test_the_neuron_inside_can_be_used_elsewhere_too(around):
+    """By itself, in a second whole, and as a copy: it is a neuron like any other there."""
+    part, x = LIF(), grid(5, 4, 3)
+    whole = around(part)
+    expected = {neuron: neuron(x) for neuron in (whole, part)}
+    for layers in ((whole, part), (part, whole), (whole, copy.deepcopy(part)), (around(part), whole)):
+        net = nn.Sequential(*layers)
+        stream = Stream(net)
+        assert torch.equal(torch.stack([stream(x_t) for x_t in x]), net(x))
+        assert [name for name, _ in watching.spiking_neurons(net)] == ["0", "1"]
+    assert all(torch.equal(neuron(x), spikes) for neuron, spikes in expected.items())
+
+
+def test_batches_of_gradients():
+    x, start = grid(4, 2, 3).requires_grad_(), grid(2, 3).requires_grad_()
+    alpha = torch.tensor([0.3, 0.6, 0.9], requires_grad=True)
+    current = exponential_filter(x, alpha, start)
+    weights = torch.randn(5, *current.shape, generator=seeded(1))
+    given = (x, alpha, start)
+    together = torch.autograd.grad(current, given, weights, is_grads_batched=True, retain_graph=True)
+    apart = [torch.autograd.grad(current, given, weight, retain_graph=True) for weight in weights]
+    for ours, theirs in zip(together, zip(*apart)):
+        torch.testing.assert_close(ours, torch.stack(theirs))
+
+
+def test_exported_with_a_free_length():
+    x = grid(5, 4, 3)
+    net = nn.Sequential(Synaptic(0.5, LIF(reset="none")))
+    free = torch.export.export(plain(net), (x,), dynamic_shapes=({0: torch.export.Dim("T", min=2)},)).module()
+    for some in (x, x[:3], torch.cat([x, x])):
+        assert torch.equal(free(some), net(some))
+
+
+@each_whole
+def test_the_dtype_of_spikes_is_that_of_the_input(around):
+    whole, x = around(LIF()), grid(4, 2, 3)
+    assert torch.equal(whole.bfloat16()(x.bfloat16()), around(LIF()).bfloat16()(x.bfloat16()))
+    for dtype in (torch.bfloat16, torch.float32):
+        assert whole(x.to(dtype)).dtype == whole(x[:0].to(dtype)).dtype == dtype
+
+
+@each_whole
+def test_without_steps(around):
     whole = around(LIF())
     spikes, state = whole.run(torch.zeros(0, 2, 3))
     assert spikes.shape == (0, 2, 3)
     assert torch.equal(whole.run(torch.ones(2, 2, 3), state)[0], whole(torch.ones(2, 2, 3)))
-    if not isinstance(whole, Recurrent):  # whose linear layer is in float32
-        assert whole(torch.ones(2, 2, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_what_cannot_be_right_is_an_error():
-    part = LIF()
-    Synaptic(0.5, part)
-    with pytest.raises(TypeError, match="not yet part of another, got LIF"):
-        Synaptic(0.5, part)
-    with pytest.raises(TypeError, match="got ReLU"):
+    with pytest.raises(TypeError, match="expected a spiking neuron, got ReLU"):
         Recurrent(nn.ReLU(), nn.Linear(3, 3))
+    with pytest.raises(TypeError, match="expected a spiking neuron, got <class 'models.*NoisyLIF'>"):
+        Recurrent(NoisyLIF, nn.Linear(3, 3))
+    assert NoisyLIF.emits_spikes
+    for setting in ("noise", "threshold", "reset", "scale", "v_leak"):
+        with pytest.raises(AttributeError, match=f"{setting} is a setting of the neuron inside this Synaptic: set it"):
+            setattr(Synaptic(0.5, NoisyLIF()), setting, 1.0)
+    for whole, wrong in ((Synaptic(0.5, LIF()), torch.zeros(2, 3)), (AdaptiveLIF(), (torch.zeros(1, 3), None))):
+        with pytest.raises(ValueError, match=r"state must be"):
+            whole.run(torch.rand(2, 2, 3), wrong)
+    learnt = AdaptiveLIF(rho=nn.Parameter(torch.tensor([0.5])))
+    with torch.no_grad():
+        learnt.rho.fill_(1.7)
+    with pytest.raises(ValueError, match=r"rho must be in \[0, 1\], got 1.7"):
+        learnt(torch.rand(2, 2, 3))
     with pytest.raises(TypeError, match="has no threshold of its own"):
         AdaptiveLIF(Synaptic(0.5, LIF()))
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 1.5"):

@@ -216,6 +216,30 @@ def test_exported_and_mapped(settings):
     assert tangent.isfinite().all()
 
 
+@pytest.mark.parametrize("law", [Gaussian(0.3), Logistic(0.2), Cauchy(0.2)], ids=str)
+def test_a_learnt_scale_beside_an_infinite_threshold_under_all_transforms(law):
+    neuron, x = NoisyLIF(law, torch.tensor([1.0, math.inf]), learnable_scale=True, placement="escape"), grid(4, 5, 2)
+    parameters = dict(neuron.named_parameters())
+
+    def mean(parameters):
+        return torch.func.functional_call(neuron, parameters, (x,)).mean()
+
+    assert torch.func.grad(mean, has_aux=False)(parameters)["log_scale"].isfinite()
+    with mean_field(neuron):
+        expected = torch.autograd.grad(mean(parameters), neuron.log_scale, create_graph=True)
+        torch.testing.assert_close(torch.func.grad(mean)(parameters)["log_scale"], expected[0].detach())
+        assert torch.autograd.grad(expected[0].sum(), neuron.log_scale)[0].isfinite()
+    neuron.firing_probability(x, torch.zeros_like(x)).sum().backward()
+    assert neuron.log_scale.grad.isfinite()
+
+
+def test_an_infinite_threshold_cannot_be_subtracted():
+    for kind in (LIF, NoisyLIF):
+        with pytest.raises(ValueError, match="an infinite threshold cannot be subtracted: give reset_by"):
+            kind(threshold=math.inf, reset="subtract")
+        kind(threshold=math.inf, reset="subtract", reset_by=1.0)(grid(2, 2, 3))
+
+
 def test_mean_field_without_a_threshold():
     neuron, x = NoisyLIF(threshold=math.inf), grid(3, 2, 3)
     with mean_field(neuron):
