@@ -36,7 +36,8 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.studies": {*BASE, *LOOPS, *NETWORKS, "crits", "tools.training"},
     "tools.sweep": {*BASE, "tools.cli", "tools.training"},
     "tools.preprocess_events": {*BASE, "tools.data"},
-    "tools.export": {*BASE, "dataset_utils", "models", "tools.attacks", "tools.config", "tools.networks"},
+    "tools.export": {*BASE, "dataset_utils", "models", "tools.attacks", "tools.config"}
+    | {"tools.networks", "tools.probes"},
     "tools.cli": {*BASE, "tools.config", "tools.training", "tools.evaluation", "tools.studies"},
     "dataset_utils": {*BASE, "tools.config", "tools.data"},
     "main": {"dataset_utils", "tools.cli", "tools.studies"},

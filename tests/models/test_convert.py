@@ -241,6 +241,7 @@ def test_other_classes_may_be_replaced(function, kind, same):
 
 REFUSED_FUNCTIONS = {
     "clamp": lambda x: x.clamp(min=0),
+    "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
     "GELU": F.gelu,
     "LeakyReLU": lambda x: F.leaky_relu(x, 0.1),
     "Hardtanh": lambda x: F.hardtanh(x, 0, 6),

@@ -26,6 +26,7 @@ from models import (
     Uniform,
     build_model,
     build_neuron,
+    convert,
     mean_field,
     noise_generator,
     noiseless,
@@ -250,6 +251,19 @@ def test_blocks_of_networks_run_by_onnxruntime(network, options, mode):
     net.eval()
     found = in_onnxruntime(plain(net, mode), x)(other)
     torch.testing.assert_close(found, *outputs(net, mode, other), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["noiseless", "mean_field"])
+def test_a_converted_network_run_by_onnxruntime(mode):
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    net = convert(torchvision.models.resnet18(num_classes=10), neuron=build_neuron("NILIF"), timesteps=2)
+    images = torch.rand(4, 3, 32, 32)
+    net(images)  # statistics of its batch normalisation
+    net.eval()
+    found = in_onnxruntime(plain(net, mode), images[:2], ({0: Dim("B")},))(images)
+    torch.testing.assert_close(found, *outputs(net, mode, images), atol=1e-5, rtol=1e-5)
 
 
 def test_images_with_timesteps():
