@@ -61,7 +61,7 @@ class _Stepped:
         """One step: sets `mem`, and returns the spikes and the next state beside `mem`, if there is one."""
         if self._has_features:
             check_features(x)
-        v = self._after_reset(self.mem) if self.mem.shape == x.shape else torch.zeros_like(x)
+        v = self._after_reset(self.mem if self.mem.shape == x.shape else torch.zeros_like(x))
         state = v if other is None else (other if other.shape == x.shape else torch.zeros_like(x), v)
         spikes, state, u = self.neuron.run(x.unsqueeze(0), state, potentials=True)
         other, v = (None, state) if other is None else (state[0].clone(), state[1])
@@ -77,7 +77,9 @@ class _Stepped:
                 return v if mem.requires_grad else v.detach()
         neuron = self._potential
         if not self.reset_delay and neuron.reset == "zero" and bool((mem > neuron.threshold).any()):
-            raise ArgumentError("without reset_delay, `mem` cannot be above the threshold: it is after the reset")
+            raise ArgumentError(
+                "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
+            )
         if not self.reset_delay:
             return mem
         if neuron.is_noisy and bool(mem.any()):

@@ -165,6 +165,23 @@ def test_states_are_handed_on_and_may_come_from_elsewhere(settings):
             assert torch.equal(*spikes) and torch.allclose(*mems, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_learnt", [False, True])
+@pytest.mark.parametrize("settings", SETTINGS[:2] + SETTINGS[3:])
+def test_a_threshold_below_0_resets_before_the_first_spike(settings, is_learnt):
+    theirs = snn.Leaky(
+        0.8, threshold=0.3 if is_learnt else -0.3, learn_threshold=is_learnt, init_hidden=True, **settings
+    )
+    ours = from_leaky(theirs)
+    if is_learnt:
+        for threshold in (theirs.threshold, ours.neuron.threshold):
+            threshold.data.fill_(-0.3)
+    for start in (lambda: None, theirs.reset_mem):
+        start(), ours.reset_mem()
+        for _ in range(3):
+            x = torch.randn(3, 7)
+            assert torch.equal(theirs(x), ours(x)) and torch.allclose(theirs.mem, ours.mem, atol=1e-6)
+
+
 def test_the_draw_that_decides_the_spike_decides_the_reset():
     ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(0.3))
     x = torch.rand(20, 3, 50)
