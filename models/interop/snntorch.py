@@ -1,6 +1,9 @@
 """Neurons of snnTorch."""
 
 import copy
+import dataclasses
+import weakref
+from collections import deque
 from typing import Any
 
 import snntorch as theirs
@@ -35,6 +38,15 @@ class _NoisyLIF(_SubtractsLater, NoisyLIF):  # type: ignore[override]
     pass
 
 
+@dataclasses.dataclass
+class _Fired:
+    """What a layer handed on, and what it fired then, which `mem` does not say if there is noise."""
+
+    mem: Any  # a weak reference, or None in copies
+    u: Tensor
+    spikes: Tensor
+
+
 class _Stepped:
     """What the kinds of layers share."""
 
@@ -49,7 +61,7 @@ class _Stepped:
         self.neuron = neuron
         self.init_hidden, self.output, self.reset_delay = init_hidden, output, reset_delay
         self._has_features = has_features(neuron)
-        self._last: tuple[Tensor, int, Tensor] | None = None  # mem, its version, and the potential after the reset
+        self._fired: deque[_Fired] = deque(maxlen=2)  # a layer may be called in turn with two states
         self._init_mem()  # type: ignore[attr-defined]
 
     @property
@@ -64,32 +76,51 @@ class _Stepped:
         v = self._after_reset(self.mem if self.mem.shape == x.shape else torch.zeros_like(x))
         state = v if other is None else (other if other.shape == x.shape else torch.zeros_like(x), v)
         spikes, state, u = self.neuron.run(x.unsqueeze(0), state, potentials=True)
+        spikes, u = spikes.squeeze(0), u.squeeze(0)
         other, v = (None, state) if other is None else (state[0].clone(), state[1])
-        self.mem = u.squeeze(0).clone() if self.reset_delay else v.clone()  # no views, which snnTorch cannot detach
-        self._last = self.mem, self.mem._version, v
-        return spikes.squeeze(0), other
+        self.mem = u.clone() if self.reset_delay else v.clone()  # no views, which snnTorch cannot detach
+        neuron = self._potential
+        if self.reset_delay and neuron.reset != "none" and (hasattr(neuron, "mode") or not neuron.detach_reset):
+            fired = spikes.detach() if neuron.detach_reset else spikes
+            self._fired.append(_Fired(weakref.ref(self.mem), u.detach(), fired.clone()))
+        return spikes, other
 
     def _after_reset(self, mem: Tensor) -> Tensor:
         """The potential after the reset, from what snnTorch hands on: with `reset_delay`, that before the reset."""
-        if self._last is not None:
-            last, version, v = self._last
-            if mem.data_ptr() == last.data_ptr() and mem._version == version:
-                return v if mem.requires_grad else v.detach()
         neuron = self._potential
         if not self.reset_delay and neuron.reset == "zero" and bool((mem > neuron.threshold).any()):
             raise ArgumentError(
                 "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
             )
-        if not self.reset_delay:
+        if not self.reset_delay or neuron.reset == "none":
             return mem
-        if neuron.is_noisy and bool(mem.any()):
-            raise ArgumentError(
-                "with noise, `mem` does not say whether the neuron fired: hand on what the layer returned, or zeros"
-            )
-        return after_reset(neuron, mem, mem > neuron.threshold)
+        spikes = self._spikes_of(mem)
+        if spikes is None:
+            if getattr(neuron, "mode", "noiseless") != "noiseless" and bool(mem.any()):
+                raise ArgumentError(
+                    "with noise, `mem` does not say which neurons fired: hand on what one of the last two calls of the "
+                    "layer returned, or zeros"
+                )
+            spikes = mem > neuron.threshold
+        return after_reset(neuron, mem, spikes if mem.requires_grad else spikes.detach())
+
+    def _spikes_of(self, mem: Tensor) -> Tensor | None:
+        """What was fired when this was handed on, or something of which it is a copy or the first part; or None."""
+        # By its values, as `mem.data.zero_()` would go unnoticed.
+        same = []
+        for fired in self._fired:
+            u = fired.u[: len(mem)]
+            if u.shape == mem.shape and torch.equal(u.to(mem), mem):
+                if fired.mem is not None and fired.mem() is mem:
+                    return fired.spikes
+                same.append(fired.spikes[: len(mem)])
+        if not same or any(not torch.equal(one, same[0]) for one in same) or not mem.any():  # zeros: a new start
+            return None
+        return same[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_last": None}  # a copy has its own `mem`, and this may have a graph
+        copies = [_Fired(None, fired.u, fired.spikes.detach()) for fired in self._fired]
+        return {**vars(self), "_fired": deque(copies, maxlen=2)}
 
     def _refuse_state(self, *states: Tensor | None) -> None:
         if self.init_hidden and any(state is not None for state in states):
