@@ -24,10 +24,11 @@ class _SubtractsLater:
 
     threshold: Any
     decay: Any
+    reset: str
 
     @property
     def reset_by(self) -> Any:
-        return self.threshold / self.decay
+        return self.threshold / self.decay if self.reset == "subtract" else None
 
 
 class _LIF(_SubtractsLater, LIF):  # type: ignore[override]
@@ -35,6 +36,46 @@ class _LIF(_SubtractsLater, LIF):  # type: ignore[override]
 
 
 class _NoisyLIF(_SubtractsLater, NoisyLIF):  # type: ignore[override]
+    pass
+
+
+class _LearnsBeta(_SubtractsLater):
+    """Mixin: decay = beta, clamped to [0, 1] as in snnTorch, where beta is learnt."""
+
+    beta: nn.Parameter
+
+    @property
+    def decay(self) -> Tensor:
+        return self.beta.clamp(0, 1)
+
+    @decay.setter
+    def decay(self, value: nn.Parameter) -> None:
+        self.beta = value
+
+
+class _LIFOfBeta(_LearnsBeta, LIF):  # type: ignore[misc, override]
+    pass
+
+
+class _NoisyLIFOfBeta(_LearnsBeta, NoisyLIF):  # type: ignore[misc, override]
+    pass
+
+
+class _LearnsAlpha:
+    """Mixin: alpha is `unclamped`, clamped to [0, 1] as in snnTorch, where it is learnt."""
+
+    unclamped: nn.Parameter
+
+    @property
+    def alpha(self) -> Tensor:
+        return self.unclamped.clamp(0, 1)
+
+    @alpha.setter
+    def alpha(self, value: nn.Parameter) -> None:
+        self.unclamped = value
+
+
+class _SynapticOfAlpha(_LearnsAlpha, Synaptic):  # type: ignore[misc]
     pass
 
 
@@ -200,15 +241,23 @@ def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both
     threshold, decay = _value("threshold", leaky.threshold), _clamped("beta", leaky.beta)
     settings: dict[str, Any] = dict(threshold=threshold, decay=decay, reset=leaky.reset_mechanism)
     kinds: Any = (LIF, NoisyLIF)
-    if leaky.reset_mechanism == "subtract":
-        if isinstance(threshold, nn.Parameter) or isinstance(decay, nn.Parameter):
+    if isinstance(decay, nn.Parameter):
+        kinds = (_LIFOfBeta, _NoisyLIFOfBeta)
+    elif leaky.reset_mechanism == "subtract":
+        if isinstance(threshold, nn.Parameter):
             kinds = (_LIF, _NoisyLIF)
         else:
             settings["reset_by"] = threshold / decay
     neuron: Any = build(leaky.spike_grad, noise, placement, kinds, detach_reset=leaky.reset_delay, **settings)
+    if isinstance(decay, nn.Parameter):
+        neuron.beta = learnt_like(leaky.beta)
     layer: Any = Layer
     if type(leaky) is theirs.Synaptic:
-        neuron, layer = Synaptic(_clamped("alpha", leaky.alpha), neuron), SynapticLayer
+        alpha = _clamped("alpha", leaky.alpha)
+        is_learnt = isinstance(alpha, nn.Parameter)
+        neuron, layer = (_SynapticOfAlpha if is_learnt else Synaptic)(alpha, neuron), SynapticLayer
+        if is_learnt:
+            neuron.unclamped = learnt_like(leaky.alpha)
     elif type(leaky) is theirs.RLeaky:
         neuron, layer = Recurrent(neuron, copy.deepcopy(leaky.recurrent)), RecurrentLayer
     made = layer(neuron, leaky.init_hidden, leaky.output, leaky.reset_delay)
@@ -251,7 +300,10 @@ def _value(name: str, value: Tensor) -> Any:
 
 def _clamped(name: str, value: Tensor) -> Any:
     """A decay, clamped to [0, 1] as in snnTorch."""
-    return _value(name, value if isinstance(value, nn.Parameter) else value.clamp(0, 1))
+    if not isinstance(value, nn.Parameter):
+        return _value(name, value.clamp(0, 1))
+    value_of(name, value)  # an error for other shapes
+    return nn.Parameter(value.detach().clamp(0, 1), value.requires_grad)
 
 
 def is_neuron(module: nn.Module) -> bool:

@@ -57,6 +57,11 @@ def run(layer, x):
     return torch.stack(outputs)
 
 
+def run_hidden(layer, x):
+    utils.reset(nn.Sequential(layer))
+    return torch.stack([layer(x_t) for x_t in x])
+
+
 def potentials(layer, x):
     layer.reset_mem()
     outputs, states = [], []
@@ -74,10 +79,10 @@ def test_on_a_grid_spikes_are_equal(on_grid, rng):
     found = difference(run, theirs, ours, x)
     assert found.spikes == 0 and found.gradient < 1e-5
     inner = getattr(ours.neuron, "neuron", ours.neuron)
-    learnt = {"threshold": inner.threshold, "beta": inner.decay, "alpha": getattr(ours.neuron, "alpha", None)}
-    for name, value in learnt.items():
+    learnt = {"threshold": (inner, "threshold"), "beta": (inner, "beta"), "alpha": (ours.neuron, "unclamped")}
+    for name, (part, ours_name) in learnt.items():
         if isinstance(getattr(theirs, name, None), nn.Parameter):
-            assert torch.allclose(getattr(theirs, name).grad, value.grad, rtol=1e-4)
+            assert torch.allclose(getattr(theirs, name).grad, getattr(part, ours_name).grad, rtol=1e-4)
     with torch.no_grad():
         assert torch.allclose(potentials(theirs, x), potentials(ours, x), atol=1e-5)
 
@@ -282,6 +287,22 @@ def test_values_of_features_are_mapped_for_features_alone(monkeypatch):
     assert torch.equal(run(theirs, x), run(ours, x))
     with pytest.raises(ValueError, match=r"takes \[B, features\] at each step"):
         ours(torch.zeros(4, 7, 7))
+
+
+@pytest.mark.parametrize("values", [(1.2, 1.1), (1.0, 1.0), (1.2, -0.1), (0.8, 1.1)])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_learnt_decays_are_clamped(values, is_late):
+    theirs = snn.Synaptic(0.5, 0.5, learn_alpha=True, learn_beta=True, init_hidden=True)
+    ours = from_leaky(theirs) if is_late else None
+    theirs.beta.data.fill_(values[0]), theirs.alpha.data.fill_(values[1])
+    if is_late:
+        ours.neuron.neuron.beta.data.fill_(values[0]), ours.neuron.unclamped.data.fill_(values[1])
+    else:
+        ours = from_leaky(theirs)
+    found = difference(run_hidden, theirs, ours, current((6, 4, 50), True))
+    assert found.spikes == 0 and found.gradient < 1e-5
+    assert torch.allclose(theirs.beta.grad, ours.neuron.neuron.beta.grad, rtol=1e-4)
+    assert torch.allclose(theirs.alpha.grad, ours.neuron.unclamped.grad, rtol=1e-4)
 
 
 class Tutorial5(nn.Module):
