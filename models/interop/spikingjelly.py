@@ -67,6 +67,18 @@ class Node(theirs.BaseNode):
         return f"step_mode={self.step_mode}"
 
 
+class _LIFNode(Node, theirs.LIFNode):  # for monitors of this class; the methods are those of `Node`
+    pass
+
+
+class _IFNode(Node, theirs.IFNode):
+    pass
+
+
+class _ParametricLIFNode(Node, theirs.ParametricLIFNode):
+    pass
+
+
 def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "both") -> Node:
     """The same neuron with noise, from a `LIFNode`, `IFNode` or `ParametricLIFNode`.
 
@@ -99,13 +111,20 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
         with torch.no_grad():
             neuron.decay_logit.fill_(-node.w.item())  # 1 - sigmoid(w)
         neuron.decay_logit.requires_grad_(node.w.requires_grad)
-    return Node(neuron.to(device_of(node)).train(node.training), node.step_mode, node.store_v_seq)
+    return _KINDS[type(node)](neuron.to(device_of(node)).train(node.training), node.step_mode, node.store_v_seq)
 
 
 _DECAY: dict[type, Any] = {
     theirs.LIFNode: lambda node: 1 - 1 / node.tau,
     theirs.IFNode: lambda node: 1.0,
     theirs.ParametricLIFNode: lambda node: torch.sigmoid(-node.w.detach()).item(),
+}
+
+
+_KINDS: dict[type, type[Node]] = {
+    theirs.LIFNode: _LIFNode,
+    theirs.IFNode: _IFNode,
+    theirs.ParametricLIFNode: _ParametricLIFNode,
 }
 
 
