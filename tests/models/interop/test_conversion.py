@@ -110,5 +110,58 @@ def test_a_network_that_has_just_run_must_be_reset():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
     net = nn.Sequential(nn.Linear(3, 3), neuron.LIFNode())
     net(torch.rand(2, 3))
-    with pytest.raises(ValueError, match="reset its neurons first"):
+    with pytest.raises(ValueError, match=r"reset its neurons first, by functional.reset_net\(net\)"):
         interop.convert(net)
+
+
+class Lists(nn.Module):
+    """Neurons in plain containers: of the network, and, if it is so made, one that is nowhere else."""
+
+    def __init__(self, make, hides):
+        super().__init__()
+        self.first, self.second, self.third = make(), make(), make()
+        self.listed, self.nested, self.pair = [self.first], {"a": [self.second]}, (self.third, 1)
+        if hides:
+            self.listed.append(make())
+
+    def forward(self, x):
+        for neuron in (*self.listed, *self.nested["a"], self.pair[0]):
+            x = neuron(2 * x)
+        return x
+
+
+def test_neurons_in_plain_containers_are_replaced_or_reported():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    converted, _ = interop.convert(nn.Sequential(Lists(neuron.IFNode, hides=False)), noise=Gaussian(0.3))
+    inner = converted[0]
+    assert inner.listed == [inner.first] and inner.nested == {"a": [inner.second]} and inner.pair == (inner.third, 1)
+    assert isinstance(inner.first, interop.spikingjelly.Node)
+    with pytest.warns(UserWarning, match="0.listed: it is not a module of the network"):
+        _, report = interop.convert(nn.Sequential(Lists(neuron.IFNode, hides=True)))
+    assert list(report.skipped) == ["0.listed"]
+
+
+def test_hooks_stay():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    net, calls = nn.Sequential(nn.Linear(3, 3), neuron.IFNode()), []
+    net[1].register_forward_pre_hook(lambda module, args: calls.append("before"))
+    net[1].register_forward_hook(lambda module, args, kwargs, output: calls.append("after"), with_kwargs=True)
+    net[1].register_full_backward_hook(lambda module, inputs, outputs: calls.append("back"))
+    converted, _ = interop.convert(net)
+    converted(torch.rand(2, 3)).sum().backward()
+    assert calls == ["before", "after", "back"]
+
+
+def test_inputs_by_keyword_are_compared():
+    snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif = snn.Leaky(beta=0.9)
+
+        def forward(self, x):
+            return self.lif(mem=torch.zeros_like(x), input_=x)
+
+    _, report = interop.convert(Net(), verify=3 * torch.rand(2, 3))
+    assert report.mismatches == {"lif": (0, 6)}
