@@ -11,7 +11,7 @@ from ..base import SpikingNeuron
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .mapping import build, check_features, device_of, has_features, learnt_like, value_of
+from .mapping import Adapter, build, check_features, check_state, device_of, has_features, learnt_like, value_of
 from .surrogates import NotMapped
 
 
@@ -49,7 +49,7 @@ class _Memory(theirs.StatefulLayer):
         return twin
 
 
-class Layer(nn.Module):
+class Layer(Adapter):
     """A neuron of this package as a layer of sinabs: x [B, T, ...] -> spikes; `sinabs.reset_states` resets it.
 
     Args:
@@ -58,6 +58,7 @@ class Layer(nn.Module):
 
     def __init__(self, neuron: SpikingNeuron) -> None:
         super().__init__()
+        check_state(neuron)
         self.neuron = neuron
         self.memory = _Memory()
         self._has_features = has_features(neuron)

@@ -15,7 +15,17 @@ from ..composed import Recurrent, Synaptic
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .mapping import after_reset, build, check_features, device_of, has_features, learnt_like, value_of
+from .mapping import (
+    Adapter,
+    after_reset,
+    build,
+    check_features,
+    check_state,
+    device_of,
+    has_features,
+    learnt_like,
+    value_of,
+)
 from .surrogates import NotMapped
 
 
@@ -88,22 +98,25 @@ class _Fired:
     spikes: Tensor
 
 
-class _Stepped:
+class _Stepped(Adapter):
     """What the kinds of layers share."""
 
-    neuron: SpikingNeuron
     mem: Tensor
+    around: type | None = None  # what the neuron with the potential must be inside of
 
     def __init__(
         self, neuron: SpikingNeuron, init_hidden: bool = False, output: bool = False, reset_delay: bool = True
     ) -> None:
-        nn.Module.__init__(self)  # type: ignore[arg-type]  # snnTorch's class would hold settings of its own
-        theirs.SpikingNeuron.instances.append(self)  # which it resets
+        nn.Module.__init__(self)  # snnTorch's class would hold settings of its own
         self.neuron = neuron
+        if self.around is not None and not isinstance(neuron, self.around):
+            raise ArgumentError(f"this layer takes a {self.around.__name__}, not a {type(neuron).__name__}")
+        check_state(neuron if self.around is None else self._potential)
         self.init_hidden, self.output, self.reset_delay = init_hidden, output, reset_delay
         self._has_features = has_features(neuron)
         self._fired: deque[_Fired] = deque(maxlen=2)  # a layer may be called in turn with two states
-        self._init_mem()  # type: ignore[attr-defined]
+        self._init_mem()
+        theirs.SpikingNeuron.instances.append(self)  # which snnTorch resets
 
     @property
     def _potential(self) -> Any:
@@ -194,6 +207,7 @@ class SynapticLayer(_Stepped, theirs.Synaptic):
     """A `models.Synaptic` that is called as snnTorch's `Synaptic`; see `Layer`."""
 
     syn: Tensor
+    around = Synaptic
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
         self._refuse_state(syn, mem)
@@ -211,6 +225,7 @@ class RecurrentLayer(_Stepped, theirs.RLeaky):
     """A `models.Recurrent` that is called as snnTorch's `RLeaky`; see `Layer`."""
 
     spk: Tensor
+    around = Recurrent
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
         self._refuse_state(spk, mem)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..neurons import LIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from ..noise import NoiseLaw
-from .mapping import after_reset, build, device_of
+from .mapping import Adapter, after_reset, build, check_state, device_of
 from .surrogates import NotMapped
 
 if not hasattr(base.MemoryModule, "functional_forward"):
     raise ImportError("SpikingJelly 2 or newer is needed")
 
 
-class Node(theirs.BaseNode):
+class Node(Adapter, theirs.BaseNode):
     """A neuron of this package as a `MemoryModule`: step modes "s" and "m", `v`, `v_seq`, `reset_net`, monitors.
 
     In step mode "m" the time steps run in one fused kernel. `v` is in float32, after the reset.
@@ -28,6 +28,7 @@ class Node(theirs.BaseNode):
     """
 
     def __init__(self, neuron: SpikingNeuron, step_mode: str = "s", store_v_seq: bool = False) -> None:
+        check_state(neuron)
         base.MemoryModule.__init__(self)  # a BaseNode would hold settings of its own
         self.neuron = neuron
         self.register_memory("v", float(neuron.v_leak))

@@ -17,6 +17,7 @@ from torch.nn.utils import fusion
 
 from ...layers import Normalize
 from ...parameters import ArgumentError
+from ..mapping import Adapter
 from .neurons import node_of
 
 Path = str | os.PathLike[str]
@@ -44,6 +45,12 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
     Raises:
         ArgumentError: for anything else, which NIR has no words for.
     """
+    for name, module in net.named_modules():
+        if isinstance(module, Adapter):
+            raise ArgumentError(
+                f"{name!r} is called as a neuron of another library: write a network of this package, which has its "
+                "`neuron` there"
+            )
     net = copy.deepcopy(net).train(False)
     fixed = {"timesteps": None} if "timesteps" in inspect.signature(net.forward).parameters else {}
     graph = fx.GraphModule(net, _Tracer().trace(net, fixed))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Cauchy, Gaussian, Logistic, Triangular, Uniform, interop
+from models import LIF, AdaptiveLIF, Cauchy, Gaussian, Logistic, Recurrent, Synaptic, Triangular, Uniform, interop
 from models.interop.surrogates import DoubleExponential, FastSigmoid, Weighted, observe
 
 LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy, DoubleExponential, FastSigmoid)
@@ -165,3 +165,44 @@ def test_inputs_by_keyword_are_compared():
 
     _, report = interop.convert(Net(), verify=3 * torch.rand(2, 3))
     assert report.mismatches == {"lif": (0, 6)}
+
+
+AROUND = {
+    "Synaptic": lambda: Synaptic(0.5, LIF()),
+    "Recurrent": lambda: Recurrent(LIF(), nn.Linear(3, 3)),
+    "AdaptiveLIF": lambda: AdaptiveLIF(LIF()),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize(("library", "layer"), [("spikingjelly", "Node"), ("snntorch", "Layer"), ("sinabs", "Layer")])
+def test_layers_that_keep_a_potential_refuse_other_states(library, layer, name):
+    pytest.importorskip(library, reason="it is not installed")
+    with pytest.raises(ValueError, match=f"{name} has more state than that"):
+        getattr(getattr(interop, library), layer)(AROUND[name]())
+
+
+def test_layers_with_another_state_take_no_other_neuron():
+    pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    with pytest.raises(ValueError, match="this layer takes a Synaptic, not a LIF"):
+        interop.snntorch.SynapticLayer(LIF())
+    with pytest.raises(ValueError, match="AdaptiveLIF has more state than that"):
+        interop.snntorch.RecurrentLayer(Recurrent(AdaptiveLIF(LIF()), nn.Linear(3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("library", "layer", "name"),
+    [
+        ("spikingjelly", "Node", "tau"),
+        ("snntorch", "Layer", "beta"),
+        ("snntorch", "Layer", "reset_mechanism"),
+        ("norse", "Layer", "p"),
+        ("sinabs", "Layer", "tau_mem"),
+    ],
+)
+def test_a_setting_of_the_library_is_an_error_that_says_where_settings_are(library, layer, name):
+    pytest.importorskip(library, reason="it is not installed")
+    made = getattr(getattr(interop, library), layer)(LIF())
+    assert not hasattr(made, name)
+    with pytest.raises(AttributeError, match=f"{name}'; the settings are those of its `neuron`"):
+        getattr(made, name)

@@ -244,6 +244,16 @@ def test_joins_that_nir_does_not_have_are_refused(join, reason):
         interop.nir.to_nir(Skips(join), torch.rand(2, 3, 3))
 
 
+def test_a_converted_network_of_another_library_is_refused_in_words():
+    jelly = pytest.importorskip("spikingjelly.activation_based")
+    from spikingjelly.activation_based import layer, neuron
+
+    assert jelly
+    net = nn.Sequential(layer.Linear(3, 3, step_mode="m"), neuron.LIFNode(step_mode="m"))
+    with pytest.raises(ValueError, match="'1' is called as a neuron of another library: write a network of this"):
+        interop.nir.to_nir(interop.convert(net)[0], torch.rand(2, 2, 3))
+
+
 def test_an_infinite_threshold_is_read_as_it_was_written(path):
     some = torch.tensor([0.5, math.inf, 1.0])
     interop.nir.write(path, nn.Sequential(LIF(threshold=math.inf), LIF(threshold=some)), torch.rand(2, 2, 3))
