@@ -1,14 +1,16 @@
 """The two names of this package: what was pickled under one of them loads under the other.
 
 A pickle says where each class is: in `models.noise` in the repository, in `nsnn.noise` where the package is installed.
-Once this package is imported, whatever it is called there, its modules are found by both names, unless there are other
-modules of that name. Before that, Python says that there is no module of that name.
+Once this package is imported, whatever it is called there, its modules are found by both names, unless there is another
+package of that name. Before that, Python says that there is no module of that name.
 
 `torch.load` with weights_only=True imports nothing: anything but weights needs its class, and the name that the file
 has for it, as in `torch.serialization.add_safe_globals([(Gaussian, "models.noise.Gaussian")])`.
 """
 
 import functools
+import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -24,18 +26,22 @@ def _name_here(fullname: str) -> str:
 
 
 class BothNames(MetaPathFinder, Loader):
-    """Finds the modules of this package that are imported already."""
+    """Finds the modules of this package by its other name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        module = sys.modules.get(_name_here(fullname))
-        if fullname.partition(".")[0] not in NAMES or module is None:
+        parent = fullname.rpartition(".")[0]
+        stands_in = isinstance(getattr(sys.modules.get(parent), "__loader__", None), BothNames)
+        if not (stands_in if parent else fullname in NAMES and fullname != __package__):
             return None
-        return ModuleSpec(fullname, self, is_package=hasattr(module, "__path__"))
+        original = importlib.util.find_spec(_name_here(fullname))
+        if original is None:
+            return None
+        return ModuleSpec(fullname, self, is_package=original.submodule_search_locations is not None)
 
     def exec_module(self, module: ModuleType) -> None:
-        original = sys.modules[_name_here(module.__name__)]
+        original = importlib.import_module(_name_here(module.__name__))
         if hasattr(original, "__path__"):  # a stand-in without a path, or Python would load the files in it once more
             module.__getattr__ = functools.partial(getattr, original)  # type: ignore[method-assign]
         else:

@@ -4,8 +4,9 @@ import copy
 import dataclasses
 import functools
 import importlib
+import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -63,11 +64,12 @@ def convert(
 ) -> tuple[nn.Module, Report]:
     """A copy of a network of SpikingJelly, snnTorch, norse or sinabs, whose neurons are those of this package.
 
-    Each layer is called as before. Inside `models.noiseless`, it fires as before, but for rounding.
+    Each layer is called as before, and its hooks stay. Inside `models.noiseless`, it fires as before, but for rounding.
 
     Args:
         net: the network, which does not change; its neurons must be reset. It may have neurons of several libraries.
-        noise: the law of the noise; None makes deterministic neurons with the surrogate gradients that they had.
+        noise: the law of the noise, which all neurons share, a scale that is an nn.Parameter too; None makes
+            deterministic neurons with the surrogate gradients that they had.
         verify: if given, a sample for one call `net(sample)`, or a tuple of arguments: each converted layer is compared
             with the original on the inputs that this gets.
         placement: see `NoisyLIF`.
@@ -88,11 +90,13 @@ def convert(
         try:
             if module not in made:
                 made[module] = peer.from_neuron(module, noise, placement)
+                _move_hooks(module, made[module])
         except ArgumentError as reason:
             report.skipped[name] = str(reason)
             continue
         report.replaced[name] = repr(made[module].neuron)
         converted = _replace(converted, name, made[module])
+    _replace_in_lists(converted, made, report)
     if not report.replaced:
         reasons = "".join(f"; {name}: {reason}" for name, reason in report.skipped.items())
         raise ArgumentError(f"there is no neuron of {', '.join(PEERS)} in the network that can be converted{reasons}")
@@ -119,7 +123,10 @@ def _copy(net: nn.Module) -> nn.Module:
     try:
         twin = copy.deepcopy(net)
     except RuntimeError as error:
-        raise ArgumentError(f"the network cannot be copied; reset its neurons first: {error}") from error
+        raise ArgumentError(
+            "the network cannot be copied; reset its neurons first, by functional.reset_net(net) of SpikingJelly, "
+            f"utils.reset(net) of snnTorch or sinabs.reset_states(net): {error}"
+        ) from error
     libraries = {kind.__module__.split(".")[0] for module in net.modules() for kind in type(module).__mro__}
     for library in libraries.intersection(PEERS):
         load(library).reset(twin)
@@ -135,6 +142,49 @@ def _replace(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
     return net
 
 
+def _move_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Hooks on the calls of a layer stay with it."""
+    for name, hooks in vars(old).items():
+        if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
+            setattr(new, name, hooks)
+
+
+def _replace_in_lists(net: nn.Module, made: dict[nn.Module, nn.Module], report: Report) -> None:
+    """Replace neurons in lists, tuples and dictionaries too, and report those that are nowhere else."""
+    registered, own = set(net.modules()), vars(nn.Module())
+    for name, module in net.named_modules():
+        for attribute, value in list(vars(module).items()):
+            if attribute in own or not isinstance(value, list | tuple | dict):
+                continue
+            vars(module)[attribute] = _replaced(value, made)
+            for part in _parts(vars(module)[attribute]):
+                if isinstance(part, nn.Module) and part not in registered and _peer_of(part) is not None:
+                    where = f"{name}.{attribute}" if name else attribute
+                    report.skipped[where] = "it is not a module of the network: use nn.ModuleList or nn.ModuleDict"
+
+
+def _replaced(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
+    """A value, or a list, tuple or dictionary of values, with the new neurons instead of the old ones."""
+    if isinstance(value, nn.Module):
+        return made.get(value, value)
+    if isinstance(value, list):
+        value[:] = [_replaced(part, made) for part in value]
+    elif isinstance(value, dict):
+        value.update({key: _replaced(part, made) for key, part in value.items()})
+    elif type(value) is tuple:
+        return tuple(_replaced(part, made) for part in value)
+    return value
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """What is in lists, tuples and dictionaries, however deep."""
+    if isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _parts(part)
+    else:
+        yield value
+
+
 @torch.no_grad()
 def _compare(
     original: nn.Module, converted: nn.Module, names: Iterable[str], sample: Any
@@ -142,7 +192,7 @@ def _compare(
     """{layer: (spikes that differ, spikes compared)}: the inputs of the original's layers are fed to the new ones."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
     for name in names:
-        original.get_submodule(name).register_forward_hook(functools.partial(_note, calls[name]))
+        original.get_submodule(name).register_forward_hook(functools.partial(_note, calls[name]), with_kwargs=True)
     original(*sample) if isinstance(sample, tuple) else original(sample)
     found = {}
     for name in names:
@@ -160,9 +210,15 @@ def _compare(
     return found
 
 
-def _note(calls: list[tuple[Tensor, Tensor]], module: nn.Module, args: Any, output: Any) -> None:
+def _note(
+    calls: list[tuple[Tensor, Tensor]], module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
+) -> None:
     """A forward hook that notes input and spikes."""
-    calls.append((args[0].clone(), _first(output).clone()))
+    if args:
+        x = args[0]
+    else:
+        x = next(kwargs[name] for name in inspect.signature(module.forward).parameters if name in kwargs)
+    calls.append((x.clone(), _first(output).clone()))
 
 
 def _first(output: Any) -> Tensor:

@@ -7,12 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from ..base import SpikingNeuron
+from ..composed import AdaptiveLIF, Recurrent, Synaptic
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
 from .surrogates import Function, NotMapped, observe
 
 Kinds = tuple[type[SpikingNeuron], type[SpikingNeuron]]  # of the deterministic and of the noisy neuron
+
+
+class Adapter(nn.Module):
+    """Base of what is called as a neuron of another library, and has its settings in `neuron`."""
+
+    neuron: SpikingNeuron
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(f"{error}; the settings are those of its `neuron`, such as `neuron.decay`") from None
 
 
 def build(
@@ -64,6 +77,12 @@ def value_of(name: str, value: Any) -> float | Tensor:
     if value.dim() > 1:
         raise NotMapped(f"{name} has shape {list(value.shape)}: only one value, or one for each feature, is mapped")
     return value.detach().float()
+
+
+def check_state(neuron: SpikingNeuron) -> None:
+    """Raise ArgumentError if the state of a neuron is more than a potential."""
+    if isinstance(neuron, AdaptiveLIF | Recurrent | Synaptic):
+        raise ArgumentError(f"this layer keeps a potential, and {type(neuron).__name__} has more state than that")
 
 
 def has_features(neuron: nn.Module) -> bool:

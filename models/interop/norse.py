@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..composed import Synaptic
 from ..noise import NoiseLaw
-from .mapping import build, check_features, device_of, has_features, value_of
+from .mapping import Adapter, build, check_features, device_of, has_features, value_of
 from .surrogates import NotMapped
 
 
-class Cell(nn.Module):
+class Cell(Adapter):
     """A neuron of this package as a cell of norse, also in `SequentialState`: x [B, ...] -> spikes and state.
 
     Args:

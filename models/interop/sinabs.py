@@ -11,7 +11,7 @@ from ..base import SpikingNeuron
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .mapping import build, check_features, device_of, has_features, learnt_like, value_of
+from .mapping import Adapter, build, check_features, check_state, device_of, has_features, learnt_like, value_of
 from .surrogates import NotMapped
 
 
@@ -49,18 +49,17 @@ class _Memory(theirs.StatefulLayer):
         return twin
 
 
-class Layer(nn.Module):
+class Layer(Adapter):
     """A neuron of this package as a layer of sinabs: x [B, T, ...] -> spikes; `sinabs.reset_states` resets it.
 
     Args:
         neuron: any `SpikingNeuron` whose state is a potential.
-        batch_size, num_timesteps: where one is given, x is [B * T, ...], as in sinabs's "Squeeze" layers.
     """
 
-    def __init__(self, neuron: SpikingNeuron, batch_size: int = -1, num_timesteps: int = -1) -> None:
+    def __init__(self, neuron: SpikingNeuron) -> None:
         super().__init__()
+        check_state(neuron)
         self.neuron = neuron
-        self.batch_size, self.num_timesteps = batch_size, num_timesteps
         self.memory = _Memory()
         self._has_features = has_features(neuron)
 
@@ -69,9 +68,7 @@ class Layer(nn.Module):
         return self.memory.v_mem
 
     def forward(self, input_data: Tensor) -> Tensor:
-        is_squeezed = max(self.batch_size, self.num_timesteps) > 0
-        x = input_data.unflatten(0, (self.batch_size, self.num_timesteps)) if is_squeezed else input_data
-        x = x.transpose(0, 1)
+        x = input_data.transpose(0, 1)
         if self._has_features:
             check_features(x[0])
         v = self.memory.v_mem if self.memory.is_state_initialised() else None
@@ -81,8 +78,22 @@ class Layer(nn.Module):
                 raise ArgumentError(f"{got}: call sinabs.reset_states before another batch")
             v = None
         spikes, self.memory.v_mem = self.neuron.run(x, v)
-        spikes = spikes.transpose(0, 1)
-        return spikes.flatten(0, 1) if is_squeezed else spikes
+        return spikes.transpose(0, 1)
+
+
+class SqueezeLayer(Layer, theirs.SqueezeMixin):
+    """A `Layer` whose input is [B * T, ...], as in sinabs's "Squeeze" layers; `sinabs.set_batch_size` changes B.
+
+    Args:
+        batch_size, num_timesteps: one of them, or both.
+    """
+
+    def __init__(self, neuron: SpikingNeuron, batch_size: int | None = None, num_timesteps: int | None = None) -> None:
+        super().__init__(neuron)
+        theirs.SqueezeMixin.squeeze_init(self, batch_size, num_timesteps)
+
+    def forward(self, input_data: Tensor) -> Tensor:
+        return theirs.SqueezeMixin.squeeze_forward(self, input_data, super().forward)
 
 
 def from_sinabs(layer: Any, noise: NoiseLaw | None = None, placement: str = "both") -> Layer:
@@ -123,8 +134,9 @@ def from_sinabs(layer: Any, noise: NoiseLaw | None = None, placement: str = "bot
     neuron: Any = build(function, noise, placement, kinds, **settings)
     if learns_tau:
         neuron.tau_mem = learnt_like(layer.tau_mem)
-    sizes = (layer.batch_size, layer.num_timesteps) if isinstance(layer, theirs.SqueezeMixin) else ()
-    return Layer(neuron, *sizes).to(device_of(layer)).train(layer.training)
+    is_squeezed = isinstance(layer, theirs.SqueezeMixin)
+    made = SqueezeLayer(neuron, layer.batch_size, layer.num_timesteps) if is_squeezed else Layer(neuron)
+    return made.to(device_of(layer)).train(layer.training)
 
 
 _KINDS = (theirs.LIF, theirs.IAF, theirs.LIFSqueeze, theirs.IAFSqueeze)

@@ -1,6 +1,9 @@
 """Neurons of snnTorch."""
 
 import copy
+import dataclasses
+import weakref
+from collections import deque
 from typing import Any
 
 import snntorch as theirs
@@ -12,7 +15,17 @@ from ..composed import Recurrent, Synaptic
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .mapping import after_reset, build, check_features, device_of, has_features, learnt_like, value_of
+from .mapping import (
+    Adapter,
+    after_reset,
+    build,
+    check_features,
+    check_state,
+    device_of,
+    has_features,
+    learnt_like,
+    value_of,
+)
 from .surrogates import NotMapped
 
 
@@ -21,10 +34,11 @@ class _SubtractsLater:
 
     threshold: Any
     decay: Any
+    reset: str
 
     @property
     def reset_by(self) -> Any:
-        return self.threshold / self.decay
+        return self.threshold / self.decay if self.reset == "subtract" else None
 
 
 class _LIF(_SubtractsLater, LIF):  # type: ignore[override]
@@ -35,22 +49,74 @@ class _NoisyLIF(_SubtractsLater, NoisyLIF):  # type: ignore[override]
     pass
 
 
-class _Stepped:
+class _LearnsBeta(_SubtractsLater):
+    """Mixin: decay = beta, clamped to [0, 1] as in snnTorch, where beta is learnt."""
+
+    beta: nn.Parameter
+
+    @property
+    def decay(self) -> Tensor:
+        return self.beta.clamp(0, 1)
+
+    @decay.setter
+    def decay(self, value: nn.Parameter) -> None:
+        self.beta = value
+
+
+class _LIFOfBeta(_LearnsBeta, LIF):  # type: ignore[misc, override]
+    pass
+
+
+class _NoisyLIFOfBeta(_LearnsBeta, NoisyLIF):  # type: ignore[misc, override]
+    pass
+
+
+class _LearnsAlpha:
+    """Mixin: alpha is `unclamped`, clamped to [0, 1] as in snnTorch, where it is learnt."""
+
+    unclamped: nn.Parameter
+
+    @property
+    def alpha(self) -> Tensor:
+        return self.unclamped.clamp(0, 1)
+
+    @alpha.setter
+    def alpha(self, value: nn.Parameter) -> None:
+        self.unclamped = value
+
+
+class _SynapticOfAlpha(_LearnsAlpha, Synaptic):  # type: ignore[misc]
+    pass
+
+
+@dataclasses.dataclass
+class _Fired:
+    """What a layer handed on, and what it fired then, which `mem` does not say if there is noise."""
+
+    mem: Any  # a weak reference, or None in copies
+    u: Tensor
+    spikes: Tensor
+
+
+class _Stepped(Adapter):
     """What the kinds of layers share."""
 
-    neuron: SpikingNeuron
     mem: Tensor
+    around: type | None = None  # what the neuron with the potential must be inside of
 
     def __init__(
         self, neuron: SpikingNeuron, init_hidden: bool = False, output: bool = False, reset_delay: bool = True
     ) -> None:
-        nn.Module.__init__(self)  # type: ignore[arg-type]  # snnTorch's class would hold settings of its own
-        theirs.SpikingNeuron.instances.append(self)  # which it resets
+        nn.Module.__init__(self)  # snnTorch's class would hold settings of its own
         self.neuron = neuron
+        if self.around is not None and not isinstance(neuron, self.around):
+            raise ArgumentError(f"this layer takes a {self.around.__name__}, not a {type(neuron).__name__}")
+        check_state(neuron if self.around is None else self._potential)
         self.init_hidden, self.output, self.reset_delay = init_hidden, output, reset_delay
         self._has_features = has_features(neuron)
-        self._last: tuple[Tensor, int, Tensor] | None = None  # mem, its version, and the potential after the reset
-        self._init_mem()  # type: ignore[attr-defined]
+        self._fired: deque[_Fired] = deque(maxlen=2)  # a layer may be called in turn with two states
+        self._init_mem()
+        theirs.SpikingNeuron.instances.append(self)  # which snnTorch resets
 
     @property
     def _potential(self) -> Any:
@@ -61,33 +127,54 @@ class _Stepped:
         """One step: sets `mem`, and returns the spikes and the next state beside `mem`, if there is one."""
         if self._has_features:
             check_features(x)
-        v = self._after_reset(self.mem) if self.mem.shape == x.shape else torch.zeros_like(x)
+        v = self._after_reset(self.mem if self.mem.shape == x.shape else torch.zeros_like(x))
         state = v if other is None else (other if other.shape == x.shape else torch.zeros_like(x), v)
         spikes, state, u = self.neuron.run(x.unsqueeze(0), state, potentials=True)
+        spikes, u = spikes.squeeze(0), u.squeeze(0)
         other, v = (None, state) if other is None else (state[0].clone(), state[1])
-        self.mem = u.squeeze(0).clone() if self.reset_delay else v.clone()  # no views, which snnTorch cannot detach
-        self._last = self.mem, self.mem._version, v
-        return spikes.squeeze(0), other
+        self.mem = u.clone() if self.reset_delay else v.clone()  # no views, which snnTorch cannot detach
+        neuron = self._potential
+        if self.reset_delay and neuron.reset != "none" and (hasattr(neuron, "mode") or not neuron.detach_reset):
+            fired = spikes.detach() if neuron.detach_reset else spikes
+            self._fired.append(_Fired(weakref.ref(self.mem), u.detach(), fired.clone()))
+        return spikes, other
 
     def _after_reset(self, mem: Tensor) -> Tensor:
         """The potential after the reset, from what snnTorch hands on: with `reset_delay`, that before the reset."""
-        if self._last is not None:
-            last, version, v = self._last
-            if mem.data_ptr() == last.data_ptr() and mem._version == version:
-                return v if mem.requires_grad else v.detach()
         neuron = self._potential
         if not self.reset_delay and neuron.reset == "zero" and bool((mem > neuron.threshold).any()):
-            raise ArgumentError("without reset_delay, `mem` cannot be above the threshold: it is after the reset")
-        if not self.reset_delay:
-            return mem
-        if neuron.is_noisy and bool(mem.any()):
             raise ArgumentError(
-                "with noise, `mem` does not say whether the neuron fired: hand on what the layer returned, or zeros"
+                "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
             )
-        return after_reset(neuron, mem, mem > neuron.threshold)
+        if not self.reset_delay or neuron.reset == "none":
+            return mem
+        spikes = self._spikes_of(mem)
+        if spikes is None:
+            if getattr(neuron, "mode", "noiseless") != "noiseless" and bool(mem.any()):
+                raise ArgumentError(
+                    "with noise, `mem` does not say which neurons fired: hand on what one of the last two calls of the "
+                    "layer returned, or zeros"
+                )
+            spikes = mem > neuron.threshold
+        return after_reset(neuron, mem, spikes if mem.requires_grad else spikes.detach())
+
+    def _spikes_of(self, mem: Tensor) -> Tensor | None:
+        """What was fired when this was handed on, or something of which it is a copy or the first part; or None."""
+        # By its values, as `mem.data.zero_()` would go unnoticed.
+        same = []
+        for fired in self._fired:
+            u = fired.u[: len(mem)]
+            if u.shape == mem.shape and torch.equal(u.to(mem), mem):
+                if fired.mem is not None and fired.mem() is mem:
+                    return fired.spikes
+                same.append(fired.spikes[: len(mem)])
+        if not same or any(not torch.equal(one, same[0]) for one in same) or not mem.any():  # zeros: a new start
+            return None
+        return same[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_last": None}  # a copy has its own `mem`, and this may have a graph
+        copies = [_Fired(None, fired.u, fired.spikes.detach()) for fired in self._fired]
+        return {**vars(self), "_fired": deque(copies, maxlen=2)}
 
     def _refuse_state(self, *states: Tensor | None) -> None:
         if self.init_hidden and any(state is not None for state in states):
@@ -120,6 +207,7 @@ class SynapticLayer(_Stepped, theirs.Synaptic):
     """A `models.Synaptic` that is called as snnTorch's `Synaptic`; see `Layer`."""
 
     syn: Tensor
+    around = Synaptic
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
         self._refuse_state(syn, mem)
@@ -137,6 +225,7 @@ class RecurrentLayer(_Stepped, theirs.RLeaky):
     """A `models.Recurrent` that is called as snnTorch's `RLeaky`; see `Layer`."""
 
     spk: Tensor
+    around = Recurrent
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
         self._refuse_state(spk, mem)
@@ -167,15 +256,23 @@ def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both
     threshold, decay = _value("threshold", leaky.threshold), _clamped("beta", leaky.beta)
     settings: dict[str, Any] = dict(threshold=threshold, decay=decay, reset=leaky.reset_mechanism)
     kinds: Any = (LIF, NoisyLIF)
-    if leaky.reset_mechanism == "subtract":
-        if isinstance(threshold, nn.Parameter) or isinstance(decay, nn.Parameter):
+    if isinstance(decay, nn.Parameter):
+        kinds = (_LIFOfBeta, _NoisyLIFOfBeta)
+    elif leaky.reset_mechanism == "subtract":
+        if isinstance(threshold, nn.Parameter):
             kinds = (_LIF, _NoisyLIF)
         else:
             settings["reset_by"] = threshold / decay
     neuron: Any = build(leaky.spike_grad, noise, placement, kinds, detach_reset=leaky.reset_delay, **settings)
+    if isinstance(decay, nn.Parameter):
+        neuron.beta = learnt_like(leaky.beta)
     layer: Any = Layer
     if type(leaky) is theirs.Synaptic:
-        neuron, layer = Synaptic(_clamped("alpha", leaky.alpha), neuron), SynapticLayer
+        alpha = _clamped("alpha", leaky.alpha)
+        is_learnt = isinstance(alpha, nn.Parameter)
+        neuron, layer = (_SynapticOfAlpha if is_learnt else Synaptic)(alpha, neuron), SynapticLayer
+        if is_learnt:
+            neuron.unclamped = learnt_like(leaky.alpha)
     elif type(leaky) is theirs.RLeaky:
         neuron, layer = Recurrent(neuron, copy.deepcopy(leaky.recurrent)), RecurrentLayer
     made = layer(neuron, leaky.init_hidden, leaky.output, leaky.reset_delay)
@@ -218,7 +315,10 @@ def _value(name: str, value: Tensor) -> Any:
 
 def _clamped(name: str, value: Tensor) -> Any:
     """A decay, clamped to [0, 1] as in snnTorch."""
-    return _value(name, value if isinstance(value, nn.Parameter) else value.clamp(0, 1))
+    if not isinstance(value, nn.Parameter):
+        return _value(name, value.clamp(0, 1))
+    value_of(name, value)  # an error for other shapes
+    return nn.Parameter(value.detach().clamp(0, 1), value.requires_grad)
 
 
 def is_neuron(module: nn.Module) -> bool:

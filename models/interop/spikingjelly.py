@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..neurons import LIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from ..noise import NoiseLaw
-from .mapping import after_reset, build, device_of
+from .mapping import Adapter, after_reset, build, check_state, device_of
 from .surrogates import NotMapped
 
 if not hasattr(base.MemoryModule, "functional_forward"):
     raise ImportError("SpikingJelly 2 or newer is needed")
 
 
-class Node(theirs.BaseNode):
+class Node(Adapter, theirs.BaseNode):
     """A neuron of this package as a `MemoryModule`: step modes "s" and "m", `v`, `v_seq`, `reset_net`, monitors.
 
     In step mode "m" the time steps run in one fused kernel. `v` is in float32, after the reset.
@@ -28,6 +28,7 @@ class Node(theirs.BaseNode):
     """
 
     def __init__(self, neuron: SpikingNeuron, step_mode: str = "s", store_v_seq: bool = False) -> None:
+        check_state(neuron)
         base.MemoryModule.__init__(self)  # a BaseNode would hold settings of its own
         self.neuron = neuron
         self.register_memory("v", float(neuron.v_leak))
@@ -67,6 +68,18 @@ class Node(theirs.BaseNode):
         return f"step_mode={self.step_mode}"
 
 
+class _LIFNode(Node, theirs.LIFNode):  # for monitors of this class; the methods are those of `Node`
+    pass
+
+
+class _IFNode(Node, theirs.IFNode):
+    pass
+
+
+class _ParametricLIFNode(Node, theirs.ParametricLIFNode):
+    pass
+
+
 def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "both") -> Node:
     """The same neuron with noise, from a `LIFNode`, `IFNode` or `ParametricLIFNode`.
 
@@ -99,13 +112,20 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
         with torch.no_grad():
             neuron.decay_logit.fill_(-node.w.item())  # 1 - sigmoid(w)
         neuron.decay_logit.requires_grad_(node.w.requires_grad)
-    return Node(neuron.to(device_of(node)).train(node.training), node.step_mode, node.store_v_seq)
+    return _KINDS[type(node)](neuron.to(device_of(node)).train(node.training), node.step_mode, node.store_v_seq)
 
 
 _DECAY: dict[type, Any] = {
     theirs.LIFNode: lambda node: 1 - 1 / node.tau,
     theirs.IFNode: lambda node: 1.0,
     theirs.ParametricLIFNode: lambda node: torch.sigmoid(-node.w.detach()).item(),
+}
+
+
+_KINDS: dict[type, type[Node]] = {
+    theirs.LIFNode: _LIFNode,
+    theirs.IFNode: _IFNode,
+    theirs.ParametricLIFNode: _ParametricLIFNode,
 }
 
 

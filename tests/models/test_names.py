@@ -91,8 +91,19 @@ def test_another_package_of_that_name_is_not_hidden(alone, monkeypatch, tmp_path
     (tmp_path / OTHER / "__init__.py").write_text("MINE = 1")
     monkeypatch.syspath_prepend(tmp_path)
     scope = {}
-    exec(f"from {OTHER} import MINE\nfrom {OTHER}.noise import Gaussian", scope)
-    assert scope["MINE"] == 1 and scope["Gaussian"] is Gaussian
+    exec(f"from {OTHER} import MINE", scope)
+    assert scope["MINE"] == 1
+    with pytest.raises(ModuleNotFoundError, match=f"{OTHER}.noise"):  # of this package, and no part of that one
+        exec(f"import {OTHER}.noise")
+
+
+def test_a_module_that_is_imported_later_is_found(alone, monkeypatch, tmp_path):
+    sys.meta_path.append(PathFinder)
+    (tmp_path / "later.py").write_text("class Late: pass")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, str(tmp_path)])
+    monkeypatch.delattr(models, "later", raising=False)
+    late = pickle.loads(f"c{OTHER}.later\nLate\n.".encode())
+    assert late is sys.modules.pop(f"{models.__name__}.later").Late
 
 
 @pytest.mark.slow

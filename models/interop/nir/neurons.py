@@ -130,10 +130,10 @@ def _made(
 def _value(name: str, values: np.ndarray) -> float | Tensor:
     """A number, or a tensor with one value for each channel; ArgumentError if it differs within a channel."""
     values = np.asarray(values, dtype=np.float64)
-    if np.ptp(values) == 0:
+    if (values == values.flat[0]).all():
         return float(f"{values.flat[0]:.12g}")  # 1 rather than 1.0000000000000002
     by_channel = values.reshape(len(values), -1)
-    if np.ptp(by_channel, axis=1).any():
+    if (by_channel != by_channel[:, :1]).any():
         raise ArgumentError(f"{name} differs within a channel; one value for each channel is possible")
     return torch.from_numpy(by_channel[:, 0].copy()).float()
 

@@ -17,6 +17,7 @@ from torch.nn.utils import fusion
 
 from ...layers import Normalize
 from ...parameters import ArgumentError
+from ..mapping import Adapter
 from .neurons import node_of
 
 Path = str | os.PathLike[str]
@@ -44,6 +45,12 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
     Raises:
         ArgumentError: for anything else, which NIR has no words for.
     """
+    for name, module in net.named_modules():
+        if isinstance(module, Adapter):
+            raise ArgumentError(
+                f"{name!r} is called as a neuron of another library: write a network of this package, which has its "
+                "`neuron` there"
+            )
     net = copy.deepcopy(net).train(False)
     fixed = {"timesteps": None} if "timesteps" in inspect.signature(net.forward).parameters else {}
     graph = fx.GraphModule(net, _Tracer().trace(net, fixed))
@@ -73,6 +80,8 @@ class _Writer:
         for n in self.net.graph.nodes:
             given = [node for node in n.all_input_nodes if node in self.sources]
             if n.op == "output":
+                if not isinstance(n.args[0], fx.Node):
+                    raise ArgumentError(f"a network must return one tensor to be written, this returns {n.args[0]}")
                 self._add("output", nir.Output(np.array(_shape(given[0])[2:])), given)
             elif "tensor_meta" in n.meta:
                 self.sources[n] = self._translate(n, given)
@@ -93,6 +102,8 @@ class _Writer:
         if n.op == "call_module":
             return self._layer(n, given[0], self.net.get_submodule(str(n.target)))
         if name in ("add", "iadd", "add_") and len(given) == 2:
+            if n.kwargs.get("alpha", 1) != 1:
+                raise ArgumentError(f"NIR adds values as they are, not by alpha={n.kwargs['alpha']}")
             together = self.sources[given[0]] + self.sources[given[1]]
             if len(set(together)) < len(together):
                 raise ArgumentError("NIR cannot add a value to itself")

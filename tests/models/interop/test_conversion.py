@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Cauchy, Gaussian, Logistic, Triangular, Uniform, interop
+from models import LIF, AdaptiveLIF, Cauchy, Gaussian, Logistic, Recurrent, Synaptic, Triangular, Uniform, interop
 from models.interop.surrogates import DoubleExponential, FastSigmoid, Weighted, observe
 
 LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy, DoubleExponential, FastSigmoid)
@@ -110,5 +110,99 @@ def test_a_network_that_has_just_run_must_be_reset():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
     net = nn.Sequential(nn.Linear(3, 3), neuron.LIFNode())
     net(torch.rand(2, 3))
-    with pytest.raises(ValueError, match="reset its neurons first"):
+    with pytest.raises(ValueError, match=r"reset its neurons first, by functional.reset_net\(net\)"):
         interop.convert(net)
+
+
+class Lists(nn.Module):
+    """Neurons in plain containers: of the network, and, if it is so made, one that is nowhere else."""
+
+    def __init__(self, make, hides):
+        super().__init__()
+        self.first, self.second, self.third = make(), make(), make()
+        self.listed, self.nested, self.pair = [self.first], {"a": [self.second]}, (self.third, 1)
+        if hides:
+            self.listed.append(make())
+
+    def forward(self, x):
+        for neuron in (*self.listed, *self.nested["a"], self.pair[0]):
+            x = neuron(2 * x)
+        return x
+
+
+def test_neurons_in_plain_containers_are_replaced_or_reported():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    converted, _ = interop.convert(nn.Sequential(Lists(neuron.IFNode, hides=False)), noise=Gaussian(0.3))
+    inner = converted[0]
+    assert inner.listed == [inner.first] and inner.nested == {"a": [inner.second]} and inner.pair == (inner.third, 1)
+    assert isinstance(inner.first, interop.spikingjelly.Node)
+    with pytest.warns(UserWarning, match="0.listed: it is not a module of the network"):
+        _, report = interop.convert(nn.Sequential(Lists(neuron.IFNode, hides=True)))
+    assert list(report.skipped) == ["0.listed"]
+
+
+def test_hooks_stay():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    net, calls = nn.Sequential(nn.Linear(3, 3), neuron.IFNode()), []
+    net[1].register_forward_pre_hook(lambda module, args: calls.append("before"))
+    net[1].register_forward_hook(lambda module, args, kwargs, output: calls.append("after"), with_kwargs=True)
+    net[1].register_full_backward_hook(lambda module, inputs, outputs: calls.append("back"))
+    converted, _ = interop.convert(net)
+    converted(torch.rand(2, 3)).sum().backward()
+    assert calls == ["before", "after", "back"]
+
+
+def test_inputs_by_keyword_are_compared():
+    snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lif = snn.Leaky(beta=0.9)
+
+        def forward(self, x):
+            return self.lif(mem=torch.zeros_like(x), input_=x)
+
+    _, report = interop.convert(Net(), verify=3 * torch.rand(2, 3))
+    assert report.mismatches == {"lif": (0, 6)}
+
+
+AROUND = {
+    "Synaptic": lambda: Synaptic(0.5, LIF()),
+    "Recurrent": lambda: Recurrent(LIF(), nn.Linear(3, 3)),
+    "AdaptiveLIF": lambda: AdaptiveLIF(LIF()),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+@pytest.mark.parametrize(("library", "layer"), [("spikingjelly", "Node"), ("snntorch", "Layer"), ("sinabs", "Layer")])
+def test_layers_that_keep_a_potential_refuse_other_states(library, layer, name):
+    pytest.importorskip(library, reason="it is not installed")
+    with pytest.raises(ValueError, match=f"{name} has more state than that"):
+        getattr(getattr(interop, library), layer)(AROUND[name]())
+
+
+def test_layers_with_another_state_take_no_other_neuron():
+    pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    with pytest.raises(ValueError, match="this layer takes a Synaptic, not a LIF"):
+        interop.snntorch.SynapticLayer(LIF())
+    with pytest.raises(ValueError, match="AdaptiveLIF has more state than that"):
+        interop.snntorch.RecurrentLayer(Recurrent(AdaptiveLIF(LIF()), nn.Linear(3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("library", "layer", "name"),
+    [
+        ("spikingjelly", "Node", "tau"),
+        ("snntorch", "Layer", "beta"),
+        ("snntorch", "Layer", "reset_mechanism"),
+        ("norse", "Layer", "p"),
+        ("sinabs", "Layer", "tau_mem"),
+    ],
+)
+def test_a_setting_of_the_library_is_an_error_that_says_where_settings_are(library, layer, name):
+    pytest.importorskip(library, reason="it is not installed")
+    made = getattr(getattr(interop, library), layer)(LIF())
+    assert not hasattr(made, name)
+    with pytest.raises(AttributeError, match=f"{name}'; the settings are those of its `neuron`"):
+        getattr(made, name)

@@ -1,5 +1,7 @@
 """Networks in NIR: what is written here and read there gives equal spikes, and the other way round."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -215,6 +217,48 @@ def test_what_nir_has_no_words_for_is_refused(layer, reason, path):
 
     with pytest.raises(ValueError, match=reason.replace("'0'", "'layers.0'")):
         interop.nir.write(path, Net(), torch.rand(2, 3, 2, 8, 8))
+
+
+class Skips(nn.Module):
+    """A network whose result is a function of two layers."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.first, self.second, self.join = LIF(), nn.Linear(3, 3), join
+
+    def forward(self, x):
+        spikes = self.first(x)
+        return self.join(self.second(spikes), spikes)
+
+
+@pytest.mark.parametrize(
+    ("join", "reason"),
+    [
+        (lambda x, y: (x, y), "must return one tensor"),
+        (lambda x, y: torch.add(x, y, alpha=2), "not by alpha=2"),
+        (lambda x, y: x.add(y, alpha=-1), "not by alpha=-1"),
+    ],
+)
+def test_joins_that_nir_does_not_have_are_refused(join, reason):
+    with pytest.raises(ValueError, match=reason):
+        interop.nir.to_nir(Skips(join), torch.rand(2, 3, 3))
+
+
+def test_a_converted_network_of_another_library_is_refused_in_words():
+    jelly = pytest.importorskip("spikingjelly.activation_based")
+    from spikingjelly.activation_based import layer, neuron
+
+    assert jelly
+    net = nn.Sequential(layer.Linear(3, 3, step_mode="m"), neuron.LIFNode(step_mode="m"))
+    with pytest.raises(ValueError, match="'1' is called as a neuron of another library: write a network of this"):
+        interop.nir.to_nir(interop.convert(net)[0], torch.rand(2, 2, 3))
+
+
+def test_an_infinite_threshold_is_read_as_it_was_written(path):
+    some = torch.tensor([0.5, math.inf, 1.0])
+    interop.nir.write(path, nn.Sequential(LIF(threshold=math.inf), LIF(threshold=some)), torch.rand(2, 2, 3))
+    first, second = interop.nir.read(path).layers.values()
+    assert first.threshold == math.inf and torch.allclose(second.threshold, some)
 
 
 def test_a_leaky_integrator_gives_its_potential():

@@ -107,6 +107,16 @@ def test_another_batch_needs_a_reset():
     assert layer(torch.rand(2, 4, 5)).shape == (2, 4, 5)
 
 
+def test_the_batch_size_of_squeezed_layers_is_set():
+    net = nn.Sequential(layers.IAFSqueeze(batch_size=2, spike_fn=activation.SingleSpike))
+    converted, _ = interop.convert(net)
+    for one in (net, converted):
+        sinabs.set_batch_size(one, 4)
+        assert sinabs.utils.get_batch_size(one) == 4
+    x = torch.rand(12, 5)
+    assert torch.equal(net(x), converted(x)) and net(x).any()
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Gaussian, interop, noise_generator, noiseless
+from models import Gaussian, interop, mean_field, noise_generator, noiseless
 from tests.models.interop.compare import check, current, difference, draws
 
 snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
@@ -57,6 +57,11 @@ def run(layer, x):
     return torch.stack(outputs)
 
 
+def run_hidden(layer, x):
+    utils.reset(nn.Sequential(layer))
+    return torch.stack([layer(x_t) for x_t in x])
+
+
 def potentials(layer, x):
     layer.reset_mem()
     outputs, states = [], []
@@ -74,10 +79,10 @@ def test_on_a_grid_spikes_are_equal(on_grid, rng):
     found = difference(run, theirs, ours, x)
     assert found.spikes == 0 and found.gradient < 1e-5
     inner = getattr(ours.neuron, "neuron", ours.neuron)
-    learnt = {"threshold": inner.threshold, "beta": inner.decay, "alpha": getattr(ours.neuron, "alpha", None)}
-    for name, value in learnt.items():
+    learnt = {"threshold": (inner, "threshold"), "beta": (inner, "beta"), "alpha": (ours.neuron, "unclamped")}
+    for name, (part, ours_name) in learnt.items():
         if isinstance(getattr(theirs, name, None), nn.Parameter):
-            assert torch.allclose(getattr(theirs, name).grad, value.grad, rtol=1e-4)
+            assert torch.allclose(getattr(theirs, name).grad, getattr(part, ours_name).grad, rtol=1e-4)
     with torch.no_grad():
         assert torch.allclose(potentials(theirs, x), potentials(ours, x), atol=1e-5)
 
@@ -165,6 +170,23 @@ def test_states_are_handed_on_and_may_come_from_elsewhere(settings):
             assert torch.equal(*spikes) and torch.allclose(*mems, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_learnt", [False, True])
+@pytest.mark.parametrize("settings", SETTINGS[:2] + SETTINGS[3:])
+def test_a_threshold_below_0_resets_before_the_first_spike(settings, is_learnt):
+    theirs = snn.Leaky(
+        0.8, threshold=0.3 if is_learnt else -0.3, learn_threshold=is_learnt, init_hidden=True, **settings
+    )
+    ours = from_leaky(theirs)
+    if is_learnt:
+        for threshold in (theirs.threshold, ours.neuron.threshold):
+            threshold.data.fill_(-0.3)
+    for start in (lambda: None, theirs.reset_mem):
+        start(), ours.reset_mem()
+        for _ in range(3):
+            x = torch.randn(3, 7)
+            assert torch.equal(theirs(x), ours(x)) and torch.allclose(theirs.mem, ours.mem, atol=1e-6)
+
+
 def test_the_draw_that_decides_the_spike_decides_the_reset():
     ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(0.3))
     x = torch.rand(20, 3, 50)
@@ -176,10 +198,85 @@ def test_the_draw_that_decides_the_spike_decides_the_reset():
             spike, state = ours.neuron.step(x_t, state)
             steps.append(spike)
     assert torch.equal(spikes, torch.stack(steps)) and 0.1 < spikes.mean() < 0.9
-    _, mem = ours(x[0])
-    ours(x[0], mem.detach())
-    with pytest.raises(ValueError, match="with noise, `mem` does not say whether the neuron fired"):
-        ours(x[0], 1.1 * mem)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer, mem: mem,
+        lambda layer, mem: mem.detach(),
+        lambda layer, mem: mem.clone(),
+        lambda layer, mem: mem[:2],
+        lambda layer, mem: layer(torch.rand(3, 50))[1] * 0 + mem,  # after a call with another state
+        lambda layer, mem: mem.double(),
+    ],
+)
+@pytest.mark.parametrize("placement", ["both", "escape"])
+def test_with_noise_copies_of_a_state_have_its_spikes(placement, change):
+    ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(0.3), placement=placement)
+    with torch.no_grad():
+        for _ in range(5):
+            x = torch.rand(3, 50)
+            spikes, mem = ours(x, torch.zeros(3, 50))
+            reset = mem - 1.25 * spikes
+            mem = change(ours, mem)
+            with noiseless(ours):
+                _, after = ours(x[: len(mem)], mem)
+            assert torch.allclose(after.float(), (0.8 * reset + x)[: len(mem)], atol=1e-6)
+
+
+def test_with_noise_a_state_from_elsewhere_is_refused():
+    ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(0.3), placement="escape")
+    x = torch.rand(3, 50)
+    _, mem = ours(x)
+    with pytest.raises(ValueError, match="with noise, `mem` does not say which neurons fired"):
+        ours(x, 1.1 * mem)
+    states = [ours(x, torch.zeros(3, 50))[1] for _ in range(2)]  # equal, but not what fired
+    ours(x, states[0])
+    with pytest.raises(ValueError, match="with noise, `mem` does not say which neurons fired"):
+        states = [ours(x, torch.zeros(3, 50))[1] for _ in range(2)]
+        ours(x, states[0].clone())
+    with mean_field(ours), pytest.raises(ValueError, match="with noise, `mem` does not say which neurons fired"):
+        ours(x, 1.1 * mem)
+
+
+def test_zeros_are_a_new_start_though_neurons_fired_at_a_potential_of_0():
+    ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(3.0), placement="escape")
+    nothing = torch.zeros(3, 50)
+    spikes, mem = ours(nothing)
+    assert spikes.any() and not mem.any()
+    with noiseless(ours):
+        assert torch.allclose(ours(nothing, mem)[1], -spikes) and not ours(nothing, nothing)[1].any()
+        mem.data.fill_(0.5)
+        assert torch.allclose(ours(nothing, mem)[1], 0.8 * mem)
+
+
+def test_states_go_through_copies_inference_mode_and_other_dtypes():
+    ours = from_leaky(snn.Leaky(beta=0.8, init_hidden=True), noise=Gaussian(0.3))
+    x = torch.rand(3, 50)
+    ours(x), utils.reset(nn.Sequential(ours))
+    with torch.inference_mode():
+        ours(x), ours(x)
+    utils.reset(nn.Sequential(ours))
+    with torch.no_grad():
+        ours(x)
+        for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours).double()):
+            same = copy.deepcopy(ours)
+            with noiseless(twin), noiseless(same):
+                assert torch.equal(twin(x.to(twin.mem)).float(), same(x))
+                assert torch.allclose(twin.mem.float(), same.mem, atol=1e-6)
+
+
+def test_a_state_that_is_overwritten_is_not_taken_for_what_it_was():
+    layers = [snn.Leaky(beta=0.8, threshold=0.5)]
+    layers.append(from_leaky(layers[0], noise=Gaussian(0.3)))
+    x, mems = torch.rand(3, 50), []
+    with noiseless(layers[1]):
+        for layer in layers:
+            _, mem = layer(x)
+            mem.data.zero_()
+            mems.append(layer(x, mem)[1])
+    assert torch.equal(*mems)
 
 
 def test_values_of_features_are_mapped_for_features_alone(monkeypatch):
@@ -190,6 +287,22 @@ def test_values_of_features_are_mapped_for_features_alone(monkeypatch):
     assert torch.equal(run(theirs, x), run(ours, x))
     with pytest.raises(ValueError, match=r"takes \[B, features\] at each step"):
         ours(torch.zeros(4, 7, 7))
+
+
+@pytest.mark.parametrize("values", [(1.2, 1.1), (1.0, 1.0), (1.2, -0.1), (0.8, 1.1)])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_learnt_decays_are_clamped(values, is_late):
+    theirs = snn.Synaptic(0.5, 0.5, learn_alpha=True, learn_beta=True, init_hidden=True)
+    ours = from_leaky(theirs) if is_late else None
+    theirs.beta.data.fill_(values[0]), theirs.alpha.data.fill_(values[1])
+    if is_late:
+        ours.neuron.neuron.beta.data.fill_(values[0]), ours.neuron.unclamped.data.fill_(values[1])
+    else:
+        ours = from_leaky(theirs)
+    found = difference(run_hidden, theirs, ours, current((6, 4, 50), True))
+    assert found.spikes == 0 and found.gradient < 1e-5
+    assert torch.allclose(theirs.beta.grad, ours.neuron.neuron.beta.grad, rtol=1e-4)
+    assert torch.allclose(theirs.alpha.grad, ours.neuron.unclamped.grad, rtol=1e-4)
 
 
 class Tutorial5(nn.Module):

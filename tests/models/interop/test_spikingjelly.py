@@ -121,6 +121,8 @@ def test_noise_is_that_of_the_neuron():
 def test_monitors_find_converted_neurons():
     net = torch.nn.Sequential(layer.Linear(7, 5), neuron.LIFNode(store_v_seq=True), layer.Linear(5, 5), neuron.IFNode())
     converted, _ = interop.convert(net)
+    assert monitor.OutputMonitor(converted, neuron.LIFNode).monitored_layers == ["1"]
+    assert monitor.OutputMonitor(converted, neuron.IFNode).monitored_layers == ["3"]
     outputs = monitor.OutputMonitor(converted, neuron.BaseNode)
     potentials = monitor.AttributeMonitor("v_seq", pre_forward=False, net=converted, instance=neuron.BaseNode)
     converted(torch.randn(3, 7))
