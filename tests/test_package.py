@@ -72,8 +72,8 @@ class Environment:
         pip = [sys.executable, "-m", "pip", "--python", self.python, "install", "--no-index"]
         run(*pip, *what, cwd=self.away)  # it finds PyTorch, and would fail if anything else were needed
 
-    def run(self, *arguments):
-        return run(self.python, *arguments, cwd=self.away, env=self.variables)
+    def run(self, *arguments, **variables):
+        return run(self.python, *arguments, cwd=self.away, env={**self.variables, **variables})
 
 
 @pytest.fixture(scope="module")
@@ -142,5 +142,5 @@ def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, in
     shutil.copytree(tests, installed.away / "tests")
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-m", "not slow and not alone"]
     options += [f"--ignore={path}" for path in LEFT_OUT]
-    installed.variables["NSNN_CACHE"] = os.environ["NSNN_CACHE"]
-    installed.run("-m", "pytest", "-c", os.devnull, "--rootdir", ".", *options, "tests/models", "tests/crits")
+    command = ["-m", "pytest", "-c", os.devnull, "--rootdir", ".", *options, "tests/models", "tests/crits"]
+    installed.run(*command, NSNN_CACHE=os.environ["NSNN_CACHE"])
