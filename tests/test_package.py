@@ -128,9 +128,10 @@ def renamed(text):
     return re.sub(r"\b(from|import) crits\b", r"\1 nsnn.crits", text)
 
 
-# Half of the time would go to these: to exporters, and to building every kernel. The kernels of other tests are those
-# of this session's cache.
-LEFT_OUT = ("tests/models/test_deploy.py", "tests/models/test_tensor_parameters.py")
+# Most of the time would go to these: to exporters, every kernel, and networks of other libraries.
+LEFT_OUT = [
+    f"tests/models/{name}" for name in ("test_deploy.py", "test_tensor_parameters.py", "test_convert.py", "interop")
+]
 
 
 def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, installed, tmp_path):
@@ -143,4 +144,4 @@ def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, in
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-m", "not slow and not alone"]
     options += [f"--ignore={path}" for path in LEFT_OUT]
     command = ["-m", "pytest", "-c", os.devnull, "--rootdir", ".", *options, "tests/models", "tests/crits"]
-    installed.run(*command, NSNN_CACHE=os.environ["NSNN_CACHE"])
+    installed.run(*command, NSNN_CACHE=os.environ["NSNN_CACHE"])  # with the kernels that this session has built
