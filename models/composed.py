@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 
 from . import functional, parameters
 from .base import SpikingNeuron
-from .kernels.common import arithmetic_dtype, in_batches, refuse_graph_of_batches, step_of
+from .kernels.common import arithmetic_dtype, in_batches, refuse_graph_of_batches, stacked, step_of
 from .neurons import ERF, LIF
 from .noise import NoiseLaw
 from .settings import NAMES
@@ -141,9 +141,9 @@ class Recurrent(_Around):
             at_once, inside, *more = self.neuron.run(current.unsqueeze(0), inside, True, potentials)
             spike = at_once.squeeze(0).to(x.dtype)
             spikes.append(spike)
-            found += more
+            found += [u.squeeze(0) for u in more]
         state = (spike, inside) if keep_state else None
-        return _sequence(spikes, x), state, *([_potentials(found, x)] if potentials else [])
+        return _outputs(x, spikes, state, found, potentials)
 
 
 class AdaptiveLIF(_Around):
@@ -201,9 +201,9 @@ class AdaptiveLIF(_Around):
             v = v + (rise if adds_threshold else rise * (1 - by_reset))
             a = rho * a + (1 - rho) * spike
             spikes.append(spike.to(x.dtype))
-            found += [u + rise for u in more]
+            found += [u.squeeze(0) + rise for u in more]
         state = (a, v) if keep_state else None
-        return _sequence(spikes, x), state, *([_potentials(found, x)] if potentials else [])
+        return _outputs(x, spikes, state, found, potentials)
 
 
 def exponential_filter(x: Tensor, alpha: float | Tensor, start: Tensor | None = None, backend: str = "auto") -> Tensor:
@@ -256,6 +256,12 @@ class _Filter(torch.autograd.Function):
         return grad_x, grad_alpha, grad_start, None
 
 
+def _outputs(x: Tensor, spikes: list[Tensor], state: Any, found: list[Tensor], potentials: bool) -> tuple[Any, ...]:
+    """The results of `run`, of spikes and potentials [B, ...] of each step."""
+    whole = stacked(spikes, step_of(x), x.dtype)
+    return (whole, state, stacked(found, step_of(x), arithmetic_dtype(x.dtype))) if potentials else (whole, state)
+
+
 def _filtered_back(grad: Tensor, alpha: float | Tensor) -> Tensor:
     """The gradient of x, step by step."""
     steps = [grad[-1]]
@@ -276,16 +282,6 @@ def _parted(state: Any, x: Tensor) -> tuple[Any, Any]:
 
 def _over(x: Tensor, name: str, value: float | Tensor) -> float | Tensor:
     """A value as it broadcasts over x [T, B, C, ...]."""
-    if x.device.type == "cpu":  # elsewhere, this would have to wait for the device
+    if isinstance(value, Tensor) and x.device.type == "cpu":  # elsewhere, this would have to wait for the device
         parameters.check_range(name, value)
-    if not isinstance(value, Tensor):
-        return value
-    return parameters.over_channels(name, value, x).to(x.device, arithmetic_dtype(x.dtype))
-
-
-def _sequence(steps: list[Tensor], like: Tensor) -> Tensor:
-    return torch.stack(steps) if steps else torch.zeros_like(like)
-
-
-def _potentials(found: list[Tensor], x: Tensor) -> Tensor:
-    return torch.cat(found) if found else torch.zeros_like(x, dtype=arithmetic_dtype(x.dtype))
+    return functional.value_over(name, value, x)

@@ -295,7 +295,7 @@ def _scaled_law(name: str, law: NoiseLaw, scale: float | Tensor | None, x: Tenso
         raise TypeError(f"scale replaces that of the law, and must be a tensor; got {scale!r}")
     if scale is None and not isinstance(law.scale, Tensor):  # the common case, and faster
         return law, law.scale
-    return unscaled(name, law), _value("scale", law.scale if scale is None else scale, x)
+    return unscaled(name, law), value_over("scale", law.scale if scale is None else scale, x)
 
 
 def _scaled_surrogate(law: NoiseLaw, noise_scale: float | Tensor, x: Tensor) -> tuple[NoiseLaw, Tensor | None]:
@@ -316,7 +316,7 @@ def unscaled(name: str, law: NoiseLaw) -> NoiseLaw:
     return law.with_scale(1.0)
 
 
-def _value(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
+def value_over(name: str, value: float | Tensor, x: Tensor) -> float | Tensor:
     """A threshold, a decay or a scale as kernels take it; see `Neuron`."""
     if not isinstance(value, Tensor):
         parameters.check_range(name, value)
@@ -343,15 +343,15 @@ def _values(
     v_leak: float | Tensor,
 ) -> _Values:
     check_reset(reset, reset_by, v_reset)
-    decay_now, threshold_now = _value("decay", decay, x), _value("threshold", threshold, x)
+    decay_now, threshold_now = value_over("decay", decay, x), value_over("threshold", threshold, x)
     reset_now: float | Tensor = 0.0
     if reset == "zero":
-        reset_now = _value("v_reset", v_reset, x)
+        reset_now = value_over("v_reset", v_reset, x)
     elif reset == "subtract":
-        reset_now = _value("reset_by", threshold if reset_by is None else reset_by, x)
+        reset_now = value_over("reset_by", threshold if reset_by is None else reset_by, x)
     if not isinstance(v_leak, Tensor) and v_leak == 0:
         return _Values(threshold_now, decay_now, reset_now, None)
-    rest = _value("v_leak", v_leak, x)
+    rest = value_over("v_leak", v_leak, x)
     return _Values(threshold_now - rest, decay_now, reset_now - rest if reset == "zero" else reset_now, rest)
 
 
