@@ -30,7 +30,7 @@ from .kernels import eager, fused, traceable
 from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values, step_of
 from .kernels.eager import law_of
 from .kernels.potentials import before_reset
-from .noise import NoiseLaw
+from .noise import LAWS, NoiseLaw
 from .parameters import ArgumentError
 
 PLACEMENTS = ("both", "escape", "membrane")
@@ -222,7 +222,9 @@ def firing_probability(
 
 def check_law(name: str, law: object) -> None:
     """Raise TypeError unless `law` has the attributes of a `NoiseLaw`, whichever copy of this package it comes from."""
-    if isinstance(law, NoiseLaw):  # the common case, and faster
+    if type(law) in LAWS:  # the common case, and faster: only their scale can be a tensor
+        return
+    if isinstance(law, NoiseLaw):
         if not torch.compiler.is_compiling():
             _refuse_unlearnt(name, law)
         return

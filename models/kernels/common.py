@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import noise, parameters
 from ..noise import NoiseLaw
@@ -146,9 +146,17 @@ def step_of(x: Tensor) -> Tensor:
     return x[0] if x.shape[0] > 0 else x.new_empty(x.shape[1:])
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Whether `x` has no gaps and no symbols for sizes, as a subclass may: the common case, and faster."""
+    return type(x) in (Tensor, nn.Parameter) and x.is_contiguous()
+
+
 def dense(x: Tensor) -> Tensor:
     """`x` [T, B, ...], copied if its steps have gaps or overlaps in memory, or need more than `MAX_RANK` loops."""
-    step, x = step_of(x), x.resolve_neg()
+    x = x.resolve_neg()
+    if _is_plain(x):
+        return x
+    step = step_of(x)
     if step.is_contiguous() or step.is_contiguous(memory_format=torch.channels_last):  # without the loops below
         return x
     order = memory_order(step.shape, step.stride())
@@ -176,7 +184,12 @@ def stacked(steps: list[Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
 
 def empty_outputs(x: Tensor, keep_u: bool, keep_state: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Uninitialised spikes [T, B, ...], last potential [B, ...] and u [T, B, ...]; empty where not kept."""
-    step, dtype = step_of(x), arithmetic_dtype(x.dtype)
+    dtype = arithmetic_dtype(x.dtype)
+    if _is_plain(x):
+        u = torch.empty_like(x, dtype=dtype) if keep_u else x.new_empty(0, dtype=dtype)
+        last = x.new_empty(x.shape[1:] if keep_state else 0, dtype=dtype)
+        return torch.empty_like(x), last, u
+    step = step_of(x)
     last = torch.empty_like(step, dtype=dtype) if keep_state else step.new_empty(0, dtype=dtype)
     u = empty_sequence(step, x.shape[0], dtype) if keep_u else step.new_empty(0, dtype=dtype)
     return empty_sequence(step, x.shape[0], x.dtype), last, u  # not len(x), which makes a symbolic length a number

@@ -34,6 +34,7 @@
 #define MAX_RANK 3
 #define GROUPS 128 /* of blocks; a thread sums each in order, so that results do not depend on the number of threads */
 #define MIN_BYTES_FOR_LARGE_PAGES (8 << 20)
+#define VERY_FAR 1e30 /* for a potential; as in common.py */
 #define PI 3.14159265358979323846
 
 #if INPUT_BITS == 64
@@ -506,6 +507,9 @@ static double sum(const real *values, int n)
     return total;
 }
 
+/* z = u - threshold, but not -infinity under an infinite threshold, where 0 * z is to be 0. NaN stays NaN. */
+INLINE real not_too_far(real z) { return z < (real)-VERY_FAR ? (real)-VERY_FAR : z; }
+
 /* Spikes of a row at a step, or probabilities; unrounded even if the returned ones were rounded. `space` holds n. */
 INLINE const real *fired_row(int law, const Layer *l, const Block *b, int row, const real *restrict u,
                              const input *spikes, real *restrict space)
@@ -544,8 +548,7 @@ INLINE void learn_row(int law, const Layer *l, const Tensors *m, Block *b, int r
     if (l->learns[SCALE]) {
         real *restrict total = sums->value[SCALE][row];
         if (l->threshold_noise || l->mean_field) /* P(fire) = F(z), and the scale stretches F */
-            for (int i = 0; i < n; i++) /* 0 under an infinite threshold, not NaN */
-                total[i] -= by_spike[i] == 0 ? 0 : by_spike[i] * (u[i] - AT(threshold, i) - loc);
+            for (int i = 0; i < n; i++) total[i] -= by_spike[i] * not_too_far(u[i] - AT(threshold, i) - loc);
         if (l->membrane_noise) { /* u holds -(loc + scale * standard draw) */
             draw_row(law, l, b, row);
             const float *restrict eps = b->membrane[row];

@@ -206,8 +206,8 @@ def _pointers(**tensors: Tensor | None) -> _Tensors:
     """Addresses of tensors; NULL for None and for a tensor without elements."""
     pointers = _Tensors()
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.numel() > 0:
-            setattr(pointers, name, tensor.data_ptr())
+        if tensor is not None:
+            setattr(pointers, name, tensor.data_ptr())  # 0 without elements
     return pointers
 
 
