@@ -377,13 +377,23 @@ static void start_block(const Layer *l, const Tensors *m, int64_t number, Block 
             fill(l, m->by_channel[which], l->number[which], b->start[row], b->length[row], b->value[which][row]);
 }
 
-static void draw_words(const Layer *l, int64_t seed, Block *b)
+static void draw_words(int64_t seed, Block *b)
 {
     philox(seed, b->counter, b->length[0], b->words);
     if (b->rows == 1)
         for (int k = 0; k < 2; k++)
             for (int i = 0; i < b->length[0]; i++) b->words[k][i] = b->words[b->upper[i] ? k + 2 : k][i];
 }
+
+#define BY_LAW(function, ...)                                             \
+    switch (l->law) {                                                     \
+    case GAUSSIAN: function(GAUSSIAN, __VA_ARGS__); break;                \
+    case LOGISTIC: function(LOGISTIC, __VA_ARGS__); break;                \
+    case TRIANGULAR: function(TRIANGULAR, __VA_ARGS__); break;            \
+    case UNIFORM: function(UNIFORM, __VA_ARGS__); break;                  \
+    case CAUCHY: function(CAUCHY, __VA_ARGS__); break;                    \
+    default: __builtin_trap();                                            \
+    }
 
 INLINE void draw_row(int law, const Layer *l, Block *b, int row)
 {
@@ -410,6 +420,20 @@ INLINE void draw_row(int law, const Layer *l, Block *b, int row)
         for (int i = 0; i < n; i++) membrane[i] = fused_f((float)AT(scale, i), draw(law, first[i]), loc);
     if (l->threshold_noise)
         for (int i = 0; i < n; i++) threshold[i] = fused_f((float)AT(scale, i), draw(law, second[i]), loc);
+}
+
+static void draw_noise(const Layer *l, Block *b, int row) { BY_LAW(draw_row, l, b, row) }
+
+INLINE void probability_row(int law, const Layer *l, const Block *b, int row, const real *restrict u, real *restrict p)
+{
+    VALUE(real, threshold, THRESHOLD);
+    VALUE(double, scale, SCALE);
+    for (int i = 0; i < b->length[row]; i++) p[i] = probability(law, u[i] - AT(threshold, i), l->loc, AT(scale, i));
+}
+
+static void probabilities(const Layer *l, const Block *b, int row, const real *u, real *p)
+{
+    BY_LAW(probability_row, l, b, row, u, p)
 }
 
 /* What the reset takes from a neuron that fires, v = u - fired * removed: a "hard" reset puts the potential at the value
@@ -443,46 +467,27 @@ INLINE void fire_row(const int hard, const Layer *l, const Tensors *m, const Blo
     }
 }
 
-INLINE void forward_row(int law, const Layer *l, const Tensors *m, Block *b, int row, int64_t t, real *restrict v)
+/* The same for the mean field, whose spikes are probabilities. */
+static void fire_mean_row(const Layer *l, const Tensors *m, const Block *b, int row, int64_t t, real *restrict v)
 {
-    const int n = b->length[row];
-    if (l->membrane_noise || l->threshold_noise) draw_row(law, l, b, row);
-    if (!l->mean_field) {
-        if (is_hard(l))
-            fire_row(1, l, m, b, row, t, v);
-        else
-            fire_row(0, l, m, b, row, t, v);
-        return;
-    }
-    VALUE(real, threshold, THRESHOLD);
+    const int n = b->length[row], hard = is_hard(l);
     VALUE(real, decay, DECAY);
     VALUE(real, value, RESET_VALUE);
-    VALUE(double, scale, SCALE);
     const real scaled = l->decay_input ? 1 : 0;
     const int64_t at = t * l->neurons + b->start[row];
     const input *restrict current = m->x + t * l->x_stride + b->start[row];
     input *restrict out = m->spikes + at;
-    real discarded[BLOCK], *restrict kept = m->u ? m->u + at : discarded;
-    const int hard = is_hard(l);
+    real discarded[BLOCK], p[BLOCK], *restrict kept = m->u ? m->u + at : discarded;
     for (int i = 0; i < n; i++) {
         real gain = 1 - scaled * AT(decay, i);
-        real u = fused(AT(decay, i), v[i], gain * load(current[i]));
-        real p = probability(law, u - AT(threshold, i), l->loc, AT(scale, i));
-        kept[i] = u;
-        out[i] = store(p);
-        v[i] = fused(-p, removed(hard, u, AT(value, i)), u);
+        kept[i] = fused(AT(decay, i), v[i], gain * load(current[i]));
+    }
+    probabilities(l, b, row, kept, p);
+    for (int i = 0; i < n; i++) {
+        out[i] = store(p[i]);
+        v[i] = fused(-p[i], removed(hard, kept[i], AT(value, i)), kept[i]);
     }
 }
-
-#define BY_LAW(function, ...)                                             \
-    switch (l->law) {                                                     \
-    case GAUSSIAN: function(GAUSSIAN, __VA_ARGS__); break;                \
-    case LOGISTIC: function(LOGISTIC, __VA_ARGS__); break;                \
-    case TRIANGULAR: function(TRIANGULAR, __VA_ARGS__); break;            \
-    case UNIFORM: function(UNIFORM, __VA_ARGS__); break;                  \
-    case CAUCHY: function(CAUCHY, __VA_ARGS__); break;                    \
-    default: __builtin_trap();                                            \
-    }
 
 static void forward_block(const Layer *l, const Tensors *m, int64_t number)
 {
@@ -492,8 +497,16 @@ static void forward_block(const Layer *l, const Tensors *m, int64_t number)
     for (int row = 0; m->state && row < b.rows; row++)
         memcpy(v[row], m->state + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = 0; t < l->timesteps; t++) {
-        if (l->membrane_noise || l->threshold_noise) draw_words(l, m->seeds[t], &b);
-        for (int row = 0; row < b.rows; row++) BY_LAW(forward_row, l, m, &b, row, t, v[row])
+        if (l->membrane_noise || l->threshold_noise) draw_words(m->seeds[t], &b);
+        for (int row = 0; row < b.rows; row++) {
+            if (l->membrane_noise || l->threshold_noise) draw_noise(l, &b, row);
+            if (l->mean_field)
+                fire_mean_row(l, m, &b, row, t, v[row]);
+            else if (is_hard(l))
+                fire_row(1, l, m, &b, row, t, v[row]);
+            else
+                fire_row(0, l, m, &b, row, t, v[row]);
+        }
     }
     for (int row = 0; m->last && row < b.rows; row++)
         memcpy(m->last + b.start[row], v[row], b.length[row] * sizeof(real));
@@ -511,18 +524,14 @@ static double sum(const real *values, int n)
 INLINE real not_too_far(real z) { return z < (real)-VERY_FAR ? (real)-VERY_FAR : z; }
 
 /* Spikes of a row at a step, or probabilities; unrounded even if the returned ones were rounded. `space` holds n. */
-INLINE const real *fired_row(int law, const Layer *l, const Block *b, int row, const real *restrict u,
-                             const input *spikes, real *restrict space)
+static const real *fired_row(const Layer *l, const Block *b, int row, const real *u, const input *spikes, real *space)
 {
-    const int n = b->length[row];
-    if (l->mean_field) {
-        VALUE(real, threshold, THRESHOLD);
-        VALUE(double, scale, SCALE);
-        for (int i = 0; i < n; i++) space[i] = probability(law, u[i] - AT(threshold, i), l->loc, AT(scale, i));
-    } else if (sizeof(input) == sizeof(real))
+    if (l->mean_field)
+        probabilities(l, b, row, u, space);
+    else if (sizeof(input) == sizeof(real))
         return (const real *)spikes;
     else
-        for (int i = 0; i < n; i++) space[i] = load(spikes[i]);
+        for (int i = 0; i < b->length[row]; i++) space[i] = load(spikes[i]);
     return space;
 }
 
@@ -532,8 +541,8 @@ typedef struct {
 } Sums;
 
 /* What one step of a row adds to the sums, from the gradients of the potential: by the spike alone, and whole. */
-INLINE void learn_row(int law, const Layer *l, const Tensors *m, Block *b, int row, int64_t t,
-                      const real *restrict by_spike, const real *restrict grad_u, real *restrict space, Sums *sums)
+static void learn_row(const Layer *l, const Tensors *m, Block *b, int row, int64_t t, const real *restrict by_spike,
+                      const real *restrict grad_u, real *restrict space, Sums *sums)
 {
     const int n = b->length[row];
     VALUE(real, threshold, THRESHOLD);
@@ -550,7 +559,7 @@ INLINE void learn_row(int law, const Layer *l, const Tensors *m, Block *b, int r
         if (l->threshold_noise || l->mean_field) /* P(fire) = F(z), and the scale stretches F */
             for (int i = 0; i < n; i++) total[i] -= by_spike[i] * not_too_far(u[i] - AT(threshold, i) - loc);
         if (l->membrane_noise) { /* u holds -(loc + scale * standard draw) */
-            draw_row(law, l, b, row);
+            draw_noise(l, b, row);
             const float *restrict eps = b->membrane[row];
             for (int i = 0; i < n; i++) total[i] -= grad_u[i] * (eps[i] - loc);
         }
@@ -559,7 +568,7 @@ INLINE void learn_row(int law, const Layer *l, const Tensors *m, Block *b, int r
         real before[BLOCK] = {0}, *restrict total = sums->value[DECAY][row];
         if (t > 0) {
             const real *restrict u_before = u - l->neurons;
-            const real *restrict fired = fired_row(law, l, b, row, u_before, m->spikes + at - l->neurons, space);
+            const real *restrict fired = fired_row(l, b, row, u_before, m->spikes + at - l->neurons, space);
             for (int i = 0; i < n; i++)
                 before[i] = fused(-fired[i], removed(hard, u_before[i], AT(value, i)), u_before[i]);
         } else if (m->state)
@@ -588,7 +597,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     input *restrict out = m->grad_x + at;
     const int hard = is_hard(l);
     real by_spike[BLOCK], grad_u[BLOCK], space[BLOCK];
-    const real *restrict fired = fired_row(law, l, b, row, u, fired_t, space);
+    const real *restrict fired = fired_row(l, b, row, u, fired_t, space);
     if (learning && l->learns[RESET_VALUE]) {
         const real sign = hard ? 1 : -1;
         real *restrict total = sums->value[RESET_VALUE][row];
@@ -607,7 +616,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
             grad_u[i] = grad;
         }
     }
-    if (learning) learn_row(law, l, m, b, row, t, by_spike, grad_u, space, sums);
+    if (learning) learn_row(l, m, b, row, t, by_spike, grad_u, space, sums);
 }
 
 /* Add the gradient of one learnt value, of all neurons of a block, to that of its group: by channel, or to one sum. */
@@ -655,7 +664,7 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
     for (int row = 0; m->grad_last && row < b.rows; row++)
         memcpy(grad_v[row], m->grad_last + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = l->timesteps - 1; t >= 0; t--) {
-        if (l->learns[SCALE] && l->membrane_noise) draw_words(l, m->seeds[t], &b);
+        if (l->learns[SCALE] && l->membrane_noise) draw_words(m->seeds[t], &b);
         for (int row = 0; row < b.rows; row++)
             if (learning)
                 BY_LAW(backward_row, 1, l, m, &b, row, t, grad_v[row], &sums)
@@ -717,7 +726,7 @@ void random_words(const Layer *l, const int64_t *seeds, uint32_t *first, uint32_
         Block b;
         start_block(l, &(Tensors){0}, block, &b);
         for (int64_t t = 0; t < l->timesteps; t++) {
-            draw_words(l, seeds[t], &b);
+            draw_words(seeds[t], &b);
             for (int row = 0; row < b.rows; row++) {
                 int64_t at = t * l->neurons + b.start[row], bytes = b.length[row] * sizeof(uint32_t);
                 memcpy(first + at, b.words[2 * row], bytes);
