@@ -274,7 +274,7 @@ PRUNED = {
 
 
 @pytest.mark.parametrize("name", PRUNED)
-@pytest.mark.parametrize("compute", [prune.identity, functools.partial(nn.utils.weight_norm, dim=None)])
+@pytest.mark.parametrize("compute", first_are_fast([prune.identity, functools.partial(nn.utils.weight_norm, dim=None)]))
 def test_what_computes_a_parameter_at_each_call_is_followed(name, compute):
     neuron, whole, x = PRUNED[name](), PRUNED[name](), torch.rand(4, 2, 6, generator=seeded(1)) * 2
     with warnings.catch_warnings():

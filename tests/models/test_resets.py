@@ -11,6 +11,7 @@ from torch import nn
 
 from models import IF, LIF, Cauchy, Gaussian, Logistic, NoisyLIF, ParametricLIF, mean_field, noise_generator, plain
 from models.functional import firing_probability, lif, noisy_lif
+from tests.conftest import first_are_fast
 
 BACKENDS = ("eager", "fused", "plain", "traceable")
 SETTINGS = {
@@ -74,7 +75,7 @@ def test_spikes_and_potentials_are_those_of_a_loop(settings, backend, state):
 
 
 @each_setting
-@pytest.mark.parametrize("backend", BACKENDS[:3])
+@pytest.mark.parametrize("backend", first_are_fast(["fused", "eager", "plain"]))
 def test_gradients_of_the_mean_field_are_those_of_differences(settings, backend):
     tensors = {
         name: torch.linspace(0.9, 1.1, 3, dtype=torch.float64).mul(value).requires_grad_()

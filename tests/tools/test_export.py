@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dataset_utils import DATASETS
+from tests.conftest import first_are_fast
 from tools import export
 from tools.config.train import TrainConfig
 from tools.errors import UserError
@@ -28,7 +29,7 @@ def written(folder, name="mnist5k", **settings):
 
 
 @pytest.mark.parametrize("ending", export.FORMATS)
-@pytest.mark.parametrize("mode", ["noiseless", "mean_field"])
+@pytest.mark.parametrize("mode", first_are_fast(["noiseless", "mean_field"]))
 def test_images_and_recordings(ending, mode, tmp_path):
     if ending == ".nir":
         pytest.importorskip("nir")
