@@ -157,6 +157,8 @@ class EventDataset(_Dataset):
             logger.warning("skipped: %s", why)
         if any(store.dropped.values()):
             logger.warning("%s, %s part: events dropped: %s", self.name, part, dict(store.dropped))
+        if store.counts:
+            logger.info("%s, %s part: also found in the files: %s", self.name, part, dict(store.counts))
         rows = np.array([index for index in range(len(recordings)) if index not in store.skipped], np.int64)
         kept = [recordings[row] for row in rows]
         labels = torch.tensor([recording.label for recording in kept])

@@ -19,7 +19,7 @@ import atheris
 with atheris.instrument_imports(include=["tools", "dataset_utils"]):
     from tests.tools.data.events.test_formats import KINDS, SIZE, written
     from tests.tools.test_hostile_input import DOCUMENTED, READERS, entries, repacked
-    from tools.data.events.formats import read_gesture_labels
+    from tools.data.events.gestures import read_gesture_labels
     from tools.data.events.recordings import Recording
 
 

@@ -14,7 +14,7 @@ from tests.tools.data.events.written import striped_nmnist_tree
 from tests.written_images import PIXELS, cifar10_batches, idx_files, image_folder, without_checksums
 from tools.config.train import TrainConfig
 from tools.data.events import EVENT
-from tools.data.events.errors import EventFormatError
+from tools.data.events.reading import EventFormatError
 from tools.errors import UserError
 
 

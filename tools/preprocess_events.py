@@ -2,7 +2,8 @@
 
 SOURCE is a folder of N-MNIST, DVS-Gesture or DVS-CIFAR10 in any of the layouts of tools/data/events/trees.py. Frames
 are written to OUT; training finds them with NSNN_CACHE=OUT and the same settings of frames. The same command continues
-an interrupted run. Recordings that cannot be read are skipped; OUT/skipped-<data set>.json says which and why.
+an interrupted run. Recordings that cannot be read are skipped; OUT/skipped-<data set>.json says which and why, and
+OUT/dropped-<data set>.json how many events others have lost.
 """
 
 import argparse
@@ -34,13 +35,15 @@ def preprocess(options: argparse.Namespace) -> tuple[str, dict[str, FrameStore]]
 
 
 def table(stores: dict[str, FrameStore]) -> str:
-    """For each part: recordings framed and skipped, and events dropped, by reason."""
+    """For each part: recordings framed and skipped, events dropped, by reason, and what else was found in the files."""
     lines = [f"{'':8}{'recordings':>12}{'framed':>10}{'skipped':>10}{'events dropped':>18}"]
     for part, store in stores.items():
         skipped = len(store.skipped)
         row = f"{part:8}{len(store):12,}{len(store) - skipped:10,}{skipped:10,}{sum(store.dropped.values()):18,}"
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in store.dropped.items() if count)
         lines.append(f"{row} ({reasons})" if reasons else row)
+        if found := ", ".join(f"{count:,} {what}" for what, count in store.counts.items()):
+            lines.append(f"{'':8}also found: {found}")
     return "\n".join(lines)
 
 
@@ -71,13 +74,15 @@ def main(argv: list[str] | None = None) -> None:
         skipped = {part: list(store.skipped.values()) for part, store in stores.items()}
         report = options.out / f"skipped-{name}.json"
         write_text_atomically(report, json.dumps(skipped, indent=2))
+        dropped = {part: store.dropped_by_file() for part, store in stores.items()}
+        write_text_atomically(options.out / f"dropped-{name}.json", json.dumps(dropped, indent=2))
     except (OSError, UserError) as error:
         logger.error("error: %s", error)
         sys.exit(1)
     logger.info("%s, frames in %s\n%s", name, options.out, table(stores))
     for why in (skipped["train"] + skipped["test"])[:20]:
         logger.info("skipped: %s", why)
-    logger.info("%s lists everything that was skipped", report)
+    logger.info("%s lists everything that was skipped, and the file dropped-%s.json what was dropped", report, name)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import io
 import zlib
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from tools.errors import UserError
 from tools.io import npy
 
 from . import EVENT
-from .errors import EventFormatError, PathLike, Reading
+from .reading import EventFormatError, PathLike, Reading, Source
 
 MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file; no recording has more
 MOST_DEFLATED = 1100  # deflate packs at most 1032 to 1
@@ -18,20 +18,27 @@ _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 
 
-def read_array(path: PathLike, raw: bytes) -> Reading:
+def read_npy(source: Source) -> Reading:
+    """Read an array, as tonic writes it; see `_from_table`."""
+    return _read_numpy(source, _check_npy)
+
+
+def read_npz(source: Source) -> Reading:
+    """Read an archive of arrays t, x, y, p, as SpikingJelly writes it, or of one array; see `_from_table`."""
+    return _read_numpy(source, _check_npz)
+
+
+def _read_numpy(source: Source, check: Callable[[bytes], None]) -> Reading:
     """Read arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
 
     A structured array has the fields x, y, t, p, with the time in microseconds. A plain one, as in tonic's
     DVS-Gesture, has the columns x, y, p and the time in milliseconds.
     """
-    is_archive = Path(path).suffix.lower() == ".npz"
+    path, raw = source.path, source.raw
     try:
-        if is_archive:
-            _check_npz(raw)
-        else:
-            npy.check_npy(io.BytesIO(raw), len(raw))
+        check(raw)
         loaded = np.load(io.BytesIO(raw), allow_pickle=False)
-        table = dict(loaded) if is_archive else loaded
+        table = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
         raise EventFormatError(path, 0, f"expected an array, or an archive of t, x, y, p: {error}") from error
     if isinstance(table, dict) and len(table) == 1:
@@ -48,6 +55,10 @@ def read_array(path: PathLike, raw: bytes) -> Reading:
     return from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
 
 
+def _check_npy(raw: bytes) -> None:
+    npy.check_npy(io.BytesIO(raw), len(raw))
+
+
 def _check_npz(raw: bytes) -> None:
     """Raise UserError unless the headers in an archive describe one recording of a sensible size."""
     shapes = npy.check_npz(io.BytesIO(raw), min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)))
@@ -56,13 +67,14 @@ def _check_npz(raw: bytes) -> None:
         raise UserError(f"arrays of one length are needed, got {lengths}")
 
 
-def read_mat(path: PathLike, raw: bytes) -> Reading:
+def read_mat(source: Source) -> Reading:
     """Read a MATLAB 5 file of DVS-CIFAR10, made by the data set's dat2mat.m: the variable `out1`.
 
     Its six columns are the time in microseconds, two unused ones, x, y and polarity; if there are four, t, x, y, p.
 
     Note: "MAT-File Format" of The MathWorks, chapter 1. SciPy's reader is not used: a damaged file can crash Python.
     """
+    path, raw = source.path, source.raw
     if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
         raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")
     at = 128

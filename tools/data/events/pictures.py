@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from .errors import PathLike
 from .labelled import LabelledRecordings
+from .reading import PathLike
 
 OFF, ON = "tab:blue", "tab:red"
 SHOWN_EVENTS = 3000  # of a recording, at random; more would cover each other

@@ -10,8 +10,8 @@ import numpy as np
 from tools.io.cache import stamp
 from tools.io.npy import open_npy
 
-from .errors import EventFormatError, Reading
 from .formats import CheckedEvents, check_events, read_recording
+from .reading import EventFormatError, Reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,23 +35,25 @@ class Recording:
             first, last = self.slice
             reading = Reading(self.path, np.array(open_npy(self.path)[first:last]))
         elif self.window_us is not None:
-            reading = self._window()
+            reading = self._window(lenient)
         else:
-            reading = read_recording(self.path)
+            reading = read_recording(self.path, lenient)
         return check_events(reading, sensor, lenient)
 
-    def _window(self) -> Reading:
+    def _window(self, lenient: bool) -> Reading:
         start, end = self.window_us
-        whole = _read_whole(self.path, stamp(self.path))
+        whole = _read_whole(self.path, stamp(self.path), lenient)
         chosen = np.flatnonzero((whole.events["t"] >= start) & (whole.events["t"] < end))
         if len(chosen) == 0:
             raise EventFormatError(self.path, 0, f"expected events from {start} to {end} us, as its labels say")
-        return Reading(self.path, whole.events[chosen], lambda index: whole.byte_of(chosen[index]))
+        return dataclasses.replace(
+            whole, events=whole.events[chosen], byte_of=lambda index: whole.byte_of(chosen[index])
+        )
 
 
 @functools.lru_cache(maxsize=1)  # because the parts of one file follow each other
-def _read_whole(path: Path, stamp: str) -> Reading:
-    return read_recording(path)
+def _read_whole(path: Path, stamp: str, lenient: bool) -> Reading:
+    return read_recording(path, lenient)
 
 
 class Parts(NamedTuple):

@@ -43,7 +43,8 @@ class FrameStore:
 
     A recording that cannot be read, or has events outside the sensor or out of order, is a UserError. If `lenient`,
     such recordings and events are left out, and reported in `skipped` ({index of a recording: why}) and `dropped`
-    ({reason: number of events}).
+    ({reason: number of events}). `dropped_of` has the recordings that lost events, {index: {reason: number}}, and
+    `counts` what else was found in the files (see `reading.Reading`).
 
     Args:
         name: of the data set and its part, for the name of the folder and the progress bar.
@@ -60,6 +61,7 @@ class FrameStore:
         workers: int = 4,
         folder: Path | None = None,
     ):
+        self.recordings = recordings
         self.folder = Path(folder or cache_folder()) / f"frames-{name}-{_key(recordings, framing)}"
         parts = [recordings[start : start + SHARD] for start in range(0, len(recordings), SHARD)]
         paths = [self.folder / f"{shard:05d}.npy" for shard in range(len(parts))]
@@ -69,11 +71,25 @@ class FrameStore:
         self._frames = [open_npy(path) for path in paths]
         self.skipped: dict[int, str] = {}
         self.dropped: collections.Counter[str] = collections.Counter()
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.dropped_of: dict[int, dict[str, int]] = {}
         for shard, path in enumerate(paths):
             report = json.loads(path.with_suffix(".json").read_bytes())["report"]
             for row, why in report["skipped"].items():
                 self.skipped[SHARD * shard + int(row)] = why
-            self.dropped.update(report["dropped"])
+            for row, dropped in report["dropped"].items():
+                self.dropped_of[SHARD * shard + int(row)] = dropped
+                self.dropped.update(dropped)
+            self.counts.update(report["counts"])
+
+    def dropped_by_file(self) -> dict[str, dict[str, int]]:
+        """{file of a recording that lost events, and its part of the file: {reason: number of events}}."""
+        found = {}
+        for index, dropped in self.dropped_of.items():
+            recording = self.recordings[index]
+            part = recording.window_us or recording.slice
+            found[f"{recording.path} {part}" if part else str(recording.path)] = dropped
+        return found
 
     def __len__(self) -> int:
         return sum(map(len, self._frames))
@@ -88,7 +104,9 @@ def _is_made(path: Path, lenient: bool) -> bool:
     Unless `lenient`, a shard with omissions is made again, so that their error is raised.
     """
     report = _checked_report(path)
-    return report is not None and (lenient or not (report["skipped"] or any(report["dropped"].values())))
+    if report is None:
+        return False
+    return lenient or not (report["skipped"] or report["dropped"] or report["counts"].get("truncated"))
 
 
 def _make_shards(
@@ -112,7 +130,7 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
     """Frame some recordings and write the frames to `path`, with a report of omissions beside it."""
     width, height = framing.size
     counts = np.zeros((len(recordings), framing.timesteps, POLARITIES, height, width), dtype=np.uint32)
-    skipped, dropped = {}, collections.Counter()
+    skipped, dropped, found = {}, {}, collections.Counter()
     for row, recording in enumerate(recordings):
         try:
             checked = recording.load(framing.sensor, lenient)
@@ -121,9 +139,12 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
                 raise
             skipped[str(row)] = str(error)  # keys of JSON are strings
             continue
-        dropped.update(checked.dropped)
+        found.update(checked.counts)
+        if any(checked.dropped.values()):
+            dropped[str(row)] = checked.dropped
         counts[row] = count_frames(checked.events, framing)
-    _write(path, counts.astype(np.min_scalar_type(counts.max())), {"skipped": skipped, "dropped": dict(dropped)})
+    report = {"skipped": skipped, "dropped": dropped, "counts": found}
+    _write(path, counts.astype(np.min_scalar_type(counts.max())), report)
 
 
 def _key(recordings: Sequence[Recording], framing: Framing) -> str:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from tools.errors import UserError
 from tools.io.files import read_bytes
 
-from .errors import EventFormatError
-from .formats import MAX_LABEL_BYTES, read_gesture_labels
+from .gestures import MAX_LABEL_BYTES, read_gesture_labels
+from .reading import EventFormatError
 from .recordings import Parts, Recording
 
 GESTURE_CLASSES = (

@@ -16,8 +16,9 @@ from scipy.io import savemat
 
 from tests.tools.data.events.written import EVENTS, aedat2, aedat3, nmnist
 from tools.data.events import EVENT
-from tools.data.events.errors import EventFormatError, Reading
-from tools.data.events.formats import check_events, read_gesture_labels
+from tools.data.events.formats import check_events
+from tools.data.events.gestures import read_gesture_labels
+from tools.data.events.reading import EventFormatError, Reading
 from tools.data.events.recordings import Recording
 from tools.errors import UserError
 
@@ -52,26 +53,28 @@ KINDS = ["aedat3", "aedat2", "nmnist", "npz", "npy", "mat"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_format_gives_its_events(tmp_path, kind):
-    events, dropped = Recording(written(tmp_path, kind)).load(SIZE)
-    assert events.dtype == EVENT and [tuple(map(int, event)) for event in events.tolist()] == EVENTS
-    assert dropped == {"outside": 0, "decreasing": 0}
+    checked = Recording(written(tmp_path, kind)).load(SIZE)
+    assert checked.events.dtype == EVENT
+    assert [tuple(map(int, event)) for event in checked.events.tolist()] == EVENTS
+    assert checked.dropped == {"outside": 0, "decreasing": 0}
+    assert checked.counts == {"aedat3": {"invalid": 2}, "aedat2": {"special": 1}}.get(kind, {})
 
 
 def test_the_overflow_counter_is_the_upper_part_of_the_time(tmp_path):
     path = tmp_path / "late.aedat"
     path.write_bytes(aedat3(overflow=3))
-    assert Recording(path).load(SIZE)[0]["t"].tolist() == [(3 << 31) + t for _, _, t, _ in EVENTS]
+    assert Recording(path).load(SIZE).events["t"].tolist() == [(3 << 31) + t for _, _, t, _ in EVENTS]
 
 
 def test_tonics_gestures_are_in_milliseconds(tmp_path):
     np.save(tmp_path / "3.npy", np.array([[1, 2, 1, 5], [3, 4, 0, 7]]))
-    assert Recording(tmp_path / "3.npy").load(SIZE)[0].tolist() == [(1, 2, 5000, True), (3, 4, 7000, False)]
+    assert Recording(tmp_path / "3.npy").load(SIZE).events.tolist() == [(1, 2, 5000, True), (3, 4, 7000, False)]
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<i2", "<i4", "<f4", "<f8"])
 def test_times_in_milliseconds_do_not_wrap_in_narrow_types(tmp_path, dtype):
     np.save(tmp_path / "3.npy", np.array([[1, 2, 1, 5], [3, 4, 0, 30_000]], dtype))
-    assert Recording(tmp_path / "3.npy").load(SIZE)[0]["t"].tolist() == [5000, 30_000_000]
+    assert Recording(tmp_path / "3.npy").load(SIZE).events["t"].tolist() == [5000, 30_000_000]
 
 
 def test_plain_arrays_of_other_types_are_refused(tmp_path):
@@ -213,7 +216,7 @@ def test_damaged_matlab_files_are_refused_with_their_place(tmp_path, raw, proble
 def test_an_invalid_event_is_left_out_whatever_its_time(tmp_path):
     raw = aedat3().replace(struct.pack("<Ii", 3 << 17, 0), struct.pack("<Ii", 3 << 17, -1))
     (tmp_path / "x.aedat").write_bytes(raw)
-    assert len(Recording(tmp_path / "x.aedat").load(SIZE)[0]) == len(EVENTS)
+    assert len(Recording(tmp_path / "x.aedat").load(SIZE).events) == len(EVENTS)
 
 
 def test_errors_survive_the_way_from_a_worker_process():
@@ -270,7 +273,7 @@ def test_packets_of_every_other_type_and_without_events_are_passed_over(tmp_path
 @pytest.mark.parametrize(
     ("name", "raw", "problem"),
     [
-        ("a.txt", b"", r"byte 0: expected a file \.aedat, \.bin, .*, got '\.txt'$"),
+        ("a.xyz", b"", r"byte 0: expected AEDAT \(\.aedat, \.aedat4\), .*ATIS \(\.bin\); got b''$"),
         ("a.bin", nmnist()[:-1], f"byte {len(nmnist()) - 1}: expected events of 5 bytes"),
         ("a.aedat", aedat2()[:-1], f"byte {len(aedat2()) - 1}: expected events of 8 bytes"),
         ("a.aedat", b"#!AER-DAT2.0\r\n# no end", "byte 14: expected the end of a header line"),
@@ -292,14 +295,35 @@ def test_events_outside_or_out_of_order_are_refused_or_dropped_and_counted():
         check_events(reading, (34, 34))
     with pytest.raises(EventFormatError, match="f.bin, byte 15: event 3.*at least 9"):
         check_events(reading, (41, 34))
-    kept, dropped = check_events(reading, (34, 34), lenient=True)
-    assert kept["t"].tolist() == [5, 9, 9] and dropped == {"outside": 1, "decreasing": 2}
+    kept, dropped, _ = check_events(reading, (34, 34), lenient=True)
+    assert kept["t"].tolist() == [5, 7, 8, 9] and dropped == {"outside": 1, "decreasing": 1}
+
+
+@pytest.mark.parametrize("late", [0, 1, 500, 998, 999])
+@pytest.mark.parametrize("time", [0, 10**9])
+def test_one_wrong_time_costs_one_event(late, time):
+    events = np.zeros(1000, EVENT)
+    events["t"] = 1000 + 10 * np.arange(1000)
+    events["t"][late] = time
+    kept, dropped, _ = check_events(Reading("f.bin", events), (1, 1), lenient=True)
+    is_in_order = (late, time) in ((0, 0), (999, 10**9))
+    assert dropped["decreasing"] == len(events) - len(kept) == 1 - is_in_order
+
+
+def test_a_recording_that_loses_more_than_half_is_an_error():
+    events = np.zeros(1000, EVENT)
+    events["x"][:501] = 1
+    events["t"][499:] = np.arange(501)
+    with pytest.raises(EventFormatError, match="at most 50% of 1,000 events to be dropped, got 501 outside$"):
+        check_events(Reading("f.bin", events), (1, 1), lenient=True)
+    events["x"][0] = 0
+    assert len(check_events(Reading("f.bin", events), (1, 1), lenient=True).events) == 500
 
 
 def test_the_pixels_of_a_sensor_are_counted_from_zero():
-    events = np.array([(39, 29, 1, 1), (40, 29, 2, 1), (39, 30, 3, 1), (40, 30, 4, 1)], EVENT)
-    kept, dropped = check_events(Reading("f.bin", events), (40, 30), lenient=True)
-    assert kept["t"].tolist() == [1] and dropped["outside"] == 3
+    events = np.array([(39, 29, 1, 1), (40, 29, 2, 1), (39, 30, 3, 1), (40, 30, 4, 1), *3 * [(0, 0, 5, 1)]], EVENT)
+    kept, dropped, _ = check_events(Reading("f.bin", events), (40, 30), lenient=True)
+    assert kept["t"].tolist() == [1, 5, 5, 5] and dropped["outside"] == 3
     with pytest.raises(EventFormatError, match="f.bin, byte 0: event 1: expected a pixel of 40x30"):
         check_events(Reading("f.bin", events), (40, 30))  # of a format that does not tell where its events are
 
@@ -351,7 +375,7 @@ def test_random_damage_gives_an_error_or_events_and_never_much_memory(tmp_path, 
         path.write_bytes(damaged)
         tracemalloc.start()
         try:
-            events, _ = Recording(path).load(SIZE, lenient)
+            events = Recording(path).load(SIZE, lenient).events
         except EventFormatError:
             return
         finally:
@@ -380,7 +404,7 @@ def test_packets_of_any_size_with_any_overflow_make_one_recording(tmp_path, per_
         file += struct.pack("<hhiiiiii", 1, 1, 8, 4, high, len(part), len(part), len(part)) + body
         at += len(part)
     (tmp_path / "a.aedat").write_bytes(file)
-    events, _ = Recording(tmp_path / "a.aedat").load(SIZE)
+    events = Recording(tmp_path / "a.aedat").load(SIZE).events
     assert [tuple(map(int, event)) for event in events.tolist()] == wanted
 
 
@@ -412,7 +436,7 @@ def test_other_versions_of_a_format_are_refused_and_suffixes_may_be_capital(tmp_
             Recording(tmp_path / "a.aedat").load(SIZE)
     for version in ("3", "2"):
         (tmp_path / "B.AEDAT").write_bytes({"3": aedat3, "2": aedat2}[version]())
-        assert len(Recording(tmp_path / "B.AEDAT").load(SIZE)[0]) == len(EVENTS)
+        assert len(Recording(tmp_path / "B.AEDAT").load(SIZE).events) == len(EVENTS)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -440,14 +464,12 @@ def test_a_wrong_event_is_named_by_its_first_byte(tmp_path, kind):
         Recording(path).load(SIZE)
 
 
-def test_wrong_numbers_of_aedat2_are_named_by_their_own_byte(tmp_path):
+def test_wide_addresses_of_aedat2_are_named_by_their_own_byte(tmp_path):
     raw, path = aedat2(), tmp_path / "a.aedat"
     third = len(raw) - 3 * 8  # of the four events, before an external one
-    for at, message in ((third, "an address of 16 bits, got 0x10000$"), (third + 4, "a time from 0, got -65536$")):
-        first, second = (1 << 16, 1 << 17) if at == third else (2**32 - 65536, 2**32 - 1)
-        path.write_bytes(raw[:at] + struct.pack(">I4xI", first, second) + raw[at + 12 :])
-        with pytest.raises(EventFormatError, match=f"byte {at}: expected {message}"):
-            Recording(path).load(SIZE)
+    path.write_bytes(raw[:third] + struct.pack(">I4xI", 1 << 16, 1 << 17) + raw[third + 12 :])
+    with pytest.raises(EventFormatError, match=f"byte {third}: expected an address of 16 bits, got 0x10000$"):
+        Recording(path).load(SIZE)
     path.write_bytes(aedat2([(5, 7, 0, 1)]))
     assert Recording(path).load(SIZE).events["t"].tolist() == [0]
 
@@ -455,12 +477,12 @@ def test_wrong_numbers_of_aedat2_are_named_by_their_own_byte(tmp_path):
 def test_times_of_nmnist_have_23_bits_beside_the_polarity(tmp_path):
     wanted = [(1, 2, 2**22 + 3, 0), (3, 4, 2**23 - 1, 0), (5, 6, 2**23 - 1, 1)]
     (tmp_path / "a.bin").write_bytes(nmnist(wanted))
-    assert [tuple(map(int, event)) for event in Recording(tmp_path / "a.bin").load(SIZE)[0].tolist()] == wanted
+    assert [tuple(map(int, event)) for event in Recording(tmp_path / "a.bin").load(SIZE).events.tolist()] == wanted
 
 
 def test_markers_of_nmnist_put_all_later_times_back(tmp_path):
     (tmp_path / "a.bin").write_bytes(nmnist([(1, 2, 5, 1), (0, 240, 0, 0), (3, 4, 7, 0), (9, 240, 0, 0), (5, 6, 8, 1)]))
-    events, dropped = Recording(tmp_path / "a.bin").load(SIZE)
+    events, dropped, _ = Recording(tmp_path / "a.bin").load(SIZE)
     assert events.tolist() == [(1, 2, 5, True), (3, 4, 7 + 2**13, False), (5, 6, 8 + 2**14, True)]
     assert not any(dropped.values())
     (tmp_path / "a.bin").write_bytes(nmnist([(1, 2, 5, 1), (0, 240, 0, 0), (3, 241, 7, 0)]))  # no marker: outside
@@ -475,7 +497,7 @@ def test_off_may_be_minus_one_and_an_archive_may_hold_one_table(tmp_path, kind):
     table["p"], table["t"] = [-1, 1, -1], [4, 5, 6]
     path = tmp_path / f"a.{kind}"
     (np.save if kind == "npy" else np.savez_compressed)(path, table)
-    events, _ = Recording(path).load(SIZE)
+    events = Recording(path).load(SIZE).events
     assert events["p"].tolist() == [False, True, False] and events["t"].tolist() == [4, 5, 6]
 
 
@@ -535,5 +557,5 @@ def test_real_recordings_of_nmnist():
     files = sorted(folder.glob("*/*/*.bin"))
     assert len(files) == 900
     for path in files:
-        events, _ = Recording(path).load((34, 34))
+        events = Recording(path).load((34, 34)).events
         assert len(events) > 500 and 200_000 < events["t"][-1] - events["t"][0] < 400_000

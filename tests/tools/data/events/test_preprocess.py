@@ -51,6 +51,8 @@ def test_what_is_skipped_is_counted_and_said_why(tmp_path, caplog):
     assert f"skipped: {damaged}" in caplog.text and "truncated" in caplog.text
     report = json.loads((tmp_path / "out" / "skipped-nmnist.json").read_text())
     assert len(report["train"]) == 1 and not report["test"]
+    dropped = json.loads((tmp_path / "out" / "dropped-nmnist.json").read_text())
+    assert dropped == {"train": {}, "test": {str(outside): {"outside": 1, "decreasing": 0}}}
     with pytest.raises(SystemExit):
         run(tmp_path, tmp_path / "out", "--no-lenient")
     assert "error: " in caplog.text

@@ -16,9 +16,9 @@ import torch
 
 from tests.tools.data.events.written import aedat3
 from tools.data.events import EVENT, store
-from tools.data.events.errors import EventFormatError
 from tools.data.events.frames import Framing, count_frames
 from tools.data.events.labelled import LabelledRecordings
+from tools.data.events.reading import EventFormatError
 from tools.data.events.recordings import Recording
 from tools.data.events.store import FrameStore, stored_streams
 from tools.perturb.events import drop_random

@@ -12,8 +12,8 @@ from tests.tools.data.events.written import (
     tonic_gestures,
     touch,
 )
-from tools.data.events.errors import EventFormatError
 from tools.data.events.frames import Framing
+from tools.data.events.reading import EventFormatError
 from tools.data.events.store import FrameStore
 from tools.data.events.trees import CIFAR10_CLASSES, TREES, list_dvscifar10, list_dvsgesture, recognise
 
