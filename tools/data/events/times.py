@@ -4,7 +4,7 @@ from bisect import bisect_right
 
 import numpy as np
 
-WINDOW = 8  # events before and after a fall of the clock, which tell whether it was set back or some events are late
+WINDOW = 2  # events on each side of a fall of the clock, which tell whether it was set back or an event is late
 
 
 def unwrapped(time: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
@@ -25,8 +25,8 @@ def unwrapped(time: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
 def continued(time: np.ndarray) -> tuple[np.ndarray, int]:
     """Let times go on where the clock was set to zero in the middle of a recording; and how often it was.
 
-    It was where a time is less than half of the one before, and several events behind are earlier than several before: a
-    single event is late instead. Shape: int64 [N] -> int64 [N].
+    It was where a time is less than half of the one before, and `WINDOW` events are earlier than as many before them; a
+    single one is only late. Shape: int64 [N] -> int64 [N].
     """
     falls = np.flatnonzero(2 * time[1:] < time[:-1]) + 1
     behind = [start for start in falls if _is_set_back(time, start)]
@@ -40,7 +40,7 @@ def continued(time: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _is_set_back(time: np.ndarray, start: int) -> bool:
     before, after = time[max(0, start - WINDOW) : start], time[start : start + WINDOW]
-    return min(len(before), len(after)) > 1 and after.max() < before.min()
+    return len(before) == len(after) == WINDOW and after.max() < before.min()
 
 
 def ascending(time: np.ndarray) -> np.ndarray:

@@ -42,6 +42,8 @@ def test_a_clock_that_is_set_to_zero_goes_on():
     found, resets = continued(times)
     assert resets == 2
     assert found.tolist() == [10**6, *(10**6 + 10 + np.array([0, 0, 10, 25, 30, 40, 40, 41, 45, 537])).tolist()]
+    found, resets = continued(np.array([100, 200, 300, 0, 100, 200, 300, 400]))
+    assert found.tolist() == [100, 200, 300, 300, 400, 500, 600, 700] and resets == 1
 
 
 @pytest.mark.parametrize("at", [0, 1, 7, 19, 20])
