@@ -5,6 +5,7 @@ All readers take a `Source`, return a `Reading` with the origin of x and y in th
 entry in `FORMATS`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -69,8 +70,13 @@ def read_recording(path: PathLike, lenient: bool = False) -> Reading:
 
     If `lenient`, a damaged end costs its events, not the recording.
     """
-    raw = read_bytes(path, MAX_FILE_BYTES).removeprefix(BYTE_ORDER_MARK)
-    return format_of(path, raw[:4096]).read(Source(path, raw, lenient))
+    whole = read_bytes(path, MAX_FILE_BYTES)
+    raw = whole.removeprefix(BYTE_ORDER_MARK)
+    start = len(whole) - len(raw)
+    reading = format_of(path, raw[:4096]).read(Source(path, raw, lenient, start))
+    if not start:
+        return reading
+    return dataclasses.replace(reading, byte_of=lambda index: start + reading.byte_of(index))
 
 
 class CheckedEvents(NamedTuple):

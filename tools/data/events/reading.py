@@ -36,10 +36,11 @@ class Source:
     path: PathLike
     raw: bytes
     lenient: bool = False
+    start: int = 0  # bytes of the file before `raw`, such as a byte-order mark
 
     def error(self, offset: int, problem: str) -> EventFormatError:
-        """The error that says what is wrong at a byte of the file."""
-        return EventFormatError(self.path, offset, problem)
+        """The error that says what is wrong at a byte of `raw`."""
+        return EventFormatError(self.path, self.start + offset, problem)
 
     def whole(self, start: int, size: int, counts: "Counts") -> int:
         """Where the last whole event of `size` bytes ends, the first of them beginning at `start`."""
