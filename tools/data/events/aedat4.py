@@ -12,13 +12,15 @@ from tools.errors import UserError
 from .reading import Counts, Reading, Source, camera_events
 
 MAGIC = b"#!AER-DAT4.0\r\n"
-# An event of a packet; the bytes "on" are 1 for ON.
+# An event of a packet, ON unless the last byte is 0.
 _EVENT = np.dtype({"names": ["t", "x", "y", "on"], "formats": ["<i8", "<u2", "<u2", "u1"], "itemsize": 16})
 _SIZE, _PACKET = struct.Struct("<I"), struct.Struct("<ii")
 _INT32, _INT64, _UINT16 = struct.Struct("<i"), struct.Struct("<q"), struct.Struct("<H")
 _MOST_HEADER = 2**20  # bytes
+_MOST_STREAMS = 100
 _MOST_UNPACKED = 2**32  # bytes of all packets, as of a whole file; more would not fit into memory
-_MOST_PACKED = 1000  # LZ4 packs at most 255 to 1, ZSTD more, but not events that differ in their time
+_MOST_LZ4 = 256  # LZ4 packs at most 255 to 1
+_MOST_ZSTD = 1000  # ZSTD packs more, but not events whose times differ
 _LAST_TIME = 2**62
 _OTHERS = {"FRME": "frames", "IMUS": "packets of the IMU", "TRIG": "packets of triggers"}
 
@@ -50,19 +52,23 @@ def read_aedat4(source: Source, stream: int | None = None) -> Reading:
     at, compression, stop, streams = _header(source, counts)
     chosen = _chosen(source, streams, stream, counts)
     unpack = UNPACKERS[compression]()
-    packets, places, left = [], [], _MOST_UNPACKED
+    places, left = [], _MOST_UNPACKED
+    columns: dict[str, list[np.ndarray]] = {name: [np.empty(0, _EVENT[name])] for name in _EVENT.names}
     for number, start, size in _packets(source, at, stop, streams, counts):
         if number != chosen.number:
             continue
         try:
-            packet = unpack(memoryview(raw)[start : start + size], min(left, _MOST_PACKED * size))
+            packet = unpack(memoryview(raw)[start : start + size], left)
             first, events = _events(packet)
         except (ValueError, struct.error) as error:
             raise source.error(start, f"expected a packet of events: {error}") from error
         left -= len(packet)
-        packets.append(events)
+        if len(events) == 0:
+            continue
         places.append((len(events), *((start, 0) if compression else (start + first, _EVENT.itemsize))))
-    found = np.concatenate([np.empty(0, _EVENT), *packets])
+        for name, column in columns.items():
+            column.append(events[name].copy())  # while the packet is in the cache of the processor
+    x, y, time, on = (np.concatenate(columns.pop(name)) for name in ("x", "y", "t", "on"))
     numbers, starts, steps = np.array(places, np.int64).reshape(-1, 3).T
 
     def byte_of(index: int) -> int:
@@ -70,10 +76,10 @@ def read_aedat4(source: Source, stream: int | None = None) -> Reading:
         packet = np.searchsorted(ends, index, side="right")
         return int(starts[packet] + steps[packet] * (index - ends[packet] + numbers[packet]))
 
-    time = found["t"]
-    if len(wrong := np.flatnonzero((time < 0) | (time >= _LAST_TIME))):
+    if len(time) and not 0 <= time.min() <= time.max() < _LAST_TIME:
+        wrong = np.flatnonzero((time < 0) | (time >= _LAST_TIME))
         raise source.error(byte_of(wrong[0]), f"expected a time from 0 to {_LAST_TIME - 1}, got {time[wrong[0]]}")
-    events = camera_events(found["x"], found["y"], time, found["on"] != 0, 64, counts)
+    events = camera_events(x, y, time, on != 0, 64, counts)
     return Reading(source.path, events, byte_of, "AEDAT 4.0", chosen.camera, chosen.sensor, counts)
 
 
@@ -166,7 +172,9 @@ def _streams(description: bytes) -> list[Stream]:
         width, height = (int(told.get(key, 0)) for key in ("sizeX", "sizeY"))
         sensor = (width, height) if 0 < width < 2**16 and 0 < height < 2**16 else None
         number, kind = int(node.get("name", "")), told["typeIdentifier"]
-        streams.append(Stream(number, kind, sensor, told.get("source", "")))
+        streams.append(Stream(number, kind[:80], sensor, told.get("source", "")[:80]))
+        if len(streams) > _MOST_STREAMS:
+            raise ValueError(f"there are more than {_MOST_STREAMS} streams")
     if len({one.number for one in streams}) < len(streams):
         raise ValueError("two streams have the same number")
     return streams
@@ -229,11 +237,11 @@ def _lz4() -> Unpack:
     def unpack(packet: memoryview, most: int) -> bytes:
         unpacker = lz4.LZ4FrameDecompressor()
         try:
-            content = unpacker.decompress(packet, max_length=most)
+            content = unpacker.decompress(packet, max_length=min(most, _MOST_LZ4 * len(packet)))
         except RuntimeError as error:
             raise ValueError(str(error)) from error
         if not unpacker.eof:
-            raise ValueError(f"it is truncated, or has more than {most} bytes")
+            raise ValueError(f"it is truncated, or has more than {most:,} bytes")
         return content
 
     return unpack
@@ -245,11 +253,14 @@ def _zstd() -> Unpack:
     except ImportError as error:
         raise UserError(f"reading AEDAT 4.0 that is packed by ZSTD needs pip install zstandard ({error})") from error
 
+    unpacker = zstandard.ZstdDecompressor()
+
     def unpack(packet: memoryview, most: int) -> bytes:
+        most = min(most, _MOST_ZSTD * len(packet))
         try:
-            if zstandard.frame_content_size(packet) > most:  # -1 if it is not told
-                raise ValueError(f"it has more than {most} bytes")
-            return zstandard.ZstdDecompressor().decompress(packet, max_output_size=most)
+            if (size := zstandard.frame_content_size(packet)) > most:  # -1 if it is not told
+                raise ValueError(f"it has {size:,} bytes, more than {most:,}")
+            return unpacker.decompress(packet, max_output_size=most)
         except (zstandard.ZstdError, MemoryError) as error:
             raise ValueError(str(error)) from error
 

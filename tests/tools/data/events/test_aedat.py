@@ -437,6 +437,8 @@ def edited(raw, at, content):
         (header4(stream4(0, "FRME")), 14, "expected a stream of events, got 0 FRME"),
         (header4(stream4(0), stream4(0)), 14, "two streams have the same number"),
         (header4(stream4("x")), 14, "invalid literal for int"),
+        (header4(*map(stream4, range(101))), 14, "there are more than 100 streams"),
+        (header4(xml="<node>" * 90_000 + "</node>" * 90_000), 14, "more than the file has, or than a header"),
         (header4() + packet4(buffer4(EVENTS), 7), len(header4()), r"a stream \(0\), got one of stream 7 with 96 bytes"),
         (header4() + struct.pack("<ii", 0, -9), len(header4()), "got one of stream 0 with -9 bytes"),
         (header4() + packet4(b"short"), len(header4()) + 8, "its type is b''"),
@@ -470,7 +472,8 @@ def test_times_of_aedat4_that_are_none_are_refused_with_their_place(refused, tim
 @pytest.mark.parametrize("packing", ["lz4", "zstd", "zstd of a size that is not told"])
 def test_a_packet_that_unpacks_to_too_much_is_refused(refused, packing, monkeypatch):
     compression, packer = PACKINGS[packing]
-    monkeypatch.setattr(reader4, "_MOST_PACKED", 100)
+    monkeypatch.setattr(reader4, "_MOST_LZ4", 100)
+    monkeypatch.setattr(reader4, "_MOST_ZSTD", 100)
     raw = header4(compression=compression) + packet4(packer()(bytes(1_000_000)))
     refused(raw, len(header4()) + 8, "expected a packet of events")
 
