@@ -96,7 +96,7 @@ def test_detached_reset_scaled_input_and_numbers(detach_reset, decay_input, lear
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 1), (2, 1, 511), (1, 3, 512), (2, 1, 513), (1, 5, 409)])
-def test_sizes_that_are_no_multiple_of_a_block(shape):
+def test_sizes_that_are_not_a_multiple_of_a_block(shape):
     compare(Gaussian, NOISY, shape)
 
 
