@@ -51,8 +51,9 @@ def _entry(table: dict[str, Callable[..., Any]], what: str, name: str) -> Callab
 
 def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -> optim.Optimizer:
     """One of `OPTIMIZERS`; learnt thresholds, decays and scales are a second group, without weight decay."""
-    learnt = {id(p) for _, neuron in spiking_neurons(net) for p in neuron.parameters(recurse=False) if p.dim() < 2}
-    learnt |= {id(p) for p in net.parameters() if p.dim() == 0}
+    learnt = {id(p) for p in net.parameters() if p.dim() == 0}
+    for _, neuron in spiking_neurons(net):
+        learnt |= {id(p) for p in neuron.parameters(recurse=False) if p.dim() < 2}
     groups = [{"params": [p for p in net.parameters() if id(p) not in learnt], "weight_decay": weight_decay}]
     if learnt:
         groups.append({"params": [p for p in net.parameters() if id(p) in learnt], "weight_decay": 0.0})
