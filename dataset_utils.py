@@ -126,10 +126,20 @@ class EventDataset(_Dataset):
         width, height = self.tree.frame_size(config.frame_size)
         return POLARITIES, height, width
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Settings that have no meaning for these recordings, and why."""
+        refused = {}
+        if not self.tree.flippable:
+            refused["flip"] = "whose classes a mirror turns into something else"
+        if not self.tree.splits:
+            refused["split"] = "which has an official split"
+        return refused
+
     def augmentation(self, config: TrainConfig) -> EventAugment:
         """The augmentation of training batches; UserError for --flip if a mirror changes every class."""
-        if config.flip and not self.tree.flippable:
-            raise UserError(f"--flip has no meaning for {self.name}: a mirror turns each class into something else")
+        if config.flip and "flip" in self.refused:
+            raise UserError(f"--flip has no meaning for {self.name}, {self.refused['flip']}")
         flippable = torch.tensor([name in self.tree.flippable for name in self.classes])
         return EventAugment(flippable if config.flip else None, config.roll, config.event_drop)
 

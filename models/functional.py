@@ -30,12 +30,13 @@ from .kernels import eager, fused, traceable
 from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values, step_of
 from .kernels.eager import law_of
 from .kernels.potentials import before_reset
-from .noise import LAWS, NoiseLaw
+from .noise import NoiseLaw
 from .parameters import ArgumentError
 
 PLACEMENTS = ("both", "escape", "membrane")
 MODES = ("noisy", "noiseless", "mean_field")
 LEARNT_SCALE_AND_SURROGATE = "a learnt scale takes its gradient from the noise's own density: leave out the surrogate"
+SET_BY_CONSTRUCTOR = {"scale", "loc", "_complete"}  # of a law; of these, only the scale may be learnt
 LAW_ATTRIBUTES = ("cdf", "pdf", "icdf", "sample", "widened", "scale", "loc")
 Kernel = Callable[[Tensor, Tensor | None, Neuron, bool, bool], tuple[Tensor, Tensor, Tensor]]
 KERNELS: dict[str, Kernel] = {
@@ -222,9 +223,7 @@ def firing_probability(
 
 def check_law(name: str, law: object) -> None:
     """Raise TypeError unless `law` has the attributes of a `NoiseLaw`, whichever copy of this package it comes from."""
-    if type(law) in LAWS:  # the common case, and faster: only their scale can be a tensor
-        return
-    if isinstance(law, NoiseLaw):
+    if isinstance(law, NoiseLaw):  # the common case, and faster
         if not torch.compiler.is_compiling():
             _refuse_unlearnt(name, law)
         return
@@ -238,6 +237,8 @@ def _refuse_unlearnt(name: str, law: NoiseLaw) -> None:
     """Raise ValueError for a law with parameters besides its scale, TypeError for one that is a module."""
     if isinstance(law, nn.Module):
         raise TypeError(f"{name} must be a NoiseLaw that is not an nn.Module, got a {type(law).__name__}")
+    if vars(law).keys() <= SET_BY_CONSTRUCTOR:  # the common case, and faster
+        return
     learns_scale = isinstance(law.scale, Tensor) and law.scale.requires_grad
     for attribute, value in vars(law).items():
         if isinstance(value, NoiseLaw):  # of Rescaled

@@ -246,7 +246,7 @@ def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, t
     done = start(repository, *command, cwd=tmp_path, CDPATH="/tmp")
     assert done.returncode == 0, done.stderr
     assert (run / "best.pth").exists() and "test accuracy" in done.stderr
-    assert "\r" not in done.stderr  # no progress bar where the output is no terminal
+    assert "\r" not in done.stderr  # no progress bar where the output is not a terminal
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from crits.watching import spiking_neurons
 from models import ArgumentError, build_model, build_neuron
 from models.layers import Normalize
 from models.registry import NOISY_NEURONS
@@ -76,25 +77,26 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
         nets = [build_network(one, dataset) for one in configs]
         net = load_published(nets[0], trained.model, path, *nets[1:])
         trained = configs[nets.index(net)]
-        _check_overrides(overrides, trained)
+        _check_overrides(overrides, net)
         return net, trained
     if content["dataset"] != dataset.name:
         raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")
     trained = dataclasses.replace(stored_config(content, path), **overrides)
-    _check_overrides(overrides, trained)
     averaged = content.get("ema")
     weights = content.get("model") if averaged is None else _without_prefix(averaged)
     check_size(trained, dataset, weights, path)
     net = build_network(trained, dataset)
+    _check_overrides(overrides, net)
     checkpoint.load_weights(net, weights, path)
     return net.eval(), trained
 
 
-def _check_overrides(overrides, trained):
-    if "tau" in overrides and trained.neuron == "PLIF":
-        raise UserError("--tau would have no effect: PLIF has learnt its decay")
-    if "sigma" in overrides and trained.learnable_scale:
-        raise UserError("--sigma would have no effect: this network has learnt the scale of its noise")
+def _check_overrides(overrides, net):
+    """Raise UserError for a setting that is lost when the weights are loaded, as the network has learnt it."""
+    for flag, value, words in (("tau", "decay", "decay"), ("sigma", "scale", "scale of its noise")):
+        learnt = [getattr(neuron, value, None) for _, neuron in spiking_neurons(net)]
+        if flag in overrides and any(isinstance(one, torch.Tensor) and one.requires_grad for one in learnt):
+            raise UserError(f"--{flag} would have no effect: this network has learnt the {words}")
 
 
 def _has_learnt_scales(content):

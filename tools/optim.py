@@ -19,12 +19,15 @@ OPTIMIZERS = {
     "radam": optim.RAdam,  # chooses its foreach implementation by itself
 }
 SCHEDULERS = {  # functions of an optimiser, its learning rate, and the number n of steps; k is the step
+    # From lr to 0.
     "cos": lambda optimizer, lr, n: LambdaLR(optimizer, lambda k: 0.5 * (1 + math.cos(math.pi * min(k / n, 1)))),
+    # Four triangles between lr / 10 and lr.
     "cyclic": lambda optimizer, lr, n: CyclicLR(optimizer, lr / 10, lr, max(1, n // 8), cycle_momentum=False),
+    # Warm-up to lr, then down to nearly 0.
     "onecycle": lambda optimizer, lr, n: OneCycleLR(optimizer, lr, n),
     "none": lambda optimizer, lr, n: LambdaLR(optimizer, lambda k: 1.0),
 }
-EXTENDABLE = ("cos", "none")  # schedules that follow a changed number of steps when a run is resumed
+EXTENDABLE = ("cos", "none")  # follow a changed number of steps when a run is resumed; each is a LambdaLR
 
 
 def _orthogonal(layer):
@@ -48,8 +51,9 @@ def _entry(table: dict[str, Callable[..., Any]], what: str, name: str) -> Callab
 
 def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -> optim.Optimizer:
     """One of `OPTIMIZERS`; learnt thresholds, decays and scales are a second group, without weight decay."""
-    learnt = {id(p) for _, neuron in spiking_neurons(net) for p in neuron.parameters(recurse=False) if p.dim() < 2}
-    learnt |= {id(p) for p in net.parameters() if p.dim() == 0}
+    learnt = {id(p) for p in net.parameters() if p.dim() == 0}
+    for _, neuron in spiking_neurons(net):
+        learnt |= {id(p) for p in neuron.parameters(recurse=False) if p.dim() < 2}
     groups = [{"params": [p for p in net.parameters() if id(p) not in learnt], "weight_decay": weight_decay}]
     if learnt:
         groups.append({"params": [p for p in net.parameters() if id(p) in learnt], "weight_decay": 0.0})
@@ -57,12 +61,17 @@ def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float) -
 
 
 def build_scheduler(name: str, optimizer: optim.Optimizer, total_steps: int) -> LRScheduler:
-    """One of `SCHEDULERS`, to be stepped after each of `total_steps`; its maximum is lr, the optimiser's learning rate.
-
-    "cos": from lr to 0; "cyclic": four triangles between lr / 10 and lr; "onecycle": warm-up to lr, then down to
-    nearly 0; "none": constant.
-    """
+    """One of `SCHEDULERS`, to be stepped after each of `total_steps`; its maximum is the optimiser's learning rate."""
     return _entry(SCHEDULERS, "schedule", name)(optimizer, optimizer.param_groups[0]["lr"], total_steps)
+
+
+def follow(scheduler: LRScheduler) -> None:
+    """Set the learning rate that a schedule has at its present step, after it was restored with another length."""
+    if isinstance(scheduler, LambdaLR):  # as those of `EXTENDABLE` are
+        rates = [lr * function(scheduler.last_epoch) for lr, function in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates):
+            group["lr"] = rate
+        scheduler._last_lr = rates
 
 
 def initialise(net: nn.Module, scheme: str) -> None:

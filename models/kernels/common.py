@@ -83,7 +83,9 @@ class Neuron:
 
     def charged(self, v: Tensor, current: Tensor) -> Tensor:
         """The potential after the leak and the input, without noise."""
-        return v * self.decay + (current * (1 - self.decay) if self.decay_input else current)
+        if self.decay_input:  # in this order, other libraries' neurons fire at the same ties
+            return v + (current - v) * (1 - self.decay)
+        return v * self.decay + current
 
     def after_reset(self, u: Tensor, fired: Tensor) -> Tensor:
         """The potential after the reset; `fired` is 0 or 1, or a probability in the mean field."""

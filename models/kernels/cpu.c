@@ -313,6 +313,8 @@ typedef struct {
     const real *restrict const name##_row = (row)
 #define VALUE(type, name, which) VALUE_OF(type, name, which, l->number[which], b->value[which][row])
 #define AT(name, i) (name##_differs ? name##_row[i] : name##_number)
+/* 1 - decay; of a number without the error of rounding it first. */
+#define GAIN(i) (decay_differs ? 1 - decay_row[i] : (real)(1 - l->number[DECAY]))
 
 static int64_t half_of(const Layer *l) { return (l->neurons + 1) / 2; }
 
@@ -442,24 +444,29 @@ INLINE int is_hard(const Layer *l) { return l->reset == RESET_ZERO; }
 
 INLINE real removed(int hard, real u, real value) { return hard ? u - value : value; }
 
-/* Spikes of a row at a step, and the potentials after them. The compiler knows `hard`: without a choice for each neuron,
-   the loop is a tenth faster. */
-INLINE void fire_row(const int hard, const Layer *l, const Tensors *m, const Block *b, int row, int64_t t,
+/* The potential after the leak and the input. An input that is scaled by `gain` = 1 - decay comes in as other libraries
+   let it, who would otherwise differ at ties: rounded after each operation. */
+INLINE real charged(int scaled, real decay, real gain, real v, real x)
+{
+    return scaled ? v + (x - v) * gain : fused(decay, v, x);
+}
+
+/* Spikes of a row at a step, and the potentials after them. The compiler knows `hard` and `scaled`: without a choice for
+   each neuron, the loop is a tenth faster. */
+INLINE void fire_row(const int hard, const int scaled, const Layer *l, const Tensors *m, const Block *b, int row, int64_t t,
                      real *restrict v)
 {
     const int n = b->length[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
     VALUE(real, value, RESET_VALUE);
-    const real scaled = l->decay_input ? 1 : 0; /* 1 if the input is scaled by 1 - decay */
     const int64_t at = t * l->neurons + b->start[row];
     const input *restrict current = m->x + t * l->x_stride + b->start[row];
     input *restrict out = m->spikes + at;
     real discarded[BLOCK], *restrict kept = m->u ? m->u + at : discarded;
     const float *restrict eps_membrane = b->membrane[row], *restrict eps_threshold = b->threshold[row];
     for (int i = 0; i < n; i++) {
-        real gain = 1 - scaled * AT(decay, i);
-        real u = fused(AT(decay, i), v[i], gain * load(current[i])) - eps_membrane[i];
+        real u = charged(scaled, AT(decay, i), GAIN(i), v[i], load(current[i])) - eps_membrane[i];
         int fires = u - AT(threshold, i) > eps_threshold[i];
         kept[i] = u;
         out[i] = store(fires ? 1 : 0);
@@ -470,18 +477,14 @@ INLINE void fire_row(const int hard, const Layer *l, const Tensors *m, const Blo
 /* The same for the mean field, whose spikes are probabilities. */
 static void fire_mean_row(const Layer *l, const Tensors *m, const Block *b, int row, int64_t t, real *restrict v)
 {
-    const int n = b->length[row], hard = is_hard(l);
+    const int n = b->length[row], hard = is_hard(l), scaled = l->decay_input != 0;
     VALUE(real, decay, DECAY);
     VALUE(real, value, RESET_VALUE);
-    const real scaled = l->decay_input ? 1 : 0;
     const int64_t at = t * l->neurons + b->start[row];
     const input *restrict current = m->x + t * l->x_stride + b->start[row];
     input *restrict out = m->spikes + at;
     real discarded[BLOCK], p[BLOCK], *restrict kept = m->u ? m->u + at : discarded;
-    for (int i = 0; i < n; i++) {
-        real gain = 1 - scaled * AT(decay, i);
-        kept[i] = fused(AT(decay, i), v[i], gain * load(current[i]));
-    }
+    for (int i = 0; i < n; i++) kept[i] = charged(scaled, AT(decay, i), GAIN(i), v[i], load(current[i]));
     probabilities(l, b, row, kept, p);
     for (int i = 0; i < n; i++) {
         out[i] = store(p[i]);
@@ -502,10 +505,10 @@ static void forward_block(const Layer *l, const Tensors *m, int64_t number)
             if (l->membrane_noise || l->threshold_noise) draw_noise(l, &b, row);
             if (l->mean_field)
                 fire_mean_row(l, m, &b, row, t, v[row]);
-            else if (is_hard(l))
-                fire_row(1, l, m, &b, row, t, v[row]);
+            else if (l->decay_input)
+                is_hard(l) ? fire_row(1, 1, l, m, &b, row, t, v[row]) : fire_row(0, 1, l, m, &b, row, t, v[row]);
             else
-                fire_row(0, l, m, &b, row, t, v[row]);
+                is_hard(l) ? fire_row(1, 0, l, m, &b, row, t, v[row]) : fire_row(0, 0, l, m, &b, row, t, v[row]);
         }
     }
     for (int row = 0; m->last && row < b.rows; row++)
@@ -590,7 +593,8 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     VALUE(real, decay, DECAY);
     VALUE(real, value, RESET_VALUE);
     VALUE_OF(real, inverse, SCALE, 1 / l->number[SCALE], b->inverse[row]);
-    const real scaled = l->decay_input ? 1 : 0, loc = (real)l->loc;
+    const real loc = (real)l->loc;
+    const int scaled = l->decay_input != 0;
     const real *restrict u = m->u + at;
     const input *restrict fired_t = m->spikes + at, *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
     const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
@@ -609,7 +613,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
         real through_spike = slope * fused(given_counts, load(given[i]), -by_reset);
         real directly = hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
         real grad = directly + through_spike;
-        out[i] = store((1 - scaled * AT(decay, i)) * grad);
+        out[i] = store(scaled ? GAIN(i) * grad : grad);
         grad_v[i] = AT(decay, i) * grad;
         if (learning) {
             by_spike[i] = through_spike;

@@ -171,6 +171,12 @@ def _value(values, channel, NUMBER: tl.constexpr, BY_CHANNEL: tl.constexpr, REAL
 
 
 @triton.jit
+def _gain(decays, decay, DECAY: tl.constexpr, REAL: tl.constexpr):
+    """1 - decay; of a number without the error of rounding it first."""
+    return tl.full((), 1.0 - DECAY, REAL) if decays is None else 1.0 - decay
+
+
+@triton.jit
 def _positive(scale):
     """NaN for a scale that is not positive: it is not checked here, and must not give wrong results silently."""
     return tl.where(scale > 0.0, scale, float("nan"))
@@ -201,14 +207,13 @@ def _forward(
     channel = (at // channel_stride) % channels
     threshold = _value(thresholds, channel, THRESHOLD, THRESHOLD_BY_CHANNEL, REAL)
     decay = _value(decays, channel, DECAY, DECAY_BY_CHANNEL, REAL)
+    gain = _gain(decays, decay, DECAY, REAL)
     scale = _positive(_value(scales, channel, SCALE, SCALE_BY_CHANNEL, REAL))
     value = _value(reset_values, channel, RESET_VALUE, RESET_VALUE_BY_CHANNEL, REAL)
     v = tl.load(state + at, inside, 0.0) if state is not None else tl.zeros((BLOCK,), REAL)
     for t in range(timesteps):
         current = tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
-        if DECAY_INPUT:
-            current = (1.0 - decay) * current
-        u_t = decay * v + current
+        u_t = v + (current - v) * gain if DECAY_INPUT else decay * v + current
         if MEMBRANE_NOISE or THRESHOLD_NOISE:
             eps_membrane, eps_threshold = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
         if MEMBRANE_NOISE:
@@ -248,6 +253,7 @@ def _backward(
     channel = (at // channel_stride) % channels
     threshold = _value(thresholds, channel, THRESHOLD, THRESHOLD_BY_CHANNEL, REAL)
     decay = _value(decays, channel, DECAY, DECAY_BY_CHANNEL, REAL)
+    gain = _gain(decays, decay, DECAY, REAL)
     scale = _positive(_value(scales, channel, SCALE, SCALE_BY_CHANNEL, REAL))
     value = _value(reset_values, channel, RESET_VALUE, RESET_VALUE_BY_CHANNEL, REAL)
     threshold_sum = tl.zeros((BLOCK,), REAL)
@@ -299,7 +305,7 @@ def _backward(
             decay_sum += grad_u * before
         grad_current = grad_u
         if DECAY_INPUT:
-            grad_current = (1.0 - decay) * grad_u
+            grad_current = gain * grad_u
         tl.store(grad_x + _at(t, neurons, at), grad_current.to(grad_x.dtype.element_ty), inside)
         grad_v = decay * grad_u
     if state is not None:

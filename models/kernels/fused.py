@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .. import checkpointing, noise
+from ..parameters import ArgumentError
 from . import build, common, cpu, eager, selftest
 from .common import (
     NO_SECOND_DERIVATIVE,
@@ -64,7 +65,7 @@ def serves(x: Tensor, law: noise.NoiseLaw, channel_bits: int = 0) -> bool:
 def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], channel_bits: int) -> bool:
     choice = os.environ.get("NSNN_KERNELS") or "auto"
     if choice not in CHOICES:
-        raise ValueError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
+        raise ArgumentError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
     if choice == "eager":
         return False
     if device_type == "cuda":

@@ -234,7 +234,7 @@ def test_weight_penalties_watch_nothing(regularizer):
     assert not net._forward_hooks
 
 
-def test_the_base_class_is_no_regularizer():
+def test_the_base_class_is_not_a_regularizer():
     with pytest.raises(TypeError, match="Regularizer"):
         Regularizer()(nn.Linear(2, 2))
 

@@ -739,7 +739,7 @@ def test_a_user_law_runs_and_learns_on_the_eager_path():
 
 
 @pytest.mark.parametrize("arguments", [{"scale": 0.5}, {"x": [[1.0, 2.0]]}, {"state": [0.0] * 3}])
-def test_what_is_no_tensor_is_refused_with_a_message(arguments):
+def test_what_is_not_a_tensor_is_refused_with_a_message(arguments):
     x = arguments.pop("x", torch.zeros(2, 3))
     with pytest.raises((TypeError, ValueError), match="tensor|state must be"):
         noisy_lif(x, Gaussian(0.3), **arguments)

@@ -139,7 +139,7 @@ def test_detached_reset_and_scaled_input_equal_the_oracle(law, mode, detach_rese
     "shape", [(3, 1), (2, 1, 1), (1, 2), (2, 511), (2, 512), (2, 513), (2, 1025), (3, 5, 409), (2, 4097)]
 )
 @pytest.mark.parametrize("law", LAWS[:2], ids=["Gaussian", "Logistic"])
-def test_sizes_that_are_no_multiple_of_a_block(shape, law):
+def test_sizes_that_are_not_a_multiple_of_a_block(shape, law):
     assert_equal_but_for_close_calls(Layer(law, dynamics(), shape))
 
 

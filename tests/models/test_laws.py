@@ -38,6 +38,17 @@ def sixth(monkeypatch):
     return Sixth(0.3)
 
 
+def test_what_a_law_of_the_table_would_not_learn_is_refused(monkeypatch):
+    class Wide(Sixth):
+        def __init__(self, scale):
+            super().__init__(scale)
+            self.width = torch.nn.Parameter(torch.ones(()))
+
+    monkeypatch.setattr(noise, "LAWS", (*noise.LAWS, Wide))
+    with pytest.raises(ValueError, match="width of the noise would not be learnt"):
+        NoisyLIF(Wide(0.3))
+
+
 @pytest.mark.parametrize("name", ["NILIF", "LIF"])
 def test_a_law_with_the_name_of_another_neuron_is_an_error(name):
     law = type("Another", (Sixth,), {"neuron_name": name})

@@ -540,7 +540,7 @@ def test_law_of_the_wrong_type(wrong):
             make(surrogate=wrong)
 
 
-def test_the_base_class_is_no_neuron():
+def test_the_base_class_is_not_a_neuron():
     with pytest.raises(TypeError, match="SpikingNeuron"):
         SpikingNeuron(1.0, 0.5, "zero", False, False)(currents())
 
@@ -747,7 +747,7 @@ def test_weights_of_neurons_with_the_same_settings_load_in_silence(kind, changes
         net.load_state_dict(nn.Sequential(nn.Linear(2, 2), kind(**changes)).state_dict())
 
 
-def test_what_is_learnt_is_no_other_setting():
+def test_what_is_learnt_is_not_another_setting():
     learnt, fresh = NoisyLIF(Gaussian(0.3), learnable_scale=True), NoisyLIF(Gaussian(0.9), learnable_scale=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

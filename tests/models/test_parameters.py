@@ -213,7 +213,7 @@ LEARNING = {
 
 
 @pytest.mark.parametrize("make", LEARNING.values(), ids=LEARNING)
-def test_values_that_cannot_be_read_are_no_error(make):
+def test_values_that_cannot_be_read_are_accepted(make):
     neuron, seen = make(), []
 
     def look(*_):

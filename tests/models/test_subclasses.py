@@ -173,7 +173,7 @@ def test_a_circle_of_run_and_step_is_an_error_in_words(base, override, mixed):
         neuron(currents())
 
 
-def test_a_run_that_ends_in_a_step_is_no_circle():
+def test_a_run_that_ends_in_a_step_is_not_a_cycle():
     class Neuron(LIF):
         def run(self, x, state=None, keep_state=True):
             return super().run(x, state, keep_state) if len(x) == 1 else run_by_own_step(self, x, state)

@@ -376,7 +376,7 @@ def test_copies_behave_alike_and_are_others(kind, way):
     else:
         twin = kind(**parameters_of(kind)[0])
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # what the weights hold is no other setting
+            warnings.simplefilter("error")  # what the weights hold is not another setting
             twin.load_state_dict(neuron.state_dict())
     assert torch.equal(spikes_of(twin, x), spikes_of(neuron, x))
     for (name, ours), (other, theirs) in zip(neuron.named_parameters(), twin.named_parameters(), strict=True):

@@ -399,7 +399,7 @@ def npy_header(shape, descr):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
-def test_an_alias_bomb_is_no_recipe(tmp_path, capsys):
+def test_an_alias_bomb_is_not_a_recipe(tmp_path, capsys):
     path, read = recipe(tmp_path)
     bomb = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     for text, message in (
@@ -413,7 +413,7 @@ def test_an_alias_bomb_is_no_recipe(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_pickle_that_contains_itself_many_times_is_no_checkpoint(tmp_path):
+def test_a_pickle_that_contains_itself_many_times_is_not_a_checkpoint(tmp_path):
     path, read = ours(tmp_path)
     doubled = b"\x80\x02)" + b"q\x00h\x00h\x00\x86" * 60 + b"."  # a pair of a pair of ..., 2^60 at the bottom
     repacked(path, lambda name, raw: doubled if name.endswith("data.pkl") else raw)
@@ -421,7 +421,7 @@ def test_a_pickle_that_contains_itself_many_times_is_no_checkpoint(tmp_path):
         read()
 
 
-def test_tensors_larger_than_the_file_are_no_checkpoint(tmp_path):
+def test_tensors_larger_than_the_file_are_not_a_checkpoint(tmp_path):
     path, read = ours(tmp_path)
     content = torch.load(path, weights_only=True)
     del content["checksum"]
@@ -431,7 +431,7 @@ def test_tensors_larger_than_the_file_are_no_checkpoint(tmp_path):
         read()
 
 
-def test_a_compressed_archive_is_no_checkpoint_and_no_cache(tmp_path):
+def test_a_compressed_archive_is_neither_a_checkpoint_nor_a_cache(tmp_path):
     for make, entry in ((ours, "data/0"), (image_cache, "train_images.npy")):
         path, read = make(tmp_path)
 

@@ -58,9 +58,9 @@ def parse(
             where = f"recipe {path}: " if name in recipe and name not in given else ""
             known[name].check(value, where, dataset and dataset.has_pixels)
             # A run's config.yaml, a recipe too, has all settings, so those left at their defaults pass there.
-            if not _applies(known[name], dataset) and (name in given or value != known[name].default):
-                kind = "images" if dataset.has_pixels else "events"
-                raise UserError(f"{where}--{name} has no meaning for {dataset.name}, which has {kind}")
+            why_not = _why_not(known[name], dataset)
+            if why_not and (name in given or value != known[name].default):
+                raise UserError(f"{where}--{name} has no meaning for {dataset.name}, {why_not}")
         config = config_class(**values)
     except (UserError, OSError) as error:
         parser.error(str(error))
@@ -79,9 +79,13 @@ def checked(config_class: type[Config], values: dict, where: str | Path) -> Conf
     return config_class(**values)
 
 
-def _applies(setting: Setting, dataset: Dataset | None) -> bool:
-    """Whether a setting applies to a data set."""
-    return dataset is None or setting.only in (None, "pixels" if dataset.has_pixels else "events")
+def _why_not(setting: Setting, dataset: Dataset | None) -> str:
+    """Why a setting has no meaning for a data set; "" if it has."""
+    if dataset is None:
+        return ""
+    if setting.only not in (None, "pixels" if dataset.has_pixels else "events"):
+        return f"which has {'images' if dataset.has_pixels else 'events'}"
+    return getattr(dataset, "refused", {}).get(setting.name, "")
 
 
 def _parser(known: dict[str, Setting], defaults: dict, dataset, description: str | None) -> argparse.ArgumentParser:
@@ -103,7 +107,7 @@ def _parser(known: dict[str, Setting], defaults: dict, dataset, description: str
             allowed = setting.allowed(dataset and dataset.has_pixels)
             metavar = setting.kind.__name__.upper() if allowed is None else f"{{{','.join(allowed)}}}"
             options = dict(type=setting.kind, metavar=metavar, nargs="*" if setting.is_list else None)
-        shown = text if _applies(setting, dataset) else absent
+        shown = absent if _why_not(setting, dataset) else text
         groups[setting.group].add_argument(f"--{name}", help=shown, **options)
     return parser
 

@@ -20,6 +20,7 @@ from tools.runtime.provenance import provenance
 from .progress import EpochResult
 
 logger = logging.getLogger(__name__)
+MOST_SHOWN = 1e19  # of a weight in a histogram: TensorBoard's intervals end at 1e20
 
 
 def make_run_folder(config: TrainConfig, dataset: str) -> tuple[Path, bool]:
@@ -73,9 +74,10 @@ class RunLog:
         """Add histograms of all weights, and of the gradients of the last batch."""
         with self._readable_errors():
             for name, parameter in net.named_parameters():
-                self.board.add_histogram(f"weights/{name}", parameter.detach().float(), epoch)
-                if parameter.grad is not None:
-                    self.board.add_histogram(f"gradients/{name}", parameter.grad.float(), epoch)
+                for kind, values in (("weights", parameter.detach()), ("gradients", parameter.grad)):
+                    if values is not None:
+                        shown = values.float().clamp(-MOST_SHOWN, MOST_SHOWN)
+                        self.board.add_histogram(f"{kind}/{name}", shown, epoch)
 
     def close(self) -> None:
         """Write the remaining events and close their file."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tools import optim
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.inference import Scores
@@ -114,6 +115,7 @@ class RunState:
             self.best = Best(**content["best"]) if content["best"] else None
             self._restore_weights(content)
             learner.scheduler.load_state_dict(content["scheduler"])
+            optim.follow(learner.scheduler)
             of_this_process = content["processes"][learner.processes.rank]
             seeds.set_rng_state(of_this_process["rng"])  # last: everything above may draw numbers
             progress = of_this_process["progress"]

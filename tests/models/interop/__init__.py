@@ -1,0 +1,1 @@
+"""Tests of `models.interop`, next to the libraries themselves."""

@@ -61,6 +61,17 @@ def test_on_a_grid_spikes_are_equal(on_grid, rng):
         assert torch.allclose(node.w.grad, -ours.neuron.decay_logit.grad, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "eager"])
+@pytest.mark.parametrize("tau", [1.5, 3.0, 5.0, 7.0])
+def test_whole_numbers_meet_the_threshold_at_the_same_steps(tau, kernels, monkeypatch):
+    """Where 1 - decay is rounded in another way, a seventh of the spikes differ."""
+    monkeypatch.setenv("NSNN_KERNELS", kernels)
+    x = torch.randint(0, 13, (8, 4, 500), generator=torch.Generator().manual_seed(0)).float()
+    for v_reset in (0.0, None):
+        node = neuron.LIFNode(tau=tau, v_reset=v_reset, step_mode="m")
+        assert torch.equal(from_lifnode(node)(x), node(x))
+
+
 def test_on_other_inputs_spikes_are_equal_but_for_rounding():
     layers = [setting(*draw) for draw in draws(40) if not draw[0]]
     check([difference(run, layer, from_lifnode(layer), current((12, 4, 500), False)) for layer in layers])

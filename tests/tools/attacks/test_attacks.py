@@ -344,7 +344,7 @@ def test_an_unknown_norm_is_an_error():
         Ball(torch.zeros(1, *SHAPE), 0.1, "l1")
 
 
-def test_vanishing_noise_is_no_noise_with_the_same_gradient(noisy_net):
+def test_vanishing_noise_equals_none_with_the_same_gradient(noisy_net):
     images, target = torch.rand(9, *SHAPE, generator=seeded(1)), torch.arange(9) % 4
     twins = [vanishing_noise_twin(noisy_net), noiseless_twin(noisy_net)]
     assert [is_noisy(twin) for twin in twins] == [True, False]

@@ -1,6 +1,7 @@
 """Recipes and flags: precedence, checks, and messages that help."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 
@@ -355,3 +356,15 @@ def test_a_configuration_made_in_python_is_checked_as_flags_are(wrong, message):
 def test_so_is_that_of_an_evaluation(wrong, message):
     with pytest.raises(UserError, match=message):
         EvaluationConfig(**wrong)
+
+
+@pytest.mark.parametrize(("flag", "why"), [("--flip", "whose classes a mirror turns"), ("--split", "official split")])
+def test_flags_that_a_data_set_refuses_are_not_offered(flag, why, capsys):
+    given = [flag] if flag == "--flip" else [flag, "7:3"]
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, given, dataset=DATASETS["nmnist"])
+    assert re.search(f"{flag} has no meaning for nmnist, .*{why}", capsys.readouterr().err)
+    for name, is_offered in (("nmnist", False), ("dvscifar10", True)):
+        with pytest.raises(SystemExit):
+            parse(TrainConfig, ["--help"], dataset=DATASETS[name])
+        assert (flag in capsys.readouterr().out) == is_offered

@@ -88,7 +88,7 @@ def test_a_damaged_cache_is_made_anew(folder, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_file_that_is_no_image_is_named(folder):
+def test_a_file_that_is_not_an_image_is_named(folder):
     (folder / "train" / "dog" / "9.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"dog/9\.png is not a readable image"):
         read_image_folder(folder)
@@ -309,7 +309,7 @@ def test_exif_data_that_cannot_be_read_turn_nothing(folder):
     assert (train.images[0].int() - 90).abs().max() <= 1
 
 
-def test_hidden_files_alone_are_no_images(tmp_path):
+def test_hidden_files_alone_are_not_images(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="no images in .*train"):

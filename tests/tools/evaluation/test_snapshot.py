@@ -514,12 +514,13 @@ def test_learnt_scales_of_ones_own_loop_are_found(tmp_path, stripes, form):
         Snapshot(dataclasses.replace(config, neuron="LIF"), stripes)
 
 
-def test_what_a_network_of_ones_own_has_learnt_cannot_be_given(tmp_path, stripes):
+@pytest.mark.parametrize("neuron", ["PLIF", "NIPLIF"])
+def test_what_a_network_of_ones_own_has_learnt_cannot_be_given(tmp_path, stripes, neuron):
     """Where training began says nothing about the weights, and a wrong value could not be told from it."""
-    torch.save(toynet("PLIF").state_dict(), tmp_path / "own.pth")
-    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron="PLIF", timestep=3)
-    assert Snapshot(config, stripes).trained.neuron == "PLIF"
-    with pytest.raises(UserError, match="--tau would have no effect: PLIF has learnt its decay"):
+    torch.save(toynet(neuron).state_dict(), tmp_path / "own.pth")
+    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="toynet", neuron=neuron, timestep=3)
+    assert Snapshot(config, stripes).trained.neuron == neuron
+    with pytest.raises(UserError, match="--tau would have no effect: this network has learnt the decay"):
         Snapshot(dataclasses.replace(config, tau=4.0), stripes)
 
 

@@ -180,7 +180,7 @@ def test_what_is_more_than_plain_data_is_refused_with_the_way_out(tmp_path, cont
         loaded(tmp_path, content)
 
 
-def test_many_keys_and_deep_nesting_by_a_stranger_are_no_trouble(tmp_path):
+def test_many_keys_and_deep_nesting_by_a_stranger_do_no_harm(tmp_path):
     deep = {"w": torch.rand(1)}
     for _ in range(100):
         deep = {"a": deep}

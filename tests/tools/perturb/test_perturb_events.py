@@ -151,7 +151,7 @@ def test_dropped_time_is_one_interval_of_the_stated_length_anywhere():
     begin = lost.argmax(1) / (count - 1)  # relative to the first event: uniform in [0, 1 - ratio]
     close(begin, (1 - ratio) / 2, (1 - ratio) / 12**0.5)
     assert begin.std() == pytest.approx((1 - ratio) / 12**0.5, rel=FEW * (0.2 / DRAWS) ** 0.5)  # kurtosis 1.8
-    assert lost[:, 0].sum() + lost[:, -1].sum() < 5  # the ends are no attractors
+    assert lost[:, 0].sum() + lost[:, -1].sum() < 5  # the ends do not attract
 
 
 def test_dropped_time_removes_its_share_of_a_poisson_stream():

@@ -231,7 +231,7 @@ def test_the_identity_path_of_any_block_is_counted(form):
         lambda block, x: block.conv(x).index_add(0, INDEX, block.down(x)),
     ],
 )
-def test_sums_of_currents_and_constants_are_no_identity_path(form):
+def test_sums_of_currents_and_constants_are_not_identity_paths(form):
     assert identities(Shortcut(form)) == {}
 
 
@@ -335,7 +335,7 @@ def test_weights_may_be_computed_from_others():
     assert identities(net) == {}
 
 
-def test_spikes_made_by_comparison_are_no_current():
+def test_spikes_made_by_comparison_are_not_a_current():
     found = identities(Shortcut(lambda block, x: (block.conv(x) > -9).to(x.dtype) + block.conv(x)))
     assert found == {"identity": LayerCost(40, "AC", 40)}
 
@@ -382,7 +382,7 @@ def test_a_loop_over_steps_adds_to_one_path_and_one_over_layers_does_not():
 
 @pytest.mark.parametrize("kind", ["LIF", "NILIF"])
 @pytest.mark.parametrize("streams", [False, True])
-def test_spikes_of_a_neuron_are_no_current(kind, streams):
+def test_spikes_of_a_neuron_are_not_a_current(kind, streams):
     def form(block, x):
         current = block.conv(x)
         spikes = block.neuron.step(current)[0] if streams else block.neuron(current[None])[0]
@@ -420,7 +420,7 @@ def test_tokens_are_counted_in_batches_of_any_size(form):
     assert layers["linear"] == LayerCost(total * 4 / 8, "MAC", 80)
 
 
-def test_activations_that_are_no_batch_are_an_error():
+def test_activations_that_are_not_a_batch_are_an_error():
     net = Shortcut(lambda block, x: x.movedim(0, -1) + block.conv(x).movedim(0, -1))
     with pytest.raises(UserError, match=r"identity.*\[2, 4, 5, 3\].*batch of 3"):
         identities(net)

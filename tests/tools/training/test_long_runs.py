@@ -54,7 +54,10 @@ def log(tmp_path, caplog, monkeypatch):
     """A file with all messages, which the handlers of pytest would keep in memory."""
     caplog.set_level(logging.INFO)
     with open(tmp_path / "log", "w", buffering=1) as file:
-        write = lambda logger, record: print(record.getMessage(), file=file)  # noqa: E731
+
+        def write(logger, record):
+            print(record.getMessage(), file=file)
+
         monkeypatch.setattr(logging.Logger, "callHandlers", write)
         yield tmp_path / "log"
 

@@ -47,6 +47,7 @@ class Tree:
     list_recordings: Callable[[Path, str], Parts]
     flippable: tuple[str, ...] = ()  # the classes that a mirror does not change, so that --flip may mirror them
     folders: tuple[str, ...] = ()  # its possible names under the data root; none: it is simulated
+    splits: bool = False  # whether `list_recordings` heeds the split, as the data set has no official one
     download: str = ""  # where to get it, for the message that it is missing
     validation_fraction: float = 0.1  # share of the training recordings that are held out to choose the best epoch
 
@@ -185,6 +186,7 @@ TREES = {
         size=(48, 48),
         list_recordings=list_dvscifar10,
         flippable=CIFAR10_CLASSES,
+        splits=True,
         folders=("CIFAR10DVS", "DVS-CIFAR10", "dvscifar10", "CIFAR10-DVS"),
         download="https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
     ),

@@ -171,7 +171,7 @@ def test_a_damaged_report_is_seen(recordings, tmp_path, damage):
     assert not make(recordings, tmp_path).skipped and path.read_bytes() == raw
 
 
-def test_what_may_pass_is_no_reason_to_skip_a_recording(recordings, tmp_path, monkeypatch):
+def test_a_passing_error_does_not_skip_a_recording(recordings, tmp_path, monkeypatch):
     def too_many(*_):
         raise OSError(24, "Too many open files")
 

@@ -143,7 +143,7 @@ def test_files_that_other_programs_leave_are_not_taken_for_recordings(tmp_path):
         assert [len(part) for part in list_dvsgesture(folder)] == [6, 3]
 
 
-def test_what_is_no_data_set_says_what_was_looked_for(tmp_path):
+def test_a_folder_without_a_data_set_says_what_was_looked_for(tmp_path):
     for name, tree in TREES.items():
         with pytest.raises(FileNotFoundError, match=str(tmp_path)):
             tree.list_recordings(tmp_path, "9:1")
