@@ -30,13 +30,13 @@ def check_npy(file: IO[bytes], size: int) -> tuple[int, ...]:
     return shape
 
 
-def check_npz(file: IO[bytes], most: int) -> list[tuple[int, ...]]:
-    """Check an open .npz file before NumPy unpacks it, and return the shapes of its arrays.
+def check_npz(file: IO[bytes], most: int) -> dict[str, tuple[int, ...]]:
+    """Check an open .npz file before NumPy unpacks it, and return the shapes of its arrays, by name.
 
     UserError if it claims to hold more than `most` bytes, or not what `np.savez` and `np.savez_compressed` write.
     """
     with zipfile.ZipFile(file) as archive:
-        shapes, entries = [], archive.infolist()
+        shapes, entries = {}, archive.infolist()
         claimed = sum(entry.file_size for entry in entries)
         if claimed > most:
             raise UserError(f"it claims to hold {claimed} bytes, more than {most}")
@@ -44,7 +44,7 @@ def check_npz(file: IO[bytes], most: int) -> list[tuple[int, ...]]:
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(f"{entry.filename} is not stored or deflated, as NumPy packs arrays")
             with archive.open(entry) as array:
-                shapes.append(check_npy(array, entry.file_size))
+                shapes[entry.filename.removesuffix(".npy")] = check_npy(array, entry.file_size)
     return shapes
 
 

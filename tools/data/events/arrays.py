@@ -1,8 +1,10 @@
 """Readers of events in arrays of NumPy (`.npy`, `.npz`) and MATLAB (`.mat`), as other libraries write them."""
 
 import io
+import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -10,61 +12,91 @@ from tools.errors import UserError
 from tools.io import npy
 
 from . import EVENT
-from .reading import EventFormatError, PathLike, Reading, Source
+from .reading import Counts, EventFormatError, PathLike, Reading, Source
+from .times import unwrapped
 
 MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file; no recording has more
 MOST_DEFLATED = 1100  # deflate packs at most 1032 to 1
+_SPELLINGS = {
+    "x": ("x", "xs"),
+    "y": ("y", "ys"),
+    "t": ("t", "ts", "timestamp", "timestamps", "time", "times"),
+    "p": ("p", "ps", "pol", "polarity", "polarities", "on"),
+}
 _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
 
 
+def columns_named(names: Iterable[str]) -> dict[str, str]:
+    """Which of some names are those of x, y, t and p, in any of the spellings of libraries: {"x": name, ...}."""
+    known = {}
+    for name in names:
+        known.setdefault(name.lower(), name)
+    found = {column: [known[one] for one in spellings if one in known] for column, spellings in _SPELLINGS.items()}
+    return {column: names[0] for column, names in found.items() if names}
+
+
 def read_npy(source: Source) -> Reading:
     """Read an array, as tonic writes it; see `_from_table`."""
-    return _read_numpy(source, _check_npy)
+    return _read_numpy(source, "NumPy array", _load_npy)
 
 
 def read_npz(source: Source) -> Reading:
-    """Read an archive of arrays t, x, y, p, as SpikingJelly writes it, or of one array; see `_from_table`."""
-    return _read_numpy(source, _check_npz)
+    """Read an archive of arrays t, x, y, p, as SpikingJelly writes it, or of one array (see `_from_table`).
 
-
-def _read_numpy(source: Source, check: Callable[[bytes], None]) -> Reading:
-    """Read arrays as SpikingJelly (`.npz` with t, x, y, p) and tonic (`.npy`) write them.
-
-    A structured array has the fields x, y, t, p, with the time in microseconds. A plain one, as in tonic's
-    DVS-Gesture, has the columns x, y, p and the time in milliseconds.
+    The names may be spelt as in `columns_named`; other arrays beside them are left out, and numbers beside one array.
     """
-    path, raw = source.path, source.raw
+    return _read_numpy(source, "NumPy archive", _load_npz)
+
+
+Table = np.ndarray | dict[str, np.ndarray]
+
+
+def _read_numpy(source: Source, name: str, load: Callable[[bytes], Table]) -> Reading:
     try:
-        check(raw)
-        loaded = np.load(io.BytesIO(raw), allow_pickle=False)
-        table = loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+        table = load(source.raw)
     except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
-        raise EventFormatError(path, 0, f"expected an array, or an archive of t, x, y, p: {error}") from error
-    if isinstance(table, dict) and len(table) == 1:
-        (table,) = table.values()
+        raise source.error(0, f"expected an array, or an archive of t, x, y, p: {error}") from error
+    return _from_table(source, name, table)
+
+
+def _from_table(source: Source, name: str, table: Table) -> Reading:
+    """Events of arrays or fields x, y, t, p, with the time in microseconds; or of four columns.
+
+    Those, as in tonic's DVS-Gesture, are x, y, p and the time in milliseconds.
+    """
     names = table.keys() if isinstance(table, dict) else table.dtype.names
     if names:
-        if not set("xytp") <= set(names):
-            raise EventFormatError(path, 0, f"expected arrays or fields x, y, t, p, or one array, got {sorted(names)}")
-        return from_columns(path, **{name: table[name] for name in "xytp"})
+        found = columns_named(names)
+        if len(found) < 4:
+            raise source.error(0, f"expected arrays or fields x, y, t, p, or one array, got {sorted(names)}")
+        return from_columns(source.path, **{column: table[one] for column, one in found.items()}, format=name)
     if table.ndim != 2 or table.shape[1] != 4 or table.dtype.kind not in "iuf":
-        raise EventFormatError(path, 0, f"expected numbers [N, 4] of x, y, p, t, got {table.dtype} {table.shape}")
+        raise source.error(0, f"expected numbers [N, 4] of x, y, p, t, got {table.dtype} {table.shape}")
     x, y, p, milliseconds = table.T
     # The array's own type may be too narrow for microseconds.
-    return from_columns(path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p)
+    return from_columns(source.path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p, format=name)
 
 
-def _check_npy(raw: bytes) -> None:
+def _load_npy(raw: bytes) -> np.ndarray:
     npy.check_npy(io.BytesIO(raw), len(raw))
+    return np.load(io.BytesIO(raw), allow_pickle=False)
 
 
-def _check_npz(raw: bytes) -> None:
-    """Raise UserError unless the headers in an archive describe one recording of a sensible size."""
+def _load_npz(raw: bytes) -> Table:
+    """The arrays of one recording; UserError unless the headers in the archive describe one of a sensible size."""
     shapes = npy.check_npz(io.BytesIO(raw), min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)))
-    lengths = {shape[:1] for shape in shapes}
+    names = list(columns_named(shapes).values())
+    if len(names) < 4:  # then it should be one array
+        names = [name for name, shape in shapes.items() if len(shapes) == 1 or math.prod(shape) != 1] or list(shapes)
+        if len(names) > 1:
+            return dict.fromkeys(shapes, np.empty(0))
+    lengths = {shapes[name][:1] for name in names}
     if len(lengths) != 1:
         raise UserError(f"arrays of one length are needed, got {lengths}")
+    with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
+        loaded = {name: archive[name] for name in names}
+    return loaded if len(loaded) == 4 else loaded[names[0]]
 
 
 def read_mat(source: Source) -> Reading:
@@ -74,7 +106,7 @@ def read_mat(source: Source) -> Reading:
 
     Note: "MAT-File Format" of The MathWorks, chapter 1. SciPy's reader is not used: a damaged file can crash Python.
     """
-    path, raw = source.path, source.raw
+    path, raw, others = source.path, source.raw, []
     if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
         raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")
     at = 128
@@ -82,10 +114,18 @@ def read_mat(source: Source) -> Reading:
         kind, body, following = _mat_element(path, raw, at)
         if kind == _MAT_COMPRESSED:
             kind, body, _ = _mat_element(path, _inflated(path, at, body), 0)
-        if kind == _MAT_MATRIX and (table := _mat_table(path, body)) is not None:
-            return from_columns(path, table[:, -3], table[:, -2], table[:, 0], table[:, -1])
+        if kind == _MAT_MATRIX:
+            name, table = _mat_table(path, body)
+            if table is not None:
+                return from_out1(source, table)
+            others.append(name)
         at = following
-    raise EventFormatError(path, len(raw), "expected the variable out1, got the end of the file")
+    raise EventFormatError(path, len(raw), f"expected the variable out1, got {', '.join(others[:20]) or 'none'}")
+
+
+def from_out1(source: Source, table: np.ndarray) -> Reading:
+    """Events of the variable out1 [N, 4] or [N, 6]; see `read_mat`."""
+    return from_columns(source.path, table[:, -3], table[:, -2], table[:, 0], table[:, -1], format="MATLAB")
 
 
 def _inflated(path: PathLike, at: int, body: bytes) -> bytes:
@@ -116,26 +156,36 @@ def _mat_element(path: PathLike, raw: bytes, at: int) -> tuple[int, bytes, int]:
     return kind, raw[start:end], end if kind == _MAT_COMPRESSED else end + (at - end) % 8
 
 
-def _mat_table(path: PathLike, body: bytes) -> np.ndarray | None:
-    """The content of a matrix element as [N, 4] or [N, 6]; None if it is not the variable out1."""
+def _mat_table(path: PathLike, body: bytes) -> tuple[str, np.ndarray | None]:
+    """The name of a matrix element, and its content as [N, 4] or [N, 6] if it is the variable out1."""
     _, _, at = _mat_element(path, body, 0)  # flags
     _, dims, at = _mat_element(path, body, at)
     _, name, at = _mat_element(path, body, at)
     kind, content, _ = _mat_element(path, body, at)  # real part
     if name != b"out1":
-        return None
+        return name[:63].decode(errors="replace"), None
     shape = tuple(np.frombuffer(dims[: len(dims) // 4 * 4], "<i4").tolist())
     numbers = np.dtype(_MAT_NUMBERS.get(kind, "V1"))
     fits = len(shape) == 2 and shape[1] in (4, 6) and numbers.kind != "V"
     if not fits or shape[0] * shape[1] * numbers.itemsize != len(content):
         raise EventFormatError(path, 0, f"expected out1 [N, 6] or [N, 4], got {shape}, {len(content)} bytes")
-    return np.frombuffer(content, numbers).reshape(shape, order="F")
+    return "out1", np.frombuffer(content, numbers).reshape(shape, order="F")
 
 
-def from_columns(path: PathLike, x: np.ndarray, y: np.ndarray, t: np.ndarray, p: np.ndarray) -> Reading:
-    """Join four arrays [N] of any numeric types; p is 1 for ON, 0 or -1 for OFF.
+def from_columns(
+    path: PathLike,
+    x: np.ndarray,
+    y: np.ndarray,
+    t: np.ndarray,
+    p: np.ndarray,
+    byte_of: Callable[[int], int] = lambda index: 0,
+    counts: Counts | None = None,
+    **about: Any,
+) -> Reading:
+    """Join four arrays [N] of any numeric types; p is 1 for ON, 0 or -1 for OFF; `about` as in `Reading`.
 
-    EventFormatError for a value that the conversion to `EVENT` would change.
+    Whole times below 0 are those of a counter of 32 bits that was read as signed. EventFormatError for a value that the
+    conversion to `EVENT` would change.
     """
     shapes = {column.shape for column in (x, y, t, p)}
     if len(shapes) != 1 or x.ndim != 1:
@@ -144,6 +194,10 @@ def from_columns(path: PathLike, x: np.ndarray, y: np.ndarray, t: np.ndarray, p:
         p = p.view(np.uint8)  # a file may have other bytes than 0 and 1
     if p.dtype.kind in "if":
         p = np.where(p == -1, 0, p)
+    counts = Counts() if counts is None else counts
+    if t.dtype.kind == "i" and len(t) and -(2**31) <= t.min() < 0 and t.max() < 2**31:
+        t, wraps = unwrapped(t.astype(np.int64) % 2**32, 32)
+        counts.update({"clock wraps": wraps} if wraps else {})
     events = np.empty(len(x), EVENT)
     for name, column, high in (("x", x, 2**16), ("y", y, 2**16), ("t", t, 2**62), ("p", p, 2)):
         if column.dtype.kind not in "iufb":
@@ -154,6 +208,16 @@ def from_columns(path: PathLike, x: np.ndarray, y: np.ndarray, t: np.ndarray, p:
         if not fits.all():
             wrong = int(fits.argmin())
             expected = f"a whole {name} from 0 to {high - 1}"
-            raise EventFormatError(path, 0, f"event {wrong}: expected {expected}, got {column[wrong]}")
+            raise EventFormatError(path, byte_of(wrong), f"event {wrong}: expected {expected}, got {column[wrong]}")
         events[name] = column
-    return Reading(path, events)
+    return Reading(path, events, byte_of, counts=counts, **about)
+
+
+def write_npy(file: BinaryIO, events: np.ndarray) -> None:
+    """Write an array with the fields x, y, t and p."""
+    np.save(file, events)
+
+
+def write_npz(file: BinaryIO, events: np.ndarray) -> None:
+    """Write an archive of the arrays t, x, y and p, as SpikingJelly does."""
+    np.savez(file, **{name: events[name] for name in "txyp"})

@@ -17,7 +17,10 @@ from tools.io.files import read_bytes
 from .aedat import read_aedat
 from .arrays import read_mat, read_npy, read_npz
 from .atis import read_atis
+from .hdf5 import is_hdf5, read_hdf5
+from .prophesee import is_dat, is_raw, read_dat, read_raw
 from .reading import EventFormatError, PathLike, Reading, Source
+from .text import is_text, read_text
 from .times import ascending
 
 MAX_FILE_BYTES = 2**32  # no recording of these data sets is larger, and it would not fit into memory
@@ -43,11 +46,16 @@ def _never(head: bytes) -> bool:
     return False
 
 
+TEXT = Format("text", is_text, read_text, (".txt", ".csv"))
 FORMATS = (
     Format("AEDAT", _begins_with(b"#!AER-DAT"), read_aedat, (".aedat", ".aedat4")),
     Format("NumPy array", _begins_with(b"\x93NUMPY"), read_npy, (".npy",)),
     Format("NumPy archive", _begins_with(b"PK\3\4"), read_npz, (".npz",)),
+    Format("HDF5", is_hdf5, read_hdf5, (".h5", ".hdf5")),  # MATLAB 7.3 too
     Format("MATLAB", _begins_with(b"MATLAB"), read_mat, (".mat",)),
+    Format("Prophesee DAT", is_dat, read_dat, (".dat",)),
+    Format("Prophesee RAW", is_raw, read_raw, (".raw",)),
+    TEXT,
     Format("ATIS", _never, read_atis, (".bin",)),
 )
 
@@ -65,15 +73,16 @@ def format_of(path: PathLike, head: bytes) -> Format:
     raise EventFormatError(path, 0, f"expected {known}; got {head[:16]!r}")
 
 
-def read_recording(path: PathLike, lenient: bool = False) -> Reading:
+def read_recording(path: PathLike, lenient: bool = False, columns: str = "") -> Reading:
     """Read a file of any format, without checking where and when its events are.
 
-    If `lenient`, a damaged end costs its events, not the recording.
+    If `lenient`, a damaged end costs its events, not the recording. `columns` are those of a text, with commas between.
     """
     whole = read_bytes(path, MAX_FILE_BYTES)
     raw = whole.removeprefix(BYTE_ORDER_MARK)
     start = len(whole) - len(raw)
-    reading = format_of(path, raw[:4096]).read(Source(path, raw, lenient, start))
+    found = TEXT if columns else format_of(path, raw[:4096])
+    reading = found.read(Source(path, raw, lenient, start, tuple(columns.split(",")) if columns else ()))
     if not start:
         return reading
     return dataclasses.replace(reading, byte_of=lambda index: start + reading.byte_of(index))

@@ -30,13 +30,15 @@ class EventFormatError(UserError):
 class Source:
     """A file to be read.
 
-    If `lenient`, a reader leaves out what is damaged at the end of the file, and counts it.
+    If `lenient`, a reader leaves out what is damaged at the end of the file, and counts it. `columns` are the names of
+    the columns of a text.
     """
 
     path: PathLike
     raw: bytes
     lenient: bool = False
     start: int = 0  # bytes of the file before `raw`, such as a byte-order mark
+    columns: tuple[str, ...] = ()
 
     def error(self, offset: int, problem: str) -> EventFormatError:
         """The error that says what is wrong at a byte of `raw`."""
