@@ -95,10 +95,14 @@ def _at(h5py: Any, group: Any, *names: str) -> Any:
 
 
 def _text(file: Any, name: str) -> str:
-    """A text among the attributes of a file; "" if it is none."""
-    value = file.attrs.get(name, "")
-    value = value.decode(errors="replace") if isinstance(value, bytes) else value
-    return value[:80] if isinstance(value, str) else ""
+    """A short text of fixed length among the attributes of a file; "" if there is none.
+
+    HDF5 keeps texts of any length in a heap; where that is damaged, the library may search it for ever.
+    """
+    if name not in file.attrs or file.attrs.get_id(name).shape != ():
+        return ""
+    kind = file.attrs.get_id(name).dtype
+    return file.attrs[name].decode(errors="replace") if kind.kind == "S" and kind.itemsize <= 80 else ""
 
 
 def _loaded(source: Source, dataset: Any) -> np.ndarray:
@@ -130,5 +134,5 @@ def write_hdf5(file: BinaryIO, events: np.ndarray, sensor: tuple[int, int] | Non
             column = events[name].view(np.uint8) if name == "p" else events[name]
             written.create_dataset(f"events/{name}", data=column, compression="gzip", compression_opts=1, shuffle=True)
         if sensor:
-            written.attrs["geometry"] = f"{sensor[0]}x{sensor[1]}"
+            written.attrs["geometry"] = np.bytes_(f"{sensor[0]}x{sensor[1]}")
     file.write(content.getbuffer())

@@ -51,21 +51,27 @@ def _names(fields: list[bytes]) -> tuple[str, ...]:
     return names if {"t", "x", "y"} <= columns_named(names).keys() else ()
 
 
-def _head(raw: bytes) -> _Head:
-    """Find the first event, behind comments, names of the columns, and a line with the width and height."""
+def _head(raw: bytes, columns: tuple[str, ...] = ()) -> _Head:
+    """Find the first event, behind comments, names of the columns, and a line with the width and height.
+
+    With `columns`, a line of other names is left out.
+    """
     names, sensor, at = (), None, 0
     for number in itertools.count(1):
         end = raw.find(b"\n", at) + 1 or len(raw)
         line = raw[at : min(end, at + _LONGEST_LINE)].strip()
-        fields, is_comment = _fields(line.lstrip(b"#")), line.startswith(b"#")
+        is_comment = line.startswith(b"#")
+        fields = _fields(line.lstrip(b"#").partition(b"#")[0])
+        numbers = [field for field in fields if _NUMBER.fullmatch(field)]
         if not names and (found := _names(fields)):
             names = found
-        elif fields and not is_comment:
-            if len(fields) != 2 or sensor or not all(field.isdigit() and len(field) < 6 for field in fields):
-                return _Head(at, number, fields, names, sensor)
+        elif fields and not is_comment and (numbers or not columns):
+            is_size = len(fields) == 2 and all(field.isdigit() and len(field) < 6 for field in fields)
+            if sensor or not is_size:
+                return _Head(at, number, fields, columns or names, sensor)
             sensor = (int(fields[0]), int(fields[1]))
         if end == len(raw):
-            return _Head(end, number, [], names, sensor)
+            return _Head(end, number, [], columns or names, sensor)
         at = end
 
 
@@ -76,14 +82,14 @@ def read_text(source: Source) -> Reading:
     and without p all events are ON. Times with a decimal point are in seconds, whole ones in microseconds. A line of
     two whole numbers before all events is the width and height of the sensor.
     """
-    head = _head(source.raw)
-    names = source.columns or head.names or _USUAL.get(len(head.fields), ())
+    head = _head(source.raw, source.columns)
+    names, told = head.names, ", ".join(head.names)
+    if not names and all(map(_NUMBER.fullmatch, head.fields)):
+        names = _USUAL.get(len(head.fields), ())
     place = {name: names.index(found) for name, found in columns_named(names).items()}
     if not {"t", "x", "y"} <= place.keys():
-        got = f"columns {', '.join(names)}" if names else repr(b" ".join(head.fields)[:60].decode(errors="replace"))
-        raise source.error(
-            head.end, f"line {head.line}: expected columns t, x, y and p, or names of columns, got {got}"
-        )
+        got = f"columns {told}" if told else repr(b" ".join(head.fields)[:60].decode(errors="replace"))
+        raise source.error(head.end, f"line {head.line}: expected columns t, x, y, p, or their names, got {got}")
     counts = Counts()
     table = _regular(source.raw[head.end :], len(names), place["t"])
     if table is None:

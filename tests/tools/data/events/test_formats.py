@@ -16,6 +16,7 @@ from scipy.io import savemat
 
 from tests.tools.data.events.written import EVENTS, aedat2, aedat3, nmnist
 from tests.tools.data.events.written_aedat import PACKED4, aedat4, davis
+from tests.tools.data.events.written_prophesee import dat, evt2, evt3
 from tools.data.events import EVENT
 from tools.data.events.formats import check_events
 from tools.data.events.gestures import read_gesture_labels
@@ -33,6 +34,7 @@ def columns(dtype=np.int64):
 def written(path, kind):
     """A valid file of EVENTS."""
     names = {"aedat3": "a.aedat", "aedat2": "b.aedat", "davis": "e.aedat", "nmnist": "c.bin"}
+    names |= {"evt2": "e.raw", "evt3": "f.raw"}
     path = path / names.get(kind, f"d.{kind}")
     if kind == "npz":
         np.savez(path, **columns())
@@ -45,18 +47,37 @@ def written(path, kind):
         by_name = columns(float)
         unused = np.zeros(4)
         savemat(path, {"out1": np.stack([by_name["t"], unused, unused, *(by_name[name] for name in "xyp")], 1)})
+    elif kind == "h5":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(path, "w") as file:
+            for name, column in columns().items():
+                file.create_dataset(f"events/{name}", data=column, chunks=(2,), compression="gzip")
     else:
         makers = {"aedat3": aedat3, "aedat2": aedat2, "davis": davis, "nmnist": nmnist, "aedat4": aedat4} | PACKED4
+        makers |= {"evt2": evt2, "evt3": evt3, "dat": dat, "txt": txt, "csv": csv}
         path.write_bytes(makers[kind]())
     return path
 
 
+def txt():
+    """As in the event-camera data set of RPG."""
+    return b"".join(f"0.{t:06d}000 {x} {y} {p}\n".encode() for x, y, t, p in EVENTS)
+
+
+def csv():
+    return b"timestamp;x;y;polarity\r\n" + b"".join(f"{t};{x};{y};{p}\r\n".encode() for x, y, t, p in EVENTS)
+
+
+TEXTS = ["txt", "csv"]  # which may end anywhere
 KINDS = ["aedat3", "aedat2", "davis", "aedat4", *PACKED4, "nmnist", "npz", "npy", "mat"]
+KINDS += ["evt2", "evt3", "dat", "h5", *TEXTS]
 COUNTS = {
     "aedat3": {"invalid": 2, "special": 2},
     "aedat2": {"special": 1},
     "davis": {"external": 2, "APS": 2, "IMU": 7},
     **dict.fromkeys(["aedat4", *PACKED4], {"frames": 1, "packets of the IMU": 1}),
+    "evt2": {"external": 1, "other words": 1},
+    "evt3": {"external": 1, "other words": 1},
 }
 
 
@@ -237,7 +258,8 @@ def test_errors_survive_the_way_from_a_worker_process():
 def test_truncated_empty_and_foreign_files_are_refused_by_name(tmp_path, kind):
     path = written(tmp_path, kind)
     raw = path.read_bytes()
-    for damaged in (b"", raw[:-1], raw[: len(raw) // 3], b"MZ" + bytes(50)):
+    cut = [] if kind in TEXTS else [raw[:-1], raw[: len(raw) // 3]]
+    for damaged in (b"", *cut, b"MZ" + bytes(50)):
         path.write_bytes(damaged)
         with pytest.raises(EventFormatError, match=path.name):
             Recording(path).load(SIZE)
@@ -391,7 +413,8 @@ def test_random_damage_gives_an_error_or_events_and_never_much_memory(tmp_path, 
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert peak < 20e6
-        assert events.dtype == EVENT and 0 < len(events) <= len(damaged)
+        most = 6 if kind == "evt3" else 1  # events of a byte
+        assert events.dtype == EVENT and 0 < len(events) <= most * len(damaged)
         assert (events["x"] < 128).all() and (events["y"] < 128).all() and (np.diff(events["t"]) >= 0).all()
 
     check()
@@ -527,7 +550,7 @@ def test_an_archive_that_promises_different_lengths_is_not_unpacked(tmp_path):
     assert peak < 5e6
 
 
-@pytest.mark.parametrize("suffix", ["bin", "aedat", "npy", "npz", "mat"])
+@pytest.mark.parametrize("suffix", ["bin", "aedat", "npy", "npz", "mat", "raw", "dat", "h5", "txt"])
 def test_a_huge_file_is_refused_unread(tmp_path, suffix):
     with open(tmp_path / f"a.{suffix}", "wb") as file:
         file.truncate(2**33)  # takes no room on the disk
