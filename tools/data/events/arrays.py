@@ -29,11 +29,12 @@ _MAT_NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "
 
 def columns_named(names: Iterable[str]) -> dict[str, str]:
     """Which of some names are those of x, y, t and p, in any of the spellings of libraries: {"x": name, ...}."""
-    known = {}
+    known: dict[str, str] = {}
     for name in names:
         known.setdefault(name.lower(), name)
+        known[name] = name  # an exact spelling counts more
     found = {column: [known[one] for one in spellings if one in known] for column, spellings in _SPELLINGS.items()}
-    return {column: names[0] for column, names in found.items() if names}
+    return {column: same[0] for column, same in found.items() if same}
 
 
 def read_npy(source: Source) -> Reading:

@@ -109,12 +109,21 @@ def test_words_of_evt3_in_any_order_are_decoded_as_one_by_one(tmp_path):
 
 
 def test_events_of_the_library_evt3_are_the_same():
-    evt3_library = pytest.importorskip("evt3")
-    words = evt3_words(drawn(7, 5000))
-    events = evt3_library.decode_bytes(b"".join(struct.pack("<H", word) for word in words), 1280, 720)
-    assert list(zip(*(getattr(events, name).tolist() for name in ("x", "y", "timestamp", "polarity")))) == drawn(
-        7, 5000
-    )
+    library = pytest.importorskip("evt3")
+    events = drawn(7, 5000)
+    words = b"".join(struct.pack("<H", word) for word in evt3_words(events))
+    decoded = library.decode_bytes(words, 1280, 720)
+    assert list(zip(*(getattr(decoded, name).tolist() for name in ("x", "y", "timestamp", "polarity")))) == events
+
+
+@pytest.mark.parametrize(("write", "encoding"), [(evt2, "evt2"), (dat, "dat")])
+def test_events_of_the_library_expelliarmus_are_the_same(tmp_path, write, encoding):
+    library = pytest.importorskip("expelliarmus")  # whose times of EVT 3.0 are wrong
+    path, events = tmp_path / f"a.{'dat' if write is dat else 'raw'}", drawn(3, 5000)
+    path.write_bytes(write(events))
+    decoded = library.Wizard(encoding=encoding).read(path)
+    assert [tuple(map(int, event)) for event in decoded[["x", "y", "t", "p"]].tolist()] == events
+    assert found(read_recording(path)) == events
 
 
 @pytest.mark.parametrize(("write", "bits"), [(evt2, 34), (evt3, 24)])
