@@ -71,12 +71,12 @@ def _from_table(source: Source, name: str, table: Table) -> Reading:
         found = columns_named(names)
         if len(found) < 4:
             raise source.error(0, f"expected arrays or fields x, y, t, p, or one array, got {sorted(names)}")
-        return from_columns(source.path, **{column: table[one] for column, one in found.items()}, format=name)
+        return from_columns(source, **{column: table[one] for column, one in found.items()}, format=name)
     if table.ndim != 2 or table.shape[1] != 4 or table.dtype.kind not in "iuf":
         raise source.error(0, f"expected numbers [N, 4] of x, y, p, t, got {table.dtype} {table.shape}")
     x, y, p, milliseconds = table.T
     # The array's own type may be too narrow for microseconds.
-    return from_columns(source.path, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p, format=name)
+    return from_columns(source, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p, format=name)
 
 
 def _load_npy(raw: bytes) -> np.ndarray:
@@ -126,7 +126,7 @@ def read_mat(source: Source) -> Reading:
 
 def from_out1(source: Source, table: np.ndarray) -> Reading:
     """Events of the variable out1 [N, 4] or [N, 6]; see `read_mat`."""
-    return from_columns(source.path, table[:, -3], table[:, -2], table[:, 0], table[:, -1], format="MATLAB")
+    return from_columns(source, table[:, -3], table[:, -2], table[:, 0], table[:, -1], format="MATLAB")
 
 
 def _inflated(path: PathLike, at: int, body: bytes) -> bytes:
@@ -174,7 +174,7 @@ def _mat_table(path: PathLike, body: bytes) -> tuple[str, np.ndarray | None]:
 
 
 def from_columns(
-    path: PathLike,
+    source: Source,
     x: np.ndarray,
     y: np.ndarray,
     t: np.ndarray,
@@ -190,7 +190,7 @@ def from_columns(
     """
     shapes = {column.shape for column in (x, y, t, p)}
     if len(shapes) != 1 or x.ndim != 1:
-        raise EventFormatError(path, 0, f"expected x, y, t, p of one length, got {shapes}")
+        raise source.error(0, f"expected x, y, t, p of one length, got {shapes}")
     if p.dtype.kind == "b":
         p = p.view(np.uint8)  # a file may have other bytes than 0 and 1
     if p.dtype.kind in "if":
@@ -202,16 +202,16 @@ def from_columns(
     events = np.empty(len(x), EVENT)
     for name, column, high in (("x", x, 2**16), ("y", y, 2**16), ("t", t, 2**62), ("p", p, 2)):
         if column.dtype.kind not in "iufb":
-            raise EventFormatError(path, 0, f"expected numbers for {name}, got {column.dtype}")
+            raise source.error(0, f"expected numbers for {name}, got {column.dtype}")
         fits = (column >= 0) & (column < high)
         if column.dtype.kind == "f":
             fits &= column == np.floor(column)
         if not fits.all():
             wrong = int(fits.argmin())
             expected = f"a whole {name} from 0 to {high - 1}"
-            raise EventFormatError(path, byte_of(wrong), f"event {wrong}: expected {expected}, got {column[wrong]}")
+            raise source.error(byte_of(wrong), f"event {wrong}: expected {expected}, got {column[wrong]}")
         events[name] = column
-    return Reading(path, events, byte_of, counts=counts, **about)
+    return Reading(source.path, events, byte_of, counts=counts, **about)
 
 
 def write_npy(file: BinaryIO, events: np.ndarray) -> None:

@@ -82,7 +82,7 @@ def _read(h5py: Any, source: Source, file: Any) -> Reading:
     size = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", _text(file, "geometry"))
     sensor = (int(size[1]), int(size[2])) if size else None
     camera = " ".join(filter(None, (_text(file, name) for name in ("integrator", "plugin_name", "generation"))))
-    return from_columns(source.path, **columns, format="HDF5", camera=camera, sensor=sensor, counts=counts)
+    return from_columns(source, **columns, format="HDF5", camera=camera, sensor=sensor, counts=counts)
 
 
 def _at(h5py: Any, group: Any, *names: str) -> Any:

@@ -100,7 +100,7 @@ def read_text(source: Source) -> Reading:
     def byte_of(index: int) -> int:
         return next(itertools.islice(_lines(source.raw, head), index, None))[1]
 
-    return from_columns(source.path, **columns, byte_of=byte_of, format="text", sensor=head.sensor, counts=counts)
+    return from_columns(source, **columns, byte_of=byte_of, format="text", sensor=head.sensor, counts=counts)
 
 
 def _regular(body: bytes, width: int, t: int) -> np.ndarray | None:

@@ -109,6 +109,13 @@ def test_a_bad_line_is_named_by_its_number_and_first_byte(tmp_path, text, byte, 
     assert f"a.txt, byte {byte}: {problem}" in str(caught.value)
 
 
+def test_bytes_are_counted_from_the_start_of_the_file(tmp_path):
+    for text in ("10 5 7 1\n20 6 0 2\n", "10 5 7 1\n20 6 0\n"):
+        (tmp_path / "a.txt").write_text("\ufeff" + text)
+        with pytest.raises(EventFormatError, match="a.txt, byte 12: "):
+            read(tmp_path / "a.txt")
+
+
 def test_a_truncated_last_line_costs_its_event_only(tmp_path):
     (tmp_path / "a.txt").write_text(lines(SECONDS) + "1.6000")
     with pytest.raises(EventFormatError, match="line 4"):
