@@ -45,10 +45,11 @@ def _fields(line: bytes) -> list[bytes]:
     return line.translate(_BLANKS).split()
 
 
-def _names(fields: list[bytes]) -> tuple[str, ...]:
-    """The names of columns, if these are such; otherwise ()."""
+def _names(fields: list[bytes], is_comment: bool) -> tuple[str, ...]:
+    """The names of columns, if these are such, in a comment nothing else; otherwise ()."""
     names = tuple(field.decode(errors="replace") for field in fields)
-    return names if {"t", "x", "y"} <= columns_named(names).keys() else ()
+    known = columns_named(names)
+    return names if {"t", "x", "y"} <= known.keys() and (len(known) == len(names) or not is_comment) else ()
 
 
 def _head(raw: bytes, columns: tuple[str, ...] = ()) -> _Head:
@@ -63,7 +64,7 @@ def _head(raw: bytes, columns: tuple[str, ...] = ()) -> _Head:
         is_comment = line.startswith(b"#")
         fields = _fields(line.lstrip(b"#").partition(b"#")[0])
         numbers = [field for field in fields if _NUMBER.fullmatch(field)]
-        if not names and (found := _names(fields)):
+        if not names and (found := _names(fields, is_comment)):
             names = found
         elif fields and not is_comment and (numbers or not columns):
             is_size = len(fields) == 2 and all(field.isdigit() and len(field) < 6 for field in fields)

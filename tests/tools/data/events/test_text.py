@@ -36,6 +36,7 @@ def test_any_separator_and_unit(tmp_path, rows, separator, end):
         "timestamp,x,y,polarity\n" + lines(ROWS, ","),
         "TS X Y ON\n" + lines(ROWS),
         "# t x y p\n" + lines(ROWS),
+        "# columns: t x y p\n# here x and y are pixels at t\n" + lines(ROWS),
         "#x,y,pol,t\n5,7,1,10\n6,0,0,20\n7,8,1,1500000\n",
         "x y p t label\n5 7 1 10 3\n6 0 0 20 3\n7 8 1 1500000 3\n",
         "t x y p\n10 5 7 1\n20 6 0 -1\n1500000 7 8 1\n",
