@@ -63,6 +63,8 @@ def _sensor(lines: dict[str, str]) -> Sensor:
 def read_raw(source: Source) -> Reading:
     """Read a RAW file of EVT 2.0 or 3.0, whichever the header names; the oldest files name none, and are of EVT 2.0."""
     lines, at = _header(source.raw)
+    if at == 0:
+        raise source.error(0, f"expected a header of lines such as % evt 3.0, got {source.raw[:16]!r}")
     name = lines.get("format", "").split(";")[0] or f"EVT{lines.get('evt', '2.0').removesuffix('.0')}"
     if name not in _DECODERS:
         raise source.error(0, f"expected a header that names {' or '.join(_DECODERS)}, got {name[:40]}")
@@ -155,10 +157,15 @@ def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
 
     mask = np.where(is_vector, content & (np.uint16(1) << width) - 1, 1)[start:]
     mask[no_base] = 0
-    pixel = np.flatnonzero(_IS_SET.take(mask, axis=0))  # of the 16 of each word
+
+    def pixels() -> np.ndarray:
+        """Those that are set, of 16 for each word; many, so that they are not kept for `byte_of`."""
+        return np.flatnonzero(_IS_SET.take(mask, axis=0))
+
+    pixel = pixels()
     events = events.take(pixel >> 4)
     events["x"] += (pixel & 15).astype(np.uint16)
-    return events, lambda index: at + 2 * int(event_at[pixel[index] >> 4])
+    return events, lambda index: at + 2 * int(event_at[pixels()[index] >> 4])
 
 
 def _evt3_times(words: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -192,6 +199,10 @@ def read_dat(source: Source) -> Reading:
     """
     raw, counts = source.raw, Counts()
     lines, at = _header(raw)
+    if at == 0:
+        raise source.error(0, f"expected a header of lines such as % Version 2, got {raw[:16]!r}")
+    if gray := re.search(r"\b(EM|APS)\b", lines.get("data", "")):
+        raise source.error(0, f"expected CD events, got a header that names {gray[0]} events")
     if raw[at : at + 2] not in _DAT_HEADS:
         got = raw[at : at + 2].hex(" ") or "the end of the file"
         raise source.error(at, f"expected events of type 0 or 12 and of 8 bytes, got {got}")

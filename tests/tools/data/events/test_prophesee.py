@@ -206,6 +206,17 @@ def test_dat_of_other_events_is_refused(tmp_path, head, got):
         read(tmp_path, raw, "a.dat")
 
 
+def test_other_events_and_files_without_a_header_are_refused(tmp_path):
+    for kind in (b"EM", b"APS"):
+        with pytest.raises(
+            EventFormatError, match=f"expected CD events, got a header that names {kind.decode()} events"
+        ):
+            read(tmp_path, dat().replace(b"CD", kind), "a.dat")
+    for suffix, line in (("dat", "Version 2"), ("raw", "evt 3.0")):
+        with pytest.raises(EventFormatError, match=f"byte 0: expected a header of lines such as % {line}, got b'MZ"):
+            read(tmp_path, b"MZ" + bytes(50), f"a.{suffix}")
+
+
 def test_a_header_may_not_be_endless(tmp_path):
     with pytest.raises(EventFormatError):
         read(tmp_path, RAW_HEADER + b"%\n" * 10**6)
