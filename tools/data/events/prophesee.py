@@ -106,6 +106,7 @@ _ADDR_Y, _ADDR_X, _BASE_X, _VECT_12, _VECT_8, _TIME_LOW, _TIME_HIGH, _TRIGGER = 
 _OTHERS = [1, 7, 9, *range(11, 16)]
 _IS_EVENT = np.isin(np.arange(16), (_ADDR_X, _VECT_12, _VECT_8))
 _WIDTH = np.array([{_VECT_12: 12, _VECT_8: 8}.get(kind, 0) for kind in range(16)], np.uint8)  # pixels of a vector
+_MASK = (1 << _WIDTH.astype(np.uint16)) - 1  # their bits
 _FURTHEST = 2**16 - 16  # where a vector may begin, off every sensor
 _IS_SET = (np.arange(2**12)[:, None] >> np.arange(16) & 1).astype(bool)  # for each mask of 12 pixels, and four more
 
@@ -137,13 +138,13 @@ def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
         """The first word of an event after something was set."""
         return int(before[set_at[0]]) if len(set_at) else len(event_at)
 
-    content, width = words[event_at] & 0xFFF, _WIDTH[kinds[event_at]]
-    column, is_vector = content, width > 0
+    content, kinds = words[event_at] & 0xFFF, kinds[event_at]
+    column, is_vector = content, kinds != _ADDR_X
     if is_vector.any():
         column = np.where(is_vector, held(words[base_at] & 0xFFF, base_at), content)
     x, y, time = column & 0x7FF, held(words[y_at] & 0x7FF, y_at), held(time, time_at)
     if is_vector.any():
-        passed = np.append(np.uint8(0), width).cumsum(dtype=np.int64)  # pixels of the vectors before each word
+        passed = np.append(np.uint8(0), _WIDTH[kinds]).cumsum(dtype=np.int64)  # pixels of the vectors before each word
         offset = passed[:-1] - held(passed[before[base_at]], base_at)
         x = np.minimum(x + offset * is_vector, _FURTHEST).astype(np.uint16)
     start = max(first(time_at), first(y_at))
@@ -155,7 +156,7 @@ def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
     if not is_vector.any():
         return events, lambda index: at + 2 * int(event_at[index])
 
-    mask = np.where(is_vector, content & (np.uint16(1) << width) - 1, 1)[start:]
+    mask = np.where(is_vector, content & _MASK[kinds], 1)[start:]
     mask[no_base] = 0
 
     def pixels() -> np.ndarray:
@@ -223,7 +224,9 @@ def write_dat(file: BinaryIO, events: np.ndarray, sensor: Sensor = None) -> None
     file.write(f"% Data file containing CD events\n% Version 2\n{size}".encode() + _DAT_HEADS[1])
     words = np.empty((len(events), 2), "<u4")
     words[:, 0] = events["t"]
-    words[:, 1] = events["x"].astype(np.uint32) | events["y"].astype(np.uint32) << 14 | events["p"] << np.uint32(28)
+    words[:, 1] = (
+        events["x"].astype(np.uint32) | events["y"].astype(np.uint32) << 14 | events["p"].astype(np.uint32) << 28
+    )
     file.write(words.data)
 
 
@@ -237,7 +240,7 @@ def write_evt2(file: BinaryIO, events: np.ndarray, sensor: Sensor = None) -> Non
     is_new = np.diff(high, prepend=-1) != 0  # a word with the upper bits comes before such an event
     at = np.arange(len(events)) + np.cumsum(is_new)
     words = np.empty(len(events) + np.count_nonzero(is_new), "<u4")
-    words[at] = events["p"] << np.uint32(28) | low << 22 | events["x"].astype(np.uint32) << 11 | events["y"]
+    words[at] = events["p"].astype(np.uint32) << 28 | low << 22 | events["x"].astype(np.uint32) << 11 | events["y"]
     words[at[is_new] - 1] = 8 << 28 | high[is_new]
     file.write(words.data)
 
