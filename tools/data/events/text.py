@@ -109,7 +109,7 @@ def _regular(body: bytes, width: int, t: int) -> np.ndarray | None:
 
     Their numbers are separated by one character, and times have equally many decimals or none; None for others.
     """
-    body = body.replace(b"\r\n", b"\n")
+    body = body.replace(b"\r\n", b"\n") if b"\r" in body else body
     body = body.translate(_BLANKS) + b"\n" * (not body.endswith(b"\n"))
     if body.translate(None, b"0123456789.- \n"):
         return None
