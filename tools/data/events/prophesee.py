@@ -109,6 +109,8 @@ _WIDTH = np.array([{_VECT_12: 12, _VECT_8: 8}.get(kind, 0) for kind in range(16)
 _MASK = (1 << _WIDTH.astype(np.uint16)) - 1  # their bits
 _FURTHEST = 2**16 - 16  # where a vector may begin, off every sensor
 _IS_SET = (np.arange(2**12)[:, None] >> np.arange(16) & 1).astype(bool)  # for each mask of 12 pixels, and four more
+_NUMBER = _IS_SET.sum(1, dtype=np.uint8)
+_AT_ONCE = 2**16  # events that are spread; more would take more memory, and time
 
 
 def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, Callable[[int], int]]:
@@ -122,7 +124,6 @@ def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
     stop = source.whole(at, 2, counts)
     words = np.frombuffer(source.raw, "<u2", (stop - at) // 2, at)
     kinds = (words >> 12).astype(np.uint8)
-    found = np.bincount(kinds, minlength=16)
     time_at, time, wraps = _evt3_times(words, kinds)
     y_at, base_at = np.flatnonzero(kinds == _ADDR_Y), np.flatnonzero(kinds == _BASE_X)
     is_event = _IS_EVENT[kinds]
@@ -138,35 +139,46 @@ def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
         """The first word of an event after something was set."""
         return int(before[set_at[0]]) if len(set_at) else len(event_at)
 
-    content, kinds = words[event_at] & 0xFFF, kinds[event_at]
-    column, is_vector = content, kinds != _ADDR_X
+    content, kind = words[event_at] & 0xFFF, kinds[event_at]
+    column, is_vector = content, kind != _ADDR_X
     if is_vector.any():
         column = np.where(is_vector, held(words[base_at] & 0xFFF, base_at), content)
     x, y, time = column & 0x7FF, held(words[y_at] & 0x7FF, y_at), held(time, time_at)
     if is_vector.any():
-        passed = np.append(np.uint8(0), _WIDTH[kinds]).cumsum(dtype=np.int64)  # pixels of the vectors before each word
+        passed = np.append(np.uint8(0), _WIDTH[kind]).cumsum(dtype=np.int64)  # pixels of the vectors before each word
         offset = passed[:-1] - held(passed[before[base_at]], base_at)
         x = np.minimum(x + offset * is_vector, _FURTHEST).astype(np.uint16)
     start = max(first(time_at), first(y_at))
     events = camera_events(x[start:], y[start:], time[start:], column[start:] >> 11, _ENDLESS, counts)
     no_base = np.flatnonzero(is_vector[start : first(base_at)])
-    told = {"external": found[_TRIGGER], "other words": found[_OTHERS].sum(), "clock wraps": wraps}
-    _add(counts, told | {"without a time": start + len(no_base)})
+    triggers, others = np.count_nonzero(kinds == _TRIGGER), sum(np.count_nonzero(kinds == kind) for kind in _OTHERS)
+    early = start + len(no_base)
+    _add(counts, {"external": triggers, "other words": others, "without a time": early, "clock wraps": wraps})
     event_at = event_at[start:]
     if not is_vector.any():
         return events, lambda index: at + 2 * int(event_at[index])
 
-    mask = np.where(is_vector, content & _MASK[kinds], 1)[start:]
+    mask = np.where(is_vector, content & _MASK[kind], 1)[start:]
     mask[no_base] = 0
 
-    def pixels() -> np.ndarray:
-        """Those that are set, of 16 for each word; many, so that they are not kept for `byte_of`."""
-        return np.flatnonzero(_IS_SET.take(mask, axis=0))
+    def byte_of(index: int) -> int:
+        return at + 2 * int(event_at[_NUMBER[mask].cumsum(dtype=np.int64).searchsorted(index, side="right")])
 
-    pixel = pixels()
-    events = events.take(pixel >> 4)
-    events["x"] += (pixel & 15).astype(np.uint16)
-    return events, lambda index: at + 2 * int(event_at[pixels()[index] >> 4])
+    return _spread(events, mask), byte_of
+
+
+def _spread(events: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Repeat each event for each pixel that is set in its mask, as many columns further."""
+    spread = np.empty(_NUMBER[mask].sum(dtype=np.int64), events.dtype)
+    filled = 0
+    for start in range(0, len(events), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        pixel = np.flatnonzero(_IS_SET.take(mask[part], axis=0))  # of 16 for each event
+        found = spread[filled : filled + len(pixel)]
+        events[part].take(pixel >> 4, out=found, mode="clip")  # all are inside; other modes would copy once more
+        found["x"] += (pixel & 15).astype(np.uint16)
+        filled += len(pixel)
+    return spread
 
 
 def _evt3_times(words: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
