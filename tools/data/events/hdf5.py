@@ -1,5 +1,6 @@
 """Reader and writer of events in HDF5, through h5py, which need not be installed."""
 
+import contextlib
 import io
 import math
 import re
@@ -14,7 +15,7 @@ from .reading import Counts, EventFormatError, Reading, Source
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _PLACES = (("CD", "events"), ("events",), ())  # of the columns: Prophesee's tools, DSEC, no group
-_OWN_FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # that h5py brings along; others would load foreign code
+_OWN_FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # that h5py brings along
 _OTHER_FILTERS = {0x8ECF: "Prophesee's ECF", 32001: "Blosc", 32004: "LZ4", 32015: "Zstandard", 32026: "Blosc2"}
 
 
@@ -36,7 +37,8 @@ def read_hdf5(source: Source) -> Reading:
 
     They are in CD/events, as of Prophesee's tools; in events, as of DSEC, whose t_offset is added to the times; or at
     the top. The variable out1 of MATLAB 7.3 is read as that of an older file (`read_mat`). Times are in microseconds.
-    Links to other files are not followed, and filters that h5py lacks are not loaded.
+    Links to other files are not followed. Files that are compressed by Blosc and the like, as those of DSEC, need
+    hdf5plugin.
 
     Note: https://dsec.ifi.uzh.ch/data-format and https://docs.prophesee.ai/stable/data/file_formats/hdf5.html
     """
@@ -110,9 +112,9 @@ def _loaded(source: Source, dataset: Any) -> np.ndarray:
     properties, name = dataset.id.get_create_plist(), dataset.name
     for index in range(properties.get_nfilters()):
         number = properties.get_filter(index)[0]
-        if number not in _OWN_FILTERS:
+        if number not in _OWN_FILTERS and not _is_available(number):
             which = f"{_OTHER_FILTERS.get(number, 'a filter')} ({number})"
-            hint = f"h5repack -f GZIP=4 {source.path} OUT, where that filter is installed, writes one that can be read"
+            hint = "pip install hdf5plugin brings some; h5repack -f GZIP=4, where the filter is installed, does without"
             raise source.error(0, f"expected {name} without compression, or by gzip or LZF, got {which}; {hint}")
     if dataset.external or dataset.is_virtual:
         raise source.error(0, f"expected the numbers of {name} in this file, got a link to other files")
@@ -124,6 +126,13 @@ def _loaded(source: Source, dataset: Any) -> np.ndarray:
         if math.prod(shape) * dataset.dtype.itemsize > most:
             raise source.error(0, f"expected {name} to have at most {most} bytes, got {dataset.dtype} {shape}")
     return dataset[()]
+
+
+def _is_available(number: int) -> bool:
+    """Whether a filter is installed, by hdf5plugin or otherwise."""
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401  # which registers its filters
+    return _h5py().h5z.filter_avail(number)
 
 
 def write_hdf5(file: BinaryIO, events: np.ndarray, sensor: tuple[int, int] | None = None) -> None:

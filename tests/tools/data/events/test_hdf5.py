@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.tools.data.events.written import EVENTS
-from tools.data.events import read
+from tools.data.events import hdf5, read
 from tools.data.events.formats import read_recording
 from tools.data.events.reading import EventFormatError
 from tools.errors import UserError
@@ -123,7 +123,8 @@ def test_nothing_outside_the_file_is_read(file, tmp_path):
 @pytest.mark.parametrize(
     ("number", "name"), [(0x8ECF, "Prophesee's ECF"), (32001, "Blosc"), (32015, "Zstandard"), (300, "a filter")]
 )
-def test_a_filter_that_is_missing_is_named(file, number, name):
+def test_a_filter_that_is_missing_is_named(file, number, name, monkeypatch):
+    monkeypatch.setattr(hdf5, "_is_available", lambda number: False)
     for one in "xyt":
         file[f"events/{one}"] = columns()[one]
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -131,8 +132,15 @@ def test_a_filter_that_is_missing_is_named(file, number, name):
     properties.set_filter(number, h5py.h5z.FLAG_OPTIONAL)
     space = h5py.h5s.create_simple((4,))
     h5py.h5d.create(file["events"].id, b"p", h5py.h5t.STD_U8LE, space, properties)
-    with pytest.raises(EventFormatError, match=rf"got {name} \({number}\); h5repack -f GZIP=4 .*a.h5 OUT"):
+    with pytest.raises(EventFormatError, match=rf"got {name} \({number}\); pip install hdf5plugin"):
         found(file)
+
+
+def test_what_is_packed_by_blosc_is_read_where_its_filter_is_installed(file):
+    plugin = pytest.importorskip("hdf5plugin")
+    for name, column in columns().items():
+        file.create_dataset(f"events/{name}", data=column, **plugin.Blosc(cname="zstd"))
+    assert [list(map(int, event)) for event in found(file).events.tolist()] == [[x, y, t, p] for x, y, t, p in EVENTS]
 
 
 def test_no_more_is_unpacked_than_the_file_can_hold(file):
