@@ -1,7 +1,7 @@
 """Feed damaged files to all readers for some minutes, guided by the branches that they take.
 
     pip install atheris
-    PYTHONPATH=. python tests/fuzz_readers.py --minutes 10
+    python tests/fuzz_readers.py --minutes 10
 
 Atheris (a front end of libFuzzer) stops at the first undocumented exception, a hang of 30 s, or 4 GB of memory, and
 leaves the file that caused it in --folder; given as an argument to this script, that file is tried again.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import atheris
 
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not tests/, which has another `tools`
 with atheris.instrument_imports(include=["tools", "dataset_utils"]):
     from tests.tools.data.events.test_formats import KINDS, SIZE, written
     from tests.tools.test_hostile_input import DOCUMENTED, READERS, entries, repacked
