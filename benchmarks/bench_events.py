@@ -1,9 +1,12 @@
 """Events per second that are read and framed, on one thread; one JSON line per result.
 
-python benchmarks/bench_events.py [--events 4000000] [--repeats 7]
+    taskset -c 0 python benchmarks/bench_events.py [--events 4000000] [--repeats 7]
+
+Formats that can be written here are measured too, on files of `tools.data.events.writing`; HDF5 if h5py is installed.
 """
 
 import argparse
+import importlib.util
 import itertools
 import struct
 import sys
@@ -18,6 +21,7 @@ from benchmarks.common import in_turns, report
 from tools.data.events import EVENT
 from tools.data.events.frames import SPLITS, Framing, count_frames
 from tools.data.events.recordings import Recording
+from tools.data.events.writing import WRITERS, write_recording
 
 SENSOR = (128, 128)
 
@@ -64,6 +68,12 @@ def main():
             path = Path(folder) / file
             path.write_bytes(raw)
             runs[f"read {name}"] = partial(Recording(path).load, SENSOR)
+        for suffix in WRITERS:
+            if suffix in (".h5", ".hdf5") and importlib.util.find_spec("h5py") is None:
+                continue
+            path = Path(folder) / f"written{suffix}"
+            write_recording(path, events, SENSOR)
+            runs[f"read {suffix}"] = partial(Recording(path).load, SENSOR)
         for split, size in itertools.product(SPLITS, (SENSOR, (48, 48))):
             framing = Framing(10, split, SENSOR, size)
             runs[f"frame by {split} to {size[0]}x{size[1]}"] = partial(count_frames, events, framing)
