@@ -142,10 +142,12 @@ class _Stepped(Adapter):
     def _after_reset(self, mem: Tensor) -> Tensor:
         """The potential after the reset, from what snnTorch hands on: with `reset_delay`, that before the reset."""
         neuron = self._potential
-        if not self.reset_delay and neuron.reset == "zero" and bool((mem > neuron.threshold).any()):
-            raise ArgumentError(
-                "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
-            )
+        is_noisy = hasattr(neuron, "mode")  # then it need not fire above the threshold
+        if not self.reset_delay and neuron.reset == "zero" and not is_noisy:
+            if bool(((mem > neuron.threshold) & (mem > neuron.v_reset)).any()):
+                raise ArgumentError(
+                    "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
+                )
         if not self.reset_delay or neuron.reset == "none":
             return mem
         spikes = self._spikes_of(mem)

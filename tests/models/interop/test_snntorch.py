@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Gaussian, interop, mean_field, noise_generator, noiseless
+from models import LIF, Gaussian, interop, mean_field, noise_generator, noiseless
 from tests.models.interop.compare import check, current, difference, draws
 
 snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
@@ -198,6 +198,31 @@ def test_the_draw_that_decides_the_spike_decides_the_reset():
             spike, state = ours.neuron.step(x_t, state)
             steps.append(spike)
     assert torch.equal(spikes, torch.stack(steps)) and 0.1 < spikes.mean() < 0.9
+
+
+WITHOUT_DELAY = (
+    lambda **hidden: snn.Leaky(0.9, reset_mechanism="zero", reset_delay=False, **hidden),
+    lambda **hidden: snn.Synaptic(0.5, 0.9, reset_mechanism="zero", reset_delay=False, **hidden),
+    lambda **hidden: snn.RLeaky(0.9, 0.5, False, reset_mechanism="zero", reset_delay=False, **hidden),
+)
+
+
+@pytest.mark.parametrize("hidden", [{}, {"init_hidden": True}])
+@pytest.mark.parametrize("placement", ["both", "escape"])
+@pytest.mark.parametrize("make", WITHOUT_DELAY)
+def test_with_noise_neurons_without_delay_may_stay_above_the_threshold(make, placement, hidden):
+    ours = from_leaky(make(**hidden), noise=Gaussian(0.3), placement=placement)
+    with noise_generator(torch.Generator().manual_seed(3)):
+        spikes = (run_hidden if hidden else run)(ours, current((20, 3, 50), False))
+    assert 0.05 < spikes.mean() < 0.95
+
+
+def test_without_delay_a_reset_value_may_be_above_the_threshold():
+    neuron, x = LIF(v_reset=2.0, decay=0.9), torch.rand(20, 3, 50)
+    layer = interop.snntorch.Layer(neuron, reset_delay=False)
+    assert torch.equal(run(layer, x), neuron(x))
+    with pytest.raises(ValueError, match="cannot be above the threshold"):
+        layer(x[0], torch.full((3, 50), 2.5))
 
 
 @pytest.mark.parametrize(
