@@ -3,6 +3,7 @@
 from typing import Any
 
 import norse.torch as theirs
+import torch
 from norse.torch.functional.reset import reset_subtract, reset_value
 from norse.torch.functional.threshold import threshold
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..composed import Synaptic
 from ..noise import NoiseLaw
+from ..parameters import ArgumentError
 from .mapping import Adapter, build, check_features, device_of, has_features, value_of
 from .surrogates import NotMapped
 
@@ -18,7 +20,7 @@ class Cell(Adapter):
     """A neuron of this package as a cell of norse, also in `SequentialState`: x [B, ...] -> spikes and state.
 
     Args:
-        neuron: any `SpikingNeuron`; the state is its own.
+        neuron: any `SpikingNeuron`; the state is its own, and may start from one of norse.
     """
 
     hands_on_state = True  # as an argument and a result, keeping none
@@ -31,7 +33,7 @@ class Cell(Adapter):
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         if self._has_features:
             check_features(x)
-        return self.neuron.step(x, state)
+        return self.neuron.step(x, _own(self.neuron, x, state))
 
 
 class Layer(Cell):
@@ -40,7 +42,22 @@ class Layer(Cell):
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         if self._has_features:
             check_features(x[0])
-        return self.neuron.run(x, state)
+        return self.neuron.run(x, _own(self.neuron, x[0], state))
+
+
+def _own(neuron: Any, x_t: Tensor, state: Any) -> Any:
+    """The state of a neuron of this package, from that or from a named tuple of norse."""
+    if not hasattr(state, "_fields"):
+        return state
+    names = ("i", "v") if isinstance(neuron, Synaptic) else ("v",)
+    if not set(names) <= set(state._fields):
+        raise ArgumentError(f"this layer starts from the state of its neuron, or from {names}, not from {state}")
+    u = torch.as_tensor(state.v).expand(x_t.shape)
+    if "i" not in names:
+        return u
+    # norse's i has leaked already, and ours leaks at the next step.
+    alpha = torch.as_tensor(neuron.alpha).clamp(min=torch.finfo().tiny)
+    return torch.as_tensor(state.i / alpha).expand(x_t.shape), u
 
 
 cell = Cell
