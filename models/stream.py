@@ -7,17 +7,16 @@ import enum
 import functools
 import inspect
 import numbers
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import checkpoint as torch_checkpoint
 from torch.utils._pytree import tree_map, tree_map_only
 
-from .contexts import STREAM, calling
+from .checkpointing import is_checkpointed
+from .contexts import STREAM
 from .parameters import ArgumentError
 
 State = tuple[Any, ...]
@@ -221,6 +220,6 @@ def _without_time(output: Tensor, batch: int) -> Tensor:
 
 def _refuse_checkpoint(name: str) -> None:
     """Raise RuntimeError inside activation checkpointing, which would rerun the step from another state."""
-    if any(frame.f_code.co_filename == torch_checkpoint.__file__ for frame in calling(sys._getframe())):
+    if is_checkpointed():
         reason = "is inside activation checkpointing, which would rerun the step from another state"
         raise RuntimeError(f"layer {name!r} {reason}")

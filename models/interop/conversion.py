@@ -205,7 +205,7 @@ def _compare(
                 spikes = _first(output)
                 wrong += int((spikes != expected).sum())
                 count += spikes.numel()
-                state = output[1] if getattr(layer, "hands_on_state", False) else None
+                state = output[1] if not layer.keeps_state else None
         found[name] = (wrong, count)
     return found
 

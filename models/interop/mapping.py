@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import SpikingNeuron
+from ..checkpointing import is_checkpointed
 from ..composed import AdaptiveLIF, Recurrent, Synaptic
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
@@ -17,9 +18,26 @@ Kinds = tuple[type[SpikingNeuron], type[SpikingNeuron]]  # of the deterministic 
 
 
 class Adapter(nn.Module):
-    """Base of what is called as a neuron of another library, and has its settings in `neuron`."""
+    """Base of layers that are called like neurons of another library, and have their settings in `neuron`."""
 
     neuron: SpikingNeuron
+    keeps_state = True  # from call to call
+
+    def _check_call(self, x_t: Tensor) -> None:
+        """Raise an error if the layer cannot be called here, or with one step of an input like this."""
+        if x_t.dim() != 2 and has_features(self.neuron):
+            # Other libraries broadcast values of features over the last dimension, this package over the channels.
+            raise ArgumentError(
+                f"this layer has a value for each feature, and takes [B, features] at each step; got {list(x_t.shape)}"
+            )
+        self._refuse_checkpoint()
+
+    def _refuse_checkpoint(self) -> None:
+        if self.keeps_state and not torch.compiler.is_compiling() and is_checkpointed():
+            raise RuntimeError(
+                f"this {type(self).__name__} keeps a state, from which activation checkpointing would run it a second "
+                "time: leave it outside of the checkpoint, or call `neuron.run(x, state)` there, which takes the state"
+            )
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -90,17 +108,6 @@ def has_features(neuron: nn.Module) -> bool:
     names = ("threshold", "decay", "reset_by", "v_reset", "v_leak", "alpha")
     values = (getattr(part, name, None) for part in neuron.modules() for name in names)
     return any(isinstance(value, Tensor) and value.numel() > 1 for value in values)
-
-
-def check_features(x_t: Tensor) -> None:
-    """Raise ArgumentError unless one step of the input is [B, features].
-
-    Other libraries broadcast values of features over the last dimension, this package over the channels.
-    """
-    if x_t.dim() != 2:
-        raise ArgumentError(
-            f"this layer has a value for each feature, and takes [B, features] at each step; got {list(x_t.shape)}"
-        )
 
 
 def after_reset(neuron: SpikingNeuron, u: Tensor, spikes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..base import SpikingNeuron
 from ..composed import Synaptic
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .mapping import Adapter, build, check_features, device_of, has_features, value_of
+from .mapping import Adapter, build, device_of, value_of
 from .surrogates import NotMapped
 
 
@@ -23,16 +23,14 @@ class Cell(Adapter):
         neuron: any `SpikingNeuron`; the state is its own, and may start from one of norse.
     """
 
-    hands_on_state = True  # as an argument and a result, keeping none
+    keeps_state = False
 
     def __init__(self, neuron: SpikingNeuron) -> None:
         super().__init__()
         self.neuron = neuron
-        self._has_features = has_features(neuron)
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        if self._has_features:
-            check_features(x)
+        self._check_call(x)
         return self.neuron.step(x, _own(self.neuron, x, state))
 
 
@@ -40,8 +38,7 @@ class Layer(Cell):
     """The same as a layer of norse: x [T, B, ...] -> spikes [T, B, ...] and the last state, in one fused kernel."""
 
     def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        if self._has_features:
-            check_features(x[0])
+        self._check_call(x[0])
         return self.neuron.run(x, _own(self.neuron, x[0], state))
 
 

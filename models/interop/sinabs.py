@@ -11,7 +11,7 @@ from ..base import SpikingNeuron
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
-from .mapping import Adapter, build, check_features, check_state, device_of, has_features, learnt_like, value_of
+from .mapping import Adapter, build, check_state, device_of, learnt_like, value_of
 from .surrogates import NotMapped
 
 
@@ -61,7 +61,6 @@ class Layer(Adapter):
         check_state(neuron)
         self.neuron = neuron
         self.memory = _Memory()
-        self._has_features = has_features(neuron)
 
     @property
     def v_mem(self) -> Tensor:
@@ -69,8 +68,7 @@ class Layer(Adapter):
 
     def forward(self, input_data: Tensor) -> Tensor:
         x = input_data.transpose(0, 1)
-        if self._has_features:
-            check_features(x[0])
+        self._check_call(x[0])
         v = self.memory.v_mem if self.memory.is_state_initialised() else None
         if v is not None and v.shape != x.shape[1:]:
             if v.any():

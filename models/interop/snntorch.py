@@ -19,10 +19,8 @@ from .mapping import (
     Adapter,
     after_reset,
     build,
-    check_features,
     check_state,
     device_of,
-    has_features,
     learnt_like,
     value_of,
 )
@@ -113,7 +111,6 @@ class _Stepped(Adapter):
             raise ArgumentError(f"this layer takes a {self.around.__name__}, not a {type(neuron).__name__}")
         check_state(neuron if self.around is None else self._potential)
         self.init_hidden, self.output, self.reset_delay = init_hidden, output, reset_delay
-        self._has_features = has_features(neuron)
         self._fired: deque[_Fired] = deque(maxlen=2)  # a layer may be called in turn with two states
         self._init_mem()
         theirs.SpikingNeuron.instances.append(self)  # which snnTorch resets
@@ -125,8 +122,7 @@ class _Stepped(Adapter):
 
     def _advance(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One step: sets `mem`, and returns the spikes and the next state beside `mem`, if there is one."""
-        if self._has_features:
-            check_features(x)
+        self._check_call(x)
         v = self._after_reset(self.mem if self.mem.shape == x.shape else torch.zeros_like(x))
         state = v if other is None else (other if other.shape == x.shape else torch.zeros_like(x), v)
         spikes, state, u = self.neuron.run(x.unsqueeze(0), state, potentials=True)
@@ -142,12 +138,9 @@ class _Stepped(Adapter):
     def _after_reset(self, mem: Tensor) -> Tensor:
         """The potential after the reset, from what snnTorch hands on: with `reset_delay`, that before the reset."""
         neuron = self._potential
-        is_noisy = hasattr(neuron, "mode")  # then it need not fire above the threshold
-        if not self.reset_delay and neuron.reset == "zero" and not is_noisy:
-            if bool(((mem > neuron.threshold) & (mem > neuron.v_reset)).any()):
-                raise ArgumentError(
-                    "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
-                )
+        always_fires = not hasattr(neuron, "mode")  # above the threshold; with noise, it need not
+        if not self.reset_delay and neuron.reset == "zero" and always_fires:
+            self._refuse_above(mem)
         if not self.reset_delay or neuron.reset == "none":
             return mem
         spikes = self._spikes_of(mem)
@@ -159,6 +152,13 @@ class _Stepped(Adapter):
                 )
             spikes = mem > neuron.threshold
         return after_reset(neuron, mem, spikes if mem.requires_grad else spikes.detach())
+
+    def _refuse_above(self, mem: Tensor) -> None:
+        neuron = self._potential
+        if bool(((mem > neuron.threshold) & (mem > neuron.v_reset)).any()):
+            raise ArgumentError(
+                "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
+            )
 
     def _spikes_of(self, mem: Tensor) -> Tensor | None:
         """What was fired when this was handed on, or something of which it is a copy or the first part; or None."""

@@ -1,5 +1,6 @@
 """Neurons of SpikingJelly 2."""
 
+import sys
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from spikingjelly.activation_based import neuron as theirs
 from torch import Tensor, nn
 
 from ..base import SpikingNeuron
+from ..contexts import calling
 from ..neurons import LIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from ..noise import NoiseLaw
 from .mapping import Adapter, after_reset, build, check_state, device_of
@@ -15,6 +17,8 @@ from .surrogates import NotMapped
 
 if not hasattr(base.MemoryModule, "functional_forward"):
     raise ImportError("SpikingJelly 2 or newer is needed")
+
+MEMOPT = "spikingjelly.activation_based.memopt.checkpointing"  # it runs layers a second time from the first state
 
 
 class Node(Adapter, theirs.BaseNode):
@@ -34,6 +38,14 @@ class Node(Adapter, theirs.BaseNode):
         self.register_memory("v", float(neuron.v_leak))
         self.step_mode = step_mode
         self.store_v_seq = store_v_seq
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_checkpoint()
+        return super().forward(*args, **kwargs)
+
+    def _refuse_checkpoint(self) -> None:
+        if not any(frame.f_globals.get("__name__") == MEMOPT for frame in calling(sys._getframe())):
+            super()._refuse_checkpoint()
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any]:
         """The potential to start from; where the batch has another size than before, start from rest."""

@@ -1,13 +1,27 @@
 """What conversion does whichever library a network is from, and that no library is imported before it is used."""
 
+import functools
 import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from models import LIF, AdaptiveLIF, Cauchy, Gaussian, Logistic, Recurrent, Synaptic, Triangular, Uniform, interop
+from models import (
+    LIF,
+    AdaptiveLIF,
+    Cauchy,
+    Gaussian,
+    Logistic,
+    Recurrent,
+    Synaptic,
+    Triangular,
+    Uniform,
+    checkpoint,
+    interop,
+)
 from models.interop.surrogates import DoubleExponential, FastSigmoid, Weighted, observe
 
 LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy, DoubleExponential, FastSigmoid)
@@ -180,6 +194,17 @@ def test_layers_that_keep_a_potential_refuse_other_states(library, layer, name):
     pytest.importorskip(library, reason="it is not installed")
     with pytest.raises(ValueError, match=f"{name} has more state than that"):
         getattr(getattr(interop, library), layer)(AROUND[name]())
+
+
+@pytest.mark.parametrize(("library", "layer"), [("spikingjelly", "Node"), ("snntorch", "Layer"), ("sinabs", "Layer")])
+@pytest.mark.parametrize("run", [checkpoint, functools.partial(torch_checkpoint, use_reentrant=False)])
+def test_layers_that_keep_a_state_are_not_run_again_from_another(library, layer, run):
+    pytest.importorskip(library, reason="it is not installed")
+    made, x = getattr(getattr(interop, library), layer)(LIF()), torch.rand(3, 4, 5, requires_grad=True)
+    with pytest.raises(RuntimeError, match=f"this {layer} keeps a state, from which activation checkpointing"):
+        run(made, x)
+    spikes, _ = run(made.neuron.run, x, torch.rand(4, 5))
+    spikes.sum().backward()
 
 
 def test_layers_with_another_state_take_no_other_neuron():
