@@ -14,6 +14,7 @@ from ..noise import NoiseLaw
 from ..parameters import ArgumentError
 from .surrogates import Function, NotMapped, observe
 
+SETTINGS = "the settings are those of its `neuron`, such as layer.neuron.threshold"
 Kinds = tuple[type[SpikingNeuron], type[SpikingNeuron]]  # of the deterministic and of the noisy neuron
 
 
@@ -22,6 +23,7 @@ class Adapter(nn.Module):
 
     neuron: SpikingNeuron
     keeps_state = True  # from call to call
+    of_library: tuple[str, ...] = ()  # settings of the library's own neurons, which this does not have
 
     def _check_call(self, x_t: Tensor) -> None:
         """Raise an error if the layer cannot be called here, or with one step of an input like this."""
@@ -43,7 +45,12 @@ class Adapter(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError as error:
-            raise AttributeError(f"{error}; the settings are those of its `neuron`, such as `neuron.decay`") from None
+            raise AttributeError(f"{error}; {SETTINGS}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.of_library:
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}; {SETTINGS}")
+        super().__setattr__(name, value)
 
 
 def build(

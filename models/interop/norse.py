@@ -24,6 +24,7 @@ class Cell(Adapter):
     """
 
     keeps_state = False
+    of_library = ("p", "dt")
 
     def __init__(self, neuron: SpikingNeuron) -> None:
         super().__init__()

@@ -56,6 +56,11 @@ class Layer(Adapter):
         neuron: any `SpikingNeuron` whose state is a potential.
     """
 
+    of_library = (
+        "tau_mem", "alpha_mem", "tau_syn", "alpha_syn", "spike_threshold", "spike_fn", "reset_fn", "surrogate_grad_fn",
+        "min_v_mem", "norm_input", "train_alphas", "record_states",
+    )  # fmt: skip
+
     def __init__(self, neuron: SpikingNeuron) -> None:
         super().__init__()
         check_state(neuron)

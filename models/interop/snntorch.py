@@ -100,6 +100,10 @@ class _Stepped(Adapter):
     """What the kinds of layers share."""
 
     mem: Tensor
+    of_library = (
+        "alpha", "beta", "threshold", "spike_grad", "surrogate_disable", "inhibition", "reset_mechanism", "state_quant",
+        "graded_spikes_factor", "recurrent", "V",
+    )  # fmt: skip
     around: type | None = None  # what the neuron with the potential must be inside of
 
     def __init__(

@@ -31,6 +31,10 @@ class Node(Adapter, theirs.BaseNode):
         step_mode, store_v_seq: as in SpikingJelly.
     """
 
+    of_library = (
+        "tau", "w", "decay_input", "v_threshold", "v_reset", "surrogate_function", "detach_reset", "backend",
+    )  # fmt: skip
+
     def __init__(self, neuron: SpikingNeuron, step_mode: str = "s", store_v_seq: bool = False) -> None:
         check_state(neuron)
         base.MemoryModule.__init__(self)  # a BaseNode would hold settings of its own

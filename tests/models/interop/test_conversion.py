@@ -219,7 +219,9 @@ def test_layers_with_another_state_take_no_other_neuron():
     ("library", "layer", "name"),
     [
         ("spikingjelly", "Node", "tau"),
+        ("spikingjelly", "Node", "v_threshold"),
         ("snntorch", "Layer", "beta"),
+        ("snntorch", "Layer", "threshold"),
         ("snntorch", "Layer", "reset_mechanism"),
         ("norse", "Layer", "p"),
         ("sinabs", "Layer", "tau_mem"),
@@ -231,3 +233,6 @@ def test_a_setting_of_the_library_is_an_error_that_says_where_settings_are(libra
     assert not hasattr(made, name)
     with pytest.raises(AttributeError, match=f"{name}'; the settings are those of its `neuron`"):
         getattr(made, name)
+    with pytest.raises(AttributeError, match=f"a {layer} has no '{name}'; the settings are those of its `neuron`"):
+        setattr(made, name, 0.5)
+    made.neuron.threshold, made.name = 0.5, "first"
