@@ -40,8 +40,17 @@ class _NoisyLIF(_LearnsTau, NoisyLIF):  # type: ignore[misc]
 class _Memory(theirs.StatefulLayer):
     """The potential, in a module of its own without children: sinabs resets no others."""
 
+    v_mem: Tensor
+
     def __init__(self) -> None:
         super().__init__(["v_mem"])
+
+    def reset_states(self, randomize: bool = False, value_ranges: Any = None) -> None:
+        """Forget the potential, so that the neuron starts from rest; or draw it, as sinabs does."""
+        if randomize:
+            super().reset_states(randomize, value_ranges)
+        else:
+            self.v_mem = self.v_mem.new_zeros(0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Memory":
         twin = _Memory()
@@ -76,10 +85,8 @@ class Layer(Adapter):
         self._check_call(x[0])
         v = self.memory.v_mem if self.memory.is_state_initialised() else None
         if v is not None and v.shape != x.shape[1:]:
-            if v.any():
-                got = f"the state of this layer is {list(v.shape)}, one step of the input {list(x.shape[1:])}"
-                raise ArgumentError(f"{got}: call sinabs.reset_states before another batch")
-            v = None
+            got = f"the state of this layer is {list(v.shape)}, one step of the input {list(x.shape[1:])}"
+            raise ArgumentError(f"{got}: call sinabs.reset_states before another batch")
         spikes, self.memory.v_mem = self.neuron.run(x, v)
         return spikes.transpose(0, 1)
 

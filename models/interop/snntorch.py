@@ -114,6 +114,8 @@ class _Stepped(Adapter):
         if self.around is not None and not isinstance(neuron, self.around):
             raise ArgumentError(f"this layer takes a {self.around.__name__}, not a {type(neuron).__name__}")
         check_state(neuron if self.around is None else self._potential)
+        if isinstance(self._potential.v_leak, nn.Parameter) or bool(torch.as_tensor(self._potential.v_leak != 0).any()):
+            raise ArgumentError("snnTorch's layers start from a potential of 0: the neuron must have v_leak=0")
         self.init_hidden, self.output, self.reset_delay = init_hidden, output, reset_delay
         self._fired: deque[_Fired] = deque(maxlen=2)  # a layer may be called in turn with two states
         self._init_mem()
@@ -197,7 +199,7 @@ class Layer(_Stepped, theirs.Leaky):
     for.
 
     Args:
-        neuron: any `SpikingNeuron` whose state is a potential.
+        neuron: any `SpikingNeuron` whose state is a potential, and whose v_leak is 0, from which snnTorch starts.
         init_hidden, output, reset_delay: as in snnTorch.
     """
 

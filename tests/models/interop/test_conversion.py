@@ -209,6 +209,8 @@ def test_layers_that_keep_a_state_are_not_run_again_from_another(library, layer,
 
 def test_layers_with_another_state_take_no_other_neuron():
     pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    with pytest.raises(ValueError, match="start from a potential of 0: the neuron must have v_leak=0"):
+        interop.snntorch.Layer(LIF(v_leak=0.5))
     with pytest.raises(ValueError, match="this layer takes a Synaptic, not a LIF"):
         interop.snntorch.SynapticLayer(LIF())
     with pytest.raises(ValueError, match="AdaptiveLIF has more state than that"):
