@@ -25,6 +25,9 @@ class Adapter(nn.Module):
     keeps_state = True  # from call to call
     of_library: tuple[str, ...] = ()  # settings of the library's own neurons, which this does not have
 
+    def start_from(self, state: Any) -> None:
+        """Take the state that a neuron of the library keeps, as its module's `state_of` gives it."""
+
     def _check_call(self, x_t: Tensor) -> None:
         """Raise an error if the layer cannot be called here, or with one step of an input like this."""
         if x_t.dim() != 2 and has_features(self.neuron):

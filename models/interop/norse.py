@@ -30,17 +30,17 @@ class Cell(Adapter):
         super().__init__()
         self.neuron = neuron
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        self._check_call(x)
-        return self.neuron.step(x, _own(self.neuron, x, state))
+    def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        self._check_call(input_tensor)
+        return self.neuron.step(input_tensor, _own(self.neuron, input_tensor, state))
 
 
 class Layer(Cell):
     """The same as a layer of norse: x [T, B, ...] -> spikes [T, B, ...] and the last state, in one fused kernel."""
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        self._check_call(x[0])
-        return self.neuron.run(x, _own(self.neuron, x[0], state))
+    def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        self._check_call(input_tensor[0])
+        return self.neuron.run(input_tensor, _own(self.neuron, input_tensor[0], state))
 
 
 def _own(neuron: Any, x_t: Tensor, state: Any) -> Any:
@@ -122,3 +122,7 @@ from_neuron = from_norse
 
 def reset(net: nn.Module) -> None:
     """Nothing to do: norse's neurons keep no state."""
+
+
+def state_of(module: nn.Module) -> None:
+    """The state of a neuron: norse's keep none."""

@@ -80,6 +80,9 @@ class Layer(Adapter):
     def v_mem(self) -> Tensor:
         return self.memory.v_mem
 
+    def start_from(self, state: Tensor) -> None:
+        self.memory.v_mem = state
+
     def forward(self, input_data: Tensor) -> Tensor:
         x = input_data.transpose(0, 1)
         self._check_call(x[0])
@@ -187,3 +190,8 @@ def reset(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, theirs.StatefulLayer):
             module.reset_states()
+
+
+def state_of(module: Any) -> Tensor:
+    """The potential of a neuron; empty before its first call."""
+    return module.v_mem

@@ -121,6 +121,11 @@ class _Stepped(Adapter):
         self._init_mem()
         theirs.SpikingNeuron.instances.append(self)  # which snnTorch resets
 
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        self._fired.clear()
+        for name, value in state.items():
+            setattr(self, name, value)
+
     @property
     def _potential(self) -> Any:
         """The neuron that has the potential."""
@@ -348,3 +353,8 @@ def reset(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, theirs.SpikingNeuron) and hasattr(module, "reset_mem"):
             module.reset_mem()
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """What a neuron keeps."""
+    return {name: getattr(module, name) for name in ("syn", "spk", "mem") if hasattr(module, name)}

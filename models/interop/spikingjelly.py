@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, functional
+from spikingjelly.activation_based import base
 from spikingjelly.activation_based import neuron as theirs
 from torch import Tensor, nn
 
@@ -42,6 +42,9 @@ class Node(Adapter, theirs.BaseNode):
         self.register_memory("v", float(neuron.v_leak))
         self.step_mode = step_mode
         self.store_v_seq = store_v_seq
+
+    def start_from(self, state: Any) -> None:
+        self.v = state
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self._refuse_checkpoint()
@@ -156,5 +159,12 @@ from_neuron = from_lifnode
 
 
 def reset(net: nn.Module) -> None:
-    """Start the neurons of a copy from rest."""
-    functional.reset_net(net)
+    """Start the neurons of a copy from rest; `functional.reset_net` would remember which they are."""
+    for module in net.modules():
+        if isinstance(module, base.MemoryModule):
+            module.reset()
+
+
+def state_of(module: Any) -> Any:
+    """The potential of a neuron."""
+    return module.v

@@ -3,6 +3,8 @@
 import functools
 import subprocess
 import sys
+import types
+from collections import deque
 
 import pytest
 import torch
@@ -153,6 +155,94 @@ def test_neurons_in_plain_containers_are_replaced_or_reported():
     with pytest.warns(UserWarning, match="0.listed: it is not a module of the network"):
         _, report = interop.convert(nn.Sequential(Lists(neuron.IFNode, hides=True)))
     assert list(report.skipped) == ["0.listed"]
+
+
+HIDDEN = {
+    "object": (lambda made: types.SimpleNamespace(n=made), lambda other: other.n),
+    "set": (lambda made: {made}, lambda other: next(iter(other))),
+    "queue": (lambda made: deque([made]), lambda other: other[0]),
+    "method": (lambda made: made.forward, lambda other: other),
+    "closure": (lambda made: lambda x: made(x), lambda other: other),
+}
+
+
+class Hidden(nn.Module):
+    """A network that gets its neuron from elsewhere."""
+
+    def __init__(self, made, kind):
+        super().__init__()
+        self.n, self.kind = made, kind
+        self.other = HIDDEN[kind][0](made)
+
+    def forward(self, x):
+        return HIDDEN[self.kind][1](self.other)(x)
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_neurons_that_are_elsewhere_are_reported(kind):
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    with pytest.warns(UserWarning, match="these neurons are left as they are"):
+        _, report = interop.convert(Hidden(neuron.IFNode(), kind), verify=torch.rand(2, 3))
+    assert report.skipped.keys() == {"closure": {"n"}, "method": {"other"}}.get(kind, {"n", "other"})
+    if kind != "closure":
+        with pytest.warns(UserWarning, match="other: it is not a module of the network"):
+            interop.convert(Hidden(neuron.IFNode(), kind))
+
+
+def test_neurons_of_a_converted_network_are_reset():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    functional = pytest.importorskip("spikingjelly.activation_based.functional")
+    with pytest.warns(UserWarning, match="other: it is not a module"):
+        converted, _ = interop.convert(Hidden(neuron.IFNode(), "object"))
+    converted.n(torch.rand(2, 3))
+    functional.reset_net(converted)
+    assert converted.n.v == 0
+
+
+class Clips(nn.Module):
+    """A network that calls its neuron for several sequences."""
+
+    def __init__(self, made, call):
+        super().__init__()
+        self.n, self.call = made, call
+
+    def forward(self, x):
+        return self.call(self.n, x)
+
+
+def _reset_between(n, x):
+    return [(n(clip), n.reset()) for clip in x.split(3)]
+
+
+def _set_the_potential(n, x):
+    n.v = 0.5
+    return n(x)
+
+
+def _start_again(n, x):
+    return [n(clip, state) for clip in x.split(3) for state in (None, n(clip)[1])]
+
+
+def _one_step_each(n, x):
+    mems = [n.init_leaky(), torch.zeros_like(x[0])]
+    for step, x_t in enumerate(x):
+        _, mems[step % 2] = n(x_t, mems[step % 2])
+
+
+CALLS = {
+    "spikingjelly, reset": ("spikingjelly.activation_based.neuron", "IFNode", {"step_mode": "m"}, _reset_between),
+    "spikingjelly, v": ("spikingjelly.activation_based.neuron", "IFNode", {"step_mode": "m"}, _set_the_potential),
+    "norse": ("norse.torch", "LIF", {"dt": 0.004}, _start_again),
+    "snntorch": ("snntorch", "Leaky", {"beta": 0.9}, _one_step_each),
+}
+
+
+@pytest.mark.parametrize("key", CALLS)
+def test_each_call_is_compared_from_its_own_state(key):
+    home, name, settings, call = CALLS[key]
+    library = pytest.importorskip(home, reason="it is not installed")
+    _, report = interop.convert(Clips(getattr(library, name)(**settings), call), verify=2 * torch.rand(9, 4, 50))
+    assert report.mismatches["n"][0] == 0 and report.mismatches["n"][1] >= 1800
 
 
 def test_hooks_stay():
