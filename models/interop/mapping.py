@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..checkpointing import is_checkpointed
 from ..composed import AdaptiveLIF, Recurrent, Synaptic
+from ..functional import value_over
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
@@ -121,12 +122,12 @@ def has_features(neuron: nn.Module) -> bool:
 
 
 def after_reset(neuron: SpikingNeuron, u: Tensor, spikes: Tensor) -> Tensor:
-    """The potential after the reset, from that before it; [B, features] where values differ between features."""
+    """The potentials after the reset [T, B, ...], from those before it."""
     spikes = spikes.to(u.dtype)
     if neuron.reset == "zero":
-        return u * (1 - spikes) + neuron.v_reset * spikes
+        return u * (1 - spikes) + value_over("v_reset", neuron.v_reset, u) * spikes
     if neuron.reset == "subtract":
-        return u - spikes * (neuron.threshold if neuron.reset_by is None else neuron.reset_by)
+        return u - spikes * value_over("reset_by", neuron.threshold if neuron.reset_by is None else neuron.reset_by, u)
     return u
 
 

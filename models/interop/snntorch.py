@@ -162,7 +162,8 @@ class _Stepped(Adapter):
                     "layer returned, or zeros"
                 )
             spikes = mem > neuron.threshold
-        return after_reset(neuron, mem, spikes if mem.requires_grad else spikes.detach())
+        spikes = spikes if mem.requires_grad else spikes.detach()
+        return after_reset(neuron, mem.unsqueeze(0), spikes.unsqueeze(0)).squeeze(0)
 
     def _refuse_above(self, mem: Tensor) -> None:
         neuron = self._potential

@@ -12,6 +12,7 @@ from ..base import SpikingNeuron
 from ..contexts import calling
 from ..neurons import LIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from ..noise import NoiseLaw
+from ..parameters import ArgumentError
 from .mapping import Adapter, after_reset, build, check_state, device_of
 from .surrogates import NotMapped
 
@@ -39,9 +40,22 @@ class Node(Adapter, theirs.BaseNode):
         check_state(neuron)
         base.MemoryModule.__init__(self)  # a BaseNode would hold settings of its own
         self.neuron = neuron
-        self.register_memory("v", float(neuron.v_leak))
+        self._rest = self._read_rest()
+        self.register_memory("v", self._rest)
         self.step_mode = step_mode
         self.store_v_seq = store_v_seq
+
+    def _read_rest(self) -> float:
+        rest = self.neuron.v_leak
+        if isinstance(rest, Tensor) and rest.numel() > 1:
+            raise ArgumentError("`v` of SpikingJelly starts from one value: the neuron must have one v_leak")
+        return rest.item() if isinstance(rest, Tensor) else rest
+
+    def reset(self) -> None:
+        if self.get_reset_value("v") == self._rest:  # unless it was set to another value
+            self._rest = self._read_rest()
+            self.set_reset_value("v", self._rest)
+        super().reset()
 
     def start_from(self, state: Any) -> None:
         self.v = state
@@ -60,8 +74,8 @@ class Node(Adapter, theirs.BaseNode):
         (v,) = states
         if isinstance(v, Tensor) and v.shape == x_t.shape:
             return (v.to(x_t.device),)
-        rest = self.get_reset_value("v") if isinstance(v, Tensor) else v
-        return (None if rest == float(self.neuron.v_leak) else torch.full_like(x_t, rest, dtype=torch.float32),)
+        start = self.get_reset_value("v") if isinstance(v, Tensor) else v
+        return (None if start == self._rest else torch.full_like(x_t, start, dtype=torch.float32),)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **_: Any
