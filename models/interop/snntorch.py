@@ -273,10 +273,7 @@ def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both
     if isinstance(decay, nn.Parameter):
         kinds = (_LIFOfBeta, _NoisyLIFOfBeta)
     elif leaky.reset_mechanism == "subtract":
-        if isinstance(threshold, nn.Parameter):
-            kinds = (_LIF, _NoisyLIF)
-        else:
-            settings["reset_by"] = threshold / decay
+        kinds = (_LIF, _NoisyLIF)
     neuron: Any = build(leaky.spike_grad, noise, placement, kinds, detach_reset=leaky.reset_delay, **settings)
     if isinstance(decay, nn.Parameter):
         neuron.beta = learnt_like(leaky.beta)

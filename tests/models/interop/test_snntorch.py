@@ -170,6 +170,15 @@ def test_states_are_handed_on_and_may_come_from_elsewhere(settings):
             assert torch.equal(*spikes) and torch.allclose(*mems, atol=1e-6)
 
 
+def test_what_the_reset_subtracts_follows_the_threshold():
+    theirs = snn.Leaky(beta=0.8)
+    ours = from_leaky(theirs)
+    theirs.threshold.fill_(0.3)
+    ours.neuron.threshold = 0.3
+    x = torch.rand(20, 3, 50)
+    assert torch.equal(run(theirs, x), run(ours, x)) and torch.allclose(theirs.mem, ours.mem, atol=1e-5)
+
+
 @pytest.mark.parametrize("is_learnt", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS[:2] + SETTINGS[3:])
 def test_a_threshold_below_0_resets_before_the_first_spike(settings, is_learnt):
