@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import weakref
 from collections import deque
 from typing import Any
 
@@ -91,8 +90,8 @@ class _SynapticOfAlpha(_LearnsAlpha, Synaptic):  # type: ignore[misc]
 class _Fired:
     """What a layer handed on, and what it fired then, which `mem` does not say if there is noise."""
 
-    mem: Any  # a weak reference, or None in copies
-    u: Tensor
+    mem: Tensor | None  # in the memory of what was handed on; None in copies
+    u: Tensor  # its values then
     spikes: Tensor
 
 
@@ -143,7 +142,7 @@ class _Stepped(Adapter):
         neuron = self._potential
         if self.reset_delay and neuron.reset != "none" and (hasattr(neuron, "mode") or not neuron.detach_reset):
             fired = spikes.detach() if neuron.detach_reset else spikes
-            self._fired.append(_Fired(weakref.ref(self.mem), u.detach(), fired.clone()))
+            self._fired.append(_Fired(self.mem.detach(), u.detach(), fired.clone()))
         return spikes, other
 
     def _after_reset(self, mem: Tensor) -> Tensor:
@@ -176,12 +175,12 @@ class _Stepped(Adapter):
         """What was fired when this was handed on, or something of which it is a copy or the first part; or None."""
         # By its values, as `mem.data.zero_()` would go unnoticed.
         same = []
-        for fired in self._fired:
-            u = fired.u[: len(mem)]
-            if u.shape == mem.shape and torch.equal(u.to(mem), mem):
-                if fired.mem is not None and fired.mem() is mem:
-                    return fired.spikes
+        for fired in reversed(self._fired):
+            u = fired.u[: len(mem)].to(mem)
+            if torch.equal(u, mem) or torch.equal(u.nan_to_num(), mem.nan_to_num()):
                 same.append(fired.spikes[: len(mem)])
+                if fired.mem is not None and fired.mem.data_ptr() == mem.data_ptr():
+                    return same[-1]
         if not same or any(not torch.equal(one, same[0]) for one in same) or not mem.any():  # zeros: a new start
             return None
         return same[0]

@@ -274,13 +274,19 @@ def test_with_noise_a_state_from_elsewhere_is_refused():
         ours(x, 1.1 * mem)
 
 
+def test_with_noise_nan_is_handed_on():
+    ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(0.3))
+    _, mem = ours(torch.full((3, 50), torch.nan))
+    assert ours(torch.rand(3, 50), mem)[1].isnan().all()
+
+
 def test_zeros_are_a_new_start_though_neurons_fired_at_a_potential_of_0():
     ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(3.0), placement="escape")
     nothing = torch.zeros(3, 50)
     spikes, mem = ours(nothing)
     assert spikes.any() and not mem.any()
     with noiseless(ours):
-        assert torch.allclose(ours(nothing, mem)[1], -spikes) and not ours(nothing, nothing)[1].any()
+        assert torch.allclose(ours(nothing, mem.detach())[1], -spikes) and not ours(nothing, nothing)[1].any()
         mem.data.fill_(0.5)
         assert torch.allclose(ours(nothing, mem)[1], 0.8 * mem)
 
