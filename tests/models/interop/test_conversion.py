@@ -85,6 +85,12 @@ def test_what_is_not_a_step_is_refused(function):
         observe(function)
 
 
+def test_the_factor_of_a_surrogate_is_saved():
+    neurons = [LIF(Weighted(Gaussian(0.3), factor)) for factor in (2.0, 9.0)]
+    with pytest.warns(UserWarning, match=r"surrogate=9 \* Gaussian\(0.3, 0\) were loaded into neurons with surrogate=2"):
+        neurons[0].load_state_dict(neurons[1].state_dict())
+
+
 @pytest.mark.parametrize("law", [DoubleExponential, FastSigmoid])
 def test_laws_of_surrogates_are_laws(law):
     law, x = law(0.7), torch.linspace(-4, 4, 81, dtype=torch.float64, requires_grad=True)
