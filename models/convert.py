@@ -13,15 +13,17 @@ from .deploy import unwrapped_copy
 from .layers import MakeNeuron, check_timesteps
 from .neurons import IF
 from .parameters import ArgumentError
-from .tracing import OverTime, Site, is_neuron, traced
+from .tracing import OverTime, Site, function_of, is_known, is_neuron, of_input, path_of, plain_name, traced
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 # By the names of their functions: nn.LeakyReLU is F.leaky_relu, torch.leaky_relu_ and more.
 ACTIVATIONS: dict[str, type[nn.Module]] = {name.lower(): getattr(activations, name) for name in activations.__all__}
-CLAMPS = ("clamp", "clampmin", "clampmax", "clip", "maximum")  # rectifiers in disguise
+POINTWISE = (  # rectifiers in disguise, and other functions of single values
+    "clamp", "clampmin", "clampmax", "clip", "maximum", "minimum", "where", "maskedfill", "heaviside", "gt", "ge", "lt",
+    "le", "greater", "less", "abs", "absolute", "sign", "exp", "expm1", "erf", "erfc", "sin", "cos", "pow", "square",
+)  # fmt: skip
 COMPARISONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)  # these stay, as pooling does
 OPAQUE = ("torch.nn.modules.rnn", "torch.nn.modules.transformer")  # layers with activations inside
-KNOWN = ("torch", "_operator", "builtins", "math")  # functions from elsewhere may have activations inside
 MAX_POOLS = tuple(f"{kind}maxpool{count}d" for kind in ("", "adaptive") for count in (1, 2, 3))
 Classes = tuple[type[nn.Module], ...]
 
@@ -127,12 +129,13 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
     """The calls of the activations to be replaced, and their classes; ArgumentError if others are in the way."""
     found: dict[fx.Node, type[nn.Module]] = {}
     others: dict[str, list[str]] = {}
+    of_tensors = set(of_input(graph))
     for node in graph.nodes:
-        kind = _kind(net, node, replace)
+        kind = _kind(net, node, replace, node in of_tensors)
         if isinstance(kind, type) and issubclass(kind, replace):
             found[node] = kind
         elif kind is not None:
-            others.setdefault(getattr(kind, "__name__", str(kind)), []).append(_path(node))
+            others.setdefault(getattr(kind, "__name__", str(kind)), []).append(path_of(node))
     if others:
         listed = [f"{kind} ({len(paths)}, the first at {paths[0]!r})" for kind, paths in others.items()]
         raise ArgumentError(
@@ -144,7 +147,7 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
     return found
 
 
-def _kind(net: nn.Module, node: fx.Node, replace: Classes) -> type[nn.Module] | str | None:
+def _kind(net: nn.Module, node: fx.Node, replace: Classes, is_of_input: bool) -> type[nn.Module] | str | None:
     """The class of the activation that a node calls, or the name of what may have one inside; None for the rest."""
     if node.op == "call_module":
         module = net.get_submodule(str(node.target))
@@ -153,14 +156,17 @@ def _kind(net: nn.Module, node: fx.Node, replace: Classes) -> type[nn.Module] | 
         if is_activation or isinstance(module, replace) or home in OPAQUE or is_neuron(module):
             return type(module)
     if node.op in ("call_function", "call_method"):
-        name = _plain(_function(node))
+        name = plain_name(function_of(node))
         if name in ACTIVATIONS:
             return None if issubclass(ACTIVATIONS[name], COMPARISONS) else ACTIVATIONS[name]
-        home = getattr(node.target, "__module__", None) or "torch"
-        is_known = home.partition(".")[0] in KNOWN or isinstance(node.target, type)  # a class: a tuple of outputs
-        if name in CLAMPS or not is_known:
-            return _function(node)
+        is_pointwise = name in POINTWISE or (name in ("max", "min") and _is_of_two(node))
+        if (is_pointwise and is_of_input) or not is_known(node):
+            return function_of(node)
     return None
+
+
+def _is_of_two(node: fx.Node) -> bool:
+    return "other" in node.kwargs or any(isinstance(value, fx.Node) for value in node.args[1:])
 
 
 def _max_pools(net: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[..., Any]]:
@@ -169,9 +175,9 @@ def _max_pools(net: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[..., A
     for node in graph.nodes:
         if node.op == "call_module":
             module = net.get_submodule(str(node.target))
-            if _plain(type(module).__name__) in MAX_POOLS:
+            if plain_name(type(module).__name__) in MAX_POOLS:
                 found[node] = module
-        elif node.op == "call_function" and _plain(_function(node)) in MAX_POOLS:
+        elif node.op == "call_function" and plain_name(function_of(node)) in MAX_POOLS:
             options = {name: value for name, value in node.kwargs.items() if name != "input"}
             found[node] = functools.partial(_pooled, node.target, node.args[1:], options)
     return found
@@ -181,29 +187,11 @@ def _pooled(function: Callable[..., Any], args: tuple[Any, ...], options: dict[s
     return function(x, *args, **options)
 
 
-def _function(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
-    return node.target if isinstance(node.target, str) else node.target.__name__
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
-def _path(node: fx.Node) -> str:
-    """The name of the module that a node calls; for a function, below the module whose `forward` calls it."""
-    if node.op == "call_module":
-        return str(node.target)
-    owners = node.meta.get("nn_module_stack")
-    owner = next(reversed(owners.values()))[0] if owners else ""
-    return f"{owner}.{_function(node).strip('_')}".lstrip(".")
-
-
 def _sites(net: nn.Module, calls: Iterable[fx.Node]) -> list[Site]:
     """The calls with a name for each: that of the module that is called, unless it was before; else a new one."""
     found: dict[str, Site] = {}
     for node in calls:
-        path = _path(node)
+        path = path_of(node)
         for name in itertools.chain([path], (f"{path}_{number}" for number in itertools.count(2))):
             owner, _, own = name.rpartition(".")
             is_module = node.op == "call_module" and name == path
@@ -216,7 +204,7 @@ def _sites(net: nn.Module, calls: Iterable[fx.Node]) -> list[Site]:
 def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return getattr(net.get_submodule(str(node.target)), "inplace", False)
-    return _function(node).endswith("_") or any(value is True for value in (*node.args, node.kwargs.get("inplace")))
+    return function_of(node).endswith("_") or any(value is True for value in (*node.args, node.kwargs.get("inplace")))
 
 
 def _check_modes(net: nn.Module, sites: dict[bool, list[Site]]) -> None:
