@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 from torch.nn.modules import activation as activations
@@ -25,6 +25,10 @@ POINTWISE = (  # rectifiers in disguise, and other functions of single values
 COMPARISONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)  # these stay, as pooling does
 OPAQUE = ("torch.nn.modules.rnn", "torch.nn.modules.transformer")  # layers with activations inside
 MAX_POOLS = tuple(f"{kind}maxpool{count}d" for kind in ("", "adaptive") for count in (1, 2, 3))
+OTHER_MAXIMA = (
+    *(f"{name}withindices" for name in MAX_POOLS), "max", "min", "amax", "amin", "aminmax", "topk", "median",
+    "fractionalmaxpool2d", "fractionalmaxpool3d", "lppool1d", "lppool2d", "lppool3d",
+)  # fmt: skip
 Classes = tuple[type[nn.Module], ...]
 
 
@@ -170,16 +174,23 @@ def _is_of_two(node: fx.Node) -> bool:
 
 
 def _max_pools(net: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[..., Any]]:
-    """The calls of max pooling, and the pools."""
+    """The calls of max pooling, and the pools; ArgumentError for maxima that are taken in another way."""
     found: dict[fx.Node, Callable[..., Any]] = {}
-    for node in graph.nodes:
+    for node in of_input(graph):
         if node.op == "call_module":
-            module = net.get_submodule(str(node.target))
-            if plain_name(type(module).__name__) in MAX_POOLS:
-                found[node] = module
-        elif node.op == "call_function" and plain_name(function_of(node)) in MAX_POOLS:
-            options = {name: value for name, value in node.kwargs.items() if name != "input"}
-            found[node] = functools.partial(_pooled, node.target, node.args[1:], options)
+            module: Any = net.get_submodule(str(node.target))
+            name = plain_name(type(module).__name__)
+            pool, is_other = module, getattr(module, "return_indices", False) or name in OTHER_MAXIMA
+        elif node.op in ("call_function", "call_method"):
+            name, target = plain_name(function_of(node)), cast("Callable[..., Any]", node.target)
+            options = {key: value for key, value in node.kwargs.items() if key != "input"}
+            pool, is_other = functools.partial(_pooled, target, node.args[1:], options), name in OTHER_MAXIMA
+        else:
+            continue
+        if is_other:
+            raise ArgumentError(f"{path_of(node)!r} cannot be calibrated: only max pools without indices can")
+        if name in MAX_POOLS:
+            found[node] = pool
     return found
 
 

@@ -190,7 +190,7 @@ def _mixes_samples(net: nn.Module, node: fx.Node) -> bool:
         first: Any = index[0] if isinstance(index, tuple) and index else index
         return not _gives_several(net, node.args[0]) and first is not Ellipsis and first != slice(None)
     if name == "getattr":
-        return node.args[1] == "T"
+        return bool(node.args[1] == "T")
     if name == "permute":
         return _listed(node.args[1:] or node.kwargs["dims"])[0] != 0
     place, usual = DIMENSIONS_OF.get(name, (slice(0), None))

@@ -717,3 +717,28 @@ def test_time_first_says_what_is_missing():
 def test_a_stream_of_a_network_over_time_has_time():
     with pytest.raises(ValueError, match="Convolutional runs over time: give Stream time_first=True"):
         Stream(converted(), time_first=False)(images()[0])
+
+
+class Maximum(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+OTHER_MAXIMA = {
+    "indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    "module": nn.Sequential(nn.MaxPool2d(2, return_indices=True)),
+    "amax": lambda x: x.unfold(2, 2, 2).amax(-1),
+    "max": lambda x: x.max(-1).values,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MAXIMA)
+def test_other_maxima_are_not_calibrated(name):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    net.append(OTHER_MAXIMA[name] if name == "module" else Maximum(OTHER_MAXIMA[name]))
+    with pytest.raises(ValueError, match=r"'2\.\w+' cannot be calibrated: only max pools without indices can"):
+        convert(net, calibrate=[torch.rand(2, 1, 8, 8)])

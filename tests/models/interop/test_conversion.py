@@ -87,9 +87,7 @@ def test_what_is_not_a_step_is_refused(function):
 
 def test_the_factor_of_a_surrogate_is_saved():
     neurons = [LIF(Weighted(Gaussian(0.3), factor)) for factor in (2.0, 9.0)]
-    with pytest.warns(
-        UserWarning, match=r"=9 \* Gaussian\(0.3, 0\) were loaded into neurons with surrogate=2"
-    ):
+    with pytest.warns(UserWarning, match=r"=9 \* Gaussian\(0.3, 0\) were loaded into neurons with surrogate=2"):
         neurons[0].load_state_dict(neurons[1].state_dict())
 
 
