@@ -168,6 +168,8 @@ def _check_layers(net: nn.Module) -> None:
             raise RuntimeError(f"{layer} normalises by the statistics of all steps at once: {way_out}")
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise RuntimeError(f"{layer} has a state over time, which a Stream does not keep")
+        if hasattr(module, "of_library"):
+            raise RuntimeError(f"{layer} is called as a neuron of another library, and keeps its state itself")
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise RuntimeError(f"{layer} is compiled: give a Stream the network without torch.compile")
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..deploy import deep_copy
+from ..functional import PLACEMENTS, check_choice
 from ..modes import noiseless
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
@@ -84,6 +86,7 @@ def convert(
     Raises:
         ArgumentError: if there is no neuron of these libraries, or none that has an exact equal.
     """
+    check_choice("placement", placement, PLACEMENTS)
     report = Report()
     converted = _copy(net)
     made: dict[nn.Module, nn.Module] = {}
@@ -104,7 +107,7 @@ def convert(
         converted = _replace(converted, name, made[module])
     _replace_in_attributes(converted, made, report)
     if not report.replaced:
-        reasons = "".join(f"; {name}: {reason}" for name, reason in report.skipped.items())
+        reasons = "".join(f"; {name or 'it'}: {reason}" for name, reason in report.skipped.items())
         raise ArgumentError(f"there is no neuron of {', '.join(PEERS)} in the network that can be converted{reasons}")
     if verify is not None:
         report.mismatches = _compare(_copy(net), converted, report.replaced, verify)
@@ -128,13 +131,7 @@ def _peer_of(module: nn.Module) -> Peer | None:
 
 def _copy(net: nn.Module) -> nn.Module:
     """A copy whose neurons are at rest."""
-    try:
-        twin = copy.deepcopy(net)
-    except RuntimeError as error:
-        raise ArgumentError(
-            "the network cannot be copied; reset its neurons first, by functional.reset_net(net) of SpikingJelly, "
-            f"utils.reset(net) of snnTorch or sinabs.reset_states(net): {error}"
-        ) from error
+    twin = deep_copy(net)
     libraries = {kind.__module__.split(".")[0] for module in net.modules() for kind in type(module).__mro__}
     for library in libraries.intersection(PEERS):
         load(library).reset(twin)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..checkpointing import is_checkpointed
 from ..composed import AdaptiveLIF, Recurrent, Synaptic
-from ..functional import value_over
+from ..functional import PLACEMENTS, check_choice, value_over
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
@@ -70,6 +70,7 @@ def build(
     Raises:
         NotMapped: if the function is not a step, or if no law has its gradient and there is no noise.
     """
+    check_choice("placement", placement, PLACEMENTS)
     firing = observe(function)
     if firing.at_threshold:
         threshold, rest = settings["threshold"], settings.get("v_leak", 0.0)

@@ -306,6 +306,9 @@ def _refuse(leaky: Any) -> None:
         "its reset discards the input of the next step, too": (
             reset == "zero" and delay and type(leaky) is not theirs.Leaky
         ),
+        "its threshold is infinite, and cannot be subtracted": (
+            reset == "subtract" and bool(leaky.threshold.isinf().any())
+        ),
         "with a beta of 0, its reset is all that is left of a spike": (
             reset == "subtract" and bool((leaky.beta <= 0).any())
         ),

@@ -56,7 +56,12 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
     graph = fx.GraphModule(net, _Tracer().trace(net, fixed))
     with torch.no_grad():
         ShapeProp(graph).propagate(sample, *fixed.values())
-    return _Writer(graph, dt).graph()
+    try:
+        return _Writer(graph, dt).graph()
+    except ArgumentError:
+        raise
+    except ValueError as error:  # of nir, where shapes do not fit its rules, as of convolutions with groups
+        raise ArgumentError(f"nir cannot describe the network: {error}") from error
 
 
 class _Tracer(fx.Tracer):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+import models
 from models import (
     LIF,
     AdaptiveLIF,
@@ -18,11 +19,13 @@ from models import (
     Gaussian,
     Logistic,
     Recurrent,
+    Stream,
     Synaptic,
     Triangular,
     Uniform,
     checkpoint,
     interop,
+    plain,
 )
 from models.interop.surrogates import DoubleExponential, FastSigmoid, Weighted, observe
 
@@ -132,8 +135,29 @@ def test_a_network_that_has_just_run_must_be_reset():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
     net = nn.Sequential(nn.Linear(3, 3), neuron.LIFNode())
     net(torch.rand(2, 3))
-    with pytest.raises(ValueError, match=r"reset its neurons first, by functional.reset_net\(net\)"):
+    with pytest.raises(ValueError, match=r"a state that was not reset \(functional.reset_net\(net\)"):
         interop.convert(net)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+def test_arguments_and_networks_that_do_not_do():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    net, sample = nn.Sequential(nn.Linear(3, 3), neuron.IFNode()), torch.rand(2, 3)
+    for convert, one in ((interop.convert, net), (interop.spikingjelly.from_lifnode, net[1])):
+        with pytest.raises(ValueError, match="placement must be one of"):
+            convert(one, placement="bla")
+    with pytest.raises(ValueError, match="the network fails on `verify`, which is its one argument or a tuple"):
+        interop.convert(net, verify=[sample])
+    converted, _ = interop.convert(net)
+    with pytest.raises(RuntimeError, match="is called as a neuron of another library, and keeps its state itself"):
+        Stream(converted)(sample)
+    converted(sample)
+    with pytest.raises(ValueError, match="or a state that was not reset"):
+        plain(converted)
+    net[0] = nn.utils.weight_norm(net[0])
+    for convert in (interop.convert, functools.partial(models.convert, neuron=LIF)):
+        with pytest.raises(ValueError, match="a weight of the old torch.nn.utils.weight_norm"):
+            convert(net)
 
 
 class Lists(nn.Module):

@@ -391,6 +391,7 @@ def test_the_network_of_tutorial_5_is_converted(hidden):
         (lambda: snn.Leaky(0.9, graded_spikes_factor=2.0), "graded"),
         (lambda: snn.Leaky(0.9, state_quant=lambda mem: mem), "quantised"),
         (lambda: snn.Leaky(0.0), "beta of 0"),
+        (lambda: snn.Leaky(0.9, threshold=float("inf")), "its threshold is infinite"),
         (lambda: snn.Leaky(0.9, spike_grad=surrogate.straight_through_estimator()), "no noise law"),
         (lambda: snn.Leaky(0.9, reset_mechanism="zero", reset_delay=False, threshold=-1.0), "threshold below 0"),
         (lambda: snn.Leaky(torch.rand(3, 4)), "beta has shape"),
