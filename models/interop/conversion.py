@@ -70,7 +70,8 @@ def convert(
 ) -> tuple[nn.Module, Report]:
     """A copy of a network of SpikingJelly, snnTorch, norse or sinabs, whose neurons are those of this package.
 
-    Each layer is called as before, and its hooks stay. Inside `models.noiseless`, it fires as before, but for rounding.
+    Each layer is called as before, and the hooks on its calls stay. Inside `models.noiseless`, it fires as before, but
+    for rounding.
 
     Args:
         net: the network, which does not change; its neurons must be reset. It may have neurons of several libraries.

@@ -145,7 +145,8 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
         with torch.no_grad():
             neuron.decay_logit.fill_(-node.w.item())  # 1 - sigmoid(w)
         neuron.decay_logit.requires_grad_(node.w.requires_grad)
-    return _KINDS[type(node)](neuron.to(device_of(node)).train(node.training), node.step_mode, node.store_v_seq)
+    made = _KINDS[type(node)](neuron.to(device_of(node)), node.step_mode, node.store_v_seq)
+    return made.train(node.training)
 
 
 _DECAY: dict[type, Any] = {

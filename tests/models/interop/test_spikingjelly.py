@@ -218,5 +218,9 @@ def test_a_noisy_neuron_learns_its_decay_where_the_original_does():
     assert ours.neuron.decay_logit.grad.abs() > 0 and torch.allclose(ours.neuron.decay_logit, -node.w)
 
 
+def test_the_mode_stays():
+    assert not any(module.training for module in from_lifnode(neuron.IFNode().eval()).modules())
+
+
 def test_without_noise_the_neuron_is_deterministic():
     assert type(from_lifnode(neuron.LIFNode()).neuron) is LIF
