@@ -8,11 +8,11 @@ from typing import Any, cast
 from torch import fx, nn
 from torch.nn.modules import activation as activations
 
-from .calibration import Balanced, MaxOfSums, Recorder, device_of, scales
+from .calibration import Balanced, MaxOfSums, Recorder, scales
 from .deploy import unwrapped_copy
 from .layers import MakeNeuron, check_timesteps
 from .neurons import IF
-from .parameters import ArgumentError
+from .parameters import ArgumentError, device_of
 from .tracing import OverTime, Site, function_of, is_known, is_neuron, of_input, path_of, plain_name, traced
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)

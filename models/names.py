@@ -38,7 +38,7 @@ class BothNames(MetaPathFinder, Loader):
         parent = fullname.rpartition(".")[0]
         stands_in = isinstance(getattr(sys.modules.get(parent), "__loader__", None), BothNames)
         others = {*NAMES, "crits"} - {__package__, CRITS.get(str(__package__), "crits")}
-        if not (stands_in if parent else fullname in others):
+        if not stands_in and fullname not in others:
             return None
         original = importlib.util.find_spec(_name_here(fullname))
         if original is None:

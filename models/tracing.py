@@ -69,7 +69,7 @@ class OverTime(nn.Module):
         return self._code[self.training](self, x, (timesteps, x.shape[0]), True)
 
     def _timesteps_of(self, x: Tensor) -> int | None:
-        """For how many steps to show samples; None for a sequence; ArgumentError for what is neither."""
+        """The number of steps for which to show samples; None if `x` is a sequence; ArgumentError if it is neither."""
         if x.dim() in self._dimensions and self._timesteps is not None:
             return self._timesteps
         if x.dim() - 1 not in self._dimensions:
@@ -121,7 +121,7 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
     first, *others = inspect.signature(net.forward).parameters.values()
     for argument in (first, *others):
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
-            raise ArgumentError(f"{name}.forward must name its arguments, has {argument}")
+            raise ArgumentError(f"{name}.forward must name its arguments; it has {argument}")
         if argument is not first and argument.default is argument.empty:
             raise ArgumentError(f"{name} takes several inputs: {first.name}, {argument.name}")
     defaults = {argument.name: argument.default for argument in others}

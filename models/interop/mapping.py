@@ -135,10 +135,3 @@ def after_reset(neuron: SpikingNeuron, u: Tensor, spikes: Tensor) -> Tensor:
 def learnt_like(parameter: Tensor) -> nn.Parameter:
     """A parameter of its own that starts from the value of another one."""
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-
-
-def device_of(module: nn.Module) -> torch.device | None:
-    """The device of the first parameter or buffer; None if there is none."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return None

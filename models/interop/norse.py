@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..composed import Synaptic
 from ..noise import NoiseLaw
-from ..parameters import ArgumentError
-from .mapping import Adapter, build, device_of, value_of
+from ..parameters import ArgumentError, device_of
+from .mapping import Adapter, build, value_of
 from .surrogates import NotMapped
 
 

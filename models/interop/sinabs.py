@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
-from ..parameters import ArgumentError
-from .mapping import Adapter, build, check_state, device_of, learnt_like, value_of
+from ..parameters import ArgumentError, device_of
+from .mapping import Adapter, build, check_state, learnt_like, value_of
 from .surrogates import NotMapped
 
 

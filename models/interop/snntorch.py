@@ -13,13 +13,12 @@ from ..base import SpikingNeuron
 from ..composed import Recurrent, Synaptic
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
-from ..parameters import ArgumentError
+from ..parameters import ArgumentError, device_of
 from .mapping import (
     Adapter,
     after_reset,
     build,
     check_state,
-    device_of,
     learnt_like,
     value_of,
 )
@@ -88,7 +87,7 @@ class _SynapticOfAlpha(_LearnsAlpha, Synaptic):  # type: ignore[misc]
 
 @dataclasses.dataclass
 class _Fired:
-    """What a layer handed on, and what it fired then, which `mem` does not say if there is noise."""
+    """What a layer handed on, and the spikes that it had fired: with noise, `mem` does not show them."""
 
     mem: Tensor | None  # in the memory of what was handed on; None in copies
     u: Tensor  # its values then
@@ -103,6 +102,7 @@ class _Stepped(Adapter):
         "alpha", "beta", "threshold", "spike_grad", "surrogate_disable", "inhibition", "reset_mechanism", "state_quant",
         "graded_spikes_factor", "recurrent", "V",
     )  # fmt: skip
+    other: str | None = None  # the state beside `mem`
     around: type | None = None  # what the neuron with the potential must be inside of
 
     def __init__(
@@ -133,8 +133,8 @@ class _Stepped(Adapter):
     def _advance(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One step: sets `mem`, and returns the spikes and the next state beside `mem`, if there is one."""
         self._check_call(x)
-        v = self._after_reset(self.mem if self.mem.shape == x.shape else torch.zeros_like(x))
-        state = v if other is None else (other if other.shape == x.shape else torch.zeros_like(x), v)
+        v = self._after_reset(_fitting(self.mem, x))
+        state = v if other is None else (_fitting(other, x), v)
         spikes, state, u = self.neuron.run(x.unsqueeze(0), state, potentials=True)
         spikes, u = spikes.squeeze(0), u.squeeze(0)
         other, v = (None, state) if other is None else (state[0].clone(), state[1])
@@ -172,7 +172,7 @@ class _Stepped(Adapter):
             )
 
     def _spikes_of(self, mem: Tensor) -> Tensor | None:
-        """What was fired when this was handed on, or something of which it is a copy or the first part; or None."""
+        """The spikes fired at what was handed on, `mem` being that, a copy or the first part of it; None if unknown."""
         # By its values, as `mem.data.zero_()` would go unnoticed.
         same = []
         for fired in reversed(self._fired):
@@ -189,12 +189,26 @@ class _Stepped(Adapter):
         copies = [_Fired(None, fired.u, fired.spikes.detach()) for fired in self._fired]
         return {**vars(self), "_fired": deque(copies, maxlen=2)}
 
-    def _refuse_state(self, *states: Tensor | None) -> None:
-        if self.init_hidden and any(state is not None for state in states):
-            raise TypeError("states cannot be passed as arguments while `init_hidden=True`")
+    def _step(self, x: Tensor, mem: Tensor | None, other: Tensor | None = None) -> Tensor:
+        """One step, from the states that are given, or else kept."""
+        for name, state in {"mem": mem, self.other: other}.items():
+            if state is not None and self.init_hidden:
+                raise TypeError("states cannot be passed as arguments while `init_hidden=True`")
+            if state is not None:
+                setattr(self, str(name), state)
+        if self.other is None:
+            return self._advance(x, None)[0]
+        spikes, state = self._advance(x, getattr(self, self.other))
+        setattr(self, self.other, state)
+        return spikes
 
     def extra_repr(self) -> str:
         return f"init_hidden={self.init_hidden}, output={self.output}, reset_delay={self.reset_delay}"
+
+
+def _fitting(state: Tensor, x: Tensor) -> Tensor:
+    """A state, or zeros where the input has another shape."""
+    return state if state.shape == x.shape else torch.zeros_like(x)
 
 
 class Layer(_Stepped, theirs.Leaky):
@@ -209,10 +223,7 @@ class Layer(_Stepped, theirs.Leaky):
     """
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        self._refuse_state(mem)
-        if mem is not None:
-            self.mem = mem
-        spikes, _ = self._advance(input_, None)
+        spikes = self._step(input_, mem)
         return spikes if self.init_hidden and not self.output else (spikes, self.mem)
 
 
@@ -220,17 +231,11 @@ class SynapticLayer(_Stepped, theirs.Synaptic):
     """A `models.Synaptic` that is called as snnTorch's `Synaptic`; see `Layer`."""
 
     syn: Tensor
+    other = "syn"
     around = Synaptic
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        self._refuse_state(syn, mem)
-        if syn is not None:
-            self.syn = syn
-        if mem is not None:
-            self.mem = mem
-        spikes, state = self._advance(input_, self.syn)
-        assert state is not None
-        self.syn = state
+        spikes = self._step(input_, mem, syn)
         return spikes if self.init_hidden and not self.output else (spikes, self.syn, self.mem)
 
 
@@ -238,17 +243,11 @@ class RecurrentLayer(_Stepped, theirs.RLeaky):
     """A `models.Recurrent` that is called as snnTorch's `RLeaky`; see `Layer`."""
 
     spk: Tensor
+    other = "spk"
     around = Recurrent
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        self._refuse_state(spk, mem)
-        if spk is not None:
-            self.spk = spk
-        if mem is not None:
-            self.mem = mem
-        spikes, state = self._advance(input_, self.spk)
-        assert state is not None
-        self.spk = state
+        spikes = self._step(input_, mem, spk)
         return spikes if self.init_hidden and not self.output else (spikes, self.mem)
 
 

@@ -12,8 +12,8 @@ from ..base import SpikingNeuron
 from ..contexts import calling
 from ..neurons import LIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from ..noise import NoiseLaw
-from ..parameters import ArgumentError
-from .mapping import Adapter, after_reset, build, check_state, device_of
+from ..parameters import ArgumentError, device_of
+from .mapping import Adapter, after_reset, build, check_state
 from .surrogates import NotMapped
 
 if not hasattr(base.MemoryModule, "functional_forward"):
@@ -124,8 +124,9 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
     Raises:
         NotMapped: if no neuron of this package is exactly the same.
     """
-    if type(node) not in _DECAY:
-        raise NotMapped(f"{type(node).__name__} is not one of {', '.join(kind.__name__ for kind in _DECAY)}")
+    if type(node) not in _KINDS:
+        raise NotMapped(f"{type(node).__name__} is not one of {', '.join(kind.__name__ for kind in _KINDS)}")
+    kind, decay_of = _KINDS[type(node)]
     hard = node.v_reset is not None
     rest = node.v_reset if hard else 0.0
     neuron: Any = build(
@@ -134,7 +135,7 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
         placement,
         kinds=(ParametricLIF, NoisyParametricLIF) if type(node) is theirs.ParametricLIFNode else (LIF, NoisyLIF),
         threshold=node.v_threshold,
-        decay=_DECAY[type(node)](node),
+        decay=decay_of(node),
         reset="zero" if hard else "subtract",
         v_reset=rest,
         v_leak=rest,
@@ -145,21 +146,14 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
         with torch.no_grad():
             neuron.decay_logit.fill_(-node.w.item())  # 1 - sigmoid(w)
         neuron.decay_logit.requires_grad_(node.w.requires_grad)
-    made = _KINDS[type(node)](neuron.to(device_of(node)), node.step_mode, node.store_v_seq)
+    made = kind(neuron.to(device_of(node)), node.step_mode, node.store_v_seq)
     return made.train(node.training)
 
 
-_DECAY: dict[type, Any] = {
-    theirs.LIFNode: lambda node: 1 - 1 / node.tau,
-    theirs.IFNode: lambda node: 1.0,
-    theirs.ParametricLIFNode: lambda node: torch.sigmoid(-node.w.detach()).item(),
-}
-
-
-_KINDS: dict[type, type[Node]] = {
-    theirs.LIFNode: _LIFNode,
-    theirs.IFNode: _IFNode,
-    theirs.ParametricLIFNode: _ParametricLIFNode,
+_KINDS: dict[type, tuple[type[Node], Any]] = {  # what a node becomes, and its decay
+    theirs.LIFNode: (_LIFNode, lambda node: 1 - 1 / node.tau),
+    theirs.IFNode: (_IFNode, lambda node: 1.0),
+    theirs.ParametricLIFNode: (_ParametricLIFNode, lambda node: torch.sigmoid(-node.w.detach()).item()),
 }
 
 

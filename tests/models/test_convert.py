@@ -365,7 +365,7 @@ class ViewInPlace(nn.Module):
     [
         (Branching(), "torch.fx cannot follow Branching.forward in training mode: symbolically traced variables"),
         (TwoInputs(), "TwoInputs takes several inputs: x, y"),
-        (Rest(), r"Rest.forward must name its arguments, has \*rest"),
+        (Rest(), r"Rest.forward must name its arguments; it has \*rest"),
         (ByMode(), "other activations are called in training than in evaluation mode by 'ByMode'"),
         (ViewInPlace(), "the result of 'relu' is not used, so perhaps it changes a view in place"),
         (nn.Linear(3, 3), "Linear calls none of ReLU, ReLU6"),

@@ -124,8 +124,8 @@ def test_neurons_that_are_shared_stay_shared_and_differences_are_reported():
 
 def test_differences_are_counted(monkeypatch):
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
-    table = {**interop.spikingjelly._DECAY, neuron.LIFNode: lambda node: 0.9}
-    monkeypatch.setattr(interop.spikingjelly, "_DECAY", table)
+    table = {**interop.spikingjelly._KINDS, neuron.LIFNode: (interop.spikingjelly._LIFNode, lambda node: 0.9)}
+    monkeypatch.setattr(interop.spikingjelly, "_KINDS", table)
     _, report = interop.convert(neuron.LIFNode(step_mode="m", decay_input=False), verify=torch.rand(9, 5, 20))
     wrong, compared = report.mismatches[""]
     assert compared == 900 and wrong > 50
