@@ -39,11 +39,15 @@ class Adapter(nn.Module):
         self._refuse_checkpoint()
 
     def _refuse_checkpoint(self) -> None:
-        if self.keeps_state and not torch.compiler.is_compiling() and is_checkpointed():
+        if self.keeps_state and not torch.compiler.is_compiling() and self._runs_again():
             raise RuntimeError(
                 f"this {type(self).__name__} keeps a state, from which activation checkpointing would run it a second "
                 "time: leave it outside of the checkpoint, or call `neuron.run(x, state)` there, which takes the state"
             )
+
+    def _runs_again(self) -> bool:
+        """Whether the backward pass will run this call again, from whatever state is kept then."""
+        return is_checkpointed()
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -19,7 +19,7 @@ from .surrogates import NotMapped
 if not hasattr(base.MemoryModule, "functional_forward"):
     raise ImportError("SpikingJelly 2 or newer is needed")
 
-MEMOPT = "spikingjelly.activation_based.memopt.checkpointing"  # it runs layers a second time from the first state
+MEMOPT = "spikingjelly.activation_based.memopt.checkpointing"  # which runs layers again from the state that they had
 
 
 class Node(Adapter, theirs.BaseNode):
@@ -64,9 +64,9 @@ class Node(Adapter, theirs.BaseNode):
         self._refuse_checkpoint()
         return super().forward(*args, **kwargs)
 
-    def _refuse_checkpoint(self) -> None:
-        if not any(frame.f_globals.get("__name__") == MEMOPT for frame in calling(sys._getframe())):
-            super()._refuse_checkpoint()
+    def _runs_again(self) -> bool:
+        in_memopt = (frame.f_globals.get("__name__") == MEMOPT for frame in calling(sys._getframe()))
+        return super()._runs_again() and not any(in_memopt)
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any]:
         """The potential to start from; where the batch has another size than before, start from rest."""
