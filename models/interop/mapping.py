@@ -41,8 +41,8 @@ class Adapter(nn.Module):
     def _refuse_checkpoint(self) -> None:
         if self.keeps_state and not torch.compiler.is_compiling() and self._runs_again():
             raise RuntimeError(
-                f"this {type(self).__name__} keeps a state, from which activation checkpointing would run it a second "
-                "time: leave it outside of the checkpoint, or call `neuron.run(x, state)` there, which takes the state"
+                "this layer keeps a state, and activation checkpointing would run it a second time from a later one: "
+                "leave it outside of the checkpoint, or call `neuron.run(x, state)` there, which takes the state"
             )
 
     def _runs_again(self) -> bool:
@@ -57,7 +57,7 @@ class Adapter(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.of_library:
-            raise AttributeError(f"a {type(self).__name__} has no {name!r}; {SETTINGS}")
+            raise AttributeError(f"this layer has no {name!r}; {SETTINGS}")
         super().__setattr__(name, value)
 
 

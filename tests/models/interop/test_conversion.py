@@ -321,7 +321,7 @@ def test_layers_that_keep_a_potential_refuse_other_states(library, layer, name):
 def test_layers_that_keep_a_state_are_not_run_again_from_another(library, layer, run):
     pytest.importorskip(library, reason="it is not installed")
     made, x = getattr(getattr(interop, library), layer)(LIF()), torch.rand(3, 4, 5, requires_grad=True)
-    with pytest.raises(RuntimeError, match=f"this {layer} keeps a state, from which activation checkpointing"):
+    with pytest.raises(RuntimeError, match="this layer keeps a state, and activation checkpointing would"):
         run(made, x)
     spikes, _ = run(made.neuron.run, x, torch.rand(4, 5))
     spikes.sum().backward()
@@ -355,6 +355,6 @@ def test_a_setting_of_the_library_is_an_error_that_says_where_settings_are(libra
     assert not hasattr(made, name)
     with pytest.raises(AttributeError, match=f"{name}'; the settings are those of its `neuron`"):
         getattr(made, name)
-    with pytest.raises(AttributeError, match=f"a {layer} has no '{name}'; the settings are those of its `neuron`"):
+    with pytest.raises(AttributeError, match=f"this layer has no '{name}'; the settings are those of its `neuron`"):
         setattr(made, name, 0.5)
     made.neuron.threshold, made.name = 0.5, "first"
