@@ -59,7 +59,7 @@ def convert(
 
     Raises:
         ArgumentError: if other activations are in the way, if torch.fx cannot follow the network, if it has no
-            activation to replace, or if it cannot be calibrated.
+            activation to replace, if it works on dimension 0, that of the samples, or if it cannot be calibrated.
 
     Note:
         Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for image
@@ -101,7 +101,7 @@ def time_first(net: nn.Module) -> OverTime:
     `net`.
 
     Raises:
-        ArgumentError: if it has no neuron, or torch.fx cannot follow it.
+        ArgumentError: if it has no neuron, torch.fx cannot follow it, or it works on dimension 0, that of the samples.
     """
     sites = {}
     for mode in (True, False):

@@ -113,7 +113,7 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         leaves: classes of modules that it does not look into, besides neurons and the layers of PyTorch.
 
     Raises:
-        ArgumentError: if torch.fx cannot follow it, or it has several inputs.
+        ArgumentError: if torch.fx cannot follow it, it has several inputs, or it works on dimension 0.
     """
     name, mode = type(net).__name__, "training" if training else "evaluation"
     if isinstance(net, OverTime | SpikingNetwork):
