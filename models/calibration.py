@@ -1,6 +1,5 @@
 """From a trained rectifier network to spikes: what `models.convert` puts in the places of rectifiers and max pools."""
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from .contexts import STREAM
 from .kernels.common import arithmetic_dtype
 from .layers import over_time
-from .parameters import ArgumentError
+from .parameters import ArgumentError, device_of
 from .tracing import in_mode
 
 
@@ -107,8 +106,3 @@ def scales(net: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
                 raise ArgumentError(f"nothing to calibrate {name!r} with: the quantiles of all its channels are 0")
             found[name] = scale.clamp(min=0.1 * scale.max())  # a channel that is silent here need not always be
     return found
-
-
-def device_of(net: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer."""
-    return next((tensor.device for tensor in itertools.chain(net.parameters(), net.buffers())), torch.device("cpu"))

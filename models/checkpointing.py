@@ -92,6 +92,11 @@ def refuse_unkept_noise() -> None:
                 )
 
 
+def is_checkpointed() -> bool:
+    """Whether this runs inside activation checkpointing, of PyTorch or of this package."""
+    return any(frame.f_code.co_filename == torch_checkpoint.__file__ for frame in calling(sys._getframe()))
+
+
 def refuse_compiled_checkpoint() -> None:
     """Raise RuntimeError if a compiled checkpoint would redraw a block's noise from torch's default generator."""
     if not GENERATOR_BLOCKS.in_effect():

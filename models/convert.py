@@ -3,26 +3,32 @@
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 from torch.nn.modules import activation as activations
 
-from .calibration import Balanced, MaxOfSums, Recorder, device_of, scales
+from .calibration import Balanced, MaxOfSums, Recorder, scales
 from .deploy import unwrapped_copy
 from .layers import MakeNeuron, check_timesteps
 from .neurons import IF
-from .parameters import ArgumentError
-from .tracing import OverTime, Site, is_neuron, traced
+from .parameters import ArgumentError, device_of
+from .tracing import OverTime, Site, function_of, is_known, is_neuron, of_input, path_of, plain_name, traced
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 # By the names of their functions: nn.LeakyReLU is F.leaky_relu, torch.leaky_relu_ and more.
 ACTIVATIONS: dict[str, type[nn.Module]] = {name.lower(): getattr(activations, name) for name in activations.__all__}
-CLAMPS = ("clamp", "clampmin", "clampmax", "clip", "maximum")  # rectifiers in disguise
+POINTWISE = (  # rectifiers in disguise, and other functions of single values
+    "clamp", "clampmin", "clampmax", "clip", "maximum", "minimum", "where", "maskedfill", "heaviside", "gt", "ge", "lt",
+    "le", "greater", "less", "abs", "absolute", "sign", "exp", "expm1", "erf", "erfc", "sin", "cos", "pow", "square",
+)  # fmt: skip
 COMPARISONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)  # these stay, as pooling does
 OPAQUE = ("torch.nn.modules.rnn", "torch.nn.modules.transformer")  # layers with activations inside
-KNOWN = ("torch", "_operator", "builtins", "math")  # functions from elsewhere may have activations inside
 MAX_POOLS = tuple(f"{kind}maxpool{count}d" for kind in ("", "adaptive") for count in (1, 2, 3))
+OTHER_MAXIMA = (
+    *(f"{name}withindices" for name in MAX_POOLS), "max", "min", "amax", "amin", "aminmax", "topk", "median",
+    "fractionalmaxpool2d", "fractionalmaxpool3d", "lppool1d", "lppool2d", "lppool3d",
+)  # fmt: skip
 Classes = tuple[type[nn.Module], ...]
 
 
@@ -53,7 +59,7 @@ def convert(
 
     Raises:
         ArgumentError: if other activations are in the way, if torch.fx cannot follow the network, if it has no
-            activation to replace, or if it cannot be calibrated.
+            activation to replace, if it works on dimension 0, that of the samples, or if it cannot be calibrated.
 
     Note:
         Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for image
@@ -95,7 +101,7 @@ def time_first(net: nn.Module) -> OverTime:
     `net`.
 
     Raises:
-        ArgumentError: if it has no neuron, or torch.fx cannot follow it.
+        ArgumentError: if it has no neuron, torch.fx cannot follow it, or it works on dimension 0, that of the samples.
     """
     sites = {}
     for mode in (True, False):
@@ -127,12 +133,13 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
     """The calls of the activations to be replaced, and their classes; ArgumentError if others are in the way."""
     found: dict[fx.Node, type[nn.Module]] = {}
     others: dict[str, list[str]] = {}
+    of_tensors = set(of_input(graph))
     for node in graph.nodes:
-        kind = _kind(net, node, replace)
+        kind = _kind(net, node, replace, node in of_tensors)
         if isinstance(kind, type) and issubclass(kind, replace):
             found[node] = kind
         elif kind is not None:
-            others.setdefault(getattr(kind, "__name__", str(kind)), []).append(_path(node))
+            others.setdefault(getattr(kind, "__name__", str(kind)), []).append(path_of(node))
     if others:
         listed = [f"{kind} ({len(paths)}, the first at {paths[0]!r})" for kind, paths in others.items()]
         raise ArgumentError(
@@ -144,7 +151,7 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
     return found
 
 
-def _kind(net: nn.Module, node: fx.Node, replace: Classes) -> type[nn.Module] | str | None:
+def _kind(net: nn.Module, node: fx.Node, replace: Classes, is_of_input: bool) -> type[nn.Module] | str | None:
     """The class of the activation that a node calls, or the name of what may have one inside; None for the rest."""
     if node.op == "call_module":
         module = net.get_submodule(str(node.target))
@@ -153,27 +160,37 @@ def _kind(net: nn.Module, node: fx.Node, replace: Classes) -> type[nn.Module] | 
         if is_activation or isinstance(module, replace) or home in OPAQUE or is_neuron(module):
             return type(module)
     if node.op in ("call_function", "call_method"):
-        name = _plain(_function(node))
+        name = plain_name(function_of(node))
         if name in ACTIVATIONS:
             return None if issubclass(ACTIVATIONS[name], COMPARISONS) else ACTIVATIONS[name]
-        home = getattr(node.target, "__module__", None) or "torch"
-        is_known = home.partition(".")[0] in KNOWN or isinstance(node.target, type)  # a class: a tuple of outputs
-        if name in CLAMPS or not is_known:
-            return _function(node)
+        is_pointwise = name in POINTWISE or (name in ("max", "min") and _is_of_two(node))
+        if (is_pointwise and is_of_input) or not is_known(node):
+            return function_of(node)
     return None
 
 
+def _is_of_two(node: fx.Node) -> bool:
+    return "other" in node.kwargs or any(isinstance(value, fx.Node) for value in node.args[1:])
+
+
 def _max_pools(net: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[..., Any]]:
-    """The calls of max pooling, and the pools."""
+    """The calls of max pooling, and the pools; ArgumentError for maxima that are taken in another way."""
     found: dict[fx.Node, Callable[..., Any]] = {}
-    for node in graph.nodes:
+    for node in of_input(graph):
         if node.op == "call_module":
-            module = net.get_submodule(str(node.target))
-            if _plain(type(module).__name__) in MAX_POOLS:
-                found[node] = module
-        elif node.op == "call_function" and _plain(_function(node)) in MAX_POOLS:
-            options = {name: value for name, value in node.kwargs.items() if name != "input"}
-            found[node] = functools.partial(_pooled, node.target, node.args[1:], options)
+            module: Any = net.get_submodule(str(node.target))
+            name = plain_name(type(module).__name__)
+            pool, is_other = module, getattr(module, "return_indices", False) or name in OTHER_MAXIMA
+        elif node.op in ("call_function", "call_method"):
+            name, target = plain_name(function_of(node)), cast("Callable[..., Any]", node.target)
+            options = {key: value for key, value in node.kwargs.items() if key != "input"}
+            pool, is_other = functools.partial(_pooled, target, node.args[1:], options), name in OTHER_MAXIMA
+        else:
+            continue
+        if is_other:
+            raise ArgumentError(f"{path_of(node)!r} cannot be calibrated: only max pools without indices can")
+        if name in MAX_POOLS:
+            found[node] = pool
     return found
 
 
@@ -181,29 +198,11 @@ def _pooled(function: Callable[..., Any], args: tuple[Any, ...], options: dict[s
     return function(x, *args, **options)
 
 
-def _function(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
-    return node.target if isinstance(node.target, str) else node.target.__name__
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
-def _path(node: fx.Node) -> str:
-    """The name of the module that a node calls; for a function, below the module whose `forward` calls it."""
-    if node.op == "call_module":
-        return str(node.target)
-    owners = node.meta.get("nn_module_stack")
-    owner = next(reversed(owners.values()))[0] if owners else ""
-    return f"{owner}.{_function(node).strip('_')}".lstrip(".")
-
-
 def _sites(net: nn.Module, calls: Iterable[fx.Node]) -> list[Site]:
     """The calls with a name for each: that of the module that is called, unless it was before; else a new one."""
     found: dict[str, Site] = {}
     for node in calls:
-        path = _path(node)
+        path = path_of(node)
         for name in itertools.chain([path], (f"{path}_{number}" for number in itertools.count(2))):
             owner, _, own = name.rpartition(".")
             is_module = node.op == "call_module" and name == path
@@ -216,7 +215,7 @@ def _sites(net: nn.Module, calls: Iterable[fx.Node]) -> list[Site]:
 def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return getattr(net.get_submodule(str(node.target)), "inplace", False)
-    return _function(node).endswith("_") or any(value is True for value in (*node.args, node.kwargs.get("inplace")))
+    return function_of(node).endswith("_") or any(value is True for value in (*node.args, node.kwargs.get("inplace")))
 
 
 def _check_modes(net: nn.Module, sites: dict[bool, list[Site]]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .functional import MODES, check_choice
 from .modes import switchable
+from .parameters import ArgumentError
 
 
 def plain(net: nn.Module, mode: str = "noiseless", timesteps: int | None = None) -> nn.Module:
@@ -32,6 +33,7 @@ def plain(net: nn.Module, mode: str = "noiseless", timesteps: int | None = None)
 
     Raises:
         TypeError: if a noisy neuron has no `mode`.
+        ArgumentError: if PyTorch cannot copy the network.
         RuntimeError: if the parameters are sharded.
 
     Note:
@@ -72,5 +74,18 @@ def unwrapped_copy(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             wrapped = module.module
         if wrapped is not None:
-            memo[id(module)] = copy.deepcopy(wrapped, memo)
-    return copy.deepcopy(net, memo)
+            memo[id(module)] = deep_copy(wrapped, memo)
+    return deep_copy(net, memo)
+
+
+def deep_copy(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy; ArgumentError if PyTorch cannot copy the network."""
+    try:
+        return copy.deepcopy(net, memo)
+    except RuntimeError as error:
+        raise ArgumentError(
+            "the network cannot be copied, as it holds a tensor that was computed from others: a weight of the old "
+            "torch.nn.utils.weight_norm (that of torch.nn.utils.parametrizations can be copied), or a state that was "
+            "not reset (functional.reset_net(net) of SpikingJelly, utils.reset(net) of snnTorch, or "
+            "sinabs.reset_states(net))"
+        ) from error

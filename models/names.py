@@ -18,9 +18,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 NAMES = ("models", "nsnn")
+CRITS = {"models": "crits", "nsnn": "nsnn.crits"}  # a package beside this one, or in it
 
 
 def _name_here(fullname: str) -> str:
+    for crits in CRITS.values():
+        if __package__ in CRITS and (fullname == crits or fullname.startswith(f"{crits}.")):
+            return CRITS[__package__] + fullname.removeprefix(crits)
     _, dot, rest = fullname.partition(".")
     return f"{__package__}{dot}{rest}"
 
@@ -33,7 +37,8 @@ class BothNames(MetaPathFinder, Loader):
     ) -> ModuleSpec | None:
         parent = fullname.rpartition(".")[0]
         stands_in = isinstance(getattr(sys.modules.get(parent), "__loader__", None), BothNames)
-        if not (stands_in if parent else fullname in NAMES and fullname != __package__):
+        others = {*NAMES, "crits"} - {__package__, CRITS.get(str(__package__), "crits")}
+        if not stands_in and fullname not in others:
             return None
         original = importlib.util.find_spec(_name_here(fullname))
         if original is None:

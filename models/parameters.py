@@ -1,5 +1,6 @@
 """Threshold, decay, scale, resets: each is a number, a tensor of one value, or a tensor of one for each channel."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -169,3 +170,8 @@ def refuse_computed(name: str, value: float | Tensor) -> None:
         raise ArgumentError(
             f"a {name} that requires a gradient must be an nn.Parameter, to be learnt; detach it to set its value"
         )
+
+
+def device_of(net: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU if there is none."""
+    return next((tensor.device for tensor in itertools.chain(net.parameters(), net.buffers())), torch.device("cpu"))

@@ -17,6 +17,9 @@ def _listed(settings: dict[str, Any]) -> str:
 def _law_text(law: Any, learns_scale: bool) -> str:
     """The law without its scale if that is learnt or a tensor: the weights have it then."""
     stretched = getattr(law, "law", None)  # by `with_scale`, where its functions do not follow its scale
+    factor = getattr(law, "factor", None)
+    if stretched is not None and factor is not None:  # the law of a surrogate, times a factor
+        return f"{factor:g} * {_law_text(stretched, learns_scale)}"
     name = type(law if stretched is None else stretched).__name__
     if learns_scale or isinstance(law.scale, Tensor):
         return name

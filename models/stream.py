@@ -7,17 +7,16 @@ import enum
 import functools
 import inspect
 import numbers
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import checkpoint as torch_checkpoint
 from torch.utils._pytree import tree_map, tree_map_only
 
-from .contexts import STREAM, calling
+from .checkpointing import is_checkpointed
+from .contexts import STREAM
 from .parameters import ArgumentError
 
 State = tuple[Any, ...]
@@ -169,6 +168,8 @@ def _check_layers(net: nn.Module) -> None:
             raise RuntimeError(f"{layer} normalises by the statistics of all steps at once: {way_out}")
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             raise RuntimeError(f"{layer} has a state over time, which a Stream does not keep")
+        if hasattr(module, "of_library"):
+            raise RuntimeError(f"{layer} is called as a neuron of another library, and keeps its state itself")
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise RuntimeError(f"{layer} is compiled: give a Stream the network without torch.compile")
 
@@ -221,6 +222,6 @@ def _without_time(output: Tensor, batch: int) -> Tensor:
 
 def _refuse_checkpoint(name: str) -> None:
     """Raise RuntimeError inside activation checkpointing, which would rerun the step from another state."""
-    if any(frame.f_code.co_filename == torch_checkpoint.__file__ for frame in calling(sys._getframe())):
+    if is_checkpointed():
         reason = "is inside activation checkpointing, which would rerun the step from another state"
         raise RuntimeError(f"layer {name!r} {reason}")

@@ -69,7 +69,7 @@ class OverTime(nn.Module):
         return self._code[self.training](self, x, (timesteps, x.shape[0]), True)
 
     def _timesteps_of(self, x: Tensor) -> int | None:
-        """For how many steps to show samples; None for a sequence; ArgumentError for what is neither."""
+        """The number of steps for which to show samples; None if `x` is a sequence; ArgumentError if it is neither."""
         if x.dim() in self._dimensions and self._timesteps is not None:
             return self._timesteps
         if x.dim() - 1 not in self._dimensions:
@@ -113,7 +113,7 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         leaves: classes of modules that it does not look into, besides neurons and the layers of PyTorch.
 
     Raises:
-        ArgumentError: if torch.fx cannot follow it, or it has several inputs.
+        ArgumentError: if torch.fx cannot follow it, it has several inputs, or it works on dimension 0.
     """
     name, mode = type(net).__name__, "training" if training else "evaluation"
     if isinstance(net, OverTime | SpikingNetwork):
@@ -121,7 +121,7 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
     first, *others = inspect.signature(net.forward).parameters.values()
     for argument in (first, *others):
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
-            raise ArgumentError(f"{name}.forward must name its arguments, has {argument}")
+            raise ArgumentError(f"{name}.forward must name its arguments; it has {argument}")
         if argument is not first and argument.default is argument.empty:
             raise ArgumentError(f"{name} takes several inputs: {first.name}, {argument.name}")
     defaults = {argument.name: argument.default for argument in others}
@@ -132,7 +132,115 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         raise ArgumentError(f"torch.fx cannot follow {name}.forward in {mode} mode: {error}") from error
     for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         _erase(node)
+    mixing = {path_of(node): None for node in of_input(graph) if _mixes_samples(net, node)}
+    if mixing:
+        raise ArgumentError(
+            f"{name}.forward works on dimension 0, which over time is that of all steps and samples, by "
+            f"{', '.join(map(repr, mixing))}"
+        )
     return graph
+
+
+def of_input(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that compute tensors from the input, not from parameters, or from its shape."""
+    found: dict[fx.Node, None] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" or (found.keys() & set(node.all_input_nodes) and not _is_of_shape(node)):
+            found[node] = None
+    return list(found)
+
+
+def _is_of_shape(node: fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = function_of(node)
+    return name in ("size", "dim", "numel") or (name == "getattr" and node.args[1] not in ("values", "indices", "T"))
+
+
+# Functions whose second argument names one dimension, or several; all of them, the first, or none, unless it is given.
+REDUCTIONS = ("mean", "sum", "prod", "amax", "amin", "max", "min", "std", "var", "median", "argmax", "argmin")
+OVER_ONE = ("softmax", "logsoftmax", "softmin", "logsumexp", "cumsum", "cumprod", "select", "narrow", "indexselect")
+DIMENSIONS_OF: dict[str, tuple[slice, int | None]] = {
+    **dict.fromkeys((*REDUCTIONS, "flatten", "unbind", "cat", "concat", "stack"), (slice(1, 2), 0)),
+    **dict.fromkeys((*OVER_ONE, "unsqueeze", "sort", "argsort"), (slice(1, 2), None)),
+    **dict.fromkeys(("norm", "roll", "chunk", "split", "tensorsplit"), (slice(2, 3), 0)),
+    **dict.fromkeys(("flip", "transpose", "swapaxes"), (slice(1, None), None)),
+    "topk": (slice(2, 3), None),
+    "t": (slice(0), 0),
+}
+NAMES_OF_DIMENSIONS = ("dim", "dims", "dim0", "dim1", "axis", "start_dim")
+SEVERAL = (
+    "chunk", "split", "tensorsplit", "unbind", "topk", "sort", "max", "min", "median", "aminmax", "stdmean", "varmean",
+    *(f"{kind}maxpool{count}dwithindices" for kind in ("", "adaptive") for count in (1, 2, 3)),
+)  # fmt: skip
+
+
+def _mixes_samples(net: nn.Module, node: fx.Node) -> bool:
+    """Whether an operation is over dimension 0, or takes a part of it."""
+    if node.op == "call_module":
+        module: Any = net.get_submodule(str(node.target))
+        if isinstance(module, nn.Flatten):
+            return bool(module.start_dim == 0)
+        return bool(isinstance(module, nn.Softmax | nn.LogSoftmax | nn.Softmin) and module.dim == 0)
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = plain_name(function_of(node))
+    if name == "getitem":
+        index: Any = node.args[1]
+        first: Any = index[0] if isinstance(index, tuple) and index else index
+        return not _gives_several(net, node.args[0]) and first is not Ellipsis and first != slice(None)
+    if name == "getattr":
+        return bool(node.args[1] == "T")
+    if name == "permute":
+        return _listed(node.args[1:] or node.kwargs["dims"])[0] != 0
+    place, usual = DIMENSIONS_OF.get(name, (slice(0), None))
+    named = [value for key, value in node.kwargs.items() if key in NAMES_OF_DIMENSIONS]
+    given = _listed(named or node.args[place]) or [usual]
+    return any(type(one) is int and one == 0 for one in given)
+
+
+def _gives_several(net: nn.Module, node: Any) -> bool:
+    """Whether a node gives a tuple of tensors."""
+    if not isinstance(node, fx.Node):
+        return True
+    if node.op == "call_module":
+        module = net.get_submodule(str(node.target))
+        is_recurrent = isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention)
+        return is_recurrent or getattr(module, "return_indices", False)
+    return node.op != "placeholder" and (plain_name(function_of(node)) in SEVERAL or not is_known(node))
+
+
+def _listed(values: Any) -> list[Any]:
+    """Values that may be given one by one, or in a tuple."""
+    return [one for value in values for one in (value if isinstance(value, tuple | list) else [value])]
+
+
+KNOWN = ("torch", "_operator", "builtins", "math")  # functions from elsewhere may do anything inside
+
+
+def is_known(node: fx.Node) -> bool:
+    """Whether a node calls a function or method of PyTorch or Python."""
+    home = getattr(node.target, "__module__", None) or "torch"
+    return home.partition(".")[0] in KNOWN or isinstance(node.target, type)  # a class: a tuple of outputs
+
+
+def function_of(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else node.target.__name__
+
+
+def plain_name(name: str) -> str:
+    """The name of a function or a class in one form: F.max_pool2d is nn.MaxPool2d, x.relu_() is nn.ReLU."""
+    return name.replace("_", "").lower()
+
+
+def path_of(node: fx.Node) -> str:
+    """The name of the module that a node calls; for a function, below the module whose `forward` calls it."""
+    if node.op == "call_module":
+        return str(node.target)
+    owners = node.meta.get("nn_module_stack")
+    owner = next(reversed(owners.values()))[0] if owners else ""
+    return f"{owner}.{function_of(node).strip('_')}".lstrip(".")
 
 
 def _erase(node: fx.Node) -> None:
@@ -185,7 +293,7 @@ def _unrolled(sites: list[Site]) -> fx.Graph:
         current = node.all_input_nodes[0]
         with graph.inserting_before(node):
             is_first = current is folded and len(folded.users) == 1
-            sequence = first if is_first else graph.call_method("unflatten", (current, 0, steps))
+            sequence = first if is_first else graph.call_function(_sequence, (current, steps))
             result = graph.call_method("flatten", (graph.call_module(name, (sequence,)), 0, 1))
         node.replace_all_uses_with(result)
         if in_place:
@@ -209,6 +317,17 @@ def _first_sequence(x: Tensor, steps: tuple[int, int], is_still: bool) -> Tensor
     return x.expand((steps[0],) + x.shape) if is_still else x.unflatten(0, steps)
 
 
+def _sequence(x: Tensor, steps: tuple[int, int]) -> Tensor:
+    """[T * B, ...] as [T, B, ...]."""
+    try:
+        return x.unflatten(0, steps)
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"something in the network works on dimension 0, which over time is that of all steps and samples: of "
+            f"{steps[0]} * {steps[1]}, it makes {list(x.shape[:1])}"
+        ) from error
+
+
 def _sequences(outputs: Any, steps: tuple[int, int]) -> Any:
     """Outputs [T * B, ...], be it one or be they in tuples or dictionaries, as [T, B, ...]."""
-    return tree_map(lambda output: None if output is None else output.unflatten(0, steps), outputs)
+    return tree_map(lambda output: None if output is None else _sequence(output, steps), outputs)

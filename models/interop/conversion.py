@@ -1,17 +1,22 @@
 """Conversion of a network of another library: its neurons become neurons of this package, the rest stays."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import importlib
-import inspect
+import types
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from ..deploy import deep_copy
+from ..functional import PLACEMENTS, check_choice
 from ..modes import noiseless
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
@@ -25,6 +30,7 @@ class Peer(Protocol):
     def is_neuron(self, module: nn.Module) -> bool: ...
     def from_neuron(self, module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module: ...
     def reset(self, net: nn.Module) -> None: ...
+    def state_of(self, module: nn.Module) -> Any: ...  # what it keeps from call to call
 
 
 def load(name: str) -> Any:
@@ -64,7 +70,8 @@ def convert(
 ) -> tuple[nn.Module, Report]:
     """A copy of a network of SpikingJelly, snnTorch, norse or sinabs, whose neurons are those of this package.
 
-    Each layer is called as before, and its hooks stay. Inside `models.noiseless`, it fires as before, but for rounding.
+    Each layer is called as before, and the hooks on its calls stay. Inside `models.noiseless`, it fires as before, but
+    for rounding.
 
     Args:
         net: the network, which does not change; its neurons must be reset. It may have neurons of several libraries.
@@ -80,9 +87,11 @@ def convert(
     Raises:
         ArgumentError: if there is no neuron of these libraries, or none that has an exact equal.
     """
+    check_choice("placement", placement, PLACEMENTS)
     report = Report()
     converted = _copy(net)
     made: dict[nn.Module, nn.Module] = {}
+    names: dict[nn.Module, str] = {}
     for name, module in list(converted.named_modules(remove_duplicate=False)):
         peer = _peer_of(module)
         if peer is None:
@@ -95,16 +104,19 @@ def convert(
             report.skipped[name] = str(reason)
             continue
         report.replaced[name] = repr(made[module].neuron)
+        names.setdefault(module, name)
         converted = _replace(converted, name, made[module])
-    _replace_in_lists(converted, made, report)
+    _replace_in_attributes(converted, made, report)
     if not report.replaced:
-        reasons = "".join(f"; {name}: {reason}" for name, reason in report.skipped.items())
+        reasons = "".join(f"; {name or 'it'}: {reason}" for name, reason in report.skipped.items())
         raise ArgumentError(f"there is no neuron of {', '.join(PEERS)} in the network that can be converted{reasons}")
-    if report.skipped:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
-        warnings.warn(f"these layers have no exact equal, and are left as they are: {reasons}", stacklevel=2)
     if verify is not None:
         report.mismatches = _compare(_copy(net), converted, report.replaced, verify)
+        for name in sorted(_called(net, converted, names, verify)):
+            report.skipped[name] = "the forward pass still calls the old neuron, which it gets from elsewhere"
+    if report.skipped:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
+        warnings.warn(f"these neurons are left as they are: {reasons}", stacklevel=2)
     return converted, report
 
 
@@ -120,13 +132,7 @@ def _peer_of(module: nn.Module) -> Peer | None:
 
 def _copy(net: nn.Module) -> nn.Module:
     """A copy whose neurons are at rest."""
-    try:
-        twin = copy.deepcopy(net)
-    except RuntimeError as error:
-        raise ArgumentError(
-            "the network cannot be copied; reset its neurons first, by functional.reset_net(net) of SpikingJelly, "
-            f"utils.reset(net) of snnTorch or sinabs.reset_states(net): {error}"
-        ) from error
+    twin = deep_copy(net)
     libraries = {kind.__module__.split(".")[0] for module in net.modules() for kind in type(module).__mro__}
     for library in libraries.intersection(PEERS):
         load(library).reset(twin)
@@ -146,21 +152,23 @@ def _move_hooks(old: nn.Module, new: nn.Module) -> None:
     """Hooks on the calls of a layer stay with it."""
     for name, hooks in vars(old).items():
         if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
-            setattr(new, name, hooks)
+            setattr(new, name, copy.copy(hooks))
 
 
-def _replace_in_lists(net: nn.Module, made: dict[nn.Module, nn.Module], report: Report) -> None:
-    """Replace neurons in lists, tuples and dictionaries too, and report those that are nowhere else."""
+def _replace_in_attributes(net: nn.Module, made: dict[nn.Module, nn.Module], report: Report) -> None:
+    """Replace neurons in lists, tuples and dictionaries too, and report those that are elsewhere."""
     registered, own = set(net.modules()), vars(nn.Module())
     for name, module in net.named_modules():
         for attribute, value in list(vars(module).items()):
-            if attribute in own or not isinstance(value, list | tuple | dict):
+            if attribute in own:
                 continue
             vars(module)[attribute] = _replaced(value, made)
             for part in _parts(vars(module)[attribute]):
-                if isinstance(part, nn.Module) and part not in registered and _peer_of(part) is not None:
+                if isinstance(part, nn.Module) and part not in registered and any(map(_peer_of, part.modules())):
                     where = f"{name}.{attribute}" if name else attribute
-                    report.skipped[where] = "it is not a module of the network: use nn.ModuleList or nn.ModuleDict"
+                    report.skipped[where] = (
+                        "it is not a module of the network: use an attribute, nn.ModuleList or nn.ModuleDict"
+                    )
 
 
 def _replaced(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
@@ -176,49 +184,87 @@ def _replaced(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
     return value
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """What is in lists, tuples and dictionaries, however deep."""
-    if isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _parts(part)
+def _parts(value: Any, depth: int = 0) -> Iterator[Any]:
+    """What is in containers, however deep, and in attributes of other objects; of a method, its object."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        for part in value:
+            yield from _parts(part, depth)
+    elif isinstance(value, types.MethodType):
+        yield value.__self__
+    elif depth == 0 and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type | types.ModuleType):
+        yield from _parts(vars(value), depth + 1)
     else:
         yield value
+
+
+class _Call(NamedTuple):
+    """A call of a layer of the original."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: Any  # that the layer kept before
+    spikes: list[Tensor]
 
 
 @torch.no_grad()
 def _compare(
     original: nn.Module, converted: nn.Module, names: Iterable[str], sample: Any
 ) -> dict[str, tuple[int, int]]:
-    """{layer: (spikes that differ, spikes compared)}: the inputs of the original's layers are fed to the new ones."""
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
+    """{layer: (spikes that differ, spikes compared)}: each call of the original's layers is repeated by ours."""
+    calls: dict[str, list[_Call]] = {name: [] for name in names}
     for name in names:
-        original.get_submodule(name).register_forward_hook(functools.partial(_note, calls[name]), with_kwargs=True)
-    original(*sample) if isinstance(sample, tuple) else original(sample)
+        theirs = original.get_submodule(name)
+        theirs.register_forward_pre_hook(functools.partial(_note_call, calls[name]), with_kwargs=True)
+        theirs.register_forward_hook(functools.partial(_note_spikes, calls[name]), prepend=True)
+    _run(original, sample)
     found = {}
     for name in names:
-        layer = _copy(converted.get_submodule(name))
-        state: Any = None
+        layer: Any = _copy(converted.get_submodule(name))
         wrong = count = 0
         with noiseless(layer):
-            for x, expected in calls[name]:
-                output = layer(x) if state is None else layer(x, state)
-                spikes = _first(output)
-                wrong += int((spikes != expected).sum())
+            for call in calls[name]:
+                layer.start_from(call.state)
+                spikes = _first(layer.forward(*call.args, **call.kwargs))
+                wrong += int((spikes != call.spikes[0]).sum())
                 count += spikes.numel()
-                state = output[1] if getattr(layer, "hands_on_state", False) else None
         found[name] = (wrong, count)
     return found
 
 
-def _note(
-    calls: list[tuple[Tensor, Tensor]], module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
-) -> None:
-    """A forward hook that notes input and spikes."""
-    if args:
-        x = args[0]
-    else:
-        x = next(kwargs[name] for name in inspect.signature(module.forward).parameters if name in kwargs)
-    calls.append((x.clone(), _first(output).clone()))
+def _note_call(calls: list[_Call], module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """A hook before a call."""
+    peer: Any = _peer_of(module)
+    args, kwargs, state = tree_map_only(Tensor, torch.clone, (args, kwargs, peer.state_of(module)))
+    calls.append(_Call(args, kwargs, state, []))
+
+
+def _note_spikes(calls: list[_Call], module: nn.Module, args: Any, output: Any) -> None:
+    """A hook after a call."""
+    calls[-1].spikes.append(_first(output).clone())
+
+
+@torch.no_grad()
+def _called(net: nn.Module, converted: nn.Module, names: dict[nn.Module, str], sample: Any) -> set[str]:
+    """Names of replaced neurons that the forward pass still calls, be they of the copy or, by a closure, of `net`."""
+    twin, old = copy.deepcopy((converted, list(names)))
+    called: set[str] = set()
+    with contextlib.ExitStack() as hooks, noiseless(twin):
+        for neuron, name in zip(old, names.values()):
+            for one in (neuron, net.get_submodule(name)):
+                hooks.enter_context(one.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
+        _run(twin, sample)
+    return called
+
+
+def _run(net: nn.Module, sample: Any) -> None:
+    try:
+        net(*sample) if isinstance(sample, tuple) else net(sample)
+    except Exception as error:  # whatever the code of a network may raise
+        raise ArgumentError(
+            f"the network fails on `verify`, which is its one argument or a tuple of its arguments: {error}"
+        ) from error
 
 
 def _first(output: Any) -> Tensor:

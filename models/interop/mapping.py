@@ -7,25 +7,58 @@ import torch
 from torch import Tensor, nn
 
 from ..base import SpikingNeuron
+from ..checkpointing import is_checkpointed
 from ..composed import AdaptiveLIF, Recurrent, Synaptic
+from ..functional import PLACEMENTS, check_choice, value_over
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
 from ..parameters import ArgumentError
 from .surrogates import Function, NotMapped, observe
 
+SETTINGS = "the settings are those of its `neuron`, such as layer.neuron.threshold"
 Kinds = tuple[type[SpikingNeuron], type[SpikingNeuron]]  # of the deterministic and of the noisy neuron
 
 
 class Adapter(nn.Module):
-    """Base of what is called as a neuron of another library, and has its settings in `neuron`."""
+    """Base of layers that are called like neurons of another library, and have their settings in `neuron`."""
 
     neuron: SpikingNeuron
+    keeps_state = True  # from call to call
+    of_library: tuple[str, ...] = ()  # settings of the library's own neurons, which this does not have
+
+    def start_from(self, state: Any) -> None:
+        """Take the state that a neuron of the library keeps, as its module's `state_of` gives it."""
+
+    def _check_call(self, x_t: Tensor) -> None:
+        """Raise an error if the layer cannot be called here, or with one step of an input like this."""
+        if x_t.dim() != 2 and has_features(self.neuron):
+            # Other libraries broadcast values of features over the last dimension, this package over the channels.
+            raise ArgumentError(
+                f"this layer has a value for each feature, and takes [B, features] at each step; got {list(x_t.shape)}"
+            )
+        self._refuse_checkpoint()
+
+    def _refuse_checkpoint(self) -> None:
+        if self.keeps_state and not torch.compiler.is_compiling() and self._runs_again():
+            raise RuntimeError(
+                "this layer keeps a state, and activation checkpointing would run it a second time from a later one: "
+                "leave it outside of the checkpoint, or call `neuron.run(x, state)` there, which takes the state"
+            )
+
+    def _runs_again(self) -> bool:
+        """Whether the backward pass will run this call again, from whatever state is kept then."""
+        return is_checkpointed()
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError as error:
-            raise AttributeError(f"{error}; the settings are those of its `neuron`, such as `neuron.decay`") from None
+            raise AttributeError(f"{error}; {SETTINGS}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.of_library:
+            raise AttributeError(f"this layer has no {name!r}; {SETTINGS}")
+        super().__setattr__(name, value)
 
 
 def build(
@@ -41,6 +74,7 @@ def build(
     Raises:
         NotMapped: if the function is not a step, or if no law has its gradient and there is no noise.
     """
+    check_choice("placement", placement, PLACEMENTS)
     firing = observe(function)
     if firing.at_threshold:
         threshold, rest = settings["threshold"], settings.get("v_leak", 0.0)
@@ -92,34 +126,16 @@ def has_features(neuron: nn.Module) -> bool:
     return any(isinstance(value, Tensor) and value.numel() > 1 for value in values)
 
 
-def check_features(x_t: Tensor) -> None:
-    """Raise ArgumentError unless one step of the input is [B, features].
-
-    Other libraries broadcast values of features over the last dimension, this package over the channels.
-    """
-    if x_t.dim() != 2:
-        raise ArgumentError(
-            f"this layer has a value for each feature, and takes [B, features] at each step; got {list(x_t.shape)}"
-        )
-
-
 def after_reset(neuron: SpikingNeuron, u: Tensor, spikes: Tensor) -> Tensor:
-    """The potential after the reset, from that before it; [B, features] where values differ between features."""
+    """The potentials after the reset [T, B, ...], from those before it."""
     spikes = spikes.to(u.dtype)
     if neuron.reset == "zero":
-        return u * (1 - spikes) + neuron.v_reset * spikes
+        return u * (1 - spikes) + value_over("v_reset", neuron.v_reset, u) * spikes
     if neuron.reset == "subtract":
-        return u - spikes * (neuron.threshold if neuron.reset_by is None else neuron.reset_by)
+        return u - spikes * value_over("reset_by", neuron.threshold if neuron.reset_by is None else neuron.reset_by, u)
     return u
 
 
 def learnt_like(parameter: Tensor) -> nn.Parameter:
     """A parameter of its own that starts from the value of another one."""
     return nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-
-
-def device_of(module: nn.Module) -> torch.device | None:
-    """The device of the first parameter or buffer; None if there is none."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return None

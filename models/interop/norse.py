@@ -3,6 +3,7 @@
 from typing import Any
 
 import norse.torch as theirs
+import torch
 from norse.torch.functional.reset import reset_subtract, reset_value
 from norse.torch.functional.threshold import threshold
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..composed import Synaptic
 from ..noise import NoiseLaw
-from .mapping import Adapter, build, check_features, device_of, has_features, value_of
+from ..parameters import ArgumentError, device_of
+from .mapping import Adapter, build, value_of
 from .surrogates import NotMapped
 
 
@@ -18,29 +20,42 @@ class Cell(Adapter):
     """A neuron of this package as a cell of norse, also in `SequentialState`: x [B, ...] -> spikes and state.
 
     Args:
-        neuron: any `SpikingNeuron`; the state is its own.
+        neuron: any `SpikingNeuron`; the state is its own, and may start from one of norse.
     """
 
-    hands_on_state = True  # as an argument and a result, keeping none
+    keeps_state = False
+    of_library = ("p", "dt")
 
     def __init__(self, neuron: SpikingNeuron) -> None:
         super().__init__()
         self.neuron = neuron
-        self._has_features = has_features(neuron)
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        if self._has_features:
-            check_features(x)
-        return self.neuron.step(x, state)
+    def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        self._check_call(input_tensor)
+        return self.neuron.step(input_tensor, _own(self.neuron, input_tensor, state))
 
 
 class Layer(Cell):
     """The same as a layer of norse: x [T, B, ...] -> spikes [T, B, ...] and the last state, in one fused kernel."""
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        if self._has_features:
-            check_features(x[0])
-        return self.neuron.run(x, state)
+    def forward(self, input_tensor: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        self._check_call(input_tensor[0])
+        return self.neuron.run(input_tensor, _own(self.neuron, input_tensor[0], state))
+
+
+def _own(neuron: Any, x_t: Tensor, state: Any) -> Any:
+    """The state of a neuron of this package, from that or from a named tuple of norse."""
+    if not hasattr(state, "_fields"):
+        return state
+    names = ("i", "v") if isinstance(neuron, Synaptic) else ("v",)
+    if not set(names) <= set(state._fields):
+        raise ArgumentError(f"this layer starts from the state of its neuron, or from {names}, not from {state}")
+    u = torch.as_tensor(state.v).expand(x_t.shape)
+    if "i" not in names:
+        return u
+    # norse's i has leaked already, and ours leaks at the next step.
+    alpha = torch.as_tensor(neuron.alpha).clamp(min=torch.finfo().tiny)
+    return torch.as_tensor(state.i / alpha).expand(x_t.shape), u
 
 
 cell = Cell
@@ -107,3 +122,7 @@ from_neuron = from_norse
 
 def reset(net: nn.Module) -> None:
     """Nothing to do: norse's neurons keep no state."""
+
+
+def state_of(module: nn.Module) -> None:
+    """The state of a neuron: norse's keep none."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ..base import SpikingNeuron
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
-from ..parameters import ArgumentError
-from .mapping import Adapter, build, check_features, check_state, device_of, has_features, learnt_like, value_of
+from ..parameters import ArgumentError, device_of
+from .mapping import Adapter, build, check_state, learnt_like, value_of
 from .surrogates import NotMapped
 
 
@@ -40,8 +40,17 @@ class _NoisyLIF(_LearnsTau, NoisyLIF):  # type: ignore[misc]
 class _Memory(theirs.StatefulLayer):
     """The potential, in a module of its own without children: sinabs resets no others."""
 
+    v_mem: Tensor
+
     def __init__(self) -> None:
         super().__init__(["v_mem"])
+
+    def reset_states(self, randomize: bool = False, value_ranges: Any = None) -> None:
+        """Forget the potential, so that the neuron starts from rest; or draw it, as sinabs does."""
+        if randomize:
+            super().reset_states(randomize, value_ranges)
+        else:
+            self.v_mem = self.v_mem.new_zeros(0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Memory":
         twin = _Memory()
@@ -56,27 +65,31 @@ class Layer(Adapter):
         neuron: any `SpikingNeuron` whose state is a potential.
     """
 
+    of_library = (
+        "tau_mem", "alpha_mem", "tau_syn", "alpha_syn", "spike_threshold", "spike_fn", "reset_fn", "surrogate_grad_fn",
+        "min_v_mem", "norm_input", "train_alphas", "record_states",
+    )  # fmt: skip
+
     def __init__(self, neuron: SpikingNeuron) -> None:
         super().__init__()
         check_state(neuron)
         self.neuron = neuron
         self.memory = _Memory()
-        self._has_features = has_features(neuron)
 
     @property
     def v_mem(self) -> Tensor:
         return self.memory.v_mem
 
+    def start_from(self, state: Tensor) -> None:
+        self.memory.v_mem = state
+
     def forward(self, input_data: Tensor) -> Tensor:
         x = input_data.transpose(0, 1)
-        if self._has_features:
-            check_features(x[0])
+        self._check_call(x[0])
         v = self.memory.v_mem if self.memory.is_state_initialised() else None
         if v is not None and v.shape != x.shape[1:]:
-            if v.any():
-                got = f"the state of this layer is {list(v.shape)}, one step of the input {list(x.shape[1:])}"
-                raise ArgumentError(f"{got}: call sinabs.reset_states before another batch")
-            v = None
+            got = f"the state of this layer is {list(v.shape)}, one step of the input {list(x.shape[1:])}"
+            raise ArgumentError(f"{got}: call sinabs.reset_states before another batch")
         spikes, self.memory.v_mem = self.neuron.run(x, v)
         return spikes.transpose(0, 1)
 
@@ -177,3 +190,8 @@ def reset(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, theirs.StatefulLayer):
             module.reset_states()
+
+
+def state_of(module: Any) -> Tensor:
+    """The potential of a neuron; empty before its first call."""
+    return module.v_mem

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import weakref
 from collections import deque
 from typing import Any
 
@@ -14,15 +13,12 @@ from ..base import SpikingNeuron
 from ..composed import Recurrent, Synaptic
 from ..neurons import LIF, NoisyLIF
 from ..noise import NoiseLaw
-from ..parameters import ArgumentError
+from ..parameters import ArgumentError, device_of
 from .mapping import (
     Adapter,
     after_reset,
     build,
-    check_features,
     check_state,
-    device_of,
-    has_features,
     learnt_like,
     value_of,
 )
@@ -91,10 +87,10 @@ class _SynapticOfAlpha(_LearnsAlpha, Synaptic):  # type: ignore[misc]
 
 @dataclasses.dataclass
 class _Fired:
-    """What a layer handed on, and what it fired then, which `mem` does not say if there is noise."""
+    """What a layer handed on, and the spikes that it had fired: with noise, `mem` does not show them."""
 
-    mem: Any  # a weak reference, or None in copies
-    u: Tensor
+    mem: Tensor | None  # in the memory of what was handed on; None in copies
+    u: Tensor  # its values then
     spikes: Tensor
 
 
@@ -102,6 +98,11 @@ class _Stepped(Adapter):
     """What the kinds of layers share."""
 
     mem: Tensor
+    of_library = (
+        "alpha", "beta", "threshold", "spike_grad", "surrogate_disable", "inhibition", "reset_mechanism", "state_quant",
+        "graded_spikes_factor", "recurrent", "V",
+    )  # fmt: skip
+    other: str | None = None  # the state beside `mem`
     around: type | None = None  # what the neuron with the potential must be inside of
 
     def __init__(
@@ -112,11 +113,17 @@ class _Stepped(Adapter):
         if self.around is not None and not isinstance(neuron, self.around):
             raise ArgumentError(f"this layer takes a {self.around.__name__}, not a {type(neuron).__name__}")
         check_state(neuron if self.around is None else self._potential)
+        if isinstance(self._potential.v_leak, nn.Parameter) or bool(torch.as_tensor(self._potential.v_leak != 0).any()):
+            raise ArgumentError("snnTorch's layers start from a potential of 0: the neuron must have v_leak=0")
         self.init_hidden, self.output, self.reset_delay = init_hidden, output, reset_delay
-        self._has_features = has_features(neuron)
         self._fired: deque[_Fired] = deque(maxlen=2)  # a layer may be called in turn with two states
         self._init_mem()
         theirs.SpikingNeuron.instances.append(self)  # which snnTorch resets
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        self._fired.clear()
+        for name, value in state.items():
+            setattr(self, name, value)
 
     @property
     def _potential(self) -> Any:
@@ -125,10 +132,9 @@ class _Stepped(Adapter):
 
     def _advance(self, x: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One step: sets `mem`, and returns the spikes and the next state beside `mem`, if there is one."""
-        if self._has_features:
-            check_features(x)
-        v = self._after_reset(self.mem if self.mem.shape == x.shape else torch.zeros_like(x))
-        state = v if other is None else (other if other.shape == x.shape else torch.zeros_like(x), v)
+        self._check_call(x)
+        v = self._after_reset(_fitting(self.mem, x))
+        state = v if other is None else (_fitting(other, x), v)
         spikes, state, u = self.neuron.run(x.unsqueeze(0), state, potentials=True)
         spikes, u = spikes.squeeze(0), u.squeeze(0)
         other, v = (None, state) if other is None else (state[0].clone(), state[1])
@@ -136,16 +142,15 @@ class _Stepped(Adapter):
         neuron = self._potential
         if self.reset_delay and neuron.reset != "none" and (hasattr(neuron, "mode") or not neuron.detach_reset):
             fired = spikes.detach() if neuron.detach_reset else spikes
-            self._fired.append(_Fired(weakref.ref(self.mem), u.detach(), fired.clone()))
+            self._fired.append(_Fired(self.mem.detach(), u.detach(), fired.clone()))
         return spikes, other
 
     def _after_reset(self, mem: Tensor) -> Tensor:
         """The potential after the reset, from what snnTorch hands on: with `reset_delay`, that before the reset."""
         neuron = self._potential
-        if not self.reset_delay and neuron.reset == "zero" and bool((mem > neuron.threshold).any()):
-            raise ArgumentError(
-                "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
-            )
+        always_fires = not hasattr(neuron, "mode")  # above the threshold; with noise, it need not
+        if not self.reset_delay and neuron.reset == "zero" and always_fires:
+            self._refuse_above(mem)
         if not self.reset_delay or neuron.reset == "none":
             return mem
         spikes = self._spikes_of(mem)
@@ -156,18 +161,26 @@ class _Stepped(Adapter):
                     "layer returned, or zeros"
                 )
             spikes = mem > neuron.threshold
-        return after_reset(neuron, mem, spikes if mem.requires_grad else spikes.detach())
+        spikes = spikes if mem.requires_grad else spikes.detach()
+        return after_reset(neuron, mem.unsqueeze(0), spikes.unsqueeze(0)).squeeze(0)
+
+    def _refuse_above(self, mem: Tensor) -> None:
+        neuron = self._potential
+        if bool(((mem > neuron.threshold) & (mem > neuron.v_reset)).any()):
+            raise ArgumentError(
+                "without reset_delay, `mem` cannot be above the threshold: it is after the reset, or where it starts"
+            )
 
     def _spikes_of(self, mem: Tensor) -> Tensor | None:
-        """What was fired when this was handed on, or something of which it is a copy or the first part; or None."""
+        """The spikes fired at what was handed on, `mem` being that, a copy or the first part of it; None if unknown."""
         # By its values, as `mem.data.zero_()` would go unnoticed.
         same = []
-        for fired in self._fired:
-            u = fired.u[: len(mem)]
-            if u.shape == mem.shape and torch.equal(u.to(mem), mem):
-                if fired.mem is not None and fired.mem() is mem:
-                    return fired.spikes
+        for fired in reversed(self._fired):
+            u = fired.u[: len(mem)].to(mem)
+            if torch.equal(u, mem) or torch.equal(u.nan_to_num(), mem.nan_to_num()):
                 same.append(fired.spikes[: len(mem)])
+                if fired.mem is not None and fired.mem.data_ptr() == mem.data_ptr():
+                    return same[-1]
         if not same or any(not torch.equal(one, same[0]) for one in same) or not mem.any():  # zeros: a new start
             return None
         return same[0]
@@ -176,12 +189,26 @@ class _Stepped(Adapter):
         copies = [_Fired(None, fired.u, fired.spikes.detach()) for fired in self._fired]
         return {**vars(self), "_fired": deque(copies, maxlen=2)}
 
-    def _refuse_state(self, *states: Tensor | None) -> None:
-        if self.init_hidden and any(state is not None for state in states):
-            raise TypeError("states cannot be passed as arguments while `init_hidden=True`")
+    def _step(self, x: Tensor, mem: Tensor | None, other: Tensor | None = None) -> Tensor:
+        """One step, from the states that are given, or else kept."""
+        for name, state in {"mem": mem, self.other: other}.items():
+            if state is not None and self.init_hidden:
+                raise TypeError("states cannot be passed as arguments while `init_hidden=True`")
+            if state is not None:
+                setattr(self, str(name), state)
+        if self.other is None:
+            return self._advance(x, None)[0]
+        spikes, state = self._advance(x, getattr(self, self.other))
+        setattr(self, self.other, state)
+        return spikes
 
     def extra_repr(self) -> str:
         return f"init_hidden={self.init_hidden}, output={self.output}, reset_delay={self.reset_delay}"
+
+
+def _fitting(state: Tensor, x: Tensor) -> Tensor:
+    """A state, or zeros where the input has another shape."""
+    return state if state.shape == x.shape else torch.zeros_like(x)
 
 
 class Layer(_Stepped, theirs.Leaky):
@@ -191,15 +218,12 @@ class Layer(_Stepped, theirs.Leaky):
     for.
 
     Args:
-        neuron: any `SpikingNeuron` whose state is a potential.
+        neuron: any `SpikingNeuron` whose state is a potential, and whose v_leak is 0, from which snnTorch starts.
         init_hidden, output, reset_delay: as in snnTorch.
     """
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
-        self._refuse_state(mem)
-        if mem is not None:
-            self.mem = mem
-        spikes, _ = self._advance(input_, None)
+        spikes = self._step(input_, mem)
         return spikes if self.init_hidden and not self.output else (spikes, self.mem)
 
 
@@ -207,17 +231,11 @@ class SynapticLayer(_Stepped, theirs.Synaptic):
     """A `models.Synaptic` that is called as snnTorch's `Synaptic`; see `Layer`."""
 
     syn: Tensor
+    other = "syn"
     around = Synaptic
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        self._refuse_state(syn, mem)
-        if syn is not None:
-            self.syn = syn
-        if mem is not None:
-            self.mem = mem
-        spikes, state = self._advance(input_, self.syn)
-        assert state is not None
-        self.syn = state
+        spikes = self._step(input_, mem, syn)
         return spikes if self.init_hidden and not self.output else (spikes, self.syn, self.mem)
 
 
@@ -225,17 +243,11 @@ class RecurrentLayer(_Stepped, theirs.RLeaky):
     """A `models.Recurrent` that is called as snnTorch's `RLeaky`; see `Layer`."""
 
     spk: Tensor
+    other = "spk"
     around = Recurrent
 
     def forward(self, input_: Tensor, spk: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        self._refuse_state(spk, mem)
-        if spk is not None:
-            self.spk = spk
-        if mem is not None:
-            self.mem = mem
-        spikes, state = self._advance(input_, self.spk)
-        assert state is not None
-        self.spk = state
+        spikes = self._step(input_, mem, spk)
         return spikes if self.init_hidden and not self.output else (spikes, self.mem)
 
 
@@ -259,10 +271,7 @@ def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both
     if isinstance(decay, nn.Parameter):
         kinds = (_LIFOfBeta, _NoisyLIFOfBeta)
     elif leaky.reset_mechanism == "subtract":
-        if isinstance(threshold, nn.Parameter):
-            kinds = (_LIF, _NoisyLIF)
-        else:
-            settings["reset_by"] = threshold / decay
+        kinds = (_LIF, _NoisyLIF)
     neuron: Any = build(leaky.spike_grad, noise, placement, kinds, detach_reset=leaky.reset_delay, **settings)
     if isinstance(decay, nn.Parameter):
         neuron.beta = learnt_like(leaky.beta)
@@ -295,6 +304,9 @@ def _refuse(leaky: Any) -> None:
         ),
         "its reset discards the input of the next step, too": (
             reset == "zero" and delay and type(leaky) is not theirs.Leaky
+        ),
+        "its threshold is infinite, and cannot be subtracted": (
+            reset == "subtract" and bool(leaky.threshold.isinf().any())
         ),
         "with a beta of 0, its reset is all that is left of a spike": (
             reset == "subtract" and bool((leaky.beta <= 0).any())
@@ -340,3 +352,8 @@ def reset(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, theirs.SpikingNeuron) and hasattr(module, "reset_mem"):
             module.reset_mem()
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """What a neuron keeps."""
+    return {name: getattr(module, name) for name in ("syn", "spk", "mem") if hasattr(module, name)}

@@ -1,20 +1,25 @@
 """Neurons of SpikingJelly 2."""
 
+import sys
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base, functional
+from spikingjelly.activation_based import base
 from spikingjelly.activation_based import neuron as theirs
 from torch import Tensor, nn
 
 from ..base import SpikingNeuron
+from ..contexts import calling
 from ..neurons import LIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from ..noise import NoiseLaw
-from .mapping import Adapter, after_reset, build, check_state, device_of
+from ..parameters import ArgumentError, device_of
+from .mapping import Adapter, after_reset, build, check_state
 from .surrogates import NotMapped
 
 if not hasattr(base.MemoryModule, "functional_forward"):
     raise ImportError("SpikingJelly 2 or newer is needed")
+
+MEMOPT = "spikingjelly.activation_based.memopt.checkpointing"  # which runs layers again from the state that they had
 
 
 class Node(Adapter, theirs.BaseNode):
@@ -27,13 +32,41 @@ class Node(Adapter, theirs.BaseNode):
         step_mode, store_v_seq: as in SpikingJelly.
     """
 
+    of_library = (
+        "tau", "w", "decay_input", "v_threshold", "v_reset", "surrogate_function", "detach_reset", "backend",
+    )  # fmt: skip
+
     def __init__(self, neuron: SpikingNeuron, step_mode: str = "s", store_v_seq: bool = False) -> None:
         check_state(neuron)
         base.MemoryModule.__init__(self)  # a BaseNode would hold settings of its own
         self.neuron = neuron
-        self.register_memory("v", float(neuron.v_leak))
+        self._rest = self._read_rest()
+        self.register_memory("v", self._rest)
         self.step_mode = step_mode
         self.store_v_seq = store_v_seq
+
+    def _read_rest(self) -> float:
+        rest = self.neuron.v_leak
+        if isinstance(rest, Tensor) and rest.numel() > 1:
+            raise ArgumentError("`v` of SpikingJelly starts from one value: the neuron must have one v_leak")
+        return rest.item() if isinstance(rest, Tensor) else rest
+
+    def reset(self) -> None:
+        if self.get_reset_value("v") == self._rest:  # unless it was set to another value
+            self._rest = self._read_rest()
+            self.set_reset_value("v", self._rest)
+        super().reset()
+
+    def start_from(self, state: Any) -> None:
+        self.v = state
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse_checkpoint()
+        return super().forward(*args, **kwargs)
+
+    def _runs_again(self) -> bool:
+        in_memopt = (frame.f_globals.get("__name__") == MEMOPT for frame in calling(sys._getframe()))
+        return super()._runs_again() and not any(in_memopt)
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any]:
         """The potential to start from; where the batch has another size than before, start from rest."""
@@ -41,8 +74,8 @@ class Node(Adapter, theirs.BaseNode):
         (v,) = states
         if isinstance(v, Tensor) and v.shape == x_t.shape:
             return (v.to(x_t.device),)
-        rest = self.get_reset_value("v") if isinstance(v, Tensor) else v
-        return (None if rest == float(self.neuron.v_leak) else torch.full_like(x_t, rest, dtype=torch.float32),)
+        start = self.get_reset_value("v") if isinstance(v, Tensor) else v
+        return (None if start == self._rest else torch.full_like(x_t, start, dtype=torch.float32),)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **_: Any
@@ -91,8 +124,9 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
     Raises:
         NotMapped: if no neuron of this package is exactly the same.
     """
-    if type(node) not in _DECAY:
-        raise NotMapped(f"{type(node).__name__} is not one of {', '.join(kind.__name__ for kind in _DECAY)}")
+    if type(node) not in _KINDS:
+        raise NotMapped(f"{type(node).__name__} is not one of {', '.join(kind.__name__ for kind in _KINDS)}")
+    kind, decay_of = _KINDS[type(node)]
     hard = node.v_reset is not None
     rest = node.v_reset if hard else 0.0
     neuron: Any = build(
@@ -101,7 +135,7 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
         placement,
         kinds=(ParametricLIF, NoisyParametricLIF) if type(node) is theirs.ParametricLIFNode else (LIF, NoisyLIF),
         threshold=node.v_threshold,
-        decay=_DECAY[type(node)](node),
+        decay=decay_of(node),
         reset="zero" if hard else "subtract",
         v_reset=rest,
         v_leak=rest,
@@ -112,20 +146,14 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
         with torch.no_grad():
             neuron.decay_logit.fill_(-node.w.item())  # 1 - sigmoid(w)
         neuron.decay_logit.requires_grad_(node.w.requires_grad)
-    return _KINDS[type(node)](neuron.to(device_of(node)).train(node.training), node.step_mode, node.store_v_seq)
+    made = kind(neuron.to(device_of(node)), node.step_mode, node.store_v_seq)
+    return made.train(node.training)
 
 
-_DECAY: dict[type, Any] = {
-    theirs.LIFNode: lambda node: 1 - 1 / node.tau,
-    theirs.IFNode: lambda node: 1.0,
-    theirs.ParametricLIFNode: lambda node: torch.sigmoid(-node.w.detach()).item(),
-}
-
-
-_KINDS: dict[type, type[Node]] = {
-    theirs.LIFNode: _LIFNode,
-    theirs.IFNode: _IFNode,
-    theirs.ParametricLIFNode: _ParametricLIFNode,
+_KINDS: dict[type, tuple[type[Node], Any]] = {  # what a node becomes, and its decay
+    theirs.LIFNode: (_LIFNode, lambda node: 1 - 1 / node.tau),
+    theirs.IFNode: (_IFNode, lambda node: 1.0),
+    theirs.ParametricLIFNode: (_ParametricLIFNode, lambda node: torch.sigmoid(-node.w.detach()).item()),
 }
 
 
@@ -140,5 +168,12 @@ from_neuron = from_lifnode
 
 
 def reset(net: nn.Module) -> None:
-    """Start the neurons of a copy from rest."""
-    functional.reset_net(net)
+    """Start the neurons of a copy from rest; `functional.reset_net` would remember which they are."""
+    for module in net.modules():
+        if isinstance(module, base.MemoryModule):
+            module.reset()
+
+
+def state_of(module: Any) -> Any:
+    """The potential of a neuron."""
+    return module.v

@@ -56,7 +56,7 @@ class FastSigmoid(NoiseLaw):
 
 
 class Weighted(NoiseLaw):
-    """A surrogate gradient that is `factor` times the density of a law, and so no density."""
+    """A surrogate gradient that is `factor` times the density of a law, and so not a density."""
 
     def __init__(self, law: NoiseLaw, factor: float) -> None:
         super().__init__(law.scale, law.loc)
@@ -69,7 +69,7 @@ class Weighted(NoiseLaw):
         return self.factor * self.law.pdf(x)
 
     def cdf(self, x: Tensor) -> Tensor:
-        raise ArgumentError(f"the surrogate gradient {self!r} is no density, and so has no mean field")
+        raise ArgumentError(f"the surrogate gradient {self!r} is not a density, and so has no mean field")
 
     def icdf(self, p: Tensor) -> Tensor:
         return self.cdf(p)

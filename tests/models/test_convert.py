@@ -242,6 +242,13 @@ def test_other_classes_may_be_replaced(function, kind, same):
 REFUSED_FUNCTIONS = {
     "clamp": lambda x: x.clamp(min=0),
     "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "max": lambda x: torch.max(x, torch.zeros_like(x)),
+    "minimum": lambda x: x - torch.minimum(x, torch.zeros_like(x)),
+    "where": lambda x: torch.where(torch.signbit(x), 0.0, x),
+    "gt": lambda x: x * (x > 0),
+    "masked_fill": lambda x: x.masked_fill(torch.signbit(x), 0),
+    "abs": lambda x: x + x.abs(),
+    "exp": torch.exp,
     "GELU": F.gelu,
     "LeakyReLU": lambda x: F.leaky_relu(x, 0.1),
     "Hardtanh": lambda x: F.hardtanh(x, 0, 6),
@@ -288,6 +295,44 @@ def test_comparisons_of_classes_stay():
     torch.testing.assert_close(convert(net, Rectifier)(x), torch.stack([net(step) for step in x]))
 
 
+MIXING = {
+    "mean": lambda x: x - x.mean(0),
+    "sum": lambda x: x / x.sum(),
+    "softmax": lambda x: F.softmax(x, dim=0),
+    "flip": lambda x: x + x.flip(0),
+    "getitem": lambda x: x - x[:1],
+    "chunk": lambda x: x.chunk(2)[0],
+    "cat": lambda x: torch.cat([x, x]),
+    "permute": lambda x: x.permute(1, 0).permute(0, 1),
+    "getattr": lambda x: x @ x.T @ x,
+    "flatten": lambda x: x.flatten(),
+}
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_what_mixes_samples_is_refused(name):
+    net = nn.Sequential(Functional(MIXING[name]), nn.ReLU(), LIF())
+    for make in (lambda: convert(net[:2], LIF), lambda: time_first(net)):
+        with pytest.raises(ValueError, match=rf"works on dimension 0, .* by '0.{name}'"):
+            make()
+
+
+def test_what_works_on_other_dimensions_is_not_refused():
+    def function(x):
+        first, second = x.chunk(2, 1)
+        x = torch.cat([first.flip(1), second.cumsum(-1)], 1) - x.mean(1, keepdim=True) + x[:, :1] * x.shape[0]
+        return F.relu(x + x.max(1, keepdim=True).values.expand(x.size(0), -1) - x.unsqueeze(2).select(2, 0))
+
+    net, x = Functional(function), torch.randn(1, 7, 5)
+    torch.testing.assert_close(convert(net, Rectifier)(x)[0], net(x[0]))
+
+
+def test_another_number_of_samples_is_an_error_that_says_why():
+    snn = convert(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), Functional(lambda x: x.repeat(3, 1))), LIF)
+    with pytest.raises(ValueError, match=r"works on dimension 0, .*: of 2 \* 7, it makes \[42\]"):
+        snn(torch.randn(2, 7, 5))
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return F.relu(x) if x.sum() > 0 else x
@@ -311,7 +356,7 @@ class ByMode(nn.Module):
 class ViewInPlace(nn.Module):
     def forward(self, x):
         y = 2 * x
-        y.flatten().relu_()
+        y.flatten(1).relu_()
         return y
 
 
@@ -320,7 +365,7 @@ class ViewInPlace(nn.Module):
     [
         (Branching(), "torch.fx cannot follow Branching.forward in training mode: symbolically traced variables"),
         (TwoInputs(), "TwoInputs takes several inputs: x, y"),
-        (Rest(), r"Rest.forward must name its arguments, has \*rest"),
+        (Rest(), r"Rest.forward must name its arguments; it has \*rest"),
         (ByMode(), "other activations are called in training than in evaluation mode by 'ByMode'"),
         (ViewInPlace(), "the result of 'relu' is not used, so perhaps it changes a view in place"),
         (nn.Linear(3, 3), "Linear calls none of ReLU, ReLU6"),
@@ -672,3 +717,28 @@ def test_time_first_says_what_is_missing():
 def test_a_stream_of_a_network_over_time_has_time():
     with pytest.raises(ValueError, match="Convolutional runs over time: give Stream time_first=True"):
         Stream(converted(), time_first=False)(images()[0])
+
+
+class Maximum(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+OTHER_MAXIMA = {
+    "indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    "module": nn.Sequential(nn.MaxPool2d(2, return_indices=True)),
+    "amax": lambda x: x.unfold(2, 2, 2).amax(-1),
+    "max": lambda x: x.max(-1).values,
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MAXIMA)
+def test_other_maxima_are_not_calibrated(name):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    net.append(OTHER_MAXIMA[name] if name == "module" else Maximum(OTHER_MAXIMA[name]))
+    with pytest.raises(ValueError, match=r"'2\.\w+' cannot be calibrated: only max pools without indices can"):
+        convert(net, calibrate=[torch.rand(2, 1, 8, 8)])

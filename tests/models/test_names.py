@@ -10,8 +10,9 @@ import pytest
 from torch import nn
 
 import models
+from crits.losses import RateCrossEntropy
 from models import Gaussian, NoisyLIF, build_neuron
-from models.names import NAMES, BothNames
+from models.names import CRITS, NAMES, BothNames
 
 (OTHER,) = [name for name in NAMES if name != models.__name__]
 
@@ -74,6 +75,10 @@ def test_a_pickle_of_the_other_name_loads(alone, content):
     assert renamed != text
     assert repr(pickle.loads(renamed)) == repr(content)
     assert pickle.dumps(pickle.loads(renamed), protocol=0).count(OTHER.encode()) == 0
+
+
+def test_a_pickle_of_the_other_place_of_crits_loads(alone):
+    assert pickle.loads(f"c{CRITS[OTHER]}.losses\nRateCrossEntropy\n.".encode()) is RateCrossEntropy
 
 
 def test_both_names_give_the_same_modules(alone):

@@ -26,7 +26,9 @@ def node_of(neuron: Any, shape: tuple[int, ...], dt: float) -> Any:
     """
     inner: Any = neuron.neuron if isinstance(neuron, Synaptic) else neuron
     if type(inner) not in KINDS:
-        raise ArgumentError(f"NIR has no words for a {type(inner).__name__}")
+        known = ", ".join(kind.__name__ for kind in KINDS)
+        name = f"{type(inner).__module__}.{type(inner).__qualname__}"
+        raise ArgumentError(f"{name} cannot be written, only {known} of this package, and Synaptic around them")
     if inner.reset != "zero":
         raise ArgumentError(f"neurons of NIR reset to a value, not by reset={inner.reset!r}")
 

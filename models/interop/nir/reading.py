@@ -54,7 +54,7 @@ class Network(nn.Module):
             sources[target].append(source)
         ends = [[name for name, node in nodes.items() if isinstance(node, kind)] for kind in (nir.Input, nir.Output)]
         if any(len(names) != 1 for names in ends):
-            raise ArgumentError(f"a graph must have one input and one output, this has {ends[0]} and {ends[1]}")
+            raise ArgumentError(f"a graph must have one input and one output; this one has {ends[0]} and {ends[1]}")
         (self.input_name,), (self.output_name,) = ends
         layers: dict[str, Any] = {
             name: Network(node, make) if isinstance(node, nir.NIRGraph) else make(node)
@@ -104,13 +104,13 @@ def _loops(nodes: dict[str, Any], sources: dict[str, list[str]]) -> dict[str, st
 
 
 def _sorted(sources: dict[str, list[str]]) -> list[str]:
-    """The nodes, each after its sources; ArgumentError if there is a circle."""
+    """The nodes, each after its sources; ArgumentError if there is a cycle."""
     order: list[str] = []
     left = dict(sources)
     while left:
         ready = [name for name, origins in left.items() if set(origins) <= set(order)]
         if not ready:
-            raise ArgumentError(f"the graph has a circle that is not a neuron and a linear layer: {', '.join(left)}")
+            raise ArgumentError(f"the graph has a cycle that is not a neuron and a linear layer: {', '.join(left)}")
         order += ready
         for name in ready:
             del left[name]

@@ -34,7 +34,7 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
     """A network as an `nir.NIRGraph`, in the form that SpikingJelly, snnTorch and norse understand.
 
     Batch normalisation is folded into the layer before it. Noise, surrogate gradients and `decay_input` are in the
-    metadata of the nodes; who does not read them gets the noiseless network.
+    metadata of the nodes; readers that ignore them get the noiseless network.
 
     Args:
         net: a network of neurons that reset to a value, and of convolutions, linear layers, average pools, flattening
@@ -56,7 +56,12 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
     graph = fx.GraphModule(net, _Tracer().trace(net, fixed))
     with torch.no_grad():
         ShapeProp(graph).propagate(sample, *fixed.values())
-    return _Writer(graph, dt).graph()
+    try:
+        return _Writer(graph, dt).graph()
+    except ArgumentError:
+        raise
+    except ValueError as error:  # of nir, where shapes do not fit its rules, as of convolutions with groups
+        raise ArgumentError(f"nir cannot describe the network: {error}") from error
 
 
 class _Tracer(fx.Tracer):
@@ -201,7 +206,7 @@ def _conv(layer: Any, shape: Shape) -> Any:
 
 
 def _normalize(layer: Normalize, shape: Shape) -> Any:
-    """A convolution of pixels with themselves: folded into the next layer, it would change what that pads with."""
+    """A convolution that scales each channel; folded into the next layer, it would change what that one pads with."""
     std = layer.std.flatten()
     weights = dict(weight=_array(torch.diag(1 / std)[:, :, None, None]), bias=_array(-layer.mean.flatten() / std))
     return nir.Conv2d(input_shape=tuple(shape[-2:]), **weights, groups=1, stride=1, padding=0, dilation=1)

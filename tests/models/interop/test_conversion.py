@@ -1,13 +1,32 @@
 """What conversion does whichever library a network is from, and that no library is imported before it is used."""
 
+import functools
 import subprocess
 import sys
+import types
+from collections import deque
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
-from models import LIF, AdaptiveLIF, Cauchy, Gaussian, Logistic, Recurrent, Synaptic, Triangular, Uniform, interop
+import models
+from models import (
+    LIF,
+    AdaptiveLIF,
+    Cauchy,
+    Gaussian,
+    Logistic,
+    Recurrent,
+    Stream,
+    Synaptic,
+    Triangular,
+    Uniform,
+    checkpoint,
+    interop,
+    plain,
+)
 from models.interop.surrogates import DoubleExponential, FastSigmoid, Weighted, observe
 
 LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy, DoubleExponential, FastSigmoid)
@@ -69,6 +88,12 @@ def test_what_is_not_a_step_is_refused(function):
         observe(function)
 
 
+def test_the_factor_of_a_surrogate_is_saved():
+    neurons = [LIF(Weighted(Gaussian(0.3), factor)) for factor in (2.0, 9.0)]
+    with pytest.warns(UserWarning, match=r"=9 \* Gaussian\(0.3, 0\) were loaded into neurons with surrogate=2"):
+        neurons[0].load_state_dict(neurons[1].state_dict())
+
+
 @pytest.mark.parametrize("law", [DoubleExponential, FastSigmoid])
 def test_laws_of_surrogates_are_laws(law):
     law, x = law(0.7), torch.linspace(-4, 4, 81, dtype=torch.float64, requires_grad=True)
@@ -99,8 +124,8 @@ def test_neurons_that_are_shared_stay_shared_and_differences_are_reported():
 
 def test_differences_are_counted(monkeypatch):
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
-    table = {**interop.spikingjelly._DECAY, neuron.LIFNode: lambda node: 0.9}
-    monkeypatch.setattr(interop.spikingjelly, "_DECAY", table)
+    table = {**interop.spikingjelly._KINDS, neuron.LIFNode: (interop.spikingjelly._LIFNode, lambda node: 0.9)}
+    monkeypatch.setattr(interop.spikingjelly, "_KINDS", table)
     _, report = interop.convert(neuron.LIFNode(step_mode="m", decay_input=False), verify=torch.rand(9, 5, 20))
     wrong, compared = report.mismatches[""]
     assert compared == 900 and wrong > 50
@@ -110,8 +135,29 @@ def test_a_network_that_has_just_run_must_be_reset():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
     net = nn.Sequential(nn.Linear(3, 3), neuron.LIFNode())
     net(torch.rand(2, 3))
-    with pytest.raises(ValueError, match=r"reset its neurons first, by functional.reset_net\(net\)"):
+    with pytest.raises(ValueError, match=r"a state that was not reset \(functional.reset_net\(net\)"):
         interop.convert(net)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`")
+def test_arguments_and_networks_that_do_not_do():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    net, sample = nn.Sequential(nn.Linear(3, 3), neuron.IFNode()), torch.rand(2, 3)
+    for convert, one in ((interop.convert, net), (interop.spikingjelly.from_lifnode, net[1])):
+        with pytest.raises(ValueError, match="placement must be one of"):
+            convert(one, placement="bla")
+    with pytest.raises(ValueError, match="the network fails on `verify`, which is its one argument or a tuple"):
+        interop.convert(net, verify=[sample])
+    converted, _ = interop.convert(net)
+    with pytest.raises(RuntimeError, match="is called as a neuron of another library, and keeps its state itself"):
+        Stream(converted)(sample)
+    converted(sample)
+    with pytest.raises(ValueError, match="or a state that was not reset"):
+        plain(converted)
+    net[0] = nn.utils.weight_norm(net[0])
+    for convert in (interop.convert, functools.partial(models.convert, neuron=LIF)):
+        with pytest.raises(ValueError, match="a weight of the old torch.nn.utils.weight_norm"):
+            convert(net)
 
 
 class Lists(nn.Module):
@@ -139,6 +185,94 @@ def test_neurons_in_plain_containers_are_replaced_or_reported():
     with pytest.warns(UserWarning, match="0.listed: it is not a module of the network"):
         _, report = interop.convert(nn.Sequential(Lists(neuron.IFNode, hides=True)))
     assert list(report.skipped) == ["0.listed"]
+
+
+HIDDEN = {
+    "object": (lambda made: types.SimpleNamespace(n=made), lambda other: other.n),
+    "set": (lambda made: {made}, lambda other: next(iter(other))),
+    "queue": (lambda made: deque([made]), lambda other: other[0]),
+    "method": (lambda made: made.forward, lambda other: other),
+    "closure": (lambda made: lambda x: made(x), lambda other: other),
+}
+
+
+class Hidden(nn.Module):
+    """A network that gets its neuron from elsewhere."""
+
+    def __init__(self, made, kind):
+        super().__init__()
+        self.n, self.kind = made, kind
+        self.other = HIDDEN[kind][0](made)
+
+    def forward(self, x):
+        return HIDDEN[self.kind][1](self.other)(x)
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_neurons_that_are_elsewhere_are_reported(kind):
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    with pytest.warns(UserWarning, match="these neurons are left as they are"):
+        _, report = interop.convert(Hidden(neuron.IFNode(), kind), verify=torch.rand(2, 3))
+    assert report.skipped.keys() == {"closure": {"n"}, "method": {"other"}}.get(kind, {"n", "other"})
+    if kind != "closure":
+        with pytest.warns(UserWarning, match="other: it is not a module of the network"):
+            interop.convert(Hidden(neuron.IFNode(), kind))
+
+
+def test_neurons_of_a_converted_network_are_reset():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    functional = pytest.importorskip("spikingjelly.activation_based.functional")
+    with pytest.warns(UserWarning, match="other: it is not a module"):
+        converted, _ = interop.convert(Hidden(neuron.IFNode(), "object"))
+    converted.n(torch.rand(2, 3))
+    functional.reset_net(converted)
+    assert converted.n.v == 0
+
+
+class Clips(nn.Module):
+    """A network that calls its neuron for several sequences."""
+
+    def __init__(self, made, call):
+        super().__init__()
+        self.n, self.call = made, call
+
+    def forward(self, x):
+        return self.call(self.n, x)
+
+
+def _reset_between(n, x):
+    return [(n(clip), n.reset()) for clip in x.split(3)]
+
+
+def _set_the_potential(n, x):
+    n.v = 0.5
+    return n(x)
+
+
+def _start_again(n, x):
+    return [n(clip, state) for clip in x.split(3) for state in (None, n(clip)[1])]
+
+
+def _one_step_each(n, x):
+    mems = [n.init_leaky(), torch.zeros_like(x[0])]
+    for step, x_t in enumerate(x):
+        _, mems[step % 2] = n(x_t, mems[step % 2])
+
+
+CALLS = {
+    "spikingjelly, reset": ("spikingjelly.activation_based.neuron", "IFNode", {"step_mode": "m"}, _reset_between),
+    "spikingjelly, v": ("spikingjelly.activation_based.neuron", "IFNode", {"step_mode": "m"}, _set_the_potential),
+    "norse": ("norse.torch", "LIF", {"dt": 0.004}, _start_again),
+    "snntorch": ("snntorch", "Leaky", {"beta": 0.9}, _one_step_each),
+}
+
+
+@pytest.mark.parametrize("key", CALLS)
+def test_each_call_is_compared_from_its_own_state(key):
+    home, name, settings, call = CALLS[key]
+    library = pytest.importorskip(home, reason="it is not installed")
+    _, report = interop.convert(Clips(getattr(library, name)(**settings), call), verify=2 * torch.rand(9, 4, 50))
+    assert report.mismatches["n"][0] == 0 and report.mismatches["n"][1] >= 1800
 
 
 def test_hooks_stay():
@@ -182,8 +316,21 @@ def test_layers_that_keep_a_potential_refuse_other_states(library, layer, name):
         getattr(getattr(interop, library), layer)(AROUND[name]())
 
 
+@pytest.mark.parametrize(("library", "layer"), [("spikingjelly", "Node"), ("snntorch", "Layer"), ("sinabs", "Layer")])
+@pytest.mark.parametrize("run", [checkpoint, functools.partial(torch_checkpoint, use_reentrant=False)])
+def test_layers_that_keep_a_state_are_not_run_again_from_another(library, layer, run):
+    pytest.importorskip(library, reason="it is not installed")
+    made, x = getattr(getattr(interop, library), layer)(LIF()), torch.rand(3, 4, 5, requires_grad=True)
+    with pytest.raises(RuntimeError, match="this layer keeps a state, and activation checkpointing would"):
+        run(made, x)
+    spikes, _ = run(made.neuron.run, x, torch.rand(4, 5))
+    spikes.sum().backward()
+
+
 def test_layers_with_another_state_take_no_other_neuron():
     pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    with pytest.raises(ValueError, match="start from a potential of 0: the neuron must have v_leak=0"):
+        interop.snntorch.Layer(LIF(v_leak=0.5))
     with pytest.raises(ValueError, match="this layer takes a Synaptic, not a LIF"):
         interop.snntorch.SynapticLayer(LIF())
     with pytest.raises(ValueError, match="AdaptiveLIF has more state than that"):
@@ -194,7 +341,9 @@ def test_layers_with_another_state_take_no_other_neuron():
     ("library", "layer", "name"),
     [
         ("spikingjelly", "Node", "tau"),
+        ("spikingjelly", "Node", "v_threshold"),
         ("snntorch", "Layer", "beta"),
+        ("snntorch", "Layer", "threshold"),
         ("snntorch", "Layer", "reset_mechanism"),
         ("norse", "Layer", "p"),
         ("sinabs", "Layer", "tau_mem"),
@@ -206,3 +355,6 @@ def test_a_setting_of_the_library_is_an_error_that_says_where_settings_are(libra
     assert not hasattr(made, name)
     with pytest.raises(AttributeError, match=f"{name}'; the settings are those of its `neuron`"):
         getattr(made, name)
+    with pytest.raises(AttributeError, match=f"this layer has no '{name}'; the settings are those of its `neuron`"):
+        setattr(made, name, 0.5)
+    made.neuron.threshold, made.name = 0.5, "first"

@@ -203,6 +203,7 @@ def test_what_others_write_is_read(make, path):
         (nn.AvgPool2d(3, stride=2, ceil_mode=True), "none reaches over the padded image"),
         (nn.BatchNorm2d(2), "only into a convolution or linear layer"),
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "'circular'"),
+        (nn.Conv2d(2, 2, 3, groups=2), "nir cannot describe the network: .*type mismatch"),
         (type("Squared", (nn.Module,), {"forward": lambda self, x: x.square()})(), "the operation 'square'"),
     ],
 )

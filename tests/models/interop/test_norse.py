@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import LIF, Gaussian, NoisyLIF, interop, noise_generator, noiseless
+from models import LIF, Gaussian, NoisyLIF, Synaptic, interop, noise_generator, noiseless
 from tests.models.interop.compare import check, current, difference, draws
 
 norse = pytest.importorskip("norse.torch", reason="norse is not installed")
@@ -119,6 +119,22 @@ def test_a_neuron_of_ours_is_a_cell():
             spike, state = neuron.step(x_t, state)
             expected.append(spike)
     assert torch.equal(spikes, torch.stack(expected))
+
+
+@pytest.mark.parametrize("make", [norse.LIFBoxCell, norse.LIFCell, norse.LIF, IAFCell])
+def test_states_of_norse_are_taken(make):
+    theirs, x = make(), 20 * torch.rand(3, 4, 5)
+    ours = from_norse(theirs)
+    x = x if isinstance(theirs, norse.LIF) else x[0]
+    start = type(theirs.state_fallback(x))(*(torch.rand(4, 5) for _ in theirs.state_fallback(x)))
+    for _ in range(2):
+        (expected, state), (spikes, own) = theirs(x, start), ours(x, start)
+        assert torch.equal(spikes, expected) and spikes.any()
+        v = own[1] if isinstance(own, tuple) else own
+        assert torch.allclose(v, state.v, atol=1e-6)
+        start = state
+    with pytest.raises(ValueError, match="this layer starts from the state of its neuron"):
+        interop.norse.cell(Synaptic(0.5, LIF()))(x, norse.LIFBoxFeedForwardState(torch.zeros(4, 5)))
 
 
 @pytest.mark.parametrize(

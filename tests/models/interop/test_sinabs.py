@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Gaussian, interop, noiseless
+from models import IF, Gaussian, interop, noiseless
 from tests.models.interop.compare import check, current, difference, draws
 
 sinabs = pytest.importorskip("sinabs", reason="sinabs is not installed")
@@ -105,6 +105,15 @@ def test_another_batch_needs_a_reset():
         layer(torch.rand(2, 4, 5))
     sinabs.reset_states(nn.Sequential(layer))
     assert layer(torch.rand(2, 4, 5)).shape == (2, 4, 5)
+
+
+def test_layers_start_from_rest():
+    neuron, x = IF(reset="subtract", v_leak=0.5), torch.rand(8, 4, 5)
+    layer = interop.sinabs.Layer(neuron)
+    for _ in range(2):
+        assert torch.equal(run(layer, x), neuron(x))
+    layer.memory.reset_states(randomize=True)
+    assert layer.v_mem.shape == (4, 5)
 
 
 def test_the_batch_size_of_squeezed_layers_is_set():

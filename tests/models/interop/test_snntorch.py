@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import Gaussian, interop, mean_field, noise_generator, noiseless
+from models import LIF, Gaussian, interop, mean_field, noise_generator, noiseless
 from tests.models.interop.compare import check, current, difference, draws
 
 snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
@@ -170,6 +170,15 @@ def test_states_are_handed_on_and_may_come_from_elsewhere(settings):
             assert torch.equal(*spikes) and torch.allclose(*mems, atol=1e-6)
 
 
+def test_what_the_reset_subtracts_follows_the_threshold():
+    theirs = snn.Leaky(beta=0.8)
+    ours = from_leaky(theirs)
+    theirs.threshold.fill_(0.3)
+    ours.neuron.threshold = 0.3
+    x = torch.rand(20, 3, 50)
+    assert torch.equal(run(theirs, x), run(ours, x)) and torch.allclose(theirs.mem, ours.mem, atol=1e-5)
+
+
 @pytest.mark.parametrize("is_learnt", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS[:2] + SETTINGS[3:])
 def test_a_threshold_below_0_resets_before_the_first_spike(settings, is_learnt):
@@ -198,6 +207,31 @@ def test_the_draw_that_decides_the_spike_decides_the_reset():
             spike, state = ours.neuron.step(x_t, state)
             steps.append(spike)
     assert torch.equal(spikes, torch.stack(steps)) and 0.1 < spikes.mean() < 0.9
+
+
+WITHOUT_DELAY = (
+    lambda **hidden: snn.Leaky(0.9, reset_mechanism="zero", reset_delay=False, **hidden),
+    lambda **hidden: snn.Synaptic(0.5, 0.9, reset_mechanism="zero", reset_delay=False, **hidden),
+    lambda **hidden: snn.RLeaky(0.9, 0.5, False, reset_mechanism="zero", reset_delay=False, **hidden),
+)
+
+
+@pytest.mark.parametrize("hidden", [{}, {"init_hidden": True}])
+@pytest.mark.parametrize("placement", ["both", "escape"])
+@pytest.mark.parametrize("make", WITHOUT_DELAY)
+def test_with_noise_neurons_without_delay_may_stay_above_the_threshold(make, placement, hidden):
+    ours = from_leaky(make(**hidden), noise=Gaussian(0.3), placement=placement)
+    with noise_generator(torch.Generator().manual_seed(3)):
+        spikes = (run_hidden if hidden else run)(ours, current((20, 3, 50), False))
+    assert 0.05 < spikes.mean() < 0.95
+
+
+def test_without_delay_a_reset_value_may_be_above_the_threshold():
+    neuron, x = LIF(v_reset=2.0, decay=0.9), torch.rand(20, 3, 50)
+    layer = interop.snntorch.Layer(neuron, reset_delay=False)
+    assert torch.equal(run(layer, x), neuron(x))
+    with pytest.raises(ValueError, match="cannot be above the threshold"):
+        layer(x[0], torch.full((3, 50), 2.5))
 
 
 @pytest.mark.parametrize(
@@ -240,13 +274,19 @@ def test_with_noise_a_state_from_elsewhere_is_refused():
         ours(x, 1.1 * mem)
 
 
+def test_with_noise_nan_is_handed_on():
+    ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(0.3))
+    _, mem = ours(torch.full((3, 50), torch.nan))
+    assert ours(torch.rand(3, 50), mem)[1].isnan().all()
+
+
 def test_zeros_are_a_new_start_though_neurons_fired_at_a_potential_of_0():
     ours = from_leaky(snn.Leaky(beta=0.8), noise=Gaussian(3.0), placement="escape")
     nothing = torch.zeros(3, 50)
     spikes, mem = ours(nothing)
     assert spikes.any() and not mem.any()
     with noiseless(ours):
-        assert torch.allclose(ours(nothing, mem)[1], -spikes) and not ours(nothing, nothing)[1].any()
+        assert torch.allclose(ours(nothing, mem.detach())[1], -spikes) and not ours(nothing, nothing)[1].any()
         mem.data.fill_(0.5)
         assert torch.allclose(ours(nothing, mem)[1], 0.8 * mem)
 
@@ -351,6 +391,7 @@ def test_the_network_of_tutorial_5_is_converted(hidden):
         (lambda: snn.Leaky(0.9, graded_spikes_factor=2.0), "graded"),
         (lambda: snn.Leaky(0.9, state_quant=lambda mem: mem), "quantised"),
         (lambda: snn.Leaky(0.0), "beta of 0"),
+        (lambda: snn.Leaky(0.9, threshold=float("inf")), "its threshold is infinite"),
         (lambda: snn.Leaky(0.9, spike_grad=surrogate.straight_through_estimator()), "no noise law"),
         (lambda: snn.Leaky(0.9, reset_mechanism="zero", reset_delay=False, threshold=-1.0), "threshold below 0"),
         (lambda: snn.Leaky(torch.rand(3, 4)), "beta has shape"),

@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
-from models import LIF, Gaussian, NoisyLIF, interop, noise_generator, noiseless
+from models import IF, LIF, Gaussian, NoisyLIF, interop, noise_generator, noiseless
 from tests.models.interop.compare import check, current, difference, draws
 
 pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
@@ -101,6 +102,29 @@ def test_state_and_recorded_potentials_are_those_of_the_original(step_mode, v_re
         assert one.v == (v_reset or 0.0) and one.v_seq is None
         one.v = 0.3
     step(3, 7)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_recorded_potentials_of_channels(reset):
+    values = dict(threshold=torch.linspace(0.5, 2, 5), v_reset=torch.linspace(0, 1, 5) if reset == "zero" else 0.0)
+    node = interop.spikingjelly.Node(LIF(reset=reset, **values), step_mode="m", store_v_seq=True)
+    node(3 * torch.rand(3, 2, 5, 4, 5))
+    assert torch.equal(node.v_seq[-1], node.v)
+
+
+def test_the_rest_potential_is_read_at_each_reset():
+    neuron, x = IF(v_leak=nn.Parameter(torch.tensor([0.5]))), torch.rand(4, 2, 5)
+    node = interop.spikingjelly.Node(neuron, "m")
+    with torch.no_grad():
+        neuron.v_leak.fill_(0.9)
+    assert torch.equal(node(x), neuron(x))
+    node.reset()
+    assert node.v == pytest.approx(0.9) and torch.equal(node(x), neuron(x))
+    node.set_reset_value("v", 0.1)
+    node.reset()
+    assert node.v == 0.1
+    with pytest.raises(ValueError, match="starts from one value"):
+        interop.spikingjelly.Node(LIF(v_leak=torch.full((5,), 0.3)))
 
 
 def test_both_step_modes_and_copies_do_the_same():
@@ -203,6 +227,10 @@ def test_a_noisy_neuron_learns_its_decay_where_the_original_does():
     functional.reset_net(ours)
     ours(x).sum().backward()
     assert ours.neuron.decay_logit.grad.abs() > 0 and torch.allclose(ours.neuron.decay_logit, -node.w)
+
+
+def test_the_mode_stays():
+    assert not any(module.training for module in from_lifnode(neuron.IFNode().eval()).modules())
 
 
 def test_without_noise_the_neuron_is_deterministic():
