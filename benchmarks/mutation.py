@@ -35,7 +35,7 @@ TARGETS = ["models", "crits", "tools/attacks", "tools/analysis", "tools/perturb"
 LEFT_OUT = ["tools/data/events/pictures.py"]  # sizes and colours of a picture
 CAUGHT = {  # by exit code; 4: conftest
     **{1: "failed", 2: "import failed", 4: "import failed"},
-    **{-signal.SIGXCPU: "timeout", -signal.SIGSEGV: "crash", -signal.SIGABRT: "crash"},
+    **{-signal.SIGXCPU: "timeout", **dict.fromkeys((-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGILL), "crash")},
 }
 BUILDER = "build.py"  # of kernels: its faults have to build them again
 TOO_LONG = 5
