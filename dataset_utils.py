@@ -25,7 +25,7 @@ from tools.data.events.frames import Framing
 from tools.data.events.labelled import LabelledRecordings
 from tools.data.events.recordings import Parts, Recording
 from tools.data.events.store import FrameStore, stored_streams
-from tools.data.events.trees import CIFAR10_CLASSES, TREES, Tree
+from tools.data.events.trees import CIFAR10_CLASSES, TREES, Tree, folder_in, plain
 from tools.data.fingerprint import code_fingerprint
 from tools.data.images import LabelledImages, stratified_split
 from tools.data.parts import LabelledParts
@@ -140,13 +140,14 @@ class EventDataset(_Dataset):
     def _folder(self, root: Path) -> Path:
         if not self.tree.folders:  # simulated
             return cache_folder()
-        folders = [root / name for name in self.tree.folders]
-        for folder in folders:
-            if folder.is_dir():
-                return folder
+        if (folder := folder_in(root, *self.tree.folders)) is not None:
+            return folder
+        if plain(root.resolve().name) in map(plain, self.tree.folders) and root.is_dir():
+            return root
+        searched = ", ".join(str((root / name).resolve()) for name in self.tree.folders)
         raise FileNotFoundError(
-            f"{self.name} is missing; searched: {', '.join(str(folder.resolve()) for folder in folders)}. Get it from "
-            f"{self.tree.download} and unpack it into one of these, or say where it is with --data-root (or NSNN_DATA)."
+            f"{self.name} is missing; searched: {searched}. Get it from {self.tree.download} and unpack it into one of "
+            "these, or say where it is with --data-root (or NSNN_DATA)."
         )
 
     def _part(self, part: str, recordings: list[Recording], config: TrainConfig) -> LabelledRecordings:

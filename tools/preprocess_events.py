@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a file: Python would look for modules in
 
 from tools.data.events.frames import SPLITS, Framing
 from tools.data.events.store import FrameStore
-from tools.data.events.trees import CIFAR10_TRAINING, TREES, recognise
+from tools.data.events.trees import TRAINING_SHARES, TREES, recognise
 from tools.errors import UserError
 from tools.io.files import write_text_atomically
 
@@ -56,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     frames_by = "frames of equally many events (default), or of equal duration"
     parser.add_argument("--frames_by", choices=SPLITS, default="count", help=frames_by)
     parser.add_argument("--frame_size", type=int, default=0, help="side of the frames in pixels; 0: the usual size")
-    parser.add_argument("--split", choices=CIFAR10_TRAINING, default="9:1", help="train:test of DVS-CIFAR10")
+    parser.add_argument("--split", choices=TRAINING_SHARES, default="9:1", help="train:test of DVS-CIFAR10")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="most processes (default: %(default)s)")
     lenient = "skip damaged recordings and events and report how many, instead of failing"
     parser.add_argument("--lenient", action=argparse.BooleanOptionalAction, default=True, help=lenient)

@@ -9,7 +9,7 @@ from crits import LOSSES, REGULARIZERS
 from models.functional import PLACEMENTS, RESETS
 from models.registry import MODELS, NEURONS
 from tools.data.events.frames import CELLS, SPLITS, VALUES
-from tools.data.events.trees import CIFAR10_TRAINING
+from tools.data.events.trees import TRAINING_SHARES
 from tools.data.parts import LabelledParts
 from tools.errors import UserError
 from tools.optim import INITIALISATIONS, OPTIMIZERS, SCHEDULERS
@@ -87,7 +87,7 @@ class TrainConfig(RunConfig):
     frame_values: str = _frames("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
     frame_cells: str = _frames("sum", "frames smaller than the sensor: sum over its pixels, or average", choices=CELLS)
     frame_size: int = _frames(0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual", low=0)
-    split: str = _frames("9:1", "training to test, for data without an official split", choices=CIFAR10_TRAINING)
+    split: str = _frames("9:1", "training to test, for data without an official split", choices=TRAINING_SHARES)
 
     amp: str = _run("no", "automatic mixed precision", choices=AMP, network=True)
     channels_last: bool = _run(True, "channels-last memory format, the fastest for convolutions")

@@ -155,7 +155,8 @@ def _key(recordings: Sequence[Recording], framing: Framing) -> str:
             file = stamp(recording.path)
         except OSError:  # reading it will fail, and say so
             file = f"{recording.path.resolve()} absent"
-        key.update(f"{file} {recording.window_us} {recording.slice} {recording.problem}\n".encode())
+        part = f"{recording.window_us} {recording.slice} {recording.turned} {recording.problem}"
+        key.update(f"{file} {part}\n".encode())
     return key.hexdigest()[:24]
 
 
