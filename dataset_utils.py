@@ -21,7 +21,7 @@ from tools.data import digits
 from tools.data.augment import Augment
 from tools.data.events import POLARITIES, motions
 from tools.data.events.augment import EventAugment
-from tools.data.events.frames import Framing
+from tools.data.events.frames import framing_of
 from tools.data.events.labelled import LabelledRecordings
 from tools.data.events.recordings import Parts, Recording
 from tools.data.events.store import FrameStore, stored_streams
@@ -152,7 +152,8 @@ class EventDataset(_Dataset):
 
     def _part(self, part: str, recordings: list[Recording], config: TrainConfig) -> LabelledRecordings:
         size = self.tree.frame_size(config.frame_size)
-        framing = Framing(config.timestep, config.frames_by, self.tree.sensor, size)
+        how = config.timestep, config.frame_ms, config.most_frames
+        framing = framing_of(config.frames_by, self.tree.sensor, size, *how)
         store = FrameStore(f"{self.name}-{part}", recordings, framing, config.lenient, config.workers)
         for why in store.skipped.values():
             logger.warning("skipped: %s", why)
@@ -164,7 +165,8 @@ class EventDataset(_Dataset):
         kept = [recordings[row] for row in rows]
         labels = torch.tensor([recording.label for recording in kept])
         values, cells = config.frame_values, config.frame_cells
-        return LabelledRecordings(kept, store, rows, labels, framing, values, cells, config.lenient)
+        lengths = None if store.lengths is None else store.lengths[rows]
+        return LabelledRecordings(kept, store, rows, labels, framing, values, cells, config.lenient, lengths)
 
 
 def data_root(root: str = "") -> Path:

@@ -105,6 +105,24 @@ def test_mnist5k_is_learnt_resumed_and_tested(run_script, tmp_path, figures):
     assert line.get_ydata() == pytest.approx([100 * point["accuracy_mean"] for point in points])
 
 
+def test_frames_by_duration_are_trained_resumed_and_tested_on(run_script, tmp_path, monkeypatch):
+    striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2, count=60, longer=45)
+    monkeypatch.setenv("NSNN_DATA", str(tmp_path))
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
+    run, flags = tmp_path / "run", ["--frames_by", "duration", "--frame_ms", 20, "--minibatch", 5, "--loss", "tet"]
+    refused = run_script("main_nmnist.py", *QUICK, *flags, "--most_frames", 11, "--run_dir", run)
+    assert refused.code == 1 and re.search("00004.bin: expected at most 11 frames, got 12", refused.messages)
+    trained = run_script("main_nmnist.py", *QUICK, *flags, "--epochs", 1, "--run_dir", run)
+    assert trained.code == 0, trained.messages
+    resumed = run_script("main_nmnist.py", "--resume", run, "--epochs", 2)
+    assert resumed.code == 0 and len(metrics_of(run)) == 2, resumed.messages
+    extras = ["--perturbation", "eventdrop", "time_jitter", "spike_delete", "--uncertainty", "--efficiency"]
+    tested = run_script("testing_nmnist.py", "--snapshot", run / "best.pth", "--draws", 2, *extras, "--pictures")
+    assert tested.code == 0, tested.messages
+    clean = json.loads((run / "evaluation" / "clean.json").read_text())["points"][0]
+    assert clean["accuracy_mean"] == pytest.approx(json.loads((run / "test.json").read_text())["accuracy"], abs=0.2)
+
+
 @pytest.mark.slow
 def test_nmnist_is_learnt_and_tested_on_perturbed_events_with_pictures(
     run_script, tmp_path, monkeypatch, figures, capsys

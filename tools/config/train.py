@@ -83,7 +83,16 @@ class TrainConfig(RunConfig):
     roll: int = _augmentation(0, "largest random shift of a recording's frames, in pixels", low=0, only="events")
     event_drop: bool = _augmentation(False, "drop events: at random, in a time span, or in an area", only="events")
 
-    frames_by: str = _frames("count", "frames of equally many events, or of equal duration", choices=SPLITS)
+    frames_by: str = _frames(
+        "count",
+        "T frames of equally many events (count) or of equal duration (time), or as many as fill a recording with "
+        "frames of --frame_ms (duration)",
+        choices=SPLITS,
+    )
+    frame_ms: float = _frames(30.0, "milliseconds of a frame of --frames_by duration", low=1e-3)
+    most_frames: int = _frames(
+        1000, "most frames of a recording with --frames_by duration; longer ones are errors", low=1, high=MOST_STEPS
+    )
     frame_values: str = _frames("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
     frame_cells: str = _frames("sum", "frames smaller than the sensor: sum over its pixels, or average", choices=CELLS)
     frame_size: int = _frames(0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual", low=0)

@@ -82,7 +82,7 @@ class Snapshot:
         self.outside = self._load_outside(other_datasets or {}) if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
         self.title = f"{self.trained.model}, {self.trained.neuron}"
-        ((few, _),) = self.test.subset(torch.arange(min(4, len(self.test)))).batches(4, self.device)
+        ((few, *_),) = self.test.subset(torch.arange(min(4, len(self.test)))).batches(4, self.device)
         self.is_noisy = is_noisy_indeed(self.net.eval(), self.forward, few)
         self.checksum = zlib.crc32(Path(self.path).read_bytes())
         self.keep_fold(config.fold)
@@ -99,7 +99,7 @@ class Snapshot:
 
     def picture(self, index: int) -> np.ndarray:
         """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""
-        ((inputs, _),) = self.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
+        ((inputs, *_),) = self.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
         return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
 
     def _load(self, dataset: Dataset) -> LabelledParts:

@@ -46,12 +46,17 @@ def nmnist_tree(folder):
                 touch(folder / part / str(digit) / f"{10 * digit + number:05d}.bin")
 
 
-def striped_nmnist_tree(folder, training=20, test=4, count=200):
-    """N-MNIST whose digit d is `count` events in the rows from 3 d to 3 d + 2: easy to learn."""
+def striped_nmnist_tree(folder, training=20, test=4, count=200, longer=0):
+    """N-MNIST whose digit d is `count` events in the rows from 3 d to 3 d + 2: easy to learn.
+
+    Each recording has `longer` events more than the one before; events are 1 ms apart.
+    """
+    shortest = count
     random = np.random.default_rng(0)
     for part, recordings in (("Train", training), ("Test", test)):
         for digit in range(10):
             for number in range(recordings):
+                count = shortest + number * longer
                 rows, columns = 3 * digit + random.integers(3, size=count), random.integers(34, size=count)
                 polarities = random.integers(2, size=count)
                 events = [(x, y, 1000 * at, p) for at, (x, y, p) in enumerate(zip(columns, rows, polarities.tolist()))]
