@@ -35,10 +35,26 @@ CIFAR10_SUFFIXES = (".aedat", ".aedat4", ".npz", ".npy", ".mat")
 CIFAR10_TURNED = {".mat": UPSIDE_DOWN, ".npz": TRANSPOSED}
 TRAINING_SHARES = {"9:1": 0.9, "7:3": 0.7}  # of the recordings of each class, where there is no official split
 
+_CALTECH101 = (
+    "Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai brain "
+    "brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body "
+    "cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly "
+    "electric_guitar elephant emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone "
+    "grand_piano hawksbill headphone hedgehog helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop "
+    "llama lobster lotus mandolin mayfly menorah metronome minaret nautilus octopus okapi pagoda panda pigeon "
+    "pizza platypus pyramid revolver rhino rooster saxophone schooner scissors scorpion sea_horse snoopy "
+    "soccer_ball stapler starfish stegosaurus stop_sign strawberry sunflower tick trilobite umbrella watch "
+    "water_lilly wheelchair wild_cat windsor_chair wrench yin_yang"
+)
+CALTECH101_CLASSES = tuple(_CALTECH101.split())  # all but the background
+NCARS_CLASSES = ("background", "cars")
+
 # The possible names of the folder of a data set; see `plain` for what does not matter in them.
 NMNIST = ("nmnist", "N-MNIST", "nmnist-small")
 DVSGESTURE = ("DvsGesture", "DVS128Gesture", "ibmGesture")
 DVSCIFAR10 = ("CIFAR10DVS", "DVS-CIFAR10")
+NCALTECH101 = ("ncaltech101", "Caltech101")
+NCARS = ("ncars", "Prophesee_Dataset_n_cars")
 MADE_BY_SPIKINGJELLY = ("extract", "events_np")  # in the folder of a data set; the first has the original files
 DEEPEST = 3  # folders in each other that are looked into
 
@@ -210,6 +226,32 @@ def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
     return _numbered(folder, CIFAR10_CLASSES, split, CIFAR10_SUFFIXES, 0, "DVS-CIFAR10", CIFAR10_TURNED)
 
 
+@_also_inside(*NCALTECH101)
+def list_ncaltech101(folder: Path, split: str = "9:1") -> Parts:
+    """List N-Caltech101 (Orchard et al. 2015): <class>/image_<number>.bin, or SpikingJelly's `.npz`.
+
+    The data set has no official split. Here each class has its first 90 % of numbers (70 % with split "7:3") in the
+    training part. The class BACKGROUND_Google is left out. Recordings differ in size: each is in the upper left of the
+    sensor.
+    """
+    return _numbered(folder, CALTECH101_CLASSES, split, (".bin", ".npz", ".npy"), 1, "N-Caltech101", {})
+
+
+@_also_inside(*NCARS)
+def list_ncars(folder: Path, split: str = "") -> Parts:
+    """List N-CARS (Sironi et al., CVPR 2018): n-cars_{train,test}/{cars,background}/*.dat, with its official split.
+
+    Prophesee's archives have these in a folder train or test once more; tonic calls the parts ncars-{train,test}.
+    """
+    layout = Layout(("n-cars_train", "train"), ("n-cars_test", "test"), (".dat",), _ncars_label)
+    return _matching(folder, [layout], len(NCARS_CLASSES), "n-cars_{train,test}/{cars,background}/*.dat of N-CARS")
+
+
+def _ncars_label(path: Path) -> int | None:
+    name = path.parent.name.lower()
+    return NCARS_CLASSES.index(name) if name in NCARS_CLASSES else None
+
+
 def _numbered(
     folder: Path,
     classes: Sequence[str],
@@ -289,6 +331,24 @@ TREES = {
         flippable=CIFAR10_CLASSES,
         folders=DVSCIFAR10,
         download="https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
+    ),
+    "ncaltech101": Tree(
+        classes=CALTECH101_CLASSES,
+        sensor=(240, 180),
+        size=(64, 48),
+        list_recordings=list_ncaltech101,
+        flippable=CALTECH101_CLASSES,
+        folders=NCALTECH101,
+        download="https://www.garrickorchard.com/datasets/n-caltech101",
+    ),
+    "ncars": Tree(
+        classes=NCARS_CLASSES,
+        sensor=(120, 100),
+        size=(60, 50),
+        list_recordings=list_ncars,
+        flippable=NCARS_CLASSES,
+        folders=NCARS,
+        download="https://www.prophesee.ai/2018/03/13/dataset-n-cars/",
     ),
 }
 

@@ -8,8 +8,10 @@ from scipy.io import savemat
 
 from tests.tools.data.events.written import (
     aedat2,
+    caltech101_tree,
     cifar10_tree,
     columns,
+    ncars_tree,
     nmnist_tree,
     official_gestures,
     spikingjelly_gestures,
@@ -166,7 +168,7 @@ def test_what_is_no_data_set_says_what_was_looked_for(tmp_path):
 
 def test_there_are_as_many_names_as_classes():
     counts = {name: len(set(tree.classes)) for name, tree in TREES.items()}
-    assert counts == {"nmnist": 10, "dvsgesture": 11, "dvscifar10": 10}
+    assert counts == {"nmnist": 10, "dvsgesture": 11, "dvscifar10": 10, "ncaltech101": 100, "ncars": 2}
 
 
 def test_the_sensor_the_frames_and_the_held_out_share_of_each_data_set():
@@ -175,6 +177,8 @@ def test_the_sensor_the_frames_and_the_held_out_share_of_each_data_set():
         "nmnist": ((34, 34), (34, 34), 0.2),
         "dvsgesture": ((128, 128), (48, 48), 0.1),
         "dvscifar10": ((128, 128), (48, 48), 0.1),
+        "ncaltech101": ((240, 180), (64, 48), 0.1),
+        "ncars": ((120, 100), (60, 50), 0.1),
     }
     assert TREES["dvsgesture"].frame_size(32) == (32, 32)
 
@@ -237,8 +241,17 @@ LAYOUTS = {  # where SpikingJelly, tonic and those who unpack archives leave the
     "nmnist": ["", "N-MNIST", "NMNIST/N_MNIST", "extract", "nmnist/extract"],
     "dvsgesture": ["", "DvsGesture", "extract/DvsGesture", "DvsGesture/DvsGesture", "DVS128Gesture"],
     "dvscifar10": ["", "extract", "CIFAR10DVS", "cifar10-dvs/CIFAR10DVS"],
+    "ncaltech101": ["", "Caltech101", "extract/Caltech101", "NCALTECH101/Caltech101"],
+    "ncars": ["", "Prophesee_Dataset_n_cars", "N-Cars"],
 }
-WRITE = {"nmnist": nmnist_tree, "dvsgesture": official_gestures, "dvscifar10": lambda path: cifar10_tree(path, "aedat")}
+WRITE = {
+    "nmnist": nmnist_tree,
+    "dvsgesture": official_gestures,
+    "dvscifar10": lambda path: cifar10_tree(path, "aedat"),
+    "ncaltech101": caltech101_tree,
+    "ncars": ncars_tree,
+}
+FOUND = {"nmnist": [30, 20], "dvsgesture": [6, 3], "dvscifar10": [90, 10], "ncaltech101": [900, 100], "ncars": [6, 4]}
 
 
 @pytest.mark.parametrize(("name", "inside"), [(name, inside) for name, found in LAYOUTS.items() for inside in found])
@@ -247,7 +260,7 @@ def test_a_data_set_is_found_in_the_folders_that_unpacking_makes(tmp_path, name,
     WRITE[name](tmp_path / inside)
     (tmp_path / ".hidden").mkdir()
     parts = TREES[name].list_recordings(tmp_path, "9:1")
-    assert [len(part) for part in parts] == {"nmnist": [30, 20], "dvsgesture": [6, 3], "dvscifar10": [90, 10]}[name]
+    assert [len(part) for part in parts] == FOUND[name]
     assert recognise(tmp_path)[0] == name
 
 
@@ -305,3 +318,33 @@ def test_a_list_of_no_trials_is_an_empty_part(tmp_path):
     touch(tmp_path / "trials_to_test.txt", b"")
     with pytest.raises(FileNotFoundError, match="has no recordings for testing .in trials_to_test.txt"):
         list_dvsgesture(tmp_path)
+
+
+def test_ncaltech101_has_its_first_images_for_training_and_no_background(tmp_path):
+    caltech101_tree(tmp_path)
+    touch(tmp_path / "yin_yang" / "image_0020.bin")
+    for split, last in (("9:1", 9), ("7:3", 7)):
+        train, test = TREES["ncaltech101"].list_recordings(tmp_path, split)
+        assert [int(one.path.stem[-4:]) for one in train if one.label == 0] == [*range(1, last + 1)]
+        assert [int(one.path.stem[-4:]) for one in test if one.label == 0] == [*range(last + 1, 11)]
+        assert {one.label for one in train} == {one.label for one in test} == set(range(100))
+    assert [int(one.path.stem[-4:]) for one in test if one.label == 99] == [20]
+    assert len(train[0].load((240, 180)).events) == 4
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("n-cars_train", "n-cars_test"),
+        ("n-cars_train/train", "n-cars_test/test"),
+        ("ncars-train", "ncars-test"),
+        ("train", "test"),
+    ],
+)
+def test_every_layout_of_ncars_has_its_official_parts(tmp_path, train, test):
+    ncars_tree(tmp_path, train, test)
+    touch(tmp_path / train / "labels" / "obj_000000.dat")
+    parts = TREES["ncars"].list_recordings(tmp_path, "")
+    assert [[recording.label for recording in part] for part in parts] == [[0, 0, 0, 1, 1, 1], [0, 0, 1, 1]]
+    assert {recording.path.parts[len(tmp_path.parts)] for recording in parts.train} == {train.split("/")[0]}
+    assert recognise(tmp_path)[0] == "ncars"

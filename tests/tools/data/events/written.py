@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from tools.data.events.trees import CIFAR10_CLASSES
+from tools.data.events.trees import CALTECH101_CLASSES, CIFAR10_CLASSES
 
 EVENTS = [(5, 7, 10, 1), (127, 0, 12, 0), (0, 127, 12, 1), (64, 32, 500, 0)]  # x, y, t, p
 
@@ -100,6 +100,23 @@ def tonic_gestures(folder):
                 path = folder / f"ibmGesture{part}" / f"user{user:02d}_led" / f"{label}.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, np.stack([columns()[name] for name in "xypt"], axis=1))
+
+
+def caltech101_tree(folder, count=10, events=EVENTS):
+    for name in (*CALTECH101_CLASSES, "BACKGROUND_Google"):
+        for number in range(1, count + 1):
+            touch(folder / name / f"image_{number:04d}.bin", nmnist(events))
+
+
+def ncars_tree(folder, train="n-cars_train", test="n-cars_test", training=3):
+    """N-CARS, in Prophesee's format .dat: lines of text, type and size of an event, then time and x, y, polarity."""
+    file = b"% Data file containing CD events\n% Version 2\n% Width 304\n% Height 240\n" + bytes([0x0C, 8])
+    for x, y, t, p in EVENTS:
+        file += struct.pack("<II", t, min(x, 119) | min(y, 99) << 14 | p << 28)
+    for part, count in ((train, training), (test, 2)):
+        for name in ("background", "cars"):
+            for number in range(count):
+                touch(folder / part / name / f"obj_{number:06d}_td.dat", file)
 
 
 def cifar10_tree(folder, suffix, count=10):
