@@ -19,7 +19,7 @@ import torch
 from tools.config.train import TrainConfig
 from tools.data import digits
 from tools.data.augment import Augment
-from tools.data.events import POLARITIES, motions
+from tools.data.events import motions
 from tools.data.events.augment import EventAugment
 from tools.data.events.frames import framing_of
 from tools.data.events.labelled import LabelledRecordings
@@ -111,8 +111,14 @@ class EventDataset(_Dataset):
     name: str  # as on the command line and in results
     tree: Tree
     has_pixels = False
-    mean = (0.0, 0.0)  # frames are not normalised
-    std = (1.0, 1.0)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return (0.0,) * self.tree.channels  # frames are not normalised
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return (1.0,) * self.tree.channels
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -124,7 +130,7 @@ class EventDataset(_Dataset):
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]:
         width, height = self.tree.frame_size(config.frame_size)
-        return POLARITIES, height, width
+        return self.tree.channels, height, width
 
     def augmentation(self, config: TrainConfig) -> EventAugment:
         """The augmentation of training batches; UserError for --flip if a mirror changes every class."""
@@ -134,7 +140,12 @@ class EventDataset(_Dataset):
         return EventAugment(flippable if config.flip else None, config.roll, config.event_drop)
 
     def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
-        parts = self.tree.list_recordings(self._folder(data_root(config.data_root)), config.split)
+        if config.demo and self.tree.demo is None:
+            raise UserError(f"--demo has no meaning for {self.name}: no recordings of it are made here")
+        if config.demo:
+            parts = self.tree.demo(cache_folder())
+        else:
+            parts = self.tree.list_recordings(self._folder(data_root(config.data_root)), config.split)
         return self._part("train", parts.train, config), self._part("test", parts.test, config)
 
     def _folder(self, root: Path) -> Path:
@@ -152,7 +163,7 @@ class EventDataset(_Dataset):
 
     def _part(self, part: str, recordings: list[Recording], config: TrainConfig) -> LabelledRecordings:
         size = self.tree.frame_size(config.frame_size)
-        how = config.timestep, config.frame_ms, config.most_frames
+        how = config.timestep, config.frame_ms, config.most_frames, self.tree.channels
         framing = framing_of(config.frames_by, self.tree.sensor, size, *how)
         store = FrameStore(f"{self.name}-{part}", recordings, framing, config.lenient, config.workers)
         for why in store.skipped.values():

@@ -21,6 +21,7 @@ from tests.tools.data.events.written import (
     cifar10_tree,
     ncars_tree,
     official_gestures,
+    shd_files,
     striped_nmnist_tree,
 )
 from tests.written_images import cifar100_batches, idx_files, image_folder, without_checksums
@@ -63,6 +64,7 @@ def small_data(tmp_path, monkeypatch):
         "nmnist": lambda: striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2),
         "dvsgesture": lambda: official_gestures(tmp_path / "DvsGesture", range(1, 12), training=6),
         "dvscifar10": lambda: cifar10_tree(tmp_path / "dvscifar10", "aedat"),
+        "shd": lambda: shd_files(tmp_path / "SHD", training=10),
         "ncars": lambda: ncars_tree(tmp_path / "n-cars", training=8),
         "ncaltech101": lambda: caltech101_tree(tmp_path / "ncaltech101"),
         "motions": lambda: monkeypatch.setattr(
@@ -78,6 +80,8 @@ def small_data(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"mnist5k"}))  # for which see below
 def test_every_data_set_is_trained_and_tested_on(run_script, small_data, tmp_path, name):
+    if name == "shd":
+        pytest.importorskip("h5py")
     if name == "ncars" and not any(".dat" in one.suffixes for one in FORMATS):
         pytest.skip("there is no reader of .dat yet")
     small_data(name)

@@ -24,6 +24,7 @@ _optimisation = partial(option, group="optimisation")
 _augmentation = partial(option, group="augmentation")
 _mix = partial(_augmentation, 0.0, low=0.0, high=100.0, only="pixels")
 _frames = partial(option, group="event data", network=True, only="events")
+_data = partial(option, group="data")
 _run = partial(option, group="run")
 REACTIONS = ("stop", "skip", "rollback")
 
@@ -97,6 +98,8 @@ class TrainConfig(RunConfig):
     frame_cells: str = _frames("sum", "frames smaller than the sensor: sum over its pixels, or average", choices=CELLS)
     frame_size: int = _frames(0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual", low=0)
     split: str = _frames("9:1", "training to test, for data without an official split", choices=TRAINING_SHARES)
+
+    demo: bool = _data(False, "shd: recordings made here, to try it without the data set", only="events")
 
     amp: str = _run("no", "automatic mixed precision", choices=AMP, network=True)
     channels_last: bool = _run(True, "channels-last memory format, the fastest for convolutions")

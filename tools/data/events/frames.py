@@ -24,6 +24,7 @@ class Framing:
     sensor: tuple[int, int]  # (width, height) of the camera, in pixels
     size: tuple[int, int]  # (width, height) of the frames, in cells; not larger than the sensor
     frame_us: int = 0  # of "duration": that of a frame, in microseconds
+    channels: int = POLARITIES  # 1: of all events, whatever their polarity
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -48,11 +49,12 @@ def framing_of(
     timesteps: int,
     frame_ms: float,
     most_frames: int,
+    channels: int = POLARITIES,
 ) -> Framing:
-    """The framing that these flags ask for; the last two are for frames by duration, which need no `timesteps`."""
+    """The framing that these flags ask for; frames by duration need no `timesteps`, others no more than that."""
     if frames_by == DURATION:
-        return Framing(most_frames, frames_by, sensor, size, round(1000 * frame_ms))
-    return Framing(timesteps, frames_by, sensor, size)
+        return Framing(most_frames, frames_by, sensor, size, round(1000 * frame_ms), channels)
+    return Framing(timesteps, frames_by, sensor, size, channels=channels)
 
 
 def edges_by_count(events: np.ndarray, timesteps: int) -> np.ndarray:
@@ -103,7 +105,7 @@ def count_frames(events: np.ndarray, framing: Framing) -> np.ndarray:
     """Count the events per frame, polarity and cell; cells are the sensor's pixels, or blocks of them.
 
     No event is lost: the counts sum to the number of events. Shape: `EVENT` [N], in the order of time and on the
-    sensor -> uint32 [T, 2, H, W]; channel 0 is OFF, 1 is ON.
+    sensor -> uint32 [T, 2, H, W]; channel 0 is OFF, 1 is ON (or [T, 1, H, W] of both, see `Framing.channels`).
 
     UserError for too many frames.
     """
@@ -111,11 +113,12 @@ def count_frames(events: np.ndarray, framing: Framing) -> np.ndarray:
     width, height = framing.size
     columns, rows = cell_index(framing.sensor[0], width), cell_index(framing.sensor[1], height) * width
     cells = rows[events["y"]] + columns[events["x"]]
-    cells += events["p"] * np.int32(width * height)
-    frames = np.empty((len(edges) - 1, POLARITIES * height * width), dtype=np.uint32)
+    if framing.channels == POLARITIES:
+        cells += events["p"] * np.int32(width * height)
+    frames = np.empty((len(edges) - 1, framing.channels * height * width), dtype=np.uint32)
     for frame, start, stop in zip(frames, edges[:-1], edges[1:]):
         frame[:] = np.bincount(cells[start:stop], minlength=len(frame))
-    return frames.reshape(-1, POLARITIES, height, width)
+    return frames.reshape(-1, framing.channels, height, width)
 
 
 def stacked(frames: Sequence[np.ndarray]) -> np.ndarray:

@@ -39,6 +39,7 @@ class Recording:
     label: int | None = None  # index of the class; None: unknown
     window_us: tuple[int, int] | None = None  # (start, end) of the part in microseconds, without the end
     slice: tuple[int, int] | None = None  # the part of a `.npy` file of `stored_streams`: its first event, its end
+    row: int | None = None  # the part of an HDF5 file of `spikes`
     problem: str | None = None  # why the file cannot be used, if that is known already; loading raises it
     turned: str = ""  # one of `TURNS`: how the image in the file is turned; loading turns it back
 
@@ -52,6 +53,10 @@ class Recording:
         if self.slice is not None:
             first, last = self.slice
             reading = Reading(self.path, np.array(open_npy(self.path)[first:last]))
+        elif self.row is not None:
+            from .spikes import read_spikes  # which imports this module
+
+            reading = read_spikes(self.path, self.row)
         elif self.window_us is not None:
             reading = self._window(lenient)
         else:

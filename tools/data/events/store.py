@@ -29,7 +29,6 @@ from tools.io.cache import cache_folder, stamp
 from tools.io.files import write_atomically, write_text_atomically
 from tools.io.npy import open_npy
 
-from . import POLARITIES
 from .frames import Framing, count_frames, stacked
 from .recordings import Recording, Streams
 
@@ -139,7 +138,7 @@ def _make_shards(
 def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool, path: Path) -> None:
     """Frame some recordings and write the frames to `path`, with a report of omissions beside it."""
     width, height = framing.size
-    none = np.zeros((1 if framing.varies else framing.timesteps, POLARITIES, height, width), np.uint8)
+    none = np.zeros((1 if framing.varies else framing.timesteps, framing.channels, height, width), np.uint8)
     counts, skipped, dropped, found = [], {}, {}, collections.Counter()
     for row, recording in enumerate(recordings):
         counts.append(none)
@@ -175,7 +174,7 @@ def _key(recordings: Sequence[Recording], framing: Framing) -> str:
             file = stamp(recording.path)
         except OSError:  # reading it will fail, and say so
             file = f"{recording.path.resolve()} absent"
-        part = f"{recording.window_us} {recording.slice} {recording.turned} {recording.problem}"
+        part = f"{recording.window_us} {recording.slice} {recording.row} {recording.turned} {recording.problem}"
         key.update(f"{file} {part}\n".encode())
     return key.hexdigest()[:24]
 

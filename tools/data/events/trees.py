@@ -10,12 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.data.fingerprint import code_fingerprint
 from tools.errors import UserError
 from tools.io.files import read_bytes
 
+from . import POLARITIES
 from .gestures import MAX_LABEL_BYTES, read_gesture_labels
 from .reading import EventFormatError
 from .recordings import TRANSPOSED, UPSIDE_DOWN, Parts, Recording
+from .spikes import CHANNELS, DIGITS, make_chirps, read_labels
+from .store import stored_streams
 
 GESTURE_CLASSES = (
     "hand clapping",
@@ -55,6 +59,7 @@ DVSGESTURE = ("DvsGesture", "DVS128Gesture", "ibmGesture")
 DVSCIFAR10 = ("CIFAR10DVS", "DVS-CIFAR10")
 NCALTECH101 = ("ncaltech101", "Caltech101")
 NCARS = ("ncars", "Prophesee_Dataset_n_cars")
+SHD = ("shd", "hsd")
 MADE_BY_SPIKINGJELLY = ("extract", "events_np")  # in the folder of a data set; the first has the original files
 DEEPEST = 3  # folders in each other that are looked into
 
@@ -77,10 +82,12 @@ class Tree:
     folders: tuple[str, ...] = ()  # its possible names under the data root; none: it is simulated
     download: str = ""  # where to get it, for the message that it is missing
     validation_fraction: float = 0.1  # share of the training recordings that are held out to choose the best epoch
+    channels: int = POLARITIES  # of frames; 1 where all events are ON
+    demo: Callable[[Path], Parts] | None = None  # makes recordings to try networks on, in a folder
 
     def frame_size(self, side: int = 0) -> tuple[int, int]:
-        """(width, height) of frames with this side, in pixels; 0: `size`."""
-        return (side, side) if side else self.size
+        """(width, height) of frames with this side, in pixels; 0: `size`. A sensor with one row has frames with one."""
+        return (side, side if self.sensor[1] > 1 else 1) if side else self.size
 
 
 class Incomplete(FileNotFoundError):
@@ -247,6 +254,27 @@ def list_ncars(folder: Path, split: str = "") -> Parts:
     return _matching(folder, [layout], len(NCARS_CLASSES), "n-cars_{train,test}/{cars,background}/*.dat of N-CARS")
 
 
+@_also_inside(*SHD, "events_h5")
+def list_shd(folder: Path, split: str = "") -> Parts:
+    """List the Heidelberg spoken digits (Cramer et al. 2022): shd_{train,test}.h5, with its official split."""
+    files = [folder / f"shd_{part}.h5" for part in ("train", "test")]
+    if not any(file.exists() for file in files):
+        raise _missing(folder, "shd_train.h5 and shd_test.h5 of the Heidelberg spoken digits")
+    if absent := [str(file.resolve()) for file in files if not file.exists()]:
+        raise Incomplete(f"{absent[0]} is missing: unpack shd_train.h5.zip and shd_test.h5.zip")
+    return Parts(*([Recording(file, label, row=row) for row, label in enumerate(read_labels(file))] for file in files))
+
+
+def make_shd(folder: Path) -> Parts:
+    """Make recordings that stand in for the Heidelberg spoken digits: see `make_chirps`."""
+    key = code_fingerprint(make_chirps.__module__, stored_streams.__module__)[:24]
+
+    def part(name: str, per_class: int, seed: int) -> list[Recording]:
+        return stored_streams(f"chirps-{name}-{key}", lambda: make_chirps(per_class, seed), folder)
+
+    return Parts(part("train", 40, 0), part("test", 10, 1))
+
+
 def _ncars_label(path: Path) -> int | None:
     name = path.parent.name.lower()
     return NCARS_CLASSES.index(name) if name in NCARS_CLASSES else None
@@ -349,6 +377,16 @@ TREES = {
         flippable=NCARS_CLASSES,
         folders=NCARS,
         download="https://www.prophesee.ai/2018/03/13/dataset-n-cars/",
+    ),
+    "shd": Tree(
+        classes=DIGITS,
+        sensor=(CHANNELS, 1),
+        size=(CHANNELS // 5, 1),
+        list_recordings=list_shd,
+        folders=SHD,
+        download="https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/",
+        channels=1,
+        demo=make_shd,
     ),
 }
 

@@ -168,7 +168,7 @@ def test_what_is_no_data_set_says_what_was_looked_for(tmp_path):
 
 def test_there_are_as_many_names_as_classes():
     counts = {name: len(set(tree.classes)) for name, tree in TREES.items()}
-    assert counts == {"nmnist": 10, "dvsgesture": 11, "dvscifar10": 10, "ncaltech101": 100, "ncars": 2}
+    assert counts == {"nmnist": 10, "dvsgesture": 11, "dvscifar10": 10, "ncaltech101": 100, "ncars": 2, "shd": 20}
 
 
 def test_the_sensor_the_frames_and_the_held_out_share_of_each_data_set():
@@ -179,6 +179,7 @@ def test_the_sensor_the_frames_and_the_held_out_share_of_each_data_set():
         "dvscifar10": ((128, 128), (48, 48), 0.1),
         "ncaltech101": ((240, 180), (64, 48), 0.1),
         "ncars": ((120, 100), (60, 50), 0.1),
+        "shd": ((700, 1), (140, 1), 0.1),
     }
     assert TREES["dvsgesture"].frame_size(32) == (32, 32)
 

@@ -119,6 +119,21 @@ def ncars_tree(folder, train="n-cars_train", test="n-cars_test", training=3):
                 touch(folder / part / name / f"obj_{number:06d}_td.dat", file)
 
 
+def shd_files(folder, training=3, test=1):
+    """The Heidelberg spoken digits, as h5py writes them: each recording of class k has four spikes, from channel k."""
+    import h5py
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, count in (("train", training), ("test", test)):
+        labels = np.arange(20 * count) % 20
+        with h5py.File(folder / f"shd_{part}.h5", "w") as file:
+            times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float16))
+            units = file.create_dataset("spikes/units", (len(labels),), h5py.vlen_dtype(np.uint16))
+            for row, label in enumerate(labels):
+                times[row], units[row] = [0.0, 0.25, 0.5, 0.75], label + 30 * np.arange(4)
+            file["labels"] = labels.astype(np.uint16)
+
+
 def cifar10_tree(folder, suffix, count=10):
     for name in CIFAR10_CLASSES:
         for number in range(count):
