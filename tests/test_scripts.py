@@ -64,6 +64,8 @@ def small_data(tmp_path, monkeypatch):
         "nmnist": lambda: striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2),
         "dvsgesture": lambda: official_gestures(tmp_path / "DvsGesture", range(1, 12), training=6),
         "dvscifar10": lambda: cifar10_tree(tmp_path / "dvscifar10", "aedat"),
+        "events": lambda: striped_nmnist_tree(tmp_path, training=10, test=2),
+        "images": lambda: image_folder(tmp_path),
         "shd": lambda: shd_files(tmp_path / "SHD", training=10),
         "ncars": lambda: ncars_tree(tmp_path / "n-cars", training=8),
         "ncaltech101": lambda: caltech101_tree(tmp_path / "ncaltech101"),

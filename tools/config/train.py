@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from crits import LOSSES, REGULARIZERS
 from models.functional import PLACEMENTS, RESETS
@@ -99,6 +99,13 @@ class TrainConfig(RunConfig):
     frame_size: int = _frames(0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual", low=0)
     split: str = _frames("9:1", "training to test, for data without an official split", choices=TRAINING_SHARES)
 
+    image_size: int = _data(
+        0,
+        "main_images.py: side to which images are scaled; 0: not at all, if all have one size of at most 64, else 64",
+        low=0,
+        high=4096,
+        only="pixels",
+    )
     demo: bool = _data(False, "shd: recordings made here, to try it without the data set", only="events")
 
     amp: str = _run("no", "automatic mixed precision", choices=AMP, network=True)
@@ -138,6 +145,15 @@ class TrainConfig(RunConfig):
             given = f"--{'' if tet else 'no-'}tet and --loss {layer['loss']}"
             raise UserError(f"{file}{': ' if file else ''}{given} contradict each other")
         return {**values, **layer}
+
+
+@runtime_checkable
+class OwnDataset(Protocol):
+    """What a `Dataset` has besides, if its classes and sizes are found in a folder of the user."""
+
+    def found(self, config: TrainConfig) -> "Dataset": ...  # the data set in config.data_root
+    def facts(self) -> dict: ...  # what was found, in plain data, for checkpoints
+    def with_facts(self, facts: object) -> "Dataset": ...  # UserError for facts that `facts` does not give
 
 
 class Dataset(Protocol):
