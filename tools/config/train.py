@@ -86,8 +86,8 @@ class TrainConfig(RunConfig):
 
     frames_by: str = _frames(
         "count",
-        "T frames of equally many events (count) or of equal duration (time), or as many as fill a recording with "
-        "frames of --frame_ms (duration)",
+        "T frames of equally many events, those left over in the last (count) or spread (even), T of equal duration "
+        "(time), or as many of --frame_ms as fill a recording (duration)",
         choices=SPLITS,
     )
     frame_ms: float = _frames(30.0, "milliseconds of a frame of --frames_by duration", low=1e-3)

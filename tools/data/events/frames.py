@@ -11,7 +11,7 @@ from . import POLARITIES
 
 VALUES = ("normalised", "count", "binary")  # what networks see of the counts; see `labelled.frame_values`
 CELLS = ("sum", "average")
-SPLITS = ("count", "time", "duration")
+SPLITS = ("count", "even", "time", "duration")
 DURATION = "duration"
 
 
@@ -67,6 +67,14 @@ def edges_by_count(events: np.ndarray, timesteps: int) -> np.ndarray:
     return edges
 
 
+def edges_evenly(events: np.ndarray, timesteps: int) -> np.ndarray:
+    """Indices [T + 1] that cut events into T parts of the same number of events, or one more.
+
+    The measured recipes of N-MNIST and motions use it.
+    """
+    return np.arange(timesteps + 1) * len(events) // timesteps
+
+
 def edges_by_time(events: np.ndarray, timesteps: int) -> np.ndarray:
     """Indices [T + 1] that cut events into T parts of the same duration."""
     if len(events) == 0:
@@ -98,7 +106,8 @@ def edges_by_duration(events: np.ndarray, frame_us: int, most: int) -> np.ndarra
 def _edges(events: np.ndarray, framing: Framing) -> np.ndarray:
     if framing.split == DURATION:
         return edges_by_duration(events, framing.frame_us, framing.timesteps)
-    return {"count": edges_by_count, "time": edges_by_time}[framing.split](events, framing.timesteps)
+    cut = {"count": edges_by_count, "even": edges_evenly, "time": edges_by_time}[framing.split]
+    return cut(events, framing.timesteps)
 
 
 def count_frames(events: np.ndarray, framing: Framing) -> np.ndarray:

@@ -12,6 +12,7 @@ from tools.data.events.frames import (
     edges_by_count,
     edges_by_duration,
     edges_by_time,
+    edges_evenly,
     framing_of,
     stacked,
 )
@@ -29,7 +30,7 @@ def stream(count, sensor=(128, 96), seed=0, start=10**9):
     return events
 
 
-@pytest.mark.parametrize("split", ["count", "time"])
+@pytest.mark.parametrize("split", ["count", "even", "time"])
 @pytest.mark.parametrize("size", [(128, 96), (48, 48), (64, 32), (1, 1), (127, 5)])
 @pytest.mark.parametrize("count", [0, 1, 7, 5003])
 def test_framing_conserves_the_events_of_each_polarity(split, size, count):
@@ -53,10 +54,11 @@ def test_each_event_is_in_its_frame_polarity_and_cell(split):
 
 def test_frames_by_count_have_equally_many_events_and_by_time_are_equally_long():
     events = stream(1003)
-    for edges in (edges_by_count, edges_by_time):
+    for edges in (edges_by_count, edges_evenly, edges_by_time):
         assert edges(events[:0], 10).tolist() == [0] * 11
         assert len(edges(events, 10)) == 11 and edges(events, 10)[[0, -1]].tolist() == [0, 1003]
     assert np.diff(edges_by_count(events, 10)).tolist() == [100] * 9 + [103]
+    assert np.diff(edges_evenly(events, 10)).tolist() == [100, 100, 100, 101, 100, 100, 101, 100, 100, 101]
     events["t"] = np.arange(1003)
     assert (np.abs(np.diff(edges_by_time(events, 10)) - 100.3) < 1).all()
 
