@@ -1,7 +1,7 @@
 """Make the frames of an event data set ahead of training: python tools/preprocess_events.py SOURCE OUT.
 
-SOURCE is a folder of N-MNIST, DVS-Gesture or DVS-CIFAR10 in any of the layouts of tools/data/events/trees.py. Frames
-are written to OUT; training finds them with NSNN_CACHE=OUT and the same settings of frames. The same command continues
+SOURCE is a folder of a data set in any of the layouts of tools/data/events/trees.py, such as N-MNIST. Frames are
+written to OUT; training finds them with NSNN_CACHE=OUT and the same settings of frames. The same command continues
 an interrupted run. Recordings that cannot be read are skipped; OUT/skipped-<data set>.json says which and why, and
 OUT/dropped-<data set>.json how many events others have lost.
 """
@@ -60,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     most_frames = "most frames of a recording with --frames_by duration (default: 1000)"
     parser.add_argument("--most_frames", type=int, default=1000, help=most_frames)
     parser.add_argument("--frame_size", type=int, default=0, help="side of the frames in pixels; 0: the usual size")
-    parser.add_argument("--split", choices=TRAINING_SHARES, default="9:1", help="train:test of DVS-CIFAR10")
+    parser.add_argument(
+        "--split", choices=TRAINING_SHARES, default="9:1", help="train:test, if there is no official split"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="most processes (default: %(default)s)")
     lenient = "skip damaged recordings and events and report how many, instead of failing"
     parser.add_argument("--lenient", action=argparse.BooleanOptionalAction, default=True, help=lenient)
