@@ -30,7 +30,9 @@ def fingerprint(**options):
     return code_fingerprint("copied_events.store", **options)
 
 
-@pytest.mark.parametrize("name", ["__init__", "errors", "formats", "arrays", "frames", "recordings", "store"])
+@pytest.mark.parametrize(
+    "name", ["__init__", "reading", "times", "formats", "arrays", "spikes", "frames", "recordings", "store"]
+)
 def test_any_change_of_what_reads_frames_or_stores_changes_it(copied, name):
     before = fingerprint()
     path = copied / f"{name}.py"

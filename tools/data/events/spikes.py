@@ -37,7 +37,8 @@ def read_spikes(path: PathLike, row: int) -> Reading:
         time, unit = np.asarray(times[row]), np.asarray(units[row])
     except Exception as error:  # h5py raises many kinds for damaged files
         raise EventFormatError(path, 0, f"{problem}: {error}") from error
-    if time.ndim != 1 or time.shape != unit.shape or len(time) > MOST_SPIKES or time.dtype.kind != "f":
+    are_numbers = time.dtype.kind == "f" and unit.dtype.kind in "iu"
+    if not are_numbers or time.ndim != 1 or time.shape != unit.shape or len(time) > MOST_SPIKES:
         raise EventFormatError(path, 0, f"{problem}, got {time.dtype} {time.shape} and {unit.dtype} {unit.shape}")
     microseconds = np.rint(1e6 * time.astype(np.float64))
     order = np.argsort(microseconds, kind="stable")  # times of 16 bits are often equal, and in no promised order

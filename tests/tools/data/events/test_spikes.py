@@ -74,7 +74,7 @@ def test_spikes_of_other_labels_are_not_taken_for_digits(tmp_path):
         (dict(times=([0.5, np.nan],)), "whole t"),
         (dict(times=([-0.5, 1],)), "whole t"),
         (dict(times=([1, 2],), kinds={"times": h5py.vlen_dtype(np.int16)}), "one length"),
-        (dict(units=([1.5, 2],), kinds={"units": h5py.vlen_dtype(np.float16)}), "whole x"),
+        (dict(units=([1.5, 2],), kinds={"units": h5py.vlen_dtype(np.float16)}), "one length"),
         (dict(times=([],), units=([],)), "expected events, got none"),
     ],
 )
