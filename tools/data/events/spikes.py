@@ -51,6 +51,8 @@ def read_labels(path: Path) -> list[int]:
     """The label of each recording in such a file; EventFormatError if it is damaged, or of another data set."""
     times, units, labels = _opened(path, stamp(path))
     try:
+        if len(labels) > Path(path).stat().st_size:
+            raise ValueError(f"{len(labels)} of them do not fit into the file")
         found = np.asarray(labels[()])
         sizes = {len(times), len(units), len(found)}
     except Exception as error:  # h5py raises many kinds for damaged files

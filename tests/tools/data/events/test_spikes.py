@@ -118,7 +118,7 @@ def test_labels_are_one_whole_number_for_each_recording(tmp_path, labels):
 
 
 def test_a_truncated_file_is_an_error(tmp_path):
-    """Other damage is not tried: libhdf5 does not return from some of it."""
+    """Other damage is not tried: libhdf5 does not return from a changed length in its heap of arrays."""
     whole = write(tmp_path / "whole.h5", times=3 * ([0.1, 0.2, 0.3],), units=3 * ([1, 2, 3],), labels=(1, 2, 3))
     raw = whole.read_bytes()
     for number, end in enumerate(range(0, len(raw), 97)):
