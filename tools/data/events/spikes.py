@@ -13,7 +13,6 @@ from tools.errors import UserError
 from tools.io.cache import stamp
 
 from . import EVENT
-from .arrays import from_columns
 from .reading import EventFormatError, PathLike, Reading
 from .recordings import Streams
 
@@ -41,10 +40,15 @@ def read_spikes(path: PathLike, row: int) -> Reading:
     if not are_numbers or time.ndim != 1 or time.shape != unit.shape or len(time) > MOST_SPIKES:
         raise EventFormatError(path, 0, f"{problem}, got {time.dtype} {time.shape} and {unit.dtype} {unit.shape}")
     microseconds = np.rint(1e6 * time.astype(np.float64))
+    possible = (unit >= 0) & (unit < 2**16) & (microseconds >= 0) & (microseconds < 2**62)
+    if not possible.all():
+        wrong = int(possible.argmin())
+        problem = f"spike {wrong}: expected a channel and a time from 0, got {unit[wrong]} and {time[wrong]} s"
+        raise EventFormatError(path, 0, f"recording {row}, {problem}")
     order = np.argsort(microseconds, kind="stable")  # times of 16 bits are often equal, and in no promised order
-    zeros = np.zeros(len(time), np.uint8)
-    reading = from_columns(path, unit[order], zeros, microseconds[order], zeros + 1)
-    return Reading(path, reading.events, format="HDF5 of spikes", sensor=(CHANNELS, 1))
+    events = np.zeros(len(time), EVENT)
+    events["x"], events["t"], events["p"] = unit[order], microseconds[order], True
+    return Reading(path, events, format="HDF5 of spikes", sensor=(CHANNELS, 1))
 
 
 def read_labels(path: Path) -> list[int]:

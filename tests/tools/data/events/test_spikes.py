@@ -71,8 +71,9 @@ def test_spikes_of_other_labels_are_not_taken_for_digits(tmp_path):
     [
         (dict(units=([7],)), "one length"),
         (dict(units=([7, 700],)), "pixel of 700x1"),
-        (dict(times=([0.5, np.nan],)), "whole t"),
-        (dict(times=([-0.5, 1],)), "whole t"),
+        (dict(times=([0.5, np.nan],)), "spike 1: expected a channel and a time"),
+        (dict(times=([-0.5, 1],)), "spike 0: expected a channel and a time"),
+        (dict(units=([7, -1],), kinds={"units": h5py.vlen_dtype(np.int16)}), "spike 1"),
         (dict(times=([1, 2],), kinds={"times": h5py.vlen_dtype(np.int16)}), "one length"),
         (dict(units=([1.5, 2],), kinds={"units": h5py.vlen_dtype(np.float16)}), "one length"),
         (dict(times=([],), units=([],)), "expected events, got none"),
