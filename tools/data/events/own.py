@@ -89,7 +89,7 @@ def classes_of(parts: Parts) -> list[str]:
 
 
 def sensor_of(parts: Parts, lenient: bool = False) -> tuple[int, int]:
-    """(width, height) of the largest camera that recordings name, or else one more than the highest x and y in them.
+    """(width, height) that hold all recordings: of a camera that is named, else one more than the highest x and y.
 
     All recordings are read for this; the result is cached. UserError for one that cannot be read, unless `lenient`.
     """
@@ -103,7 +103,7 @@ def sensor_of(parts: Parts, lenient: bool = False) -> tuple[int, int]:
         return int(width), int(height)
     except (OSError, ValueError, TypeError):
         pass
-    named, highest = [], [(0, 0)]
+    named, sizes = set(), []
     for recording in tqdm(recordings, "looking for the size of the sensor", unit="file", disable=None, leave=False):
         try:
             reading = read_recording(recording.path, lenient)
@@ -112,13 +112,13 @@ def sensor_of(parts: Parts, lenient: bool = False) -> tuple[int, int]:
                 raise
             continue
         if reading.sensor is not None:
-            named.append(reading.sensor)
-        highest.append((int(reading.events["x"].max()) + 1, int(reading.events["y"].max()) + 1))
-    if len(set(named)) > 1:
-        sizes = ", ".join(f"{width}x{height}" for width, height in sorted(set(named)))
-        logger.warning("recordings are of sensors of different sizes: %s", sizes)
-    width, height = (max(side) for side in zip(*(named or highest)))
-    if not width:
+            named.add(reading.sensor)
+        sizes.append(reading.sensor or tuple(int(reading.events[axis].max()) + 1 for axis in "xy"))
+    if not sizes:
         raise UserError("none of the recordings can be read")
+    if len(named) > 1:
+        listed = ", ".join(f"{width}x{height}" for width, height in sorted(named))
+        logger.warning("recordings are of sensors of different sizes: %s", listed)
+    width, height = (max(side) for side in zip(*sizes))
     write_text_atomically(cache, json.dumps([width, height]))
     return width, height
