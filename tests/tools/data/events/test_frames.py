@@ -1,5 +1,10 @@
 """Frames: no event is lost, each is where it belongs."""
 
+import importlib
+import sys
+import types
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -112,25 +117,33 @@ def test_wrong_framings_are_refused(wrong):
 SENSOR = (20, 12)
 
 
+@pytest.fixture
+def theirs(monkeypatch):
+    """spikingjelly.datasets.utils, without the other modules of its package, which need more libraries."""
+    library = pytest.importorskip("spikingjelly")
+    package = types.ModuleType("spikingjelly.datasets")
+    package.__path__ = [str(Path(library.__file__).with_name("datasets"))]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    return importlib.import_module("spikingjelly.datasets.utils")
+
+
 @pytest.mark.parametrize("count", [10, 37, 1003])
 @pytest.mark.parametrize("timesteps", [1, 4, 10])
-def test_frames_by_count_are_those_of_spikingjelly(count, timesteps):
-    utils = pytest.importorskip("spikingjelly.datasets.utils")
+def test_frames_by_count_are_those_of_spikingjelly(theirs, count, timesteps):
     events = stream(count, SENSOR)
     columns = {name: events[name] for name in "txyp"}
-    theirs = utils.integrate_events_by_fixed_frames_number(columns, "number", timesteps, SENSOR[1], SENSOR[0])
-    assert np.array_equal(count_frames(events, Framing(timesteps, "count", SENSOR, SENSOR)), theirs)
+    wanted = theirs.integrate_events_by_fixed_frames_number(columns, "number", timesteps, SENSOR[1], SENSOR[0])
+    assert np.array_equal(count_frames(events, Framing(timesteps, "count", SENSOR, SENSOR)), wanted)
 
 
 @pytest.mark.parametrize("frame_ms", [1, 30, 100, 499, 700])
-def test_frames_by_duration_are_those_of_spikingjelly(frame_ms):
-    utils = pytest.importorskip("spikingjelly.datasets.utils")
+def test_frames_by_duration_are_those_of_spikingjelly(theirs, frame_ms):
     events = stream(400, SENSOR)
     events["t"][-1] = events["t"][0] + 500_000  # a whole number of frames of 1 or 100 ms
     columns = {name: events[name] for name in "txyp"}
-    theirs = utils.integrate_events_by_fixed_duration(columns, 1000 * frame_ms, SENSOR[1], SENSOR[0])
+    wanted = theirs.integrate_events_by_fixed_duration(columns, 1000 * frame_ms, SENSOR[1], SENSOR[0])
     framing = framing_of("duration", SENSOR, SENSOR, timesteps=3, frame_ms=frame_ms, most_frames=500)
-    assert np.array_equal(count_frames(events, framing), theirs)
+    assert np.array_equal(count_frames(events, framing), wanted)
 
 
 def test_frames_by_duration_are_as_many_as_the_recording_fills():
