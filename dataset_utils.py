@@ -4,13 +4,14 @@ To add a data set of images, write a reader like `_read_cifar10` and an entry in
 camera, see `tools/data/events/trees.py`. Then add a main_<name>.py and a testing_<name>.py that name it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,18 @@ import torch
 from tools.config.train import TrainConfig
 from tools.data import digits
 from tools.data.augment import Augment
-from tools.data.events import POLARITIES, motions
+from tools.data.events import motions
 from tools.data.events.augment import EventAugment
-from tools.data.events.frames import Framing
+from tools.data.events.frames import framing_of
 from tools.data.events.labelled import LabelledRecordings
+from tools.data.events.own import MOST_PIXELS, classes_of, list_own, own_tree, sensor_of
 from tools.data.events.recordings import Parts, Recording
 from tools.data.events.store import FrameStore, stored_streams
-from tools.data.events.trees import CIFAR10_CLASSES, TREES, Tree
+from tools.data.events.trees import CIFAR10_CLASSES, TREES, Tree, folder_in, plain
 from tools.data.fingerprint import code_fingerprint
 from tools.data.images import LabelledImages, stratified_split
-from tools.data.parts import LabelledParts
+from tools.data.parts import Labelled, LabelledParts
+from tools.data.streamed import StreamedImages
 from tools.errors import UserError
 from tools.io.cache import cache_folder
 
@@ -41,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_FRACTION = 0.1  # of the training images; held out to choose the best epoch
 MNIST5K_TEST_FRACTION = 0.2
+OWN_IMAGE_SIDE = 64  # to which larger images, and those of different sizes, are scaled
 SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 
 # What torchvision may raise for a damaged file: it asserts, indexes and unpickles.
@@ -111,8 +115,14 @@ class EventDataset(_Dataset):
     name: str  # as on the command line and in results
     tree: Tree
     has_pixels = False
-    mean = (0.0, 0.0)  # frames are not normalised
-    std = (1.0, 1.0)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return (0.0,) * self.tree.channels  # frames are not normalised
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return (1.0,) * self.tree.channels
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -124,7 +134,7 @@ class EventDataset(_Dataset):
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]:
         width, height = self.tree.frame_size(config.frame_size)
-        return POLARITIES, height, width
+        return self.tree.channels, height, width
 
     @property
     def refused(self) -> dict[str, str]:
@@ -144,24 +154,31 @@ class EventDataset(_Dataset):
         return EventAugment(flippable if config.flip else None, config.roll, config.event_drop)
 
     def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
-        parts = self.tree.list_recordings(self._folder(data_root(config.data_root)), config.split)
+        if config.demo and self.tree.demo is None:
+            raise UserError(f"--demo has no meaning for {self.name}: no recordings of it are made here")
+        if config.demo:
+            parts = self.tree.demo(cache_folder())
+        else:
+            parts = self.tree.list_recordings(self._folder(data_root(config.data_root)), config.split)
         return self._part("train", parts.train, config), self._part("test", parts.test, config)
 
     def _folder(self, root: Path) -> Path:
         if not self.tree.folders:  # simulated
             return cache_folder()
-        folders = [root / name for name in self.tree.folders]
-        for folder in folders:
-            if folder.is_dir():
-                return folder
+        if (folder := folder_in(root, *self.tree.folders)) is not None:
+            return folder
+        if plain(root.resolve().name) in map(plain, self.tree.folders) and root.is_dir():
+            return root
+        searched = ", ".join(str((root / name).resolve()) for name in self.tree.folders)
         raise FileNotFoundError(
-            f"{self.name} is missing; searched: {', '.join(str(folder.resolve()) for folder in folders)}. Get it from "
-            f"{self.tree.download} and unpack it into one of these, or say where it is with --data-root (or NSNN_DATA)."
+            f"{self.name} is missing; searched: {searched}. Get it from {self.tree.download} and unpack it into one of "
+            "these, or say where it is with --data-root (or NSNN_DATA)."
         )
 
     def _part(self, part: str, recordings: list[Recording], config: TrainConfig) -> LabelledRecordings:
         size = self.tree.frame_size(config.frame_size)
-        framing = Framing(config.timestep, config.frames_by, self.tree.sensor, size)
+        how = config.timestep, config.frame_ms, config.most_frames, self.tree.channels
+        framing = framing_of(config.frames_by, self.tree.sensor, size, *how)
         store = FrameStore(f"{self.name}-{part}", recordings, framing, config.lenient, config.workers)
         for why in store.skipped.values():
             logger.warning("skipped: %s", why)
@@ -173,7 +190,90 @@ class EventDataset(_Dataset):
         kept = [recordings[row] for row in rows]
         labels = torch.tensor([recording.label for recording in kept])
         values, cells = config.frame_values, config.frame_cells
-        return LabelledRecordings(kept, store, rows, labels, framing, values, cells, config.lenient)
+        lengths = None if store.lengths is None else store.lengths[rows]
+        return LabelledRecordings(kept, store, rows, labels, framing, values, cells, config.lenient, lengths)
+
+
+def _checked_facts(facts: object, size: str) -> tuple[tuple[str, ...], tuple[int, int]]:
+    """The classes and the (width, height) in the facts of a checkpoint; UserError if these are not facts."""
+    with contextlib.suppress(TypeError, ValueError, KeyError):
+        classes, (width, height) = facts["classes"], facts[size]
+        are_names = all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes) > 0
+        if are_names and all(type(side) is int and 1 <= side <= MOST_PIXELS for side in (width, height)):
+            return tuple(classes), (width, height)
+    raise UserError(f"it does not say which classes and which {size} its data have")
+
+
+def _check_classes(root: Path, found: Sequence[str], classes: Sequence[str]) -> None:
+    if list(found) != list(classes):
+        raise UserError(f"{root} has the classes {list(found)}; the network was trained on {list(classes)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnRecordings(EventDataset):
+    """Recordings of the user: {train,test}/<class>/* in the data root; see `tools.config.train.OwnDataset`."""
+
+    def found(self, config: TrainConfig) -> "OwnRecordings":
+        """The data set in the data root. All recordings are read once, to find the size of the sensor."""
+        root = data_root(config.data_root)
+        parts = list_own(root)
+        tree = own_tree(classes_of(parts), sensor_of(parts, config.lenient))
+        (width, height), names = tree.sensor, ", ".join(tree.classes)
+        logger.info("%s: %d classes (%s), a sensor of %dx%d pixels", root, len(tree.classes), names, width, height)
+        return dataclasses.replace(self, tree=tree)
+
+    def facts(self) -> dict:
+        return {"classes": list(self.classes), "sensor": list(self.tree.sensor)}
+
+    def with_facts(self, facts: object) -> "OwnRecordings":
+        return dataclasses.replace(self, tree=own_tree(*_checked_facts(facts, "sensor")))
+
+    def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
+        root = data_root(config.data_root)
+        parts = list_own(root)
+        _check_classes(root, classes_of(parts), self.classes)
+        return self._part("train", parts.train, config), self._part("test", parts.test, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnImages(ImageDataset):
+    """Images of the user: {train,test}/<class>/* in the data root; see `tools.config.train.OwnDataset`."""
+
+    def found(self, config: TrainConfig) -> "OwnImages":
+        """The data set in the data root."""
+        from tools.data.image_folder import common_size, list_image_folder
+
+        root = data_root(config.data_root)
+        classes, train, test = list_image_folder(root)
+        width, height = (config.image_size,) * 2 if config.image_size else common_size(train + test, OWN_IMAGE_SIDE)
+        names = ", ".join(classes)
+        logger.info("%s: %d classes (%s), images of %dx%d pixels", root, len(classes), names, width, height)
+        return dataclasses.replace(self, classes=tuple(classes), in_shape=(3, height, width))
+
+    def facts(self) -> dict:
+        return {"classes": list(self.classes), "size": [self.in_shape[2], self.in_shape[1]]}
+
+    def with_facts(self, facts: object) -> "OwnImages":
+        classes, (width, height) = _checked_facts(facts, "size")
+        return dataclasses.replace(self, classes=classes, in_shape=(3, height, width))
+
+    def _read(self, config: TrainConfig) -> tuple[Labelled, Labelled]:
+        from tools.data.image_folder import labels_of, list_image_folder, read_images
+
+        root = data_root(config.data_root)
+        classes, train, test = list_image_folder(root)
+        _check_classes(root, classes, self.classes)
+        files, labels = train + test, labels_of(train + test, classes)
+        channels, height, width = self.in_shape
+        gigabytes = len(files) * channels * height * width / 1e9
+        if gigabytes > config.memory_gb:
+            why = f"they need {gigabytes:.3g} GB, more than --memory_gb {config.memory_gb:g}"
+            logger.info("images are read from their files in every epoch: %s", why)
+            data = StreamedImages(files, labels, (width, height), config.workers)
+        else:
+            images = read_images(files, config.workers, f"decoding {root}", root, (width, height))
+            data = LabelledImages(torch.from_numpy(images), labels)
+        return data.subset(torch.arange(len(train))), data.subset(torch.arange(len(train), len(files)))
 
 
 def data_root(root: str = "") -> Path:
@@ -267,4 +367,8 @@ _IMAGES = (
     ImageDataset("cifar100", (3, 32, 32), tuple(map(str, range(100))), _MEAN100, _STD100, _read_cifar100),
 )
 _EVENTS = tuple(EventDataset(name, tree) for name, tree in (TREES | {"motions": _MOTIONS}).items())
-DATASETS = {dataset.name: dataset for dataset in _IMAGES + _EVENTS}
+_OWN = (
+    OwnRecordings("events", own_tree((), (1, 1))),  # classes and sizes are found in the user's folder
+    OwnImages("images", (3, 1, 1), (), (0.5,) * 3, (0.25,) * 3, lambda root, download, workers: None),
+)
+DATASETS = {dataset.name: dataset for dataset in _IMAGES + _EVENTS + _OWN}

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is started as a file
 from benchmarks.common import in_turns, report
 from tools.data.events import EVENT
-from tools.data.events.frames import SPLITS, Framing, count_frames
+from tools.data.events.frames import SPLITS, count_frames, framing_of
 from tools.data.events.recordings import Recording
 from tools.data.events.writing import WRITERS, write_recording
 
@@ -75,7 +75,7 @@ def main():
             write_recording(path, events, SENSOR)
             runs[f"read {suffix}"] = partial(Recording(path).load, SENSOR)
         for split, size in itertools.product(SPLITS, (SENSOR, (48, 48))):
-            framing = Framing(10, split, SENSOR, size)
+            framing = framing_of(split, SENSOR, size, timesteps=10, frame_ms=30.0, most_frames=10_000)
             runs[f"frame by {split} to {size[0]}x{size[1]}"] = partial(count_frames, events, framing)
         for name, times_s in in_turns(runs, args.repeats, "cpu").items():
             rates = {key: round(args.events / time_s / 1e6, 1) for key, time_s in times_s.items()}

@@ -1,5 +1,8 @@
 """Losses on the logits of every time step: criterion(logits [T, B, K], target) -> scalar.
 
+Where samples have different numbers of steps, criterion(logits, target, lengths) takes these, int64 [B], and leaves out
+the logits after the end of each sample: the loss is the mean of those of each sample alone.
+
 A target is class indices [B] in int64 (or uint8), or class probabilities [B, K] in floating point ("soft" targets).
 
 A wrong type is a TypeError, a wrong shape a ValueError, as are empty logits, for which PyTorch's losses return NaN.
@@ -18,7 +21,25 @@ INDICES = (torch.int64, torch.uint8)  # as PyTorch's losses
 TOLERANCE = 1e-3  # of the sum of probabilities
 
 
-def _check(logits: Tensor, target: Tensor) -> None:
+def mean_over_time(values: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The mean over the first `lengths` steps of each sample, or over all.
+
+    Shape: [T, B, ...], int64 [B] -> [B, ...].
+    """
+    if lengths is None:
+        return values.mean(0)
+    return _until_end(values, lengths).sum(0) / lengths.view(-1, *[1] * (values.dim() - 2)).to(values.dtype)
+
+
+def _until_end(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Values [T, B, ...] with zeros instead of those after the end of each sample, which then get no gradient."""
+    if lengths is None:
+        return values
+    ended = torch.arange(len(values), device=values.device)[:, None] >= lengths
+    return values.masked_fill(ended.view(*ended.shape, *[1] * (values.dim() - 2)), 0)
+
+
+def _check(logits: Tensor, target: Tensor, lengths: Tensor | None = None) -> None:
     for name, value in (("logits", logits), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -33,6 +54,8 @@ def _check(logits: Tensor, target: Tensor) -> None:
         raise TypeError(f"class indices must be int64, got {target.dtype}: use target.long()")
     if 0 in logits.shape:
         raise ValueError(f"the mean loss of empty logits is undefined; got [T, B, K] = {list(logits.shape)}")
+    if lengths is not None and (lengths.shape != logits.shape[1:2] or lengths.is_floating_point()):
+        raise ValueError(f"expected lengths [B] in whole numbers, got {list(lengths.shape)} of {lengths.dtype}")
     if target.is_floating_point() and target.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_probabilities(target.detach())
 
@@ -49,9 +72,9 @@ def _check_probabilities(target: Tensor) -> None:
             )
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+def _cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float, reduction: str = "mean") -> Tensor:
     target = target.to(logits.dtype) if target.is_floating_point() else target
-    return F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits, target, label_smoothing=label_smoothing, reduction=reduction)
 
 
 class _SmoothedCriterion(nn.Module):
@@ -71,9 +94,9 @@ class RateCrossEntropy(_SmoothedCriterion):
         label_smoothing: in [0, 1), else a ValueError.
     """
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        _check(logits, target)
-        return _cross_entropy(logits.mean(0), target, self.label_smoothing)
+    def forward(self, logits: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        _check(logits, target, lengths)
+        return _cross_entropy(mean_over_time(logits, lengths), target, self.label_smoothing)
 
 
 class PerStepCrossEntropy(_SmoothedCriterion):
@@ -83,10 +106,13 @@ class PerStepCrossEntropy(_SmoothedCriterion):
         label_smoothing: in [0, 1), else a ValueError.
     """
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        _check(logits, target)
+    def forward(self, logits: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        _check(logits, target, lengths)
         every_step = target.expand(logits.shape[0], *target.shape).flatten(0, 1)
-        return _cross_entropy(logits.flatten(0, 1), every_step, self.label_smoothing)
+        if lengths is None:
+            return _cross_entropy(logits.flatten(0, 1), every_step, self.label_smoothing)
+        losses = _cross_entropy(_until_end(logits, lengths).flatten(0, 1), every_step, self.label_smoothing, "none")
+        return mean_over_time(losses.unflatten(0, logits.shape[:2]), lengths).mean()
 
 
 class TET(nn.Module):
@@ -115,9 +141,9 @@ class TET(nn.Module):
         self.mean = mean
         self.per_step = PerStepCrossEntropy(label_smoothing)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        per_step = self.per_step(logits, target)
-        pull = (logits - self.mean).square().mean()
+    def forward(self, logits: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        per_step = self.per_step(logits, target, lengths)
+        pull = mean_over_time((_until_end(logits, lengths) - self.mean).square(), lengths).mean()
         return (1 - self.lambda_tet) * per_step + self.lambda_tet * pull
 
 

@@ -13,6 +13,7 @@ from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricL
 from .noise import LAWS, Gaussian, NoiseLaw, by_name
 from .parameters import ArgumentError
 from .resnet import sresnet18, sresnet19, sresnet34
+from .rsnn import RSNN
 from .toynet import ToyNet
 from .vgg import cifarnet, vgg, vggwoap
 
@@ -51,6 +52,7 @@ MODELS: dict[str, Callable[..., SpikingNetwork]] = {
     "vggwoap": vggwoap,
     "cifarnet": cifarnet,
     "toynet": ToyNet,
+    "rsnn": RSNN,
 }
 NORMS = ("bn", None)
 
@@ -131,7 +133,7 @@ def build_model(
 
     Args:
         name: one of `MODELS`.
-        neuron: zero-argument callable that makes a fresh neuron (or any module [T, B, ...] -> the same).
+        neuron: zero-argument callable that makes a fresh neuron (or, but for rsnn, any module [T, B, ...]).
         in_shape: (C, H, W) of one image or event frame.
         num_classes: K.
         norm: "bn" or None; cifarnet and toynet have no normalisation either way.

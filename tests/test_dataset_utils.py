@@ -268,3 +268,15 @@ def test_the_digits_of_motions_are_those_of_mnist5k_apart(tmp_path, monkeypatch)
     assert DATASETS["motions"].tree.list_recordings(tmp_path, "9:1") == made and len(given) == 2
     monkeypatch.setattr(dataset_utils, "code_fingerprint", lambda *names: "other code")
     assert DATASETS["motions"].tree.list_recordings(tmp_path, "9:1") != made and len(given) == 4
+
+
+@pytest.mark.parametrize("folder", ["nmnist", "N-MNIST", "N_MNIST", "NMnist/NMNIST", "nmnist-small"])
+@pytest.mark.parametrize("is_root", [False, True])
+def test_the_folder_of_an_event_data_set_may_be_spelled_in_any_way_and_be_the_root(
+    tmp_path, monkeypatch, folder, is_root
+):
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
+    striped_nmnist_tree(tmp_path / "data" / folder, training=5, test=1, count=20)
+    root = tmp_path / "data" / (folder.split("/")[0] if is_root else "")
+    parts = DATASETS["nmnist"].load(TrainConfig(data_root=str(root), workers=1, timestep=1))
+    assert {name: len(part) for name, part in vars(parts).items()} == {"train": 40, "val": 10, "test": 10}

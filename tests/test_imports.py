@@ -23,7 +23,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.analysis": {"tools.errors"},
     "tools.optim": {"crits", "tools.errors"},
     "tools.data": BASE,
-    "tools.inference": {"models", "tools.analysis", "tools.runtime"},
+    "tools.inference": {"models", "crits", "tools.analysis", "tools.runtime"},
     "tools.probes": {*BASE, "crits", "tools.data", "tools.inference"},
     "tools.attacks": {*BASE, *LOOPS, "models"},
     "tools.perturb": {*BASE, *LOOPS, "tools.attacks"},

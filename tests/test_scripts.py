@@ -16,12 +16,20 @@ from matplotlib.image import imread
 from dataset_utils import DATASETS, motions
 from models import build_model, build_neuron
 from models.registry import MODELS
-from tests.tools.data.events.written import cifar10_tree, official_gestures, striped_nmnist_tree
+from tests.tools.data.events.written import (
+    caltech101_tree,
+    cifar10_tree,
+    ncars_tree,
+    official_gestures,
+    shd_files,
+    striped_nmnist_tree,
+)
 from tests.written_images import cifar100_batches, idx_files, image_folder, without_checksums
 from tools import cli
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
+from tools.data.events.formats import FORMATS
 from tools.perturb import PERTURBATIONS
 from tools.published import published_key
 
@@ -56,6 +64,11 @@ def small_data(tmp_path, monkeypatch):
         "nmnist": lambda: striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2),
         "dvsgesture": lambda: official_gestures(tmp_path / "DvsGesture", range(1, 12), training=6),
         "dvscifar10": lambda: cifar10_tree(tmp_path / "dvscifar10", "aedat"),
+        "events": lambda: striped_nmnist_tree(tmp_path, training=10, test=2),
+        "images": lambda: image_folder(tmp_path),
+        "shd": lambda: shd_files(tmp_path / "SHD", training=10),
+        "ncars": lambda: ncars_tree(tmp_path / "n-cars", training=8),
+        "ncaltech101": lambda: caltech101_tree(tmp_path / "ncaltech101"),
         "motions": lambda: monkeypatch.setattr(
             motions, "make_streams", lambda digits, streams_per_class, seed: make_streams(digits, 6, seed)
         ),
@@ -69,6 +82,10 @@ def small_data(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"mnist5k"}))  # for which see below
 def test_every_data_set_is_trained_and_tested_on(run_script, small_data, tmp_path, name):
+    if name == "shd":
+        pytest.importorskip("h5py")
+    if name == "ncars" and not any(".dat" in one.suffixes for one in FORMATS):
+        pytest.skip("there is no reader of .dat yet")
     small_data(name)
     run = tmp_path / "run"
     trained = run_script(f"main_{name}.py", *QUICK, "--epochs", 1, "--minibatch", 5, "--timestep", 2, "--run_dir", run)
@@ -103,6 +120,24 @@ def test_mnist5k_is_learnt_resumed_and_tested(run_script, tmp_path, figures):
     assert points[0]["accuracy_mean"] > 0.5 and len(points[1]["accuracy_draws"]) == 2
     (line,) = figures["sp.png"].axes[0].lines[:1]
     assert line.get_ydata() == pytest.approx([100 * point["accuracy_mean"] for point in points])
+
+
+def test_frames_by_duration_are_trained_resumed_and_tested_on(run_script, tmp_path, monkeypatch):
+    striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2, count=60, longer=45)
+    monkeypatch.setenv("NSNN_DATA", str(tmp_path))
+    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
+    run, flags = tmp_path / "run", ["--frames_by", "duration", "--frame_ms", 20, "--minibatch", 5, "--loss", "tet"]
+    refused = run_script("main_nmnist.py", *QUICK, *flags, "--most_frames", 11, "--run_dir", run)
+    assert refused.code == 1 and re.search("00004.bin: expected at most 11 frames, got 12", refused.messages)
+    trained = run_script("main_nmnist.py", *QUICK, *flags, "--epochs", 1, "--run_dir", run)
+    assert trained.code == 0, trained.messages
+    resumed = run_script("main_nmnist.py", "--resume", run, "--epochs", 2)
+    assert resumed.code == 0 and len(metrics_of(run)) == 2, resumed.messages
+    extras = ["--perturbation", "eventdrop", "time_jitter", "spike_delete", "--uncertainty", "--efficiency"]
+    tested = run_script("testing_nmnist.py", "--snapshot", run / "best.pth", "--draws", 2, *extras, "--pictures")
+    assert tested.code == 0, tested.messages
+    clean = json.loads((run / "evaluation" / "clean.json").read_text())["points"][0]
+    assert clean["accuracy_mean"] == pytest.approx(json.loads((run / "test.json").read_text())["accuracy"], abs=0.2)
 
 
 @pytest.mark.slow

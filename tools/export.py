@@ -26,7 +26,7 @@ from tools.attacks.twins import mean_field_twin
 from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 from tools.io import checkpoint
-from tools.networks import load_snapshot
+from tools.networks import load_snapshot, stored_dataset
 from tools.probes.hooks import is_noisy
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def prepare(snapshot: Path, mode: str) -> Exported:
         raise UserError(f"{snapshot} does not carry its configuration: load it yourself, and use models.plain")
     if content["dataset"] not in DATASETS:
         raise UserError(f"{snapshot} was trained on {content['dataset']!r}; there are {', '.join(DATASETS)}")
-    dataset = DATASETS[content["dataset"]]
+    dataset = stored_dataset(DATASETS[content["dataset"]], content, snapshot)
     net, trained = load_snapshot(EvaluationConfig(snapshot=str(snapshot)), dataset)
     shape = dataset.input_shape(trained)
     if dataset.has_pixels:

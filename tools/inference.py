@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from crits import mean_over_time
 from models import noise_generator
 from tools.analysis.metrics import accuracy, mean_prediction, negative_log_likelihood
 from tools.runtime.processes import Processes
@@ -71,24 +72,31 @@ def seeded_noise(device: torch.device, seed: int) -> Iterator[None]:
             yield
 
 
-def folded_draws(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int) -> Tensor:
+def folded_draws(
+    net: nn.Module, images: Tensor, forward: ForwardPass, draws: int, lengths: Tensor | None = None
+) -> Tensor:
     """Log-probabilities of several noise draws, in one forward pass: log-softmax of the time-averaged logits.
+
+    `lengths`, int64 [B]: the numbers of frames of each sample, if they differ; the logits of later steps do not count.
 
     Shape: images [B, C, H, W] or frames [T, B, 2, H, W] -> [D, B, K], float32.
     """
     if draws > 1:
         images = torch.cat([images] * draws, images.dim() - 4)  # unlike repeat, cat keeps the memory format
-    return F.log_softmax(forward(net, images).mean(0), dim=-1).unflatten(0, (draws, -1))
+        lengths = None if lengths is None else lengths.repeat(draws)
+    return F.log_softmax(mean_over_time(forward(net, images), lengths), dim=-1).unflatten(0, (draws, -1))
 
 
 @torch.no_grad()
-def predict(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int = 1) -> Tensor:
+def predict(
+    net: nn.Module, images: Tensor, forward: ForwardPass, draws: int = 1, lengths: Tensor | None = None
+) -> Tensor:
     """`folded_draws` without gradients, in as few forward passes as `forward.fold` and the memory allow."""
     parts, missing = [], draws
     while missing:
         count = min(missing, max(1, forward.fold // images.shape[images.dim() - 4]))
         try:
-            parts.append(folded_draws(net, images, forward, count))
+            parts.append(folded_draws(net, images, forward, count, lengths))
             missing -= count
         except torch.OutOfMemoryError:
             if count == 1:
@@ -100,7 +108,7 @@ def predict(net: nn.Module, images: Tensor, forward: ForwardPass, draws: int = 1
 @torch.no_grad()
 def predict_all(
     net: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, ...]],
     forward: ForwardPass,
     *,
     draws: int = 1,
@@ -112,7 +120,7 @@ def predict_all(
 
     Args:
         net: is put into evaluation mode.
-        batches: (images, labels) on the device; they have a length.
+        batches: (images, labels) on the device, with the numbers of frames if they differ; they have a length.
         draws: independent noise draws of each sample.
         transform: (images in [0, 1], labels) -> images, applied before the network.
         processes: each has its own batches and gets the results of all.
@@ -122,15 +130,15 @@ def predict_all(
     net.eval()
     outputs, targets = [], []
     is_hidden = None if processes.is_first else True  # None: shown on a terminal only
-    for images, target in tqdm(batches, description, unit="batch", disable=is_hidden, leave=False):
+    for images, target, *lengths in tqdm(batches, description, unit="batch", disable=is_hidden, leave=False):
         if transform is not None:
             images = transform(images, target)
-        outputs.append(predict(net, images, forward, draws))
+        outputs.append(predict(net, images, forward, draws, *lengths))
         targets.append(target)
     return processes.concatenated(torch.cat(outputs, 1), 1), processes.concatenated(torch.cat(targets))
 
 
-def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], forward: ForwardPass, **options) -> Scores:
+def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, ...]], forward: ForwardPass, **options) -> Scores:
     """The scores of the mean prediction over the draws; `options` are those of `predict_all`."""
     log_probabilities, target = predict_all(net, batches, forward, **options)
     mean = mean_prediction(log_probabilities)

@@ -13,7 +13,7 @@ from models.registry import NOISY_NEURONS
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.fields import settings
 from tools.config.parsing import checked
-from tools.config.train import NEURON_GROUP, Dataset, TrainConfig
+from tools.config.train import NEURON_GROUP, Dataset, OwnDataset, TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
 from tools.io.weights import entries
@@ -58,7 +58,7 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
 
     Args:
         config: `config.snapshot` is the path of the checkpoint.
-        dataset: that of the script; a checkpoint of ours must have been trained on it.
+        dataset: that of the script, from `dataset_of`; a checkpoint of ours must have been trained on it.
 
     Raises:
         CheckpointError: if the file cannot be loaded or does not fit.
@@ -113,6 +113,26 @@ def check_size(config: TrainConfig, dataset: Dataset, weights: object, path: str
     # A network that is only somewhat larger is built: loading then says which weights do not fit a wrong --model.
     if wanted > 2 * has + MAX_EXTRA_PARAMETERS:
         raise checkpoint.CheckpointError(f"{path} describes a network of {wanted} values, but contains {has}")
+
+
+def stored_dataset(dataset: Dataset, content: dict, path: str | Path) -> Dataset:
+    """The data set that a checkpoint of ours was trained on: with its classes and sizes, if those are the user's."""
+    if not isinstance(dataset, OwnDataset) or content["dataset"] != dataset.name:
+        return dataset
+    try:
+        return dataset.with_facts(content.get("facts"))
+    except UserError as error:
+        raise checkpoint.CheckpointError(f"{path}: {error}") from error
+
+
+def dataset_of(config: EvaluationConfig, dataset: Dataset) -> Dataset:
+    """The data set of the checkpoint `config.snapshot`; see `stored_dataset`. One of others has that of the folder."""
+    if not isinstance(dataset, OwnDataset):
+        return dataset
+    content = checkpoint.read(config.snapshot)
+    if checkpoint.is_ours(content):
+        return stored_dataset(dataset, content, config.snapshot)
+    return dataset.found(TrainConfig(data_root=config.data_root, lenient=config.lenient))
 
 
 def stored_config(content: dict, path: str | Path) -> TrainConfig:

@@ -1,7 +1,7 @@
 """Make the frames of an event data set ahead of training: python tools/preprocess_events.py SOURCE OUT.
 
-SOURCE is a folder of N-MNIST, DVS-Gesture or DVS-CIFAR10 in any of the layouts of tools/data/events/trees.py. Frames
-are written to OUT; training finds them with NSNN_CACHE=OUT and the same settings of frames. The same command continues
+SOURCE is a folder of a data set in any of the layouts of tools/data/events/trees.py, such as N-MNIST. Frames are
+written to OUT; training finds them with NSNN_CACHE=OUT and the same settings of frames. The same command continues
 an interrupted run. Recordings that cannot be read are skipped; OUT/skipped-<data set>.json says which and why, and
 OUT/dropped-<data set>.json how many events others have lost.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file: Python would look for modules in tools/
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from tools.data.events.frames import SPLITS, Framing
+from tools.data.events.frames import SPLITS, framing_of
 from tools.data.events.store import FrameStore
-from tools.data.events.trees import CIFAR10_TRAINING, TREES, recognise
+from tools.data.events.trees import TRAINING_SHARES, TREES, recognise
 from tools.errors import UserError
 from tools.io.files import write_text_atomically
 
@@ -29,7 +29,8 @@ def preprocess(options: argparse.Namespace) -> tuple[str, dict[str, FrameStore]]
     """Frame all recordings of the data set in the source folder; return its name and {"train", "test": store}."""
     name, parts = recognise(options.source, options.split)
     tree = TREES[name]
-    framing = Framing(options.timestep, options.frames_by, tree.sensor, tree.frame_size(options.frame_size))
+    how = options.timestep, options.frame_ms, options.most_frames, tree.channels
+    framing = framing_of(options.frames_by, tree.sensor, tree.frame_size(options.frame_size), *how)
     how = dict(framing=framing, lenient=options.lenient, workers=options.workers, folder=options.out)
     return name, {part: FrameStore(f"{name}-{part}", found, **how) for part, found in parts._asdict().items()}
 
@@ -53,10 +54,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of the data set")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the frames")
     parser.add_argument("--timestep", type=int, default=10, help="number of frames T (default: 10)")
-    frames_by = "frames of equally many events (default), or of equal duration"
+    frames_by = "T frames of equally many events (default) or of equal duration, or all that a recording fills"
     parser.add_argument("--frames_by", choices=SPLITS, default="count", help=frames_by)
+    parser.add_argument("--frame_ms", type=float, default=30.0, help="of a frame of --frames_by duration (default: 30)")
+    most_frames = "most frames of a recording with --frames_by duration (default: 1000)"
+    parser.add_argument("--most_frames", type=int, default=1000, help=most_frames)
     parser.add_argument("--frame_size", type=int, default=0, help="side of the frames in pixels; 0: the usual size")
-    parser.add_argument("--split", choices=CIFAR10_TRAINING, default="9:1", help="train:test of DVS-CIFAR10")
+    parser.add_argument(
+        "--split", choices=TRAINING_SHARES, default="9:1", help="train:test, if there is no official split"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="most processes (default: %(default)s)")
     lenient = "skip damaged recordings and events and report how many, instead of failing"
     parser.add_argument("--lenient", action=argparse.BooleanOptionalAction, default=True, help=lenient)

@@ -326,3 +326,34 @@ def test_losses_are_one_compiled_graph():
         compiled = torch.compile(make(), backend="eager", fullgraph=True)
         for target in (soft, torch.zeros(B).long()):
             torch.testing.assert_close(compiled(logits, target), make()(logits, target))
+
+
+@pytest.mark.parametrize("name", ["rate", "per_step", "tet"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_samples_of_different_lengths_have_the_loss_and_gradient_of_each_alone(name, soft, smoothing):
+    criterion = build_loss(name, smoothing)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 3, 4, dtype=torch.float64, generator=generator)
+    lengths = torch.tensor([2, 5, 1])
+    target = torch.rand(3, 4, dtype=torch.float64, generator=generator).softmax(-1) if soft else torch.tensor([0, 3, 1])
+    alone = logits.clone().requires_grad_()
+    each = [criterion(alone[:length, [b]], target[[b]]) for b, length in enumerate(lengths)]
+    torch.stack(each).mean().backward()
+    for unused in (0.0, 1e30, torch.nan):
+        padded = logits.clone()
+        for b, length in enumerate(lengths):
+            padded[length:, b] = unused
+        padded.requires_grad_()
+        loss = criterion(padded, target, lengths)
+        loss.backward()
+        torch.testing.assert_close(loss, torch.stack(each).mean())
+        torch.testing.assert_close(padded.grad, alone.grad)
+    torch.testing.assert_close(criterion(logits, target, torch.tensor([5, 5, 5])), criterion(logits, target))
+
+
+@pytest.mark.parametrize("lengths", [torch.tensor([2]), torch.tensor([[2, 2]]), torch.tensor([2.0, 2.0])])
+@pytest.mark.parametrize("name", ["rate", "per_step", "tet"])
+def test_lengths_are_one_whole_number_for_each_sample(name, lengths):
+    with pytest.raises(ValueError, match="expected lengths"):
+        build_loss(name)(torch.zeros(2, 2, 3), torch.tensor([0, 1]), lengths)

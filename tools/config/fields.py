@@ -126,6 +126,9 @@ class RunConfig:
     data_root: str = _data("", "folder of the data sets; default: NSNN_DATA, else DATA_ROOT in dataset_utils.py")
     download: bool = _data(False, "download the data set if it is missing")
     workers: int = _data(4, "threads that decode images, or processes that read recordings, at first use", low=1)
+    memory_gb: float = _data(
+        4.0, "main_images.py: images that need more memory are read again in every epoch", low=0.0, only="pixels"
+    )
     lenient: bool = _data(False, "skip damaged recordings and report how many, instead of failing", only="events")
 
     def __post_init__(self):

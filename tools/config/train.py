@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from crits import LOSSES, REGULARIZERS
 from models.functional import PLACEMENTS, RESETS
 from models.registry import MODELS, NEURONS
 from tools.data.events.frames import CELLS, SPLITS, VALUES
-from tools.data.events.trees import CIFAR10_TRAINING
+from tools.data.events.trees import TRAINING_SHARES
 from tools.data.parts import LabelledParts
 from tools.errors import UserError
 from tools.optim import INITIALISATIONS, OPTIMIZERS, SCHEDULERS
@@ -24,6 +24,7 @@ _optimisation = partial(option, group="optimisation")
 _augmentation = partial(option, group="augmentation")
 _mix = partial(_augmentation, 0.0, low=0.0, high=100.0, only="pixels")
 _frames = partial(option, group="event data", network=True, only="events")
+_data = partial(option, group="data")
 _run = partial(option, group="run")
 REACTIONS = ("stop", "skip", "rollback")
 
@@ -83,11 +84,29 @@ class TrainConfig(RunConfig):
     roll: int = _augmentation(0, "largest random shift of a recording's frames, in pixels", low=0, only="events")
     event_drop: bool = _augmentation(False, "drop events: at random, in a time span, or in an area", only="events")
 
-    frames_by: str = _frames("count", "frames of equally many events, or of equal duration", choices=SPLITS)
+    frames_by: str = _frames(
+        "count",
+        "T frames of equally many events, those left over in the last (count) or spread (even), T of equal duration "
+        "(time), or as many of --frame_ms as fill a recording (duration)",
+        choices=SPLITS,
+    )
+    frame_ms: float = _frames(30.0, "milliseconds of a frame of --frames_by duration", low=1e-3)
+    most_frames: int = _frames(
+        1000, "most frames of a recording with --frames_by duration; longer ones are errors", low=1, high=MOST_STEPS
+    )
     frame_values: str = _frames("normalised", "values of frames (normalised: by their maximum)", choices=VALUES)
     frame_cells: str = _frames("sum", "frames smaller than the sensor: sum over its pixels, or average", choices=CELLS)
     frame_size: int = _frames(0, "side of the frames in pixels, at most the sensor's; 0: the data set's usual", low=0)
-    split: str = _frames("9:1", "training to test, for data without an official split", choices=CIFAR10_TRAINING)
+    split: str = _frames("9:1", "training to test, for data without an official split", choices=TRAINING_SHARES)
+
+    image_size: int = _data(
+        0,
+        "main_images.py: side to which images are scaled; 0: not at all, if all have one size of at most 64, else 64",
+        low=0,
+        high=4096,
+        only="pixels",
+    )
+    demo: bool = _data(False, "shd: recordings made here, to try it without the data set", only="events")
 
     amp: str = _run("no", "automatic mixed precision", choices=AMP, network=True)
     channels_last: bool = _run(True, "channels-last memory format, the fastest for convolutions")
@@ -126,6 +145,15 @@ class TrainConfig(RunConfig):
             given = f"--{'' if tet else 'no-'}tet and --loss {layer['loss']}"
             raise UserError(f"{file}{': ' if file else ''}{given} contradict each other")
         return {**values, **layer}
+
+
+@runtime_checkable
+class OwnDataset(Protocol):
+    """What a `Dataset` has besides, if its classes and sizes are found in a folder of the user."""
+
+    def found(self, config: TrainConfig) -> "Dataset": ...  # the data set in config.data_root
+    def facts(self) -> dict: ...  # what was found, in plain data, for checkpoints
+    def with_facts(self, facts: object) -> "Dataset": ...  # UserError for facts that `facts` does not give
 
 
 class Dataset(Protocol):

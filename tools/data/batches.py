@@ -8,7 +8,9 @@ import torch
 from tools.errors import UserError
 from tools.runtime.processes import Processes
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # inputs, and labels [B] or probabilities of the classes [B, K]
+# Inputs; labels [B] or probabilities of the classes [B, K]; and, if they differ, the numbers of frames of each sample
+# [B]: see `crits.losses.mean_over_time`.
+Batch = tuple[torch.Tensor, ...]
 
 
 @dataclasses.dataclass(eq=False)

@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import io
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +54,14 @@ def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[Labe
     FileNotFoundError if a part has no images; UserError, naming it, for a class without images, and for a file that is
     not an image or several, is transparent, has pixels without a known range, or another size than the first one.
     """
-    folder = Path(folder)
+    classes, train, test = list_image_folder(Path(folder))
+    images = read_images(train + test, workers, f"decoding {folder}", folder=Path(folder))
+    data = LabelledImages(torch.from_numpy(images), labels_of(train + test, classes))
+    return data.subset(torch.arange(len(train))), data.subset(torch.arange(len(train), len(data)))
+
+
+def list_image_folder(folder: Path) -> tuple[list[str], list[Path], list[Path]]:
+    """The classes, the files to train and the files to test with; see `read_image_folder`."""
     train, test = _list_part(folder / "train"), _list_part(folder / "test")
     if skipped := _skipped(folder):
         kinds = [f"{kind} ({len(paths)}, such as {min(paths)})" for kind, paths in skipped.items()]
@@ -61,21 +70,55 @@ def read_image_folder(folder: str | os.PathLike, workers: int = 4) -> tuple[Labe
     others = sorted({path.parent.name for path in test})
     if classes != others:
         raise UserError(f"{folder}: train has the classes {classes}, test has {others}")
-    files = train + test
-    key = hashlib.sha256(code_fingerprint(__name__, follow=False).encode())
+    return classes, train, test
+
+
+def labels_of(files: Sequence[Path], classes: Sequence[str]) -> torch.Tensor:
+    """The label of each file, by the name of its folder, int64 [N]."""
+    labels = {name: label for label, name in enumerate(classes)}
+    return torch.tensor([labels[path.parent.name] for path in files])
+
+
+def read_images(
+    files: Sequence[Path], workers: int, description: str, folder: Path, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Decode images, uint8 [N, 3, H, W], or find them in the cache; `size` is (width, height), see `fitted`."""
+    key = hashlib.sha256(f"{code_fingerprint(__name__, follow=False)}{size or ''}".encode())
     for path in files:
         content = read_bytes(path, MAX_IMAGE_BYTES)
         key.update(os.fsencode(path.relative_to(folder)) + f"\0{len(content)}\n".encode() + content)
     cache = cache_folder() / f"images-{key.hexdigest()[:32]}.npz"
     images = _read_cache(cache, len(files))
     if images is None:
-        images = _decode(files, workers, f"decoding {folder}")
+        images = _decode(files, workers, description, size)
         try:
             write_atomically(cache, lambda file: np.savez(file, images=images))
         except OSError as error:
             logger.warning("the decoded images cannot be cached in %s: %s", cache.parent, error)
-    data = LabelledImages(torch.from_numpy(images), torch.tensor([classes.index(path.parent.name) for path in files]))
-    return data.subset(torch.arange(len(train))), data.subset(torch.arange(len(train), len(files)))
+    return images
+
+
+def common_size(files: Sequence[Path], largest: int) -> tuple[int, int]:
+    """(width, height) of the images, if they all have one size with no side above `largest`, else a square of it."""
+    sizes = set()
+    for path in files:
+        try:
+            with Image.open(io.BytesIO(read_bytes(path, MAX_IMAGE_BYTES)), formats=[*FORMATS]) as image:
+                sizes.add(image.size)
+        except Exception as error:  # PIL raises many kinds for damaged files
+            raise UserError(f"{path} is not a readable image: {error}") from error
+        if len(sizes) > 1 or max(image.size) > largest:
+            return largest, largest
+    return sizes.pop()
+
+
+def fitted(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Decode an image, scaled so that it fills (width, height), and cropped in its middle: uint8 [3, H, W]."""
+    pixels = _decode_one(path)
+    if pixels.shape[1:] == size[::-1]:
+        return pixels
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    return np.asarray(ImageOps.fit(image, size, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
 def _list_part(folder: Path) -> list[Path]:
@@ -114,15 +157,16 @@ def _is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.parent.name.startswith(".")
 
 
-def _decode(files: list[Path], workers: int, description: str) -> np.ndarray:
-    """Decode images of one size: uint8 [N, 3, H, W]."""
-    _, height, width = _decode_one(files[0]).shape
+def _decode(files: Sequence[Path], workers: int, description: str, size: tuple[int, int] | None) -> np.ndarray:
+    """Decode images of one size, or fit them into `size`: uint8 [N, 3, H, W]."""
+    decode = _decode_one if size is None else functools.partial(fitted, size=size)
+    _, height, width = decode(files[0]).shape
     try:
         images = np.empty((len(files), 3, height, width), dtype=np.uint8)
     except MemoryError as error:
         raise UserError(f"{len(files)} images like {files[0]} do not fit into memory: {error}") from error
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        decoded = zip(files, images, pool.map(_decode_one, files))
+        decoded = zip(files, images, pool.map(decode, files))
         for path, image, pixels in tqdm(decoded, description, len(files), unit="image", disable=None, leave=False):
             if pixels.shape != image.shape:
                 found = f"{path} is {pixels.shape[2]}x{pixels.shape[1]}, others {width}x{height}"

@@ -60,8 +60,10 @@ class ImageBatches(Batches):
 
     def _batch(self, chosen: torch.Tensor) -> Batch:
         part = self.data.subset(chosen.to(self.device))
-        images = self.augment(part.images, part.labels) if self.augment else part.images.float() / 255
-        labels = part.labels
+        return self._finished(part.images, part.labels)
+
+    def _finished(self, pixels: torch.Tensor, labels: torch.Tensor) -> Batch:
+        images = self.augment(pixels, labels) if self.augment else pixels.float() / 255
         if self.mix is not None:
             images, labels = self.mix(images, labels)
         return images.contiguous(memory_format=self.memory_format), labels

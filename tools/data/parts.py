@@ -4,8 +4,9 @@ import dataclasses
 
 from .events.labelled import LabelledRecordings
 from .images import LabelledImages
+from .streamed import StreamedImages
 
-Labelled = LabelledImages | LabelledRecordings
+Labelled = LabelledImages | StreamedImages | LabelledRecordings
 
 
 @dataclasses.dataclass(frozen=True)

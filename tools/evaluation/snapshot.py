@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tools import inference
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
-from tools.config.train import Dataset
+from tools.config.train import Dataset, OwnDataset
 from tools.data.corruptions import CorruptionFolder
 from tools.data.parts import Labelled, LabelledParts
 from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
-from tools.networks import load_snapshot, memory_format
+from tools.networks import dataset_of, load_snapshot, memory_format
 from tools.probes.hooks import is_noisy_indeed
 from tools.runtime.device import set_up_torch
 from tools.runtime.provenance import provenance
@@ -65,7 +65,7 @@ class Snapshot:
             raise UserError(f"--attack_preset is for images, {dataset.name} has events")
         self.config = config
         self.path = config.snapshot
-        self.dataset = dataset
+        self.dataset = dataset = dataset_of(config, dataset)
         self.device = set_up_torch(config.device, config.threads)
         self.net, self.trained = load_snapshot(config, dataset)
         self.corruptions = None
@@ -82,7 +82,7 @@ class Snapshot:
         self.outside = self._load_outside(other_datasets or {}) if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
         self.title = f"{self.trained.model}, {self.trained.neuron}"
-        ((few, _),) = self.test.subset(torch.arange(min(4, len(self.test)))).batches(4, self.device)
+        ((few, *_),) = self.test.subset(torch.arange(min(4, len(self.test)))).batches(4, self.device)
         self.is_noisy = is_noisy_indeed(self.net.eval(), self.forward, few)
         self.checksum = zlib.crc32(Path(self.path).read_bytes())
         self.keep_fold(config.fold)
@@ -99,17 +99,19 @@ class Snapshot:
 
     def picture(self, index: int) -> np.ndarray:
         """A test sample as an image [C, H, W] in [0, 1]; of a recording, the mean of its frames."""
-        ((inputs, _),) = self.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
+        ((inputs, *_),) = self.test.subset(torch.tensor([index])).batches(1, torch.device("cpu"))
         return (inputs if inputs.dim() == 4 else inputs.mean(0))[0].numpy()
 
     def _load(self, dataset: Dataset) -> LabelledParts:
         """The parts of a data set, as this network was trained to see them."""
-        chosen = {name: getattr(self.config, name) for name in ("data_root", "download", "workers", "lenient")}
+        names = ("data_root", "download", "workers", "lenient", "memory_gb")
+        chosen = {name: getattr(self.config, name) for name in names}
         return dataset.load(dataclasses.replace(self.trained, **chosen))
 
     def _load_outside(self, others: dict[str, Dataset]) -> Labelled:
         """The test part of another data set with inputs of the same shape."""
-        possible = sorted(others.keys() - {self.dataset.name})
+        given = {name for name, other in others.items() if not isinstance(other, OwnDataset)}
+        possible = sorted(given - {self.dataset.name})
         if self.config.ood not in possible:
             raise UserError(f"--ood must be one of {', '.join(possible)}; got {self.config.ood}")
         other = others[self.config.ood]

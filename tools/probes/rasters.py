@@ -30,7 +30,7 @@ def picture_spikes(
         names: of the classes, in the order of the labels.
     """
     shown = data.subset(first_of_each(data.labels))
-    ((inputs, labels),) = shown.batches(len(shown), forward.device)
+    ((inputs, labels, *_),) = shown.batches(len(shown), forward.device)
     layers = {layer: some_that_fire(spikes) for layer, spikes in record_spikes(net, inputs, forward).items()}
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from crits import mean_over_time
 from models.parameters import OutOfRange
 from tools.data.batches import Batches
 from tools.inference import ForwardPass
@@ -32,7 +33,7 @@ class Learner:
     """
 
     net: nn.Module
-    criterion: Callable[[Tensor, Tensor], Tensor]  # logits [T, B, K], target [B] or [B, K] -> scalar
+    criterion: Callable[..., Tensor]  # logits [T, B, K], target [B] or [B, K], perhaps lengths [B] -> scalar
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler  # stepped after every step of the optimiser
     scaler: torch.amp.GradScaler  # disabled unless amp is "fp16"
@@ -61,8 +62,8 @@ def train_one_epoch(
     """Train for one pass over the training batches.
 
     Args:
-        batches: (inputs, target) on the device, the target classes [B] or their probabilities [B, K]; their number is a
-            multiple of `learner.accumulate`.
+        batches: (inputs, target) on the device, the target classes [B] or their probabilities [B, K], with the numbers
+            of frames [B] if they differ; the number of batches is a multiple of `learner.accumulate`.
         epoch: its number, for messages.
         progress: of the interrupted pass to continue.
         after_step: called after each step with the progress and a function `check`; may raise to interrupt the pass.
@@ -105,19 +106,19 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
     losses = []
     correct, seen = 0, 0
     for number in range(learner.accumulate):
-        images, target = next(batches)
+        images, target, *lengths = next(batches)
         is_last = number == learner.accumulate - 1
         waits = learner.processes.count > 1 and not is_last  # gradients are exchanged once for all batches of the step
         with net.no_sync() if waits else contextlib.nullcontext():
             try:
-                logits, loss = _loss(learner, images, target)
+                logits, loss = _loss(learner, images, target, *lengths)
             except OutOfRange as error:  # of a learnt decay, threshold or scale
                 watch.check(net)  # an earlier value may be the better explanation
                 raise Diverged(f"{error} in epoch {watch.epoch}, step {progress.steps}") from error
             scaler.scale(loss / learner.accumulate).backward()
         losses.append(loss.detach())
         classes = target if target.dim() == 1 else target.argmax(-1)  # of mixed images, the larger part
-        correct += (logits.detach().mean(0).argmax(-1) == classes).sum()
+        correct += (mean_over_time(logits.detach(), *lengths).argmax(-1) == classes).sum()
         seen += len(target)
     loss = torch.stack(losses).mean()
     scaler.unscale_(optimizer)
@@ -136,12 +137,12 @@ def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress:
     learner.scheduler.step()
 
 
-def _loss(learner, images, target):
+def _loss(learner, images, target, *lengths):
     """Logits, and the loss with the regulariser's penalty."""
     net, regularizer = learner.net, learner.regularizer
     with regularizer.watching(net) if regularizer else contextlib.nullcontext():
         logits = learner.forward(net, images)
-        loss = learner.criterion(logits, target)
+        loss = learner.criterion(logits, target, *lengths)
         if regularizer:
             loss = loss + learner.regularizer_weight * regularizer(net)
     return logits, loss

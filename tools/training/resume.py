@@ -8,7 +8,7 @@ from tools.config.train import Dataset, TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
 from tools.io.checkpoint import CheckpointError
-from tools.networks import check_size, stored_config
+from tools.networks import check_size, stored_config, stored_dataset
 from tools.optim import EXTENDABLE
 from tools.runtime.processes import restarts
 
@@ -23,6 +23,7 @@ RESUMABLE = {
     "workers",
     "data_root",
     "download",
+    "memory_gb",
     "lenient",
     "plot_spike_rate",
     "save_minutes",
@@ -71,6 +72,7 @@ def find_run(
     path, content = checkpoint.read_last(path) if path.is_dir() else (path, checkpoint.read(path))
     _check_content(content, path, dataset, processes)
     stored = stored_config(content, path)
+    dataset = stored_dataset(dataset, content, path)
     check_size(stored, dataset, content.get("model"), path)
     _check_changes(config, stored, given)
     if content["best"] is not None:  # otherwise its absence would be noticed only after training

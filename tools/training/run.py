@@ -11,11 +11,12 @@ from collections.abc import Callable, Collection
 import torch
 
 from tools import inference
-from tools.config.train import Dataset, TrainConfig
+from tools.config.train import Dataset, OwnDataset, TrainConfig
 from tools.data.batches import Batches
 from tools.inference import Scores, seeded_noise
 from tools.io import checkpoint
 from tools.io.files import check_writable
+from tools.networks import stored_dataset
 from tools.probes.firing_rates import firing_rates
 from tools.runtime.device import set_up_torch
 from tools.runtime.interruption import Interrupted, Interruption
@@ -56,8 +57,13 @@ class Training:
         stored = processes.from_first(lambda: find_run(config, dataset, given, processes.count, restarted))
         config = stored.config if stored else dataclasses.replace(config, resume="")
         self.config = config
-        self.dataset = dataset
         self.processes = processes
+        if stored:
+            dataset = stored_dataset(dataset, stored.content, stored.path)
+        elif isinstance(dataset, OwnDataset):
+            with processes.first_goes_ahead():
+                dataset = dataset.found(config)
+        self.dataset = dataset
         self.device = set_up_torch(config.device, config.threads)
         check_settings(config, self.device)
         if stored:
@@ -90,6 +96,8 @@ class Training:
         self.learner = build_learner(config, self.net, len(self.data.train), self.device, processes)
         samples = len(self.data.train.data)
         self.state = RunState(self.learner, self.net, self.folder, config, self.dataset.name, samples)
+        if isinstance(self.dataset, OwnDataset):
+            self.state.facts = self.dataset.facts()
         if config.on_nonfinite != "stop":
             roll_back = {"skip": None, "rollback": self.state.roll_back}[config.on_nonfinite]
             self.learner.recovery = Recovery(self.net, roll_back)

@@ -60,6 +60,7 @@ class RunState:
     config: TrainConfig
     dataset: str  # its name
     samples: int  # number of training samples
+    facts: dict | None = None  # what was found of a data set of the user's own; see `OwnDataset`
     best: Best | None = None
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -139,7 +140,8 @@ class RunState:
             group["lr"] = rate
 
     def _identity(self):
-        return {"config": dataclasses.asdict(self.config), "dataset": self.dataset}
+        identity = {"config": dataclasses.asdict(self.config), "dataset": self.dataset}
+        return identity if self.facts is None else {**identity, "facts": self.facts}
 
     def _parts(self):
         """What a step changes and a rollback restores, by its name in checkpoints; "ema" is None without averaging."""

@@ -30,7 +30,10 @@ def fingerprint(**options):
     return code_fingerprint("copied_events.store", **options)
 
 
-MODULES = ["__init__", "reading", "formats", "arrays", "hdf5", "prophesee", "text", "frames", "recordings", "store"]
+MODULES = [
+    "__init__", "reading", "times", "formats", "arrays", "hdf5", "prophesee", "text", "spikes", "frames", "recordings",
+    "store",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -194,3 +194,30 @@ def test_a_regulariser_adds_its_gradient():
     train(pulled, batches(1), lr=0.1, regularizer=Pull(), regularizer_weight=0.5)
     difference = plain.layer.weight - pulled.layer.weight
     assert torch.allclose(difference, 0.1 * 0.5 * 2 * start, atol=1e-6)
+
+
+def test_a_padded_batch_is_learnt_as_each_of_its_recordings_alone():
+    """Logits, loss, gradient and accuracy."""
+    torch.manual_seed(0)
+    neuron = build_neuron("LIF")
+    net = build_model("toynet", neuron=neuron, in_shape=(2, 6, 6), num_classes=3)
+    frames, target, lengths = 3 * torch.rand(7, 4, 2, 6, 6), torch.tensor([0, 2, 1, 0]), torch.tensor([7, 1, 4, 3])
+    for sample, length in enumerate(lengths):
+        frames[length:, sample] = 0
+    alone = [(frames[:length, [b]], target[[b]]) for b, length in enumerate(lengths)]
+    criterion = RateCrossEntropy()
+
+    def gradient(batches):
+        net.zero_grad()
+        losses = [criterion(CPU(net, batch[0]), *batch[1:]) for batch in batches]
+        torch.stack(losses).mean().backward()
+        return torch.stack(losses).mean(), [parameter.grad.clone() for parameter in net.parameters()]
+
+    padded, apart = gradient([(frames, target, lengths)]), gradient(alone)
+    torch.testing.assert_close(padded, apart)
+    draws = predict(net, frames, CPU, 2, lengths)
+    one_by_one = torch.cat([predict(net, one, CPU, 2) for one, _ in alone], 1)
+    torch.testing.assert_close(draws, one_by_one)
+    assert not torch.allclose(draws, predict(net, frames, CPU, 2))
+    together, each = evaluate(net, [(frames, target, lengths)], CPU), evaluate(net, alone, CPU)
+    assert together.loss == pytest.approx(each.loss) and together.accuracy == each.accuracy

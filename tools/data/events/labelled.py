@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from tools.data.batches import Batches
+from tools.data.batches import Batch, Batches
 
-from .frames import CELLS, VALUES, Framing, cell_area, count_frames
+from .frames import CELLS, VALUES, Framing, cell_area, count_frames, stacked
 from .recordings import Recording
 from .store import FrameStore
 
@@ -25,6 +25,7 @@ class LabelledRecordings:
     values: str  # what the network sees of the counts, one of `frames.VALUES`
     cells: str = "sum"  # one of `frames.CELLS`
     lenient: bool = False  # see `Recording.load`
+    lengths: np.ndarray | None = None  # number of frames of each recording, int64 [N], if they differ
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,7 +34,9 @@ class LabelledRecordings:
         """The recordings with these indices, in this order."""
         indices = np.asarray(indices)
         recordings, labels = [self.recordings[index] for index in indices], self.labels[torch.from_numpy(indices)]
-        return dataclasses.replace(self, recordings=recordings, rows=self.rows[indices], labels=labels)
+        lengths = None if self.lengths is None else self.lengths[indices]
+        rows = self.rows[indices]
+        return dataclasses.replace(self, recordings=recordings, rows=rows, labels=labels, lengths=lengths)
 
     def batches(self, batch_size: int, device: torch.device, **options) -> "FrameBatches":
         """Batches of these recordings; see `Batches` for the options."""
@@ -53,7 +56,8 @@ class LabelledRecordings:
             random = np.random.default_rng([seed, index])
             events = perturb(self.events(index), strength, random, self.framing.sensor)
             frames.append(count_frames(events, self.framing))
-        return dataclasses.replace(self, counts=np.stack(frames), rows=np.arange(len(self)))
+        lengths = None if self.lengths is None else np.array([len(one) for one in frames])
+        return dataclasses.replace(self, counts=stacked(frames), rows=np.arange(len(self)), lengths=lengths)
 
 
 def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = None) -> torch.Tensor:
@@ -82,6 +86,8 @@ def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = 
 class FrameBatches(Batches):
     """Batches of frames [T, B, 2, H, W], float32, with their labels [B], of `LabelledRecordings`.
 
+    Recordings of different lengths come with these, int64 [B], too: frames are zero after the end of a shorter one.
+
     `augment`: (counts [B, T, 2, H, W] on the device, labels) -> counts. ValueError for unknown `cells` of the data.
     """
 
@@ -93,12 +99,16 @@ class FrameBatches(Batches):
         elif self.data.cells != "sum":
             raise ValueError(f"cells of frames hold {' or '.join(CELLS)}; got {self.data.cells!r}")
 
-    def _batch(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, chosen: torch.Tensor) -> Batch:
         labels = self.data.labels[chosen].to(self.device)
         counts = self.data.counts[self.data.rows[chosen.numpy()]].astype(np.int32)  # torch lacks most unsigned types
+        lengths = ()
+        if self.data.lengths is not None:
+            of_these = torch.from_numpy(self.data.lengths[chosen.numpy()])
+            counts, lengths = counts[:, : of_these.max()], (of_these.to(self.device),)
         counts = torch.from_numpy(counts).to(self.device)
         if self.augment is not None:
             counts = self.augment(counts, labels)
         frames = frame_values(counts, self.data.values, self.area).transpose(0, 1)  # [T, B, 2, H, W]
         folded = frames.flatten(0, 1).contiguous(memory_format=self.memory_format)
-        return folded.unflatten(0, frames.shape[:2]), labels
+        return folded.unflatten(0, frames.shape[:2]), labels, *lengths

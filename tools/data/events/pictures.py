@@ -18,7 +18,7 @@ CLASSES = 12  # most that are shown
 def picture_recordings(path: PathLike, data: LabelledRecordings, names: Sequence[str]) -> None:
     """Plot one recording of each class in a PNG file; `names`: of the classes, in the order of the labels."""
     shown = data.subset(first_of_each(data.labels))
-    ((frames, _),) = shown.batches(len(shown), torch.device("cpu"))
+    ((frames, *_),) = shown.batches(len(shown), torch.device("cpu"))
     events = [shown.events(index) for index in range(len(shown))]
     plot_recordings(path, [names[label] for label in shown.labels], events, frames.transpose(0, 1).numpy())
 

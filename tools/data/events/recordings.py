@@ -13,6 +13,23 @@ from tools.io.npy import open_npy
 from .formats import CheckedEvents, check_events, read_recording
 from .reading import EventFormatError, Reading
 
+UPSIDE_DOWN, TRANSPOSED = "upside down", "transposed"
+
+
+def _upright(events: np.ndarray, height: int) -> np.ndarray:
+    turned = events.copy()
+    turned["y"] = height - 1 - events["y"]
+    return turned
+
+
+def _swapped(events: np.ndarray, height: int) -> np.ndarray:
+    turned = events.copy()
+    turned["x"], turned["y"] = events["y"], events["x"]
+    return turned
+
+
+TURNS = {UPSIDE_DOWN: _upright, TRANSPOSED: _swapped}  # (events, height of the sensor) -> upright events
+
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
@@ -22,7 +39,9 @@ class Recording:
     label: int | None = None  # index of the class; None: unknown
     window_us: tuple[int, int] | None = None  # (start, end) of the part in microseconds, without the end
     slice: tuple[int, int] | None = None  # the part of a `.npy` file of `stored_streams`: its first event, its end
+    row: int | None = None  # the part of an HDF5 file of `spikes`
     problem: str | None = None  # why the file cannot be used, if that is known already; loading raises it
+    turned: str = ""  # one of `TURNS`: how the image in the file is turned; loading turns it back
 
     def load(self, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
         """Read the events and check them with `check_events`.
@@ -34,11 +53,19 @@ class Recording:
         if self.slice is not None:
             first, last = self.slice
             reading = Reading(self.path, np.array(open_npy(self.path)[first:last]))
+        elif self.row is not None:
+            from .spikes import read_spikes  # which imports this module
+
+            reading = read_spikes(self.path, self.row)
         elif self.window_us is not None:
             reading = self._window(lenient)
         else:
             reading = read_recording(self.path, lenient)
-        return check_events(reading, sensor, lenient)
+        if not self.turned:
+            return check_events(reading, sensor, lenient)
+        width, height = sensor
+        checked = check_events(reading, (height, width) if self.turned == TRANSPOSED else sensor, lenient)
+        return checked._replace(events=TURNS[self.turned](checked.events, height))
 
     def _window(self, lenient: bool) -> Reading:
         start, end = self.window_us

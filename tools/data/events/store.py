@@ -29,8 +29,7 @@ from tools.io.cache import cache_folder, stamp
 from tools.io.files import write_atomically, write_text_atomically
 from tools.io.npy import open_npy
 
-from . import POLARITIES
-from .frames import Framing, count_frames
+from .frames import Framing, count_frames, stacked
 from .recordings import Recording, Streams
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,9 @@ BYTES_PER_PROCESS = 2**28  # bytes to read for which one more process pays off
 
 class FrameStore:
     """The frames of recordings; `store[indices]` are counts [N, T, 2, H, W], unsigned.
+
+    Frames by duration are as many as the longest of these recordings has, zeros after the end of others; `lengths` has
+    the true numbers, int64 [all recordings], and is None for other frames.
 
     A recording that cannot be read, or has events outside the sensor or out of order, is a UserError. If `lenient`,
     such recordings and events are left out, and reported in `skipped` ({index of a recording: why}) and `dropped`
@@ -73,6 +75,7 @@ class FrameStore:
         self.dropped: collections.Counter[str] = collections.Counter()
         self.counts: collections.Counter[str] = collections.Counter()
         self.dropped_of: dict[int, dict[str, int]] = {}
+        lengths = []
         for shard, path in enumerate(paths):
             report = json.loads(path.with_suffix(".json").read_bytes())["report"]
             for row, why in report["skipped"].items():
@@ -81,6 +84,8 @@ class FrameStore:
                 self.dropped_of[SHARD * shard + int(row)] = dropped
                 self.dropped.update(dropped)
             self.counts.update(report["counts"])
+            lengths += report["lengths"]
+        self.lengths = np.array(lengths, np.int64) if framing.varies else None
 
     def dropped_by_file(self) -> dict[str, dict[str, int]]:
         """{file of a recording that lost events, and its part of the file: {reason: number of events}}."""
@@ -95,7 +100,11 @@ class FrameStore:
         return sum(map(len, self._frames))
 
     def __getitem__(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        return np.stack([self._frames[index // SHARD][index % SHARD] for index in np.asarray(indices)])
+        indices = np.asarray(indices)
+        found = [self._frames[index // SHARD][index % SHARD] for index in indices]
+        if self.lengths is None:
+            return np.stack(found)
+        return stacked([frames[:length] for frames, length in zip(found, self.lengths[indices])])
 
 
 def _is_made(path: Path, lenient: bool) -> bool:
@@ -129,11 +138,13 @@ def _make_shards(
 def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool, path: Path) -> None:
     """Frame some recordings and write the frames to `path`, with a report of omissions beside it."""
     width, height = framing.size
-    counts = np.zeros((len(recordings), framing.timesteps, POLARITIES, height, width), dtype=np.uint32)
-    skipped, dropped, found = {}, {}, collections.Counter()
+    none = np.zeros((1 if framing.varies else framing.timesteps, framing.channels, height, width), np.uint8)
+    counts, skipped, dropped, found = [], {}, {}, collections.Counter()
     for row, recording in enumerate(recordings):
+        counts.append(none)
         try:
             checked = recording.load(framing.sensor, lenient)
+            frames = _framed(recording, checked.events, framing)
         except (UserError, FileNotFoundError) as error:  # other errors may be temporary, such as too many open files
             if not lenient:
                 raise
@@ -142,9 +153,17 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
         found.update(checked.counts)
         if any(checked.dropped.values()):
             dropped[str(row)] = checked.dropped
-        counts[row] = count_frames(checked.events, framing)
-    report = {"skipped": skipped, "dropped": dropped, "counts": found}
-    _write(path, counts.astype(np.min_scalar_type(counts.max())), report)
+        counts[row] = frames.astype(np.min_scalar_type(frames.max()))
+    lengths = [len(frames) for frames in counts]
+    report = {"skipped": skipped, "dropped": dropped, "counts": found, "lengths": lengths}
+    _write(path, stacked(counts), report)
+
+
+def _framed(recording: Recording, events: np.ndarray, framing: Framing) -> np.ndarray:
+    try:
+        return count_frames(events, framing)
+    except UserError as error:
+        raise UserError(f"{recording.path}: {error}") from error
 
 
 def _key(recordings: Sequence[Recording], framing: Framing) -> str:
@@ -155,7 +174,8 @@ def _key(recordings: Sequence[Recording], framing: Framing) -> str:
             file = stamp(recording.path)
         except OSError:  # reading it will fail, and say so
             file = f"{recording.path.resolve()} absent"
-        key.update(f"{file} {recording.window_us} {recording.slice} {recording.problem}\n".encode())
+        part = f"{recording.window_us} {recording.slice} {recording.row} {recording.turned} {recording.problem}"
+        key.update(f"{file} {part}\n".encode())
     return key.hexdigest()[:24]
 
 

@@ -4,17 +4,22 @@ To add one, write a function like `list_nmnist` and an entry in `TREES`; `datase
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tools.data.fingerprint import code_fingerprint
 from tools.errors import UserError
 from tools.io.files import read_bytes
 
+from . import POLARITIES
 from .gestures import MAX_LABEL_BYTES, read_gesture_labels
 from .reading import EventFormatError
-from .recordings import Parts, Recording
+from .recordings import TRANSPOSED, UPSIDE_DOWN, Parts, Recording
+from .spikes import CHANNELS, DIGITS, make_chirps, read_labels
+from .store import stored_streams
 
 GESTURE_CLASSES = (
     "hand clapping",
@@ -30,7 +35,35 @@ GESTURE_CLASSES = (
     "other gestures",
 )
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_TRAINING = {"9:1": 0.9, "7:3": 0.7}  # share of the recordings of each class
+CIFAR10_SUFFIXES = (".aedat", ".aedat4", ".npz", ".npy", ".mat")
+CIFAR10_TURNED = {".mat": UPSIDE_DOWN, ".npz": TRANSPOSED}
+TRAINING_SHARES = {"9:1": 0.9, "7:3": 0.7}  # of the recordings of each class, where there is no official split
+
+_CALTECH101 = (
+    "Faces_easy Leopards Motorbikes accordion airplanes anchor ant barrel bass beaver binocular bonsai brain "
+    "brontosaurus buddha butterfly camera cannon car_side ceiling_fan cellphone chair chandelier cougar_body "
+    "cougar_face crab crayfish crocodile crocodile_head cup dalmatian dollar_bill dolphin dragonfly "
+    "electric_guitar elephant emu euphonium ewer ferry flamingo flamingo_head garfield gerenuk gramophone "
+    "grand_piano hawksbill headphone hedgehog helicopter ibis inline_skate joshua_tree kangaroo ketch lamp laptop "
+    "llama lobster lotus mandolin mayfly menorah metronome minaret nautilus octopus okapi pagoda panda pigeon "
+    "pizza platypus pyramid revolver rhino rooster saxophone schooner scissors scorpion sea_horse snoopy "
+    "soccer_ball stapler starfish stegosaurus stop_sign strawberry sunflower tick trilobite umbrella watch "
+    "water_lilly wheelchair wild_cat windsor_chair wrench yin_yang"
+)
+CALTECH101_CLASSES = tuple(_CALTECH101.split())  # all but the background
+NCARS_CLASSES = ("background", "cars")
+
+# The possible names of the folder of a data set; see `plain` for what does not matter in them.
+NMNIST = ("nmnist", "N-MNIST", "nmnist-small")
+DVSGESTURE = ("DvsGesture", "DVS128Gesture", "ibmGesture")
+DVSCIFAR10 = ("CIFAR10DVS", "DVS-CIFAR10")
+NCALTECH101 = ("ncaltech101", "Caltech101")
+NCARS = ("ncars", "Prophesee_Dataset_n_cars")
+SHD = ("shd", "hsd")
+MADE_BY_SPIKINGJELLY = ("extract", "events_np")  # in the folder of a data set; the first has the original files
+DEEPEST = 3  # folders in each other that are looked into
+
+ListRecordings = Callable[[Path, str], Parts]  # (folder, split) -> the recordings of the data set in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,42 +77,110 @@ class Tree:
     classes: tuple[str, ...]  # their names, in the order of the labels
     sensor: tuple[int, int]  # (width, height) of the camera, in pixels
     size: tuple[int, int]  # (width, height) of the frames, unless --frame_size says otherwise
-    list_recordings: Callable[[Path, str], Parts]
+    list_recordings: ListRecordings
     flippable: tuple[str, ...] = ()  # the classes that a mirror does not change, so that --flip may mirror them
     folders: tuple[str, ...] = ()  # its possible names under the data root; none: it is simulated
     splits: bool = False  # whether `list_recordings` heeds the split, as the data set has no official one
     download: str = ""  # where to get it, for the message that it is missing
     validation_fraction: float = 0.1  # share of the training recordings that are held out to choose the best epoch
+    channels: int = POLARITIES  # of frames; 1 where all events are ON
+    demo: Callable[[Path], Parts] | None = None  # makes recordings to try networks on, in a folder
 
     def frame_size(self, side: int = 0) -> tuple[int, int]:
-        """(width, height) of frames with this side, in pixels; 0: `size`."""
-        return (side, side) if side else self.size
+        """(width, height) of frames with this side, in pixels; 0: `size`. A sensor with one row has frames with one."""
+        return (side, side if self.sensor[1] > 1 else 1) if side else self.size
+
+
+class Incomplete(FileNotFoundError):
+    """One part of a data set is there, the other one is not."""
 
 
 class Layout(NamedTuple):
-    """Where the recordings of a data set are in its folder."""
+    """Where the recordings of a data set are: <part>/<folder>/<file>; see `plain` for the names of parts."""
 
-    train: str  # pattern of the training files
-    test: str
-    label_of: Callable[[Path], int]  # the label of a path
+    train: tuple[str, ...]  # possible names of the folder of the training part
+    test: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    label_of: Callable[[Path], int | None]  # the label of a file; None: it is no recording
 
 
+def plain(name: str) -> str:
+    """A name without what differs between the copies of a data set: N-MNIST, nmnist and N_MNIST are the same."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def folder_in(parent: Path, *names: str) -> Path | None:
+    """The first folder in `parent` that has one of these names, however it is spelled; None: there is none."""
+    if not parent.is_dir():
+        return None
+    folders = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for name in names:
+        for folder in [parent / name, *folders]:
+            if plain(folder.name) == plain(name) and folder.is_dir():
+                return folder
+    return None
+
+
+def _also_inside(*names: str) -> Callable[[ListRecordings], ListRecordings]:
+    """Decorate a function that lists a folder: it then looks into the folders in it, too, if it has to.
+
+    These are folders of the same `names` once more, which unpacking makes, and those that SpikingJelly makes.
+    """
+
+    def decorate(list_recordings: ListRecordings) -> ListRecordings:
+        @functools.wraps(list_recordings)
+        def found(folder: Path, split: str = "9:1") -> Parts:
+            places, problems = [folder], []
+            for place in places:
+                try:
+                    return list_recordings(place, split)
+                except FileNotFoundError as error:
+                    problems.append(error)
+                if len(place.parts) < len(folder.parts) + DEEPEST:
+                    inside = {folder_in(place, name): None for name in (*names, *MADE_BY_SPIKINGJELLY)}
+                    places += [one for one in inside if one is not None]
+            raise next((one for one in problems if isinstance(one, Incomplete)), problems[0])
+
+        return found
+
+    return decorate
+
+
+@_also_inside(*NMNIST)
 def list_nmnist(folder: Path, split: str = "") -> Parts:
-    """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/<number>.bin."""
-    layout = Layout("Train/[0-9]/[!.]*.bin", "Test/[0-9]/[!.]*.bin", _number_of_folder)
-    return _matching(folder, [layout], "{Train,Test}/<digit>/*.bin of N-MNIST")
+    """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/*.bin, or SpikingJelly's events_np/ of .npz."""
+    layouts = [Layout(("train",), ("test",), (suffix,), _number_of_folder) for suffix in (".bin", ".npz")]
+    return _matching(folder, layouts, 10, "{Train,Test}/<digit>/*.bin of N-MNIST")
 
 
-def _matching(folder: Path, layouts: Sequence[Layout], what: str) -> Parts:
-    """The recordings of the first layout that is found."""
+def _matching(folder: Path, layouts: Sequence[Layout], classes: int, what: str) -> Parts:
+    """The recordings of the first layout that is found, whose labels are below `classes`."""
+    halves = []
     for layout in layouts:
-        train = [Recording(path, layout.label_of(path)) for path in sorted(folder.glob(layout.train))]
-        test = [Recording(path, layout.label_of(path)) for path in sorted(folder.glob(layout.test))]
+        train, test = (_in_part(folder, names, layout) for names in (layout.train, layout.test))
+        if max((recording.label for recording in train + test), default=0) >= classes:
+            continue  # it is another data set
         if train and test:
             return Parts(train, test)
+        if train or test:
+            halves.append(("testing", layout.test) if train else ("training", layout.train))
+    for purpose, names in halves:
+        raise Incomplete(f"{folder.resolve()} has no recordings for {purpose} (in {' or '.join(names)}) of {what}")
     raise _missing(folder, what)
 
 
+def _in_part(folder: Path, names: Sequence[str], layout: Layout) -> list[Recording]:
+    """The recordings in a part, whose folder may be once more in one of the same name."""
+    part = folder_in(folder, *names)
+    if part is None:
+        return []
+    part = folder_in(part, *names) or part
+    files = [path for path in sorted(part.glob("[!.]*/[!.]*")) if path.suffix.lower() in layout.suffixes]
+    labelled = [(path, layout.label_of(path)) for path in files]
+    return [Recording(path, label) for path, label in labelled if label is not None]
+
+
+@_also_inside(*DVSGESTURE)
 def list_dvsgesture(folder: Path, split: str = "") -> Parts:
     """List DVS-Gesture (Amir et al., CVPR 2017), whose training and test users are disjoint.
 
@@ -88,14 +189,20 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
     (ibmGesture{Train,Test}/<user>/<label>.npy) have extracted from it.
     """
     train_list, test_list = folder / "trials_to_train.txt", folder / "trials_to_test.txt"
+    empty = None
     if train_list.exists() and test_list.exists():
         parts = Parts(_official_gestures(train_list), _official_gestures(test_list))
         if parts.train and parts.test:
             return parts
-    spikingjelly = Layout("events_np/train/[0-9]*/[!.]*.npz", "events_np/test/[0-9]*/[!.]*.npz", _number_of_folder)
-    tonic = Layout("ibmGestureTrain/*/[!.]*.npy", "ibmGestureTest/*/[!.]*.npy", _number)
+        purpose, names = ("testing", test_list.name) if parts.train else ("training", train_list.name)
+        empty = Incomplete(f"{folder.resolve()} has no recordings for {purpose} (in {names}) of DVS-Gesture")
+    spikingjelly = Layout(("train",), ("test",), (".npz",), _number_of_folder)
+    tonic = Layout(("ibmGestureTrain",), ("ibmGestureTest",), (".npy",), _number)
     what = "trials_to_train.txt, nor events_np/{train,test}, nor ibmGesture{Train,Test} of DVS-Gesture"
-    return _matching(folder, [spikingjelly, tonic], what)
+    try:
+        return _matching(folder, [spikingjelly, tonic], len(GESTURE_CLASSES), what)
+    except FileNotFoundError as error:
+        raise empty or error from None
 
 
 def _official_gestures(trials: Path) -> list[Recording]:
@@ -114,35 +221,99 @@ def _official_gestures(trials: Path) -> list[Recording]:
     return recordings
 
 
+@_also_inside(*DVSCIFAR10)
 def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
-    """List DVS-CIFAR10 (Li et al. 2017): <class>/*, as .aedat, .npz, .npy or .mat files.
+    """List DVS-CIFAR10 (Li et al. 2017): <class>/*, as .aedat, .aedat4, .npz, .npy or .mat files.
 
     The data set has no official split. Here each class has its first 90 % of numbers (70 % with split "7:3"), from 0 to
     the highest, in the training part: 0 to 899 of the complete data set, whatever files are missing.
 
-    Note: The `.mat` and `.npz` files that the data set's dat2mat.m and SpikingJelly make have mirrored or swapped axes,
-    unlike the `.aedat` files, and are read as they are. So test a network on the kind of file it was trained on.
+    All kinds of files give the same events: the `.mat` files that the data set's dat2mat.m makes are upside down, and
+    SpikingJelly's `.npz` have x and y swapped.
     """
-    folder = folder / "events_np" if (folder / "events_np").is_dir() else folder
+    return _numbered(folder, CIFAR10_CLASSES, split, CIFAR10_SUFFIXES, 0, "DVS-CIFAR10", CIFAR10_TURNED)
+
+
+@_also_inside(*NCALTECH101)
+def list_ncaltech101(folder: Path, split: str = "9:1") -> Parts:
+    """List N-Caltech101 (Orchard et al. 2015): <class>/image_<number>.bin, or SpikingJelly's `.npz`.
+
+    The data set has no official split. Here each class has its first 90 % of numbers (70 % with split "7:3") in the
+    training part. The class BACKGROUND_Google is left out. Recordings differ in size: each is in the upper left of the
+    sensor.
+    """
+    return _numbered(folder, CALTECH101_CLASSES, split, (".bin", ".npz", ".npy"), 1, "N-Caltech101", {})
+
+
+@_also_inside(*NCARS)
+def list_ncars(folder: Path, split: str = "") -> Parts:
+    """List N-CARS (Sironi et al., CVPR 2018): n-cars_{train,test}/{cars,background}/*.dat, with its official split.
+
+    Prophesee's archives have these in a folder train or test once more; tonic calls the parts ncars-{train,test}.
+    """
+    layout = Layout(("n-cars_train", "train"), ("n-cars_test", "test"), (".dat",), _ncars_label)
+    return _matching(folder, [layout], len(NCARS_CLASSES), "n-cars_{train,test}/{cars,background}/*.dat of N-CARS")
+
+
+@_also_inside(*SHD, "events_h5")
+def list_shd(folder: Path, split: str = "") -> Parts:
+    """List the Heidelberg spoken digits (Cramer et al. 2022): shd_{train,test}.h5, with its official split."""
+    files = [folder / f"shd_{part}.h5" for part in ("train", "test")]
+    if not any(file.exists() for file in files):
+        raise _missing(folder, "shd_train.h5 and shd_test.h5 of the Heidelberg spoken digits")
+    if absent := [str(file.resolve()) for file in files if not file.exists()]:
+        raise Incomplete(f"{absent[0]} is missing: unpack shd_train.h5.zip and shd_test.h5.zip")
+    return Parts(*([Recording(file, label, row=row) for row, label in enumerate(read_labels(file))] for file in files))
+
+
+def make_shd(folder: Path) -> Parts:
+    """Make recordings that stand in for the Heidelberg spoken digits: see `make_chirps`."""
+    key = code_fingerprint(make_chirps.__module__, stored_streams.__module__)[:24]
+
+    def part(name: str, per_class: int, seed: int) -> list[Recording]:
+        return stored_streams(f"chirps-{name}-{key}", lambda: make_chirps(per_class, seed), folder)
+
+    return Parts(part("train", 40, 0), part("test", 10, 1))
+
+
+def _ncars_label(path: Path) -> int | None:
+    name = path.parent.name.lower()
+    return NCARS_CLASSES.index(name) if name in NCARS_CLASSES else None
+
+
+def _numbered(
+    folder: Path,
+    classes: Sequence[str],
+    split: str,
+    suffixes: Sequence[str],
+    lowest: int,
+    what: str,
+    turned: Mapping[str, str],
+) -> Parts:
+    """List <class>/*<number>.<suffix>: the first numbers of each class, from `lowest` on, are for training."""
     parts = Parts([], [])
-    for label, name in enumerate(CIFAR10_CLASSES):
-        numbered = sorted((_number(path), path) for path in _of_one_kind(folder / name))
-        cut = round(CIFAR10_TRAINING[split] * (numbered[-1][0] + 1))
+    for label, name in enumerate(classes):
+        found = _of_one_kind(folder_in(folder, name) or folder / name, suffixes, what)
+        numbered = sorted((_number(path) - lowest, path) for path in found)
+        cut = round(TRAINING_SHARES[split] * (numbered[-1][0] + 1))
         for number, path in numbered:
             part = parts.train if number < cut else parts.test
-            part.append(Recording(path, label))
-    if not (parts.train and parts.test):
-        raise _missing(folder, "recordings of DVS-CIFAR10 for training and for testing")
+            part.append(Recording(path, label, turned=turned.get(path.suffix.lower(), "")))
+    if not parts.test:
+        raise Incomplete(f"{folder.resolve()} has no recordings of {what} for testing: too few in each class")
+    if not parts.train:
+        raise Incomplete(f"{folder.resolve()} has no recordings of {what} for training: too few in each class")
     return parts
 
 
-def _of_one_kind(folder: Path) -> list[Path]:
+def _of_one_kind(folder: Path, suffixes: Sequence[str], what: str) -> list[Path]:
     """The recordings in a folder, each once: files of several kinds hold the same recordings."""
-    files = [path for path in folder.glob("*") if not path.name.startswith(".")]
-    for suffix in (".aedat", ".npz", ".npy", ".mat"):
-        if chosen := [path for path in files if path.suffix.lower() == suffix]:
-            return chosen
-    raise _missing(folder, "recordings (.aedat, .npz, .npy or .mat) of DVS-CIFAR10")
+    for place in (folder, folder / folder.name):  # as unpacking may leave it
+        files = [path for path in place.glob("[!.]*") if path.is_file()]
+        for suffix in suffixes:
+            if chosen := [path for path in files if path.suffix.lower() == suffix]:
+                return chosen
+    raise _missing(folder, f"recordings ({', '.join(suffixes)}) of {what}")
 
 
 def _number(path: Path) -> int:
@@ -153,8 +324,9 @@ def _number(path: Path) -> int:
     return int(found[1])
 
 
-def _number_of_folder(path: Path) -> int:
-    return _number(path.parent)
+def _number_of_folder(path: Path) -> int | None:
+    name = path.parent.name
+    return int(name) if re.fullmatch(r"[0-9]{1,4}", name) else None
 
 
 def _missing(folder: Path, what: str) -> FileNotFoundError:
@@ -167,7 +339,7 @@ TREES = {
         sensor=(34, 34),
         size=(34, 34),
         list_recordings=list_nmnist,
-        folders=("nmnist", "NMNIST", "N-MNIST", "nmnist-small"),
+        folders=NMNIST,
         download="https://www.garrickorchard.com/datasets/n-mnist",
         validation_fraction=0.2,
     ),
@@ -177,7 +349,7 @@ TREES = {
         size=(48, 48),
         list_recordings=list_dvsgesture,
         flippable=("hand clapping", "arm roll", "air drums", "air guitar", "other gestures"),  # no left and right
-        folders=("DvsGesture", "DVSGesture", "DVS128Gesture", "dvsgesture"),
+        folders=DVSGESTURE,
         download="https://research.ibm.com/interactive/dvsgesture/",
     ),
     "dvscifar10": Tree(
@@ -187,8 +359,37 @@ TREES = {
         list_recordings=list_dvscifar10,
         flippable=CIFAR10_CLASSES,
         splits=True,
-        folders=("CIFAR10DVS", "DVS-CIFAR10", "dvscifar10", "CIFAR10-DVS"),
+        folders=DVSCIFAR10,
         download="https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671",
+    ),
+    "ncaltech101": Tree(
+        classes=CALTECH101_CLASSES,
+        sensor=(240, 180),
+        size=(64, 48),
+        list_recordings=list_ncaltech101,
+        flippable=CALTECH101_CLASSES,
+        splits=True,
+        folders=NCALTECH101,
+        download="https://www.garrickorchard.com/datasets/n-caltech101",
+    ),
+    "ncars": Tree(
+        classes=NCARS_CLASSES,
+        sensor=(120, 100),
+        size=(60, 50),
+        list_recordings=list_ncars,
+        flippable=NCARS_CLASSES,
+        folders=NCARS,
+        download="https://www.prophesee.ai/2018/03/13/dataset-n-cars/",
+    ),
+    "shd": Tree(
+        classes=DIGITS,
+        sensor=(CHANNELS, 1),
+        size=(CHANNELS // 5, 1),
+        list_recordings=list_shd,
+        folders=SHD,
+        download="https://zenkelab.org/resources/spiking-heidelberg-datasets-shd/",
+        channels=1,
+        demo=make_shd,
     ),
 }
 

@@ -21,6 +21,7 @@ from tools.data.events.labelled import LabelledRecordings
 from tools.data.events.reading import EventFormatError
 from tools.data.events.recordings import Recording
 from tools.data.events.store import FrameStore, stored_streams
+from tools.errors import UserError
 from tools.perturb.events import drop_random
 
 FRAMING = Framing(4, "count", (34, 34), (17, 17))
@@ -279,3 +280,30 @@ def test_batches_have_time_first_and_perturbed_recordings_are_framed_anew(record
     assert (again.counts == fewer.counts).all() and (
         data.perturbed(drop_random, 0.5, seed=2).counts != fewer.counts
     ).any()
+
+
+def test_frames_by_duration_have_zeros_after_the_end_of_shorter_recordings(recordings, tmp_path):
+    """The recordings last 49 to 58 us, their events being 1 us apart."""
+    framing = Framing(9, "duration", (34, 34), (17, 17), 8)
+    made = FrameStore("test", recordings, framing, workers=1, folder=tmp_path / "cache")
+    assert made.lengths.tolist() == [7] * 8 + [8] * 2
+    each = [count_frames(recording.load((34, 34)).events, framing) for recording in recordings]
+    assert made[[0, 3]].shape[1] == 7 and made[[0, 9]].shape[1] == 8
+    assert (made[[9, 2]][0] == each[9]).all() and (made[[9, 2]][1, :7] == each[2]).all()
+    assert not made[[9, 2]][1, 7].any()
+    labels = torch.tensor([recording.label for recording in recordings])
+    data = LabelledRecordings(recordings, made, np.arange(10), labels, framing, "count", lengths=made.lengths)
+    (batch, *_, last) = data.subset([8, 0, 1]).batches(2, torch.device("cpu"))
+    assert batch[0].shape == (8, 2, 2, 17, 17) and batch[2].tolist() == [8, 7]
+    assert last[0].shape == (7, 1, 2, 17, 17) and last[2].tolist() == [7]
+    fewer = data.perturbed(lambda events, *_: events[: len(events) // 2], 1.0, 0)
+    assert fewer.lengths.tolist() == [-(-(len(one) // 2 - 1) // 8) for one in (range(50 + n) for n in range(10))]
+    assert FrameStore("test", recordings, FRAMING, workers=1, folder=tmp_path / "cache").lengths is None
+
+
+def test_a_recording_of_too_many_frames_is_named(recordings, tmp_path):
+    framing = Framing(7, "duration", (34, 34), (17, 17), 8)
+    with pytest.raises(UserError, match="8.bin: expected at most 7 frames, got 8"):
+        FrameStore("test", recordings, framing, workers=1, folder=tmp_path / "cache")
+    made = FrameStore("test", recordings, framing, True, 1, tmp_path / "cache")
+    assert list(made.skipped) == [8, 9] and made.lengths.tolist() == [7] * 8 + [1] * 2

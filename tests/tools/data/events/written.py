@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from tools.data.events.trees import CIFAR10_CLASSES
+from tools.data.events.trees import CALTECH101_CLASSES, CIFAR10_CLASSES
 
 EVENTS = [(5, 7, 10, 1), (127, 0, 12, 0), (0, 127, 12, 1), (64, 32, 500, 0)]  # x, y, t, p
 
@@ -46,12 +46,17 @@ def nmnist_tree(folder):
                 touch(folder / part / str(digit) / f"{10 * digit + number:05d}.bin")
 
 
-def striped_nmnist_tree(folder, training=20, test=4, count=200):
-    """N-MNIST whose digit d is `count` events in the rows from 3 d to 3 d + 2: easy to learn."""
+def striped_nmnist_tree(folder, training=20, test=4, count=200, longer=0):
+    """N-MNIST whose digit d is `count` events in the rows from 3 d to 3 d + 2: easy to learn.
+
+    Each recording has `longer` events more than the one before; events are 1 ms apart.
+    """
+    shortest = count
     random = np.random.default_rng(0)
     for part, recordings in (("Train", training), ("Test", test)):
         for digit in range(10):
             for number in range(recordings):
+                count = shortest + number * longer
                 rows, columns = 3 * digit + random.integers(3, size=count), random.integers(34, size=count)
                 polarities = random.integers(2, size=count)
                 events = [(x, y, 1000 * at, p) for at, (x, y, p) in enumerate(zip(columns, rows, polarities.tolist()))]
@@ -95,6 +100,38 @@ def tonic_gestures(folder):
                 path = folder / f"ibmGesture{part}" / f"user{user:02d}_led" / f"{label}.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 np.save(path, np.stack([columns()[name] for name in "xypt"], axis=1))
+
+
+def caltech101_tree(folder, count=10, events=EVENTS):
+    for name in (*CALTECH101_CLASSES, "BACKGROUND_Google"):
+        for number in range(1, count + 1):
+            touch(folder / name / f"image_{number:04d}.bin", nmnist(events))
+
+
+def ncars_tree(folder, train="n-cars_train", test="n-cars_test", training=3):
+    """N-CARS, in Prophesee's format .dat: lines of text, type and size of an event, then time and x, y, polarity."""
+    file = b"% Data file containing CD events\n% Version 2\n% Width 304\n% Height 240\n" + bytes([0x0C, 8])
+    for x, y, t, p in EVENTS:
+        file += struct.pack("<II", t, min(x, 119) | min(y, 99) << 14 | p << 28)
+    for part, count in ((train, training), (test, 2)):
+        for name in ("background", "cars"):
+            for number in range(count):
+                touch(folder / part / name / f"obj_{number:06d}_td.dat", file)
+
+
+def shd_files(folder, training=3, test=1):
+    """The Heidelberg spoken digits, as h5py writes them: each recording of class k has four spikes, from channel k."""
+    import h5py
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, count in (("train", training), ("test", test)):
+        labels = np.arange(20 * count) % 20
+        with h5py.File(folder / f"shd_{part}.h5", "w") as file:
+            times = file.create_dataset("spikes/times", (len(labels),), h5py.vlen_dtype(np.float16))
+            units = file.create_dataset("spikes/units", (len(labels),), h5py.vlen_dtype(np.uint16))
+            for row, label in enumerate(labels):
+                times[row], units[row] = [0.0, 0.25, 0.5, 0.75], label + 30 * np.arange(4)
+            file["labels"] = labels.astype(np.uint16)
 
 
 def cifar10_tree(folder, suffix, count=10):
