@@ -143,7 +143,7 @@ class EventDataset(_Dataset):
         if not self.tree.flippable:
             refused["flip"] = "whose classes a mirror turns into something else"
         if not self.tree.splits:
-            refused["split"] = "which has an official split"
+            refused["split"] = "which is split already"
         return refused
 
     def augmentation(self, config: TrainConfig) -> EventAugment:
