@@ -396,7 +396,7 @@ def test_random_damage_gives_an_error_or_events_and_never_much_memory(tmp_path, 
     path = written(tmp_path, kind)
     raw = path.read_bytes()
 
-    @settings(max_examples=350, derandomize=True, deadline=None, database=None)
+    @settings(max_examples=120, derandomize=True, deadline=None, database=None)
     @given(edits=EDITS, lenient=st.booleans())
     def check(edits, lenient):
         damaged = bytearray(raw)
