@@ -128,10 +128,9 @@ def renamed(text):
     return re.sub(r"\b(from|import) crits\b", r"\1 nsnn.crits", text)
 
 
-# Most of the time would go to these: to exporters, every kernel, and networks of other libraries.
-LEFT_OUT = [
-    f"tests/models/{name}" for name in ("test_deploy.py", "test_tensor_parameters.py", "test_convert.py", "interop")
-]
+# Most of the time would go to these: to exporters, every kernel, whole networks, and those of other libraries.
+SLOWEST = ("deploy", "tensor_parameters", "convert", "resets", "triton", "triton_compiles", "networks", "derivatives")
+LEFT_OUT = ["tests/models/interop", *(f"tests/models/test_{name}.py" for name in SLOWEST)]
 
 
 def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, installed, tmp_path):

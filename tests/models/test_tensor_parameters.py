@@ -35,6 +35,7 @@ from models.kernels import build, cpu, fused, selftest
 from models.kernels.common import ALL_BITS, VALUES, Neuron, Saved, dense
 from models.kernels.eager import lif_sequence
 from models.noise import Rescaled
+from tests.conftest import first_are_fast
 from tests.models.reference_noise import noise as reference_noise
 from tests.models.test_noise import Laplace
 
@@ -248,12 +249,12 @@ def test_the_c_kernel_equals_the_eager_one(settings, monkeypatch):
 
 @pytest.mark.parametrize(
     "settings",
-    sampled(
+    first_are_fast(sampled(
         12, threshold=KINDS, decay=KINDS, scale=KINDS, reset_value=KINDS, law=[Gaussian, Uniform],
         placement=["both", "escape", "membrane", "mean_field"], layout=LAYOUTS, reset=["zero", "subtract", "none"],
         detach_reset=[False, True], decay_input=[False, True], dtype=[torch.float32, torch.float64, torch.bfloat16],
         surrogate=[None], shape=[(2, 2, C, 7, 5), (2, 1, C, 41, 6)],
-    ),
+    ), 6),
     ids=name_of,
 )  # fmt: skip
 def test_triton_equals_c(settings):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import first_are_fast, lines_of
+from tests.conftest import lines_of
 from tools import sweep
 from tools.errors import UserError
 from tools.training.result import RunResult, write_result
@@ -187,7 +187,8 @@ def own_script(tmp_path, monkeypatch, repository):
     return check
 
 
-@pytest.mark.parametrize("imports", first_are_fast(SCRIPTS))
+@slow
+@pytest.mark.parametrize("imports", SCRIPTS)
 def test_a_script_of_ones_own_is_checked_up_to_its_training(imports, own_script, tmp_path):
     own_script(SCRIPTS[imports], lr="0.1")
     with pytest.raises(UserError, match="^nosuch=1: .*--nosuch"):

@@ -59,6 +59,7 @@ def correctness(random, count, chance):
     return random.binomial(5, np.clip(chance + random.normal(0, 0.2, count), 0, 1)) / 5
 
 
+@pytest.mark.slow
 def test_paired_intervals_cover_the_truth_as_often_as_they_say():
     random, covered, trials = np.random.default_rng(0), 0, 1000
     for trial in range(trials):
@@ -69,6 +70,7 @@ def test_paired_intervals_cover_the_truth_as_often_as_they_say():
     assert covered / trials == pytest.approx(0.95, abs=0.045)  # fewer than 0.905 has a chance below 1e-6 at 0.945
 
 
+@pytest.mark.slow
 def test_equal_networks_are_called_different_as_often_as_allowed():
     random, trials = np.random.default_rng(1), 1000
     found = sum(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tools.data.events
+from tests.conftest import first_are_fast
 from tools.data.events.frames import Framing
 from tools.data.events.recordings import Recording
 from tools.data.events.store import FrameStore
@@ -36,7 +37,7 @@ MODULES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", first_are_fast(MODULES, 3))
 def test_any_change_of_what_reads_frames_or_stores_changes_it(copied, name):
     before = fingerprint()
     path = copied / f"{name}.py"
