@@ -362,8 +362,6 @@ REFUSED = [("--flip", "whose classes a mirror turns"), ("--split", "which is spl
 
 
 @pytest.mark.parametrize(("flag", "why"), REFUSED)
-    ("flag", "why"), [("--flip", "whose classes a mirror turns"), ("--split", "which is split already")]
-)
 def test_flags_that_a_data_set_refuses_are_not_offered(flag, why, capsys):
     given = [flag] if flag == "--flip" else [flag, "7:3"]
     with pytest.raises(SystemExit):
