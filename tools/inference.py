@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -138,7 +139,7 @@ def predict_all(
     return processes.concatenated(torch.cat(outputs, 1), 1), processes.concatenated(torch.cat(targets))
 
 
-def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, ...]], forward: ForwardPass, **options) -> Scores:
+def evaluate(net: nn.Module, batches: Iterable[tuple[Tensor, ...]], forward: ForwardPass, **options: Any) -> Scores:
     """The scores of the mean prediction over the draws; `options` are those of `predict_all`."""
     log_probabilities, target = predict_all(net, batches, forward, **options)
     mean = mean_prediction(log_probabilities)

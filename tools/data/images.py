@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class LabelledImages:
         """The images with these indices, in this order."""
         return LabelledImages(self.images[indices], self.labels[indices])
 
-    def batches(self, batch_size: int, device: torch.device, **options) -> "ImageBatches":
+    def batches(self, batch_size: int, device: torch.device, **options: Any) -> "ImageBatches":
         """Batches of these images; see `Batches` for the options."""
         return ImageBatches(self, batch_size, device, **options)
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -34,7 +35,7 @@ class StreamedImages:
         files = [self.files[index] for index in indices.tolist()]
         return dataclasses.replace(self, files=files, labels=self.labels[indices])
 
-    def batches(self, batch_size: int, device: torch.device, **options) -> "StreamedBatches":
+    def batches(self, batch_size: int, device: torch.device, **options: Any) -> "StreamedBatches":
         """Batches of these images; see `Batches` for the options."""
         return StreamedBatches(self, batch_size, device, **options)
 

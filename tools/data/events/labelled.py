@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class LabelledRecordings:
         rows = self.rows[indices]
         return dataclasses.replace(self, recordings=recordings, rows=rows, labels=labels, lengths=lengths)
 
-    def batches(self, batch_size: int, device: torch.device, **options) -> "FrameBatches":
+    def batches(self, batch_size: int, device: torch.device, **options: Any) -> "FrameBatches":
         """Batches of these recordings; see `Batches` for the options."""
         return FrameBatches(self, batch_size, device, **options)
 
