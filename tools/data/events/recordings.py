@@ -43,6 +43,12 @@ class Recording:
     problem: str | None = None  # why the file cannot be used, if that is known already; loading raises it
     turned: str = ""  # one of `TURNS`: how the image in the file is turned; loading turns it back
 
+    @property
+    def name(self) -> str:
+        """The file, and which part of it this is, if it is not the whole."""
+        parts = [part for part in (self.window_us, self.slice, self.row) if part is not None]
+        return f"{self.path} {parts[0]}" if parts else str(self.path)
+
     def load(self, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
         """Read the events and check them with `check_events`.
 

@@ -89,12 +89,7 @@ class FrameStore:
 
     def dropped_by_file(self) -> dict[str, dict[str, int]]:
         """{file of a recording that lost events, and its part of the file: {reason: number of events}}."""
-        found = {}
-        for index, dropped in self.dropped_of.items():
-            recording = self.recordings[index]
-            part = recording.window_us or recording.slice
-            found[f"{recording.path} {part}" if part else str(recording.path)] = dropped
-        return found
+        return {self.recordings[index].name: dropped for index, dropped in self.dropped_of.items()}
 
     def __len__(self) -> int:
         return sum(map(len, self._frames))

@@ -307,3 +307,9 @@ def test_a_recording_of_too_many_frames_is_named(recordings, tmp_path):
         FrameStore("test", recordings, framing, workers=1, folder=tmp_path / "cache")
     made = FrameStore("test", recordings, framing, True, 1, tmp_path / "cache")
     assert list(made.skipped) == [8, 9] and made.lengths.tolist() == [7] * 8 + [1] * 2
+
+
+def test_parts_of_one_file_have_names_of_their_own(tmp_path):
+    path = tmp_path / "a"
+    parts = [Recording(path), Recording(path, row=0), Recording(path, row=1), Recording(path, window_us=(0, 5))]
+    assert [part.name for part in parts] == [str(path), f"{path} 0", f"{path} 1", f"{path} (0, 5)"]
