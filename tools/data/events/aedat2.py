@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .aedat_header import davis_size, header_line, is_dvs128
-from .reading import Counts, Reading, Source, camera_events
+from .reading import Counts, Reading, Source, add_found, camera_events
 
 EVENT_BYTES = 8
 _TEXT = rb"#[^\0-\x08\x0a-\x1f\x7f]*"  # without control characters
@@ -66,7 +66,7 @@ def read_aedat2(source: Source) -> Reading:
         expected = "an address of 16 bits" if camera else "an address of 16 bits, as no line # AEChip: names a DAVIS"
         raise source.error(at + EVENT_BYTES * wrong[0], f"expected {expected}, got {address[wrong[0]]:#x}")
     if not inner.all():
-        counts.update(_kinds(address[~inner], layout))
+        add_found(counts, _kinds(address[~inner], layout))
         address, time = address[inner], time[inner]
     x, y = ((address >> lowest) & mask for lowest, mask in (layout.x, layout.y))
     polarity = (address >> layout.polarity) & 1
@@ -88,8 +88,7 @@ def _kinds(address: np.ndarray, layout: Layout) -> dict[str, int]:
         return {"special": len(address)}
     external = np.count_nonzero(address >> 31 == 0)
     imu = np.count_nonzero((address & _IMU) == _IMU)
-    kinds = {"external": external, "IMU": imu, "APS": len(address) - external - imu}
-    return {kind: int(count) for kind, count in kinds.items() if count}
+    return {"external": external, "IMU": imu, "APS": len(address) - external - imu}
 
 
 def _header_end(source: Source) -> int:

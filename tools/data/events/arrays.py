@@ -12,7 +12,7 @@ from tools.errors import UserError
 from tools.io import npy
 
 from . import EVENT
-from .reading import Counts, EventFormatError, PathLike, Reading, Source
+from .reading import Counts, EventFormatError, PathLike, Reading, Source, add_found
 from .times import unwrapped
 
 MAX_ARRAY_BYTES = 2**31  # of all arrays in a compressed file; no recording has more
@@ -198,7 +198,7 @@ def from_columns(
     counts = Counts() if counts is None else counts
     if t.dtype.kind == "i" and len(t) and -(2**31) <= t.min() < 0 and t.max() < 2**31:
         t, wraps = unwrapped(t.astype(np.int64) % 2**32, 32)
-        counts.update({"clock wraps": wraps} if wraps else {})
+        add_found(counts, {"clock wraps": wraps})
     events = np.empty(len(x), EVENT)
     for name, column, high in (("x", x, 2**16), ("y", y, 2**16), ("t", t, 2**62), ("p", p, 2)):
         if column.dtype.kind not in "iufb":

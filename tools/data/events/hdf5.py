@@ -54,31 +54,31 @@ def read_hdf5(source: Source) -> Reading:
 
 
 def _read(h5py: Any, source: Source, file: Any) -> Reading:
-    if _at(h5py, file, "spikes", "times") is not None and _at(h5py, file, "spikes", "units") is not None:
+    if at_path(h5py, file, "spikes", "times") is not None and at_path(h5py, file, "spikes", "units") is not None:
         problem = "expected one recording, got many in one file, as of the spiking Heidelberg data: use data set shd"
         raise source.error(0, problem)
-    out1 = _at(h5py, file, "out1")
+    out1 = at_path(h5py, file, "out1")
     if isinstance(out1, h5py.Dataset) and out1.ndim == 2 and out1.shape[0] in (4, 6):
         return from_out1(source, _loaded(source, out1).T)  # MATLAB's order of axes is the other one
     for place in _PLACES:
-        found = _at(h5py, file, *place)
+        found = at_path(h5py, file, *place)
         if isinstance(found, h5py.Dataset) and found.dtype.names and len(columns_named(found.dtype.names)) == 4:
             table = _loaded(source, found)
             columns = {name: table[field] for name, field in columns_named(table.dtype.names).items()}
             break
         if isinstance(found, h5py.Group):
             names = columns_named(found.keys())
-            members = {name: _at(h5py, found, member) for name, member in names.items()}
+            members = {name: at_path(h5py, found, member) for name, member in names.items()}
             if len([one for one in members.values() if isinstance(one, h5py.Dataset)]) == 4:
                 columns = {name: _loaded(source, one) for name, one in members.items()}
                 break
     else:
         got = sorted(file.keys())[:20]
         raise source.error(0, f"expected x, y, t, p at the top, in events or in CD/events, got {got}")
-    offset, counts = _at(h5py, file, "t_offset"), Counts()
+    offset, counts = at_path(h5py, file, "t_offset"), Counts()
     if offset is not None and columns["t"].dtype.kind in "iu":
         columns["t"] = columns["t"].astype(np.int64) + int(_loaded(source, offset))
-    triggers = _at(h5py, file, "EXT_TRIGGER", "events")
+    triggers = at_path(h5py, file, "EXT_TRIGGER", "events")
     if isinstance(triggers, h5py.Dataset) and triggers.size:
         counts["external"] = int(triggers.size)
     size = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", _text(file, "geometry"))
@@ -87,7 +87,7 @@ def _read(h5py: Any, source: Source, file: Any) -> Reading:
     return from_columns(source, **columns, format="HDF5", camera=camera, sensor=sensor, counts=counts)
 
 
-def _at(h5py: Any, group: Any, *names: str) -> Any:
+def at_path(h5py: Any, group: Any, *names: str) -> Any:
     """What is at a path of a file; None if nothing is, or a link to elsewhere."""
     for name in names:
         if not isinstance(group, h5py.Group) or not isinstance(group.get(name, getlink=True), h5py.HardLink):

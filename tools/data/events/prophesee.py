@@ -14,7 +14,7 @@ import numpy as np
 
 from tools.errors import UserError
 
-from .reading import Counts, Reading, Source, camera_events
+from .reading import Counts, Reading, Source, add_found, camera_events
 from .times import unwrapped
 
 Sensor = tuple[int, int] | None  # (width, height)
@@ -74,10 +74,6 @@ def read_raw(source: Source) -> Reading:
     return Reading(source.path, events, byte_of, f"Prophesee {name}", camera, _sensor(lines), counts)
 
 
-def _add(counts: Counts, found: dict[str, int]) -> None:
-    counts.update({what: int(count) for what, count in found.items() if count})
-
-
 def _decode_evt2(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, Callable[[int], int]]:
     """Decode EVT 2.0: little-endian words of 32 bits, of which the upper 4 say what it is.
 
@@ -93,7 +89,7 @@ def _decode_evt2(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
     high, wraps = unwrapped((words[high_at] & 0xFFFFFFF).astype(np.int64) << 6, _EVT2_CLOCK_BITS)
     first = np.append(np.searchsorted(event_at, high_at), len(event_at))  # event after each of these words
     found = {"external": triggers, "other words": others, "without a time": first[0], "clock wraps": wraps}
-    _add(counts, found)
+    add_found(counts, found)
     event_at = event_at[first[0] :]
     words = words[event_at]
     time = np.repeat(high, np.diff(first))
@@ -153,7 +149,7 @@ def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
     no_base = np.flatnonzero(is_vector[start : first(base_at)])
     triggers, others = np.count_nonzero(kinds == _TRIGGER), sum(np.count_nonzero(kinds == kind) for kind in _OTHERS)
     early = start + len(no_base)
-    _add(counts, {"external": triggers, "other words": others, "without a time": early, "clock wraps": wraps})
+    add_found(counts, {"external": triggers, "other words": others, "without a time": early, "clock wraps": wraps})
     event_at = event_at[start:]
     if not is_vector.any():
         return events, lambda index: at + 2 * int(event_at[index])

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -80,6 +80,11 @@ class Reading:
             raise EventFormatError(self.path, 0, f"expected events, got {others or 'none'}")
 
 
+def add_found(counts: Counts, found: Mapping[str, int]) -> None:
+    """Add what was found to the counts, without what was not."""
+    counts.update({what: int(count) for what, count in found.items() if count})
+
+
 def camera_events(
     x: np.ndarray, y: np.ndarray, t: np.ndarray, p: np.ndarray, clock_bits: int, counts: Counts
 ) -> np.ndarray:
@@ -89,7 +94,7 @@ def camera_events(
     """
     t, wraps = unwrapped(t, clock_bits)
     t, resets = continued(t)
-    counts.update({what: count for what, count in (("clock wraps", wraps), ("clock resets", resets)) if count})
+    add_found(counts, {"clock wraps": wraps, "clock resets": resets})
     events = np.empty(len(t), EVENT)
     events["x"], events["y"], events["t"], events["p"] = x, y, t, p
     return events

@@ -13,6 +13,7 @@ from tools.errors import UserError
 from tools.io.cache import stamp
 
 from . import EVENT
+from .hdf5 import at_path
 from .reading import EventFormatError, PathLike, Reading
 from .recordings import Streams
 
@@ -89,11 +90,9 @@ def _inside(file: Any, name: str) -> Any:
     """A dataset whose data are in this file; a ValueError for links to, and data in, others."""
     import h5py
 
-    place = file
-    for part in name.split("/"):
-        if not isinstance(place.get(part, getlink=True), h5py.HardLink):
-            raise ValueError(f"{name} is missing, or a link to another place")
-        place = place[part]
+    place = at_path(h5py, file, *name.split("/"))
+    if place is None:
+        raise ValueError(f"{name} is missing, or a link to another place")
     if not isinstance(place, h5py.Dataset) or place.external or place.is_virtual or len(place.shape) != 1:
         raise ValueError(f"{name} is no list in this file")
     return place
