@@ -30,7 +30,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.config": {*BASE, "models", "crits", "tools.attacks", "tools.data", "tools.inference", "tools.optim"}
     | {"tools.perturb"},
     "tools.published": BASE,
-    "tools.networks": {*BASE, "crits", "models", "tools.config", "tools.published"},
+    "tools.networks": {*BASE, "models", "tools.config", "tools.published"},
     "tools.training": {*BASE, *LOOPS, *NETWORKS, "crits"},
     "tools.evaluation": {*BASE, *LOOPS, *NETWORKS, "tools.attacks", "tools.perturb"},
     "tools.studies": {*BASE, *LOOPS, *NETWORKS, "crits", "tools.training"},

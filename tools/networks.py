@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from crits.watching import spiking_neurons
 from models import ArgumentError, build_model, build_neuron
 from models.layers import Normalize
 from models.registry import NOISY_NEURONS
@@ -94,7 +93,8 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
 def _check_overrides(overrides, net):
     """Raise UserError for a setting that is lost when the weights are loaded, as the network has learnt it."""
     for flag, value, words in (("tau", "decay", "decay"), ("sigma", "scale", "scale of its noise")):
-        learnt = [getattr(neuron, value, None) for _, neuron in spiking_neurons(net)]
+        # Neurons inside of others too, which `spiking_neurons` leaves out.
+        learnt = [getattr(one, value, None) for one in net.modules() if getattr(one, "emits_spikes", False)]
         if flag in overrides and any(isinstance(one, torch.Tensor) and one.requires_grad for one in learnt):
             raise UserError(f"--{flag} would have no effect: this network has learnt the {words}")
 

@@ -524,6 +524,15 @@ def test_what_a_network_of_ones_own_has_learnt_cannot_be_given(tmp_path, stripes
         Snapshot(dataclasses.replace(config, tau=4.0), stripes)
 
 
+def test_a_decay_that_is_learnt_inside_of_another_neuron_cannot_be_given(tmp_path, stripes):
+    net = build_model("rsnn", neuron=build_neuron("PLIF"), in_shape=(1, 8, 8), num_classes=2)
+    torch.save(net.state_dict(), tmp_path / "own.pth")
+    config = EvaluationConfig(snapshot=str(tmp_path / "own.pth"), model="rsnn", neuron="PLIF", timestep=3)
+    assert Snapshot(config, stripes).trained.neuron == "PLIF"
+    with pytest.raises(UserError, match="--tau would have no effect: this network has learnt the decay"):
+        Snapshot(dataclasses.replace(config, tau=4.0), stripes)
+
+
 def test_learnt_scales_of_another_network_in_the_file_are_left_alone(tmp_path, stripes):
     net = toynet()
     content = {"teacher": toynet(learnable_scale=True).state_dict(), "model": net.state_dict()}
