@@ -90,6 +90,11 @@ class ImageDataset(_Dataset):
     validation_fraction = VALIDATION_FRACTION
     has_pixels = True
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Settings that have no meaning for these images, and why."""
+        return {"image_size": "whose images have one size", "memory_gb": "which is held in memory"}
+
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]:
         return self.in_shape
 
@@ -144,6 +149,8 @@ class EventDataset(_Dataset):
             refused["flip"] = "whose classes a mirror turns into something else"
         if not self.tree.splits:
             refused["split"] = "which is split already"
+        if self.tree.demo is None:
+            refused["demo"] = "of which no recordings are made here"
         return refused
 
     def augmentation(self, config: TrainConfig) -> EventAugment:
@@ -154,8 +161,8 @@ class EventDataset(_Dataset):
         return EventAugment(flippable if config.flip else None, config.roll, config.event_drop)
 
     def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
-        if config.demo and self.tree.demo is None:
-            raise UserError(f"--demo has no meaning for {self.name}: no recordings of it are made here")
+        if config.demo and "demo" in self.refused:
+            raise UserError(f"--demo has no meaning for {self.name}, {self.refused['demo']}")
         if config.demo:
             parts = self.tree.demo(cache_folder())
         else:
@@ -238,6 +245,10 @@ class OwnRecordings(EventDataset):
 @dataclasses.dataclass(frozen=True)
 class OwnImages(ImageDataset):
     """Images of the user: {train,test}/<class>/* in the data root; see `tools.config.train.OwnDataset`."""
+
+    @property
+    def refused(self) -> dict[str, str]:
+        return {}
 
     def found(self, config: TrainConfig) -> "OwnImages":
         """The data set in the data root."""

@@ -359,6 +359,19 @@ def test_so_is_that_of_an_evaluation(wrong, message):
 
 
 REFUSED = [("--flip", "whose classes a mirror turns"), ("--split", "which is split already")]
+OF_SOME = {"--demo": ("nmnist", "shd"), "--image_size": ("cifar10", "images"), "--memory_gb": ("cifar10", "images")}
+
+
+@pytest.mark.parametrize("flag", OF_SOME)
+def test_flags_of_some_data_sets_are_refused_by_the_others(flag, capsys):
+    refusing, taking = OF_SOME[flag]
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, [flag] if flag == "--demo" else [flag, "8"], dataset=DATASETS[refusing])
+    assert f"{flag} has no meaning for {refusing}, " in capsys.readouterr().err
+    for name, is_offered in ((refusing, False), (taking, True)):
+        with pytest.raises(SystemExit):
+            parse(TrainConfig, ["--help"], dataset=DATASETS[name])
+        assert (flag in capsys.readouterr().out) == is_offered
 
 
 @pytest.mark.parametrize(("flag", "why"), REFUSED)
