@@ -3,12 +3,15 @@
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator
+import itertools
+import random
+import sys
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .contexts import STREAM
 from .layers import SpikingNetwork, check_timesteps
@@ -49,7 +52,7 @@ class OverTime(nn.Module):
         self._net_name = type(net).__name__
         self._timesteps = timesteps
         self._dimensions = _dimensions(net, sites[False][0].node.graph)
-        self._graphs = {mode: _unrolled(found) for mode, found in sites.items()}
+        self._graphs = {mode: _unrolled(net, found) for mode, found in sites.items()}
         self._make_code()
 
     def _make_code(self) -> None:
@@ -64,6 +67,8 @@ class OverTime(nn.Module):
             raise ArgumentError(f"{self._net_name} runs over time: give Stream time_first=True")
         if timesteps is None and not isinstance(x, fx.Proxy):
             timesteps = self._timesteps_of(x)
+        if not isinstance(x, fx.Proxy) and x.dim() < min(self._dimensions):
+            raise ArgumentError(f"{self._net_name} takes a batch of samples [B, ...]; got {list(x.shape)}")
         if timesteps is None:
             return self._code[self.training](self, x.flatten(0, 1), (x.shape[0], x.shape[1]), False)
         return self._code[self.training](self, x, (timesteps, x.shape[0]), True)
@@ -100,10 +105,32 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__()
-        self.leaves = leaves
+        self.leaves, self.context = leaves, _context()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _context() != self.context:  # which torch.fx would lose
+            raise ArgumentError(
+                "a part of it runs in a block of its own: without gradients (torch.no_grad), with autocast, or in a "
+                "torch.autograd.Function, whose gradient is its own"
+            )
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, self.leaves) or is_neuron(module) or super().is_leaf_module(module, name)
+
+
+def _context() -> tuple[bool, ...]:
+    """Whether gradients are computed here, and whether autocast is on."""
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
+def _random_states() -> list[Any]:
+    """The states of the random generators of PyTorch, Python and NumPy."""
+    states: list[Any] = [torch.get_rng_state().tolist(), random.getstate()]
+    if (numpy := sys.modules.get("numpy")) is not None:
+        _, key, *rest = numpy.random.get_state()
+        states.append([key.tolist(), *rest])
+    return states
 
 
 def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] = ()) -> fx.Graph:
@@ -113,23 +140,35 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         leaves: classes of modules that it does not look into, besides neurons and the layers of PyTorch.
 
     Raises:
-        ArgumentError: if torch.fx cannot follow it, it has several inputs, or it works on dimension 0.
+        ArgumentError: if torch.fx cannot follow it, it has not one input, or it works on dimension 0.
     """
     name, mode = type(net).__name__, "training" if training else "evaluation"
-    if isinstance(net, OverTime | SpikingNetwork):
-        raise ArgumentError(f"{name} already runs over time")
-    first, *others = inspect.signature(net.forward).parameters.values()
+    for module in net.modules():
+        if isinstance(module, OverTime | SpikingNetwork):
+            raise ArgumentError(f"{type(module).__name__} already runs over time")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ArgumentError(f"{name} is compiled by torch.jit: give the network that it was made from")
+    arguments = list(inspect.signature(net.forward).parameters.values())
+    if not arguments:
+        raise ArgumentError(f"{name}.forward takes no input")
+    first, *others = arguments
     for argument in (first, *others):
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             raise ArgumentError(f"{name}.forward must name its arguments; it has {argument}")
         if argument is not first and argument.default is argument.empty:
             raise ArgumentError(f"{name} takes several inputs: {first.name}, {argument.name}")
     defaults = {argument.name: argument.default for argument in others}
+    before = _random_states()
     try:
         with in_mode(net, training):
             graph = _Tracer(leaves).trace(net, concrete_args=defaults)
     except Exception as error:  # whatever the code of a network may raise
         raise ArgumentError(f"torch.fx cannot follow {name}.forward in {mode} mode: {error}") from error
+    if _random_states() != before:
+        raise ArgumentError(
+            f"{name}.forward draws random numbers in {mode} mode that torch.fx would keep, the same in all calls: draw "
+            "them in the shape of the input, as by x.new_empty(x.shape[0], 1).bernoulli_(0.5)"
+        )
     for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         _erase(node)
     mixing = {path_of(node): None for node in of_input(graph) if _mixes_samples(net, node)}
@@ -141,62 +180,122 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
     return graph
 
 
-def of_input(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that compute tensors from the input, not from parameters, or from its shape."""
+def of_input(graph: fx.Graph, starts: Container[fx.Node] | None = None) -> list[fx.Node]:
+    """The nodes that compute tensors from the input, or else from `starts`, not from parameters, or from its shape."""
     found: dict[fx.Node, None] = {}
     for node in graph.nodes:
-        if node.op == "placeholder" or (found.keys() & set(node.all_input_nodes) and not _is_of_shape(node)):
+        is_start = node.op == "placeholder" if starts is None else node in starts
+        if is_start or (found.keys() & set(node.all_input_nodes) and not _is_of_shape(node)):
             found[node] = None
     return list(found)
+
+
+ATTRIBUTES = ("shape", "ndim", "device", "dtype", "layout", "is_cuda", "requires_grad", "itemsize", "nbytes")
 
 
 def _is_of_shape(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     name = function_of(node)
-    return name in ("size", "dim", "numel") or (name == "getattr" and node.args[1] not in ("values", "indices", "T"))
+    makes_new = name.startswith("new_") or name.endswith("_like")  # rand_like(x) does not have the values of x
+    return makes_new or name in ("size", "dim", "numel") or (name == "getattr" and node.args[1] in ATTRIBUTES)
 
 
-# Functions whose second argument names one dimension, or several; all of them, the first, or none, unless it is given.
-REDUCTIONS = ("mean", "sum", "prod", "amax", "amin", "max", "min", "std", "var", "median", "argmax", "argmin")
-OVER_ONE = ("softmax", "logsoftmax", "softmin", "logsumexp", "cumsum", "cumprod", "select", "narrow", "indexselect")
-DIMENSIONS_OF: dict[str, tuple[slice, int | None]] = {
-    **dict.fromkeys((*REDUCTIONS, "flatten", "unbind", "cat", "concat", "stack"), (slice(1, 2), 0)),
-    **dict.fromkeys((*OVER_ONE, "unsqueeze", "sort", "argsort"), (slice(1, 2), None)),
-    **dict.fromkeys(("norm", "roll", "chunk", "split", "tensorsplit"), (slice(2, 3), 0)),
-    **dict.fromkeys(("flip", "transpose", "swapaxes"), (slice(1, None), None)),
-    "topk": (slice(2, 3), None),
-    "t": (slice(0), 0),
-}
-NAMES_OF_DIMENSIONS = ("dim", "dims", "dim0", "dim1", "axis", "start_dim")
-SEVERAL = (
-    "chunk", "split", "tensorsplit", "unbind", "topk", "sort", "max", "min", "median", "aminmax", "stdmean", "varmean",
-    *(f"{kind}maxpool{count}dwithindices" for kind in ("", "adaptive") for count in (1, 2, 3)),
+NAMES_OF_DIMENSIONS = (
+    "dim", "dims", "dim0", "dim1", "dim2", "axis", "axis0", "axis1", "start_dim", "dimension", "source", "destination",
 )  # fmt: skip
+IMPLICIT = ("softmax", "softmin", "logsoftmax")  # without `dim`, they are over classes of [B, K] and [B, K, H, W]
+MAX_POOLS = tuple(f"{kind}maxpool{count}d" for kind in ("", "adaptive") for count in (1, 2, 3))
+SEVERAL = ("split", "aminmax", *(f"{name}withindices" for name in MAX_POOLS))  # besides those that say so
 
 
 def _mixes_samples(net: nn.Module, node: fx.Node) -> bool:
     """Whether an operation is over dimension 0, or takes a part of it."""
-    if node.op == "call_module":
-        module: Any = net.get_submodule(str(node.target))
-        if isinstance(module, nn.Flatten):
-            return bool(module.start_dim == 0)
-        return bool(isinstance(module, nn.Softmax | nn.LogSoftmax | nn.Softmin) and module.dim == 0)
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = plain_name(function_of(node))
+    name = "" if node.op == "call_module" else plain_name(function_of(node))
     if name == "getitem":
         index: Any = node.args[1]
         first: Any = index[0] if isinstance(index, tuple) and index else index
         return not _gives_several(net, node.args[0]) and first is not Ellipsis and first != slice(None)
-    if name == "getattr":
-        return bool(node.args[1] == "T")
     if name == "permute":
-        return _listed(node.args[1:] or node.kwargs["dims"])[0] != 0
-    place, usual = DIMENSIONS_OF.get(name, (slice(0), None))
-    named = [value for key, value in node.kwargs.items() if key in NAMES_OF_DIMENSIONS]
-    given = _listed(named or node.args[place]) or [usual]
-    return any(type(one) is int and one == 0 for one in given)
+        return listed(node.args[1:] or node.kwargs["dims"])[0] != 0
+    return 0 in _dimensions_of(net, node)
+
+
+def _dimensions_of(net: nn.Module, node: fx.Node) -> list[int]:
+    """The dimensions that an operation is over, as far as they are known; [0] if it is over all of them."""
+    if node.op == "call_module":
+        module = net.get_submodule(str(node.target))
+        is_of_torch = type(module).__module__.startswith("torch.nn.")
+        return _ints(vars(module).get(name) for name in NAMES_OF_DIMENSIONS) if is_of_torch else []
+    if node.op not in ("call_function", "call_method"):
+        return []
+    name = plain_name(function_of(node))
+    attribute = node.args[1] if name == "getattr" else name
+    if attribute in ("t", "T", "H"):
+        return [0]
+    if attribute in ("adjoint", "mT", "mH"):
+        return [-2, -1]
+    given = [value for key, value in node.kwargs.items() if key in NAMES_OF_DIMENSIONS]
+    usual, is_over_all = [], False
+    for parameters in _signatures(node):
+        places = [(place, one) for place, one in enumerate(parameters) if one.name in NAMES_OF_DIMENSIONS]
+        is_over_all |= not places  # unless another form of the function is called, with dimensions
+        for place, one in places:
+            if place < len(node.args) and one.is_positional:
+                given += [node.args[place], *itertools.takewhile(_is_int, node.args[place + 1 :] * one.is_list)]
+            elif one.name not in node.kwargs:
+                usual.append(one.default)
+    if not given and usual and name not in IMPLICIT and (is_over_all or any(one in (None, []) for one in usual)):
+        return [0]
+    return _ints(listed([*given, *usual]))
+
+
+class _Parameter(NamedTuple):
+    """A parameter of a function."""
+
+    name: str
+    default: Any  # None if there is none
+    is_positional: bool
+    is_list: bool
+
+
+def _signatures(node: fx.Node) -> list[list[_Parameter]]:
+    """The parameters of a function or method of PyTorch, in each of its forms."""
+    name = function_of(node)
+    target = getattr(torch.Tensor, name, None) if node.op == "call_method" else node.target
+    if inspect.isfunction(target):
+        found = inspect.signature(target).parameters.values()
+        return [[_Parameter(one.name, _or_none(one.default), one.kind != one.KEYWORD_ONLY, False) for one in found]]
+    return [
+        [_Parameter(one.name, one.default_value, not one.kwarg_only, "List" in str(one.type)) for one in form.arguments]
+        for form in _schemas(name)
+        if node.kwargs.keys() & {"other"} <= {one.name for one in form.arguments}  # max(x, other=y) has no dimension
+    ]
+
+
+def _schemas(name: str) -> list[Any]:
+    """How PyTorch describes a function of tensors, in each of its forms."""
+    packet: Any = getattr(torch.ops.aten, name, None)
+    forms = [getattr(packet, form)._schema for form in packet.overloads()] if hasattr(packet, "overloads") else []
+    return [
+        form
+        for form in forms
+        if form.returns
+        and any("Tensor" in str(one.type) for one in form.arguments[:1])
+        and not any("Dimname" in str(one.type) or one.is_out for one in form.arguments)
+    ]
+
+
+def _or_none(default: Any) -> Any:
+    return None if default is inspect.Parameter.empty else default
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int  # True is another argument
+
+
+def _ints(values: Iterable[Any]) -> list[int]:
+    return [value for value in values if _is_int(value)]
 
 
 def _gives_several(net: nn.Module, node: Any) -> bool:
@@ -207,10 +306,14 @@ def _gives_several(net: nn.Module, node: Any) -> bool:
         module = net.get_submodule(str(node.target))
         is_recurrent = isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention)
         return is_recurrent or getattr(module, "return_indices", False)
-    return node.op != "placeholder" and (plain_name(function_of(node)) in SEVERAL or not is_known(node))
+    if node.op == "placeholder":
+        return False
+    outputs = [schema.returns for schema in _schemas(function_of(node))]
+    is_several = any(len(one) > 1 or any("List" in str(part.type) for part in one) for one in outputs)
+    return is_several or plain_name(function_of(node)) in SEVERAL or not is_known(node)
 
 
-def _listed(values: Any) -> list[Any]:
+def listed(values: Any) -> list[Any]:
     """Values that may be given one by one, or in a tuple."""
     return [one for value in values for one in (value if isinstance(value, tuple | list) else [value])]
 
@@ -231,7 +334,7 @@ def function_of(node: fx.Node) -> str:
 
 def plain_name(name: str) -> str:
     """The name of a function or a class in one form: F.max_pool2d is nn.MaxPool2d, x.relu_() is nn.ReLU."""
-    return name.replace("_", "").lower()
+    return name.removeprefix("special_").replace("_", "").lower()
 
 
 def path_of(node: fx.Node) -> str:
@@ -270,12 +373,13 @@ def _dimensions(net: nn.Module, graph: fx.Graph) -> tuple[int, ...]:
     return tuple(known) or UNKNOWN_DIMENSIONS
 
 
-def _unrolled(sites: list[Site]) -> fx.Graph:
+def _unrolled(net: nn.Module, sites: list[Site]) -> fx.Graph:
     """The graph of the sites, with inputs (x, (T, B), is_still): x is [T * B, ...], or samples [B, ...] if `is_still`.
 
     Modules that the input goes through one by one before anything else run on samples once.
     """
     graph = sites[0].node.graph
+    _check_negative_dimensions(net, graph)
     places = {node: place for place, node in enumerate(graph.nodes)}
     nodes = {site.node for site in sites}
     image = stem = next(iter(graph.nodes))
@@ -312,6 +416,26 @@ def _unrolled(sites: list[Site]) -> fx.Graph:
     return graph
 
 
+def _check_negative_dimensions(net: nn.Module, graph: fx.Graph) -> None:
+    """Let operations over dimensions that are counted from the end check whether these are dimension 0."""
+    found = of_input(graph)
+    for node in found[1:]:
+        dims = [dim for dim in _dimensions_of(net, node) if dim < 0]
+        x = next(one for one in node.all_input_nodes if one in set(found))
+        if dims and not _gives_several(net, x):
+            adds_one = node.op != "call_module" and plain_name(function_of(node)) in ("stack", "unsqueeze")
+            with graph.inserting_before(node):
+                graph.call_function(_refuse_first, (x, [dim + adds_one for dim in dims], path_of(node)))
+
+
+def _refuse_first(x: Tensor, dims: list[int], path: str) -> None:
+    """Raise ArgumentError if one of these dimensions, from the end, is dimension 0."""
+    if -x.dim() in dims:
+        raise ArgumentError(
+            f"{path!r} works on dimension 0 of {x.dim()}, which over time is that of all steps and samples"
+        )
+
+
 def _first_sequence(x: Tensor, steps: tuple[int, int], is_still: bool) -> Tensor:
     """[T * B, ...], or samples [B, ...] that are the same at each step, as [T, B, ...]."""
     return x.expand((steps[0],) + x.shape) if is_still else x.unflatten(0, steps)
@@ -321,7 +445,7 @@ def _sequence(x: Tensor, steps: tuple[int, int]) -> Tensor:
     """[T * B, ...] as [T, B, ...]."""
     try:
         return x.unflatten(0, steps)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise ArgumentError(
             f"something in the network works on dimension 0, which over time is that of all steps and samples: of "
             f"{steps[0]} * {steps[1]}, it makes {list(x.shape[:1])}"
@@ -330,4 +454,7 @@ def _sequence(x: Tensor, steps: tuple[int, int]) -> Tensor:
 
 def _sequences(outputs: Any, steps: tuple[int, int]) -> Any:
     """Outputs [T * B, ...], be it one or be they in tuples or dictionaries, as [T, B, ...]."""
+    for output in tree_leaves(outputs):
+        if not isinstance(output, Tensor | fx.Proxy | None):
+            raise ArgumentError(f"a network over time returns tensors alone, not {output!r}")
     return tree_map(lambda output: None if output is None else _sequence(output, steps), outputs)
