@@ -335,7 +335,7 @@ def _clamped(name: str, value: Tensor) -> Any:
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether `convert` should replace this module, or say why not."""
-    return isinstance(module, theirs.SpikingNeuron) and not isinstance(module, _Stepped)
+    return isinstance(module, theirs.SpikingNeuron | theirs.LeakyParallel) and not isinstance(module, _Stepped)
 
 
 def from_neuron(module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module:

@@ -108,6 +108,8 @@ def neuron_of(node: Any, dt: float, noise: NoiseLaw | str | None, placement: str
     for name, factor in {"decay": decay, "alpha": alpha}.items():
         if factor is not None and not ((factor >= 0) & (factor <= 1)).all():
             raise ArgumentError(f"a node has a time constant shorter than dt = {dt:g} s: its {name} would be negative")
+    if not (unit > 0).all():
+        raise ArgumentError("a node has r <= 0, by which its input would not be scaled but turned round, or ignored")
     for name, v in {"threshold": node.v_threshold, "v_reset": node.v_reset, "v_leak": v_leak}.items():
         settings[name] = _value(name, v / unit)
     settings["decay"] = _value("decay", decay)
@@ -156,6 +158,8 @@ def integrator_of(node: Any, dt: float) -> Integrator:
     decay, unit = 1 - dt / node.tau, _value("r", node.r)
     if isinstance(unit, Tensor):
         raise ArgumentError("r of an LI node differs between neurons")
+    if unit == 0:
+        raise ArgumentError("an LI node has r = 0, by which it would ignore its input")
     rest = _value("v_leak", node.v_leak / unit)
     neuron = LIF(threshold=math.inf, decay=_value("decay", decay), reset="none", decay_input=True, v_leak=rest)
     return Integrator(neuron, unit)

@@ -238,6 +238,7 @@ class Skips(nn.Module):
         (lambda x, y: (x, y), "must return one tensor"),
         (lambda x, y: torch.add(x, y, alpha=2), "not by alpha=2"),
         (lambda x, y: x.add(y, alpha=-1), "not by alpha=-1"),
+        (lambda x, y: x if x.sum() > 0 else y, "torch.fx cannot follow Skips.forward: symbolically traced"),
     ],
 )
 def test_joins_that_nir_does_not_have_are_refused(join, reason):
@@ -279,3 +280,18 @@ def test_a_time_constant_shorter_than_the_step_is_refused(path):
     interop.nir.write(path, nn.Sequential(LIF(decay=0.1)), torch.rand(2, 2, 3))
     with pytest.raises(ValueError, match="shorter than dt = 0.001 s"):
         interop.nir.read(path, dt=1e-3)
+
+
+@pytest.mark.parametrize("r", [0.0, -1.0])
+@pytest.mark.parametrize("kind", ["LIF", "LI"])
+def test_inputs_that_are_turned_round_or_ignored_are_refused(kind, r):
+    values = {name: torch.full((4,), value).numpy() for name, value in dict(tau=2e-4, r=r, v_leak=0.5).items()}
+    values |= {"v_threshold": torch.ones(4).numpy()} if kind == "LIF" else {}
+    nodes = {"input": nir.Input([4]), "li": getattr(nir, kind)(**values), "output": nir.Output([4])}
+    graph = nir.NIRGraph(nodes, [("input", "li"), ("li", "output")])
+    if kind == "LI" and r < 0:
+        rest, current = (interop.nir.read(graph)(torch.full((9, 1, 4), value))[-1] for value in (0.0, 2.0))
+        assert torch.allclose(rest, torch.tensor(0.5)) and torch.allclose(current, torch.tensor(-1.5), atol=0.01)
+    else:
+        with pytest.raises(ValueError, match="r <= 0|r = 0"):
+            interop.nir.read(graph)

@@ -414,3 +414,5 @@ def test_layers_that_stay_are_reported_and_can_still_be_reset():
     converted(torch.rand(2, 3))
     utils.reset(converted)
     assert not converted[1].mem.any()
+    with pytest.warns(UserWarning, match="1: LeakyParallel is not one of Leaky"):
+        interop.convert(nn.Sequential(snn.Leaky(0.9), snn.LeakyParallel(3, 3)))
