@@ -80,7 +80,7 @@ def convert(
         calibrate: batches of samples, or tuples that begin with one, as from a DataLoader. The mean over time of the
             outputs then approximates the output of the trained network `net`, the better the longer: its rectifiers
             become neurons with balanced thresholds (`Balanced`), its max pools go by sums over time (`MaxOfSums`). What
-            else is between rectifiers, and after them, must be linear: no layer normalisation, softmax, or product.
+            else comes after the first rectifier must be linear: no layer normalisation, softmax, or product.
         quantile: of the values of each channel of a rectifier; a neuron that fires at every step stands for it. A lower
             one cuts off more values, but resolves the others better: in 4 steps, 0.98 is more accurate than 0.999.
 

@@ -133,6 +133,16 @@ def _random_states() -> list[Any]:
     return states
 
 
+def _attributes(net: nn.Module) -> dict[str, Any]:
+    """What the modules of a network hold, by name."""
+    held = ((name, {**vars(module), **module._buffers}) for name, module in net.named_modules())
+    return {f"{name}.{own}".lstrip("."): value for name, values in held for own, value in values.items()}
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    return value is other or (type(value) is type(other) and isinstance(value, int | float | str) and value == other)
+
+
 def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] = ()) -> fx.Graph:
     """What `forward` does to its input, the only placeholder, in a mode; other arguments have their defaults.
 
@@ -158,13 +168,19 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         if argument is not first and argument.default is argument.empty:
             raise ArgumentError(f"{name} takes several inputs: {first.name}, {argument.name}")
     defaults = {argument.name: argument.default for argument in others}
-    before = _random_states()
+    attributes, states = _attributes(net), _random_states()
     try:
         with in_mode(net, training):
             graph = _Tracer(leaves).trace(net, concrete_args=defaults)
     except Exception as error:  # whatever the code of a network may raise
         raise ArgumentError(f"torch.fx cannot follow {name}.forward in {mode} mode: {error}") from error
-    if _random_states() != before:
+    changed = [name for name, value in _attributes(net).items() if not _is_same(value, attributes.get(name))]
+    changed = [name for name in changed if not name.startswith("_tensor_constant")]  # which are torch.fx's own
+    if changed:
+        raise ArgumentError(
+            f"{name}.forward changes attributes, which torch.fx would do once, not in each call: {', '.join(changed)}"
+        )
+    if _random_states() != states:
         raise ArgumentError(
             f"{name}.forward draws random numbers in {mode} mode that torch.fx would keep, the same in all calls: draw "
             "them in the shape of the input, as by x.new_empty(x.shape[0], 1).bernoulli_(0.5)"

@@ -398,6 +398,26 @@ def test_random_numbers_that_fx_would_keep_are_refused(draw):
         convert(nn.Sequential(Functional(lambda x: x * draw()), nn.ReLU()), LIF)
 
 
+class Counts(nn.Module):
+    """A network that changes what it holds in each call: a number, a buffer, or an attribute that is new."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.number = name, 0
+        self.register_buffer("buffer", torch.zeros(5))
+
+    def forward(self, x):
+        setattr(self, self.name, getattr(self, self.name, x) + 1)
+        return F.relu(x)
+
+
+@pytest.mark.parametrize("name", ["number", "buffer", "new"])
+def test_networks_that_change_attributes_are_refused(name):
+    for make in (lambda net: convert(net, LIF), lambda net: time_first(nn.Sequential(net[0], LIF()))):
+        with pytest.raises(ValueError, match=rf"forward changes attributes, .*: 0.{name}$"):
+            make(nn.Sequential(Counts(name)))
+
+
 def test_random_numbers_in_the_shape_of_the_input_are_drawn_at_each_call():
     snn = convert(Functional(lambda x: F.relu(x) + x.new_empty(x.shape[0], 1).bernoulli_(0.5)), Rectifier)
     x = torch.randn(1, 1, 5).expand(20, -1, -1)

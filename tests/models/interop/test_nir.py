@@ -103,7 +103,7 @@ def test_metadata_hold_what_nir_has_no_words_for(path, monkeypatch):
     neurons = [
         NoisyLIF(wide, decay=0.3, detach_reset=True, surrogate=Logistic(2.0)),
         LIF(Logistic(0.7), decay=0.5, decay_input=True),
-        IF(v_reset=-0.5),
+        IF(v_reset=-0.5, v_leak=-0.5),
         NoisyLIF(Gaussian(0.3), threshold=torch.tensor([0.5, 1.0, 1.5]), placement="membrane", learnable_scale=True),
     ]
     net = nn.Sequential(*neurons)
@@ -136,7 +136,7 @@ def from_spikingjelly(path, x):
         layer.Linear(20, 15),
         neuron.LIFNode(tau=4.0, decay_input=False, v_reset=-0.25, v_threshold=0.3),
         layer.Linear(15, 10),
-        neuron.IFNode(v_threshold=0.3),
+        neuron.IFNode(v_threshold=0.3, v_reset=-0.5),  # from which it starts
     )
     assert jelly
     functional.set_step_mode(net, "m")
@@ -203,6 +203,7 @@ def test_what_others_write_is_read(make, path):
         (nn.AvgPool2d(3, stride=2, ceil_mode=True), "none reaches over the padded image"),
         (nn.BatchNorm2d(2), "only into a convolution or linear layer"),
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "'circular'"),
+        (IF(v_reset=-0.5), "without a leak start from v_reset: v_leak must be the same"),
         (nn.Conv2d(2, 2, 3, groups=2), "nir cannot describe the network: .*type mismatch"),
         (type("Squared", (nn.Module,), {"forward": lambda self, x: x.square()})(), "the operation 'square'"),
     ],
