@@ -127,8 +127,8 @@ def _context() -> tuple[bool, ...]:
 def _random_states() -> list[Any]:
     """The states of the random generators of PyTorch, Python and NumPy."""
     states: list[Any] = [torch.get_rng_state().tolist(), random.getstate()]
-    if (numpy := sys.modules.get("numpy")) is not None:
-        _, key, *rest = numpy.random.get_state()
+    if (loaded := sys.modules.get("numpy")) is not None:
+        _, key, *rest = loaded.random.get_state()
         states.append([key.tolist(), *rest])
     return states
 
