@@ -170,9 +170,8 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
     """The calls of the activations to be replaced, and their classes; ArgumentError if others are in the way."""
     found: dict[fx.Node, type[nn.Module]] = {}
     others: dict[str, list[str]] = {}
-    of_tensors = set(of_input(graph))
-    for node in graph.nodes:
-        kind = _kind(net, node, replace, node in of_tensors)
+    for node in of_input(graph):
+        kind = _kind(net, node, replace)
         if isinstance(kind, type) and issubclass(kind, replace):
             found[node] = kind
         elif kind is not None:
@@ -188,7 +187,7 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
     return found
 
 
-def _kind(net: nn.Module, node: fx.Node, replace: Classes, is_of_input: bool) -> type[nn.Module] | str | None:
+def _kind(net: nn.Module, node: fx.Node, replace: Classes) -> type[nn.Module] | str | None:
     """The class of the activation that a node calls, or the name of what may have one inside; None for the rest."""
     if node.op == "call_module":
         module = net.get_submodule(str(node.target))
@@ -201,7 +200,7 @@ def _kind(net: nn.Module, node: fx.Node, replace: Classes, is_of_input: bool) ->
         if name in ACTIVATIONS:
             return None if issubclass(ACTIVATIONS[name], COMPARISONS) else ACTIVATIONS[name]
         is_pointwise = name in POINTWISE or (name in ("max", "min") and _is_of_two(node))
-        if (is_pointwise and is_of_input) or not is_known(node):
+        if is_pointwise or not is_known(node):
             return function_of(node)
     return None
 

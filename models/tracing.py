@@ -116,7 +116,8 @@ class _Tracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, self.leaves) or is_neuron(module) or super().is_leaf_module(module, name)
+        is_leaf = any(isinstance(module, leaf) and type(module).forward is leaf.forward for leaf in self.leaves)
+        return is_leaf or is_neuron(module) or super().is_leaf_module(module, name)
 
 
 def _context() -> tuple[bool, ...]:

@@ -48,7 +48,6 @@ REFUSED = {  # with all that is in the way
     "swin_t": {
         "GELU",
         "shifted_window_attention",
-        "_get_relative_position_bias",
         "stochastic_depth",
         "_patch_merging_pad",
     },
@@ -225,6 +224,40 @@ def test_functions_are_replaced(name):
     assert [name for name, module in snn.named_modules() if isinstance(module, Rectifier)] == ["relu"]
     torch.testing.assert_close(snn(x), net(x))
     torch.testing.assert_close(snn(x[0], timesteps=2), net(x[0]).expand(2, -1, -1))
+
+
+class Doubling(nn.ReLU):
+    """A class of one's own that does something else than its parent."""
+
+    def forward(self, x):
+        return 2 * super().forward(x - 1)
+
+
+def test_what_a_subclass_does_besides_stays():
+    net, x = nn.Sequential(nn.Linear(5, 5), Doubling()), torch.randn(2, 7, 5)
+    snn = convert(net, Rectifier)
+    assert [name for name, module in snn.named_modules() if isinstance(module, Rectifier)] == ["1.relu"]
+    torch.testing.assert_close(snn(x), net(x))
+    snn = convert(net, lambda: Functional(torch.neg).requires_grad_(False), replace=[Doubling])  # the class itself
+    assert isinstance(snn.get_submodule("1"), Functional)
+
+
+class Positive(nn.Module):
+    """A layer whose weights are rectified."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, x):
+        return F.relu(F.linear(x, F.relu(self.weight) + F.softplus(self.weight)))
+
+
+def test_rectified_parameters_stay():
+    net, x = Positive(), torch.randn(2, 3, 5)  # as many steps and samples as weights
+    snn = convert(net, Rectifier)
+    assert sum(isinstance(module, Rectifier) for module in snn.modules()) == 1
+    torch.testing.assert_close(snn(x), net(x))
 
 
 @pytest.mark.parametrize(
