@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .contexts import STREAM
@@ -418,10 +419,11 @@ def _unrolled(net: nn.Module, sites: list[Site]) -> fx.Graph:
             result = graph.call_method("flatten", (graph.call_module(name, (sequence,)), 0, 1))
         node.replace_all_uses_with(result)
         if in_place:
+            _refuse_other_views(net, node, name, places)
             later = {user for user in current.users if places.get(user, -1) > places[node]}
             current.replace_all_uses_with(result, delete_user_cb=later.__contains__)
         if not result.users:
-            raise ArgumentError(f"the result of {name!r} is not used, so perhaps it changes a view in place")
+            raise ArgumentError(f"the result of {name!r} is not used")
         graph.erase_node(node)
     if not folded.users:
         graph.erase_node(folded)
@@ -431,6 +433,29 @@ def _unrolled(net: nn.Module, sites: list[Site]) -> fx.Graph:
     for node in graph.nodes:
         node.meta.clear()  # classes of the network, which need not be there when a copy is unpickled
     return graph
+
+
+def _refuse_other_views(net: nn.Module, node: fx.Node, name: str, places: dict[fx.Node, int]) -> None:
+    """Raise ArgumentError if a call changes a tensor in place of which there is another view that is used later."""
+    base = current = node.all_input_nodes[0]
+    while _is_view(net, base):
+        base = base.all_input_nodes[0]
+    views = [base]
+    for view in views:  # which grows
+        views += [user for user in view.users if _is_view(net, user) and places.get(user, -1) < places[node]]
+    users = [user for view in views if view is not current for user in view.users]
+    if any(places.get(user, -1) > places[node] for user in users):
+        raise ArgumentError(f"{name!r} changes its input in place, and another view of it is used later")
+
+
+def _is_view(net: nn.Module, node: fx.Node) -> bool:
+    """Whether an operation may give a tensor in the memory of another one."""
+    if node.op == "call_module":
+        return isinstance(net.get_submodule(str(node.target)), nn.Identity | nn.Flatten | nn.Unflatten | _DropoutNd)
+    if node.op not in ("call_function", "call_method"):
+        return False
+    outputs = [one.alias_info for form in _schemas(function_of(node)) for one in form.returns]
+    return function_of(node) in ("getitem", "split") or any(one is not None for one in outputs)
 
 
 def _check_negative_dimensions(net: nn.Module, graph: fx.Graph) -> None:

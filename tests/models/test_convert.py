@@ -226,6 +226,36 @@ def test_functions_are_replaced(name):
     torch.testing.assert_close(snn(x[0], timesteps=2), net(x[0]).expand(2, -1, -1))
 
 
+def base_used_later(x):
+    first, _ = x[:, :4], F.relu(x, inplace=True)
+    return torch.cat([first, first], 1)
+
+
+def view_used_later(x):
+    other = x.view(-1, 2, 4)
+    return F.relu_(x) + other.flatten(1)
+
+
+VIEWS = {
+    "a part": base_used_later,
+    "a view": view_used_later,
+    "the whole": lambda x: F.relu_(x[:, :4]).repeat(1, 2) + x,
+    "in place": lambda x: F.relu_(x.add_(1)) + x,
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_that_would_no_longer_change_are_refused(name):
+    with pytest.raises(ValueError, match="'relu' changes its input in place, and another view of it is used later"):
+        convert(Functional(VIEWS[name]), LIF)
+
+
+def test_views_that_are_not_used_later_do_not_matter():
+    x = torch.randn(2, 7, 5)
+    net = Functional(lambda x: x.view(-1, 2, 4).mean(1).repeat(1, 2) + F.relu_(x.view(-1, 8)))
+    torch.testing.assert_close(convert(net, Rectifier)(x), torch.stack([net(step) for step in x]))
+
+
 class Doubling(nn.ReLU):
     """A class of one's own that does something else than its parent."""
 
@@ -489,6 +519,12 @@ class ByMode(nn.Module):
         return F.relu(F.relu(x) - 1) if self.training else F.relu(x - 1)
 
 
+class Unused(nn.Module):
+    def forward(self, x):
+        F.relu(x)
+        return x
+
+
 class ViewInPlace(nn.Module):
     def forward(self, x):
         y = 2 * x
@@ -506,7 +542,8 @@ class ViewInPlace(nn.Module):
         (NoInput(), "NoInput.forward takes no input"),
         (torch.jit.script(nn.ReLU()), "RecursiveScriptModule is compiled by torch.jit"),
         (nn.Sequential(time_first(nn.Sequential(LIF())), nn.ReLU()), "OverTime already runs over time"),
-        (ViewInPlace(), "the result of 'relu' is not used, so perhaps it changes a view in place"),
+        (ViewInPlace(), "'relu' changes its input in place, and another view of it is used later"),
+        (Unused(), "the result of 'relu' is not used"),
         (nn.Linear(3, 3), "Linear calls none of ReLU, ReLU6"),
         (time_first(nn.Sequential(LIF())), "OverTime already runs over time"),
         (build_model("toynet", neuron=nn.ReLU, in_shape=(1, 2, 2), num_classes=2), "ToyNet already runs over time"),
