@@ -12,20 +12,9 @@ from .calibration import Balanced, MaxOfSums, Recorder, scales
 from .deploy import copy_hooks, unwrapped_copy
 from .layers import MakeNeuron, check_timesteps
 from .neurons import IF
+from .operations import MAX_POOLS, function_of, is_known, listed, of_input, path_of, plain_name
 from .parameters import ArgumentError, device_of
-from .tracing import (
-    MAX_POOLS,
-    OverTime,
-    Site,
-    function_of,
-    is_known,
-    is_neuron,
-    listed,
-    of_input,
-    path_of,
-    plain_name,
-    traced,
-)
+from .tracing import OverTime, Site, is_neuron, traced
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 # By the names of their functions: nn.LeakyReLU is F.leaky_relu, torch.leaky_relu_ and more.

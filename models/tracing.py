@@ -3,19 +3,18 @@
 import contextlib
 import copy
 import inspect
-import itertools
 import random
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .contexts import STREAM
 from .layers import SpikingNetwork, check_timesteps
+from .operations import dimensions_of, function_of, gives_several, is_view, mixes_samples, of_input, path_of, plain_name
 from .parameters import ArgumentError
 
 DIMENSIONS = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # of a batch of samples, by the first layer
@@ -189,179 +188,13 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         )
     for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         _erase(node)
-    mixing = {path_of(node): None for node in of_input(graph) if _mixes_samples(net, node)}
+    mixing = {path_of(node): None for node in of_input(graph) if mixes_samples(net, node)}
     if mixing:
         raise ArgumentError(
             f"{name}.forward works on dimension 0, which over time is that of all steps and samples, by "
             f"{', '.join(map(repr, mixing))}"
         )
     return graph
-
-
-def of_input(graph: fx.Graph, starts: Container[fx.Node] | None = None) -> list[fx.Node]:
-    """The nodes that compute tensors from the input, or else from `starts`, not from parameters, or from its shape."""
-    found: dict[fx.Node, None] = {}
-    for node in graph.nodes:
-        is_start = node.op == "placeholder" if starts is None else node in starts
-        if is_start or (found.keys() & set(node.all_input_nodes) and not _is_of_shape(node)):
-            found[node] = None
-    return list(found)
-
-
-ATTRIBUTES = ("shape", "ndim", "device", "dtype", "layout", "is_cuda", "requires_grad", "itemsize", "nbytes")
-
-
-def _is_of_shape(node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = function_of(node)
-    makes_new = name.startswith("new_") or name.endswith("_like")  # rand_like(x) does not have the values of x
-    return makes_new or name in ("size", "dim", "numel") or (name == "getattr" and node.args[1] in ATTRIBUTES)
-
-
-NAMES_OF_DIMENSIONS = (
-    "dim", "dims", "dim0", "dim1", "dim2", "axis", "axis0", "axis1", "start_dim", "dimension", "source", "destination",
-)  # fmt: skip
-IMPLICIT = ("softmax", "softmin", "logsoftmax")  # without `dim`, they are over classes of [B, K] and [B, K, H, W]
-MAX_POOLS = tuple(f"{kind}maxpool{count}d" for kind in ("", "adaptive") for count in (1, 2, 3))
-SEVERAL = ("split", "aminmax", *(f"{name}withindices" for name in MAX_POOLS))  # besides those that say so
-
-
-def _mixes_samples(net: nn.Module, node: fx.Node) -> bool:
-    """Whether an operation is over dimension 0, or takes a part of it."""
-    name = "" if node.op == "call_module" else plain_name(function_of(node))
-    if name == "getitem":
-        index: Any = node.args[1]
-        first: Any = index[0] if isinstance(index, tuple) and index else index
-        return not _gives_several(net, node.args[0]) and first is not Ellipsis and first != slice(None)
-    if name == "permute":
-        return listed(node.args[1:] or node.kwargs["dims"])[0] != 0
-    return 0 in _dimensions_of(net, node)
-
-
-def _dimensions_of(net: nn.Module, node: fx.Node) -> list[int]:
-    """The dimensions that an operation is over, as far as they are known; [0] if it is over all of them."""
-    if node.op == "call_module":
-        module = net.get_submodule(str(node.target))
-        is_of_torch = type(module).__module__.startswith("torch.nn.")
-        return _ints(vars(module).get(name) for name in NAMES_OF_DIMENSIONS) if is_of_torch else []
-    if node.op not in ("call_function", "call_method"):
-        return []
-    name = plain_name(function_of(node))
-    attribute = node.args[1] if name == "getattr" else name
-    if attribute in ("t", "T", "H"):
-        return [0]
-    if attribute in ("adjoint", "mT", "mH"):
-        return [-2, -1]
-    given = [value for key, value in node.kwargs.items() if key in NAMES_OF_DIMENSIONS]
-    usual, is_over_all = [], False
-    for parameters in _signatures(node):
-        places = [(place, one) for place, one in enumerate(parameters) if one.name in NAMES_OF_DIMENSIONS]
-        is_over_all |= not places  # unless another form of the function is called, with dimensions
-        for place, one in places:
-            if place < len(node.args) and one.is_positional:
-                given += [node.args[place], *itertools.takewhile(_is_int, node.args[place + 1 :] * one.is_list)]
-            elif one.name not in node.kwargs:
-                usual.append(one.default)
-    if not given and usual and name not in IMPLICIT and (is_over_all or any(one in (None, []) for one in usual)):
-        return [0]
-    return _ints(listed([*given, *usual]))
-
-
-class _Parameter(NamedTuple):
-    """A parameter of a function."""
-
-    name: str
-    default: Any  # None if there is none
-    is_positional: bool
-    is_list: bool
-
-
-def _signatures(node: fx.Node) -> list[list[_Parameter]]:
-    """The parameters of a function or method of PyTorch, in each of its forms."""
-    name = function_of(node)
-    target = getattr(torch.Tensor, name, None) if node.op == "call_method" else node.target
-    if inspect.isfunction(target):
-        found = inspect.signature(target).parameters.values()
-        return [[_Parameter(one.name, _or_none(one.default), one.kind != one.KEYWORD_ONLY, False) for one in found]]
-    return [
-        [_Parameter(one.name, one.default_value, not one.kwarg_only, "List" in str(one.type)) for one in form.arguments]
-        for form in _schemas(name)
-        if node.kwargs.keys() & {"other"} <= {one.name for one in form.arguments}  # max(x, other=y) has no dimension
-    ]
-
-
-def _schemas(name: str) -> list[Any]:
-    """How PyTorch describes a function of tensors, in each of its forms."""
-    packet: Any = getattr(torch.ops.aten, name, None)
-    forms = [getattr(packet, form)._schema for form in packet.overloads()] if hasattr(packet, "overloads") else []
-    return [
-        form
-        for form in forms
-        if form.returns
-        and any("Tensor" in str(one.type) for one in form.arguments[:1])
-        and not any("Dimname" in str(one.type) or one.is_out for one in form.arguments)
-    ]
-
-
-def _or_none(default: Any) -> Any:
-    return None if default is inspect.Parameter.empty else default
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) is int  # True is another argument
-
-
-def _ints(values: Iterable[Any]) -> list[int]:
-    return [value for value in values if _is_int(value)]
-
-
-def _gives_several(net: nn.Module, node: Any) -> bool:
-    """Whether a node gives a tuple of tensors."""
-    if not isinstance(node, fx.Node):
-        return True
-    if node.op == "call_module":
-        module = net.get_submodule(str(node.target))
-        is_recurrent = isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention)
-        return is_recurrent or getattr(module, "return_indices", False)
-    if node.op == "placeholder":
-        return False
-    outputs = [schema.returns for schema in _schemas(function_of(node))]
-    is_several = any(len(one) > 1 or any("List" in str(part.type) for part in one) for one in outputs)
-    return is_several or plain_name(function_of(node)) in SEVERAL or not is_known(node)
-
-
-def listed(values: Any) -> list[Any]:
-    """Values that may be given one by one, or in a tuple."""
-    return [one for value in values for one in (value if isinstance(value, tuple | list) else [value])]
-
-
-KNOWN = ("torch", "_operator", "builtins", "math")  # functions from elsewhere may do anything inside
-
-
-def is_known(node: fx.Node) -> bool:
-    """Whether a node calls a function or method of PyTorch or Python."""
-    home = getattr(node.target, "__module__", None) or "torch"
-    return home.partition(".")[0] in KNOWN or isinstance(node.target, type)  # a class: a tuple of outputs
-
-
-def function_of(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
-    return node.target if isinstance(node.target, str) else node.target.__name__
-
-
-def plain_name(name: str) -> str:
-    """The name of a function or a class in one form: F.max_pool2d is nn.MaxPool2d, x.relu_() is nn.ReLU."""
-    return name.removeprefix("special_").replace("_", "").lower()
-
-
-def path_of(node: fx.Node) -> str:
-    """The name of the module that a node calls; for a function, below the module whose `forward` calls it."""
-    if node.op == "call_module":
-        return str(node.target)
-    owners = node.meta.get("nn_module_stack")
-    owner = next(reversed(owners.values()))[0] if owners else ""
-    return f"{owner}.{function_of(node).strip('_')}".lstrip(".")
 
 
 def _erase(node: fx.Node) -> None:
@@ -438,33 +271,23 @@ def _unrolled(net: nn.Module, sites: list[Site]) -> fx.Graph:
 def _refuse_other_views(net: nn.Module, node: fx.Node, name: str, places: dict[fx.Node, int]) -> None:
     """Raise ArgumentError if a call changes a tensor in place of which there is another view that is used later."""
     base = current = node.all_input_nodes[0]
-    while _is_view(net, base):
+    while is_view(net, base):
         base = base.all_input_nodes[0]
     views = [base]
     for view in views:  # which grows
-        views += [user for user in view.users if _is_view(net, user) and places.get(user, -1) < places[node]]
+        views += [user for user in view.users if is_view(net, user) and places.get(user, -1) < places[node]]
     users = [user for view in views if view is not current for user in view.users]
     if any(places.get(user, -1) > places[node] for user in users):
         raise ArgumentError(f"{name!r} changes its input in place, and another view of it is used later")
-
-
-def _is_view(net: nn.Module, node: fx.Node) -> bool:
-    """Whether an operation may give a tensor in the memory of another one."""
-    if node.op == "call_module":
-        return isinstance(net.get_submodule(str(node.target)), nn.Identity | nn.Flatten | nn.Unflatten | _DropoutNd)
-    if node.op not in ("call_function", "call_method"):
-        return False
-    outputs = [one.alias_info for form in _schemas(function_of(node)) for one in form.returns]
-    return function_of(node) in ("getitem", "split") or any(one is not None for one in outputs)
 
 
 def _check_negative_dimensions(net: nn.Module, graph: fx.Graph) -> None:
     """Let operations over dimensions that are counted from the end check whether these are dimension 0."""
     found = of_input(graph)
     for node in found[1:]:
-        dims = [dim for dim in _dimensions_of(net, node) if dim < 0]
+        dims = [dim for dim in dimensions_of(net, node) if dim < 0]
         x = next(one for one in node.all_input_nodes if one in set(found))
-        if dims and not _gives_several(net, x):
+        if dims and not gives_several(net, x):
             adds_one = node.op != "call_module" and plain_name(function_of(node)) in ("stack", "unsqueeze")
             with graph.inserting_before(node):
                 graph.call_function(_refuse_first, (x, [dim + adds_one for dim in dims], path_of(node)))
