@@ -94,7 +94,12 @@ def scales(net: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     """
     with in_mode(net, False):
         for batch in batches:
-            x = batch[0] if isinstance(batch, tuple | list) else batch
+            x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+            if not isinstance(x, Tensor):
+                raise ArgumentError(
+                    "a batch to calibrate with must be a tensor, or a tuple or list that begins with one, not a "
+                    f"{type(x).__name__}: give calibrate=(batch['images'] for batch in loader), or what fits yours"
+                )
             net(x.to(device_of(net)), timesteps=1)
     found = {}
     for name, recorder in net.named_modules():

@@ -2,29 +2,43 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any, cast
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import activation as activations
 
 from .calibration import Balanced, MaxOfSums, Recorder, scales
-from .deploy import unwrapped_copy
+from .deploy import copy_hooks, unwrapped_copy
 from .layers import MakeNeuron, check_timesteps
 from .neurons import IF
+from .operations import MAX_POOLS, function_of, is_known, listed, of_input, path_of, plain_name
 from .parameters import ArgumentError, device_of
-from .tracing import OverTime, Site, function_of, is_known, is_neuron, of_input, path_of, plain_name, traced
+from .tracing import OverTime, Site, is_neuron, traced
 
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 # By the names of their functions: nn.LeakyReLU is F.leaky_relu, torch.leaky_relu_ and more.
 ACTIVATIONS: dict[str, type[nn.Module]] = {name.lower(): getattr(activations, name) for name in activations.__all__}
 POINTWISE = (  # rectifiers in disguise, and other functions of single values
     "clamp", "clampmin", "clampmax", "clip", "maximum", "minimum", "where", "maskedfill", "heaviside", "gt", "ge", "lt",
-    "le", "greater", "less", "abs", "absolute", "sign", "exp", "expm1", "erf", "erfc", "sin", "cos", "pow", "square",
+    "le", "greater", "less", "abs", "absolute", "sign", "sgn", "exp", "exp2", "expm1", "expit", "erf", "erfc", "log",
+    "log2", "log10", "log1p", "logit", "sin", "cos", "tan", "asin", "acos", "atan", "arctan", "atan2", "sinh", "cosh",
+    "asinh", "sinc", "pow", "square", "sqrt", "rsqrt", "reciprocal", "round", "floor", "ceil", "trunc", "frac",
 )  # fmt: skip
 COMPARISONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)  # these stay, as pooling does
+# Of what changes over time, they have another mean over time than of its mean; products do, too.
+NORMALISATIONS = (
+    "layernorm", "groupnorm", "rmsnorm", "localresponsenorm", "normalize", "norm", "linalgnorm", "linalgvectornorm",
+    "std", "var", "stdmean", "varmean", "softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "gumbelsoftmax",
+    "cosinesimilarity", "scaleddotproductattention", "bilinear", "instancenorm", "cdist", "pairwisedistance",
+    *(f"{kind}instancenorm{count}d" for kind in ("", "lazy") for count in (1, 2, 3)),
+)  # fmt: skip
+PRODUCTS = (
+    "mul", "multiply", "imul", "matmul", "bmm", "mm", "einsum", "baddbmm", "addcmul", "dot", "inner", "outer", "prod",
+    "cumprod", "tensordot",
+)  # fmt: skip
+QUOTIENTS = ("div", "divide", "truediv", "itruediv", "truedivide")
 OPAQUE = ("torch.nn.modules.rnn", "torch.nn.modules.transformer")  # layers with activations inside
-MAX_POOLS = tuple(f"{kind}maxpool{count}d" for kind in ("", "adaptive") for count in (1, 2, 3))
 OTHER_MAXIMA = (
     *(f"{name}withindices" for name in MAX_POOLS), "max", "min", "amax", "amin", "aminmax", "topk", "median",
     "fractionalmaxpool2d", "fractionalmaxpool3d", "lppool1d", "lppool2d", "lppool3d",
@@ -43,7 +57,8 @@ def convert(
     """A copy of `net` that runs over time and has a neuron at each call of an activation; see `OverTime`.
 
     Modules and functions are found by following `forward` with torch.fx. A module that is called several times becomes
-    as many neurons. Where batch normalisation is in training mode, its statistics are over time as well.
+    as many neurons, each with its hooks. Where batch normalisation is in training mode, its statistics are over time as
+    well.
 
     Args:
         net: any network with one input [B, ...], whose `forward` torch.fx can follow.
@@ -53,13 +68,15 @@ def convert(
         replace: classes of the activations that become neurons, be they modules or functions.
         calibrate: batches of samples, or tuples that begin with one, as from a DataLoader. The mean over time of the
             outputs then approximates the output of the trained network `net`, the better the longer: its rectifiers
-            become neurons with balanced thresholds (`Balanced`), its max pools go by sums over time (`MaxOfSums`).
+            become neurons with balanced thresholds (`Balanced`), its max pools go by sums over time (`MaxOfSums`). What
+            else comes after the first rectifier must be linear: no layer normalisation, softmax, or product.
         quantile: of the values of each channel of a rectifier; a neuron that fires at every step stands for it. A lower
             one cuts off more values, but resolves the others better: in 4 steps, 0.98 is more accurate than 0.999.
 
     Raises:
         ArgumentError: if other activations are in the way, if torch.fx cannot follow the network, if it has no
-            activation to replace, if it works on dimension 0, that of the samples, or if it cannot be calibrated.
+            activation to replace, if it works on dimension 0, that of the samples, if it draws random numbers, or runs
+            without gradients, where torch.fx would not see it, or if it cannot be calibrated.
 
     Note:
         Rueckauer et al., "Conversion of continuous-valued deep networks to efficient event-driven networks for image
@@ -68,7 +85,11 @@ def convert(
         While torch.fx follows a network, nn.Module is changed for all threads: convert before others run networks.
     """
     check_timesteps(timesteps)
+    if isinstance(replace, type) or not all(isinstance(kind, type) for kind in replace):
+        raise ArgumentError(f"replace must be several classes, such as [nn.ReLU], got {replace}")
     replace = tuple(replace)
+    if isinstance(calibrate, Tensor):
+        raise ArgumentError("calibrate must be batches: a DataLoader, or [images]")
     if not 0 < quantile <= 1:
         raise ArgumentError(f"quantile must be in (0, 1], got {quantile}")
     make = _checked(neuron, replace, calibrate is not None)
@@ -78,10 +99,12 @@ def convert(
         graph = traced(net, mode, replace)
         calls: dict[fx.Node, Any] = {**_activations(net, graph, replace)}
         if calibrate is not None:
+            _check_linear(net, graph, calls)
             calls.update(_max_pools(net, graph))
         sites[mode] = _sites(net, calls)
         replaced.update({site.name: calls[site.node] for site in sites[mode]})
     _check_modes(net, sites)
+    hooked = {site.name: _called(net, site.node) for site in (*sites[True], *sites[False])}
     for name, call in replaced.items():
         if not isinstance(call, type):
             _put(net, name, MaxOfSums(call))
@@ -91,6 +114,9 @@ def convert(
     if calibrate is not None:
         for name, scale in scales(over_time, calibrate).items():
             _put(over_time, name, Balanced(make(), scale))
+    for name, old in hooked.items():
+        if isinstance(replaced[name], type):  # a pool is still called, inside of what replaces it
+            copy_hooks(old, over_time.get_submodule(name))
     return over_time
 
 
@@ -133,9 +159,8 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
     """The calls of the activations to be replaced, and their classes; ArgumentError if others are in the way."""
     found: dict[fx.Node, type[nn.Module]] = {}
     others: dict[str, list[str]] = {}
-    of_tensors = set(of_input(graph))
-    for node in graph.nodes:
-        kind = _kind(net, node, replace, node in of_tensors)
+    for node in of_input(graph):
+        kind = _kind(net, node, replace)
         if isinstance(kind, type) and issubclass(kind, replace):
             found[node] = kind
         elif kind is not None:
@@ -151,7 +176,7 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
     return found
 
 
-def _kind(net: nn.Module, node: fx.Node, replace: Classes, is_of_input: bool) -> type[nn.Module] | str | None:
+def _kind(net: nn.Module, node: fx.Node, replace: Classes) -> type[nn.Module] | str | None:
     """The class of the activation that a node calls, or the name of what may have one inside; None for the rest."""
     if node.op == "call_module":
         module = net.get_submodule(str(node.target))
@@ -164,7 +189,7 @@ def _kind(net: nn.Module, node: fx.Node, replace: Classes, is_of_input: bool) ->
         if name in ACTIVATIONS:
             return None if issubclass(ACTIVATIONS[name], COMPARISONS) else ACTIVATIONS[name]
         is_pointwise = name in POINTWISE or (name in ("max", "min") and _is_of_two(node))
-        if (is_pointwise and is_of_input) or not is_known(node):
+        if is_pointwise or not is_known(node):
             return function_of(node)
     return None
 
@@ -194,6 +219,31 @@ def _max_pools(net: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[..., A
     return found
 
 
+def _check_linear(net: nn.Module, graph: fx.Graph, rectifiers: Container[fx.Node]) -> None:
+    """Raise ArgumentError where the mean over time of what an operation gives is not what it gives for the mean."""
+    varying = of_input(graph, rectifiers)
+    wrong = [path_of(node) for node in varying if node not in rectifiers and not _is_linear(net, node, varying)]
+    if wrong:
+        raise ArgumentError(
+            f"{type(net).__name__} cannot be calibrated, since these are not linear in what changes over time: "
+            f"{', '.join(map(repr, sorted(wrong)))}; what ends a network, such as a softmax, can be left out of it"
+        )
+
+
+def _is_linear(net: nn.Module, node: fx.Node, varying: Container[fx.Node]) -> bool:
+    """Whether an operation is linear, but for a constant, in those of its arguments that change over time."""
+    if node.op == "call_module":
+        module: Any = net.get_submodule(str(node.target))
+        is_fixed = getattr(module, "track_running_stats", None)  # of batch and instance normalisation, in evaluation
+        return plain_name(type(module).__name__) not in NORMALISATIONS if is_fixed is None else is_fixed
+    if node.op not in ("call_function", "call_method"):
+        return True
+    name = plain_name(function_of(node))
+    changing = [one in varying for one in listed([*node.args, *node.kwargs.values()])]
+    is_product = name in PRODUCTS and sum(changing) > 1
+    return not (is_product or name in NORMALISATIONS or (name in QUOTIENTS and any(changing[1:])))
+
+
 def _pooled(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], x: Any) -> Any:
     return function(x, *args, **options)
 
@@ -210,6 +260,11 @@ def _sites(net: nn.Module, calls: Iterable[fx.Node]) -> list[Site]:
                 found[name] = Site(node, name, _is_in_place(net, node))
                 break
     return list(found.values())
+
+
+def _called(net: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, if it does."""
+    return net.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
@@ -229,5 +284,7 @@ def _check_modes(net: nn.Module, sites: dict[bool, list[Site]]) -> None:
 
 def _put(net: nn.Module, name: str, module: nn.Module) -> None:
     """Make `module` a submodule under this name, on the device of the network and in its mode."""
+    if not isinstance(module, nn.Module):
+        raise ArgumentError(f"neuron must be a function that makes a fresh neuron, but it gives {module!r}")
     owner, _, own = name.rpartition(".")
     setattr(net.get_submodule(owner), own, module.to(device_of(net)).train(net.training))

@@ -79,7 +79,7 @@ def unwrapped_copy(net: nn.Module) -> nn.Module:
 
 
 def deep_copy(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy; ArgumentError if PyTorch cannot copy the network."""
+    """A copy; ArgumentError if the network cannot be copied."""
     try:
         return copy.deepcopy(net, memo)
     except RuntimeError as error:
@@ -89,3 +89,12 @@ def deep_copy(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
             "not reset (functional.reset_net(net) of SpikingJelly, utils.reset(net) of snnTorch, or "
             "sinabs.reset_states(net))"
         ) from error
+    except Exception as error:  # whatever its classes may raise
+        raise ArgumentError(f"the network cannot be copied: {error}") from error
+
+
+def copy_hooks(old: nn.Module | None, new: nn.Module) -> None:
+    """Give a layer the hooks on the calls of the one whose place it takes."""
+    for name, hooks in vars(old).items() if old is not None else ():
+        if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
+            setattr(new, name, copy.copy(hooks))

@@ -3,15 +3,18 @@
 import contextlib
 import copy
 import inspect
+import random
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .contexts import STREAM
 from .layers import SpikingNetwork, check_timesteps
+from .operations import dimensions_of, function_of, gives_several, is_view, mixes_samples, of_input, path_of, plain_name
 from .parameters import ArgumentError
 
 DIMENSIONS = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}  # of a batch of samples, by the first layer
@@ -49,7 +52,7 @@ class OverTime(nn.Module):
         self._net_name = type(net).__name__
         self._timesteps = timesteps
         self._dimensions = _dimensions(net, sites[False][0].node.graph)
-        self._graphs = {mode: _unrolled(found) for mode, found in sites.items()}
+        self._graphs = {mode: _unrolled(net, found) for mode, found in sites.items()}
         self._make_code()
 
     def _make_code(self) -> None:
@@ -64,6 +67,8 @@ class OverTime(nn.Module):
             raise ArgumentError(f"{self._net_name} runs over time: give Stream time_first=True")
         if timesteps is None and not isinstance(x, fx.Proxy):
             timesteps = self._timesteps_of(x)
+        if not isinstance(x, fx.Proxy) and x.dim() < min(self._dimensions):
+            raise ArgumentError(f"{self._net_name} takes a batch of samples [B, ...]; got {list(x.shape)}")
         if timesteps is None:
             return self._code[self.training](self, x.flatten(0, 1), (x.shape[0], x.shape[1]), False)
         return self._code[self.training](self, x, (timesteps, x.shape[0]), True)
@@ -100,10 +105,43 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
         super().__init__()
-        self.leaves = leaves
+        self.leaves, self.context = leaves, _context()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _context() != self.context:  # which torch.fx would lose
+            raise ArgumentError(
+                "a part of it runs in a block of its own: without gradients (torch.no_grad), with autocast, or in a "
+                "torch.autograd.Function, whose gradient is its own"
+            )
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, self.leaves) or is_neuron(module) or super().is_leaf_module(module, name)
+        is_leaf = any(isinstance(module, leaf) and type(module).forward is leaf.forward for leaf in self.leaves)
+        return is_leaf or is_neuron(module) or super().is_leaf_module(module, name)
+
+
+def _context() -> tuple[bool, ...]:
+    """Whether gradients are computed here, and whether autocast is on."""
+    return torch.is_grad_enabled(), *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+
+
+def _random_states() -> list[Any]:
+    """The states of the random generators of PyTorch, Python and NumPy."""
+    states: list[Any] = [torch.get_rng_state().tolist(), random.getstate()]
+    if (loaded := sys.modules.get("numpy")) is not None:
+        _, key, *rest = loaded.random.get_state()
+        states.append([key.tolist(), *rest])
+    return states
+
+
+def _attributes(net: nn.Module) -> dict[str, Any]:
+    """What the modules of a network hold, by name."""
+    held = ((name, {**vars(module), **module._buffers}) for name, module in net.named_modules())
+    return {f"{name}.{own}".lstrip("."): value for name, values in held for own, value in values.items()}
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    return value is other or (type(value) is type(other) and isinstance(value, int | float | str) and value == other)
 
 
 def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] = ()) -> fx.Graph:
@@ -113,134 +151,50 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         leaves: classes of modules that it does not look into, besides neurons and the layers of PyTorch.
 
     Raises:
-        ArgumentError: if torch.fx cannot follow it, it has several inputs, or it works on dimension 0.
+        ArgumentError: if torch.fx cannot follow it, it has not one input, or it works on dimension 0.
     """
     name, mode = type(net).__name__, "training" if training else "evaluation"
-    if isinstance(net, OverTime | SpikingNetwork):
-        raise ArgumentError(f"{name} already runs over time")
-    first, *others = inspect.signature(net.forward).parameters.values()
+    for module in net.modules():
+        if isinstance(module, OverTime | SpikingNetwork):
+            raise ArgumentError(f"{type(module).__name__} already runs over time")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ArgumentError(f"{name} is compiled by torch.jit: give the network that it was made from")
+    arguments = list(inspect.signature(net.forward).parameters.values())
+    if not arguments:
+        raise ArgumentError(f"{name}.forward takes no input")
+    first, *others = arguments
     for argument in (first, *others):
         if argument.kind in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
             raise ArgumentError(f"{name}.forward must name its arguments; it has {argument}")
         if argument is not first and argument.default is argument.empty:
             raise ArgumentError(f"{name} takes several inputs: {first.name}, {argument.name}")
     defaults = {argument.name: argument.default for argument in others}
+    attributes, states = _attributes(net), _random_states()
     try:
         with in_mode(net, training):
             graph = _Tracer(leaves).trace(net, concrete_args=defaults)
     except Exception as error:  # whatever the code of a network may raise
         raise ArgumentError(f"torch.fx cannot follow {name}.forward in {mode} mode: {error}") from error
+    changed = [name for name, value in _attributes(net).items() if not _is_same(value, attributes.get(name))]
+    changed = [name for name in changed if not name.startswith("_tensor_constant")]  # which are torch.fx's own
+    if changed:
+        raise ArgumentError(
+            f"{name}.forward changes attributes, which torch.fx would do once, not in each call: {', '.join(changed)}"
+        )
+    if _random_states() != states:
+        raise ArgumentError(
+            f"{name}.forward draws random numbers in {mode} mode that torch.fx would keep, the same in all calls: draw "
+            "them in the shape of the input, as by x.new_empty(x.shape[0], 1).bernoulli_(0.5)"
+        )
     for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         _erase(node)
-    mixing = {path_of(node): None for node in of_input(graph) if _mixes_samples(net, node)}
+    mixing = {path_of(node): None for node in of_input(graph) if mixes_samples(net, node)}
     if mixing:
         raise ArgumentError(
             f"{name}.forward works on dimension 0, which over time is that of all steps and samples, by "
             f"{', '.join(map(repr, mixing))}"
         )
     return graph
-
-
-def of_input(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes that compute tensors from the input, not from parameters, or from its shape."""
-    found: dict[fx.Node, None] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder" or (found.keys() & set(node.all_input_nodes) and not _is_of_shape(node)):
-            found[node] = None
-    return list(found)
-
-
-def _is_of_shape(node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = function_of(node)
-    return name in ("size", "dim", "numel") or (name == "getattr" and node.args[1] not in ("values", "indices", "T"))
-
-
-# Functions whose second argument names one dimension, or several; all of them, the first, or none, unless it is given.
-REDUCTIONS = ("mean", "sum", "prod", "amax", "amin", "max", "min", "std", "var", "median", "argmax", "argmin")
-OVER_ONE = ("softmax", "logsoftmax", "softmin", "logsumexp", "cumsum", "cumprod", "select", "narrow", "indexselect")
-DIMENSIONS_OF: dict[str, tuple[slice, int | None]] = {
-    **dict.fromkeys((*REDUCTIONS, "flatten", "unbind", "cat", "concat", "stack"), (slice(1, 2), 0)),
-    **dict.fromkeys((*OVER_ONE, "unsqueeze", "sort", "argsort"), (slice(1, 2), None)),
-    **dict.fromkeys(("norm", "roll", "chunk", "split", "tensorsplit"), (slice(2, 3), 0)),
-    **dict.fromkeys(("flip", "transpose", "swapaxes"), (slice(1, None), None)),
-    "topk": (slice(2, 3), None),
-    "t": (slice(0), 0),
-}
-NAMES_OF_DIMENSIONS = ("dim", "dims", "dim0", "dim1", "axis", "start_dim")
-SEVERAL = (
-    "chunk", "split", "tensorsplit", "unbind", "topk", "sort", "max", "min", "median", "aminmax", "stdmean", "varmean",
-    *(f"{kind}maxpool{count}dwithindices" for kind in ("", "adaptive") for count in (1, 2, 3)),
-)  # fmt: skip
-
-
-def _mixes_samples(net: nn.Module, node: fx.Node) -> bool:
-    """Whether an operation is over dimension 0, or takes a part of it."""
-    if node.op == "call_module":
-        module: Any = net.get_submodule(str(node.target))
-        if isinstance(module, nn.Flatten):
-            return bool(module.start_dim == 0)
-        return bool(isinstance(module, nn.Softmax | nn.LogSoftmax | nn.Softmin) and module.dim == 0)
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = plain_name(function_of(node))
-    if name == "getitem":
-        index: Any = node.args[1]
-        first: Any = index[0] if isinstance(index, tuple) and index else index
-        return not _gives_several(net, node.args[0]) and first is not Ellipsis and first != slice(None)
-    if name == "getattr":
-        return bool(node.args[1] == "T")
-    if name == "permute":
-        return _listed(node.args[1:] or node.kwargs["dims"])[0] != 0
-    place, usual = DIMENSIONS_OF.get(name, (slice(0), None))
-    named = [value for key, value in node.kwargs.items() if key in NAMES_OF_DIMENSIONS]
-    given = _listed(named or node.args[place]) or [usual]
-    return any(type(one) is int and one == 0 for one in given)
-
-
-def _gives_several(net: nn.Module, node: Any) -> bool:
-    """Whether a node gives a tuple of tensors."""
-    if not isinstance(node, fx.Node):
-        return True
-    if node.op == "call_module":
-        module = net.get_submodule(str(node.target))
-        is_recurrent = isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention)
-        return is_recurrent or getattr(module, "return_indices", False)
-    return node.op != "placeholder" and (plain_name(function_of(node)) in SEVERAL or not is_known(node))
-
-
-def _listed(values: Any) -> list[Any]:
-    """Values that may be given one by one, or in a tuple."""
-    return [one for value in values for one in (value if isinstance(value, tuple | list) else [value])]
-
-
-KNOWN = ("torch", "_operator", "builtins", "math")  # functions from elsewhere may do anything inside
-
-
-def is_known(node: fx.Node) -> bool:
-    """Whether a node calls a function or method of PyTorch or Python."""
-    home = getattr(node.target, "__module__", None) or "torch"
-    return home.partition(".")[0] in KNOWN or isinstance(node.target, type)  # a class: a tuple of outputs
-
-
-def function_of(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
-    return node.target if isinstance(node.target, str) else node.target.__name__
-
-
-def plain_name(name: str) -> str:
-    """The name of a function or a class in one form: F.max_pool2d is nn.MaxPool2d, x.relu_() is nn.ReLU."""
-    return name.replace("_", "").lower()
-
-
-def path_of(node: fx.Node) -> str:
-    """The name of the module that a node calls; for a function, below the module whose `forward` calls it."""
-    if node.op == "call_module":
-        return str(node.target)
-    owners = node.meta.get("nn_module_stack")
-    owner = next(reversed(owners.values()))[0] if owners else ""
-    return f"{owner}.{function_of(node).strip('_')}".lstrip(".")
 
 
 def _erase(node: fx.Node) -> None:
@@ -270,12 +224,13 @@ def _dimensions(net: nn.Module, graph: fx.Graph) -> tuple[int, ...]:
     return tuple(known) or UNKNOWN_DIMENSIONS
 
 
-def _unrolled(sites: list[Site]) -> fx.Graph:
+def _unrolled(net: nn.Module, sites: list[Site]) -> fx.Graph:
     """The graph of the sites, with inputs (x, (T, B), is_still): x is [T * B, ...], or samples [B, ...] if `is_still`.
 
     Modules that the input goes through one by one before anything else run on samples once.
     """
     graph = sites[0].node.graph
+    _check_negative_dimensions(net, graph)
     places = {node: place for place, node in enumerate(graph.nodes)}
     nodes = {site.node for site in sites}
     image = stem = next(iter(graph.nodes))
@@ -297,10 +252,11 @@ def _unrolled(sites: list[Site]) -> fx.Graph:
             result = graph.call_method("flatten", (graph.call_module(name, (sequence,)), 0, 1))
         node.replace_all_uses_with(result)
         if in_place:
+            _refuse_other_views(net, node, name, places)
             later = {user for user in current.users if places.get(user, -1) > places[node]}
             current.replace_all_uses_with(result, delete_user_cb=later.__contains__)
         if not result.users:
-            raise ArgumentError(f"the result of {name!r} is not used, so perhaps it changes a view in place")
+            raise ArgumentError(f"the result of {name!r} is not used")
         graph.erase_node(node)
     if not folded.users:
         graph.erase_node(folded)
@@ -312,6 +268,39 @@ def _unrolled(sites: list[Site]) -> fx.Graph:
     return graph
 
 
+def _refuse_other_views(net: nn.Module, node: fx.Node, name: str, places: dict[fx.Node, int]) -> None:
+    """Raise ArgumentError if a call changes a tensor in place of which there is another view that is used later."""
+    base = current = node.all_input_nodes[0]
+    while is_view(net, base):
+        base = base.all_input_nodes[0]
+    views = [base]
+    for view in views:  # which grows
+        views += [user for user in view.users if is_view(net, user) and places.get(user, -1) < places[node]]
+    users = [user for view in views if view is not current for user in view.users]
+    if any(places.get(user, -1) > places[node] for user in users):
+        raise ArgumentError(f"{name!r} changes its input in place, and another view of it is used later")
+
+
+def _check_negative_dimensions(net: nn.Module, graph: fx.Graph) -> None:
+    """Let operations over dimensions that are counted from the end check whether these are dimension 0."""
+    found = of_input(graph)
+    for node in found[1:]:
+        dims = [dim for dim in dimensions_of(net, node) if dim < 0]
+        x = next(one for one in node.all_input_nodes if one in set(found))
+        if dims and not gives_several(net, x):
+            adds_one = node.op != "call_module" and plain_name(function_of(node)) in ("stack", "unsqueeze")
+            with graph.inserting_before(node):
+                graph.call_function(_refuse_first, (x, [dim + adds_one for dim in dims], path_of(node)))
+
+
+def _refuse_first(x: Tensor, dims: list[int], path: str) -> None:
+    """Raise ArgumentError if one of these dimensions, from the end, is dimension 0."""
+    if -x.dim() in dims:
+        raise ArgumentError(
+            f"{path!r} works on dimension 0 of {x.dim()}, which over time is that of all steps and samples"
+        )
+
+
 def _first_sequence(x: Tensor, steps: tuple[int, int], is_still: bool) -> Tensor:
     """[T * B, ...], or samples [B, ...] that are the same at each step, as [T, B, ...]."""
     return x.expand((steps[0],) + x.shape) if is_still else x.unflatten(0, steps)
@@ -321,7 +310,7 @@ def _sequence(x: Tensor, steps: tuple[int, int]) -> Tensor:
     """[T * B, ...] as [T, B, ...]."""
     try:
         return x.unflatten(0, steps)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise ArgumentError(
             f"something in the network works on dimension 0, which over time is that of all steps and samples: of "
             f"{steps[0]} * {steps[1]}, it makes {list(x.shape[:1])}"
@@ -330,4 +319,7 @@ def _sequence(x: Tensor, steps: tuple[int, int]) -> Tensor:
 
 def _sequences(outputs: Any, steps: tuple[int, int]) -> Any:
     """Outputs [T * B, ...], be it one or be they in tuples or dictionaries, as [T, B, ...]."""
+    for output in tree_leaves(outputs):
+        if not isinstance(output, Tensor | fx.Proxy | None):
+            raise ArgumentError(f"a network over time returns tensors alone, not {output!r}")
     return tree_map(lambda output: None if output is None else _sequence(output, steps), outputs)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..deploy import deep_copy
+from ..deploy import copy_hooks, deep_copy
 from ..functional import PLACEMENTS, check_choice
 from ..modes import noiseless
 from ..noise import NoiseLaw
@@ -99,7 +99,7 @@ def convert(
         try:
             if module not in made:
                 made[module] = peer.from_neuron(module, noise, placement)
-                _move_hooks(module, made[module])
+                copy_hooks(module, made[module])
         except ArgumentError as reason:
             report.skipped[name] = str(reason)
             continue
@@ -146,13 +146,6 @@ def _replace(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, module)
     return net
-
-
-def _move_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Hooks on the calls of a layer stay with it."""
-    for name, hooks in vars(old).items():
-        if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
-            setattr(new, name, copy.copy(hooks))
 
 
 def _replace_in_attributes(net: nn.Module, made: dict[nn.Module, nn.Module], report: Report) -> None:

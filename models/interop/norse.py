@@ -79,9 +79,10 @@ def from_norse(module: Any, noise: NoiseLaw | None = None, placement: str = "bot
         raise NotMapped("its adjoint gradient is not that of the dynamics")
     if getattr(module, "record_states", False):
         raise NotMapped("it records its states")
-    values = {name: value_of(name, getattr(p, name)) for name in p._fields if name not in _NOT_VALUES}
-    for name in values:  # norse itself makes v_reset require a gradient
-        if isinstance(getattr(p, name), nn.Parameter) or (getattr(p, name).requires_grad and name != "v_reset"):
+    given = {name: torch.as_tensor(getattr(p, name)) for name in p._fields if name not in _NOT_VALUES}
+    values = {name: value_of(name, value) for name, value in given.items()}
+    for name, value in given.items():  # norse itself makes v_reset require a gradient
+        if isinstance(value, nn.Parameter) or (value.requires_grad and name != "v_reset"):
             raise NotMapped(f"it learns its {name}")
     resets = {reset_value: "zero", reset_subtract: "subtract"}
     reset = resets.get(getattr(p, "reset_method", reset_value))
@@ -113,7 +114,7 @@ _KINDS: dict[type, type[Cell]] = {
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether `convert` should replace this module, or say why not."""
-    is_norse = type(module).__module__.startswith("norse.torch.module")
+    is_norse = any(kind.__module__.startswith("norse.torch.module") for kind in type(module).__mro__)
     return is_norse and hasattr(module, "p") and not isinstance(module, _WITHOUT_SPIKES)
 
 

@@ -189,6 +189,10 @@ class _Stepped(Adapter):
         copies = [_Fired(None, fired.u, fired.spikes.detach()) for fired in self._fired]
         return {**vars(self), "_fired": deque(copies, maxlen=2)}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        theirs.SpikingNeuron.instances.append(self)  # a copy, too, is reset
+
     def _step(self, x: Tensor, mem: Tensor | None, other: Tensor | None = None) -> Tensor:
         """One step, from the states that are given, or else kept."""
         for name, state in {"mem": mem, self.other: other}.items():
@@ -335,7 +339,7 @@ def _clamped(name: str, value: Tensor) -> Any:
 
 def is_neuron(module: nn.Module) -> bool:
     """Whether `convert` should replace this module, or say why not."""
-    return isinstance(module, theirs.SpikingNeuron) and not isinstance(module, _Stepped)
+    return isinstance(module, theirs.SpikingNeuron | theirs.LeakyParallel) and not isinstance(module, _Stepped)
 
 
 def from_neuron(module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module:

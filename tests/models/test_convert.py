@@ -3,7 +3,9 @@
 import copy
 import io
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,7 +48,6 @@ REFUSED = {  # with all that is in the way
     "swin_t": {
         "GELU",
         "shifted_window_attention",
-        "_get_relative_position_bias",
         "stochastic_depth",
         "_patch_merging_pad",
     },
@@ -225,6 +226,70 @@ def test_functions_are_replaced(name):
     torch.testing.assert_close(snn(x[0], timesteps=2), net(x[0]).expand(2, -1, -1))
 
 
+def base_used_later(x):
+    first, _ = x[:, :4], F.relu(x, inplace=True)
+    return torch.cat([first, first], 1)
+
+
+def view_used_later(x):
+    other = x.view(-1, 2, 4)
+    return F.relu_(x) + other.flatten(1)
+
+
+VIEWS = {
+    "a part": base_used_later,
+    "a view": view_used_later,
+    "the whole": lambda x: F.relu_(x[:, :4]).repeat(1, 2) + x,
+    "in place": lambda x: F.relu_(x.add_(1)) + x,
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_that_would_no_longer_change_are_refused(name):
+    with pytest.raises(ValueError, match="'relu' changes its input in place, and another view of it is used later"):
+        convert(Functional(VIEWS[name]), LIF)
+
+
+def test_views_that_are_not_used_later_do_not_matter():
+    x = torch.randn(2, 7, 5)
+    net = Functional(lambda x: x.view(-1, 2, 4).mean(1).repeat(1, 2) + F.relu_(x.view(-1, 8)))
+    torch.testing.assert_close(convert(net, Rectifier)(x), torch.stack([net(step) for step in x]))
+
+
+class Doubling(nn.ReLU):
+    """A class of one's own that does something else than its parent."""
+
+    def forward(self, x):
+        return 2 * super().forward(x - 1)
+
+
+def test_what_a_subclass_does_besides_stays():
+    net, x = nn.Sequential(nn.Linear(5, 5), Doubling()), torch.randn(2, 7, 5)
+    snn = convert(net, Rectifier)
+    assert [name for name, module in snn.named_modules() if isinstance(module, Rectifier)] == ["1.relu"]
+    torch.testing.assert_close(snn(x), net(x))
+    snn = convert(net, lambda: Functional(torch.neg).requires_grad_(False), replace=[Doubling])  # the class itself
+    assert isinstance(snn.get_submodule("1"), Functional)
+
+
+class Positive(nn.Module):
+    """A layer whose weights are rectified."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, x):
+        return F.relu(F.linear(x, F.relu(self.weight) + F.softplus(self.weight)))
+
+
+def test_rectified_parameters_stay():
+    net, x = Positive(), torch.randn(2, 3, 5)  # as many steps and samples as weights
+    snn = convert(net, Rectifier)
+    assert sum(isinstance(module, Rectifier) for module in snn.modules()) == 1
+    torch.testing.assert_close(snn(x), net(x))
+
+
 @pytest.mark.parametrize(
     ("function", "kind", "same"),
     [(F.relu6, nn.ReLU6, F.relu6), (F.hardtanh, nn.Hardtanh, F.hardtanh), (torch.sigmoid, nn.Sigmoid, torch.sigmoid)],
@@ -256,6 +321,8 @@ REFUSED_FUNCTIONS = {
     "Tanh": lambda x: torch.tanh_(x),
     "Softplus": F.softplus,
     "LogSigmoid": F.logsigmoid,
+    "special_expit": torch.special.expit,
+    "log1p": torch.log1p,
 }
 
 
@@ -306,6 +373,16 @@ MIXING = {
     "permute": lambda x: x.permute(1, 0).permute(0, 1),
     "getattr": lambda x: x @ x.T @ x,
     "flatten": lambda x: x.flatten(),
+    "normalize": lambda x: F.normalize(x, 2.0, 0),
+    "linalg_norm": lambda x: x / torch.linalg.norm(x),
+    "var_mean": lambda x: x - torch.var_mean(x, 0)[1],
+    "gather": lambda x: x.gather(0, torch.zeros_like(x).long()),
+    "movedim": lambda x: x.movedim(0, 1).movedim(0, 1),
+    "cummax": lambda x: x.cummax(0).values,
+    "nanmean": lambda x: x - x.nanmean(),
+    "roll": lambda x: x.roll(1),
+    "rot90": lambda x: x.rot90(2),
+    "diagonal": lambda x: x + x.diagonal()[:, None].sum(1, keepdim=True).mean(1, keepdim=True),
 }
 
 
@@ -317,14 +394,98 @@ def test_what_mixes_samples_is_refused(name):
             make()
 
 
+FROM_THE_END = {
+    "mean": lambda x: x - x.mean(-2, keepdim=True),
+    "softmax": lambda x: F.softmax(x, -2),
+    "transpose": lambda x: x.transpose(-2, -1).cumsum(1).transpose(-2, -1),
+    "getattr": lambda x: x.mT.cumsum(1).mT,
+    "stack": lambda x: torch.stack([x, x], -3).mean(1),
+}
+
+
+@pytest.mark.parametrize("name", FROM_THE_END)
+def test_what_mixes_samples_by_a_dimension_from_the_end_is_refused_when_it_runs(name):
+    function, x = FROM_THE_END[name], torch.randn(2, 7, 5)
+    snn = convert(nn.Sequential(Functional(function), nn.ReLU()), Rectifier)
+    with pytest.raises(ValueError, match=rf"'0.{name}' works on dimension 0 of 2"):
+        snn(x)
+    net = nn.Sequential(Functional(lambda x: function(x.unflatten(1, (2, 4))).flatten(1)), nn.ReLU())
+    torch.testing.assert_close(convert(net, Rectifier)(x), torch.stack([net(step) for step in x]))
+
+
 def test_what_works_on_other_dimensions_is_not_refused():
     def function(x):
+        x = F.normalize(x.sort().values - x.kthvalue(2, 1, True)[0]) + torch.stack([x, x.roll(1, -1)], -1).mean(-1)
+        x = x.unsqueeze(-1).squeeze(-1) * F.cosine_similarity(x, x.flip(1)).unsqueeze(1).tile(1, 8)
         first, second = x.chunk(2, 1)
         x = torch.cat([first.flip(1), second.cumsum(-1)], 1) - x.mean(1, keepdim=True) + x[:, :1] * x.shape[0]
         return F.relu(x + x.max(1, keepdim=True).values.expand(x.size(0), -1) - x.unsqueeze(2).select(2, 0))
 
     net, x = Functional(function), torch.randn(1, 7, 5)
     torch.testing.assert_close(convert(net, Rectifier)(x)[0], net(x[0]))
+
+
+class Doubled(torch.autograd.Function):
+    """A function whose gradient is its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def without_gradient(x):
+    with torch.no_grad():
+        return 2 * x
+
+
+def in_bfloat16(x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return x @ torch.eye(8)
+
+
+@pytest.mark.parametrize("function", [Doubled.apply, without_gradient, in_bfloat16])
+def test_blocks_that_fx_would_lose_are_refused(function):
+    with pytest.raises(ValueError, match=r"a part of it runs in a block of its own: without gradients \("):
+        convert(nn.Sequential(Functional(function), nn.ReLU()), LIF)
+    with torch.no_grad():  # around all of it
+        convert(nn.Sequential(Functional(lambda x: 2 * x), nn.ReLU()), LIF)
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), random.random, np.random.rand])
+def test_random_numbers_that_fx_would_keep_are_refused(draw):
+    with pytest.raises(ValueError, match="Sequential.forward draws random numbers in training mode that torch.fx"):
+        convert(nn.Sequential(Functional(lambda x: x * draw()), nn.ReLU()), LIF)
+
+
+class Counts(nn.Module):
+    """A network that changes what it holds in each call: a number, a buffer, or an attribute that is new."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.number = name, 0
+        self.register_buffer("buffer", torch.zeros(5))
+
+    def forward(self, x):
+        setattr(self, self.name, getattr(self, self.name, x) + 1)
+        return F.relu(x)
+
+
+@pytest.mark.parametrize("name", ["number", "buffer", "new"])
+def test_networks_that_change_attributes_are_refused(name):
+    for make in (lambda net: convert(net, LIF), lambda net: time_first(nn.Sequential(net[0], LIF()))):
+        with pytest.raises(ValueError, match=rf"forward changes attributes, .*: 0.{name}$"):
+            make(nn.Sequential(Counts(name)))
+
+
+def test_random_numbers_in_the_shape_of_the_input_are_drawn_at_each_call():
+    snn = convert(Functional(lambda x: F.relu(x) + x.new_empty(x.shape[0], 1).bernoulli_(0.5)), Rectifier)
+    x = torch.randn(1, 1, 5).expand(20, -1, -1)
+    first, second = (snn(x)[:, 0, 0] for _ in range(2))
+    assert not torch.allclose(first, second) and first.detach().std() > 0.01
 
 
 def test_another_number_of_samples_is_an_error_that_says_why():
@@ -348,9 +509,20 @@ class Rest(nn.Module):
         return F.relu(x)
 
 
+class NoInput(nn.Module):
+    def forward(self):
+        return torch.ones(1)
+
+
 class ByMode(nn.Module):
     def forward(self, x):
         return F.relu(F.relu(x) - 1) if self.training else F.relu(x - 1)
+
+
+class Unused(nn.Module):
+    def forward(self, x):
+        F.relu(x)
+        return x
 
 
 class ViewInPlace(nn.Module):
@@ -367,7 +539,11 @@ class ViewInPlace(nn.Module):
         (TwoInputs(), "TwoInputs takes several inputs: x, y"),
         (Rest(), r"Rest.forward must name its arguments; it has \*rest"),
         (ByMode(), "other activations are called in training than in evaluation mode by 'ByMode'"),
-        (ViewInPlace(), "the result of 'relu' is not used, so perhaps it changes a view in place"),
+        (NoInput(), "NoInput.forward takes no input"),
+        (torch.jit.script(nn.ReLU()), "RecursiveScriptModule is compiled by torch.jit"),
+        (nn.Sequential(time_first(nn.Sequential(LIF())), nn.ReLU()), "OverTime already runs over time"),
+        (ViewInPlace(), "'relu' changes its input in place, and another view of it is used later"),
+        (Unused(), "the result of 'relu' is not used"),
         (nn.Linear(3, 3), "Linear calls none of ReLU, ReLU6"),
         (time_first(nn.Sequential(LIF())), "OverTime already runs over time"),
         (build_model("toynet", neuron=nn.ReLU, in_shape=(1, 2, 2), num_classes=2), "ToyNet already runs over time"),
@@ -383,6 +559,15 @@ def test_arguments():
         convert(mlp())
     with pytest.raises(ValueError, match=r"neuron must be a function that makes a fresh neuron: neuron=lambda: LIF\("):
         convert(mlp(), LIF())
+    with pytest.raises(ValueError, match="neuron must be a function that makes a fresh neuron, but it gives None"):
+        convert(mlp(), lambda: None)
+    for replace in (nn.ReLU, ["relu"]):
+        with pytest.raises(ValueError, match="replace must be several classes"):
+            convert(mlp(), LIF, replace=replace)
+    with pytest.raises(ValueError, match=r"Sequential takes a batch of samples \[B, ...\]; got \[5\]"):
+        convert(mlp(), LIF)(torch.rand(5), timesteps=2)
+    with pytest.raises(ValueError, match="a network over time returns tensors alone, not 5"):
+        convert(nn.Sequential(mlp(), Maximum(lambda x: (x, 5))), LIF)(torch.rand(2, 5))
     with pytest.raises(ValueError, match="timesteps must be a whole number of at least 1, got 0"):
         convert(mlp(), LIF, timesteps=0)
     with pytest.raises(ValueError, match="timesteps must be a whole number of at least 1, got 0"):
@@ -399,6 +584,16 @@ def test_each_call_has_its_own_neuron_and_other_modules_keep_their_names():
     with neuron_hooks(snn, lambda name, neuron, spikes, continues: used.append((name, tuple(spikes.shape)))):
         snn(images())
     assert used == [(name, (3, 4, 6, 6, 6)) for name in names[:2]] + [(name, (3, 4, 6, 3, 3)) for name in names[2:]]
+
+
+@pytest.mark.parametrize("options", [dict(neuron=LIF), dict(calibrate=[torch.rand(9, 2, 6, 6)])])
+def test_activations_keep_their_hooks(options):
+    net, shapes = trained_like(Convolutional()), []
+    net.relu.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
+    snn = convert(net, **options)
+    shapes.clear()
+    snn(images())
+    assert shapes == [(3, 4, 6, 6, 6), (3, 4, 6, 6, 6), (3, 4, 6, 3, 3)]
 
 
 def test_a_free_name_is_found():
@@ -671,6 +866,9 @@ def test_a_calibrated_network_is_trained_copied_saved_and_exported():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (dict(calibrate=torch.rand(2, 5)), r"calibrate must be batches: a DataLoader, or \[images\]"),
+        (dict(calibrate=[torch.rand(5)]), r"Sequential takes a batch of samples \[B, ...\]; got \[5\]"),
+        (dict(calibrate=[{"images": torch.rand(2, 5)}]), "must be a tensor, or .* not a dict: give calibrate="),
         (dict(calibrate=[]), "nothing to calibrate '1' with: no batch"),
         (dict(calibrate=[torch.zeros(2, 5)], quantile=0.01), "nothing to calibrate '1' with: the quantiles of all"),
         (dict(calibrate=[torch.rand(2, 5)], quantile=1.5), r"quantile must be in \(0, 1\], got 1.5"),
@@ -742,3 +940,41 @@ def test_other_maxima_are_not_calibrated(name):
     net.append(OTHER_MAXIMA[name] if name == "module" else Maximum(OTHER_MAXIMA[name]))
     with pytest.raises(ValueError, match=r"'2\.\w+' cannot be calibrated: only max pools without indices can"):
         convert(net, calibrate=[torch.rand(2, 1, 8, 8)])
+
+
+class Together(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.relu, self.last, self.function = nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3), function
+
+    def forward(self, x):
+        x = self.layer(x * x / x.norm(dim=1, keepdim=True))  # the input does not change over time
+        return self.last(self.function(self.relu(x)))
+
+
+NONLINEAR = {
+    "mul": lambda x: x * x,
+    "matmul": lambda x: (x.unsqueeze(2) @ x.unsqueeze(1)).mean(1),
+    "truediv": lambda x: 1 / (1 + x),
+    "softmax": lambda x: x.softmax(1),
+    "normalize": F.normalize,
+    "1": nn.LayerNorm(8),
+}
+
+
+@pytest.mark.parametrize("name", NONLINEAR)
+def test_what_is_not_linear_in_rates_is_not_calibrated(name):
+    net = Together(NONLINEAR[name])
+    if name == "1":
+        net = nn.Sequential(nn.ReLU(), net.function)
+    with pytest.raises(ValueError, match=f"cannot be calibrated, since these are not linear .*: .*'{name}'"):
+        convert(net, calibrate=[torch.rand(4, 8 if name == "1" else 5)])
+    convert(net, LIF)
+
+
+def test_what_is_linear_in_rates_is_calibrated():
+    net = Together(lambda x: x / x.shape[1] - 2 * x.mean(1, keepdim=True) + x.new_ones(1) * x @ torch.eye(8))
+    x = torch.rand(32, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        snn = convert(net.eval(), calibrate=[x], quantile=1.0)
+        torch.testing.assert_close(snn(x, timesteps=512).mean(0), net(x), rtol=0, atol=5e-3)

@@ -43,8 +43,8 @@ def node_of(neuron: Any, shape: tuple[int, ...], dt: float) -> Any:
         return _synaptic_node(full(neuron.alpha), decay, full, inner, metadata, dt)
     potentials = {"v_threshold": full(inner.threshold), "v_reset": full(inner.v_reset), "v_leak": full(inner.v_leak)}
     if (decay == 1).all():
-        if potentials.pop("v_leak").any():
-            raise ArgumentError("neurons of NIR without a leak start from 0: v_leak must be 0")
+        if (potentials.pop("v_leak") != potentials["v_reset"]).any():
+            raise ArgumentError("neurons of NIR without a leak start from v_reset: v_leak must be the same")
         return nir.IF(r=ones / dt, metadata=metadata, **potentials)
     if (decay == 1).any():
         raise ArgumentError("NIR has neurons with and without a leak, but not in one layer")
@@ -95,7 +95,7 @@ def neuron_of(node: Any, dt: float, noise: NoiseLaw | str | None, placement: str
     if isinstance(node, nir.IF):
         if not (np.allclose(node.r, 1, rtol=1e-6) or np.allclose(node.r, 1 / dt, rtol=1e-6)):
             raise ArgumentError(f"an IF node has r = {node.r.flat[0]:g}; known are 1 and 1 / dt = {1 / dt:g}")
-        decay, unit, v_leak = np.ones_like(node.r), np.ones_like(node.r), np.zeros_like(node.r)
+        decay, unit, v_leak = np.ones_like(node.r), np.ones_like(node.r), node.v_reset  # from which it starts
     elif isinstance(node, nir.CubaLIF):
         alpha, decay, v_leak = 1 - dt / node.tau_syn, 1 - dt / node.tau_mem, node.v_leak
         unit = node.r * dt / node.tau_mem * node.w_in * dt / node.tau_syn
@@ -108,6 +108,8 @@ def neuron_of(node: Any, dt: float, noise: NoiseLaw | str | None, placement: str
     for name, factor in {"decay": decay, "alpha": alpha}.items():
         if factor is not None and not ((factor >= 0) & (factor <= 1)).all():
             raise ArgumentError(f"a node has a time constant shorter than dt = {dt:g} s: its {name} would be negative")
+    if not (unit > 0).all():
+        raise ArgumentError("a node has r <= 0, by which its input would not be scaled but turned round, or ignored")
     for name, v in {"threshold": node.v_threshold, "v_reset": node.v_reset, "v_leak": v_leak}.items():
         settings[name] = _value(name, v / unit)
     settings["decay"] = _value("decay", decay)
@@ -156,6 +158,8 @@ def integrator_of(node: Any, dt: float) -> Integrator:
     decay, unit = 1 - dt / node.tau, _value("r", node.r)
     if isinstance(unit, Tensor):
         raise ArgumentError("r of an LI node differs between neurons")
+    if unit == 0:
+        raise ArgumentError("an LI node has r = 0, by which it would ignore its input")
     rest = _value("v_leak", node.v_leak / unit)
     neuron = LIF(threshold=math.inf, decay=_value("decay", decay), reset="none", decay_input=True, v_leak=rest)
     return Integrator(neuron, unit)

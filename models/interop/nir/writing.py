@@ -53,7 +53,10 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
             )
     net = copy.deepcopy(net).train(False)
     fixed = {"timesteps": None} if "timesteps" in inspect.signature(net.forward).parameters else {}
-    graph = fx.GraphModule(net, _Tracer().trace(net, fixed))
+    try:
+        graph = fx.GraphModule(net, _Tracer().trace(net, fixed))
+    except Exception as error:  # whatever the code of a network may raise
+        raise ArgumentError(f"torch.fx cannot follow {type(net).__name__}.forward: {error}") from error
     with torch.no_grad():
         ShapeProp(graph).propagate(sample, *fixed.values())
     try:

@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+import threading
 import types
 from collections import deque
 
@@ -154,6 +155,10 @@ def test_arguments_and_networks_that_do_not_do():
     converted(sample)
     with pytest.raises(ValueError, match="or a state that was not reset"):
         plain(converted)
+    net.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"cannot be copied: cannot pickle '_thread.lock' object"):
+        interop.convert(net)
+    del net.lock
     net[0] = nn.utils.weight_norm(net[0])
     for convert in (interop.convert, functools.partial(models.convert, neuron=LIF)):
         with pytest.raises(ValueError, match="a weight of the old torch.nn.utils.weight_norm"):

@@ -103,7 +103,7 @@ def test_metadata_hold_what_nir_has_no_words_for(path, monkeypatch):
     neurons = [
         NoisyLIF(wide, decay=0.3, detach_reset=True, surrogate=Logistic(2.0)),
         LIF(Logistic(0.7), decay=0.5, decay_input=True),
-        IF(v_reset=-0.5),
+        IF(v_reset=-0.5, v_leak=-0.5),
         NoisyLIF(Gaussian(0.3), threshold=torch.tensor([0.5, 1.0, 1.5]), placement="membrane", learnable_scale=True),
     ]
     net = nn.Sequential(*neurons)
@@ -136,7 +136,7 @@ def from_spikingjelly(path, x):
         layer.Linear(20, 15),
         neuron.LIFNode(tau=4.0, decay_input=False, v_reset=-0.25, v_threshold=0.3),
         layer.Linear(15, 10),
-        neuron.IFNode(v_threshold=0.3),
+        neuron.IFNode(v_threshold=0.3, v_reset=-0.5),  # from which it starts
     )
     assert jelly
     functional.set_step_mode(net, "m")
@@ -203,6 +203,7 @@ def test_what_others_write_is_read(make, path):
         (nn.AvgPool2d(3, stride=2, ceil_mode=True), "none reaches over the padded image"),
         (nn.BatchNorm2d(2), "only into a convolution or linear layer"),
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "'circular'"),
+        (IF(v_reset=-0.5), "without a leak start from v_reset: v_leak must be the same"),
         (nn.Conv2d(2, 2, 3, groups=2), "nir cannot describe the network: .*type mismatch"),
         (type("Squared", (nn.Module,), {"forward": lambda self, x: x.square()})(), "the operation 'square'"),
     ],
@@ -238,6 +239,7 @@ class Skips(nn.Module):
         (lambda x, y: (x, y), "must return one tensor"),
         (lambda x, y: torch.add(x, y, alpha=2), "not by alpha=2"),
         (lambda x, y: x.add(y, alpha=-1), "not by alpha=-1"),
+        (lambda x, y: x if x.sum() > 0 else y, "torch.fx cannot follow Skips.forward: symbolically traced"),
     ],
 )
 def test_joins_that_nir_does_not_have_are_refused(join, reason):
@@ -279,3 +281,18 @@ def test_a_time_constant_shorter_than_the_step_is_refused(path):
     interop.nir.write(path, nn.Sequential(LIF(decay=0.1)), torch.rand(2, 2, 3))
     with pytest.raises(ValueError, match="shorter than dt = 0.001 s"):
         interop.nir.read(path, dt=1e-3)
+
+
+@pytest.mark.parametrize("r", [0.0, -1.0])
+@pytest.mark.parametrize("kind", ["LIF", "LI"])
+def test_inputs_that_are_turned_round_or_ignored_are_refused(kind, r):
+    values = {name: torch.full((4,), value).numpy() for name, value in dict(tau=2e-4, r=r, v_leak=0.5).items()}
+    values |= {"v_threshold": torch.ones(4).numpy()} if kind == "LIF" else {}
+    nodes = {"input": nir.Input([4]), "li": getattr(nir, kind)(**values), "output": nir.Output([4])}
+    graph = nir.NIRGraph(nodes, [("input", "li"), ("li", "output")])
+    if kind == "LI" and r < 0:
+        rest, current = (interop.nir.read(graph)(torch.full((9, 1, 4), value))[-1] for value in (0.0, 2.0))
+        assert torch.allclose(rest, torch.tensor(0.5)) and torch.allclose(current, torch.tensor(-1.5), atol=0.01)
+    else:
+        with pytest.raises(ValueError, match="r <= 0|r = 0"):
+            interop.nir.read(graph)

@@ -64,6 +64,23 @@ def test_on_other_inputs_spikes_are_equal_but_for_rounding():
     check([difference(run, layer, from_norse(layer), current((12, 4, 500), False)) for layer in layers])
 
 
+@pytest.mark.parametrize("kind", [norse.LIFCell, norse.LIFBoxCell])
+def test_parameters_may_be_numbers(kind):
+    settings = dict(tau_mem_inv=300.0, v_th=0.3)
+    theirs = kind(norse.LIFBoxParameters(**settings) if kind is norse.LIFBoxCell else norse.LIFParameters(**settings))
+    found = difference(run, theirs, from_norse(theirs), current((12, 4, 500), False))
+    assert found.spikes == 0 and found.gradient < 1e-5
+
+
+def test_neurons_of_ones_own_are_reported():
+    class Own(norse.LIFCell):
+        pass
+
+    with pytest.warns(UserWarning, match="1: Own is not one of"):
+        _, report = interop.convert(norse.SequentialState(norse.LIFCell(), Own()))
+    assert list(report.skipped) == ["1"]
+
+
 def steps(net, x):
     """One step at a time, the states handed on."""
     outputs, state = [], None

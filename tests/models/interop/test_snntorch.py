@@ -307,6 +307,17 @@ def test_states_go_through_copies_inference_mode_and_other_dtypes():
                 assert torch.allclose(twin.mem.float(), same.mem, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_are_reset_and_detached(is_copied):
+    ours = is_copied(from_leaky(snn.Leaky(beta=0.8, init_hidden=True), noise=Gaussian(0.3)))
+    x = torch.rand(3, 50, requires_grad=True)
+    ours(x)
+    snn.Leaky.detach_hidden()
+    assert ours.mem.any() and not ours.mem.requires_grad
+    utils.reset(nn.Sequential(ours))
+    assert not ours.mem.any()
+
+
 def test_a_state_that_is_overwritten_is_not_taken_for_what_it_was():
     layers = [snn.Leaky(beta=0.8, threshold=0.5)]
     layers.append(from_leaky(layers[0], noise=Gaussian(0.3)))
@@ -414,3 +425,5 @@ def test_layers_that_stay_are_reported_and_can_still_be_reset():
     converted(torch.rand(2, 3))
     utils.reset(converted)
     assert not converted[1].mem.any()
+    with pytest.warns(UserWarning, match="1: LeakyParallel is not one of Leaky"):
+        interop.convert(nn.Sequential(snn.Leaky(0.9), snn.LeakyParallel(3, 3)))
