@@ -142,6 +142,13 @@ def test_special_words_of_a_dvs128_are_counted(read, refused, bits):
     refused(header2() + words2((bits, 11)), 0, "expected events, got 1 special$")
 
 
+def test_an_address_that_no_dvs128_has_costs_its_event(read, refused):
+    raw = header2() + words2(dvs128_word(5, 7, 1, 1), (1 << 20, 2), dvs128_word(5, 7, 3, 1))
+    refused(raw, len(header2()) + 8, "an address of 16 bits", [False])
+    reading = read(raw, lenient=True)
+    assert plain(reading.events) == [(5, 7, 1, 1), (5, 7, 3, 1)] and reading.counts == {"impossible": 1}
+
+
 def test_a_davis_without_events_says_what_it_has(refused):
     refused(header2(DAVIS346) + words2(*DAVIS_OTHERS), 0, "expected events, got 2 external, 7 IMU, 2 APS$")
 
@@ -251,8 +258,17 @@ def test_a_packet_may_have_room_for_more_events_or_only_say_so(read, room):
         claimed = bare.replace(struct.pack("<ii", 4, 4), struct.pack("<ii", room, 4))
         claimed = claimed.replace(struct.pack("<ii", 2, 2), struct.pack("<ii", room, 2)) + last
         assert claimed != bare and plain(read(claimed).events) == EVENTS + LATER
+        assert plain(read(claimed, lenient=True).events) == EVENTS + LATER
     cut = header3() + packet3(EVENTS) + packet3(LATER, capacity=room)[:-3]
     assert plain(read(cut, lenient=True).events) == EVENTS + LATER
+
+
+def test_a_time_below_zero_costs_its_event(read, refused):
+    raw = header3() + packet3([*EVENTS, (9, 9, -5, 1), *LATER])
+    refused(raw, len(header3()) + 28 + 8 * 4 + 4, "31 bits, got a negative one", [False])
+    reading = read(raw, lenient=True)
+    assert plain(reading.events) == EVENTS + LATER and reading.counts == {"impossible": 1}
+    refused(header3() + packet3([(9, 9, -5, 1)]), len(header3()) + 28 + 4, "31 bits")
 
 
 @pytest.mark.parametrize(
