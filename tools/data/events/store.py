@@ -169,9 +169,9 @@ def _key(recordings: Sequence[Recording], framing: Framing) -> str:
         try:
             file = stamp(recording.path)
         except OSError:  # reading it will fail, and say so
-            file = f"{recording.path.resolve()} absent"
+            file = f"{str(recording.path.resolve())!a} absent"
         part = f"{recording.window_us} {recording.slice} {recording.row} {recording.turned} {recording.problem}"
-        key.update(f"{file} {part}\n".encode())
+        key.update(f"{file} {part}\n".encode(errors="surrogateescape"))
     return key.hexdigest()[:24]
 
 
