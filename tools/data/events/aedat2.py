@@ -11,7 +11,7 @@ from .reading import Counts, EventFormatError, Reading, Source, add_found, camer
 EVENT_BYTES = 8
 _TEXT = rb"#[^\0-\x08\x0a-\x1f\x7f]*"  # without control characters
 _LINE = re.compile(_TEXT + rb"\r?\n")
-_CUT_LINE = re.compile(_TEXT)
+_CUT_LINE = re.compile(_TEXT + rb"\r?")
 _END = re.compile(rb"^# ?end of ascii header\r?\n", re.IGNORECASE | re.MULTILINE)
 _MOST_HEADER = 2**20  # bytes; jAER writes the settings of the camera into it
 _IMU = 1 << 31 | 3 << 10  # bits of an address of a DAVIS that are set in words of its IMU

@@ -3,7 +3,7 @@
 import io
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -209,7 +209,6 @@ def from_columns(
         add_found(counts, {"clock wraps": wraps})
     past = {"x": 2**16, "y": 2**16, "t": 2**53 if t.dtype.kind == "f" else 2**62, "p": 2}  # floats skip numbers there
     fits = {name: _is_whole(column, past[name]) for name, column in given.items()}
-    possible = np.logical_and.reduce([*fits.values()])
 
     def error_of(index: int) -> EventFormatError:
         name = next(name for name, of_these in fits.items() if not of_these[index])
@@ -217,15 +216,16 @@ def from_columns(
         expected = f"a whole {name} from 0 to {past[name] - 1}{unit}"
         return source.error(byte_of(index), f"event {index}: expected {expected}, got {given[name][index]}")
 
-    if not possible.all():
+    kept: Sequence[int] = range(len(x))
+    if not all(of_these.all() for of_these in fits.values()):
+        possible = np.logical_and.reduce([*fits.values()])
         source.leave_out(~possible, counts, error_of)
+        kept = np.flatnonzero(possible).tolist()
         given = {name: column[possible] for name, column in given.items()}
-    events = np.empty(np.count_nonzero(possible), EVENT)
+    events = np.empty(len(given["x"]), EVENT)
     for name, column in given.items():
         events[name] = column
-    return Reading(
-        source.path, events, lambda index: byte_of(int(np.flatnonzero(possible)[index])), counts=counts, **about
-    )
+    return Reading(source.path, events, lambda index: byte_of(kept[index]), counts=counts, **about)
 
 
 def _is_whole(column: np.ndarray, past: int) -> np.ndarray:

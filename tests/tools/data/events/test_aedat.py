@@ -149,6 +149,12 @@ def test_an_address_that_no_dvs128_has_costs_its_event(read, refused):
     assert plain(reading.events) == [(5, 7, 1, 1), (5, 7, 3, 1)] and reading.counts == {"impossible": 1}
 
 
+@pytest.mark.parametrize("camera", [None, DAVIS240C])
+def test_no_part_of_a_header_is_taken_for_events(refused, camera):
+    for cut in range(len(header2(camera))):
+        refused(header2(camera)[:cut], "[0-9]+", "")
+
+
 def test_a_davis_without_events_says_what_it_has(refused):
     refused(header2(DAVIS346) + words2(*DAVIS_OTHERS), 0, "expected events, got 2 external, 7 IMU, 2 APS$")
 
