@@ -227,6 +227,17 @@ def test_streamed_images_give_the_batches_of_images_in_memory(tmp_path, workers)
             torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_image_that_cannot_be_streamed_is_named_in_words(tmp_path, workers):
+    config = config_of(images(tmp_path), image_size=16, memory_gb=0.0)
+    data = DATASETS["images"].found(config).load(config).test
+    data.workers = workers
+    data.files[1].write_bytes(b"text")
+    with pytest.raises(UserError) as caught:
+        list(data.batches(3, CPU))
+    assert str(caught.value).startswith(f"{data.files[1]} is not a readable image: ") and "\n" not in str(caught.value)
+
+
 # --- checkpoints
 
 
