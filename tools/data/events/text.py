@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from .arrays import columns_named, from_columns
-from .reading import Counts, Reading, Source
+from .reading import Counts, EventFormatError, Reading, Source
 
 _BLANKS = bytes.maketrans(b',;\t\r"', b"     ")
 _WORDS = {b"True": b"1", b"False": b"0"}  # as pandas writes polarities
@@ -105,7 +105,14 @@ def read_text(source: Source) -> Reading:
     def byte_of(index: int) -> int:
         return next(itertools.islice(_lines(source.raw, head), index, None))[1]
 
-    return from_columns(source, **columns, byte_of=byte_of, format="text", sensor=head.sensor, counts=counts)
+    try:
+        return from_columns(source, **columns, byte_of=byte_of, format="text", sensor=head.sensor, counts=counts)
+    except EventFormatError as error:
+        if head.names:
+            raise
+        path, offset, problem = error.args
+        hint = f"if the columns are not {', '.join(names)}, --columns of info and convert names them"
+        raise EventFormatError(path, offset, f"{problem}; {hint}") from error
 
 
 def _regular(body: bytes, width: int, t: int) -> np.ndarray | None:

@@ -81,6 +81,13 @@ def test_columns_may_be_told(tmp_path):
         read(path, columns="x,y,p")
 
 
+def test_another_order_that_is_not_told_is_told_about(tmp_path):
+    (tmp_path / "a.csv").write_text("320,240,1,1000\n321,240,0,1010\n")  # as of Metavision: x, y, p, t
+    with pytest.raises(EventFormatError, match="got 1000; if the columns are not t, x, y, p, --columns"):
+        read(tmp_path / "a.csv")
+    assert read(tmp_path / "a.csv", columns="x,y,p,t").tolist() == [(320, 240, 1000, True), (321, 240, 1010, False)]
+
+
 def test_without_polarities_all_are_on(tmp_path):
     (tmp_path / "a.txt").write_text("1 2 3\n4 5 6\n")
     assert read(tmp_path / "a.txt").tolist() == [(2, 3, 1, True), (5, 6, 4, True)]
