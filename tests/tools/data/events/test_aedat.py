@@ -486,9 +486,14 @@ def test_a_vector_longer_than_its_packet_is_refused(refused):
 
 
 @pytest.mark.parametrize("time", [-1, 2**62, -(2**63), 2**63 - 1])
-def test_times_of_aedat4_that_are_none_are_refused_with_their_place(refused, time):
-    raw = header4() + packet4(buffer4([*EVENTS, (1, 2, time, 1)]))
-    refused(raw, len(raw) - 16, f"expected a time from 0 to {2**62 - 1}, got {time}")
+def test_times_of_aedat4_that_are_none_cost_their_event(read, refused, time):
+    raw = header4() + packet4(buffer4([(1, 2, time, 1), *EVENTS, (1, 2, 3, 1)]))
+    first = len(raw) - 16 * 6
+    refused(raw, first, f"expected a time from 0 to {2**62 - 1}, got {time}", [False])
+    reading = read(raw, lenient=True)
+    assert plain(reading.events) == [*EVENTS, (1, 2, 3, 1)] and reading.counts == {"impossible": 1}
+    assert reading.byte_of(0) == first + 16
+    refused(header4() + packet4(buffer4([(1, 2, time, 1)])), "[0-9]+", f"got {time}")
 
 
 @pytest.mark.parametrize("packing", ["lz4", "zstd", "zstd of a size that is not told"])
