@@ -140,23 +140,6 @@ def test_frames_by_duration_are_trained_resumed_and_tested_on(run_script, tmp_pa
     assert clean["accuracy_mean"] == pytest.approx(json.loads((run / "test.json").read_text())["accuracy"], abs=0.2)
 
 
-def test_the_cost_of_a_recording_does_not_depend_on_those_in_its_batch(run_script, tmp_path, monkeypatch):
-    striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2, count=60, longer=45)
-    monkeypatch.setenv("NSNN_DATA", str(tmp_path))
-    monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
-    run, flags = tmp_path / "run", ["--frames_by", "duration", "--frame_ms", 20, "--minibatch", 5]
-    flags += ["--neuron", "LIF", "--threshold", 0.1]
-    assert run_script("main_nmnist.py", *QUICK, *flags, "--epochs", 1, "--run_dir", run).code == 0
-    found = []
-    for size in (1, 20):
-        out, flags = tmp_path / str(size), ["--draws", 1, "--minibatch", size, "--efficiency"]
-        tested = run_script("testing_nmnist.py", "--snapshot", run / "best.pth", *flags, "--out", out)
-        assert tested.code == 0, tested.messages
-        content = json.loads((out / "efficiency.json").read_text())
-        found.append([content["ac"], content["mac"], *content["firing_rates"].values()])
-    assert found[0] == pytest.approx(found[1], rel=1e-5) and min(found[0]) > 0
-
-
 @pytest.mark.slow
 def test_nmnist_is_learnt_and_tested_on_perturbed_events_with_pictures(
     run_script, tmp_path, monkeypatch, figures, capsys
