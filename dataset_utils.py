@@ -216,18 +216,26 @@ def _check_classes(root: Path, found: Sequence[str], classes: Sequence[str]) -> 
         raise UserError(f"{root} has the classes {list(found)}; the network was trained on {list(classes)}")
 
 
+def _check_several(root: Path, classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise UserError(f"{root} has the class {classes[0]} alone; there is nothing to tell apart")
+
+
 @dataclasses.dataclass(frozen=True)
 class OwnRecordings(EventDataset):
     """Recordings of the user: {train,test}/<class>/* in the data root; see `tools.config.train.OwnDataset`."""
+
+    parts: Parts | None = dataclasses.field(default=None, repr=False, compare=False)  # as `found` has listed them
 
     def found(self, config: TrainConfig) -> "OwnRecordings":
         """The data set in the data root. All recordings are read once, to find the size of the sensor."""
         root = data_root(config.data_root)
         parts = list_own(root)
+        _check_several(root, classes_of(parts))
         tree = own_tree(classes_of(parts), sensor_of(parts, config.lenient))
         (width, height), names = tree.sensor, ", ".join(tree.classes)
         logger.info("%s: %d classes (%s), a sensor of %dx%d pixels", root, len(tree.classes), names, width, height)
-        return dataclasses.replace(self, tree=tree)
+        return dataclasses.replace(self, tree=tree, parts=parts)
 
     def facts(self) -> dict:
         return {"classes": list(self.classes), "sensor": list(self.tree.sensor)}
@@ -237,7 +245,7 @@ class OwnRecordings(EventDataset):
 
     def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
         root = data_root(config.data_root)
-        parts = list_own(root)
+        parts = self.parts or list_own(root)
         _check_classes(root, classes_of(parts), self.classes)
         return self._part("train", parts.train, config), self._part("test", parts.test, config)
 
@@ -245,6 +253,8 @@ class OwnRecordings(EventDataset):
 @dataclasses.dataclass(frozen=True)
 class OwnImages(ImageDataset):
     """Images of the user: {train,test}/<class>/* in the data root; see `tools.config.train.OwnDataset`."""
+
+    listed: tuple[list[str], list[Path], list[Path]] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def refused(self) -> dict[str, str]:
@@ -255,11 +265,12 @@ class OwnImages(ImageDataset):
         from tools.data.image_folder import common_size, list_image_folder
 
         root = data_root(config.data_root)
-        classes, train, test = list_image_folder(root)
+        classes, train, test = listed = list_image_folder(root)
+        _check_several(root, classes)
         width, height = (config.image_size,) * 2 if config.image_size else common_size(train + test, OWN_IMAGE_SIDE)
         names = ", ".join(classes)
         logger.info("%s: %d classes (%s), images of %dx%d pixels", root, len(classes), names, width, height)
-        return dataclasses.replace(self, classes=tuple(classes), in_shape=(3, height, width))
+        return dataclasses.replace(self, classes=tuple(classes), in_shape=(3, height, width), listed=listed)
 
     def facts(self) -> dict:
         return {"classes": list(self.classes), "size": [self.in_shape[2], self.in_shape[1]]}
@@ -272,7 +283,7 @@ class OwnImages(ImageDataset):
         from tools.data.image_folder import labels_of, list_image_folder, read_images
 
         root = data_root(config.data_root)
-        classes, train, test = list_image_folder(root)
+        classes, train, test = self.listed or list_image_folder(root)
         _check_classes(root, classes, self.classes)
         files, labels = train + test, labels_of(train + test, classes)
         channels, height, width = self.in_shape

@@ -15,18 +15,39 @@ import warnings
 from pathlib import Path
 
 import atheris
+import numpy as np
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not tests/, which has another `tools`
 with atheris.instrument_imports(include=["tools", "dataset_utils"]):
     from tests.tools.data.events.test_formats import KINDS, SIZE, written
     from tests.tools.test_hostile_input import DOCUMENTED, READERS, entries, repacked
+    from tools.data.events.formats import read_recording
     from tools.data.events.gestures import read_gesture_labels
     from tools.data.events.recordings import Recording
 
 
 def recording(folder, kind):
     path = written(folder, kind)
-    return path, lambda: Recording(path).load(SIZE)
+
+    def read():
+        Recording(path).load(SIZE, lenient=True)
+        Recording(path).load(SIZE)
+
+    return path, read
+
+
+def compound(folder):
+    """HDF5 as of Prophesee's tools."""
+    import h5py
+
+    path = folder / "e.h5"
+    with h5py.File(path, "w") as file:
+        table = np.array([(1, 2, 1, 10), (3, 4, 0, 20)], [("x", "<u2"), ("y", "<u2"), ("p", "<i2"), ("t", "<i8")])
+        file.create_dataset("CD/events", data=table, chunks=(1,), compression="lzf", shuffle=True)
+        file.create_dataset("EXT_TRIGGER/events", data=table[:1])
+        file["t_offset"] = 5
+        file.attrs["geometry"] = np.bytes_("640x480")
+    return path, lambda: read_recording(path, lenient=True)
 
 
 def gestures(folder):
@@ -58,7 +79,7 @@ def main():
     parser.add_argument("crash", nargs="*", help="files to try once")
     options = parser.parse_args()
     makers = dict(READERS) | {kind: lambda folder, kind=kind: recording(folder, kind) for kind in KINDS}
-    makers["gesture labels"] = gestures
+    makers |= {"gesture labels": gestures, "compound": compound}
     for name in ("our checkpoint", "published checkpoint", "image cache", "npz"):
         makers[f"entry of {name}"] = lambda folder, maker=makers[name]: entry_of(maker, folder)
     corpus = options.folder / "corpus"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 
@@ -226,6 +227,17 @@ def test_streamed_images_give_the_batches_of_images_in_memory(tmp_path, workers)
             torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_image_that_cannot_be_streamed_is_named_in_words(tmp_path, workers):
+    config = config_of(images(tmp_path), image_size=16, memory_gb=0.0)
+    data = DATASETS["images"].found(config).load(config).test
+    data.workers = workers
+    data.files[1].write_bytes(b"text")
+    with pytest.raises(UserError) as caught:
+        list(data.batches(3, CPU))
+    assert str(caught.value).startswith(f"{data.files[1]} is not a readable image: ") and "\n" not in str(caught.value)
+
+
 # --- checkpoints
 
 
@@ -279,3 +291,52 @@ def test_a_checkpoint_of_others_gets_the_classes_of_the_folder(tmp_path):
     torch.save({"net": {}}, tmp_path / "theirs.pth")
     config = EvaluationConfig(snapshot=str(tmp_path / "theirs.pth"), data_root=str(images(tmp_path / "data")))
     assert dataset_of(config, DATASETS["images"]).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("name", ["events", "images"])
+def test_one_class_is_refused(tmp_path, name):
+    folder = recordings(tmp_path, ["left"]) if name == "events" else images(tmp_path, classes=["left"])
+    with pytest.raises(UserError, match="has the class left alone"):
+        DATASETS[name].found(config_of(folder))
+
+
+@pytest.mark.parametrize("name", ["events", "images"])
+def test_a_folder_is_listed_and_what_is_skipped_is_said_once(tmp_path, name, caplog):
+    folder = recordings(tmp_path) if name == "events" else images(tmp_path)
+    touch(min(tmp_path.glob("train/*")) / "notes.md", b"text")
+    config = config_of(folder, timestep=2)
+    DATASETS[name].found(config).load(config)
+    assert caplog.text.count("skipped") == 1
+
+
+def test_names_of_any_bytes_are_read(tmp_path):
+    recordings(tmp_path)
+    os.rename(tmp_path / "train/left/a.bin", os.fsencode(tmp_path / "train/left") + b"/\xff\xfe.bin")
+    config = config_of(tmp_path, timestep=2)
+    parts = DATASETS["events"].found(config).load(config)
+    assert len(parts.train) + len(parts.val) == 6
+
+
+def test_what_is_no_file_is_an_error_if_it_is_named_like_one(tmp_path, caplog):
+    recordings(tmp_path)
+    os.mkfifo(tmp_path / "test/left/pipe")
+    assert len(list_own(tmp_path).test) == 6 and "1 files *" in caplog.text
+    (tmp_path / "train/left/gone.bin").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="gone.bin"):
+        sensor_of(list_own(tmp_path))
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (40, 20)), (3, (40, 20)), (6, (20, 40)), (8, (20, 40))])
+def test_the_common_size_of_photographs_is_that_after_they_are_turned(tmp_path, orientation, size):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert common_size([tmp_path / "a.jpg"], 64) == size
+    assert fitted(tmp_path / "a.jpg", size).shape == (3, *size[::-1])
+
+
+def test_a_file_that_is_no_image_says_so(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"text")
+    for read in (lambda: common_size([tmp_path / "a.png"], 64), lambda: fitted(tmp_path / "a.png", (4, 4))):
+        with pytest.raises(UserError, match="a.png is not a readable image: its content is of none of JPEG, PNG"):
+            read()

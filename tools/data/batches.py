@@ -25,7 +25,7 @@ class Batches:
     batch_size: int
     device: torch.device
     shuffle: bool = False  # a new order for each pass, by torch's default CPU generator
-    augment: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # applied to each batch
+    augment: Callable[..., torch.Tensor] | None = None  # (inputs, labels, ...) -> inputs, for each batch
     memory_format: torch.memory_format = torch.contiguous_format
     limit: int | None = None  # most steps per pass
     accumulate: int = 1  # batches of a step

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from tqdm import tqdm
 
@@ -104,10 +104,11 @@ def common_size(files: Sequence[Path], largest: int) -> tuple[int, int]:
     for path in files:
         try:
             with Image.open(io.BytesIO(read_bytes(path, MAX_IMAGE_BYTES)), formats=[*FORMATS]) as image:
-                sizes.add(image.size)
+                size = image.size[::-1] if _is_turned(image) else image.size
         except Exception as error:  # PIL raises many kinds for damaged files
-            raise UserError(f"{path} is not a readable image: {error}") from error
-        if len(sizes) > 1 or max(image.size) > largest:
+            raise _unreadable(path, error) from error
+        sizes.add(size)
+        if len(sizes) > 1 or max(size) > largest:
             return largest, largest
     return sizes.pop()
 
@@ -189,7 +190,20 @@ def _decode_one(path: Path) -> np.ndarray:
                 ImageOps.exif_transpose(image, in_place=True)
             return _as_rgb(image).transpose(2, 0, 1)
     except Exception as error:  # PIL raises many kinds for damaged files
-        raise UserError(f"{path} is not a readable image: {error}") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    formats = ", ".join(FORMATS)
+    why = f"its content is of none of {formats}" if isinstance(error, UnidentifiedImageError) else error
+    return UserError(f"{path} is not a readable image: {why}")
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether width and height change places when the image is rotated as its EXIF data say."""
+    with contextlib.suppress(Exception):  # damaged EXIF data: it stays unrotated
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return False
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
+
+from tools.errors import UserError
 
 from .batches import Batch, Batches
 from .images import ImageBatches
@@ -24,11 +26,14 @@ class StreamedImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One image, uint8 [3, H, W], and its label."""
+    def __getitem__(self, index: int) -> tuple[torch.Tensor | UserError, torch.Tensor]:
+        """One image, uint8 [3, H, W], or why it cannot be read; and its label."""
         from .image_folder import fitted  # Pillow is slow to import
 
-        return torch.from_numpy(fitted(self.files[index], self.size).copy()), self.labels[index]
+        try:
+            return torch.from_numpy(fitted(self.files[index], self.size).copy()), self.labels[index]
+        except UserError as error:  # raised by a process of a DataLoader, it would become the text of a traceback
+            return error, self.labels[index]
 
     def subset(self, indices: torch.Tensor) -> "StreamedImages":
         """The images with these indices, in this order."""
@@ -38,6 +43,12 @@ class StreamedImages:
     def batches(self, batch_size: int, device: torch.device, **options: Any) -> "StreamedBatches":
         """Batches of these images; see `Batches` for the options."""
         return StreamedBatches(self, batch_size, device, **options)
+
+
+def _collated(samples: list[tuple[torch.Tensor | UserError, torch.Tensor]]) -> list[torch.Tensor] | UserError:
+    """The images and labels of a batch, or why one of them cannot be read."""
+    errors = [image for image, _ in samples if isinstance(image, UserError)]
+    return errors[0] if errors else default_collate(samples)
 
 
 @dataclasses.dataclass(eq=False)
@@ -63,10 +74,14 @@ class StreamedBatches(ImageBatches):
             self.loader = DataLoader(
                 self.data,
                 batch_sampler=self.chosen,
+                collate_fn=_collated,
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 multiprocessing_context="spawn" if workers > 0 else None,  # a fork copies locks of other threads
                 generator=torch.Generator(),  # so that it draws nothing from that of the training
             )
-        for pixels, labels in self.loader:
+        for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
+            pixels, labels = batch
             yield self._finished(pixels.to(self.device), labels.to(self.device))

@@ -12,6 +12,6 @@ def cache_folder() -> Path:
 
 
 def stamp(path: Path) -> str:
-    """Text that changes when a file does: its path, size and modification time."""
+    """Text in ASCII that changes when a file does: its path, size and modification time."""
     stat = path.stat()
-    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{str(path.resolve())!a} {stat.st_size} {stat.st_mtime_ns}"

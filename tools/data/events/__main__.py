@@ -14,8 +14,8 @@ import numpy as np
 from tools.errors import UserError
 from tools.plots import subplots
 
-from .formats import read_recording
-from .reading import Reading
+from .formats import check_events, read_recording
+from .reading import LEFT_OUT, Reading
 from .writing import write_recording
 
 logger = logging.getLogger(__name__)
@@ -91,9 +91,10 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("--picture", type=Path, metavar="FILE.png", help="also save a picture, from the same pixels")
     convert.add_argument("source", type=Path, metavar="IN")
     convert.add_argument("out", type=Path, metavar="OUT", help="its suffix says in which format")
+    lenient = "leave out what is damaged; for convert, also events out of order or off the sensor"
     for command in (info, convert):
         command.add_argument("--columns", default="", help="columns of a text that does not name them, such as x,y,t,p")
-        command.add_argument("--lenient", action="store_true", help="leave out a damaged end instead of failing")
+        command.add_argument("--lenient", action="store_true", help=lenient)
     return parser
 
 
@@ -107,8 +108,14 @@ def main(argv: list[str] | None = None) -> None:
             if options.picture:
                 save_picture(reading, options.picture)
         else:
-            write_recording(options.out, reading.events, reading.sensor)
-            logger.info("%s: %s events", options.out, f"{len(reading.events):,}")
+            events = reading.events
+            if options.lenient:
+                events, dropped, _ = check_events(reading, _size(reading), lenient=True)
+                for reason, count in (dropped | {what: reading.counts[what] for what in LEFT_OUT}).items():
+                    if count:
+                        logger.info("left out: %s %s", f"{count:,}", reason)
+            write_recording(options.out, events, reading.sensor)
+            logger.info("%s: %s events", options.out, f"{len(events):,}")
     except (OSError, UserError) as error:
         logger.error("error: %s", error)
         sys.exit(1)

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .aedat_header import davis_size, header_line, is_dvs128
-from .reading import Counts, Reading, Source, add_found, camera_events
+from .reading import Counts, EventFormatError, Reading, Source, add_found, camera_events
 
 EVENT_BYTES = 8
 _TEXT = rb"#[^\0-\x08\x0a-\x1f\x7f]*"  # without control characters
 _LINE = re.compile(_TEXT + rb"\r?\n")
-_CUT_LINE = re.compile(_TEXT)
+_CUT_LINE = re.compile(_TEXT + rb"\r?")
 _END = re.compile(rb"^# ?end of ascii header\r?\n", re.IGNORECASE | re.MULTILINE)
 _MOST_HEADER = 2**20  # bytes; jAER writes the settings of the camera into it
 _IMU = 1 << 31 | 3 << 10  # bits of an address of a DAVIS that are set in words of its IMU
@@ -62,11 +62,17 @@ def read_aedat2(source: Source) -> Reading:
     words = np.frombuffer(raw, ">u4", (stop - at) // 4, at).reshape(-1, 2)
     address, time = words[:, 0].astype(np.uint32), words[:, 1].astype(np.int64)
     inner = (address & layout.other) == 0
-    if layout.unused and len(wrong := np.flatnonzero((address & layout.unused != 0) & (address >> 31 == 0))):
-        expected = "an address of 16 bits" if camera else "an address of 16 bits, as no line # AEChip: names a DAVIS"
-        raise source.error(at + EVENT_BYTES * wrong[0], f"expected {expected}, got {address[wrong[0]]:#x}")
     if not inner.all():
         add_found(counts, _kinds(address[~inner], layout))
+    if layout.unused and (wrong := (address & layout.unused != 0) & (address >> 31 == 0)).any():
+        expected = "an address of 16 bits" if camera else "an address of 16 bits, as no line # AEChip: names a DAVIS"
+
+        def error_of(index: int) -> EventFormatError:
+            return source.error(at + EVENT_BYTES * index, f"expected {expected}, got {address[index]:#x}")
+
+        source.leave_out(wrong, counts, error_of)
+        inner &= ~wrong
+    if not inner.all():
         address, time = address[inner], time[inner]
     x, y = ((address >> lowest) & mask for lowest, mask in (layout.x, layout.y))
     polarity = (address >> layout.polarity) & 1

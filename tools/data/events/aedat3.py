@@ -29,7 +29,7 @@ def read_aedat3(source: Source) -> Reading:
     if it is more, the next packet begins behind the room, or else behind the events.
 
     Bit 31 of a time is a sign, and a valid event is never before 0; a counter of 32 bits is never written, so such a
-    time is damage, and an error. A time that begins at 0 again within a packet, before the counter counts it, goes on.
+    time is damage. A time that begins at 0 again within a packet, before the counter counts it, goes on.
 
     Note: https://docs.inivation.com/software/software-advanced-usage/file-formats/aedat-3.1.html
     """
@@ -53,11 +53,14 @@ def read_aedat3(source: Source) -> Reading:
         packet = np.searchsorted(ends, index, side="right")
         return int(stops[packet] - _POLARITY_BYTES * (ends[packet] - index))
 
-    if len(late := np.flatnonzero((time >> CLOCK_BITS).astype(bool) & valid)):
-        offset = joined_byte(late[0]) + _POLARITY_TIME_OFFSET
-        raise source.error(offset, "expected a time of 31 bits, got a negative one")
     if not valid.all():
         counts["invalid"] = len(valid) - int(np.count_nonzero(valid))
+    negative = (time >> CLOCK_BITS).astype(bool) & valid
+    if negative.any():
+        problem = "expected a time of 31 bits, got a negative one"
+        source.leave_out(negative, counts, lambda at: source.error(joined_byte(at) + _POLARITY_TIME_OFFSET, problem))
+        valid &= ~negative
+    if not valid.all():
         data, time, high = data[valid], time[valid], high[valid]
     events = camera_events(data >> 17, (data >> 2) & 0x7FFF, time + high, (data >> 1) & 1, CLOCK_BITS, counts)
     camera = header_line(header, rb"# ?Source \d+:")
@@ -97,7 +100,8 @@ def _polarity_packets(source: Source, at: int, counts: Counts) -> np.ndarray:
         elif kept:
             counts[_TYPES[kind]] += kept
         at, room = start + number * size, start + capacity * size
-        if capacity > number and (_is_packet(raw, room) or source.lenient and room > len(raw)):
+        is_cut = source.lenient and room > len(raw) and not _is_packet(raw, at)
+        if capacity > number and (_is_packet(raw, room) or is_cut):
             at = room
     return np.array(packets, np.int64).reshape(-1, 3).T
 

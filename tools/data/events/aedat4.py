@@ -1,7 +1,7 @@
 """Reader of AEDAT 4.0, the format of iniVation's DV."""
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from tools.errors import UserError
 
-from .reading import Counts, Reading, Source, camera_events
+from .reading import Counts, EventFormatError, Reading, Source, camera_events
 
 MAGIC = b"#!AER-DAT4.0\r\n"
 # An event of a packet, ON unless the last byte is 0.
@@ -76,11 +76,18 @@ def read_aedat4(source: Source, stream: int | None = None) -> Reading:
         packet = np.searchsorted(ends, index, side="right")
         return int(starts[packet] + steps[packet] * (index - ends[packet] + numbers[packet]))
 
+    def error_of(index: int) -> EventFormatError:
+        return source.error(byte_of(index), f"expected a time from 0 to {_LAST_TIME - 1}, got {time[index]}")
+
+    kept: Sequence[int] = range(len(time))
     if len(time) and not 0 <= time.min() <= time.max() < _LAST_TIME:
-        wrong = np.flatnonzero((time < 0) | (time >= _LAST_TIME))
-        raise source.error(byte_of(wrong[0]), f"expected a time from 0 to {_LAST_TIME - 1}, got {time[wrong[0]]}")
+        possible = (time >= 0) & (time < _LAST_TIME)
+        source.leave_out(~possible, counts, error_of)
+        kept = np.flatnonzero(possible).tolist()
+        x, y, time, on = x[possible], y[possible], time[possible], on[possible]
     events = camera_events(x, y, time, on != 0, 64, counts)
-    return Reading(source.path, events, byte_of, "AEDAT 4.0", chosen.camera, chosen.sensor, counts)
+    about = ("AEDAT 4.0", chosen.camera, chosen.sensor, counts)
+    return Reading(source.path, events, lambda index: byte_of(kept[index]), *about)
 
 
 def _header(source: Source, counts: Counts) -> tuple[int, int, int, list[Stream]]:

@@ -3,7 +3,7 @@
 import io
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -75,8 +75,11 @@ def _from_table(source: Source, name: str, table: Table) -> Reading:
     if table.ndim != 2 or table.shape[1] != 4 or table.dtype.kind not in "iuf":
         raise source.error(0, f"expected numbers [N, 4] of x, y, p, t, got {table.dtype} {table.shape}")
     x, y, p, milliseconds = table.T
-    # The array's own type may be too narrow for microseconds.
-    return from_columns(source, x, y, np.rint(milliseconds.astype(np.float64) * 1000), p, format=name)
+    microseconds = milliseconds.astype(np.float64) * 1000  # the array's own type may be too narrow for them
+    time = np.rint(microseconds)
+    rounding = np.finfo(table.dtype if table.dtype.kind == "f" else np.float64).eps
+    is_whole = np.isclose(microseconds, time, rtol=2 * rounding, atol=1e-3)
+    return from_columns(source, x, y, np.where(is_whole, time, microseconds), p, format=name)
 
 
 def _load_npy(raw: bytes) -> np.ndarray:
@@ -185,33 +188,50 @@ def from_columns(
 ) -> Reading:
     """Join four arrays [N] of any numeric types; p is 1 for ON, 0 or -1 for OFF; `about` as in `Reading`.
 
-    Whole times below 0 are those of a counter of 32 bits that was read as signed. EventFormatError for a value that the
-    conversion to `EVENT` would change.
+    Whole times below 0 are those of a counter of 32 bits that was read as signed. An event with a value that the
+    conversion to `EVENT` would change is impossible: see `Source.leave_out`.
     """
-    shapes = {column.shape for column in (x, y, t, p)}
+    given = {"x": x, "y": y, "t": t, "p": p}
+    shapes = {column.shape for column in given.values()}
     if len(shapes) != 1 or x.ndim != 1:
         raise source.error(0, f"expected x, y, t, p of one length, got {shapes}")
-    if p.dtype.kind == "b":
-        p = p.view(np.uint8)  # a file may have other bytes than 0 and 1
-    if p.dtype.kind in "if":
-        p = np.where(p == -1, 0, p)
-    counts = Counts() if counts is None else counts
-    if t.dtype.kind == "i" and len(t) and -(2**31) <= t.min() < 0 and t.max() < 2**31:
-        t, wraps = unwrapped(t.astype(np.int64) % 2**32, 32)
-        add_found(counts, {"clock wraps": wraps})
-    events = np.empty(len(x), EVENT)
-    for name, column, high in (("x", x, 2**16), ("y", y, 2**16), ("t", t, 2**62), ("p", p, 2)):
+    for name, column in given.items():
         if column.dtype.kind not in "iufb":
             raise source.error(0, f"expected numbers for {name}, got {column.dtype}")
-        fits = (column >= 0) & (column < high)
-        if column.dtype.kind == "f":
-            fits &= column == np.floor(column)
-        if not fits.all():
-            wrong = int(fits.argmin())
-            expected = f"a whole {name} from 0 to {high - 1}"
-            raise source.error(byte_of(wrong), f"event {wrong}: expected {expected}, got {column[wrong]}")
+    if p.dtype.kind == "b":
+        given["p"] = p.view(np.uint8)  # a file may have other bytes than 0 and 1
+    if p.dtype.kind in "if":
+        given["p"] = np.where(p == -1, 0, p)
+    counts = Counts() if counts is None else counts
+    is_signed = t.dtype.kind in "if" and len(t) > 0 and -(2**31) <= t.min() < 0 and t.max() < 2**31
+    if (is_signed and (t == np.floor(t)).all()) or t.dtype == np.uint32:
+        given["t"], wraps = unwrapped(t.astype(np.int64) % 2**32, 32)
+        add_found(counts, {"clock wraps": wraps})
+    past = {"x": 2**16, "y": 2**16, "t": 2**53 if t.dtype.kind == "f" else 2**62, "p": 2}  # floats skip numbers there
+    fits = {name: _is_whole(column, past[name]) for name, column in given.items()}
+
+    def error_of(index: int) -> EventFormatError:
+        name = next(name for name, of_these in fits.items() if not of_these[index])
+        unit = " in microseconds" if name == "t" else ""
+        expected = f"a whole {name} from 0 to {past[name] - 1}{unit}"
+        return source.error(byte_of(index), f"event {index}: expected {expected}, got {given[name][index]}")
+
+    kept: Sequence[int] = range(len(x))
+    if not all(of_these.all() for of_these in fits.values()):
+        possible = np.logical_and.reduce([*fits.values()])
+        source.leave_out(~possible, counts, error_of)
+        kept = np.flatnonzero(possible).tolist()
+        given = {name: column[possible] for name, column in given.items()}
+    events = np.empty(len(given["x"]), EVENT)
+    for name, column in given.items():
         events[name] = column
-    return Reading(source.path, events, byte_of, counts=counts, **about)
+    return Reading(source.path, events, lambda index: byte_of(kept[index]), counts=counts, **about)
+
+
+def _is_whole(column: np.ndarray, past: int) -> np.ndarray:
+    """Which numbers are whole, and from 0 to less than `past`."""
+    fits = (column >= 0) & (column < past)
+    return fits & (column == np.floor(column)) if column.dtype.kind == "f" else fits
 
 
 def write_npy(file: BinaryIO, events: np.ndarray) -> None:

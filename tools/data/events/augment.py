@@ -22,13 +22,15 @@ def random_roll(frames: torch.Tensor, pixels: int) -> torch.Tensor:
     return images.gather(2, source.expand_as(images)).view_as(frames)
 
 
-def window_share(timesteps: int, ratio: torch.Tensor) -> torch.Tensor:
+def window_share(timesteps: int, ratio: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
     """Draw a window of time for each sample and return the share of each frame that it covers.
 
-    `ratio` is the length of the window over T; its start is uniform in [0, T - length]. Shape: [B] -> [B, T].
+    `ratio` is the length of the window over that of the sample, which is T, or as in `lengths` [B]; its start is
+    uniform in the sample. Shape: [B] -> [B, T].
     """
-    length = ratio * timesteps
-    start = torch.rand_like(ratio) * (timesteps - length)
+    whole = timesteps if lengths is None else lengths
+    length = ratio * whole
+    start = torch.rand_like(ratio) * (whole - length)
     frame = torch.arange(timesteps, device=ratio.device)
     end = torch.minimum((start + length)[:, None], frame + 1)
     return (end - torch.maximum(start[:, None], frame)).clamp(0, 1)
@@ -49,11 +51,12 @@ def box(height: int, width: int, ratio: torch.Tensor) -> torch.Tensor:
     return inside(height)[:, :, None] & inside(width)[:, None, :]
 
 
-def event_drop(frames: torch.Tensor) -> torch.Tensor:
+def event_drop(frames: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
     """EventDrop: each sample stays, or loses a window of time, an area, or random events, with probability 1/4 each.
 
     Ratios are 0.1, 0.2, ... 0.9 for time and random events, 0.05, 0.1, ... 0.25 for the sides of the area. An event in
-    a frame that the window covers in part is lost with a probability equal to the covered share.
+    a frame that the window covers in part is lost with a probability equal to the covered share. `lengths`, int64 [B]:
+    the numbers of frames of each sample, if they differ.
 
     Note: Gu et al., "EventDrop: data augmentation for event-based learning", IJCAI 2021, with the ratios of their code.
     Unlike there, window and box are fully inside, and the area is the box alone, not all rows and columns it touches.
@@ -64,7 +67,7 @@ def event_drop(frames: torch.Tensor) -> torch.Tensor:
     twentieths = torch.randint(1, 6, (count,), device=frames.device)
     by_time, by_area, at_random = option == 1, option == 2, option == 3
     ratio = tenths / 10
-    lost = window_share(timesteps, ratio) * by_time[:, None] + (ratio * at_random)[:, None]  # [B, T]
+    lost = window_share(timesteps, ratio, lengths) * by_time[:, None] + (ratio * at_random)[:, None]  # [B, T]
     area = box(height, width, twentieths / 20) & by_area[:, None, None]
     frames = frames.masked_fill((lost == 1)[:, :, None, None, None], 0)
     frames.masked_fill_(area[:, None, None], 0)
@@ -83,11 +86,11 @@ class EventAugment:
     roll: int = 0  # largest circular shift in x and in y, in pixels; 0: none
     event_drop: bool = False
 
-    def __call__(self, frames: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frames: torch.Tensor, labels: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         if self.flippable is not None:
             frames = random_flip(frames, self.flippable.to(labels.device)[labels])
         if self.roll:
             frames = random_roll(frames, self.roll)
         if self.event_drop:
-            frames = event_drop(frames)
+            frames = event_drop(frames, lengths)
         return frames

@@ -19,12 +19,11 @@ from .arrays import read_mat, read_npy, read_npz
 from .atis import read_atis
 from .hdf5 import is_hdf5, read_hdf5
 from .prophesee import is_dat, is_raw, read_dat, read_raw
-from .reading import EventFormatError, PathLike, Reading, Source
+from .reading import MOST_DROPPED, EventFormatError, PathLike, Reading, Source
 from .text import is_text, read_text
 from .times import ascending
 
 MAX_FILE_BYTES = 2**32  # no recording of these data sets is larger, and it would not fit into memory
-MOST_DROPPED = 0.5  # of the events of a recording; if more are off the sensor or out of order, the file is damaged
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 

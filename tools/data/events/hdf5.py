@@ -76,8 +76,8 @@ def _read(h5py: Any, source: Source, file: Any) -> Reading:
         got = sorted(file.keys())[:20]
         raise source.error(0, f"expected x, y, t, p at the top, in events or in CD/events, got {got}")
     offset, counts = at_path(h5py, file, "t_offset"), Counts()
-    if offset is not None and columns["t"].dtype.kind in "iu":
-        columns["t"] = columns["t"].astype(np.int64) + int(_loaded(source, offset))
+    if offset is not None:
+        columns["t"] = np.int64(0) + columns["t"] + np.reshape(_loaded(source, offset), ())
     triggers = at_path(h5py, file, "EXT_TRIGGER", "events")
     if isinstance(triggers, h5py.Dataset) and triggers.size:
         counts["external"] = int(triggers.size)

@@ -89,7 +89,8 @@ class FrameBatches(Batches):
 
     Recordings of different lengths come with these, int64 [B], too: frames are zero after the end of a shorter one.
 
-    `augment`: (counts [B, T, 2, H, W] on the device, labels) -> counts. ValueError for unknown `cells` of the data.
+    `augment`: (counts [B, T, 2, H, W] on the device, labels, and lengths if they differ) -> counts. ValueError for
+    unknown `cells` of the data.
     """
 
     def __post_init__(self):
@@ -109,7 +110,7 @@ class FrameBatches(Batches):
             counts, lengths = counts[:, : of_these.max()], (of_these.to(self.device),)
         counts = torch.from_numpy(counts).to(self.device)
         if self.augment is not None:
-            counts = self.augment(counts, labels)
+            counts = self.augment(counts, labels, *lengths)
         frames = frame_values(counts, self.data.values, self.area).transpose(0, 1)  # [T, B, 2, H, W]
         folded = frames.flatten(0, 1).contiguous(memory_format=self.memory_format)
         return folded.unflatten(0, frames.shape[:2]), labels, *lengths

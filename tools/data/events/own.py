@@ -53,16 +53,18 @@ def list_own(folder: Path, split: str = "") -> Parts:
 def _files_by_class(folder: Path, name: str, skipped: Counter[str]) -> dict[str, list[Path]]:
     part = folder_in(folder, name)
     if part is None:
-        raise FileNotFoundError(f"{folder.resolve()} has no folder {name}: recordings are {{train,test}}/<class>/*")
+        raise FileNotFoundError(
+            f"{folder.resolve()} has no folder {name}: recordings are {{train,test}}/<class>/* in --data_root"
+        )
     found = {}
     for place in sorted(part.glob("[!.]*")):
         if not place.is_dir():
             skipped["files beside the classes"] += 1
             continue
         files = sorted(place.glob("[!.]*"))
-        chosen = [path for path in files if path.is_file() and _can_be_read(path)]
+        chosen = [path for path in files if not path.is_dir() and _can_be_read(path)]
         for path in set(files) - set(chosen):
-            skipped[f"files *{path.suffix}" if path.is_file() else "folders in classes"] += 1
+            skipped["folders in classes" if path.is_dir() else f"files *{path.suffix}"] += 1
         if not chosen:
             raise UserError(f"{place} has no recordings that can be read")
         found[place.name] = chosen
@@ -74,6 +76,8 @@ def _files_by_class(folder: Path, name: str, skipped: Counter[str]) -> dict[str,
 def _can_be_read(path: Path) -> bool:
     if path.suffix.lower() in {suffix for one in FORMATS for suffix in one.suffixes}:
         return True
+    if not path.is_file():  # a pipe may never end
+        return False
     with open(path, "rb") as file:
         head = file.read(4096)
     try:

@@ -15,7 +15,7 @@ import numpy as np
 from tools.errors import UserError
 
 from .reading import Counts, Reading, Source, add_found, camera_events
-from .times import unwrapped
+from .times import continued
 
 Sensor = tuple[int, int] | None  # (width, height)
 
@@ -25,7 +25,6 @@ _RAW_KEYWORDS = {"evt", "format", "integrator_name", "camera_integrator_name", "
 _CAMERA_KEYWORDS = ("integrator_name", "camera_integrator_name", "plugin_name", "sensor_generation", "generation")
 _DAT_HEADS = (b"\x00\x08", b"\x0c\x08")  # after the header: a type of events, of which 14 is a trigger, and their size
 _DAT_CLOCK_BITS, _EVT2_CLOCK_BITS, _EVT3_CLOCK_BITS = 32, 34, 24
-_ENDLESS = 63  # bits of times that go on already
 
 
 def _header(raw: bytes) -> tuple[dict[str, str], int]:
@@ -86,15 +85,14 @@ def _decode_evt2(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
     event_at, high_at = np.flatnonzero(kinds <= 1), np.flatnonzero(kinds == 8)
     triggers = np.count_nonzero(kinds == 10)
     others = len(words) - len(event_at) - len(high_at) - triggers
-    high, wraps = unwrapped((words[high_at] & 0xFFFFFFF).astype(np.int64) << 6, _EVT2_CLOCK_BITS)
+    high = (words[high_at] & 0xFFFFFFF).astype(np.int64) << 6
     first = np.append(np.searchsorted(event_at, high_at), len(event_at))  # event after each of these words
-    found = {"external": triggers, "other words": others, "without a time": first[0], "clock wraps": wraps}
-    add_found(counts, found)
+    add_found(counts, {"external": triggers, "other words": others, "without a time": first[0]})
     event_at = event_at[first[0] :]
     words = words[event_at]
     time = np.repeat(high, np.diff(first))
     time += (words >> 22) & 63
-    events = camera_events((words >> 11) & 0x7FF, words & 0x7FF, time, words >> 28, _ENDLESS, counts)
+    events = camera_events((words >> 11) & 0x7FF, words & 0x7FF, time, words >> 28, _EVT2_CLOCK_BITS, counts)
     return events, lambda index: at + 4 * int(event_at[index])
 
 
@@ -120,7 +118,7 @@ def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
     stop = source.whole(at, 2, counts)
     words = np.frombuffer(source.raw, "<u2", (stop - at) // 2, at)
     kinds = (words >> 12).astype(np.uint8)
-    time_at, time, wraps = _evt3_times(words, kinds)
+    time_at, time, clock = _evt3_times(words, kinds)
     y_at, base_at = np.flatnonzero(kinds == _ADDR_Y), np.flatnonzero(kinds == _BASE_X)
     is_event = _IS_EVENT[kinds]
     event_at = np.flatnonzero(is_event)
@@ -145,11 +143,11 @@ def _decode_evt3(source: Source, at: int, counts: Counts) -> tuple[np.ndarray, C
         offset = passed[:-1] - held(passed[before[base_at]], base_at)
         x = np.minimum(x + offset * is_vector, _FURTHEST).astype(np.uint16)
     start = max(first(time_at), first(y_at))
-    events = camera_events(x[start:], y[start:], time[start:], column[start:] >> 11, _ENDLESS, counts)
+    events = camera_events(x[start:], y[start:], time[start:], column[start:] >> 11, None, counts)
     no_base = np.flatnonzero(is_vector[start : first(base_at)])
     triggers, others = np.count_nonzero(kinds == _TRIGGER), sum(np.count_nonzero(kinds == kind) for kind in _OTHERS)
     early = start + len(no_base)
-    add_found(counts, {"external": triggers, "other words": others, "without a time": early, "clock wraps": wraps})
+    add_found(counts, {"external": triggers, "other words": others, "without a time": early} | clock)
     event_at = event_at[start:]
     if not is_vector.any():
         return events, lambda index: at + 2 * int(event_at[index])
@@ -177,8 +175,8 @@ def _spread(events: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return spread
 
 
-def _evt3_times(words: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Where the time is set from the first upper bits on, the times in microseconds, and how often the clock wraps.
+def _evt3_times(words: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Where the time is set from the first upper bits on, the times in microseconds, and what `continued` found.
 
     Upper bits that change set the lower ones to 0; the same ones again leave them.
     """
@@ -187,14 +185,13 @@ def _evt3_times(words: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.nd
     start = int(is_high.argmax()) if is_high.any() else len(is_high)
     time_at, is_high = time_at[start:], is_high[start:]
     if len(time_at) == 0:
-        return time_at, time_at, 0
+        return time_at, time_at, {}
     bits = (words[time_at] & 0xFFF).astype(np.int64)
     high_at = np.flatnonzero(is_high)
     high = np.repeat(bits[high_at], np.diff(high_at, append=len(bits)))
     low_at = np.flatnonzero(~is_high | (np.diff(high, prepend=-1) != 0))
     low = np.repeat(np.where(is_high, 0, bits)[low_at], np.diff(low_at, append=len(bits)))
-    time, wraps = unwrapped(high << 12 | low, _EVT3_CLOCK_BITS)
-    return time_at, time, wraps
+    return time_at, *continued(high << 12 | low, _EVT3_CLOCK_BITS)
 
 
 _DECODERS = {"EVT2": _decode_evt2, "EVT3": _decode_evt3}
@@ -204,7 +201,8 @@ def read_dat(source: Source) -> Reading:
     """Read a DAT file: after the header a byte with the type of events, one with their size, 8, and the events.
 
     An event has 32 bits of time in microseconds, which wrap, and a word: 14 bits x, 14 bits y, 4 bits polarity; before
-    version 2, 9 bits x, 8 bits y, 1 bit polarity. Both are little-endian.
+    version 2, 9 bits x, 8 bits y, 1 bit polarity. Both are little-endian. A header that names no version is of an old
+    file if no word has more than these 18 bits.
     """
     raw, counts = source.raw, Counts()
     lines, at = _header(raw)
@@ -218,7 +216,8 @@ def read_dat(source: Source) -> Reading:
     at += 2
     stop = source.whole(at, 8, counts)
     time, word = np.frombuffer(raw, "<u4", (stop - at) // 4, at).reshape(-1, 2).T
-    is_old = lines.get("version", "2").startswith(("0", "1"))
+    version = lines.get("version", "")
+    is_old = version.startswith(("0", "1")) or not version and not (word >> 18).any()
     x_bits, y_bits = (9, 8) if is_old else (14, 14)
     y, p = word >> x_bits & (1 << y_bits) - 1, word >> x_bits + y_bits & 1
     events = camera_events(word & (1 << x_bits) - 1, y, time.astype(np.int64), p, _DAT_CLOCK_BITS, counts)

@@ -10,9 +10,11 @@ import numpy as np
 from tools.errors import UserError
 
 from . import EVENT
-from .times import continued, unwrapped
+from .times import continued
 
 PathLike = str | os.PathLike
+MOST_DROPPED = 0.5  # of the events of a recording; if more cannot be, are off the sensor or out of order, it is damaged
+LEFT_OUT = ("truncated", "impossible")  # what of `Reading.counts` only a lenient reader has
 
 
 class EventFormatError(UserError):
@@ -54,6 +56,13 @@ class Source:
             counts["truncated"] += 1
         return len(self.raw) - rest
 
+    def leave_out(self, wrong: np.ndarray, counts: "Counts", error_of: Callable[[int], EventFormatError]) -> None:
+        """Count events, bool [N], that cannot be; the error of the first unless lenient, or if they are most."""
+        number = int(np.count_nonzero(wrong))
+        if number and (not self.lenient or number > MOST_DROPPED * len(wrong)):
+            raise error_of(int(wrong.argmax()))
+        add_found(counts, {"impossible": number})
+
 
 Counts = collections.Counter  # {what: how often}; see `Reading`
 
@@ -63,7 +72,8 @@ class Reading:
     """The events of a file, of which there is at least one, on their sensor or not, in the order of the file.
 
     `counts` says what else was found, by name: "special", "external", "invalid", ... words that are not events;
-    "truncated" ends that a lenient reader left out; "clock wraps" and "clock resets", after which times go on.
+    "truncated" ends and "impossible" events that a lenient reader left out; "clock wraps" and "clock resets", after
+    which times go on.
     """
 
     path: PathLike
@@ -86,15 +96,15 @@ def add_found(counts: Counts, found: Mapping[str, int]) -> None:
 
 
 def camera_events(
-    x: np.ndarray, y: np.ndarray, t: np.ndarray, p: np.ndarray, clock_bits: int, counts: Counts
+    x: np.ndarray, y: np.ndarray, t: np.ndarray, p: np.ndarray, clock_bits: int | None, counts: Counts
 ) -> np.ndarray:
     """Events [N] of dtype `EVENT`, whose times go on where the clock of `clock_bits` bits wraps or is set to zero.
 
-    Both are counted in `counts`. Shape: x, y, t (int64, in microseconds), p [N].
+    Both are counted in `counts`; None: times go on already. Shape: x, y, t (int64, in microseconds), p [N].
     """
-    t, wraps = unwrapped(t, clock_bits)
-    t, resets = continued(t)
-    add_found(counts, {"clock wraps": wraps, "clock resets": resets})
+    if clock_bits is not None:
+        t, found = continued(t, clock_bits)
+        add_found(counts, found)
     events = np.empty(len(t), EVENT)
     events["x"], events["y"], events["t"], events["p"] = x, y, t, p
     return events

@@ -30,6 +30,7 @@ from tools.io.files import write_atomically, write_text_atomically
 from tools.io.npy import open_npy
 
 from .frames import Framing, count_frames, stacked
+from .reading import LEFT_OUT
 from .recordings import Recording, Streams
 
 logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def _is_made(path: Path, lenient: bool) -> bool:
     report = _checked_report(path)
     if report is None:
         return False
-    return lenient or not (report["skipped"] or report["dropped"] or report["counts"].get("truncated"))
+    return lenient or not (report["skipped"] or report["dropped"] or report["counts"].keys() & {*LEFT_OUT})
 
 
 def _make_shards(
@@ -168,9 +169,9 @@ def _key(recordings: Sequence[Recording], framing: Framing) -> str:
         try:
             file = stamp(recording.path)
         except OSError:  # reading it will fail, and say so
-            file = f"{recording.path.resolve()} absent"
+            file = f"{str(recording.path.resolve())!a} absent"
         part = f"{recording.window_us} {recording.slice} {recording.row} {recording.turned} {recording.problem}"
-        key.update(f"{file} {part}\n".encode())
+        key.update(f"{file} {part}\n".encode(errors="surrogateescape"))
     return key.hexdigest()[:24]
 
 

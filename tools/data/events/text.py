@@ -13,9 +13,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from .arrays import columns_named, from_columns
-from .reading import Counts, Reading, Source
+from .reading import Counts, EventFormatError, Reading, Source
 
-_BLANKS = bytes.maketrans(b",;\t\r", b"    ")
+_BLANKS = bytes.maketrans(b',;\t\r"', b"     ")
+_WORDS = {b"True": b"1", b"False": b"0"}  # as pandas writes polarities
 _NUMBER = re.compile(rb"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _USUAL = {3: ("t", "x", "y"), 4: ("t", "x", "y", "p")}  # columns of a file that does not name them
 _LONGEST_LINE = 4096  # bytes of a line that are looked at
@@ -61,11 +62,11 @@ def _head(raw: bytes, columns: tuple[str, ...] = ()) -> _Head:
     for number in itertools.count(1):
         end = raw.find(b"\n", at) + 1 or len(raw)
         line = raw[at : min(end, at + _LONGEST_LINE)].strip()
-        is_comment = line.startswith(b"#")
-        fields = _fields(line.lstrip(b"#").partition(b"#")[0])
+        is_comment = line.startswith((b"#", b"%"))
+        fields = _fields(line.lstrip(b"#%").partition(b"#")[0])
         numbers = [field for field in fields if _NUMBER.fullmatch(field)]
         if not names and (found := _names(fields, is_comment)):
-            names = found
+            names = ("",) * line.startswith(b",") + found  # pandas numbers the lines in a column without a name
         elif fields and not is_comment and (numbers or not columns):
             is_size = len(fields) == 2 and all(field.isdigit() and len(field) < 6 for field in fields)
             if sensor or not is_size:
@@ -83,6 +84,8 @@ def read_text(source: Source) -> Reading:
     and without p all events are ON. Times with a decimal point are in seconds, whole ones in microseconds. A line of
     two whole numbers before all events is the width and height of the sensor.
     """
+    if source.raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise source.error(0, "expected text in ASCII or UTF-8, got UTF-16: save it in the other encoding")
     head = _head(source.raw, source.columns)
     names, told = head.names, ", ".join(head.names)
     if not names and all(map(_NUMBER.fullmatch, head.fields)):
@@ -90,7 +93,8 @@ def read_text(source: Source) -> Reading:
     place = {name: names.index(found) for name, found in columns_named(names).items()}
     if not {"t", "x", "y"} <= place.keys():
         got = f"columns {told}" if told else repr(b" ".join(head.fields)[:60].decode(errors="replace"))
-        raise source.error(head.end, f"line {head.line}: expected columns t, x, y, p, or their names, got {got}")
+        hint = "" if source.columns else "; --columns of info and convert names others"
+        raise source.error(head.end, f"line {head.line}: expected columns t, x, y, p, or their names, got {got}{hint}")
     counts = Counts()
     table = _regular(source.raw[head.end :], len(names), place["t"])
     if table is None:
@@ -101,7 +105,14 @@ def read_text(source: Source) -> Reading:
     def byte_of(index: int) -> int:
         return next(itertools.islice(_lines(source.raw, head), index, None))[1]
 
-    return from_columns(source, **columns, byte_of=byte_of, format="text", sensor=head.sensor, counts=counts)
+    try:
+        return from_columns(source, **columns, byte_of=byte_of, format="text", sensor=head.sensor, counts=counts)
+    except EventFormatError as error:
+        if head.names:
+            raise
+        path, offset, problem = error.args
+        hint = f"if the columns are not {', '.join(names)}, --columns of info and convert names them"
+        raise EventFormatError(path, offset, f"{problem}; {hint}") from error
 
 
 def _regular(body: bytes, width: int, t: int) -> np.ndarray | None:
@@ -152,14 +163,17 @@ def _any(source: Source, head: _Head, names: tuple[str, ...], t: int, counts: Co
     """Numbers [N, columns] of lines of any kind, with the time, column `t`, in microseconds."""
     values, is_in_seconds = array("d"), False
     for number, at, line, fields in _lines(source.raw, head):
+        fields = [_WORDS.get(field, field) for field in fields]
         if len(fields) != len(names) or not all(map(_NUMBER.fullmatch, fields)):
             if source.lenient and not line.endswith(b"\n"):
                 counts["truncated"] += 1
                 break
-            expected = f"expected {len(names)} numbers ({', '.join(names)})"
-            raise source.error(at, f"line {number}: {expected}, got {line[:60].strip().decode(errors='replace')!r}")
+            if not source.lenient:
+                expected = f"expected {len(names)} numbers ({', '.join(names)})"
+                raise source.error(at, f"line {number}: {expected}, got {line[:60].strip().decode(errors='replace')!r}")
+            fields = [b"nan"] * len(names)  # an event that cannot be
         values.extend(map(float, fields))
-        is_in_seconds = is_in_seconds or not fields[t].lstrip(b"+-").isdigit()
+        is_in_seconds = is_in_seconds or not (fields[t].lstrip(b"+-").isdigit() or fields[t] == b"nan")
     table = np.frombuffer(values).reshape(-1, len(names)) if values else np.empty((0, len(names)))
     if is_in_seconds:
         table[:, t] = np.rint(table[:, t] * 1e6)

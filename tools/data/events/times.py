@@ -4,7 +4,7 @@ from bisect import bisect_right
 
 import numpy as np
 
-WINDOW = 2  # events on each side of a fall of the clock, which tell whether it was set back or an event is late
+WINDOW = 16  # events on each side of a fall of the clock, which tell whether it was set back or some are late
 
 
 def unwrapped(time: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
@@ -22,25 +22,31 @@ def unwrapped(time: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
     return time - whole * np.concatenate([[0], np.cumsum(ranges)]), int(np.count_nonzero(ranges < 0))
 
 
-def continued(time: np.ndarray) -> tuple[np.ndarray, int]:
-    """Let times go on where the clock was set to zero in the middle of a recording; and how often it was.
+def continued(time: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Let times of a counter of `bits` bits go on where it wraps or was set to zero, and how often it did either.
 
-    It was where a time is less than half of the one before, and `WINDOW` events are earlier than as many before them; a
-    single one is only late. Shape: int64 [N] -> int64 [N].
+    It was set to zero where a time is less than half of the one before, and `WINDOW` events are all earlier than as
+    many before them (fewer at the ends, but two). Otherwise some events are early or late, and the clock went on.
+    Shape: int64 [N] -> int64 [N].
     """
-    falls = np.flatnonzero(2 * time[1:] < time[:-1]) + 1
-    behind = [start for start in falls if _is_set_back(time, start)]
-    if not behind:
-        return time, 0
-    time = time.copy()
-    for start in behind:
-        time[start:] += time[start - 1] - time[start]
-    return time, len(behind)
+    gone_on, wraps = unwrapped(time, bits)
+    falls = np.flatnonzero((2 * time[1:] < time[:-1]) & (gone_on[1:] < gone_on[:-1])) + 1  # of the counter, not wraps
+    resets = falls[_are_set_back(time, falls)]
+    if len(resets):
+        shifts = np.zeros_like(time)
+        shifts[resets] = gone_on[resets - 1] - gone_on[resets]
+        gone_on = gone_on + np.cumsum(shifts)
+    return gone_on, {"clock wraps": wraps, "clock resets": len(resets)}
 
 
-def _is_set_back(time: np.ndarray, start: int) -> bool:
-    before, after = time[max(0, start - WINDOW) : start], time[start : start + WINDOW]
-    return len(before) == len(after) == WINDOW and after.max() < before.min()
+def _are_set_back(time: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Whether the events from each start on are earlier than those before it: bool, one for each."""
+    last = len(time) - 1
+    before, after = time[starts - 1], time[starts]
+    for distance in range(1, WINDOW):
+        before = np.minimum(before, time[np.maximum(starts - 1 - distance, 0)])
+        after = np.maximum(after, time[np.minimum(starts + distance, last)])
+    return (after < before) & (starts >= 2) & (starts < last)
 
 
 def ascending(time: np.ndarray) -> np.ndarray:

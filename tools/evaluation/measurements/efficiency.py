@@ -4,6 +4,8 @@ import dataclasses
 import logging
 from typing import Any
 
+import numpy as np
+
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, missing
 from tools.evaluation.results import Evaluation
@@ -28,8 +30,14 @@ class Efficiency(Measurement):
     key = setting = "efficiency"
 
     def measure(self, snapshot: Snapshot) -> EfficiencyReport:
+        data = snapshot.test
+        lengths = getattr(data, "lengths", None)
+        parts = [data]
+        if lengths is not None:  # the zeros behind shorter recordings of a batch are not theirs
+            parts = [data.subset(np.flatnonzero(lengths == length)) for length in np.unique(lengths)]
         with firing_rates(snapshot.net) as rates, count_operations(snapshot.net) as operations:
-            snapshot.predict(snapshot.test, "efficiency", description="counting operations")
+            for part in parts:
+                snapshot.predict(part, "efficiency", description="counting operations")
         return EfficiencyReport(rates.rates(), operations.cost())
 
     def as_json(self, report: EfficiencyReport) -> dict[str, Any]:

@@ -142,6 +142,19 @@ def test_special_words_of_a_dvs128_are_counted(read, refused, bits):
     refused(header2() + words2((bits, 11)), 0, "expected events, got 1 special$")
 
 
+def test_an_address_that_no_dvs128_has_costs_its_event(read, refused):
+    raw = header2() + words2(dvs128_word(5, 7, 1, 1), (1 << 20, 2), dvs128_word(5, 7, 3, 1))
+    refused(raw, len(header2()) + 8, "an address of 16 bits", [False])
+    reading = read(raw, lenient=True)
+    assert plain(reading.events) == [(5, 7, 1, 1), (5, 7, 3, 1)] and reading.counts == {"impossible": 1}
+
+
+@pytest.mark.parametrize("camera", [None, DAVIS240C])
+def test_no_part_of_a_header_is_taken_for_events(refused, camera):
+    for cut in range(len(header2(camera))):
+        refused(header2(camera)[:cut], "[0-9]+", "")
+
+
 def test_a_davis_without_events_says_what_it_has(refused):
     refused(header2(DAVIS346) + words2(*DAVIS_OTHERS), 0, "expected events, got 2 external, 7 IMU, 2 APS$")
 
@@ -251,8 +264,17 @@ def test_a_packet_may_have_room_for_more_events_or_only_say_so(read, room):
         claimed = bare.replace(struct.pack("<ii", 4, 4), struct.pack("<ii", room, 4))
         claimed = claimed.replace(struct.pack("<ii", 2, 2), struct.pack("<ii", room, 2)) + last
         assert claimed != bare and plain(read(claimed).events) == EVENTS + LATER
+        assert plain(read(claimed, lenient=True).events) == EVENTS + LATER
     cut = header3() + packet3(EVENTS) + packet3(LATER, capacity=room)[:-3]
     assert plain(read(cut, lenient=True).events) == EVENTS + LATER
+
+
+def test_a_time_below_zero_costs_its_event(read, refused):
+    raw = header3() + packet3([*EVENTS, (9, 9, -5, 1), *LATER])
+    refused(raw, len(header3()) + 28 + 8 * 4 + 4, "31 bits, got a negative one", [False])
+    reading = read(raw, lenient=True)
+    assert plain(reading.events) == EVENTS + LATER and reading.counts == {"impossible": 1}
+    refused(header3() + packet3([(9, 9, -5, 1)]), len(header3()) + 28 + 4, "31 bits")
 
 
 @pytest.mark.parametrize(
@@ -464,9 +486,14 @@ def test_a_vector_longer_than_its_packet_is_refused(refused):
 
 
 @pytest.mark.parametrize("time", [-1, 2**62, -(2**63), 2**63 - 1])
-def test_times_of_aedat4_that_are_none_are_refused_with_their_place(refused, time):
-    raw = header4() + packet4(buffer4([*EVENTS, (1, 2, time, 1)]))
-    refused(raw, len(raw) - 16, f"expected a time from 0 to {2**62 - 1}, got {time}")
+def test_times_of_aedat4_that_are_none_cost_their_event(read, refused, time):
+    raw = header4() + packet4(buffer4([(1, 2, time, 1), *EVENTS, (1, 2, 3, 1)]))
+    first = len(raw) - 16 * 6
+    refused(raw, first, f"expected a time from 0 to {2**62 - 1}, got {time}", [False])
+    reading = read(raw, lenient=True)
+    assert plain(reading.events) == [*EVENTS, (1, 2, 3, 1)] and reading.counts == {"impossible": 1}
+    assert reading.byte_of(0) == first + 16
+    refused(header4() + packet4(buffer4([(1, 2, time, 1)])), "[0-9]+", f"got {time}")
 
 
 @pytest.mark.parametrize("packing", ["lz4", "zstd", "zstd of a size that is not told"])

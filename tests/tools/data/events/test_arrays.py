@@ -78,7 +78,7 @@ def test_names_that_came_are_listed(tmp_path):
         read(tmp_path / "a.mat")
 
 
-@pytest.mark.parametrize("dtype", ["<i4", "<i8"])
+@pytest.mark.parametrize("dtype", ["<i4", "<i8", "<f8"])
 @pytest.mark.parametrize(
     ("times", "unwrapped"),
     [
@@ -98,3 +98,43 @@ def test_a_single_time_below_zero_is_an_error(tmp_path):
     np.savez(tmp_path / "a.npz", **{**columns(), "t": np.array([1, -1, 12, 500])})
     with pytest.raises(EventFormatError, match="event 1: expected a whole t from 0 to .*, got -1$"):
         read(tmp_path / "a.npz")
+
+
+def test_unsigned_times_of_32_bits_wrap(tmp_path):
+    np.savez(tmp_path / "a.npz", **{**columns(), "t": np.array([2**32 - 9, 2**32 - 1, 5, 9], np.uint32)})
+    reading = read_recording(tmp_path / "a.npz")
+    assert reading.events["t"].tolist() == [2**32 - 9, 2**32 - 1, 2**32 + 5, 2**32 + 9]
+    assert reading.counts == {"clock wraps": 1}
+
+
+def test_doubles_of_matlab_that_were_read_as_signed_go_on(tmp_path):
+    times = np.array([-1143324973.0, -1143324900, -9, 5])
+    savemat(tmp_path / "a.mat", {"out1": np.stack([times, *(columns()[name] for name in "xyp")], 1)})
+    assert np.diff(read(tmp_path / "a.mat")["t"]).tolist() == np.diff(times).tolist()
+
+
+@pytest.mark.parametrize(("name", "value"), [("x", -1), ("y", 2**16), ("t", np.nan), ("t", 2.5), ("p", 2), ("p", -2)])
+def test_an_impossible_event_costs_itself_only_when_lenient(tmp_path, name, value):
+    path, given = tmp_path / "a.npz", {name: column.astype(float) for name, column in columns().items()}
+    given[name][2] = value
+    np.savez(path, **given)
+    with pytest.raises(EventFormatError, match=f"event 2: expected a whole {name} from 0 to .*, got {value}"):
+        read(path)
+    reading = read_recording(path, lenient=True)
+    assert reading.events.tolist() == WANTED[:2] + WANTED[3:] and reading.counts == {"impossible": 1}
+    given[name][:] = value
+    np.savez(path, **given)
+    with pytest.raises(EventFormatError, match=f"event 0: expected a whole {name}"):
+        read(path, lenient=True)
+
+
+def test_times_in_seconds_are_not_taken_for_other_units(tmp_path):
+    np.savez(tmp_path / "a.npz", **{**columns(), "t": np.array([0.00001, 0.5, 1, 2])})
+    with pytest.raises(EventFormatError, match="a whole t .* in microseconds, got 1e-05"):
+        read(tmp_path / "a.npz")
+    np.save(tmp_path / "a.npy", np.array([[1, 2, 1, 0.0000123], [3, 4, 0, 0.5]]))  # tonic's have milliseconds
+    with pytest.raises(EventFormatError, match="a whole t .* in microseconds, got 0.0123"):
+        read(tmp_path / "a.npy")
+    for dtype in (np.float32, np.float64):
+        np.save(tmp_path / "a.npy", np.array([[1, 2, 1, 30_000.123], [3, 4, 0, 700_000.5]], dtype))
+        assert np.abs(read(tmp_path / "a.npy")["t"] - [30_000_123, 700_000_500]).max() <= 50

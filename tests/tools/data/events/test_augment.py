@@ -200,3 +200,14 @@ def test_all_together_repeat_with_the_seed():
     torch.manual_seed(5)
     assert torch.equal(first, augment(frames, labels))
     assert not torch.equal(first, augment(frames, labels))
+
+
+def test_a_window_of_time_is_within_the_recording_not_in_the_zeros_behind_it():
+    lengths = torch.tensor([2, 5, 20]).repeat(1000)
+    share = window_share(20, torch.full((3000,), 0.5), lengths)
+    assert share.shape == (3000, 20)
+    torch.testing.assert_close(share.sum(1), lengths / 2)
+    assert not (share > 0)[torch.arange(20) >= lengths[:, None]].any()
+    frames = recordings(300, shape=(20, 2, 3, 3), mean=50)
+    dropped = EventAugment(event_drop=True)(frames, torch.zeros(300, dtype=torch.long), torch.full((300,), 4))
+    assert ((dropped[:, :4] == 0).flatten(2).all(2).any(1)).sum() > 30  # of 75 that lose a window of 0.4 to 3.6 frames

@@ -379,8 +379,10 @@ def test_numbers_that_a_conversion_would_change_are_refused(tmp_path, wrong):
     arrays = columns(float)
     arrays[name][1] = value
     np.savez(tmp_path / "w.npz", **arrays)
-    highest = {"x": 2**16, "y": 2**16, "t": 2**62, "p": 2}[name] - 1
-    with pytest.raises(EventFormatError, match=f"byte 0: event 1: expected a whole {name} from 0 to {highest}, got"):
+    highest = {"x": 2**16, "y": 2**16, "t": 2**53, "p": 2}[name] - 1
+    with pytest.raises(
+        EventFormatError, match=f"byte 0: event 1: expected a whole {name} from 0 to {highest}( in .*)?, got"
+    ):
         Recording(tmp_path / "w.npz").load(SIZE)
 
 

@@ -55,6 +55,22 @@ def test_dsec_has_an_offset_of_time(file):
     assert found(file).events["t"].tolist() == [2**33 + event[2] for event in EVENTS]
 
 
+@pytest.mark.parametrize("offset", [0.5, [1, 2], [[1.0, 2, 3, 4]]])
+def test_an_offset_of_time_is_one_whole_number(file, offset):
+    for name, column in columns().items():
+        file[name] = column
+    file["t_offset"] = offset
+    with pytest.raises(EventFormatError):
+        found(file)
+
+
+def test_an_offset_of_time_is_not_forgotten_for_times_in_floating_point(file):
+    for name, column in columns(dtype="<f8").items():
+        file[name] = column
+    file["t_offset"] = 100
+    assert found(file).events["t"].tolist() == [100 + event[2] for event in EVENTS]
+
+
 @pytest.mark.parametrize("place", ["CD/events", "events"])
 def test_tables_of_prophesees_tools(file, place):
     file[place] = table()

@@ -221,3 +221,23 @@ def test_a_header_may_not_be_endless(tmp_path):
     with pytest.raises(EventFormatError):
         read(tmp_path, RAW_HEADER + b"%\n" * 10**6)
     assert format_of("f", b"% evt 2.0\n").name == "Prophesee RAW"
+
+
+@pytest.mark.parametrize(("write", "bits", "name"), [(evt2, 34, "a.raw"), (evt3, 24, "a.raw"), (dat, 32, "a.dat")])
+def test_a_clock_that_is_set_to_zero_goes_on_also_after_it_has_wrapped(tmp_path, write, bits, name):
+    whole = 2**bits
+    for start, wraps in ((whole // 4, 0), (whole // 2, 1)):
+        before, after = start + whole // 256 * np.arange(150), 9 * np.arange(40)
+        events = [(1, 2, int(time) % whole, 1) for time in (*before, *after)]
+        reading = read(tmp_path, write(events), name)
+        assert reading.events["t"].tolist() == [*before, *(before[-1] + after)]
+        assert {what: reading.counts[what] for what in ("clock wraps", "clock resets")} == {
+            "clock wraps": wraps,
+            "clock resets": 1,
+        }
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_dat_file_that_names_no_version_is_read_by_its_words(tmp_path, version):
+    raw = dat(version=version).replace(b"% Version " + str(version).encode() + b"\n", b"")
+    assert found(read(tmp_path, raw, "a.dat")) == EVENTS

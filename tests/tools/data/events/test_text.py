@@ -45,6 +45,10 @@ def test_any_separator_and_unit(tmp_path, rows, separator, end):
         "0.0000101 5 7 1\n0.0000199 6 0 0\n1.5000000 7 8 1\n",  # rounded
         "0.00001 5 7 1\n0.00002 6 0 0\n1.50000 7 8 1\n",
         "\ufeff10 5 7 1\n20 6 0 0\n1500000 7 8 1\n",
+        '"t","x","y","p"\n10,5,7,1\n20,6,0,0\n1500000,7,8,1\n',
+        ",t,x,y,p\n0,10,5,7,1\n1,20,6,0,0\n2,1500000,7,8,1\n",  # as pandas writes
+        "t,x,y,p\n10,5,7,True\n20,6,0,False\n1500000,7,8,True\n",
+        "% geometry:640,480\n10 5 7 1\n20 6 0 0\n1500000 7 8 1\n",
     ],
 )
 def test_headers_comments_and_numbers_as_they_are_found(tmp_path, text):
@@ -75,6 +79,13 @@ def test_columns_may_be_told(tmp_path):
         read(path, columns="x,y,p,t")
     with pytest.raises(EventFormatError, match="expected columns t, x, y, p, or their names, got columns x, y, p$"):
         read(path, columns="x,y,p")
+
+
+def test_another_order_that_is_not_told_is_told_about(tmp_path):
+    (tmp_path / "a.csv").write_text("320,240,1,1000\n321,240,0,1010\n")  # as of Metavision: x, y, p, t
+    with pytest.raises(EventFormatError, match="got 1000; if the columns are not t, x, y, p, --columns"):
+        read(tmp_path / "a.csv")
+    assert read(tmp_path / "a.csv", columns="x,y,p,t").tolist() == [(320, 240, 1000, True), (321, 240, 1010, False)]
 
 
 def test_without_polarities_all_are_on(tmp_path):
@@ -123,6 +134,32 @@ def test_a_truncated_last_line_costs_its_event_only(tmp_path):
         read(tmp_path / "a.txt")
     reading = read_recording(tmp_path / "a.txt", lenient=True)
     assert reading.events.tolist() == WANTED and reading.counts == {"truncated": 1}
+
+
+def test_a_line_that_is_none_costs_its_event_only(tmp_path):
+    (tmp_path / "a.txt").write_text(SECONDS[0] + "\n0.0000 ?\n" + lines(SECONDS[1:]))
+    with pytest.raises(EventFormatError, match="line 2"):
+        read(tmp_path / "a.txt")
+    reading = read_recording(tmp_path / "a.txt", lenient=True)
+    assert reading.events.tolist() == WANTED and reading.counts == {"impossible": 1}
+
+
+@pytest.mark.parametrize("between", ["", "\n"])  # regular, or not
+def test_times_that_were_read_as_signed_go_on(tmp_path, between):
+    (tmp_path / "a.txt").write_text(f"2147483646 1 2 1\n{between}-2147483648 1 2 0\n")
+    assert read(tmp_path / "a.txt")["t"].tolist() == [2**31 - 2, 2**31]
+
+
+def test_times_that_would_be_rounded_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("1609459200123456789 1 2 1\n1609459200123457789 1 2 1\n")  # nanoseconds
+    with pytest.raises(EventFormatError, match="event 0: expected a whole t from 0 to .* in microseconds"):
+        read(tmp_path / "a.txt")
+
+
+def test_utf16_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("t,x,y,p\n1,2,3,1\n", encoding="utf-16")
+    with pytest.raises(EventFormatError, match="got UTF-16"):
+        read(tmp_path / "a.csv")
 
 
 def test_regular_and_other_texts_give_the_same(tmp_path):

@@ -37,21 +37,50 @@ def test_a_counter_of_overflows_that_comes_late_is_not_counted_twice():
     assert found.tolist() == [whole - 1, whole, whole + 5, whole + 6]
 
 
+def found(wraps, resets):
+    return {"clock wraps": wraps, "clock resets": resets}
+
+
 def test_a_clock_that_is_set_to_zero_goes_on():
-    times = np.array([10**6, 10**6 + 10, 0, 10, 25, 30, 40, 3, 4, 8, 500])
-    found, resets = continued(times)
-    assert resets == 2
-    assert found.tolist() == [10**6, *(10**6 + 10 + np.array([0, 0, 10, 25, 30, 40, 40, 41, 45, 537])).tolist()]
-    found, resets = continued(np.array([100, 200, 300, 0, 100, 200, 300, 400]))
-    assert found.tolist() == [100, 200, 300, 300, 400, 500, 600, 700] and resets == 1
+    once, again = 10**6 + 10 * np.arange(20), 10 * np.arange(40)
+    times, counts = continued(np.concatenate([once, again, again]), 32)
+    assert counts == found(0, 2)
+    assert times.tolist() == np.concatenate([once, once[-1] + again, once[-1] + again[-1] + again]).tolist()
+    times, counts = continued(np.array([10**6, 10**6 + 10, 0, 5]), 32)  # near the ends of a recording
+    assert times.tolist() == [10**6, 10**6 + 10, 10**6 + 10, 10**6 + 15] and counts == found(0, 1)
+
+
+@pytest.mark.parametrize("bits", [24, 32, 34])
+def test_a_clock_that_has_wrapped_before_it_is_set_to_zero_goes_on(bits):
+    whole = 2**bits
+    before, after = whole // 2 + whole // 32 * np.arange(40), 10 * np.arange(40)
+    times, counts = continued(np.concatenate([before % whole, after]), bits)
+    assert counts == found(1, 1)
+    assert times.tolist() == np.concatenate([before, before[-1] + after]).tolist()
+
+
+def test_a_damaged_file_whose_times_fall_again_and_again_takes_no_time():
+    damaged = np.random.default_rng(0).integers(0, 2**32, 1_000_000)
+    times, counts = continued(np.tile(np.repeat([10**6, 0], 16), 30_000), 32)
+    assert counts == found(0, 29_999 + 1) and (np.diff(times) >= 0).sum() >= 30_000 - 1
+    assert len(continued(damaged, 32)[0]) == len(damaged)
 
 
 @pytest.mark.parametrize("at", [0, 1, 7, 19, 20])
 @pytest.mark.parametrize("time", [0, 10**9])
 def test_a_single_wrong_time_is_no_reset(at, time):
     times = np.insert(1000 + 10 * np.arange(20), at, time)
-    found, resets = continued(times)
-    assert found is times and resets == 0
+    gone_on, counts = continued(times, 64)
+    assert gone_on is times and counts == found(0, 0)
+
+
+@pytest.mark.parametrize("burst", [2, 5, 15])
+@pytest.mark.parametrize("first", [3, 2**31 - 100])
+def test_some_wrong_times_are_no_reset(burst, first):
+    times = np.insert(10**6 + 10 * np.arange(200), 50, first + np.arange(burst))
+    gone_on, counts = continued(times, 32)
+    assert gone_on is times and counts == found(0, 0)
+    assert np.count_nonzero(~ascending(gone_on)) == burst
 
 
 def test_as_few_events_as_possible_are_dropped():

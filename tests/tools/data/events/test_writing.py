@@ -115,6 +115,18 @@ def test_a_recording_is_converted_on_the_command_line(tmp_path, caplog):
     assert not (tmp_path / "c.csv").exists()
     main(["convert", str(tmp_path / "c.dat"), str(tmp_path / "c.csv"), "--lenient"])
     assert (tmp_path / "c.csv").read_text() == "t,x,y,p\n10,5,7,1\n"
+    assert "left out: 1 truncated" in caplog.text
+
+
+def test_what_is_out_of_order_or_off_the_sensor_is_left_out_when_lenient(tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "a.txt").write_text("9 9\n10 5 7 1\n20 6 7 0\n12 8 8 1\n22 9 0 1\n23 1 2 0\n24 1 -2 0\n")
+    command = ["convert", str(tmp_path / "a.txt"), str(tmp_path / "b.raw")]
+    with pytest.raises(SystemExit):
+        main(command)
+    main([*command, "--lenient"])
+    assert read_recording(tmp_path / "b.raw").events["t"].tolist() == [10, 12, 23]
+    assert all(f"left out: 1 {what}" in caplog.text for what in ("outside", "decreasing", "impossible"))
 
 
 def test_the_module_runs(tmp_path):
