@@ -126,6 +126,14 @@ def figures(monkeypatch):
     return saved
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are made, but neither laid out nor drawn, which takes longer than all else in a short evaluation."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: None)
+
+
 def lines_of(axes):
     """{label: (x, y)} of the lines of a panel, as lists; of what `errorbar` draws, the means."""
     lines = {line.get_label(): line for line in axes.lines}

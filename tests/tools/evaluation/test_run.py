@@ -197,7 +197,7 @@ def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots
             }
 
 
-def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes, tmp_path):
+def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes, undrawn, tmp_path):
     config = EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path))
     results = run_evaluation(config, stripes)
     assert list(results) == ["LIF"]
@@ -209,7 +209,9 @@ def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes,
     assert document["tests"][0]["kinds"]["LIF"]["low"] is None and document["ensembles"] == {}
 
 
-def test_another_score_of_uncertainty_is_in_results_and_page(snapshots, stripes, tmp_path, monkeypatch, schema):
+def test_another_score_of_uncertainty_is_in_results_and_page(
+    snapshots, stripes, undrawn, tmp_path, monkeypatch, schema
+):
     original = metrics.scores
     monkeypatch.setattr(metrics, "scores", lambda *args: {**original(*args), "spread": 0.125})
     run_evaluation(EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path), uncertainty=True), stripes)
