@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from dataset_utils import DATASETS, motions
 from models import build_model, build_neuron
 from models.registry import MODELS
+from tests import fresh
 from tests.tools.data.events.written import (
     caltech101_tree,
     cifar10_tree,
@@ -190,10 +191,10 @@ json.dump(shown, sys.stdout)
 """
 
 
-def test_every_script_has_help_that_needs_torch_alone(repository):
+def test_every_script_has_help_that_needs_torch_alone():
     """So that it comes at once."""
     scripts = [*SCRIPTS, *STUDIES]
-    done = start(repository, sys.executable, "-c", HELP, json.dumps([HEAVY, scripts]))
+    done = fresh.run(HELP, json.dumps([HEAVY, scripts]))
     assert done.returncode == 0, done.stderr
     for script, (text, heavy) in json.loads(done.stdout).items():
         flag = "--snapshot" if script.startswith("testing") else "--quick" if script in STUDIES else "--epochs"

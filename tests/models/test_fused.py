@@ -1,8 +1,6 @@
 """The fused CPU kernel against the eager oracle, which is fed the same noise; statistics; layouts; the operator."""
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from models.kernels import common, cpu, fused
 from models.kernels.common import Neuron, dense
 from models.kernels.eager import lif_sequence
 from models.noise import draw_seeds
+from tests import fresh
 from tests.chance import ERROR, deviations, likely
 from tests.models.reference_noise import noise as reference_noise
 from tests.models.reference_noise import philox, random_words
@@ -461,7 +460,7 @@ def test_nan_goes_through_to_the_gradient():
 def test_the_package_can_be_imported_twice_in_a_process():
     code = "import sys, models; [sys.modules.pop(m) for m in list(sys.modules) if m.split('.')[0] == 'models']\n"
     code += "import models, torch; assert models.LIF()(torch.full((1, 1, 9), 2.0)).all()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=cpu.SOURCE.parents[2])
+    fresh.run(code).check_returncode()
 
 
 def test_fused_refuses_what_it_cannot_run():
