@@ -86,7 +86,7 @@ def test_draws_are_reported_as_mean_and_standard_deviation(trained, stripes, tmp
     assert point.accuracy_mean > 0.9
 
 
-def test_a_deterministic_network_needs_several_draws_only_of_what_is_drawn(trained, stripes, tmp_path):
+def test_a_deterministic_network_needs_several_draws_only_of_what_is_drawn(trained, stripes, undrawn, tmp_path):
     options = dict(draws=3, perturbation=["sp", "blur"])
     results = evaluated(trained, stripes, tmp_path, "LIF", **options).perturbations
     assert [len(point.loss_draws) for point in results["sp"]] == [1, 3]
@@ -104,7 +104,7 @@ def test_of_a_single_draw_nothing_is_known_about_the_others(trained, stripes, tm
     assert point.accuracy_std is None and point.loss_std is None
 
 
-def test_the_same_seed_repeats_and_another_differs(trained, stripes, tmp_path):
+def test_the_same_seed_repeats_and_another_differs(trained, stripes, undrawn, tmp_path):
     options = dict(perturbation=["add_gaussian"], gaussian_sigma=0.5, draws=2)
     first = evaluated(trained, stripes, tmp_path, **options)
     torch.rand(7)  # the state of torch's own generator does not matter
@@ -123,7 +123,7 @@ def test_the_same_seed_repeats_and_another_differs(trained, stripes, tmp_path):
     ],
 )
 @pytest.mark.parametrize("neuron", ["NILIF", "LIF"])
-def test_every_perturbation_does_harm(trained, stripes, tmp_path, name, options, neuron):
+def test_every_perturbation_does_harm(trained, stripes, undrawn, tmp_path, name, options, neuron):
     test = snapshot(trained, stripes, tmp_path, neuron, perturbation=[name], draws=3, **options)
     clean, disturbed = evaluate(test).perturbations[name]
     assert (clean.strength, disturbed.strength) == (0.0, *options.values())
@@ -140,7 +140,7 @@ def test_perturbed_pixels_reach_the_network_before_its_normalisation(trained, st
     assert disturbed.min() >= 0 and disturbed.max() <= 1
 
 
-def test_all_networks_meet_the_same_perturbed_pixels(trained, stripes, tmp_path):
+def test_all_networks_meet_the_same_perturbed_pixels(trained, stripes, undrawn, tmp_path):
     seen = {}
     for neuron in ("NILIF", "LIF"):
         test = snapshot(trained, stripes, tmp_path, neuron, perturbation=["sp"], draws=2)
@@ -206,7 +206,7 @@ def test_all_perturbations_of_the_data_at_all_severities(trained, stripes, tmp_p
     assert [point.severity for point in chosen["shot"]] == [0, 5] and chosen["jpeg"][1] == results["jpeg"][5]
 
 
-def test_stored_results_are_not_measured_again(trained, stripes, tmp_path, monkeypatch):
+def test_stored_results_are_not_measured_again(trained, stripes, undrawn, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
     options = dict(perturbation=["sp", "blur"], draws=2)
     original, interrupted, measured = inference.predict_all, ["blur"], set()
@@ -237,7 +237,7 @@ def test_stored_results_are_not_measured_again(trained, stripes, tmp_path, monke
             assert run()[1] == done | rest
 
 
-def test_a_narrower_run_keeps_what_a_wider_one_has_measured(trained, stripes, tmp_path, monkeypatch):
+def test_a_narrower_run_keeps_what_a_wider_one_has_measured(trained, stripes, undrawn, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
 
     def severities(*wanted):
