@@ -14,6 +14,8 @@ prepare_python requirements-dev.txt
 
 # One thread for each process: more would wait for each other.
 export OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
+# Python keeps what it compiles: else each process, and each that a test starts, would compile everything again.
+unset PYTHONDONTWRITEBYTECODE
 parallel=(-n logical --maxprocesses 8 --dist worksteal)
 if [ "${1:-}" != --all ]; then
     exec "$PYTHON" -m pytest "${parallel[@]}" -m "not slow and not alone" "$@"

@@ -4,6 +4,7 @@ It imports the rest of the project where that is used: the tests of `models` and
 """
 
 import gc
+import itertools
 import logging
 import os
 import runpy
@@ -43,6 +44,19 @@ def first_are_fast(cases, count=1):
     """The cases of a test, of which those after the first `count` are slow tests."""
     cases = list(cases)
     return [*cases[:count], *(pytest.param(case, marks=pytest.mark.slow) for case in cases[count:])]
+
+
+def each_pair_is_fast(*axes):
+    """All combinations of values, slow but for a part in which each two values of two axes meet.
+
+    The last axis has the fewest values. Each combination of values of the others is fast with one of them.
+    """
+    cases = []
+    for places in itertools.product(*(range(len(axis)) for axis in axes)):
+        values = [axis[place] for axis, place in zip(axes, places)]
+        marks = [pytest.mark.slow] if sum(places) % len(axes[-1]) else []
+        cases.append(pytest.param(*values, marks=marks, id="-".join(getattr(v, "__name__", str(v)) for v in values)))
+    return cases
 
 
 def _stripes(count, seed):
@@ -124,6 +138,14 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", savefig)
     return saved
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures are made, but neither laid out nor drawn, which takes longer than all else in a short evaluation."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: None)
 
 
 def lines_of(axes):

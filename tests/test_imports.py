@@ -3,10 +3,11 @@
 import ast
 import glob
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {"tools.errors", "tools.io", "tools.plots", "tools.runtime"}
@@ -153,7 +154,7 @@ def test_packages_of_the_same_name_elsewhere_do_not_hide_these(tmp_path):
     code += "".join(
         f"import {name}; assert not {name}.__file__.startswith({str(tmp_path)!r}), {name}\n" for name in names
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    fresh.run(code).check_returncode()
 
 
 def _unannotated(node, inside=""):

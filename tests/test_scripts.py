@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from dataset_utils import DATASETS, motions
 from models import build_model, build_neuron
 from models.registry import MODELS
+from tests import fresh
 from tests.tools.data.events.written import (
     caltech101_tree,
     cifar10_tree,
@@ -81,7 +82,7 @@ def small_data(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", sorted(set(DATASETS) - {"mnist5k"}))  # for which see below
-def test_every_data_set_is_trained_and_tested_on(run_script, small_data, tmp_path, name):
+def test_every_data_set_is_trained_and_tested_on(run_script, small_data, undrawn, tmp_path, name):
     if name == "shd":
         pytest.importorskip("h5py")
     if name == "ncars" and not any(".dat" in one.suffixes for one in FORMATS):
@@ -122,7 +123,7 @@ def test_mnist5k_is_learnt_resumed_and_tested(run_script, tmp_path, figures):
     assert line.get_ydata() == pytest.approx([100 * point["accuracy_mean"] for point in points])
 
 
-def test_frames_by_duration_are_trained_resumed_and_tested_on(run_script, tmp_path, monkeypatch):
+def test_frames_by_duration_are_trained_resumed_and_tested_on(run_script, undrawn, tmp_path, monkeypatch):
     striped_nmnist_tree(tmp_path / "nmnist", training=5, test=2, count=60, longer=45)
     monkeypatch.setenv("NSNN_DATA", str(tmp_path))
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
@@ -190,10 +191,10 @@ json.dump(shown, sys.stdout)
 """
 
 
-def test_every_script_has_help_that_needs_torch_alone(repository):
+def test_every_script_has_help_that_needs_torch_alone():
     """So that it comes at once."""
     scripts = [*SCRIPTS, *STUDIES]
-    done = start(repository, sys.executable, "-c", HELP, json.dumps([HEAVY, scripts]))
+    done = fresh.run(HELP, json.dumps([HEAVY, scripts]))
     assert done.returncode == 0, done.stderr
     for script, (text, heavy) in json.loads(done.stdout).items():
         flag = "--snapshot" if script.startswith("testing") else "--quick" if script in STUDIES else "--epochs"
@@ -219,7 +220,7 @@ def test_errors_are_one_message_and_exit_code_1(run_script, tmp_path, monkeypatc
 
 
 def test_an_error_is_one_line_of_the_terminal(repository):
-    failed = start(repository, sys.executable, "testing_mnist5k.py", "--snapshot", "README.md")
+    failed = start(repository, sys.executable, "main_mnist5k.py", "--resume", "README.md")
     assert failed.returncode == 1 and not failed.stdout
     assert re.fullmatch(r"error: README.md cannot be loaded safely as a checkpoint: .*\n", failed.stderr)
 
@@ -248,7 +249,7 @@ def test_an_error_in_a_network_keeps_its_traceback_and_one_of_its_settings_is_a_
     assert error.value.code == 1 and "decay_input=True with decay=1 would ignore the input" in caplog.text
 
 
-def test_a_published_checkpoint_is_tested_as_the_readme_says(run_script, tmp_path, monkeypatch):
+def test_a_published_checkpoint_is_tested_as_the_readme_says(run_script, undrawn, tmp_path, monkeypatch):
     """sresnet18 of the published code, random weights, on a CIFAR-10 folder of a few images."""
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))
     image_folder(tmp_path / "data", test=1)

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 
 from crits.watching import call_of, neuron_hooks
 from models import LIF, Stream
+from tests import fresh
 
 X = 2 * torch.rand(3, 2, 4, generator=torch.Generator().manual_seed(0))
 
@@ -90,7 +89,7 @@ def test_a_copy_made_in_the_block_keeps_its_own_hooks_alone(copied):
     assert not {"run", "step"} & set(vars(twin))
 
 
-def test_where_nothing_is_compiled_the_compiler_is_not_loaded(repository):
+def test_where_nothing_is_compiled_the_compiler_is_not_loaded():
     """It takes seconds."""
     code = """
 import sys
@@ -100,7 +99,7 @@ with neuron_hooks(LIF(), print):
     pass
 print([name for name in sys.modules if name.startswith("torch._dynamo")])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    done = fresh.run(code)
     assert done.stdout == "[]\n", done.stderr
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from models.kernels import build, cpu
+from tests import fresh
 
 RUN = """
 import sys
@@ -32,6 +33,13 @@ def start(repository, cache, *dtypes, **environment):
     env = {**os.environ, "NSNN_CACHE": str(cache), "OMP_NUM_THREADS": "1", **environment}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen([sys.executable, "-c", RUN, *(dtypes or ["float32"])], cwd=repository, env=env, **pipes)
+
+
+def used(cache, *dtypes, **environment):
+    """What a process prints that has imported PyTorch before the environment was such."""
+    done = fresh.run(RUN, *(dtypes or ["float32"]), **{"NSNN_CACHE": str(cache), **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def finish(process):
@@ -81,16 +89,16 @@ def test_processes_that_start_at_once_share_one_build(repository, tmp_path, comp
         pytest.param("exit 0", "", marks=pytest.mark.slow),  # claims success and makes nothing
     ],
 )
-def test_a_failed_build_is_one_warning_and_the_eager_kernel(repository, tmp_path, compiler, text, reason):
-    out = finish(start(repository, tmp_path / "cache", "float32", "float64", **compiler(text)))
+def test_a_failed_build_is_one_warning_and_the_eager_kernel(tmp_path, compiler, text, reason):
+    out = used(tmp_path / "cache", "float32", "float64", **compiler(text))
     assert out.startswith("eager 1 spiking neurons run on the slower eager kernel") and reason in out
 
 
 @pytest.mark.slow
-def test_other_compilers_than_gcc_get_flags_that_they_know(repository, tmp_path, compiler):
+def test_other_compilers_than_gcc_get_flags_that_they_know(tmp_path, compiler):
     """clang refuses GCC's -fvect-cost-model, and knows -O3."""
     environment = compiler(refuse("-fvect-cost-model*"), names=["mycc"], CC="mycc -g0")
-    assert finish(start(repository, tmp_path / "cache", **environment)) == "fused 0\n"
+    assert used(tmp_path / "cache", **environment) == "fused 0\n"
 
 
 @pytest.mark.parametrize(
@@ -100,12 +108,12 @@ def test_other_compilers_than_gcc_get_flags_that_they_know(repository, tmp_path,
         pytest.param({"NSNN_CACHE": "/proc/nowhere"}, marks=pytest.mark.slow),
     ],
 )
-def test_a_cache_that_cannot_be_written_costs_a_build_and_no_more(repository, tmp_path, compiler, environment):
-    assert finish(start(repository, tmp_path, **compiler(**environment))) == "fused 0\n"
+def test_a_cache_that_cannot_be_written_costs_a_build_and_no_more(tmp_path, compiler, environment):
+    assert used(tmp_path, **compiler(**environment)) == "fused 0\n"
 
 
-def test_no_compiler_is_one_warning_and_the_eager_kernel(repository, tmp_path):
-    out = finish(start(repository, tmp_path / "cache", PATH=str(tmp_path), CC=""))
+def test_no_compiler_is_one_warning_and_the_eager_kernel(tmp_path):
+    out = used(tmp_path / "cache", PATH=str(tmp_path), CC="")
     assert out.startswith("eager 1 ") and "no C compiler" in out
 
 

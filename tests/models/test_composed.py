@@ -76,7 +76,7 @@ def test_a_filter_is_that_of_a_loop(alpha, backend):
 
 
 @pytest.mark.parametrize("backend", ["auto", "eager", "plain"])
-@pytest.mark.parametrize("shape", first_are_fast([(5, 2, 3), (4, 2, 3, 2), (1, 1, 3)]))
+@pytest.mark.parametrize("shape", first_are_fast([(3, 1, 3), (5, 2, 3), (4, 2, 3, 2), (1, 1, 3)]))
 def test_gradients_of_a_filter(shape, backend):
     x, start = (grid(*size, dtype=torch.float64).requires_grad_() for size in (shape, shape[1:]))
     for alpha in (torch.tensor([0.3, 0.6, 0.9]), torch.tensor([0.7]), torch.tensor(0.7)):
@@ -166,7 +166,7 @@ def test_gradients_of_the_mean_field(around):
 
 
 @each_whole
-@pytest.mark.parametrize("make", [LIF, NoisyLIF])
+@pytest.mark.parametrize("make", first_are_fast([NoisyLIF, LIF]))
 def test_seen_as_one_neuron(around, make):
     """By monitors and streams, as state dictionary and copy, and without noise in other programs."""
     net, x = nn.Sequential(around(make())), grid(5, 4, 3)

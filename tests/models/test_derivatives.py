@@ -128,7 +128,7 @@ def test_linearize():
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated", "ignore:Attempted to insert")
 @pytest.mark.parametrize("placement", first_are_fast(["both", "escape", "membrane"]))
-@pytest.mark.parametrize("with_generator", [False, True])
+@pytest.mark.parametrize("with_generator", first_are_fast([True, False]))
 def test_linearize_draws_no_noise(placement, with_generator):
     """It would at each call of what it returns, and never that of the spikes."""
     neuron, x, tangent = NoisyLIF(placement=placement), currents(2, 3, 5), weights(2, 3, 5)
@@ -300,7 +300,12 @@ def test_a_kernel_that_is_asked_for_by_name_says_that_it_cannot(backend):
 
 @pytest.mark.parametrize(
     ("transform", "fullgraph"),
-    [(vmap, False), (lambda neuron: grad(lambda x: neuron(x).square().sum()), False), (jacfwd, False), (jacrev, True)],
+    [
+        (vmap, False),
+        (jacrev, True),
+        pytest.param(lambda neuron: grad(lambda x: neuron(x).square().sum()), False, marks=pytest.mark.slow),
+        pytest.param(jacfwd, False, marks=pytest.mark.slow),
+    ],
 )
 def test_transforms_inside_a_compiled_function_are_an_error(transform, fullgraph):
     """PyTorch would compile a wrong Jacobian without a word."""

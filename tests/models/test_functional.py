@@ -13,6 +13,7 @@ from models.functional import lif, noisy_lif
 from models.kernels.common import Neuron
 from models.kernels.eager import lif_sequence
 from tests.chance import deviations, likely
+from tests.conftest import each_pair_is_fast
 
 LAWS = [Gaussian, Logistic, Triangular, Uniform, Cauchy]
 PLACEMENTS = ["both", "escape", "membrane"]
@@ -90,9 +91,9 @@ def firing_probability(law_class, scale, loc, placement, margin):
     return p
 
 
-@every_law
-@every_placement
-@pytest.mark.parametrize("loc", [0.0, 0.35, -0.2])
+@pytest.mark.parametrize(
+    ("law_class", "placement", "loc"), each_pair_is_fast(list(LAWS), list(PLACEMENTS), [0.0, 0.35, -0.2])
+)
 def test_firing_frequency_is_the_marginal_distribution(law_class, placement, loc):
     n, scale = 200_000, 0.4
     margins = [-0.6, -0.15, 0.0, 0.3, 0.75]
@@ -199,11 +200,10 @@ def recursion_by_hand(x, start, decay, pdf, placement, reset, detach_reset, deca
     return s, v[T], g_x, g_v, g_decay
 
 
-@every_law
-@every_placement
-@every_reset
-@detached_or_not
-@scaled_input_or_not
+@pytest.mark.parametrize(
+    ("law_class", "placement", "reset", "detach_reset", "decay_input"),
+    each_pair_is_fast(list(LAWS), list(PLACEMENTS), list(RESETS), [False, True], [False, True]),
+)
 def test_backward_is_the_closed_form_recursion(law_class, placement, reset, detach_reset, decay_input):
     """The same noise on both sides; gradients reach x, the first state and decay, and come from the last state too."""
     T, B, scale, loc = 5, 4, 0.6, -0.15

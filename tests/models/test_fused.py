@@ -1,8 +1,6 @@
 """The fused CPU kernel against the eager oracle, which is fed the same noise; statistics; layouts; the operator."""
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +15,9 @@ from models.kernels import common, cpu, fused
 from models.kernels.common import Neuron, dense
 from models.kernels.eager import lif_sequence
 from models.noise import draw_seeds
+from tests import fresh
 from tests.chance import ERROR, deviations, likely
+from tests.conftest import first_are_fast
 from tests.models.reference_noise import noise as reference_noise
 from tests.models.reference_noise import philox, random_words
 
@@ -113,7 +113,7 @@ def assert_equal_but_for_close_calls(layer):
 @every_placement
 @every_reset
 @every_dtype
-@pytest.mark.parametrize("timesteps", [1, 2, 7])
+@pytest.mark.parametrize("timesteps", first_are_fast([7, 1, 2]))
 def test_fused_equals_the_oracle_given_the_same_noise(law, placement, reset, dtype, timesteps):
     layer = Layer(law, dynamics(placement, reset), (timesteps, 2, 3, 37), dtype)
     assert_equal_but_for_close_calls(layer)
@@ -325,14 +325,15 @@ def operator_samples():
 
     yield (x, *[None] * 6, seeds, True, True), flat(Gaussian(0.3))
     yield (channels_last, state, None, decay, scale, decay, None, seeds, True, True), flat(Cauchy(0.3))
+    yield (channels_last, state, *by_channel, None, seeds, True, True), flat(Gaussian(0.3))
     yield (x.bfloat16(), state, None, None, scale, None, None, seeds, True, False), flat(Uniform(0.3, 0.1))
     yield (x[:, :, ::2], None, decay, decay, None, None, None, seeds, True, True), flat(Logistic(0.3))
-    yield (channels_last, state, *by_channel, None, seeds, True, True), flat(Gaussian(0.3))
     yield (x, None, decay, *[None] * 4, seeds, True, True), flat(Gaussian(0.3), Cauchy(0.4, 0.1))
 
 
-@pytest.mark.parametrize(("sample", "neuron"), list(operator_samples()))
-def test_operator_passes_opcheck(sample, neuron):
+@pytest.mark.parametrize("operands", first_are_fast(operator_samples(), 3))
+def test_operator_passes_opcheck(operands):
+    sample, neuron = operands
     sample = [
         value.clone().requires_grad_() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for value in sample
@@ -461,7 +462,7 @@ def test_nan_goes_through_to_the_gradient():
 def test_the_package_can_be_imported_twice_in_a_process():
     code = "import sys, models; [sys.modules.pop(m) for m in list(sys.modules) if m.split('.')[0] == 'models']\n"
     code += "import models, torch; assert models.LIF()(torch.full((1, 1, 9), 2.0)).all()"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=cpu.SOURCE.parents[2])
+    fresh.run(code).check_returncode()
 
 
 def test_fused_refuses_what_it_cannot_run():

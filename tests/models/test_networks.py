@@ -31,6 +31,7 @@ from models import (
     registry,
 )
 from models.layers import Normalize, over_time
+from tests.conftest import each_pair_is_fast
 
 NEURONS = ["NILIF", "NILIF_sigmoid", "NILIF_triang", "NILIF_uniform", "NILIF_atan", "LIF", "PLIF", "IF"]
 MODELS = ["sresnet18", "sresnet19", "sresnet34", "vgg", "vggwoap", "cifarnet", "toynet", "rsnn"]
@@ -66,9 +67,9 @@ def awaken(net):
 # ---- every neuron in every network
 
 
-@every_model
-@every_neuron
-@pytest.mark.parametrize("in_shape", [(3, 8, 8), (1, 13, 9)], ids=str)
+@pytest.mark.parametrize(
+    ("model", "neuron", "in_shape"), each_pair_is_fast(list(MODELS), list(NEURONS), [(3, 8, 8), (1, 13, 9)])
+)
 def test_every_neuron_trains_in_every_network(model, neuron, in_shape):
     net = build(model, neuron, in_shape=in_shape)
     x = torch.rand(3, 2, *in_shape, generator=seeded(1))

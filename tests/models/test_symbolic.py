@@ -9,6 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from models import LIF, NoisyLIF, ParametricLIF, build_model, build_neuron, noise_generator, noiseless
 from models.layers import over_time
+from tests.conftest import first_are_fast
 
 
 class Pixels(nn.Module):
@@ -67,7 +68,7 @@ def test_compiled_at_most_three_times_for_all_lengths(make, shape, learns):
 
 
 @pytest.mark.parametrize("neuron", ["LIF", "NILIF"])
-@pytest.mark.parametrize("is_image", [True, False])
+@pytest.mark.parametrize("is_image", first_are_fast([True, False]))
 def test_one_compiled_network_for_all_numbers_of_timesteps(neuron, is_image):
     torch._dynamo.reset()
     compilations = []

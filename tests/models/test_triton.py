@@ -10,7 +10,7 @@ from models.functional import noisy_lif
 from models.kernels import cpu
 from models.kernels.common import Neuron, Saved, dense
 from models.noise import LAWS
-from tests.conftest import first_are_fast
+from tests.conftest import each_pair_is_fast, first_are_fast
 
 cuda = pytest.importorskip("models.kernels.cuda")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,11 +72,13 @@ def compare(law, settings, shape, dtype=torch.float32, state=True, learns=(True,
             torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-4, atol=1e-3)
 
 
+RESETS = [("zero", 2), ("subtract", 1), ("none", 3)]  # and numbers of time steps
+
+
 @pytest.mark.parametrize("dtype", first_are_fast([torch.float32, torch.float64, torch.bfloat16]), ids=str)
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@every_law
-@pytest.mark.parametrize(("reset", "timesteps"), [("zero", 2), ("subtract", 1), ("none", 3)])
-def test_triton_equals_c(law, placement, reset, timesteps, dtype):
+@pytest.mark.parametrize(("law", "placement", "reset"), each_pair_is_fast(list(KNOWN), list(PLACEMENTS), RESETS))
+def test_triton_equals_c(law, placement, reset, dtype):
+    reset, timesteps = reset
     membrane, threshold = PLACEMENTS[placement]
     settings = dict(reset=reset, membrane_noise=membrane, threshold_noise=threshold)
     compare(law, settings, (timesteps, 2, 3, 37), dtype)

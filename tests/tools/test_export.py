@@ -1,5 +1,6 @@
 """tools/export.py: checkpoints to other runtimes."""
 
+import itertools
 import subprocess
 import sys
 
@@ -28,15 +29,19 @@ def written(folder, name="mnist5k", **settings):
     return folder / "best.pth"
 
 
-@pytest.mark.parametrize("ending", export.FORMATS)
+ALL = list(itertools.product(export.FORMATS, ("mnist5k", "nmnist")))
+KINDS = [(".onnx", "mnist5k"), (".pt2", "nmnist"), (".nir", "mnist5k")]
+
+
+@pytest.mark.parametrize("kind", first_are_fast(KINDS + [kind for kind in ALL if kind not in KINDS], len(KINDS)))
 @pytest.mark.parametrize("mode", first_are_fast(["noiseless", "mean_field"]))
-def test_images_and_recordings(ending, mode, tmp_path):
+def test_images_and_recordings(kind, mode, tmp_path):
+    ending, name = kind
     if ending == ".nir":
         pytest.importorskip("nir")
-    for name in ("mnist5k", "nmnist"):
-        out = tmp_path / f"{name}{ending}"
-        assert export.export(written(tmp_path, name), out, mode) <= 1e-5
-        assert out.stat().st_size > 1000
+    out = tmp_path / f"{name}{ending}"
+    assert export.export(written(tmp_path, name), out, mode) <= 1e-5
+    assert out.stat().st_size > 1000
 
 
 def test_a_batch_of_another_size_and_the_noise(tmp_path):
@@ -73,6 +78,12 @@ def test_what_cannot_be_exported(tmp_path):
         export.export(tmp_path / "best.pth", tmp_path / "net.pt2")
 
 
+def test_the_script_says_how_equal_the_networks_are(tmp_path, run_script):
+    outcome = run_script("tools/export.py", written(tmp_path), tmp_path / "net.pt2")
+    assert outcome.code == 0 and "net.pt2: noiseless, equal to the network up to" in outcome.messages
+
+
+@pytest.mark.slow
 def test_as_a_user_starts_it(tmp_path, repository):
     command = [sys.executable, str(repository / "tools" / "export.py"), str(written(tmp_path)), "net.pt2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from dataset_utils import DATASETS
 from models import build_model, build_neuron
+from tests.conftest import first_are_fast
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
@@ -277,11 +278,12 @@ def test_a_changed_file_gives_its_content_or_a_documented_error(tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["our checkpoint", "published checkpoint", "image cache"])
-def test_a_changed_entry_of_an_archive_that_is_whole_gives_a_documented_error(tmp_path, name):
+@pytest.mark.parametrize("examples", first_are_fast([20, 80]))
+def test_a_changed_entry_of_an_archive_that_is_whole_gives_a_documented_error(tmp_path, name, examples):
     path, read = READERS[name](tmp_path)
     raw = path.read_bytes()
 
-    @settings(max_examples=80, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @given(change=CHANGES, which=st.integers(0, 6))
     def check(change, which):
         path.write_bytes(raw)

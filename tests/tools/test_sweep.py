@@ -91,8 +91,9 @@ def test_a_folder_has_one_sweep(tmp_path):
 
 
 def test_a_run_that_fails_says_why(tmp_path):
-    with pytest.raises(RuntimeError, match=r"(?s)sigma=-1 ended with code 2.*sigma must be at least"):
-        sweep.run_combination(tmp_path, ["main_mnist5k.py"], {"sigma": "-1"})
+    (tmp_path / "main.py").write_text("import sys\nprint(sys.argv[1:], 'are refused', file=sys.stderr)\nsys.exit(2)\n")
+    with pytest.raises(RuntimeError, match=r"(?s)sigma=-1 ended with code 2.*--sigma.*-1.*are refused"):
+        sweep.run_combination(tmp_path, [str(tmp_path / "main.py")], {"sigma": "-1"})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What conversion does whichever library a network is from, and that no library is imported before it is used."""
 
 import functools
-import subprocess
 import sys
 import threading
 import types
@@ -29,16 +28,17 @@ from models import (
     plain,
 )
 from models.interop.surrogates import DoubleExponential, FastSigmoid, Weighted, observe
+from tests import fresh
 
 LAWS = (Gaussian, Logistic, Triangular, Uniform, Cauchy, DoubleExponential, FastSigmoid)
 
 
-def test_no_library_is_imported_before_it_is_used(repository):
+def test_no_library_is_imported_before_it_is_used():
     code = (
         "import sys; from models import interop; interop.convert; interop.NotMapped\n"
         "assert not {name.split('.')[0] for name in sys.modules} & {*interop.PEERS, 'nir', 'h5py'}"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
+    fresh.run(code).check_returncode()
 
 
 def test_a_missing_library_is_an_error_that_says_how_to_install_it(monkeypatch):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from models import IF, LIF, Gaussian, NoisyLIF, interop, noise_generator, noiseless
+from tests.conftest import first_are_fast
 from tests.models.interop.compare import check, current, difference, draws
 
 pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
@@ -176,7 +177,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("step_mode", first_are_fast(["m", "s"]))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_are_converted(name, step_mode):
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from tests.chance import ERROR, deviations
+from tests.conftest import first_are_fast
 from tools.analysis import spike_trains
 from tools.analysis.spike_trains import arrays
 from tools.errors import UserError
@@ -147,7 +148,7 @@ def test_cc_norm_of_few_trials_of_a_model_is_that_of_its_rate():
     assert (spike_trains.cc_norm(np.zeros((3, *p.shape)), recorded) == 0).all()
 
 
-@pytest.mark.parametrize("smoothing_bins", [0.0, 10.0])
+@pytest.mark.parametrize("smoothing_bins", first_are_fast([10.0, 0.0]))
 def test_the_error_of_the_signal_power_is_its_spread(smoothing_bins):
     noise = np.random.default_rng(0).standard_normal((400, 3, 500, 1))  # no signal: recordings differ by noise alone
     noise = spike_trains.smoothed(noise, smoothing_bins)

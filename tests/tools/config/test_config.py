@@ -2,14 +2,13 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from crits import LOSSES, REGULARIZERS
 from dataset_utils import DATASETS
+from tests import fresh
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.fields import GROUPS, settings
 from tools.config.parsing import checked, parse
@@ -306,12 +305,12 @@ HEAVY = ["torchvision", "mlxtend", "pandas", "scipy", "sklearn", "matplotlib", "
 HEAVY += ["torch._dynamo", "tools.attacks", "tools.perturb", "tools.evaluation.run", "tools.training.run"]
 
 
-def test_wrong_flags_need_nothing_that_runs(repository):
+def test_wrong_flags_need_nothing_that_runs():
     """Nor do configurations and data sets. That --help does not, either, is in tests/test_scripts.py."""
     code = "import sys, dataset_utils, tools.cli, tools.config.evaluate, tools.networks\n"
     code += "try: tools.cli.train(dataset_utils.DATASETS['mnist5k'], argv=['--epohcs', '3'])\nexcept SystemExit: pass\n"
     code += f"print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
+    done = fresh.run(code)
     assert done.stdout == "[]\n" and "--epohcs" in done.stderr
 
 

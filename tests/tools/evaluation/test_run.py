@@ -112,17 +112,18 @@ def test_the_report_has_all_parts_and_no_external_address(compared):
     assert "upper bound on robustness" in text and "planted adversarial example" in text
 
 
-def test_results_json_obeys_its_schema(compared, repository):
+def test_results_json_obeys_its_schema(compared, schema):
     document = json.loads((compared[0] / "results.json").read_text())
-    schema(repository).validate(document)
+    schema.validate(document)
     assert list(document["kinds"]) == ["NSNN", "S<N>N"]
     assert [one["identity"]["training_seed"] for one in document["kinds"]["NSNN"]] == [0, 1]
     assert "times_correct" not in json.dumps(document)
     assert [row["draws"] for row in document["ensembles"]["NSNN"]] == [2]
 
 
-def schema(repository):
-    content = json.loads((repository / "docs" / "results.schema.json").read_text())
+@pytest.fixture(scope="module")
+def schema():
+    content = json.loads((Path(__file__).parents[3] / "docs" / "results.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(content)
     return jsonschema.Draft202012Validator(content)
 
@@ -155,7 +156,7 @@ SNAPSHOT = ("kinds", "NSNN", 0)
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_the_schema_refuses_wrong_results(compared, repository, place, value):
+def test_the_schema_refuses_wrong_results(compared, schema, place, value):
     document = json.loads((compared[0] / "results.json").read_text())
     *path, last = place
     part = document
@@ -163,7 +164,7 @@ def test_the_schema_refuses_wrong_results(compared, repository, place, value):
         part = part[step]
     part[last] = value
     with pytest.raises(jsonschema.ValidationError):
-        schema(repository).validate(document)
+        schema.validate(document)
 
 
 def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots):
@@ -196,7 +197,7 @@ def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots
             }
 
 
-def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes, tmp_path):
+def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes, undrawn, tmp_path):
     config = EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path))
     results = run_evaluation(config, stripes)
     assert list(results) == ["LIF"]
@@ -208,12 +209,14 @@ def test_a_single_snapshot_has_its_report_beside_its_results(snapshots, stripes,
     assert document["tests"][0]["kinds"]["LIF"]["low"] is None and document["ensembles"] == {}
 
 
-def test_another_score_of_uncertainty_is_in_results_and_page(snapshots, stripes, tmp_path, monkeypatch, repository):
+def test_another_score_of_uncertainty_is_in_results_and_page(
+    snapshots, stripes, undrawn, tmp_path, monkeypatch, schema
+):
     original = metrics.scores
     monkeypatch.setattr(metrics, "scores", lambda *args: {**original(*args), "spread": 0.125})
     run_evaluation(EvaluationConfig(snapshot=snapshots["LIF"][0], out=str(tmp_path), uncertainty=True), stripes)
     document = json.loads((tmp_path / "results.json").read_text())
-    schema(repository).validate(document)
+    schema.validate(document)
     assert document["kinds"]["LIF"][0]["uncertainty"]["curve"][0]["spread"] == 0.125
     text = (tmp_path / "report.html").read_text()
     assert "<th>spread</th>" in text and "<td>0.1250</td>" in text

@@ -194,7 +194,7 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("key", [None, "model", "state_dict", "net", "model_state_dict"])
+@pytest.mark.parametrize("key", first_are_fast([None, "state_dict", "model", "net", "model_state_dict"], 2))
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_weights_of_ones_own_loop_load(tmp_path, wrapper, key, caplog):
     path, net = tmp_path / "own.pth", own_network()

@@ -3,8 +3,6 @@
 import colorsys
 import io
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from models import LIF, NoisyLIF, build_model, build_neuron
+from tests import fresh
 from tests.chance import deviations, likely
 from tools.perturb import PERTURBATIONS, applicable
 from tools.perturb.hidden import delete_spikes, flip_spikes, insert_spikes, membrane_noise
@@ -255,5 +254,5 @@ def test_noisy_neurons_keep_their_own_noise_under_a_hidden_perturbation():
 
 def test_importing_the_table_imports_nothing_slow():
     code = "import sys, tools.perturb; print({'torchvision', 'matplotlib', 'scipy'} & set(sys.modules) or [])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = fresh.run(code)
+    assert done.stdout.strip() == "[]", done.stderr

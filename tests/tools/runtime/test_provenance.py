@@ -1,11 +1,10 @@
 """The code, libraries and machine behind a result, without importing what is slow."""
 
 import re
-import subprocess
-import sys
 
 import torch
 
+from tests import fresh
 from tools.runtime.provenance import provenance
 
 
@@ -16,8 +15,8 @@ def test_versions_are_those_of_the_libraries():
     assert found["threads"] == torch.get_num_threads()
 
 
-def test_the_training_code_imports_neither_torchvision_nor_tensorboard(repository):
+def test_the_training_code_imports_neither_torchvision_nor_tensorboard():
     code = "import sys, tools.runtime.provenance as p, tools.training.run; p.provenance()\n"
     code += "print([name for name in ('torchvision', 'tensorboard') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = fresh.run(code)
+    assert done.stdout.strip() == "[]", done.stderr

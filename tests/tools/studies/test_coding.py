@@ -442,7 +442,7 @@ def test_pooled_trials_are_decoded_best_with_some_noise(digits):
     assert certain.decoding_20 + 0.03 < some.decoding_20 > much.decoding_20 + 0.1
 
 
-def test_the_script_fits_networks_to_a_recording(small, tmp_path, monkeypatch, figures):
+def test_the_script_fits_networks_to_a_recording(small, tmp_path, monkeypatch, undrawn, figures):
     movie, _, split = small
     monkeypatch.setattr(experiments, "QUICK_STEPS", 2)
     spikes = np.concatenate([split.fitted, split.tested], axis=1)

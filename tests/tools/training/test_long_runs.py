@@ -122,7 +122,7 @@ def test_a_run_leaves_no_files_open_and_no_processes(tmp_path, stripes):
 
     run()
     before = open_files(), children()
-    for _ in range(3):
+    for _ in range(2):
         run()
     assert (open_files(), children()) == before
 

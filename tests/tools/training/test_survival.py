@@ -30,10 +30,10 @@ from tools.training.folder import RunLog
 from tools.training.progress import EpochResult
 from tools.training.run import Training
 
-# Everything that has a state: augmentation, noise, moving average, optimiser with moments, running statistics.
+# What has a state: augmentation, noise, moving average, optimiser with moments; running statistics where it matters.
+NORMALISED = dict(model="vggwoap", width=0.1)
 SETTINGS = dict(
-    model="vggwoap",
-    width=0.1,
+    model="toynet",
     epochs=3,
     minibatch=20,
     lr=0.01,
@@ -83,10 +83,26 @@ def stop_after(training, epoch, steps):
 
 
 CASES = [
-    {},
-    {"mixup": 0.4, "cutmix": 1.0, "loss": "tet", "model": "toynet", "scheduler": "none", "learnable_scale": False},
-    {"scheduler": "onecycle", "optim": "sgdm", "amp": "fp16", "ema": 0.0, "accumulate": 2, "on_nonfinite": "skip"},
-    {"scheduler": "cyclic", "amp": "bf16", "model": "vgg", "reg": "rate", "neuron": "PLIF", "learnable_scale": False},
+    NORMALISED,
+    {"mixup": 0.4, "cutmix": 1.0, "loss": "tet", "scheduler": "none", "learnable_scale": False},
+    {
+        **NORMALISED,
+        "scheduler": "onecycle",
+        "optim": "sgdm",
+        "amp": "fp16",
+        "ema": 0.0,
+        "accumulate": 2,
+        "on_nonfinite": "skip",
+    },
+    {
+        "scheduler": "cyclic",
+        "amp": "bf16",
+        "model": "vgg",
+        "width": 0.1,
+        "reg": "rate",
+        "neuron": "PLIF",
+        "learnable_scale": False,
+    },
 ]
 
 
@@ -166,7 +182,7 @@ def kill_at(moment, saves=4):
     setattr(os, name, last_call)
 
 
-SAVES_OFTEN = dict(save_steps=1, epochs=4, histograms=True, plot_spike_rate=True, resume="auto")
+SAVES_OFTEN = dict(**NORMALISED, save_steps=1, epochs=4, histograms=True, plot_spike_rate=True, resume="auto")
 
 
 @pytest.mark.slow
@@ -379,7 +395,7 @@ def limit_files(kilobytes):
 def test_a_full_disk_is_an_error_and_leaves_earlier_files_as_they_were(tmp_path, stripes, kilobytes):
     """Each limit is too small for another file: checkpoint, log, event file."""
     folder = tmp_path / "run"
-    Training(config(tmp_path, run_dir=str(folder), epochs=1), stripes).run()
+    Training(config(tmp_path, run_dir=str(folder), epochs=1, **NORMALISED), stripes).run()
     names = ("last.pth", "previous.pth", "best.pth", "metrics.jsonl", "test.json", "config.yaml")
     before = {name: (folder / name).read_bytes() for name in names}
     longer = config(tmp_path, resume=str(folder), epochs=3, histograms=True)
@@ -458,7 +474,7 @@ def test_absent_data_leave_no_empty_folder(tmp_path, stripes, monkeypatch):
 
 def spoil_gradients(training, steps):
     """Let the gradients of some steps, counted over the whole run, be NaN."""
-    count, weight = [], training.net.get_parameter("stem.conv.weight")
+    count, weight = [], next(training.net.parameters())
 
     def spoil(gradient):
         count.append(1)
@@ -661,7 +677,7 @@ def test_a_learnt_scale_that_leaves_its_range_is_a_divergence(tmp_path, stripes)
 
 
 def test_a_skipped_step_changes_nothing(tmp_path, stripes):
-    training = Training(config(tmp_path, on_nonfinite="skip", epochs=1, ema=0.0), stripes)
+    training = Training(config(tmp_path, on_nonfinite="skip", epochs=1, ema=0.0, **NORMALISED), stripes)
     seen = {}
 
     def between(epoch, progress, check):
@@ -674,7 +690,7 @@ def test_a_skipped_step_changes_nothing(tmp_path, stripes):
 
 
 def test_a_rollback_returns_to_the_last_checkpoint(tmp_path, stripes):
-    training = Training(config(tmp_path, on_nonfinite="rollback", save_steps=4), stripes)
+    training = Training(config(tmp_path, on_nonfinite="rollback", save_steps=4, **NORMALISED), stripes)
     original, seen, lr = training.between_steps, {}, {}
 
     def between(epoch, progress, check):

