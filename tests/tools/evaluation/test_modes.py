@@ -122,7 +122,7 @@ def test_the_mean_field_costs_multiplications_and_has_mean_probabilities(weights
         assert row.kind == "MAC" and row.operations == pytest.approx(2 * row.dense, rel=0.01)  # of 2 steps
 
 
-def test_modes_are_compared_as_groups_under_their_names(weights, stripes, tmp_path, repository, caplog):
+def test_modes_are_compared_as_groups_under_their_names(weights, stripes, tmp_path, repository, caplog, figures):
     caplog.set_level("INFO")
     path = weights["NILIF"]
     groups = [f"A={path}", f"B={path}@noiseless", f"C={path}@mean_field"]
@@ -135,6 +135,9 @@ def test_modes_are_compared_as_groups_under_their_names(weights, stripes, tmp_pa
     page = (tmp_path / "report.html").read_text()
     assert "A (noisy), B (noiseless), C (mean_field)</h1>" in page and "<td>noiseless</td>" in page
     assert "rates are their means" in page and "estimated again by 20 training samples" in page
+    legends = [axes.get_legend() for figure in figures.values() for axes in figure.axes]
+    names = {text.get_text() for legend in legends if legend for text in legend.get_texts()}
+    assert {"A", "B", "C: mean probability"} <= names
     assert f"== B: {path} (vggwoap, NILIF, noiseless, recalibrated20) ==" in caplog.text
     (line,) = (line for line in caplog.text.splitlines() if line.startswith("inference"))
     assert line.split() == ["inference", "noisy", "noiseless", "mean_field"]
