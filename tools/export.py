@@ -141,7 +141,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("snapshot", type=Path, metavar="SNAPSHOT", help="a checkpoint, such as best.pth")
     parser.add_argument("out", type=Path, metavar="OUT", help=f"file to write; ends in {', '.join(FORMATS)}")
     parser.add_argument(
-        "--mode", choices=MODES, default="noiseless", help="of noisy neurons (default: %(default)s); NIR has no modes"
+        "--inference",
+        "--mode",
+        dest="mode",
+        choices=MODES,
+        default="noiseless",
+        help="mode of noisy neurons (default: %(default)s); NIR has no modes",
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

@@ -90,6 +90,12 @@ def test_as_a_user_starts_it(tmp_path, repository):
     assert done.returncode == 0 and "net.pt2: noiseless, equal to the network up to" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("flag", ["--inference", "--mode"])
+def test_the_mode_is_chosen_as_in_an_evaluation(tmp_path, run_script, flag):
+    outcome = run_script("tools/export.py", written(tmp_path), tmp_path / "net.pt2", flag, "mean_field")
+    assert outcome.code == 0 and "net.pt2: mean_field, equal" in outcome.messages
+
+
 def test_a_file_that_is_missing_is_one_line(tmp_path, run_script):
     outcome = run_script("tools/export.py", tmp_path / "absent.pth", tmp_path / "net.pt2")
     assert outcome.code == 1 and "absent.pth" in outcome.messages and "Traceback" not in outcome.messages

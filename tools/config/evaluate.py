@@ -3,6 +3,7 @@
 import dataclasses
 from functools import partial
 
+from models.functional import MODES
 from tools.data.corruptions import SEVERITIES
 
 from .fields import RunConfig, option, settings
@@ -43,11 +44,21 @@ class EvaluationConfig(_Overrides):
     """What to evaluate, and how; of the `NETWORK_SETTINGS`, None means the value in the checkpoint."""
 
     snapshot: str = _eval("", "checkpoint: a best.pth or last.pth of ours, or a published one")
-    compare: list[str] = _eval([], "groups of checkpoints instead of one --snapshot, e.g. NSNN=a.pth,b.pth SNN=c.pth")
+    compare: list[str] = _eval(
+        [], "groups instead of one --snapshot, e.g. NSNN=a.pth,b.pth quiet=a.pth@noiseless,b.pth@noiseless SNN=c.pth"
+    )
+    inference: str = _eval(
+        "noisy", "mode of noisy neurons; mean_field: they output their firing probability", choices=MODES
+    )
+    recalibrate: int = _eval(
+        0, "training samples by which batch normalisation is estimated again, in this mode; 0: as trained", low=0
+    )
     n_ensembles: int = _eval(1, "noise draws whose softmax is averaged into one prediction", low=1)
     draws: int = _eval(5, "independent repetitions, reported as mean and standard deviation", low=1)
     perturbation: list[str] = _eval(
-        [], "perturbations to evaluate; all: every one except adversarial, at severities 1 to 5", choices=_perturbations
+        [],
+        "perturbations to evaluate; all: all that apply but adversarial, at severities 1 to 5",
+        choices=_perturbations,
     )
     severity: list[int] = _eval(
         [], "1 to 5 as in CIFAR-10-C, instead of the strengths below", low=min(SEVERITIES), high=max(SEVERITIES)

@@ -2,11 +2,14 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
+from models.functional import MODES
 from tools.analysis.statistics import holm, paired_difference, seed_difference, seed_interval
+from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 
 from .conditions import CLEAN, unit
@@ -16,18 +19,39 @@ BEST = "all"  # the attack that takes the best of all attacks on each image
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
-def parse_groups(texts: list[str]) -> dict[str, list[str]]:
-    """{group: [path, ...]} from texts such as NSNN=a.pth,b.pth; UserError for other texts."""
-    groups = {}
-    for text in texts:
+def parse_groups(config: EvaluationConfig) -> dict[str, list[EvaluationConfig]]:
+    """{group: the configurations of its snapshots} of `config.compare`; UserError if it cannot be understood.
+
+    Results are stored beside each checkpoint; --out is for the report alone.
+    """
+    groups: dict[str, list[EvaluationConfig]] = {}
+    for text in config.compare:
         group, _, joined = text.partition("=")
         paths = [path for path in joined.split(",") if path]
         if not group or not paths:
             raise UserError(f"--compare takes GROUP=a.pth,b.pth, such as NSNN=a.pth,b.pth; got {text!r}")
         if group in groups:
             raise UserError(f"--compare has the group {group} twice: give all its checkpoints at once")
-        groups[group] = paths
+        groups[group] = []
+        for path in paths:
+            name, mode = _path_and_mode(path, config.inference)
+            groups[group].append(dataclasses.replace(config, snapshot=name, inference=mode, compare=[], out=""))
+        if len(modes := sorted({one.inference for one in groups[group]})) > 1:
+            raise UserError(
+                f"--compare: a group has one mode, but {group} has {' and '.join(modes)}: give it to each of its "
+                f"checkpoints, such as a.pth@{modes[0]},b.pth@{modes[0]}, or make two groups"
+            )
     return groups
+
+
+def _path_and_mode(text: str, default: str) -> tuple[str, str]:
+    """("a.pth", "noiseless") from a.pth@noiseless; a path that is a file, or has an @ in a folder, is one as it is."""
+    path, _, mode = text.rpartition("@")
+    if not path or Path(text).exists() or "/" in mode:
+        return text, default
+    if mode not in MODES:
+        raise UserError(f"--compare: there is no file {text}, and behind @ goes {' or '.join(MODES)}, not {mode!r}")
+    return path, mode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +178,13 @@ def interval(mean: float, one: GroupAccuracy | Difference) -> str:
     return f"{100 * mean:.2f}" + ("" if one.low is None else f" {bounds(one.low, one.high)}")
 
 
-def table(rows: list[Row]) -> str:
-    """The comparison as text: accuracy in per cent, mean over seeds and its interval, a column for each group."""
+def table(rows: list[Row], modes: dict[str, str]) -> str:
+    """The comparison as text: accuracy in per cent, mean over seeds and its interval, a column for each group.
+
+    `modes`: {group: its mode}.
+    """
     lines = ["test accuracy, %".ljust(40) + "".join(f"{group:>24}" for group in rows[0].groups)]
+    lines.append("inference".ljust(40) + "".join(f"{modes[group]:>24}" for group in rows[0].groups))
     for row in rows:
         line = f"{label(row)[:40]:40}"
         for one in row.groups.values():

@@ -33,7 +33,7 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         corrupted: names of the corruptions in a folder, each tested at all severities.
 
     Raises:
-        UserError: for perturbations that do not apply to the data set, or strengths out of range.
+        UserError: for perturbations that do not apply to the data set or to the mode, or strengths out of range.
     """
     if (config.range or config.severity) and not config.perturbation:
         raise UserError(f"--{'range' if config.range else 'severity'} needs --perturbation")
@@ -45,7 +45,7 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
     if config.range and not (config.right - config.left) / config.step + 1e-6 < MAX_STRENGTHS:
         raise UserError(f"--range has more than {MAX_STRENGTHS} strengths; choose a larger --step")
-    possible = applicable(has_pixels)
+    possible = applicable(has_pixels, has_spikes=config.inference != "mean_field")
     names = config.perturbation
     severities = config.severity
     if "all" in names:
@@ -54,10 +54,10 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         severities = severities or SEVERITIES
     for name in names:
         if name not in possible:
-            needs = "events" if PERTURBATIONS[name].where == "events" else "pixels"
-            raise UserError(
-                f"{name} perturbs {needs}, which this data set does not have; choose from {', '.join(possible)}"
-            )
+            where = PERTURBATIONS[name].where
+            lacks = "the mean field" if where == "hidden" else "this data set"
+            needs = {"events": "events", "hidden": "spikes"}.get(where, "pixels")
+            raise UserError(f"{name} perturbs {needs}, which {lacks} does not have; choose from {', '.join(possible)}")
     if clashing := {CLEAN, *PERTURBATIONS} & set(corrupted):
         raise UserError(f"a file of --corruptions has the name of another condition: {', '.join(sorted(clashing))}")
     found = {CLEAN: [Condition(CLEAN, 0, 0.0)]}

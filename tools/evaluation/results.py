@@ -57,10 +57,12 @@ class Identity:
 
     dataset: str  # its name
     test_images: int
-    data_checksums: list[int]  # CRC-32 of the test and of the validation samples
+    data_checksums: list[int]  # CRC-32 of the test and of the validation samples, and of those of `recalibrate`
     snapshot: str  # its path
     checksum: int  # CRC-32 of the file
     network: dict[str, Any]  # its settings, by name
+    inference: str  # one of `models.functional.MODES`
+    recalibrate: int  # training samples by which batch normalisation was estimated again
     training_seed: int | None
     seed: int
     minibatch: int
@@ -85,6 +87,11 @@ class SnapshotResults:
     @property
     def clean(self) -> Result:
         return self.perturbations[CLEAN][0]
+
+    @property
+    def mode(self) -> str:
+        """The mode of its noisy neurons; "deterministic" if it has none."""
+        return self.identity.inference if self.is_noisy or self.identity.inference != "noisy" else "deterministic"
 
     @property
     def seed(self) -> int | str:
@@ -184,6 +191,11 @@ class Evaluation:
     summary: list[Row]  # the mean of each perturbation over its strengths
     ensembles: dict[str, list[CurvePoint]]  # scores of ensembles of a group's snapshots
     picture: Callable[[int], np.ndarray]  # index of a test sample -> image [C, H, W] in [0, 1]
+
+    @property
+    def modes(self) -> dict[str, str]:
+        """{group: its mode}."""
+        return {group: snapshots[0].mode for group, snapshots in self.groups.items()}
 
     def snapshots(self) -> list[tuple[str, SnapshotResults]]:
         """(group, results of one of its snapshots), for all snapshots."""

@@ -48,9 +48,7 @@ def run_evaluation(
     if bool(config.snapshot) == bool(config.compare):
         raise UserError("which checkpoint? Give --snapshot PATH, or --compare GROUP=PATH,PATH GROUP=PATH,PATH")
     groups = {}
-    for group, paths in parse_groups(config.compare).items():
-        # results are stored beside each checkpoint; --out is for the report alone
-        configs = [dataclasses.replace(config, snapshot=path, compare=[], out="") for path in paths]
+    for group, configs in parse_groups(config).items():
         groups[group] = [Snapshot(one, dataset, other_datasets) for one in configs]
     if config.snapshot:
         snapshot = Snapshot(config, dataset, other_datasets)
@@ -60,8 +58,7 @@ def run_evaluation(
     for group, snapshots in groups.items():
         results[group] = []
         for one in snapshots:
-            if config.compare:
-                logger.info("== %s: %s ==", group, one.path)
+            logger.info("== %s: %s (%s) ==", group, one.path, one.title)
             results[group].append(evaluate(one))
     _report(config, groups, results)
     return results
@@ -132,7 +129,7 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     if config.compare:
         folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
         how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
-        logger.info("%s", "\n".join([table(rows), how, *verdicts(summary)]))
+        logger.info("%s", "\n".join([table(rows, evaluation.modes), how, *verdicts(summary)]))
     write_text_atomically(folder / "results.json", json.dumps(dataclasses.asdict(document), indent=1) + "\n")
     sections = []
     for measurement in MEASUREMENTS:

@@ -24,6 +24,7 @@ from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
 
 from .conditions import conditions
+from .modes import put_into_mode, recalibrate
 from .results import Identity
 from .stored import ResultFolder
 
@@ -54,8 +55,8 @@ class Snapshot:
 
     Raises:
         CheckpointError, FileNotFoundError: if the checkpoint or data are missing or do not fit.
-        UserError: for settings that do not go together, or strengths out of range; for a network whose outputs change
-            from call to call, though no layer says that it `is_noisy`.
+        UserError: for settings that do not go together, or strengths out of range; for a network that does not have the
+            mode, or whose outputs change from call to call, though no layer says that it `is_noisy`.
     """
 
     def __init__(self, config: EvaluationConfig, dataset: Dataset, other_datasets: dict[str, Dataset] | None = None):
@@ -63,11 +64,14 @@ class Snapshot:
             raise UserError("--ood evaluates uncertainty: give --uncertainty too")
         if config.attack_preset and not dataset.has_pixels:
             raise UserError(f"--attack_preset is for images, {dataset.name} has events")
+        if config.pictures and config.inference == "mean_field":
+            raise UserError("--pictures shows spikes, which the mean field does not have")
         self.config = config
         self.path = config.snapshot
         self.dataset = dataset = dataset_of(config, dataset)
         self.device = set_up_torch(config.device, config.threads)
         self.net, self.trained = load_snapshot(config, dataset)
+        put_into_mode(self.net, config.inference, self.path)
         self.corruptions = None
         if config.corruptions:
             shape = dataset.input_shape(self.trained)
@@ -81,7 +85,10 @@ class Snapshot:
         self.test, self.validation = data.test, data.val
         self.outside = self._load_outside(other_datasets or {}) if config.ood else None
         self.batch_options = dict(batch_size=config.minibatch, device=self.device, memory_format=layout)
-        self.title = f"{self.trained.model}, {self.trained.neuron}"
+        self.recalibrated_by = self._recalibrate(data.train) if config.recalibrate else None
+        self.form = [config.inference] if config.inference != "noisy" else []  # what differs from how it was trained
+        self.form += [f"recalibrated{config.recalibrate}"] if config.recalibrate else []
+        self.title = ", ".join([self.trained.model, self.trained.neuron, *self.form])
         ((few, *_),) = self.test.subset(torch.arange(min(4, len(self.test)))).batches(4, self.device)
         self.is_noisy = is_noisy_indeed(self.net.eval(), self.forward, few)
         self.checksum = zlib.crc32(Path(self.path).read_bytes())
@@ -108,6 +115,17 @@ class Snapshot:
         chosen = {name: getattr(self.config, name) for name in names}
         return dataset.load(dataclasses.replace(self.trained, **chosen))
 
+    def _recalibrate(self, train: Labelled) -> Labelled:
+        """Estimate batch normalisation again, in the mode of the network; return the samples for that."""
+        count, seed = self.config.recalibrate, self.seed("recalibrate")
+        if count > len(train):
+            raise UserError(f"--recalibrate {count}: there are {len(train)} training samples")
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))  # a batch has many classes
+        chosen = train.subset(order[:count])
+        with seeded_noise(self.device, seed):
+            recalibrate(self.net, chosen.batches(**self.batch_options), self.forward, self.path)
+        return chosen
+
     def _load_outside(self, others: dict[str, Dataset]) -> Labelled:
         """The test part of another data set with inputs of the same shape."""
         given = {name for name, other in others.items() if not isinstance(other, OwnDataset)}
@@ -122,9 +140,12 @@ class Snapshot:
 
     @functools.cached_property
     def _data_checksums(self) -> list[int]:
-        """CRC-32 of the test and of the validation samples, as they go into the network, with their labels."""
-        checksums = [0, 0]
-        for index, part in enumerate((self.test, self.validation)):
+        """CRC-32 of all samples that results depend on, by part, as they go into the network, with their labels."""
+        parts = [self.test, self.validation]
+        if self.recalibrated_by is not None:
+            parts.append(self.recalibrated_by)
+        checksums = [0] * len(parts)
+        for index, part in enumerate(parts):
             for batch in part.batches(self.config.minibatch, torch.device("cpu")):
                 for values in batch:
                     checksums[index] = zlib.crc32(values.contiguous().numpy().data, checksums[index])
@@ -140,6 +161,8 @@ class Snapshot:
             snapshot=self.path,
             checksum=self.checksum,
             network={name: getattr(self.trained, name) for name in NETWORK_SETTINGS},
+            inference=self.config.inference,
+            recalibrate=self.config.recalibrate,
             training_seed=self.trained.seed,
             seed=self.config.seed,
             minibatch=self.config.minibatch,
@@ -148,7 +171,8 @@ class Snapshot:
             provenance=provenance(),
         )
         snapshot, config = Path(self.path), self.config
-        beside = snapshot.parent / ("evaluation" if snapshot.stem == "best" else f"evaluation-{snapshot.stem}")
+        parts = ["evaluation", *([snapshot.stem] if snapshot.stem != "best" else []), *self.form]
+        beside = snapshot.parent / "-".join(parts)
         of_points = {name: getattr(config, name) for name in ("draws", "n_ensembles", "adv_draws")}
         of_points["corruptions"] = self.corruptions.stamps() if self.corruptions else []
         suffix = f"-k{config.n_ensembles}" if config.n_ensembles > 1 else ""

@@ -15,7 +15,8 @@ ADVERSARIAL = Perturbation("attack", direct_optimisation, "adv_gamma", GAMMA, (0
 PERTURBATIONS = {**pixels.PERTURBATIONS, **events.PERTURBATIONS, **hidden.PERTURBATIONS, "adversarial": ADVERSARIAL}
 
 
-def applicable(has_pixels: bool) -> list[str]:
-    """Names of the perturbations for a data set of images (`has_pixels`) or of events."""
+def applicable(has_pixels: bool, has_spikes: bool = True) -> list[str]:
+    """Names of the perturbations for a data set of images (`has_pixels`) or of events; the mean field has no spikes."""
     others = ("events",) if has_pixels else ("pixels", "attack")
-    return [name for name, perturbation in PERTURBATIONS.items() if perturbation.where not in others]
+    possible = {name: one for name, one in PERTURBATIONS.items() if one.where not in others}
+    return [name for name, one in possible.items() if has_spikes or not one.needs_spikes]

@@ -16,9 +16,10 @@ Block = AbstractContextManager[nn.Module]
 FEW, MANY = (0.001, 0.003, 0.01, 0.03, 0.1), (0.05, 0.1, 0.2, 0.3, 0.5)
 PERTURBATIONS: dict[str, Perturbation] = {}
 _entry = partial(entry, PERTURBATIONS, "hidden")
+_of_spikes = partial(_entry, highest=1, needs_spikes=True)
 
 
-@_entry("spike_level", "spike_p", "probability of a flipped spike per neuron and step", FEW, highest=1)
+@_of_spikes("spike_level", "spike_p", "probability of a flipped spike per neuron and step", FEW)
 def flip_spikes(net: nn.Module, p: float, generator: Generator) -> Block:
     """Every output of every neuron flips (0 to 1, 1 to 0) with probability `p` per time step.
 
@@ -27,13 +28,13 @@ def flip_spikes(net: nn.Module, p: float, generator: Generator) -> Block:
     return _change_spikes(net, p, generator, lambda spikes: 1 - spikes)
 
 
-@_entry("spike_delete", "spike_p", "probability that a spike is lost", MANY, highest=1)
+@_of_spikes("spike_delete", "spike_p", "probability that a spike is lost", MANY)
 def delete_spikes(net: nn.Module, p: float, generator: Generator) -> Block:
     """Every spike is lost with probability `p`."""
     return _change_spikes(net, p, generator, torch.zeros_like)
 
 
-@_entry("spike_insert", "spike_p", "probability of an extra spike per silent neuron and step", FEW, highest=1)
+@_of_spikes("spike_insert", "spike_p", "probability of an extra spike per silent neuron and step", FEW)
 def insert_spikes(net: nn.Module, p: float, generator: Generator) -> Block:
     """Every neuron that is silent in a time step emits a spike with probability `p`."""
     return _change_spikes(net, p, generator, torch.ones_like)

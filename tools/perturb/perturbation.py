@@ -27,6 +27,7 @@ class Perturbation:
     lowest: float = 0.0  # strength allowed
     highest: float = math.inf
     is_random: bool = True  # whether it draws anything from the generator
+    needs_spikes: bool = False  # whether it has no meaning where neurons output probabilities
 
 
 def entry(

@@ -250,8 +250,9 @@ def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
     _, single = comparison.compare({"A": seeds(0.9), "B": seeds(0.5)})
     (sentence,) = comparison.verdicts(single)
     assert "A single seed per group cannot tell" in sentence
-    text = comparison.table(rows).splitlines()
-    assert text[0].split()[-2:] == ["A", "B"] and text[1].startswith("clean") and "[" in text[1]
+    text = comparison.table(rows, {"A": "noisy", "B": "noiseless"}).splitlines()
+    assert text[0].split()[-2:] == ["A", "B"] and text[1].split() == ["inference", "noisy", "noiseless"]
+    assert text[2].startswith("clean") and "[" in text[2]
 
 
 @pytest.mark.slow
@@ -286,7 +287,7 @@ def test_attacks_whose_gates_failed_are_not_judged():
     rows, summary = comparison.compare(groups)
     assert [row.reliable for row in rows] == [True, True, False]
     assert comparison.label(rows[2]) == "attack (Linf): all 8/255"
-    assert "gates failed" in comparison.table(rows).splitlines()[3]
+    assert "gates failed" in comparison.table(rows, dict.fromkeys(groups, "noisy")).splitlines()[4]
     assert comparison.verdicts(summary)[-1] == (
         "A and B are not compared, because gates of the attacks failed: attack (Linf): all."
     )
@@ -324,7 +325,33 @@ def test_other_tests_are_not_compared(snapshots, stripes):
 @pytest.mark.parametrize("texts", [["a.pth"], ["=a.pth"], ["NSNN="], ["NSNN=,"], ["A=a.pth", "A=b.pth"]])
 def test_a_group_without_name_or_snapshots_is_refused(texts):
     with pytest.raises(UserError, match="--compare"):
-        comparison.parse_groups(texts)
+        comparison.parse_groups(EvaluationConfig(compare=texts))
+
+
+def parsed(*texts, inference="noisy"):
+    """{group: [(path, mode), ...]} of a comparison."""
+    groups = comparison.parse_groups(EvaluationConfig(compare=list(texts), inference=inference, out="report"))
+    return {group: [(one.snapshot, one.inference) for one in configs] for group, configs in groups.items()}
+
+
+def test_a_group_of_a_comparison_may_have_a_mode_of_its_own():
+    assert parsed("A=a.pth,b.pth", "B=a.pth@noiseless,b.pth@noiseless", "C=c.pth@noisy", inference="mean_field") == {
+        "A": [("a.pth", "mean_field"), ("b.pth", "mean_field")],
+        "B": [("a.pth", "noiseless"), ("b.pth", "noiseless")],
+        "C": [("c.pth", "noisy")],
+    }
+    with pytest.raises(UserError, match="one mode, but A has noiseless and noisy: .*a.pth@noiseless,b.pth@noiseless"):
+        parsed("A=a.pth@noiseless,b.pth")
+    with pytest.raises(UserError, match="no file a.pth@silent, and behind @ goes noisy or noiseless or mean_field"):
+        parsed("A=a.pth@silent")
+
+
+def test_a_path_may_have_an_at_sign(tmp_path):
+    for name in ("a.pth@noiseless", "b@c.pth"):
+        (tmp_path / name).touch()
+        assert parsed(f"A={tmp_path / name}") == {"A": [(str(tmp_path / name), "noisy")]}
+    assert parsed(f"A={tmp_path / 'b@c.pth'}@mean_field") == {"A": [(str(tmp_path / "b@c.pth"), "mean_field")]}
+    assert parsed("A=runs@home/missing.pth") == {"A": [("runs@home/missing.pth", "noisy")]}
 
 
 def test_either_a_snapshot_or_a_comparison(stripes):

@@ -54,8 +54,8 @@ class Efficiency(Measurement):
         logger.info("operations per sample: %s; ReLU network: %s", spiking, relu)
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
-        heading, measured = "Firing rates and energy", evaluation.reports(self.key)
-        if not measured:
+        heading = "Firing rates and energy"
+        if not evaluation.reports(self.key):
             return [missing(heading, "--efficiency")]
         head = ["group", "seed", "accumulates", "multiply-accumulates", "nJ", "ReLU network: AC", "MAC", "nJ"]
         rows = []
@@ -65,4 +65,9 @@ class Efficiency(Measurement):
             rows.append([group, one.seed, *(f"{number:.4g}" for number in numbers)])
         costs = f"{ACCUMULATE_PJ} pJ an accumulate, {MULTIPLY_ACCUMULATE_PJ} pJ a multiply-accumulate"
         note = f"Of one sample; {costs} (45 nm)."
-        return [Section(heading, [figures.firing_rates(measured), Table(head, rows), note])]
+        if "mean_field" in evaluation.modes.values():
+            note += (
+                " In the mean field neurons send probabilities instead of spikes: rates are their means, and layers "
+                "multiply."
+            )
+        return [Section(heading, [figures.firing_rates(evaluation), Table(head, rows), note])]

@@ -152,9 +152,10 @@ def reliability(measured: dict[str, list[Any]]) -> Figure:
     return figure
 
 
-def firing_rates(measured: dict[str, list[Any]]) -> Figure:
-    """Mean firing rate of each layer, a bar for each group; `measured` is {group: its efficiency reports}."""
+def firing_rates(evaluation: Evaluation) -> Figure:
+    """Mean firing rate of each layer (in the mean field: firing probability), a bar for each group."""
     figure, ((axes,),) = subplots(WIDTH, 3.2, grid=False)
+    measured = evaluation.reports("efficiency")
     layers: dict[str, None] = {}  # in the order of their first appearance
     for reports in measured.values():
         layers |= dict.fromkeys(reports[0].firing_rates)
@@ -162,7 +163,8 @@ def firing_rates(measured: dict[str, list[Any]]) -> Figure:
     for number, (group, reports) in enumerate(measured.items()):
         rates = [[one.firing_rates.get(layer, np.nan) for layer in layers] for one in reports]
         means = np.mean(rates, axis=0)
-        axes.bar(np.arange(len(layers)) + number * width, means, width, label=_plain(group))
+        label = f"{group}: mean probability" if evaluation.modes[group] == "mean_field" else group
+        axes.bar(np.arange(len(layers)) + number * width, means, width, label=_plain(label))
     axes.set_xticks(np.arange(len(layers)) + 0.4 - width / 2, layers, rotation=30, ha="right", fontsize=8)
     axes.set_ylabel("spikes per neuron and step")
     axes.legend(fontsize=8)

@@ -85,7 +85,8 @@ def render(evaluation: Evaluation, measured: list[Section], document: Document) 
         Section("Worst samples", [figures.worst(evaluation)]),
         Section("How it was made", [Table([], [[name, value] for name, value in facts.items()])]),
     ]
-    title = f"Evaluation on {evaluation.dataset.name}: {', '.join(evaluation.groups)}"
+    groups = ", ".join(f"{group} ({mode})" for group, mode in evaluation.modes.items())
+    title = f"Evaluation on {evaluation.dataset.name}: {groups}"
     text = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(text)
     return template.render(title=title, sections=sections, verdicts=VERDICTS, png=_png)
@@ -96,12 +97,15 @@ def _networks(evaluation: Evaluation) -> list[Any]:
     for group, one in evaluation.snapshots():
         network, clean = one.identity.network, one.clean
         row = [group, *(network[name] for name in ("model", "neuron", "width", "timestep"))]
-        row += [network["sigma"] if one.is_noisy else "-", one.seed]
+        row += ["-" if one.mode == "deterministic" else network["sigma"], one.mode, one.seed]
         rows.append([*row, percent(clean.accuracy_mean), percent(clean.accuracy_std), one.identity.snapshot])
-    head = ["group", "model", "neuron", "width", "T", "sigma", "seed", "clean accuracy, %", "over draws", "snapshot"]
+    head = ["group", "model", "neuron", "width", "T", "sigma", "inference", "seed"]
+    head += ["clean accuracy, %", "over draws", "snapshot"]
     note = f"{one.identity.test_images} test samples"
     if all(one.identity.training_seed is not None for _, one in evaluation.snapshots()):
         note += ", none of which was used for training or to choose the epoch"
+    if one.identity.recalibrate:
+        note += f"; batch normalisation estimated again by {one.identity.recalibrate} training samples"
     return [Table(head, rows), f"{note}. Sigma is the scale of the noise."]
 
 
