@@ -11,7 +11,6 @@ from torch import nn
 
 from models import build_model, build_neuron, mean_field, noiseless
 from models.layers import Normalize
-from tests.tools.evaluation.test_run import schema
 from tools.config.evaluate import EvaluationConfig
 from tools.data.events.frames import Framing
 from tools.data.events.labelled import LabelledRecordings
@@ -122,14 +121,14 @@ def test_the_mean_field_costs_multiplications_and_has_mean_probabilities(weights
         assert row.kind == "MAC" and row.operations == pytest.approx(2 * row.dense, rel=0.01)  # of 2 steps
 
 
-def test_modes_are_compared_as_groups_under_their_names(weights, stripes, tmp_path, repository, caplog, figures):
+def test_modes_are_compared_as_groups_under_their_names(weights, stripes, tmp_path, schema, caplog, figures):
     caplog.set_level("INFO")
     path = weights["NILIF"]
     groups = [f"A={path}", f"B={path}@noiseless", f"C={path}@mean_field"]
     options = dict(snapshot="", compare=groups, out=str(tmp_path), efficiency=True, recalibrate=20)
     run_evaluation(config(weights, **options), stripes)
     document = json.loads((tmp_path / "results.json").read_text())
-    schema(repository).validate(document)
+    schema.validate(document)
     modes = {group: one["identity"]["inference"] for group, (one,) in document["kinds"].items()}
     assert modes == {"A": "noisy", "B": "noiseless", "C": "mean_field"}
     page = (tmp_path / "report.html").read_text()

@@ -121,13 +121,6 @@ def test_results_json_obeys_its_schema(compared, schema):
     assert [row["draws"] for row in document["ensembles"]["NSNN"]] == [2]
 
 
-@pytest.fixture(scope="module")
-def schema():
-    content = json.loads((Path(__file__).parents[3] / "docs" / "results.schema.json").read_text())
-    jsonschema.Draft202012Validator.check_schema(content)
-    return jsonschema.Draft202012Validator(content)
-
-
 SNAPSHOT = ("kinds", "NSNN", 0)
 
 
