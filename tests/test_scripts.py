@@ -333,8 +333,9 @@ def test_a_demonstration_trains_both_networks_and_shows_them(repository, tmp_pat
     done = start(repository, *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table = done.stderr[done.stderr.index("test accuracy, %") :].splitlines()
-    assert table[0].split()[-2:] == ["NSNN", "SNN"] and table[1].startswith("clean")
-    accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", table[1])]
+    assert table[0].split()[-2:] == ["NSNN", "SNN"] and table[1].split() == ["inference", "noisy", "deterministic"]
+    assert table[2].startswith("clean")
+    accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", table[2])]
     assert len(accuracies) == 2
     (report,) = re.findall(r"^report: (.*\.html)$", done.stderr, re.MULTILINE)
     assert (copy / report).read_text().count("<img") > 3
