@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,10 @@ VALIDATION_FRACTION = 0.1  # of the training images; held out to choose the best
 MNIST5K_TEST_FRACTION = 0.2
 OWN_IMAGE_SIDE = 64  # to which larger images, and those of different sizes, are scaled
 SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
+
+# Radii of attacks, which take networks from nearly all to nearly nothing. By the norm, for pixels in [0, 1].
+PHOTO_RADII = {"linf": tuple(level / 255 for level in (1, 2, 4, 8)), "l2": (0.25, 0.5, 1.0, 2.0)}
+DRAWING_RADII = {"linf": (0.05, 0.1, 0.15, 0.2, 0.3), "l2": (0.5, 1.0, 1.5, 2.0, 3.0)}
 
 # What torchvision may raise for a damaged file: it asserts, indexes and unpickles.
 DAMAGED = (AssertionError, AttributeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError)
@@ -87,6 +91,7 @@ class ImageDataset(_Dataset):
     mean: tuple[float, ...]  # of each channel of the training images, in [0, 1] pixel units, as is std
     std: tuple[float, ...]
     read: Callable[[Path, bool, int], tuple[LabelledImages, LabelledImages]]  # (root, download, workers): (train, test)
+    radii: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=lambda: PHOTO_RADII, hash=False)
     validation_fraction = VALIDATION_FRACTION
     has_pixels = True
 
@@ -378,13 +383,13 @@ _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 _MEAN10, _STD10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # of CIFAR-10
 _MEAN100, _STD100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # of CIFAR-100
 _read_mnist = functools.partial(_read_torchvision, "MNIST")
-_MNIST = ImageDataset("mnist", (1, 28, 28), tuple("0123456789"), (0.1307,), (0.3081,), _read_mnist)
+_MNIST = ImageDataset("mnist", (1, 28, 28), tuple("0123456789"), (0.1307,), (0.3081,), _read_mnist, DRAWING_RADII)
 _read_fashion = functools.partial(_read_torchvision, "FashionMNIST")
 _read_cifar100 = functools.partial(_read_torchvision, "CIFAR100")
 _IMAGES = (
     dataclasses.replace(_MNIST, name="mnist5k", read=_read_mnist5k),
     _MNIST,
-    ImageDataset("fashionmnist", (1, 28, 28), _FASHION, (0.2860,), (0.3530,), _read_fashion),
+    ImageDataset("fashionmnist", (1, 28, 28), _FASHION, (0.2860,), (0.3530,), _read_fashion, DRAWING_RADII),
     ImageDataset("cifar10", (3, 32, 32), CIFAR10_CLASSES, _MEAN10, _STD10, _read_cifar10),
     ImageDataset("cifar100", (3, 32, 32), tuple(map(str, range(100))), _MEAN100, _STD100, _read_cifar100),
 )

@@ -15,24 +15,27 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .twins import Planted, noiseless_twin, vanishing_noise_twin, with_gradient_path
-from .victim import Score
+from .rivals import NOISE, WHITE_BOX
+from .twins import Planted, noiseless_twin, vanishing_noise_twin
+from .victim import Score, margin
+from .white_box import Attacked, ascend, climbs, first_climb, search
 
 if TYPE_CHECKING:
-    from .campaign import Campaign, RadiusTest
+    from .campaign import Campaign
 
 ERRORS = 3.0  # standard errors within which a difference may be due to chance in the noise
 SLACK = 0.01  # a difference of accuracies that may be due to the random start of the search
-NEARLY_ZERO = 0.05  # largest accuracy under an unbounded perturbation
+CONVERGED = 0.02  # what four times the steps, or another attack, may still gain, besides a single image
+NEARLY_ZERO = 0.05  # an accuracy at which nothing is left to attack
+BLIND_EPS = 0.5  # the Linf radius within which all images can be made the same grey
 ZERO_GRADIENTS = 0.05  # largest share of images without a gradient
 PLANTED_ACCURACY = 0.02
+COPIES = 4
 PLANTED_EPS, PLANTED_STRENGTH = 8 / 255, 3.0
-NOT_RIVALS = ("random noise", "FGSM", "PGD", "all")  # attacks; PGD has to be as strong as each of the others
-IMAGES = 50  # number of images for gates that run their own attacks
 
-Tests = dict[tuple[str, float], "RadiusTest"]  # by norm and radius
+Place = tuple[str, float]  # norm and radius
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,115 +47,99 @@ class Gate:
     detail: str  # the numbers
 
 
-def run_checks(campaign: "Campaign", clean: Score, tests: Tests) -> list[Gate]:
-    """All gates of a campaign; `clean` is the score without any attack."""
-    eps = telling_radius(clean, tests)
-    test = tests["linf", eps]
-    checks = [
-        does_not_rise("eps", {0.0: clean, **_of_pgd(tests)}),
-        check_steps(campaign, eps, test),
-        _restarts(campaign, test),
-        _unbounded(campaign),
-        *compare_rivals(tests),
-        *_noise(clean, tests),
-        _gradients(campaign),
-        check_planted(campaign),
-        _no_attack(campaign, clean),
-    ]
+def run_checks(
+    campaign: "Campaign",
+    clean: Score,
+    scores: dict[Place, Score],
+    found: dict[Place, Attacked],
+    others: dict[Place, dict[str, Score]],
+) -> list[Gate]:
+    """All gates of a campaign.
+
+    Args:
+        clean: the score without any attack.
+        scores, found: of the white box, by norm and radius.
+        others: the scores on the sample of all attacks, at one radius of each norm.
+    """
+    checks = []
+    for norm in campaign.radii:
+        curve = {eps: score for (one, eps), score in scores.items() if one == norm}
+        checks.append(does_not_rise(f"the {norm} radius", {0.0: clean, **curve}))
+    for (norm, eps), rivals in others.items():
+        where = f"at {norm} {eps:.3g}"
+        checks += compare_rivals(where, rivals)
+        checks.append(check_steps(campaign, norm, eps, found[norm, eps]))
+    checks += [_blind(campaign), _gradients(campaign), check_planted(campaign), _no_attack(campaign, clean)]
     if campaign.is_noisy:
-        checks += [check_draws(campaign, eps, test), _vanishing(campaign, eps)]
+        norm, eps = next(iter(others))
+        checks.append(_vanishing(campaign, norm, eps))
     return checks
 
 
-def telling_radius(clean: Score, tests: Tests) -> float:
-    """The Linf radius that leaves about half of the accuracy; where all or nothing is left, attacks look alike."""
-    left = {eps: score.accuracy for eps, score in _of_pgd(tests).items()}
-    return min(left, key=lambda eps: abs(left[eps] - clean.accuracy / 2))
-
-
-def _of_pgd(tests: Tests) -> dict[float, Score]:
-    """{Linf radius: score under PGD}, by rising radius."""
-    return {eps: test.scores["PGD"] for (norm, eps), test in sorted(tests.items()) if norm == "linf"}
-
-
-def _first_path(campaign: "Campaign") -> nn.Module:
-    """The network with the first gradient path."""
-    return with_gradient_path(campaign.net, campaign.preset.paths[0])
+def telling_radius(clean: Score, scores: dict[Place, Score], norm: str) -> float:
+    """The largest radius that leaves a fifth of the accuracy, where images stand that an attack should have fooled."""
+    left = {eps: score.accuracy for (one, eps), score in scores.items() if one == norm}
+    return max((eps for eps in left if left[eps] >= clean.accuracy / 5), default=min(left))
 
 
 def does_not_rise(what: str, scores: dict[float, Score]) -> Gate:
-    """More of `what` (radius, steps, draws, restarts) must not raise the accuracy; `scores` are by rising amount."""
+    """A larger radius must not raise the accuracy; `scores` are by rising amount."""
     risen = []
     for low, high in itertools.pairwise(scores):
         if excess(scores[high], scores[low]) > 0:
-            risen.append(f"{shown(low)} to {shown(high)}")
-    detail = ", ".join(f"{percent(score)} at {shown(amount)}" for amount, score in scores.items())
+            risen.append(f"{low:.3g} to {high:.3g}")
+    detail = ", ".join(f"{percent(score)} at {amount:.3g}" for amount, score in scores.items())
     detail += f"; rises from {', '.join(risen)}" if risen else ""
     return Gate(f"accuracy does not rise with {what}", not risen, detail)
 
 
-def check_steps(campaign: "Campaign", eps: float, test: "RadiusTest") -> Gate:
-    """A quarter of the steps must not do more harm than all of them."""
-    few, many = max(1, campaign.preset.steps // 4), campaign.preset.steps
-    weak = campaign.pgd(_first_path(campaign), "linf", eps, steps=few)
-    return does_not_rise("steps", {few: campaign.score(weak), many: campaign.score(test.restarts[0])})
+def check_steps(campaign: "Campaign", norm: str, eps: float, found: Attacked) -> Gate:
+    """Four times as many steps must find hardly more."""
+    part, few = campaign.only(campaign.sample), found[campaign.sample]
+    rows = (few.margins <= 0).nonzero()[:, 0]
+    many = few
+    if len(rows):
+        climb = climbs(part)[1]
+        many = few.improved(rows, ascend(part.only(rows), norm, eps, climb._replace(steps=4 * climb.steps)))
+    before, after = part.score(few.images), part.score(many.images)
+    gained = excess(before, after, _tolerated(before)) > 0
+    detail = f"{percent(before)}, then {percent(after)}"
+    return Gate(f"four times the steps find no more at {norm} {eps:.3g}", not gained, detail)
 
 
-def check_draws(campaign: "Campaign", eps: float, test: "RadiusTest") -> Gate:
-    """Gradients of a single draw must not do more harm than those of several."""
-    weak = campaign.pgd(_first_path(campaign), "linf", eps, draws=1)
-    scores = {1: campaign.score(weak), campaign.draws: campaign.score(test.restarts[0])}
-    return does_not_rise("noise draws of a gradient", scores)
+def _blind(campaign: "Campaign") -> Gate:
+    """Where all images may be made the same, no more may be right than share one class."""
+    part = campaign.only(campaign.sample)
+    share = part.target.bincount().max().item() / len(part.target)
+    score = part.score(search(part, "linf", BLIND_EPS).images)
+    return at_most(f"linf {BLIND_EPS} leaves no more than chance", score, share)
 
 
-def _restarts(campaign: "Campaign", test: "RadiusTest") -> Gate:
-    scores = {}
-    for count in (1, len(test.restarts)):
-        scores[count] = campaign.score(campaign.choose([campaign.images, *test.restarts[:count]]))
-    return does_not_rise("restarts", scores)
-
-
-def _unbounded(campaign: "Campaign") -> Gate:
-    """Where any image is allowed, attacks must find one that is classified wrongly."""
-    part = campaign.first(IMAGES)
-    candidates = [part.pgd(with_gradient_path(part.net, path), "linf", 1.0) for path in part.preset.paths]
-    return at_most("eps = 1 reaches nearly zero", part.score(part.choose(candidates)), NEARLY_ZERO)
-
-
-def compare_rivals(tests: Tests) -> Iterator[Gate]:
-    """Projected gradient descent against FGSM, and against black-box attacks, at each radius."""
-    for (norm, eps), test in tests.items():
-        where, white_box = f"at {norm} {shown(eps) if norm == 'linf' else eps}", test.scores["PGD"]
-        yield not_weaker(f"PGD no weaker than FGSM {where}", white_box, {"FGSM": test.scores["FGSM"]})
-        others = {name: score for name, score in test.scores.items() if name not in NOT_RIVALS}
-        yield not_weaker(f"white box no weaker than transfer and Square {where}", white_box, others)
+def compare_rivals(where: str, scores: dict[str, Score]) -> Iterator[Gate]:
+    """The white box against every other attack on the same images."""
+    others = {name: score for name, score in scores.items() if name not in (WHITE_BOX, NOISE)}
+    yield not_weaker(f"white box no weaker than others {where}", scores[WHITE_BOX], others)
+    yield stronger_than_noise(f"white box {where}", scores[WHITE_BOX], scores[NOISE])
 
 
 def not_weaker(name: str, strong: Score, others: dict[str, Score]) -> Gate:
     """The strong attack must leave no more accuracy than any of the others, except by chance."""
-    stronger = [other for other, score in others.items() if excess(strong, score) > 0]
+    stronger = [other for other, score in others.items() if excess(strong, score, _tolerated(score)) > 0]
     detail = f"{percent(strong)} against " + ", ".join(f"{percent(one)} ({other})" for other, one in others.items())
     return Gate(name, not stronger, detail + (f"; stronger: {', '.join(stronger)}" if stronger else ""))
 
 
-def _noise(clean: Score, tests: Tests) -> Iterator[Gate]:
-    """At the largest radius of each norm; within a small one, noise may harm a robust network as much as attacks do."""
-    for norm, eps in dict(sorted(tests)).items():  # the last radius of each norm
-        scores = tests[norm, eps].scores
-        yield stronger_than_noise(f"{norm} attack", scores["PGD"], scores["random noise"], clean)
-
-
-def stronger_than_noise(what: str, attack: Score, noise: Score, clean: Score) -> Gate:
+def stronger_than_noise(what: str, attack: Score, noise: Score) -> Gate:
     """An attack must do more harm than random noise of the same norm, unless no accuracy is left."""
-    passed = excess(noise, attack, slack=0.0) > 0 or min(noise.accuracy, clean.accuracy) <= NEARLY_ZERO
+    passed = excess(noise, attack, slack=0.0) > 0 or noise.accuracy <= NEARLY_ZERO
     return Gate(f"{what} stronger than random noise", passed, f"{percent(attack)} against {percent(noise)}")
 
 
 def _gradients(campaign: "Campaign") -> Gate:
-    victim = campaign.victim(_first_path(campaign))
+    victim = campaign.victim(campaign.twin(campaign.paths[0]))
     with campaign.noise("gradients"):
-        first = victim.gradient(campaign.images, campaign.target)
-        second = victim.gradient(campaign.images, campaign.target)
+        first = victim.gradient(campaign.images, campaign.target, margin)
+        second = victim.gradient(campaign.images, campaign.target, margin)
     return gradients_are_there(first, second)
 
 
@@ -169,13 +156,14 @@ def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
     return Gate("gradients are there", without <= ZERO_GRADIENTS and is_finite, detail)
 
 
-def _vanishing(campaign: "Campaign", eps: float) -> Gate:
-    def attacked(twin: nn.Module) -> Score:
-        return campaign.score(campaign.pgd(twin, "linf", eps, draws=1, best=False), twin)
-
-    return vanishing_noise_equals_noiseless(
-        vanishing=attacked(vanishing_noise_twin(campaign.net)), noiseless=attacked(noiseless_twin(campaign.net))
+def _vanishing(campaign: "Campaign", norm: str, eps: float) -> Gate:
+    part = campaign.only(campaign.sample)
+    climb = first_climb(part, "vanishing noise")
+    vanishing, noiseless = (
+        part.score(ascend(part, norm, eps, climb, twin).images, twin)
+        for twin in (vanishing_noise_twin(campaign.net), noiseless_twin(campaign.net))
     )
+    return vanishing_noise_equals_noiseless(vanishing, noiseless)
 
 
 def vanishing_noise_equals_noiseless(vanishing: Score, noiseless: Score) -> Gate:
@@ -193,11 +181,10 @@ def vanishing_noise_equals_noiseless(vanishing: Score, noiseless: Score) -> Gate
 
 def check_planted(campaign: "Campaign") -> Gate:
     """A weakness that was planted inside the ball around each image must be found."""
-    part = campaign.first(IMAGES)
-    net = Planted(_first_path(part), part.images, PLANTED_EPS, PLANTED_STRENGTH)
-    candidates = [part.pgd(net, "linf", PLANTED_EPS, restart) for restart in range(part.preset.restarts)]
-    score = part.score(part.choose(candidates, net), net)
-    return at_most("a planted adversarial example is found", score, PLANTED_ACCURACY)
+    part = campaign.only(campaign.sample)
+    net = Planted(part.twin(part.paths[0]), part.images, PLANTED_EPS, PLANTED_STRENGTH)
+    found = ascend(part, "linf", PLANTED_EPS, climbs(part)[1], net)
+    return at_most("a planted adversarial example is found", part.score(found.images, net), PLANTED_ACCURACY)
 
 
 def at_most(name: str, score: Score, limit: float) -> Gate:
@@ -206,8 +193,7 @@ def at_most(name: str, score: Score, limit: float) -> Gate:
 
 
 def _no_attack(campaign: "Campaign", clean: Score) -> Gate:
-    copies = len(campaign.preset.paths) * campaign.preset.restarts
-    chosen = campaign.choose([campaign.images] * copies)
+    chosen = campaign.choose([campaign.images] * COPIES)
     return copies_score_as_clean(campaign.score(chosen, repetition=1), clean)
 
 
@@ -231,6 +217,10 @@ def excess(first: Score, second: Score, slack: float = SLACK) -> float:
     return first.accuracy - second.accuracy - slack - ERRORS * math.sqrt(variance)
 
 
+def _tolerated(score: Score) -> float:
+    return CONVERGED + 1 / len(score.times_correct)
+
+
 def _shares(score: Score) -> Tensor:
     """The share of draws that classified each image correctly. Shape: [B], float64."""
     return torch.tensor(score.times_correct, dtype=torch.float64) / score.draws
@@ -238,8 +228,3 @@ def _shares(score: Score) -> Tensor:
 
 def percent(score: Score) -> str:
     return f"{100 * score.accuracy:.1f} %"
-
-
-def shown(amount: float) -> str:
-    """A radius (float) in units of 1/255; a number of steps, draws or restarts (int) as it is."""
-    return f"{255 * amount:g}/255" if isinstance(amount, float) else str(amount)

@@ -8,24 +8,21 @@ Note:
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
 from .gradients import Ball
-from .victim import Victim
+from .victim import SETTLED, Victim
 
 START_SHARE = 0.8  # share of the pixels in the first squares
+CONTINUED_SHARE = 1 / 16  # factor on the shares where the search goes on from given images
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, out of 10,000, that halve the squares
 MEASURED_AGAIN = 10  # queries after which the accepted images of a noisy network are measured again
-# Margin (nats) at which a noisy network counts as fooled; without noise 0 does. It is our choice: a wrong class is e
-# times as probable as the right one, which a few lucky draws hardly make it.
-CONFIDENT = 1.0
 
 
 def square_attack(
-    victim: Victim, ball: Ball, target: Tensor, queries: int, generator: Generator, on_query: Callable | None = None
+    victim: Victim, ball: Ball, target: Tensor, queries: int, generator: Generator, start: Tensor | None = None
 ) -> Tensor:
     """Random search over squares of +-eps in an Linf ball.
 
@@ -35,13 +32,16 @@ def square_attack(
         target: labels [B].
         queries: most queries per image; those that fool the network need no more.
         generator: on the CPU, of the search.
-        on_query: called after each query, for a progress bar.
+        start: images to search from, with smaller squares; None: stripes, as published.
     """
     images, eps = ball.images, ball.eps
     count, channels, _, width = images.shape
-    best = (images + eps * _signs((count, channels, 1, width), generator).to(images)).clamp(0, 1)
+    best = start
+    if best is None:
+        best = (images + eps * _signs((count, channels, 1, width), generator).to(images)).clamp(0, 1)
+    best = best.clone()
     margins = victim.margins(best, target)
-    enough = CONFIDENT if victim.is_noisy else 0.0
+    enough = SETTLED if victim.is_noisy else 0.0
     done = torch.zeros_like(margins, dtype=torch.bool)
     for query in range(1, queries):
         fooled, again = ~done & (margins > enough), torch.zeros_like(done)
@@ -55,12 +55,11 @@ def square_attack(
             break
         active = (~done & ~again).nonzero()[:, 0]
         if len(active):
-            proposed = with_square(best[active], images[active], eps, square_share(query, queries), generator)
+            share = square_share(query, queries) * (1 if start is None else CONTINUED_SHARE)
+            proposed = with_square(best[active], images[active], eps, share, generator)
             found = victim.margins(proposed, target[active])
-            better = found > margins[active]
+            better = found >= margins[active]  # spikes make plateaus, on which equal ones lead on
             best[active[better]], margins[active[better]] = proposed[better], found[better]
-        if on_query:
-            on_query()
     return best
 
 

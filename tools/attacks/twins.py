@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from models import Cauchy, NoiseLaw
+from models import Cauchy, Gaussian, NoiseLaw
 from tools.probes.hooks import require, spiking_neurons
 
 VANISHING = 1e-6  # factor on the scale of vanishing noise
@@ -39,8 +39,9 @@ class StraightThrough(NoiseLaw):
 # By name: a function from the neuron's own law to the law whose density is the gradient; whether to detach the reset.
 GRADIENT_PATHS: dict[str, tuple[Callable[[NoiseLaw], NoiseLaw], bool | None]] = {
     "own": (lambda law: law, None),
-    "widened2": (lambda law: law.widened(2), None),
-    "widened4": (lambda law: law.widened(4), None),
+    "narrow": (lambda law: Gaussian(0.2), True),
+    "middle": (lambda law: Gaussian(0.35), True),
+    "wide": (lambda law: Gaussian(0.6), True),
     "arctangent": (lambda law: Cauchy(1 / math.pi), None),  # 1 / (1 + (pi u)^2), SpikingJelly's ATan of alpha = 2
     "straight_through": (lambda law: StraightThrough(1.0), True),  # through the reset it would feed back and diverge
 }

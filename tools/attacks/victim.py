@@ -14,24 +14,49 @@ from tools import inference
 from tools.analysis.metrics import mean_prediction
 from tools.probes.hooks import is_noisy
 
-Objective = Callable[[Tensor, Tensor], Tensor]
+# Mean margin (nats) at which the answer of a noisy network is settled: one class has 2 % of the probability of the
+# other. A network without noise is fooled or not, at 0.
+SETTLED = 4.0
+CHOICE_DRAWS = 20  # of a noisy network, to choose among attacked images
+# (log-probabilities [B, K] of the draws' mean, target [B], wrong classes [B] or None) -> what an attack raises, [B]
+Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def cross_entropy(log_probabilities: Tensor, target: Tensor) -> Tensor:
-    """-ln p(right class), p the draws' mean probability. Shape: [B, K], [B] -> [B]."""
-    return -log_probabilities.gather(1, target[:, None])[:, 0]
+def cross_entropy(log_probabilities: Tensor, target: Tensor, wrong: Tensor | None = None) -> Tensor:
+    """-ln p of the right class, or ln p of the class `wrong`. Shape: [B, K], [B], [B] -> [B]."""
+    if wrong is not None:
+        return _of_class(log_probabilities, wrong)
+    return -_of_class(log_probabilities, target)
 
 
-def margin(log_probabilities: Tensor, target: Tensor) -> Tensor:
-    """ln p of the best wrong class - ln p of the right one: above 0 the network errs. Shape: [B, K], [B] -> [B].
+def margin(log_probabilities: Tensor, target: Tensor, wrong: Tensor | None = None) -> Tensor:
+    """ln p of the best wrong class, or of the class `wrong`, - ln p of the right one: above 0 the network errs.
+
+    Shape: [B, K], [B], [B] -> [B].
 
     Note:
         Carlini and Wagner, "Towards evaluating the robustness of neural networks", IEEE S&P 2017; they take the
-        difference of the logits, which is the same for a single draw.
+        difference of the logits, which is the same for a single draw. Unlike the cross-entropy, it has a gradient
+        however large the logits are.
     """
-    right = log_probabilities.gather(1, target[:, None])
-    others = log_probabilities.scatter(1, target[:, None], -torch.inf)
-    return others.amax(1) - right[:, 0]
+    if wrong is None:
+        others = log_probabilities.scatter(1, target[:, None], -torch.inf).amax(1)
+    else:
+        others = _of_class(log_probabilities, wrong)
+    return others - _of_class(log_probabilities, target)
+
+
+def _of_class(log_probabilities: Tensor, classes: Tensor) -> Tensor:
+    return log_probabilities.gather(1, classes[:, None])[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ascent:
+    """What an attack sees at some images [B, C, H, W], by the same draws."""
+
+    value: Tensor  # of the objective [B]
+    margin: Tensor  # `margin` [B], which is above 0 where the mean prediction is wrong
+    gradient: Tensor  # of the objective, [B, C, H, W]
 
 
 class Victim:
@@ -49,11 +74,13 @@ class Victim:
         self.draws = draws
         self.is_noisy = is_noisy(net)
 
-    def gradient(self, images: Tensor, target: Tensor, objective: Objective = cross_entropy) -> Tensor:
-        """Gradient of an objective of the mean probability over the noise draws.
+    def ascent(
+        self, images: Tensor, target: Tensor, objective: Objective = margin, wrong: Tensor | None = None
+    ) -> Ascent:
+        """An objective of the mean probability over the noise draws, and its gradient.
 
         The mean is inside the objective, as the network under attack averages probabilities, not gradients.
-        Shape: images [B, C, H, W], target [B] -> [B, C, H, W].
+        Shape: images [B, C, H, W]; target, wrong [B].
 
         Note:
             Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security", ICML 2018.
@@ -61,38 +88,48 @@ class Victim:
         # In fp16 the gradients of confident predictions would underflow.
         forward = dataclasses.replace(self.forward, amp="no") if self.forward.amp == "fp16" else self.forward
 
-        def measure(images: Tensor, target: Tensor) -> Tensor:
+        def measure(part: slice) -> tuple[Tensor, ...]:
+            leaf = images[part].detach().requires_grad_()
+            chosen = None if wrong is None else wrong[part]
             with torch.enable_grad():
-                images = images.detach().requires_grad_()
-                log_probabilities = mean_prediction(inference.folded_draws(self.net, images, forward, self.draws))
-                (gradient,) = torch.autograd.grad(objective(log_probabilities, target).sum(), images)
-            return gradient
+                log_probabilities = mean_prediction(inference.folded_draws(self.net, leaf, forward, self.draws))
+                value = objective(log_probabilities, target[part], chosen)
+                (gradient,) = torch.autograd.grad(value.sum(), leaf)
+            return value.detach(), margin(log_probabilities.detach(), target[part]), gradient
 
-        return self._in_parts(measure, images, target)
+        return Ascent(*self._in_parts(measure, len(images)))
+
+    def gradient(self, images: Tensor, target: Tensor, objective: Objective = cross_entropy) -> Tensor:
+        """The gradient of `ascent`. Shape: [B, C, H, W]."""
+        return self.ascent(images, target, objective).gradient
+
+    def log_probabilities(self, images: Tensor) -> Tensor:
+        """Logarithm of the mean probabilities. Shape: [B, C, H, W] -> [B, K]."""
+
+        def measure(part: slice) -> tuple[Tensor]:
+            return (mean_prediction(inference.predict(self.net, images[part], self.forward, self.draws)),)
+
+        (log_probabilities,) = self._in_parts(measure, len(images))
+        return log_probabilities
 
     def margins(self, images: Tensor, target: Tensor) -> Tensor:
         """`margin` of the mean prediction. Shape: images [B, C, H, W], target [B] -> [B]."""
+        return margin(self.log_probabilities(images), target)
 
-        def measure(images: Tensor, target: Tensor) -> Tensor:
-            return margin(mean_prediction(inference.predict(self.net, images, self.forward, self.draws)), target)
-
-        return self._in_parts(measure, images, target)
-
-    def _in_parts(self, measure: Objective, images: Tensor, target: Tensor) -> Tensor:
-        """`measure` of a batch, in parts that fit into one forward pass with all their draws."""
+    def _in_parts(self, measure: Callable[[slice], tuple[Tensor, ...]], count: int) -> list[Tensor]:
+        """What `measure` returns for a batch, in parts that fit into one forward pass with all their draws."""
         parts, start = [], 0
-        while start < len(images):
+        while start < count:
             size = max(1, self.forward.fold // self.draws)
-            part = slice(start, start + size)
             try:
-                parts.append(measure(images[part], target[part]))
+                parts.append(measure(slice(start, start + size)))
             except torch.OutOfMemoryError:
                 if size == 1:  # the draws of one image cannot be split: their mean is inside the objective
                     raise
                 self.forward.halve()
                 continue
             start += size
-        return torch.cat(parts)
+        return [torch.cat(values) for values in zip(*parts)]
 
 
 @dataclasses.dataclass(frozen=True)

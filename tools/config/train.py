@@ -165,6 +165,7 @@ class Dataset(Protocol):
     mean: Sequence[float]  # of each channel, for pixels in [0, 1], to normalise the network's inputs
     std: Sequence[float]
     has_pixels: bool  # True: images; False: event recordings
+    # Of images, also `radii`: {"linf" or "l2": radii of attacks, rising, for pixels in [0, 1]}.
     # It may have `refused`: names of settings that have no meaning for it, and why ("which ...", "whose ...").
 
     def input_shape(self, config: TrainConfig) -> tuple[int, int, int]: ...  # (C, H, W) of the network's input

@@ -9,13 +9,13 @@ import numpy as np
 
 from models.functional import MODES
 from tools.analysis.statistics import holm, paired_difference, seed_difference, seed_interval
+from tools.attacks.report import ALL
 from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 
 from .conditions import CLEAN, unit
 from .results import Difference, GroupAccuracy, Key, Row, SnapshotResults
 
-BEST = "all"  # the attack that takes the best of all attacks on each image
 NORMS = {"linf": "Linf", "l2": "L2"}
 
 
@@ -78,7 +78,7 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
     shared = [key for key in everyone[0] if all(key in table for table in everyone)]
     by_test: dict[str, list[Key]] = {}
     for key in shared:
-        if key.attack in (None, BEST):
+        if key.attack in (None, ALL):
             by_test.setdefault(key.test, []).append(key)
     summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
     for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, under all conditions

@@ -103,7 +103,7 @@ def test_a_stochastic_neuron_that_lacks_what_an_attack_needs_is_an_error(make, m
 
 def test_attacks_do_not_take_a_third_stochastic_neuron_for_noise_free():
     images = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-    campaign = Campaign(Net(Bare()), CPU, images, torch.zeros(4, dtype=torch.int64), PRESETS["quick"])
+    campaign = Campaign(Net(Bare()), CPU, images, torch.zeros(4, dtype=torch.int64), PRESETS["quick"], {"linf": (0.1,)})
     assert campaign.is_noisy and campaign.draws == PRESETS["quick"].draws
 
 
@@ -123,9 +123,9 @@ class Denying(Poisson):
 def test_noise_that_no_layer_admits_is_an_error(neuron):
     images, target = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0)), torch.zeros(4).long()
     with pytest.raises(UserError, match="no layer of this Net says that it `is_noisy`, but its outputs change"):
-        Campaign(Net(neuron()), CPU, images, target, PRESETS["quick"])
+        Campaign(Net(neuron()), CPU, images, target, PRESETS["quick"], {"linf": (0.1,)})
     hidden = Net(nn.Sequential(neuron(), NoisyLIF(Gaussian(0.3))))
-    campaign = Campaign(hidden, CPU, images, target, PRESETS["quick"])
+    campaign = Campaign(hidden, CPU, images, target, PRESETS["quick"], {"linf": (0.1,)})
     with pytest.raises(UserError, match="outputs change"):
         campaign.victim(noiseless_twin(hidden))
 

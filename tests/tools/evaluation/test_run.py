@@ -17,8 +17,8 @@ from tests.chance import ERROR
 from tools.analysis import metrics
 from tools.analysis.statistics import holm, seed_interval
 from tools.attacks import campaign
-from tools.attacks.campaign import AttackReport, AttackResult
 from tools.attacks.gates import Gate
+from tools.attacks.report import AttackReport, AttackResult
 from tools.attacks.victim import Score
 from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
@@ -60,7 +60,7 @@ def snapshots(tmp_path_factory, stripes):
 def compared(snapshots, stripes, tmp_path_factory):
     """(folder, results) of a comparison with everything."""
     folder = tmp_path_factory.mktemp("comparison")
-    tiny = campaign.Preset(10, 3, 2, 2, ("own", "arctangent"), (("linf", 8 / 255), ("l2", 0.5)), 6)
+    tiny = campaign.Preset(10, 5, 6, 2, 1, 2, 1, 6, 10)
     config = EvaluationConfig(
         compare=[f"NSNN={','.join(snapshots['NILIF'])}", f"S<N>N={','.join(snapshots['LIF'])}"],
         out=str(folder),
@@ -165,7 +165,7 @@ def test_the_comparison_is_that_of_the_snapshots_own_results(compared, snapshots
     rows = json.loads((folder / "results.json").read_text())["tests"]
     names = [(row["test"], row["severity"]) for row in rows if not row["test"].startswith("attack")]
     assert names == [("clean", 0), ("sp", 1), ("sp", 5), ("membrane", 1), ("membrane", 5)]
-    assert sum(row["test"].startswith("attack") for row in rows) == 7 + 6  # no Square for L2
+    assert sum(row["test"].endswith(": all") for row in rows) == 4 + 4  # the radii of both norms
     (row,) = (row for row in rows if (row["test"], row["severity"]) == ("membrane", 5))
     points = [one.perturbations["membrane"][2] for one in results["NSNN"]]
     means = [point.accuracy_mean for point in points]
@@ -272,8 +272,8 @@ def test_of_groups_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_diff
 def test_attacks_whose_gates_failed_are_not_judged():
     def attacked(hits, reliable):
         score = Score(sum(hits) / 4 / len(hits), 0.0, 0.0, hits, draws=4)
-        attacks, gates = [AttackResult("linf", 8 / 255, "all", score)], [Gate("a gate", reliable, "")]
-        report = AttackReport("quick", {}, 2, score, attacks, gates)
+        attacks, gates = [AttackResult("linf", 8 / 255, "all", 2, score)], [Gate("a gate", reliable, "")]
+        report = AttackReport("quick", {}, 2, score, ["own"], attacks, gates)
         return SnapshotResults({}, True, {**result([4, 4]).reports, "attacks": report})
 
     groups = {"A": [attacked([4, 4], True)] * 2, "B": [attacked([0, 1], True), attacked([0, 0], False)]}

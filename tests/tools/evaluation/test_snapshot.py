@@ -608,10 +608,10 @@ def test_a_folder_in_the_format_of_cifar10c_is_tested(trained, stripes, tmp_path
 
 def test_attacks_are_reported_and_not_made_twice(trained, stripes, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.evaluation.snapshot.provenance", lambda: {"git": "abc"})
-    tiny = Preset(8, 2, 2, 1, ("own",), (("linf", 8 / 255),), 4)
+    tiny = Preset(8, 4, 4, 2, 1, 1, 1, 4, 10)
     monkeypatch.setitem(PRESETS, "quick", tiny)
     report = evaluated(trained, stripes, tmp_path, attack_preset="quick").reports["attacks"]
-    assert report.images == 8 and report.clean.draws == 100 and report.settings["steps"] == 2
+    assert report.images == 8 and report.clean.draws == 10 and report.settings["gradients"] == 4
     monkeypatch.setattr("tools.evaluation.measurements.attacks.Campaign", None)
     assert Attacks().as_json(report) == stored(tmp_path / "attacks-quick.json")
     assert evaluated(trained, stripes, tmp_path, attack_preset="quick").reports["attacks"] == report

@@ -1,12 +1,15 @@
 """Accuracy under the attacks of a preset, and the gates that say whether to believe it."""
 
+import dataclasses
 import logging
 from typing import Any
 
 import torch
 
-from tools.attacks.campaign import PRESETS, SUBSET, AttackReport, Campaign
+from tools.attacks.campaign import PRESETS, SUBSET, Campaign
+from tools.attacks.report import AttackReport
 from tools.config.evaluate import EvaluationConfig
+from tools.evaluation.comparison import NORMS
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, missing
 from tools.evaluation.results import Evaluation
@@ -15,6 +18,10 @@ from tools.evaluation.snapshot import Snapshot
 from . import Measurement
 
 logger = logging.getLogger(__name__)
+
+
+def _shown(eps: float | None) -> str:
+    return "not among those tried" if eps is None else f"{eps:.3g} ({255 * eps:.1f}/255)"
 
 
 class Attacks(Measurement):
@@ -26,7 +33,7 @@ class Attacks(Measurement):
         return f"attacks-{config.attack_preset}"
 
     def settings(self, config: EvaluationConfig) -> dict[str, Any]:
-        return {"settings": PRESETS[config.attack_preset].as_json()}
+        return {"settings": dataclasses.asdict(PRESETS[config.attack_preset])}
 
     def measure(self, snapshot: Snapshot) -> AttackReport:
         name, test = snapshot.config.attack_preset, snapshot.test
@@ -34,7 +41,8 @@ class Attacks(Measurement):
         chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(SUBSET))[: preset.images]
         subset = test.subset(chosen.sort().values)
         ((images, target),) = subset.batches(**{**snapshot.batch_options, "batch_size": len(subset)})
-        return Campaign(snapshot.net, snapshot.forward, images, target, preset, snapshot.config.seed, name).run()
+        radii, seed = snapshot.dataset.radii, snapshot.config.seed
+        return Campaign(snapshot.net, snapshot.forward, images, target, preset, radii, seed, name).run()
 
     def summary(self, report: AttackReport) -> dict[str, Any]:
         content = report.as_json()
@@ -47,6 +55,8 @@ class Attacks(Measurement):
             name, score = f"{row.norm:4} {row.eps:<8.4g} {row.attack:22}", row.score
             mean = f"mean of {min(report.settings['draws'], score.draws)} draws: {100 * score.accuracy_ensemble:6.2f} %"
             logger.info("%s accuracy %6.2f %%, %s", name, 100 * score.accuracy, mean)
+        for norm, eps in report.half_radii.items():
+            logger.info("%s radius that leaves 50 %%: %s", norm, _shown(eps))
         for gate in report.gates:
             logger.info("%s: %s: %s", "passed" if gate.passed else "FAILED", gate.name, gate.detail)
         logger.info("%s: %s", report.label, "all gates passed" if report.reliable else "not reliable: gates failed")
@@ -54,7 +64,11 @@ class Attacks(Measurement):
     def sections(self, evaluation: Evaluation) -> list[Section]:
         if not evaluation.reports(self.key):
             return [missing("Attacks", "--attack_preset quick")]
-        section = Section("Attacks", [figures.attacks(evaluation)])
+        section, halves = Section("Attacks", [figures.attacks(evaluation)]), []
+        for group, one in evaluation.snapshots():
+            for norm, eps in one.reports[self.key].half_radii.items():
+                halves.append([group, one.seed, NORMS[norm], _shown(eps)])
+        section.blocks.append(Table(["group", "seed", "norm", "radius that leaves 50 %"], halves))
         for group, one in evaluation.snapshots():
             report, head = one.reports[self.key], ["gate", "", "measured"]
             title = f"{group}, seed {one.seed}: {report.label}, preset {report.preset}, {report.images} images"

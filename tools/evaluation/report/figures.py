@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from tools.analysis.metrics import CurvePoint
 from tools.analysis.statistics import SeedInterval, seed_interval
+from tools.attacks.report import ALL
 from tools.data.events.pictures import coloured
 from tools.evaluation.conditions import CLEAN
 from tools.evaluation.results import Evaluation, Result, Row
@@ -18,15 +19,6 @@ from tools.plots import subplots
 
 WIDTH = 9.6  # inches
 WORST_COLUMNS = 6
-ATTACK_STYLES = {  # styles of their lines; None: not plotted
-    "all": "-",
-    "PGD": "--",
-    "random noise": ":",
-    "FGSM": None,
-    "Square": None,
-    "transfer, noiseless": None,
-    "transfer, mean field": None,
-}
 QUANTITIES = {"accuracy": "accuracy", "nll": "negative log-likelihood", "calibration_error": "calibration error"}
 
 
@@ -76,11 +68,8 @@ def severities(evaluation: Evaluation) -> Figure | None:
 
 def attacks(evaluation: Evaluation) -> Figure:
     """Accuracy against the radius of the attacks, a panel for each norm; the title names groups whose gates failed."""
-    rows = [row for row in evaluation.rows if row.attack is not None]
+    rows = [row for row in evaluation.rows if row.attack == ALL]
     norms = list(dict.fromkeys(row.of for row in rows))
-    if missing := {row.attack for row in rows} - ATTACK_STYLES.keys():
-        raise KeyError(f"ATTACK_STYLES has no entry for {', '.join(sorted(missing))}")
-    drawn = {attack: style for attack, style in ATTACK_STYLES.items() if style is not None}
     clean, doubtful = {}, []
     for group, reports in evaluation.reports("attacks").items():
         clean[group] = seed_interval([one.clean.accuracy for one in reports])
@@ -89,11 +78,11 @@ def attacks(evaluation: Evaluation) -> Figure:
     figure, (panels,) = subplots(WIDTH, 3.6, columns=len(norms), sharey=True)
     for axes, norm in zip(panels, norms):
         for number, group in enumerate(evaluation.groups):
-            for attack, style in drawn.items():
-                shown = [row for row in rows if row.of == norm and row.attack == attack]
-                radii = [0, *(row.strength for row in shown)]
-                accuracies, name = [clean[group], *(row.groups[group] for row in shown)], f"{group}, {attack}"
-                _with_interval(axes, radii, accuracies, name, linestyle=style, color=f"C{number}")
+            shown = [row for row in rows if row.of == norm]
+            radii = [0, *(row.strength for row in shown)]
+            accuracies = [clean[group], *(row.groups[group] for row in shown)]
+            _with_interval(axes, radii, accuracies, group, color=f"C{number}")
+        axes.axhline(50, color="grey", linewidth=0.5)
         axes.set_xlabel(norm)
         _percent_axis(axes)
     if doubtful:

@@ -1,0 +1,39 @@
+"""Attacks that the white box must not be weaker than, on a sample of the images."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .gradients import Ball, fgsm, random_noise
+from .square import square_attack
+from .twins import mean_field_twin, noiseless_twin
+from .victim import Score
+from .white_box import ascend, first_climb
+
+if TYPE_CHECKING:
+    from .campaign import Campaign
+
+WHITE_BOX, NOISE = "white box", "random noise"
+
+
+def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dict[str, Score]:
+    """{attack: score on the sample}, that of the white box (`attacked` images) included.
+
+    Square is for Linf alone: it shows whether a network hides its gradient, and that does not depend on the norm.
+    """
+    part = campaign.only(campaign.sample)
+    ball = Ball(part.images, eps, norm)
+    found = {WHITE_BOX: attacked[campaign.sample], NOISE: random_noise(ball, campaign.generator(NOISE))}
+    with campaign.noise("making", "FGSM"):
+        found["FGSM"] = fgsm(part.victim(part.twin(part.paths[0])).gradient, ball, part.target)
+    twins = {"noiseless": noiseless_twin(campaign.net), "mean field": mean_field_twin(campaign.net)}
+    for name, twin in twins.items():
+        climb = first_climb(part, f"transfer, {name}")
+        found[climb.path] = ascend(part, norm, eps, climb, twin, transfers=True).images
+    if norm == "linf":
+        for name, start in {"Square": None, "Square, continued": found[WHITE_BOX]}.items():
+            campaign.bar.set_postfix_str(name)
+            with campaign.noise("making", name):
+                squares = campaign.generator(name)
+                found[name] = square_attack(part.victim(), ball, part.target, part.preset.queries, squares, start)
+    return {name: part.score(images) for name, images in found.items()}

@@ -1,0 +1,173 @@
+"""The white box: ascents along several gradients, at all radii of a norm."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from .gradients import Ball, apgd
+from .square import square_attack
+from .twins import GRADIENT_PATHS
+from .victim import CHOICE_DRAWS, Ascent, Objective, cross_entropy, margin
+
+if TYPE_CHECKING:
+    from .campaign import Campaign
+
+NEAR = 0.3  # an image within this share of the clean images' mean margin gets more ascents after the first one
+PILOT_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+    """The best attacked images so far."""
+
+    images: Tensor  # [B, C, H, W]
+    margins: Tensor  # of these, [B], by draws that only choose
+
+    def __getitem__(self, rows: Tensor) -> "Attacked":
+        return Attacked(self.images[rows], self.margins[rows])
+
+    def improved(self, rows: Tensor, other: "Attacked") -> "Attacked":
+        """With the images of `other`, which are those of some rows, where their margins are higher."""
+        images, margins = self.images.clone(), self.margins.clone()
+        better = other.margins > margins[rows]
+        images[rows[better]], margins[rows[better]] = other.images[better], other.margins[better]
+        return Attacked(images, margins)
+
+
+class Climb(NamedTuple):
+    """What one ascent climbs."""
+
+    path: str  # the gradient: a name in `GRADIENT_PATHS`
+    objective: Objective
+    rank: int | None  # of the wrong class to which images are driven, 0 the most probable; None: any
+    steps: int
+    draws: int
+
+
+def ranked_paths(campaign: "Campaign") -> list[str]:
+    """All gradient paths, by the harm that a short ascent does to a few images at the middle radius."""
+    part = campaign.only(campaign.sample)
+    norm, radii = next(iter(campaign.radii.items()))
+    left = {}
+    for path in GRADIENT_PATHS:
+        found = ascend(part, norm, radii[len(radii) // 2], Climb(path, margin, None, PILOT_STEPS, 1))
+        left[path] = (part.score(found.images).accuracy, -found.margins.mean().item())
+    return sorted(left, key=lambda path: left[path])
+
+
+def curve(campaign: "Campaign", norm: str) -> dict[float, Attacked]:
+    """The attacked images of each radius, by rising radius; the middle radius is attacked first.
+
+    An image that is surely fooled within a small ball is so within a larger one, by the same attacked image; one that
+    surely stands within a large ball is not attacked within a smaller one.
+    """
+    found: dict[float, Attacked] = {}
+    for eps in middle_first(campaign.radii[norm]):
+        smaller, larger = [one for one in found if one < eps], [one for one in found if one > eps]
+        start = found[max(smaller)] if smaller else Attacked(campaign.images, campaign.margins)
+        is_open = start.margins <= campaign.enough
+        if larger:
+            is_open &= found[min(larger)].margins >= -campaign.enough
+        rows = is_open.nonzero()[:, 0]
+        found[eps] = start.improved(rows, search(campaign.only(rows), norm, eps)) if len(rows) else start
+    return dict(sorted(found.items()))
+
+
+def middle_first(radii: Sequence[float]) -> list[float]:
+    """The radii in the order of a bisection: the middle one, then the middles of both halves, and so on."""
+    order, parts = [], [tuple(radii)]
+    while parts:
+        part = parts.pop(0)
+        if part:
+            half = len(part) // 2
+            order.append(part[half])
+            parts += [part[:half], part[half + 1 :]]
+    return order
+
+
+def search(campaign: "Campaign", norm: str, eps: float) -> Attacked:
+    """All ascents at one radius."""
+    first, *others = climbs(campaign)
+    best = ascend(campaign, norm, eps, first)
+    for turn in range(campaign.preset.rounds):
+        fooled = (best.margins > 0).sum()
+        for climb in others:
+            if len(rows := _near(campaign, best)):
+                best = best.improved(rows, ascend(campaign.only(rows), norm, eps, climb, turn=turn))
+        if norm == "linf" and len(rows := _near(campaign, best)):
+            best = best.improved(rows, _without_gradients(campaign.only(rows), eps, best[rows], turn))
+        if (best.margins > 0).sum() == fooled:
+            break
+    return best
+
+
+def _near(campaign: "Campaign", best: Attacked) -> Tensor:
+    """The rows of the images that are nearly fooled."""
+    is_near = (best.margins <= campaign.enough) & (best.margins > NEAR * campaign.typical_margin)
+    return is_near.nonzero()[:, 0]
+
+
+def _without_gradients(campaign: "Campaign", eps: float, start: Attacked, turn: int) -> Attacked:
+    """A search by small squares from attacked images, which mends what wrong gradients did."""
+    ball, queries = Ball(campaign.images, eps), campaign.preset.gradients // campaign.draws
+    with campaign.noise("making", "squares", turn):
+        squares = campaign.generator("squares", turn)
+        images = square_attack(campaign.victim(), ball, campaign.target, queries, squares, start.images)
+    with campaign.noise("choosing", "squares", turn):
+        return Attacked(images, campaign.victim(draws=CHOICE_DRAWS).margins(images, campaign.target))
+
+
+def climbs(campaign: "Campaign") -> list[Climb]:
+    """The ascents: one for all images, and those for images that it nearly fooled."""
+    best, *paths = campaign.paths
+    preset, draws = campaign.preset, campaign.draws
+    steps = preset.gradients // draws
+    found = [first_climb(campaign, best), Climb(best, cross_entropy, None, steps, draws)]
+    found += [Climb(path, margin, None, steps, draws) for path in paths]
+    found += [Climb(best, margin, rank, steps, draws) for rank in range(min(preset.targets, campaign.wrong.shape[1]))]
+    return found
+
+
+def first_climb(campaign: "Campaign", path: str) -> Climb:
+    """With a single draw, and half of the gradients where there is noise."""
+    return Climb(path, margin, None, campaign.preset.gradients // (2 if campaign.is_noisy else 1), 1)
+
+
+def ascend(
+    campaign: "Campaign",
+    norm: str,
+    eps: float,
+    climb: Climb,
+    net: nn.Module | None = None,
+    transfers: bool = False,
+    turn: int = 0,
+) -> Attacked:
+    """One ascent from a random start.
+
+    Args:
+        net: to climb instead of the campaign's with the path of `climb`.
+        turn: how many times this was done before, from other starts.
+        transfers: whether `net` has another forward pass than the attacked network, which then judges.
+    """
+    campaign.bar.set_postfix_str(f"{norm} {eps:.3g}, {climb.path}")
+    net = campaign.twin(climb.path) if net is None else net
+    victim = campaign.victim(net, climb.draws)
+    wrong = None if climb.rank is None else campaign.wrong[:, climb.rank]
+    ball = Ball(campaign.images, eps, norm)
+    judge = None
+    if transfers or victim.is_noisy:
+        judged = campaign.victim(None if transfers else net, CHOICE_DRAWS)
+
+        def judge(images: Tensor, rows: Tensor) -> Tensor:
+            return judged.margins(images, campaign.target[rows])
+
+    def look(images: Tensor, rows: Tensor) -> Ascent:
+        campaign.bar.update(climb.draws * len(rows))
+        return victim.ascent(images, campaign.target[rows], climb.objective, None if wrong is None else wrong[rows])
+
+    purpose = f"{climb.path}, {climb.objective.__name__}, {climb.rank}, {turn}"
+    start = ball.start(campaign.generator("start", purpose))
+    with campaign.noise("making", purpose):
+        return Attacked(*apgd(look, ball, start, climb.steps, judge))
