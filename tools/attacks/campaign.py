@@ -127,11 +127,11 @@ class Campaign:
         """Whether a network, the attacked one or a twin, says that it is noisy; UserError if it is and says no."""
         return is_noisy_indeed(net, self.forward, self.images[:4])
 
-    def choose(self, candidates: list[Tensor], net: nn.Module | None = None) -> Tensor:
+    def choose(self, candidates: list[Tensor]) -> Tensor:
         """The best of several attacked images, judged with draws that are used for nothing else."""
         self.bar.set_postfix_str("choosing")
         with self.noise("choosing"):
-            return choose(self.victim(net, CHOICE_DRAWS), candidates, self.target)
+            return choose(self.victim(draws=CHOICE_DRAWS), candidates, self.target)
 
     def score(self, images: Tensor, net: nn.Module | None = None, repetition: int = 0) -> Score:
         """The score on attacked images, with draws that are used for nothing else and differ by `repetition`."""
