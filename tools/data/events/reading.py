@@ -56,10 +56,19 @@ class Source:
             counts["truncated"] += 1
         return len(self.raw) - rest
 
-    def leave_out(self, wrong: np.ndarray, counts: "Counts", error_of: Callable[[int], EventFormatError]) -> None:
-        """Count events, bool [N], that cannot be; the error of the first unless lenient, or if they are most."""
+    def leave_out(
+        self,
+        wrong: np.ndarray,
+        counts: "Counts",
+        error_of: Callable[[int], EventFormatError],
+        among: int | None = None,
+    ) -> None:
+        """Count events, bool [N], that cannot be; the error of the first unless lenient, or if they are most.
+
+        `among`: the number of events, if N counts other words, too.
+        """
         number = int(np.count_nonzero(wrong))
-        if number and (not self.lenient or number > MOST_DROPPED * len(wrong)):
+        if number and (not self.lenient or number > MOST_DROPPED * (len(wrong) if among is None else among)):
             raise error_of(int(wrong.argmax()))
         add_found(counts, {"impossible": number})
 
