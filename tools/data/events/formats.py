@@ -81,7 +81,8 @@ def read_recording(path: PathLike, lenient: bool = False, columns: str = "") -> 
     raw = whole.removeprefix(BYTE_ORDER_MARK)
     start = len(whole) - len(raw)
     found = TEXT if columns else format_of(path, raw[:4096])
-    reading = found.read(Source(path, raw, lenient, start, tuple(columns.split(",")) if columns else ()))
+    names = tuple(name.strip() for name in columns.split(",")) if columns else ()
+    reading = found.read(Source(path, raw, lenient, start, names))
     if not start:
         return reading
     return dataclasses.replace(reading, byte_of=lambda index: start + reading.byte_of(index))
