@@ -19,7 +19,7 @@ from .arrays import read_mat, read_npy, read_npz
 from .atis import read_atis
 from .hdf5 import is_hdf5, read_hdf5
 from .prophesee import is_dat, is_raw, read_dat, read_raw
-from .reading import MOST_DROPPED, EventFormatError, PathLike, Reading, Source
+from .reading import LEFT_OUT, MOST_DROPPED, EventFormatError, PathLike, Reading, Source
 from .text import is_text, read_text
 from .times import ascending
 
@@ -92,8 +92,8 @@ class CheckedEvents(NamedTuple):
     """Events that are on the sensor and in the order of time."""
 
     events: np.ndarray  # [N] of dtype `EVENT`
-    dropped: dict[str, int]  # {reason: number of events}
-    counts: dict[str, int]  # see `Reading`
+    dropped: dict[str, int]  # {reason: number of events}; with what a lenient reader left out
+    counts: dict[str, int]  # what else was in the file; see `Reading`
 
 
 def check_events(reading: Reading, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
@@ -128,4 +128,6 @@ def check_events(reading: Reading, sensor: tuple[int, int], lenient: bool = Fals
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
         problem = f"expected at most {MOST_DROPPED:.0%} of {len(reading.events):,} events to be dropped, got {reasons}"
         raise EventFormatError(reading.path, 0, problem)
-    return CheckedEvents(events, dropped, dict(reading.counts))
+    left_out = {what: reading.counts[what] for what in LEFT_OUT if what in reading.counts}
+    others = {what: count for what, count in reading.counts.items() if what not in LEFT_OUT}
+    return CheckedEvents(events, dropped | left_out, others)

@@ -30,7 +30,6 @@ from tools.io.files import write_atomically, write_text_atomically
 from tools.io.npy import open_npy
 
 from .frames import Framing, count_frames, stacked
-from .reading import LEFT_OUT
 from .recordings import Recording, Streams
 
 logger = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ def _is_made(path: Path, lenient: bool) -> bool:
     report = _checked_report(path)
     if report is None:
         return False
-    return lenient or not (report["skipped"] or report["dropped"] or report["counts"].keys() & {*LEFT_OUT})
+    return lenient or not (report["skipped"] or report["dropped"])
 
 
 def _make_shards(
