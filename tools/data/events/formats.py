@@ -75,7 +75,8 @@ def format_of(path: PathLike, head: bytes) -> Format:
 def read_recording(path: PathLike, lenient: bool = False, columns: str = "") -> Reading:
     """Read a file of any format, without checking where and when its events are.
 
-    If `lenient`, a damaged end costs its events, not the recording. `columns` are those of a text, with commas between.
+    If `lenient`, a damaged end and events that cannot be cost these events, not the recording. `columns` are those of a
+    text, with commas between.
     """
     whole = read_bytes(path, MAX_FILE_BYTES)
     raw = whole.removeprefix(BYTE_ORDER_MARK)

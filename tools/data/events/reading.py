@@ -32,8 +32,8 @@ class EventFormatError(UserError):
 class Source:
     """A file to be read.
 
-    If `lenient`, a reader leaves out what is damaged at the end of the file, and counts it. `columns` are the names of
-    the columns of a text.
+    If `lenient`, a reader leaves out and counts a damaged end and events that cannot be. `columns` are the names of the
+    columns of a text.
     """
 
     path: PathLike
@@ -63,7 +63,7 @@ class Source:
         error_of: Callable[[int], EventFormatError],
         among: int | None = None,
     ) -> None:
-        """Count events, bool [N], that cannot be; the error of the first unless lenient, or if they are most.
+        """Count events, bool [N], that cannot be; raise the error of the first unless lenient, or if most cannot.
 
         `among`: the number of events, if N counts other words, too.
         """

@@ -23,6 +23,7 @@ _USUAL = {3: ("t", "x", "y"), 4: ("t", "x", "y", "p")}  # columns of a file that
 _LONGEST_LINE = 4096  # bytes of a line that are looked at
 _DIGITS = 18  # of a number that int64 holds in any case
 _ROWS_WRITTEN = 2**16  # at once
+_HINT = "name them with --columns of python -m tools.data.events {info,convert}"
 
 
 class _Head(NamedTuple):
@@ -95,7 +96,7 @@ def read_text(source: Source) -> Reading:
     place = {name: names.index(found) for name, found in columns_named(names).items()}
     if not {"t", "x", "y"} <= place.keys():
         got = f"columns {told}" if told else repr(b" ".join(head.fields)[:60].decode(errors="replace"))
-        hint = "" if source.columns else "; --columns of info and convert names others"
+        hint = "" if source.columns else f"; if there are others, {_HINT}"
         raise source.error(head.end, f"line {head.line}: expected columns t, x, y, p, or their names, got {got}{hint}")
     counts = Counts()
     table = _regular(source.raw[head.end :], len(names), place["t"])
@@ -113,7 +114,7 @@ def read_text(source: Source) -> Reading:
         if head.names:
             raise
         path, offset, problem = error.args
-        hint = f"if the columns are not {', '.join(names)}, --columns of info and convert names them"
+        hint = f"if the columns are not {', '.join(names)}, {_HINT}"
         raise EventFormatError(path, offset, f"{problem}; {hint}") from error
 
 

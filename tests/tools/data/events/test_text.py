@@ -85,7 +85,7 @@ def test_columns_may_be_told(tmp_path):
 
 def test_another_order_that_is_not_told_is_told_about(tmp_path):
     (tmp_path / "a.csv").write_text("320,240,1,1000\n321,240,0,1010\n")  # as of Metavision: x, y, p, t
-    with pytest.raises(EventFormatError, match="got 1000; if the columns are not t, x, y, p, --columns"):
+    with pytest.raises(EventFormatError, match="got 1000; if the columns are not t, x, y, p, name them with --columns"):
         read(tmp_path / "a.csv")
     assert read(tmp_path / "a.csv", columns="x,y,p,t").tolist() == [(320, 240, 1000, True), (321, 240, 1010, False)]
 
