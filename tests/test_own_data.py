@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dataset_utils import DATASETS
 from tests.tools.data.events.written import EVENTS, aedat2, nmnist, striped_nmnist_tree, touch
@@ -87,7 +87,7 @@ def test_what_is_no_recording_is_skipped_and_said(tmp_path, caplog):
         touch(tmp_path / name, b"text")
     (tmp_path / "test" / "right" / "more").mkdir()
     assert [len(part) for part in list_own(tmp_path)] == [6, 6]
-    for what in ("1 files beside the classes", r"1 files \*.md", "1 folders in classes"):
+    for what in (r"files beside the classes \(1\)", r"files \*.md \(1\)", r"folders in classes \(1\)"):
         assert re.search(f"skipped .*{what}", caplog.text)
 
 
@@ -304,6 +304,8 @@ def test_one_class_is_refused(tmp_path, name):
 def test_a_folder_is_listed_and_what_is_skipped_is_said_once(tmp_path, name, caplog):
     folder = recordings(tmp_path) if name == "events" else images(tmp_path)
     touch(min(tmp_path.glob("train/*")) / "notes.md", b"text")
+    for suffix in ("bin", "png"):  # a folder is none of the files, whatever its name
+        (min(tmp_path.glob("train/*")) / f"folder.{suffix}").mkdir()
     config = config_of(folder, timestep=2)
     DATASETS[name].found(config).load(config)
     assert caplog.text.count("skipped") == 1
@@ -320,19 +322,21 @@ def test_names_of_any_bytes_are_read(tmp_path):
 def test_what_is_no_file_is_an_error_if_it_is_named_like_one(tmp_path, caplog):
     recordings(tmp_path)
     os.mkfifo(tmp_path / "test/left/pipe")
-    assert len(list_own(tmp_path).test) == 6 and "1 files *" in caplog.text
+    assert len(list_own(tmp_path).test) == 6 and "skipped files * (1)" in caplog.text
     (tmp_path / "train/left/gone.bin").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="gone.bin"):
         sensor_of(list_own(tmp_path))
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize(("orientation", "size"), [(1, (40, 20)), (3, (40, 20)), (6, (20, 40)), (8, (20, 40))])
-def test_the_common_size_of_photographs_is_that_after_they_are_turned(tmp_path, orientation, size):
-    exif = Image.Exif()
+def test_the_common_size_of_photographs_is_that_after_they_are_turned(tmp_path, suffix, orientation, size):
+    exif, path = Image.Exif(), tmp_path / f"a.{suffix}"
     exif[274] = orientation
-    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
-    assert common_size([tmp_path / "a.jpg"], 64) == size
-    assert fitted(tmp_path / "a.jpg", size).shape == (3, *size[::-1])
+    Image.linear_gradient("L").resize((40, 20)).convert("RGB").save(path, exif=exif)
+    assert common_size([path], 64) == size
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(fitted(path, size), upright)  # neither scaled nor cropped
 
 
 def test_a_file_that_is_no_image_says_so(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 from tqdm import tqdm
 
@@ -104,7 +104,9 @@ def common_size(files: Sequence[Path], largest: int) -> tuple[int, int]:
     for path in files:
         try:
             with Image.open(io.BytesIO(read_bytes(path, MAX_IMAGE_BYTES)), formats=[*FORMATS]) as image:
-                size = image.size[::-1] if _is_turned(image) else image.size
+                if max(image.size) <= largest:
+                    _load(image)
+                size = image.size
         except Exception as error:  # PIL raises many kinds for damaged files
             raise _unreadable(path, error) from error
         sizes.add(size)
@@ -123,7 +125,9 @@ def fitted(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def _list_part(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.glob("*/*") if _has_image_name(path) and not _is_hidden(path))
+    files = sorted(
+        path for path in folder.glob("*/*") if _has_image_name(path) and not _is_hidden(path) and not path.is_dir()
+    )
     if not files:
         raise FileNotFoundError(f"no images in {folder.resolve()}/<class>/*")
     classes = {path.name for path in folder.glob("[!.]*") if path.is_dir()}
@@ -185,9 +189,7 @@ def _decode_one(path: Path) -> np.ndarray:
                 raise UserError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS}")
             if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG and its previews
                 raise UserError("it has several images: save each as a separate file")
-            image.load()
-            with contextlib.suppress(Exception):  # damaged EXIF data: leave it unrotated
-                ImageOps.exif_transpose(image, in_place=True)
+            _load(image)
             return _as_rgb(image).transpose(2, 0, 1)
     except Exception as error:  # PIL raises many kinds for damaged files
         raise _unreadable(path, error) from error
@@ -199,11 +201,11 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is not a readable image: {why}")
 
 
-def _is_turned(image: Image.Image) -> bool:
-    """Whether width and height change places when the image is rotated as its EXIF data say."""
-    with contextlib.suppress(Exception):  # damaged EXIF data: it stays unrotated
-        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    return False
+def _load(image: Image.Image) -> None:
+    """Decode the pixels, rotated as the EXIF data say; Pillow has rotated a TIFF by itself then."""
+    image.load()
+    with contextlib.suppress(Exception):  # damaged EXIF data: leave it unrotated
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

@@ -30,8 +30,13 @@ def picture_spikes(
         names: of the classes, in the order of the labels.
     """
     shown = data.subset(first_of_each(data.labels))
-    ((inputs, labels, *_),) = shown.batches(len(shown), forward.device)
-    layers = {layer: some_that_fire(spikes) for layer, spikes in record_spikes(net, inputs, forward).items()}
+    ((inputs, labels, *lengths),) = shown.batches(len(shown), forward.device)
+    recorded = record_spikes(net, inputs, forward)
+    if lengths:  # spikes after the end of a shorter recording are not shown
+        has_ended = torch.arange(len(inputs))[:, None] >= lengths[0].cpu()
+        for spikes in recorded.values():
+            spikes[has_ended] = 0
+    layers = {layer: some_that_fire(spikes) for layer, spikes in recorded.items()}
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure, panels = subplots(3.2 * columns, 3.0 * rows + 0.8, rows, columns, grid=False, sharex=True, sharey=True)

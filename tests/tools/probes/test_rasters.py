@@ -8,7 +8,9 @@ from matplotlib.image import imread
 from models import SpikingNeuron, build_model, build_neuron
 from tools import inference
 from tools.data.events import EVENT
-from tools.data.events.pictures import CLASSES, first_of_each, plot_recordings
+from tools.data.events.frames import Framing
+from tools.data.events.labelled import LabelledRecordings
+from tools.data.events.pictures import CLASSES, FRAMES, first_of_each, plot_recordings
 from tools.data.images import LabelledImages
 from tools.probes.rasters import picture_spikes, record_spikes, some_that_fire
 
@@ -62,6 +64,28 @@ def test_a_network_in_which_no_neuron_fires_is_drawn_as_such(tmp_path, figures):
     data = LabelledImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.arange(2))
     picture_spikes(tmp_path / "r.png", net, data, ("a", "b"), inference.ForwardPass(torch.device("cpu"), 3), "title")
     assert [axes.texts[0].get_text() for axes in figures["r.png"].axes] == ["no neuron fires"] * 2
+
+
+def test_spikes_behind_a_shorter_recording_are_not_drawn(tmp_path, figures):
+    lengths, framing = np.array([2, 5]), Framing(5, "duration", (4, 4), (4, 4), frame_us=1)
+    frames = np.zeros((2, 5, 2, 4, 4), np.uint8)
+    labels = torch.arange(2)
+    data = LabelledRecordings([None] * 2, frames, np.arange(2), labels, framing, "count", lengths=lengths)
+    neuron = build_neuron("NILIF", sigma=3.0)
+    net = build_model("toynet", neuron=neuron, in_shape=(2, 4, 4), num_classes=2).eval()
+    picture_spikes(tmp_path / "r.png", net, data, ("a", "b"), inference.ForwardPass(torch.device("cpu"), 5), "title")
+    drawn = [(axes.images[0].get_array() < 1).any((0, 2)) for axes in figures["r.png"].axes]
+    assert [steps.tolist() for steps in drawn] == [[True] * 2 + [False] * 3, [True] * 5]
+
+
+def test_no_more_frames_are_drawn_than_can_be_seen(tmp_path, figures):
+    events = np.zeros(2, EVENT)
+    for timesteps, steps in ((FRAMES, range(1, FRAMES + 1)), (1000, [1, 68, 134, 201])):
+        frames = np.ones((1, timesteps, 2, 4, 4), np.float32)
+        plot_recordings(tmp_path / f"{timesteps}.png", ["a"], [events], frames)
+        labels = [axes.get_xlabel() for axes in figures[f"{timesteps}.png"].axes[1:]]
+        assert len(labels) == FRAMES and labels[: len(steps)] == [f"frame {step}" for step in steps]
+        assert labels[-1] == f"frame {timesteps}"
 
 
 def test_both_polarities_of_recordings_are_drawn_also_where_frames_are_empty(tmp_path):

@@ -15,7 +15,7 @@ from tools.errors import UserError
 from tools.plots import subplots
 
 from .formats import check_events, read_recording
-from .reading import LEFT_OUT, Reading
+from .reading import Reading
 from .writing import write_recording
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             events = reading.events
             if options.lenient:
                 events, dropped, _ = check_events(reading, _size(reading), lenient=True)
-                for reason, count in (dropped | {what: reading.counts[what] for what in LEFT_OUT}).items():
+                for reason, count in dropped.items():
                     if count:
                         logger.info("left out: %s %s", f"{count:,}", reason)
             write_recording(options.out, events, reading.sensor)

@@ -62,17 +62,18 @@ def read_aedat2(source: Source) -> Reading:
     words = np.frombuffer(raw, ">u4", (stop - at) // 4, at).reshape(-1, 2)
     address, time = words[:, 0].astype(np.uint32), words[:, 1].astype(np.int64)
     inner = (address & layout.other) == 0
-    if not inner.all():
-        add_found(counts, _kinds(address[~inner], layout))
+    others = ~inner
     if layout.unused and (wrong := (address & layout.unused != 0) & (address >> 31 == 0)).any():
         expected = "an address of 16 bits" if camera else "an address of 16 bits, as no line # AEChip: names a DAVIS"
 
         def error_of(index: int) -> EventFormatError:
             return source.error(at + EVENT_BYTES * index, f"expected {expected}, got {address[index]:#x}")
 
-        source.leave_out(wrong, counts, error_of)
+        source.leave_out(wrong, counts, error_of, np.count_nonzero(inner | wrong))
         inner &= ~wrong
+        others &= ~wrong
     if not inner.all():
+        add_found(counts, _kinds(address[others], layout))
         address, time = address[inner], time[inner]
     x, y = ((address >> lowest) & mask for lowest, mask in (layout.x, layout.y))
     polarity = (address >> layout.polarity) & 1

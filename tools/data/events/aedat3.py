@@ -7,7 +7,7 @@ import struct
 import numpy as np
 
 from .aedat_header import header_line, sensor_of
-from .reading import Counts, Reading, Source, camera_events
+from .reading import Counts, EventFormatError, Reading, Source, camera_events
 
 _HEADER = struct.Struct("<2h6i")  # of a packet
 _FIELDS = ("type", "source", "size", "ts_offset", "ts_overflow", "capacity", "number", "valid")
@@ -58,7 +58,11 @@ def read_aedat3(source: Source) -> Reading:
     negative = (time >> CLOCK_BITS).astype(bool) & valid
     if negative.any():
         problem = "expected a time of 31 bits, got a negative one"
-        source.leave_out(negative, counts, lambda at: source.error(joined_byte(at) + _POLARITY_TIME_OFFSET, problem))
+
+        def error_of(index: int) -> EventFormatError:
+            return source.error(joined_byte(index) + _POLARITY_TIME_OFFSET, problem)
+
+        source.leave_out(negative, counts, error_of, np.count_nonzero(valid))
         valid &= ~negative
     if not valid.all():
         data, time, high = data[valid], time[valid], high[valid]

@@ -19,7 +19,7 @@ from .arrays import read_mat, read_npy, read_npz
 from .atis import read_atis
 from .hdf5 import is_hdf5, read_hdf5
 from .prophesee import is_dat, is_raw, read_dat, read_raw
-from .reading import MOST_DROPPED, EventFormatError, PathLike, Reading, Source
+from .reading import LEFT_OUT, MOST_DROPPED, EventFormatError, PathLike, Reading, Source
 from .text import is_text, read_text
 from .times import ascending
 
@@ -75,13 +75,15 @@ def format_of(path: PathLike, head: bytes) -> Format:
 def read_recording(path: PathLike, lenient: bool = False, columns: str = "") -> Reading:
     """Read a file of any format, without checking where and when its events are.
 
-    If `lenient`, a damaged end costs its events, not the recording. `columns` are those of a text, with commas between.
+    If `lenient`, a damaged end and events that cannot be cost these events, not the recording. `columns` are those of a
+    text, with commas between.
     """
     whole = read_bytes(path, MAX_FILE_BYTES)
     raw = whole.removeprefix(BYTE_ORDER_MARK)
     start = len(whole) - len(raw)
     found = TEXT if columns else format_of(path, raw[:4096])
-    reading = found.read(Source(path, raw, lenient, start, tuple(columns.split(",")) if columns else ()))
+    names = tuple(name.strip() for name in columns.split(",")) if columns else ()
+    reading = found.read(Source(path, raw, lenient, start, names))
     if not start:
         return reading
     return dataclasses.replace(reading, byte_of=lambda index: start + reading.byte_of(index))
@@ -91,8 +93,8 @@ class CheckedEvents(NamedTuple):
     """Events that are on the sensor and in the order of time."""
 
     events: np.ndarray  # [N] of dtype `EVENT`
-    dropped: dict[str, int]  # {reason: number of events}
-    counts: dict[str, int]  # see `Reading`
+    dropped: dict[str, int]  # {reason: number of events}; with what a lenient reader left out
+    counts: dict[str, int]  # what else was in the file; see `Reading`
 
 
 def check_events(reading: Reading, sensor: tuple[int, int], lenient: bool = False) -> CheckedEvents:
@@ -127,4 +129,6 @@ def check_events(reading: Reading, sensor: tuple[int, int], lenient: bool = Fals
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
         problem = f"expected at most {MOST_DROPPED:.0%} of {len(reading.events):,} events to be dropped, got {reasons}"
         raise EventFormatError(reading.path, 0, problem)
-    return CheckedEvents(events, dropped, dict(reading.counts))
+    left_out = {what: reading.counts[what] for what in LEFT_OUT if what in reading.counts}
+    others = {what: count for what, count in reading.counts.items() if what not in LEFT_OUT}
+    return CheckedEvents(events, dropped | left_out, others)

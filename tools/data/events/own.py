@@ -42,7 +42,7 @@ def list_own(folder: Path, split: str = "") -> Parts:
     skipped: Counter[str] = Counter()
     by_class = [_files_by_class(folder, name, skipped) for name in ("train", "test")]
     if skipped:
-        logger.warning("%s: skipped %s", folder, ", ".join(f"{count} {what}" for what, count in skipped.items()))
+        logger.warning("%s: skipped %s", folder, ", ".join(f"{what} ({count})" for what, count in skipped.items()))
     train, test = by_class
     if train.keys() != test.keys():
         raise UserError(f"{folder}: train has the classes {sorted(train)}, test has {sorted(test)}")

@@ -12,7 +12,7 @@ from .reading import PathLike
 
 OFF, ON = "tab:blue", "tab:red"
 SHOWN_EVENTS = 3000  # of a recording, at random; more would cover each other
-CLASSES = 12  # most that are shown
+CLASSES, FRAMES = 12, 16  # most that are shown
 
 
 def picture_recordings(path: PathLike, data: LabelledRecordings, names: Sequence[str]) -> None:
@@ -31,16 +31,18 @@ def first_of_each(labels: torch.Tensor) -> torch.Tensor:
 def plot_recordings(path: PathLike, names: Sequence[str], events: Sequence[np.ndarray], frames: np.ndarray) -> None:
     """Plot a row for each of K recordings: its events, `EVENT` [N], in space and time, and its frames.
 
-    The frames [K, T, 2, H, W] are in [0, 1] or counts; each is shown relative to its maximum.
+    The frames [K, T, 2, H, W] are in [0, 1] or counts; each is shown relative to its maximum. Of more than `FRAMES`
+    frames, as many are shown, spread over all.
     """
     timesteps = frames.shape[1]
-    figure = Figure(figsize=(3.2 + timesteps, 1.6 * len(names) + 0.4), layout="constrained")
-    grid = figure.add_gridspec(len(names), timesteps + 1, width_ratios=[3] + [1] * timesteps)
+    steps = np.linspace(0, timesteps - 1, min(timesteps, FRAMES)).round().astype(int)
+    figure = Figure(figsize=(3.2 + len(steps), 1.6 * len(names) + 0.4), layout="constrained")
+    grid = figure.add_gridspec(len(names), len(steps) + 1, width_ratios=[3] + [1] * len(steps))
     for row, (name, recording) in enumerate(zip(names, events)):
         _space_time(figure.add_subplot(grid[row, 0], projection="3d"), recording)
-        for step, frame in enumerate(frames[row]):
-            axes = figure.add_subplot(grid[row, step + 1], xticks=[], yticks=[])
-            axes.imshow(coloured(frame), interpolation="nearest")
+        for column, step in enumerate(steps, 1):
+            axes = figure.add_subplot(grid[row, column], xticks=[], yticks=[])
+            axes.imshow(coloured(frames[row, step]), interpolation="nearest")
             axes.set_title(name if step == 0 else "", loc="left", fontsize=10)
             axes.set_xlabel(f"frame {step + 1}" if row == len(names) - 1 else "", fontsize=8)
     figure.suptitle("events in space and time, and frames made from them (red: brighter, blue: darker, black: both)")

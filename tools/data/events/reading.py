@@ -32,8 +32,8 @@ class EventFormatError(UserError):
 class Source:
     """A file to be read.
 
-    If `lenient`, a reader leaves out what is damaged at the end of the file, and counts it. `columns` are the names of
-    the columns of a text.
+    If `lenient`, a reader leaves out and counts a damaged end and events that cannot be. `columns` are the names of the
+    columns of a text.
     """
 
     path: PathLike
@@ -56,10 +56,19 @@ class Source:
             counts["truncated"] += 1
         return len(self.raw) - rest
 
-    def leave_out(self, wrong: np.ndarray, counts: "Counts", error_of: Callable[[int], EventFormatError]) -> None:
-        """Count events, bool [N], that cannot be; the error of the first unless lenient, or if they are most."""
+    def leave_out(
+        self,
+        wrong: np.ndarray,
+        counts: "Counts",
+        error_of: Callable[[int], EventFormatError],
+        among: int | None = None,
+    ) -> None:
+        """Count events, bool [N], that cannot be; raise the error of the first unless lenient, or if most cannot.
+
+        `among`: the number of events, if N counts other words, too.
+        """
         number = int(np.count_nonzero(wrong))
-        if number and (not self.lenient or number > MOST_DROPPED * len(wrong)):
+        if number and (not self.lenient or number > MOST_DROPPED * (len(wrong) if among is None else among)):
             raise error_of(int(wrong.argmax()))
         add_found(counts, {"impossible": number})
 

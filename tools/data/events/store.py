@@ -30,7 +30,6 @@ from tools.io.files import write_atomically, write_text_atomically
 from tools.io.npy import open_npy
 
 from .frames import Framing, count_frames, stacked
-from .reading import LEFT_OUT
 from .recordings import Recording, Streams
 
 logger = logging.getLogger(__name__)
@@ -74,9 +73,9 @@ class FrameStore:
         self._frames = [open_npy(path) for path in paths]
         self.skipped: dict[int, str] = {}
         self.dropped: collections.Counter[str] = collections.Counter()
-        self.counts: collections.Counter[str] = collections.Counter()
         self.dropped_of: dict[int, dict[str, int]] = {}
         lengths = []
+        found: dict[str, dict[str, int]] = {}  # by file, as parts of one find the same
         for shard, path in enumerate(paths):
             report = json.loads(path.with_suffix(".json").read_bytes())["report"]
             for row, why in report["skipped"].items():
@@ -84,8 +83,9 @@ class FrameStore:
             for row, dropped in report["dropped"].items():
                 self.dropped_of[SHARD * shard + int(row)] = dropped
                 self.dropped.update(dropped)
-            self.counts.update(report["counts"])
+            found |= report["counts"]
             lengths += report["lengths"]
+        self.counts = sum(map(collections.Counter, found.values()), collections.Counter())
         self.lengths = np.array(lengths, np.int64) if framing.varies else None
 
     def dropped_by_file(self) -> dict[str, dict[str, int]]:
@@ -111,7 +111,7 @@ def _is_made(path: Path, lenient: bool) -> bool:
     report = _checked_report(path)
     if report is None:
         return False
-    return lenient or not (report["skipped"] or report["dropped"] or report["counts"].keys() & {*LEFT_OUT})
+    return lenient or not (report["skipped"] or report["dropped"])
 
 
 def _make_shards(
@@ -135,7 +135,7 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
     """Frame some recordings and write the frames to `path`, with a report of omissions beside it."""
     width, height = framing.size
     none = np.zeros((1 if framing.varies else framing.timesteps, framing.channels, height, width), np.uint8)
-    counts, skipped, dropped, found = [], {}, {}, collections.Counter()
+    counts, skipped, dropped, found = [], {}, {}, {}
     for row, recording in enumerate(recordings):
         counts.append(none)
         try:
@@ -146,7 +146,8 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
                 raise
             skipped[str(row)] = str(error)  # keys of JSON are strings
             continue
-        found.update(checked.counts)
+        if checked.counts:
+            found[str(recording.path)] = checked.counts
         if any(checked.dropped.values()):
             dropped[str(row)] = checked.dropped
         counts[row] = frames.astype(np.min_scalar_type(frames.max()))

@@ -5,6 +5,7 @@ Note: https://rpg.ifi.uzh.ch/davis_data.html
 
 import io
 import itertools
+import math
 import re
 from array import array
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ from .arrays import columns_named, from_columns
 from .reading import Counts, EventFormatError, Reading, Source
 
 _BLANKS = bytes.maketrans(b',;\t\r"', b"     ")
-_WORDS = {b"True": b"1", b"False": b"0"}  # as pandas writes polarities
+_WORDS = {b"true": b"1", b"false": b"0"}  # polarities as pandas and others write them
 _NUMBER = re.compile(rb"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _USUAL = {3: ("t", "x", "y"), 4: ("t", "x", "y", "p")}  # columns of a file that does not name them
 _LONGEST_LINE = 4096  # bytes of a line that are looked at
 _DIGITS = 18  # of a number that int64 holds in any case
 _ROWS_WRITTEN = 2**16  # at once
+_HINT = "name them with --columns of python -m tools.data.events {info,convert}"
 
 
 class _Head(NamedTuple):
@@ -43,7 +45,7 @@ def is_text(head: bytes) -> bool:
 
 
 def _fields(line: bytes) -> list[bytes]:
-    return line.translate(_BLANKS).split()
+    return [_WORDS.get(field.lower(), field) for field in line.translate(_BLANKS).split()]
 
 
 def _names(fields: list[bytes], is_comment: bool) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def _head(raw: bytes, columns: tuple[str, ...] = ()) -> _Head:
         fields = _fields(line.lstrip(b"#%").partition(b"#")[0])
         numbers = [field for field in fields if _NUMBER.fullmatch(field)]
         if not names and (found := _names(fields, is_comment)):
-            names = ("",) * line.startswith(b",") + found  # pandas numbers the lines in a column without a name
+            names = ("",) * line.startswith((b",", b";")) + found  # pandas numbers the lines in a column without a name
         elif fields and not is_comment and (numbers or not columns):
             is_size = len(fields) == 2 and all(field.isdigit() and len(field) < 6 for field in fields)
             if sensor or not is_size:
@@ -81,8 +83,9 @@ def read_text(source: Source) -> Reading:
     """Read events of a line each, separated by blanks, tabs, commas or semicolons; what follows "#" is a comment.
 
     The columns are those of `source.columns`, or of a line of names, or t, x, y and p; others than these are left out,
-    and without p all events are ON. Times with a decimal point are in seconds, whole ones in microseconds. A line of
-    two whole numbers before all events is the width and height of the sensor.
+    and without p all events are ON. Times with a decimal point are in seconds, whole ones in microseconds; if there are
+    both, all are in the unit of most. A line of two whole numbers before all events is the width and height of the
+    sensor.
     """
     if source.raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise source.error(0, "expected text in ASCII or UTF-8, got UTF-16: save it in the other encoding")
@@ -93,7 +96,7 @@ def read_text(source: Source) -> Reading:
     place = {name: names.index(found) for name, found in columns_named(names).items()}
     if not {"t", "x", "y"} <= place.keys():
         got = f"columns {told}" if told else repr(b" ".join(head.fields)[:60].decode(errors="replace"))
-        hint = "" if source.columns else "; --columns of info and convert names others"
+        hint = "" if source.columns else f"; if there are others, {_HINT}"
         raise source.error(head.end, f"line {head.line}: expected columns t, x, y, p, or their names, got {got}{hint}")
     counts = Counts()
     table = _regular(source.raw[head.end :], len(names), place["t"])
@@ -111,7 +114,7 @@ def read_text(source: Source) -> Reading:
         if head.names:
             raise
         path, offset, problem = error.args
-        hint = f"if the columns are not {', '.join(names)}, --columns of info and convert names them"
+        hint = f"if the columns are not {', '.join(names)}, {_HINT}"
         raise EventFormatError(path, offset, f"{problem}; {hint}") from error
 
 
@@ -161,9 +164,8 @@ def _lines(raw: bytes, head: _Head) -> Iterator[tuple[int, int, bytes, list[byte
 
 def _any(source: Source, head: _Head, names: tuple[str, ...], t: int, counts: Counts) -> np.ndarray:
     """Numbers [N, columns] of lines of any kind, with the time, column `t`, in microseconds."""
-    values, is_in_seconds = array("d"), False
+    values, decimal, whole = array("d"), 0, 0
     for number, at, line, fields in _lines(source.raw, head):
-        fields = [_WORDS.get(field, field) for field in fields]
         if len(fields) != len(names) or not all(map(_NUMBER.fullmatch, fields)):
             if source.lenient and not line.endswith(b"\n"):
                 counts["truncated"] += 1
@@ -171,11 +173,15 @@ def _any(source: Source, head: _Head, names: tuple[str, ...], t: int, counts: Co
             if not source.lenient:
                 expected = f"expected {len(names)} numbers ({', '.join(names)})"
                 raise source.error(at, f"line {number}: {expected}, got {line[:60].strip().decode(errors='replace')!r}")
-            fields = [b"nan"] * len(names)  # an event that cannot be
+            values.extend([math.nan] * len(names))  # an event that cannot be
+            continue
         values.extend(map(float, fields))
-        is_in_seconds = is_in_seconds or not (fields[t].lstrip(b"+-").isdigit() or fields[t] == b"nan")
+        if fields[t].lstrip(b"+-").isdigit():
+            whole += 1
+        else:
+            decimal += 1
     table = np.frombuffer(values).reshape(-1, len(names)) if values else np.empty((0, len(names)))
-    if is_in_seconds:
+    if decimal and decimal >= whole:  # one that is damaged must not change the unit of all
         table[:, t] = np.rint(table[:, t] * 1e6)
     return table
 

@@ -19,7 +19,8 @@ def unwrapped(time: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
     steps = np.diff(time)
     ranges = (steps + whole // 2) // whole
     ranges[np.abs(steps - ranges * whole) > whole // 8] = 0
-    return time - whole * np.concatenate([[0], np.cumsum(ranges)]), int(np.count_nonzero(ranges < 0))
+    gone_back = np.concatenate([[0], np.cumsum(ranges)])  # ranges; an event that is late across a wrap goes forwards
+    return time - whole * gone_back, -int(gone_back.min())
 
 
 def continued(time: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, int]]:

@@ -149,6 +149,18 @@ def test_an_address_that_no_dvs128_has_costs_its_event(read, refused):
     assert plain(reading.events) == [(5, 7, 1, 1), (5, 7, 3, 1)] and reading.counts == {"impossible": 1}
 
 
+def test_other_words_do_not_hide_that_most_events_are_impossible(read, refused):
+    """As of a DAVIS that the header does not name: most words are of its frames."""
+    words = [(1 << 31 | 5, 1)] * 9 + [dvs128_word(5, 7, 2, 1)]
+    for wrong in (1 << 20, 1 << 20 | 1 << 15):
+        raw = header2() + words2(*words, (wrong, 3))
+        assert read(raw, lenient=True).counts == {"special": 9, "impossible": 1}
+        refused(raw + words2((wrong, 4)), len(header2()) + 80, "an address of 16 bits, as no line # AEChip: names")
+    raw = [header3() + packet3([*EVENTS, *[(9, 9, -5, 1)] * count], invalid=9) for count in (4, 5)]
+    assert read(raw[0], lenient=True).counts == {"invalid": 9, "impossible": 4}
+    refused(raw[1], len(header3()) + 28 + 8 * 4 + 4, "31 bits")
+
+
 @pytest.mark.parametrize("camera", [None, DAVIS240C])
 def test_no_part_of_a_header_is_taken_for_events(refused, camera):
     for cut in range(len(header2(camera))):

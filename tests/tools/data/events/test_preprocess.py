@@ -45,14 +45,22 @@ def test_what_is_skipped_is_counted_and_said_why(tmp_path, caplog):
     damaged, outside = tmp_path / "Train" / "3" / "00030.bin", tmp_path / "Test" / "4" / "00040.bin"
     damaged.write_bytes(b"123")
     outside.write_bytes(bytes([200, 0, 0, 0, 0]) + bytes(5))
+    cut = tmp_path / "Test" / "5" / "00050.bin"
+    cut.write_bytes(cut.read_bytes() + b"1")
     run(tmp_path, tmp_path / "out")
     assert re.search(r"^train +30 +29 +1 +0$", caplog.text, re.MULTILINE)
-    assert re.search(r"^test +20 +20 +0 +1 \(1 outside\)$", caplog.text, re.MULTILINE)
+    assert re.search(r"^test +20 +20 +0 +2 \(1 outside, 1 truncated\)$", caplog.text, re.MULTILINE)
     assert f"skipped: {damaged}" in caplog.text and "truncated" in caplog.text
     report = json.loads((tmp_path / "out" / "skipped-nmnist.json").read_text())
     assert len(report["train"]) == 1 and not report["test"]
     dropped = json.loads((tmp_path / "out" / "dropped-nmnist.json").read_text())
-    assert dropped == {"train": {}, "test": {str(outside): {"outside": 1, "decreasing": 0}}}
+    assert dropped == {
+        "train": {},
+        "test": {
+            str(outside): {"outside": 1, "decreasing": 0},
+            str(cut): {"outside": 0, "decreasing": 0, "truncated": 1},
+        },
+    }
     with pytest.raises(SystemExit):
         run(tmp_path, tmp_path / "out", "--no-lenient")
     assert "error: " in caplog.text

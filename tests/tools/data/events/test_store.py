@@ -200,6 +200,16 @@ def test_parts_of_one_file_count_their_own_dropped_events_and_see_it_change(tmp_
     assert len(parts[0].load((128, 128))[0]) == 2
 
 
+def test_what_else_is_in_a_file_is_counted_once_whatever_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.data.events.store.SHARD", 2)
+    parts = []
+    for name in "ab":
+        (tmp_path / name).write_bytes(aedat3())
+        parts += [Recording(tmp_path / name, 0, window_us=window) for window in ((0, 11), (11, 13), (13, 501))]
+    made = FrameStore("test", parts, Framing(2, "count", (128, 128), (8, 8)), workers=1, folder=tmp_path / "c")
+    assert made.counts == {"special": 4, "invalid": 4} and made[range(6)].sum() == 8
+
+
 def test_another_framing_or_a_changed_file_has_a_store_of_its_own(recordings, tmp_path):
     folder = make(recordings, tmp_path).folder
     other = FrameStore(
@@ -226,7 +236,8 @@ def test_a_damaged_recording_stops_a_strict_store_and_is_reported_by_a_lenient_o
 def test_a_strict_store_is_not_made_of_what_a_lenient_one_has_left_out(tmp_path):
     np.savez(tmp_path / "a.npz", x=[1, -1, 3], y=[1, 2, 3], t=[1, 2, 3], p=[0, 1, 0])
     made = make([Recording(tmp_path / "a.npz", 0)], tmp_path, lenient=True)
-    assert made.counts == {"impossible": 1} and made[[0]].sum() == 2
+    assert made.dropped_of == {0: {"outside": 0, "decreasing": 0, "impossible": 1}}
+    assert not made.counts and made[[0]].sum() == 2
     with pytest.raises(EventFormatError, match="event 1: expected a whole x"):
         make([Recording(tmp_path / "a.npz", 0)], tmp_path)
 

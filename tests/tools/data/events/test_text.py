@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tools.data.events import read
-from tools.data.events.formats import format_of, read_recording
+from tools.data.events.formats import check_events, format_of, read_recording
 from tools.data.events.reading import EventFormatError
 from tools.errors import UserError
 
@@ -47,7 +47,9 @@ def test_any_separator_and_unit(tmp_path, rows, separator, end):
         "\ufeff10 5 7 1\n20 6 0 0\n1500000 7 8 1\n",
         '"t","x","y","p"\n10,5,7,1\n20,6,0,0\n1500000,7,8,1\n',
         ",t,x,y,p\n0,10,5,7,1\n1,20,6,0,0\n2,1500000,7,8,1\n",  # as pandas writes
+        ";t;x;y;p\n0;10;5;7;1\n1;20;6;0;0\n2;1500000;7;8;1\n",
         "t,x,y,p\n10,5,7,True\n20,6,0,False\n1500000,7,8,True\n",
+        "10 5 7 true\n20 6 0 FALSE\n1500000 7 8 True\n",
         "% geometry:640,480\n10 5 7 1\n20 6 0 0\n1500000 7 8 1\n",
     ],
 )
@@ -72,7 +74,7 @@ def test_times_since_1970_are_exact(tmp_path, time):
 def test_columns_may_be_told(tmp_path):
     path = tmp_path / "a.log"
     path.write_text("5 7 1 9 10\n6 0 0 9 20\n7 8 1 9 1500000\n")
-    assert read(path, columns="x,y,p,other,t").tolist() == WANTED
+    assert read(path, columns="x, y, p, other, t").tolist() == WANTED
     path.write_text("col row sign extra when\n" + path.read_text())
     assert read(path, columns="x,y,p,other,t").tolist() == WANTED
     with pytest.raises(EventFormatError, match="line 2: expected 4 numbers .x, y, p, t., got '5 7 1 9 10'"):
@@ -83,7 +85,7 @@ def test_columns_may_be_told(tmp_path):
 
 def test_another_order_that_is_not_told_is_told_about(tmp_path):
     (tmp_path / "a.csv").write_text("320,240,1,1000\n321,240,0,1010\n")  # as of Metavision: x, y, p, t
-    with pytest.raises(EventFormatError, match="got 1000; if the columns are not t, x, y, p, --columns"):
+    with pytest.raises(EventFormatError, match="got 1000; if the columns are not t, x, y, p, name them with --columns"):
         read(tmp_path / "a.csv")
     assert read(tmp_path / "a.csv", columns="x,y,p,t").tolist() == [(320, 240, 1000, True), (321, 240, 1010, False)]
 
@@ -142,6 +144,17 @@ def test_a_line_that_is_none_costs_its_event_only(tmp_path):
         read(tmp_path / "a.txt")
     reading = read_recording(tmp_path / "a.txt", lenient=True)
     assert reading.events.tolist() == WANTED and reading.counts == {"impossible": 1}
+
+
+@pytest.mark.parametrize("wrong", ["3e1", "99.", "0.3", "1e400"])
+def test_a_damaged_time_does_not_change_the_unit_of_the_others(tmp_path, wrong):
+    (tmp_path / "a.txt").write_text(lines([f"{wrong} 1 1 1", *ROWS]))
+    with pytest.raises(EventFormatError):
+        check_events(read_recording(tmp_path / "a.txt"), (9, 9))
+    checked = check_events(read_recording(tmp_path / "a.txt", lenient=True), (9, 9), lenient=True)
+    assert checked.events.tolist() == WANTED
+    (tmp_path / "a.txt").write_text(lines([*SECONDS, "2 1 1 1"]))  # as %g writes 2.0
+    assert read(tmp_path / "a.txt")["t"].tolist() == [10, 20, 1_500_000, 2_000_000]
 
 
 @pytest.mark.parametrize("between", ["", "\n"])  # regular, or not

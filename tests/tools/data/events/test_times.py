@@ -28,7 +28,9 @@ def test_without_a_wrap_times_stay():
 def test_an_event_that_is_late_across_the_wrap_stays_late():
     whole = 2**32
     found, wraps = unwrapped(np.array([whole - 3, 1, whole - 2, 4]), 32)
-    assert found.tolist() == [whole - 3, whole + 1, whole - 2, whole + 4] and wraps == 2 - 1 + 1
+    assert found.tolist() == [whole - 3, whole + 1, whole - 2, whole + 4] and wraps == 1
+    found, wraps = unwrapped(np.array([3, whole - 2, 5]), 32)  # begins behind a wrap
+    assert found.tolist() == [3, -2, 5] and wraps == 0
 
 
 def test_a_counter_of_overflows_that_comes_late_is_not_counted_twice():
