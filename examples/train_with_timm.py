@@ -11,7 +11,7 @@ from timm.scheduler import create_scheduler_v2
 digits = [(torch.tensor(image / 16).float(), label) for image, label in zip(*load_digits(return_X_y=True))]
 net = timm.create_model("noisy_resnet10t", in_chans=1, num_classes=10, channels=(16, 32, 64, 128))
 optimizer = create_optimizer_v2(net, "adamw", lr=5e-3)
-scheduler, epochs = create_scheduler_v2(optimizer, num_epochs=4)
+scheduler, epochs = create_scheduler_v2(optimizer, num_epochs=3)
 for epoch in range(epochs):
     for images, labels in torch.utils.data.DataLoader(digits, 64, shuffle=True, drop_last=True):
         images, labels = Mixup(0.2, num_classes=10)(images.reshape(-1, 1, 8, 8), labels)

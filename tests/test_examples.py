@@ -17,7 +17,7 @@ FOLDER = ROOT / "examples"
 EXAMPLES = {
     "train_with_lightning": (["lightning"], r"accuracy\W+([\d.]+)", lambda found: found[0] > 0.8),
     "train_with_accelerate": (["accelerate"], r"loss ([\d.]+)", lambda found: len(found) == 5 and found[-1] < 0.5),
-    "train_with_timm": (["timm"], r"loss ([\d.]+)", lambda found: len(found) == 4 and min(found) < 1.7),
+    "train_with_timm": (["timm"], r"loss ([\d.]+)", lambda found: len(found) == 3 and min(found) < 1.7),
     "share_on_hugging_face": (["huggingface_hub"], r"difference: ([\d.]+)", lambda found: found == [0]),
     "spikingjelly_memory": (["spikingjelly"], r"([\d.]+) MB", lambda found: found[1] < found[0] / 10),
     "spikingjelly_operations": (["spikingjelly"], r"(\d+) synaptic", lambda found: 0 < found[0] < found[1]),

@@ -128,9 +128,16 @@ def renamed(text):
     return re.sub(r"\b(from|import) crits\b", r"\1 nsnn.crits", text)
 
 
-# Most of the time would go to these: to exporters, every kernel, whole networks, and those of other libraries.
-SLOWEST = ("deploy", "tensor_parameters", "convert", "resets", "triton", "triton_compiles", "networks", "derivatives")
+# Most of the time would go to these: to exporters and compilers, builds, every kernel, and those of other libraries.
+SLOWEST = ("deploy", "tensor_parameters", "convert", "resets", "triton", "triton_compiles", "derivatives")
+SLOWEST += ("eager", "contexts", "symbolic", "build")
 LEFT_OUT = ["tests/models/interop", *(f"tests/models/test_{name}.py" for name in SLOWEST)]
+# For the tests' conftest.py: each test with its first parameters alone; kernels do not change in a package.
+FIRST = """
+@pytest.hookimpl(trylast=True)  # of those that are selected
+def pytest_collection_modifyitems(items):
+    items[:] = reversed({item.nodeid.partition("[")[0]: item for item in reversed(items)}.values())
+"""
 
 
 def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, installed, tmp_path):
@@ -139,6 +146,8 @@ def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, in
     (tests,) = tmp_path.glob("*/tests")
     for path in tests.rglob("*.py"):
         path.write_text(renamed(path.read_text()))
+    with (tests / "conftest.py").open("a") as conftest:
+        conftest.write(FIRST)
     shutil.copytree(tests, installed.away / "tests")
     options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-m", "not slow and not alone"]
     options += [f"--ignore={path}" for path in LEFT_OUT]

@@ -325,11 +325,11 @@ def test_the_defaults_of_a_training_script_are_valid(repository, script):
 
 @pytest.mark.slow
 def test_a_demonstration_trains_both_networks_and_shows_them(repository, tmp_path):
-    """`bash run_training.sh events`, shortened, in a copy of the repository, from another folder."""
+    """`bash run_training.sh digits`, shortened, in a copy of the repository, from another folder."""
     copy = tmp_path / "a copy"  # paths may have spaces
     unwanted = {repository / name for name in (".git", ".venv", "results", "data", ".pytest_cache")}
     shutil.copytree(repository, copy, ignore=lambda folder, names: {n for n in names if Path(folder, n) in unwanted})
-    command = ["bash", str(copy / "run_training.sh"), "events", "--epochs", "1", "--width", "0.05", "--model", "toynet"]
+    command = ["bash", str(copy / "run_training.sh"), "digits", "--epochs", "1", "--width", "0.05", "--model", "toynet"]
     done = start(repository, *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     table = done.stderr[done.stderr.index("test accuracy, %") :].splitlines()
@@ -346,19 +346,19 @@ def test_a_demonstration_trains_both_networks_and_shows_them(repository, tmp_pat
         assert 100 * one["perturbations"]["clean"]["points"][0]["accuracy_mean"] == pytest.approx(accuracy, abs=0.01)
         assert "uncertainty" in one and "efficiency" in one
         shown = {path.name for path in (folder / group.lower() / "evaluation").glob("*.png")}
-        assert shown - {f"{name}.png" for name in one["perturbations"]} == {"rasters.png", "recordings.png"}
+        assert shown - {f"{name}.png" for name in one["perturbations"]} == {"rasters.png"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "network", "epochs", "least"),
     [
-        ("mnist5k", "nsnn", 6, 0.955),  # 96.8 and 97.1 % with seeds 0 and 1
-        ("motions", "snn", 8, 0.75),  # 82.6 and 80.6 %
+        ("mnist5k", "nsnn", 4, 0.945),  # 96.0 and 96.9 % with seeds 0 and 1
+        ("motions", "snn", 4, 0.4),  # 49.1 and 56.0 %, of 11 classes
     ],
 )
 def test_the_networks_of_the_demonstrations_learn(run_script, repository, tmp_path, dataset, network, epochs, least):
-    """In an eighth and a third of the demonstrations' epochs; one of each two, as they take long."""
+    """In few of the demonstrations' epochs; one of each two, as they take long."""
     recipe = repository / "configs" / f"{dataset}_{network}.yaml"
     flags = ["--config", recipe, "--epochs", epochs, "--run_dir", tmp_path / "run", "--threads", 1]
     assert run_script(f"main_{dataset}.py", *flags).code == 0

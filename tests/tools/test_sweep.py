@@ -142,7 +142,7 @@ def test_complete_runs_are_not_repeated(tmp_path, monkeypatch, caplog):
 @slow
 def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
     pytest.importorskip("ray")
-    folder, epochs = tmp_path / "sweep", 4
+    folder, epochs = tmp_path / "sweep", 2
     flags = ["--model", "toynet", "--epochs", str(epochs), "--no-histograms", "--threads", "1", "--device", "cpu"]
     one_by_one = ["--cpus", str(os.cpu_count())]  # the second run is not done when the sweep is stopped
     start = [sys.executable, "-m", "tools.sweep", str(folder), *one_by_one, "--vary", "sigma=0.2,0.4"]

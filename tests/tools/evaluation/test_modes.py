@@ -121,7 +121,7 @@ def test_the_mean_field_costs_multiplications_and_has_mean_probabilities(weights
         assert row.kind == "MAC" and row.operations == pytest.approx(2 * row.dense, rel=0.01)  # of 2 steps
 
 
-def test_modes_are_compared_as_groups_under_their_names(weights, stripes, tmp_path, schema, caplog, figures):
+def test_modes_are_compared_as_groups_under_their_names(weights, stripes, tmp_path, schema, caplog, undrawn, figures):
     caplog.set_level("INFO")
     path = weights["NILIF"]
     groups = [f"A={path}", f"B={path}@noiseless", f"C={path}@mean_field"]

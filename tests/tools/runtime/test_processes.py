@@ -240,13 +240,13 @@ def test_synchronised_batch_normalisation_needs_cuda(tmp_path, stripes):
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path, stripes, script):
-    settings = {**SETTINGS, "neuron": "NILIF", "minibatch": 10, "epochs": 20, "device": "cpu"}
+    settings = {**SETTINGS, "neuron": "NILIF", "minibatch": 10, "epochs": 10, "device": "cpu"}
     whole, _ = train(tmp_path / "whole", stripes, count=2, **settings)
     folder, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**settings, "save_steps": 1}))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
     process = script("--config", str(recipe), "--run_dir", str(folder), launcher=launcher)
-    while len(read_metrics(folder / "metrics.jsonl")) < 2:
+    while len(read_metrics(folder / "metrics.jsonl")) < 1:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     os.kill(worker_of(process.pid), signal.SIGKILL)
@@ -254,7 +254,7 @@ def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path, stripes
     assert process.returncode == 0, output
     rows = [{key: value for key, value in row.items() if key != RATE} for row in read_metrics(folder / "metrics.jsonl")]
     assert rows == whole
-    assert output.count("epoch 20/20") == 1  # messages of the first process only
+    assert output.count("epoch 10/10") == 1  # messages of the first process only
 
 
 def worker_of(agent):

@@ -28,7 +28,7 @@ def failing(job):
     raise ValueError(f"job {job} is wrong")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_error_of_a_job_is_raised(tmp_path, workers):
     with pytest.raises(ValueError, match="job 5 is wrong"):
         Study(tmp_path, workers=workers).map([functools.partial(failing, job) for job in (5, 6)], "failures")

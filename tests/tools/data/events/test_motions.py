@@ -280,9 +280,15 @@ def linear_accuracy(train, train_labels, test, test_labels, penalty):
     return ((test @ weight + bias).argmax(1) == test_labels).float().mean().item()
 
 
+@pytest.fixture(scope="module")
+def simulated(digits):
+    """100 recordings of each motion."""
+    return make_streams(digits[0], 100, seed=1)
+
+
 @pytest.mark.slow
-def test_no_linear_classifier_reads_the_motion_from_the_image_summed_over_time(digits):
-    parts = [make_streams(digits[0], 100, seed=1), make_streams(digits[1], 30, seed=2)]
+def test_no_linear_classifier_reads_the_motion_from_the_image_summed_over_time(digits, simulated):
+    parts = [simulated, make_streams(digits[1], 30, seed=2)]
     train, test = (counts_per_pixel(events, ends) for events, ends, _ in parts)
     labels = [torch.from_numpy(part[2]) for part in parts]
     mean, std = train.mean(0), train.std(0) + 1e-3
@@ -293,9 +299,9 @@ def test_no_linear_classifier_reads_the_motion_from_the_image_summed_over_time(d
 
 
 @pytest.mark.slow
-def test_mirror_images_have_as_many_events(digits):
-    events, ends, labels = make_streams(digits[0], 60, seed=3)
+def test_mirror_images_have_as_many_events(simulated):
+    _, ends, labels = simulated
     counts = np.diff(ends, prepend=0)
     for one, other in (("right", "left"), ("up", "down"), ("rotate_clockwise", "rotate_counterclockwise")):
         a, b = (counts[labels == MOTIONS.index(name)] for name in (one, other))
-        assert abs(a.mean() - b.mean()) < deviations(3, samples=60) * math.sqrt((a.var() + b.var()) / 60)
+        assert abs(a.mean() - b.mean()) < deviations(3, samples=100) * math.sqrt((a.var() + b.var()) / 100)
