@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         difference = export(options.snapshot, options.out, options.mode)
-    except (OSError, UserError) as error:
+    except (ArgumentError, OSError, UserError) as error:
         logger.error("error: %s", error)
         sys.exit(1)
     how = "draws its own noise" if difference is None else f"equal to the network up to {difference:.1g} in the logits"
