@@ -188,9 +188,15 @@ class EventDataset(_Dataset):
         )
 
     def _part(self, part: str, recordings: list[Recording], config: TrainConfig) -> LabelledRecordings:
-        size = self.tree.frame_size(config.frame_size)
-        how = config.timestep, config.frame_ms, config.most_frames, self.tree.channels
-        framing = framing_of(config.frames_by, self.tree.sensor, size, *how)
+        framing = framing_of(
+            config.frames_by,
+            sensor=self.tree.sensor,
+            size=self.tree.frame_size(config.frame_size),
+            timesteps=config.timestep,
+            frame_ms=config.frame_ms,
+            most_frames=config.most_frames,
+            channels=self.tree.channels,
+        )
         store = FrameStore(f"{self.name}-{part}", recordings, framing, config.lenient, config.workers)
         for why in store.skipped.values():
             logger.warning("skipped: %s", why)
@@ -201,9 +207,17 @@ class EventDataset(_Dataset):
         rows = np.array([index for index in range(len(recordings)) if index not in store.skipped], np.int64)
         kept = [recordings[row] for row in rows]
         labels = torch.tensor([recording.label for recording in kept])
-        values, cells = config.frame_values, config.frame_cells
-        lengths = None if store.lengths is None else store.lengths[rows]
-        return LabelledRecordings(kept, store, rows, labels, framing, values, cells, config.lenient, lengths)
+        return LabelledRecordings(
+            recordings=kept,
+            counts=store,
+            rows=rows,
+            labels=labels,
+            framing=framing,
+            values=config.frame_values,
+            cells=config.frame_cells,
+            lenient=config.lenient,
+            lengths=None if store.lengths is None else store.lengths[rows],
+        )
 
 
 def _checked_facts(facts: object, size: str) -> tuple[tuple[str, ...], tuple[int, int]]:
@@ -246,7 +260,8 @@ class OwnRecordings(EventDataset):
         return {"classes": list(self.classes), "sensor": list(self.tree.sensor)}
 
     def with_facts(self, facts: object) -> "OwnRecordings":
-        return dataclasses.replace(self, tree=own_tree(*_checked_facts(facts, "sensor")))
+        classes, sensor = _checked_facts(facts, "sensor")
+        return dataclasses.replace(self, tree=own_tree(classes, sensor))
 
     def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
         root = data_root(config.data_root)

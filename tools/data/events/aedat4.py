@@ -86,8 +86,15 @@ def read_aedat4(source: Source, stream: int | None = None) -> Reading:
         kept = np.flatnonzero(possible).tolist()
         x, y, time, on = x[possible], y[possible], time[possible], on[possible]
     events = camera_events(x, y, time, on != 0, 64, counts)
-    about = ("AEDAT 4.0", chosen.camera, chosen.sensor, counts)
-    return Reading(source.path, events, lambda index: byte_of(kept[index]), *about)
+    return Reading(
+        source.path,
+        events,
+        lambda index: byte_of(kept[index]),
+        "AEDAT 4.0",
+        chosen.camera,
+        chosen.sensor,
+        counts,
+    )
 
 
 def _header(source: Source, counts: Counts) -> tuple[int, int, int, list[Stream]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, missing
-from tools.evaluation.results import Evaluation
+from tools.evaluation.results import EFFICIENCY, Evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.probes.firing_rates import firing_rates
 from tools.probes.operations import ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ, Cost, LayerCost, count_operations
@@ -27,7 +27,7 @@ class EfficiencyReport:
 
 
 class Efficiency(Measurement):
-    key = setting = "efficiency"
+    key = setting = EFFICIENCY
 
     def measure(self, snapshot: Snapshot) -> EfficiencyReport:
         data = snapshot.test
