@@ -14,6 +14,7 @@ from torch._inductor import config as inductor_config
 from models import (
     IF,
     LIF,
+    ArgumentError,
     Cauchy,
     Gaussian,
     Logistic,
@@ -616,6 +617,11 @@ def test_a_noisy_neuron_of_ones_own_gets_the_options_of_noise(entered):
 def test_a_neuron_that_does_not_take_what_it_is_given_is_an_error(entered, name, message):
     with pytest.raises(ValueError, match=message):
         build_neuron(name)
+
+
+def test_a_wrong_placement_is_an_error_where_it_has_no_effect_too():
+    with pytest.raises(ArgumentError, match="placement must be one of .*'escape'.*got 'escpae'"):
+        build_neuron("LIF", placement="escpae")
 
 
 def test_a_neuron_that_says_whether_it_is_noisy_is_built(entered):

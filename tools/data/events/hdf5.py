@@ -99,7 +99,7 @@ def at_path(h5py: Any, group: Any, *names: str) -> Any:
 def _text(file: Any, name: str) -> str:
     """A short text of fixed length among the attributes of a file; "" if there is none.
 
-    HDF5 keeps texts of any length in a heap; where that is damaged, the library may search it for ever.
+    HDF5 keeps texts of any length in a heap; where that is damaged, the library may search it forever.
     """
     if name not in file.attrs or file.attrs.get_id(name).shape != ():
         return ""

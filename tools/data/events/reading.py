@@ -13,8 +13,8 @@ from . import EVENT
 from .times import continued
 
 PathLike = str | os.PathLike
-MOST_DROPPED = 0.5  # of the events of a recording; if more cannot be, are off the sensor or out of order, it is damaged
-LEFT_OUT = ("truncated", "impossible")  # what of `Reading.counts` only a lenient reader has
+MOST_DROPPED = 0.5  # of the events; a recording is damaged if more are impossible, off the sensor or out of order
+LEFT_OUT = ("truncated", "impossible")  # those of `Reading.counts` that only a lenient reader has
 
 
 class EventFormatError(UserError):
@@ -57,7 +57,7 @@ class Source:
         return len(self.raw) - rest
 
     def leave_out(self, wrong: np.ndarray, counts: "Counts", error_of: Callable[[int], EventFormatError]) -> None:
-        """Count events, bool [N], that cannot be; the error of the first unless lenient, or if they are most."""
+        """Count impossible events, bool [N]; unless lenient, or if most events are, raise the error of the first."""
         number = int(np.count_nonzero(wrong))
         if number and (not self.lenient or number > MOST_DROPPED * len(wrong)):
             raise error_of(int(wrong.argmax()))

@@ -171,7 +171,7 @@ def _any(source: Source, head: _Head, names: tuple[str, ...], t: int, counts: Co
             if not source.lenient:
                 expected = f"expected {len(names)} numbers ({', '.join(names)})"
                 raise source.error(at, f"line {number}: {expected}, got {line[:60].strip().decode(errors='replace')!r}")
-            fields = [b"nan"] * len(names)  # an event that cannot be
+            fields = [b"nan"] * len(names)  # an impossible event
         values.extend(map(float, fields))
         is_in_seconds = is_in_seconds or not (fields[t].lstrip(b"+-").isdigit() or fields[t] == b"nan")
     table = np.frombuffer(values).reshape(-1, len(names)) if values else np.empty((0, len(names)))
