@@ -47,7 +47,7 @@ MNIST5K_TEST_FRACTION = 0.2
 OWN_IMAGE_SIDE = 64  # to which larger images, and those of different sizes, are scaled
 SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 
-# Radii of attacks, which take networks from nearly all to nearly nothing. By the norm, for pixels in [0, 1].
+# Radii of attacks, which take accuracies from nearly full to nearly zero; by the norm, for pixels in [0, 1].
 PHOTO_RADII = {"linf": tuple(level / 255 for level in (1, 2, 4, 8)), "l2": (0.25, 0.5, 1.0, 2.0)}
 DRAWING_RADII = {"linf": (0.05, 0.1, 0.15, 0.2, 0.3), "l2": (0.5, 1.0, 1.5, 2.0, 3.0)}
 
