@@ -26,7 +26,7 @@ POINTWISE = (  # rectifiers in disguise, and other functions of single values
     "asinh", "sinc", "pow", "square", "sqrt", "rsqrt", "reciprocal", "round", "floor", "ceil", "trunc", "frac",
 )  # fmt: skip
 COMPARISONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)  # these stay, as pooling does
-# Of what changes over time, they have another mean over time than of its mean; products do, too.
+# Their mean over time is not what they give for the mean of an input that changes; nor is that of products.
 NORMALISATIONS = (
     "layernorm", "groupnorm", "rmsnorm", "localresponsenorm", "normalize", "norm", "linalgnorm", "linalgvectornorm",
     "std", "var", "stdmean", "varmean", "softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "gumbelsoftmax",

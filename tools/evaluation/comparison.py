@@ -48,7 +48,7 @@ def _path_and_mode(text: str, default: str) -> tuple[str, str]:
     if not path or Path(text).exists() or "/" in mode:
         return text, default
     if mode not in MODES:
-        raise UserError(f"--compare: there is no file {text}, and behind @ goes {' or '.join(MODES)}, not {mode!r}")
+        raise UserError(f"--compare: there is no file {text}, and after @ comes {' or '.join(MODES)}, not {mode!r}")
     return path, mode
 
 

@@ -12,7 +12,7 @@ from tools.config.train import Dataset
 
 from .conditions import CLEAN
 
-PERTURBATIONS, ATTACKS, EFFICIENCY = "perturbations", "attacks", "efficiency"  # keys of reports that others read, too
+PERTURBATIONS, ATTACKS, EFFICIENCY = "perturbations", "attacks", "efficiency"  # keys of reports that others read
 
 
 @dataclasses.dataclass(frozen=True)

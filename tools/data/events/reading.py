@@ -78,10 +78,10 @@ class Reading:
 
     path: PathLike
     events: np.ndarray  # [N] of dtype `EVENT`
-    byte_of: Callable[[int], int] = lambda index: 0  # the first byte of an event; 0 where the format does not tell
+    byte_of: Callable[[int], int] = lambda index: 0  # the first byte of an event; 0 where the format does not say
     format: str = "array"
     camera: str = ""  # as the file names it, if it does
-    sensor: tuple[int, int] | None = None  # (width, height) of the camera, if the format or the file tells
+    sensor: tuple[int, int] | None = None  # (width, height) of the camera, if the format or the file says
     counts: Counts = dataclasses.field(default_factory=Counts)
 
     def __post_init__(self):

@@ -30,7 +30,7 @@ class _Head(NamedTuple):
     end: int
     line: int  # the number of the first event's line, from 1
     fields: list[bytes]  # of the first event
-    names: tuple[str, ...]  # of the columns; () if the file does not tell
+    names: tuple[str, ...]  # of the columns; () if the file does not name them
     sensor: tuple[int, int] | None
 
 
@@ -54,7 +54,7 @@ def _names(fields: list[bytes], is_comment: bool) -> tuple[str, ...]:
 
 
 def _head(raw: bytes, columns: tuple[str, ...] = ()) -> _Head:
-    """Find the first event, behind comments, names of the columns, and a line with the width and height.
+    """Find the first event, after comments, names of the columns, and a line with the width and height.
 
     With `columns`, a line of other names is left out.
     """

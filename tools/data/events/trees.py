@@ -80,7 +80,7 @@ class Tree:
     list_recordings: ListRecordings
     flippable: tuple[str, ...] = ()  # the classes that a mirror does not change, so that --flip may mirror them
     folders: tuple[str, ...] = ()  # its possible names under the data root; none: it is simulated
-    splits: bool = False  # whether `list_recordings` heeds the split, as the data set has no official one
+    splits: bool = False  # whether `list_recordings` uses the split, as the data set has no official one
     download: str = ""  # where to get it, for the message that it is missing
     validation_fraction: float = 0.1  # share of the training recordings that are held out to choose the best epoch
     channels: int = POLARITIES  # of frames; 1 where all events are ON
@@ -122,7 +122,7 @@ def folder_in(parent: Path, *names: str) -> Path | None:
 
 
 def _also_inside(*names: str) -> Callable[[ListRecordings], ListRecordings]:
-    """Decorate a function that lists a folder: it then looks into the folders in it, too, if it has to.
+    """Decorate a function that lists a folder, so that it looks into the folders inside as well, if it has to.
 
     These are folders of the same `names` once more, which unpacking makes, and those that SpikingJelly makes.
     """

@@ -33,7 +33,7 @@ class Efficiency(Measurement):
         data = snapshot.test
         lengths = getattr(data, "lengths", None)
         parts = [data]
-        if lengths is not None:  # the zeros behind shorter recordings of a batch are not theirs
+        if lengths is not None:  # the zeros after shorter recordings of a batch are not theirs
             parts = [data.subset(np.flatnonzero(lengths == length)) for length in np.unique(lengths)]
         with firing_rates(snapshot.net) as rates, count_operations(snapshot.net) as operations:
             for part in parts:
