@@ -47,7 +47,7 @@ MNIST5K_TEST_FRACTION = 0.2
 OWN_IMAGE_SIDE = 64  # to which larger images, and those of different sizes, are scaled
 SPLIT_SEED = 2023  # fixed: every run and every network sees the same split
 
-# Radii of attacks, which take networks from nearly all to nearly nothing. By the norm, for pixels in [0, 1].
+# Radii of attacks, which take accuracies from nearly full to nearly zero; by the norm, for pixels in [0, 1].
 PHOTO_RADII = {"linf": tuple(level / 255 for level in (1, 2, 4, 8)), "l2": (0.25, 0.5, 1.0, 2.0)}
 DRAWING_RADII = {"linf": (0.05, 0.1, 0.15, 0.2, 0.3), "l2": (0.5, 1.0, 1.5, 2.0, 3.0)}
 
@@ -188,9 +188,15 @@ class EventDataset(_Dataset):
         )
 
     def _part(self, part: str, recordings: list[Recording], config: TrainConfig) -> LabelledRecordings:
-        size = self.tree.frame_size(config.frame_size)
-        how = config.timestep, config.frame_ms, config.most_frames, self.tree.channels
-        framing = framing_of(config.frames_by, self.tree.sensor, size, *how)
+        framing = framing_of(
+            config.frames_by,
+            sensor=self.tree.sensor,
+            size=self.tree.frame_size(config.frame_size),
+            timesteps=config.timestep,
+            frame_ms=config.frame_ms,
+            most_frames=config.most_frames,
+            channels=self.tree.channels,
+        )
         store = FrameStore(f"{self.name}-{part}", recordings, framing, config.lenient, config.workers)
         for why in store.skipped.values():
             logger.warning("skipped: %s", why)
@@ -201,9 +207,17 @@ class EventDataset(_Dataset):
         rows = np.array([index for index in range(len(recordings)) if index not in store.skipped], np.int64)
         kept = [recordings[row] for row in rows]
         labels = torch.tensor([recording.label for recording in kept])
-        values, cells = config.frame_values, config.frame_cells
-        lengths = None if store.lengths is None else store.lengths[rows]
-        return LabelledRecordings(kept, store, rows, labels, framing, values, cells, config.lenient, lengths)
+        return LabelledRecordings(
+            recordings=kept,
+            counts=store,
+            rows=rows,
+            labels=labels,
+            framing=framing,
+            values=config.frame_values,
+            cells=config.frame_cells,
+            lenient=config.lenient,
+            lengths=None if store.lengths is None else store.lengths[rows],
+        )
 
 
 def _checked_facts(facts: object, size: str) -> tuple[tuple[str, ...], tuple[int, int]]:
@@ -246,7 +260,8 @@ class OwnRecordings(EventDataset):
         return {"classes": list(self.classes), "sensor": list(self.tree.sensor)}
 
     def with_facts(self, facts: object) -> "OwnRecordings":
-        return dataclasses.replace(self, tree=own_tree(*_checked_facts(facts, "sensor")))
+        classes, sensor = _checked_facts(facts, "sensor")
+        return dataclasses.replace(self, tree=own_tree(classes, sensor))
 
     def _read(self, config: TrainConfig) -> tuple[LabelledRecordings, LabelledRecordings]:
         root = data_root(config.data_root)

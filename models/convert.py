@@ -26,7 +26,7 @@ POINTWISE = (  # rectifiers in disguise, and other functions of single values
     "asinh", "sinc", "pow", "square", "sqrt", "rsqrt", "reciprocal", "round", "floor", "ceil", "trunc", "frac",
 )  # fmt: skip
 COMPARISONS = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)  # these stay, as pooling does
-# Of what changes over time, they have another mean over time than of its mean; products do, too.
+# Their mean over time is not what they give for the mean of an input that changes; nor is that of products.
 NORMALISATIONS = (
     "layernorm", "groupnorm", "rmsnorm", "localresponsenorm", "normalize", "norm", "linalgnorm", "linalgvectornorm",
     "std", "var", "stdmean", "varmean", "softmax", "softmax2d", "softmin", "logsoftmax", "logsumexp", "gumbelsoftmax",
@@ -139,7 +139,7 @@ def time_first(net: nn.Module) -> OverTime:
 
 
 def _checked(neuron: MakeNeuron | None, replace: Classes, is_calibrated: bool) -> MakeNeuron:
-    """The function that makes a neuron; ArgumentError if it, or what it is to replace, does not do."""
+    """The function that makes a neuron; ArgumentError if it, or what it is to replace, is not suitable."""
     if neuron is None and not is_calibrated:
         raise ArgumentError("give a neuron, such as neuron=LIF, or calibrate, the batches to balance a trained network")
     if isinstance(neuron, nn.Module):
@@ -166,10 +166,10 @@ def _activations(net: nn.Module, graph: fx.Graph, replace: Classes) -> dict[fx.N
         elif kind is not None:
             others.setdefault(getattr(kind, "__name__", str(kind)), []).append(path_of(node))
     if others:
-        listed = [f"{kind} ({len(paths)}, the first at {paths[0]!r})" for kind, paths in others.items()]
+        names = [f"{kind} ({len(paths)}, the first at {paths[0]!r})" for kind, paths in others.items()]
         raise ArgumentError(
-            f"{type(net).__name__} cannot be converted, for these would stay: {', '.join(listed)}; `replace` takes the "
-            "classes of more activations"
+            f"{type(net).__name__} cannot be converted, because these would stay: {', '.join(names)}; `replace` takes "
+            "the classes of more activations"
         )
     if not found:
         raise ArgumentError(f"{type(net).__name__} calls none of {', '.join(kind.__name__ for kind in replace)}")
@@ -275,11 +275,12 @@ def _is_in_place(net: nn.Module, node: fx.Node) -> bool:
 
 def _check_modes(net: nn.Module, sites: dict[bool, list[Site]]) -> None:
     """Raise ArgumentError if training and evaluation mode may mean different calls by one name."""
-    names = [{site.name for site in found} for found in sites.values()]
-    both, either = ({name.rpartition(".")[0] for name in some} for some in (names[0] & names[1], names[0] ^ names[1]))
-    if both & either:
-        where = ", ".join(repr(name or type(net).__name__) for name in sorted(both & either))
-        raise ArgumentError(f"other activations are called in training than in evaluation mode by {where}")
+    training, evaluation = ({site.name for site in sites[mode]} for mode in (True, False))
+    owners_of_same = {name.rpartition(".")[0] for name in training & evaluation}
+    owners_of_different = {name.rpartition(".")[0] for name in training ^ evaluation}
+    if unclear := owners_of_same & owners_of_different:
+        where = ", ".join(repr(name or type(net).__name__) for name in sorted(unclear))
+        raise ArgumentError(f"the activations called in training and in evaluation mode differ in {where}")
 
 
 def _put(net: nn.Module, name: str, module: nn.Module) -> None:

@@ -94,7 +94,9 @@ def deep_copy(net: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def copy_hooks(old: nn.Module | None, new: nn.Module) -> None:
-    """Give a layer the hooks on the calls of the one whose place it takes."""
-    for name, hooks in vars(old).items() if old is not None else ():
+    """Give a layer the hooks on the calls of the one whose place it takes, if there is one."""
+    if old is None:
+        return
+    for name, hooks in vars(old).items():
         if name.startswith(("_forward_", "_backward_", "_is_full_backward_hook")):
             setattr(new, name, copy.copy(hooks))

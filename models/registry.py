@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .functional import PLACEMENTS, check_choice
 from .layers import MakeNeuron, SpikingNetwork
 from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF, SpikingNeuron
 from .noise import LAWS, Gaussian, NoiseLaw, by_name
@@ -95,11 +96,12 @@ def build_neuron(
             )
     if not tau >= 1.0:
         raise ArgumentError(f"tau must be at least 1 (decay = 1 / tau), got {tau}")
+    check_choice("placement", placement, PLACEMENTS)
     if not alpha > 0:
         raise ArgumentError(f"alpha must be positive, got {alpha}")
     options: dict[str, Any] = dict(threshold=threshold, reset=reset, detach_reset=detach_reset)
     kind, law = NOISY_NEURONS[name] if name in NOISY_NEURONS else (DETERMINISTIC_NEURONS[name], None)
-    if kind not in (IF, NoisyIF):
+    if not (isinstance(kind, type) and issubclass(kind, (IF, NoisyIF))):  # these have no leak
         options.update(decay=1 / tau, decay_input=decay_input)
     if law is not None:
         options.update(noise=law(sigma), placement=placement, learnable_scale=learnable_scale)

@@ -1,10 +1,10 @@
-"""A recurrent spiking network (RSNN) of linear layers, for inputs that are no image, such as spikes of a cochlea."""
+"""A recurrent spiking network (RSNN) of linear layers, for inputs that are not images, such as spikes of a cochlea."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from .base import SpikingNeuron
 from .composed import Recurrent
 from .layers import MakeNeuron, SpikingNetwork, over_time, scaled
 from .parameters import ArgumentError
@@ -22,8 +22,8 @@ class LinearNorm(nn.Sequential):
             raise ArgumentError(f'norm must be "bn" or None, got {norm!r}')
 
 
-def _recurrent(neuron: nn.Module, size: int) -> Recurrent:
-    if not isinstance(neuron, SpikingNeuron):
+def _recurrent(neuron: Any, size: int) -> Recurrent:
+    if not getattr(neuron, "emits_spikes", False):
         raise ArgumentError(f"rsnn feeds spikes back, so that it needs a spiking neuron, got {neuron!r}")
     return Recurrent(neuron, nn.Linear(size, size, bias=False))
 
@@ -31,8 +31,8 @@ def _recurrent(neuron: nn.Module, size: int) -> Recurrent:
 class RSNN(SpikingNetwork):
     """flatten-[linear 128-recurrent spikes]x2-linear K.
 
-    Each spike of a recurrent layer reaches all its neurons one step later. ArgumentError for a neuron that is no
-    `SpikingNeuron`.
+    Each spike of a recurrent layer reaches all its neurons one step later. ArgumentError for a module that does not
+    emit spikes.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """The numbers of the pages are those of the results beside them, and the pictures exist."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from docs.quote import look_up, quoted, results_of
+from tools.attacks.campaign import PRESETS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(page.name for page in DOCS.glob("*.md") if "<!-- " in page.read_text())
@@ -52,6 +54,14 @@ def test_rows_are_found_by_their_values():
     for ambiguous in ("rows/law=Gaussian/bias", "rows/std=0.2/bias", "nothing"):
         with pytest.raises(KeyError):
             look_up(rows, ambiguous)
+
+
+def test_the_presets_of_attacks_are_those_of_the_page(repository):
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d,| ]+) \|$", (repository / "docs" / "evaluation.md").read_text(), re.MULTILINE
+    )
+    on_page = {name: [int(cell.replace(",", "")) for cell in cells.split("|")] for name, cells in rows}
+    assert on_page == {name: list(dataclasses.asdict(preset).values()) for name, preset in PRESETS.items()}
 
 
 def test_pictures_and_pages_that_are_linked_exist(repository):

@@ -23,6 +23,15 @@ def test_the_recipes_and_scripts_it_names_exist(repository):
         assert (repository / path).exists(), path
 
 
+def test_its_map_has_each_module_of_models_and_each_package_of_tools(repository):
+    places = (repository / "README.md").read_text().partition("## Where things are")[2]
+    modules = [path.name for path in (repository / "models").glob("[a-z]*.py")]
+    packages = [f"{path.parent.name}/" for path in (repository / "tools").glob("*/__init__.py")]
+    assert modules and packages
+    for name in modules + packages:
+        assert re.search(rf"(?<![\w/]){re.escape(name)}", places), name
+
+
 def test_recipes_train_for_as_many_epochs_as_is_said_of_them(repository):
     """At their head, or in the table of results."""
     rows = re.findall(r"^\|.*", (repository / "README.md").read_text(), re.MULTILINE)

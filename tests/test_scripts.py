@@ -249,6 +249,21 @@ def test_an_error_in_a_network_keeps_its_traceback_and_one_of_its_settings_is_a_
     assert error.value.code == 1 and "decay_input=True with decay=1 would ignore the input" in caplog.text
 
 
+def test_what_a_network_cannot_run_with_is_a_line(tmp_path, stripes, monkeypatch, caplog):
+    command = ["--model", "toynet", "--threads", "1"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setenv("NSNN_KERNELS", "eagre")
+        cli.train(stripes, argv=[*command, "--run_dir", str(tmp_path / "run")])
+    assert "error: NSNN_KERNELS must be auto or eager, got 'eagre'" in caplog.text
+    neuron = build_neuron("NILIF", learnable_scale=True)
+    net = build_model("toynet", neuron=neuron, in_shape=stripes.in_shape, num_classes=stripes.num_classes)
+    torch.nn.init.constant_(net.stem_neuron.log_scale, torch.nan)
+    torch.save(net.state_dict(), tmp_path / "diverged.pth")
+    with pytest.raises(SystemExit):
+        cli.test(stripes, [*command, "--neuron", "NILIF", "--snapshot", str(tmp_path / "diverged.pth")])
+    assert "error: scale must be positive and finite, got nan" in caplog.text
+
+
 def test_a_published_checkpoint_is_tested_as_the_readme_says(run_script, undrawn, tmp_path, monkeypatch):
     """sresnet18 of the published code, random weights, on a CIFAR-10 folder of a few images."""
     monkeypatch.setenv("NSNN_CACHE", str(tmp_path / "cache"))

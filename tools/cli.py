@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from models import ArgumentError
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import Dataset, TrainConfig
@@ -121,6 +122,6 @@ def _readable_errors(debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt:  # outside of training, with nothing to save
         logger.error("stopped")
         sys.exit(128 + signal.SIGINT)
-    except (Diverged, OSError, UserError) as error:
+    except (ArgumentError, Diverged, OSError, UserError) as error:
         logger.error("error: %s", error, exc_info=debug)
         sys.exit(1)

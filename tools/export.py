@@ -26,6 +26,7 @@ from tools.attacks.twins import mean_field_twin
 from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 from tools.io import checkpoint
+from tools.io.files import check_writable
 from tools.networks import load_snapshot, stored_dataset
 from tools.probes.hooks import is_noisy
 
@@ -120,10 +121,13 @@ def export(snapshot: Path, out: Path, mode: str = "noiseless") -> float | None:
 
     Raises:
         UserError: if the ending of `out` is unknown, a package is missing, or the written network differs.
+        OSError: if the folder of `out` cannot be made or written.
     """
     if out.suffix not in FORMATS:
         raise UserError(f"OUT must end in {', '.join(FORMATS)}, got {out.name!r}")
     exported = prepare(snapshot, mode)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out.parent)  # PyTorch's own errors are of many kinds
     run, right = FORMATS[out.suffix](exported, out)
     fewer = exported.sample.narrow(exported.batch_dim, 0, EXAMPLES - 1)  # another batch than at the export
     with torch.no_grad():
@@ -152,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         difference = export(options.snapshot, options.out, options.mode)
-    except (OSError, UserError) as error:
+    except (ArgumentError, OSError, UserError) as error:
         logger.error("error: %s", error)
         sys.exit(1)
     how = "draws its own noise" if difference is None else f"equal to the network up to {difference:.1g} in the logits"

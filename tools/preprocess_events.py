@@ -29,8 +29,15 @@ def preprocess(options: argparse.Namespace) -> tuple[str, dict[str, FrameStore]]
     """Frame all recordings of the data set in the source folder; return its name and {"train", "test": store}."""
     name, parts = recognise(options.source, options.split)
     tree = TREES[name]
-    how = options.timestep, options.frame_ms, options.most_frames, tree.channels
-    framing = framing_of(options.frames_by, tree.sensor, tree.frame_size(options.frame_size), *how)
+    framing = framing_of(
+        options.frames_by,
+        sensor=tree.sensor,
+        size=tree.frame_size(options.frame_size),
+        timesteps=options.timestep,
+        frame_ms=options.frame_ms,
+        most_frames=options.most_frames,
+        channels=tree.channels,
+    )
     how = dict(framing=framing, lenient=options.lenient, workers=options.workers, folder=options.out)
     return name, {part: FrameStore(f"{name}-{part}", found, **how) for part, found in parts._asdict().items()}
 

@@ -53,15 +53,17 @@ def load_published(net: nn.Module, model: str, path: str | Path, *others: nn.Mod
         net: made by `models.build_model`; if it has a `normalize` and the file has none, it keeps its own.
         model: name of the network.
         path: a torch.save'd state_dict, or a dictionary that has it anywhere. Its keys may have the prefix of a PyTorch
-            wrapper or of an enclosing module. Of several networks that fit, those with the settings
-            of `net` go before others; of these, the one called "net", "model", "state_dict" or "model_state_dict" (in
-            this order) is taken, else the first; this is logged.
+            wrapper or of an enclosing module. Of several networks that fit, those with the settings of `net` go before
+            others; of these, the one called "net", "model", "state_dict" or "model_state_dict" (in this order) is
+            taken, else the first; this is logged.
         others: the same network with parameters that the weights may have instead, such as learnt scales.
 
     Raises:
         CheckpointError: for missing and unexpected keys, and shapes that do not fit.
     """
-    found = [(one, place) for one in (net, *others) for place in _places(one, model, path)]
+    found = []
+    for one in (net, *others):
+        found += [(one, place) for place in _places(one, model, path)]
     for one, place in found:
         if not _has_normalisation(place):
             place.weights |= {key: value for key, value in one.state_dict().items() if key.startswith(NORMALISATION)}
@@ -71,7 +73,11 @@ def load_published(net: nn.Module, model: str, path: str | Path, *others: nn.Mod
     def load(net, place):
         return load_weights(net, place.weights, f"{path} ({place})", place.rename)
 
-    net, chosen = next((pair for pair in fitting if not load(*pair)), (fitting or found)[0])
+    net, chosen = (fitting or found)[0]
+    for one, place in fitting:
+        if not load(one, place):  # nothing to warn of: it was saved with the settings of this network
+            net, chosen = one, place
+            break
     said = load(net, chosen)
     if len(fitting) > 1:
         said.append(f"{', '.join(str(place) for _, place in fitting)} all fit this network; {chosen} is taken")

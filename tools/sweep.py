@@ -201,7 +201,12 @@ def check_same(folder: Path, definition: dict) -> None:
     path = folder / DEFINITION
     if not path.exists():
         write_text_atomically(path, json.dumps(definition, indent=2) + "\n")
-    elif (there := json.loads(read_bytes(path, MOST_TEXT))) != definition:
+        return
+    try:
+        there = json.loads(read_bytes(path, MOST_TEXT))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not the definition of a sweep; delete it to continue: {error}") from error
+    if there != definition:
         raise UserError(f"{folder} has another sweep: {json.dumps(there)}")
 
 

@@ -87,10 +87,10 @@ class _SynapticOfAlpha(_LearnsAlpha, Synaptic):  # type: ignore[misc]
 
 @dataclasses.dataclass
 class _Fired:
-    """What a layer handed on, and the spikes that it had fired: with noise, `mem` does not show them."""
+    """What a layer returned as `mem`, and the spikes that it fired, which `mem` does not show where there is noise."""
 
-    mem: Tensor | None  # in the memory of what was handed on; None in copies
-    u: Tensor  # its values then
+    mem: Tensor | None  # shares the memory of what was returned; None in copies
+    u: Tensor  # the values at that time
     spikes: Tensor
 
 
@@ -103,7 +103,7 @@ class _Stepped(Adapter):
         "graded_spikes_factor", "recurrent", "V",
     )  # fmt: skip
     other: str | None = None  # the state beside `mem`
-    around: type | None = None  # what the neuron with the potential must be inside of
+    around: type | None = None  # the class that must be around the neuron with the potential
 
     def __init__(
         self, neuron: SpikingNeuron, init_hidden: bool = False, output: bool = False, reset_delay: bool = True
@@ -146,7 +146,7 @@ class _Stepped(Adapter):
         return spikes, other
 
     def _after_reset(self, mem: Tensor) -> Tensor:
-        """The potential after the reset, from what snnTorch hands on: with `reset_delay`, that before the reset."""
+        """The potential after the reset, from what snnTorch returns: with `reset_delay`, that before the reset."""
         neuron = self._potential
         always_fires = not hasattr(neuron, "mode")  # above the threshold; with noise, it need not
         if not self.reset_delay and neuron.reset == "zero" and always_fires:
@@ -157,7 +157,7 @@ class _Stepped(Adapter):
         if spikes is None:
             if getattr(neuron, "mode", "noiseless") != "noiseless" and bool(mem.any()):
                 raise ArgumentError(
-                    "with noise, `mem` does not say which neurons fired: hand on what one of the last two calls of the "
+                    "with noise, `mem` does not say which neurons fired: pass what one of the last two calls of the "
                     "layer returned, or zeros"
                 )
             spikes = mem > neuron.threshold
@@ -172,7 +172,7 @@ class _Stepped(Adapter):
             )
 
     def _spikes_of(self, mem: Tensor) -> Tensor | None:
-        """The spikes fired at what was handed on, `mem` being that, a copy or the first part of it; None if unknown."""
+        """The spikes fired when `mem`, a copy of it, or a tensor that begins with it was returned; None if unknown."""
         # By its values, as `mem.data.zero_()` would go unnoticed.
         same = []
         for fired in reversed(self._fired):

@@ -183,7 +183,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`, for any x."""
     if x.numel() > x.shape[0] * common.MAX_NEURONS:
-        raise ValueError(f"a fused kernel runs up to {common.MAX_NEURONS} neurons; NSNN_KERNELS=eager runs more")
+        raise ArgumentError(f"a fused kernel runs up to {common.MAX_NEURONS} neurons; NSNN_KERNELS=eager runs more")
     if x.numel() > 0:
         return _kernel(x, neuron).forward(dense(x), state, seeds, neuron, keep_u, keep_state)
     spikes, last, u = empty_outputs(dense(x), keep_u, keep_state)

@@ -159,7 +159,7 @@ def test_residual_networks_of_timm_are_converted_whole(name):
 def test_networks_with_other_activations_are_refused_by_name(name):
     with torch.device("cpu" if "regnet" in name else "meta"):
         net = torchvision.models.get_model(name)
-    with pytest.raises(ValueError, match="cannot be converted, for these would stay: ") as error:
+    with pytest.raises(ValueError, match="cannot be converted, because these would stay: ") as error:
         convert(net, LIF)
     listed = str(error.value).split("stay: ")[1]
     assert {part.split(" (")[0] for part in listed.split("), ")} == REFUSED[name]
@@ -538,7 +538,7 @@ class ViewInPlace(nn.Module):
         (Branching(), "torch.fx cannot follow Branching.forward in training mode: symbolically traced variables"),
         (TwoInputs(), "TwoInputs takes several inputs: x, y"),
         (Rest(), r"Rest.forward must name its arguments; it has \*rest"),
-        (ByMode(), "other activations are called in training than in evaluation mode by 'ByMode'"),
+        (ByMode(), "the activations called in training and in evaluation mode differ in 'ByMode'"),
         (NoInput(), "NoInput.forward takes no input"),
         (torch.jit.script(nn.ReLU()), "RecursiveScriptModule is compiled by torch.jit"),
         (nn.Sequential(time_first(nn.Sequential(LIF())), nn.ReLU()), "OverTime already runs over time"),

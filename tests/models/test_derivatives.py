@@ -46,7 +46,6 @@ MAKERS = {
     "NoisyLIF, surrogate": lambda: NoisyLIF(surrogate=Gaussian(0.7), reset="none"),
 }
 every_neuron = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-every_kernel = pytest.mark.parametrize("kernels", ["auto", "eager"])
 
 
 def seeded(seed=0):

@@ -14,6 +14,7 @@ from torch._inductor import config as inductor_config
 from models import (
     IF,
     LIF,
+    ArgumentError,
     Cauchy,
     Gaussian,
     Logistic,
@@ -573,6 +574,13 @@ class Said(Unsaid):
     is_noisy = False
 
 
+class Reversed(IF):
+    is_noisy = False
+
+    def run(self, x, state=None, keep_state=True):
+        return super().run(-x, state, keep_state)
+
+
 class Module(torch.nn.Module):
     def __init__(self, surrogate, threshold, decay, reset, detach_reset, decay_input):
         super().__init__()
@@ -583,7 +591,7 @@ def entered(monkeypatch):
     """Entries of one's own in the tables of neurons."""
     noisy = {"OwnNoisy": (OwnNoisy, Logistic), "NoNoise": (LIF, Gaussian)}
     deterministic = {"Bare": Bare, "Misplaced": OwnNoisy}
-    deterministic |= {kind.__name__: kind for kind in (Unsaid, UnsaidStep, Said, Module)}
+    deterministic |= {kind.__name__: kind for kind in (Unsaid, UnsaidStep, Said, Reversed, Module)}
     monkeypatch.setattr(registry, "NOISY_NEURONS", registry.NOISY_NEURONS | noisy)
     monkeypatch.setattr(registry, "DETERMINISTIC_NEURONS", registry.DETERMINISTIC_NEURONS | deterministic)
     monkeypatch.setattr(registry, "NEURONS", (*registry.NEURONS, *noisy, *deterministic))
@@ -611,8 +619,18 @@ def test_a_neuron_that_does_not_take_what_it_is_given_is_an_error(entered, name,
         build_neuron(name)
 
 
+def test_a_wrong_placement_is_an_error_where_it_has_no_effect_too():
+    with pytest.raises(ArgumentError, match="placement must be one of .*'escape'.*got 'escpae'"):
+        build_neuron("LIF", placement="escpae")
+
+
 def test_a_neuron_that_says_whether_it_is_noisy_is_built(entered):
     assert type(build_neuron("Said")()) is Said
+
+
+def test_a_subclass_of_a_neuron_without_leak_is_built_as_that_is(entered):
+    neuron = build_neuron("Reversed")()
+    assert type(neuron) is Reversed and neuron.decay == 1
 
 
 @every_neuron

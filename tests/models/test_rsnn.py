@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import ArgumentError, build_model, build_neuron
+from models import LIF, ArgumentError, build_model, build_neuron
 
 SMALL = {"in_shape": (1, 1, 30), "num_classes": 4, "width": 0.1}
 
@@ -47,6 +47,28 @@ def test_every_weight_is_learnt(norm):
     net = make("NILIF", norm).train()
     net(torch.randn(4, 8, 1, 1, 30)).square().sum().backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+
+
+class OfAnyClass(nn.Module):
+    """A neuron by the protocol, not by its class."""
+
+    emits_spikes, is_noisy = True, False
+
+    def __init__(self):
+        super().__init__()
+        self.inside = LIF(threshold=0.05)
+
+    def run(self, x, state=None, keep_state=True, potentials=False):
+        return self.inside.run(x, state, keep_state, potentials)
+
+
+def test_neurons_of_any_class_are_fed_back():
+    x = torch.randn(4, 2, 1, 1, 30)
+    nets = []
+    for neuron in (OfAnyClass, lambda: LIF(threshold=0.05)):
+        torch.manual_seed(0)
+        nets.append(build_model("rsnn", neuron=neuron, **SMALL).eval())
+    assert nets[0](x).any() and torch.equal(nets[0](x), nets[1](x))
 
 
 def test_what_does_not_spike_cannot_be_fed_back():

@@ -96,6 +96,12 @@ def test_the_mode_is_chosen_as_in_an_evaluation(tmp_path, run_script, flag):
     assert outcome.code == 0 and "net.pt2: mean_field, equal" in outcome.messages
 
 
+def test_the_folder_is_made_and_one_that_cannot_be_is_one_line(tmp_path, run_script):
+    assert run_script("tools/export.py", written(tmp_path), tmp_path / "new" / "net.pt2").code == 0
+    outcome = run_script("tools/export.py", written(tmp_path), tmp_path / "new" / "net.pt2" / "net.pt2")
+    assert outcome.code == 1 and "error: " in outcome.messages and "Traceback" not in outcome.messages
+
+
 def test_a_file_that_is_missing_is_one_line(tmp_path, run_script):
     outcome = run_script("tools/export.py", tmp_path / "absent.pth", tmp_path / "net.pt2")
     assert outcome.code == 1 and "absent.pth" in outcome.messages and "Traceback" not in outcome.messages

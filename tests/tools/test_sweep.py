@@ -88,6 +88,9 @@ def test_a_folder_has_one_sweep(tmp_path):
     sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
     with pytest.raises(UserError, match="has another sweep"):
         sweep.check_same(tmp_path, {"command": ["b"], "vary": {"sigma": ["1"]}})
+    (tmp_path / "sweep.json").write_text('{"command": ')
+    with pytest.raises(UserError, match="sweep.json is not the definition of a sweep; delete it"):
+        sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
 
 
 def test_a_run_that_fails_says_why(tmp_path):

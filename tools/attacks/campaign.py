@@ -20,7 +20,7 @@ from .rivals import rivals
 from .twins import GRADIENT_PATHS, with_gradient_path
 from .victim import CHOICE_DRAWS, SETTLED, Score, Victim, choose, margin, score
 
-SUBSET = 2023  # seed of the choice of images, the same for every network
+SUBSET_SEED = 2023  # of the choice of images, the same for every network
 Radii = dict[str, tuple[float, ...]]  # by norm, rising, in pixel units
 
 
@@ -78,22 +78,29 @@ class Campaign:
 
     def run(self) -> AttackReport:
         """Attack, score and check."""
-        rows, scores, found, others = [], {}, {}, {}
+        scores, found, others = {}, {}, {}  # by norm and radius
         with tqdm(desc="attacks", unit="gradient", disable=None, leave=False) as self.bar:
             clean = self.score(self.images)
             self.paths = white_box.ranked_paths(self)[: self.preset.paths]
             for norm in self.radii:
                 for eps, attacked in white_box.curve(self, norm).items():
                     found[norm, eps], scores[norm, eps] = attacked, self.score(attacked.images)
-                place = norm, telling_radius(clean, scores, norm)
-                others[place] = rivals(self, *place, found[place].images)
+                eps = telling_radius(clean, scores, norm)
+                others[norm, eps] = rivals(self, norm, eps, found[norm, eps].images)
             gates = run_checks(self, clean, scores, found, others)
+        rows = []
         for (norm, eps), result in scores.items():
             rows.append(AttackResult(norm, eps, ALL, len(self.images), result))
             for name, rival in others.get((norm, eps), {}).items():
                 rows.append(AttackResult(norm, eps, name, len(rival.times_correct), rival))
         return AttackReport(
-            self.name, dataclasses.asdict(self.preset), len(self.images), clean, self.paths, rows, gates
+            preset=self.name,
+            settings=dataclasses.asdict(self.preset),
+            images=len(self.images),
+            clean=clean,
+            paths=self.paths,
+            attacks=rows,
+            gates=gates,
         )
 
     def only(self, rows: Tensor | slice) -> "Campaign":

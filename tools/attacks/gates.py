@@ -1,8 +1,8 @@
 """The gates: checks that say whether to believe an evaluation by attacks.
 
 Attacks fail for many reasons other than robustness: no gradient, too few steps, noise mistaken for strength. One failed
-gate makes the result "not reliable". Functions that take scores decide; those that take a
-campaign first run the attacks that they need.
+gate makes the result "not reliable". Functions that take scores decide; those that take a campaign first run the
+attacks that they need.
 
 Note:
     Carlini et al., "On evaluating adversarial robustness", arXiv 1902.06705, 2019, for most of them.
@@ -77,7 +77,7 @@ def run_checks(
 
 
 def telling_radius(clean: Score, scores: dict[Place, Score], norm: str) -> float:
-    """The largest radius that leaves a fifth of the accuracy, where images stand that an attack should have fooled."""
+    """The largest radius that leaves a fifth of the clean accuracy: images still stand, which a rival may fool."""
     left = {eps: score.accuracy for (one, eps), score in scores.items() if one == norm}
     return max((eps for eps in left if left[eps] >= clean.accuracy / 5), default=min(left))
 

@@ -63,8 +63,8 @@ class AttackReport:
         """The inverse of `as_json`."""
         attacks = []
         for row in content["attacks"]:
-            place = [row.pop(name) for name in ("norm", "eps", "attack", "images")]
-            attacks.append(AttackResult(*place, Score(**row)))
+            about = {name: row.pop(name) for name in ("norm", "eps", "attack", "images")}
+            attacks.append(AttackResult(**about, score=Score(**row)))
         return cls(
             preset=content["preset"],
             settings=content["settings"],

@@ -148,8 +148,8 @@ def ascend(
 
     Args:
         net: to climb instead of the campaign's with the path of `climb`.
-        turn: how many times this was done before, from other starts.
         transfers: whether `net` has another forward pass than the attacked network, which then judges.
+        turn: how many times this was done before, from other starts.
     """
     campaign.bar.set_postfix_str(f"{norm} {eps:.3g}, {climb.path}")
     net = campaign.twin(climb.path) if net is None else net

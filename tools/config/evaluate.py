@@ -51,7 +51,9 @@ class EvaluationConfig(_Overrides):
         "noisy", "mode of noisy neurons; mean_field: they output their firing probability", choices=MODES
     )
     recalibrate: int = _eval(
-        0, "training samples by which batch normalisation is estimated again, in this mode; 0: as trained", low=0
+        0,
+        "training samples to estimate the statistics of batch normalisation from again, in this mode; 0: as trained",
+        low=0,
     )
     n_ensembles: int = _eval(1, "noise draws whose softmax is averaged into one prediction", low=1)
     draws: int = _eval(5, "independent repetitions, reported as mean and standard deviation", low=1)
@@ -68,7 +70,9 @@ class EvaluationConfig(_Overrides):
     right: float = _eval(0.5, "last strength of a sweep", low=0.0)
     step: float = _eval(0.1, "increment of a sweep", low=1e-9)
     corruptions: str = _eval("", "also evaluate on a folder of .npy files as in CIFAR-10-C", only="pixels")
-    attack_preset: str | None = _eval(None, "attack, for an upper bound on robustness", choices=_presets, only="pixels")
+    attack_preset: str | None = _eval(
+        None, "attack the network, for an upper bound on its robustness", choices=_presets, only="pixels"
+    )
     uncertainty: bool = _eval(False, "also score calibration and uncertainty against the number of averaged draws")
     ood: str = _eval("", "out-of-distribution data set (needs --uncertainty)")
     efficiency: bool = _eval(False, "also count synaptic operations, next to those of the same network with ReLU")
@@ -99,5 +103,5 @@ class EvaluationConfig(_Overrides):
     fold: int = _run(256, "largest batch into which noise draws are folded", low=1)
     out: str = _run(
         "",
-        "folder of the results (--compare: of the report); default: evaluation/ (evaluation-last/) by the checkpoint",
+        "folder of the results (--compare: of the report); default: evaluation/ beside the checkpoint",
     )

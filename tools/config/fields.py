@@ -78,7 +78,7 @@ class Setting:
         for item in value if self.is_list else [value]:
             if item is None:  # in an evaluation: as in the checkpoint
                 continue
-            if not isinstance(item, kinds):
+            if not isinstance(item, kinds) or (isinstance(item, bool) and self.kind is not bool):
                 raise UserError(f"{where}{self.name} must be {self.kind.__name__}, got {item!r}")
             if isinstance(item, float) and not math.isfinite(item):
                 raise UserError(f"{where}{self.name} must be finite, got {item!r}")

@@ -14,9 +14,7 @@ from tools.config.evaluate import EvaluationConfig
 from tools.errors import UserError
 
 from .conditions import CLEAN, unit
-from .results import Difference, GroupAccuracy, Key, Row, SnapshotResults
-
-NORMS = {"linf": "Linf", "l2": "L2"}
+from .results import ATTACKS, Difference, GroupAccuracy, Key, Row, SnapshotResults
 
 
 def parse_groups(config: EvaluationConfig) -> dict[str, list[EvaluationConfig]]:
@@ -45,12 +43,12 @@ def parse_groups(config: EvaluationConfig) -> dict[str, list[EvaluationConfig]]:
 
 
 def _path_and_mode(text: str, default: str) -> tuple[str, str]:
-    """("a.pth", "noiseless") from a.pth@noiseless; a path that is a file, or has an @ in a folder, is one as it is."""
+    """("a.pth", "noiseless") from a.pth@noiseless; an existing file, or an @ in a folder's name, is just a path."""
     path, _, mode = text.rpartition("@")
     if not path or Path(text).exists() or "/" in mode:
         return text, default
     if mode not in MODES:
-        raise UserError(f"--compare: there is no file {text}, and behind @ goes {' or '.join(MODES)}, not {mode!r}")
+        raise UserError(f"--compare: there is no file {text}, and after @ comes {' or '.join(MODES)}, not {mode!r}")
     return path, mode
 
 
@@ -97,9 +95,9 @@ def _accuracies(results: SnapshotResults) -> dict[Key, Accuracy]:
                 key = Key(name, of, point.severity, point.strength, attack=None, norm=None)
                 correct = np.array(point.times_correct) / len(point.accuracy_draws)
                 table[key] = Accuracy(point.accuracy_mean, point.accuracy_std, correct)
-    if attacks := results.reports.get("attacks"):
+    if attacks := results.reports.get(ATTACKS):
         for row in attacks.attacks:
-            norm = NORMS[row.norm]
+            norm = row.norm.capitalize()
             test, of = f"attack ({norm}): {row.attack}", f"{norm} radius (pixel range 1)"
             key = Key(test, of, severity=None, strength=row.eps, attack=row.attack, norm=row.norm)
             correct = np.array(row.score.times_correct) / row.score.draws

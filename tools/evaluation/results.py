@@ -12,6 +12,8 @@ from tools.config.train import Dataset
 
 from .conditions import CLEAN
 
+PERTURBATIONS, ATTACKS, EFFICIENCY = "perturbations", "attacks", "efficiency"  # keys of reports that others read
+
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
@@ -82,7 +84,7 @@ class SnapshotResults:
     @property
     def perturbations(self) -> dict[str, list[Result]]:
         """The results of each perturbation, and of "clean"."""
-        return self.reports["perturbations"]
+        return self.reports[PERTURBATIONS]
 
     @property
     def clean(self) -> Result:

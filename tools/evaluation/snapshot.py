@@ -17,6 +17,7 @@ from tools.data.corruptions import CorruptionFolder
 from tools.data.parts import Labelled, LabelledParts
 from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
+from tools.io.checkpoint import BEST
 from tools.networks import dataset_of, load_snapshot, memory_format
 from tools.probes.hooks import is_noisy_indeed
 from tools.runtime.device import set_up_torch
@@ -171,8 +172,8 @@ class Snapshot:
             provenance=provenance(),
         )
         snapshot, config = Path(self.path), self.config
-        parts = ["evaluation", *([snapshot.stem] if snapshot.stem != "best" else []), *self.form]
-        beside = snapshot.parent / "-".join(parts)
+        which = [] if snapshot.stem == Path(BEST).stem else [snapshot.stem]
+        beside = snapshot.parent / "-".join(["evaluation", *which, *self.form])
         of_points = {name: getattr(config, name) for name in ("draws", "n_ensembles", "adv_draws")}
         of_points["corruptions"] = self.corruptions.stamps() if self.corruptions else []
         suffix = f"-k{config.n_ensembles}" if config.n_ensembles > 1 else ""

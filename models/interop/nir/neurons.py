@@ -109,7 +109,7 @@ def neuron_of(node: Any, dt: float, noise: NoiseLaw | str | None, placement: str
         if factor is not None and not ((factor >= 0) & (factor <= 1)).all():
             raise ArgumentError(f"a node has a time constant shorter than dt = {dt:g} s: its {name} would be negative")
     if not (unit > 0).all():
-        raise ArgumentError("a node has r <= 0, by which its input would not be scaled but turned round, or ignored")
+        raise ArgumentError("a node has r <= 0, by which its input would be negated or ignored")
     for name, v in {"threshold": node.v_threshold, "v_reset": node.v_reset, "v_leak": v_leak}.items():
         settings[name] = _value(name, v / unit)
     settings["decay"] = _value("decay", decay)

@@ -332,6 +332,8 @@ def test_an_unknown_name_in_python_is_an_error_that_lists_the_known_ones(setting
         ({"lr": float("nan")}, "lr must be finite"),
         ({"epochs": "3"}, "epochs must be int, got '3'"),
         ({"sigma": "0.3"}, "sigma must be float"),
+        ({"epochs": True}, "epochs must be int, got True"),
+        ({"nobn": 1}, "nobn must be bool, got 1"),
     ],
 )
 def test_a_configuration_made_in_python_is_checked_as_flags_are(wrong, message):

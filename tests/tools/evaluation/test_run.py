@@ -335,7 +335,7 @@ def test_a_group_of_a_comparison_may_have_a_mode_of_its_own():
     }
     with pytest.raises(UserError, match="one mode, but A has noiseless and noisy: .*a.pth@noiseless,b.pth@noiseless"):
         parsed("A=a.pth@noiseless,b.pth")
-    with pytest.raises(UserError, match="no file a.pth@silent, and behind @ goes noisy or noiseless or mean_field"):
+    with pytest.raises(UserError, match="no file a.pth@silent, and after @ comes noisy or noiseless or mean_field"):
         parsed("A=a.pth@silent")
 
 

@@ -57,8 +57,8 @@ def describe(reading: Reading) -> str:
     lines = {
         "file": str(reading.path),
         "format": reading.format,
-        "camera": reading.camera or "not told",
-        "sensor": f"{width}x{height}" if reading.sensor else f"not told; events within {width}x{height}",
+        "camera": reading.camera or "unknown",
+        "sensor": f"{width}x{height}" if reading.sensor else f"unknown; events within {width}x{height}",
         "events": f"{len(events):,}",
         "duration": f"{seconds:,.6f} s, from {events['t'][0]:,} us",
         "rate": rate,

@@ -99,7 +99,7 @@ def _kinds(address: np.ndarray, layout: Layout) -> dict[str, int]:
 
 
 def _header_end(source: Source) -> int:
-    """Where the first event begins: behind the line "#End Of ASCII Header", or behind all lines that begin with "#".
+    """Where the first event begins: after the line "#End Of ASCII Header", or after all lines that begin with "#".
 
     The first byte of an event of a DAVIS may be "#" as well (y from 140 to 143). Its fourth byte is 0, which text does
     not have, so only a line of two or three bytes may be an event: it is if whole events are left from it on. Serial

@@ -26,7 +26,7 @@ def read_aedat3(source: Source) -> Reading:
     invalid, and those in packets of other types, are left out and counted, the latter by type.
 
     A packet has room for as many events as its capacity says. In a file that is their number, says the specification;
-    if it is more, the next packet begins behind the room, or else behind the events.
+    if it is more, the next packet begins after the room, or else after the events.
 
     Bit 31 of a time is a sign, and a valid event is never before 0; a counter of 32 bits is never written, so such a
     time is damage. A time that begins at 0 again within a packet, before the counter counts it, goes on.
@@ -111,7 +111,7 @@ def _polarity_packets(source: Source, at: int, counts: Counts) -> np.ndarray:
 
 
 def _problem(header: tuple[int, ...], room: float) -> str:
-    """What is expected instead of this header of a packet, behind which the file has `room` bytes; "" if it fits."""
+    """What is expected instead of this header of a packet, which `room` bytes follow; "" if it fits."""
     kind, _, size, time_offset, overflow, _, number, valid = header
     if not 0 <= kind < len(_TYPES):
         return f"an event type from 0 to {len(_TYPES) - 1}"

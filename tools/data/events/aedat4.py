@@ -37,7 +37,7 @@ class Stream(NamedTuple):
 def read_aedat4(source: Source, stream: int | None = None) -> Reading:
     """Read AEDAT 4.0, which DV writes since 2019: its first stream of events, or the stream of this number.
 
-    Behind the line "#!AER-DAT4.0" all is little-endian. The header, a FlatBuffer, tells how packets are packed (not, by
+    After the line "#!AER-DAT4.0" all is little-endian. The header, a FlatBuffer, says how packets are packed (not, by
     LZ4, or by ZSTD), where the table at the end of the file begins, and in XML which streams there are. Then packets
     follow, each with its stream and size in front (8 bytes); unpacked, it is a FlatBuffer too: a vector of events of 16
     bytes, time (64 bits, microseconds since 1970), x, y (16 bits, from the upper left) and ON or OFF (8 bits, 1 is ON).
@@ -86,8 +86,15 @@ def read_aedat4(source: Source, stream: int | None = None) -> Reading:
         kept = np.flatnonzero(possible).tolist()
         x, y, time, on = x[possible], y[possible], time[possible], on[possible]
     events = camera_events(x, y, time, on != 0, 64, counts)
-    about = ("AEDAT 4.0", chosen.camera, chosen.sensor, counts)
-    return Reading(source.path, events, lambda index: byte_of(kept[index]), *about)
+    return Reading(
+        source.path,
+        events,
+        lambda index: byte_of(kept[index]),
+        "AEDAT 4.0",
+        chosen.camera,
+        chosen.sensor,
+        counts,
+    )
 
 
 def _header(source: Source, counts: Counts) -> tuple[int, int, int, list[Stream]]:
@@ -265,7 +272,7 @@ def _zstd() -> Unpack:
     def unpack(packet: memoryview, most: int) -> bytes:
         most = min(most, _MOST_ZSTD * len(packet))
         try:
-            if (size := zstandard.frame_content_size(packet)) > most:  # -1 if it is not told
+            if (size := zstandard.frame_content_size(packet)) > most:  # -1 if it is unknown
                 raise ValueError(f"it has {size:,} bytes, more than {most:,}")
             return unpacker.decompress(packet, max_output_size=most)
         except (zstandard.ZstdError, MemoryError) as error:

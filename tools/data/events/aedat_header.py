@@ -1,4 +1,4 @@
-"""What the text headers of AEDAT 2.0 and 3.1 tell: the camera, and so the size of its sensor."""
+"""What the text headers of AEDAT 2.0 and 3.1 say: the camera, and so the size of its sensor."""
 
 import re
 

@@ -33,7 +33,7 @@ class Format(NamedTuple):
     name: str
     is_at: Callable[[bytes], bool]  # whether a file that begins with these bytes is of this format
     read: Callable[[Source], Reading]
-    suffixes: tuple[str, ...]  # of its files, for messages; where nothing in the content tells, for recognition
+    suffixes: tuple[str, ...]  # of its files, for messages; where the content does not tell, for recognition
 
 
 def _begins_with(*magic: bytes) -> Callable[[bytes], bool]:

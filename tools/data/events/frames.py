@@ -34,7 +34,7 @@ class Framing:
         if not all(1 <= small <= large for small, large in zip(self.size, self.sensor)):
             raise UserError(f"frames must be from 1x1 to the sensor's {self.sensor}, got {self.size}")
         if self.varies != (self.frame_us > 0):
-            raise UserError(f"frames by duration, and no others, have one of at least 1 us, got {self.frame_us}")
+            raise UserError(f"frames by duration must last at least 1 us, others have no duration; got {self.frame_us}")
 
     @property
     def varies(self) -> bool:
@@ -46,6 +46,7 @@ def framing_of(
     frames_by: str,
     sensor: tuple[int, int],
     size: tuple[int, int],
+    *,
     timesteps: int,
     frame_ms: float,
     most_frames: int,
@@ -53,8 +54,10 @@ def framing_of(
 ) -> Framing:
     """The framing that these flags ask for; frames by duration need no `timesteps`, others no more than that."""
     if frames_by == DURATION:
-        return Framing(most_frames, frames_by, sensor, size, round(1000 * frame_ms), channels)
-    return Framing(timesteps, frames_by, sensor, size, channels=channels)
+        timesteps, frame_us = most_frames, round(1000 * frame_ms)
+    else:
+        frame_us = 0
+    return Framing(timesteps, frames_by, sensor, size, frame_us, channels)
 
 
 def edges_by_count(events: np.ndarray, timesteps: int) -> np.ndarray:

@@ -20,7 +20,7 @@ _OTHER_FILTERS = {0x8ECF: "Prophesee's ECF", 32001: "Blosc", 32004: "LZ4", 32015
 
 
 def is_hdf5(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is of HDF5, or of MATLAB 7.3, which is HDF5 behind 512 bytes."""
+    """Whether a file that begins with these bytes is of HDF5, or of MATLAB 7.3, which is HDF5 after 512 bytes."""
     return head.startswith(_MAGIC) or head[512:520] == _MAGIC
 
 
@@ -99,7 +99,7 @@ def at_path(h5py: Any, group: Any, *names: str) -> Any:
 def _text(file: Any, name: str) -> str:
     """A short text of fixed length among the attributes of a file; "" if there is none.
 
-    HDF5 keeps texts of any length in a heap; where that is damaged, the library may search it for ever.
+    HDF5 keeps texts of any length in a heap; where that is damaged, the library may search it forever.
     """
     if name not in file.attrs or file.attrs.get_id(name).shape != ():
         return ""

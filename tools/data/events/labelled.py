@@ -87,7 +87,7 @@ def frame_values(counts: torch.Tensor, values: str, area: torch.Tensor | None = 
 class FrameBatches(Batches):
     """Batches of frames [T, B, 2, H, W], float32, with their labels [B], of `LabelledRecordings`.
 
-    Recordings of different lengths come with these, int64 [B], too: frames are zero after the end of a shorter one.
+    Recordings of different lengths come with their lengths, int64 [B]; frames are zero after the end of a shorter one.
 
     `augment`: (counts [B, T, 2, H, W] on the device, labels, and lengths if they differ) -> counts. ValueError for
     unknown `cells` of the data.

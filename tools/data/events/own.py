@@ -46,8 +46,11 @@ def list_own(folder: Path, split: str = "") -> Parts:
     train, test = by_class
     if train.keys() != test.keys():
         raise UserError(f"{folder}: train has the classes {sorted(train)}, test has {sorted(test)}")
-    labels = {name: label for label, name in enumerate(sorted(train))}
-    return Parts(*([Recording(path, labels[name]) for name in part for path in part[name]] for part in by_class))
+    parts = Parts([], [])
+    for label, name in enumerate(sorted(train)):
+        parts.train.extend(Recording(path, label) for path in train[name])
+        parts.test.extend(Recording(path, label) for path in test[name])
+    return parts
 
 
 def _files_by_class(folder: Path, name: str, skipped: Counter[str]) -> dict[str, list[Path]]:

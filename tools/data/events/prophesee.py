@@ -52,7 +52,7 @@ def is_raw(head: bytes) -> bool:
 
 
 def _sensor(lines: dict[str, str]) -> Sensor:
-    """The size that a header tells, as "geometry", or as "width" and "height" by themselves or in "format"."""
+    """The size that a header gives, as "geometry", or as "width" and "height" by themselves or in "format"."""
     fields = dict(field.partition("=")[::2] for field in lines.get("format", "").split(";")) | lines
     geometry = fields.get("geometry", f"{fields.get('width')}x{fields.get('height')}")
     found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", geometry)

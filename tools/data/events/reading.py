@@ -13,8 +13,8 @@ from . import EVENT
 from .times import continued
 
 PathLike = str | os.PathLike
-MOST_DROPPED = 0.5  # of the events of a recording; if more cannot be, are off the sensor or out of order, it is damaged
-LEFT_OUT = ("truncated", "impossible")  # what of `Reading.counts` only a lenient reader has
+MOST_DROPPED = 0.5  # of the events; a recording is damaged if more are impossible, off the sensor or out of order
+LEFT_OUT = ("truncated", "impossible")  # those of `Reading.counts` that only a lenient reader has
 
 
 class EventFormatError(UserError):
@@ -63,9 +63,9 @@ class Source:
         error_of: Callable[[int], EventFormatError],
         among: int | None = None,
     ) -> None:
-        """Count events, bool [N], that cannot be; raise the error of the first unless lenient, or if most cannot.
+        """Count impossible events, bool [N]; unless lenient, or if most events are, raise the error of the first.
 
-        `among`: the number of events, if N counts other words, too.
+        `among`: the number of events, if N counts other words as well.
         """
         number = int(np.count_nonzero(wrong))
         if number and (not self.lenient or number > MOST_DROPPED * (len(wrong) if among is None else among)):
@@ -87,10 +87,10 @@ class Reading:
 
     path: PathLike
     events: np.ndarray  # [N] of dtype `EVENT`
-    byte_of: Callable[[int], int] = lambda index: 0  # the first byte of an event; 0 where the format does not tell
+    byte_of: Callable[[int], int] = lambda index: 0  # the first byte of an event; 0 where the format does not say
     format: str = "array"
     camera: str = ""  # as the file names it, if it does
-    sensor: tuple[int, int] | None = None  # (width, height) of the camera, if the format or the file tells
+    sensor: tuple[int, int] | None = None  # (width, height) of the camera, if the format or the file says
     counts: Counts = dataclasses.field(default_factory=Counts)
 
     def __post_init__(self):

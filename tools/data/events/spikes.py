@@ -94,7 +94,7 @@ def _inside(file: Any, name: str) -> Any:
     if place is None:
         raise ValueError(f"{name} is missing, or a link to another place")
     if not isinstance(place, h5py.Dataset) or place.external or place.is_virtual or len(place.shape) != 1:
-        raise ValueError(f"{name} is no list in this file")
+        raise ValueError(f"{name} is not a list in this file")
     return place
 
 

@@ -32,7 +32,7 @@ class _Head(NamedTuple):
     end: int
     line: int  # the number of the first event's line, from 1
     fields: list[bytes]  # of the first event
-    names: tuple[str, ...]  # of the columns; () if the file does not tell
+    names: tuple[str, ...]  # of the columns; () if the file does not name them
     sensor: tuple[int, int] | None
 
 
@@ -56,7 +56,7 @@ def _names(fields: list[bytes], is_comment: bool) -> tuple[str, ...]:
 
 
 def _head(raw: bytes, columns: tuple[str, ...] = ()) -> _Head:
-    """Find the first event, behind comments, names of the columns, and a line with the width and height.
+    """Find the first event, after comments, names of the columns, and a line with the width and height.
 
     With `columns`, a line of other names is left out.
     """
@@ -173,7 +173,7 @@ def _any(source: Source, head: _Head, names: tuple[str, ...], t: int, counts: Co
             if not source.lenient:
                 expected = f"expected {len(names)} numbers ({', '.join(names)})"
                 raise source.error(at, f"line {number}: {expected}, got {line[:60].strip().decode(errors='replace')!r}")
-            values.extend([math.nan] * len(names))  # an event that cannot be
+            values.extend([math.nan] * len(names))  # an impossible event
             continue
         values.extend(map(float, fields))
         if fields[t].lstrip(b"+-").isdigit():

@@ -10,8 +10,8 @@ WINDOW = 16  # events on each side of a fall of the clock, which tell whether it
 def unwrapped(time: np.ndarray, bits: int) -> tuple[np.ndarray, int]:
     """Let the times of a counter of `bits` bits go on where it begins again at 0; and how often it did.
 
-    A step of nearly a whole range, forwards or backwards, is the small step that is left without the range. A camera
-    sends events more often than every eighth of a range. Shape: int64 [N] -> int64 [N].
+    A step of nearly a whole range, forwards or backwards, counts as the small step that remains without the range. A
+    camera sends events more often than every eighth of a range. Shape: int64 [N] -> int64 [N].
     """
     whole = 2**bits
     if len(time) == 0 or time.max() - time.min() < whole - whole // 8:
@@ -27,8 +27,8 @@ def continued(time: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, int]]:
     """Let times of a counter of `bits` bits go on where it wraps or was set to zero, and how often it did either.
 
     It was set to zero where a time is less than half of the one before, and `WINDOW` events are all earlier than as
-    many before them (fewer at the ends, but two). Otherwise some events are early or late, and the clock went on.
-    Shape: int64 [N] -> int64 [N].
+    many before them (fewer at the ends, but at least two). Otherwise some events are early or late, and the clock went
+    on. Shape: int64 [N] -> int64 [N].
     """
     gone_on, wraps = unwrapped(time, bits)
     falls = np.flatnonzero((2 * time[1:] < time[:-1]) & (gone_on[1:] < gone_on[:-1])) + 1  # of the counter, not wraps

@@ -61,7 +61,7 @@ NCALTECH101 = ("ncaltech101", "Caltech101")
 NCARS = ("ncars", "Prophesee_Dataset_n_cars")
 SHD = ("shd", "hsd")
 MADE_BY_SPIKINGJELLY = ("extract", "events_np")  # in the folder of a data set; the first has the original files
-DEEPEST = 3  # folders in each other that are looked into
+DEEPEST = 3  # levels of folders that are searched
 
 ListRecordings = Callable[[Path, str], Parts]  # (folder, split) -> the recordings of the data set in it
 
@@ -80,7 +80,7 @@ class Tree:
     list_recordings: ListRecordings
     flippable: tuple[str, ...] = ()  # the classes that a mirror does not change, so that --flip may mirror them
     folders: tuple[str, ...] = ()  # its possible names under the data root; none: it is simulated
-    splits: bool = False  # whether `list_recordings` heeds the split, as the data set has no official one
+    splits: bool = False  # whether `list_recordings` uses the split, as the data set has no official one
     download: str = ""  # where to get it, for the message that it is missing
     validation_fraction: float = 0.1  # share of the training recordings that are held out to choose the best epoch
     channels: int = POLARITIES  # of frames; 1 where all events are ON
@@ -101,7 +101,7 @@ class Layout(NamedTuple):
     train: tuple[str, ...]  # possible names of the folder of the training part
     test: tuple[str, ...]
     suffixes: tuple[str, ...]
-    label_of: Callable[[Path], int | None]  # the label of a file; None: it is no recording
+    label_of: Callable[[Path], int | None]  # the label of a file; None: it is not a recording
 
 
 def plain(name: str) -> str:
@@ -110,7 +110,7 @@ def plain(name: str) -> str:
 
 
 def folder_in(parent: Path, *names: str) -> Path | None:
-    """The first folder in `parent` that has one of these names, however it is spelled; None: there is none."""
+    """The first folder in `parent` that has one of these names, in any spelling; None if there is none."""
     if not parent.is_dir():
         return None
     folders = sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -122,7 +122,7 @@ def folder_in(parent: Path, *names: str) -> Path | None:
 
 
 def _also_inside(*names: str) -> Callable[[ListRecordings], ListRecordings]:
-    """Decorate a function that lists a folder: it then looks into the folders in it, too, if it has to.
+    """Decorate a function that lists a folder, so that it looks into the folders inside as well, if it has to.
 
     These are folders of the same `names` once more, which unpacking makes, and those that SpikingJelly makes.
     """
@@ -263,7 +263,10 @@ def list_shd(folder: Path, split: str = "") -> Parts:
         raise _missing(folder, "shd_train.h5 and shd_test.h5 of the Heidelberg spoken digits")
     if absent := [str(file.resolve()) for file in files if not file.exists()]:
         raise Incomplete(f"{absent[0]} is missing: unpack shd_train.h5.zip and shd_test.h5.zip")
-    return Parts(*([Recording(file, label, row=row) for row, label in enumerate(read_labels(file))] for file in files))
+    parts = Parts([], [])
+    for part, file in zip(parts, files):
+        part.extend(Recording(file, label, row=row) for row, label in enumerate(read_labels(file)))
+    return parts
 
 
 def make_shd(folder: Path) -> Parts:

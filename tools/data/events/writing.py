@@ -35,8 +35,8 @@ WRITERS: dict[str, Writer] = {
 def write_recording(path: Path, events: np.ndarray, sensor: Sensor = None) -> None:
     """Write events [N] of dtype `EVENT` in the format of the suffix, so that they are read again as they are.
 
-    UserError for another suffix, no events, or events that the format cannot hold. Some formats tell the size of the
-    sensor, (width, height), if it is known.
+    UserError for another suffix, no events, or events that the format cannot hold. Some formats store the size of
+    the sensor, (width, height), if it is known.
     """
     write = WRITERS.get(path.suffix.lower())
     if write is None:

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from tools.attacks.campaign import PRESETS, SUBSET, Campaign
+from tools.attacks.campaign import PRESETS, SUBSET_SEED, Campaign
 from tools.attacks.report import AttackReport
 from tools.config.evaluate import EvaluationConfig
-from tools.evaluation.comparison import NORMS
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, missing
-from tools.evaluation.results import Evaluation
+from tools.evaluation.results import ATTACKS, Evaluation
 from tools.evaluation.snapshot import Snapshot
 
 from . import Measurement
@@ -25,7 +24,7 @@ def _shown(eps: float | None) -> str:
 
 
 class Attacks(Measurement):
-    key, setting = "attacks", "attack_preset"
+    key, setting = ATTACKS, "attack_preset"
     as_json = staticmethod(AttackReport.as_json)
     from_json = staticmethod(AttackReport.from_json)
 
@@ -38,11 +37,20 @@ class Attacks(Measurement):
     def measure(self, snapshot: Snapshot) -> AttackReport:
         name, test = snapshot.config.attack_preset, snapshot.test
         preset = PRESETS[name]
-        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(SUBSET))[: preset.images]
+        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(SUBSET_SEED))[: preset.images]
         subset = test.subset(chosen.sort().values)
         ((images, target),) = subset.batches(**{**snapshot.batch_options, "batch_size": len(subset)})
-        radii, seed = snapshot.dataset.radii, snapshot.config.seed
-        return Campaign(snapshot.net, snapshot.forward, images, target, preset, radii, seed, name).run()
+        campaign = Campaign(
+            net=snapshot.net,
+            forward=snapshot.forward,
+            images=images,
+            target=target,
+            preset=preset,
+            radii=snapshot.dataset.radii,
+            seed=snapshot.config.seed,
+            name=name,
+        )
+        return campaign.run()
 
     def summary(self, report: AttackReport) -> dict[str, Any]:
         content = report.as_json()
@@ -67,7 +75,7 @@ class Attacks(Measurement):
         section, halves = Section("Attacks", [figures.attacks(evaluation)]), []
         for group, one in evaluation.snapshots():
             for norm, eps in one.reports[self.key].half_radii.items():
-                halves.append([group, one.seed, NORMS[norm], _shown(eps)])
+                halves.append([group, one.seed, norm.capitalize(), _shown(eps)])
         section.blocks.append(Table(["group", "seed", "norm", "radius that leaves 50 %"], halves))
         for group, one in evaluation.snapshots():
             report, head = one.reports[self.key], ["gate", "", "measured"]

@@ -8,7 +8,7 @@ import numpy as np
 
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, Table, missing
-from tools.evaluation.results import Evaluation
+from tools.evaluation.results import EFFICIENCY, Evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.probes.firing_rates import firing_rates
 from tools.probes.operations import ACCUMULATE_PJ, MULTIPLY_ACCUMULATE_PJ, Cost, LayerCost, count_operations
@@ -27,13 +27,13 @@ class EfficiencyReport:
 
 
 class Efficiency(Measurement):
-    key = setting = "efficiency"
+    key = setting = EFFICIENCY
 
     def measure(self, snapshot: Snapshot) -> EfficiencyReport:
         data = snapshot.test
         lengths = getattr(data, "lengths", None)
         parts = [data]
-        if lengths is not None:  # the zeros behind shorter recordings of a batch are not theirs
+        if lengths is not None:  # the zeros after shorter recordings of a batch are not theirs
             parts = [data.subset(np.flatnonzero(lengths == length)) for length in np.unique(lengths)]
         with firing_rates(snapshot.net) as rates, count_operations(snapshot.net) as operations:
             for part in parts:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from tools.analysis import metrics
 from tools.attacks.twins import with_gradient_path
 from tools.attacks.victim import Victim
+from tools.evaluation import results
 from tools.evaluation.conditions import CLEAN, Condition, unit
 from tools.evaluation.report import figures
 from tools.evaluation.report.page import Section, comparison, missing
@@ -31,7 +32,7 @@ WORST = 12  # number of samples of the highest loss that are listed
 
 
 class Perturbations(Measurement):
-    key = "perturbations"
+    key = results.PERTURBATIONS
 
     def run(self, snapshot: Snapshot) -> Report:
         folder, report = snapshot.folder, {}
@@ -59,8 +60,8 @@ class Perturbations(Measurement):
 
     def summary(self, report: Report) -> dict[str, Any]:
         content = {}
-        for name, results in report.items():
-            points = [result.as_json() for result in results]
+        for name, found in report.items():
+            points = [result.as_json() for result in found]
             for point in points:
                 del point["times_correct"]
             content[name] = {"unit": unit(name), "points": points}

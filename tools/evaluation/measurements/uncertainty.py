@@ -177,7 +177,7 @@ def _scores_table(measured: Measured, ensembles: dict[str, list[CurvePoint]]) ->
 
 
 def _outside_table(measured: Measured) -> Table:
-    """How well groups tell another data set; without rows if none was given."""
+    """How well groups tell another data set from their own; without rows if none was given."""
     rows = []
     for group, reports in measured.items():
         told = [report.out_of_distribution for report in reports if report.out_of_distribution]

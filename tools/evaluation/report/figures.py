@@ -13,7 +13,7 @@ from tools.analysis.statistics import SeedInterval, seed_interval
 from tools.attacks.report import ALL
 from tools.data.events.pictures import coloured
 from tools.evaluation.conditions import CLEAN
-from tools.evaluation.results import Evaluation, Result, Row
+from tools.evaluation.results import ATTACKS, EFFICIENCY, Evaluation, Result, Row
 from tools.perturb import PERTURBATIONS
 from tools.plots import subplots
 
@@ -71,7 +71,7 @@ def attacks(evaluation: Evaluation) -> Figure:
     rows = [row for row in evaluation.rows if row.attack == ALL]
     norms = list(dict.fromkeys(row.of for row in rows))
     clean, doubtful = {}, []
-    for group, reports in evaluation.reports("attacks").items():
+    for group, reports in evaluation.reports(ATTACKS).items():
         clean[group] = seed_interval([one.clean.accuracy for one in reports])
         if not all(one.reliable for one in reports):
             doubtful.append(group)
@@ -144,7 +144,7 @@ def reliability(measured: dict[str, list[Any]]) -> Figure:
 def firing_rates(evaluation: Evaluation) -> Figure:
     """Mean firing rate of each layer (in the mean field: firing probability), a bar for each group."""
     figure, ((axes,),) = subplots(WIDTH, 3.2, grid=False)
-    measured = evaluation.reports("efficiency")
+    measured = evaluation.reports(EFFICIENCY)
     layers: dict[str, None] = {}  # in the order of their first appearance
     for reports in measured.values():
         layers |= dict.fromkeys(reports[0].firing_rates)

@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from tests.tools.data.events.written import nmnist_tree, official_gestures
+from tools.config.train import TrainConfig
 from tools.data.events.frames import Framing
 from tools.data.events.store import FrameStore
 from tools.data.events.trees import list_dvsgesture
-from tools.preprocess_events import main
+from tools.preprocess_events import main, make_parser
 
 
 def run(*arguments):
@@ -22,6 +23,12 @@ def run(*arguments):
 @pytest.fixture(autouse=True)
 def all_messages(caplog):
     caplog.set_level(logging.INFO)
+
+
+def test_its_flags_have_the_defaults_of_training():
+    flags, config = make_parser().parse_args(["source", "out"]), TrainConfig()
+    for name in ("frames_by", "frame_ms", "most_frames", "frame_size", "split"):
+        assert getattr(flags, name) == getattr(config, name)
 
 
 def test_a_tree_becomes_frames_that_training_finds(tmp_path, caplog, monkeypatch):

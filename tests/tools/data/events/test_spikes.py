@@ -98,14 +98,14 @@ def test_data_in_other_files_are_not_read(tmp_path):
     with h5py.File(write(path), "a") as file:
         del file["labels"]
         file.create_dataset("labels", (4,), np.uint16, external=[(str(tmp_path / "raw"), 0, 8)])
-    with pytest.raises(EventFormatError, match="labels is no list in this file"):
+    with pytest.raises(EventFormatError, match="labels is not a list in this file"):
         spikes.read_labels(path)
     with h5py.File(write(path), "a") as file:
         del file["labels"]
         layout = h5py.VirtualLayout((1,), np.uint16)
         layout[:] = h5py.VirtualSource(str(secret), "labels", (1,))
         file.create_virtual_dataset("labels", layout)
-    with pytest.raises(EventFormatError, match="labels is no list in this file"):
+    with pytest.raises(EventFormatError, match="labels is not a list in this file"):
         spikes.read_labels(path)
 
 

@@ -97,7 +97,7 @@ def test_what_is_known_is_described(tmp_path):
     ]
     np.savez(tmp_path / "a.npz", x=[5, 6], y=[7, 7], t=[9, 9], p=[1, 1])
     shown = describe(read_recording(tmp_path / "a.npz"))
-    assert "not told; events within 7x8" in shown and "all events at one time" in shown and "nothing" in shown
+    assert "unknown; events within 7x8" in shown and "all events at one time" in shown and "nothing" in shown
 
 
 def test_a_recording_is_converted_on_the_command_line(tmp_path, caplog):
