@@ -34,17 +34,17 @@ class Preset:
     draws: int  # noise draws in each gradient and query; the first ascent has one
     rounds: int  # of all ascents but the first, unless one of them fools no other image
     paths: int  # number of gradient paths to climb, the most harmful ones in the pilot
-    targets: int  # wrong classes to which images are driven one by one, the most probable first
+    targets: int  # wrong classes to which images are driven one by one, from the second most probable on
     queries: int  # of the Square attack, for each image
     score_draws: int  # noise draws of each score
 
 
 PRESETS = {
     "quick": Preset(
-        images=200, sample=40, gradients=200, draws=4, rounds=1, paths=2, targets=2, queries=300, score_draws=20
+        images=200, sample=40, gradients=200, draws=4, rounds=1, paths=2, targets=1, queries=300, score_draws=20
     ),
     "full": Preset(
-        images=1000, sample=200, gradients=1600, draws=16, rounds=5, paths=4, targets=9, queries=5000, score_draws=100
+        images=1000, sample=200, gradients=1600, draws=16, rounds=5, paths=4, targets=8, queries=5000, score_draws=100
     ),
 }
 

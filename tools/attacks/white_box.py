@@ -126,8 +126,9 @@ def climbs(campaign: "Campaign") -> list[Climb]:
     steps = preset.gradients // draws
     found = [first_climb(campaign, best), Climb(best, cross_entropy, None, steps, draws)]
     found += [Climb(path, margin, None, steps, draws) for path in paths]
-    found += [Climb(best, margin, rank, steps, draws) for rank in range(min(preset.targets, campaign.wrong.shape[1]))]
-    return found
+    # `margin` of any class mostly is that of the most probable one, so that the next ones find more.
+    ranks = range(1, min(1 + preset.targets, campaign.wrong.shape[1]))
+    return found + [Climb(best, margin, rank, steps, draws) for rank in ranks]
 
 
 def first_climb(campaign: "Campaign", path: str) -> Climb:

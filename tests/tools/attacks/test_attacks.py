@@ -749,7 +749,7 @@ def test_the_white_box_goes_through_paths_objectives_and_classes(campaign, monke
         ("middle", margin, None, 1),
         ("middle", cross_entropy, None, 3),
         ("wide", margin, None, 3),
-        ("middle", margin, 0, 3),
+        ("middle", margin, 1, 3),
     ]
 
 

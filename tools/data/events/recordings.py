@@ -58,7 +58,7 @@ class Recording:
             raise EventFormatError(self.path, 0, self.problem)
         if self.slice is not None:
             first, last = self.slice
-            reading = Reading(self.path, np.array(open_npy(self.path)[first:last]))
+            reading = Reading(self.path, np.array(_opened(self.path, stamp(self.path))[first:last]))
         elif self.row is not None:
             from .spikes import read_spikes  # which imports this module
 
@@ -84,9 +84,15 @@ class Recording:
         )
 
 
-@functools.lru_cache(maxsize=1)  # because the parts of one file follow each other
+# Both keep one file, because its parts follow each other.
+@functools.lru_cache(maxsize=1)
 def _read_whole(path: Path, stamp: str, lenient: bool) -> Reading:
     return read_recording(path, lenient)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path, stamp: str) -> np.ndarray:
+    return open_npy(path)
 
 
 class Parts(NamedTuple):
