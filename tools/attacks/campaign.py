@@ -30,8 +30,8 @@ class Preset:
 
     images: int  # from the test part
     sample: int  # the first of these, for the pilot, rival attacks, and gates that run attacks of their own
-    gradients: int  # of each ascent and image: steps times draws
-    draws: int  # noise draws in each gradient and query; the first ascent has one
+    gradients: int  # of each ascent and image: steps times draws; half in the first round, if there is noise
+    draws: int  # noise draws in each query, and in each gradient from the second round on
     rounds: int  # of all ascents but the first, unless one of them fools no other image
     paths: int  # number of gradient paths to climb, the most harmful ones in the pilot
     targets: int  # wrong classes to which images are driven one by one, from the second most probable on

@@ -99,7 +99,7 @@ def check_steps(campaign: "Campaign", norm: str, eps: float, found: Attacked) ->
     rows = (few.margins <= 0).nonzero()[:, 0]
     many = few
     if len(rows):
-        climb = climbs(part)[1]
+        climb = climbs(part)[0]
         many = few.improved(rows, ascend(part.only(rows), norm, eps, climb._replace(steps=4 * climb.steps)))
     before, after = part.score(few.images), part.score(many.images)
     gained = excess(before, after, _tolerated(before)) > 0
@@ -183,7 +183,7 @@ def check_planted(campaign: "Campaign") -> Gate:
     """A weakness that was planted inside the ball around each image must be found."""
     part = campaign.only(campaign.sample)
     net = Planted(part.twin(part.paths[0]), part.images, PLANTED_EPS, PLANTED_STRENGTH)
-    found = ascend(part, "linf", PLANTED_EPS, climbs(part)[1], net)
+    found = ascend(part, "linf", PLANTED_EPS, climbs(part)[0], net)
     return at_most("a planted adversarial example is found", part.score(found.images, net), PLANTED_ACCURACY)
 
 

@@ -18,6 +18,7 @@ from .victim import SETTLED, Ascent
 Gradient = Callable[[Tensor, Tensor], Tensor]  # (images, target) -> gradient
 NORMS = ("linf", "l2")  # of a `Ball`
 FIRST_STEP, MOMENTUM, MOST_RISES = 2.0, 0.75, 0.75  # of `apgd`: eta / eps, alpha and rho of the paper
+CONTINUED_STEP = 0.5  # likewise, from images that an attack found
 ADAM_LR, ADAM_STEPS = 0.002, 30  # learning rate and number of steps of the published direct optimisation
 
 
@@ -81,8 +82,9 @@ def apgd(
     start: Tensor,
     steps: int,
     judge: Callable[[Tensor, Tensor], Tensor] | None = None,
+    first_step: float = FIRST_STEP,
 ) -> tuple[Tensor, Tensor]:
-    """Projected gradient ascent with momentum, in steps that begin at 2 eps and halve where they no longer help.
+    """Projected gradient ascent with momentum, in steps that halve where they no longer help.
 
     An image whose margin suffices is not moved any more.
 
@@ -91,6 +93,7 @@ def apgd(
         start: images of the ball.
         judge: (images, their rows) -> margins [B] by draws that are used for nothing else; None without noise, where
             those of `climb` are exact. It sees the images that look fooled at a checkpoint, and all at the end.
+        first_step: in units of eps.
 
     Returns:
         The images of the highest margin, and these margins [B].
@@ -107,7 +110,7 @@ def apgd(
     images, before = start.clone(), start.clone()
     value, gradient = found.value, found.gradient
     peak, peak_value, peak_gradient = start.clone(), value.clone(), gradient.clone()  # where the value was highest
-    size = torch.full((len(start), 1, 1, 1), FIRST_STEP * ball.eps, device=start.device)
+    size = torch.full((len(start), 1, 1, 1), first_step * ball.eps, device=start.device)
     rises, old_size, old_peak = torch.zeros_like(value), size.clone(), value.clone()  # since or at the last checkpoint
     best, highest = start.clone(), torch.full_like(found.margin, -torch.inf)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
-from .gradients import Ball, apgd
+from .gradients import CONTINUED_STEP, FIRST_STEP, Ball, apgd
 from .square import square_attack
 from .twins import GRADIENT_PATHS
 from .victim import CHOICE_DRAWS, Ascent, Objective, cross_entropy, margin
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .campaign import Campaign
 
 NEAR = 0.3  # an image within this share of the clean images' mean margin gets more ascents after the first one
-PILOT_STEPS = 20
+PILOT_STEPS, FINALISTS = 20, 3  # of the first part of the pilot; how many paths go on to the second one
+REFINING_DRAWS = 10  # noise draws in the gradients that refine images, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +48,22 @@ class Climb(NamedTuple):
 
 
 def ranked_paths(campaign: "Campaign") -> list[str]:
-    """All gradient paths, by the harm that a short ascent does to a few images at the middle radius."""
+    """All gradient paths, by the harm that a short ascent does to a few images at the middle radius.
+
+    The best ones are then ranked by a whole ascent: a smoother gradient leads faster, but not as far.
+    """
     part = campaign.only(campaign.sample)
     norm, radii = next(iter(campaign.radii.items()))
-    left = {}
-    for path in GRADIENT_PATHS:
-        found = ascend(part, norm, radii[len(radii) // 2], Climb(path, margin, None, PILOT_STEPS, 1))
-        left[path] = (part.score(found.images).accuracy, -found.margins.mean().item())
-    return sorted(left, key=lambda path: left[path])
+
+    def ranked(paths: Sequence[str], steps: int) -> list[str]:
+        left = {}
+        for path in paths:
+            found = ascend(part, norm, radii[len(radii) // 2], Climb(path, margin, None, steps, draws=1))
+            left[path] = (part.score(found.images).accuracy, -found.margins.mean().item())
+        return sorted(left, key=lambda path: left[path])
+
+    paths = ranked(list(GRADIENT_PATHS), PILOT_STEPS)
+    return ranked(paths[:FINALISTS], first_climb(campaign, "").steps) + paths[FINALISTS:]
 
 
 def curve(campaign: "Campaign", norm: str) -> dict[float, Attacked]:
@@ -89,15 +98,14 @@ def middle_first(radii: Sequence[float]) -> list[float]:
 
 def search(campaign: "Campaign", norm: str, eps: float) -> Attacked:
     """All ascents at one radius."""
-    first, *others = climbs(campaign)
-    best = ascend(campaign, norm, eps, first)
+    best = ascend(campaign, norm, eps, first_climb(campaign, campaign.paths[0]))
     for turn in range(campaign.preset.rounds):
         fooled = (best.margins > 0).sum()
-        for climb in others:
+        for climb in climbs(campaign, turn):
             if len(rows := _near(campaign, best)):
                 best = best.improved(rows, ascend(campaign.only(rows), norm, eps, climb, turn=turn))
-        if norm == "linf" and len(rows := _near(campaign, best)):
-            best = best.improved(rows, _without_gradients(campaign.only(rows), eps, best[rows], turn))
+        if len(rows := _near(campaign, best)):
+            best = best.improved(rows, _refined(campaign.only(rows), norm, eps, best[rows], turn))
         if (best.margins > 0).sum() == fooled:
             break
     return best
@@ -109,8 +117,18 @@ def _near(campaign: "Campaign", best: Attacked) -> Tensor:
     return is_near.nonzero()[:, 0]
 
 
-def _without_gradients(campaign: "Campaign", eps: float, start: Attacked, turn: int) -> Attacked:
-    """A search by small squares from attacked images, which mends what wrong gradients did."""
+def _refined(campaign: "Campaign", norm: str, eps: float, start: Attacked, turn: int) -> Attacked:
+    """A search in small steps from attacked images.
+
+    With noise, it follows the mean of many gradients. Without noise, Square tries what gradients may have missed; it
+    is for Linf alone.
+    """
+    if campaign.is_noisy:
+        draws = min(REFINING_DRAWS, campaign.preset.gradients)
+        climb = Climb(campaign.paths[0], margin, None, campaign.preset.gradients // draws, draws)
+        return ascend(campaign, norm, eps, climb, start=start.images, turn=turn)
+    if norm != "linf":
+        return start
     ball, queries = Ball(campaign.images, eps), campaign.preset.gradients // campaign.draws
     with campaign.noise("making", "squares", turn):
         squares = campaign.generator("squares", turn)
@@ -119,12 +137,16 @@ def _without_gradients(campaign: "Campaign", eps: float, start: Attacked, turn: 
         return Attacked(images, campaign.victim(draws=CHOICE_DRAWS).margins(images, campaign.target))
 
 
-def climbs(campaign: "Campaign") -> list[Climb]:
-    """The ascents: one for all images, and those for images that it nearly fooled."""
+def climbs(campaign: "Campaign", turn: int = 0) -> list[Climb]:
+    """The ascents of a round, after the first one, for images that are nearly fooled.
+
+    Noise is averaged from the second round on: other starts, paths and objectives first find more.
+    """
     best, *paths = campaign.paths
-    preset, draws = campaign.preset, campaign.draws
-    steps = preset.gradients // draws
-    found = [first_climb(campaign, best), Climb(best, cross_entropy, None, steps, draws)]
+    preset = campaign.preset
+    first, draws = first_climb(campaign, best), campaign.draws if turn else 1
+    steps = preset.gradients // draws if turn else first.steps
+    found = [first._replace(objective=cross_entropy, steps=steps, draws=draws)]
     found += [Climb(path, margin, None, steps, draws) for path in paths]
     # `margin` of any class mostly is that of the most probable one, so that the next ones find more.
     ranks = range(1, min(1 + preset.targets, campaign.wrong.shape[1]))
@@ -143,13 +165,15 @@ def ascend(
     climb: Climb,
     net: nn.Module | None = None,
     transfers: bool = False,
+    start: Tensor | None = None,
     turn: int = 0,
 ) -> Attacked:
-    """One ascent from a random start.
+    """One ascent.
 
     Args:
         net: to climb instead of the campaign's with the path of `climb`.
         transfers: whether `net` has another forward pass than the attacked network, which then judges.
+        start: images to go on from, in smaller steps; None: a random start.
         turn: how many times this was done before, from other starts.
     """
     campaign.bar.set_postfix_str(f"{norm} {eps:.3g}, {climb.path}")
@@ -168,7 +192,9 @@ def ascend(
         campaign.bar.update(climb.draws * len(rows))
         return victim.ascent(images, campaign.target[rows], climb.objective, None if wrong is None else wrong[rows])
 
-    purpose = f"{climb.path}, {climb.objective.__name__}, {climb.rank}, {turn}"
-    start = ball.start(campaign.generator("start", purpose))
+    purpose = f"{climb.path}, {climb.objective.__name__}, {climb.rank}, {climb.draws}, {turn}"
+    first_step = CONTINUED_STEP
+    if start is None:
+        start, first_step = ball.start(campaign.generator("start", purpose)), FIRST_STEP
     with campaign.noise("making", purpose):
-        return Attacked(*apgd(look, ball, start, climb.steps, judge))
+        return Attacked(*apgd(look, ball, start, climb.steps, judge, first_step))

@@ -739,17 +739,18 @@ def test_making_choosing_and_scoring_have_draws_of_their_own(campaign, monkeypat
 def test_the_white_box_goes_through_paths_objectives_and_classes(campaign, monkeypatch):
     campaign.paths, campaign.typical_margin, climbed = ["middle", "wide"], -1.0, []
 
-    def spy(part, norm, eps, climb, turn=0):
-        climbed.append((climb.path, climb.objective, climb.rank, climb.draws))
+    def spy(part, norm, eps, climb, start=None, turn=0):
+        climbed.append((climb.path, climb.objective, climb.rank, climb.draws, start is not None))
         return Attacked(part.images, torch.full((len(part.images),), -0.01, dtype=part.margins.dtype))
 
     monkeypatch.setattr("tools.attacks.white_box.ascend", spy)
     search(campaign, "linf", 0.1)
     assert climbed == [
-        ("middle", margin, None, 1),
-        ("middle", cross_entropy, None, 3),
-        ("wide", margin, None, 3),
-        ("middle", margin, 1, 3),
+        ("middle", margin, None, 1, False),
+        ("middle", cross_entropy, None, 1, False),
+        ("wide", margin, None, 1, False),
+        ("middle", margin, 1, 1, False),
+        ("middle", margin, None, 10, True),
     ]
 
 
