@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -127,9 +128,11 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=LONGEST_WAIT, **_fresh_store())
     yield Processes(dist.get_rank(), dist.get_world_size())
-    # Not after an error, when other processes may wait for an exchange. The barrier gives a thread of Gloo time to
-    # release the tensors of the last exchange; if it did so while Python shuts down, the process would abort.
+    # Not after an error, when other processes may wait for an exchange. A thread of Gloo releases the tensors of the
+    # last exchange when it next runs, which nothing tells; if it did so while Python shuts down, the process would
+    # abort (PyTorch pull request 179291). On a busy machine a barrier alone is sometimes too short.
     dist.barrier()
+    time.sleep(1)
     dist.destroy_process_group()
 
 
