@@ -63,7 +63,7 @@ def ranked_paths(campaign: "Campaign") -> list[str]:
         return sorted(left, key=lambda path: left[path])
 
     paths = ranked(list(GRADIENT_PATHS), PILOT_STEPS)
-    return ranked(paths[:FINALISTS], first_climb(campaign, "").steps) + paths[FINALISTS:]
+    return ranked(paths[:FINALISTS], first_climb(campaign, paths[0]).steps) + paths[FINALISTS:]
 
 
 def curve(campaign: "Campaign", norm: str) -> dict[float, Attacked]:
@@ -143,10 +143,9 @@ def climbs(campaign: "Campaign", turn: int = 0) -> list[Climb]:
     Noise is averaged from the second round on: other starts, paths and objectives first find more.
     """
     best, *paths = campaign.paths
-    preset = campaign.preset
-    first, draws = first_climb(campaign, best), campaign.draws if turn else 1
-    steps = preset.gradients // draws if turn else first.steps
-    found = [first._replace(objective=cross_entropy, steps=steps, draws=draws)]
+    preset, draws = campaign.preset, campaign.draws if turn else 1
+    steps = preset.gradients // draws if turn else first_climb(campaign, best).steps
+    found = [Climb(best, cross_entropy, None, steps, draws)]
     found += [Climb(path, margin, None, steps, draws) for path in paths]
     # `margin` of any class mostly is that of the most probable one, so that the next ones find more.
     ranks = range(1, min(1 + preset.targets, campaign.wrong.shape[1]))
