@@ -97,7 +97,8 @@ def test_step_by_step_equals_the_whole_sequence(case, block):
     with block(net):
         expected = net(x)
         steps = [stream(x_t) for x_t in x]
-        assert torch.equal(torch.stack(steps), expected) and expected.unique().numel() > 1
+        torch.testing.assert_close(torch.stack(steps), expected)  # a matrix product may round otherwise in a larger batch
+        assert expected.unique().numel() > 1
         stream.reset()
         assert torch.equal(stream(x[0]), steps[0])
         assert not torch.equal(stream(x[0]), steps[1]) or len(x.shape) == 3
