@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import weakref
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,7 +19,7 @@ from .gates import run_checks, telling_radius
 from .report import ALL, AttackReport, AttackResult
 from .rivals import rivals
 from .twins import GRADIENT_PATHS, with_gradient_path
-from .victim import CHOICE_DRAWS, SETTLED, Score, Victim, choose, margin, score
+from .victim import CHOICE_DRAWS, SETTLED, Score, Victim, margin, score
 
 SUBSET_SEED = 2023  # of the choice of images, the same for every network
 Radii = dict[str, tuple[float, ...]]  # by norm, rising, in pixel units
@@ -63,6 +64,7 @@ class Campaign:
     name: str = ""  # name of the preset, for the report
 
     def __post_init__(self) -> None:
+        self._noisy: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
         self.is_noisy = self.draws_noise(self.net.eval())
         self.draws = self.preset.draws if self.is_noisy else 1
         self.enough = SETTLED if self.is_noisy else 0.0  # margin at which an image needs no more attacks
@@ -132,13 +134,9 @@ class Campaign:
 
     def draws_noise(self, net: nn.Module) -> bool:
         """Whether a network, the attacked one or a twin, says that it is noisy; UserError if it is and says no."""
-        return is_noisy_indeed(net, self.forward, self.images[:4])
-
-    def choose(self, candidates: list[Tensor]) -> Tensor:
-        """The best of several attacked images, judged with draws that are used for nothing else."""
-        self.bar.set_postfix_str("choosing")
-        with self.noise("choosing"):
-            return choose(self.victim(draws=CHOICE_DRAWS), candidates, self.target)
+        if net not in self._noisy:
+            self._noisy[net] = is_noisy_indeed(net, self.forward, self.images[:4])
+        return self._noisy[net]
 
     def score(self, images: Tensor, net: nn.Module | None = None, repetition: int = 0) -> Score:
         """The score on attacked images, with draws that are used for nothing else and differ by `repetition`."""

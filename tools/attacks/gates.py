@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .rivals import NOISE, WHITE_BOX
 from .twins import Planted, noiseless_twin, vanishing_noise_twin
-from .victim import Score, margin
+from .victim import CHOICE_DRAWS, Score, margin
 from .white_box import Attacked, ascend, climbs, first_climb, search
 
 if TYPE_CHECKING:
@@ -193,8 +193,15 @@ def at_most(name: str, score: Score, limit: float) -> Gate:
 
 
 def _no_attack(campaign: "Campaign", clean: Score) -> Gate:
-    chosen = campaign.choose([campaign.images] * COPIES)
-    return copies_score_as_clean(campaign.score(chosen, repetition=1), clean)
+    best, rows = (
+        Attacked(campaign.images, campaign.margins),
+        torch.arange(len(campaign.images), device=campaign.images.device),
+    )
+    for copy in range(1, COPIES):
+        with campaign.noise("choosing", "copies", copy):
+            margins = campaign.victim(draws=CHOICE_DRAWS).margins(campaign.images, campaign.target)
+        best = best.improved(rows, Attacked(campaign.images, margins))
+    return copies_score_as_clean(campaign.score(best.images, repetition=1), clean)
 
 
 def copies_score_as_clean(chosen: Score, clean: Score) -> Gate:

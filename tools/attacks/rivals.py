@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .gradients import Ball, fgsm, random_noise
 from .square import square_attack
-from .twins import mean_field_twin, noiseless_twin
+from .twins import twins_in_other_modes
 from .victim import Score
 from .white_box import ascend, first_climb
 
@@ -26,8 +26,7 @@ def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dic
     found = {WHITE_BOX: attacked[campaign.sample], NOISE: random_noise(ball, campaign.generator(NOISE))}
     with campaign.noise("making", "FGSM"):
         found["FGSM"] = fgsm(part.victim(part.twin(part.paths[0])).gradient, ball, part.target)
-    twins = {"noiseless": noiseless_twin(campaign.net), "mean field": mean_field_twin(campaign.net)}
-    for name, twin in twins.items():
+    for name, twin in twins_in_other_modes(campaign.net).items():
         climb = first_climb(part, f"transfer, {name}")
         found[climb.path] = ascend(part, norm, eps, climb, twin, transfers=True).images
     if norm == "linf":

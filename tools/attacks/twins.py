@@ -1,7 +1,7 @@
 """Twins of a network: frozen copies with another gradient path, or another noise.
 
 A network whose noise hides its gradient looks robust and is not, so gradients are also taken along other paths. The
-forward pass is that of the network itself, except in the mean-field and the noiseless twin. A neuron that lacks what a
+forward pass is that of the network itself, except in twins of another mode. A neuron that lacks what a
 twin needs is a UserError.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Cauchy, Gaussian, NoiseLaw
-from tools.probes.hooks import require, spiking_neurons
+from tools.probes.hooks import require, set_mode, spiking_neurons
 
 VANISHING = 1e-6  # factor on the scale of vanishing noise
 
@@ -74,11 +74,29 @@ def mean_field_twin(net: nn.Module) -> nn.Module:
 def noiseless_twin(net: nn.Module) -> nn.Module:
     """Neurons that fire where u > threshold, with the density of their noise as gradient."""
     twin = _frozen_copy(net)
-    for layer, neuron in spiking_neurons(twin):
-        if require(layer, neuron, "is_noisy", "the noiseless twin") or hasattr(neuron, "mode"):
-            require(layer, neuron, "mode", "the noiseless twin")
-            neuron.mode = "noiseless"
+    set_mode(twin, "noiseless", "the noiseless twin")
     return twin
+
+
+def noisy_twin(net: nn.Module) -> nn.Module:
+    """Noisy neurons draw, in whatever mode they are deployed."""
+    twin = _frozen_copy(net)
+    set_mode(twin, "noisy", "the noisy twin")
+    return twin
+
+
+def twins_in_other_modes(net: nn.Module) -> dict[str, nn.Module]:
+    """{mode: twin} for the modes in which the network could be deployed, and is not; the mean field always could."""
+    neurons = [neuron for _, neuron in spiking_neurons(net)]
+    modes = {getattr(neuron, "mode", "noisy" if neuron.is_noisy else "noiseless") for neuron in neurons}
+    found = {}
+    if modes != {"noisy"} and any(hasattr(neuron, "mode") for neuron in neurons):
+        found["noisy"] = noisy_twin(net)
+    if modes != {"noiseless"}:
+        found["noiseless"] = noiseless_twin(net)
+    if modes != {"mean_field"}:
+        found["mean field"] = mean_field_twin(net)
+    return found
 
 
 def vanishing_noise_twin(net: nn.Module) -> nn.Module:

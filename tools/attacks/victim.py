@@ -143,16 +143,6 @@ class Score:
     draws: int  # 1 without noise
 
 
-def choose(victim: Victim, candidates: list[Tensor], target: Tensor) -> Tensor:
-    """For each image, the candidate [B, C, H, W] with the highest margin of the mean prediction."""
-    best, highest = candidates[0], victim.margins(candidates[0], target)
-    for images in candidates[1:]:
-        found = victim.margins(images, target)
-        best = torch.where((found > highest).view(-1, 1, 1, 1), images, best)
-        highest = torch.maximum(found, highest)
-    return best
-
-
 def score(victim: Victim, images: Tensor, target: Tensor, ensemble: int) -> Score:
     """The score by draws that neither made nor chose the images; `ensemble` of them make one mean prediction."""
     forward, draws = victim.forward, victim.draws

@@ -1,5 +1,6 @@
 """Twins of networks whose neurons are neither of `models` nor deterministic."""
 
+import copy
 import math
 
 import pytest
@@ -8,10 +9,16 @@ from torch import nn
 
 from models import LIF, Gaussian, NoisyLIF, noise_generator
 from tools.attacks.campaign import PRESETS, Campaign
-from tools.attacks.twins import mean_field_twin, noiseless_twin, vanishing_noise_twin, with_gradient_path
+from tools.attacks.twins import (
+    mean_field_twin,
+    noiseless_twin,
+    twins_in_other_modes,
+    vanishing_noise_twin,
+    with_gradient_path,
+)
 from tools.errors import UserError
 from tools.inference import ForwardPass
-from tools.probes.hooks import is_noisy
+from tools.probes.hooks import is_noisy, set_mode
 
 CPU = ForwardPass(torch.device("cpu"), timesteps=2)
 
@@ -85,6 +92,34 @@ def test_a_third_stochastic_neuron_has_every_twin():
     with_gradient_path(net, "arctangent").layers["neuron"](leaf).sum().backward()
     torch.testing.assert_close(leaf.grad, 1 / (1 + (math.pi * (x - 1)) ** 2))
     assert net.layers["neuron"].mode == "noisy" and net.layers["neuron"].law.scale == 0.3
+
+
+@pytest.mark.parametrize(
+    ("mode", "others"),
+    [
+        ("noisy", ["noiseless", "mean field"]),
+        ("noiseless", ["noisy", "mean field"]),
+        ("mean_field", ["noisy", "noiseless"]),
+    ],
+)
+def test_a_deployed_network_has_twins_in_the_other_modes(mode, others):
+    """Each is as the network would be in that mode, and the network stays in its own."""
+    net, images = Net(NoisyLIF(Gaussian(0.3))), torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    set_mode(net, mode, "a test")
+    twins = twins_in_other_modes(net)
+    assert list(twins) == others
+    for name, twin in twins.items():
+        expected = copy.deepcopy(net)
+        expected.layers["neuron"].mode = name.replace(" ", "_")
+        with noise_generator(torch.Generator().manual_seed(1)):
+            found = twin(images, 3)
+        with noise_generator(torch.Generator().manual_seed(1)):
+            torch.testing.assert_close(found, expected(images, 3))
+    assert net.layers["neuron"].mode == mode
+
+
+def test_a_network_without_noise_has_a_mean_field_twin_alone():
+    assert list(twins_in_other_modes(Net(LIF(Gaussian(0.3))))) == ["mean field"]
 
 
 @pytest.mark.parametrize(
