@@ -66,12 +66,20 @@ class Victim:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it includes its normalisation. Its weights
             should not require gradients.
         draws: number of noise draws averaged in every gradient and query; 1 for a network without noise.
+        before_pass: called before each forward pass; what it raises ends the attack.
     """
 
-    def __init__(self, net: nn.Module, forward: inference.ForwardPass, draws: int):
+    def __init__(
+        self,
+        net: nn.Module,
+        forward: inference.ForwardPass,
+        draws: int,
+        before_pass: Callable[[], None] = lambda: None,
+    ):
         self.net = net
         self.forward = forward
         self.draws = draws
+        self.before_pass = before_pass
         self.is_noisy = is_noisy(net)
 
     def ascent(
@@ -120,6 +128,7 @@ class Victim:
         """What `measure` returns for a batch, in parts that fit into one forward pass with all their draws."""
         parts, start = [], 0
         while start < count:
+            self.before_pass()
             size = max(1, self.forward.fold // self.draws)
             try:
                 parts.append(measure(slice(start, start + size)))
