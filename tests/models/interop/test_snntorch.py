@@ -400,6 +400,7 @@ def test_the_network_of_tutorial_5_is_converted(hidden):
         (lambda: snn.Leaky(0.9, reset_delay=False), "subtracts again"),
         (lambda: snn.Leaky(0.9, inhibition=True), "inhibition"),
         (lambda: snn.Leaky(0.9, graded_spikes_factor=2.0), "graded"),
+        (lambda: snn.Leaky(0.9, graded_spikes_factor=torch.tensor([1.0, 2.0])), "graded"),
         (lambda: snn.Leaky(0.9, state_quant=lambda mem: mem), "quantised"),
         (lambda: snn.Leaky(0.0), "beta of 0"),
         (lambda: snn.Leaky(0.9, threshold=float("inf")), "its threshold is infinite"),
