@@ -52,7 +52,7 @@ class _LearnsBeta(_SubtractsLater):
 
     @property
     def decay(self) -> Tensor:
-        return self.beta.clamp(0, 1)
+        return self.beta.clamp(1e-15, 1)  # learnt values may reach 0, where `reset_by` would be infinite
 
     @decay.setter
     def decay(self, value: nn.Parameter) -> None:
