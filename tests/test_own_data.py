@@ -249,7 +249,7 @@ def test_these_data_sets_alone_are_found():
 def test_what_was_found_is_in_the_checkpoint_so_that_testing_needs_no_more(run_script, undrawn, tmp_path, name):
     folder, run = tmp_path / "data", tmp_path / "run"
     striped_nmnist_tree(folder, training=10, test=2) if name == "events" else images(folder)
-    flags = ["--image_size", 12] if name == "images" else ["--timestep", 2]
+    flags = ["--flip", *(["--image_size", 12] if name == "images" else ["--timestep", 2])]
     trained = run_script(f"main_{name}.py", *QUICK, *flags, "--data_root", folder, "--run_dir", run)
     assert trained.code == 0, trained.messages
     facts = checkpoint.read(run / "best.pth")["facts"]
