@@ -91,6 +91,12 @@ def test_what_is_no_recording_is_skipped_and_said(tmp_path, caplog):
         assert re.search(f"skipped .*{what}", caplog.text)
 
 
+def test_a_byte_order_mark_hides_no_recording(tmp_path, caplog):
+    path = recordings(tmp_path) / "train/left/c"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(list_own(tmp_path).train) == 6 and "skipped" not in caplog.text
+
+
 def test_trees_of_other_shapes_are_refused_in_words(tmp_path):
     recordings(tmp_path)
     touch(tmp_path / "test" / "up" / "a.bin", nmnist())
