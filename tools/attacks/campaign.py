@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tools.inference import ForwardPass, seeded_noise
 from tools.probes.hooks import is_noisy_indeed
+from tools.runtime.device import is_fast_in_bf16
 from tools.runtime.seeds import derived_seed
 from tools.runtime.threads import Stopped, side_by_side
 
@@ -151,7 +152,8 @@ class Campaign:
             draws = 1
         elif draws is None:
             draws = self.draws
-        return Victim(net, self.forward, draws, self._go_on)
+        amp = "bf16" if is_fast_in_bf16(self.forward.device) else None  # gradients in it lead as far
+        return Victim(net, self.forward, draws, self._go_on, amp)
 
     def _go_on(self) -> None:
         if self.stop.is_set():

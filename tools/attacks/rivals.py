@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .campaign import Campaign
 
 WHITE_BOX, NOISE = "white box", "random noise"
+MOST_SQUARE_DRAWS = 2  # in a query of Square, which measures what it accepted again
 
 
 def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dict[str, Score]:
@@ -34,5 +35,6 @@ def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dic
             campaign.bar.set_postfix_str(name)
             with campaign.noise("making", name):
                 squares = campaign.generator(name)
-                found[name] = square_attack(part.victim(), ball, part.target, part.preset.queries, squares, start)
+                victim = part.victim(draws=min(part.draws, MOST_SQUARE_DRAWS))
+                found[name] = square_attack(victim, ball, part.target, part.preset.queries, squares, start)
     return {name: part.score(images) for name, images in found.items()}

@@ -6,11 +6,13 @@ twin needs is a UserError.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import Cauchy, Gaussian, NoiseLaw
 from tools.probes.hooks import require, set_mode, spiking_neurons
@@ -131,5 +133,24 @@ class Planted(nn.Module):
 
 
 def _frozen_copy(net: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without gradients of weights."""
-    return copy.deepcopy(net).eval().requires_grad_(False)
+    """A copy in evaluation mode, without gradients of weights, and without what need not be computed.
+
+    Batch normalisation right after a convolution becomes part of it, which changes nothing but rounding.
+    """
+    twin = copy.deepcopy(net).eval().requires_grad_(False)
+    for chain in list(twin.modules()):
+        if not isinstance(chain, nn.Sequential) or type(chain).forward is not nn.Sequential.forward:
+            continue
+        for (name, layer), (after, norm) in itertools.pairwise(list(chain.named_children())):
+            if _can_be_one(layer, norm):
+                setattr(chain, name, fuse_conv_bn_eval(layer, norm).requires_grad_(False))
+                setattr(chain, after, nn.Identity())
+    return twin
+
+
+def _can_be_one(layer: nn.Module, norm: nn.Module) -> bool:
+    """Whether these are a convolution and its batch normalisation, by running statistics, and no hook sees either."""
+    kinds = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+    if type(norm) is not kinds.get(type(layer)) or norm.running_mean is None:
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm))

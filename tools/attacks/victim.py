@@ -67,6 +67,8 @@ class Victim:
             should not require gradients.
         draws: number of noise draws averaged in every gradient and query; 1 for a network without noise.
         before_pass: called before each forward pass; what it raises ends the attack.
+        gradient_amp: precision of `ascent`, as in `ForwardPass`; None: that of `forward`, but "no" instead of fp16, in
+            which the gradients of confident predictions would underflow.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class Victim:
         forward: inference.ForwardPass,
         draws: int,
         before_pass: Callable[[], None] = lambda: None,
+        gradient_amp: str | None = None,
     ):
         self.net = net
         self.forward = forward
         self.draws = draws
         self.before_pass = before_pass
+        self.gradient_amp = gradient_amp or ("no" if forward.amp == "fp16" else forward.amp)
         self.is_noisy = is_noisy(net)
 
     def ascent(
@@ -93,8 +97,7 @@ class Victim:
         Note:
             Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security", ICML 2018.
         """
-        # In fp16 the gradients of confident predictions would underflow.
-        forward = dataclasses.replace(self.forward, amp="no") if self.forward.amp == "fp16" else self.forward
+        forward = dataclasses.replace(self.forward, amp=self.gradient_amp)
 
         def measure(part: slice) -> tuple[Tensor, ...]:
             leaf = images[part].detach().requires_grad_()

@@ -109,7 +109,7 @@ def test_attacks_reach_the_optimum_of_a_linear_network(norm):
     torch.testing.assert_close(margins, victim.margins(found, target))
 
 
-def walked(gradients, values, steps, judge=None, margins=-1.0):
+def walked(gradients, values, steps, judge=None, is_exact=True, margins=-1.0):
     """Where `apgd` goes on one pixel that starts at 0.5, in a ball of 0.1, and what it returns.
 
     Args:
@@ -125,7 +125,7 @@ def walked(gradients, values, steps, judge=None, margins=-1.0):
         return Ascent(torch.tensor([values(x)]), torch.tensor([found]), torch.full_like(images, gradients(x)))
 
     start = torch.full((1, 1, 1, 1), 0.5)
-    best, highest = apgd(climb, Ball(start, 0.1), start, steps, judge)
+    best, highest = apgd(climb, Ball(start, 0.1), start, steps, judge, is_exact)
     return seen, best.item(), highest.item()
 
 
@@ -164,11 +164,27 @@ def test_with_noise_other_draws_judge_what_looks_fooled_and_the_end():
         judged.append(images.flatten().tolist())
         return torch.full((len(rows),), 0.5)
 
-    walked(lambda x: 1.0, lambda x: x, 10, judge)
+    walked(lambda x: 1.0, lambda x: x, 10, judge, is_exact=False)
     assert len(judged) == 1  # nothing looks fooled on the way
     judged.clear()
-    _, _, highest = walked(lambda x: 1.0, lambda x: x, 10, judge, margins=3.0)
+    _, _, highest = walked(lambda x: 1.0, lambda x: x, 10, judge, is_exact=False, margins=3.0)
     assert len(judged) > 3 and highest == 0.5  # at each checkpoint; the lucky 3.0 does not count
+
+
+def test_without_noise_an_image_is_fooled_when_the_judge_says_so():
+    """The climb may round, so that it takes an image for fooled at 0.57 that is so from 0.59 on."""
+
+    def judge(images, rows):
+        judged.extend(images.flatten().tolist())
+        return images.flatten() - 0.59
+
+    for steps, fooled in ((1, True), (0, False)):
+        judged = []
+        seen, best, highest = walked(lambda x: 1.0, lambda x: x, steps, judge, margins=lambda x: x - 0.57)
+        assert best == pytest.approx(0.6 if fooled else 0.5) and (highest > 0) == fooled
+        assert judged == pytest.approx([0.6] if fooled else [])
+    _, best, highest = walked(lambda x: 1.0, lambda x: x, 10, lambda images, rows: -torch.ones(1), margins=1.0)
+    assert highest == -1 and best == pytest.approx(0.5)
 
 
 def test_starts_are_anywhere_in_the_ball_and_in_range():

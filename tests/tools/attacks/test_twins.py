@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import LIF, Gaussian, NoisyLIF, noise_generator
+from models import LIF, Gaussian, NoisyLIF, noise_generator, noiseless
 from tools.attacks.campaign import PRESETS, Campaign
 from tools.attacks.twins import (
     mean_field_twin,
@@ -179,3 +179,29 @@ def test_the_noise_of_a_neuron_with_a_surrogate_vanishes_too():
     assert twin[0].noise.scale == pytest.approx(0.2e-6) and twin[0].gradient_law.scale == 5.0
     with noise_generator(torch.Generator().manual_seed(1)):
         assert torch.equal(twin(x), (x > 1).float())
+
+
+class Chains(nn.Module):
+    """Convolutions with and without what can be folded into them."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), NoisyLIF(Gaussian(0.3)))
+        self.batch_statistics = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+        self.watched = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4))
+        self.watched[0].register_forward_hook(lambda module, args, output: output + 1)
+        self.apart = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Identity(), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return torch.stack([chain(x) for chain in self.children()])
+
+
+def test_twins_fold_batch_normalisation_where_nothing_else_changes():
+    torch.manual_seed(0)
+    net, x = Chains(), torch.rand(8, 1, 6, 6)
+    net(3 * x + 1)  # statistics
+    twin = noiseless_twin(net)
+    assert [sum(isinstance(m, nn.BatchNorm2d) for m in chain) for chain in twin.children()] == [0, 1, 1, 1]
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 4
+    with noiseless(net.eval()):
+        torch.testing.assert_close(twin(x), net(x))
