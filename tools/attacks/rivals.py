@@ -18,10 +18,7 @@ MOST_SQUARE_DRAWS = 2  # in a query of Square, which measures what it accepted a
 
 
 def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dict[str, Score]:
-    """{attack: score on the sample}, that of the white box (`attacked` images) included.
-
-    Square is for Linf alone: it shows whether a network hides its gradient, and that does not depend on the norm.
-    """
+    """{attack: score on the sample}, that of the white box (`attacked` images) included."""
     part = campaign.only(campaign.sample)
     ball = Ball(part.images, eps, norm)
     found = {WHITE_BOX: attacked[campaign.sample], NOISE: random_noise(ball, campaign.generator(NOISE))}
@@ -30,11 +27,10 @@ def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dic
     for name, twin in twins_in_other_modes(campaign.net).items():
         climb = first_climb(part, f"transfer, {name}")
         found[climb.path] = ascend(part, norm, eps, climb, twin, transfers=True).images
-    if norm == "linf":
-        for name, start in {"Square": None, "Square, continued": found[WHITE_BOX]}.items():
-            campaign.bar.set_postfix_str(name)
-            with campaign.noise("making", name):
-                squares = campaign.generator(name)
-                victim = part.victim(draws=min(part.draws, MOST_SQUARE_DRAWS))
-                found[name] = square_attack(victim, ball, part.target, part.preset.queries, squares, start)
+    for name, start in {"Square": None, "Square, continued": found[WHITE_BOX]}.items():
+        campaign.bar.set_postfix_str(name)
+        with campaign.noise("making", name):
+            squares = campaign.generator(name)
+            victim = part.victim(draws=min(part.draws, MOST_SQUARE_DRAWS))
+            found[name] = square_attack(victim, ball, part.target, part.preset.queries, squares, start)
     return {name: part.score(images) for name, images in found.items()}

@@ -17,6 +17,7 @@ from .victim import SETTLED, Victim
 
 START_SHARE = 0.8  # share of the pixels in the first squares
 CONTINUED_SHARE = 1 / 16  # factor on the shares where the search goes on from given images
+L2_STEP, CONTINUED_L2_STEP = 0.5, 0.1  # length of the steps in an L2 ball, in radii; likewise from given images
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, out of 10,000, that halve the squares
 MEASURED_AGAIN = 10  # queries after which the accepted images of a noisy network are measured again
 
@@ -24,11 +25,11 @@ MEASURED_AGAIN = 10  # queries after which the accepted images of a noisy networ
 def square_attack(
     victim: Victim, ball: Ball, target: Tensor, queries: int, generator: Generator, start: Tensor | None = None
 ) -> Tensor:
-    """Random search over squares of +-eps in an Linf ball.
+    """Random search over squares of +-eps in an Linf ball; in an L2 ball, of a short step that is projected into it.
 
     Args:
         victim: the network, of which only predictions are used.
-        ball: the set of images to search, of norm "linf".
+        ball: the set of images to search.
         target: labels [B].
         queries: most queries per image; those that fool the network need no more.
         generator: on the CPU, of the search.
@@ -36,9 +37,10 @@ def square_attack(
     """
     images, eps = ball.images, ball.eps
     count, channels, _, width = images.shape
+    length = L2_STEP if start is None else CONTINUED_L2_STEP
     best = start
     if best is None:
-        best = (images + eps * _signs((count, channels, 1, width), generator).to(images)).clamp(0, 1)
+        best = ball.projected(images + eps * _signs((count, channels, 1, width), generator).to(images))
     best = best.clone()
     margins = victim.margins(best, target)
     enough = SETTLED if victim.is_noisy else 0.0
@@ -56,7 +58,7 @@ def square_attack(
         active = (~done & ~again).nonzero()[:, 0]
         if len(active):
             share = square_share(query, queries) * (1 if start is None else CONTINUED_SHARE)
-            proposed = with_square(best[active], images[active], eps, share, generator)
+            proposed = with_square(best[active], ball[active], share, generator, length)
             found = victim.margins(proposed, target[active])
             better = found >= margins[active]  # spikes make plateaus, on which equal ones lead on
             best[active[better]], margins[active[better]] = proposed[better], found[better]
@@ -68,17 +70,24 @@ def square_share(query: int, queries: int) -> float:
     return START_SHARE / 2 ** sum(query * 10_000 / queries > bound for bound in HALVED_AT)
 
 
-def with_square(attacked: Tensor, images: Tensor, eps: float, share: float, generator: Generator) -> Tensor:
-    """The attacked images with one square each, anywhere, of -eps or +eps in each channel."""
-    count, channels, height, width = images.shape
+def with_square(attacked: Tensor, ball: Ball, share: float, generator: Generator, length: float = L2_STEP) -> Tensor:
+    """The attacked images with one square each, anywhere: of -eps or +eps in each channel around the ball's images.
+
+    For L2, a step on that square whose norm is `length` times the radius.
+    """
+    count, channels, height, width = attacked.shape
     side = max(1, min(round(math.sqrt(share * height * width)), height - 1, width - 1))
     inside = torch.ones(count, height, width, dtype=torch.bool)
     for axis, size in ((1, height), (2, width)):
         first = torch.randint(0, size - side + 1, (count,), generator=generator)
         offset = torch.arange(size) - first[:, None]
         inside &= ((offset >= 0) & (offset < side)).unsqueeze(3 - axis)
-    change = _signs((count, channels, 1, 1), generator).to(images)
-    return torch.where(inside[:, None].to(images.device), (images + eps * change).clamp(0, 1), attacked)
+    inside = inside[:, None].to(attacked.device)
+    change = _signs((count, channels, 1, 1), generator).to(attacked)
+    if ball.norm == "l2":
+        size_of_step = length * ball.eps / (side * math.sqrt(channels))
+        return ball.projected(attacked + inside * size_of_step * change)
+    return torch.where(inside, (ball.images + ball.eps * change).clamp(0, 1), attacked)
 
 
 def _signs(shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -1,9 +1,11 @@
 """The white box: ascents along several gradients, at all radii of a norm."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .gradients import CONTINUED_STEP, FIRST_STEP, Ball, apgd
@@ -14,8 +16,9 @@ from .victim import CHOICE_DRAWS, Ascent, Objective, cross_entropy, margin
 if TYPE_CHECKING:
     from .campaign import Campaign
 
-NEAR = 0.3  # an image within this share of the clean images' mean margin gets more ascents after the first one
+NEAR = 0.3  # an image within this share of the clean images' mean margin gets more ascents after the first ones
 PILOT_STEPS, FINALISTS = 20, 3  # of the first part of the pilot; how many paths go on to the second one
+QUERIES_PER_GRADIENT = 4  # of Square, where it refines images; a query costs a third of a gradient
 REFINING_DRAWS = 10  # noise draws in the gradients that refine images, at most
 
 
@@ -48,22 +51,32 @@ class Climb(NamedTuple):
 
 
 def ranked_paths(campaign: "Campaign") -> list[str]:
-    """All gradient paths, by the harm that a short ascent does to a few images at the middle radius.
+    """All gradient paths, by the harm that they do to a few images.
 
-    The best ones are then ranked by a whole ascent: a smoother gradient leads faster, but not as far.
+    A short ascent ranks all, and a whole one the best: a smoother gradient leads faster, but not as far. That happens
+    at the middle radius, and at the largest below it at which half of the images withstand the short ascent: smoother
+    gradients do more harm in larger balls. The best path of each comes first.
     """
     part = campaign.only(campaign.sample)
     norm, radii = next(iter(campaign.radii.items()))
 
-    def ranked(paths: Sequence[str], steps: int) -> list[str]:
+    def ranked(paths: Sequence[str], eps: float, steps: int) -> dict[str, float]:
         left = {}
         for path in paths:
-            found = ascend(part, norm, radii[len(radii) // 2], Climb(path, margin, None, steps, draws=1))
+            found = ascend(part, norm, eps, Climb(path, margin, None, steps, draws=1))
             left[path] = (part.score(found.images).accuracy, -found.margins.mean().item())
-        return sorted(left, key=lambda path: left[path])
+        return {path: left[path][0] for path in sorted(left, key=lambda path: left[path])}
 
-    paths = ranked(list(GRADIENT_PATHS), PILOT_STEPS)
-    return ranked(paths[:FINALISTS], first_climb(campaign, paths[0]).steps) + paths[FINALISTS:]
+    at, rankings = len(radii) // 2, []
+    while True:
+        left = ranked(list(GRADIENT_PATHS), radii[at], PILOT_STEPS)
+        is_last = at == 0 or next(iter(left.values())) >= 0.5
+        if is_last or not rankings:
+            whole = first_climb(campaign, next(iter(left))).steps
+            rankings.append({**ranked(list(left)[:FINALISTS], radii[at], whole), **left})
+        if is_last:
+            return list(dict.fromkeys(path for places in zip(*rankings) for path in places))
+        at -= 1
 
 
 def curve(campaign: "Campaign", norm: str) -> dict[float, Attacked]:
@@ -97,9 +110,17 @@ def middle_first(radii: Sequence[float]) -> list[float]:
 
 
 def search(campaign: "Campaign", norm: str, eps: float) -> Attacked:
-    """All ascents at one radius."""
-    best = ascend(campaign, norm, eps, first_climb(campaign, campaign.paths[0]))
-    for turn in range(campaign.preset.rounds):
+    """All ascents at one radius: first along each path, then on along the one that does most harm here."""
+    firsts = {path: ascend(campaign, norm, eps, first_climb(campaign, path)) for path in campaign.paths}
+    every_row = torch.arange(len(campaign.images), device=campaign.images.device)
+    best, *others = firsts.values()
+    for found in others:
+        best = best.improved(every_row, found)
+    campaign = copy.copy(campaign)
+    harm = {path: ((found.margins > 0).sum().item(), found.margins.mean().item()) for path, found in firsts.items()}
+    campaign.paths = sorted(campaign.paths, key=lambda path: harm[path], reverse=True)
+    rounds = campaign.preset.rounds * (1 if campaign.is_noisy else 2)  # which cost half without noise
+    for turn in range(rounds):
         fooled = (best.margins > 0).sum()
         for climb in climbs(campaign, turn):
             if len(rows := _near(campaign, best)):
@@ -120,16 +141,13 @@ def _near(campaign: "Campaign", best: Attacked) -> Tensor:
 def _refined(campaign: "Campaign", norm: str, eps: float, start: Attacked, turn: int) -> Attacked:
     """A search in small steps from attacked images.
 
-    With noise, it follows the mean of many gradients. Without noise, Square tries what gradients may have missed; it
-    is for Linf alone.
+    With noise, it follows the mean of many gradients. Without noise, Square tries what gradients may have missed.
     """
     if campaign.is_noisy:
         draws = min(REFINING_DRAWS, campaign.preset.gradients)
         climb = Climb(campaign.paths[0], margin, None, campaign.preset.gradients // draws, draws)
         return ascend(campaign, norm, eps, climb, start=start.images, turn=turn)
-    if norm != "linf":
-        return start
-    ball, queries = Ball(campaign.images, eps), campaign.preset.gradients // campaign.draws
+    ball, queries = Ball(campaign.images, eps, norm), QUERIES_PER_GRADIENT * campaign.preset.gradients
     with campaign.noise("making", "squares", turn):
         squares = campaign.generator("squares", turn)
         images = square_attack(campaign.victim(), ball, campaign.target, queries, squares, start.images)
@@ -138,7 +156,7 @@ def _refined(campaign: "Campaign", norm: str, eps: float, start: Attacked, turn:
 
 
 def climbs(campaign: "Campaign", turn: int = 0) -> list[Climb]:
-    """The ascents of a round, after the first one, for images that are nearly fooled.
+    """The ascents of a round for images that are nearly fooled; before the first one, all paths were climbed once.
 
     Noise is averaged from the second round on: other starts, paths and objectives first find more.
     """
@@ -146,7 +164,8 @@ def climbs(campaign: "Campaign", turn: int = 0) -> list[Climb]:
     preset, draws = campaign.preset, campaign.draws if turn else 1
     steps = preset.gradients // draws if turn else first_climb(campaign, best).steps
     found = [Climb(best, cross_entropy, None, steps, draws)]
-    found += [Climb(path, margin, None, steps, draws) for path in paths]
+    if turn:
+        found += [Climb(path, margin, None, steps, draws) for path in (best, *paths)]
     # `margin` of any class mostly is that of the most probable one, so that the next ones find more.
     ranks = range(1, min(1 + preset.targets, campaign.wrong.shape[1]))
     return found + [Climb(best, margin, rank, steps, draws) for rank in ranks]

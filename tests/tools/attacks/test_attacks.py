@@ -265,7 +265,8 @@ def test_attacked_images_stay_in_the_ball_and_in_range(noisy_net, norm, eps):
             9,
             lambda part, rows: victim.margins(part, target[rows]),
         )[0],
-        square_attack(victim, ball, target, 30, seeded()) if norm == "linf" else images,
+        square_attack(victim, ball, target, 30, seeded()),
+        square_attack(victim, ball, target, 30, seeded(), ball.start(seeded())),
     ):
         delta = (attacked - images).flatten(1)
         size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
@@ -471,7 +472,7 @@ def test_square_measures_a_noisy_network_again():
 
 def test_square_changes_one_square_by_plus_or_minus_eps():
     images = torch.full((4, 3, 8, 8), 0.5)
-    changed = with_square(images, images, 0.1, 0.25, seeded()) - images
+    changed = with_square(images, Ball(images, 0.1), 0.25, seeded()) - images
     for delta in changed:
         where = delta[0] != 0
         rows, columns = where.any(1).sum(), where.any(0).sum()
@@ -479,13 +480,23 @@ def test_square_changes_one_square_by_plus_or_minus_eps():
         assert all(len(channel[where].unique()) == 1 for channel in delta)
         assert delta.abs().max() == pytest.approx(0.1)
     black = torch.zeros(500, 1, 8, 8)
-    where = with_square(black, black, 0.1, 0.25, seeded())[:, 0].amax(0) > 0
+    where = with_square(black, Ball(black, 0.1), 0.25, seeded())[:, 0].amax(0) > 0
     assert where.all()  # also at the edges; those of -eps stay black
     for shape in ((9, 4), (4, 9)):  # a square of 0.8 of the pixels would not fit
         images = torch.full((4, 1, *shape), 0.5)
-        changed = with_square(images, images, 0.1, 0.8, seeded()) != images
+        changed = with_square(images, Ball(images, 0.1), 0.8, seeded()) != images
         assert changed.flatten(1).sum(1).tolist() == [9] * 4
-        assert (with_square(images, images, 0.1, 1e-3, seeded()) != images).sum() == 4  # a pixel each, at least
+        assert (with_square(images, Ball(images, 0.1), 1e-3, seeded()) != images).sum() == 4  # a pixel each, at least
+
+
+def test_square_makes_short_steps_on_one_square_in_an_l2_ball():
+    images = torch.full((40, 3, 8, 8), 0.5)
+    start = random_noise(Ball(images, 0.1, "l2"), seeded())
+    stepped = with_square(images, Ball(images, 0.2, "l2"), 0.25, seeded(), 0.5) - images
+    assert stepped.flatten(1).norm(dim=1) == pytest.approx(0.1, rel=1e-4)
+    assert ((stepped != 0).flatten(1).sum(1) == 3 * 16).all()
+    around = with_square(start, Ball(images, 0.1, "l2"), 0.25, seeded(), 0.5) - images
+    assert around.flatten(1).norm(dim=1).max() <= 0.1 * (1 + 1e-4) and (around != start - images).any()
 
 
 def test_square_goes_on_from_given_images_with_small_squares():
@@ -666,7 +677,7 @@ def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic
         names += ["transfer, noiseless"] if draws > 1 else []  # without noise, that is the network itself
         names.append("transfer, mean field")
         squares = ["Square", "Square, continued"]
-        assert [row.attack for row in rivals] == [*names, *squares, *names]
+        assert [row.attack for row in rivals] == [*names, *squares] * 2
         assert {row.images for row in rivals} == {6} and len({row.eps for row in rivals}) == 2
         assert len(report.paths) == 2 and set(report.paths) <= GRADIENT_PATHS.keys()
         gate_names = [gate.name for gate in report.gates]
@@ -759,22 +770,55 @@ def test_making_choosing_and_scoring_have_draws_of_their_own(campaign, monkeypat
     assert other_seed.score(campaign.images) != campaign.score(campaign.images)
 
 
-def test_the_white_box_goes_through_paths_objectives_and_classes(campaign, monkeypatch):
-    campaign.paths, campaign.typical_margin, climbed = ["middle", "wide"], -1.0, []
+def climbed_by(campaign, monkeypatch, margins):
+    """The ascents of a search in which each path leaves all images at its margin."""
+    campaign.typical_margin, climbed = -1.0, []
 
     def spy(part, norm, eps, climb, start=None, turn=0):
         climbed.append((climb.path, climb.objective, climb.rank, climb.draws, start is not None))
-        return Attacked(part.images, torch.full((len(part.images),), -0.01, dtype=part.margins.dtype))
+        return Attacked(part.images, torch.full_like(part.margins, margins[climb.path]))
 
+    campaign.paths = list(margins)
     monkeypatch.setattr("tools.attacks.white_box.ascend", spy)
     search(campaign, "linf", 0.1)
-    assert climbed == [
+    return climbed
+
+
+@pytest.mark.parametrize("best", ["middle", "wide"])
+def test_the_white_box_climbs_all_paths_and_goes_on_along_the_best(campaign, monkeypatch, best):
+    assert climbed_by(campaign, monkeypatch, {"middle": -0.02, "wide": -0.02, best: -0.01}) == [
         ("middle", margin, None, 1, False),
-        ("middle", cross_entropy, None, 1, False),
         ("wide", margin, None, 1, False),
-        ("middle", margin, 1, 1, False),
-        ("middle", margin, None, 10, True),
+        (best, cross_entropy, None, 1, False),
+        (best, margin, 1, 1, False),
+        (best, margin, None, 10, True),
     ]
+
+
+def test_images_that_are_far_from_being_fooled_are_climbed_once_along_each_path(campaign, monkeypatch):
+    assert len(climbed_by(campaign, monkeypatch, {"middle": -0.9, "wide": -0.8})) == 2
+
+
+def test_the_best_path_of_the_middle_radius_and_of_a_smaller_one_come_first(campaign, monkeypatch):
+    """The wide density does most harm in the middle, where no image withstands it, the narrow one below."""
+    campaign.radii = {"linf": (0.1, 0.2, 0.3, 0.4, 0.5)}
+    tried = []
+
+    def spy(part, norm, eps, climb):
+        tried.append((eps, climb.path))
+        order = ["wide", "middle"] if eps > 0.15 else ["narrow", "own"]
+        place = order.index(climb.path) if climb.path in order else 2
+        fooled = eps > 0.15
+        images = torch.full_like(part.images, 1.0 if fooled else 0.0)
+        return Attacked(images, torch.full_like(part.margins, -0.1 * place))
+
+    right = Score(1.0, 0.0, 1.0, [20] * 6, 20)
+    wrong = Score(0.0, 0.0, 0.0, [0] * 6, 20)
+    monkeypatch.setattr("tools.attacks.white_box.ascend", spy)
+    monkeypatch.setattr(Campaign, "score", lambda self, images: wrong if images.mean() == 1 else right)
+    ranking = ranked_paths(campaign)
+    assert ranking[:2] == ["wide", "narrow"] and sorted(ranking) == sorted(GRADIENT_PATHS)
+    assert {eps for eps, _ in tried} == {0.3, 0.2, 0.1}
 
 
 def test_a_path_whose_gradient_leads_nowhere_is_ranked_last(deterministic_net):

@@ -227,8 +227,8 @@ def test_help_offers_the_perturbations_that_the_data_set_accepts(capsys, dataset
         parse(EvaluationConfig, ["--help"], dataset=dataset)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  --perturbation [{")]
     names = line.partition("{")[2].partition("}")[0].split(",")
-    assert {"all", "membrane", offered} <= set(names) and others not in names
-    assert names[1:] == applicable(dataset.has_pixels)
+    assert {"membrane", offered} <= set(names) and others not in names
+    assert names == ["all", "published", *applicable(dataset.has_pixels)]
     with pytest.raises(SystemExit):
         parse(EvaluationConfig, ["--help"])
     assert f",{others}," in capsys.readouterr().out  # for any data set
