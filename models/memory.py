@@ -106,7 +106,8 @@ class _AsItIs(NamedTuple):
 
 
 def _as_it_is(tensor: Tensor) -> _AsItIs:
-    return _AsItIs(tensor, tensor._version)
+    # Detached: a node of the graph that kept its own output with its graph would keep itself.
+    return _AsItIs(tensor.detach(), tensor._version)
 
 
 class Packer:

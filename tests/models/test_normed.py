@@ -84,7 +84,7 @@ class Run:
         options = dict(settings, before=before) if is_one else settings
         with noise_generator(seeded(seed)):
             self.spikes, self.last = noisy_lif(x, law, state=leaves[2], backend="fused", **options)
-        weights = torch.randn(self.spikes.shape, generator=seeded(5)).to(self.spikes.dtype)
+        weights = torch.randn(self.spikes.shape, generator=seeded(5)).bfloat16().to(self.spikes.dtype)
         loss = (self.spikes * weights).double().sum() + (self.last.double() * 0.1).sum()
         inputs = [t for t in (*leaves, *learnt.values(), *self.norm.parameters()) if t is not None]
         self.grads = torch.autograd.grad(loss, inputs, allow_unused=True)
@@ -142,7 +142,7 @@ def cases():
         yield pytest.param(*values, id=name, marks=[] if is_fast else [pytest.mark.slow])
 
 
-@pytest.mark.parametrize(("law", "placement", "reset", "dtype", "layout", "timesteps", "training"), cases())
+@pytest.mark.parametrize(("law", "placement", "reset", "dtype", "layout", "timesteps", "training"), list(cases()))
 def test_one_operation_is_as_batch_norm_and_neuron(law, placement, reset, dtype, layout, timesteps, training):
     x = filled(layout, timesteps, dtype)
     plus = (torch.rand(x.shape, generator=seeded(6)) < 0.3).to(dtype)
