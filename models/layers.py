@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,9 +80,7 @@ class ConvNorm(nn.Sequential):
             raise ArgumentError(f'norm must be "bn" or None, got {norm!r}')
 
 
-def fire(
-    neuron: nn.Module, layer: nn.Module, x: Tensor, plus: Tensor | None = None, timesteps: int | None = None
-) -> Tensor:
+def fire(neuron: Any, layer: nn.Module, x: Tensor, plus: Tensor | None = None, timesteps: int | None = None) -> Tensor:
     """The spikes of neuron(over_time(layer, x) + plus); batch norm and neuron are one operation where nothing differs.
 
     Args:
@@ -89,14 +88,15 @@ def fire(
     """
     if not _can_be_one(neuron, layer, x, timesteps):
         current = run_over_time(layer, x, timesteps)
-        return neuron(current if plus is None else current + plus)
-    conv, norm = layer.conv, getattr(layer, "norm", None)
-    again = None
+        fired: Tensor = neuron(current if plus is None else current + plus)
+        return fired
+    conv: Any = layer.conv
+    norm, again = getattr(layer, "norm", None), None
     if memory.setting() == "smallest" and type(conv) is nn.Conv2d and not _is_changed(conv):
-        run = conv if timesteps else functools.partial(over_time, conv)
-        again = memory.Again(run, conv.parameters(), x)
+        again = memory.Again(functools.partial(over_time, conv) if timesteps is None else conv, conv.parameters(), x)
     output = over_time(conv, x) if timesteps is None else conv(x)
-    return neuron._fire(output, before=Before(norm, plus, timesteps, again), keep_state=False)[0]
+    spikes: Tensor = neuron._fire(output, before=Before(norm, plus, timesteps, again), keep_state=False)[0]
+    return spikes
 
 
 def _can_be_one(neuron: nn.Module, layer: nn.Module, x: Tensor, timesteps: int | None) -> bool:

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import checkpoint as torch_checkpoint
@@ -21,7 +21,7 @@ CHANGED = (
     "one of the variables needed for gradient computation has been modified by an inplace operation: a tensor "
     "{shape} is at version {now}; expected version {then} instead"
 )
-Module = TypeVar("Module")
+Net = TypeVar("Net")
 _setting: ContextVar[str] = ContextVar("memory", default="fast")
 _packer: ContextVar["Packer | None"] = ContextVar("packer", default=None)  # of the innermost `packed_spikes`
 
@@ -36,14 +36,16 @@ def used_as(memory: str) -> Iterator[None]:
     """Context manager: neurons and convolutions keep no more than this memory setting lets them."""
     token = _setting.set(memory)
     try:
-        with contextlib.nullcontext() if memory == "fast" else packed_spikes():
+        with contextlib.ExitStack() as stack:
+            if memory != "fast":
+                stack.enter_context(packed_spikes())
             yield
     finally:
         _setting.reset(token)
 
 
 @contextlib.contextmanager
-def packed_spikes(net: Module = None) -> Iterator[Module]:  # type: ignore[assignment]
+def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
     """Context manager: what autograd keeps of spikes in the block takes one bit for each of them.
 
     These are all tensors of zeros and ones, whichever layer they come from and go to, at the cost of packing and
@@ -204,10 +206,9 @@ class Again:
         self.packer = _packer.get() or Packer()
         self.kept = [self.packer.pack(x.detach()), *(_as_it_is(parameter) for parameter in parameters)]
         device = x.device.type
-        dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-        self.autocast = dict(device_type=device, dtype=dtype, enabled=enabled)
+        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
     def __call__(self) -> Tensor:
         x, *_ = [self.packer.unpack(kept) for kept in self.kept]
-        with torch.no_grad(), torch.autocast(**self.autocast):
+        with torch.no_grad(), torch.autocast(*self.autocast):
             return self.function(x)

@@ -70,9 +70,7 @@ class LIF(SpikingNeuron):
         return self._fire(x, state=state, keep_state=keep_state, potentials=potentials)
 
     def _fire(self, x: Tensor, **settings: Any) -> tuple[Any, ...]:
-        return functional.lif(
-            x, self.surrogate, mean_field=self._is_mean_field, **settings, **self._dynamics()
-        )
+        return functional.lif(x, self.surrogate, mean_field=self._is_mean_field, **settings, **self._dynamics())
 
     def extra_repr(self) -> str:
         return f"{self.surrogate}, {super().extra_repr()}"

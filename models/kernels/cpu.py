@@ -219,7 +219,7 @@ class Kernel:
         layer = self._describe(x, ANY, has_channels=True)
         sums = torch.zeros(self._library.number_of_groups(layer), 2, x.shape[2], dtype=torch.float64, device="cpu")
         self._library.norm_statistics(layer, _pointers(x=x, norm_sums=sums))
-        pivot = x[(0, 0, slice(None), *[0] * (x.dim() - 3))]
+        pivot = x[0, 0].flatten(1)[:, 0] if x.dim() > 3 else x[0, 0]
         deviation, square = sums.sum(0) * (x.shape[2] / x.numel())
         return pivot + deviation, (square - deviation * deviation).clamp_(min=0)
 
@@ -233,7 +233,7 @@ class Kernel:
         self._library.norm_backward(self._describe(x, ANY, has_channels=True), pointers)
 
     def pack(self, spikes: Tensor, bits: Tensor) -> bool:
-        """Fill uint8 `bits` with those of a dense tensor, in the order of memory; false unless they are zeros and ones."""
+        """Fill uint8 `bits` with a dense tensor, in the order of memory; false if it has not only zeros and ones."""
         size, threads = spikes.numel(), threads_for(spikes.numel())
         return not self._library.pack_spikes(spikes.data_ptr(), size, bits.data_ptr(), threads)
 
@@ -266,10 +266,10 @@ class Kernel:
         if [word.item() for word in words] != KNOWN_WORDS:
             raise build.BuildError("the compiled random generator is wrong")
         selftest.check_steps(self, like)
-        selftest.check_normed(self, like)
-        selftest.check_bits(self, like)
         if self.channel_bits:
             selftest.check_channels(self, like, self.channel_bits)
+        selftest.check_normed(self, like)
+        selftest.check_bits(self, like)
         for law in list(self.laws):
             try:
                 selftest.check_law(self, law, like)

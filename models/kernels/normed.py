@@ -1,7 +1,7 @@
 """Batch normalisation and the neurons after it as one function of autograd, on the CPU.
 
-It keeps its input, in its own dtype, and the seeds; the backward pass computes currents, noise and potentials again. With
-memory "fast", it keeps spikes and potentials as well. Without normalisation, its input is the current.
+It keeps its input, in its own dtype, and the seeds; the backward pass computes currents, noise and potentials again.
+With memory "fast", it keeps spikes and potentials as well. Without normalisation, its input is the current.
 """
 
 import dataclasses
@@ -69,7 +69,9 @@ def _can_run(norm: Any, x: Tensor, timesteps: int | None) -> bool:
     if type(norm) not in NORMS or x.dim() < (2 if timesteps else 3):
         return False
     shape = x.shape[1:] if timesteps is None else x.shape  # [B, C, ...]
-    if len(shape) not in DIMENSIONS.get(type(norm), range(2, 9)) or (norm.running_mean is None) != (norm.running_var is None):
+    if len(shape) not in DIMENSIONS.get(type(norm), range(2, 9)):
+        return False
+    if (norm.running_mean is None) != (norm.running_var is None):
         return False
     for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
         if tensor is None:
@@ -138,16 +140,17 @@ def lif_sequence(
     x: Tensor, before: Before, state: Tensor | None, neuron: Neuron, keep_state: bool
 ) -> tuple[Tensor, Tensor]:
     """Spikes and the last potential, as of `fused.lif_sequence`, for the currents that `before` makes of x."""
-    norm, timesteps = before.norm, before.timesteps
-    statistics, affine_by = None, (None, None)
+    norm: Any = before.norm
+    timesteps = before.timesteps
+    statistics, weight, bias = None, None, None
     if norm is not None:
         with torch.no_grad():
             statistics = _statistics(norm, common.dense(x.unsqueeze(0) if timesteps else x))
-        affine_by = norm.weight, norm.bias
+        weight, bias = norm.weight, norm.bias
     seeds = None
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = noise.draw_seeds(timesteps or len(x), x.device)
-    tensors = (x, before.plus, *affine_by, state, *neuron.tensors())
+    tensors = (x, before.plus, weight, bias, state, *neuron.tensors())
     is_kept = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     keeps_u = is_kept and (memory.setting() == "fast" or neuron.surrogate is not None)
     settings = _Settings(neuron, keep_state, timesteps, keeps_u, statistics, before.again)
@@ -217,7 +220,7 @@ class _NormLIF(torch.autograd.Function):
         neuron = settings.neuron.of_gradient() if settings.keeps_u else settings.neuron
         if settings.again is not None:
             if torch.is_grad_enabled():
-                raise RuntimeError('memory="smallest" has no graph of gradients (create_graph=True): use "fast" or "lean"')
+                raise RuntimeError('memory="smallest" has no graph of gradients (create_graph): use "fast" or "lean"')
             inputs[0] = settings.again().requires_grad_(needs[0])
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or common.in_batches(grads):
             found = _by_composition(settings, inputs, values, surrogate_scale, seeds, grads)
@@ -243,26 +246,40 @@ def _gradients(
 ) -> Sequence[Tensor | None]:
     """Gradients of x, plus, weight, bias, state and `VALUES`."""
     x, plus, weight, bias, state = inputs
-    statistics, affine, dtype = settings.statistics, None, arithmetic_dtype(x.dtype)
+    statistics, affine = settings.statistics, None
     if statistics is not None:
-        affine = _affine(statistics, weight, bias, plus, dtype)
+        affine = _affine(statistics, weight, bias, plus, arithmetic_dtype(x.dtype))
     steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
     kept = Kept(steps, state, seeds, affine, *results)
-    (grad, grad_state, *of_values), sums = kernel.backward_again(grads, kept, neuron, needs[5 : 5 + len(VALUES)])
+    found, sums = kernel.backward_again(grads, kept, neuron, needs[5 : 5 + len(VALUES)])
+    grad: Any = found[0]
     grad_x, of_weight, of_bias = grad, None, None
     if statistics is not None and affine is not None and sums is not None:
-        of_weight, of_bias = (sums[1] * statistics.inverse), sums[0]
-        of_weight = None if weight is None else of_weight.to(weight.dtype)
-        of_bias = None if bias is None else of_bias.to(bias.dtype)
-    if statistics is not None and affine is not None and sums is not None and needs[0]:
-        grad_x = torch.empty_like(grad) if needs[1] else grad
-        if statistics.group is not None:
-            sums = sums.clone()
-            dist.all_reduce(sums, group=statistics.group)
-        sums = sums / statistics.count if statistics.count else torch.zeros_like(sums)
-        by_channel = dict(shift=sums[0].to(dtype), slope=(sums[1] * statistics.inverse.square()).to(dtype))
-        kernel.norm_backward(steps[: len(grad)], grad, grad_x, factor=affine.factor, mean=affine.mean, **by_channel)
-    return grad_x[0] if settings.timesteps else grad_x, grad, of_weight, of_bias, grad_state, *of_values
+        of_weight = None if weight is None else (sums[1] * statistics.inverse).to(weight.dtype)
+        of_bias = None if bias is None else sums[0].to(bias.dtype)
+        if needs[0]:
+            grad_x = torch.empty_like(grad) if needs[1] else grad
+            _backward_of_norm(statistics, affine, sums, kernel, steps[: len(grad)], grad, grad_x)
+    return grad_x[0] if settings.timesteps else grad_x, grad, of_weight, of_bias, *found[1:]
+
+
+def _backward_of_norm(
+    statistics: _Statistics,
+    affine: Affine,
+    sums: Tensor,
+    kernel: cpu.Kernel,
+    x: Tensor,
+    grad: Tensor,
+    result: Tensor,
+) -> None:
+    """Fill in the gradient of x from that of the current and its sums by channel."""
+    if statistics.group is not None:
+        sums = sums.clone()
+        dist.all_reduce(sums, group=statistics.group)
+    means = sums / statistics.count if statistics.count else torch.zeros_like(sums)
+    slope = (means[1] * statistics.inverse.square()).to(affine.mean.dtype)
+    shift = means[0].to(affine.mean.dtype)
+    kernel.norm_backward(x, grad, result, factor=affine.factor, shift=shift, mean=affine.mean, slope=slope)
 
 
 def _by_composition(
@@ -277,7 +294,7 @@ def _by_composition(
     is_differentiated = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases, because one tensor may be given as two arguments, each with its own gradient.
-        given = [None if tensor is None else tensor.view_as(tensor) for tensor in (*inputs, *values)]
+        given: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in (*inputs, *values)]
         x, plus, weight, bias, state = given[:5]
         current = _normalised(settings, x.to(arithmetic_dtype(x.dtype)), weight, bias)
         if settings.timesteps is not None:
@@ -291,7 +308,9 @@ def _by_composition(
         if neuron.mean_field:
             outputs = eager.plain_sequence(current, state, neuron, True, False)
         else:
-            outputs = fused.Direct.apply(current, state, *neuron.tensors(), surrogate_scale, seeds, (neuron, True, True))
+            outputs = fused.Direct.apply(
+                current, state, *neuron.tensors(), surrogate_scale, seeds, (neuron, True, True)
+            )
         pairs = [(output, grad.to(output.dtype)) for output, grad in zip(outputs, grads) if grad is not None]
         learnt = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
         which, of_them = [output for output, _ in pairs], [grad for _, grad in pairs]

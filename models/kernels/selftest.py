@@ -137,7 +137,10 @@ def check_normed(kernel: Any, like: Tensor) -> None:
     neuron = Neuron(law, law.scale, mean_field=True)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     x = torch.arange(2.0 * 2 * 5 * 400).remainder(97).div(32).to(like).reshape(2, 2, 5, 400)
-    factor, shift = torch.tensor([0.5, 1.0, 1.5, -1.0, 2.0]).to(dtype), torch.tensor([0.5, -0.5, 0.0, 1.0, 0.25]).to(dtype)
+    factor, shift = (
+        torch.tensor([0.5, 1.0, 1.5, -1.0, 2.0]).to(dtype),
+        torch.tensor([0.5, -0.5, 0.0, 1.0, 0.25]).to(dtype),
+    )
     rtol = 0.02 if like.dtype == torch.bfloat16 else 1e-5
 
     def require(*pairs: tuple[Tensor, Tensor]) -> None:
@@ -160,7 +163,9 @@ def check_normed(kernel: Any, like: Tensor) -> None:
             raise BuildError("what the compiled kernel computes again is not what it has computed")
         right, *_ = kernel.backward(grads, Saved(None, None, None, plain[0], plain[2]), neuron, NOTHING)
         along = right.double() * (exact - mean.unsqueeze(1))
-        require((spikes, plain[0]), (kept[0], right), (sums / 1600, torch.stack([right.double(), along]).mean((1, 2, 4))))
+        require(
+            (spikes, plain[0]), (kept[0], right), (sums / 1600, torch.stack([right.double(), along]).mean((1, 2, 4)))
+        )
         result = torch.empty_like(right)
         kernel.norm_backward(x, right, result, factor=factor, shift=shift, mean=mean.to(dtype), slope=factor)
         columns = [value.double().unsqueeze(1) for value in (factor, shift, mean)]

@@ -173,9 +173,8 @@ def test_outer_hooks_get_the_bits():
         seen.append(tensor.dtype)
         return tensor.clone()
 
-    with saved_tensors_hooks(pack, lambda kept: kept), packed_spikes():
-        with noise_generator(seeded(2)):
-            result = net(torch.rand(3, 50, 20, generator=seeded(1)))
+    with saved_tensors_hooks(pack, lambda kept: kept), packed_spikes(), noise_generator(seeded(2)):
+        result = net(torch.rand(3, 50, 20, generator=seeded(1)))
     found = torch.autograd.grad(result.square().sum(), list(net.parameters()))
     assert seen.count(torch.uint8) >= 1
     for ours, theirs in zip(found, expected):
@@ -192,7 +191,9 @@ def test_inner_hooks_come_first():
 
 
 @pytest.mark.parametrize("is_outer", [True, False])
-@pytest.mark.parametrize("run", [checkpoint, lambda *args: torch.utils.checkpoint.checkpoint(*args, use_reentrant=False)])
+@pytest.mark.parametrize(
+    "run", [checkpoint, lambda *args: torch.utils.checkpoint.checkpoint(*args, use_reentrant=False)]
+)
 def test_checkpointing(is_outer, run):
     net = Net()
     x = torch.rand(3, 50, 20, generator=seeded(1))

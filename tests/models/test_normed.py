@@ -23,12 +23,11 @@ from models import (
     checkpoint,
     mean_field,
     noise_generator,
-    noiseless,
 )
 from models.functional import noisy_lif
 from models.kernels import normed
 from models.kernels.normed import Before
-from models.layers import ConvNorm, fire, over_time
+from models.layers import ConvNorm, fire
 from models.memory import SETTINGS, used_as
 from models.noise import draw_seeds
 from tests.models.reference_noise import noise as reference_noise
@@ -488,7 +487,11 @@ def test_checkpointing_a_network_changes_nothing(memory):
     net = build("sresnet18", memory).eval()  # in training, each run counts for the running statistics
     frames = torch.rand(3, 2, 3, 16, 16, generator=seeded(1)) * 2
     found = []
-    for run in (net, lambda x: checkpoint(net, x), lambda x: torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)):
+    for run in (
+        net,
+        lambda x: checkpoint(net, x),
+        lambda x: torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False),
+    ):
         torch.manual_seed(0)
         logits = run(frames)
         found.append(torch.autograd.grad(logits.square().sum(), list(net.parameters())))
