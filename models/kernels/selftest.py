@@ -132,11 +132,11 @@ def check_channels(kernel: Any, like: Tensor, channel_bits: int) -> None:
 
 
 def check_normed(kernel: Any, like: Tensor) -> None:
-    """Raise BuildError unless batch norm before the neurons is right, and what is computed again is what was computed."""
+    """Raise BuildError unless batch norm before neurons is right, and what is computed again is what was computed."""
     law = noise.Gaussian(0.5)
     neuron = Neuron(law, law.scale, mean_field=True)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    x = torch.arange(2.0 * 2 * 5 * 400).remainder(97).div(32).to(like).reshape(2, 2, 5, 400)
+    contiguous = torch.arange(2.0 * 2 * 5 * 400).remainder(97).div(32).to(like).reshape(2, 2, 5, 400)
     factor, shift = (
         torch.tensor([0.5, 1.0, 1.5, -1.0, 2.0]).to(dtype),
         torch.tensor([0.5, -0.5, 0.0, 1.0, 0.25]).to(dtype),
@@ -148,7 +148,7 @@ def check_normed(kernel: Any, like: Tensor) -> None:
             if not torch.allclose(ours.double(), right.double(), rtol=rtol, atol=rtol):
                 raise BuildError("the compiled batch norm is wrong")
 
-    for x in (x, x.transpose(2, 3).contiguous().transpose(2, 3)):
+    for x in (contiguous, contiguous.transpose(2, 3).contiguous().transpose(2, 3)):
         exact = x.double()
         mean, variance = kernel.statistics(x)
         require((mean, exact.mean((0, 1, 3))), (variance, exact.var((0, 1, 3), correction=0)))
