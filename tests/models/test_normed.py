@@ -3,9 +3,11 @@
 import copy
 import gc
 import itertools
+import multiprocessing
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -532,3 +534,59 @@ def test_neurons_keep_currents_where_these_are_smaller():
     assert found[1][0] < found[0][0] - 2 * x.numel()
     for one in found[1:]:
         assert torch.equal(one[1], found[0][1]) and torch.equal(one[2], found[0][2])
+
+
+# ---- several processes
+
+
+def synchronised(rank, store, queue):
+    """One of two processes, each with half of a batch."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    net, x = in_two_parts()
+    net = nn.parallel.DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net))
+    part = x[:, rank::2].clone().requires_grad_()
+    with mean_field(net):
+        output = net(part)
+    output.square().sum().backward()
+    found = [part.grad, *(parameter.grad * 2 for parameter in net.parameters()), *net.buffers()]
+    queue.put((rank, type(output.grad_fn).__name__, [tensor.numpy() for tensor in found]))
+    dist.destroy_process_group()
+
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.neuron = ConvNorm(3, 6, 3, 1, "bn"), NoisyLIF(noise=Gaussian(0.5))
+
+    def forward(self, x):
+        return fire(self.neuron, self.layer, x)
+
+
+def in_two_parts():
+    return Layer().double(), torch.rand(3, 4, 3, 5, 5, generator=seeded(1), dtype=torch.float64)
+
+
+@pytest.mark.slow
+def test_statistics_of_all_processes(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=synchronised, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    try:
+        results = sorted((queue.get(timeout=600) for _ in processes), key=lambda result: result[0])
+    finally:
+        for process in processes:
+            process.join(60)
+            process.kill()
+    net, x = in_two_parts()
+    x.requires_grad_()
+    with mean_field(net):
+        net(x).square().sum().backward()
+    for rank, kind, (grad, *found) in results:
+        assert "NormLIF" in kind
+        torch.testing.assert_close(torch.from_numpy(grad), x.grad[:, rank::2])
+        expected = [*(parameter.grad for parameter in net.parameters()), *net.buffers()]
+        for ours, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(ours), right)
