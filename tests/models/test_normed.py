@@ -543,12 +543,14 @@ def synchronised(rank, store, queue):
     """One of two processes, each with half of a batch."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     net, x = in_two_parts()
-    net = nn.parallel.DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net))
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # DistributedDataParallel takes it on GPUs alone
     part = x[:, rank::2].clone().requires_grad_()
     with mean_field(net):
         output = net(part)
     output.square().sum().backward()
-    found = [part.grad, *(parameter.grad * 2 for parameter in net.parameters()), *net.buffers()]
+    for parameter in net.parameters():
+        dist.all_reduce(parameter.grad)
+    found = [part.grad, *(parameter.grad for parameter in net.parameters()), *net.buffers()]
     queue.put((rank, type(output.grad_fn).__name__, [tensor.numpy() for tensor in found]))
     dist.destroy_process_group()
 
@@ -575,7 +577,7 @@ def test_statistics_of_all_processes(tmp_path):
     for process in processes:
         process.start()
     try:
-        results = sorted((queue.get(timeout=600) for _ in processes), key=lambda result: result[0])
+        results = sorted((queue.get(timeout=60) for _ in processes), key=lambda result: result[0])
     finally:
         for process in processes:
             process.join(60)
@@ -590,3 +592,15 @@ def test_statistics_of_all_processes(tmp_path):
         expected = [*(parameter.grad for parameter in net.parameters()), *net.buffers()]
         for ours, right in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(ours), right)
+
+
+@pytest.mark.parametrize("memory", SETTINGS)
+def test_distributed_data_parallel(memory, process_group):
+    nets = build("sresnet18", memory), nn.parallel.DistributedDataParallel(build("sresnet18", memory))
+    grads = []
+    for net in nets:
+        with noise_generator(seeded(2)):
+            net(torch.rand(3, 2, 3, 16, 16, generator=seeded(1))).square().sum().backward()
+        grads.append([parameter.grad for parameter in net.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        assert torch.equal(ours, theirs)
