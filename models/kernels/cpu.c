@@ -908,6 +908,18 @@ typedef uint16_t bits_of_input;
 #define ONE_BITS 0x3f80u
 #endif
 
+/* Eight numbers that are 0 or 1 as the bits of a byte, the first the lowest. */
+INLINE uint8_t byte_of(const uint8_t *numbers)
+{
+    uint64_t together = 0;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    memcpy(&together, numbers, 8);
+#else
+    for (int k = 0; k < 8; k++) together |= (uint64_t)numbers[k] << (8 * k);
+#endif
+    return (uint8_t)(together * 0x0102040810204080u >> 56); /* bit 8 k times 2^(56 - 7 k) is bit 56 + k; no two meet */
+}
+
 /* One bit for each of n spikes, the first the lowest of its byte; not 0 if there is something else than 0 and 1. */
 int64_t pack_spikes(const input *restrict spikes, int64_t n, uint8_t *restrict bits, int64_t threads)
 {
@@ -925,12 +937,7 @@ int64_t pack_spikes(const input *restrict spikes, int64_t n, uint8_t *restrict b
             wrong |= x != 0 && x != ONE_BITS;
         }
         others |= wrong;
-        for (int i = 0; i < length; i += 8) {
-            uint8_t byte = 0;
-#pragma GCC unroll 8
-            for (int k = 0; k < 8; k++) byte |= (uint8_t)(fired[i + k] << k);
-            bits[(start + i) / 8] = byte;
-        }
+        for (int i = 0; i < length; i += 8) bits[(start + i) / 8] = byte_of(fired + i);
     }
     return others;
 }

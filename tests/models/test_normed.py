@@ -32,6 +32,7 @@ from models.kernels.normed import Before
 from models.layers import ConvNorm, fire
 from models.memory import SETTINGS, used_as
 from models.noise import draw_seeds
+from tests.conftest import first_are_fast
 from tests.models.reference_noise import noise as reference_noise
 
 LAWS = [Gaussian(0.3), Logistic(0.2, loc=0.1), Triangular(0.6), Uniform(0.5, loc=-0.1), Cauchy(0.2)]
@@ -469,7 +470,8 @@ def test_settings_keep_less():
 
 
 @pytest.mark.parametrize("memory", SETTINGS)
-def test_nothing_leaks(memory):
+@pytest.mark.parametrize("count", first_are_fast([10, 200]))
+def test_nothing_leaks(memory, count):
     net = build("sresnet18", memory)
     step(net)
     gc.collect()
@@ -480,7 +482,7 @@ def test_nothing_leaks(memory):
         gc.collect()
 
     few, _ = kept_bytes(lambda: steps(2))
-    many, _ = kept_bytes(lambda: steps(20))
+    many, _ = kept_bytes(lambda: steps(count))
     assert many <= max(few, 0) + 1000
 
 
