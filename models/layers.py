@@ -91,10 +91,9 @@ def fire(neuron: Any, layer: nn.Module, x: Tensor, plus: Tensor | None = None, t
         fired: Tensor = neuron(current if plus is None else current + plus)
         return fired
     conv: Any = layer.conv
-    norm, again = getattr(layer, "norm", None), None
-    if memory.setting() == "smallest" and type(conv) is nn.Conv2d and not _is_changed(conv):
-        again = memory.Again(functools.partial(over_time, conv) if timesteps is None else conv, conv.parameters(), x)
-    output = over_time(conv, x) if timesteps is None else conv(x)
+    run = functools.partial(over_time, conv) if timesteps is None else conv
+    again = memory.again(run, conv.parameters(), x) if type(conv) is nn.Conv2d and not _is_changed(conv) else None
+    output, norm = run(x), getattr(layer, "norm", None)
     spikes: Tensor = neuron._fire(output, before=Before(norm, plus, timesteps, again), keep_state=False)[0]
     return spikes
 
@@ -102,6 +101,8 @@ def fire(neuron: Any, layer: nn.Module, x: Tensor, plus: Tensor | None = None, t
 def _can_be_one(neuron: nn.Module, layer: nn.Module, x: Tensor, timesteps: int | None) -> bool:
     """Whether the parts are this package's, and nobody watches them."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter) or STREAM.get() is not None:
+        return False
+    if x.device.type != "cpu":
         return False
     if type(layer) is not ConvNorm or type(neuron) not in FUSED or torch_module._has_any_global_hook():
         return False

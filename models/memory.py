@@ -34,13 +34,14 @@ def setting() -> str:
 @contextlib.contextmanager
 def used_as(memory: str) -> Iterator[None]:
     """Context manager: neurons and convolutions keep no more than this memory setting lets them."""
-    token = _setting.set(memory)
+    token, outer = _setting.set(memory), _packer.set(None)
     try:
         with contextlib.ExitStack() as stack:
             if memory != "fast":
                 stack.enter_context(packed_spikes())
             yield
     finally:
+        _packer.reset(outer)
         _setting.reset(token)
 
 
@@ -193,17 +194,25 @@ def _in_memory(dense: Tensor) -> Tensor:
     return dense.detach().as_strided((dense.numel(),), (1,))
 
 
-class Again:
-    """Calls a function of x again, from x as the layer that it calls keeps it: spikes as bits.
+def again(function: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], x: Tensor) -> "Again | None":
+    """What calls a function of x again in the backward pass, if that is the memory setting; else None.
 
     Args:
         function: a layer without noise, state and hooks, perhaps over time.
         parameters: those of the layer.
     """
+    packer = _packer.get()
+    return None if packer is None or setting() != "smallest" else Again(function, parameters, x, packer)
 
-    def __init__(self, function: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], x: Tensor) -> None:
+
+class Again:
+    """A call of a function of x, from x as the layer that it calls keeps it: spikes as bits."""
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], x: Tensor, packer: "Packer"
+    ) -> None:
         self.function = function
-        self.packer = _packer.get() or Packer()
+        self.packer = packer
         self.kept = [self.packer.pack(x.detach()), *(_as_it_is(parameter) for parameter in parameters)]
         device = x.device.type
         self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
