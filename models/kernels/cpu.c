@@ -668,16 +668,20 @@ static void learn_row(const Layer *l, const Tensors *m, Block *b, int row, int64
 }
 
 /* Add the gradient of the current of a step to what batch norm needs of it. */
-static void sum_current(const Layer *l, const Tensors *m, const Block *b, int row, int64_t t, const real *restrict grad,
+static void sum_current(const Layer *l, const Tensors *m, const Block *b, int row, int64_t t, const input *restrict grad,
                         Sums *sums)
 {
     const int n = b->length[row];
     const input *restrict x = m->x + t * l->x_stride + b->start[row];
     const real *restrict mean = b->mean[row];
     real *restrict whole = sums->norm[OF_CURRENT][row], *restrict along = sums->norm[ALONG_CENTRED][row];
-    for (int i = 0; i < n; i++) whole[i] += grad[i];
-    if (m->factor)
-        for (int i = 0; i < n; i++) along[i] = fused(grad[i], load(x[i]) - mean[i], along[i]);
+    if (!m->factor)
+        for (int i = 0; i < n; i++) whole[i] += load(grad[i]);
+    else
+        for (int i = 0; i < n; i++) {
+            whole[i] += load(grad[i]);
+            along[i] = fused(load(grad[i]), load(x[i]) - mean[i], along[i]);
+        }
 }
 
 /* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one before;
@@ -698,7 +702,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
     input discarded[BLOCK], *restrict out = l->x_stride ? m->grad_x + at : discarded;
     const int hard = is_hard(l);
-    real by_spike[BLOCK], grad_u[BLOCK], grad_current[BLOCK], space[BLOCK];
+    real by_spike[BLOCK], grad_u[BLOCK], space[BLOCK];
     const real *restrict fired = fired_row(l, b, row, u, fired_t, space);
     if (learning && l->learns[RESET_VALUE]) {
         const real sign = hard ? 1 : -1;
@@ -711,17 +715,15 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
         real through_spike = slope * fused(given_counts, load(given[i]), -by_reset);
         real directly = hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
         real grad = directly + through_spike;
-        real of_current = scaled ? GAIN(i) * grad : grad;
-        out[i] = store(of_current);
+        out[i] = store(scaled ? GAIN(i) * grad : grad);
         grad_v[i] = AT(decay, i) * grad;
         if (learning) {
             by_spike[i] = through_spike;
             grad_u[i] = grad;
-            grad_current[i] = of_current;
         }
     }
     if (learning) learn_row(l, m, b, row, t, by_spike, grad_u, space, sums);
-    if (learning && sums_current(l, m)) sum_current(l, m, b, row, t, grad_current, sums);
+    if (sums_current(l, m)) sum_current(l, m, b, row, t, out, sums);
 }
 
 /* Add sums by neuron, of all neurons of a block, to those of its group: by channel, or to one. */
@@ -774,7 +776,7 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
     Block b;
     real grad_v[2][BLOCK] = {{0}};
     Sums sums;
-    int learning = sums_current(l, m);
+    int learning = 0;
     start_block(l, m, number, &b);
     if (m->scratch) run_again(l, m, &b);
     for (int which = 0; which < VALUE_COUNT; which++)
