@@ -668,7 +668,7 @@ static void learn_row(const Layer *l, const Tensors *m, Block *b, int row, int64
 }
 
 /* Add the gradient of the current of a step to what batch norm needs of it. */
-static void sum_current(const Layer *l, const Tensors *m, const Block *b, int row, int64_t t, const input *restrict grad,
+static void sum_current(const Layer *l, const Tensors *m, const Block *b, int row, int64_t t, const real *restrict grad,
                         Sums *sums)
 {
     const int n = b->length[row];
@@ -676,11 +676,11 @@ static void sum_current(const Layer *l, const Tensors *m, const Block *b, int ro
     const real *restrict mean = b->mean[row];
     real *restrict whole = sums->norm[OF_CURRENT][row], *restrict along = sums->norm[ALONG_CENTRED][row];
     if (!m->factor)
-        for (int i = 0; i < n; i++) whole[i] += load(grad[i]);
+        for (int i = 0; i < n; i++) whole[i] += grad[i];
     else
         for (int i = 0; i < n; i++) {
-            whole[i] += load(grad[i]);
-            along[i] = fused(load(grad[i]), load(x[i]) - mean[i], along[i]);
+            whole[i] += grad[i];
+            along[i] = fused(grad[i], load(x[i]) - mean[i], along[i]);
         }
 }
 
@@ -702,7 +702,8 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
     input discarded[BLOCK], *restrict out = l->x_stride ? m->grad_x + at : discarded;
     const int hard = is_hard(l);
-    real by_spike[BLOCK], grad_u[BLOCK], space[BLOCK];
+    real by_spike[BLOCK], grad_u[BLOCK], space[BLOCK], unrounded[BLOCK];
+    const int rounds = sizeof(input) != sizeof(real);
     const real *restrict fired = fired_row(l, b, row, u, fired_t, space);
     if (learning && l->learns[RESET_VALUE]) {
         const real sign = hard ? 1 : -1;
@@ -715,7 +716,9 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
         real through_spike = slope * fused(given_counts, load(given[i]), -by_reset);
         real directly = hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
         real grad = directly + through_spike;
-        out[i] = store(scaled ? GAIN(i) * grad : grad);
+        real of_current = scaled ? GAIN(i) * grad : grad;
+        out[i] = store(of_current);
+        if (rounds) unrounded[i] = of_current;
         grad_v[i] = AT(decay, i) * grad;
         if (learning) {
             by_spike[i] = through_spike;
@@ -723,7 +726,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
         }
     }
     if (learning) learn_row(l, m, b, row, t, by_spike, grad_u, space, sums);
-    if (sums_current(l, m)) sum_current(l, m, b, row, t, out, sums);
+    if (sums_current(l, m)) sum_current(l, m, b, row, t, rounds ? unrounded : (const real *)out, sums);
 }
 
 /* Add sums by neuron, of all neurons of a block, to those of its group: by channel, or to one. */
