@@ -246,6 +246,11 @@ class OwnRecordings(EventDataset):
 
     parts: Parts | None = dataclasses.field(default=None, repr=False, compare=False)  # as `found` has listed them
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """As of other recordings, but for a mirror: what it does to the classes, their user knows."""
+        return {name: why for name, why in super().refused.items() if name != "flip"}
+
     def found(self, config: TrainConfig) -> "OwnRecordings":
         """The data set in the data root. All recordings are read once, to find the size of the sensor."""
         root = data_root(config.data_root)

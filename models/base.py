@@ -103,7 +103,9 @@ class SpikingNeuron(SavesSettings, abc.ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, usual in LATER_SETTINGS.items():
-            if "reset" in state and not any(name in held for held in (state, state["_parameters"], state["_buffers"])):
+            is_held = any(name in held for held in (state, state["_parameters"], state["_buffers"]))
+            is_computed = isinstance(getattr(type(self), name, None), property)  # by the subclass
+            if "reset" in state and not is_held and not is_computed:
                 state = {**state, name: usual}  # pickled by an earlier version
         super().__setstate__(state)
 

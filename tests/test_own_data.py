@@ -91,6 +91,12 @@ def test_what_is_no_recording_is_skipped_and_said(tmp_path, caplog):
         assert re.search(f"skipped .*{what}", caplog.text)
 
 
+def test_a_byte_order_mark_hides_no_recording(tmp_path, caplog):
+    path = recordings(tmp_path) / "train/left/c"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(list_own(tmp_path).train) == 6 and "skipped" not in caplog.text
+
+
 def test_trees_of_other_shapes_are_refused_in_words(tmp_path):
     recordings(tmp_path)
     touch(tmp_path / "test" / "up" / "a.bin", nmnist())
@@ -249,7 +255,7 @@ def test_these_data_sets_alone_are_found():
 def test_what_was_found_is_in_the_checkpoint_so_that_testing_needs_no_more(run_script, undrawn, tmp_path, name):
     folder, run = tmp_path / "data", tmp_path / "run"
     striped_nmnist_tree(folder, training=10, test=2) if name == "events" else images(folder)
-    flags = ["--image_size", 12] if name == "images" else ["--timestep", 2]
+    flags = ["--flip", *(["--image_size", 12] if name == "images" else ["--timestep", 2])]
     trained = run_script(f"main_{name}.py", *QUICK, *flags, "--data_root", folder, "--run_dir", run)
     assert trained.code == 0, trained.messages
     facts = checkpoint.read(run / "best.pth")["facts"]

@@ -52,7 +52,7 @@ class _LearnsBeta(_SubtractsLater):
 
     @property
     def decay(self) -> Tensor:
-        return self.beta.clamp(0, 1)
+        return self.beta.clamp(1e-15, 1)  # learnt values may reach 0, where `reset_by` would be infinite
 
     @decay.setter
     def decay(self, value: nn.Parameter) -> None:
@@ -294,11 +294,11 @@ def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both
 
 def _refuse(leaky: Any) -> None:
     """Raise NotMapped for settings whose dynamics no neuron of this package has."""
-    reset, delay = leaky.reset_mechanism, leaky.reset_delay
+    reset, delay, factor = leaky.reset_mechanism, leaky.reset_delay, leaky.graded_spikes_factor
     reasons = {
         "inhibition lets one neuron of the layer fire": leaky.inhibition,
         "its state is quantised": leaky.state_quant,
-        "its spikes are graded": leaky.graded_spikes_factor.requires_grad or leaky.graded_spikes_factor != 1,
+        "its spikes are graded": factor.requires_grad or bool((factor != 1).any()),
         "its reset_mechanism was changed after it was made": leaky.state_function.__name__ != _FUNCTIONS[reset],
         "without reset_delay, it subtracts again where the potential is over twice the threshold": (
             reset == "subtract" and not delay

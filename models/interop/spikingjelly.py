@@ -126,6 +126,8 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
     """
     if type(node) not in _KINDS:
         raise NotMapped(f"{type(node).__name__} is not one of {', '.join(kind.__name__ for kind in _KINDS)}")
+    if node._neuron_precision is not None:
+        raise NotMapped("its potentials are stored with another precision")
     kind, decay_of = _KINDS[type(node)]
     hard = node.v_reset is not None
     rest = node.v_reset if hard else 0.0

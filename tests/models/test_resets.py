@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -167,6 +168,10 @@ def test_a_subclass_may_compute_what_is_taken_off():
     assert torch.equal(neuron(x), expected)
     neuron.run(x)[1].sum().backward()
     assert neuron.threshold.grad.any() and neuron.decay.grad.any()
+    neuron = Delayed(reset="subtract")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of other settings
+        copy.deepcopy(neuron).load_state_dict(neuron.state_dict())
 
 
 def test_a_stream_starts_from_rest_and_keeps_true_potentials():

@@ -97,7 +97,9 @@ def test_step_by_step_equals_the_whole_sequence(case, block):
     with block(net):
         expected = net(x)
         steps = [stream(x_t) for x_t in x]
-        torch.testing.assert_close(torch.stack(steps), expected)  # a matrix product may round otherwise in a larger batch
+        torch.testing.assert_close(
+            torch.stack(steps), expected
+        )  # a matrix product may round otherwise in a larger batch
         assert expected.unique().numel() > 1
         stream.reset()
         assert torch.equal(stream(x[0]), steps[0])

@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from threading import Event
 from typing import Any
 
 import torch
@@ -11,14 +14,16 @@ from tqdm import tqdm
 
 from tools.inference import ForwardPass, seeded_noise
 from tools.probes.hooks import is_noisy_indeed
+from tools.runtime.device import is_fast_in_bf16
 from tools.runtime.seeds import derived_seed
+from tools.runtime.threads import Stopped, side_by_side
 
 from . import white_box
-from .gates import run_checks, telling_radius
+from .gates import Gate, check_attacks, check_itself, telling_radius
 from .report import ALL, AttackReport, AttackResult
 from .rivals import rivals
 from .twins import GRADIENT_PATHS, with_gradient_path
-from .victim import CHOICE_DRAWS, SETTLED, Score, Victim, choose, margin, score
+from .victim import CHOICE_DRAWS, SETTLED, Score, Victim, margin, score
 
 SUBSET_SEED = 2023  # of the choice of images, the same for every network
 Radii = dict[str, tuple[float, ...]]  # by norm, rising, in pixel units
@@ -63,14 +68,18 @@ class Campaign:
     name: str = ""  # name of the preset, for the report
 
     def __post_init__(self) -> None:
+        self._noisy: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
         self.is_noisy = self.draws_noise(self.net.eval())
         self.draws = self.preset.draws if self.is_noisy else 1
         self.enough = SETTLED if self.is_noisy else 0.0  # margin at which an image needs no more attacks
         self.paths = list(GRADIENT_PATHS)  # to climb, the best first
         self.bar = tqdm(disable=True)
+        self.stop = Event()  # when it is set, attacks raise `Stopped`
         self._twins: dict[str, nn.Module] = {}
         with self.noise("choosing"):
+            before = torch.get_rng_state()
             log_p = self.victim(draws=CHOICE_DRAWS).log_probabilities(self.images)
+            self.draws_from_torch = not torch.equal(before, torch.get_rng_state())  # past `noise_generator`
         self.margins = margin(log_p, self.target)
         self.typical_margin = self.margins.clamp(max=0).mean().item()  # of clean images; below 0
         # Without the right class, the most probable first. Shape: [B, K - 1].
@@ -78,30 +87,45 @@ class Campaign:
 
     def run(self) -> AttackReport:
         """Attack, score and check."""
-        scores, found, others = {}, {}, {}  # by norm and radius
         with tqdm(desc="attacks", unit="gradient", disable=None, leave=False) as self.bar:
             clean = self.score(self.images)
             self.paths = white_box.ranked_paths(self)[: self.preset.paths]
-            for norm in self.radii:
-                for eps, attacked in white_box.curve(self, norm).items():
-                    found[norm, eps], scores[norm, eps] = attacked, self.score(attacked.images)
-                eps = telling_radius(clean, scores, norm)
-                others[norm, eps] = rivals(self, norm, eps, found[norm, eps].images)
-            gates = run_checks(self, clean, scores, found, others)
-        rows = []
-        for (norm, eps), result in scores.items():
-            rows.append(AttackResult(norm, eps, ALL, len(self.images), result))
-            for name, rival in others.get((norm, eps), {}).items():
-                rows.append(AttackResult(norm, eps, name, len(rival.times_correct), rival))
+            tasks = [self._task(Campaign._attack, norm, clean) for norm in self.radii]
+            tasks.append(self._task(check_itself, clean))
+            *curves, gates = side_by_side(
+                tasks, at_once=self.forward.device.type == "cpu" and not self.draws_from_torch
+            )
         return AttackReport(
             preset=self.name,
             settings=dataclasses.asdict(self.preset),
             images=len(self.images),
             clean=clean,
             paths=self.paths,
-            attacks=rows,
-            gates=gates,
+            attacks=[row for rows, _ in curves for row in rows],
+            gates=[gate for _, some in curves for gate in some] + gates,
         )
+
+    def _attack(self, norm: str, clean: Score) -> tuple[list[AttackResult], list[Gate]]:
+        """The attacks at all radii of a norm, and their gates."""
+        curve = {eps: (found, self.score(found.images)) for eps, found in white_box.curve(self, norm).items()}
+        scores = {eps: score for eps, (_, score) in curve.items()}
+        telling = telling_radius(clean, scores)
+        others = rivals(self, norm, telling, curve[telling][0].images)
+        rows = [AttackResult(norm, eps, ALL, len(self.images), score) for eps, score in scores.items()]
+        for name, rival in others.items():
+            rows.append(AttackResult(norm, telling, name, len(rival.times_correct), rival))
+        return rows, check_attacks(self, norm, clean, scores, others, telling, curve[telling][0])
+
+    def _task(self, run: Callable[..., Any], *arguments: Any) -> Callable[[Event], Any]:
+        """`run(campaign, *arguments)` with copies of the networks, for a thread of its own."""
+        own = copy.copy(self)
+        own.net, own._twins, own._noisy = copy.deepcopy(self.net), {}, weakref.WeakKeyDictionary()
+
+        def task(stop: Event) -> Any:
+            own.stop = stop
+            return run(own, *arguments)
+
+        return task
 
     def only(self, rows: Tensor | slice) -> "Campaign":
         """The same campaign on some of the images."""
@@ -128,17 +152,18 @@ class Campaign:
             draws = 1
         elif draws is None:
             draws = self.draws
-        return Victim(net, self.forward, draws)
+        amp = "bf16" if is_fast_in_bf16(self.forward.device) else None  # gradients in it lead as far
+        return Victim(net, self.forward, draws, self._go_on, amp)
+
+    def _go_on(self) -> None:
+        if self.stop.is_set():
+            raise Stopped
 
     def draws_noise(self, net: nn.Module) -> bool:
         """Whether a network, the attacked one or a twin, says that it is noisy; UserError if it is and says no."""
-        return is_noisy_indeed(net, self.forward, self.images[:4])
-
-    def choose(self, candidates: list[Tensor]) -> Tensor:
-        """The best of several attacked images, judged with draws that are used for nothing else."""
-        self.bar.set_postfix_str("choosing")
-        with self.noise("choosing"):
-            return choose(self.victim(draws=CHOICE_DRAWS), candidates, self.target)
+        if net not in self._noisy:
+            self._noisy[net] = is_noisy_indeed(net, self.forward, self.images[:4])
+        return self._noisy[net]
 
     def score(self, images: Tensor, net: nn.Module | None = None, repetition: int = 0) -> Score:
         """The score on attacked images, with draws that are used for nothing else and differ by `repetition`."""

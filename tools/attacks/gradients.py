@@ -82,6 +82,7 @@ def apgd(
     start: Tensor,
     steps: int,
     judge: Callable[[Tensor, Tensor], Tensor] | None = None,
+    is_exact: bool = True,
     first_step: float = FIRST_STEP,
 ) -> tuple[Tensor, Tensor]:
     """Projected gradient ascent with momentum, in steps that halve where they no longer help.
@@ -91,8 +92,9 @@ def apgd(
     Args:
         climb: (images, their rows in the batch) -> what there is to climb.
         start: images of the ball.
-        judge: (images, their rows) -> margins [B] by draws that are used for nothing else; None without noise, where
-            those of `climb` are exact. It sees the images that look fooled at a checkpoint, and all at the end.
+        judge: (images, their rows) -> the margins that count [B]; None: those of `climb`.
+        is_exact: whether the margins of `climb` are those of `judge` but for rounding. If not, because of noise or
+            another network, it judges images at checkpoints, and an image suffices only beyond `SETTLED`.
         first_step: in units of eps.
 
     Returns:
@@ -103,7 +105,6 @@ def apgd(
         attacks", ICML 2020, section 3: momentum, checkpoints and the two conditions for halving. Leaving an image once
         it is fooled, and the judge, are ours.
     """
-    is_exact = judge is None
     enough = 0.0 if is_exact else SETTLED
     rows = torch.arange(len(start), device=start.device)
     found = climb(start, rows)
@@ -119,8 +120,14 @@ def apgd(
         highest[better] = margins[margins > highest[rows]]
         best[better] = images[better]
 
+    def keep_by_climb(rows: Tensor, margins: Tensor) -> None:
+        fooled = (margins > 0).nonzero()[:, 0]
+        if judge is not None and len(fooled):
+            margins = margins.index_copy(0, fooled, judge(images[rows[fooled]], rows[fooled]).to(margins.dtype))
+        keep(rows, margins)
+
     if is_exact:
-        keep(rows, found.margin)
+        keep_by_climb(rows, found.margin)
     checkpoints, last = _checkpoints(steps), 0
     for step in range(1, steps + 1):
         rows = (highest <= enough).nonzero()[:, 0]
@@ -138,9 +145,9 @@ def apgd(
         up = rows[found.value > peak_value[rows]]
         peak[up], peak_value[up], peak_gradient[up] = images[up], value[up], gradient[up]
         if is_exact:
-            keep(rows, found.margin)
+            keep_by_climb(rows, found.margin)
         if step in checkpoints:
-            if not is_exact:
+            if judge is not None and not is_exact:
                 looks = rows if step == steps else rows[found.margin > 0]
                 if len(looks):
                     keep(looks, judge(images[looks], looks))

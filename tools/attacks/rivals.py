@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .gradients import Ball, fgsm, random_noise
 from .square import square_attack
-from .twins import mean_field_twin, noiseless_twin
+from .twins import twins_in_other_modes
 from .victim import Score
 from .white_box import ascend, first_climb
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .campaign import Campaign
 
 WHITE_BOX, NOISE = "white box", "random noise"
+MOST_SQUARE_DRAWS = 2  # in a query of Square, which measures what it accepted again
 
 
 def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dict[str, Score]:
@@ -26,8 +27,7 @@ def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dic
     found = {WHITE_BOX: attacked[campaign.sample], NOISE: random_noise(ball, campaign.generator(NOISE))}
     with campaign.noise("making", "FGSM"):
         found["FGSM"] = fgsm(part.victim(part.twin(part.paths[0])).gradient, ball, part.target)
-    twins = {"noiseless": noiseless_twin(campaign.net), "mean field": mean_field_twin(campaign.net)}
-    for name, twin in twins.items():
+    for name, twin in twins_in_other_modes(campaign.net).items():
         climb = first_climb(part, f"transfer, {name}")
         found[climb.path] = ascend(part, norm, eps, climb, twin, transfers=True).images
     if norm == "linf":
@@ -35,5 +35,6 @@ def rivals(campaign: "Campaign", norm: str, eps: float, attacked: Tensor) -> dic
             campaign.bar.set_postfix_str(name)
             with campaign.noise("making", name):
                 squares = campaign.generator(name)
-                found[name] = square_attack(part.victim(), ball, part.target, part.preset.queries, squares, start)
+                victim = part.victim(draws=min(part.draws, MOST_SQUARE_DRAWS))
+                found[name] = square_attack(victim, ball, part.target, part.preset.queries, squares, start)
     return {name: part.score(images) for name, images in found.items()}

@@ -1,19 +1,21 @@
 """Twins of a network: frozen copies with another gradient path, or another noise.
 
 A network whose noise hides its gradient looks robust and is not, so gradients are also taken along other paths. The
-forward pass is that of the network itself, except in the mean-field and the noiseless twin. A neuron that lacks what a
+forward pass is that of the network itself, except in twins of another mode. A neuron that lacks what a
 twin needs is a UserError.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import Cauchy, Gaussian, NoiseLaw
-from tools.probes.hooks import require, spiking_neurons
+from tools.probes.hooks import require, set_mode, spiking_neurons
 
 VANISHING = 1e-6  # factor on the scale of vanishing noise
 
@@ -74,11 +76,29 @@ def mean_field_twin(net: nn.Module) -> nn.Module:
 def noiseless_twin(net: nn.Module) -> nn.Module:
     """Neurons that fire where u > threshold, with the density of their noise as gradient."""
     twin = _frozen_copy(net)
-    for layer, neuron in spiking_neurons(twin):
-        if require(layer, neuron, "is_noisy", "the noiseless twin") or hasattr(neuron, "mode"):
-            require(layer, neuron, "mode", "the noiseless twin")
-            neuron.mode = "noiseless"
+    set_mode(twin, "noiseless", "the noiseless twin")
     return twin
+
+
+def noisy_twin(net: nn.Module) -> nn.Module:
+    """Noisy neurons draw, in whatever mode they are deployed."""
+    twin = _frozen_copy(net)
+    set_mode(twin, "noisy", "the noisy twin")
+    return twin
+
+
+def twins_in_other_modes(net: nn.Module) -> dict[str, nn.Module]:
+    """{mode: twin} for the modes in which the network could be deployed, and is not; the mean field always could."""
+    neurons = [neuron for _, neuron in spiking_neurons(net)]
+    modes = {getattr(neuron, "mode", "noisy" if neuron.is_noisy else "noiseless") for neuron in neurons}
+    found = {}
+    if modes != {"noisy"} and any(hasattr(neuron, "mode") for neuron in neurons):
+        found["noisy"] = noisy_twin(net)
+    if modes != {"noiseless"}:
+        found["noiseless"] = noiseless_twin(net)
+    if modes != {"mean_field"}:
+        found["mean field"] = mean_field_twin(net)
+    return found
 
 
 def vanishing_noise_twin(net: nn.Module) -> nn.Module:
@@ -113,5 +133,24 @@ class Planted(nn.Module):
 
 
 def _frozen_copy(net: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without gradients of weights."""
-    return copy.deepcopy(net).eval().requires_grad_(False)
+    """A copy in evaluation mode, without gradients of weights, and without what need not be computed.
+
+    Batch normalisation right after a convolution becomes part of it, which changes nothing but rounding.
+    """
+    twin = copy.deepcopy(net).eval().requires_grad_(False)
+    for chain in list(twin.modules()):
+        if not isinstance(chain, nn.Sequential) or type(chain).forward is not nn.Sequential.forward:
+            continue
+        for (name, layer), (after, norm) in itertools.pairwise(list(chain.named_children())):
+            if _can_be_one(layer, norm):
+                setattr(chain, name, fuse_conv_bn_eval(layer, norm).requires_grad_(False))
+                setattr(chain, after, nn.Identity())
+    return twin
+
+
+def _can_be_one(layer: nn.Module, norm: nn.Module) -> bool:
+    """Whether these are a convolution and its batch normalisation, by running statistics, and no hook sees either."""
+    kinds = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+    if type(norm) is not kinds.get(type(layer)) or norm.running_mean is None:
+        return False
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm))

@@ -66,12 +66,24 @@ class Victim:
         net: images [B, C, H, W] in [0, 1], timesteps -> logits [T, B, K]; it includes its normalisation. Its weights
             should not require gradients.
         draws: number of noise draws averaged in every gradient and query; 1 for a network without noise.
+        before_pass: called before each forward pass; what it raises ends the attack.
+        gradient_amp: precision of `ascent`, as in `ForwardPass`; None: that of `forward`, but "no" instead of fp16, in
+            which the gradients of confident predictions would underflow.
     """
 
-    def __init__(self, net: nn.Module, forward: inference.ForwardPass, draws: int):
+    def __init__(
+        self,
+        net: nn.Module,
+        forward: inference.ForwardPass,
+        draws: int,
+        before_pass: Callable[[], None] = lambda: None,
+        gradient_amp: str | None = None,
+    ):
         self.net = net
         self.forward = forward
         self.draws = draws
+        self.before_pass = before_pass
+        self.gradient_amp = gradient_amp or ("no" if forward.amp == "fp16" else forward.amp)
         self.is_noisy = is_noisy(net)
 
     def ascent(
@@ -85,8 +97,7 @@ class Victim:
         Note:
             Athalye, Carlini and Wagner, "Obfuscated gradients give a false sense of security", ICML 2018.
         """
-        # In fp16 the gradients of confident predictions would underflow.
-        forward = dataclasses.replace(self.forward, amp="no") if self.forward.amp == "fp16" else self.forward
+        forward = dataclasses.replace(self.forward, amp=self.gradient_amp)
 
         def measure(part: slice) -> tuple[Tensor, ...]:
             leaf = images[part].detach().requires_grad_()
@@ -120,6 +131,7 @@ class Victim:
         """What `measure` returns for a batch, in parts that fit into one forward pass with all their draws."""
         parts, start = [], 0
         while start < count:
+            self.before_pass()
             size = max(1, self.forward.fold // self.draws)
             try:
                 parts.append(measure(slice(start, start + size)))
@@ -141,16 +153,6 @@ class Score:
     accuracy_ensemble: float  # mean over disjoint ensembles of draws
     times_correct: list[int]  # for each image, the number of draws that classified it correctly
     draws: int  # 1 without noise
-
-
-def choose(victim: Victim, candidates: list[Tensor], target: Tensor) -> Tensor:
-    """For each image, the candidate [B, C, H, W] with the highest margin of the mean prediction."""
-    best, highest = candidates[0], victim.margins(candidates[0], target)
-    for images in candidates[1:]:
-        found = victim.margins(images, target)
-        best = torch.where((found > highest).view(-1, 1, 1, 1), images, best)
-        highest = torch.maximum(found, highest)
-    return best
 
 
 def score(victim: Victim, images: Tensor, target: Tensor, ensemble: int) -> Score:

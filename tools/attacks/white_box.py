@@ -176,16 +176,14 @@ def ascend(
         turn: how many times this was done before, from other starts.
     """
     campaign.bar.set_postfix_str(f"{norm} {eps:.3g}, {climb.path}")
-    net = campaign.twin(climb.path) if net is None else net
-    victim = campaign.victim(net, climb.draws)
+    victim = campaign.victim(campaign.twin(climb.path) if net is None else net, climb.draws)
+    judged = campaign.victim(None if transfers else net, CHOICE_DRAWS)
+    is_exact = not transfers and not victim.is_noisy
     wrong = None if climb.rank is None else campaign.wrong[:, climb.rank]
     ball = Ball(campaign.images, eps, norm)
-    judge = None
-    if transfers or victim.is_noisy:
-        judged = campaign.victim(None if transfers else net, CHOICE_DRAWS)
 
-        def judge(images: Tensor, rows: Tensor) -> Tensor:
-            return judged.margins(images, campaign.target[rows])
+    def judge(images: Tensor, rows: Tensor) -> Tensor:
+        return judged.margins(images, campaign.target[rows])
 
     def look(images: Tensor, rows: Tensor) -> Ascent:
         campaign.bar.update(climb.draws * len(rows))
@@ -196,4 +194,4 @@ def ascend(
     if start is None:
         start, first_step = ball.start(campaign.generator("start", purpose)), FIRST_STEP
     with campaign.noise("making", purpose):
-        return Attacked(*apgd(look, ball, start, climb.steps, judge, first_step))
+        return Attacked(*apgd(look, ball, start, climb.steps, judge, is_exact, first_step))

@@ -17,9 +17,9 @@ _run = partial(option, group="run")
 
 
 def _perturbations(has_pixels: bool | None) -> list[str]:
-    from tools.perturb import PERTURBATIONS, applicable  # slow to import
+    from tools.perturb import PERTURBATIONS, SETS, applicable  # slow to import
 
-    return ["all", *(PERTURBATIONS if has_pixels is None else applicable(has_pixels))]
+    return [*SETS, *(PERTURBATIONS if has_pixels is None else applicable(has_pixels))]
 
 
 def _presets(has_pixels: bool | None) -> list[str]:
@@ -59,7 +59,8 @@ class EvaluationConfig(_Overrides):
     draws: int = _eval(5, "independent repetitions, reported as mean and standard deviation", low=1)
     perturbation: list[str] = _eval(
         [],
-        "perturbations to evaluate; all: all that apply but adversarial, at severities 1 to 5",
+        "perturbations to evaluate; all: all that apply but attacks, published: the published tests and attacks that "
+        "apply; these at severities 1 to 5",
         choices=_perturbations,
     )
     severity: list[int] = _eval(
@@ -87,7 +88,8 @@ class EvaluationConfig(_Overrides):
     jpeg_quality: float = _on_pixels(50.0, "quality of jpeg", low=1.0, high=95.0)
     pixelate_factor: float = _on_pixels(0.5, "relative size after shrinking by pixelate", low=0.01, high=1.0)
     adv_gamma: float = _on_pixels(1.0, "L2 norm of the change made by adversarial (pixel range 1)")
-    adv_draws: int = _on_pixels(5, "noise draws averaged in each gradient of adversarial", low=1)
+    adv_eps: float = _on_pixels(8 / 255, "Linf norm of the change made by fgsm (pixel range 1)")
+    adv_draws: int = _on_pixels(5, "noise draws averaged in each gradient of adversarial and fgsm", low=1)
     drop_p: float = _on_events(0.3, "fraction of events that eventdrop drops", high=1.0)
     drop_ratio: float = _on_events(0.3, "share of the time (drop_time) or of the sides (drop_area)", high=1.0)
     background_hz: float = _on_events(5.0, "events of background per pixel and second")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from tools.config.evaluate import EvaluationConfig
 from tools.data.corruptions import SEVERITIES
 from tools.errors import UserError
-from tools.perturb import PERTURBATIONS, applicable
+from tools.perturb import PERTURBATIONS, SETS, applicable
 
 CLEAN = "clean"
 MAX_STRENGTHS = 1000  # in a --range
@@ -39,19 +39,20 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         raise UserError(f"--{'range' if config.range else 'severity'} needs --perturbation")
     if config.range and config.severity:
         raise UserError("--range and --severity both set the strength; give only one")
-    if config.range and "all" in config.perturbation:
-        raise UserError("--range sweeps one unit, but the perturbations of `all` have different ones: use --severity")
+    if config.range and (several := [name for name in config.perturbation if name in SETS]):
+        raise UserError(f"--range sweeps one unit, but those of `{several[0]}` have different ones: use --severity")
     if config.range and config.right < config.left:
         raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
     if config.range and not (config.right - config.left) / config.step + 1e-6 < MAX_STRENGTHS:
         raise UserError(f"--range has more than {MAX_STRENGTHS} strengths; choose a larger --step")
     possible = applicable(has_pixels, has_spikes=config.inference != "mean_field")
-    names = config.perturbation
-    severities = config.severity
-    if "all" in names:
-        named = [name for name in names if name != "all"]  # such as adversarial, which "all" does not include
-        names = [name for name in possible if PERTURBATIONS[name].where != "attack"] + named
-        severities = severities or SEVERITIES
+    names, severities = [], config.severity
+    for name in config.perturbation:
+        if name in SETS:
+            names += [one for one in possible if one in SETS[name]]
+            severities = severities or SEVERITIES
+        else:
+            names.append(name)
     for name in names:
         if name not in possible:
             where = PERTURBATIONS[name].where

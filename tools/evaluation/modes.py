@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tools.data.batches import Batches
 from tools.errors import UserError
 from tools.inference import ForwardPass
-from tools.probes.hooks import require, spiking_neurons
+from tools.probes.hooks import set_mode
 
 
 def put_into_mode(net: nn.Module, mode: str, path: str) -> None:
@@ -20,16 +20,8 @@ def put_into_mode(net: nn.Module, mode: str, path: str) -> None:
     """
     if mode == "noisy":
         return
-    purpose, switched = f"--inference {mode}", False
-    for layer, neuron in spiking_neurons(net):
-        if require(layer, neuron, "is_noisy", purpose) or hasattr(neuron, "mode"):
-            require(layer, neuron, "mode", purpose)
-            neuron.mode = mode
-            if neuron.is_noisy:
-                who = f"layer {layer!r} ({type(neuron).__name__})"
-                raise UserError(f"{who} says that it `is_noisy` in the mode {mode!r} too: see models.SpikingNeuron")
-            switched = True
-    if not switched:
+    purpose = f"--inference {mode}"
+    if not set_mode(net, mode, purpose):
         raise UserError(f"{purpose} is for noisy neurons, and {path} has none; in --compare, write {path}@noisy")
 
 

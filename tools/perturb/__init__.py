@@ -3,16 +3,18 @@
 The decorator of each function enters it into the table. All are seeded, so that compared networks get the same draws.
 """
 
-from tools.attacks.gradients import direct_optimisation
-
-from . import events, hidden, pixels
+from . import attacks, events, hidden, pixels
 from .perturbation import Perturbation
 
-__all__ = ["PERTURBATIONS", "Perturbation", "applicable"]
+__all__ = ["PERTURBATIONS", "SETS", "Perturbation", "applicable"]
 
-GAMMA = "L2 norm of the attack, before it is cut to [0, 1]"
-ADVERSARIAL = Perturbation("attack", direct_optimisation, "adv_gamma", GAMMA, (0.25, 0.5, 1.0, 1.5, 2.0))
-PERTURBATIONS = {**pixels.PERTURBATIONS, **events.PERTURBATIONS, **hidden.PERTURBATIONS, "adversarial": ADVERSARIAL}
+PERTURBATIONS = {**pixels.PERTURBATIONS, **events.PERTURBATIONS, **hidden.PERTURBATIONS, **attacks.PERTURBATIONS}
+# Those that a name stands for, where they apply. The tests of Ma, Yan and Tang (Patterns 4 (2023) 100831) are the
+# attacks "direct optimisation" and FGSM, lost input spikes, and flipped spikes of the neurons.
+SETS = {
+    "all": tuple(name for name, one in PERTURBATIONS.items() if one.where != "attack"),
+    "published": ("adversarial", "fgsm", "eventdrop", "spike_level"),
+}
 
 
 def applicable(has_pixels: bool, has_spikes: bool = True) -> list[str]:

@@ -50,6 +50,23 @@ def is_noisy_indeed(net: nn.Module, forward: ForwardPass, images: Tensor) -> boo
     return False
 
 
+def set_mode(net: nn.Module, mode: str, purpose: str) -> bool:
+    """Put the neurons that can be noisy into one of `models.functional.MODES`; return whether there are any.
+
+    UserError if a noisy neuron has no `mode` to obey, or stays noisy in a mode without noise.
+    """
+    found = False
+    for layer, neuron in spiking_neurons(net):
+        if require(layer, neuron, "is_noisy", purpose) or hasattr(neuron, "mode"):
+            require(layer, neuron, "mode", purpose)
+            neuron.mode = mode
+            if mode != "noisy" and neuron.is_noisy:
+                who = f"layer {layer!r} ({type(neuron).__name__})"
+                raise UserError(f"{who} says that it `is_noisy` in the mode {mode!r} too: see models.SpikingNeuron")
+            found = True
+    return found
+
+
 def neuron_hooks(net: nn.Module, hook: Hook, on_input: bool = False) -> contextlib.AbstractContextManager[nn.Module]:
     """`crits.watching.neuron_hooks`; UserError if the network has no spiking neuron."""
     if not spiking_neurons(net):

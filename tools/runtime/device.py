@@ -47,3 +47,11 @@ def keep_freed_memory() -> None:
         return
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def is_fast_in_bf16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16, with which it is faster than in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # earlier versions of torch lack it
+    return device.type == "cpu" and bool(capabilities().get("avx512_bf16"))

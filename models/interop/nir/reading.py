@@ -66,6 +66,8 @@ class Network(nn.Module):
             del sources[loop]
             sources[name].remove(loop)
         self.layers = nn.ModuleDict({_key(name): layer for name, layer in layers.items()})
+        if len(self.layers) < len(layers):
+            raise ArgumentError(f"names of nodes must differ in more than dots and underscores: {', '.join(layers)}")
         self.sources = sources
         self.order = _sorted(sources)
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -275,6 +276,18 @@ def test_a_leaky_integrator_gives_its_potential():
         v = v + 0.5 * (0.5 - v + 3 * x_t)
         expected.append(v)
     assert torch.allclose(interop.nir.read(graph)(x), torch.stack(expected), atol=1e-6)
+
+
+def test_nodes_whose_names_would_be_the_same_are_refused():
+    nodes = {
+        "in": nir.Input([2]),
+        "a.b": nir.Linear(np.eye(2)),
+        "a_b": nir.Linear(2 * np.eye(2)),
+        "out": nir.Output([2]),
+    }
+    graph = nir.NIRGraph(nodes, [("in", "a.b"), ("a.b", "a_b"), ("a_b", "out")])
+    with pytest.raises(ValueError, match="must differ in more than dots and underscores: a.b, a_b"):
+        interop.nir.read(graph)
 
 
 def test_a_time_constant_shorter_than_the_step_is_refused(path):

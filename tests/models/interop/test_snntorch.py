@@ -1,6 +1,7 @@
 """snnTorch's neurons and networks next to their equals here."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -340,8 +341,10 @@ def test_values_of_features_are_mapped_for_features_alone(monkeypatch):
         ours(torch.zeros(4, 7, 7))
 
 
-@pytest.mark.parametrize("values", [(1.2, 1.1), (1.0, 1.0), (1.2, -0.1), (0.8, 1.1)])
-@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize(
+    ("values", "is_late"),
+    [*itertools.product([(1.2, 1.1), (1.0, 1.0), (1.2, -0.1), (0.8, 1.1)], [False, True]), ((-0.1, 0.5), True)],
+)
 def test_learnt_decays_are_clamped(values, is_late):
     theirs = snn.Synaptic(0.5, 0.5, learn_alpha=True, learn_beta=True, init_hidden=True)
     ours = from_leaky(theirs) if is_late else None
@@ -400,6 +403,7 @@ def test_the_network_of_tutorial_5_is_converted(hidden):
         (lambda: snn.Leaky(0.9, reset_delay=False), "subtracts again"),
         (lambda: snn.Leaky(0.9, inhibition=True), "inhibition"),
         (lambda: snn.Leaky(0.9, graded_spikes_factor=2.0), "graded"),
+        (lambda: snn.Leaky(0.9, graded_spikes_factor=torch.tensor([1.0, 2.0])), "graded"),
         (lambda: snn.Leaky(0.9, state_quant=lambda mem: mem), "quantised"),
         (lambda: snn.Leaky(0.0), "beta of 0"),
         (lambda: snn.Leaky(0.9, threshold=float("inf")), "its threshold is infinite"),

@@ -214,6 +214,13 @@ def test_what_is_not_equal_is_refused(node, reason):
         from_lifnode(node)
 
 
+def test_another_precision_is_refused():
+    node = neuron.LIFNode(step_mode="m")
+    node._neuron_precision = (torch.float16, "fp16", "fp32")  # as SpikingJelly sets it, on CUDA alone
+    with pytest.raises(interop.NotMapped, match="stored with another precision"):
+        from_lifnode(node)
+
+
 def test_noise_takes_the_place_of_an_unknown_surrogate():
     ours = from_lifnode(neuron.LIFNode(surrogate_function=surrogate.S2NN()), noise=Gaussian(0.3))
     assert ours.neuron.gradient_law.scale == 0.3

@@ -1,17 +1,24 @@
 """Twins of networks whose neurons are neither of `models` nor deterministic."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from models import LIF, Gaussian, NoisyLIF, noise_generator
+from models import LIF, Gaussian, NoisyLIF, noise_generator, noiseless
 from tools.attacks.campaign import PRESETS, Campaign
-from tools.attacks.twins import mean_field_twin, noiseless_twin, vanishing_noise_twin, with_gradient_path
+from tools.attacks.twins import (
+    mean_field_twin,
+    noiseless_twin,
+    twins_in_other_modes,
+    vanishing_noise_twin,
+    with_gradient_path,
+)
 from tools.errors import UserError
 from tools.inference import ForwardPass
-from tools.probes.hooks import is_noisy
+from tools.probes.hooks import is_noisy, set_mode
 
 CPU = ForwardPass(torch.device("cpu"), timesteps=2)
 
@@ -88,6 +95,34 @@ def test_a_third_stochastic_neuron_has_every_twin():
 
 
 @pytest.mark.parametrize(
+    ("mode", "others"),
+    [
+        ("noisy", ["noiseless", "mean field"]),
+        ("noiseless", ["noisy", "mean field"]),
+        ("mean_field", ["noisy", "noiseless"]),
+    ],
+)
+def test_a_deployed_network_has_twins_in_the_other_modes(mode, others):
+    """Each is as the network would be in that mode, and the network stays in its own."""
+    net, images = Net(NoisyLIF(Gaussian(0.3))), torch.rand(40, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    set_mode(net, mode, "a test")
+    twins = twins_in_other_modes(net)
+    assert list(twins) == others
+    for name, twin in twins.items():
+        expected = copy.deepcopy(net)
+        expected.layers["neuron"].mode = name.replace(" ", "_")
+        with noise_generator(torch.Generator().manual_seed(1)):
+            found = twin(images, 3)
+        with noise_generator(torch.Generator().manual_seed(1)):
+            torch.testing.assert_close(found, expected(images, 3))
+    assert net.layers["neuron"].mode == mode
+
+
+def test_a_network_without_noise_has_a_mean_field_twin_alone():
+    assert list(twins_in_other_modes(Net(LIF(Gaussian(0.3))))) == ["mean field"]
+
+
+@pytest.mark.parametrize(
     ("make", "missing"),
     [
         (lambda net: with_gradient_path(net, "own"), "gradient_law"),
@@ -144,3 +179,29 @@ def test_the_noise_of_a_neuron_with_a_surrogate_vanishes_too():
     assert twin[0].noise.scale == pytest.approx(0.2e-6) and twin[0].gradient_law.scale == 5.0
     with noise_generator(torch.Generator().manual_seed(1)):
         assert torch.equal(twin(x), (x > 1).float())
+
+
+class Chains(nn.Module):
+    """Convolutions with and without what can be folded into them."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), NoisyLIF(Gaussian(0.3)))
+        self.batch_statistics = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+        self.watched = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4))
+        self.watched[0].register_forward_hook(lambda module, args, output: output + 1)
+        self.apart = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Identity(), nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return torch.stack([chain(x) for chain in self.children()])
+
+
+def test_twins_fold_batch_normalisation_where_nothing_else_changes():
+    torch.manual_seed(0)
+    net, x = Chains(), torch.rand(8, 1, 6, 6)
+    net(3 * x + 1)  # statistics
+    twin = noiseless_twin(net)
+    assert [sum(isinstance(m, nn.BatchNorm2d) for m in chain) for chain in twin.children()] == [0, 1, 1, 1]
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 4
+    with noiseless(net.eval()):
+        torch.testing.assert_close(twin(x), net(x))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import statistics
 
 import numpy as np
@@ -29,7 +30,7 @@ from tools.evaluation.report.page import Section
 from tools.evaluation.run import MEASUREMENTS, evaluate, run_evaluation
 from tools.evaluation.snapshot import Snapshot
 from tools.io.checkpoint import CheckpointError
-from tools.perturb import PERTURBATIONS
+from tools.perturb import PERTURBATIONS, applicable
 from tools.training.run import Training
 
 
@@ -559,22 +560,39 @@ def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_the_published_attack_is_a_perturbation_of_the_test(half_trained, stripes, tmp_path):
-    """Crafted with noise of its own, within the sphere of its norm, and it does more harm the larger that is."""
+    """Crafted with noise of their own, within their balls, and large ones do harm."""
     for neuron in ("NILIF", "LIF"):
-        test = snapshot(
-            half_trained, stripes, tmp_path / neuron, neuron, perturbation=["adversarial"], severity=[2, 5], draws=4
-        )
-        seen = []
-        test.net.normalize.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].clone()))
-        clean, weak, strong = evaluate(test).perturbations["adversarial"]
-        assert strong.loss_mean > weak.loss_mean > clean.loss_mean
-        images = test.test.images.float() / 255
-        distance = (seen[-1] - images[: len(seen[-1])]).flatten(1).norm(dim=1)
-        assert (distance <= PERTURBATIONS["adversarial"].severities[-1] + 1e-4).all() and (distance > 0.5).all()
-    beside = conditions(EvaluationConfig(perturbation=["adversarial", "all"]), has_pixels=True)
-    assert list(beside)[-1] == "adversarial" and len(beside) == 15
+        for name, norm, least in (("adversarial", 2, 0.5), ("fgsm", math.inf, 0.1)):
+            options = dict(perturbation=[name], severity=[2, 5], draws=4)
+            test = snapshot(half_trained, stripes, tmp_path / neuron / name, neuron, **options)
+            seen = []
+            test.net.normalize.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].clone()))
+            clean, weak, strong = evaluate(test).perturbations[name]
+            assert strong.loss_mean > clean.loss_mean
+            assert strong.loss_mean > weak.loss_mean > clean.loss_mean or name == "fgsm"  # one step may go astray
+            images = test.test.images.float() / 255
+            distance = (seen[-1] - images[: len(seen[-1])]).flatten(1).norm(norm, dim=1)
+            assert (distance <= PERTURBATIONS[name].severities[-1] + 1e-4).all() and (distance > least).all()
+
+
+def test_names_that_stand_for_several_perturbations():
+    """What does not apply is left out; severities 1 to 5 unless others are asked for."""
+
+    def found(*names, has_pixels=True, **options):
+        return conditions(EvaluationConfig(perturbation=list(names), **options), has_pixels=has_pixels)
+
+    assert list(found("published")) == ["clean", "spike_level", "adversarial", "fgsm"]
+    assert list(found("published", has_pixels=False)) == ["clean", "eventdrop", "spike_level"]
+    assert list(found("published", inference="mean_field")) == ["clean", "adversarial", "fgsm"]
+    every = found("adversarial", "all")
+    assert list(every)[:2] == ["clean", "adversarial"] and "fgsm" not in every
+    assert set(applicable(has_pixels=True)) == {*every, "fgsm"} - {"clean"}
+    assert [one.severity for one in found("published")["fgsm"]] == [0, 1, 2, 3, 4, 5]
+    assert [one.severity for one in found("published", severity=[2])["fgsm"]] == [0, 2]
+    with pytest.raises(UserError, match="those of `published` have different ones"):
+        found("fgsm", "published", range=True)
     with pytest.raises(UserError, match="does not have"):
-        conditions(EvaluationConfig(perturbation=["adversarial"]), has_pixels=False)
+        found("adversarial", has_pixels=False)
 
 
 def test_a_range_has_at_most_a_thousand_strengths():

@@ -87,6 +87,7 @@ OUR_SEVERITIES = {
     "spike_insert": (0.001, 0.003, 0.01, 0.03, 0.1),
     "membrane": (0.1, 0.2, 0.3, 0.5, 1.0),
     "adversarial": (0.25, 0.5, 1.0, 1.5, 2.0),
+    "fgsm": (2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255),
 }
 
 
@@ -108,7 +109,7 @@ def test_the_strengths_that_are_allowed_and_those_that_change_nothing():
     for name in (*OF_CIFAR_10_C, *OUR_SEVERITIES):
         one = PERTURBATIONS[name]
         assert (one.neutral, one.lowest, one.highest) == others.get(name, (0, 0, math.inf)), name
-        assert one.is_random == (name not in ("blur", "contrast", "brightness", "jpeg", "pixelate")), name
+        assert one.is_random == (name not in ("blur", "contrast", "brightness", "jpeg", "pixelate", "fgsm")), name
 
 
 @pytest.mark.parametrize(

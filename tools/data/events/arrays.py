@@ -110,14 +110,14 @@ def read_mat(source: Source) -> Reading:
 
     Note: "MAT-File Format" of The MathWorks, chapter 1. SciPy's reader is not used: a damaged file can crash Python.
     """
-    path, raw, others = source.path, source.raw, []
+    path, raw, others = source.path, memoryview(source.raw), []  # a view, as parts of bytes would be copies
     if raw[:6] != b"MATLAB" or raw[126:128] != b"IM":
-        raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {raw[:6]!r}")
+        raise EventFormatError(path, 0, f"expected a little-endian MATLAB 5 file, got {source.raw[:6]!r}")
     at = 128
     while at < len(raw):
         kind, body, following = _mat_element(path, raw, at)
         if kind == _MAT_COMPRESSED:
-            kind, body, _ = _mat_element(path, _inflated(path, at, body), 0)
+            kind, body, _ = _mat_element(path, memoryview(_inflated(path, at, body)), 0)
         if kind == _MAT_MATRIX:
             name, table = _mat_table(path, body)
             if table is not None:
@@ -132,7 +132,7 @@ def from_out1(source: Source, table: np.ndarray) -> Reading:
     return from_columns(source, table[:, -3], table[:, -2], table[:, 0], table[:, -1], format="MATLAB")
 
 
-def _inflated(path: PathLike, at: int, body: bytes) -> bytes:
+def _inflated(path: PathLike, at: int, body: memoryview) -> bytes:
     inflater = zlib.decompressobj()
     try:
         content = inflater.decompress(body, min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(body)))
@@ -143,7 +143,7 @@ def _inflated(path: PathLike, at: int, body: bytes) -> bytes:
     return content
 
 
-def _mat_element(path: PathLike, raw: bytes, at: int) -> tuple[int, bytes, int]:
+def _mat_element(path: PathLike, raw: memoryview, at: int) -> tuple[int, memoryview, int]:
     """The data element at byte `at`: its type, content, and where the next one starts.
 
     A small element has its type and size in one word.
@@ -160,14 +160,14 @@ def _mat_element(path: PathLike, raw: bytes, at: int) -> tuple[int, bytes, int]:
     return kind, raw[start:end], end if kind == _MAT_COMPRESSED else end + (at - end) % 8
 
 
-def _mat_table(path: PathLike, body: bytes) -> tuple[str, np.ndarray | None]:
+def _mat_table(path: PathLike, body: memoryview) -> tuple[str, np.ndarray | None]:
     """The name of a matrix element, and its content as [N, 4] or [N, 6] if it is the variable out1."""
     _, _, at = _mat_element(path, body, 0)  # flags
     _, dims, at = _mat_element(path, body, at)
     _, name, at = _mat_element(path, body, at)
     kind, content, _ = _mat_element(path, body, at)  # real part
     if name != b"out1":
-        return name[:63].decode(errors="replace"), None
+        return bytes(name[:63]).decode(errors="replace"), None
     shape = tuple(np.frombuffer(dims[: len(dims) // 4 * 4], "<i4").tolist())
     numbers = np.dtype(_MAT_NUMBERS.get(kind, "V1"))
     fits = len(shape) == 2 and shape[1] in (4, 6) and numbers.kind != "V"

@@ -15,7 +15,7 @@ def read_gesture_labels(path: PathLike) -> list[tuple[int, int, int]]:
     """Read the gestures of a recording of DVS-Gesture from its `_labels.csv`: (class from 0, start, end), in us."""
     raw = read_bytes(path, MAX_LABEL_BYTES)
     try:
-        rows = list(csv.reader(io.StringIO(raw.decode(), newline="")))
+        rows = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline="")))  # perhaps with a byte-order mark
     except (UnicodeDecodeError, csv.Error) as error:
         raise EventFormatError(path, 0, f"expected a table of labels: {error}") from error
     if not rows or [name.strip() for name in rows[0]] != ["class", "startTime_usec", "endTime_usec"]:

@@ -81,7 +81,7 @@ def _read(h5py: Any, source: Source, file: Any) -> Reading:
     triggers = at_path(h5py, file, "EXT_TRIGGER", "events")
     if isinstance(triggers, h5py.Dataset) and triggers.size:
         counts["external"] = int(triggers.size)
-    size = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", _text(file, "geometry"))
+    size = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", _text(file, "geometry"))
     sensor = (int(size[1]), int(size[2])) if size else None
     camera = " ".join(filter(None, (_text(file, name) for name in ("integrator", "plugin_name", "generation"))))
     return from_columns(source, **columns, format="HDF5", camera=camera, sensor=sensor, counts=counts)

@@ -14,7 +14,7 @@ from tools.errors import UserError
 from tools.io.cache import cache_folder, stamp
 from tools.io.files import write_text_atomically
 
-from .formats import FORMATS, format_of, read_recording
+from .formats import BYTE_ORDER_MARK, FORMATS, format_of, read_recording
 from .reading import EventFormatError
 from .recordings import Parts, Recording
 from .trees import Incomplete, Tree, folder_in
@@ -84,7 +84,7 @@ def _can_be_read(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(4096)
     try:
-        format_of(path, head)
+        format_of(path, head.removeprefix(BYTE_ORDER_MARK))
     except EventFormatError:
         return False
     return True

@@ -55,7 +55,7 @@ def _sensor(lines: dict[str, str]) -> Sensor:
     """The size that a header gives, as "geometry", or as "width" and "height" by themselves or in "format"."""
     fields = dict(field.partition("=")[::2] for field in lines.get("format", "").split(";")) | lines
     geometry = fields.get("geometry", f"{fields.get('width')}x{fields.get('height')}")
-    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", geometry)
+    found = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", geometry)
     return (int(found[1]), int(found[2])) if found else None
 
 

@@ -19,6 +19,7 @@ from .reading import Counts, EventFormatError, Reading, Source
 _BLANKS = bytes.maketrans(b',;\t\r"', b"     ")
 _WORDS = {b"true": b"1", b"false": b"0"}  # polarities as pandas and others write them
 _NUMBER = re.compile(rb"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_SIDE = re.compile(rb"[1-9][0-9]{0,4}")  # of a sensor, in pixels
 _USUAL = {3: ("t", "x", "y"), 4: ("t", "x", "y", "p")}  # columns of a file that does not name them
 _LONGEST_LINE = 4096  # bytes of a line that are looked at
 _DIGITS = 18  # of a number that int64 holds in any case
@@ -70,7 +71,7 @@ def _head(raw: bytes, columns: tuple[str, ...] = ()) -> _Head:
         if not names and (found := _names(fields, is_comment)):
             names = ("",) * line.startswith((b",", b";")) + found  # pandas numbers the lines in a column without a name
         elif fields and not is_comment and (numbers or not columns):
-            is_size = len(fields) == 2 and all(field.isdigit() and len(field) < 6 for field in fields)
+            is_size = len(fields) == 2 and all(map(_SIDE.fullmatch, fields))
             if sensor or not is_size:
                 return _Head(at, number, fields, columns or names, sensor)
             sensor = (int(fields[0]), int(fields[1]))

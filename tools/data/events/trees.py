@@ -207,7 +207,7 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
 
 def _official_gestures(trials: Path) -> list[Recording]:
     """The gestures in the files named by a list; all of them must be in the folder of the list."""
-    names = read_bytes(trials, MAX_LABEL_BYTES).decode(errors="replace").split()
+    names = read_bytes(trials, MAX_LABEL_BYTES).decode("utf-8-sig", errors="replace").split()
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*\.aedat", name):
             raise EventFormatError(trials, 0, f"expected names of .aedat files beside it, got {name[:80]!r}")

@@ -119,7 +119,7 @@ def _prediction(snapshot: Snapshot, condition: Condition, draw: int) -> tuple[Te
     perturbed = _perturbed(snapshot, condition, snapshot.seed("perturbation", draw))
     options = dict(
         transform=perturbed.transform,
-        draws=snapshot.config.n_ensembles,
+        draws=snapshot.config.n_ensembles if snapshot.is_noisy else 1,
         description=f"{condition.name} {condition.strength}, draw {draw + 1}",
     )
     with perturbed.context:

@@ -80,7 +80,7 @@ def test_tables_of_prophesees_tools(file, place):
     assert reading.events.tolist() == WANTED and reading.sensor == (640, 480) and reading.counts == {"external": 3}
 
 
-@pytest.mark.parametrize("geometry", ["640x480", b"640x", np.arange(3), np.zeros((), "S200"), 7])
+@pytest.mark.parametrize("geometry", ["640x480", b"640x", b"0x480", np.arange(3), np.zeros((), "S200"), 7])
 def test_other_attributes_do_not_matter(file, geometry):
     file["events"] = table()
     file.attrs["geometry"] = geometry

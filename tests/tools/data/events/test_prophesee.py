@@ -48,6 +48,7 @@ def test_the_header_tells_camera_sensor_and_encoding(tmp_path, write):
         (b"% format EVT3;height=720;width=1280\n", (1280, 720)),
         (b"% evt 3.0\n% width 640\n% height 480\n", (640, 480)),
         (b"% evt 3.0\n% geometry -1x99999999\n", None),
+        (b"% evt 3.0\n% geometry 0x720\n", None),
         (b"% evt 3.0\n% geometry 1280x\n% note 100 % caf\xc3\xa9\n", None),
         (b"% format EVT3;height=;width=7;;x\n", None),
     ],

@@ -111,6 +111,7 @@ def test_without_polarities_all_are_on(tmp_path):
         ("10 5 7 1\n99999999999999999999 5 7 1\n", 9, "event 1: expected a whole t"),
         ("10 5 7 1\n99999999999999999999999999.5 5 7 1\n", 9, "event 1: expected a whole t"),
         ("1 2\n3 4\n", 4, "line 2: expected columns t, x, y, p, or their names, got '3 4'"),
+        ("0 128\n10 5 7 1\n", 0, "line 1: expected columns t, x, y, p, or their names, got '0 128'"),
         ("a,b,c\n1,2,3\n", 0, "line 1: expected columns t, x, y, p, or their names, got 'a b c'"),
         ("t x y p\n", 0, "expected events, got none"),
         ("", 0, "line 1: expected columns"),

@@ -319,6 +319,14 @@ def test_an_empty_part_is_said_to_be_empty(tmp_path, part):
             TREES[name].list_recordings(tmp_path / folder, "9:1")
 
 
+def test_lists_and_labels_may_begin_with_a_byte_order_mark(tmp_path):
+    official_gestures(tmp_path)
+    for path in (*tmp_path.glob("*.txt"), *tmp_path.glob("*.csv")):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    parts = list_dvsgesture(tmp_path)
+    assert [len(part) for part in parts] == [6, 3] and not any(one.problem for part in parts for one in part)
+
+
 def test_a_list_of_no_trials_is_an_empty_part(tmp_path):
     official_gestures(tmp_path)
     touch(tmp_path / "trials_to_test.txt", b"")
