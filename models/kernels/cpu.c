@@ -879,6 +879,56 @@ void norm_statistics(const Layer *l, const Tensors *m)
         }
 }
 
+/* Mean and variance of each channel, from the sums of `norm_statistics` over `count` numbers of it. */
+void norm_moments(const Layer *l, const Tensors *m, double count, double *moments)
+{
+    const int64_t groups = number_of_groups(l), C = l->channels;
+    for (int64_t c = 0; c < C; c++) {
+        double first = 0, second = 0;
+        for (int64_t group = 0; group < groups; group++) {
+            first += m->norm_sums[group * NORM_SUMS * C + c];
+            second += m->norm_sums[(group * NORM_SUMS + 1) * C + c];
+        }
+        const double deviation = first / count, variance = second / count - deviation * deviation;
+        moments[c] = load(m->x[c * l->channel_stride]) + deviation;
+        moments[C + c] = variance < 0 ? 0 : variance; /* NaN stays NaN */
+    }
+}
+
+/* What a layer of C channels normalises by, in rows of C: 1 / std, as the third row of `moments`; factor, shift, mean and
+   the unbiased variance in `rows`. Running statistics, if they apply, fill the first two rows of `moments`. */
+void norm_prepare(int64_t C, double *moments, const real *running_mean, const real *running_variance, double eps,
+                  double correction, const real *weight, const real *bias, real *rows)
+{
+    for (int64_t c = 0; c < C; c++) {
+        if (running_mean) moments[c] = running_mean[c], moments[C + c] = running_variance[c];
+        const double inverse = 1 / sqrt(moments[C + c] + eps), factor = weight ? inverse * weight[c] : inverse;
+        moments[2 * C + c] = inverse;
+        rows[c] = (real)factor;
+        rows[C + c] = (real)((bias ? bias[c] : 0) - moments[c] * factor);
+        rows[2 * C + c] = (real)moments[c];
+        rows[3 * C + c] = (real)(moments[C + c] * correction);
+    }
+}
+
+/* From the sums of `groups`, in rows of C: the gradients of weight and bias, and what `norm_backward` takes off, as shift
+   and slope; that is nothing unless the statistics are of the batch, of `count` numbers in each channel. */
+void norm_gradients(int64_t C, int64_t groups, const double *sums, const double *moments, double count, real *rows)
+{
+    for (int64_t c = 0; c < C; c++) {
+        double whole = 0, along = 0;
+        for (int64_t group = 0; group < groups; group++) {
+            whole += sums[group * NORM_SUMS * C + c];
+            along += sums[(group * NORM_SUMS + 1) * C + c];
+        }
+        const double inverse = moments[2 * C + c];
+        rows[c] = (real)(along * inverse);
+        rows[C + c] = (real)whole;
+        rows[2 * C + c] = count > 0 ? (real)(whole / count) : 0;
+        rows[3 * C + c] = count > 0 ? (real)(along / count * inverse * inverse) : 0;
+    }
+}
+
 /* The gradient of batch norm, grad_x = factor * (grad - shift - slope * (x - mean)), from that of the current, which
    comes as `residual`; they may be one tensor. */
 void norm_backward(const Layer *l, const Tensors *m)

@@ -91,6 +91,11 @@ class Kernel:
             function.restype = None
         library.random_words.argtypes = [ctypes.POINTER(_Layer)] + [ctypes.c_void_p] * 3
         library.random_words.restype = None
+        number, pointer, size = ctypes.c_double, ctypes.c_void_p, ctypes.c_int64
+        library.norm_moments.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors), number, pointer]
+        library.norm_prepare.argtypes = [size, *[pointer] * 3, number, number, *[pointer] * 3]
+        library.norm_gradients.argtypes = [size, size, pointer, pointer, number, pointer]
+        library.norm_moments.restype = library.norm_prepare.restype = library.norm_gradients.restype = None
         library.number_of_groups.argtypes = library.bytes_of_scratch.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_groups.restype = library.bytes_of_scratch.restype = ctypes.c_int64
         library.number_of_law.restype = library.pack_spikes.restype = ctypes.c_int64
@@ -181,7 +186,7 @@ class Kernel:
         Returns:
             Gradients of the current [T, B, ...] ([1, B, ...], their sum, if x is expanded over time), of the state and
             of `VALUES`; and, with an `affine`, the sums by channel of the gradient of the current and of it times
-            x - mean: float64 [2, C].
+            x - mean, of groups of neurons: float64 [groups, 2, C].
         """
         x = kept.x
         step, dtype = x[0], common.arithmetic_dtype(x.dtype)
@@ -212,16 +217,54 @@ class Kernel:
         kept_alive = self._point_affine(pointers, x, kept.affine)
         found = self._run_backward(pointers, layer, neuron, learns)
         del kept_alive
-        return (grad_x, grad_state, *found), None if sums is None else sums.sum(0)
+        return (grad_x, grad_state, *found), sums
 
-    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and (biased) variance of each channel of x [T, B, C, ...], its steps dense in memory: float64 [C]."""
+    def statistics(self, x: Tensor, moments: Tensor) -> None:
+        """Fill mean and (biased) variance of each channel of x [T, B, C, ...], its steps dense in memory, into rows.
+
+        Args:
+            moments: float64 [at least 2, C].
+        """
         layer = self._describe(x, ANY, has_channels=True)
         sums = torch.zeros(self._library.number_of_groups(layer), 2, x.shape[2], dtype=torch.float64, device="cpu")
-        self._library.norm_statistics(layer, _pointers(x=x, norm_sums=sums))
-        pivot = x[0, 0].flatten(1)[:, 0] if x.dim() > 3 else x[0, 0]
-        deviation, square = sums.sum(0) * (x.shape[2] / x.numel())
-        return pivot + deviation, (square - deviation * deviation).clamp_(min=0)
+        pointers = _pointers(x=x, norm_sums=sums)
+        self._library.norm_statistics(layer, pointers)
+        self._library.norm_moments(layer, pointers, x.numel() / x.shape[2], moments.data_ptr())
+
+    def prepare(
+        self,
+        moments: Tensor,
+        running: Pair,
+        eps: float,
+        correction: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """What batch norm needs of each channel: rows of factor, shift, mean and unbiased variance, [4, C].
+
+        Args:
+            moments: float64 [3, C]; 1 / std becomes the third row, and running statistics the first two.
+            running: running mean and variance, where these apply; else None.
+            correction: of the variance, to make it unbiased.
+        """
+        rows = torch.empty(4, moments.shape[1], dtype=common.arithmetic_dtype(self.dtype), device="cpu")
+        addresses = [_address(tensor) for tensor in (*running, weight, bias)]
+        self._library.norm_prepare(
+            moments.shape[1], moments.data_ptr(), *addresses[:2], eps, correction, *addresses[2:], rows.data_ptr()
+        )
+        return rows
+
+    def norm_gradients(self, sums: Tensor, moments: Tensor, count: float) -> Tensor:
+        """Rows of the gradients of weight and bias, and of shift and slope for `norm_backward`: [4, C].
+
+        Args:
+            sums: those of `backward_again`, [groups, 2, C].
+            count: how many numbers of a channel the statistics are of; 0: they are not of the batch.
+        """
+        rows = torch.empty(4, sums.shape[2], dtype=common.arithmetic_dtype(self.dtype), device="cpu")
+        addresses = sums.data_ptr(), moments.data_ptr()
+        self._library.norm_gradients(sums.shape[2], sums.shape[0], *addresses, count, rows.data_ptr())
+        return rows
 
     def norm_backward(self, x: Tensor, grad: Tensor, result: Tensor, **by_channel: Tensor) -> None:
         """Fill in the gradient of batch norm from that of its output, which may be the same tensor; see cpu.c.
@@ -320,6 +363,10 @@ def _laid_out_over_time(x: Tensor, tensor: Tensor | None, dtype: torch.dtype) ->
         return tensor
     laid_out = torch.empty_strided(x.shape, (step.numel(), *step.stride()), dtype=dtype, device=x.device)
     return laid_out.copy_(tensor)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _number(value: float | Tensor) -> float:

@@ -78,7 +78,7 @@ def _can_run(norm: Any, x: Tensor, timesteps: int | None) -> bool:
             continue
         if type(tensor) not in (Tensor, Parameter) or tensor.shape != shape[1:2] or tensor.device != x.device:
             return False
-        if tensor.dtype not in (x.dtype, arithmetic_dtype(x.dtype)):
+        if tensor.dtype != arithmetic_dtype(x.dtype) or not tensor.is_contiguous():
             return False
     return not _uses_batch(norm) or x.numel() > shape[1]  # of one number there is no variance
 
@@ -89,41 +89,50 @@ def _uses_batch(norm: Any) -> bool:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Statistics:
-    """By which a layer normalises: float64 [C]."""
+    """By which a layer normalises."""
 
-    mean: Tensor
-    inverse: Tensor  # 1 / std
+    moments: Tensor  # float64 [3, C]: mean, variance, 1 / std
+    by_channel: tuple[Tensor, Tensor, Tensor]  # [C]: factor, shift, mean
     eps: float
-    count: float | None = None  # of numbers for each channel; None: they are not those of the batch
-    group: Any = None  # of processes whose batches are normalised together
+    count: float  # of numbers in each channel; 0: the statistics are not those of the batch
+    group: Any  # of processes whose batches are normalised together
 
 
 def _statistics(norm: Any, x: Tensor) -> _Statistics:
     """The statistics that apply to x [T, B, C, ...], after the running ones have been updated."""
-    if not _uses_batch(norm):
-        mean, variance = norm.running_mean.double(), norm.running_var.double()
-        return _Statistics(mean, (variance + norm.eps).rsqrt(), norm.eps)
-    kernel = cpu.kernel(x.dtype)
+    kernel, uses_batch = cpu.kernel(x.dtype), _uses_batch(norm)
     assert kernel is not None
-    mean, variance = kernel.statistics(x)
-    count, group = x.numel() / x.shape[2], None
-    if type(norm) is nn.SyncBatchNorm and norm.training and dist.is_available() and dist.is_initialized():
-        group = norm.process_group or dist.group.WORLD
-        sums = torch.cat([mean.new_tensor([count]), count * mean, count * (variance + mean * mean)])
-        dist.all_reduce(sums, group=group)
-        count = sums[0].item()
-        mean, square = (sums[1:] / count).chunk(2)
-        variance = (square - mean * mean).clamp_(min=0)
+    moments = torch.empty(3, x.shape[2], dtype=torch.float64, device="cpu")
+    count, group, running = 0.0, None, (norm.running_mean, norm.running_var)
+    if uses_batch:
+        kernel.statistics(x, moments)
+        count, running = x.numel() / x.shape[2], (None, None)
+        if type(norm) is nn.SyncBatchNorm and norm.training and dist.is_available() and dist.is_initialized():
+            group = norm.process_group or dist.group.WORLD
+            count = _joined(moments, count, group)
+    correction = count / (count - 1) if count > 1 else 1.0
+    rows = kernel.prepare(moments, running, norm.eps, correction, norm.weight, norm.bias)
+    factor, shift, mean, variance = rows
     if norm.training and norm.track_running_stats:
-        factor = norm.momentum
+        momentum = norm.momentum
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
-            if factor is None:  # the average of all batches so far
-                factor = 1 / norm.num_batches_tracked.item()
+            if momentum is None:  # the average of all batches so far
+                momentum = 1 / norm.num_batches_tracked.item()
         if norm.running_mean is not None:
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), factor or 0.0)
-            norm.running_var.lerp_((variance * (count / (count - 1))).to(norm.running_var.dtype), factor or 0.0)
-    return _Statistics(mean, (variance + norm.eps).rsqrt(), norm.eps, count, group)
+            norm.running_mean.lerp_(mean, momentum or 0.0)
+            norm.running_var.lerp_(variance, momentum or 0.0)
+    return _Statistics(moments, (factor, shift, mean), norm.eps, count, group)
+
+
+def _joined(moments: Tensor, count: float, group: Any) -> float:
+    """Make mean and variance those of all processes, and return their count of numbers."""
+    mean, variance = moments[0], moments[1]
+    sums = torch.cat([mean.new_tensor([count]), count * mean, count * (variance + mean * mean)])
+    dist.all_reduce(sums, group=group)
+    mean, square = (sums[1:] / sums[0]).chunk(2)
+    moments[0], moments[1] = mean, (square - mean * mean).clamp_(min=0)
+    return sums[0].item()
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -158,16 +167,6 @@ def lif_sequence(
     return spikes, last
 
 
-def _affine(
-    statistics: _Statistics, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, dtype: torch.dtype
-) -> Affine:
-    factor = statistics.inverse if weight is None else statistics.inverse * weight
-    shift = -statistics.mean * factor
-    if bias is not None:
-        shift = shift + bias
-    return Affine(factor.to(dtype), shift.to(dtype), statistics.mean.to(dtype), residual)
-
-
 def _steps(x: Tensor, timesteps: int | None) -> Tensor:
     """x [T, B, C, ...] as kernels take it: one step is expanded."""
     if timesteps is None:
@@ -196,7 +195,7 @@ class _NormLIF(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         neuron, affine = settings.neuron, None
         if settings.statistics is not None:
-            affine = _affine(settings.statistics, weight, bias, plus, arithmetic_dtype(x.dtype))
+            affine = Affine(*settings.statistics.by_channel, plus)
         steps = _steps(x, settings.timesteps)
         kernel = _kernel(x, neuron)
         spikes, last, u = kernel.forward(steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine)
@@ -248,38 +247,23 @@ def _gradients(
     x, plus, weight, bias, state = inputs
     statistics, affine = settings.statistics, None
     if statistics is not None:
-        affine = _affine(statistics, weight, bias, plus, arithmetic_dtype(x.dtype))
+        affine = Affine(*statistics.by_channel, plus)
     steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
     kept = Kept(steps, state, seeds, affine, *results)
     found, sums = kernel.backward_again(grads, kept, neuron, needs[5 : 5 + len(VALUES)])
     grad: Any = found[0]
     grad_x, of_weight, of_bias = grad, None, None
     if statistics is not None and affine is not None and sums is not None:
-        of_weight = None if weight is None else (sums[1] * statistics.inverse).to(weight.dtype)
-        of_bias = None if bias is None else sums[0].to(bias.dtype)
+        of_weight, of_bias, shift, slope = kernel.norm_gradients(sums, statistics.moments, statistics.count)
+        if statistics.group is not None:
+            sums = sums.sum(0, keepdim=True)
+            dist.all_reduce(sums, group=statistics.group)
+            _, _, shift, slope = kernel.norm_gradients(sums, statistics.moments, statistics.count)
         if needs[0]:
             grad_x = torch.empty_like(grad) if needs[1] else grad
-            _backward_of_norm(statistics, affine, sums, kernel, steps[: len(grad)], grad, grad_x)
+            by_channel = dict(factor=affine.factor, shift=shift, mean=affine.mean, slope=slope)
+            kernel.norm_backward(steps[: len(grad)], grad, grad_x, **by_channel)
     return grad_x[0] if settings.timesteps else grad_x, grad, of_weight, of_bias, *found[1:]
-
-
-def _backward_of_norm(
-    statistics: _Statistics,
-    affine: Affine,
-    sums: Tensor,
-    kernel: cpu.Kernel,
-    x: Tensor,
-    grad: Tensor,
-    result: Tensor,
-) -> None:
-    """Fill in the gradient of x from that of the current and its sums by channel."""
-    if statistics.group is not None:
-        sums = sums.clone()
-        dist.all_reduce(sums, group=statistics.group)
-    means = sums / statistics.count if statistics.count else torch.zeros_like(sums)
-    slope = (means[1] * statistics.inverse.square()).to(affine.mean.dtype)
-    shift = means[0].to(affine.mean.dtype)
-    kernel.norm_backward(x, grad, result, factor=affine.factor, shift=shift, mean=affine.mean, slope=slope)
 
 
 def _by_composition(
@@ -326,8 +310,9 @@ def _normalised(settings: _Settings, x: Tensor, weight: Tensor | None, bias: Ten
         raise RuntimeError("SyncBatchNorm has no second derivative, and no gradients in batches, with fused neurons")
     channel = 1 if settings.timesteps else 2
     shape = (-1, *[1] * (x.dim() - channel - 1))
-    if statistics.count is None:
-        x = (x - statistics.mean.to(x.dtype).reshape(shape)) * statistics.inverse.to(x.dtype).reshape(shape)
+    if statistics.count == 0:
+        mean, _, inverse = statistics.moments.to(x.dtype)
+        x = (x - mean.reshape(shape)) * inverse.reshape(shape)
     else:
         others = [dim for dim in range(x.dim()) if dim != channel]
         x = x - x.mean(others, keepdim=True)

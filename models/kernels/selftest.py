@@ -137,10 +137,8 @@ def check_normed(kernel: Any, like: Tensor) -> None:
     neuron = Neuron(law, law.scale, mean_field=True)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     contiguous = torch.arange(2.0 * 2 * 5 * 400).remainder(97).div(32).to(like).reshape(2, 2, 5, 400)
-    factor, shift = (
-        torch.tensor([0.5, 1.0, 1.5, -1.0, 2.0]).to(dtype),
-        torch.tensor([0.5, -0.5, 0.0, 1.0, 0.25]).to(dtype),
-    )
+    factor = torch.tensor([0.5, 1.0, 1.5, -1.0, 2.0], dtype=dtype)
+    shift = torch.tensor([0.5, -0.5, 0.0, 1.0, 0.25], dtype=dtype)
     rtol = 0.02 if like.dtype == torch.bfloat16 else 1e-5
 
     def require(*pairs: tuple[Tensor, Tensor]) -> None:
@@ -150,8 +148,13 @@ def check_normed(kernel: Any, like: Tensor) -> None:
 
     for x in (contiguous, contiguous.transpose(2, 3).contiguous().transpose(2, 3)):
         exact = x.double()
-        mean, variance = kernel.statistics(x)
+        moments = torch.empty(3, 5, dtype=torch.float64)
+        kernel.statistics(x, moments)
+        rows = kernel.prepare(moments, (None, None), 1.0, 2.0, factor, shift)
+        mean, variance, inverse = moments
         require((mean, exact.mean((0, 1, 3))), (variance, exact.var((0, 1, 3), correction=0)))
+        require((inverse, (variance + 1).rsqrt()), (rows[0], factor * inverse), (rows[1], shift - mean * rows[0]))
+        require((rows[2], mean), (rows[3], 2 * variance))
         affine = Affine(factor, shift, mean.to(dtype), x)
         current = (exact * factor.unsqueeze(1) + shift.unsqueeze(1) + exact).to(like)
         spikes, last, u = kernel.forward(x, None, None, neuron, True, True, affine)
@@ -163,9 +166,11 @@ def check_normed(kernel: Any, like: Tensor) -> None:
             raise BuildError("what the compiled kernel computes again is not what it has computed")
         right, *_ = kernel.backward(grads, Saved(None, None, None, plain[0], plain[2]), neuron, NOTHING)
         along = right.double() * (exact - mean.unsqueeze(1))
-        require(
-            (spikes, plain[0]), (kept[0], right), (sums / 1600, torch.stack([right.double(), along]).mean((1, 2, 4)))
-        )
+        require((spikes, plain[0]), (kept[0], right))
+        gradients = kernel.norm_gradients(sums, moments, 1600.0)
+        whole, centred = right.double().mean((0, 1, 3)), along.mean((0, 1, 3))
+        require((gradients[0] / 1600, centred * inverse), (gradients[1] / 1600, whole))
+        require((gradients[2], whole), (gradients[3], centred * inverse.square()))
         result = torch.empty_like(right)
         kernel.norm_backward(x, right, result, factor=factor, shift=shift, mean=mean.to(dtype), slope=factor)
         columns = [value.double().unsqueeze(1) for value in (factor, shift, mean)]

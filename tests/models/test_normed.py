@@ -307,6 +307,8 @@ def test_what_is_not_of_this_package_runs_as_it_is():
     neuron = NoisyLIF()
     neuron.backend = "eager"
     assert not is_one(block()[0], neuron)
+    layer, neuron = block()
+    assert not is_one(layer.bfloat16(), neuron, x=torch.rand(2, 3, 3, 5, 5, dtype=torch.bfloat16))
 
 
 class OwnLaw(Gaussian):
