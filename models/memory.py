@@ -1,6 +1,7 @@
 """How much memory training keeps between the forward and the backward pass, and what is computed again instead."""
 
 import contextlib
+import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -163,11 +164,17 @@ def _may_be_spikes(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or common.memory_order(tensor.shape, tensor.stride()) is not None
 
 
+def _kernel(spikes: Tensor) -> cpu.Kernel | None:
+    if spikes.device.type != "cpu" or os.environ.get("NSNN_KERNELS") == "eager":
+        return None
+    return cpu.kernel(spikes.dtype)
+
+
 def packed_bits(spikes: Tensor) -> Tensor | None:
     """A bit for each number of a dense tensor, in the order of memory: uint8; None if one is neither 0 nor 1."""
     size = spikes.numel()
     bits = torch.empty(-(-size // 8), dtype=torch.uint8, device=spikes.device)
-    kernel = cpu.kernel(spikes.dtype) if spikes.device.type == "cpu" else None
+    kernel = _kernel(spikes)
     if kernel is not None:
         return bits if kernel.pack(spikes, bits) else None
     integers = _in_memory(spikes).view(INTEGERS[spikes.element_size()])  # -0 is not 0 here
@@ -181,7 +188,7 @@ def packed_bits(spikes: Tensor) -> Tensor | None:
 
 def unpack_into(spikes: Tensor, bits: Tensor) -> None:
     """Fill a dense tensor with the spikes of `packed_bits`."""
-    kernel = cpu.kernel(spikes.dtype) if spikes.device.type == "cpu" else None
+    kernel = _kernel(spikes)
     if kernel is not None:
         kernel.unpack(bits, spikes)
     else:
