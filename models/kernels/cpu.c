@@ -73,7 +73,7 @@ typedef struct {
     int64_t x_stride;           /* between the steps of x, in elements; 0 where all steps are one image */
     int64_t rank, size[MAX_RANK], index_stride[MAX_RANK];
     int64_t channels, channel_stride; /* the neuron at a place of memory is of channel (place / stride) % channels */
-    int64_t threads, block;           /* block: at most BLOCK; shorter where many steps of it have to fit into a cache */
+    int64_t threads, block;           /* block: at most BLOCK; shorter where many steps of it are to fit into a cache */
     double number[VALUE_COUNT], loc; /* a value that differs between channels is in Tensors instead */
     int64_t law, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field;
     int64_t learns[VALUE_COUNT];
@@ -94,7 +94,7 @@ typedef struct {
     real *last;
     const real *by_channel[VALUE_COUNT]; /* [channels], or NULL for a number */
     double *grad_values[VALUE_COUNT];    /* [number_of_groups][channels, or 1 for a number], zeros at first */
-    /* The current is x or, with a factor, factor * x + shift (+ residual), where all but the residual are [channels]. */
+    /* The current is x or, with a factor, factor * x + shift (+ residual); all but the residual are [channels]. */
     const real *factor, *shift, *mean, *slope; /* slope: for norm_backward */
     const input *residual;
     uint8_t *scratch;  /* bytes_of_scratch for each thread: the backward pass computes u and spikes again */
@@ -698,7 +698,8 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     const real loc = (real)l->loc;
     const int scaled = l->decay_input != 0;
     const real *restrict u = b->u[row] + t * b->step;
-    const input *restrict fired_t = b->spikes[row] + t * b->step, *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
+    const input *restrict fired_t = b->spikes[row] + t * b->step;
+    const input *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
     const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
     input discarded[BLOCK], *restrict out = l->x_stride ? m->grad_x + at : discarded;
     const int hard = is_hard(l);
@@ -730,7 +731,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
 }
 
 /* Add sums by neuron, of all neurons of a block, to those of its group: by channel, or to one. */
-static void add_sums(const Layer *l, const Block *b, int is_by_channel, real sums[2][BLOCK], double *restrict group)
+static void add_sums(const Layer *l, const Block *b, int64_t is_by_channel, real sums[2][BLOCK], double *restrict group)
 {
     for (int row = 0; row < b->rows; row++) {
         const int n = b->length[row];
@@ -758,11 +759,14 @@ static void add_gradient(const Layer *l, const Tensors *m, const Block *b, int w
         VALUE(real, scale, SCALE);
         for (int i = 0; i < b->length[row]; i++) values[i] /= AT(scale, i);
     }
-    const int is_by_channel = m->by_channel[which] != NULL;
-    add_sums(l, b, is_by_channel, sums->value[which], m->grad_values[which] + group * (is_by_channel ? l->channels : 1));
+    const int64_t is_by_channel = m->by_channel[which] != NULL, width = is_by_channel ? l->channels : 1;
+    add_sums(l, b, is_by_channel, sums->value[which], m->grad_values[which] + group * width);
 }
 
-int64_t bytes_of_scratch(const Layer *l) { return l->timesteps * 2 * l->block * (int64_t)(sizeof(real) + sizeof(input)); }
+int64_t bytes_of_scratch(const Layer *l)
+{
+    return l->timesteps * 2 * l->block * (int64_t)(sizeof(real) + sizeof(input));
+}
 
 /* Compute potentials and spikes of a block again, in the scratch memory of this thread. */
 static void run_again(const Layer *l, const Tensors *m, Block *b)
@@ -895,8 +899,8 @@ void norm_moments(const Layer *l, const Tensors *m, double count, double *moment
     }
 }
 
-/* What a layer of C channels normalises by, in rows of C: 1 / std, as the third row of `moments`; factor, shift, mean and
-   the unbiased variance in `rows`. Running statistics, if they apply, fill the first two rows of `moments`. */
+/* What a layer of C channels normalises by, in rows of C: 1 / std, as the third row of `moments`; factor, shift, mean
+   and the unbiased variance in `rows`. Running statistics, if they apply, fill the first two rows of `moments`. */
 void norm_prepare(int64_t C, double *moments, const real *running_mean, const real *running_variance, double eps,
                   double correction, const real *weight, const real *bias, real *rows)
 {
@@ -911,8 +915,8 @@ void norm_prepare(int64_t C, double *moments, const real *running_mean, const re
     }
 }
 
-/* From the sums of `groups`, in rows of C: the gradients of weight and bias, and what `norm_backward` takes off, as shift
-   and slope; that is nothing unless the statistics are of the batch, of `count` numbers in each channel. */
+/* From the sums of `groups`, in rows of C: the gradients of weight and bias, and what `norm_backward` takes off, as
+   shift and slope; that is nothing unless the statistics are of the batch, of `count` numbers in each channel. */
 void norm_gradients(int64_t C, int64_t groups, const double *sums, const double *moments, double count, real *rows)
 {
     for (int64_t c = 0; c < C; c++) {
