@@ -3,9 +3,10 @@
     python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--repeats 7] [--device cpu] [--plain]
         [--minibatch B] [--width W] [--amp bf16]
 
-One JSON line per network and neuron: seconds (median and quartiles, candidates taking turns), the ratio to the
-ReLU network, and the peak memory of a training step (on CPUs, the median of up to three separate processes). `--plain`
-leaves out what training sets up for speed (channels-last, the fused optimiser, keeping freed memory).
+One JSON line per network and neuron (and, for noisy ones, memory setting): seconds (median and quartiles, candidates
+taking turns), the ratio to the ReLU network, what is kept between the forward and the backward pass, exactly, and the
+peak memory of a training step (on CPUs, the median of up to three separate processes). `--plain` leaves out what
+training sets up for speed (channels-last, the fused optimiser, keeping freed memory).
 """
 
 import argparse
@@ -28,18 +29,20 @@ from tools.runtime.device import keep_freed_memory
 # in_shape, T, B (for CPUs)
 NETWORKS = {"sresnet18": ((3, 32, 32), 2, 16), "cifarnet": ((3, 32, 32), 2, 16), "vgg": ((2, 48, 48), 10, 4)}
 NEURONS = {"ReLU": nn.ReLU, "NILIF": build_neuron("NILIF"), "LIF": build_neuron("LIF")}
+CANDIDATES = ("ReLU", "NILIF", "NILIF lean", "NILIF smallest", "LIF")
 
 
 class Step:
     """A network with its optimiser and a batch; images are repeated over time as event frames would be."""
 
-    def __init__(self, network, neuron, args):
+    def __init__(self, network, candidate, args):
+        neuron, _, memory = candidate.partition(" ")
         in_shape, self.timesteps, batch = NETWORKS[network]
         batch, device = args.minibatch or batch, args.device
         self.autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=args.amp == "bf16")
         torch.manual_seed(0)
         options = dict(in_shape=in_shape, num_classes=10, width=args.width)
-        self.net = build_model(network, neuron=NEURONS[neuron], **options).to(device)
+        self.net = build_model(network, neuron=NEURONS[neuron], memory=memory or "fast", **options).to(device)
         self.images = torch.rand(batch, *in_shape, device=device)
         self.target = torch.randint(10, (batch,), device=device)
         if args.plain:
@@ -50,12 +53,24 @@ class Step:
             self.optimizer = build_optimizer("adam", self.net, 1e-3, 0.0)
 
     def train(self):
-        self.net.train()
         self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+
+    def loss(self):
+        self.net.train()
         with self.autocast:
             logits = self.net(self.images, timesteps=self.timesteps)
-        F.cross_entropy(logits.float().mean(0), self.target).backward()
-        self.optimizer.step()
+        return F.cross_entropy(logits.float().mean(0), self.target)
+
+    def kept_mib(self):
+        """What the forward pass allocates and the backward pass frees."""
+        with torch.profiler.profile(profile_memory=True) as profile:
+            loss = self.loss()
+        del loss
+        is_cuda = self.images.is_cuda
+        events = profile.events()
+        return sum(e.self_device_memory_usage if is_cuda else e.self_cpu_memory_usage for e in events) / 2**20
 
     def train_thrice(self):
         for _ in range(3):
@@ -99,19 +114,22 @@ def _peak_kib():
 def measured(network, args):
     """The results of one network, one for each kind of neuron."""
     in_shape, timesteps, batch = NETWORKS[network]
-    steps = {neuron: Step(network, neuron, args) for neuron in NEURONS}
+    steps = {candidate: Step(network, candidate, args) for candidate in CANDIDATES}
     times = {}
     for what in ("train", "infer"):
-        runs = {neuron: getattr(step, what) for neuron, step in steps.items()}
+        runs = {candidate: getattr(step, what) for candidate, step in steps.items()}
         times[what] = in_turns(runs, args.repeats, args.device)
+    kept = {candidate: step.kept_mib() for candidate, step in steps.items()}
     del steps, runs
-    memory = {neuron: peak_memory_mib(network, neuron, args) for neuron in NEURONS}
-    for neuron in NEURONS:
+    memory = {candidate: peak_memory_mib(network, candidate, args) for candidate in CANDIDATES}
+    for neuron in CANDIDATES:
         result = dict(network=network, neuron=neuron, T=timesteps, B=args.minibatch or batch, in_shape=in_shape)
         result["width"] = args.width
         for what, spreads in times.items():
             result[f"{what}_s"] = {key: round(value, 5) for key, value in spreads[neuron].items()}
             result[f"{what}_ratio_to_relu"] = round(spreads[neuron]["median"] / spreads["ReLU"]["median"], 3)
+        result["kept_mib"] = round(kept[neuron], 1)
+        result["kept_ratio_to_relu"] = round(kept[neuron] / kept["ReLU"], 3)
         result["peak_memory_mib"] = round(memory[neuron], 1)
         result["memory_ratio_to_relu"] = round(memory[neuron] / memory["ReLU"], 3)
         yield result

@@ -9,6 +9,7 @@ from .checkpointing import checkpoint
 from .composed import AdaptiveLIF, Recurrent, Synaptic
 from .convert import convert, time_first
 from .deploy import plain
+from .memory import packed_spikes
 from .modes import mean_field, noiseless
 from .names import find_by_both_names
 from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
@@ -24,5 +25,5 @@ __all__ = [
     "IF", "LIF", "AdaptiveLIF", "ArgumentError", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyIF", "NoisyLIF",
     "NoisyParametricLIF", "ParametricLIF", "Recurrent", "SpikingNeuron", "Stream", "Synaptic", "Triangular", "Uniform",
     "build_model", "build_neuron", "checkpoint", "convert", "interop", "mean_field", "noise_generator", "noiseless",
-    "plain", "time_first",
+    "packed_spikes", "plain", "time_first",
 ]  # fmt: skip

@@ -25,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import parameters
-from .kernels import eager, fused, traceable
+from . import memory, parameters
+from .kernels import eager, fused, normed, traceable
 from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values, step_of
 from .kernels.eager import law_of
+from .kernels.normed import Before
 from .kernels.potentials import before_reset
 from .noise import NoiseLaw
 from .parameters import ArgumentError
@@ -67,6 +68,7 @@ def noisy_lif(
     reset_by: float | Tensor | None = None,
     v_reset: float | Tensor = 0.0,
     v_leak: float | Tensor = 0.0,
+    before: Before | None = None,
 ) -> tuple[Any, ...]:
     """Noisy leaky integrate-and-fire neurons over a sequence x of currents; the module's docstring has the equations.
 
@@ -102,6 +104,8 @@ def noisy_lif(
         reset_by: what the reset "subtract" takes off; None means the threshold.
         v_reset: the potential after the reset "zero".
         v_leak: the rest potential.
+        before: what makes currents of x: batch normalisation, and what is added to it. On the CPU, it is one operation
+            with the neurons.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential after the last step
@@ -114,6 +118,11 @@ def noisy_lif(
     """
     check_choice("placement", placement, PLACEMENTS)
     check_choice("mode", mode, MODES)
+    if before is not None and (potentials or backend not in ("auto", "fused") or not normed.serves(x, before)):
+        x, before = before.currents(x), None
+    given = x
+    if before is not None:
+        x = before.shown(x)
     check_layer(x)
     law, scale_now = _scaled_law("noise", noise, scale, x)
     surrogate_scale = None
@@ -138,10 +147,17 @@ def noisy_lif(
         reset_value=values.reset,
     )
     kernel = _choose_kernel(backend, x, neuron)
+    if kernel is KERNELS["fused"] and before is None and not potentials and _keeps_less(x):
+        before = Before(norm=None)
+    if before is not None and kernel is not KERNELS["fused"]:
+        x, before = before.currents(given), None
     state, rest = checked_state(x, state), values.rest
     if rest is not None and state is not None:
         state = state - rest
-    spikes, last, u = kernel(x, state, neuron, keep_state, potentials)
+    if before is not None:
+        spikes, last = normed.lif_sequence(given, before, state, neuron, keep_state)
+    else:
+        spikes, last, u = kernel(x, state, neuron, keep_state, potentials)
     kept = None
     if keep_state:
         kept = last if rest is None else last + rest
@@ -279,6 +295,13 @@ def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
         where = f"for {x.dtype} on {x.device.type} here"
         raise ArgumentError(f"no fused kernel supports {law!r} {where}: use backend='auto'")
     return KERNELS["eager"]
+
+
+def _keeps_less(x: Tensor) -> bool:
+    """Whether currents take less memory than potentials, in a network that is to keep less."""
+    if torch.compiler.is_compiling() or memory.setting() == "fast" or x.element_size() >= 4:
+        return False
+    return normed.serves(x, Before(norm=None))
 
 
 def _kernel_under_transforms(backend: str) -> Kernel:

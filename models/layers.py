@@ -1,18 +1,34 @@
 """Stateless layers, and the base class of all networks."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
+from . import memory
+from .contexts import STREAM
+from .kernels.normed import Before
+from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from .parameters import ArgumentError
 
 MakeNeuron = Callable[[], nn.Module]
+FUSED = (IF, LIF, ParametricLIF, NoisyIF, NoisyLIF, NoisyParametricLIF)  # not their subclasses, which may do otherwise
 
 
 def over_time(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a stateless layer to all steps at once: x [T, B, ...] -> layer(x as [T * B, ...]) as [T, B, ...]."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def run_over_time(layer: Callable[[Tensor], Tensor], x: Tensor, timesteps: int | None) -> Tensor:
+    """`over_time`; or, with `timesteps`, the output [T, B, ...] for one step x [B, ...] that is shown so many times."""
+    if timesteps is None:
+        return over_time(layer, x)
+    output = layer(x)
+    return output.expand((timesteps,) + output.shape)
 
 
 class Normalize(nn.Module):
@@ -64,6 +80,51 @@ class ConvNorm(nn.Sequential):
             raise ArgumentError(f'norm must be "bn" or None, got {norm!r}')
 
 
+def fire(neuron: Any, layer: nn.Module, x: Tensor, plus: Tensor | None = None, timesteps: int | None = None) -> Tensor:
+    """The spikes of neuron(over_time(layer, x) + plus); batch norm and neuron are one operation where nothing differs.
+
+    Args:
+        timesteps: if given, x is one step [B, ...]; the layer runs once, and its output is shown for so many steps.
+    """
+    if not _can_be_one(neuron, layer, x, timesteps):
+        current = run_over_time(layer, x, timesteps)
+        fired: Tensor = neuron(current if plus is None else current + plus)
+        return fired
+    conv: Any = layer.conv
+    run = functools.partial(over_time, conv) if timesteps is None else conv
+    again = memory.again(run, conv.parameters(), x) if type(conv) is nn.Conv2d and not _is_changed(conv) else None
+    output, norm = run(x), getattr(layer, "norm", None)
+    spikes: Tensor = neuron._fire(output, before=Before(norm, plus, timesteps, again), keep_state=False)[0]
+    return spikes
+
+
+def _can_be_one(neuron: nn.Module, layer: nn.Module, x: Tensor, timesteps: int | None) -> bool:
+    """Whether the parts are this package's, and nobody watches them."""
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter) or STREAM.get() is not None:
+        return False
+    if x.device.type != "cpu":
+        return False
+    if type(layer) is not ConvNorm or type(neuron) not in FUSED or torch_module._has_any_global_hook():
+        return False
+    if tuple(layer._modules) == ("conv",):  # alone, neurons have nothing to gain but memory
+        parts: tuple[nn.Module, ...] = layer, neuron
+        if timesteps is None and memory.setting() == "fast":
+            return False
+    elif tuple(layer._modules) == ("conv", "norm"):
+        parts = layer, layer.norm, neuron
+    else:
+        return False
+    return not any(map(_is_changed, parts))
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether a call of the module runs more than its class does."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    methods = ("forward", "run", "step")  # which may be replaced on this one
+    is_compiled = module._compiled_call_impl is not None
+    return any(hooks) or is_compiled or any(method in vars(module) for method in methods)
+
+
 def scaled(channels: int, width: float) -> int:
     """Number of channels of a network of the given relative width; at least 1."""
     return max(1, round(channels * width))
@@ -80,7 +141,7 @@ class SpikingNetwork(nn.Module):
     """Base of all networks: normalisation, the stem, and the direct coding of images.
 
     A subclass has `stem`, the layers before the first neurons ([N, C, H, W] -> [N, ...]), and `body`, all the rest
-    ([T, B, ...] -> logits [T, B, K]).
+    ([T, B, ...] -> logits [T, B, K]); or, instead of `body`, those neurons as `stem_neuron`, and `after_stem`.
 
     Shape:
         x [T, B, C, H, W] -> logits [T, B, K]; or, with `timesteps` = T, an image [B, C, H, W] that is the same at every
@@ -88,6 +149,8 @@ class SpikingNetwork(nn.Module):
     """
 
     stem: nn.Module
+    stem_neuron: nn.Module
+    memory = "fast"  # see `build_model`
 
     def __init__(self, in_shape: Sequence[int]) -> None:
         super().__init__()
@@ -96,16 +159,23 @@ class SpikingNetwork(nn.Module):
 
     def body(self, current: Tensor) -> Tensor:
         """All layers after the stem: currents of the first neurons [T, B, ...] -> logits [T, B, K]."""
+        return self.after_stem(self.stem_neuron(current))
+
+    def after_stem(self, x: Tensor) -> Tensor:
+        """All layers after the first neurons: their spikes [T, B, ...] -> logits [T, B, K]."""
         raise NotImplementedError(f"{type(self).__name__} has no body")
 
     def forward(self, x: Tensor, timesteps: int | None = None) -> Tensor:
         self._check_shape(x, timesteps)
-        if timesteps is None:
-            current = over_time(self.stem, self.normalize(x))
-        else:
-            current = self.stem(self.normalize(x))
-            current = current.expand((timesteps,) + current.shape)
-        return self.body(current)
+        if self.memory == "fast" or torch.compiler.is_compiling():
+            return self._run(self.normalize(x), timesteps)
+        with memory.used_as(self.memory):
+            return self._run(self.normalize(x), timesteps)
+
+    def _run(self, x: Tensor, timesteps: int | None) -> Tensor:
+        if type(self).body is SpikingNetwork.body:
+            return self.after_stem(fire(self.stem_neuron, self.stem, x, timesteps=timesteps))
+        return self.body(run_over_time(self.stem, x, timesteps))
 
     def _check_shape(self, x: Tensor, timesteps: int | None) -> None:
         check_timesteps(timesteps)

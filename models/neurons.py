@@ -67,15 +67,10 @@ class LIF(SpikingNeuron):
     def run(
         self, x: Tensor, state: Tensor | None = None, keep_state: bool = True, potentials: bool = False
     ) -> tuple[Any, ...]:
-        return functional.lif(
-            x,
-            self.surrogate,
-            mean_field=self._is_mean_field,
-            state=state,
-            keep_state=keep_state,
-            potentials=potentials,
-            **self._dynamics(),
-        )
+        return self._fire(x, state=state, keep_state=keep_state, potentials=potentials)
+
+    def _fire(self, x: Tensor, **settings: Any) -> tuple[Any, ...]:
+        return functional.lif(x, self.surrogate, mean_field=self._is_mean_field, **settings, **self._dynamics())
 
     def extra_repr(self) -> str:
         return f"{self.surrogate}, {super().extra_repr()}"
@@ -367,14 +362,15 @@ class NoisyLIF(SpikingNeuron):
     def run(
         self, x: Tensor, state: Tensor | None = None, keep_state: bool = True, potentials: bool = False
     ) -> tuple[Any, ...]:
+        return self._fire(x, state=state, keep_state=keep_state, potentials=potentials)
+
+    def _fire(self, x: Tensor, **settings: Any) -> tuple[Any, ...]:
         return functional.noisy_lif(
             x,
             placement=self.placement,
-            state=state,
             surrogate=self.surrogate,
             mode=self.mode,
-            keep_state=keep_state,
-            potentials=potentials,
+            **settings,
             **self._noise(),
             **self._dynamics(),
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .functional import PLACEMENTS, check_choice
 from .layers import MakeNeuron, SpikingNetwork
+from .memory import SETTINGS
 from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF, SpikingNeuron
 from .noise import LAWS, Gaussian, NoiseLaw, by_name
 from .parameters import ArgumentError
@@ -130,6 +131,7 @@ def build_model(
     num_classes: int,
     norm: str | None = "bn",
     width: float = 1.0,
+    memory: str = "fast",
 ) -> SpikingNetwork:
     """Make a network: x [T, B, C, H, W] -> logits [T, B, K]; see `SpikingNetwork` for images with `timesteps`.
 
@@ -140,6 +142,10 @@ def build_model(
         num_classes: K.
         norm: "bn" or None; cifarnet and toynet have no normalisation either way.
         width: factor on all channel counts.
+        memory: what training keeps between the forward and the backward pass, which changes no result: "fast", or
+            "lean" (what neurons and batch norm need is computed again, and spikes are packed to bits), or "smallest"
+            (the outputs of convolutions are computed again too). It may be changed later, as `net.memory`. Compiled
+            networks and those on other devices than the CPU only pack spikes.
 
     Raises:
         ArgumentError: for an unknown name or a wrong argument.
@@ -154,4 +160,8 @@ def build_model(
         raise ArgumentError(f"width must be positive and at most 1000, got {width}")
     if num_classes < 1:
         raise ArgumentError(f"num_classes must be at least 1, got {num_classes}")
-    return MODELS[name](neuron, in_shape, num_classes, norm=norm, width=width)
+    if memory not in SETTINGS:
+        raise ArgumentError(f"memory must be one of {', '.join(SETTINGS)}, got {memory!r}")
+    net = MODELS[name](neuron, in_shape, num_classes, norm=norm, width=width)
+    net.memory = memory
+    return net

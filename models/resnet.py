@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .layers import ConvNorm, MakeNeuron, SpikingNetwork, over_time, scaled
+from .layers import ConvNorm, MakeNeuron, SpikingNetwork, fire, over_time, scaled
 
 
 class ResidualBlock(nn.Module):
@@ -22,8 +22,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [T, B, C, H, W] -> [T, B, C', H / stride, W / stride]
         identity = x if self.downsample is None else over_time(self.downsample, x)
-        x = self.neuron1(over_time(self.conv1, x))
-        return self.neuron2(over_time(self.conv2, x) + identity)
+        x = fire(self.neuron1, self.conv1, x)
+        return fire(self.neuron2, self.conv2, x, plus=identity)
 
 
 class SpikingResNet(SpikingNetwork):
@@ -72,8 +72,7 @@ class SpikingResNet(SpikingNetwork):
             in_channels = features
         self.classifier = nn.Linear(in_channels, num_classes)
 
-    def body(self, current: Tensor) -> Tensor:
-        x = self.stem_neuron(current)  # [T, B, 64, H, W]
+    def after_stem(self, x: Tensor) -> Tensor:  # [T, B, 64, H, W]
         x = self.stages(x)  # -> [T, B, 512, 4, 4] (sresnet19: 8, 8)
         x = x.mean((-2, -1))  # -> [T, B, 512]
         if self.hidden is not None and self.hidden_neuron is not None:

@@ -20,5 +20,5 @@ class ToyNet(SpikingNetwork):
         self.stem_neuron = neuron()
         self.classifier = nn.Linear(hidden, num_classes, bias=False)
 
-    def body(self, current: Tensor) -> Tensor:  # [T, B, 64] -> logits [T, B, K]
-        return self.classifier(self.stem_neuron(current))
+    def after_stem(self, x: Tensor) -> Tensor:  # [T, B, 64] -> logits [T, B, K]
+        return self.classifier(x)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .layers import ConvNorm, MakeNeuron, SpikingNetwork, over_time, scaled
+from .layers import ConvNorm, MakeNeuron, SpikingNetwork, fire, over_time, scaled
 from .parameters import ArgumentError
 
 Layer = int | tuple[int, int] | None
@@ -21,7 +21,7 @@ class SpikingConv(nn.Module):
         self.neuron = neuron()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.neuron(over_time(self.conv, x))
+        return fire(self.neuron, self.conv, x)
 
 
 class Pool(nn.Module):
@@ -79,8 +79,7 @@ class SpikingVGG(SpikingNetwork):
         sizes = [channels * height * image_width, *(scaled(size, width) for size in hidden), num_classes]
         self.classifier = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])))
 
-    def body(self, current: Tensor) -> Tensor:
-        x = self.stem_neuron(current)  # [T, B, 64, H, W]
+    def after_stem(self, x: Tensor) -> Tensor:  # [T, B, 64, H, W]
         x = self.features(x)  # -> [T, B, 512, H / 16, W / 16] (cifarnet: H / 4, W / 4)
         return self.classifier(x.flatten(2))  # -> [T, B, K]
 

@@ -123,6 +123,29 @@ class Saved(NamedTuple):
     u: Tensor
 
 
+class Affine(NamedTuple):
+    """What makes currents of x [T, B, C, ...]: factor * x + shift (+ residual), as batch norm does.
+
+    `factor`, `shift` and `mean`, that of x, are [C], in the dtype of the arithmetic; `residual` is as x.
+    """
+
+    factor: Tensor
+    shift: Tensor
+    mean: Tensor
+    residual: Tensor | None
+
+
+class Kept(NamedTuple):
+    """The tensors from which the backward pass of a fused kernel can compute everything else again."""
+
+    x: Tensor  # [T, B, ...], or expanded to it
+    state: Tensor | None
+    seeds: Tensor | None
+    affine: Affine | None
+    spikes: Tensor | None = None  # these two need not be computed again where they are kept
+    u: Tensor | None = None
+
+
 def laws_by_name() -> dict[str, type[NoiseLaw]]:
     """The laws of `models.noise`, by the names of their classes; ArgumentError for a name that two of them have."""
     return noise.by_name(noise.LAWS)

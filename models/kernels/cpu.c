@@ -1,7 +1,9 @@
-/* Noisy leaky integrate-and-fire neurons over a sequence, forward and backward, in one pass each.
+/* Noisy leaky integrate-and-fire neurons over a sequence, forward and backward, in one pass each; batch normalisation
+   before them, which has the statistics to find first, and another pass over its gradient; and spikes as bits.
 
    models/functional.py states the dynamics, eager.py is the oracle. A thread takes a block of neurons through all time
-   steps, so the potential and the noise stay in its first-level cache.
+   steps, so the potential and the noise stay in its first-level cache. With `scratch`, the backward pass does so again,
+   by the same code, instead of reading potentials and spikes that the forward pass would have had to keep.
 
    Noise is counter-based: Philox 4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
    1, 2, 3", SC 2011), with a key of its own, seeds[t], for each step. Neuron n, its row-major index in [B, ...]
@@ -29,7 +31,7 @@
 #include <sys/mman.h>
 #endif
 
-#define BLOCK 1024 /* neurons; about ten arrays of this length are live */
+#define BLOCK 1024 /* neurons at most; about ten arrays of this length are live */
 #define INLINE static inline __attribute__((always_inline))
 #define MAX_RANK 3
 #define GROUPS 128 /* of blocks; a thread sums each in order, so that results do not depend on the number of threads */
@@ -62,6 +64,7 @@ enum { THRESHOLD, DECAY, SCALE, RESET_VALUE, VALUE_COUNT }; /* what can be learn
 #define CHANNELS 0
 #endif
 #define DIFFERS(which) (CHANNELS >> (which) & 1)
+enum { OF_CURRENT, ALONG_CENTRED, NORM_SUMS }; /* sums for batch norm: of the gradient, and of it times x - mean */
 
 /* One layer; cpu.py fills it in. Sequences [T, B, ...] have their neurons in the same dense order of memory at
    each step: dimension d of `rank`, outermost first, has size[d] neurons, a row-major index index_stride[d] apart. */
@@ -70,7 +73,7 @@ typedef struct {
     int64_t x_stride;           /* between the steps of x, in elements; 0 where all steps are one image */
     int64_t rank, size[MAX_RANK], index_stride[MAX_RANK];
     int64_t channels, channel_stride; /* the neuron at a place of memory is of channel (place / stride) % channels */
-    int64_t threads;
+    int64_t threads, block;           /* block: at most BLOCK; shorter where many steps of it are to fit into a cache */
     double number[VALUE_COUNT], loc; /* a value that differs between channels is in Tensors instead */
     int64_t law, reset, detach_reset, decay_input, membrane_noise, threshold_noise, mean_field;
     int64_t learns[VALUE_COUNT];
@@ -91,6 +94,11 @@ typedef struct {
     real *last;
     const real *by_channel[VALUE_COUNT]; /* [channels], or NULL for a number */
     double *grad_values[VALUE_COUNT];    /* [number_of_groups][channels, or 1 for a number], zeros at first */
+    /* The current is x or, with a factor, factor * x + shift (+ residual); all but the residual are [channels]. */
+    const real *factor, *shift, *mean, *slope; /* slope: for norm_backward */
+    const input *residual;
+    uint8_t *scratch;  /* bytes_of_scratch for each thread: the backward pass computes u and spikes again */
+    double *norm_sums; /* [number_of_groups][NORM_SUMS][channels], zeros at first */
 } Tensors;
 
 typedef union {
@@ -190,6 +198,13 @@ INLINE Lanes product(Lanes a, Lanes b) { return (Lanes)_mm256_mul_epu32((__m256i
 typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
 INLINE Lanes product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
 #endif
+#if defined(_OPENMP)
+extern int omp_get_thread_num(void); /* not every compiler has its header at hand */
+static int this_thread(void) { return omp_get_thread_num(); }
+#else
+static int this_thread(void) { return 0; }
+#endif
+
 #define TOGETHER 2 /* vectors in flight: while one waits for a product, the other goes on */
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
@@ -298,12 +313,16 @@ static void index_block(const Layer *l, int64_t start, int n, uint32_t *index)
 typedef struct {
     int rows, length[2];
     int64_t start[2];         /* of the rows, in memory */
+    real *u[2];               /* of the first step of a row, and how far the next one is; NULL: not wanted */
+    input *spikes[2];
+    int64_t step;
     uint32_t counter[BLOCK];
     uint8_t upper[BLOCK];     /* in a block of one row: whether a neuron has the last two words */
     uint32_t words[4][BLOCK]; /* of the current step */
     float membrane[2][BLOCK], threshold[2][BLOCK]; /* noise of the current step; 0 in a place without noise */
     real value[VALUE_COUNT][2][CHANNELS ? BLOCK : 1];      /* where they differ between channels */
     real inverse[2][DIFFERS(SCALE) ? BLOCK : 1];           /* 1 / scale, for the backward pass */
+    real factor[2][BLOCK], shift[2][BLOCK], mean[2][BLOCK]; /* of batch norm */
 } Block;
 
 /* Where a layer, a block and its row are at hand, AT(name, i) is a value of neuron i of the row. */
@@ -325,11 +344,41 @@ static int has_halves(const Layer *l)
     return l->size[0] % 2 == 0 && l->size[0] * l->index_stride[0] == l->neurons;
 }
 
-static int64_t blocks_of(const Layer *l) { return ((has_halves(l) ? half_of(l) : l->neurons) + BLOCK - 1) / BLOCK; }
+static int64_t blocks_of(const Layer *l)
+{
+    return ((has_halves(l) ? half_of(l) : l->neurons) + l->block - 1) / l->block;
+}
 
 int64_t number_of_groups(const Layer *l) { return blocks_of(l) < GROUPS ? blocks_of(l) : GROUPS; }
 
-static int row_length(int64_t length) { return length < 0 ? 0 : length > BLOCK ? BLOCK : (int)length; }
+static int row_length(const Layer *l, int64_t length)
+{
+    return length < 0 ? 0 : length > l->block ? (int)l->block : (int)length;
+}
+
+/* Walks through memory in runs of neurons that are of one channel or, where channels lie side by side, of the channels
+   from one on. */
+typedef struct {
+    int64_t channel, left; /* left: neurons until another channel or, side by side, until the first one again */
+} Walk;
+
+static Walk walk_from(const Layer *l, int64_t place)
+{
+    const int64_t stride = l->channel_stride, channel = place / stride % l->channels;
+    return (Walk){channel, stride == 1 ? l->channels - channel : stride - place % stride};
+}
+
+/* The length of the next run, at most `most`, and its (first) channel. */
+static int next_run(const Layer *l, Walk *walk, int64_t most, int64_t *channel)
+{
+    const int64_t run = walk->left < most ? walk->left : most, are_side_by_side = l->channel_stride == 1;
+    *channel = walk->channel;
+    walk->left -= run;
+    walk->channel += are_side_by_side ? run : !walk->left;
+    if (walk->channel == l->channels) walk->channel = 0;
+    if (!walk->left) walk->left = are_side_by_side ? l->channels : l->channel_stride;
+    return (int)run;
+}
 
 /* A value of the `n` neurons from `start` on, in the order of memory; without `by_channel`, one number. */
 static void fill(const Layer *l, const real *by_channel, double number, int64_t start, int n, real *restrict values)
@@ -338,19 +387,17 @@ static void fill(const Layer *l, const real *by_channel, double number, int64_t 
         for (int i = 0; i < n; i++) values[i] = (real)number;
         return;
     }
-    const int64_t stride = l->channel_stride, period = stride * l->channels;
+    const int64_t period = l->channel_stride * l->channels;
     const int first = period < n ? (int)period : n; /* neurons before the values repeat */
-    int64_t channel = start / stride % l->channels, length = stride - start % stride;
+    Walk walk = walk_from(l, start);
+    int64_t channel;
     int done = 0;
     for (int run; done < first; done += run) {
-        if (stride == 1) length = l->channels - channel; /* channels lie side by side */
-        run = length < first - done ? (int)length : first - done;
-        if (stride == 1)
+        run = next_run(l, &walk, first - done, &channel);
+        if (l->channel_stride == 1)
             memcpy(values + done, by_channel + channel, run * sizeof(real));
         else
             for (int i = 0; i < run; i++) values[done + i] = by_channel[channel];
-        channel = stride == 1 || channel + 1 == l->channels ? 0 : channel + 1;
-        length = stride;
     }
     for (int run; done < n; done += run) {
         run = done < n - done ? done : n - done;
@@ -360,13 +407,18 @@ static void fill(const Layer *l, const real *by_channel, double number, int64_t 
 
 static void start_block(const Layer *l, const Tensors *m, int64_t number, Block *b)
 {
-    const int64_t half = half_of(l), start = number * BLOCK;
+    const int64_t half = half_of(l), start = number * l->block;
     if (!l->membrane_noise) memset(b->membrane, 0, sizeof b->membrane);
     if (!l->threshold_noise) memset(b->threshold, 0, sizeof b->threshold);
     b->rows = has_halves(l) ? 2 : 1;
     b->start[0] = start, b->start[1] = half + start;
-    b->length[0] = row_length((b->rows == 2 ? half : l->neurons) - start);
-    b->length[1] = row_length(l->neurons - half - start);
+    b->length[0] = row_length(l, (b->rows == 2 ? half : l->neurons) - start);
+    b->length[1] = row_length(l, l->neurons - half - start);
+    b->step = l->neurons;
+    for (int row = 0; row < b->rows; row++) {
+        b->u[row] = m->u ? m->u + b->start[row] : NULL;
+        b->spikes[row] = m->spikes + b->start[row];
+    }
     index_block(l, start, b->length[0], b->counter);
     memset(b->counter + b->length[0], 0, (BLOCK - b->length[0]) * sizeof b->counter[0]);
     if (b->rows == 1)
@@ -377,6 +429,10 @@ static void start_block(const Layer *l, const Tensors *m, int64_t number, Block 
     for (int which = 0; which < VALUE_COUNT; which++)
         for (int row = 0; DIFFERS(which) && row < b->rows; row++)
             fill(l, m->by_channel[which], l->number[which], b->start[row], b->length[row], b->value[which][row]);
+    for (int row = 0; m->factor && row < b->rows; row++) {
+        fill(l, m->factor, 0, b->start[row], b->length[row], b->factor[row]);
+        fill(l, m->shift, 0, b->start[row], b->length[row], b->shift[row]);
+    }
 }
 
 static void draw_words(int64_t seed, Block *b)
@@ -451,6 +507,28 @@ INLINE real charged(int scaled, real decay, real gain, real v, real x)
     return scaled ? v + (x - v) * gain : fused(decay, v, x);
 }
 
+static const real *converted(const input *restrict values, int n, real *restrict space)
+{
+    if (sizeof(input) == sizeof(real)) return (const real *)values;
+    for (int i = 0; i < n; i++) space[i] = load(values[i]);
+    return space;
+}
+
+/* The currents of a row at a step. `space` holds n. */
+static const real *currents(const Layer *l, const Tensors *m, const Block *b, int row, int64_t t, real *restrict space)
+{
+    const int n = b->length[row];
+    const input *restrict x = m->x + t * l->x_stride + b->start[row];
+    if (!m->factor) return converted(x, n, space);
+    const real *restrict factor = b->factor[row], *restrict shift = b->shift[row];
+    for (int i = 0; i < n; i++) space[i] = fused(factor[i], load(x[i]), shift[i]);
+    if (m->residual) {
+        const input *restrict residual = m->residual + t * l->neurons + b->start[row];
+        for (int i = 0; i < n; i++) space[i] += load(residual[i]);
+    }
+    return space;
+}
+
 /* Spikes of a row at a step, and the potentials after them. The compiler knows `hard` and `scaled`: without a choice for
    each neuron, the loop is a tenth faster. */
 INLINE void fire_row(const int hard, const int scaled, const Layer *l, const Tensors *m, const Block *b, int row, int64_t t,
@@ -460,13 +538,12 @@ INLINE void fire_row(const int hard, const int scaled, const Layer *l, const Ten
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
     VALUE(real, value, RESET_VALUE);
-    const int64_t at = t * l->neurons + b->start[row];
-    const input *restrict current = m->x + t * l->x_stride + b->start[row];
-    input *restrict out = m->spikes + at;
-    real discarded[BLOCK], *restrict kept = m->u ? m->u + at : discarded;
+    real space[BLOCK], discarded[BLOCK], *restrict kept = b->u[row] ? b->u[row] + t * b->step : discarded;
+    const real *restrict current = currents(l, m, b, row, t, space);
+    input *restrict out = b->spikes[row] + t * b->step;
     const float *restrict eps_membrane = b->membrane[row], *restrict eps_threshold = b->threshold[row];
     for (int i = 0; i < n; i++) {
-        real u = charged(scaled, AT(decay, i), GAIN(i), v[i], load(current[i])) - eps_membrane[i];
+        real u = charged(scaled, AT(decay, i), GAIN(i), v[i], current[i]) - eps_membrane[i];
         int fires = u - AT(threshold, i) > eps_threshold[i];
         kept[i] = u;
         out[i] = store(fires ? 1 : 0);
@@ -480,11 +557,10 @@ static void fire_mean_row(const Layer *l, const Tensors *m, const Block *b, int 
     const int n = b->length[row], hard = is_hard(l), scaled = l->decay_input != 0;
     VALUE(real, decay, DECAY);
     VALUE(real, value, RESET_VALUE);
-    const int64_t at = t * l->neurons + b->start[row];
-    const input *restrict current = m->x + t * l->x_stride + b->start[row];
-    input *restrict out = m->spikes + at;
-    real discarded[BLOCK], p[BLOCK], *restrict kept = m->u ? m->u + at : discarded;
-    for (int i = 0; i < n; i++) kept[i] = charged(scaled, AT(decay, i), GAIN(i), v[i], load(current[i]));
+    real space[BLOCK], discarded[BLOCK], p[BLOCK], *restrict kept = b->u[row] ? b->u[row] + t * b->step : discarded;
+    const real *restrict current = currents(l, m, b, row, t, space);
+    input *restrict out = b->spikes[row] + t * b->step;
+    for (int i = 0; i < n; i++) kept[i] = charged(scaled, AT(decay, i), GAIN(i), v[i], current[i]);
     probabilities(l, b, row, kept, p);
     for (int i = 0; i < n; i++) {
         out[i] = store(p[i]);
@@ -492,25 +568,34 @@ static void fire_mean_row(const Layer *l, const Tensors *m, const Block *b, int 
     }
 }
 
+/* All steps of a block; v becomes the potential after the last one. */
+static void run_block(const Layer *l, const Tensors *m, Block *b, real v[2][BLOCK])
+{
+    for (int row = 0; row < b->rows; row++)
+        if (m->state)
+            memcpy(v[row], m->state + b->start[row], b->length[row] * sizeof(real));
+        else
+            memset(v[row], 0, b->length[row] * sizeof(real));
+    for (int64_t t = 0; t < l->timesteps; t++) {
+        if (l->membrane_noise || l->threshold_noise) draw_words(m->seeds[t], b);
+        for (int row = 0; row < b->rows; row++) {
+            if (l->membrane_noise || l->threshold_noise) draw_noise(l, b, row);
+            if (l->mean_field)
+                fire_mean_row(l, m, b, row, t, v[row]);
+            else if (l->decay_input)
+                is_hard(l) ? fire_row(1, 1, l, m, b, row, t, v[row]) : fire_row(0, 1, l, m, b, row, t, v[row]);
+            else
+                is_hard(l) ? fire_row(1, 0, l, m, b, row, t, v[row]) : fire_row(0, 0, l, m, b, row, t, v[row]);
+        }
+    }
+}
+
 static void forward_block(const Layer *l, const Tensors *m, int64_t number)
 {
     Block b;
-    real v[2][BLOCK] = {{0}};
+    real v[2][BLOCK];
     start_block(l, m, number, &b);
-    for (int row = 0; m->state && row < b.rows; row++)
-        memcpy(v[row], m->state + b.start[row], b.length[row] * sizeof(real));
-    for (int64_t t = 0; t < l->timesteps; t++) {
-        if (l->membrane_noise || l->threshold_noise) draw_words(m->seeds[t], &b);
-        for (int row = 0; row < b.rows; row++) {
-            if (l->membrane_noise || l->threshold_noise) draw_noise(l, &b, row);
-            if (l->mean_field)
-                fire_mean_row(l, m, &b, row, t, v[row]);
-            else if (l->decay_input)
-                is_hard(l) ? fire_row(1, 1, l, m, &b, row, t, v[row]) : fire_row(0, 1, l, m, &b, row, t, v[row]);
-            else
-                is_hard(l) ? fire_row(1, 0, l, m, &b, row, t, v[row]) : fire_row(0, 0, l, m, &b, row, t, v[row]);
-        }
-    }
+    run_block(l, m, &b, v);
     for (int row = 0; m->last && row < b.rows; row++)
         memcpy(m->last + b.start[row], v[row], b.length[row] * sizeof(real));
 }
@@ -529,19 +614,18 @@ INLINE real not_too_far(real z) { return z < (real)-VERY_FAR ? (real)-VERY_FAR :
 /* Spikes of a row at a step, or probabilities; unrounded even if the returned ones were rounded. `space` holds n. */
 static const real *fired_row(const Layer *l, const Block *b, int row, const real *u, const input *spikes, real *space)
 {
-    if (l->mean_field)
-        probabilities(l, b, row, u, space);
-    else if (sizeof(input) == sizeof(real))
-        return (const real *)spikes;
-    else
-        for (int i = 0; i < b->length[row]; i++) space[i] = load(spikes[i]);
+    if (!l->mean_field) return converted(spikes, b->length[row], space);
+    probabilities(l, b, row, u, space);
     return space;
 }
 
 /* Gradients of what is learnt, by neuron, summed over time; that of the scale lacks a factor of 1 / scale. */
 typedef struct {
-    real value[VALUE_COUNT][2][BLOCK];
+    real value[VALUE_COUNT][2][BLOCK], norm[NORM_SUMS][2][BLOCK];
 } Sums;
+
+/* Whether the gradient of the current is summed over time: for batch norm, and where all steps of x are one image. */
+INLINE int sums_current(const Layer *l, const Tensors *m) { return m->factor || !l->x_stride; }
 
 /* What one step of a row adds to the sums, from the gradients of the potential: by the spike alone, and whole. */
 static void learn_row(const Layer *l, const Tensors *m, Block *b, int row, int64_t t, const real *restrict by_spike,
@@ -550,8 +634,7 @@ static void learn_row(const Layer *l, const Tensors *m, Block *b, int row, int64
     const int n = b->length[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, value, RESET_VALUE);
-    const int64_t at = t * l->neurons + b->start[row];
-    const real loc = (real)l->loc, *restrict u = m->u + at;
+    const real loc = (real)l->loc, *restrict u = b->u[row] + t * b->step;
     const int hard = is_hard(l);
     if (l->learns[THRESHOLD]) {
         real *restrict total = sums->value[THRESHOLD][row];
@@ -570,16 +653,35 @@ static void learn_row(const Layer *l, const Tensors *m, Block *b, int row, int64
     if (l->learns[DECAY]) { /* u holds decay * (potential before) and, with decay_input, (1 - decay) * x */
         real before[BLOCK] = {0}, *restrict total = sums->value[DECAY][row];
         if (t > 0) {
-            const real *restrict u_before = u - l->neurons;
-            const real *restrict fired = fired_row(l, b, row, u_before, m->spikes + at - l->neurons, space);
+            const real *restrict u_before = u - b->step;
+            const real *restrict fired = fired_row(l, b, row, u_before, b->spikes[row] + (t - 1) * b->step, space);
             for (int i = 0; i < n; i++)
                 before[i] = fused(-fired[i], removed(hard, u_before[i], AT(value, i)), u_before[i]);
         } else if (m->state)
             memcpy(before, m->state + b->start[row], n * sizeof(real));
-        if (l->decay_input)
-            for (int i = 0; i < n; i++) before[i] -= load(m->x[t * l->x_stride + b->start[row] + i]);
+        if (l->decay_input) {
+            const real *restrict current = currents(l, m, b, row, t, space);
+            for (int i = 0; i < n; i++) before[i] -= current[i];
+        }
         for (int i = 0; i < n; i++) total[i] += grad_u[i] * before[i];
     }
+}
+
+/* Add the gradient of the current of a step to what batch norm needs of it. */
+static void sum_current(const Layer *l, const Tensors *m, const Block *b, int row, int64_t t, const real *restrict grad,
+                        Sums *sums)
+{
+    const int n = b->length[row];
+    const input *restrict x = m->x + t * l->x_stride + b->start[row];
+    const real *restrict mean = b->mean[row];
+    real *restrict whole = sums->norm[OF_CURRENT][row], *restrict along = sums->norm[ALONG_CENTRED][row];
+    if (!m->factor)
+        for (int i = 0; i < n; i++) whole[i] += grad[i];
+    else
+        for (int i = 0; i < n; i++) {
+            whole[i] += grad[i];
+            along[i] = fused(grad[i], load(x[i]) - mean[i], along[i]);
+        }
 }
 
 /* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one before;
@@ -595,12 +697,14 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     VALUE_OF(real, inverse, SCALE, 1 / l->number[SCALE], b->inverse[row]);
     const real loc = (real)l->loc;
     const int scaled = l->decay_input != 0;
-    const real *restrict u = m->u + at;
-    const input *restrict fired_t = m->spikes + at, *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
+    const real *restrict u = b->u[row] + t * b->step;
+    const input *restrict fired_t = b->spikes[row] + t * b->step;
+    const input *restrict given = m->grad_spikes ? m->grad_spikes + at : fired_t;
     const real given_counts = m->grad_spikes ? 1 : 0, flows = l->detach_reset ? 0 : 1;
-    input *restrict out = m->grad_x + at;
+    input discarded[BLOCK], *restrict out = l->x_stride ? m->grad_x + at : discarded;
     const int hard = is_hard(l);
-    real by_spike[BLOCK], grad_u[BLOCK], space[BLOCK];
+    real by_spike[BLOCK], grad_u[BLOCK], space[BLOCK], unrounded[BLOCK];
+    const int rounds = sizeof(input) != sizeof(real);
     const real *restrict fired = fired_row(l, b, row, u, fired_t, space);
     if (learning && l->learns[RESET_VALUE]) {
         const real sign = hard ? 1 : -1;
@@ -613,7 +717,9 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
         real through_spike = slope * fused(given_counts, load(given[i]), -by_reset);
         real directly = hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
         real grad = directly + through_spike;
-        out[i] = store(scaled ? GAIN(i) * grad : grad);
+        real of_current = scaled ? GAIN(i) * grad : grad;
+        out[i] = store(of_current);
+        if (rounds) unrounded[i] = of_current;
         grad_v[i] = AT(decay, i) * grad;
         if (learning) {
             by_spike[i] = through_spike;
@@ -621,34 +727,55 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
         }
     }
     if (learning) learn_row(l, m, b, row, t, by_spike, grad_u, space, sums);
+    if (sums_current(l, m)) sum_current(l, m, b, row, t, rounds ? unrounded : (const real *)out, sums);
 }
 
-/* Add the gradient of one learnt value, of all neurons of a block, to that of its group: by channel, or to one sum. */
-static void add_sums(const Layer *l, const Tensors *m, const Block *b, int which, Sums *sums, double *restrict group)
+/* Add sums by neuron, of all neurons of a block, to those of its group: by channel, or to one. */
+static void add_sums(const Layer *l, const Block *b, int64_t is_by_channel, real sums[2][BLOCK], double *restrict group)
 {
     for (int row = 0; row < b->rows; row++) {
         const int n = b->length[row];
-        real *restrict values = sums->value[which][row];
-        VALUE(real, scale, SCALE);
-        if (which == SCALE)
-            for (int i = 0; i < n; i++) values[i] /= AT(scale, i);
-        if (!m->by_channel[which]) {
+        const real *restrict values = sums[row];
+        if (!is_by_channel) {
             group[0] += sum(values, n);
             continue;
         }
-        const int64_t stride = l->channel_stride, start = b->start[row];
-        int64_t channel = start / stride % l->channels, length = stride - start % stride;
+        Walk walk = walk_from(l, b->start[row]);
+        int64_t channel;
         for (int done = 0, run; done < n; done += run) {
-            if (stride == 1) length = l->channels - channel; /* channels lie side by side */
-            run = length < n - done ? (int)length : n - done;
-            if (stride == 1)
+            run = next_run(l, &walk, n - done, &channel);
+            if (l->channel_stride == 1)
                 for (int i = 0; i < run; i++) group[channel + i] += values[done + i];
             else
                 group[channel] += sum(values + done, run);
-            channel = stride == 1 || channel + 1 == l->channels ? 0 : channel + 1;
-            length = stride;
         }
     }
+}
+
+static void add_gradient(const Layer *l, const Tensors *m, const Block *b, int which, Sums *sums, int64_t group)
+{
+    for (int row = 0; which == SCALE && row < b->rows; row++) {
+        real *restrict values = sums->value[SCALE][row];
+        VALUE(real, scale, SCALE);
+        for (int i = 0; i < b->length[row]; i++) values[i] /= AT(scale, i);
+    }
+    const int64_t is_by_channel = m->by_channel[which] != NULL, width = is_by_channel ? l->channels : 1;
+    add_sums(l, b, is_by_channel, sums->value[which], m->grad_values[which] + group * width);
+}
+
+int64_t bytes_of_scratch(const Layer *l)
+{
+    return l->timesteps * 2 * l->block * (int64_t)(sizeof(real) + sizeof(input));
+}
+
+/* Compute potentials and spikes of a block again, in the scratch memory of this thread. */
+static void run_again(const Layer *l, const Tensors *m, Block *b)
+{
+    real v[2][BLOCK], *u = (real *)(m->scratch + this_thread() * bytes_of_scratch(l));
+    input *spikes = (input *)(u + l->timesteps * 2 * l->block);
+    b->step = 2 * l->block;
+    for (int row = 0; row < b->rows; row++) b->u[row] = u + row * l->block, b->spikes[row] = spikes + row * l->block;
+    run_block(l, m, b, v);
 }
 
 static void backward_block(const Layer *l, const Tensors *m, int64_t number, int64_t group)
@@ -658,11 +785,15 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
     Sums sums;
     int learning = 0;
     start_block(l, m, number, &b);
+    if (m->scratch) run_again(l, m, &b);
     for (int which = 0; which < VALUE_COUNT; which++)
         if (l->learns[which]) {
             memset(sums.value[which], 0, sizeof sums.value[which]);
             learning = 1;
         }
+    if (sums_current(l, m)) memset(sums.norm, 0, sizeof sums.norm);
+    for (int row = 0; m->factor && row < b.rows; row++)
+        fill(l, m->mean, 0, b.start[row], b.length[row], b.mean[row]);
     for (int row = 0; DIFFERS(SCALE) && row < b.rows; row++)
         for (int i = 0; i < b.length[row]; i++) b.inverse[row][i] = 1 / b.value[SCALE][row][i];
     for (int row = 0; m->grad_last && row < b.rows; row++)
@@ -678,10 +809,11 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
     for (int row = 0; m->grad_state && row < b.rows; row++)
         memcpy(m->grad_state + b.start[row], grad_v[row], b.length[row] * sizeof(real));
     for (int which = 0; which < VALUE_COUNT; which++)
-        if (l->learns[which]) {
-            double *values = m->grad_values[which];
-            add_sums(l, m, &b, which, &sums, values + group * (m->by_channel[which] ? l->channels : 1));
-        }
+        if (l->learns[which]) add_gradient(l, m, &b, which, &sums, group);
+    for (int row = 0; !l->x_stride && row < b.rows; row++)
+        for (int i = 0; i < b.length[row]; i++) m->grad_x[b.start[row] + i] = store(sums.norm[OF_CURRENT][row][i]);
+    for (int which = 0; m->factor && which < NORM_SUMS; which++)
+        add_sums(l, &b, 1, sums.norm[which], m->norm_sums + (group * NORM_SUMS + which) * l->channels);
 }
 
 /* Ask for large pages for memory that is about to be written first: a fault for each 4 KiB of a fresh allocation
@@ -708,11 +840,179 @@ void lif_forward(const Layer *l, const Tensors *m)
 void lif_backward(const Layer *l, const Tensors *m)
 {
     const int64_t blocks = blocks_of(l), groups = number_of_groups(l);
-    want_large_pages(m->grad_x, l->timesteps * l->neurons * sizeof *m->grad_x);
+    want_large_pages(m->grad_x, (l->x_stride ? l->timesteps : 1) * l->neurons * sizeof *m->grad_x);
 #pragma omp parallel for schedule(static) num_threads((int)l->threads)
     for (int64_t group = 0; group < groups; group++)
         for (int64_t block = group * blocks / groups; block < (group + 1) * blocks / groups; block++)
             backward_block(l, m, block, group);
+}
+
+/* For each group, sums of x - pivot and of its square, by channel; the pivot is the first number of the channel. */
+void norm_statistics(const Layer *l, const Tensors *m)
+{
+    const int64_t groups = number_of_groups(l), C = l->channels;
+#pragma omp parallel for schedule(static) num_threads((int)l->threads)
+    for (int64_t group = 0; group < groups; group++)
+        for (int64_t t = 0; t < l->timesteps; t++) {
+            const int64_t end = (group + 1) * l->neurons / groups;
+            double *sums = m->norm_sums + group * NORM_SUMS * C;
+            Walk walk = walk_from(l, group * l->neurons / groups);
+            int64_t channel;
+            for (int64_t place = group * l->neurons / groups, run; place < end; place += run) {
+                run = next_run(l, &walk, end - place < BLOCK ? end - place : BLOCK, &channel);
+                const input *restrict x = m->x + t * l->x_stride + place;
+                if (l->channel_stride == 1) {
+                    double *restrict first = sums + channel, *restrict second = sums + C + channel;
+                    for (int64_t i = 0; i < run; i++) {
+                        double d = load(x[i]) - load(m->x[channel + i]);
+                        first[i] += d;
+                        second[i] += d * d;
+                    }
+                } else {
+                    const real pivot = load(m->x[channel * l->channel_stride]);
+                    double first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+                    for (int64_t i = 0; i < run; i++) {
+                        double d = load(x[i]) - pivot;
+                        first += d;
+                        second += d * d;
+                    }
+                    sums[channel] += first, sums[C + channel] += second;
+                }
+            }
+        }
+}
+
+/* Mean and variance of each channel, from the sums of `norm_statistics` over `count` numbers of it. */
+void norm_moments(const Layer *l, const Tensors *m, double count, double *moments)
+{
+    const int64_t groups = number_of_groups(l), C = l->channels;
+    for (int64_t c = 0; c < C; c++) {
+        double first = 0, second = 0;
+        for (int64_t group = 0; group < groups; group++) {
+            first += m->norm_sums[group * NORM_SUMS * C + c];
+            second += m->norm_sums[(group * NORM_SUMS + 1) * C + c];
+        }
+        const double deviation = first / count, variance = second / count - deviation * deviation;
+        moments[c] = load(m->x[c * l->channel_stride]) + deviation;
+        moments[C + c] = variance < 0 ? 0 : variance; /* NaN stays NaN */
+    }
+}
+
+/* What a layer of C channels normalises by, in rows of C: 1 / std, as the third row of `moments`; factor, shift, mean
+   and the unbiased variance in `rows`. Running statistics, if they apply, fill the first two rows of `moments`. */
+void norm_prepare(int64_t C, double *moments, const real *running_mean, const real *running_variance, double eps,
+                  double correction, const real *weight, const real *bias, real *rows)
+{
+    for (int64_t c = 0; c < C; c++) {
+        if (running_mean) moments[c] = running_mean[c], moments[C + c] = running_variance[c];
+        const double inverse = 1 / sqrt(moments[C + c] + eps), factor = weight ? inverse * weight[c] : inverse;
+        moments[2 * C + c] = inverse;
+        rows[c] = (real)factor;
+        rows[C + c] = (real)((bias ? bias[c] : 0) - moments[c] * factor);
+        rows[2 * C + c] = (real)moments[c];
+        rows[3 * C + c] = (real)(moments[C + c] * correction);
+    }
+}
+
+/* From the sums of `groups`, in rows of C: the gradients of weight and bias, and what `norm_backward` takes off, as
+   shift and slope; that is nothing unless the statistics are of the batch, of `count` numbers in each channel. */
+void norm_gradients(int64_t C, int64_t groups, const double *sums, const double *moments, double count, real *rows)
+{
+    for (int64_t c = 0; c < C; c++) {
+        double whole = 0, along = 0;
+        for (int64_t group = 0; group < groups; group++) {
+            whole += sums[group * NORM_SUMS * C + c];
+            along += sums[(group * NORM_SUMS + 1) * C + c];
+        }
+        const double inverse = moments[2 * C + c];
+        rows[c] = (real)(along * inverse);
+        rows[C + c] = (real)whole;
+        rows[2 * C + c] = count > 0 ? (real)(whole / count) : 0;
+        rows[3 * C + c] = count > 0 ? (real)(along / count * inverse * inverse) : 0;
+    }
+}
+
+/* The gradient of batch norm, grad_x = factor * (grad - shift - slope * (x - mean)), from that of the current, which
+   comes as `residual`; they may be one tensor. */
+void norm_backward(const Layer *l, const Tensors *m)
+{
+    want_large_pages(m->grad_x, l->timesteps * l->neurons * sizeof *m->grad_x);
+#pragma omp parallel for schedule(static) num_threads((int)l->threads)
+    for (int64_t start = 0; start < l->neurons; start += BLOCK) {
+        const int n = (int)(l->neurons - start < BLOCK ? l->neurons - start : BLOCK);
+        real factor[BLOCK], shift[BLOCK], mean[BLOCK], slope[BLOCK], result[BLOCK];
+        fill(l, m->factor, 0, start, n, factor);
+        fill(l, m->shift, 0, start, n, shift);
+        fill(l, m->mean, 0, start, n, mean);
+        fill(l, m->slope, 0, start, n, slope);
+        for (int64_t t = 0; t < l->timesteps; t++) {
+            const int64_t at = t * l->neurons + start;
+            const input *x = m->x + t * l->x_stride + start, *grad = m->residual + at;
+            for (int i = 0; i < n; i++)
+                result[i] = factor[i] * fused(-slope[i], load(x[i]) - mean[i], load(grad[i]) - shift[i]);
+            for (int i = 0; i < n; i++) m->grad_x[at + i] = store(result[i]);
+        }
+    }
+}
+
+#if INPUT_BITS == 64
+typedef uint64_t bits_of_input;
+#define ONE_BITS 0x3ff0000000000000u
+#elif INPUT_BITS == 32
+typedef uint32_t bits_of_input;
+#define ONE_BITS 0x3f800000u
+#else
+typedef uint16_t bits_of_input;
+#define ONE_BITS 0x3f80u
+#endif
+
+/* Eight numbers that are 0 or 1 as the bits of a byte, the first the lowest. */
+INLINE uint8_t byte_of(const uint8_t *numbers)
+{
+    uint64_t together = 0;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    memcpy(&together, numbers, 8);
+#else
+    for (int k = 0; k < 8; k++) together |= (uint64_t)numbers[k] << (8 * k);
+#endif
+    return (uint8_t)(together * 0x0102040810204080u >> 56); /* bit 8 k times 2^(56 - 7 k) is bit 56 + k; no two meet */
+}
+
+/* One bit for each of n spikes, the first the lowest of its byte; not 0 if there is something else than 0 and 1. */
+int64_t pack_spikes(const input *restrict spikes, int64_t n, uint8_t *restrict bits, int64_t threads)
+{
+    int64_t others = 0;
+#pragma omp parallel for schedule(static) num_threads((int)threads) reduction(| : others)
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        if (others) continue;
+        const int length = (int)(n - start < BLOCK ? n - start : BLOCK);
+        uint8_t fired[BLOCK], wrong = 0;
+        memset(fired, 0, sizeof fired);
+        for (int i = 0; i < length; i++) {
+            bits_of_input x;
+            memcpy(&x, spikes + start + i, sizeof x); /* -0 is something else */
+            fired[i] = x != 0;
+            wrong |= x != 0 && x != ONE_BITS;
+        }
+        others |= wrong;
+        for (int i = 0; i < length; i += 8) bits[(start + i) / 8] = byte_of(fired + i);
+    }
+    return others;
+}
+
+void unpack_spikes(const uint8_t *restrict bits, int64_t n, input *restrict spikes, int64_t threads)
+{
+    want_large_pages(spikes, n * sizeof *spikes);
+#pragma omp parallel for schedule(static) num_threads((int)threads)
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        const int length = (int)(n - start < BLOCK ? n - start : BLOCK);
+        uint8_t fired[BLOCK];
+        for (int i = 0; i < length; i += 8)
+#pragma GCC unroll 8
+            for (int k = 0; k < 8; k++) fired[i + k] = bits[(start + i) / 8] >> k & 1;
+        for (int i = 0; i < length; i++) spikes[start + i] = store(fired[i]);
+    }
 }
 
 /* The number in Layer of the law with this class name; -1 if this kernel does not know it. */

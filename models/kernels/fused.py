@@ -90,7 +90,7 @@ def lif_sequence(
     tensors = (x, state, *neuron.tensors())
     saves_u = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     saves_u |= keep_u
-    traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or _is_watched()
+    traced = torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter) or is_watched()
     saves_u |= traced and _is_recorded()
     seeds = None
     if neuron.membrane_noise or neuron.threshold_noise:
@@ -103,7 +103,7 @@ def lif_sequence(
     return spikes, last, u.detach() if keep_u else u
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Whether a dispatch mode or a tracer of this thread must see the operator."""
     # PyTorch's own `is_in_torch_dispatch_mode` is one flag for all threads.
     return torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import noise
 from .build import BuildError
-from .common import VALUES, Neuron, Saved
+from .common import VALUES, Affine, Kept, Neuron, Saved
 
 DRAWS = 8192
 MOST_DEVIATION = 0.02  # of a share of 8192 draws; the seed is fixed, and other laws are off by 0.05 or more
@@ -129,3 +129,59 @@ def check_channels(kernel: Any, like: Tensor, channel_bits: int) -> None:
                 right = right if name in differing else right.sum()
             if not torch.allclose(ours.double().flatten(), right.double().flatten(), rtol=0.01, atol=0.01):
                 raise BuildError("the compiled values of channels are wrong")
+
+
+def check_normed(kernel: Any, like: Tensor) -> None:
+    """Raise BuildError unless batch norm before neurons is right, and what is computed again is what was computed."""
+    law = noise.Gaussian(0.5)
+    neuron = Neuron(law, law.scale, mean_field=True)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    contiguous = torch.arange(2.0 * 2 * 5 * 400).remainder(97).div(32).to(like).reshape(2, 2, 5, 400)
+    factor = torch.tensor([0.5, 1.0, 1.5, -1.0, 2.0], dtype=dtype)
+    shift = torch.tensor([0.5, -0.5, 0.0, 1.0, 0.25], dtype=dtype)
+    rtol = 0.02 if like.dtype == torch.bfloat16 else 1e-5
+
+    def require(*pairs: tuple[Tensor, Tensor]) -> None:
+        for ours, right in pairs:
+            if not torch.allclose(ours.double(), right.double(), rtol=rtol, atol=rtol):
+                raise BuildError("the compiled batch norm is wrong")
+
+    for x in (contiguous, contiguous.transpose(2, 3).contiguous().transpose(2, 3)):
+        exact = x.double()
+        moments = torch.empty(3, 5, dtype=torch.float64)
+        kernel.statistics(x, moments)
+        rows = kernel.prepare(moments, (None, None), 1.0, 2.0, factor, shift)
+        mean, variance, inverse = moments
+        require((mean, exact.mean((0, 1, 3))), (variance, exact.var((0, 1, 3), correction=0)))
+        require((inverse, (variance + 1).rsqrt()), (rows[0], factor * inverse), (rows[1], shift - mean * rows[0]))
+        require((rows[2], mean), (rows[3], 2 * variance))
+        affine = Affine(factor, shift, mean.to(dtype), x)
+        current = (exact * factor.unsqueeze(1) + shift.unsqueeze(1) + exact).to(like)
+        spikes, last, u = kernel.forward(x, None, None, neuron, True, True, affine)
+        plain = kernel.forward(current, None, None, neuron, True, True)
+        grads = torch.ones_like(spikes), last
+        kept, sums = kernel.backward_again(grads, Kept(x, None, None, affine, spikes, u), neuron, NOTHING)
+        again, sums_again = kernel.backward_again(grads, Kept(x, None, None, affine), neuron, NOTHING)
+        if not (torch.equal(kept[0], again[0]) and torch.equal(sums, sums_again)):
+            raise BuildError("what the compiled kernel computes again is not what it has computed")
+        right, *_ = kernel.backward(grads, Saved(None, None, None, plain[0], plain[2]), neuron, NOTHING)
+        along = right.double() * (exact - mean.unsqueeze(1))
+        require((spikes, plain[0]), (kept[0], right))
+        gradients = kernel.norm_gradients(sums, moments, 1600.0)
+        whole, centred = right.double().mean((0, 1, 3)), along.mean((0, 1, 3))
+        require((gradients[0] / 1600, centred * inverse), (gradients[1] / 1600, whole))
+        require((gradients[2], whole), (gradients[3], centred * inverse.square()))
+        result = torch.empty_like(right)
+        kernel.norm_backward(x, right, result, factor=factor, shift=shift, mean=mean.to(dtype), slope=factor)
+        columns = [value.double().unsqueeze(1) for value in (factor, shift, mean)]
+        require((result, columns[0] * (right.double() - columns[1] - columns[0] * (exact - columns[2]))))
+
+
+def check_bits(kernel: Any, like: Tensor) -> None:
+    """Raise BuildError unless spikes can be packed and unpacked."""
+    spikes = torch.arange(2051.0).square().remainder(7).lt(3).to(like)
+    bits, again = torch.empty(257, dtype=torch.uint8), torch.empty_like(spikes)
+    is_packed = kernel.pack(spikes, bits)
+    kernel.unpack(bits, again)
+    if not (is_packed and torch.equal(again, spikes)) or kernel.pack(spikes + 0.5, bits):
+        raise BuildError("the compiled packing of spikes is wrong")

@@ -433,7 +433,7 @@ def test_a_tracer_sees_the_operator():
 @pytest.mark.parametrize("mode", ["mean_field", "noiseless", "noisy"])
 def test_the_operator_has_no_second_derivative_and_no_silent_zero(leaf, mode, monkeypatch):
     x = leaf(torch.rand(3, 2, 50, generator=seeded(1)) * 1.5).requires_grad_()
-    monkeypatch.setattr(fused, "_is_watched", lambda: True)
+    monkeypatch.setattr(fused, "is_watched", lambda: True)
     spikes, _ = noisy_lif(x, Gaussian(0.3), mode=mode, backend="fused")
     (grad,) = torch.autograd.grad(spikes.sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):

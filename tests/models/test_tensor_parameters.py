@@ -680,7 +680,7 @@ def test_the_number_of_threads_does_not_matter():
 @pytest.mark.parametrize("way", ["auto", "watched", "eager", "plain"])
 def test_empty_inputs(shape, way, monkeypatch):
     """Gradients are zero, as those of PyTorch's layers are."""
-    monkeypatch.setattr(fused, "_is_watched", lambda: way == "watched")
+    monkeypatch.setattr(fused, "is_watched", lambda: way == "watched")
     neuron, x = NoisyLIF(**parameters_of(NoisyLIF)[0]), torch.zeros(shape, requires_grad=True)
     neuron.backend = "auto" if way == "watched" else way
     neuron(x).sum().backward()
@@ -721,7 +721,7 @@ def test_values_out_of_range_are_refused_as_numbers_are(name, wrong, hold):
 @pytest.mark.parametrize("kernels", ["auto", "eager", "compiled"])
 def test_values_that_training_brings_out_of_range_are_an_error_on_the_cpu(name, wrong, kernels, monkeypatch):
     monkeypatch.setenv("NSNN_KERNELS", "eager" if kernels == "eager" else "auto")
-    monkeypatch.setattr(fused, "_is_watched", lambda: kernels == "compiled")  # the operator, as compiled code calls it
+    monkeypatch.setattr(fused, "is_watched", lambda: kernels == "compiled")  # the operator, as compiled code calls it
     for values in ([NUMBERS[name]], [NUMBERS[name]] * C):
         neuron = make(name, nn.Parameter(torch.tensor(values)))
         with torch.no_grad():

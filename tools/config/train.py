@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from crits import LOSSES, REGULARIZERS
 from models.functional import PLACEMENTS, RESETS
+from models.memory import SETTINGS
 from models.registry import MODELS, NEURONS
 from tools.data.events.frames import CELLS, SPLITS, VALUES
 from tools.data.events.trees import TRAINING_SHARES
@@ -111,6 +112,9 @@ class TrainConfig(RunConfig):
     amp: str = _run("no", "automatic mixed precision", choices=AMP, network=True)
     channels_last: bool = _run(True, "channels-last memory format, the fastest for convolutions")
     compile: bool = _run(False, "torch.compile the network for training")
+    memory: str = _run(
+        "fast", "what is kept for the backward pass; less is computed again, to the same results", choices=SETTINGS
+    )
     sync_bn: bool = _run(False, "batch normalisation over the batches of all processes (CUDA)")
     results: str = _run("results", "folder of all results")
     run_dir: str = _run("", "folder of this run, instead of <results>/<dataset>/<model>-<neuron>/<time>-s<seed>")

@@ -23,6 +23,7 @@ RESUMABLE = {
     "workers",
     "data_root",
     "download",
+    "memory",
     "memory_gb",
     "lenient",
     "plot_spike_rate",

@@ -221,6 +221,16 @@ def test_rows_of_a_half_done_epoch_are_dropped_when_resuming(tmp_path, stripes, 
     assert [row["epoch"] for row in rows(broken.folder)] == [1, 2, 3]
 
 
+def test_memory_settings_change_no_result_and_may_be_changed_later(tmp_path, stripes, monkeypatch):
+    whole, result = run(tmp_path / "a", stripes, epochs=2, **DEEP)
+    weights = checkpoint.read(whole.folder / "last.pth")["model"]
+    broken = interrupted_run(tmp_path / "b", stripes, monkeypatch, epoch=2, epochs=2, memory="lean", **DEEP)
+    resumed = Training(config(tmp_path, resume=str(broken.folder), memory="smallest"), stripes, given={"memory"})
+    assert resumed.run() == result
+    for name, value in checkpoint.read(resumed.folder / "last.pth")["model"].items():
+        assert torch.equal(value, weights[name]), name
+
+
 def test_a_resumed_run_keeps_its_settings(tmp_path, stripes, monkeypatch):
     training, _ = run(tmp_path, stripes, epochs=1)
     with pytest.raises(UserError, match="keeps lr = 0.01; it cannot be changed to 0.5"):

@@ -1,0 +1,322 @@
+"""Batch normalisation and the neurons after it as one function of autograd, on the CPU.
+
+It keeps its input, in its own dtype, and the seeds; the backward pass computes currents, noise and potentials again.
+With memory "fast", it keeps spikes and potentials as well. Without normalisation, its input is the current.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from .. import checkpointing, memory, noise
+from . import common, cpu, eager, fused
+from .common import VALUES, Affine, Kept, Neuron, Pair, arithmetic_dtype
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}  # of [B, C, ...]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Before:
+    """What makes currents [T, B, ...] of the output x of a layer: norm(x) + plus.
+
+    Args:
+        norm: batch normalisation, which takes x as [T * B, ...], or None.
+        plus: what is added, [T, B, ...], or None.
+        timesteps: if given, x is one step [B, ...]; it is normalised once, and shown for so many steps.
+        again: computes x again, so that it need not be kept.
+    """
+
+    norm: nn.Module | None
+    plus: Tensor | None = None
+    timesteps: int | None = None
+    again: memory.Again | None = None
+
+    def shown(self, x: Tensor) -> Tensor:
+        """x [T, B, ...]."""
+        return x if self.timesteps is None else x.expand((self.timesteps, *x.shape))
+
+    def currents(self, x: Tensor) -> Tensor:
+        """The currents, by the layers themselves."""
+        if self.norm is not None:
+            x = self.norm(x) if self.timesteps else self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        x = self.shown(x)
+        return x if self.plus is None else x + self.plus
+
+
+def serves(x: Tensor, before: Before) -> bool:
+    """Whether `lif_sequence` can run here, where there is a fused kernel of the neurons."""
+    norm, plus, timesteps = before.norm, before.plus, before.timesteps
+    if type(x) not in (Tensor, Parameter) or x.device.type != "cpu" or x.dtype not in cpu.INPUT_BITS or x.numel() == 0:
+        return False
+    if torch.compiler.is_compiling() or fused.is_watched() or forward_ad._current_level >= 0:
+        return False
+    if plus is not None and (type(plus) is not Tensor or timesteps is not None):
+        return False
+    if plus is not None and (plus.shape, plus.dtype, plus.device) != (x.shape, x.dtype, x.device):
+        return False
+    return norm is None or _can_run(norm, x, timesteps)
+
+
+def _can_run(norm: Any, x: Tensor, timesteps: int | None) -> bool:
+    """Whether this is a layer of PyTorch, in a state in which it gives no error."""
+    if type(norm) not in NORMS or x.dim() < (2 if timesteps else 3):
+        return False
+    shape = x.shape[1:] if timesteps is None else x.shape  # [B, C, ...]
+    if len(shape) not in DIMENSIONS.get(type(norm), range(2, 9)):
+        return False
+    if (norm.running_mean is None) != (norm.running_var is None):
+        return False
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        if tensor is None:
+            continue
+        if type(tensor) not in (Tensor, Parameter) or tensor.shape != shape[1:2] or tensor.device != x.device:
+            return False
+        if tensor.dtype != arithmetic_dtype(x.dtype) or not tensor.is_contiguous():
+            return False
+    return not _uses_batch(norm) or x.numel() > shape[1]  # of one number there is no variance
+
+
+def _uses_batch(norm: Any) -> bool:
+    return norm.training or norm.running_mean is None
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Statistics:
+    """By which a layer normalises."""
+
+    moments: Tensor  # float64 [3, C]: mean, variance, 1 / std
+    by_channel: tuple[Tensor, Tensor, Tensor]  # [C]: factor, shift, mean
+    eps: float
+    count: float  # of numbers in each channel; 0: the statistics are not those of the batch
+    group: Any  # of processes whose batches are normalised together
+
+
+def _statistics(norm: Any, x: Tensor) -> _Statistics:
+    """The statistics that apply to x [T, B, C, ...], after the running ones have been updated."""
+    kernel, uses_batch = cpu.kernel(x.dtype), _uses_batch(norm)
+    assert kernel is not None
+    moments = torch.empty(3, x.shape[2], dtype=torch.float64, device="cpu")
+    count, group, running = 0.0, None, (norm.running_mean, norm.running_var)
+    if uses_batch:
+        kernel.statistics(x, moments)
+        count, running = x.numel() / x.shape[2], (None, None)
+        if type(norm) is nn.SyncBatchNorm and norm.training and dist.is_available() and dist.is_initialized():
+            group = norm.process_group or dist.group.WORLD
+            count = _joined(moments, count, group)
+    correction = count / (count - 1) if count > 1 else 1.0
+    rows = kernel.prepare(moments, running, norm.eps, correction, norm.weight, norm.bias)
+    factor, shift, mean, variance = rows
+    if norm.training and norm.track_running_stats:
+        momentum = norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if momentum is None:  # the average of all batches so far
+                momentum = 1 / norm.num_batches_tracked.item()
+        if norm.running_mean is not None:
+            norm.running_mean.lerp_(mean, momentum or 0.0)
+            norm.running_var.lerp_(variance, momentum or 0.0)
+    return _Statistics(moments, (factor, shift, mean), norm.eps, count, group)
+
+
+def _joined(moments: Tensor, count: float, group: Any) -> float:
+    """Make mean and variance those of all processes, and return their count of numbers."""
+    mean, variance = moments[0], moments[1]
+    sums = torch.cat([mean.new_tensor([count]), count * mean, count * (variance + mean * mean)])
+    dist.all_reduce(sums, group=group)
+    mean, square = (sums[1:] / sums[0]).chunk(2)
+    moments[0], moments[1] = mean, (square - mean * mean).clamp_(min=0)
+    return sums[0].item()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Settings:
+    neuron: Neuron
+    keep_state: bool
+    timesteps: int | None
+    keeps_u: bool
+    statistics: _Statistics | None
+    again: memory.Again | None  # computes x again
+
+
+def lif_sequence(
+    x: Tensor, before: Before, state: Tensor | None, neuron: Neuron, keep_state: bool
+) -> tuple[Tensor, Tensor]:
+    """Spikes and the last potential, as of `fused.lif_sequence`, for the currents that `before` makes of x."""
+    norm: Any = before.norm
+    timesteps = before.timesteps
+    statistics, weight, bias = None, None, None
+    if norm is not None:
+        with torch.no_grad():
+            statistics = _statistics(norm, common.dense(x.unsqueeze(0) if timesteps else x))
+        weight, bias = norm.weight, norm.bias
+    seeds = None
+    if neuron.membrane_noise or neuron.threshold_noise:
+        seeds = noise.draw_seeds(timesteps or len(x), x.device)
+    tensors = (x, before.plus, weight, bias, state, *neuron.tensors())
+    is_kept = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    keeps_u = is_kept and (memory.setting() == "fast" or neuron.surrogate is not None)
+    settings = _Settings(neuron, keep_state, timesteps, keeps_u, statistics, before.again)
+    spikes, last = _NormLIF.apply(*tensors, neuron.surrogate_scale, seeds, settings)
+    return spikes, last
+
+
+def _steps(x: Tensor, timesteps: int | None) -> Tensor:
+    """x [T, B, C, ...] as kernels take it: one step is expanded."""
+    if timesteps is None:
+        x = common.dense(x)
+        return x if x.stride(0) or len(x) == 1 else x.contiguous()  # each step has a gradient of its own
+    step = common.dense(x.unsqueeze(0))
+    return step.expand(timesteps, *x.shape)
+
+
+class _NormLIF(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        plus: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        state: Tensor | None,
+        threshold: Tensor | None,
+        decay: Tensor | None,
+        scale: Tensor | None,
+        reset_value: Tensor | None,
+        surrogate_scale: Tensor | None,
+        seeds: Tensor | None,
+        settings: _Settings,
+    ) -> tuple[Tensor, Tensor]:
+        neuron, affine = settings.neuron, None
+        if settings.statistics is not None:
+            affine = Affine(*settings.statistics.by_channel, plus)
+        steps = _steps(x, settings.timesteps)
+        kernel = _kernel(x, neuron)
+        spikes, last, u = kernel.forward(steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine)
+        ctx.settings, ctx.seeds = settings, seeds
+        kept = (None if settings.again else x, plus, weight, bias, state)
+        values = (threshold, decay, scale if neuron.surrogate is None else surrogate_scale, reset_value)
+        results = (spikes, u) if settings.keeps_u else (None, None)
+        mark = common.mode_mark(neuron, last) if any(ctx.needs_input_grad) else None
+        ctx.save_for_backward(mark, *kept, *values, surrogate_scale, seeds, *results)
+        ctx.set_materialize_grads(False)
+        return spikes, last
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
+        settings: _Settings = ctx.settings
+        _, *saved = common.saved_tensors(ctx)
+        inputs, values, (surrogate_scale, seeds, spikes, u) = saved[:5], saved[5:-4], saved[-4:]
+        checkpointing.check_same_noise(ctx.seeds, seeds)
+        grads = outer[0], outer[1] if settings.keep_state else None
+        needs = ctx.needs_input_grad
+        neuron = settings.neuron.of_gradient() if settings.keeps_u else settings.neuron
+        if settings.again is not None:
+            if torch.is_grad_enabled():
+                raise RuntimeError('memory="smallest" has no graph of gradients (create_graph): use "fast" or "lean"')
+            inputs[0] = settings.again().requires_grad_(needs[0])
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or common.in_batches(grads):
+            found = _by_composition(settings, inputs, values, surrogate_scale, seeds, grads)
+        else:
+            found = _gradients(settings, inputs, neuron.with_tensors(values), seeds, (spikes, u), grads, needs)
+        return *(grad if needed else None for grad, needed in zip(found, needs)), None, None, None
+
+
+def _kernel(x: Tensor, neuron: Neuron) -> cpu.Kernel:
+    kernel = cpu.kernel(x.dtype, neuron.channel_bits())
+    assert kernel is not None
+    return kernel
+
+
+def _gradients(
+    settings: _Settings,
+    inputs: Sequence[Any],
+    neuron: Neuron,
+    seeds: Tensor | None,
+    results: Pair,
+    grads: Pair,
+    needs: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """Gradients of x, plus, weight, bias, state and `VALUES`."""
+    x, plus, weight, bias, state = inputs
+    statistics, affine = settings.statistics, None
+    if statistics is not None:
+        affine = Affine(*statistics.by_channel, plus)
+    steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
+    kept = Kept(steps, state, seeds, affine, *results)
+    found, sums = kernel.backward_again(grads, kept, neuron, needs[5 : 5 + len(VALUES)])
+    grad: Any = found[0]
+    grad_x, of_weight, of_bias = grad, None, None
+    if statistics is not None and affine is not None and sums is not None:
+        of_weight, of_bias, shift, slope = kernel.norm_gradients(sums, statistics.moments, statistics.count)
+        if statistics.group is not None:
+            sums = sums.sum(0, keepdim=True)
+            dist.all_reduce(sums, group=statistics.group)
+            _, _, shift, slope = kernel.norm_gradients(sums, statistics.moments, statistics.count)
+        if needs[0]:
+            grad_x = torch.empty_like(grad) if needs[1] else grad
+            by_channel = dict(factor=affine.factor, shift=shift, mean=affine.mean, slope=slope)
+            kernel.norm_backward(steps[: len(grad)], grad, grad_x, **by_channel)
+    return grad_x[0] if settings.timesteps else grad_x, grad, of_weight, of_bias, *found[1:]
+
+
+def _by_composition(
+    settings: _Settings,
+    inputs: Sequence[Any],
+    values: Sequence[Any],
+    surrogate_scale: Tensor | None,
+    seeds: Tensor | None,
+    grads: Pair,
+) -> Sequence[Tensor | None]:
+    """As `_gradients`, by operations of PyTorch: where gradients are differentiated, or come in batches."""
+    is_differentiated = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, because one tensor may be given as two arguments, each with its own gradient.
+        given: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in (*inputs, *values)]
+        x, plus, weight, bias, state = given[:5]
+        current = _normalised(settings, x.to(arithmetic_dtype(x.dtype)), weight, bias)
+        if settings.timesteps is not None:
+            current = current.expand(settings.timesteps, *current.shape)
+        if plus is not None:
+            current = current + plus
+        now = given[5:]
+        if settings.neuron.surrogate is not None:
+            now[VALUES.index("scale")] = None  # that of the surrogate
+        neuron = settings.neuron.with_tensors(now)
+        if neuron.mean_field:
+            outputs = eager.plain_sequence(current, state, neuron, True, False)
+        else:
+            outputs = fused.Direct.apply(
+                current, state, *neuron.tensors(), surrogate_scale, seeds, (neuron, True, True)
+            )
+        pairs = [(output, grad.to(output.dtype)) for output, grad in zip(outputs, grads) if grad is not None]
+        learnt = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
+        which, of_them = [output for output, _ in pairs], [grad for _, grad in pairs]
+        found = iter(torch.autograd.grad(which, learnt, of_them, create_graph=is_differentiated, allow_unused=True))
+    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in given]
+
+
+def _normalised(settings: _Settings, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    statistics = settings.statistics
+    if statistics is None:
+        return x
+    if statistics.group is not None:
+        raise RuntimeError("SyncBatchNorm has no second derivative, and no gradients in batches, with fused neurons")
+    channel = 1 if settings.timesteps else 2
+    shape = (-1, *[1] * (x.dim() - channel - 1))
+    if statistics.count == 0:
+        mean, _, inverse = statistics.moments.to(x.dtype)
+        x = (x - mean.reshape(shape)) * inverse.reshape(shape)
+    else:
+        others = [dim for dim in range(x.dim()) if dim != channel]
+        x = x - x.mean(others, keepdim=True)
+        x = x * (x.square().mean(others, keepdim=True) + statistics.eps).rsqrt()
+    if weight is not None:
+        x = x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)

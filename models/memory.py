@@ -1,0 +1,230 @@
+"""How much memory training keeps between the forward and the backward pass, and what is computed again instead."""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import checkpoint as torch_checkpoint
+
+from .kernels import common, cpu
+
+SETTINGS = ("fast", "lean", "smallest")
+FEWEST = 256  # numbers that are worth packing
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+CHANGED = (
+    "one of the variables needed for gradient computation has been modified by an inplace operation: a tensor "
+    "{shape} is at version {now}; expected version {then} instead"
+)
+Net = TypeVar("Net")
+_setting: ContextVar[str] = ContextVar("memory", default="fast")
+_packer: ContextVar["Packer | None"] = ContextVar("packer", default=None)  # of the innermost `packed_spikes`
+
+
+def setting() -> str:
+    """The memory setting of the network that is running; "fast" outside of any."""
+    return _setting.get()
+
+
+@contextlib.contextmanager
+def used_as(memory: str) -> Iterator[None]:
+    """Context manager: neurons and convolutions keep no more than this memory setting lets them."""
+    token, outer = _setting.set(memory), _packer.set(None)
+    try:
+        with contextlib.ExitStack() as stack:
+            if memory != "fast":
+                stack.enter_context(packed_spikes())
+            yield
+    finally:
+        _packer.reset(outer)
+        _setting.reset(token)
+
+
+@contextlib.contextmanager
+def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
+    """Context manager: what autograd keeps of spikes in the block takes one bit for each of them.
+
+    These are all tensors of zeros and ones, whichever layer they come from and go to, at the cost of packing and
+    unpacking them; results are unchanged. Other tensors are kept as usual. It holds for the forward pass, in this
+    thread; `backward` may be called outside. Hooks of `torch.autograd.graph.saved_tensors_hooks` around the block get
+    the bits; inside it, they come first. It does nothing in compiled code, under `torch.func`, and inside activation
+    checkpointing.
+
+    Args:
+        net: what `as` gives, as for `noiseless`; it need not be given.
+
+    Note:
+        Devices other than the CPU are waited for, to see whether a tensor has only zeros and ones.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        yield net
+        return
+    outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if outer and getattr(outer[0], "__module__", None) == torch_checkpoint.__name__:
+        yield net
+        return
+    packer = Packer(outer)
+    token = _packer.set(packer)
+    try:
+        with saved_tensors_hooks(packer.pack, packer.unpack):
+            yield net
+    finally:
+        _packer.reset(token)
+
+
+class _Bits:
+    """The spikes in a range of a storage, packed."""
+
+    def __init__(self, tensor: Tensor, kept: Any) -> None:
+        self.storage = StorageWeakRef(tensor.untyped_storage())  # as long as it lives, no other has its address
+        self.version = tensor._version
+        self.kept = kept  # uint8, or what outer hooks have made of it
+
+
+class _Packed(NamedTuple):
+    bits: _Bits
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class _AsItIs(NamedTuple):
+    """A tensor that was not packed, and its version: PyTorch does not look for changes of what hooks return."""
+
+    tensor: Tensor
+    version: int
+
+    def unpacked(self) -> Tensor:
+        """The tensor; RuntimeError, as PyTorch's own, if it was changed in place since."""
+        if self.tensor._version != self.version:
+            shape = list(self.tensor.shape)
+            raise RuntimeError(CHANGED.format(shape=shape, now=self.tensor._version, then=self.version))
+        return self.tensor
+
+
+def _as_it_is(tensor: Tensor) -> _AsItIs:
+    # Detached: a node of the graph that kept its own output with its graph would keep itself.
+    return _AsItIs(tensor.detach(), tensor._version)
+
+
+class Packer:
+    """A pair of hooks on saved tensors.
+
+    Args:
+        outer: the pair of hooks that gets what these have packed, or None.
+    """
+
+    def __init__(self, outer: tuple[Any, Any] | None = None) -> None:
+        self.outer = outer
+        self.packed: weakref.WeakValueDictionary[tuple[Any, ...], _Bits] = weakref.WeakValueDictionary()
+
+    def pack(self, tensor: Tensor) -> Any:
+        """Bits, if the tensor has only zeros and ones."""
+        bits = self._bits_of(tensor) if _may_be_spikes(tensor) else None
+        if bits is not None:
+            return _Packed(bits, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        return _as_it_is(tensor) if self.outer is None else self.outer[0](tensor)
+
+    def unpack(self, packed: Any) -> Tensor:
+        """The tensor that was packed; RuntimeError if it was kept as it is, and changed in place since."""
+        if isinstance(packed, _AsItIs):
+            return packed.unpacked()
+        if not isinstance(packed, _Packed):  # by the outer hooks
+            assert self.outer is not None
+            kept: Tensor = self.outer[1](packed)
+            return kept
+        bits = packed.bits.kept if self.outer is None else self.outer[1](packed.bits.kept)
+        spikes = torch.empty_strided(packed.shape, packed.strides, dtype=packed.dtype, device=packed.device)
+        unpack_into(spikes, bits)
+        return spikes
+
+    def _bits_of(self, tensor: Tensor) -> _Bits | None:
+        storage = tensor.untyped_storage()
+        key = (storage._cdata, tensor.storage_offset(), tensor.numel(), tensor.dtype)
+        known = self.packed.get(key)  # by another layer that keeps the same spikes
+        if known is None or known.version != tensor._version:
+            bits = packed_bits(tensor)
+            if bits is None:
+                return None
+            known = _Bits(tensor, bits if self.outer is None else self.outer[0](bits))
+            self.packed[key] = known
+        return known
+
+
+def _may_be_spikes(tensor: Tensor) -> bool:
+    if type(tensor) is not Tensor or not tensor.is_floating_point() or tensor.numel() < FEWEST or tensor.is_neg():
+        return False
+    return tensor.is_contiguous() or common.memory_order(tensor.shape, tensor.stride()) is not None
+
+
+def _kernel(spikes: Tensor) -> cpu.Kernel | None:
+    if spikes.device.type != "cpu" or os.environ.get("NSNN_KERNELS") == "eager":
+        return None
+    return cpu.kernel(spikes.dtype)
+
+
+def packed_bits(spikes: Tensor) -> Tensor | None:
+    """A bit for each number of a dense tensor, in the order of memory: uint8; None if one is neither 0 nor 1."""
+    size = spikes.numel()
+    bits = torch.empty(-(-size // 8), dtype=torch.uint8, device=spikes.device)
+    kernel = _kernel(spikes)
+    if kernel is not None:
+        return bits if kernel.pack(spikes, bits) else None
+    integers = _in_memory(spikes).view(INTEGERS[spikes.element_size()])  # -0 is not 0 here
+    one = torch.ones((), dtype=spikes.dtype).view(integers.dtype).item()
+    if not ((integers == 0) | (integers == one)).all():
+        return None
+    fired = integers.new_zeros(8 * bits.numel(), dtype=torch.uint8)
+    fired[:size] = integers != 0
+    return (fired.reshape(-1, 8) << torch.arange(8, device=bits.device, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def unpack_into(spikes: Tensor, bits: Tensor) -> None:
+    """Fill a dense tensor with the spikes of `packed_bits`."""
+    kernel = _kernel(spikes)
+    if kernel is not None:
+        kernel.unpack(bits, spikes)
+    else:
+        fired = bits.unsqueeze(1) >> torch.arange(8, device=bits.device, dtype=torch.uint8) & 1
+        _in_memory(spikes).copy_(fired.flatten()[: spikes.numel()])
+
+
+def _in_memory(dense: Tensor) -> Tensor:
+    """The numbers of a dense tensor in the order of memory, as a view."""
+    return dense.detach().as_strided((dense.numel(),), (1,))
+
+
+def again(function: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], x: Tensor) -> "Again | None":
+    """What calls a function of x again in the backward pass, if that is the memory setting; else None.
+
+    Args:
+        function: a layer without noise, state and hooks, perhaps over time.
+        parameters: those of the layer.
+    """
+    packer = _packer.get()
+    return None if packer is None or setting() != "smallest" else Again(function, parameters, x, packer)
+
+
+class Again:
+    """A call of a function of x, from x as the layer that it calls keeps it: spikes as bits."""
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], x: Tensor, packer: "Packer"
+    ) -> None:
+        self.function = function
+        self.packer = packer
+        self.kept = [self.packer.pack(x.detach()), *(_as_it_is(parameter) for parameter in parameters)]
+        device = x.device.type
+        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+    def __call__(self) -> Tensor:
+        x, *_ = [self.packer.unpack(kept) for kept in self.kept]
+        with torch.no_grad(), torch.autocast(*self.autocast):
+            return self.function(x)

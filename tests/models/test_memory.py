@@ -1,0 +1,267 @@
+"""Spikes as bits: packing, and hooks on what autograd saves."""
+
+import copy
+import gc
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+
+from models import NoisyLIF, build_neuron, checkpoint, mean_field, noise_generator, packed_spikes
+from models.kernels import cpu
+from models.memory import Packer, packed_bits, unpack_into
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def spikes_of(*shape, dtype=torch.float32, seed=0):
+    return (torch.rand(shape, generator=seeded(seed)) < 0.3).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 7, 8, 9, 1023, 1024, 1025, 4099])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_packing_is_exact(dtype, size, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setenv("NSNN_KERNELS", "eager")
+        monkeypatch.setattr(cpu, "kernel", None)  # must not be called
+    spikes = spikes_of(size, dtype=dtype, seed=size)
+    bits = packed_bits(spikes)
+    assert bits.dtype == torch.uint8 and bits.numel() == -(-size // 8)
+    expected = [sum(int(spike) << k for k, spike in enumerate(spikes[i : i + 8].tolist())) for i in range(0, size, 8)]
+    assert bits.tolist() == expected
+    again = torch.empty_like(spikes)
+    unpack_into(again, bits)
+    assert torch.equal(again, spikes)
+    for other in (0.5, -0.0, -1.0, 2.0, float("nan"), float("inf")):
+        for place in (0, size // 2, size - 1):
+            changed = spikes.clone()
+            changed[place] = other
+            assert packed_bits(changed) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_packed_tensor_has_its_layout(dtype):
+    packer = Packer()
+    whole = spikes_of(3, 4, 5, 6, 7, dtype=dtype)
+    views = [whole, whole.flatten(0, 1), whole[1], whole.permute(0, 1, 3, 4, 2), whole.flatten(0, 1).transpose(1, 2)]
+    views.append(whole.flatten(0, 1).to(memory_format=torch.channels_last))
+    kept = [packer.pack(view) for view in views]
+    for view, one in zip(views, kept):
+        again = packer.unpack(one)
+        assert torch.equal(again, view) and again.stride() == view.stride() and again.dtype == dtype
+    assert len({id(one.bits) for one in kept}) == 3  # views of all of it share the bits
+
+
+def test_gaps_and_numbers_are_kept_as_they_are():
+    packer = Packer()
+    for tensor in (spikes_of(40, 40)[:, ::2], spikes_of(40, 1).expand(40, 40), torch.rand(40, 40), spikes_of(4)):
+        again = packer.unpack(packer.pack(tensor))
+        assert again.data_ptr() == tensor.data_ptr() and again.stride() == tensor.stride()
+
+
+class Net(nn.Module):
+    """Spikes that several layers keep."""
+
+    def __init__(self, neuron=NoisyLIF):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.one, self.two = nn.Linear(20, 40), nn.Linear(40, 30), nn.Linear(40, 30)
+        self.neuron = neuron()
+
+    def forward(self, x):
+        spikes = self.neuron(self.first(x) * 3)
+        return self.one(spikes.flatten(0, 1)) * self.two(spikes.flatten(0, 1)).tanh()
+
+
+def gradients(net, block, seed=1):
+    x = torch.rand(3, 50, 20, generator=seeded(seed))
+    with noise_generator(seeded(2)), block:
+        result = net(x)
+    return torch.autograd.grad(result.square().sum(), list(net.parameters()))
+
+
+@pytest.mark.parametrize("backend", ["fused", "eager"])
+def test_gradients_are_unchanged(backend):
+    net = Net()
+    net.neuron.backend = backend
+    expected = gradients(net, mock.MagicMock())
+    with mock.patch.object(Packer, "pack", autospec=True, side_effect=Packer.pack) as pack:
+        found = gradients(net, packed_spikes(net))
+    assert pack.call_count > 4
+    for ours, theirs in zip(found, expected):
+        assert torch.equal(ours, theirs)
+
+
+def test_spikes_are_packed_once_for_all_their_consumers():
+    net = Net()
+    with mock.patch("models.memory.packed_bits", side_effect=packed_bits) as pack:
+        gradients(net, packed_spikes(net))
+    packed = [call.args[0] for call in pack.call_args_list if packed_bits(call.args[0]) is not None]
+    assert len(packed) == 1 and packed[0].numel() == 3 * 50 * 40
+
+
+def test_bits_are_freed_with_the_graph():
+    packers = []
+
+    def made(*args):
+        packers.append(Packer(*args))
+        return packers[-1]
+
+    with mock.patch("models.memory.Packer", made), packed_spikes():
+        result = Net()(torch.rand(3, 50, 20))
+        assert len(packers[0].packed) == 1
+        del result
+        gc.collect()
+        assert len(packers[0].packed) == 0
+
+
+def test_probabilities_are_not_packed():
+    net = Net()
+    with mean_field(net):
+        expected = gradients(net, mock.MagicMock())
+        found = gradients(net, packed_spikes())
+    for ours, theirs in zip(found, expected):
+        assert torch.equal(ours, theirs)
+
+
+def test_changes_in_place_are_errors_for_what_is_not_packed_and_harmless_for_bits():
+    a, b = torch.rand(30, 30, requires_grad=True), torch.rand(30, 30)
+    with packed_spikes():
+        result = a * b
+    b.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+    spikes = spikes_of(30, 30)
+    before = spikes.clone()
+    with packed_spikes():
+        result = a * spikes
+        spikes.add_(1)
+        other = a * spikes  # which are no longer spikes
+    assert torch.equal(torch.autograd.grad(result.sum(), a)[0], before)
+    assert torch.equal(torch.autograd.grad(other.sum(), a)[0], before + 1)
+
+
+def test_memory_that_is_used_again_is_not_mistaken():
+    a = torch.rand(100, 100, requires_grad=True)
+    with packed_spikes():
+        results, values = [], []
+        for seed in range(20):
+            spikes = spikes_of(100, 100, seed=seed)
+            values.append(spikes.clone())
+            results.append((a * spikes).sum())
+            del spikes
+    for result, spikes in zip(results, values):
+        assert torch.equal(torch.autograd.grad(result, a)[0], spikes)
+
+
+# ---- with others' hooks
+
+
+def test_outer_hooks_get_the_bits():
+    net = Net()
+    expected = gradients(net, mock.MagicMock())
+    seen = []
+
+    def pack(tensor):
+        seen.append(tensor.dtype)
+        return tensor.clone()
+
+    with saved_tensors_hooks(pack, lambda kept: kept), packed_spikes(), noise_generator(seeded(2)):
+        result = net(torch.rand(3, 50, 20, generator=seeded(1)))
+    found = torch.autograd.grad(result.square().sum(), list(net.parameters()))
+    assert seen.count(torch.uint8) >= 1
+    for ours, theirs in zip(found, expected):
+        assert torch.equal(ours, theirs)
+
+
+def test_inner_hooks_come_first():
+    net = Net()
+    expected = gradients(net, mock.MagicMock())
+    with packed_spikes():
+        found = gradients(net, save_on_cpu())
+    for ours, theirs in zip(found, expected):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("is_outer", [True, False])
+@pytest.mark.parametrize(
+    "run", [checkpoint, lambda *args: torch.utils.checkpoint.checkpoint(*args, use_reentrant=False)]
+)
+def test_checkpointing(is_outer, run):
+    net = Net()
+    x = torch.rand(3, 50, 20, generator=seeded(1))
+    results = []
+    for is_packed in (False, True):
+        torch.manual_seed(3)
+
+        def forward(x, is_packed=is_packed):
+            if is_packed and not is_outer:
+                with packed_spikes():
+                    return net(x)
+            return net(x)
+
+        if is_packed and is_outer:
+            with packed_spikes():
+                result = run(forward, x) + net(x)
+        else:
+            result = run(forward, x) + net(x)
+        results.append(torch.autograd.grad(result.square().sum(), list(net.parameters())))
+    for ours, theirs in zip(*results):
+        assert torch.equal(ours, theirs)
+
+
+def test_torch_func_and_compiled_code_run_without_packing():
+    net = Net()
+    x = torch.rand(3, 50, 20)
+
+    def loss(x):
+        with packed_spikes():
+            return net(x).sum()
+
+    assert torch.func.grad(loss)(x).shape == x.shape
+    with packed_spikes():
+        result = torch.compile(net, backend="aot_eager")(x)
+    result.sum().backward()
+
+
+def test_a_second_derivative_of_what_is_packed():
+    weight = torch.rand(40, 40, requires_grad=True)
+    spikes = spikes_of(30, 40)
+    with packed_spikes():
+        result = F.linear(spikes, weight).pow(3).sum()
+    (grad,) = torch.autograd.grad(result, weight, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), weight)
+    expected = 3 * F.linear(spikes, weight).detach().square()
+    torch.testing.assert_close(grad.detach(), expected.T @ spikes)
+    assert second.abs().sum() > 0
+
+
+def test_networks_of_others():
+    class Step(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return (x > 0.5).to(x.dtype)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    x = torch.rand(4, 3, 12, 12)
+    grads = []
+    for is_packed in (False, True):
+        twin = copy.deepcopy(net)
+        with packed_spikes(twin) if is_packed else mock.MagicMock():
+            y = twin[2](Step.apply(twin[1](twin[0](x))))
+        grads.append(torch.autograd.grad(y.square().sum(), list(twin.parameters())))
+    for ours, theirs in zip(*grads):
+        assert torch.equal(ours, theirs)
+    assert build_neuron("NILIF")().emits_spikes
