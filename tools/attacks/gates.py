@@ -193,14 +193,11 @@ def at_most(name: str, score: Score, limit: float) -> Gate:
 
 
 def _no_attack(campaign: "Campaign", clean: Score) -> Gate:
-    best, rows = (
-        Attacked(campaign.images, campaign.margins),
-        torch.arange(len(campaign.images), device=campaign.images.device),
-    )
+    best = Attacked(campaign.images, campaign.margins)
     for copy in range(1, COPIES):
         with campaign.noise("choosing", "copies", copy):
             margins = campaign.victim(draws=CHOICE_DRAWS).margins(campaign.images, campaign.target)
-        best = best.improved(rows, Attacked(campaign.images, margins))
+        best = best.or_better(Attacked(campaign.images, margins))
     return copies_score_as_clean(campaign.score(best.images, repetition=1), clean)
 
 

@@ -39,6 +39,10 @@ class Attacked:
         images[rows[better]], margins[rows[better]] = other.images[better], other.margins[better]
         return Attacked(images, margins)
 
+    def or_better(self, other: "Attacked") -> "Attacked":
+        """With the images of `other`, which are those of all rows, where their margins are higher."""
+        return self.improved(torch.arange(len(self.margins), device=self.margins.device), other)
+
 
 class Climb(NamedTuple):
     """What one ascent climbs."""
@@ -112,10 +116,9 @@ def middle_first(radii: Sequence[float]) -> list[float]:
 def search(campaign: "Campaign", norm: str, eps: float) -> Attacked:
     """All ascents at one radius: first along each path, then on along the one that does most harm here."""
     firsts = {path: ascend(campaign, norm, eps, first_climb(campaign, path)) for path in campaign.paths}
-    every_row = torch.arange(len(campaign.images), device=campaign.images.device)
     best, *others = firsts.values()
     for found in others:
-        best = best.improved(every_row, found)
+        best = best.or_better(found)
     campaign = copy.copy(campaign)
     harm = {path: ((found.margins > 0).sum().item(), found.margins.mean().item()) for path, found in firsts.items()}
     campaign.paths = sorted(campaign.paths, key=lambda path: harm[path], reverse=True)
