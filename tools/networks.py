@@ -41,8 +41,12 @@ def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
 
 
 def _bare_network(config, dataset):
-    options = dict(in_shape=dataset.input_shape(config), num_classes=dataset.num_classes, width=config.width)
-    options["memory"] = config.memory
+    options = dict(
+        in_shape=dataset.input_shape(config),
+        num_classes=dataset.num_classes,
+        width=config.width,
+        memory=config.memory,
+    )
     try:
         neuron = build_neuron(config.neuron, **{name: getattr(config, name) for name in NEURON_SETTINGS})
         return build_model(config.model, neuron=neuron, norm=None if config.nobn else "bn", **options)
