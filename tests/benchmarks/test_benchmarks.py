@@ -19,7 +19,7 @@ def lines(repository, script, *flags, as_module=False, cwd=None, repeats=("--rep
 def test_events(repository, tmp_path):
     found = lines(repository, "bench_events", "--events", "20000", as_module=True)
     assert {line["benchmark"] for line in found} == {"events"}
-    assert {"read nmnist", "read .raw", "read .csv", "frame by count to 48x48"} <= {line["work"] for line in found}
+    assert {"read N-MNIST", "read EVT 3.0", "read .csv", "frame by count to 48x48"} <= {line["work"] for line in found}
     assert all(line["million_per_s"]["median"] > 0 and line["events"] == 20000 for line in found)
     assert {"work", "repeats", "device", "threads", "torch"} <= set(found[0])
 
