@@ -133,15 +133,16 @@ def assert_one_is_as_its_parts(x, norm, plus=None, timesteps=None, state=None, *
 
 
 def cases():
-    """Everything, of which what is fast has each two values of neighbouring axes."""
+    """All values of each three axes together; what is fast has each two values of neighbouring axes."""
     axes = LAWS, PLACEMENTS, RESETS, DTYPES, list(LAYOUTS), [7, 1, 2], [True, False]
     for places in itertools.product(*(range(len(axis)) for axis in axes)):
         law, placement, reset, dtype, layout, timesteps, training = places
         is_fast = (law + layout) % 4 == 0 and (placement + dtype) % 3 == 0 and (reset + timesteps) % 3 == 0
         is_fast = is_fast and (law + placement + reset) % 2 == training
-        values = [axis[place] for axis, place in zip(axes, places)]
-        name = "-".join([type(values[0]).__name__, *map(str, values[1:])])
-        yield pytest.param(*values, id=name, marks=[] if is_fast else [pytest.mark.slow])
+        if is_fast or sum(places) % 8 == 0:
+            values = [axis[place] for axis, place in zip(axes, places)]
+            name = "-".join([type(values[0]).__name__, *map(str, values[1:])])
+            yield pytest.param(*values, id=name, marks=[] if is_fast else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize(("law", "placement", "reset", "dtype", "layout", "timesteps", "training"), list(cases()))
