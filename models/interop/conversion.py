@@ -92,14 +92,19 @@ def convert(
     converted = _copy(net)
     made: dict[nn.Module, nn.Module] = {}
     names: dict[nn.Module, str] = {}
+    layers = dict(converted.named_modules())
     for name, module in list(converted.named_modules(remove_duplicate=False)):
         peer = _peer_of(module)
         if peer is None:
             continue
         try:
             if module not in made:
-                made[module] = peer.from_neuron(module, noise, placement)
-                copy_hooks(module, made[module])
+                twins = _twins(module, layers)
+                neuron = peer.from_neuron(module, noise, placement)
+                for twin in twins.intersection(made):
+                    _share_parameters(neuron, made[twin])
+                copy_hooks(module, neuron)
+                made[module] = neuron
         except ArgumentError as reason:
             report.skipped[name] = str(reason)
             continue
@@ -128,6 +133,40 @@ def _peer_of(module: nn.Module) -> Peer | None:
             peer: Peer = load(library)
             return peer if peer.is_neuron(module) else None
     return None
+
+
+def _twins(neuron: nn.Module, layers: dict[str, nn.Module]) -> set[nn.Module]:
+    """The neurons of its kind with which it shares all its parameters; ArgumentError if it shares any otherwise.
+
+    Args:
+        layers: all of the network, by name.
+    """
+    own = dict(neuron.named_parameters())
+
+    def is_twin(layer: nn.Module) -> bool:
+        theirs = dict(layer.named_parameters())
+        same_kind = type(layer) is type(neuron) and theirs.keys() == own.keys()
+        return same_kind and all(theirs[name] is own[name] for name in own)
+
+    twins = {layer for layer in layers.values() if own and layer is not neuron and is_twin(layer)}
+    inside = {part for unit in (neuron, *twins) for part in unit.modules()}
+    for layer, module in layers.items():
+        for name, parameter in own.items():
+            if module not in inside and any(parameter is one for one in module._parameters.values()):
+                raise ArgumentError(f"it shares {name} with {layer}, which neurons here can only with their like")
+    return twins
+
+
+def _share_parameters(neuron: nn.Module, twin: nn.Module) -> None:
+    """Give a neuron the parameters of its twin; ArgumentError if they were converted to different ones."""
+    own, shared = dict(neuron.named_parameters()), dict(twin.named_parameters())
+    if own.keys() != shared.keys() or not all(torch.equal(own[name], shared[name]) for name in own):
+        raise ArgumentError(
+            "it shares its parameters with a neuron of other settings, to which they mean another thing"
+        )
+    for name, parameter in shared.items():
+        owner, _, leaf = name.rpartition(".")
+        neuron.get_submodule(owner)._parameters[leaf] = parameter
 
 
 def _copy(net: nn.Module) -> nn.Module:

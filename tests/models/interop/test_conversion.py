@@ -123,6 +123,45 @@ def test_neurons_that_are_shared_stay_shared_and_differences_are_reported():
     ]
 
 
+def test_learnt_values_that_are_shared_stay_shared():
+    snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+
+    def leaky(beta, threshold, **settings):
+        layer = snntorch.Leaky(beta=0.5, learn_beta=True, learn_threshold=True, init_hidden=True, **settings)
+        layer.beta, layer.threshold = nn.Parameter(torch.tensor(beta)), nn.Parameter(torch.tensor(threshold))
+        return layer
+
+    net = nn.Sequential(leaky(0.5, 1.0), leaky(0.6, 1.0), leaky(0.5, 1.0), leaky(0.7, 1.0), leaky(0.7, 1.0))
+    net[1].beta, net[1].threshold = net[0].beta, net[0].threshold
+    net[3].threshold = net[2].threshold  # one of two
+    with pytest.warns(UserWarning, match="2: it shares threshold with 3"):
+        converted, report = interop.convert(net, Gaussian(0.3))
+    assert list(report.replaced) == ["0", "1", "4"] and list(report.skipped) == ["2", "3"]
+    ours = [dict(layer.neuron.named_parameters()) for layer in (converted[0], converted[1], converted[4])]
+    assert ours[0].keys() == {"beta", "threshold"}
+    assert all(ours[1][name] is ours[0][name] is not ours[2][name] for name in ours[0])
+    before = ours[1]["threshold"].item()
+    converted(torch.full((2, 3), 0.9)).sum().backward()
+    torch.optim.SGD(converted.parameters(), 0.1).step()
+    assert converted[0].neuron.threshold.item() == converted[1].neuron.threshold.item() != before
+
+
+def test_learnt_values_that_mean_something_else_elsewhere_are_not_shared():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+
+    class Scaled(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x):
+            return self.scale * x
+
+    first = neuron.ParametricLIFNode(step_mode="m")
+    with pytest.raises(ValueError, match="0: it shares w with 1"):
+        interop.convert(nn.Sequential(first, Scaled(first.w)))
+
+
 def test_differences_are_counted(monkeypatch):
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
     table = {**interop.spikingjelly._KINDS, neuron.LIFNode: (interop.spikingjelly._LIFNode, lambda node: 0.9)}
