@@ -71,7 +71,7 @@ def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
     activation checkpointing.
 
     Args:
-        net: what `as` gives, as for `noiseless`; it need not be given.
+        net: what `as` gives, as `noiseless` does; it may be left out.
 
     Note:
         Devices other than the CPU are waited for, to see whether a tensor has only zeros and ones.
