@@ -144,8 +144,8 @@ def build_model(
         width: factor on all channel counts.
         memory: what training keeps between the forward and the backward pass, which changes no result: "fast", or
             "lean" (what neurons and batch norm need is computed again, and spikes are packed to bits), or "smallest"
-            (the outputs of convolutions are computed again too). It may be changed later, as `net.memory`. Compiled
-            networks and those on other devices than the CPU only pack spikes.
+            (the outputs of convolutions are computed again too). It may be changed later, as `net.memory`. On other
+            devices than the CPU, both only pack spikes; in compiled networks, they do nothing.
 
     Raises:
         ArgumentError: for an unknown name or a wrong argument.

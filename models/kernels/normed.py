@@ -158,6 +158,9 @@ class _Settings:
     statistics: _Statistics | None
     again: Callable[..., Tensor] | None  # see `Again`
 
+    def affine(self, plus: Tensor | None) -> Affine | None:
+        return None if self.statistics is None else Affine(*self.statistics.by_channel, plus)
+
 
 def lif_sequence(before: Before, state: Tensor | None, neuron: Neuron, keep_state: bool) -> tuple[Tensor, Tensor]:
     """Spikes and the last potential, as of `fused.lif_sequence`, where `serves`."""
@@ -206,11 +209,8 @@ class _NormLIF(torch.autograd.Function):
         settings: _Settings,
         instead: tuple[Tensor | None, ...],
     ) -> tuple[Tensor, Tensor]:
-        neuron, affine = settings.neuron, None
-        if settings.statistics is not None:
-            affine = Affine(*settings.statistics.by_channel, plus)
-        steps = _steps(x, settings.timesteps)
-        kernel = _kernel(x, neuron)
+        neuron, affine = settings.neuron, settings.affine(plus)
+        steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
         spikes, last, u = kernel.forward(steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine)
         ctx.settings, ctx.seeds = settings, seeds
         kept = (None if settings.again else x, plus, weight, bias, state)
@@ -258,9 +258,7 @@ def _gradients(
 ) -> Sequence[Tensor | None]:
     """Gradients of x, plus, weight, bias, state and `VALUES`."""
     x, plus, weight, bias, state = inputs
-    statistics, affine = settings.statistics, None
-    if statistics is not None:
-        affine = Affine(*statistics.by_channel, plus)
+    statistics, affine = settings.statistics, settings.affine(plus)
     steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
     kept = Kept(steps, state, seeds, affine, *results)
     found, sums = kernel.backward_again(grads, kept, neuron, needs[5 : 5 + len(VALUES)])
