@@ -18,7 +18,8 @@ from .. import checkpointing, memory, noise
 from . import common, cpu, eager, fused
 from .common import VALUES, Affine, Kept, Neuron, Pair, arithmetic_dtype
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# With the methods that they have if nobody has replaced them.
+NORMS = {kind: kind.forward for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)}
 DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}  # of [B, C, ...]
 
 
@@ -66,6 +67,8 @@ def serves(before: Before) -> bool:
     x, norm, plus, timesteps = before.x, before.norm, before.plus, before.timesteps
     if torch.compiler.is_compiling() or fused.is_watched() or forward_ad._current_level >= 0:
         return False
+    if torch._C._len_torch_function_stack() > 0:  # a mode that is to see batch normalisation
+        return False
     if type(x) not in (Tensor, Parameter) or x.device.type != "cpu" or x.dtype not in cpu.INPUT_BITS or x.numel() == 0:
         return False
     if norm is None:  # there is nothing to gain but memory
@@ -79,7 +82,7 @@ def serves(before: Before) -> bool:
 
 def _can_run(norm: Any, x: Tensor, timesteps: int | None) -> bool:
     """Whether this is a layer of PyTorch, in a state in which it gives no error."""
-    if type(norm) not in NORMS or x.dim() < (2 if timesteps else 3):
+    if NORMS.get(type(norm)) is not type(norm).forward or x.dim() < (2 if timesteps else 3):
         return False
     shape = x.shape[1:] if timesteps is None else x.shape  # [B, C, ...]
     if len(shape) not in DIMENSIONS.get(type(norm), range(2, 9)):

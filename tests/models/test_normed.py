@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import BaseTorchFunctionMode
 
 from models import (
     LIF,
@@ -284,7 +285,7 @@ def test_hooks_see_their_layers(place, kind):
     assert is_one(layer, neuron)
 
 
-def test_what_is_not_of_this_package_runs_as_it_is():
+def test_what_is_not_of_this_package_runs_as_it_is(monkeypatch):
     class Own(NoisyLIF):
         is_noisy = True
 
@@ -304,6 +305,11 @@ def test_what_is_not_of_this_package_runs_as_it_is():
     handle = nn.modules.module.register_module_forward_hook(lambda *args: None)
     assert not is_one(*block())
     handle.remove()
+    with BaseTorchFunctionMode():
+        assert not is_one(*block())
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.BatchNorm2d, "forward", lambda self, x: x * 2)
+        assert not is_one(*block())
     assert not is_one(*block(), plus=torch.rand(6, 5, 5))
     neuron = NoisyLIF()
     neuron.backend = "eager"
