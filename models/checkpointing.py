@@ -57,11 +57,14 @@ def _is_torchs_default(generator: Generator) -> bool:
     return generator in (torch.default_generator, *getattr(of_device, "default_generators", ()))
 
 
+def saves_for_checkpoint() -> bool:
+    """Whether a non-reentrant checkpoint, of PyTorch or of this package, takes what autograd saves here."""
+    return getattr(_hook_on_saved_tensors(), "__module__", None) == torch_checkpoint.__name__
+
+
 def _is_in_torchs_checkpoint() -> bool:
     """Whether this runs inside PyTorch's own non-reentrant checkpoint, not one of `checkpoint`."""
-    hook = _hook_on_saved_tensors()
-    is_checkpoint = getattr(hook, "__module__", None) == torch_checkpoint.__name__
-    return is_checkpoint and all(run.hook is not hook for run in RUNS.get())
+    return saves_for_checkpoint() and all(run.hook is not _hook_on_saved_tensors() for run in RUNS.get())
 
 
 def _hook_on_saved_tensors() -> Any:

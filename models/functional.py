@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from . import memory, parameters
+from . import parameters
 from .kernels import eager, fused, normed, traceable
 from .kernels.common import RESETS, Neuron, arithmetic_dtype, check_values, step_of
 from .kernels.eager import law_of
@@ -104,8 +104,8 @@ def noisy_lif(
         reset_by: what the reset "subtract" takes off; None means the threshold.
         v_reset: the potential after the reset "zero".
         v_leak: the rest potential.
-        before: what makes currents of x: batch normalisation, and what is added to it. On the CPU, it is one operation
-            with the neurons.
+        before: what makes the currents x, of which `normed.serves` must be true, to be one operation with the neurons
+            where these run on a fused kernel; x is then `before.shown()`.
 
     Shape:
         x [T, B, ...], state [B, ...] -> spikes [T, B, ...] in the dtype of `x`, and the potential after the last step
@@ -118,11 +118,6 @@ def noisy_lif(
     """
     check_choice("placement", placement, PLACEMENTS)
     check_choice("mode", mode, MODES)
-    if before is not None and (potentials or backend not in ("auto", "fused") or not normed.serves(x, before)):
-        x, before = before.currents(x), None
-    given = x
-    if before is not None:
-        x = before.shown(x)
     check_layer(x)
     law, scale_now = _scaled_law("noise", noise, scale, x)
     surrogate_scale = None
@@ -147,15 +142,15 @@ def noisy_lif(
         reset_value=values.reset,
     )
     kernel = _choose_kernel(backend, x, neuron)
-    if kernel is KERNELS["fused"] and before is None and not potentials and _keeps_less(x):
-        before = Before(norm=None)
-    if before is not None and kernel is not KERNELS["fused"]:
-        x, before = before.currents(given), None
+    if kernel is KERNELS["fused"] and not potentials:
+        before = before or _where_less_is_kept(x)
+    elif before is not None:
+        x, before = before.currents(), None
     state, rest = checked_state(x, state), values.rest
     if rest is not None and state is not None:
         state = state - rest
     if before is not None:
-        spikes, last = normed.lif_sequence(given, before, state, neuron, keep_state)
+        spikes, last = normed.lif_sequence(before, state, neuron, keep_state)
     else:
         spikes, last, u = kernel(x, state, neuron, keep_state, potentials)
     kept = None
@@ -297,11 +292,12 @@ def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:
     return KERNELS["eager"]
 
 
-def _keeps_less(x: Tensor) -> bool:
-    """Whether currents take less memory than potentials, in a network that is to keep less."""
-    if torch.compiler.is_compiling() or memory.setting() == "fast" or x.element_size() >= 4:
-        return False
-    return normed.serves(x, Before(norm=None))
+def _where_less_is_kept(x: Tensor) -> Before | None:
+    """Keep currents, not potentials, where they are smaller, in a network that is to keep less."""
+    if torch.compiler.is_compiling() or x.element_size() >= 4:
+        return None
+    before = Before(x)
+    return before if normed.serves(before) else None
 
 
 def _kernel_under_transforms(backend: str) -> Kernel:

@@ -1,6 +1,5 @@
 """Stateless layers, and the base class of all networks."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch.nn.modules import module as torch_module
 
 from . import memory
 from .contexts import STREAM
-from .kernels.normed import Before
+from .kernels import normed
 from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from .parameters import ArgumentError
 
@@ -80,41 +79,47 @@ class ConvNorm(nn.Sequential):
             raise ArgumentError(f'norm must be "bn" or None, got {norm!r}')
 
 
-def fire(neuron: Any, layer: nn.Module, x: Tensor, plus: Tensor | None = None, timesteps: int | None = None) -> Tensor:
+def fire(neuron: Any, layer: Any, x: Tensor, plus: Tensor | None = None, timesteps: int | None = None) -> Tensor:
     """The spikes of neuron(over_time(layer, x) + plus); batch norm and neuron are one operation where nothing differs.
 
     Args:
         timesteps: if given, x is one step [B, ...]; the layer runs once, and its output is shown for so many steps.
     """
-    if not _can_be_one(neuron, layer, x, timesteps):
+    if not _can_be_one(neuron, layer, x):
         current = run_over_time(layer, x, timesteps)
-        fired: Tensor = neuron(current if plus is None else current + plus)
-        return fired
-    conv: Any = layer.conv
-    run = functools.partial(over_time, conv) if timesteps is None else conv
-    again = memory.again(run, conv.parameters(), x) if type(conv) is nn.Conv2d and not _is_changed(conv) else None
-    output, norm = run(x), getattr(layer, "norm", None)
-    spikes: Tensor = neuron._fire(output, before=Before(norm, plus, timesteps, again), keep_state=False)[0]
-    return spikes
+        return neuron(current if plus is None else current + plus)
+    output = layer.conv(x) if timesteps else over_time(layer.conv, x)
+    before = normed.Before(output, getattr(layer, "norm", None), plus, timesteps, _again(layer.conv, x, timesteps))
+    if normed.serves(before):
+        return neuron._fire(before.shown(), before=before, keep_state=False)[0]
+    return neuron(before.currents())
 
 
-def _can_be_one(neuron: nn.Module, layer: nn.Module, x: Tensor, timesteps: int | None) -> bool:
+def _can_be_one(neuron: nn.Module, layer: nn.Module, x: Tensor) -> bool:
     """Whether the parts are this package's, and nobody watches them."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter) or STREAM.get() is not None:
         return False
-    if x.device.type != "cpu":
-        return False
     if type(layer) is not ConvNorm or type(neuron) not in FUSED or torch_module._has_any_global_hook():
         return False
-    if tuple(layer._modules) == ("conv",):  # alone, neurons have nothing to gain but memory
-        parts: tuple[nn.Module, ...] = layer, neuron
-        if timesteps is None and memory.setting() == "fast":
-            return False
-    elif tuple(layer._modules) == ("conv", "norm"):
-        parts = layer, layer.norm, neuron
-    else:
+    if tuple(layer._modules) not in (("conv",), ("conv", "norm")):
         return False
-    return not any(map(_is_changed, parts))
+    return not any(map(_is_changed, (layer, getattr(layer, "norm", layer), neuron)))
+
+
+def _again(conv: Any, x: Tensor, timesteps: int | None) -> normed.Again | None:
+    """How to compute conv(x) again; None if its output is to be kept."""
+    if memory.setting() != "smallest" or type(conv) is not nn.Conv2d or _is_changed(conv):
+        return None
+    device = x.device.type
+    autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # those of the call, whatever the layer has now
+        with torch.no_grad(), torch.autocast(*autocast):
+            if timesteps:
+                return conv._conv_forward(x, weight, bias)
+            return over_time(lambda x: conv._conv_forward(x, weight, bias), x)
+
+    return normed.Again(run, (x, conv.weight, conv.bias))
 
 
 def _is_changed(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,38 +11,52 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import checkpoint as torch_checkpoint
 
+from .checkpointing import saves_for_checkpoint
 from .kernels import common, cpu
+from .parameters import ArgumentError
 
 SETTINGS = ("fast", "lean", "smallest")
 FEWEST = 256  # numbers that are worth packing
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+INTEGERS = {  # of as many bytes
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 CHANGED = (
     "one of the variables needed for gradient computation has been modified by an inplace operation: a tensor "
     "{shape} is at version {now}; expected version {then} instead"
 )
 Net = TypeVar("Net")
 _setting: ContextVar[str] = ContextVar("memory", default="fast")
-_packer: ContextVar["Packer | None"] = ContextVar("packer", default=None)  # of the innermost `packed_spikes`
 
 
 def setting() -> str:
-    """The memory setting of the network that is running; "fast" outside of any."""
-    return _setting.get()
+    """The memory setting of the network that is running; "fast" outside of any.
+
+    It is "fast" in activation checkpointing too, whose second run is outside of the network and must save the same.
+    """
+    chosen = _setting.get()
+    return "fast" if chosen != "fast" and saves_for_checkpoint() else chosen
+
+
+def check_setting(memory: object) -> None:
+    """Raise ArgumentError unless this is a memory setting."""
+    if memory not in SETTINGS:
+        raise ArgumentError(f"memory must be one of {', '.join(SETTINGS)}, got {memory!r}")
 
 
 @contextlib.contextmanager
 def used_as(memory: str) -> Iterator[None]:
     """Context manager: neurons and convolutions keep no more than this memory setting lets them."""
-    token, outer = _setting.set(memory), _packer.set(None)
+    check_setting(memory)
+    token, is_fast = _setting.set(memory), memory == "fast"
+    packing: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if is_fast else packed_spikes()
     try:
-        with contextlib.ExitStack() as stack:
-            if memory != "fast":
-                stack.enter_context(packed_spikes())
+        with packing:
             yield
     finally:
-        _packer.reset(outer)
         _setting.reset(token)
 
 
@@ -53,29 +67,22 @@ def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
     These are all tensors of zeros and ones, whichever layer they come from and go to, at the cost of packing and
     unpacking them; results are unchanged. Other tensors are kept as usual. It holds for the forward pass, in this
     thread; `backward` may be called outside. Hooks of `torch.autograd.graph.saved_tensors_hooks` around the block get
-    the bits; inside it, they come first. It does nothing in compiled code, under `torch.func`, and inside activation
-    checkpointing.
+    the bits; inside it, they come first. It does nothing in compiled or traced code, under `torch.func`, and inside
+    activation checkpointing.
 
     Args:
-        net: what `as` gives, as for `noiseless`; it need not be given.
+        net: what `as` gives, as `noiseless` does; it may be left out.
 
     Note:
         Devices other than the CPU are waited for, to see whether a tensor has only zeros and ones.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if is_recorded or torch._C._are_functorch_transforms_active() or saves_for_checkpoint():
         yield net
         return
-    outer = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    if outer and getattr(outer[0], "__module__", None) == torch_checkpoint.__name__:
+    packer = Packer(torch._C._autograd._top_saved_tensors_default_hooks(True))
+    with saved_tensors_hooks(packer.pack, packer.unpack):
         yield net
-        return
-    packer = Packer(outer)
-    token = _packer.set(packer)
-    try:
-        with saved_tensors_hooks(packer.pack, packer.unpack):
-            yield net
-    finally:
-        _packer.reset(token)
 
 
 class _Bits:
@@ -159,7 +166,9 @@ class Packer:
 
 
 def _may_be_spikes(tensor: Tensor) -> bool:
-    if type(tensor) is not Tensor or not tensor.is_floating_point() or tensor.numel() < FEWEST or tensor.is_neg():
+    if type(tensor) is not Tensor or tensor.dtype not in INTEGERS or tensor.layout is not torch.strided:
+        return False
+    if tensor.is_nested or tensor.is_meta or tensor.is_neg() or tensor.numel() < FEWEST:
         return False
     return tensor.is_contiguous() or common.memory_order(tensor.shape, tensor.stride()) is not None
 
@@ -177,8 +186,8 @@ def packed_bits(spikes: Tensor) -> Tensor | None:
     kernel = _kernel(spikes)
     if kernel is not None:
         return bits if kernel.pack(spikes, bits) else None
-    integers = _in_memory(spikes).view(INTEGERS[spikes.element_size()])  # -0 is not 0 here
-    one = torch.ones((), dtype=spikes.dtype).view(integers.dtype).item()
+    integers = _in_memory(spikes).view(INTEGERS[spikes.dtype])  # -0 is not 0 here
+    one = torch.ones((), dtype=spikes.dtype, device="cpu").view(integers.dtype).item()
     if not ((integers == 0) | (integers == one)).all():
         return None
     fired = integers.new_zeros(8 * bits.numel(), dtype=torch.uint8)
@@ -199,32 +208,3 @@ def unpack_into(spikes: Tensor, bits: Tensor) -> None:
 def _in_memory(dense: Tensor) -> Tensor:
     """The numbers of a dense tensor in the order of memory, as a view."""
     return dense.detach().as_strided((dense.numel(),), (1,))
-
-
-def again(function: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], x: Tensor) -> "Again | None":
-    """What calls a function of x again in the backward pass, if that is the memory setting; else None.
-
-    Args:
-        function: a layer without noise, state and hooks, perhaps over time.
-        parameters: those of the layer.
-    """
-    packer = _packer.get()
-    return None if packer is None or setting() != "smallest" else Again(function, parameters, x, packer)
-
-
-class Again:
-    """A call of a function of x, from x as the layer that it calls keeps it: spikes as bits."""
-
-    def __init__(
-        self, function: Callable[[Tensor], Tensor], parameters: Iterable[Tensor], x: Tensor, packer: "Packer"
-    ) -> None:
-        self.function = function
-        self.packer = packer
-        self.kept = [self.packer.pack(x.detach()), *(_as_it_is(parameter) for parameter in parameters)]
-        device = x.device.type
-        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-
-    def __call__(self) -> Tensor:
-        x, *_ = [self.packer.unpack(kept) for kept in self.kept]
-        with torch.no_grad(), torch.autocast(*self.autocast):
-            return self.function(x)

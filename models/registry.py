@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .functional import PLACEMENTS, check_choice
 from .layers import MakeNeuron, SpikingNetwork
-from .memory import SETTINGS
+from .memory import check_setting
 from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF, SpikingNeuron
 from .noise import LAWS, Gaussian, NoiseLaw, by_name
 from .parameters import ArgumentError
@@ -144,8 +144,8 @@ def build_model(
         width: factor on all channel counts.
         memory: what training keeps between the forward and the backward pass, which changes no result: "fast", or
             "lean" (what neurons and batch norm need is computed again, and spikes are packed to bits), or "smallest"
-            (the outputs of convolutions are computed again too). It may be changed later, as `net.memory`. Compiled
-            networks and those on other devices than the CPU only pack spikes.
+            (the outputs of convolutions are computed again too). It may be changed later, as `net.memory`. On other
+            devices than the CPU, both only pack spikes; in compiled networks, they do nothing.
 
     Raises:
         ArgumentError: for an unknown name or a wrong argument.
@@ -160,8 +160,7 @@ def build_model(
         raise ArgumentError(f"width must be positive and at most 1000, got {width}")
     if num_classes < 1:
         raise ArgumentError(f"num_classes must be at least 1, got {num_classes}")
-    if memory not in SETTINGS:
-        raise ArgumentError(f"memory must be one of {', '.join(SETTINGS)}, got {memory!r}")
+    check_setting(memory)
     net = MODELS[name](neuron, in_shape, num_classes, norm=norm, width=width)
     net.memory = memory
     return net

@@ -81,7 +81,7 @@ def test_recordings_of_all_formats_are_listed_by_class(tmp_path):
     assert all(len(recording.load((128, 128)).events) == 4 for recording in train + test)
 
 
-def test_what_is_no_recording_is_skipped_and_said(tmp_path, caplog):
+def test_what_is_not_a_recording_is_skipped_and_said(tmp_path, caplog):
     recordings(tmp_path)
     for name in ("train/notes.md", "train/left/notes.md", "train/left/.hidden.bin", "test/.git/a.bin"):
         touch(tmp_path / name, b"text")
@@ -325,7 +325,7 @@ def test_names_of_any_bytes_are_read(tmp_path):
     assert len(parts.train) + len(parts.val) == 6
 
 
-def test_what_is_no_file_is_an_error_if_it_is_named_like_one(tmp_path, caplog):
+def test_what_is_not_a_file_is_an_error_if_it_is_named_like_one(tmp_path, caplog):
     recordings(tmp_path)
     os.mkfifo(tmp_path / "test/left/pipe")
     assert len(list_own(tmp_path).test) == 6 and "skipped files * (1)" in caplog.text
@@ -345,7 +345,7 @@ def test_the_common_size_of_photographs_is_that_after_they_are_turned(tmp_path, 
     assert np.array_equal(fitted(path, size), upright)  # neither scaled nor cropped
 
 
-def test_a_file_that_is_no_image_says_so(tmp_path):
+def test_a_file_that_is_not_an_image_says_so(tmp_path):
     (tmp_path / "a.png").write_bytes(b"text")
     for read in (lambda: common_size([tmp_path / "a.png"], 64), lambda: fitted(tmp_path / "a.png", (4, 4))):
         with pytest.raises(UserError, match="a.png is not a readable image: its content is of none of JPEG, PNG"):

@@ -5,8 +5,8 @@ With memory "fast", it keeps spikes and potentials as well. Without normalisatio
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,16 @@ from .. import checkpointing, memory, noise
 from . import common, cpu, eager, fused
 from .common import VALUES, Affine, Kept, Neuron, Pair, arithmetic_dtype
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# With the methods that they have if nobody has replaced them.
+NORMS = {kind: kind.forward for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)}
 DIMENSIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}  # of [B, C, ...]
+
+
+class Again(NamedTuple):
+    """How to compute the output of a layer again, so that it need not be kept."""
+
+    function: Callable[..., Tensor]
+    tensors: tuple[Tensor | None, ...]  # its arguments, which are kept instead
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -27,46 +35,54 @@ class Before:
     """What makes currents [T, B, ...] of the output x of a layer: norm(x) + plus.
 
     Args:
+        x: [T, B, ...]; or, with `timesteps`, one step [B, ...].
         norm: batch normalisation, which takes x as [T * B, ...], or None.
         plus: what is added, [T, B, ...], or None.
-        timesteps: if given, x is one step [B, ...]; it is normalised once, and shown for so many steps.
-        again: computes x again, so that it need not be kept.
+        timesteps: if given, x is normalised once, and shown for so many steps.
+        again: how to compute x again.
     """
 
-    norm: nn.Module | None
+    x: Tensor
+    norm: nn.Module | None = None
     plus: Tensor | None = None
     timesteps: int | None = None
-    again: memory.Again | None = None
+    again: Again | None = None
 
-    def shown(self, x: Tensor) -> Tensor:
+    def shown(self) -> Tensor:
         """x [T, B, ...]."""
-        return x if self.timesteps is None else x.expand((self.timesteps, *x.shape))
+        return self.x if self.timesteps is None else self.x.expand((self.timesteps, *self.x.shape))
 
-    def currents(self, x: Tensor) -> Tensor:
+    def currents(self) -> Tensor:
         """The currents, by the layers themselves."""
+        x = self.x
         if self.norm is not None:
             x = self.norm(x) if self.timesteps else self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-        x = self.shown(x)
+        if self.timesteps:
+            x = x.expand((self.timesteps, *x.shape))
         return x if self.plus is None else x + self.plus
 
 
-def serves(x: Tensor, before: Before) -> bool:
+def serves(before: Before) -> bool:
     """Whether `lif_sequence` can run here, where there is a fused kernel of the neurons."""
-    norm, plus, timesteps = before.norm, before.plus, before.timesteps
-    if type(x) not in (Tensor, Parameter) or x.device.type != "cpu" or x.dtype not in cpu.INPUT_BITS or x.numel() == 0:
-        return False
+    x, norm, plus, timesteps = before.x, before.norm, before.plus, before.timesteps
     if torch.compiler.is_compiling() or fused.is_watched() or forward_ad._current_level >= 0:
         return False
+    if torch._C._len_torch_function_stack() > 0:  # a mode that is to see batch normalisation
+        return False
+    if type(x) not in (Tensor, Parameter) or x.device.type != "cpu" or x.dtype not in cpu.INPUT_BITS or x.numel() == 0:
+        return False
+    if norm is None:  # there is nothing to gain but memory
+        return plus is None and (timesteps is not None or memory.setting() != "fast")
     if plus is not None and (type(plus) is not Tensor or timesteps is not None):
         return False
     if plus is not None and (plus.shape, plus.dtype, plus.device) != (x.shape, x.dtype, x.device):
         return False
-    return norm is None or _can_run(norm, x, timesteps)
+    return _can_run(norm, x, timesteps)
 
 
 def _can_run(norm: Any, x: Tensor, timesteps: int | None) -> bool:
     """Whether this is a layer of PyTorch, in a state in which it gives no error."""
-    if type(norm) not in NORMS or x.dim() < (2 if timesteps else 3):
+    if NORMS.get(type(norm)) is not type(norm).forward or x.dim() < (2 if timesteps else 3):
         return False
     shape = x.shape[1:] if timesteps is None else x.shape  # [B, C, ...]
     if len(shape) not in DIMENSIONS.get(type(norm), range(2, 9)):
@@ -120,8 +136,9 @@ def _statistics(norm: Any, x: Tensor) -> _Statistics:
             if momentum is None:  # the average of all batches so far
                 momentum = 1 / norm.num_batches_tracked.item()
         if norm.running_mean is not None:
-            norm.running_mean.lerp_(mean, momentum or 0.0)
-            norm.running_var.lerp_(variance, momentum or 0.0)
+            # Without a new version, as PyTorch does it: its own batch norm keeps these tensors for the backward pass.
+            norm.running_mean.data.lerp_(mean, momentum or 0.0)
+            norm.running_var.data.lerp_(variance, momentum or 0.0)
     return _Statistics(moments, (factor, shift, mean), norm.eps, count, group)
 
 
@@ -142,15 +159,16 @@ class _Settings:
     timesteps: int | None
     keeps_u: bool
     statistics: _Statistics | None
-    again: memory.Again | None  # computes x again
+    again: Callable[..., Tensor] | None  # see `Again`
+
+    def affine(self, plus: Tensor | None) -> Affine | None:
+        return None if self.statistics is None else Affine(*self.statistics.by_channel, plus)
 
 
-def lif_sequence(
-    x: Tensor, before: Before, state: Tensor | None, neuron: Neuron, keep_state: bool
-) -> tuple[Tensor, Tensor]:
-    """Spikes and the last potential, as of `fused.lif_sequence`, for the currents that `before` makes of x."""
+def lif_sequence(before: Before, state: Tensor | None, neuron: Neuron, keep_state: bool) -> tuple[Tensor, Tensor]:
+    """Spikes and the last potential, as of `fused.lif_sequence`, where `serves`."""
     norm: Any = before.norm
-    timesteps = before.timesteps
+    x, timesteps, again = before.x, before.timesteps, before.again
     statistics, weight, bias = None, None, None
     if norm is not None:
         with torch.no_grad():
@@ -162,8 +180,8 @@ def lif_sequence(
     tensors = (x, before.plus, weight, bias, state, *neuron.tensors())
     is_kept = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     keeps_u = is_kept and (memory.setting() == "fast" or neuron.surrogate is not None)
-    settings = _Settings(neuron, keep_state, timesteps, keeps_u, statistics, before.again)
-    spikes, last = _NormLIF.apply(*tensors, neuron.surrogate_scale, seeds, settings)
+    settings = _Settings(neuron, keep_state, timesteps, keeps_u, statistics, again and again.function)
+    spikes, last = _NormLIF.apply(*tensors, neuron.surrogate_scale, seeds, settings, again.tensors if again else ())
     return spikes, last
 
 
@@ -192,19 +210,17 @@ class _NormLIF(torch.autograd.Function):
         surrogate_scale: Tensor | None,
         seeds: Tensor | None,
         settings: _Settings,
+        instead: tuple[Tensor | None, ...],
     ) -> tuple[Tensor, Tensor]:
-        neuron, affine = settings.neuron, None
-        if settings.statistics is not None:
-            affine = Affine(*settings.statistics.by_channel, plus)
-        steps = _steps(x, settings.timesteps)
-        kernel = _kernel(x, neuron)
+        neuron, affine = settings.neuron, settings.affine(plus)
+        steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
         spikes, last, u = kernel.forward(steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine)
         ctx.settings, ctx.seeds = settings, seeds
         kept = (None if settings.again else x, plus, weight, bias, state)
         values = (threshold, decay, scale if neuron.surrogate is None else surrogate_scale, reset_value)
         results = (spikes, u) if settings.keeps_u else (None, None)
         mark = common.mode_mark(neuron, last) if any(ctx.needs_input_grad) else None
-        ctx.save_for_backward(mark, *kept, *values, surrogate_scale, seeds, *results)
+        ctx.save_for_backward(mark, *kept, *values, surrogate_scale, seeds, *results, *instead)
         ctx.set_materialize_grads(False)
         return spikes, last
 
@@ -212,7 +228,7 @@ class _NormLIF(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         settings: _Settings = ctx.settings
         _, *saved = common.saved_tensors(ctx)
-        inputs, values, (surrogate_scale, seeds, spikes, u) = saved[:5], saved[5:-4], saved[-4:]
+        inputs, values, (surrogate_scale, seeds, spikes, u, *instead) = saved[:5], saved[5:9], saved[9:]
         checkpointing.check_same_noise(ctx.seeds, seeds)
         grads = outer[0], outer[1] if settings.keep_state else None
         needs = ctx.needs_input_grad
@@ -220,12 +236,12 @@ class _NormLIF(torch.autograd.Function):
         if settings.again is not None:
             if torch.is_grad_enabled():
                 raise RuntimeError('memory="smallest" has no graph of gradients (create_graph): use "fast" or "lean"')
-            inputs[0] = settings.again().requires_grad_(needs[0])
+            inputs[0] = settings.again(*instead).requires_grad_(needs[0])
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or common.in_batches(grads):
             found = _by_composition(settings, inputs, values, surrogate_scale, seeds, grads)
         else:
             found = _gradients(settings, inputs, neuron.with_tensors(values), seeds, (spikes, u), grads, needs)
-        return *(grad if needed else None for grad, needed in zip(found, needs)), None, None, None
+        return *(grad if needed else None for grad, needed in zip(found, needs)), None, None, None, None
 
 
 def _kernel(x: Tensor, neuron: Neuron) -> cpu.Kernel:
@@ -245,9 +261,7 @@ def _gradients(
 ) -> Sequence[Tensor | None]:
     """Gradients of x, plus, weight, bias, state and `VALUES`."""
     x, plus, weight, bias, state = inputs
-    statistics, affine = settings.statistics, None
-    if statistics is not None:
-        affine = Affine(*statistics.by_channel, plus)
+    statistics, affine = settings.statistics, settings.affine(plus)
     steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
     kept = Kept(steps, state, seeds, affine, *results)
     found, sums = kernel.backward_again(grads, kept, neuron, needs[5 : 5 + len(VALUES)])

@@ -1,7 +1,6 @@
 """Spikes as bits: packing, and hooks on what autograd saves."""
 
 import copy
-import gc
 from unittest import mock
 
 import pytest
@@ -108,21 +107,6 @@ def test_spikes_are_packed_once_for_all_their_consumers():
     assert len(packed) == 1 and packed[0].numel() == 3 * 50 * 40
 
 
-def test_bits_are_freed_with_the_graph():
-    packers = []
-
-    def made(*args):
-        packers.append(Packer(*args))
-        return packers[-1]
-
-    with mock.patch("models.memory.Packer", made), packed_spikes():
-        result = Net()(torch.rand(3, 50, 20))
-        assert len(packers[0].packed) == 1
-        del result
-        gc.collect()
-        assert len(packers[0].packed) == 0
-
-
 def test_probabilities_are_not_packed():
     net = Net()
     with mean_field(net):
@@ -130,6 +114,24 @@ def test_probabilities_are_not_packed():
         found = gradients(net, packed_spikes())
     for ours, theirs in zip(found, expected):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.to(torch.float8_e4m3fn),
+        lambda x: x.to_sparse(),
+        lambda x: x.to("meta"),
+        lambda x: torch.nested.nested_tensor([x, x]),
+        lambda x: x.to_mkldnn(),
+        lambda x: x.to(torch.complex64),
+    ],
+)
+def test_tensors_of_other_kinds_are_kept_as_they_are(change):
+    kept = change(spikes_of(40, 40))
+    packer = Packer()
+    again = packer.unpack(packer.pack(kept))
+    assert (again.dtype, again.layout, again.device, again._version) == (kept.dtype, kept.layout, kept.device, 0)
 
 
 def test_changes_in_place_are_errors_for_what_is_not_packed_and_harmless_for_bits():

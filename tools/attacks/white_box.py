@@ -40,7 +40,7 @@ class Attacked:
         return Attacked(images, margins)
 
     def or_better(self, other: "Attacked") -> "Attacked":
-        """With the images of `other`, which are those of all rows, where their margins are higher."""
+        """With the images of `other`, one for each of these, where their margins are higher."""
         return self.improved(torch.arange(len(self.margins), device=self.margins.device), other)
 
 

@@ -113,7 +113,9 @@ class TrainConfig(RunConfig):
     channels_last: bool = _run(True, "channels-last memory format, the fastest for convolutions")
     compile: bool = _run(False, "torch.compile the network for training")
     memory: str = _run(
-        "fast", "what is kept for the backward pass; less is computed again, to the same results", choices=SETTINGS
+        "fast",
+        "how much is kept for the backward pass; the rest is computed again, with the same results",
+        choices=SETTINGS,
     )
     sync_bn: bool = _run(False, "batch normalisation over the batches of all processes (CUDA)")
     results: str = _run("results", "folder of all results")

@@ -40,6 +40,8 @@ def check_settings(config: TrainConfig, device: torch.device) -> None:
         raise UserError(
             f"--compile and --reg {config.reg} do not go together: the penalty needs a network that is not compiled"
         )
+    if config.compile and config.memory != "fast":
+        raise UserError(f"--compile and --memory {config.memory} do not go together: compiled code keeps what it needs")
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync_bn needs CUDA devices: PyTorch's SyncBatchNorm has no other implementation")
 

@@ -310,6 +310,12 @@ def test_a_regulariser_that_watches_spikes_is_not_left_out_of_a_compiled_network
             Training(config(tmp_path, compile=True, reg=problem), stripes)
 
 
+@pytest.mark.parametrize("memory", ["lean", "smallest"])
+def test_a_memory_setting_is_not_ignored_in_a_compiled_network(tmp_path, stripes, memory):
+    with pytest.raises(UserError, match=f"--compile and --memory {memory} do not go together"):
+        Training(config(tmp_path, compile=True, memory=memory), stripes)
+
+
 @pytest.mark.parametrize("amp", first_are_fast(["bf16", "fp16"]))
 def test_mixed_precision_and_channels_last_learn(tmp_path, stripes, amp):
     """Not vggwoap: on some CPUs, oneDNN's bf16 convolution of stride 2 on a 1x1 map has a wrong weight gradient."""

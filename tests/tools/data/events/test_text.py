@@ -189,6 +189,6 @@ def test_regular_and_other_texts_give_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("head", [b"hello world\n", b"1 2\n", b"1 2 3 4 5\n", b"1 2 3 4\0\n", b"", b"a,b,c\n1,2,3\n"])
-def test_what_is_no_text_of_events(head):
+def test_what_is_not_text_of_events(head):
     with pytest.raises(UserError, match="text"):
         format_of("a.unknown", head)

@@ -70,7 +70,7 @@ def test_a_damaged_file_whose_times_fall_again_and_again_takes_no_time():
 
 @pytest.mark.parametrize("at", [0, 1, 7, 19, 20])
 @pytest.mark.parametrize("time", [0, 10**9])
-def test_a_single_wrong_time_is_no_reset(at, time):
+def test_a_single_wrong_time_is_not_a_reset(at, time):
     times = np.insert(1000 + 10 * np.arange(20), at, time)
     gone_on, counts = continued(times, 64)
     assert gone_on is times and counts == found(0, 0)
