@@ -1,5 +1,6 @@
 """The dynamics without custom operators, autograd functions or settings: for tracers and exporters."""
 
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -75,4 +76,19 @@ def _scan(step: Any, v: Tensor, sequences: dict[str, Tensor]) -> Any:
         from torch._higher_order_ops.scan import scan
     except ImportError as error:
         raise RuntimeError("this version of PyTorch cannot export a dynamic T: export with a fixed one") from error
-    return scan(step, v, sequences)
+    if torch.compiler.is_dynamo_compiling():
+        return scan(step, v, sequences)
+    return _never_compiled(scan)(step, v, sequences)
+
+
+def _never_compiled(function: Any) -> FunctionType:
+    """A copy of a function whose inner functions are new to TorchDynamo.
+
+    `scan` compiles one of its own. What an earlier export compiled for a batch of 4 would be tried first, and would fix
+    a free batch, of 4 in the example, at 4, silently.
+    """
+    code = function.__code__
+    parts = tuple(part.replace() if isinstance(part, CodeType) else part for part in code.co_consts)
+    copied = FunctionType(code.replace(co_consts=parts), function.__globals__, closure=function.__closure__)
+    copied.__defaults__, copied.__kwdefaults__ = function.__defaults__, function.__kwdefaults__
+    return copied

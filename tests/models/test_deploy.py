@@ -215,6 +215,13 @@ def in_onnxruntime(net, x, dynamic_shapes=FREE):
     return lambda other: torch.from_numpy(session.run(None, {name: other.numpy()})[0])
 
 
+def test_an_export_does_not_fix_the_batch_of_the_next():
+    net, x, other = made("learnt")
+    torch.export.export(plain(net), (x,), dynamic_shapes=({0: Dim("T")},))  # a batch of 4
+    free = torch.export.export(plain(net), (x,), dynamic_shapes=FREE).module()
+    assert_same(free(other), outputs(net, "noiseless", other)[0])
+
+
 ONNX = {  # a mode of each: the operators of the other are those of another network
     **dict.fromkeys(["learnt", "resets", "membrane", "subclasses", "channels last"], "noiseless"),
     **dict.fromkeys(["laws", "a user's law", "one neuron", "pixels", "toynet", "values by channel"], "mean_field"),
