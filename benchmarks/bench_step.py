@@ -1,7 +1,7 @@
 """Training step and inference of whole networks with noisy neurons, deterministic ones, or ReLUs.
 
-    python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--repeats 7] [--device cpu] [--plain]
-        [--minibatch B] [--width W] [--amp bf16]
+    python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--candidates NILIF "NILIF lean"]
+        [--repeats 7] [--device cpu] [--plain] [--minibatch B] [--width W] [--amp bf16]
 
 One JSON line per network and neuron (and, for noisy ones, memory setting): seconds (median and quartiles, candidates
 taking turns), the ratio to the ReLU network, what is kept between the forward and the backward pass, exactly, and the
@@ -114,15 +114,15 @@ def _peak_kib():
 def measured(network, args):
     """The results of one network, one for each kind of neuron."""
     in_shape, timesteps, batch = NETWORKS[network]
-    steps = {candidate: Step(network, candidate, args) for candidate in CANDIDATES}
+    steps = {candidate: Step(network, candidate, args) for candidate in args.candidates}
     times = {}
     for what in ("train", "infer"):
         runs = {candidate: getattr(step, what) for candidate, step in steps.items()}
         times[what] = in_turns(runs, args.repeats, args.device)
     kept = {candidate: step.kept_mib() for candidate, step in steps.items()}
     del steps, runs
-    memory = {candidate: peak_memory_mib(network, candidate, args) for candidate in CANDIDATES}
-    for neuron in CANDIDATES:
+    memory = {candidate: peak_memory_mib(network, candidate, args) for candidate in args.candidates}
+    for neuron in args.candidates:
         result = dict(network=network, neuron=neuron, T=timesteps, B=args.minibatch or batch, in_shape=in_shape)
         result["width"] = args.width
         for what, spreads in times.items():
@@ -139,6 +139,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--minibatch", type=int, default=0, help="0: that of `NETWORKS`")
@@ -146,6 +147,7 @@ def main():
     parser.add_argument("--amp", choices=["no", "bf16"], default="no")
     parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.candidates = list(dict.fromkeys(["ReLU", *args.candidates]))  # with which the others are compared
     if not args.plain:
         keep_freed_memory()
     if args.memory_of:

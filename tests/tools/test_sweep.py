@@ -2,10 +2,14 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -83,6 +87,43 @@ def test_it_runs_as_a_file_and_as_a_module(repository, start):
     assert done.returncode == 0 and "--vary" in done.stdout, done.stderr
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Scripts are checked by forks of this process, which spares the imports."""
+
+    def run(arguments, cwd, env, **options):
+        with tempfile.TemporaryFile("w+") as said:
+            child = os.fork()
+            if child == 0:
+                sys.stdout = sys.stderr = said
+                sys.argv = arguments[1:]
+                sys.path[:0] = [str(Path(arguments[1]).parent)]
+                os.chdir(cwd)
+                os.environ |= env
+                os._exit(_run_main(arguments[1]))
+            _, status = os.waitpid(child, 0)
+            said.seek(0)
+            return SimpleNamespace(returncode=os.waitstatus_to_exitcode(status), stderr=said.read())
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
+
+
+def _run_main(path):
+    """Run a script and return the exit code that Python would have, with its last words in `sys.stderr`."""
+    try:
+        runpy.run_path(path, run_name="__main__")
+        return 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(end.code)
+        return 1 if isinstance(end.code, str) else end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stderr.flush()
+
+
 def test_a_folder_has_one_sweep(tmp_path):
     sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
     sweep.check_same(tmp_path, {"command": ["a"], "vary": {"sigma": ["1"]}})
@@ -103,13 +144,13 @@ def test_a_run_that_fails_says_why(tmp_path):
     ("wrong", "message"),
     [
         ("sigmaa=0.1", r"sigmaa=0.1: unknown argument --sigmaa; did you mean --sigma\?"),
-        pytest.param("sigma=0.1,a", r"sigma=a: argument --sigma: invalid float value: 'a'", marks=slow),
-        pytest.param("sigma=0.1,-1", r"sigma=-1: sigma must be at least 1e-06, got -1.0", marks=slow),
-        pytest.param("config=configs/nosuch.yaml", r"config=configs-nosuch: .*nosuch.yaml.*", marks=slow),
-        pytest.param("roll=1", r"roll=1: --roll has no meaning for mnist5k, which has images", marks=slow),
+        ("sigma=0.1,a", r"sigma=a: argument --sigma: invalid float value: 'a'"),
+        ("sigma=0.1,-1", r"sigma=-1: sigma must be at least 1e-06, got -1.0"),
+        ("config=configs/nosuch.yaml", r"config=configs-nosuch: .*nosuch.yaml.*"),
+        ("roll=1", r"roll=1: --roll has no meaning for mnist5k, which has images"),
     ],
 )
-def test_a_setting_that_the_script_refuses_is_one_line_before_ray_starts(wrong, message, tmp_path, monkeypatch):
+def test_a_setting_that_the_script_refuses_is_one_line_before_ray_starts(wrong, message, forked, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(tune=None))  # which cannot run anything
     argv, words = [str(tmp_path), "--vary", wrong, "--", "main_mnist5k.py"], list(sys.argv)
     with pytest.raises(SystemExit, match=f"^error: {message}$"):
@@ -119,7 +160,7 @@ def test_a_setting_that_the_script_refuses_is_one_line_before_ray_starts(wrong, 
 
 @slow
 @pytest.mark.parametrize("command", [["main_theory.py"], ["testing_mnist5k.py"], ["main_mnist5k.py", "--help"]])
-def test_a_script_that_would_not_train_is_refused(command, tmp_path):
+def test_a_script_that_would_not_train_is_refused(command, forked, tmp_path):
     with pytest.raises(UserError, match="^seed=1: "):
         sweep.check_flags(tmp_path, command, {"seed": "1"})
 
@@ -193,7 +234,7 @@ def own_script(tmp_path, monkeypatch, repository):
 
 @slow
 @pytest.mark.parametrize("imports", SCRIPTS)
-def test_a_script_of_ones_own_is_checked_up_to_its_training(imports, own_script, tmp_path):
+def test_a_script_of_ones_own_is_checked_up_to_its_training(imports, own_script, forked, tmp_path):
     own_script(SCRIPTS[imports], lr="0.1")
     with pytest.raises(UserError, match="^nosuch=1: .*--nosuch"):
         own_script(SCRIPTS[imports], nosuch="1")
@@ -219,15 +260,23 @@ def test_a_script_that_only_speaks_of_the_command_line_is_not_run(own_script):
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        ("import warnings\nwarnings.warn('old')\nraise SystemExit('no data in /x')", "no data in /x"),
         ("import logging\nlogging.warning('slow disk')\nraise SystemExit('no data in /x')", "no data in /x"),
         ("raise SystemExit", ".*mine.py ends with code 0 before it trains"),
         ("import nosuch", "ModuleNotFoundError: No module named 'nosuch'"),
     ],
 )
-def test_a_script_that_ends_before_its_training_says_why(end, message, own_script, monkeypatch):
+def test_a_script_that_ends_before_its_training_says_why(end, message, own_script, forked):
     with pytest.raises(UserError, match=f"^lr=0.1: {message}$"):
         own_script(f"import tools.cli\n{end}\n", lr="0.1")
+
+
+@slow
+def test_a_script_is_checked_by_a_process_of_its_own(own_script, monkeypatch):
+    """The others of these tests let a fork check, which need not import anything."""
+    with pytest.raises(UserError, match="^lr=0.1: no data in /x$"):
+        own_script(
+            "import warnings\nimport tools.cli\nwarnings.warn('old')\nraise SystemExit('no data in /x')", lr="0.1"
+        )
     monkeypatch.delenv("PYTHONPATH")  # it finds what a run would find
     with pytest.raises(UserError, match="No module named 'tools'"):
         own_script("import tools.cli\n", lr="0.1")
