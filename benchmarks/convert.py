@@ -153,9 +153,9 @@ def main():
             torch.save(net.state_dict(), args.net)
     net.eval()
     benchmark.report("none: ReLU", None, benchmark.accuracy(net, lambda net, images: net(images)))
-    for quantile in (0.99, 0.999):
-        converted = convert(net, calibrate=benchmark.calibration, quantile=quantile)
+    for quantile in (None, 0.99, 0.999):
         for steps in args.timesteps:
+            converted = convert(net, timesteps=steps, calibrate=benchmark.calibration, quantile=quantile)
             accuracy = benchmark.accuracy(converted, over(steps))
             benchmark.report(f"models.convert, quantile={quantile}", steps, accuracy)
     from spikingjelly.activation_based import ann2snn
@@ -166,7 +166,7 @@ def main():
         for steps in args.timesteps:
             benchmark.report(name, steps, benchmark.accuracy(theirs, of_spikingjelly(steps)))
     for steps in args.tuning_timesteps:
-        tuned = convert(net, noisy_neuron, calibrate=benchmark.calibration, quantile=0.99)
+        tuned = convert(net, noisy_neuron, steps, calibrate=benchmark.calibration)
         benchmark.report("models.convert, noisy", steps, benchmark.accuracy(tuned, over(steps)))
         benchmark.train(tuned, args.tuning_epochs, 2e-3, over(steps))
         benchmark.report("models.convert, noisy, fine-tuned", steps, benchmark.accuracy(tuned, over(steps)))

@@ -12,6 +12,8 @@ from .layers import over_time
 from .parameters import ArgumentError, device_of
 from .tracing import in_mode
 
+QUANTILES = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 1.0)  # to choose from
+
 
 class Balanced(nn.Module):
     """A neuron in the place of a rectifier: its threshold of 1 stands for `scale`, above which the rate saturates.
@@ -70,19 +72,33 @@ class MaxOfSums(nn.Module):
 
 
 class Recorder(nn.Module):
-    """A rectifier that notes a quantile of its values in each channel: x [T, B, C, ...] -> the same."""
+    """A rectifier that notes a scale for each channel: x [T, B, C, ...] -> the same.
 
-    def __init__(self, rectifier: nn.Module, quantile: float) -> None:
+    The scale is a quantile of the channel's values; without a given one, that of `QUANTILES` with which the rates of so
+    many steps are nearest to the values, in the mean square.
+    """
+
+    def __init__(self, rectifier: nn.Module, quantile: float | None, timesteps: int) -> None:
         super().__init__()
-        self.rectifier, self.quantile = rectifier, quantile
+        self.rectifier, self.timesteps = rectifier, timesteps
+        self.quantiles = QUANTILES if quantile is None else (quantile,)
         self.found: list[Tensor] = []  # [C] for each batch
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.rectifier(x)
         values = x.flatten(0, 1).transpose(0, 1).flatten(1).float()  # [C, values]
-        rank = max(1, round(self.quantile * values.shape[1]))
-        self.found.append(values.kthvalue(rank).values)
+        count = values.shape[1]
+        scales = [values.kthvalue(max(1, round(quantile * count))).values for quantile in self.quantiles]
+        errors = [self._error(values, scale) for scale in scales] if len(scales) > 1 else [scales[0]]
+        nearest = torch.stack(errors).argmin(0, keepdim=True)
+        self.found.append(torch.stack(scales).gather(0, nearest)[0])
         return x
+
+    def _error(self, values: Tensor, scale: Tensor) -> Tensor:
+        """The mean square error, for each channel, of the rates of neurons that start at half their threshold."""
+        size = scale[:, None] / self.timesteps  # of a spike in the mean over time
+        spikes = (values / size + 0.5).floor().clamp(max=self.timesteps).nan_to_num()  # a scale may be 0
+        return (spikes * size - values).square().mean(1)
 
 
 @torch.no_grad()

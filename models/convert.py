@@ -52,7 +52,7 @@ def convert(
     timesteps: int = 4,
     replace: Collection[type[nn.Module]] = RECTIFIERS,
     calibrate: Iterable[Any] | None = None,
-    quantile: float = 0.999,
+    quantile: float | None = None,
 ) -> OverTime:
     """A copy of `net` that runs over time and has a neuron at each call of an activation; see `OverTime`.
 
@@ -71,7 +71,8 @@ def convert(
             become neurons with balanced thresholds (`Balanced`), its max pools go by sums over time (`MaxOfSums`). What
             else comes after the first rectifier must be linear: no layer normalisation, softmax, or product.
         quantile: of the values of each channel of a rectifier; a neuron that fires at every step stands for it. A lower
-            one cuts off more values, but resolves the others better: in 4 steps, 0.98 is more accurate than 0.999.
+            one cuts off more values, but resolves the others better. None: for each channel the one with which the
+            rates of `timesteps` steps are nearest to the values; more steps want a higher one.
 
     Raises:
         ArgumentError: if other activations are in the way, if torch.fx cannot follow the network, if it has no
@@ -90,7 +91,7 @@ def convert(
     replace = tuple(replace)
     if isinstance(calibrate, Tensor):
         raise ArgumentError("calibrate must be batches: a DataLoader, or [images]")
-    if not 0 < quantile <= 1:
+    if quantile is not None and not 0 < quantile <= 1:
         raise ArgumentError(f"quantile must be in (0, 1], got {quantile}")
     make = _checked(neuron, replace, calibrate is not None)
     net = unwrapped_copy(net)
@@ -109,7 +110,7 @@ def convert(
         if not isinstance(call, type):
             _put(net, name, MaxOfSums(call))
         else:
-            _put(net, name, make() if calibrate is None else Recorder(call(), quantile))
+            _put(net, name, make() if calibrate is None else Recorder(call(), quantile, timesteps))
     over_time = OverTime(net, sites, timesteps)
     if calibrate is not None:
         for name, scale in scales(over_time, calibrate).items():

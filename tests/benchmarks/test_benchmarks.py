@@ -52,4 +52,5 @@ def test_conversions(repository, tmp_path):
     found = lines(repository, "convert", *flags, "--tuning_timesteps", "2", "--net", str(net), repeats=())
     assert net.exists() and all(0 <= line["accuracy"] <= 1 for line in found)
     conversions = [line["conversion"] for line in found]
-    assert conversions[0] == "none: ReLU" and len({*conversions}) == len(conversions) == 10
+    assert conversions[0] == "none: ReLU" and len({*conversions}) == len(conversions)
+    assert {"models.convert, quantile=None", "spikingjelly", "models.convert, noisy, fine-tuned"} <= {*conversions}

@@ -800,6 +800,23 @@ def test_scales_differ_between_channels_and_silent_channels_have_one():
     assert "1.scale" in convert(net, calibrate=batches).state_dict()
 
 
+def test_without_a_quantile_the_scale_is_the_best_for_the_steps():
+    """In each channel, one of them with outliers, one that is silent, one that is rarely on."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 4, generator=generator)
+    x[:40, 1] = 20.0
+    x[:, 2], x[20:, 3] = -1.0, -1.0
+    net, scales = nn.Sequential(nn.Identity(), nn.ReLU()), {}
+    for timesteps in (2, 8, 64):
+        errors = {}
+        for quantile in (None, 0.9, 0.98, 0.995, 1.0):
+            snn = convert(net, timesteps=timesteps, calibrate=[x], quantile=quantile)
+            errors[quantile] = (snn(x).mean(0) - x.relu()).square().mean(0)
+        assert all((errors[None] <= error + 1e-4).all() for error in errors.values())
+        scales[timesteps] = convert(net, timesteps=timesteps, calibrate=[x]).get_submodule("1").scale
+    assert scales[2][0] < scales[8][0] < scales[64][0] and (scales[2] > 0).all()
+
+
 POOLS = {
     "a module": nn.MaxPool2d(2),
     "with options": nn.MaxPool2d(3, stride=1, padding=1),

@@ -471,8 +471,10 @@ def test_memory_changes_no_checkpoint():
 
 def kept_bytes(run):
     """Bytes that were allocated and not freed while `run` built a graph, and what it returned."""
+    gc.collect()  # else what other tests left might be freed meanwhile
     with torch.profiler.profile(profile_memory=True) as profile:
         result = run()
+        gc.collect()
     return sum(event.self_cpu_memory_usage for event in profile.events()), result
 
 
@@ -501,7 +503,6 @@ def test_nothing_leaks(memory):
     def steps(count):
         for seed in range(count):
             step(net, seed=seed)
-        gc.collect()
 
     with packed_spikes():  # the block goes on
         steps(1)
