@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from threading import Event
 from typing import Any
@@ -90,11 +90,9 @@ class Campaign:
         with tqdm(desc="attacks", unit="gradient", disable=None, leave=False) as self.bar:
             clean = self.score(self.images)
             self.paths = white_box.ranked_paths(self)[: self.preset.paths]
-            tasks = [self._task(Campaign._attack, norm, clean) for norm in self.radii]
-            tasks.append(self._task(check_itself, clean))
-            *curves, gates = side_by_side(
-                tasks, at_once=self.forward.device.type == "cpu" and not self.draws_from_torch
-            )
+            tasks = [self.task(Campaign._attack, norm, clean) for norm in self.radii]
+            tasks.append(self.task(check_itself, clean))
+            *curves, gates = self.side_by_side(tasks)
         return AttackReport(
             preset=self.name,
             settings=dataclasses.asdict(self.preset),
@@ -116,7 +114,11 @@ class Campaign:
             rows.append(AttackResult(norm, telling, name, len(rival.times_correct), rival))
         return rows, check_attacks(self, norm, clean, scores, others, telling, curve[telling][0])
 
-    def _task(self, run: Callable[..., Any], *arguments: Any) -> Callable[[Event], Any]:
+    def side_by_side(self, tasks: Sequence[Callable[[Event], Any]]) -> list[Any]:
+        """The results of tasks, in threads where these are faster and repeat."""
+        return side_by_side(tasks, at_once=self.forward.device.type == "cpu" and not self.draws_from_torch)
+
+    def task(self, run: Callable[..., Any], *arguments: Any) -> Callable[[Event], Any]:
         """`run(campaign, *arguments)` with copies of the networks, for a thread of its own."""
         own = copy.copy(self)
         own.net, own._twins, own._noisy = copy.deepcopy(self.net), {}, weakref.WeakKeyDictionary()
@@ -145,15 +147,19 @@ class Campaign:
             self._twins[path] = with_gradient_path(self.net, path)
         return self._twins[path]
 
-    def victim(self, net: nn.Module | None = None, draws: int | None = None) -> Victim:
-        """A network (default: this campaign's) with `draws` of its noise (default: the preset's)."""
-        net = self.net if net is None else net
-        if not self.draws_noise(net):
-            draws = 1
-        elif draws is None:
-            draws = self.draws
-        amp = "bf16" if is_fast_in_bf16(self.forward.device) else None  # gradients in it lead as far
-        return Victim(net, self.forward, draws, self._go_on, amp)
+    def victim(self, net: nn.Module | None = None, draws: int | None = None, exact: bool = False) -> Victim:
+        """A network (default: this campaign's) with `draws` of its noise (default: the preset's).
+
+        Gradients are in bfloat16 where that is fast: they lead as far. So are predictions that vary with the noise
+        anyway, unless they are to be `exact`.
+        """
+        net, forward, amp = self.net if net is None else net, self.forward, None
+        is_noisy = self.draws_noise(net)
+        if is_fast_in_bf16(forward.device):
+            amp = "bf16"
+            forward = dataclasses.replace(forward, amp=amp) if is_noisy and not exact else forward
+        draws = self.draws if draws is None else draws
+        return Victim(net, forward, draws if is_noisy else 1, self._go_on, amp)
 
     def _go_on(self) -> None:
         if self.stop.is_set():
@@ -168,7 +174,7 @@ class Campaign:
     def score(self, images: Tensor, net: nn.Module | None = None, repetition: int = 0) -> Score:
         """The score on attacked images, with draws that are used for nothing else and differ by `repetition`."""
         self.bar.set_postfix_str("scoring")
-        victim = self.victim(net, self.preset.score_draws)
+        victim = self.victim(net, self.preset.score_draws, exact=True)
         with self.noise("scoring", repetition):
             return score(victim, images, self.target, min(self.draws, victim.draws))
 

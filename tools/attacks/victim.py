@@ -17,7 +17,7 @@ from tools.probes.hooks import is_noisy
 # Mean margin (nats) at which the answer of a noisy network is settled: one class has 2 % of the probability of the
 # other. A network without noise is fooled or not, at 0.
 SETTLED = 4.0
-CHOICE_DRAWS = 20  # of a noisy network, to choose among attacked images
+CHOICE_DRAWS = 10  # of a noisy network, to choose among attacked images
 # (log-probabilities [B, K] of the draws' mean, target [B], wrong classes [B] or None) -> what an attack raises, [B]
 Objective = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

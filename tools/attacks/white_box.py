@@ -64,11 +64,12 @@ def ranked_paths(campaign: "Campaign") -> list[str]:
     part = campaign.only(campaign.sample)
     norm, radii = next(iter(campaign.radii.items()))
 
+    def left_by(campaign: "Campaign", path: str, eps: float, steps: int) -> tuple[float, float]:
+        found = ascend(campaign, norm, eps, Climb(path, margin, None, steps, draws=1))
+        return campaign.score(found.images).accuracy, -found.margins.mean().item()
+
     def ranked(paths: Sequence[str], eps: float, steps: int) -> dict[str, float]:
-        left = {}
-        for path in paths:
-            found = ascend(part, norm, eps, Climb(path, margin, None, steps, draws=1))
-            left[path] = (part.score(found.images).accuracy, -found.margins.mean().item())
+        left = dict(zip(paths, part.side_by_side([part.task(left_by, path, eps, steps) for path in paths])))
         return {path: left[path][0] for path in sorted(left, key=lambda path: left[path])}
 
     at, rankings = len(radii) // 2, []

@@ -821,13 +821,11 @@ def test_the_best_path_of_the_middle_radius_and_of_a_smaller_one_come_first(camp
     assert {eps for eps, _ in tried} == {0.3, 0.2, 0.1}
 
 
-def test_a_path_whose_gradient_leads_nowhere_is_ranked_last(deterministic_net):
+def test_a_path_whose_gradient_leads_nowhere_is_ranked_last(deterministic_net, monkeypatch):
+    monkeypatch.setitem(GRADIENT_PATHS, "narrow", (lambda law: Gaussian(1e-4), True))  # no potential is that near
     images = torch.rand(12, *SHAPE, generator=seeded(1))
     target = deterministic_net(images, timesteps=2).mean(0).argmax(-1)
     campaign = Campaign(deterministic_net, CPU, images, target, TINY, {"linf": (0.1,)})
-    for neuron in campaign.twin("narrow").modules():
-        if isinstance(neuron, LIF):
-            neuron.set_gradient(Gaussian(1e-4))  # no potential is that near
     assert ranked_paths(campaign)[-1] == "narrow"
 
 
