@@ -17,7 +17,7 @@ from .victim import SETTLED, Victim
 
 START_SHARE = 0.8  # share of the pixels in the first squares
 CONTINUED_SHARE = 1 / 16  # factor on the shares where the search goes on from given images
-L2_STEP, CONTINUED_L2_STEP = 0.5, 0.1  # length of the steps in an L2 ball, in radii; likewise from given images
+L2_STEP, CONTINUED_L2_STEP = 0.5, 0.05  # length of the steps in an L2 ball, in radii; likewise from given images
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, out of 10,000, that halve the squares
 MEASURED_AGAIN = 10  # queries after which the accepted images of a noisy network are measured again
 
