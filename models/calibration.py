@@ -74,8 +74,8 @@ class MaxOfSums(nn.Module):
 class Recorder(nn.Module):
     """A rectifier that notes a scale for each channel: x [T, B, C, ...] -> the same.
 
-    The scale is a quantile of the channel's values; without a given one, that of `QUANTILES` with which the rates of so
-    many steps are nearest to the values, in the mean square.
+    The scale is a quantile of the channel's values; without a given one, that of `QUANTILES` with which the rates of
+    `timesteps` steps come nearest to the values, in the mean square.
     """
 
     def __init__(self, rectifier: nn.Module, quantile: float | None, timesteps: int) -> None:
@@ -87,6 +87,8 @@ class Recorder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.rectifier(x)
         values = x.flatten(0, 1).transpose(0, 1).flatten(1).float()  # [C, values]
+        if not values.isfinite().all():
+            raise ArgumentError("values that are not finite cannot be calibrated with")
         count = values.shape[1]
         scales = [values.kthvalue(max(1, round(quantile * count))).values for quantile in self.quantiles]
         errors = [self._error(values, scale) for scale in scales] if len(scales) > 1 else [scales[0]]

@@ -67,12 +67,14 @@ def convert(
         timesteps: for how many steps T samples are shown, unless the call says otherwise.
         replace: classes of the activations that become neurons, be they modules or functions.
         calibrate: batches of samples, or tuples that begin with one, as from a DataLoader. The mean over time of the
-            outputs then approximates the output of the trained network `net`, the better the longer: its rectifiers
-            become neurons with balanced thresholds (`Balanced`), its max pools go by sums over time (`MaxOfSums`). What
-            else comes after the first rectifier must be linear: no layer normalisation, softmax, or product.
+            outputs then approximates that of the trained network `net`, the better the larger `timesteps` is: its
+            rectifiers become neurons with balanced thresholds (`Balanced`), its max pools go by sums over time
+            (`MaxOfSums`). What else comes after the first rectifier must be linear: no layer normalisation, softmax, or
+            product.
         quantile: of the values of each channel of a rectifier; a neuron that fires at every step stands for it. A lower
             one cuts off more values, but resolves the others better. None: for each channel the one with which the
-            rates of `timesteps` steps are nearest to the values; more steps want a higher one.
+            rates of `timesteps` steps are nearest to the values: give the number that you will use, as running for more
+            hardly helps then.
 
     Raises:
         ArgumentError: if other activations are in the way, if torch.fx cannot follow the network, if it has no

@@ -92,17 +92,23 @@ def convert(
     converted = _copy(net)
     made: dict[nn.Module, nn.Module] = {}
     names: dict[nn.Module, str] = {}
-    layers = dict(converted.named_modules())
+    originals, copies = (dict(one.named_modules(remove_duplicate=False)) for one in (net, converted))
     for name, module in list(converted.named_modules(remove_duplicate=False)):
         peer = _peer_of(module)
         if peer is None:
             continue
         try:
             if module not in made:
-                twins = _twins(module, layers)
                 neuron = peer.from_neuron(module, noise, placement)
-                for twin in twins.intersection(made):
-                    _share_parameters(neuron, made[twin])
+                for twin in _twins(name, originals):
+                    try:
+                        peer.from_neuron(copies[twin], noise, placement)
+                    except ArgumentError as error:
+                        raise ArgumentError(
+                            f"it shares its learnt values with {twin}, which is left as it is"
+                        ) from error
+                    if copies[twin] in made:
+                        _share_parameters(neuron, made[copies[twin]])
                 copy_hooks(module, neuron)
                 made[module] = neuron
         except ArgumentError as reason:
@@ -135,26 +141,33 @@ def _peer_of(module: nn.Module) -> Peer | None:
     return None
 
 
-def _twins(neuron: nn.Module, layers: dict[str, nn.Module]) -> set[nn.Module]:
-    """The neurons of its kind with which it shares all its parameters; ArgumentError if it shares any otherwise.
+def _twins(name: str, layers: dict[str, nn.Module]) -> list[str]:
+    """The names of neurons of its kind with which a neuron shares all its learnt values.
+
+    ArgumentError if it shares learnt values otherwise.
 
     Args:
-        layers: all of the network, by name.
+        layers: all of the network as it was given, under all their names: copies of sinabs' layers share nothing.
     """
-    own = dict(neuron.named_parameters())
+    neuron = layers[name]
+    own = _learnt(neuron)
 
     def is_twin(layer: nn.Module) -> bool:
-        theirs = dict(layer.named_parameters())
+        theirs = _learnt(layer)
         same_kind = type(layer) is type(neuron) and theirs.keys() == own.keys()
-        return same_kind and all(theirs[name] is own[name] for name in own)
+        return same_kind and all(theirs[key] is own[key] for key in own)
 
-    twins = {layer for layer in layers.values() if own and layer is not neuron and is_twin(layer)}
-    inside = {part for unit in (neuron, *twins) for part in unit.modules()}
-    for layer, module in layers.items():
-        for name, parameter in own.items():
-            if module not in inside and any(parameter is one for one in module._parameters.values()):
-                raise ArgumentError(f"it shares {name} with {layer}, which neurons here can only with their like")
-    return twins
+    units = [other for other, layer in layers.items() if layer is neuron or (own and is_twin(layer))]
+    for other, layer in layers.items():
+        if any(other == unit or other.startswith(f"{unit}.") for unit in units) or neuron in layer.modules():
+            continue
+        for key, parameter in own.items():
+            if any(parameter is one for one in layer._parameters.values()):
+                raise ArgumentError(
+                    f"it shares {key} with {other}; here only neurons of the same kind that have all their learnt "
+                    "values in common can share them"
+                )
+    return [unit for unit in units if layers[unit] is not neuron]
 
 
 def _share_parameters(neuron: nn.Module, twin: nn.Module) -> None:
@@ -162,11 +175,15 @@ def _share_parameters(neuron: nn.Module, twin: nn.Module) -> None:
     own, shared = dict(neuron.named_parameters()), dict(twin.named_parameters())
     if own.keys() != shared.keys() or not all(torch.equal(own[name], shared[name]) for name in own):
         raise ArgumentError(
-            "it shares its parameters with a neuron of other settings, to which they mean another thing"
+            "it shares its parameters with a neuron of other settings, for which they mean something else"
         )
     for name, parameter in shared.items():
         owner, _, leaf = name.rpartition(".")
         neuron.get_submodule(owner)._parameters[leaf] = parameter
+
+
+def _learnt(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def _copy(net: nn.Module) -> nn.Module:

@@ -84,8 +84,8 @@ def _scan(step: Any, v: Tensor, sequences: dict[str, Tensor]) -> Any:
 def _never_compiled(function: Any) -> FunctionType:
     """A copy of a function whose inner functions are new to TorchDynamo.
 
-    `scan` compiles one of its own. What an earlier export compiled for a batch of 4 would be tried first, and would fix
-    a free batch, of 4 in the example, at 4, silently.
+    `scan` compiles one of its own. What an earlier export compiled for a batch of 4 would be tried first; if the
+    example has a batch of 4 too, it would silently fix a batch that is to be free.
     """
     code = function.__code__
     parts = tuple(part.replace() if isinstance(part, CodeType) else part for part in code.co_consts)

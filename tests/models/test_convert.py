@@ -888,6 +888,7 @@ def test_a_calibrated_network_is_trained_copied_saved_and_exported():
         (dict(calibrate=[{"images": torch.rand(2, 5)}]), "must be a tensor, or .* not a dict: give calibrate="),
         (dict(calibrate=[]), "nothing to calibrate '1' with: no batch"),
         (dict(calibrate=[torch.zeros(2, 5)], quantile=0.01), "nothing to calibrate '1' with: the quantiles of all"),
+        (dict(calibrate=[torch.full((2, 5), torch.nan)]), "values that are not finite"),
         (dict(calibrate=[torch.rand(2, 5)], quantile=1.5), r"quantile must be in \(0, 1\], got 1.5"),
         (dict(calibrate=[torch.rand(2, 5)], neuron=LIF), "calibration takes neurons with decay=1.0, got LIF"),
         (dict(calibrate=[torch.rand(2, 5)], neuron=IF), "calibration takes neurons with reset='subtract', got IF"),

@@ -16,8 +16,8 @@ from .victim import CHOICE_DRAWS, Ascent, Objective, cross_entropy, margin
 if TYPE_CHECKING:
     from .campaign import Campaign
 
-# An image within this share of the clean images' mean margin gets more ascents after the first ones; without noise,
-# whose gradients lose their way on plateaus, the first ascents say less.
+# An image within this share of the clean images' mean margin gets more ascents after the first ones, which say less
+# about networks without noise: their gradients get lost on plateaus.
 NEAR, NEAR_WITHOUT_NOISE = 0.3, 0.6
 PILOT_STEPS, FINALISTS = 20, 3  # of the first part of the pilot; how many paths go on to the second one
 QUERIES_PER_GRADIENT = 4  # of Square, where it refines images; a query costs a third of a gradient

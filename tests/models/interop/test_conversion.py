@@ -146,6 +146,34 @@ def test_learnt_values_that_are_shared_stay_shared():
     assert converted[0].neuron.threshold.item() == converted[1].neuron.threshold.item() != before
 
 
+def test_learnt_values_of_sinabs_stay_shared():
+    sinabs = pytest.importorskip("sinabs", reason="sinabs is not installed")
+    layers = [sinabs.layers.LIF(tau_mem=10.0, spike_fn=sinabs.activation.SingleSpike) for _ in range(2)]
+    layers[1].tau_mem = layers[0].tau_mem
+    converted, report = interop.convert(nn.Sequential(*layers))
+    assert len(report.replaced) == 2 and len(list(converted.parameters())) == 1
+
+
+def test_neurons_that_share_with_one_that_stays_stay_too():
+    snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    for inhibits in ((False, True), (True, False)):
+        pair = [snntorch.Leaky(0.5, learn_beta=True, init_hidden=True, inhibition=one) for one in inhibits]
+        pair[1].beta, pair[1].threshold = pair[0].beta, pair[0].threshold
+        with pytest.raises(ValueError, match=r"it shares its learnt values with \d, which is left as it is"):
+            interop.convert(nn.Sequential(*pair))
+
+
+def test_recurrent_layers_that_share_their_weights_are_refused():
+    snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    pair = [
+        snntorch.RLeaky(beta=0.5, linear_features=3, all_to_all=True, learn_beta=True, init_hidden=True)
+        for _ in range(2)
+    ]
+    pair[1].recurrent = pair[0].recurrent
+    with pytest.raises(ValueError, match="0: it shares recurrent.weight with 1.recurrent"):
+        interop.convert(nn.Sequential(*pair))
+
+
 def test_learnt_values_that_mean_something_else_elsewhere_are_not_shared():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
 
