@@ -142,10 +142,8 @@ def main():
             framing = framing_of(split, SENSOR, size, timesteps=10, frame_ms=30.0, most_frames=10_000)
             runs[f"frame by {split} to {size[0]}x{size[1]}"] = partial(count_frames, events, framing)
         for name, times_s in in_turns(runs, args.repeats, "cpu").items():
-            median, low, high = (
-                round(args.events / times_s[key] / 1e6, 1) for key in ("median", "q75", "q25")
-            )  # the longest times are the lowest rates
-            rates = {"median": median, "q25": low, "q75": high}
+            of_times = {"median": "median", "q25": "q75", "q75": "q25"}  # the longest times are the lowest rates
+            rates = {key: round(args.events / times_s[name] / 1e6, 1) for key, name in of_times.items()}
             report("events", "cpu", work=name, events=args.events, repeats=args.repeats, million_per_s=rates)
 
 

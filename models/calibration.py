@@ -90,10 +90,9 @@ class Recorder(nn.Module):
         if not values.isfinite().all():
             raise ArgumentError("values that are not finite cannot be calibrated with")
         count = values.shape[1]
-        scales = [values.kthvalue(max(1, round(quantile * count))).values for quantile in self.quantiles]
-        errors = [self._error(values, scale) for scale in scales] if len(scales) > 1 else [scales[0]]
-        nearest = torch.stack(errors).argmin(0, keepdim=True)
-        self.found.append(torch.stack(scales).gather(0, nearest)[0])
+        scales = torch.stack([values.kthvalue(max(1, round(q * count))).values for q in self.quantiles])
+        nearest = torch.stack([self._error(values, scale) for scale in scales]).argmin(0, keepdim=True)
+        self.found.append(scales.gather(0, nearest)[0])
         return x
 
     def _error(self, values: Tensor, scale: Tensor) -> Tensor:

@@ -93,22 +93,27 @@ def convert(
     made: dict[nn.Module, nn.Module] = {}
     names: dict[nn.Module, str] = {}
     originals, copies = (dict(one.named_modules(remove_duplicate=False)) for one in (net, converted))
-    for name, module in list(converted.named_modules(remove_duplicate=False)):
-        peer = _peer_of(module)
-        if peer is None:
+
+    @functools.cache  # those that share learnt values with a neuron ask for it too
+    def make(old: nn.Module) -> nn.Module:
+        peer: Any = _peer_of(old)
+        new: nn.Module = peer.from_neuron(old, noise, placement)
+        return new
+
+    for name, module in copies.items():
+        if _peer_of(module) is None:
             continue
         try:
             if module not in made:
-                neuron = peer.from_neuron(module, noise, placement)
+                neuron = make(module)
                 for twin in _twins(name, originals):
                     try:
-                        peer.from_neuron(copies[twin], noise, placement)
+                        other = make(copies[twin])
                     except ArgumentError as error:
                         raise ArgumentError(
                             f"it shares its learnt values with {twin}, which is left as it is"
                         ) from error
-                    if copies[twin] in made:
-                        _share_parameters(neuron, made[copies[twin]])
+                    _share_parameters(neuron, other)
                 copy_hooks(module, neuron)
                 made[module] = neuron
         except ArgumentError as reason:

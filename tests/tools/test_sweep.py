@@ -276,10 +276,9 @@ def test_a_script_that_ends_before_its_training_says_why(end, message, own_scrip
 @slow
 def test_a_script_is_checked_by_a_process_of_its_own(own_script, monkeypatch):
     """The others of these tests let a fork check, which need not import anything."""
+    said = "import logging\nimport warnings\nwarnings.warn('old')\nlogging.warning('slow disk')\n"
     with pytest.raises(UserError, match="^lr=0.1: no data in /x$"):
-        own_script(
-            "import warnings\nimport tools.cli\nwarnings.warn('old')\nraise SystemExit('no data in /x')", lr="0.1"
-        )
+        own_script(f"import tools.cli\n{said}raise SystemExit('no data in /x')", lr="0.1")
     monkeypatch.delenv("PYTHONPATH")  # it finds what a run would find
     with pytest.raises(UserError, match="No module named 'tools'"):
         own_script("import tools.cli\n", lr="0.1")
