@@ -29,6 +29,7 @@ class Peer(Protocol):
 
     def is_neuron(self, module: nn.Module) -> bool: ...
     def from_neuron(self, module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module: ...
+    def leave(self, module: nn.Module) -> None: ...  # prepares a copy that is not replaced
     def reset(self, net: nn.Module) -> None: ...
     def state_of(self, module: nn.Module) -> Any: ...  # what it keeps from call to call
 
@@ -101,7 +102,8 @@ def convert(
         return new
 
     for name, module in copies.items():
-        if _peer_of(module) is None:
+        peer = _peer_of(module)
+        if peer is None:
             continue
         try:
             if module not in made:
@@ -118,6 +120,7 @@ def convert(
                 made[module] = neuron
         except ArgumentError as reason:
             report.skipped[name] = str(reason)
+            peer.leave(module)
             continue
         report.replaced[name] = repr(made[module].neuron)
         names.setdefault(module, name)
@@ -164,13 +167,13 @@ def _twins(name: str, layers: dict[str, nn.Module]) -> list[str]:
 
     units = [other for other, layer in layers.items() if layer is neuron or (own and is_twin(layer))]
     for other, layer in layers.items():
-        if any(other == unit or other.startswith(f"{unit}.") for unit in units) or neuron in layer.modules():
+        if any(unit in ("", other) or other.startswith(f"{unit}.") for unit in units):
             continue
         for key, parameter in own.items():
-            if any(parameter is one for one in layer._parameters.values()):
+            if any(parameter is one for one in _parts(vars(layer))):
                 raise ArgumentError(
-                    f"it shares {key} with {other}; here only neurons of the same kind that have all their learnt "
-                    "values in common can share them"
+                    f"it shares {key} with {other or type(layer).__name__}; here only neurons of the same kind that "
+                    "have all their learnt values in common can share them"
                 )
     return [unit for unit in units if layers[unit] is not neuron]
 
@@ -188,7 +191,8 @@ def _share_parameters(neuron: nn.Module, twin: nn.Module) -> None:
 
 
 def _learnt(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    """The values that ours learns too, be they frozen at present; the threshold of sinabs is a parameter, but fixed."""
+    return {name: parameter for name, parameter in module.named_parameters() if name != "spike_threshold"}
 
 
 def _copy(net: nn.Module) -> nn.Module:
@@ -218,11 +222,15 @@ def _replace_in_attributes(net: nn.Module, made: dict[nn.Module, nn.Module], rep
                 continue
             vars(module)[attribute] = _replaced(value, made)
             for part in _parts(vars(module)[attribute]):
-                if isinstance(part, nn.Module) and part not in registered and any(map(_peer_of, part.modules())):
+                if not isinstance(part, nn.Module) or part in registered:
+                    continue
+                for neuron in filter(_peer_of, part.modules()):
                     where = f"{name}.{attribute}" if name else attribute
                     report.skipped[where] = (
                         "it is not a module of the network: use an attribute, nn.ModuleList or nn.ModuleDict"
                     )
+                    peer: Any = _peer_of(neuron)
+                    peer.leave(neuron)
 
 
 def _replaced(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
@@ -238,6 +246,9 @@ def _replaced(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
     return value
 
 
+_WHOLE = (nn.Module, Tensor, type, types.ModuleType)  # whose attributes are not looked into
+
+
 def _parts(value: Any, depth: int = 0) -> Iterator[Any]:
     """What is in containers, however deep, and in attributes of other objects; of a method, its object."""
     if isinstance(value, dict):
@@ -247,7 +258,7 @@ def _parts(value: Any, depth: int = 0) -> Iterator[Any]:
             yield from _parts(part, depth)
     elif isinstance(value, types.MethodType):
         yield value.__self__
-    elif depth == 0 and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type | types.ModuleType):
+    elif depth == 0 and hasattr(value, "__dict__") and not isinstance(value, _WHOLE):
         yield from _parts(vars(value), depth + 1)
     else:
         yield value

@@ -169,6 +169,10 @@ def is_neuron(module: nn.Module) -> bool:
 from_neuron = from_lifnode
 
 
+def leave(module: nn.Module) -> None:
+    """Nothing to do: a copied neuron works as it is."""
+
+
 def reset(net: nn.Module) -> None:
     """Start the neurons of a copy from rest; `functional.reset_net` would remember which they are."""
     for module in net.modules():
