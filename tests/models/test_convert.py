@@ -250,6 +250,43 @@ def test_views_that_would_no_longer_change_are_refused(name):
         convert(Functional(VIEWS[name]), LIF)
 
 
+def later_name(x):
+    first = x
+    x += 1
+    return F.relu(x) + first
+
+
+def several_operators(x):
+    first, kept = F.relu(x), [x]
+    kept += [x]
+    x -= 2
+    x *= x
+    x /= 3.0
+    return first + F.relu(x) + kept[0] + kept[1]
+
+
+def numbers(x):
+    size = first = x.size(1)
+    size //= 2
+    return F.relu(x) * (size / first)
+
+
+@pytest.mark.parametrize("function", [later_name, several_operators, numbers])
+def test_augmented_assignments_change_what_has_other_names(function):
+    net, x = Functional(function), torch.randn(2, 7, 5)
+    torch.testing.assert_close(convert(net, Rectifier)(x), torch.stack([net(step) for step in x]))
+
+
+def test_augmented_assignments_to_views_that_are_used_later_are_refused():
+    def function(x):
+        part = x[:, :4]
+        part += 1
+        return F.relu(x)
+
+    with pytest.raises(ValueError, match="'iadd' changes its input in place, and another view of it is used later"):
+        convert(Functional(function), LIF)
+
+
 def test_views_that_are_not_used_later_do_not_matter():
     x = torch.randn(2, 7, 5)
     net = Functional(lambda x: x.view(-1, 2, 4).mean(1).repeat(1, 2) + F.relu_(x.view(-1, 8)))
