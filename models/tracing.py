@@ -230,12 +230,13 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
 def _replace_operators(net: nn.Module, graph: fx.Graph) -> None:
     """Replace `x += y` by `x + y`, which later uses of x take too; ArgumentError if another view of x is used later."""
     places = {node: place for place, node in enumerate(graph.nodes)}
-    tensors = set(of_input(graph))
+    varying = set(of_input(graph))
+    held = set(of_input(graph, [node for node in graph.nodes if node.op == "get_attr"]))
     for node in graph.nodes:
-        if node.target not in IN_PLACE:
+        changed = node.args[0] if node.target in IN_PLACE else None
+        if changed is None or (changed in held and changed not in varying):  # a buffer, which is to change
             continue
-        changed = node.args[0]
-        if changed in tensors:  # others, such as numbers, are not changed
+        if changed in varying:  # others are numbers, which are never changed
             refuse_other_views(net, node, path_of(node), places)
             later = {user for user in changed.users if places[user] > places[node]}
             changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)

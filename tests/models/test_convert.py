@@ -277,6 +277,23 @@ def test_augmented_assignments_change_what_has_other_names(function):
     torch.testing.assert_close(convert(net, Rectifier)(x), torch.stack([net(step) for step in x]))
 
 
+def test_augmented_assignments_change_buffers():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            calls = self.calls
+            calls += 1
+            return F.relu(x)
+
+    snn = convert(Counting(), Rectifier)
+    for _ in range(3):
+        snn(torch.rand(2, 7, 5))
+    assert snn.calls == 3
+
+
 def test_augmented_assignments_to_views_that_are_used_later_are_refused():
     def function(x):
         part = x[:, :4]
