@@ -93,7 +93,7 @@ def convert(
     converted = _copy(net)
     made: dict[nn.Module, nn.Module] = {}
     names: dict[nn.Module, str] = {}
-    originals, copies = (dict(one.named_modules(remove_duplicate=False)) for one in (net, converted))
+    layers = dict(converted.named_modules(remove_duplicate=False))
 
     @functools.cache  # those that share learnt values with a neuron ask for it too
     def make(old: nn.Module) -> nn.Module:
@@ -101,16 +101,16 @@ def convert(
         new: nn.Module = peer.from_neuron(old, noise, placement)
         return new
 
-    for name, module in copies.items():
+    for name, module in layers.items():
         peer = _peer_of(module)
         if peer is None:
             continue
         try:
             if module not in made:
                 neuron = make(module)
-                for twin in _twins(name, originals):
+                for twin in _twins(name, layers):
                     try:
-                        other = make(copies[twin])
+                        other = make(layers[twin])
                     except ArgumentError as error:
                         raise ArgumentError(
                             f"it shares its learnt values with {twin}, which is left as it is"
@@ -155,7 +155,7 @@ def _twins(name: str, layers: dict[str, nn.Module]) -> list[str]:
     ArgumentError if it shares learnt values otherwise.
 
     Args:
-        layers: all of the network as it was given, under all their names: copies of sinabs' layers share nothing.
+        layers: all of the network, under all their names.
     """
     neuron = layers[name]
     own = _learnt(neuron)
@@ -192,11 +192,30 @@ def _learnt(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def _copy(net: nn.Module) -> nn.Module:
     """A copy whose neurons are at rest."""
-    twin = deep_copy(net)
+    memo: dict[int, Any] = {}
+    twin = deep_copy(net, memo)
+    for module in net.modules():
+        if hasattr(type(module), "__deepcopy__"):
+            _complete(module, memo)
     libraries = {kind.__module__.split(".")[0] for module in net.modules() for kind in type(module).__mro__}
     for library in libraries.intersection(PEERS):
         load(library).reset(twin)
     return twin
+
+
+def _complete(layer: nn.Module, memo: dict[int, Any]) -> None:
+    """Give the copy of a layer that copies itself, as those of sinabs do, what that leaves out.
+
+    Args:
+        memo: of deepcopy: the copies by the ids of the originals.
+    """
+    twin = memo[id(layer)]
+    twin.training = layer.training
+    copy_hooks(layer, twin)
+    for name, parameter in layer._parameters.items():
+        if parameter is not None:  # it may be shared, or frozen
+            shared = memo.setdefault(id(parameter), twin._parameters[name])
+            twin._parameters[name] = shared.requires_grad_(parameter.requires_grad)
 
 
 def _replace(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
