@@ -94,6 +94,7 @@ def convert(
     made: dict[nn.Module, nn.Module] = {}
     names: dict[nn.Module, str] = {}
     layers = dict(converted.named_modules(remove_duplicate=False))
+    holders = _holders(layers)
 
     @functools.cache  # those that share learnt values with a neuron ask for it too
     def make(old: nn.Module) -> nn.Module:
@@ -108,7 +109,7 @@ def convert(
         try:
             if module not in made:
                 neuron = make(module)
-                for twin in _twins(name, layers):
+                for twin in _twins(name, layers, holders):
                     try:
                         other = make(layers[twin])
                     except ArgumentError as error:
@@ -149,33 +150,50 @@ def _peer_of(module: nn.Module) -> Peer | None:
     return None
 
 
-def _twins(name: str, layers: dict[str, nn.Module]) -> list[str]:
+def _holders(layers: dict[str, nn.Module]) -> dict[nn.Parameter, list[str]]:
+    """The names of the layers that hold each parameter, in containers and other objects too."""
+    found: dict[nn.Parameter, list[str]] = {}
+    for name, layer in layers.items():
+        for part in _parts(vars(layer)):
+            if isinstance(part, nn.Parameter):
+                found.setdefault(part, []).append(name)
+    return found
+
+
+def _twins(name: str, layers: dict[str, nn.Module], holders: dict[nn.Parameter, list[str]]) -> list[str]:
     """The names of neurons of its kind with which a neuron shares all its learnt values.
 
     ArgumentError if it shares learnt values otherwise.
 
     Args:
         layers: all of the network, under all their names.
+        holders: see `_holders`.
     """
     neuron = layers[name]
     own = _learnt(neuron)
 
     def is_twin(layer: nn.Module) -> bool:
-        theirs = _learnt(layer)
-        same_kind = type(layer) is type(neuron) and theirs.keys() == own.keys()
-        return same_kind and all(theirs[key] is own[key] for key in own)
+        theirs = _learnt(layer) if type(layer) is type(neuron) else {}
+        return theirs.keys() == own.keys() and all(theirs[key] is own[key] for key in own)
 
-    units = [other for other, layer in layers.items() if layer is neuron or (own and is_twin(layer))]
-    for other, layer in layers.items():
-        if any(unit in ("", other) or other.startswith(f"{unit}.") for unit in units):
-            continue
-        for key, parameter in own.items():
-            if any(parameter is one for one in _parts(vars(layer))):
-                raise ArgumentError(
-                    f"it shares {key} with {other or type(layer).__name__}; here only neurons of the same kind that "
-                    "have all their learnt values in common can share them"
-                )
-    return [unit for unit in units if layers[unit] is not neuron]
+    places: dict[str, str] = {}
+    for key, parameter in own.items():
+        for place in holders[parameter]:
+            places.setdefault(place, key)
+    twins = dict.fromkeys(unit for place in places for unit in _around(place) if is_twin(layers[unit]))
+    for place, key in places.items():
+        if twins.keys().isdisjoint(_around(place)):
+            raise ArgumentError(
+                f"it shares {key} with {place or type(layers[place]).__name__}; here only neurons of the same kind "
+                "that have all their learnt values in common can share them"
+            )
+    return [twin for twin in twins if layers[twin] is not neuron]
+
+
+def _around(name: str) -> list[str]:
+    """The names of a layer and of all those around it."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
 
 
 def _share_parameters(neuron: nn.Module, twin: nn.Module) -> None:
