@@ -213,7 +213,7 @@ def _copy(net: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     twin = deep_copy(net, memo)
     for module in net.modules():
-        if hasattr(type(module), "__deepcopy__"):
+        if hasattr(type(module), "__deepcopy__") and id(module) in memo:  # it may be its own copy
             _complete(module, memo)
     libraries = {kind.__module__.split(".")[0] for module in net.modules() for kind in type(module).__mro__}
     for library in libraries.intersection(PEERS):
@@ -231,7 +231,7 @@ def _complete(layer: nn.Module, memo: dict[int, Any]) -> None:
     twin.training = layer.training
     copy_hooks(layer, twin)
     for name, parameter in layer._parameters.items():
-        if parameter is not None:  # it may be shared, or frozen
+        if parameter is not None and name in twin._parameters:  # it may be shared, or frozen
             shared = memo.setdefault(id(parameter), twin._parameters[name])
             twin._parameters[name] = shared.requires_grad_(parameter.requires_grad)
 

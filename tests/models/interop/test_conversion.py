@@ -405,6 +405,17 @@ def test_each_call_is_compared_from_its_own_state(key):
     assert report.mismatches["n"][0] == 0 and report.mismatches["n"][1] >= 1800
 
 
+def test_a_layer_that_is_its_own_copy_stays_common():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+
+    class Common(nn.Linear):
+        def __deepcopy__(self, memo):
+            return self
+
+    net = nn.Sequential(Common(3, 3), neuron.IFNode())
+    assert interop.convert(net)[0][0] is net[0]
+
+
 def test_hooks_stay():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
     net, calls = nn.Sequential(nn.Linear(3, 3), neuron.IFNode()), []
