@@ -13,6 +13,7 @@ from .parameters import ArgumentError, device_of
 from .tracing import in_mode
 
 QUANTILES = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 1.0)  # to choose from
+ENOUGH = 1000  # values of a channel for a quantile: smaller batches are put together
 
 
 class Balanced(nn.Module):
@@ -82,18 +83,33 @@ class Recorder(nn.Module):
         super().__init__()
         self.rectifier, self.timesteps = rectifier, timesteps
         self.quantiles = QUANTILES if quantile is None else (quantile,)
-        self.found: list[Tensor] = []  # [C] for each batch
+        self.waiting: list[Tensor] = []  # values [C, values] of batches
+        self.found: list[tuple[int, Tensor]] = []  # numbers of values, and the scales [C] for them
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.rectifier(x)
-        values = x.flatten(0, 1).transpose(0, 1).flatten(1).float()  # [C, values]
+        values = x.flatten(0, 1).transpose(0, 1).flatten(1).to(torch.float32, copy=True)  # [C, values]
         if not values.isfinite().all():
             raise ArgumentError("values that are not finite cannot be calibrated with")
-        count = values.shape[1]
+        self.waiting.append(values)
+        self._use_waiting(ENOUGH)
+        return x
+
+    def _use_waiting(self, enough: int) -> None:
+        count = sum(values.shape[1] for values in self.waiting)
+        if count < enough:
+            return
+        values = torch.cat(self.waiting, 1)
+        self.waiting.clear()
         scales = torch.stack([values.kthvalue(max(1, round(q * count))).values for q in self.quantiles])
         nearest = torch.stack([self._error(values, scale) for scale in scales]).argmin(0, keepdim=True)
-        self.found.append(scales.gather(0, nearest)[0])
-        return x
+        self.found.append((count, scales.gather(0, nearest)[0]))
+
+    def scale(self) -> Tensor | None:
+        """The mean of what was found, [C]; None if there were no values."""
+        self._use_waiting(1)
+        total = sum(count for count, _ in self.found)
+        return torch.stack([scale * (count / total) for count, scale in self.found]).sum(0) if total else None
 
     def _error(self, values: Tensor, scale: Tensor) -> Tensor:
         """The mean square error, for each channel, of the rates of neurons that start at half their threshold."""
@@ -104,7 +120,7 @@ class Recorder(nn.Module):
 
 @torch.no_grad()
 def scales(net: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
-    """{name of a `Recorder` in a network over time: scale of each channel [C]}, the mean of its quantiles in batches.
+    """{name of a `Recorder` in a network over time: scale of each channel [C]}.
 
     Raises:
         ArgumentError: if a recorder gets no values, or nothing but zeros.
@@ -121,9 +137,8 @@ def scales(net: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     found = {}
     for name, recorder in net.named_modules():
         if isinstance(recorder, Recorder):
-            if not recorder.found:
+            if (scale := recorder.scale()) is None:
                 raise ArgumentError(f"nothing to calibrate {name!r} with: no batch, or it runs in training mode alone")
-            scale = torch.stack(recorder.found).mean(0)
             if not scale.max() > 0:
                 raise ArgumentError(f"nothing to calibrate {name!r} with: the quantiles of all its channels are 0")
             found[name] = scale.clamp(min=0.1 * scale.max())  # a channel that is silent here need not always be

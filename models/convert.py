@@ -110,16 +110,14 @@ def convert(
     hooked = {site.name: _called(net, site.node) for site in (*sites[True], *sites[False])}
     for name, call in replaced.items():
         if not isinstance(call, type):
-            _put(net, name, MaxOfSums(call))
+            _put(net, name, MaxOfSums(call))  # which calls the pool, with its hooks
         else:
-            _put(net, name, make() if calibrate is None else Recorder(call(), quantile, timesteps))
+            new = make() if calibrate is None else Recorder(call(), quantile, timesteps)
+            _put(net, name, new, hooked[name])
     over_time = OverTime(net, sites, timesteps)
     if calibrate is not None:
         for name, scale in scales(over_time, calibrate).items():
-            _put(over_time, name, Balanced(make(), scale))
-    for name, old in hooked.items():
-        if isinstance(replaced[name], type):  # a pool is still called, inside of what replaces it
-            copy_hooks(old, over_time.get_submodule(name))
+            _put(over_time, name, Balanced(make(), scale), hooked[name])
     return over_time
 
 
@@ -286,9 +284,10 @@ def _check_modes(net: nn.Module, sites: dict[bool, list[Site]]) -> None:
         raise ArgumentError(f"the activations called in training and in evaluation mode differ in {where}")
 
 
-def _put(net: nn.Module, name: str, module: nn.Module) -> None:
-    """Make `module` a submodule under this name, on the device of the network and in its mode."""
+def _put(net: nn.Module, name: str, module: nn.Module, old: nn.Module | None = None) -> None:
+    """Make `module` a submodule under this name, on the device of the network, in its mode, with the hooks of `old`."""
     if not isinstance(module, nn.Module):
         raise ArgumentError(f"neuron must be a function that makes a fresh neuron, but it gives {module!r}")
     owner, _, own = name.rpartition(".")
+    copy_hooks(old, module)
     setattr(net.get_submodule(owner), own, module.to(device_of(net)).train(net.training))

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import operator
 import random
 import sys
 from collections.abc import Iterator
@@ -100,7 +101,35 @@ def is_neuron(module: nn.Module) -> bool:
     return getattr(module, "emits_spikes", False)
 
 
-class _Tracer(fx.Tracer):
+IN_PLACE: dict[Any, Any] = {}  # operators such as +=, and + that they are in a graph without other uses
+
+
+class _Proxy(fx.Proxy):
+    """A value that is traced, of which `x += y` is an operation of its own: fx takes it for x = x + y."""
+
+
+def _add_operator(plain: Any) -> None:
+    name = f"i{plain.__name__.strip('_')}"
+    in_place = getattr(operator, name)
+    IN_PLACE[in_place] = plain
+    setattr(_Proxy, f"__{name}__", lambda self, y: self.tracer.create_proxy("call_function", in_place, (self, y), {}))
+
+
+for _plain in (
+    operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.mod, operator.pow,
+    operator.matmul, operator.and_, operator.or_, operator.xor, operator.lshift, operator.rshift,
+):  # fmt: skip
+    _add_operator(_plain)
+
+
+class InPlaceTracer(fx.Tracer):
+    """A tracer in whose graph `x += y` is `operator.iadd(x, y)`."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+class _Tracer(InPlaceTracer):
     proxy_buffer_attributes = True  # what changes buffers is part of the graph
 
     def __init__(self, leaves: tuple[type[nn.Module], ...] = ()) -> None:
@@ -188,6 +217,7 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
         )
     for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         _erase(node)
+    _replace_operators(net, graph)
     mixing = {path_of(node): None for node in of_input(graph) if mixes_samples(net, node)}
     if mixing:
         raise ArgumentError(
@@ -195,6 +225,22 @@ def traced(net: nn.Module, training: bool, leaves: tuple[type[nn.Module], ...] =
             f"{', '.join(map(repr, mixing))}"
         )
     return graph
+
+
+def _replace_operators(net: nn.Module, graph: fx.Graph) -> None:
+    """Replace `x += y` by `x + y`, which later uses of x take too; ArgumentError if another view of x is used later."""
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    varying = set(of_input(graph))
+    held = set(of_input(graph, [node for node in graph.nodes if node.op == "get_attr"]))
+    for node in graph.nodes:
+        changed = node.args[0] if node.target in IN_PLACE else None
+        if changed is None or (changed in held and changed not in varying):  # a buffer, which is to change
+            continue
+        if changed in varying:  # others are numbers, which are never changed
+            refuse_other_views(net, node, path_of(node), places)
+            later = {user for user in changed.users if places[user] > places[node]}
+            changed.replace_all_uses_with(node, delete_user_cb=later.__contains__)
+        node.target = IN_PLACE[node.target]
 
 
 def _erase(node: fx.Node) -> None:
@@ -252,7 +298,7 @@ def _unrolled(net: nn.Module, sites: list[Site]) -> fx.Graph:
             result = graph.call_method("flatten", (graph.call_module(name, (sequence,)), 0, 1))
         node.replace_all_uses_with(result)
         if in_place:
-            _refuse_other_views(net, node, name, places)
+            refuse_other_views(net, node, name, places)
             later = {user for user in current.users if places.get(user, -1) > places[node]}
             current.replace_all_uses_with(result, delete_user_cb=later.__contains__)
         if not result.users:
@@ -268,7 +314,7 @@ def _unrolled(net: nn.Module, sites: list[Site]) -> fx.Graph:
     return graph
 
 
-def _refuse_other_views(net: nn.Module, node: fx.Node, name: str, places: dict[fx.Node, int]) -> None:
+def refuse_other_views(net: nn.Module, node: fx.Node, name: str, places: dict[fx.Node, int]) -> None:
     """Raise ArgumentError if a call changes a tensor in place of which there is another view that is used later."""
     base = current = node.all_input_nodes[0]
     while is_view(net, base):

@@ -29,6 +29,7 @@ class Peer(Protocol):
 
     def is_neuron(self, module: nn.Module) -> bool: ...
     def from_neuron(self, module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module: ...
+    def leave(self, module: nn.Module) -> None: ...  # prepares a copy that is not replaced
     def reset(self, net: nn.Module) -> None: ...
     def state_of(self, module: nn.Module) -> Any: ...  # what it keeps from call to call
 
@@ -92,7 +93,8 @@ def convert(
     converted = _copy(net)
     made: dict[nn.Module, nn.Module] = {}
     names: dict[nn.Module, str] = {}
-    originals, copies = (dict(one.named_modules(remove_duplicate=False)) for one in (net, converted))
+    layers = dict(converted.named_modules(remove_duplicate=False))
+    holders = _holders(layers)
 
     @functools.cache  # those that share learnt values with a neuron ask for it too
     def make(old: nn.Module) -> nn.Module:
@@ -100,15 +102,16 @@ def convert(
         new: nn.Module = peer.from_neuron(old, noise, placement)
         return new
 
-    for name, module in copies.items():
-        if _peer_of(module) is None:
+    for name, module in layers.items():
+        peer = _peer_of(module)
+        if peer is None:
             continue
         try:
             if module not in made:
                 neuron = make(module)
-                for twin in _twins(name, originals):
+                for twin in _twins(name, layers, holders):
                     try:
-                        other = make(copies[twin])
+                        other = make(layers[twin])
                     except ArgumentError as error:
                         raise ArgumentError(
                             f"it shares its learnt values with {twin}, which is left as it is"
@@ -118,6 +121,7 @@ def convert(
                 made[module] = neuron
         except ArgumentError as reason:
             report.skipped[name] = str(reason)
+            peer.leave(module)
             continue
         report.replaced[name] = repr(made[module].neuron)
         names.setdefault(module, name)
@@ -146,58 +150,90 @@ def _peer_of(module: nn.Module) -> Peer | None:
     return None
 
 
-def _twins(name: str, layers: dict[str, nn.Module]) -> list[str]:
+def _holders(layers: dict[str, nn.Module]) -> dict[nn.Parameter, list[str]]:
+    """The names of the layers that hold each parameter, in containers and other objects too."""
+    found: dict[nn.Parameter, list[str]] = {}
+    for name, layer in layers.items():
+        for part in _parts(vars(layer)):
+            if isinstance(part, nn.Parameter):
+                found.setdefault(part, []).append(name)
+    return found
+
+
+def _twins(name: str, layers: dict[str, nn.Module], holders: dict[nn.Parameter, list[str]]) -> list[str]:
     """The names of neurons of its kind with which a neuron shares all its learnt values.
 
     ArgumentError if it shares learnt values otherwise.
 
     Args:
-        layers: all of the network as it was given, under all their names: copies of sinabs' layers share nothing.
+        layers: all of the network, under all their names.
+        holders: see `_holders`.
     """
     neuron = layers[name]
     own = _learnt(neuron)
 
     def is_twin(layer: nn.Module) -> bool:
-        theirs = _learnt(layer)
-        same_kind = type(layer) is type(neuron) and theirs.keys() == own.keys()
-        return same_kind and all(theirs[key] is own[key] for key in own)
+        theirs = _learnt(layer) if type(layer) is type(neuron) else {}
+        return theirs.keys() == own.keys() and all(theirs[key] is own[key] for key in own)
 
-    units = [other for other, layer in layers.items() if layer is neuron or (own and is_twin(layer))]
-    for other, layer in layers.items():
-        if any(other == unit or other.startswith(f"{unit}.") for unit in units) or neuron in layer.modules():
-            continue
-        for key, parameter in own.items():
-            if any(parameter is one for one in layer._parameters.values()):
-                raise ArgumentError(
-                    f"it shares {key} with {other}; here only neurons of the same kind that have all their learnt "
-                    "values in common can share them"
-                )
-    return [unit for unit in units if layers[unit] is not neuron]
+    places: dict[str, str] = {}
+    for key, parameter in own.items():
+        for place in holders[parameter]:
+            places.setdefault(place, key)
+    twins = dict.fromkeys(unit for place in places for unit in _around(place) if is_twin(layers[unit]))
+    for place, key in places.items():
+        if twins.keys().isdisjoint(_around(place)):
+            raise ArgumentError(
+                f"it shares {key} with {place or type(layers[place]).__name__}; here only neurons of the same kind "
+                "that have all their learnt values in common can share them"
+            )
+    return [twin for twin in twins if layers[twin] is not neuron]
+
+
+def _around(name: str) -> list[str]:
+    """The names of a layer and of all those around it."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts) + 1)]
 
 
 def _share_parameters(neuron: nn.Module, twin: nn.Module) -> None:
-    """Give a neuron the parameters of its twin; ArgumentError if they were converted to different ones."""
-    own, shared = dict(neuron.named_parameters()), dict(twin.named_parameters())
-    if own.keys() != shared.keys() or not all(torch.equal(own[name], shared[name]) for name in own):
-        raise ArgumentError(
-            "it shares its parameters with a neuron of other settings, for which they mean something else"
-        )
-    for name, parameter in shared.items():
+    """Give a neuron the parameters of its twin, which have the same names and values."""
+    for name, parameter in twin.named_parameters():
         owner, _, leaf = name.rpartition(".")
         neuron.get_submodule(owner)._parameters[leaf] = parameter
 
 
 def _learnt(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    """The values that ours learns too, be they frozen at present; the threshold of sinabs is a parameter, but fixed."""
+    return {name: parameter for name, parameter in module.named_parameters() if name != "spike_threshold"}
 
 
 def _copy(net: nn.Module) -> nn.Module:
     """A copy whose neurons are at rest."""
-    twin = deep_copy(net)
+    memo: dict[int, Any] = {}
+    twin = deep_copy(net, memo)
+    for module in net.modules():
+        if hasattr(type(module), "__deepcopy__") and id(module) in memo:  # it may be its own copy
+            _complete(module, memo)
     libraries = {kind.__module__.split(".")[0] for module in net.modules() for kind in type(module).__mro__}
     for library in libraries.intersection(PEERS):
         load(library).reset(twin)
     return twin
+
+
+def _complete(layer: nn.Module, memo: dict[int, Any]) -> None:
+    """Give the copy of a layer that copies itself, as those of sinabs do, what that leaves out.
+
+    Args:
+        memo: of deepcopy: the copies by the ids of the originals.
+    """
+    twin = memo[id(layer)]
+    twin.training = layer.training
+    copy_hooks(layer, twin)
+    for name, parameter in layer._parameters.items():
+        if parameter is not None and name in twin._parameters:  # it may be shared, or frozen
+            shared = memo.setdefault(id(parameter), twin._parameters[name])
+            twin._parameters[name] = shared.requires_grad_(parameter.requires_grad)
 
 
 def _replace(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
@@ -218,11 +254,15 @@ def _replace_in_attributes(net: nn.Module, made: dict[nn.Module, nn.Module], rep
                 continue
             vars(module)[attribute] = _replaced(value, made)
             for part in _parts(vars(module)[attribute]):
-                if isinstance(part, nn.Module) and part not in registered and any(map(_peer_of, part.modules())):
+                if not isinstance(part, nn.Module) or part in registered:
+                    continue
+                for neuron in filter(_peer_of, part.modules()):
                     where = f"{name}.{attribute}" if name else attribute
                     report.skipped[where] = (
                         "it is not a module of the network: use an attribute, nn.ModuleList or nn.ModuleDict"
                     )
+                    peer: Any = _peer_of(neuron)
+                    peer.leave(neuron)
 
 
 def _replaced(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
@@ -238,6 +278,9 @@ def _replaced(value: Any, made: dict[nn.Module, nn.Module]) -> Any:
     return value
 
 
+_WHOLE = (nn.Module, Tensor, type, types.ModuleType)  # whose attributes are not looked into
+
+
 def _parts(value: Any, depth: int = 0) -> Iterator[Any]:
     """What is in containers, however deep, and in attributes of other objects; of a method, its object."""
     if isinstance(value, dict):
@@ -247,7 +290,7 @@ def _parts(value: Any, depth: int = 0) -> Iterator[Any]:
             yield from _parts(part, depth)
     elif isinstance(value, types.MethodType):
         yield value.__self__
-    elif depth == 0 and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type | types.ModuleType):
+    elif depth == 0 and hasattr(value, "__dict__") and not isinstance(value, _WHOLE):
         yield from _parts(vars(value), depth + 1)
     else:
         yield value

@@ -121,6 +121,10 @@ def is_neuron(module: nn.Module) -> bool:
 from_neuron = from_norse
 
 
+def leave(module: nn.Module) -> None:
+    """Nothing to do: a copied neuron works as it is."""
+
+
 def reset(net: nn.Module) -> None:
     """Nothing to do: norse's neurons keep no state."""
 

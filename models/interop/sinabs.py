@@ -185,6 +185,10 @@ def is_neuron(module: nn.Module) -> bool:
 from_neuron = from_sinabs
 
 
+def leave(module: nn.Module) -> None:
+    """Nothing to do: a copied neuron works as it is."""
+
+
 def reset(net: nn.Module) -> None:
     """Start the neurons of a copy from rest."""
     for module in net.modules():

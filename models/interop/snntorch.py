@@ -295,9 +295,11 @@ def from_leaky(leaky: Any, noise: NoiseLaw | None = None, placement: str = "both
 def _refuse(leaky: Any) -> None:
     """Raise NotMapped for settings whose dynamics no neuron of this package has."""
     reset, delay, factor = leaky.reset_mechanism, leaky.reset_delay, leaky.graded_spikes_factor
+    parameters = [value for name, value in leaky.named_parameters(remove_duplicate=False) if name != "V"]
     reasons = {
         "inhibition lets one neuron of the layer fire": leaky.inhibition,
         "its state is quantised": leaky.state_quant,
+        "one parameter has several meanings in it": len(set(parameters)) < len(parameters),  # V: that of `recurrent`
         "its spikes are graded": factor.requires_grad or bool((factor != 1).any()),
         "its reset_mechanism was changed after it was made": leaky.state_function.__name__ != _FUNCTIONS[reset],
         "without reset_delay, it subtracts again where the potential is over twice the threshold": (
@@ -342,13 +344,12 @@ def is_neuron(module: nn.Module) -> bool:
     return isinstance(module, theirs.SpikingNeuron | theirs.LeakyParallel) and not isinstance(module, _Stepped)
 
 
-def from_neuron(module: nn.Module, noise: NoiseLaw | None, placement: str) -> nn.Module:
-    """`from_leaky`, of a neuron of a copied network."""
-    try:
-        return from_leaky(module, noise, placement)
-    except ArgumentError:
-        theirs.SpikingNeuron.instances.append(module)  # it stays, and `utils.reset` does not know copies
-        raise
+from_neuron = from_leaky
+
+
+def leave(module: nn.Module) -> None:
+    """Let `utils.reset` know a neuron of a copied network."""
+    theirs.SpikingNeuron.instances.append(module)
 
 
 def reset(net: nn.Module) -> None:

@@ -145,9 +145,7 @@ def from_lifnode(node: Any, noise: NoiseLaw | None = None, placement: str = "bot
         decay_input=getattr(node, "decay_input", False),
     )
     if isinstance(node, theirs.ParametricLIFNode):
-        with torch.no_grad():
-            neuron.decay_logit.fill_(-node.w.item())  # 1 - sigmoid(w)
-        neuron.decay_logit.requires_grad_(node.w.requires_grad)
+        neuron.decay_logit = nn.Parameter(-node.w.detach().reshape(1), node.w.requires_grad)  # 1 - sigmoid(w)
     made = kind(neuron.to(device_of(node)), node.step_mode, node.store_v_seq)
     return made.train(node.training)
 
@@ -167,6 +165,10 @@ def is_neuron(module: nn.Module) -> bool:
 
 
 from_neuron = from_lifnode
+
+
+def leave(module: nn.Module) -> None:
+    """Nothing to do: a copied neuron works as it is."""
 
 
 def reset(net: nn.Module) -> None:

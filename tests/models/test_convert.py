@@ -250,6 +250,60 @@ def test_views_that_would_no_longer_change_are_refused(name):
         convert(Functional(VIEWS[name]), LIF)
 
 
+def later_name(x):
+    first = x
+    x += 1
+    return F.relu(x) + first
+
+
+def several_operators(x):
+    first, kept = F.relu(x), [x]
+    kept += [x]
+    x -= 2
+    x *= x
+    x /= 3.0
+    return first + F.relu(x) + kept[0] + kept[1]
+
+
+def numbers(x):
+    size = first = x.size(1)
+    size //= 2
+    return F.relu(x) * (size / first)
+
+
+@pytest.mark.parametrize("function", [later_name, several_operators, numbers])
+def test_augmented_assignments_change_what_has_other_names(function):
+    net, x = Functional(function), torch.randn(2, 7, 5)
+    torch.testing.assert_close(convert(net, Rectifier)(x), torch.stack([net(step) for step in x]))
+
+
+def test_augmented_assignments_change_buffers():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            calls = self.calls
+            calls += 1
+            return F.relu(x)
+
+    snn = convert(Counting(), Rectifier)
+    for _ in range(3):
+        snn(torch.rand(2, 7, 5))
+    assert snn.calls == 3
+
+
+def test_augmented_assignments_to_views_that_are_used_later_are_refused():
+    def function(x):
+        part = x[:, :4]
+        part += 1
+        return F.relu(x)
+
+    with pytest.raises(ValueError, match="'iadd' changes its input in place, and another view of it is used later"):
+        convert(Functional(function), LIF)
+
+
 def test_views_that_are_not_used_later_do_not_matter():
     x = torch.randn(2, 7, 5)
     net = Functional(lambda x: x.view(-1, 2, 4).mean(1).repeat(1, 2) + F.relu_(x.view(-1, 8)))
@@ -596,6 +650,14 @@ def test_activations_keep_their_hooks(options):
     assert shapes == [(3, 4, 6, 6, 6), (3, 4, 6, 6, 6), (3, 4, 6, 3, 3)]
 
 
+def test_calibration_sees_what_hooks_change():
+    net, x = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU()), torch.rand(500, 3)
+    net[1].register_forward_hook(lambda module, args, output: 3 * output)
+    snn = convert(net, calibrate=[x], quantile=1.0, timesteps=256)
+    with torch.no_grad():
+        torch.testing.assert_close(snn(x).mean(0), net(x), rtol=0, atol=0.05 * net(x).max().item())
+
+
 def test_a_free_name_is_found():
     class Named(nn.Module):
         def __init__(self):
@@ -794,10 +856,22 @@ def test_a_calibrated_rectifier_is_a_staircase():
 
 def test_scales_differ_between_channels_and_silent_channels_have_one():
     net = nn.Sequential(nn.Identity(), nn.ReLU())
-    batches = [torch.tensor([[1.0, 0.5, -1.0]]), torch.tensor([[3.0, -1.0, -2.0]])]
+    batches = [torch.tensor([[1.0, 0.5, -1.0]] * 1000), torch.tensor([[3.0, -1.0, -2.0]] * 3000)]
     scale = convert(net, calibrate=batches, quantile=1.0).get_submodule("1").scale
-    torch.testing.assert_close(scale, torch.tensor([2.0, 0.25, 0.2]))
+    torch.testing.assert_close(scale, torch.tensor([2.5, 0.25, 0.25]))
     assert "1.scale" in convert(net, calibrate=batches).state_dict()
+
+
+@pytest.mark.parametrize("quantile", [None, 0.999])
+def test_the_size_of_batches_does_not_matter(quantile):
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return x.relu().mul_(2)
+
+    x = torch.randn(900, 3, generator=torch.Generator().manual_seed(0))
+    parts = [x.split(size) for size in (1, 7, 900, [0, 899, 1])]
+    scales = [convert(Doubled(), calibrate=part, quantile=quantile).get_submodule("relu").scale for part in parts]
+    assert all(torch.equal(scale, scales[0]) for scale in scales) and 1 < scales[0].min() < scales[0].max() < 5
 
 
 def test_without_a_quantile_the_scale_is_the_best_for_the_steps():

@@ -17,6 +17,7 @@ from torch.nn.utils import fusion
 
 from ...layers import Normalize
 from ...parameters import ArgumentError
+from ...tracing import InPlaceTracer, refuse_other_views
 from ..mapping import Adapter
 from .neurons import node_of
 
@@ -67,7 +68,7 @@ def to_nir(net: nn.Module, sample: Tensor, dt: float = 1e-4) -> Any:
         raise ArgumentError(f"nir cannot describe the network: {error}") from error
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(InPlaceTracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         is_leaf = getattr(module, "emits_spikes", False) or isinstance(module, Normalize)
         return is_leaf or super().is_leaf_module(module, name)
@@ -92,6 +93,8 @@ class _Writer:
                     raise ArgumentError(f"a network must return one tensor to be written, this returns {n.args[0]}")
                 self._add("output", nir.Output(np.array(_shape(given[0])[2:])), given)
             elif "tensor_meta" in n.meta:
+                if not n.users:
+                    raise ArgumentError(f"the result of {n.name!r} is not used, which NIR takes for an output")
                 self.sources[n] = self._translate(n, given)
                 if _folds_time(n) or (_name(n) != "unflatten" and self.folded.intersection(given)):
                     self.folded.add(n)
@@ -110,6 +113,8 @@ class _Writer:
         if n.op == "call_module":
             return self._layer(n, given[0], self.net.get_submodule(str(n.target)))
         if name in ("add", "iadd", "add_") and len(given) == 2:
+            if name != "add":
+                self._check_in_place(n)
             if n.kwargs.get("alpha", 1) != 1:
                 raise ArgumentError(f"NIR adds values as they are, not by alpha={n.kwargs['alpha']}")
             together = self.sources[given[0]] + self.sources[given[1]]
@@ -126,6 +131,13 @@ class _Writer:
             self.edges.append((pool, n.name))
             return self._add(n.name, nir.Flatten(np.array([_shape(given[0])[-3], 1, 1]), 0, -1), ())
         raise ArgumentError(f"NIR has no words for the operation {name!r}")
+
+    def _check_in_place(self, n: fx.Node) -> None:
+        """Raise ArgumentError if the value that an operation changes, or another view of it, is used later."""
+        places = {node: place for place, node in enumerate(self.net.graph.nodes)}
+        refuse_other_views(self.net, n, n.name, places)
+        if any(places[user] > places[n] for user in n.all_input_nodes[0].users):
+            raise ArgumentError(f"{n.name!r} changes a value in place that is used later")
 
     def _layer(self, n: fx.Node, given: fx.Node, module: nn.Module) -> Sources:
         name = f"{n.name}_layer" if n.name in ("input", "output") else n.name

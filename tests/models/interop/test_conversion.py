@@ -1,6 +1,7 @@
 """What conversion does whichever library a network is from, and that no library is imported before it is used."""
 
 import functools
+import importlib
 import sys
 import threading
 import types
@@ -146,6 +147,15 @@ def test_learnt_values_that_are_shared_stay_shared():
     assert converted[0].neuron.threshold.item() == converted[1].neuron.threshold.item() != before
 
 
+def test_frozen_values_that_are_shared_stay_shared():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    pair = [neuron.ParametricLIFNode(step_mode="m") for _ in range(2)]
+    pair[1].w = pair[0].w.requires_grad_(False)
+    converted, _ = interop.convert(nn.Sequential(*pair))
+    (parameter,) = converted.parameters()
+    assert not parameter.requires_grad
+
+
 def test_learnt_values_of_sinabs_stay_shared():
     sinabs = pytest.importorskip("sinabs", reason="sinabs is not installed")
     layers = [sinabs.layers.LIF(tau_mem=10.0, spike_fn=sinabs.activation.SingleSpike) for _ in range(2)]
@@ -163,6 +173,51 @@ def test_neurons_that_share_with_one_that_stays_stay_too():
             interop.convert(nn.Sequential(*pair))
 
 
+def test_neurons_of_snntorch_that_stay_are_reset_for_whatever_reason_they_stay():
+    snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+
+    def leaky(**settings):
+        return snntorch.Leaky(0.9, init_hidden=True, **settings)
+
+    net = nn.ModuleList([leaky(learn_beta=True), leaky(learn_beta=True, inhibition=True), Hidden(leaky(), "object")])
+    net[1].beta = net[0].beta
+    with pytest.warns(UserWarning, match="0: it shares .* 1: inhibition .* 2.other: it is not a module"):
+        converted, _ = interop.convert(net)
+    left = [converted[0], converted[1], converted[2].other.n]
+    for layer in left:
+        layer(torch.full((2, 3), 0.5))
+    assert all(layer.mem.any() for layer in left)
+    importlib.import_module("snntorch.utils").reset(converted)
+    assert not any(layer.mem.any() for layer in left)
+
+
+@pytest.mark.parametrize("all_to_all", [True, False])
+def test_a_recurrent_layer_is_converted_by_itself(all_to_all):
+    snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    settings = {"linear_features": 3} if all_to_all else {"V": 0.3, "all_to_all": False}
+    layer = snntorch.RLeaky(0.5, learn_beta=True, init_hidden=True, **settings)
+    for net in (layer, nn.Sequential(layer)):
+        converted, report = interop.convert(net)
+        assert len(report.replaced) == 1 and len(list(converted.parameters())) == (3 if all_to_all else 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "first", "second"),
+    [
+        ("Synaptic", {"alpha": 0.5, "learn_alpha": True}, "beta", "alpha"),
+        ("Leaky", {"learn_threshold": True}, "beta", "threshold"),
+        ("RLeaky", {"all_to_all": False}, "V", "beta"),
+    ],
+)
+def test_one_parameter_with_two_meanings_is_refused(name, settings, first, second):
+    snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+    layer = getattr(snntorch, name)(beta=0.5, learn_beta=True, init_hidden=True, **settings)
+    interop.snntorch.from_leaky(layer)
+    setattr(layer, second, getattr(layer, first))
+    with pytest.raises(interop.NotMapped, match="one parameter has several meanings in it"):
+        interop.snntorch.from_leaky(layer)
+
+
 def test_recurrent_layers_that_share_their_weights_are_refused():
     snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
     pair = [
@@ -174,20 +229,23 @@ def test_recurrent_layers_that_share_their_weights_are_refused():
         interop.convert(nn.Sequential(*pair))
 
 
+class Scaled(nn.Module):
+    def __init__(self, scale, before):
+        super().__init__()
+        self.scale, self.before = scale, before
+
+    def forward(self, x):
+        return self.scale * self.before(x)
+
+
 def test_learnt_values_that_mean_something_else_elsewhere_are_not_shared():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
-
-    class Scaled(nn.Module):
-        def __init__(self, scale):
-            super().__init__()
-            self.scale = scale
-
-        def forward(self, x):
-            return self.scale * x
-
     first = neuron.ParametricLIFNode(step_mode="m")
     with pytest.raises(ValueError, match="0: it shares w with 1"):
-        interop.convert(nn.Sequential(first, Scaled(first.w)))
+        interop.convert(nn.Sequential(first, Scaled(first.w, nn.Identity())))
+    for scale in (first.w, [first.w], {"w": (first.w,)}, types.SimpleNamespace(w=first.w)):
+        with pytest.raises(ValueError, match="before: it shares w with Scaled"):
+            interop.convert(Scaled(scale, first))
 
 
 def test_differences_are_counted(monkeypatch):
@@ -345,6 +403,17 @@ def test_each_call_is_compared_from_its_own_state(key):
     library = pytest.importorskip(home, reason="it is not installed")
     _, report = interop.convert(Clips(getattr(library, name)(**settings), call), verify=2 * torch.rand(9, 4, 50))
     assert report.mismatches["n"][0] == 0 and report.mismatches["n"][1] >= 1800
+
+
+def test_a_layer_that_is_its_own_copy_stays_common():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+
+    class Common(nn.Linear):
+        def __deepcopy__(self, memo):
+            return self
+
+    net = nn.Sequential(Common(3, 3), neuron.IFNode())
+    assert interop.convert(net)[0][0] is net[0]
 
 
 def test_hooks_stay():

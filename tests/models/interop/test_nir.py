@@ -1,6 +1,7 @@
 """Networks in NIR: what is written here and read there gives equal spikes, and the other way round."""
 
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -240,6 +241,10 @@ class Skips(nn.Module):
         (lambda x, y: (x, y), "must return one tensor"),
         (lambda x, y: torch.add(x, y, alpha=2), "not by alpha=2"),
         (lambda x, y: x.add(y, alpha=-1), "not by alpha=-1"),
+        (lambda x, y: (x + y, x)[1], "the result of 'add' is not used"),
+        (lambda x, y: x.add_(y) + x, "'add_' changes a value in place that is used later"),
+        (lambda x, y: operator.iadd(x, y) + x, "'iadd' changes a value in place that is used later"),
+        (lambda x, y: x.flatten(2).add_(y).add(x), "changes its input in place, and another view of it is used later"),
         (lambda x, y: x if x.sum() > 0 else y, "torch.fx cannot follow Skips.forward: symbolically traced"),
     ],
 )

@@ -148,3 +148,20 @@ def test_a_layer_without_spikes_is_left_alone():
     converted, report = interop.convert(net)
     assert list(report.replaced) == ["0"] and not report.skipped
     assert type(converted[1]) is layers.ExpLeak
+
+
+def test_copies_keep_their_mode_and_hooks_and_what_is_shared_and_frozen():
+    """Those of sinabs itself do not."""
+    calls, single = [], {"spike_fn": activation.SingleSpike}
+    net = nn.Sequential(layers.LIF(5.0, **single), layers.LIF(5.0), layers.LIF(5.0), layers.LIF(5.0, **single)).eval()
+    net[2].tau_mem = net[1].tau_mem
+    net[3].tau_mem.requires_grad_(False)
+    for layer in net:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.warns(UserWarning, match="1: it may fire more than once in a step.*; 2: it may"):
+        converted, _ = interop.convert(net)
+    assert not any(module.training for module in converted.modules())
+    assert converted[1].tau_mem is converted[2].tau_mem is not net[1].tau_mem
+    assert [p.requires_grad for p in converted.parameters()] == [True, True, False, False, False]
+    converted(torch.rand(2, 3, 4))
+    assert len(calls) == 4

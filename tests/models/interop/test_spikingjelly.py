@@ -243,3 +243,11 @@ def test_the_mode_stays():
 
 def test_without_noise_the_neuron_is_deterministic():
     assert type(from_lifnode(neuron.LIFNode()).neuron) is LIF
+
+
+def test_learnt_values_keep_their_precision():
+    node = neuron.ParametricLIFNode(init_tau=3.0, step_mode="m").double()
+    made = interop.spikingjelly.from_lifnode(node)
+    assert torch.equal(made.neuron.decay_logit, -node.w.reshape(1))
+    made(torch.rand(4, 2, 3, dtype=torch.float64)).sum().backward()
+    assert made.neuron.decay_logit.grad.dtype == torch.float64
