@@ -317,7 +317,7 @@ def test_hidden_files_alone_are_not_images(tmp_path):
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no images in .*train"):
+    with pytest.raises(FileNotFoundError, match="no images in .*train.* in --data_root$"):
         read_image_folder(tmp_path)
 
 
