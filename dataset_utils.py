@@ -200,7 +200,7 @@ class EventDataset(_Dataset):
         store = FrameStore(f"{self.name}-{part}", recordings, framing, config.lenient, config.workers)
         for why in store.skipped.values():
             logger.warning("skipped: %s", why)
-        if any(store.dropped.values()):
+        if store.dropped:
             logger.warning("%s, %s part: events dropped: %s", self.name, part, dict(store.dropped))
         if store.counts:
             logger.info("%s, %s part: also found in the files: %s", self.name, part, dict(store.counts))
