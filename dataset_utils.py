@@ -77,7 +77,7 @@ class _Dataset:
             if part.labels.unique().tolist() != list(range(self.num_classes)):
                 found = len(part.labels.unique())
                 raise UserError(f"{self.name} must have {self.num_classes} classes; its {name} part has {found}")
-        fit, validation = stratified_split(train.labels, self.validation_fraction, SPLIT_SEED)
+        fit, validation = stratified_split(train.labels, self.validation_fraction, SPLIT_SEED, least=1)
         return LabelledParts(train.subset(fit), train.subset(validation), test)
 
 
@@ -200,7 +200,7 @@ class EventDataset(_Dataset):
         store = FrameStore(f"{self.name}-{part}", recordings, framing, config.lenient, config.workers)
         for why in store.skipped.values():
             logger.warning("skipped: %s", why)
-        if any(store.dropped.values()):
+        if store.dropped:
             logger.warning("%s, %s part: events dropped: %s", self.name, part, dict(store.dropped))
         if store.counts:
             logger.info("%s, %s part: also found in the files: %s", self.name, part, dict(store.counts))
@@ -316,7 +316,7 @@ class OwnImages(ImageDataset):
         if gigabytes > config.memory_gb:
             why = f"they need {gigabytes:.3g} GB, more than --memory_gb {config.memory_gb:g}"
             logger.info("images are read from their files in every epoch: %s", why)
-            data = StreamedImages(files, labels, (width, height), config.workers)
+            data = StreamedImages(files, labels, (width, height), min(config.workers, os.cpu_count() or 1))
         else:
             images = read_images(files, config.workers, f"decoding {root}", root, (width, height))
             data = LabelledImages(torch.from_numpy(images), labels)

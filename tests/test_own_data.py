@@ -233,6 +233,12 @@ def test_streamed_images_give_the_batches_of_images_in_memory(tmp_path, workers)
             torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def test_no_more_processes_decode_than_there_are_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    config = TrainConfig(data_root=str(images(tmp_path)), workers=4, memory_gb=0.0)
+    assert DATASETS["images"].found(config).load(config).train.workers == 2
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_image_that_cannot_be_streamed_is_named_in_words(tmp_path, workers):
     config = config_of(images(tmp_path), image_size=16, memory_gb=0.0)
@@ -304,6 +310,18 @@ def test_one_class_is_refused(tmp_path, name):
     folder = recordings(tmp_path, ["left"]) if name == "events" else images(tmp_path, classes=["left"])
     with pytest.raises(UserError, match="has the class left alone"):
         DATASETS[name].found(config_of(folder))
+
+
+def test_two_recordings_of_each_class_are_enough(tmp_path):
+    config = config_of(recordings(tmp_path, count=2))
+    parts = DATASETS["events"].found(config).load(config)
+    assert [sorted(part.labels.tolist()) for part in vars(parts).values()] == [[0, 1], [0, 1], [0, 0, 1, 1]]
+
+
+def test_one_image_of_each_class_is_too_few(tmp_path, run_script):
+    images(tmp_path / "data", train=1)
+    done = run_script("main_images.py", "--data_root", tmp_path / "data", *QUICK, "--run_dir", tmp_path / "run")
+    assert done.code == 1 and "its val part has no samples; it is held out from the training samples" in done.messages
 
 
 @pytest.mark.parametrize("name", ["events", "images"])

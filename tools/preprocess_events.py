@@ -48,7 +48,7 @@ def table(stores: dict[str, FrameStore]) -> str:
     for part, store in stores.items():
         skipped = len(store.skipped)
         row = f"{part:8}{len(store):12,}{len(store) - skipped:10,}{skipped:10,}{sum(store.dropped.values()):18,}"
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in store.dropped.items() if count)
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in store.dropped.items())
         lines.append(f"{row} ({reasons})" if reasons else row)
         if found := ", ".join(f"{count:,} {what}" for what, count in store.counts.items()):
             lines.append(f"{'':8}also found: {found}")
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
         skipped = {part: list(store.skipped.values()) for part, store in stores.items()}
         report = options.out / f"skipped-{name}.json"
         write_text_atomically(report, json.dumps(skipped, indent=2))
-        dropped = {part: store.dropped_by_file() for part, store in stores.items()}
+        dropped = {part: store.dropped_of for part, store in stores.items()}
         write_text_atomically(options.out / f"dropped-{name}.json", json.dumps(dropped, indent=2))
     except (OSError, UserError) as error:
         logger.error("error: %s", error)

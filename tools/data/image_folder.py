@@ -129,7 +129,9 @@ def _list_part(folder: Path) -> list[Path]:
         path for path in folder.glob("*/*") if _has_image_name(path) and not _is_hidden(path) and not path.is_dir()
     )
     if not files:
-        raise FileNotFoundError(f"no images in {folder.resolve()}/<class>/*")
+        raise FileNotFoundError(
+            f"no images in {folder.resolve()}/<class>/*: {{train,test}}/<class>/* are in --data_root"
+        )
     classes = {path.name for path in folder.glob("[!.]*") if path.is_dir()}
     if empty := sorted(classes - {path.parent.name for path in files}):
         endings = ", ".join(sorted(IMAGE_SUFFIXES))

@@ -29,20 +29,24 @@ class LabelledImages:
         return ImageBatches(self, batch_size, device, **options)
 
 
-def stratified_split(labels: torch.Tensor, fraction: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def stratified_split(
+    labels: torch.Tensor, fraction: float, seed: int, least: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Split the indices of samples into two sorted tensors, the second with a fraction of each class.
 
     Args:
         labels: int64 [N].
         fraction: share of the second part in [0, 1], rounded to whole samples of each class.
         seed: of the choice; all versions make the same one.
+        least: samples of each class in the second part, however few it has, but for one in the first.
     """
     random = np.random.RandomState(seed)  # the one generator whose numbers no version will change
     second = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         members = (labels == label).nonzero().flatten()
         members = members[torch.from_numpy(random.permutation(len(members)))]
-        second[members[: round(fraction * len(members))]] = True
+        count = max(round(fraction * len(members)), min(least, len(members) - 1))
+        second[members[:count]] = True
     return (~second).nonzero().flatten(), second.nonzero().flatten()
 
 

@@ -12,17 +12,23 @@ from tools.errors import UserError
 from .files import is_folder_or_device
 
 
+class PythonObjects(UserError):
+    """An array is of Python objects, which loading would unpickle."""
+
+
 def check_npy(file: IO[bytes], size: int) -> tuple[int, ...]:
     """Check the header of an open .npy file of `size` bytes, and return the shape of its array.
 
-    UserError if it is damaged, describes Python objects, or does not match the length of the file.
+    UserError if it is damaged, describes Python objects (`PythonObjects`), or does not match the length of the file.
     """
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
     except Exception as error:  # numpy parses the header as Python text, and raises many kinds
         raise UserError(f"expected the header of a .npy array: {error}") from error
-    if dtype.hasobject or dtype.itemsize == 0 or min(shape, default=1) < 0:
+    if dtype.hasobject:
+        raise PythonObjects(f"expected an array of numbers, got {dtype} {shape}")
+    if dtype.itemsize == 0 or min(shape, default=1) < 0:
         raise UserError(f"expected an array of numbers, got {dtype} {shape}")
     wanted, came = math.prod(shape) * dtype.itemsize, size - file.tell()
     if wanted != came:
@@ -30,10 +36,11 @@ def check_npy(file: IO[bytes], size: int) -> tuple[int, ...]:
     return shape
 
 
-def check_npz(file: IO[bytes], most: int) -> dict[str, tuple[int, ...]]:
+def check_npz(file: IO[bytes], most: int, skip_objects: bool = False) -> dict[str, tuple[int, ...]]:
     """Check an open .npz file before NumPy unpacks it, and return the shapes of its arrays, by name.
 
-    UserError if it claims to hold more than `most` bytes, or not what `np.savez` and `np.savez_compressed` write.
+    UserError if it claims to hold more than `most` bytes, or not what `np.savez` and `np.savez_compressed` write; or
+    Python objects, unless those are to be skipped.
     """
     with zipfile.ZipFile(file) as archive:
         shapes, entries = {}, archive.infolist()
@@ -43,8 +50,13 @@ def check_npz(file: IO[bytes], most: int) -> dict[str, tuple[int, ...]]:
         for entry in entries:
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(f"{entry.filename} is not stored or deflated, as NumPy packs arrays")
+            name = entry.filename.removesuffix(".npy")
             with archive.open(entry) as array:
-                shapes[entry.filename.removesuffix(".npy")] = check_npy(array, entry.file_size)
+                try:
+                    shapes[name] = check_npy(array, entry.file_size)
+                except PythonObjects as error:
+                    if not skip_objects:
+                        raise PythonObjects(f"{name}: {error}") from error
     return shapes
 
 

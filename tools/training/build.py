@@ -62,7 +62,8 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
         parts = dataset.load(config)
     for name, part in vars(parts).items():
         if not len(part):
-            raise UserError(f"{dataset.name} is too small: its {name} part has no samples")
+            why = "; it is held out from the training samples, of which a class needs two" if name == "val" else ""
+            raise UserError(f"{dataset.name} is too small: its {name} part has no samples{why}")
     limit = DEBUG_BATCHES if config.debug else None
     options = dict(batch_size=config.minibatch, device=device, memory_format=memory_format(config), limit=limit)
     training = dict(shuffle=True, augment=dataset.augmentation(config), accumulate=config.accumulate)

@@ -317,7 +317,7 @@ def test_hidden_files_alone_are_not_images(tmp_path):
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no images in .*train"):
+    with pytest.raises(FileNotFoundError, match="no images in .*train.* in --data_root$"):
         read_image_folder(tmp_path)
 
 
@@ -361,3 +361,11 @@ def test_a_stratified_split_is_disjoint_complete_fixed_and_fair():
     other = stratified_split(labels, 0.2, seed=4)
     assert torch.equal(second, again[1])
     assert not torch.equal(second, other[1])
+
+
+def test_a_split_may_have_some_of_each_class_however_few_it_has():
+    labels = torch.tensor([0] * 20 + [1] * 3 + [2])
+    first, second = stratified_split(labels, 0.1, seed=3, least=1)
+    assert labels[second].bincount(minlength=3).tolist() == [2, 1, 0]
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(24))
+    assert labels[stratified_split(labels, 0.1, seed=3)[1]].tolist() == [0, 0]

@@ -39,13 +39,23 @@ def density(events: np.ndarray, size: tuple[int, int], columns: int, rows: int) 
 def text_map(events: np.ndarray, size: tuple[int, int]) -> str:
     """The density of events in characters, in a frame; a character is about twice as high as wide."""
     width, height = size
-    scale = max(width / COLUMNS, height / (2 * ROWS))
+    scale = max(width / COLUMNS, height / (2 * ROWS), 1)  # no column of the map without one of the sensor
     cells = density(events, size, max(1, round(width / scale)), max(1, round(height / (2 * scale))))
     bright = np.percentile(cells[cells > 0], 95) if cells.any() else 1
     shade = np.ceil(np.clip(cells / bright, 0, 1) * (len(SHADES) - 1)).astype(int)
     lines = ["|" + "".join(SHADES[one] for one in row) + "|" for row in shade]
     edge = f"+{'-' * cells.shape[1]}+"
     return "\n".join([edge, *lines, edge])
+
+
+def _also_found(reading: Reading) -> str:
+    """What is in a file besides good events, and how often."""
+    width, height = _size(reading)
+    events = reading.events
+    outside = np.count_nonzero((events["x"] >= width) | (events["y"] >= height))
+    early = np.count_nonzero(np.diff(events["t"]) < 0)
+    found = reading.counts | {"events off the sensor": outside, "earlier than the event before": early}
+    return ", ".join(f"{count:,} {what}" for what, count in found.items() if count)
 
 
 def describe(reading: Reading) -> str:
@@ -64,10 +74,7 @@ def describe(reading: Reading) -> str:
         "rate": rate,
         "ON": f"{events['p'].mean():.1%}",
     }
-    outside = np.count_nonzero((events["x"] >= width) | (events["y"] >= height))
-    early = np.count_nonzero(np.diff(events["t"]) < 0)
-    found = reading.counts | {"events off the sensor": outside, "earlier than the event before": early}
-    lines["also found"] = ", ".join(f"{count:,} {what}" for what, count in found.items() if count) or "nothing"
+    lines["also found"] = _also_found(reading) or "nothing"
     return "\n".join([*(f"{name:<12}{value}" for name, value in lines.items()), text_map(events, (width, height))])
 
 
@@ -114,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
                 for reason, count in dropped.items():
                     if count:
                         logger.info("left out: %s %s", f"{count:,}", reason)
+            elif found := _also_found(reading):
+                logger.info("also found: %s", found)
             write_recording(options.out, events, reading.sensor)
             logger.info("%s: %s events", options.out, f"{len(events):,}")
     except (OSError, UserError) as error:

@@ -45,7 +45,8 @@ def read_npy(source: Source) -> Reading:
 def read_npz(source: Source) -> Reading:
     """Read an archive of arrays t, x, y, p, as SpikingJelly writes it, or of one array (see `_from_table`).
 
-    The names may be spelt as in `columns_named`; other arrays beside them are left out, and numbers beside one array.
+    The names may be spelt as in `columns_named`; other arrays beside them are left out, and numbers or objects beside
+    one array.
     """
     return _read_numpy(source, "NumPy archive", _load_npz)
 
@@ -89,7 +90,7 @@ def _load_npy(raw: bytes) -> np.ndarray:
 
 def _load_npz(raw: bytes) -> Table:
     """The arrays of one recording; UserError unless the headers in the archive describe one of a sensible size."""
-    shapes = npy.check_npz(io.BytesIO(raw), min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)))
+    shapes = npy.check_npz(io.BytesIO(raw), min(MAX_ARRAY_BYTES, MOST_DEFLATED * len(raw)), skip_objects=True)
     names = list(columns_named(shapes).values())
     if len(names) < 4:  # then it should be one array
         names = [name for name, shape in shapes.items() if len(shapes) == 1 or math.prod(shape) != 1] or list(shapes)

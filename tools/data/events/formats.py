@@ -80,6 +80,8 @@ def read_recording(path: PathLike, lenient: bool = False, columns: str = "") -> 
     """
     whole = read_bytes(path, MAX_FILE_BYTES)
     raw = whole.removeprefix(BYTE_ORDER_MARK)
+    if not raw:
+        raise EventFormatError(path, len(whole), "expected events, got an empty file")
     start = len(whole) - len(raw)
     found = TEXT if columns else format_of(path, raw[:4096])
     names = tuple(name.strip() for name in columns.split(",")) if columns else ()

@@ -55,7 +55,8 @@ def read_hdf5(source: Source) -> Reading:
 
 def _read(h5py: Any, source: Source, file: Any) -> Reading:
     if at_path(h5py, file, "spikes", "times") is not None and at_path(h5py, file, "spikes", "units") is not None:
-        problem = "expected one recording, got many in one file, as of the spiking Heidelberg data: use data set shd"
+        hint = "use the data set shd, or tools.data.events.spikes.read_spikes"
+        problem = f"expected one recording, got many in one file, as of the spiking Heidelberg data: {hint}"
         raise source.error(0, problem)
     out1 = at_path(h5py, file, "out1")
     if isinstance(out1, h5py.Dataset) and out1.ndim == 2 and out1.shape[0] in (4, 6):

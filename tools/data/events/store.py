@@ -30,6 +30,7 @@ from tools.io.files import write_atomically, write_text_atomically
 from tools.io.npy import open_npy
 
 from .frames import Framing, count_frames, stacked
+from .reading import LEFT_OUT
 from .recordings import Recording, Streams
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,9 @@ class FrameStore:
 
     A recording that cannot be read, or has events outside the sensor or out of order, is a UserError. If `lenient`,
     such recordings and events are left out, and reported in `skipped` ({index of a recording: why}) and `dropped`
-    ({reason: number of events}). `dropped_of` has the recordings that lost events, {index: {reason: number}}, and
-    `counts` what else was found in the files (see `reading.Reading`).
+    ({reason: number of events}). `dropped_of` has what each lost, {name of a recording, or file: {reason: number}}, as
+    what a reader leaves out (`reading.LEFT_OUT`) is known of the file, not of its parts; and `counts` what else was
+    found in the files (see `reading.Reading`).
 
     Args:
         name: of the data set and its part, for the name of the folder and the progress bar.
@@ -63,7 +65,6 @@ class FrameStore:
         workers: int = 4,
         folder: Path | None = None,
     ):
-        self.recordings = recordings
         self.folder = Path(folder or cache_folder()) / f"frames-{name}-{_key(recordings, framing)}"
         parts = [recordings[start : start + SHARD] for start in range(0, len(recordings), SHARD)]
         paths = [self.folder / f"{shard:05d}.npy" for shard in range(len(parts))]
@@ -72,25 +73,20 @@ class FrameStore:
             _make_shards(missing, framing, lenient, workers, f"framing {name}")
         self._frames = [open_npy(path) for path in paths]
         self.skipped: dict[int, str] = {}
-        self.dropped: collections.Counter[str] = collections.Counter()
-        self.dropped_of: dict[int, dict[str, int]] = {}
+        self.dropped_of: dict[str, dict[str, int]] = {}
         lengths = []
         found: dict[str, dict[str, int]] = {}  # by file, as parts of one find the same
         for shard, path in enumerate(paths):
             report = json.loads(path.with_suffix(".json").read_bytes())["report"]
             for row, why in report["skipped"].items():
                 self.skipped[SHARD * shard + int(row)] = why
-            for row, dropped in report["dropped"].items():
-                self.dropped_of[SHARD * shard + int(row)] = dropped
-                self.dropped.update(dropped)
+            for name, dropped in report["dropped"].items():
+                self.dropped_of.setdefault(name, {}).update(dropped)
             found |= report["counts"]
             lengths += report["lengths"]
+        self.dropped = sum(map(collections.Counter, self.dropped_of.values()), collections.Counter())
         self.counts = sum(map(collections.Counter, found.values()), collections.Counter())
         self.lengths = np.array(lengths, np.int64) if framing.varies else None
-
-    def dropped_by_file(self) -> dict[str, dict[str, int]]:
-        """{file of a recording that lost events, and its part of the file: {reason: number of events}}."""
-        return {self.recordings[index].name: dropped for index, dropped in self.dropped_of.items()}
 
     def __len__(self) -> int:
         return sum(map(len, self._frames))
@@ -148,8 +144,10 @@ def make_shard(recordings: Sequence[Recording], framing: Framing, lenient: bool,
             continue
         if checked.counts:
             found[str(recording.path)] = checked.counts
-        if any(checked.dropped.values()):
-            dropped[str(row)] = checked.dropped
+        for what, count in checked.dropped.items():
+            if count:
+                name = str(recording.path) if what in LEFT_OUT else recording.name
+                dropped.setdefault(name, {})[what] = count
         counts[row] = frames.astype(np.min_scalar_type(frames.max()))
     lengths = [len(frames) for frames in counts]
     report = {"skipped": skipped, "dropped": dropped, "counts": found, "lengths": lengths}

@@ -22,6 +22,7 @@ _NUMBER = re.compile(rb"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _SIDE = re.compile(rb"[1-9][0-9]{0,4}")  # of a sensor, in pixels
 _USUAL = {3: ("t", "x", "y"), 4: ("t", "x", "y", "p")}  # columns of a file that does not name them
 _LONGEST_LINE = 4096  # bytes of a line that are looked at
+_WHOLE = re.compile(rb"[-+]?[0-9]+\.0{0,5}|[-+]?[0-9.]+[eE].*")  # as pandas and NumPy write whole floats
 _DIGITS = 18  # of a number that int64 holds in any case
 _ROWS_WRITTEN = 2**16  # at once
 _HINT = "name them with --columns of python -m tools.data.events {info,convert}"
@@ -87,6 +88,9 @@ def read_text(source: Source) -> Reading:
     and without p all events are ON. Times with a decimal point are in seconds, whole ones in microseconds; if there are
     both, all are in the unit of most. A line of two whole numbers before all events is the width and height of the
     sensor.
+
+    Times such as 100.0 or 1.0e+02 are refused if all are whole: they are microseconds that were kept as floating-point
+    numbers.
     """
     if source.raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise source.error(0, "expected text in ASCII or UTF-8, got UTF-16: save it in the other encoding")
@@ -104,6 +108,10 @@ def read_text(source: Source) -> Reading:
     if table is None:
         table = _any(source, head, names, place["t"], counts)
     columns = {name: table[:, at] for name, at in place.items()}
+    seconds = columns["t"] / 1e6
+    if seconds.any() and _WHOLE.fullmatch(head.fields[place["t"]]) and (seconds == np.floor(seconds)).all():
+        problem = "expected times in seconds, or in microseconds as integers, got whole numbers with a decimal point"
+        raise source.error(head.end, f"line {head.line}: {problem}")
     columns.setdefault("p", np.ones(len(table), np.uint8))
 
     def byte_of(index: int) -> int:

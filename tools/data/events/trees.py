@@ -131,14 +131,14 @@ def _also_inside(*names: str) -> Callable[[ListRecordings], ListRecordings]:
         @functools.wraps(list_recordings)
         def found(folder: Path, split: str = "9:1") -> Parts:
             places, problems = [folder], []
-            for place in places:
+            for number, place in enumerate(places, 1):
                 try:
                     return list_recordings(place, split)
                 except FileNotFoundError as error:
                     problems.append(error)
                 if len(place.parts) < len(folder.parts) + DEEPEST:
                     inside = {folder_in(place, name): None for name in (*names, *MADE_BY_SPIKINGJELLY)}
-                    places += [one for one in inside if one is not None]
+                    places[number:number] = [one for one in inside if one is not None]  # searched before its neighbours
             raise next((one for one in problems if isinstance(one, Incomplete)), problems[0])
 
         return found

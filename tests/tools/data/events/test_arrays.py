@@ -42,6 +42,7 @@ def test_names_of_other_readers(tmp_path, names):
     [
         dict(label=3),
         dict(label=np.array([3]), name="clap"),
+        dict(label=None, camera={"name": "DVS128"}),
         dict(frames=np.zeros((9, 2)), z=np.zeros(4), T=np.zeros(3)),
     ],
 )

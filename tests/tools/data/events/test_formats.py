@@ -304,7 +304,9 @@ def test_packets_of_every_other_type_and_without_events_are_passed_over(tmp_path
 @pytest.mark.parametrize(
     ("name", "raw", "problem"),
     [
-        ("a.xyz", b"", r"byte 0: expected AEDAT \(\.aedat, \.aedat4\), .*ATIS \(\.bin\); got b''$"),
+        ("a.xyz", b"?", r"byte 0: expected AEDAT \(\.aedat, \.aedat4\), .*ATIS \(\.bin\); got b'\?'$"),
+        ("a.aedat", b"", "byte 0: expected events, got an empty file"),
+        ("a.bin", b"\xef\xbb\xbf", "byte 3: expected events, got an empty file"),
         ("a.bin", nmnist()[:-1], f"byte {len(nmnist()) - 1}: expected events of 5 bytes"),
         ("a.aedat", aedat2()[:-1], f"byte {len(aedat2()) - 1}: expected events of 8 bytes"),
         ("a.aedat", b"#!AER-DAT2.0\r\n# no end", "byte 14: expected the end of a header line"),

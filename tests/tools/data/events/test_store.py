@@ -189,7 +189,8 @@ def test_parts_of_one_file_count_their_own_dropped_events_and_see_it_change(tmp_
     parts = [Recording(path, 0, window_us=window) for window in ((0, 15), (15, 35), (35, 50))]
     assert [len(part.load((128, 128), lenient=True)[0]) for part in parts] == [1, 1, 1]
     made = FrameStore("test", parts, Framing(2, "count", (128, 128), (8, 8)), True, workers=1, folder=tmp_path / "c")
-    assert made.dropped == {"outside": 1, "decreasing": 0} and made[range(3)].sum() == 3
+    assert made.dropped == {"outside": 1} and made[range(3)].sum() == 3
+    assert made.dropped_of == {f"{path} (15, 35)": {"outside": 1}}
     wrong = path.read_bytes().index(b"\x1f\0\x90\1")  # its 16 bits of y and polarity, and 15 of x
     with pytest.raises(EventFormatError, match=rf"byte {wrong}: event 0: expected a pixel of 128x128, got \(200"):
         parts[1].load((128, 128))
@@ -198,6 +199,19 @@ def test_parts_of_one_file_count_their_own_dropped_events_and_see_it_change(tmp_
         Recording(path, 0, window_us=(50, 60)).load((128, 128))
     path.write_bytes(aedat3([(5, 7, 10, 1), (9, 9, 11, 1)]))
     assert len(parts[0].load((128, 128))[0]) == 2
+
+
+def test_what_a_file_has_lost_is_counted_once_whatever_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.data.events.store.SHARD", 2)
+    path = tmp_path / "a.aedat"
+    path.write_bytes(aedat3([(5, 7, 10, 1), (5, 7, -20, 1), (5, 200, 30, 1), (6, 7, 40, 0), (6, 7, 41, 0)]) + b"cut")
+    parts = [Recording(path, 0, window_us=window) for window in ((0, 15), (15, 41), (41, 50))]
+    made = FrameStore("test", parts, Framing(2, "count", (128, 128), (8, 8)), True, workers=1, folder=tmp_path / "c")
+    assert made.dropped_of == {
+        str(path): {"truncated": 1, "impossible": 1},
+        f"{path} (15, 41)": {"outside": 1},
+    }
+    assert made.dropped == {"truncated": 1, "impossible": 1, "outside": 1}
 
 
 def test_what_else_is_in_a_file_is_counted_once_whatever_its_parts(tmp_path, monkeypatch):
@@ -236,7 +250,7 @@ def test_a_damaged_recording_stops_a_strict_store_and_is_reported_by_a_lenient_o
 def test_a_strict_store_is_not_made_of_what_a_lenient_one_has_left_out(tmp_path):
     np.savez(tmp_path / "a.npz", x=[1, -1, 3], y=[1, 2, 3], t=[1, 2, 3], p=[0, 1, 0])
     made = make([Recording(tmp_path / "a.npz", 0)], tmp_path, lenient=True)
-    assert made.dropped_of == {0: {"outside": 0, "decreasing": 0, "impossible": 1}}
+    assert made.dropped_of == {str(tmp_path / "a.npz"): {"impossible": 1}}
     assert not made.counts and made[[0]].sum() == 2
     with pytest.raises(EventFormatError, match="event 1: expected a whole x"):
         make([Recording(tmp_path / "a.npz", 0)], tmp_path)

@@ -71,6 +71,12 @@ def test_times_since_1970_are_exact(tmp_path, time):
         assert read(tmp_path / "a.txt")["t"].tolist() == [round(time * 1e6)]
 
 
+@pytest.mark.parametrize("times", [("1.000000", "3.000000"), ("1.0", "3.5"), ("0.0", "0.0"), ("0", "3.000000")])
+def test_whole_seconds_are_seconds_if_other_digits_say_so(tmp_path, times):
+    (tmp_path / "a.txt").write_text("".join(f"{time} 3 4 1\n" for time in times))
+    assert read(tmp_path / "a.txt")["t"].tolist() == [1e6 * float(time) for time in times]
+
+
 def test_columns_may_be_told(tmp_path):
     path = tmp_path / "a.log"
     path.write_text("5 7 1 9 10\n6 0 0 9 20\n7 8 1 9 1500000\n")
@@ -113,8 +119,12 @@ def test_without_polarities_all_are_on(tmp_path):
         ("1 2\n3 4\n", 4, "line 2: expected columns t, x, y, p, or their names, got '3 4'"),
         ("0 128\n10 5 7 1\n", 0, "line 1: expected columns t, x, y, p, or their names, got '0 128'"),
         ("a,b,c\n1,2,3\n", 0, "line 1: expected columns t, x, y, p, or their names, got 'a b c'"),
+        ("t,x,y,p\n100.0,3,4,1\n250.0,5,6,0\n", 8, "line 2: expected times in seconds, or in microseconds as integers"),
+        ("0.0 3 4 1\n100.0 3 4 1\n", 0, "line 1: expected times in seconds, or in microseconds as integers"),
+        ("1.000e+02 3.000e+00 4 1\n2.500e+02 5 6 0\n", 0, "line 1: expected times in seconds, or in microseconds"),
         ("t x y p\n", 0, "expected events, got none"),
-        ("", 0, "line 1: expected columns"),
+        ("", 0, "expected events, got an empty file"),
+        ("\n", 1, "line 1: expected columns"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number_and_first_byte(tmp_path, text, byte, problem):

@@ -299,6 +299,14 @@ def test_original_files_are_read_before_those_that_spikingjelly_makes_of_them(tm
     assert len(train) == 30 and {recording.path.suffix for recording in train} == {".bin"}
 
 
+def test_original_files_may_be_further_down_than_those_that_spikingjelly_makes_of_them(tmp_path):
+    (tmp_path / "extract" / "DvsGesture").mkdir(parents=True)
+    official_gestures(tmp_path / "extract" / "DvsGesture")
+    spikingjelly_gestures(tmp_path)
+    train, _ = TREES["dvsgesture"].list_recordings(tmp_path, "")
+    assert len(train) == 6 and {recording.path.suffix for recording in train} == {".aedat"}
+
+
 def test_the_folder_of_a_class_may_be_spelled_otherwise_and_be_nested(tmp_path):
     cifar10_tree(tmp_path, "aedat4")
     (tmp_path / "dog").rename(tmp_path / "Dog")

@@ -82,6 +82,12 @@ def test_the_map_shows_which_way_is_up():
     assert text_map(events[:1], (1, 1)).count("\n") < 30
 
 
+def test_the_map_of_a_small_sensor_has_no_gaps():
+    events = np.zeros(34, EVENT)
+    events["x"] = np.arange(34)
+    assert text_map(events, (34, 34)).split("\n")[1] == f"|{34 * '@'}|"
+
+
 def test_what_is_known_is_described(tmp_path):
     (tmp_path / "a.raw").write_bytes(evt3())
     shown = describe(read_recording(tmp_path / "a.raw")).split("\n")
@@ -124,6 +130,9 @@ def test_what_is_out_of_order_or_off_the_sensor_is_left_out_when_lenient(tmp_pat
     command = ["convert", str(tmp_path / "a.txt"), str(tmp_path / "b.raw")]
     with pytest.raises(SystemExit):
         main(command)
+    (tmp_path / "c.txt").write_text("9 9\n10 5 7 1\n8 9 0 0\n")
+    main(["convert", str(tmp_path / "c.txt"), str(tmp_path / "c.npz")])  # which holds events of any kind
+    assert "also found: 1 events off the sensor, 1 earlier than the event before" in caplog.text
     main([*command, "--lenient"])
     assert read_recording(tmp_path / "b.raw").events["t"].tolist() == [10, 12, 23]
     assert all(f"left out: 1 {what}" in caplog.text for what in ("outside", "decreasing", "impossible"))
