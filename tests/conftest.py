@@ -40,6 +40,12 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of modules, too
+def pytest_runtest_setup(item):
+    """Each test has the same random numbers, whatever ran before it; the seed is none that tests use."""
+    torch.manual_seed(20231109)
+
+
 def first_are_fast(cases, count=1):
     """The cases of a test, of which those after the first `count` are slow tests."""
     cases = list(cases)
