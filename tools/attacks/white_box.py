@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # about networks without noise: their gradients get lost on plateaus.
 NEAR, NEAR_WITHOUT_NOISE = 0.3, 0.6
 PILOT_STEPS, FINALISTS = 20, 3  # of the first part of the pilot; how many paths go on to the second one
-QUERIES_PER_GRADIENT = 4  # of Square, where it refines images; a query costs a third of a gradient
+QUERIES_PER_GRADIENT = 12  # of Square, where it refines images; each costs a third, and without noise leads further
 REFINING_DRAWS = 10  # noise draws in the gradients that refine images, at most
 
 
