@@ -92,6 +92,7 @@ typedef struct {
     input *grad_x;
     real *grad_state;
     real *last;
+    uint8_t *bits; /* of the spikes, in the order of memory; only where all rows of neurons fill whole bytes */
     const real *by_channel[VALUE_COUNT]; /* [channels], or NULL for a number */
     double *grad_values[VALUE_COUNT];    /* [number_of_groups][channels, or 1 for a number], zeros at first */
     /* The current is x or, with a factor, factor * x + shift (+ residual); all but the residual are [channels]. */
@@ -529,6 +530,44 @@ static const real *currents(const Layer *l, const Tensors *m, const Block *b, in
     return space;
 }
 
+#if INPUT_BITS == 64
+typedef uint64_t bits_of_input;
+#define ONE_BITS 0x3ff0000000000000u
+#elif INPUT_BITS == 32
+typedef uint32_t bits_of_input;
+#define ONE_BITS 0x3f800000u
+#else
+typedef uint16_t bits_of_input;
+#define ONE_BITS 0x3f80u
+#endif
+
+/* Eight numbers that are 0 or 1 as the bits of a byte, the first the lowest. */
+INLINE uint8_t byte_of(const uint8_t *numbers)
+{
+    uint64_t together = 0;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    memcpy(&together, numbers, 8);
+#else
+    for (int k = 0; k < 8; k++) together |= (uint64_t)numbers[k] << (8 * k);
+#endif
+    return (uint8_t)(together * 0x0102040810204080u >> 56); /* bit 8 k times 2^(56 - 7 k) is bit 56 + k; no two meet */
+}
+
+/* The bits of at most BLOCK spikes, the first the lowest of its byte; not 0 if there is something else than 0 and 1. */
+static uint8_t pack_row(const input *restrict spikes, int n, uint8_t *restrict bits)
+{
+    uint8_t fired[BLOCK], wrong = 0;
+    if (n % 8) memset(fired + n, 0, 8 - n % 8);
+    for (int i = 0; i < n; i++) {
+        bits_of_input x;
+        memcpy(&x, spikes + i, sizeof x); /* -0 is something else */
+        fired[i] = x != 0;
+        wrong |= x != 0 && x != ONE_BITS;
+    }
+    for (int i = 0; i < n; i += 8) bits[i / 8] = byte_of(fired + i);
+    return wrong;
+}
+
 /* Spikes of a row at a step, and the potentials after them. The compiler knows `hard` and `scaled`: without a choice for
    each neuron, the loop is a tenth faster. */
 INLINE void fire_row(const int hard, const int scaled, const Layer *l, const Tensors *m, const Block *b, int row, int64_t t,
@@ -549,6 +588,7 @@ INLINE void fire_row(const int hard, const int scaled, const Layer *l, const Ten
         out[i] = store(fires ? 1 : 0);
         v[i] = fires ? (hard ? AT(value, i) : u - AT(value, i)) : u;
     }
+    if (m->bits) pack_row(out, n, m->bits + (t * l->neurons + b->start[row]) / 8);
 }
 
 /* The same for the mean field, whose spikes are probabilities. */
@@ -956,48 +996,13 @@ void norm_backward(const Layer *l, const Tensors *m)
     }
 }
 
-#if INPUT_BITS == 64
-typedef uint64_t bits_of_input;
-#define ONE_BITS 0x3ff0000000000000u
-#elif INPUT_BITS == 32
-typedef uint32_t bits_of_input;
-#define ONE_BITS 0x3f800000u
-#else
-typedef uint16_t bits_of_input;
-#define ONE_BITS 0x3f80u
-#endif
-
-/* Eight numbers that are 0 or 1 as the bits of a byte, the first the lowest. */
-INLINE uint8_t byte_of(const uint8_t *numbers)
-{
-    uint64_t together = 0;
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    memcpy(&together, numbers, 8);
-#else
-    for (int k = 0; k < 8; k++) together |= (uint64_t)numbers[k] << (8 * k);
-#endif
-    return (uint8_t)(together * 0x0102040810204080u >> 56); /* bit 8 k times 2^(56 - 7 k) is bit 56 + k; no two meet */
-}
-
-/* One bit for each of n spikes, the first the lowest of its byte; not 0 if there is something else than 0 and 1. */
+/* One bit for each of n spikes, as `pack_row`. */
 int64_t pack_spikes(const input *restrict spikes, int64_t n, uint8_t *restrict bits, int64_t threads)
 {
     int64_t others = 0;
 #pragma omp parallel for schedule(static) num_threads((int)threads) reduction(| : others)
-    for (int64_t start = 0; start < n; start += BLOCK) {
-        if (others) continue;
-        const int length = (int)(n - start < BLOCK ? n - start : BLOCK);
-        uint8_t fired[BLOCK], wrong = 0;
-        memset(fired, 0, sizeof fired);
-        for (int i = 0; i < length; i++) {
-            bits_of_input x;
-            memcpy(&x, spikes + start + i, sizeof x); /* -0 is something else */
-            fired[i] = x != 0;
-            wrong |= x != 0 && x != ONE_BITS;
-        }
-        others |= wrong;
-        for (int i = 0; i < length; i += 8) bits[(start + i) / 8] = byte_of(fired + i);
-    }
+    for (int64_t start = 0; start < n; start += BLOCK)
+        if (!others) others |= pack_row(spikes + start, (int)(n - start < BLOCK ? n - start : BLOCK), bits + start / 8);
     return others;
 }
 
@@ -1013,6 +1018,38 @@ void unpack_spikes(const uint8_t *restrict bits, int64_t n, input *restrict spik
             for (int k = 0; k < 8; k++) fired[i + k] = bits[(start + i) / 8] >> k & 1;
         for (int i = 0; i < length; i++) spikes[start + i] = store(fired[i]);
     }
+}
+
+/* Four bits for each of n numbers that are 0, 1/4, ..., 15/4, as averages of four spikes and sums of a few are: the
+   first in the lower half of its byte. Not 0 if there is something else. */
+int64_t pack_quarters(const input *restrict numbers, int64_t n, uint8_t *restrict bits, int64_t threads)
+{
+    int64_t others = 0;
+#pragma omp parallel for schedule(static) num_threads((int)threads) reduction(| : others)
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        if (others) continue;
+        const int length = (int)(n - start < BLOCK ? n - start : BLOCK);
+        uint8_t quarters[BLOCK + 1], wrong = 0;
+        quarters[length] = 0;
+        for (int i = 0; i < length; i++) {
+            bits_of_input x;
+            memcpy(&x, numbers + start + i, sizeof x);
+            const real quarter = 4 * load(numbers[start + i]);
+            const int fits = quarter >= 0 && quarter <= 15 && !(x >> (INPUT_BITS - 1)); /* neither NaN nor -0 */
+            quarters[i] = (uint8_t)(fits ? quarter : 0);
+            wrong |= !fits || quarters[i] != quarter;
+        }
+        others |= wrong;
+        for (int i = 0; i < length; i += 2) bits[(start + i) / 2] = quarters[i] | (uint8_t)(quarters[i + 1] << 4);
+    }
+    return others;
+}
+
+void unpack_quarters(const uint8_t *restrict bits, int64_t n, input *restrict numbers, int64_t threads)
+{
+    want_large_pages(numbers, n * sizeof *numbers);
+#pragma omp parallel for schedule(static) num_threads((int)threads)
+    for (int64_t i = 0; i < n; i++) numbers[i] = store((real)0.25 * (bits[i / 2] >> 4 * (i % 2) & 15));
 }
 
 /* The number in Layer of the law with this class name; -1 if this kernel does not know it. */

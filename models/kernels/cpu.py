@@ -56,8 +56,9 @@ Numbers = ctypes.c_double * len(VALUES)
 Switches = ctypes.c_int64 * len(VALUES)
 Pointers = ctypes.c_void_p * len(VALUES)
 NOTHING: list[Tensor | None] = [None] * len(VALUES)
-TENSORS = ["x", "state", "seeds", "spikes", "u", "grad_spikes", "grad_last", "grad_x", "grad_state", "last"]
+TENSORS = ["x", "state", "seeds", "spikes", "u", "grad_spikes", "grad_last", "grad_x", "grad_state", "last", "bits"]
 NORM_TENSORS = ["factor", "shift", "mean", "slope", "residual", "scratch", "norm_sums"]
+PACKED = {1: "spikes", 4: "quarters"}  # what can be packed, by the number of its bits
 
 
 # `Layer` and `Tensors` of cpu.c.
@@ -86,6 +87,7 @@ class Kernel:
         self.dtype = dtype
         self.channel_bits = channel_bits
         self._library = library
+        self._packing: dict[int, tuple[Any, Any]] = {}
         for function in (library.lif_forward, library.lif_backward, library.norm_statistics, library.norm_backward):
             function.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors)]
             function.restype = None
@@ -98,10 +100,12 @@ class Kernel:
         library.norm_moments.restype = library.norm_prepare.restype = library.norm_gradients.restype = None
         library.number_of_groups.argtypes = library.bytes_of_scratch.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_groups.restype = library.bytes_of_scratch.restype = ctypes.c_int64
-        library.number_of_law.restype = library.pack_spikes.restype = ctypes.c_int64
-        library.pack_spikes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
-        library.unpack_spikes.argtypes = library.pack_spikes.argtypes
-        library.unpack_spikes.restype = None
+        library.number_of_law.restype = ctypes.c_int64
+        for width, name in PACKED.items():
+            pack, unpack = getattr(library, f"pack_{name}"), getattr(library, f"unpack_{name}")
+            pack.argtypes = unpack.argtypes = [pointer, size, pointer, size]
+            pack.restype, unpack.restype = size, None
+            self._packing[width] = pack, unpack
         library.number_of_law.argtypes = [ctypes.c_char_p]
         numbers = {law: library.number_of_law(name.encode()) for name, law in common.laws_by_name().items()}
         self.laws = {law: number for law, number in numbers.items() if number >= 0}
@@ -115,6 +119,7 @@ class Kernel:
         keep_u: bool,
         keep_state: bool,
         affine: Affine | None = None,
+        bits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a layer over a sequence; `models.functional` states the dynamics. ValueError for values out of range.
 
@@ -123,6 +128,7 @@ class Kernel:
             affine: what makes currents of x first.
             state: membrane potential before the first step [B, ...], or None for rest.
             seeds: int64 [T], or None where nothing is random.
+            bits: those of `empty_bits`, to be filled in, or None.
 
         Returns:
             spikes [T, B, ...]; the last potential [B, ...]; the potentials u [T, B, ...] before the
@@ -131,7 +137,7 @@ class Kernel:
         common.check_values(neuron, x)
         spikes, last, u = common.empty_outputs(x, keep_u, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
-        pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, u=u, last=last)
+        pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, u=u, last=last, bits=bits)
         values = _by_channel(neuron) if self.channel_bits else NOTHING
         _point(pointers.by_channel, values)
         kept_alive = self._point_affine(pointers, x, affine)
@@ -275,15 +281,15 @@ class Kernel:
         pointers = _pointers(x=x, residual=grad, grad_x=result, **by_channel)
         self._library.norm_backward(self._describe(x, ANY, has_channels=True), pointers)
 
-    def pack(self, spikes: Tensor, bits: Tensor) -> bool:
-        """Fill uint8 `bits` with a dense tensor, in the order of memory; false if it has not only zeros and ones."""
-        size, threads = spikes.numel(), threads_for(spikes.numel())
-        return not self._library.pack_spikes(spikes.data_ptr(), size, bits.data_ptr(), threads)
+    def pack(self, numbers: Tensor, bits: Tensor, width: int = 1) -> bool:
+        """Fill uint8 `bits` with a dense tensor, in the order of memory; false if it has not only what is `PACKED`."""
+        size, threads = numbers.numel(), threads_for(numbers.numel())
+        return not self._packing[width][0](numbers.data_ptr(), size, bits.data_ptr(), threads)
 
-    def unpack(self, bits: Tensor, spikes: Tensor) -> None:
-        """Fill a dense tensor with the spikes that were packed."""
-        size, threads = spikes.numel(), threads_for(spikes.numel())
-        self._library.unpack_spikes(bits.data_ptr(), size, spikes.data_ptr(), threads)
+    def unpack(self, bits: Tensor, numbers: Tensor, width: int = 1) -> None:
+        """Fill a dense tensor with the numbers that were packed."""
+        size, threads = numbers.numel(), threads_for(numbers.numel())
+        self._packing[width][1](bits.data_ptr(), size, numbers.data_ptr(), threads)
 
     def _point_affine(self, pointers: _Tensors, x: Tensor, affine: Affine | None) -> Tensor | None:
         """Fill in the pointers of `affine`; returns a tensor that must outlive them."""
@@ -347,6 +353,12 @@ class Kernel:
             reset=RESETS.index(neuron.reset),
             **{switch: getattr(neuron, switch) for switch in SWITCHES},
         )
+
+
+def empty_bits(x: Tensor) -> Tensor | None:
+    """For the spikes of x [T, B, ...]: uint8; None where threads would have to share a byte."""
+    is_whole = x.shape[1:].numel() % 16 == 0  # the kernel cuts a step in half
+    return torch.empty(x.numel() // 8, dtype=torch.uint8, device="cpu") if is_whole else None
 
 
 def _block(timesteps: int) -> int:

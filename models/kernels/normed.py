@@ -158,6 +158,7 @@ class _Settings:
     keep_state: bool
     timesteps: int | None
     keeps_u: bool
+    packs: bool
     statistics: _Statistics | None
     again: Callable[..., Tensor] | None  # see `Again`
 
@@ -180,7 +181,8 @@ def lif_sequence(before: Before, state: Tensor | None, neuron: Neuron, keep_stat
     tensors = (x, before.plus, weight, bias, state, *neuron.tensors())
     is_kept = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     keeps_u = is_kept and (memory.setting() == "fast" or neuron.surrogate is not None)
-    settings = _Settings(neuron, keep_state, timesteps, keeps_u, statistics, again and again.function)
+    packs = torch.is_grad_enabled() and memory.packs() and not neuron.mean_field
+    settings = _Settings(neuron, keep_state, timesteps, keeps_u, packs, statistics, again and again.function)
     spikes, last = _NormLIF.apply(*tensors, neuron.surrogate_scale, seeds, settings, again.tensors if again else ())
     return spikes, last
 
@@ -214,7 +216,12 @@ class _NormLIF(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         neuron, affine = settings.neuron, settings.affine(plus)
         steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
-        spikes, last, u = kernel.forward(steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine)
+        bits = cpu.empty_bits(steps) if settings.packs else None
+        spikes, last, u = kernel.forward(
+            steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine, bits
+        )
+        if bits is not None:
+            memory.belong_to(spikes, bits)
         ctx.settings, ctx.seeds = settings, seeds
         kept = (None if settings.again else x, plus, weight, bias, state)
         values = (threshold, decay, scale if neuron.surrogate is None else surrogate_scale, reset_value)

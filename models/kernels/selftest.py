@@ -185,3 +185,9 @@ def check_bits(kernel: Any, like: Tensor) -> None:
     kernel.unpack(bits, again)
     if not (is_packed and torch.equal(again, spikes)) or kernel.pack(spikes + 0.5, bits):
         raise BuildError("the compiled packing of spikes is wrong")
+    quarters = torch.arange(2051.0).remainder(16).div(4).to(like)
+    bits = torch.empty(1026, dtype=torch.uint8)
+    is_packed = kernel.pack(quarters, bits, 4)
+    kernel.unpack(bits, again, 4)
+    if not (is_packed and torch.equal(again, quarters)) or kernel.pack(quarters + 0.125, bits, 4):
+        raise BuildError("the compiled packing of quarters is wrong")
