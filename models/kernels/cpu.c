@@ -64,7 +64,8 @@ enum { THRESHOLD, DECAY, SCALE, RESET_VALUE, VALUE_COUNT }; /* what can be learn
 #define CHANNELS 0
 #endif
 #define DIFFERS(which) (CHANNELS >> (which) & 1)
-enum { OF_CURRENT, ALONG_CENTRED, NORM_SUMS }; /* sums for batch norm: of the gradient, and of it times x - mean */
+/* Sums for batch norm: of the gradient, of it times x - mean, and of it times residual - its mean. */
+enum { OF_CURRENT, ALONG_X, ALONG_RESIDUAL, NORM_SUMS };
 
 /* One layer; cpu.py fills it in. Sequences [T, B, ...] have their neurons in the same dense order of memory at
    each step: dimension d of `rank`, outermost first, has size[d] neurons, a row-major index index_stride[d] apart. */
@@ -95,9 +96,11 @@ typedef struct {
     uint8_t *bits; /* of the spikes, in the order of memory; only where all rows of neurons fill whole bytes */
     const real *by_channel[VALUE_COUNT]; /* [channels], or NULL for a number */
     double *grad_values[VALUE_COUNT];    /* [number_of_groups][channels, or 1 for a number], zeros at first */
-    /* The current is x or, with a factor, factor * x + shift (+ residual); all but the residual are [channels]. */
-    const real *factor, *shift, *mean, *slope; /* slope: for norm_backward */
+    /* The current is x or, with a factor, factor * x + shift (+ residual, which may have such a factor itself); all but
+       the residual are [channels]. */
+    const real *factor, *shift, *mean;
     const input *residual;
+    const real *residual_factor, *residual_shift, *residual_mean, *slope; /* slope: for norm_backward */
     uint8_t *scratch;  /* bytes_of_scratch for each thread: the backward pass computes u and spikes again */
     double *norm_sums; /* [number_of_groups][NORM_SUMS][channels], zeros at first */
 } Tensors;
@@ -324,6 +327,7 @@ typedef struct {
     real value[VALUE_COUNT][2][CHANNELS ? BLOCK : 1];      /* where they differ between channels */
     real inverse[2][DIFFERS(SCALE) ? BLOCK : 1];           /* 1 / scale, for the backward pass */
     real factor[2][BLOCK], shift[2][BLOCK], mean[2][BLOCK]; /* of batch norm */
+    real residual_factor[2][BLOCK], residual_shift[2][BLOCK], residual_mean[2][BLOCK];
 } Block;
 
 /* Where a layer, a block and its row are at hand, AT(name, i) is a value of neuron i of the row. */
@@ -434,6 +438,10 @@ static void start_block(const Layer *l, const Tensors *m, int64_t number, Block 
         fill(l, m->factor, 0, b->start[row], b->length[row], b->factor[row]);
         fill(l, m->shift, 0, b->start[row], b->length[row], b->shift[row]);
     }
+    for (int row = 0; m->residual_factor && row < b->rows; row++) {
+        fill(l, m->residual_factor, 0, b->start[row], b->length[row], b->residual_factor[row]);
+        fill(l, m->residual_shift, 0, b->start[row], b->length[row], b->residual_shift[row]);
+    }
 }
 
 static void draw_words(int64_t seed, Block *b)
@@ -525,7 +533,11 @@ static const real *currents(const Layer *l, const Tensors *m, const Block *b, in
     for (int i = 0; i < n; i++) space[i] = fused(factor[i], load(x[i]), shift[i]);
     if (m->residual) {
         const input *restrict residual = m->residual + t * l->neurons + b->start[row];
-        for (int i = 0; i < n; i++) space[i] += load(residual[i]);
+        const real *restrict factor_too = b->residual_factor[row], *restrict shift_too = b->residual_shift[row];
+        if (m->residual_factor)
+            for (int i = 0; i < n; i++) space[i] += fused(factor_too[i], load(residual[i]), shift_too[i]);
+        else
+            for (int i = 0; i < n; i++) space[i] += load(residual[i]);
     }
     return space;
 }
@@ -714,7 +726,7 @@ static void sum_current(const Layer *l, const Tensors *m, const Block *b, int ro
     const int n = b->length[row];
     const input *restrict x = m->x + t * l->x_stride + b->start[row];
     const real *restrict mean = b->mean[row];
-    real *restrict whole = sums->norm[OF_CURRENT][row], *restrict along = sums->norm[ALONG_CENTRED][row];
+    real *restrict whole = sums->norm[OF_CURRENT][row], *restrict along = sums->norm[ALONG_X][row];
     if (!m->factor)
         for (int i = 0; i < n; i++) whole[i] += grad[i];
     else
@@ -722,6 +734,12 @@ static void sum_current(const Layer *l, const Tensors *m, const Block *b, int ro
             whole[i] += grad[i];
             along[i] = fused(grad[i], load(x[i]) - mean[i], along[i]);
         }
+    if (m->residual_factor) {
+        const input *restrict residual = m->residual + t * l->neurons + b->start[row];
+        const real *restrict mean_too = b->residual_mean[row];
+        real *restrict along_too = sums->norm[ALONG_RESIDUAL][row];
+        for (int i = 0; i < n; i++) along_too[i] = fused(grad[i], load(residual[i]) - mean_too[i], along_too[i]);
+    }
 }
 
 /* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one before;
@@ -834,6 +852,8 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
     if (sums_current(l, m)) memset(sums.norm, 0, sizeof sums.norm);
     for (int row = 0; m->factor && row < b.rows; row++)
         fill(l, m->mean, 0, b.start[row], b.length[row], b.mean[row]);
+    for (int row = 0; m->residual_factor && row < b.rows; row++)
+        fill(l, m->residual_mean, 0, b.start[row], b.length[row], b.residual_mean[row]);
     for (int row = 0; DIFFERS(SCALE) && row < b.rows; row++)
         for (int i = 0; i < b.length[row]; i++) b.inverse[row][i] = 1 / b.value[SCALE][row][i];
     for (int row = 0; m->grad_last && row < b.rows; row++)
@@ -956,14 +976,16 @@ void norm_prepare(int64_t C, double *moments, const real *running_mean, const re
 }
 
 /* From the sums of `groups`, in rows of C: the gradients of weight and bias, and what `norm_backward` takes off, as
-   shift and slope; that is nothing unless the statistics are of the batch, of `count` numbers in each channel. */
-void norm_gradients(int64_t C, int64_t groups, const double *sums, const double *moments, double count, real *rows)
+   shift and slope; that is nothing unless the statistics are of the batch, of `count` numbers in each channel.
+   `which` sums: ALONG_X or ALONG_RESIDUAL. */
+void norm_gradients(int64_t C, int64_t groups, int64_t which, const double *sums, const double *moments, double count,
+                    real *rows)
 {
     for (int64_t c = 0; c < C; c++) {
         double whole = 0, along = 0;
         for (int64_t group = 0; group < groups; group++) {
             whole += sums[group * NORM_SUMS * C + c];
-            along += sums[(group * NORM_SUMS + 1) * C + c];
+            along += sums[(group * NORM_SUMS + which) * C + c];
         }
         const double inverse = moments[2 * C + c];
         rows[c] = (real)(along * inverse);

@@ -57,7 +57,8 @@ Switches = ctypes.c_int64 * len(VALUES)
 Pointers = ctypes.c_void_p * len(VALUES)
 NOTHING: list[Tensor | None] = [None] * len(VALUES)
 TENSORS = ["x", "state", "seeds", "spikes", "u", "grad_spikes", "grad_last", "grad_x", "grad_state", "last", "bits"]
-NORM_TENSORS = ["factor", "shift", "mean", "slope", "residual", "scratch", "norm_sums"]
+AFFINE_TENSORS = ["factor", "shift", "mean", "residual", "residual_factor", "residual_shift", "residual_mean"]
+NORM_SUMS = 3  # as in cpu.c
 PACKED = {1: "spikes", 4: "quarters"}  # what can be packed, by the number of its bits
 
 
@@ -74,7 +75,7 @@ class _Layer(ctypes.Structure):
 class _Tensors(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in TENSORS]
     _fields_ += [("by_channel", Pointers), ("grad_values", Pointers)]
-    _fields_ += [(name, ctypes.c_void_p) for name in NORM_TENSORS]
+    _fields_ += [(name, ctypes.c_void_p) for name in (*AFFINE_TENSORS, "slope", "scratch", "norm_sums")]
 
 
 ANY = Neuron(noise.Gaussian(1.0), 1.0)  # where the neurons do not matter
@@ -96,7 +97,7 @@ class Kernel:
         number, pointer, size = ctypes.c_double, ctypes.c_void_p, ctypes.c_int64
         library.norm_moments.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors), number, pointer]
         library.norm_prepare.argtypes = [size, *[pointer] * 3, number, number, *[pointer] * 3]
-        library.norm_gradients.argtypes = [size, size, pointer, pointer, number, pointer]
+        library.norm_gradients.argtypes = [size, size, size, pointer, pointer, number, pointer]
         library.norm_moments.restype = library.norm_prepare.restype = library.norm_gradients.restype = None
         library.number_of_groups.argtypes = library.bytes_of_scratch.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_groups.restype = library.bytes_of_scratch.restype = ctypes.c_int64
@@ -191,8 +192,8 @@ class Kernel:
 
         Returns:
             Gradients of the current [T, B, ...] ([1, B, ...], their sum, if x is expanded over time), of the state and
-            of `VALUES`; and, with an `affine`, the sums by channel of the gradient of the current and of it times
-            x - mean, of groups of neurons: float64 [groups, 2, C].
+            of `VALUES`; and, with an `affine`, the sums by channel of the gradient of the current, of it times x - mean
+            and of it times residual - its mean, of groups of neurons: float64 [groups, 3, C].
         """
         x = kept.x
         step, dtype = x[0], common.arithmetic_dtype(x.dtype)
@@ -217,7 +218,7 @@ class Kernel:
             tensors["scratch"] = torch.empty(size, dtype=torch.uint8, device="cpu")
         sums = None
         if kept.affine is not None:
-            shape = self._library.number_of_groups(layer), 2, x.shape[2]
+            shape = self._library.number_of_groups(layer), NORM_SUMS, x.shape[2]
             tensors["norm_sums"] = sums = torch.zeros(shape, dtype=torch.float64, device="cpu")
         pointers = _pointers(**tensors)
         kept_alive = self._point_affine(pointers, x, kept.affine)
@@ -232,7 +233,8 @@ class Kernel:
             moments: float64 [at least 2, C].
         """
         layer = self._describe(x, ANY, has_channels=True)
-        sums = torch.zeros(self._library.number_of_groups(layer), 2, x.shape[2], dtype=torch.float64, device="cpu")
+        shape = self._library.number_of_groups(layer), NORM_SUMS, x.shape[2]
+        sums = torch.zeros(shape, dtype=torch.float64, device="cpu")
         pointers = _pointers(x=x, norm_sums=sums)
         self._library.norm_statistics(layer, pointers)
         self._library.norm_moments(layer, pointers, x.numel() / x.shape[2], moments.data_ptr())
@@ -260,16 +262,18 @@ class Kernel:
         )
         return rows
 
-    def norm_gradients(self, sums: Tensor, moments: Tensor, count: float) -> Tensor:
+    def norm_gradients(self, sums: Tensor, moments: Tensor, count: float, of_residual: bool = False) -> Tensor:
         """Rows of the gradients of weight and bias, and of shift and slope for `norm_backward`: [4, C].
 
         Args:
-            sums: those of `backward_again`, [groups, 2, C].
+            sums: those of `backward_again`, [groups, 3, C].
+            moments: of x, or of the residual.
             count: how many numbers of a channel the statistics are of; 0: they are not of the batch.
         """
         rows = torch.empty(4, sums.shape[2], dtype=common.arithmetic_dtype(self.dtype), device="cpu")
         addresses = sums.data_ptr(), moments.data_ptr()
-        self._library.norm_gradients(sums.shape[2], sums.shape[0], *addresses, count, rows.data_ptr())
+        which = 2 if of_residual else 1  # as in cpu.c
+        self._library.norm_gradients(sums.shape[2], sums.shape[0], which, *addresses, count, rows.data_ptr())
         return rows
 
     def norm_backward(self, x: Tensor, grad: Tensor, result: Tensor, **by_channel: Tensor) -> None:
@@ -296,7 +300,8 @@ class Kernel:
         if affine is None:
             return None
         residual = _laid_out_over_time(x, affine.residual, x.dtype)
-        for name, tensor in zip(("factor", "shift", "mean", "residual"), (*affine[:3], residual)):
+        tensors = (*affine[:3], residual, *(affine.of_residual or ()))
+        for name, tensor in zip(AFFINE_TENSORS, tensors):
             if tensor is not None:
                 setattr(pointers, name, tensor.data_ptr())
         return residual
