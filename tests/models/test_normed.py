@@ -37,7 +37,7 @@ from models.memory import SETTINGS, used_as
 from models.noise import draw_seeds
 from models.resnet import ResidualBlock
 from tests.models.reference_noise import noise as reference_noise
-from tests.models.test_memory import channels_of
+from tests.models.test_memory import channels_of, spikes_of
 
 LAWS = [Gaussian(0.3), Logistic(0.2, loc=0.1), Triangular(0.6), Uniform(0.5, loc=-0.1), Cauchy(0.2)]
 PLACEMENTS, RESETS = ["both", "escape", "membrane"], ["zero", "subtract", "none"]
@@ -547,6 +547,16 @@ def test_settings_keep_less():
     assert lean < 0.62 * relu and smallest < 0.25 * relu and lean < 0.5 * fast
     assert kept_by("vgg", "lean") < 0.6 * kept_by("vgg", "fast", "ReLU")
     assert kept_by("vgg", "smallest") < 0.4 * kept_by("vgg", "fast", "ReLU")
+
+
+@pytest.mark.parametrize(("memory", "floats"), [("lean", 4), ("smallest", 1)])
+def test_a_block_keeps_the_outputs_of_its_three_convolutions_at_most(memory, floats):
+    """Not that of a norm, which would be one more; here, it keeps its spikes besides, and some bits."""
+    block, x = ResidualBlock(NoisyLIF, 8, 16, 2, "bn"), spikes_of(6, 8, 8, 16, 16)
+    with used_as(memory):
+        block(x)  # compiles kernels
+        kept, spikes = kept_bytes(functools.partial(block, x))
+    assert kept < 4 * (floats + 0.5) * spikes.numel()
 
 
 @pytest.mark.parametrize("memory", SETTINGS)
