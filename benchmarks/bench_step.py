@@ -93,7 +93,7 @@ def memory_fields(kept, live, candidate):
     """The part of a result about memory: {candidate: MiB} between the passes, and at the peak of a step."""
     fields = {}
     for what, sizes_mib in dict(kept=kept, live=live).items():
-        fields[f"{what}_mib"] = round(sizes_mib[candidate], 1)
+        fields[f"{what}_mib"] = round(sizes_mib[candidate], 3)
         fields[f"{what}_ratio_to_relu"] = round(sizes_mib[candidate] / sizes_mib["ReLU"], 3)
     return fields
 
