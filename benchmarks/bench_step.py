@@ -1,12 +1,13 @@
 """Training step and inference of whole networks with noisy neurons, deterministic ones, or ReLUs.
 
     python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--candidates NILIF "NILIF lean"]
-        [--repeats 7] [--device cpu] [--plain] [--minibatch B] [--width W] [--amp bf16]
+        [--repeats 7] [--device cpu] [--plain] [--minibatch B] [--width W] [--amp bf16] [--cuda_graph]
 
 One JSON line per network and neuron (and, for noisy ones, memory setting): seconds (median and quartiles, candidates
 taking turns), the ratio to the ReLU network, what is kept between the forward and the backward pass, exactly, and the
 peak memory of a training step (on CPUs, the median of up to three separate processes). `--plain` leaves out what
-training sets up for speed (channels-last, the fused optimiser, keeping freed memory).
+training sets up for speed (channels-last, the fused optimiser, keeping freed memory). `--cuda_graph` replays the
+training step, also that of ReLUs, and leaves out the memory settings, which no graph can have.
 """
 
 import argparse
@@ -24,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where this is
 from benchmarks.common import in_turns, report, synchronise
 from models import build_model, build_neuron
 from tools.optim import build_optimizer
+from tools.runtime.cuda_graph import WARM_UP, GraphedStep
 from tools.runtime.device import keep_freed_memory
 
 # in_shape, T, B (for CPUs)
@@ -51,11 +53,20 @@ class Step:
             self.net.to(memory_format=torch.channels_last)
             self.images = self.images.contiguous(memory_format=torch.channels_last)
             self.optimizer = build_optimizer("adam", self.net, 1e-3, 0.0)
+        self.step = self.update
+        if args.cuda_graph:
+            self.step = GraphedStep(self.update, self.optimizer, torch.device(device))
+            for _ in range(WARM_UP + 1):
+                self.train()
 
     def train(self):
+        self.step(())  # of the one batch, which stays where it is
+
+    def update(self, batches):
         self.optimizer.zero_grad(set_to_none=True)
         self.loss().backward()
         self.optimizer.step()
+        return ()
 
     def loss(self):
         self.net.train()
@@ -145,8 +156,13 @@ def main():
     parser.add_argument("--minibatch", type=int, default=0, help="0: that of `NETWORKS`")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--amp", choices=["no", "bf16"], default="no")
+    parser.add_argument("--cuda_graph", action="store_true")
     parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.cuda_graph and (args.plain or torch.device(args.device).type != "cuda"):
+        parser.error("--cuda_graph needs --device cuda, and the optimiser of training, not --plain")
+    if args.cuda_graph:
+        args.candidates = [candidate for candidate in args.candidates if " " not in candidate]
     args.candidates = list(dict.fromkeys(["ReLU", *args.candidates]))  # with which the others are compared
     if not args.plain:
         keep_freed_memory()
@@ -155,7 +171,8 @@ def main():
         return
     for network in args.networks:
         for result in measured(network, args):
-            report("step", args.device, **result, plain=args.plain, amp=args.amp, repeats=args.repeats)
+            settings = dict(plain=args.plain, amp=args.amp, cuda_graph=args.cuda_graph, repeats=args.repeats)
+            report("step", args.device, **result, **settings)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,12 @@ def test_steps(repository):
 
 
 @pytest.mark.slow
+def test_steps_by_cuda_graphs_are_refused_on_cpus(repository):
+    with pytest.raises(AssertionError, match="--cuda_graph needs --device cuda"):
+        lines(repository, "bench_step", "--cuda_graph")
+
+
+@pytest.mark.slow
 def test_conversions(repository, tmp_path):
     pytest.importorskip("spikingjelly")
     net = tmp_path / "net.pt"
