@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -93,17 +94,20 @@ class GraphedStep:
     def _with_rates_on_device(self) -> Iterator[None]:
         """Within it, the optimiser reads its learning rates, and counts its steps, on the device."""
         groups = self.optimizer.param_groups
-        before = [(group["lr"], group.get("capturable", False)) for group in groups]
+        before = [dict(group) for group in groups]
         for state in self.optimizer.state.values():
             if isinstance(state.get("step"), Tensor):
                 state["step"] = state["step"].to(self.device)
         for rate, group in zip(self.rates, groups):
             group.update(lr=rate, capturable=True)
         try:
-            yield
+            with warnings.catch_warnings():  # that a step is not captured, as the first ones are
+                warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+                yield
         finally:
-            for (rate, capturable), group in zip(before, groups):
-                group.update(lr=rate, capturable=capturable)
+            for kept, group in zip(before, groups):
+                group.clear()
+                group.update(kept)
 
 
 def _shapes(batches: Sequence[Batch]) -> list[list[tuple[Any, ...]]]:
