@@ -2,12 +2,14 @@
 
     python benchmarks/bench_step.py [--networks sresnet18 cifarnet vgg] [--candidates NILIF "NILIF lean"]
         [--repeats 7] [--device cpu] [--plain] [--timesteps T] [--minibatch B] [--width W] [--amp bf16] [--peer memopt]
+        [--cuda_graph]
 
 One JSON line per network and neuron (and, for noisy ones, memory setting): seconds (median and quartiles, candidates
 taking turns), the ratio to the ReLU network, and memory, exactly: what is kept between the forward and the backward
 pass, and the peak of all tensors of a training step, those of the network and its optimiser included. `--plain` leaves
 out what training sets up for speed (channels-last, the fused optimiser, keeping freed memory). `--peer memopt` adds
-SpikingJelly's noise-free neurons and its memory optimisation of the same network.
+SpikingJelly's noise-free neurons and its memory optimisation of the same network. `--cuda_graph` replays the training
+step, also that of ReLUs, and leaves out the memory settings, which no graph can have.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from benchmarks import memopt
 from benchmarks.common import in_turns, live_memory, report
 from models import build_model, build_neuron
 from tools.optim import build_optimizer
+from tools.runtime.cuda_graph import WARM_UP, GraphedStep
 from tools.runtime.device import keep_freed_memory
 
 # in_shape, T, B (for CPUs)
@@ -60,11 +63,20 @@ class Step:
             memopt.prepare(self.net, memory, self.loss)
         else:
             self.net.memory = memory or "fast"
+        self.step = self.update
+        if args.cuda_graph:
+            self.step = GraphedStep(self.update, self.optimizer, torch.device(device))
+            for _ in range(WARM_UP + 1):
+                self.train()
 
     def train(self):
+        self.step(())  # of the one batch, which stays where it is
+
+    def update(self, batches):
         self.optimizer.zero_grad(set_to_none=True)
         self.loss().backward()
         self.optimizer.step()
+        return ()
 
     def loss(self):
         self.net.train()
@@ -129,12 +141,17 @@ def step_parser(doc):
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--amp", choices=["no", "bf16"], default="no")
+    parser.add_argument("--cuda_graph", action="store_true")
     return parser
 
 
 def parsed(parser):
     """The flags, after what they say of the process is done."""
     args = parser.parse_args()
+    if args.cuda_graph and (args.plain or args.peer or torch.device(args.device).type != "cuda"):
+        parser.error("--cuda_graph needs --device cuda, and the optimiser of training, not --plain or --peer")
+    if args.cuda_graph:
+        args.candidates = [candidate for candidate in args.candidates if " " not in candidate]
     peers = memopt.CANDIDATES if args.peer else ()
     args.candidates = list(dict.fromkeys(["ReLU", *args.candidates, *peers]))  # ReLU: the others are compared with it
     if not args.plain:
@@ -150,7 +167,8 @@ def main():
     args = parsed(parser)
     for network in args.networks:
         for result in measured(network, args):
-            report("step", args.device, **result, plain=args.plain, amp=args.amp, repeats=args.repeats)
+            settings = dict(plain=args.plain, amp=args.amp, cuda_graph=args.cuda_graph, repeats=args.repeats)
+            report("step", args.device, **result, **settings)
 
 
 if __name__ == "__main__":

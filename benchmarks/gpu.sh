@@ -23,6 +23,7 @@ STEPS=( # kinds of training steps: a name, and flags of bench_step.py
     "float32"
     "bf16 --amp bf16"
 )
+[ "$DEVICE" = cpu ] || STEPS+=("bf16-graph --amp bf16 --cuda_graph")
 candidates=(--candidates NILIF "NILIF lean" LIF) # besides ReLU
 incomplete=()
 

@@ -131,6 +131,12 @@ def test_the_script_for_a_gpu_keeps_what_is_complete(repository, tmp_path):
 
 
 @pytest.mark.slow
+def test_steps_by_cuda_graphs_are_refused_on_cpus(repository):
+    with pytest.raises(AssertionError, match="--cuda_graph needs --device cuda"):
+        lines(repository, "bench_step", "--cuda_graph")
+
+
+@pytest.mark.slow
 def test_conversions(repository, tmp_path):
     pytest.importorskip("spikingjelly")
     net = tmp_path / "net.pt"
