@@ -30,7 +30,7 @@ TAUGHT = {
         "'What differs' in headings",
         "all(rows[-1]['val_accuracy'] > max(0.7, rows[0]['val_accuracy']) for rows in epochs.values())",
         "all(rows[0]['accuracy_mean'] > rows[2]['accuracy_mean'] + 0.05 for rows in points.values())",
-        "results['tests'][0]['differences'] == []",
+        "'A single seed per group cannot tell NSNN from SNN' in page",
     ],
     "03_your_network_now_noisy": [
         "results.keys() - {'nsnn'} == {name for name in BUILDERS if importlib.util.find_spec(name)} - {'nsnn'}",
@@ -47,7 +47,7 @@ TAUGHT = {
     ],
     "05_event_recordings": ["frames.sum() == len(events) > 0", "accuracy > 0.5"],
     "06_robustness_you_may_believe": [
-        "weak['SNN'][2] > strong['SNN'][radii[1]] + 0.3",
+        "weak['SNN'][2] > max(weak['NSNN'][2], strong['SNN'][radii[1]] + 0.3)",
         "all(found <= before + 0.05 for name in nets for found, before in zip(strong[name].values(), weak[name]))",
         "len(reports['NSNN'].gates) > len(reports['SNN'].gates) > 5",
         "found.low < found.difference < found.high",
@@ -59,7 +59,7 @@ TAUGHT = {
     ],
     "08_fit_spike_trains": [
         "judged['NSNN'].cc_norm > judged['SNN'].cc_norm + 0.1",
-        "judged['NSNN'].fano_mismatch < 0.4",
+        "judged['NSNN'].fano_mismatch < 0.3 and judged['NSNN'].reliability < judged['NSNN'].reliability_recorded",
         "judged['SNN'].fano == 0 and judged['SNN'].reliability > 0.999",
     ],
     "09_your_own_law_and_neuron": [
@@ -71,17 +71,18 @@ TAUGHT = {
     ],
     "10_stream_and_export": [
         "difference < 1e-5",
-        "accuracy[-1] > 0.8 and accuracy[-1] > accuracy[0]",
+        "accuracy[-1] > 0.8 and accuracy[-1] > accuracy[0] + 0.05",
         "not importlib.util.find_spec('onnxruntime') or largest < 1e-4",
     ],
 }
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(monkeypatch, tmp_path, tmp_path_factory):
     """Run a script with an empty folder for its temporary files: path -> its variables."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))  # which PyTorch leaves there
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")

@@ -20,8 +20,8 @@ import torch
 
 from models import Gaussian, NoisyLIF, noise_generator, noiseless  # with the package installed: from nsnn import ...
 
-plt.style.use("tableau-colorblind10")
 torch.manual_seed(0)
+plt.style.use("tableau-colorblind10")
 
 # %% [markdown]
 # ## The firing probability is $F$
@@ -99,7 +99,7 @@ panels[0].legend(fontsize=8, ncols=3, loc="upper right")
 when, trial = trains[:, :20, 0].nonzero().T
 panels[1].plot(when, trial, "k|")
 panels[1].set(ylabel="trial")
-panels[2].bar(range(steps), trains.mean((1, 2)), width=1.0)
+panels[2].bar(range(steps), trains.mean((1, 2)).numpy(), width=1.0)
 panels[2].set(xlabel="time (steps)", ylabel="share firing")
 plt.show()
 

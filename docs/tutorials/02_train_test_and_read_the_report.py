@@ -28,7 +28,7 @@ def run(command):
     print("$", command.replace(folder.name, "FOLDER"))
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    print(done.stderr[-700:].replace(folder.name, "FOLDER"))
+    print(*done.stderr.replace(folder.name, "FOLDER").splitlines()[-8:], sep="\n")
     done.check_returncode()
 
 
@@ -77,9 +77,9 @@ headings = re.findall(r"<h2>(.*?)</h2>", page)
 print(*headings, sep="\n")
 
 # %% [markdown]
-# Start with "What differs": it holds only differences that exceed both kinds of chance, that of training seeds and that
-# of test images. Our groups have one seed each, so no difference is claimed, however large it looks. `results.json`
-# beside it has the same numbers for your own plots.
+# Start with "What differs": its first sentences name the differences that exceed both kinds of chance, that of training
+# seeds and that of test images. Our groups have one seed each, so it says that they cannot be told apart, whatever the
+# pictures look like. `results.json` beside it has the same numbers for your own plots.
 
 # %%
 results = json.loads(Path(folder.name, "report", "results.json").read_text())

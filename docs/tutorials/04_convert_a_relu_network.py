@@ -26,8 +26,8 @@ from torch import nn
 from dataset_utils import DATASETS
 from models import IF, Gaussian, NoisyIF, convert
 
-plt.style.use("tableau-colorblind10")
 torch.manual_seed(0)
+plt.style.use("tableau-colorblind10")
 parts = DATASETS["mnist5k"].load()
 test_x, test_y = parts.test.images / 255, parts.test.labels
 

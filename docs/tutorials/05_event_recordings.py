@@ -27,8 +27,8 @@ from tools.data.events.frames import Framing, count_frames
 from tools.data.events.labelled import frame_values
 from tools.data.events.writing import write_recording
 
-plt.style.use("tableau-colorblind10")
 torch.manual_seed(0)
+plt.style.use("tableau-colorblind10")
 CLASSES = motions.MOTIONS[:4]  # right, left, up, down
 SENSOR = motions.WIDTH, motions.HEIGHT
 

@@ -101,8 +101,8 @@ axes.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# By the weak attack the network without noise looks all but invulnerable. It is not: the strong attack breaks it, as it
-# climbs another gradient of the same network.
+# By the weak attack (dashed) the network without noise looks far more robust than the noisy one. It is not: the strong
+# attack (solid) breaks it, too, as it climbs another gradient of the same network.
 #
 # ## Gates
 #
@@ -129,8 +129,9 @@ found = paired_difference(right["NSNN"], right["SNN"])
 print(f"NSNN - SNN at {radii[1]}: {found.difference:+.2f}, 95 % interval {found.low:+.2f} to {found.high:+.2f}")
 
 # %% [markdown]
-# The interval says how far the result depends on these images. It does not say what other trainings would give: for
-# that, train several seeds of each, and use `seed_difference`; with several comparisons, `holm`.
+# If the interval contains 0, these images cannot tell the two apart. It covers the choice of images alone, not what
+# other trainings would give: for that, train several seeds of each, and use `seed_difference`; with several
+# comparisons, `holm`.
 #
 # ## What to try
 #

@@ -24,8 +24,8 @@ from tools.analysis import metrics
 from tools.data.images import LabelledImages
 from tools.inference import ForwardPass, predict_all
 
-plt.style.use("tableau-colorblind10")
 torch.manual_seed(0)
+plt.style.use("tableau-colorblind10")
 CPU, DRAWS = torch.device("cpu"), 16
 
 # %% [markdown]

@@ -74,8 +74,9 @@ for name, one in judged.items():
 
 # %% [markdown]
 # CC_norm is the correlation of the mean responses, divided by the highest that the noise of the recording allows: 1 is
-# perfect. The noisy network predicts the mean response better, and its trials vary about as the cells' do. Those of the
-# network without noise are all the same: Fano factor 0, reliability 1, whatever it is fitted to.
+# perfect. The noisy network predicts the mean response better, and its spike counts vary about as the cells' do. After
+# so few steps, its trials still agree less than theirs. The trials of the network without noise are all the same: Fano
+# factor 0, reliability 1, whatever it is fitted to.
 
 # %%
 cell = int(spike_trains.signal_power(tested).argmax())

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from dataset_utils import DATASETS
 from models import NoiseLaw, NoisyLIF, Stream, build_model, noise_generator
 
-plt.style.use("tableau-colorblind10")
 torch.manual_seed(0)
+plt.style.use("tableau-colorblind10")
 
 # %% [markdown]
 # ## A law
