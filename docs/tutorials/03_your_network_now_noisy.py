@@ -3,9 +3,8 @@
 #
 # **I have a trained network of another library. What must I change to give its neurons noise?**
 #
-# One line: `interop.convert(net, noise=Gaussian(0.3))`. Its neurons become neurons of this package, which are called
-# as before; everything else stays. Here we train the same small network with each library that is installed, convert
-# it, check that nothing has changed but the noise, and let it get used to that.
+# One line: `interop.convert(net, noise=Gaussian(0.3))`. Its neurons become neurons of this package, called as before;
+# all else stays. We do this to a small network of each library that is installed, and train it on with noise.
 
 # %%
 import importlib.util
@@ -128,16 +127,17 @@ for library, build in BUILDERS.items():
 # %% [markdown]
 # No spike differs without noise, so the second accuracy is the first one. (The network of this package needs no
 # conversion: it was trained inside `noiseless`.) Noise costs little here, as the outputs average over many neurons and
-# steps; one more epoch, with noise, lets the weights adapt to it.
+# steps; one more epoch, with noise, lets the weights adapt to it. With 1,000 test images, each accuracy has a standard
+# error of about one per cent, so the small differences mean nothing.
 
 # %%
 figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
-for place, stage in enumerate(STAGES):
+for place, (stage, marker) in enumerate(zip(STAGES, "osD^")):
     places = [library + 0.2 * place for library in range(len(results))]
-    axes.bar(places, [100 * one[place] for one in results.values()], 0.18, label=stage)
+    axes.plot(places, [100 * one[place] for one in results.values()], marker, ms=8, label=stage)
 axes.set_xticks([library + 0.3 for library in range(len(results))], results)
-axes.set(ylabel="test accuracy (%)", ylim=(80, 100))
-axes.legend(fontsize=8, ncols=2, loc="upper center")
+axes.set(ylabel="test accuracy (%)", ylim=(88, 96))
+axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]
