@@ -1,11 +1,14 @@
-"""What the benchmarks share: fair timing, and one JSON line per result."""
+"""What the benchmarks share: fair timing, exact memory, and one JSON line per result."""
 
 import json
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
 
 from tools.runtime.provenance import processor
 
@@ -31,6 +34,52 @@ def in_turns(candidates, repeats, device):
         median, low, high = np.quantile(times_s[1:], (0.5, 0.25, 0.75)).tolist()
         spreads[name] = {"median": median, "q25": low, "q75": high}
     return spreads
+
+
+class LiveMemory(NamedTuple):
+    """What a function allocated for tensors, in MiB."""
+
+    peak: float
+    kept: float  # after it has returned, while its result exists
+
+
+def live_memory(run, device):
+    """`LiveMemory` of a function without arguments, exact: what PyTorch's allocators gave out and did not get back.
+
+    Tensors that exist before do not count, nor does what libraries such as oneDNN allocate by themselves.
+    """
+    if torch.device(device).type == "cuda":
+        synchronise(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = run()
+        synchronise(device)
+        found = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
+        del result
+        return LiveMemory(*((size - before) / 2**20 for size in found))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        result = run()
+    del result
+    sizes, live, peak = {}, 0, 0
+    for _, address, size in _allocations(recorded):
+        if size > 0:
+            sizes[address] = size
+            live += size
+            peak = max(peak, live)
+        else:
+            live -= sizes.pop(address, 0)  # 0: it was allocated before
+    return LiveMemory(peak / 2**20, live / 2**20)
+
+
+def _allocations(recorded):
+    """(time, address, size) of all that a profile has recorded, in the order of time; a size below 0: it was freed."""
+    pending, found = list(recorded.profiler.kineto_results.experimental_event_tree()), []
+    while pending:
+        event = pending.pop()
+        pending += event.children
+        if event.tag == _EventType.Allocation:
+            found.append((event.start_time_ns, event.typed[1].ptr, event.typed[1].alloc_size))
+    return sorted(found)
 
 
 def synchronise(device):

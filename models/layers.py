@@ -79,17 +79,33 @@ class ConvNorm(nn.Sequential):
             raise ArgumentError(f'norm must be "bn" or None, got {norm!r}')
 
 
-def fire(neuron: Any, layer: Any, x: Tensor, plus: Tensor | None = None, timesteps: int | None = None) -> Tensor:
+def fire(
+    neuron: Any,
+    layer: Any,
+    x: Tensor,
+    plus: Tensor | None = None,
+    timesteps: int | None = None,
+    plus_layer: Any = None,
+) -> Tensor:
     """The spikes of neuron(over_time(layer, x) + plus); batch norm and neuron are one operation where nothing differs.
 
     Args:
         timesteps: if given, x is one step [B, ...]; the layer runs once, and its output is shown for so many steps.
+        plus_layer: a stateless layer that `plus` goes through first.
     """
-    if not _can_be_one(neuron, layer, x):
+    is_one, plus_norm, plus_again = _can_be_one(neuron, layer, x), None, None
+    if plus is not None and plus_layer is not None:
+        if is_one and hasattr(plus_layer, "norm") and _can_be_one(neuron, plus_layer, plus):
+            plus_norm, plus_again = plus_layer.norm, _again(plus_layer.conv, plus, None)
+            plus = over_time(plus_layer.conv, plus)
+        else:
+            plus = over_time(plus_layer, plus)
+    if not is_one:
         current = run_over_time(layer, x, timesteps)
         return neuron(current if plus is None else current + plus)
     output = layer.conv(x) if timesteps else over_time(layer.conv, x)
-    before = normed.Before(output, getattr(layer, "norm", None), plus, timesteps, _again(layer.conv, x, timesteps))
+    norm, again = getattr(layer, "norm", None), _again(layer.conv, x, timesteps)
+    before = normed.Before(output, norm, plus, timesteps, again, plus_norm, plus_again)
     if normed.serves(before):
         return neuron._fire(before.shown(), before=before, keep_state=False)[0]
     return neuron(before.currents())

@@ -65,7 +65,8 @@ def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
     """Context manager: what autograd keeps of spikes in the block takes one bit for each of them.
 
     These are all tensors of zeros and ones, whichever layer they come from and go to, at the cost of packing and
-    unpacking them; results are unchanged. Other tensors are kept as usual. It holds for the forward pass, in this
+    unpacking them; results are unchanged. On the CPU, what has only multiples of 1/4 below 4, as averages and sums of
+    spikes do, takes four bits for each number. Other tensors are kept as usual. It holds for the forward pass, in this
     thread; `backward` may be called outside. Hooks of `torch.autograd.graph.saved_tensors_hooks` around the block get
     the bits; inside it, they come first. It does nothing in compiled or traced code, under `torch.func`, and inside
     activation checkpointing.
@@ -85,13 +86,39 @@ def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
         yield net
 
 
-class _Bits:
-    """The spikes in a range of a storage, packed."""
+def packs() -> bool:
+    """Whether spikes that autograd saves here will be packed."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and isinstance(getattr(hooks[0], "__self__", None), Packer)
 
-    def __init__(self, tensor: Tensor, kept: Any) -> None:
+
+class _Written(NamedTuple):
+    bits: Tensor
+    version: int
+    dtype: torch.dtype
+
+
+def belong_to(spikes: Tensor, bits: Tensor) -> None:
+    """Keep the bits of a whole tensor, which a kernel has written with it, as long as its memory lives."""
+    spikes.untyped_storage().spikes_as_bits = _Written(bits, spikes._version, spikes.dtype)  # type: ignore[attr-defined]
+
+
+def _written_bits(spikes: Tensor) -> Tensor | None:
+    """The bits that belong to the memory of a dense tensor, if it is all of it and unchanged."""
+    written: _Written | None = getattr(spikes.untyped_storage(), "spikes_as_bits", None)
+    if written is None or (written.version, written.dtype) != (spikes._version, spikes.dtype):
+        return None
+    return written.bits if 8 * written.bits.numel() == spikes.numel() else None
+
+
+class _Bits:
+    """The spikes, or multiples of 1/4, in a range of a storage, packed."""
+
+    def __init__(self, tensor: Tensor, kept: Any, width: int) -> None:
         self.storage = StorageWeakRef(tensor.untyped_storage())  # as long as it lives, no other has its address
         self.version = tensor._version
         self.kept = kept  # uint8, or what outer hooks have made of it
+        self.width = width  # bits of each number
 
 
 class _Packed(NamedTuple):
@@ -133,7 +160,7 @@ class Packer:
         self.packed: weakref.WeakValueDictionary[tuple[Any, ...], _Bits] = weakref.WeakValueDictionary()
 
     def pack(self, tensor: Tensor) -> Any:
-        """Bits, if the tensor has only zeros and ones."""
+        """Bits, if the tensor has only zeros and ones, or multiples of 1/4."""
         bits = self._bits_of(tensor) if _may_be_spikes(tensor) else None
         if bits is not None:
             return _Packed(bits, tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
@@ -148,19 +175,26 @@ class Packer:
             kept: Tensor = self.outer[1](packed)
             return kept
         bits = packed.bits.kept if self.outer is None else self.outer[1](packed.bits.kept)
-        spikes = torch.empty_strided(packed.shape, packed.strides, dtype=packed.dtype, device=packed.device)
-        unpack_into(spikes, bits)
-        return spikes
+        numbers = torch.empty_strided(packed.shape, packed.strides, dtype=packed.dtype, device=packed.device)
+        if packed.bits.width == 1:
+            unpack_into(numbers, bits)
+        else:
+            unpack_quarters_into(numbers, bits)
+        return numbers
 
     def _bits_of(self, tensor: Tensor) -> _Bits | None:
         storage = tensor.untyped_storage()
         key = (storage._cdata, tensor.storage_offset(), tensor.numel(), tensor.dtype)
         known = self.packed.get(key)  # by another layer that keeps the same spikes
         if known is None or known.version != tensor._version:
-            bits = packed_bits(tensor)
+            bits, width = _written_bits(tensor), 1
+            if bits is None:
+                bits = packed_bits(tensor)
+            if bits is None:
+                bits, width = packed_quarters(tensor), 4
             if bits is None:
                 return None
-            known = _Bits(tensor, bits if self.outer is None else self.outer[0](bits))
+            known = _Bits(tensor, bits if self.outer is None else self.outer[0](bits), width)
             self.packed[key] = known
         return known
 
@@ -203,6 +237,22 @@ def unpack_into(spikes: Tensor, bits: Tensor) -> None:
     else:
         fired = bits.unsqueeze(1) >> torch.arange(8, device=bits.device, dtype=torch.uint8) & 1
         _in_memory(spikes).copy_(fired.flatten()[: spikes.numel()])
+
+
+def packed_quarters(numbers: Tensor) -> Tensor | None:
+    """As `packed_bits`, four for each of 0, 1/4, ..., 15/4; None as well where there is no compiled kernel."""
+    kernel = _kernel(numbers)
+    if kernel is None:
+        return None
+    bits = torch.empty(-(-numbers.numel() // 2), dtype=torch.uint8, device=numbers.device)
+    return bits if kernel.pack(numbers, bits, 4) else None
+
+
+def unpack_quarters_into(numbers: Tensor, bits: Tensor) -> None:
+    """Fill a dense tensor with the numbers of `packed_quarters`."""
+    kernel = cpu.kernel(numbers.dtype)
+    assert kernel is not None  # it has packed them
+    kernel.unpack(bits, numbers, 4)
 
 
 def _in_memory(dense: Tensor) -> Tensor:

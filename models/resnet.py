@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .layers import ConvNorm, MakeNeuron, SpikingNetwork, fire, over_time, scaled
+from .layers import ConvNorm, MakeNeuron, SpikingNetwork, fire, scaled
 
 
 class ResidualBlock(nn.Module):
@@ -21,9 +21,8 @@ class ResidualBlock(nn.Module):
         self.downsample = ConvNorm(in_channels, out_channels, 1, stride, norm) if changes_shape else None
 
     def forward(self, x: Tensor) -> Tensor:  # [T, B, C, H, W] -> [T, B, C', H / stride, W / stride]
-        identity = x if self.downsample is None else over_time(self.downsample, x)
-        x = fire(self.neuron1, self.conv1, x)
-        return fire(self.neuron2, self.conv2, x, plus=identity)
+        between = fire(self.neuron1, self.conv1, x)
+        return fire(self.neuron2, self.conv2, between, plus=x, plus_layer=self.downsample)
 
 
 class SpikingResNet(SpikingNetwork):

@@ -1,7 +1,12 @@
 """What needs a CUDA device: the same results as on the CPU, and whole runs."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models import NoisyLIF, Stream, build_model, build_neuron, noise_generator, noiseless, plain
 from models.registry import NEURONS
@@ -9,6 +14,9 @@ from tools.config.train import TrainConfig
 from tools.data.events.augment import EventAugment
 from tools.inference import seeded_noise
 from tools.io import checkpoint
+from tools.optim import OPTIMIZERS, build_optimizer
+from tools.runtime.cuda_graph import WARM_UP, GraphedStep
+from tools.training.loop import train_one_epoch
 from tools.training.run import Training
 
 pytestmark = [
@@ -86,6 +94,68 @@ def test_a_run_learns_and_resumes(tmp_path, stripes, amp):
     assert training.run().accuracy > 0.9
     (state,) = checkpoint.read(training.folder / "last.pth")["processes"]
     assert len(state["rng"]["cuda"]) == torch.cuda.device_count()
+
+
+def losses_of_one_batch(lr, with_graph):
+    """Of eight steps, from the same seeds."""
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    net = build_model("toynet", neuron=build_neuron("NILIF"), in_shape=(1, 8, 8), num_classes=2).to(device)
+    optimizer = build_optimizer("adam", net, lr, 0.0)
+    batch = torch.rand(64, 1, 8, 8, device=device), torch.arange(64, device=device) % 2
+
+    def step(batches):
+        optimizer.zero_grad(set_to_none=True)
+        ((images, target),) = batches
+        loss = F.cross_entropy(net(images, timesteps=2).mean(0), target)
+        loss.backward()
+        optimizer.step()
+        return (loss.detach(),)
+
+    run = GraphedStep(step, optimizer, device) if with_graph else step
+    torch.manual_seed(1)
+    return torch.cat([run([batch])[0].reshape(1) for _ in range(WARM_UP + 5)])
+
+
+def test_five_replays_are_the_steps_that_an_ordinary_loop_takes():
+    expected, found = (losses_of_one_batch(0.01, with_graph) for with_graph in (False, True))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_each_replay_has_fresh_noise():
+    """Nothing else changes: the learning rate is 0."""
+    assert len(losses_of_one_batch(0.0, with_graph=True).unique()) == WARM_UP + 5
+
+
+@pytest.mark.parametrize("amp", ["no", "bf16"])
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_a_run_by_cuda_graphs_learns_as_an_ordinary_one(tmp_path, stripes, optim, amp):
+    """With a schedule, clipping, a moving average, a penalty on spikes, several batches a step; then it is resumed."""
+    options = dict(model="vgg", width=0.1, epochs=2, minibatch=10, accumulate=2, lr=0.01, optim=optim, amp=amp)
+    options |= dict(clip_grad=1.0, ema=0.9, reg="rate", learnable_scale=True)
+    losses = []
+    for graph in (False, True):
+        config = TrainConfig(cuda_graph=graph, run_dir=str(tmp_path / str(graph)), **options)
+        training = Training(config, stripes)
+        batches = training.data.train
+        progress = training.learner.start(batches)
+        train_one_epoch(training.learner, batches, 1, progress)
+        losses.append(torch.stack(progress.losses))
+        training.state.save(1)
+    assert len(losses[0]) > WARM_UP + 3
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=1e-2)
+    config = TrainConfig(cuda_graph=amp == "no", resume=str(training.folder), **options)
+    Training(config, stripes, given={"cuda_graph"}).run()
+
+
+def test_the_benchmark_replays_its_steps(repository):
+    flags = ["--device", "cuda", "--cuda_graph", "--networks", "cifarnet", "--width", "0.1", "--repeats", "1"]
+    command = [sys.executable, str(repository / "benchmarks" / "bench_step.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["neuron"] for line in found] == ["ReLU", "NILIF", "LIF"]
+    assert all(line["cuda_graph"] and line["train_s"]["median"] > 0 for line in found)
 
 
 @pytest.mark.parametrize("model", ["sresnet18", "vgg", "cifarnet"])

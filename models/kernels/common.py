@@ -126,13 +126,15 @@ class Saved(NamedTuple):
 class Affine(NamedTuple):
     """What makes currents of x [T, B, C, ...]: factor * x + shift (+ residual), as batch norm does.
 
-    `factor`, `shift` and `mean`, that of x, are [C], in the dtype of the arithmetic; `residual` is as x.
+    `factor`, `shift` and `mean`, that of x, are [C], in the dtype of the arithmetic; `residual` is as x. `of_residual`
+    are factor, shift and mean by which the residual is normalised itself, if it is.
     """
 
     factor: Tensor
     shift: Tensor
     mean: Tensor
     residual: Tensor | None
+    of_residual: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 class Kept(NamedTuple):

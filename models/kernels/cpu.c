@@ -64,7 +64,8 @@ enum { THRESHOLD, DECAY, SCALE, RESET_VALUE, VALUE_COUNT }; /* what can be learn
 #define CHANNELS 0
 #endif
 #define DIFFERS(which) (CHANNELS >> (which) & 1)
-enum { OF_CURRENT, ALONG_CENTRED, NORM_SUMS }; /* sums for batch norm: of the gradient, and of it times x - mean */
+/* Sums for batch norm: of the gradient, of it times x - mean, and of it times residual - its mean. */
+enum { OF_CURRENT, ALONG_X, ALONG_RESIDUAL, NORM_SUMS };
 
 /* One layer; cpu.py fills it in. Sequences [T, B, ...] have their neurons in the same dense order of memory at
    each step: dimension d of `rank`, outermost first, has size[d] neurons, a row-major index index_stride[d] apart. */
@@ -92,11 +93,14 @@ typedef struct {
     input *grad_x;
     real *grad_state;
     real *last;
+    uint8_t *bits; /* of the spikes, in the order of memory; only where all rows of neurons fill whole bytes */
     const real *by_channel[VALUE_COUNT]; /* [channels], or NULL for a number */
     double *grad_values[VALUE_COUNT];    /* [number_of_groups][channels, or 1 for a number], zeros at first */
-    /* The current is x or, with a factor, factor * x + shift (+ residual); all but the residual are [channels]. */
-    const real *factor, *shift, *mean, *slope; /* slope: for norm_backward */
+    /* The current is x or, with a factor, factor * x + shift (+ residual, which may have such a factor itself); all but
+       the residual are [channels]. */
+    const real *factor, *shift, *mean;
     const input *residual;
+    const real *residual_factor, *residual_shift, *residual_mean, *slope; /* slope: for norm_backward */
     uint8_t *scratch;  /* bytes_of_scratch for each thread: the backward pass computes u and spikes again */
     double *norm_sums; /* [number_of_groups][NORM_SUMS][channels], zeros at first */
 } Tensors;
@@ -323,6 +327,7 @@ typedef struct {
     real value[VALUE_COUNT][2][CHANNELS ? BLOCK : 1];      /* where they differ between channels */
     real inverse[2][DIFFERS(SCALE) ? BLOCK : 1];           /* 1 / scale, for the backward pass */
     real factor[2][BLOCK], shift[2][BLOCK], mean[2][BLOCK]; /* of batch norm */
+    real residual_factor[2][BLOCK], residual_shift[2][BLOCK], residual_mean[2][BLOCK];
 } Block;
 
 /* Where a layer, a block and its row are at hand, AT(name, i) is a value of neuron i of the row. */
@@ -433,6 +438,10 @@ static void start_block(const Layer *l, const Tensors *m, int64_t number, Block 
         fill(l, m->factor, 0, b->start[row], b->length[row], b->factor[row]);
         fill(l, m->shift, 0, b->start[row], b->length[row], b->shift[row]);
     }
+    for (int row = 0; m->residual_factor && row < b->rows; row++) {
+        fill(l, m->residual_factor, 0, b->start[row], b->length[row], b->residual_factor[row]);
+        fill(l, m->residual_shift, 0, b->start[row], b->length[row], b->residual_shift[row]);
+    }
 }
 
 static void draw_words(int64_t seed, Block *b)
@@ -524,9 +533,51 @@ static const real *currents(const Layer *l, const Tensors *m, const Block *b, in
     for (int i = 0; i < n; i++) space[i] = fused(factor[i], load(x[i]), shift[i]);
     if (m->residual) {
         const input *restrict residual = m->residual + t * l->neurons + b->start[row];
-        for (int i = 0; i < n; i++) space[i] += load(residual[i]);
+        const real *restrict factor_too = b->residual_factor[row], *restrict shift_too = b->residual_shift[row];
+        if (m->residual_factor)
+            for (int i = 0; i < n; i++) space[i] += fused(factor_too[i], load(residual[i]), shift_too[i]);
+        else
+            for (int i = 0; i < n; i++) space[i] += load(residual[i]);
     }
     return space;
+}
+
+#if INPUT_BITS == 64
+typedef uint64_t bits_of_input;
+#define ONE_BITS 0x3ff0000000000000u
+#elif INPUT_BITS == 32
+typedef uint32_t bits_of_input;
+#define ONE_BITS 0x3f800000u
+#else
+typedef uint16_t bits_of_input;
+#define ONE_BITS 0x3f80u
+#endif
+
+/* Eight numbers that are 0 or 1 as the bits of a byte, the first the lowest. */
+INLINE uint8_t byte_of(const uint8_t *numbers)
+{
+    uint64_t together = 0;
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    memcpy(&together, numbers, 8);
+#else
+    for (int k = 0; k < 8; k++) together |= (uint64_t)numbers[k] << (8 * k);
+#endif
+    return (uint8_t)(together * 0x0102040810204080u >> 56); /* bit 8 k times 2^(56 - 7 k) is bit 56 + k; no two meet */
+}
+
+/* The bits of at most BLOCK spikes, the first the lowest of its byte; not 0 if there is something else than 0 and 1. */
+static uint8_t pack_row(const input *restrict spikes, int n, uint8_t *restrict bits)
+{
+    uint8_t fired[BLOCK], wrong = 0;
+    if (n % 8) memset(fired + n, 0, 8 - n % 8);
+    for (int i = 0; i < n; i++) {
+        bits_of_input x;
+        memcpy(&x, spikes + i, sizeof x); /* -0 is something else */
+        fired[i] = x != 0;
+        wrong |= x != 0 && x != ONE_BITS;
+    }
+    for (int i = 0; i < n; i += 8) bits[i / 8] = byte_of(fired + i);
+    return wrong;
 }
 
 /* Spikes of a row at a step, and the potentials after them. The compiler knows `hard` and `scaled`: without a choice for
@@ -549,6 +600,7 @@ INLINE void fire_row(const int hard, const int scaled, const Layer *l, const Ten
         out[i] = store(fires ? 1 : 0);
         v[i] = fires ? (hard ? AT(value, i) : u - AT(value, i)) : u;
     }
+    if (m->bits) pack_row(out, n, m->bits + (t * l->neurons + b->start[row]) / 8);
 }
 
 /* The same for the mean field, whose spikes are probabilities. */
@@ -674,7 +726,7 @@ static void sum_current(const Layer *l, const Tensors *m, const Block *b, int ro
     const int n = b->length[row];
     const input *restrict x = m->x + t * l->x_stride + b->start[row];
     const real *restrict mean = b->mean[row];
-    real *restrict whole = sums->norm[OF_CURRENT][row], *restrict along = sums->norm[ALONG_CENTRED][row];
+    real *restrict whole = sums->norm[OF_CURRENT][row], *restrict along = sums->norm[ALONG_X][row];
     if (!m->factor)
         for (int i = 0; i < n; i++) whole[i] += grad[i];
     else
@@ -682,6 +734,12 @@ static void sum_current(const Layer *l, const Tensors *m, const Block *b, int ro
             whole[i] += grad[i];
             along[i] = fused(grad[i], load(x[i]) - mean[i], along[i]);
         }
+    if (m->residual_factor) {
+        const input *restrict residual = m->residual + t * l->neurons + b->start[row];
+        const real *restrict mean_too = b->residual_mean[row];
+        real *restrict along_too = sums->norm[ALONG_RESIDUAL][row];
+        for (int i = 0; i < n; i++) along_too[i] = fused(grad[i], load(residual[i]) - mean_too[i], along_too[i]);
+    }
 }
 
 /* One step of a row, backwards: grad_v, the gradient of the potential after the step, becomes that of the one before;
@@ -794,6 +852,8 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
     if (sums_current(l, m)) memset(sums.norm, 0, sizeof sums.norm);
     for (int row = 0; m->factor && row < b.rows; row++)
         fill(l, m->mean, 0, b.start[row], b.length[row], b.mean[row]);
+    for (int row = 0; m->residual_factor && row < b.rows; row++)
+        fill(l, m->residual_mean, 0, b.start[row], b.length[row], b.residual_mean[row]);
     for (int row = 0; DIFFERS(SCALE) && row < b.rows; row++)
         for (int i = 0; i < b.length[row]; i++) b.inverse[row][i] = 1 / b.value[SCALE][row][i];
     for (int row = 0; m->grad_last && row < b.rows; row++)
@@ -916,14 +976,16 @@ void norm_prepare(int64_t C, double *moments, const real *running_mean, const re
 }
 
 /* From the sums of `groups`, in rows of C: the gradients of weight and bias, and what `norm_backward` takes off, as
-   shift and slope; that is nothing unless the statistics are of the batch, of `count` numbers in each channel. */
-void norm_gradients(int64_t C, int64_t groups, const double *sums, const double *moments, double count, real *rows)
+   shift and slope; that is nothing unless the statistics are of the batch, of `count` numbers in each channel.
+   `which` sums: ALONG_X or ALONG_RESIDUAL. */
+void norm_gradients(int64_t C, int64_t groups, int64_t which, const double *sums, const double *moments, double count,
+                    real *rows)
 {
     for (int64_t c = 0; c < C; c++) {
         double whole = 0, along = 0;
         for (int64_t group = 0; group < groups; group++) {
             whole += sums[group * NORM_SUMS * C + c];
-            along += sums[(group * NORM_SUMS + 1) * C + c];
+            along += sums[(group * NORM_SUMS + which) * C + c];
         }
         const double inverse = moments[2 * C + c];
         rows[c] = (real)(along * inverse);
@@ -956,48 +1018,13 @@ void norm_backward(const Layer *l, const Tensors *m)
     }
 }
 
-#if INPUT_BITS == 64
-typedef uint64_t bits_of_input;
-#define ONE_BITS 0x3ff0000000000000u
-#elif INPUT_BITS == 32
-typedef uint32_t bits_of_input;
-#define ONE_BITS 0x3f800000u
-#else
-typedef uint16_t bits_of_input;
-#define ONE_BITS 0x3f80u
-#endif
-
-/* Eight numbers that are 0 or 1 as the bits of a byte, the first the lowest. */
-INLINE uint8_t byte_of(const uint8_t *numbers)
-{
-    uint64_t together = 0;
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    memcpy(&together, numbers, 8);
-#else
-    for (int k = 0; k < 8; k++) together |= (uint64_t)numbers[k] << (8 * k);
-#endif
-    return (uint8_t)(together * 0x0102040810204080u >> 56); /* bit 8 k times 2^(56 - 7 k) is bit 56 + k; no two meet */
-}
-
-/* One bit for each of n spikes, the first the lowest of its byte; not 0 if there is something else than 0 and 1. */
+/* One bit for each of n spikes, as `pack_row`. */
 int64_t pack_spikes(const input *restrict spikes, int64_t n, uint8_t *restrict bits, int64_t threads)
 {
     int64_t others = 0;
 #pragma omp parallel for schedule(static) num_threads((int)threads) reduction(| : others)
-    for (int64_t start = 0; start < n; start += BLOCK) {
-        if (others) continue;
-        const int length = (int)(n - start < BLOCK ? n - start : BLOCK);
-        uint8_t fired[BLOCK], wrong = 0;
-        memset(fired, 0, sizeof fired);
-        for (int i = 0; i < length; i++) {
-            bits_of_input x;
-            memcpy(&x, spikes + start + i, sizeof x); /* -0 is something else */
-            fired[i] = x != 0;
-            wrong |= x != 0 && x != ONE_BITS;
-        }
-        others |= wrong;
-        for (int i = 0; i < length; i += 8) bits[(start + i) / 8] = byte_of(fired + i);
-    }
+    for (int64_t start = 0; start < n; start += BLOCK)
+        if (!others) others |= pack_row(spikes + start, (int)(n - start < BLOCK ? n - start : BLOCK), bits + start / 8);
     return others;
 }
 
@@ -1013,6 +1040,38 @@ void unpack_spikes(const uint8_t *restrict bits, int64_t n, input *restrict spik
             for (int k = 0; k < 8; k++) fired[i + k] = bits[(start + i) / 8] >> k & 1;
         for (int i = 0; i < length; i++) spikes[start + i] = store(fired[i]);
     }
+}
+
+/* Four bits for each of n numbers that are 0, 1/4, ..., 15/4, as averages of four spikes and sums of a few are: the
+   first in the lower half of its byte. Not 0 if there is something else. */
+int64_t pack_quarters(const input *restrict numbers, int64_t n, uint8_t *restrict bits, int64_t threads)
+{
+    int64_t others = 0;
+#pragma omp parallel for schedule(static) num_threads((int)threads) reduction(| : others)
+    for (int64_t start = 0; start < n; start += BLOCK) {
+        if (others) continue;
+        const int length = (int)(n - start < BLOCK ? n - start : BLOCK);
+        uint8_t quarters[BLOCK + 1], wrong = 0;
+        quarters[length] = 0;
+        for (int i = 0; i < length; i++) {
+            bits_of_input x;
+            memcpy(&x, numbers + start + i, sizeof x);
+            const real quarter = 4 * load(numbers[start + i]);
+            const int fits = quarter >= 0 && quarter <= 15 && !(x >> (INPUT_BITS - 1)); /* neither NaN nor -0 */
+            quarters[i] = (uint8_t)(fits ? quarter : 0);
+            wrong |= !fits || quarters[i] != quarter;
+        }
+        others |= wrong;
+        for (int i = 0; i < length; i += 2) bits[(start + i) / 2] = quarters[i] | (uint8_t)(quarters[i + 1] << 4);
+    }
+    return others;
+}
+
+void unpack_quarters(const uint8_t *restrict bits, int64_t n, input *restrict numbers, int64_t threads)
+{
+    want_large_pages(numbers, n * sizeof *numbers);
+#pragma omp parallel for schedule(static) num_threads((int)threads)
+    for (int64_t i = 0; i < n; i++) numbers[i] = store((real)0.25 * (bits[i / 2] >> 4 * (i % 2) & 15));
 }
 
 /* The number in Layer of the law with this class name; -1 if this kernel does not know it. */

@@ -56,8 +56,10 @@ Numbers = ctypes.c_double * len(VALUES)
 Switches = ctypes.c_int64 * len(VALUES)
 Pointers = ctypes.c_void_p * len(VALUES)
 NOTHING: list[Tensor | None] = [None] * len(VALUES)
-TENSORS = ["x", "state", "seeds", "spikes", "u", "grad_spikes", "grad_last", "grad_x", "grad_state", "last"]
-NORM_TENSORS = ["factor", "shift", "mean", "slope", "residual", "scratch", "norm_sums"]
+TENSORS = ["x", "state", "seeds", "spikes", "u", "grad_spikes", "grad_last", "grad_x", "grad_state", "last", "bits"]
+AFFINE_TENSORS = ["factor", "shift", "mean", "residual", "residual_factor", "residual_shift", "residual_mean"]
+NORM_SUMS = 3  # as in cpu.c
+PACKED = {1: "spikes", 4: "quarters"}  # what can be packed, by the number of its bits
 
 
 # `Layer` and `Tensors` of cpu.c.
@@ -73,7 +75,7 @@ class _Layer(ctypes.Structure):
 class _Tensors(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in TENSORS]
     _fields_ += [("by_channel", Pointers), ("grad_values", Pointers)]
-    _fields_ += [(name, ctypes.c_void_p) for name in NORM_TENSORS]
+    _fields_ += [(name, ctypes.c_void_p) for name in (*AFFINE_TENSORS, "slope", "scratch", "norm_sums")]
 
 
 ANY = Neuron(noise.Gaussian(1.0), 1.0)  # where the neurons do not matter
@@ -86,6 +88,7 @@ class Kernel:
         self.dtype = dtype
         self.channel_bits = channel_bits
         self._library = library
+        self._packing: dict[int, tuple[Any, Any]] = {}
         for function in (library.lif_forward, library.lif_backward, library.norm_statistics, library.norm_backward):
             function.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors)]
             function.restype = None
@@ -94,14 +97,16 @@ class Kernel:
         number, pointer, size = ctypes.c_double, ctypes.c_void_p, ctypes.c_int64
         library.norm_moments.argtypes = [ctypes.POINTER(_Layer), ctypes.POINTER(_Tensors), number, pointer]
         library.norm_prepare.argtypes = [size, *[pointer] * 3, number, number, *[pointer] * 3]
-        library.norm_gradients.argtypes = [size, size, pointer, pointer, number, pointer]
+        library.norm_gradients.argtypes = [size, size, size, pointer, pointer, number, pointer]
         library.norm_moments.restype = library.norm_prepare.restype = library.norm_gradients.restype = None
         library.number_of_groups.argtypes = library.bytes_of_scratch.argtypes = [ctypes.POINTER(_Layer)]
         library.number_of_groups.restype = library.bytes_of_scratch.restype = ctypes.c_int64
-        library.number_of_law.restype = library.pack_spikes.restype = ctypes.c_int64
-        library.pack_spikes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64]
-        library.unpack_spikes.argtypes = library.pack_spikes.argtypes
-        library.unpack_spikes.restype = None
+        library.number_of_law.restype = ctypes.c_int64
+        for width, name in PACKED.items():
+            pack, unpack = getattr(library, f"pack_{name}"), getattr(library, f"unpack_{name}")
+            pack.argtypes = unpack.argtypes = [pointer, size, pointer, size]
+            pack.restype, unpack.restype = size, None
+            self._packing[width] = pack, unpack
         library.number_of_law.argtypes = [ctypes.c_char_p]
         numbers = {law: library.number_of_law(name.encode()) for name, law in common.laws_by_name().items()}
         self.laws = {law: number for law, number in numbers.items() if number >= 0}
@@ -115,6 +120,7 @@ class Kernel:
         keep_u: bool,
         keep_state: bool,
         affine: Affine | None = None,
+        bits: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run a layer over a sequence; `models.functional` states the dynamics. ValueError for values out of range.
 
@@ -123,6 +129,7 @@ class Kernel:
             affine: what makes currents of x first.
             state: membrane potential before the first step [B, ...], or None for rest.
             seeds: int64 [T], or None where nothing is random.
+            bits: those of `empty_bits`, to be filled in, or None.
 
         Returns:
             spikes [T, B, ...]; the last potential [B, ...]; the potentials u [T, B, ...] before the
@@ -131,7 +138,7 @@ class Kernel:
         common.check_values(neuron, x)
         spikes, last, u = common.empty_outputs(x, keep_u, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
-        pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, u=u, last=last)
+        pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, u=u, last=last, bits=bits)
         values = _by_channel(neuron) if self.channel_bits else NOTHING
         _point(pointers.by_channel, values)
         kept_alive = self._point_affine(pointers, x, affine)
@@ -185,8 +192,8 @@ class Kernel:
 
         Returns:
             Gradients of the current [T, B, ...] ([1, B, ...], their sum, if x is expanded over time), of the state and
-            of `VALUES`; and, with an `affine`, the sums by channel of the gradient of the current and of it times
-            x - mean, of groups of neurons: float64 [groups, 2, C].
+            of `VALUES`; and, with an `affine`, the sums by channel of the gradient of the current, of it times x - mean
+            and of it times residual - its mean, of groups of neurons: float64 [groups, 3, C].
         """
         x = kept.x
         step, dtype = x[0], common.arithmetic_dtype(x.dtype)
@@ -211,7 +218,7 @@ class Kernel:
             tensors["scratch"] = torch.empty(size, dtype=torch.uint8, device="cpu")
         sums = None
         if kept.affine is not None:
-            shape = self._library.number_of_groups(layer), 2, x.shape[2]
+            shape = self._library.number_of_groups(layer), NORM_SUMS, x.shape[2]
             tensors["norm_sums"] = sums = torch.zeros(shape, dtype=torch.float64, device="cpu")
         pointers = _pointers(**tensors)
         kept_alive = self._point_affine(pointers, x, kept.affine)
@@ -226,7 +233,8 @@ class Kernel:
             moments: float64 [at least 2, C].
         """
         layer = self._describe(x, ANY, has_channels=True)
-        sums = torch.zeros(self._library.number_of_groups(layer), 2, x.shape[2], dtype=torch.float64, device="cpu")
+        shape = self._library.number_of_groups(layer), NORM_SUMS, x.shape[2]
+        sums = torch.zeros(shape, dtype=torch.float64, device="cpu")
         pointers = _pointers(x=x, norm_sums=sums)
         self._library.norm_statistics(layer, pointers)
         self._library.norm_moments(layer, pointers, x.numel() / x.shape[2], moments.data_ptr())
@@ -254,16 +262,18 @@ class Kernel:
         )
         return rows
 
-    def norm_gradients(self, sums: Tensor, moments: Tensor, count: float) -> Tensor:
+    def norm_gradients(self, sums: Tensor, moments: Tensor, count: float, of_residual: bool = False) -> Tensor:
         """Rows of the gradients of weight and bias, and of shift and slope for `norm_backward`: [4, C].
 
         Args:
-            sums: those of `backward_again`, [groups, 2, C].
+            sums: those of `backward_again`, [groups, 3, C].
+            moments: of x, or of the residual.
             count: how many numbers of a channel the statistics are of; 0: they are not of the batch.
         """
         rows = torch.empty(4, sums.shape[2], dtype=common.arithmetic_dtype(self.dtype), device="cpu")
         addresses = sums.data_ptr(), moments.data_ptr()
-        self._library.norm_gradients(sums.shape[2], sums.shape[0], *addresses, count, rows.data_ptr())
+        which = 2 if of_residual else 1  # as in cpu.c
+        self._library.norm_gradients(sums.shape[2], sums.shape[0], which, *addresses, count, rows.data_ptr())
         return rows
 
     def norm_backward(self, x: Tensor, grad: Tensor, result: Tensor, **by_channel: Tensor) -> None:
@@ -275,22 +285,23 @@ class Kernel:
         pointers = _pointers(x=x, residual=grad, grad_x=result, **by_channel)
         self._library.norm_backward(self._describe(x, ANY, has_channels=True), pointers)
 
-    def pack(self, spikes: Tensor, bits: Tensor) -> bool:
-        """Fill uint8 `bits` with a dense tensor, in the order of memory; false if it has not only zeros and ones."""
-        size, threads = spikes.numel(), threads_for(spikes.numel())
-        return not self._library.pack_spikes(spikes.data_ptr(), size, bits.data_ptr(), threads)
+    def pack(self, numbers: Tensor, bits: Tensor, width: int = 1) -> bool:
+        """Fill uint8 `bits` with a dense tensor, in the order of memory; false if it has not only what is `PACKED`."""
+        size, threads = numbers.numel(), threads_for(numbers.numel())
+        return not self._packing[width][0](numbers.data_ptr(), size, bits.data_ptr(), threads)
 
-    def unpack(self, bits: Tensor, spikes: Tensor) -> None:
-        """Fill a dense tensor with the spikes that were packed."""
-        size, threads = spikes.numel(), threads_for(spikes.numel())
-        self._library.unpack_spikes(bits.data_ptr(), size, spikes.data_ptr(), threads)
+    def unpack(self, bits: Tensor, numbers: Tensor, width: int = 1) -> None:
+        """Fill a dense tensor with the numbers that were packed."""
+        size, threads = numbers.numel(), threads_for(numbers.numel())
+        self._packing[width][1](bits.data_ptr(), size, numbers.data_ptr(), threads)
 
     def _point_affine(self, pointers: _Tensors, x: Tensor, affine: Affine | None) -> Tensor | None:
         """Fill in the pointers of `affine`; returns a tensor that must outlive them."""
         if affine is None:
             return None
         residual = _laid_out_over_time(x, affine.residual, x.dtype)
-        for name, tensor in zip(("factor", "shift", "mean", "residual"), (*affine[:3], residual)):
+        tensors = (*affine[:3], residual, *(affine.of_residual or ()))
+        for name, tensor in zip(AFFINE_TENSORS, tensors):
             if tensor is not None:
                 setattr(pointers, name, tensor.data_ptr())
         return residual
@@ -347,6 +358,12 @@ class Kernel:
             reset=RESETS.index(neuron.reset),
             **{switch: getattr(neuron, switch) for switch in SWITCHES},
         )
+
+
+def empty_bits(x: Tensor) -> Tensor | None:
+    """For the spikes of x [T, B, ...]: uint8; None where threads would have to share a byte."""
+    is_whole = x.shape[1:].numel() % 16 == 0  # the kernel cuts a step in half
+    return torch.empty(x.numel() // 8, dtype=torch.uint8, device="cpu") if is_whole else None
 
 
 def _block(timesteps: int) -> int:

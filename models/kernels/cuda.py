@@ -1,8 +1,9 @@
 """The CUDA kernel, in Triton: the dynamics, the random words and the draws of cpu.c.
 
 A program takes a block of neurons through all time steps, with the potential and the noise in registers. Seeds are read
-from device memory, so that a CUDA graph can capture a launch and draw fresh noise at each replay. `TRITON_INTERPRET=1`
-runs the same code on CPU tensors, for tests.
+from device memory, so that a CUDA graph can capture a launch and draw fresh noise at each replay. Numbers such as the
+scale are arguments, not constants of the code: a sweep over them compiles once. `TRITON_INTERPRET=1` runs the same code
+on CPU tensors, for tests.
 """
 
 import functools
@@ -84,7 +85,7 @@ def _draw(word, LAW: tl.constexpr):
 
 
 @triton.jit
-def _noise(seed, index, neurons, scale, LOC: tl.constexpr, LAW: tl.constexpr):
+def _noise(seed, index, neurons, scale, loc, LAW: tl.constexpr):
     """Membrane and threshold noise, float32."""
     first, second = _words(seed, index, neurons)
     if LAW == GAUSSIAN:
@@ -99,7 +100,8 @@ def _noise(seed, index, neurons, scale, LOC: tl.constexpr, LAW: tl.constexpr):
     else:
         membrane = _draw(first, LAW)
         threshold = _draw(second, LAW)
-    return LOC + scale.to(tl.float32) * membrane, LOC + scale.to(tl.float32) * threshold
+    loc, scale = loc.to(tl.float32), scale.to(tl.float32)
+    return loc + scale * membrane, loc + scale * threshold
 
 
 @triton.jit
@@ -116,9 +118,9 @@ def _arctan(y):
 
 
 @triton.jit
-def _probability(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
+def _probability(z, scale, loc, LAW: tl.constexpr):
     """F(z), z = u - threshold."""
-    y = (z - LOC) / scale
+    y = (z - loc) / scale
     limited = tl.minimum(tl.maximum(y, -1.0), 1.0)
     if LAW == GAUSSIAN:
         p = 0.5 * (1.0 + tl.erf(y * 0.70710678118654752440))
@@ -136,9 +138,9 @@ def _probability(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
 
 
 @triton.jit
-def _density(z, scale, LOC: tl.constexpr, LAW: tl.constexpr):
+def _density(z, scale, loc, LAW: tl.constexpr):
     """F'(z), which stands for d spike / d u."""
-    y = tl.abs((z - LOC) / scale)
+    y = tl.abs((z - loc) / scale)
     if LAW == GAUSSIAN:
         f = 0.39894228040143267794 * tl.exp(-0.5 * y * y) / scale
     elif LAW == LOGISTIC:
@@ -161,19 +163,19 @@ def _removed(u, value, RESET: tl.constexpr):
 
 
 @triton.jit
-def _value(values, channel, NUMBER: tl.constexpr, BY_CHANNEL: tl.constexpr, REAL: tl.constexpr):
+def _value(values, channel, number, BY_CHANNEL: tl.constexpr, REAL: tl.constexpr):
     """Threshold, decay or scale: a number, or read from device memory, by channel or one for all."""
     if values is None:
-        value = tl.full((), NUMBER, REAL)
+        value = tl.full((), number, REAL)
     else:
         value = tl.load(values + channel if BY_CHANNEL else values).to(REAL)
     return value
 
 
 @triton.jit
-def _gain(decays, decay, DECAY: tl.constexpr, REAL: tl.constexpr):
+def _gain(decays, decay, number, REAL: tl.constexpr):
     """1 - decay; of a number without the error of rounding it first."""
-    return tl.full((), 1.0 - DECAY, REAL) if decays is None else 1.0 - decay
+    return tl.full((), 1.0 - number, REAL) if decays is None else 1.0 - decay
 
 
 @triton.jit
@@ -195,9 +197,10 @@ def _store_gradient(gradient, total, at, inside, BY_CHANNEL: tl.constexpr):
 def _forward(
     x, state, seeds, spikes, last, u, thresholds, decays, scales, reset_values,
     timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2, channels, channel_stride,
-    THRESHOLD: tl.constexpr, DECAY: tl.constexpr, SCALE: tl.constexpr, RESET_VALUE: tl.constexpr,
+    threshold_number: tl.float64, decay_number: tl.float64, scale_number: tl.float64, reset_value_number: tl.float64,
+    loc_number: tl.float64,
     THRESHOLD_BY_CHANNEL: tl.constexpr, DECAY_BY_CHANNEL: tl.constexpr, SCALE_BY_CHANNEL: tl.constexpr,
-    RESET_VALUE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr,
+    RESET_VALUE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr,
     RESET: tl.constexpr, DECAY_INPUT: tl.constexpr, MEMBRANE_NOISE: tl.constexpr, THRESHOLD_NOISE: tl.constexpr,
     MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -205,22 +208,23 @@ def _forward(
     inside = at < neurons
     index = _index(at, size1, size2, stride0, stride1, stride2)
     channel = (at // channel_stride) % channels
-    threshold = _value(thresholds, channel, THRESHOLD, THRESHOLD_BY_CHANNEL, REAL)
-    decay = _value(decays, channel, DECAY, DECAY_BY_CHANNEL, REAL)
-    gain = _gain(decays, decay, DECAY, REAL)
-    scale = _positive(_value(scales, channel, SCALE, SCALE_BY_CHANNEL, REAL))
-    value = _value(reset_values, channel, RESET_VALUE, RESET_VALUE_BY_CHANNEL, REAL)
+    threshold = _value(thresholds, channel, threshold_number, THRESHOLD_BY_CHANNEL, REAL)
+    decay = _value(decays, channel, decay_number, DECAY_BY_CHANNEL, REAL)
+    gain = _gain(decays, decay, decay_number, REAL)
+    scale = _positive(_value(scales, channel, scale_number, SCALE_BY_CHANNEL, REAL))
+    loc = tl.full((), loc_number, REAL)
+    value = _value(reset_values, channel, reset_value_number, RESET_VALUE_BY_CHANNEL, REAL)
     v = tl.load(state + at, inside, 0.0) if state is not None else tl.zeros((BLOCK,), REAL)
     for t in range(timesteps):
         current = tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
         u_t = v + (current - v) * gain if DECAY_INPUT else decay * v + current
         if MEMBRANE_NOISE or THRESHOLD_NOISE:
-            eps_membrane, eps_threshold = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
+            eps_membrane, eps_threshold = _noise(tl.load(seeds + t), index, neurons, scale, loc, LAW)
         if MEMBRANE_NOISE:
             u_t -= eps_membrane
         z_t = u_t - threshold
         if MEAN_FIELD:
-            fired = _probability(z_t, scale, LOC, LAW)
+            fired = _probability(z_t, scale, loc, LAW)
         elif THRESHOLD_NOISE:
             fired = (z_t > eps_threshold).to(REAL)
         else:
@@ -241,9 +245,10 @@ def _backward(
     x, state, seeds, spikes, u, grad_spikes, grad_last, grad_x, grad_state, thresholds, decays, scales, reset_values,
     grad_threshold, grad_decay, grad_scale, grad_reset_value,
     timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2, channels, channel_stride,
-    THRESHOLD: tl.constexpr, DECAY: tl.constexpr, SCALE: tl.constexpr, RESET_VALUE: tl.constexpr,
+    threshold_number: tl.float64, decay_number: tl.float64, scale_number: tl.float64, reset_value_number: tl.float64,
+    loc_number: tl.float64,
     THRESHOLD_BY_CHANNEL: tl.constexpr, DECAY_BY_CHANNEL: tl.constexpr, SCALE_BY_CHANNEL: tl.constexpr,
-    RESET_VALUE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr, LOC: tl.constexpr,
+    RESET_VALUE_BY_CHANNEL: tl.constexpr, LAW: tl.constexpr,
     RESET: tl.constexpr, DECAY_INPUT: tl.constexpr, MEMBRANE_NOISE: tl.constexpr, THRESHOLD_NOISE: tl.constexpr,
     MEAN_FIELD: tl.constexpr, REAL: tl.constexpr, BLOCK: tl.constexpr, DETACH_RESET: tl.constexpr,
 ):  # fmt: skip
@@ -251,11 +256,12 @@ def _backward(
     inside = at < neurons
     index = _index(at, size1, size2, stride0, stride1, stride2)
     channel = (at // channel_stride) % channels
-    threshold = _value(thresholds, channel, THRESHOLD, THRESHOLD_BY_CHANNEL, REAL)
-    decay = _value(decays, channel, DECAY, DECAY_BY_CHANNEL, REAL)
-    gain = _gain(decays, decay, DECAY, REAL)
-    scale = _positive(_value(scales, channel, SCALE, SCALE_BY_CHANNEL, REAL))
-    value = _value(reset_values, channel, RESET_VALUE, RESET_VALUE_BY_CHANNEL, REAL)
+    threshold = _value(thresholds, channel, threshold_number, THRESHOLD_BY_CHANNEL, REAL)
+    decay = _value(decays, channel, decay_number, DECAY_BY_CHANNEL, REAL)
+    gain = _gain(decays, decay, decay_number, REAL)
+    scale = _positive(_value(scales, channel, scale_number, SCALE_BY_CHANNEL, REAL))
+    loc = tl.full((), loc_number, REAL)
+    value = _value(reset_values, channel, reset_value_number, RESET_VALUE_BY_CHANNEL, REAL)
     threshold_sum = tl.zeros((BLOCK,), REAL)
     decay_sum = tl.zeros((BLOCK,), REAL)
     scale_sum = tl.zeros((BLOCK,), REAL)
@@ -266,7 +272,7 @@ def _backward(
         u_t = tl.load(u + _at(t, neurons, at), inside, 0.0)
         z_t = u_t - threshold
         if MEAN_FIELD:
-            fired = _probability(z_t, scale, LOC, LAW)
+            fired = _probability(z_t, scale, loc, LAW)
         else:
             fired = tl.load(spikes + _at(t, neurons, at), inside, 0.0).to(REAL)
         grad_fired = tl.zeros((BLOCK,), REAL)
@@ -274,7 +280,7 @@ def _backward(
             grad_fired += tl.load(grad_spikes + _at(t, neurons, at), inside, 0.0).to(REAL)
         if not DETACH_RESET:
             grad_fired -= grad_v * _removed(u_t, value, RESET)
-        by_spike = grad_fired * _density(z_t, scale, LOC, LAW)
+        by_spike = grad_fired * _density(z_t, scale, loc, LAW)
         grad_u = grad_v + by_spike
         if RESET == RESET_ZERO:
             grad_u -= grad_v * fired
@@ -284,16 +290,16 @@ def _backward(
             value_sum += fired * grad_v if RESET == RESET_ZERO else -fired * grad_v
         if grad_scale is not None:
             if THRESHOLD_NOISE or MEAN_FIELD:  # P(fire) = F(z), and the scale stretches F
-                scale_sum -= tl.where(by_spike == 0.0, 0.0, by_spike * (z_t - LOC)) / scale  # infinite thresholds
+                scale_sum -= tl.where(by_spike == 0.0, 0.0, by_spike * (z_t - loc)) / scale  # infinite thresholds
             if MEMBRANE_NOISE:  # u holds -(loc + scale * standard draw)
-                eps_membrane, _ = _noise(tl.load(seeds + t), index, neurons, scale, LOC, LAW)
-                scale_sum -= grad_u * (eps_membrane - LOC) / scale
+                eps_membrane, _ = _noise(tl.load(seeds + t), index, neurons, scale, loc, LAW)
+                scale_sum -= grad_u * (eps_membrane - loc) / scale
         if grad_decay is not None:
             before = tl.zeros((BLOCK,), REAL)
             if t > 0:
                 u_before = tl.load(u + _at(t - 1, neurons, at), inside, 0.0)
                 if MEAN_FIELD:
-                    fired = _probability(u_before - threshold, scale, LOC, LAW)
+                    fired = _probability(u_before - threshold, scale, loc, LAW)
                 else:
                     fired = tl.load(spikes + _at(t - 1, neurons, at), inside, 0.0).to(REAL)
                 before += u_before - fired * _removed(u_before, value, RESET)
@@ -354,7 +360,7 @@ def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None
     neurons, by_channel = like[0].numel(), neuron.channel_bits() != 0
     for name, tensor in zip(VALUES, neuron.tensors()):
         arguments[f"{name}s"] = None if tensor is None else tensor.contiguous()
-        arguments[name.upper()] = 0.0 if tensor is not None else float(getattr(neuron, name))
+        arguments[f"{name}_number"] = 0.0 if tensor is not None else float(getattr(neuron, name))
         arguments[f"{name.upper()}_BY_CHANNEL"] = tensor is not None and tensor.dim() > 0
     with torch.cuda.device_of(like):  # Triton launches on the current device
         kernel[(triton.cdiv(neurons, BLOCK),)](
@@ -366,7 +372,7 @@ def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None
             channel_stride=like.stride(2) if by_channel else 1,
             **_loops(like.shape[1:], like.stride()[1:]),
             LAW=KNOWN_LAWS.index(type(neuron.law).__name__),
-            LOC=float(neuron.law.loc),
+            loc_number=float(neuron.law.loc),
             RESET=RESETS.index(neuron.reset),
             DECAY_INPUT=neuron.decay_input,
             MEMBRANE_NOISE=neuron.membrane_noise,

@@ -27,7 +27,7 @@ class Again(NamedTuple):
     """How to compute the output of a layer again, so that it need not be kept."""
 
     function: Callable[..., Tensor]
-    tensors: tuple[Tensor | None, ...]  # its arguments, which are kept instead
+    tensors: tuple[Tensor, Tensor, Tensor | None]  # its arguments, which are kept instead
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -40,6 +40,8 @@ class Before:
         plus: what is added, [T, B, ...], or None.
         timesteps: if given, x is normalised once, and shown for so many steps.
         again: how to compute x again.
+        plus_norm: batch normalisation of `plus`, which takes it as [T * B, ...], before it is added; or None.
+        plus_again: how to compute `plus` again.
     """
 
     x: Tensor
@@ -47,6 +49,8 @@ class Before:
     plus: Tensor | None = None
     timesteps: int | None = None
     again: Again | None = None
+    plus_norm: nn.Module | None = None
+    plus_again: Again | None = None
 
     def shown(self) -> Tensor:
         """x [T, B, ...]."""
@@ -54,12 +58,14 @@ class Before:
 
     def currents(self) -> Tensor:
         """The currents, by the layers themselves."""
-        x = self.x
+        x, plus = self.x, self.plus
         if self.norm is not None:
             x = self.norm(x) if self.timesteps else self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         if self.timesteps:
             x = x.expand((self.timesteps, *x.shape))
-        return x if self.plus is None else x + self.plus
+        if plus is not None and self.plus_norm is not None:
+            plus = self.plus_norm(plus.flatten(0, 1)).unflatten(0, plus.shape[:2])
+        return x if plus is None else x + plus
 
 
 def serves(before: Before) -> bool:
@@ -77,7 +83,7 @@ def serves(before: Before) -> bool:
         return False
     if plus is not None and (plus.shape, plus.dtype, plus.device) != (x.shape, x.dtype, x.device):
         return False
-    return _can_run(norm, x, timesteps)
+    return _can_run(norm, x, timesteps) and (before.plus_norm is None or _can_run(before.plus_norm, x, None))
 
 
 def _can_run(norm: Any, x: Tensor, timesteps: int | None) -> bool:
@@ -158,31 +164,47 @@ class _Settings:
     keep_state: bool
     timesteps: int | None
     keeps_u: bool
+    packs: bool
     statistics: _Statistics | None
-    again: Callable[..., Tensor] | None  # see `Again`
+    plus_statistics: _Statistics | None
+    again: tuple[Callable[..., Tensor] | None, ...]  # for x and plus; see `Again`
 
     def affine(self, plus: Tensor | None) -> Affine | None:
-        return None if self.statistics is None else Affine(*self.statistics.by_channel, plus)
+        if self.statistics is None:
+            return None
+        of_residual = None if self.plus_statistics is None else self.plus_statistics.by_channel
+        return Affine(*self.statistics.by_channel, plus, of_residual)
 
 
 def lif_sequence(before: Before, state: Tensor | None, neuron: Neuron, keep_state: bool) -> tuple[Tensor, Tensor]:
     """Spikes and the last potential, as of `fused.lif_sequence`, where `serves`."""
-    norm: Any = before.norm
-    x, timesteps, again = before.x, before.timesteps, before.again
-    statistics, weight, bias = None, None, None
-    if norm is not None:
-        with torch.no_grad():
-            statistics = _statistics(norm, common.dense(x.unsqueeze(0) if timesteps else x))
-        weight, bias = norm.weight, norm.bias
+    x, plus, timesteps = before.x, before.plus, before.timesteps
+    statistics, weight, bias = _normalisation(before.norm, x.unsqueeze(0) if timesteps else x)
+    plus_statistics, plus_weight, plus_bias = _normalisation(before.plus_norm, plus)
     seeds = None
     if neuron.membrane_noise or neuron.threshold_noise:
         seeds = noise.draw_seeds(timesteps or len(x), x.device)
-    tensors = (x, before.plus, weight, bias, state, *neuron.tensors())
-    is_kept = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    keeps_u = is_kept and (memory.setting() == "fast" or neuron.surrogate is not None)
-    settings = _Settings(neuron, keep_state, timesteps, keeps_u, statistics, again and again.function)
-    spikes, last = _NormLIF.apply(*tensors, neuron.surrogate_scale, seeds, settings, again.tensors if again else ())
+    tensors = (x, plus, weight, bias, plus_weight, plus_bias, state, *neuron.tensors())
+    saves = torch.is_grad_enabled()
+    is_kept = saves and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    keeps_u = is_kept and memory.setting() == "fast"
+    packs = saves and memory.packs() and not neuron.mean_field
+    functions: list[Callable[..., Tensor] | None] = []
+    instead: list[Tensor | None] = []
+    for again in (before.again, before.plus_again):
+        functions.append(None if again is None else again.function)
+        instead += [] if again is None else again.tensors
+    settings = _Settings(neuron, keep_state, timesteps, keeps_u, packs, statistics, plus_statistics, tuple(functions))
+    spikes, last = _NormLIF.apply(*tensors, neuron.surrogate_scale, seeds, settings, instead)
     return spikes, last
+
+
+def _normalisation(norm: Any, x: Tensor | None) -> tuple[_Statistics | None, Tensor | None, Tensor | None]:
+    """Statistics, weight and bias of a layer; None for no layer."""
+    if norm is None or x is None:
+        return None, None, None
+    with torch.no_grad():
+        return _statistics(norm, common.dense(x)), norm.weight, norm.bias
 
 
 def _steps(x: Tensor, timesteps: int | None) -> Tensor:
@@ -202,6 +224,8 @@ class _NormLIF(torch.autograd.Function):
         plus: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
+        plus_weight: Tensor | None,
+        plus_bias: Tensor | None,
         state: Tensor | None,
         threshold: Tensor | None,
         decay: Tensor | None,
@@ -210,14 +234,21 @@ class _NormLIF(torch.autograd.Function):
         surrogate_scale: Tensor | None,
         seeds: Tensor | None,
         settings: _Settings,
-        instead: tuple[Tensor | None, ...],
+        instead: list[Tensor | None],
     ) -> tuple[Tensor, Tensor]:
         neuron, affine = settings.neuron, settings.affine(plus)
         steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
-        spikes, last, u = kernel.forward(steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine)
+        bits = cpu.empty_bits(steps) if settings.packs else None
+        spikes, last, u = kernel.forward(
+            steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine, bits
+        )
+        if bits is not None:
+            memory.belong_to(spikes, bits)
         ctx.settings, ctx.seeds = settings, seeds
-        kept = (None if settings.again else x, plus, weight, bias, state)
-        values = (threshold, decay, scale if neuron.surrogate is None else surrogate_scale, reset_value)
+        kept = [x, plus, weight, bias, plus_weight, plus_bias, state]
+        for place, again in enumerate(settings.again):
+            kept[place] = None if again else kept[place]
+        values = (threshold, decay, scale, reset_value)
         results = (spikes, u) if settings.keeps_u else (None, None)
         mark = common.mode_mark(neuron, last) if any(ctx.needs_input_grad) else None
         ctx.save_for_backward(mark, *kept, *values, surrogate_scale, seeds, *results, *instead)
@@ -228,19 +259,23 @@ class _NormLIF(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
         settings: _Settings = ctx.settings
         _, *saved = common.saved_tensors(ctx)
-        inputs, values, (surrogate_scale, seeds, spikes, u, *instead) = saved[:5], saved[5:9], saved[9:]
+        inputs, values, (surrogate_scale, seeds, spikes, u, *instead) = saved[:7], saved[7:11], saved[11:]
         checkpointing.check_same_noise(ctx.seeds, seeds)
         grads = outer[0], outer[1] if settings.keep_state else None
         needs = ctx.needs_input_grad
-        neuron = settings.neuron.of_gradient() if settings.keeps_u else settings.neuron
-        if settings.again is not None:
-            if torch.is_grad_enabled():
-                raise RuntimeError('memory="smallest" has no graph of gradients (create_graph): use "fast" or "lean"')
-            inputs[0] = settings.again(*instead).requires_grad_(needs[0])
+        if instead and torch.is_grad_enabled():
+            raise RuntimeError('memory="smallest" has no graph of gradients (create_graph): use "fast" or "lean"')
+        for place, again in enumerate(settings.again):
+            if again is not None:
+                inputs[place] = again(*instead[:3]).requires_grad_(needs[place])
+                del instead[:3]
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or common.in_batches(grads):
             found = _by_composition(settings, inputs, values, surrogate_scale, seeds, grads)
         else:
-            found = _gradients(settings, inputs, neuron.with_tensors(values), seeds, (spikes, u), grads, needs)
+            neuron = settings.neuron.with_tensors(values)
+            if surrogate_scale is not None:
+                neuron = dataclasses.replace(neuron, surrogate_scale=surrogate_scale)
+            found = _gradients(settings, inputs, neuron, seeds, (spikes, u), grads, needs)
         return *(grad if needed else None for grad, needed in zip(found, needs)), None, None, None, None
 
 
@@ -259,25 +294,52 @@ def _gradients(
     grads: Pair,
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
-    """Gradients of x, plus, weight, bias, state and `VALUES`."""
-    x, plus, weight, bias, state = inputs
-    statistics, affine = settings.statistics, settings.affine(plus)
+    """Gradients of x, plus, the weights and biases, state and `VALUES`."""
+    x, plus, _, _, _, _, state = inputs
+    affine = settings.affine(plus)
     steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
+    if neuron.surrogate is not None:
+        if not settings.keeps_u:  # the kernel computes again by the law by which it differentiates
+            results = kernel.forward(steps, state, seeds, neuron, True, False, affine)[::2]
+        neuron = neuron.of_gradient()
+        kernel = _kernel(x, neuron)
     kept = Kept(steps, state, seeds, affine, *results)
-    found, sums = kernel.backward_again(grads, kept, neuron, needs[5 : 5 + len(VALUES)])
+    found, sums = kernel.backward_again(grads, kept, neuron, needs[7 : 7 + len(VALUES)])
     grad: Any = found[0]
-    grad_x, of_weight, of_bias = grad, None, None
-    if statistics is not None and affine is not None and sums is not None:
-        of_weight, of_bias, shift, slope = kernel.norm_gradients(sums, statistics.moments, statistics.count)
-        if statistics.group is not None:
-            sums = sums.sum(0, keepdim=True)
-            dist.all_reduce(sums, group=statistics.group)
-            _, _, shift, slope = kernel.norm_gradients(sums, statistics.moments, statistics.count)
-        if needs[0]:
-            grad_x = torch.empty_like(grad) if needs[1] else grad
-            by_channel = dict(factor=affine.factor, shift=shift, mean=affine.mean, slope=slope)
-            kernel.norm_backward(steps[: len(grad)], grad, grad_x, **by_channel)
-    return grad_x[0] if settings.timesteps else grad_x, grad, of_weight, of_bias, *found[1:]
+    of_x: tuple[Any, ...] = (grad, None, None)
+    of_plus = of_x
+    if sums is not None and settings.plus_statistics is not None:
+        residual = common.laid_out_as(grad, plus)
+        result = torch.empty_like(grad) if needs[1] else None
+        of_plus = _norm_gradients(kernel, settings.plus_statistics, sums, residual, grad, result, True)
+    if sums is not None and settings.statistics is not None:
+        is_last = not needs[1] or settings.plus_statistics is not None  # to need the gradient of the current
+        result = (grad if is_last else torch.empty_like(grad)) if needs[0] else None
+        of_x = _norm_gradients(kernel, settings.statistics, sums, steps[: len(grad)], grad, result, False)
+    grad_x = of_x[0][0] if settings.timesteps and of_x[0] is not None else of_x[0]
+    return grad_x, of_plus[0], *of_x[1:], *of_plus[1:], *found[1:]
+
+
+def _norm_gradients(
+    kernel: cpu.Kernel,
+    statistics: _Statistics,
+    sums: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    result: Tensor | None,
+    of_residual: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of what was normalised, filled into `result` if it is wanted, and of weight and bias."""
+    moments, count = statistics.moments, statistics.count
+    of_weight, of_bias, shift, slope = kernel.norm_gradients(sums, moments, count, of_residual)
+    if statistics.group is not None:
+        sums = sums.sum(0, keepdim=True)
+        dist.all_reduce(sums, group=statistics.group)
+        _, _, shift, slope = kernel.norm_gradients(sums, moments, count, of_residual)
+    if result is not None:
+        factor, _, mean = statistics.by_channel
+        kernel.norm_backward(x, grad, result, factor=factor, shift=shift, mean=mean, slope=slope)
+    return result, of_weight, of_bias
 
 
 def _by_composition(
@@ -293,15 +355,14 @@ def _by_composition(
     with torch.enable_grad():
         # Aliases, because one tensor may be given as two arguments, each with its own gradient.
         given: list[Any] = [None if tensor is None else tensor.view_as(tensor) for tensor in (*inputs, *values)]
-        x, plus, weight, bias, state = given[:5]
-        current = _normalised(settings, x.to(arithmetic_dtype(x.dtype)), weight, bias)
+        x, plus, weight, bias, plus_weight, plus_bias, state = given[:7]
+        current = _normalised(settings.statistics, x.to(arithmetic_dtype(x.dtype)), weight, bias, settings.timesteps)
         if settings.timesteps is not None:
             current = current.expand(settings.timesteps, *current.shape)
         if plus is not None:
-            current = current + plus
-        now = given[5:]
-        if settings.neuron.surrogate is not None:
-            now[VALUES.index("scale")] = None  # that of the surrogate
+            plus = plus.to(current.dtype)
+            current = current + _normalised(settings.plus_statistics, plus, plus_weight, plus_bias, None)
+        now = given[7:]
         neuron = settings.neuron.with_tensors(now)
         if neuron.mean_field:
             outputs = eager.plain_sequence(current, state, neuron, True, False)
@@ -316,13 +377,14 @@ def _by_composition(
     return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in given]
 
 
-def _normalised(settings: _Settings, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    statistics = settings.statistics
+def _normalised(
+    statistics: _Statistics | None, x: Tensor, weight: Tensor | None, bias: Tensor | None, timesteps: int | None
+) -> Tensor:
     if statistics is None:
         return x
     if statistics.group is not None:
         raise RuntimeError("SyncBatchNorm has no second derivative, and no gradients in batches, with fused neurons")
-    channel = 1 if settings.timesteps else 2
+    channel = 1 if timesteps else 2
     shape = (-1, *[1] * (x.dim() - channel - 1))
     if statistics.count == 0:
         mean, _, inverse = statistics.moments.to(x.dtype)

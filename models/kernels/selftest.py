@@ -155,8 +155,9 @@ def check_normed(kernel: Any, like: Tensor) -> None:
         require((mean, exact.mean((0, 1, 3))), (variance, exact.var((0, 1, 3), correction=0)))
         require((inverse, (variance + 1).rsqrt()), (rows[0], factor * inverse), (rows[1], shift - mean * rows[0]))
         require((rows[2], mean), (rows[3], 2 * variance))
-        affine = Affine(factor, shift, mean.to(dtype), x)
-        current = (exact * factor.unsqueeze(1) + shift.unsqueeze(1) + exact).to(like)
+        affine = Affine(factor, shift, mean.to(dtype), x, (shift, factor, shift))
+        of_residual = exact * shift.unsqueeze(1) + factor.unsqueeze(1)
+        current = (exact * factor.unsqueeze(1) + shift.unsqueeze(1) + of_residual).to(like)
         spikes, last, u = kernel.forward(x, None, None, neuron, True, True, affine)
         plain = kernel.forward(current, None, None, neuron, True, True)
         grads = torch.ones_like(spikes), last
@@ -171,6 +172,8 @@ def check_normed(kernel: Any, like: Tensor) -> None:
         whole, centred = right.double().mean((0, 1, 3)), along.mean((0, 1, 3))
         require((gradients[0] / 1600, centred * inverse), (gradients[1] / 1600, whole))
         require((gradients[2], whole), (gradients[3], centred * inverse.square()))
+        of_residual = (right.double() * (exact - shift.unsqueeze(1))).mean((0, 1, 3))
+        require((kernel.norm_gradients(sums, moments, 1600.0, True)[0] / 1600, of_residual * inverse))
         result = torch.empty_like(right)
         kernel.norm_backward(x, right, result, factor=factor, shift=shift, mean=mean.to(dtype), slope=factor)
         columns = [value.double().unsqueeze(1) for value in (factor, shift, mean)]
@@ -185,3 +188,9 @@ def check_bits(kernel: Any, like: Tensor) -> None:
     kernel.unpack(bits, again)
     if not (is_packed and torch.equal(again, spikes)) or kernel.pack(spikes + 0.5, bits):
         raise BuildError("the compiled packing of spikes is wrong")
+    quarters = torch.arange(2051.0).remainder(16).div(4).to(like)
+    bits = torch.empty(1026, dtype=torch.uint8)
+    is_packed = kernel.pack(quarters, bits, 4)
+    kernel.unpack(bits, again, 4)
+    if not (is_packed and torch.equal(again, quarters)) or kernel.pack(quarters + 0.125, bits, 4):
+        raise BuildError("the compiled packing of quarters is wrong")

@@ -1,10 +1,17 @@
 """Benchmarks as a user starts them: as a file from anywhere, or as a module; one JSON line per result."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from benchmarks.bench_memory import largest
+from benchmarks.common import live_memory
+from benchmarks.memopt import CANDIDATES
 
 
 def lines(repository, script, *flags, as_module=False, cwd=None, repeats=("--repeats", "1")):
@@ -40,8 +47,93 @@ def test_steps(repository):
     kept = [line["kept_ratio_to_relu"] for line in found]
     assert kept[0] == 1 and kept[2] < kept[1]
     for line in found:
-        assert line["train_s"]["median"] > 0 < line["infer_s"]["median"] and line["peak_memory_mib"] > 0
-    assert found[0]["train_ratio_to_relu"] == found[0]["infer_ratio_to_relu"] == found[0]["memory_ratio_to_relu"] == 1
+        assert line["train_s"]["median"] > 0 < line["infer_s"]["median"] and line["live_mib"] > line["kept_mib"]
+    assert found[0]["train_ratio_to_relu"] == found[0]["infer_ratio_to_relu"] == found[0]["live_ratio_to_relu"] == 1
+
+
+def test_memory_is_counted_exactly():
+    held = [torch.ones(2**20)]
+
+    def run():
+        held.clear()  # what existed before does not count
+        torch.ones(2**19).sum()
+        return torch.ones(2**18)
+
+    peak, kept = live_memory(run, "cpu")
+    assert peak == pytest.approx(2, abs=1e-5) and kept == 1  # 2 MiB, and the sum
+
+
+@pytest.mark.parametrize("start", [1, 7, 64])
+@pytest.mark.parametrize("limit", [0, 1, 2, 7, 63, 64, 1000])
+def test_the_largest_is_found(limit, start):
+    tried = []
+
+    def fits(number):
+        tried.append(number)
+        return number <= limit
+
+    assert largest(fits, start) == limit and len(set(tried)) == len(tried) <= 22
+
+
+@pytest.mark.slow
+def test_memory_against_time_steps_and_batch(repository):
+    flags = ["--networks", "cifarnet", "--candidates", "NILIF", "NILIF lean", "--width", "0.05"]
+    flags += ["--timesteps", "1", "2", "--minibatch", "1", "2"]
+    if has_peer := importlib.util.find_spec("spikingjelly") is not None:
+        flags += ["--peer", "memopt"]
+    found = lines(repository, "bench_memory", *flags, repeats=())
+    names = ["ReLU", "NILIF", "NILIF lean", *CANDIDATES * has_peer]
+    assert [line["neuron"] for line in found] == names * 4
+    kept = {(line["neuron"], line["T"], line["B"]): line["kept_mib"] for line in found}
+    live = {(line["neuron"], line["T"], line["B"]): line["live_mib"] for line in found}
+    for name in names:
+        assert kept[name, 1, 1] < kept[name, 2, 1] < kept[name, 2, 2] and live[name, 1, 1] < live[name, 2, 2]
+    assert kept["NILIF lean", 2, 2] < kept["ReLU", 2, 2] < kept["NILIF", 2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not limit the memory of a process")
+def test_the_largest_batch_under_a_limit(repository):
+    flags = ["--networks", "vgg", "--candidates", "NILIF", "--width", "0.1", "--timesteps", "2", "--limit_mib"]
+    relu, noisy = lines(repository, "bench_memory", *flags, "40", repeats=())
+    assert 0 < noisy["largest_batch"] < relu["largest_batch"]
+    assert noisy["ratio_to_relu"] == round(noisy["largest_batch"] / relu["largest_batch"], 3)
+    with pytest.raises(AssertionError, match="not even one sample of vgg fits"):
+        lines(repository, "bench_memory", *flags, "0.1", repeats=())
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_keeps_what_is_complete(repository, tmp_path):
+    sizes = dict(DEVICE="cpu", TESTS="tests/test_cuda.py", REPEATS="1", NEURONS="1024", NETWORKS="cifarnet")
+    sizes |= dict(WIDTH="0.05", MINIBATCH="1", MINIBATCHES="1", LIMIT_MIB="20", OMP_NUM_THREADS="1")
+    folder = tmp_path / "results"
+
+    def run(**changed):
+        command = ["bash", str(repository / "benchmarks" / "gpu.sh"), "results"]
+        environment = {**os.environ, **sizes, **changed}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    stopped = run(SECONDS_IN_ALL="0")
+    assert stopped.returncode == 1 and "neuron.jsonl (no time left)" in stopped.stderr
+    assert json.loads((folder / "machine.json").read_text())["torch"] == torch.__version__
+    (folder / "neuron.jsonl").write_text("from before")
+    failed = run(TESTS="tests/nosuch.py", NETWORKS=" ")
+    assert failed.returncode == 1 and "tests.txt (failed: see tests.txt.log)" in failed.stderr
+    assert "nosuch.py" in (folder / "tests.txt.log").read_text() + (folder / "tests.txt.partial").read_text()
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert (folder / "neuron.jsonl").read_text() == "from before"
+    assert "skipped" in (folder / "tests.txt").read_text() or torch.cuda.is_available()
+    for name in ("step-float32", "step-bf16", "memory", "batch"):
+        found = [json.loads(line) for line in (folder / f"{name}-cifarnet.jsonl").read_text().splitlines()]
+        assert {line["neuron"] for line in found} == {"ReLU", "NILIF", "NILIF lean", "LIF"}
+    assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_steps_by_cuda_graphs_are_refused_on_cpus(repository):
+    with pytest.raises(AssertionError, match="--cuda_graph needs --device cuda"):
+        lines(repository, "bench_step", "--cuda_graph")
 
 
 @pytest.mark.slow

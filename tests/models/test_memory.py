@@ -1,6 +1,7 @@
 """Spikes as bits: packing, and hooks on what autograd saves."""
 
 import copy
+import weakref
 from unittest import mock
 
 import pytest
@@ -11,7 +12,16 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from models import NoisyLIF, build_neuron, checkpoint, mean_field, noise_generator, packed_spikes
 from models.kernels import cpu
-from models.memory import Packer, packed_bits, unpack_into
+from models.layers import ConvNorm, fire
+from models.memory import (
+    SETTINGS,
+    Packer,
+    packed_bits,
+    packed_quarters,
+    unpack_into,
+    unpack_quarters_into,
+    used_as,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -44,6 +54,35 @@ def test_packing_is_exact(dtype, size, compiled, monkeypatch):
             changed = spikes.clone()
             changed[place] = other
             assert packed_bits(changed) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("size", [1, 7, 8, 1023, 1024, 1025, 4099])
+def test_multiples_of_a_quarter_take_four_bits(dtype, size):
+    numbers = (torch.randint(16, (size,), generator=seeded(size)) / 4).to(dtype)
+    bits = packed_quarters(numbers)
+    assert bits.dtype == torch.uint8 and bits.numel() == -(-size // 2)
+    again = torch.empty_like(numbers)
+    unpack_quarters_into(again, bits)
+    assert torch.equal(again, numbers)
+    for other in (0.125, 4.0, -0.25, -0.0, 1e30, float("nan"), float("inf")):
+        for place in (0, size // 2, size - 1):
+            changed = numbers.clone()
+            changed[place] = other
+            assert packed_quarters(changed) is None
+
+
+def test_averages_and_sums_of_spikes_are_kept_in_four_bits_and_other_numbers_whole():
+    packer = Packer()
+    spikes = spikes_of(6, 5, 9, 11)
+    pooled = F.avg_pool2d(spikes.to(memory_format=torch.channels_last), 2, ceil_mode=True)
+    for numbers in (pooled, spikes + spikes.flip(0)):
+        kept = packer.pack(numbers)
+        assert kept.bits.kept.numel() == -(-numbers.numel() // 2)
+        again = packer.unpack(kept)
+        assert torch.equal(again, numbers) and again.stride() == numbers.stride()
+    thirds = pooled / 3
+    assert packer.unpack(packer.pack(thirds)).data_ptr() == thirds.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -162,6 +201,96 @@ def test_memory_that_is_used_again_is_not_mistaken():
             del spikes
     for result, spikes in zip(results, values):
         assert torch.equal(torch.autograd.grad(result, a)[0], spikes)
+
+
+# ---- bits that the firing kernel writes
+
+
+def channels_of(is_channels_last):
+    """A multiple of 8 where the backward pass of PyTorch 2.14's convolutions overruns its memory for others."""
+    return 8 if is_channels_last else 5
+
+
+def made_layer(is_channels_last):
+    torch.manual_seed(0)
+    channels = channels_of(is_channels_last)
+    layer = ConvNorm(channels, channels, 3, 1, "bn")
+    layer.norm.bias.data.fill_(0.5)
+    return layer.to(memory_format=torch.channels_last) if is_channels_last else layer
+
+
+def images(timesteps, size, is_channels_last):
+    x = torch.rand(timesteps * 3, channels_of(is_channels_last), *size, generator=seeded(1))
+    x = x.contiguous(memory_format=torch.channels_last) if is_channels_last else x
+    return x.unflatten(0, (timesteps, 3))
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 7])
+@pytest.mark.parametrize("is_channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("size", [(16, 12), (24, 40)], ids=str)
+def test_the_kernel_writes_the_bits_of_its_spikes(timesteps, is_channels_last, dtype, size):
+    layer, x = made_layer(is_channels_last), images(timesteps, size, is_channels_last).to(dtype)
+    layer.conv.to(dtype)
+    if dtype == torch.float64:
+        layer.double()
+    packer = Packer()
+    with saved_tensors_hooks(packer.pack, packer.unpack), noise_generator(seeded(2)):
+        spikes = fire(NoisyLIF(), layer, x)
+    assert 0.02 < spikes.float().mean() < 0.98
+    expected = packed_bits(spikes.detach())
+    with mock.patch("models.memory.packed_bits", side_effect=AssertionError("packed again")):
+        for view in (spikes, spikes.detach(), spikes.flatten(0, 1), spikes.permute(0, 1, 3, 4, 2)):
+            assert torch.equal(packer.pack(view).bits.kept, expected)
+        with pytest.raises(AssertionError, match="packed again"):
+            packer.pack(spikes[:1] if timesteps > 1 else spikes[:, :1])  # which is not all of its memory
+
+
+@pytest.mark.parametrize(
+    "change", [lambda s: s.mul_(0), lambda s: s[0].zero_(), lambda s: s.flatten(0, 1).copy_(1 - s.flatten(0, 1))]
+)
+def test_spikes_that_are_changed_in_place_do_not_have_the_bits_that_the_kernel_wrote(change):
+    weight = torch.rand(8, 4, requires_grad=True)
+    with packed_spikes(), noise_generator(seeded(2)):
+        spikes = fire(NoisyLIF(), made_layer(False), images(2, (8, 4), False)).detach()
+        assert spikes.any()
+        before = spikes.clone()
+        change(spikes)
+        result = spikes * weight
+    assert not torch.equal(spikes, before)
+    (grad,) = torch.autograd.grad(result.sum(), weight)
+    assert torch.equal(grad, spikes.sum((0, 1, 2)))
+
+
+def test_the_bits_go_with_the_spikes():
+    with packed_spikes(), noise_generator(seeded(2)):
+        spikes = fire(NoisyLIF(), made_layer(False), images(2, (8, 4), False)).detach()
+        bits = weakref.ref(spikes.untyped_storage().spikes_as_bits.bits)
+    assert bits() is not None
+    del spikes
+    assert bits() is None
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 7])
+@pytest.mark.parametrize("is_channels_last", [False, True])
+@pytest.mark.parametrize("size", [(5, 7), (9, 11), (8, 8)], ids=str)
+def test_layers_have_the_same_results_in_all_settings(timesteps, is_channels_last, size):
+    """Of sizes that fill whole bytes and of others; pooled spikes, whose numbers are quarters, too."""
+    first, second = made_layer(is_channels_last), nn.Conv2d(channels_of(is_channels_last), 8, 3)
+    x = images(timesteps, size, is_channels_last)
+    found = []
+    for memory in SETTINGS:
+        layer = copy.deepcopy(first)
+        with used_as(memory), noise_generator(seeded(2)):
+            spikes = fire(NoisyLIF(), layer, x)
+            output = second(F.avg_pool2d(spikes.flatten(0, 1), 2, ceil_mode=True)), second(spikes.flatten(0, 1))
+        loss = output[0].square().sum() + output[1].square().sum()
+        grads = torch.autograd.grad(loss, [*layer.parameters(), *second.parameters()])
+        assert all(grad.any() for grad in grads)
+        found.append([spikes.detach(), *grads])
+    for one in found[1:]:
+        for ours, theirs in zip(one, found[0], strict=True):
+            assert torch.equal(ours, theirs)
 
 
 # ---- with others' hooks

@@ -35,7 +35,9 @@ from models.kernels.normed import Before
 from models.layers import ConvNorm, fire, over_time
 from models.memory import SETTINGS, used_as
 from models.noise import draw_seeds
+from models.resnet import ResidualBlock
 from tests.models.reference_noise import noise as reference_noise
+from tests.models.test_memory import channels_of, spikes_of
 
 LAWS = [Gaussian(0.3), Logistic(0.2, loc=0.1), Triangular(0.6), Uniform(0.5, loc=-0.1), Cauchy(0.2)]
 PLACEMENTS, RESETS = ["both", "escape", "membrane"], ["zero", "subtract", "none"]
@@ -76,12 +78,13 @@ class Run:
 
     def __init__(self, is_one, x, norm, plus=None, timesteps=None, state=None, seed=4, **settings):
         law = settings.pop("law", LAWS[0])
-        self.norm = copy.deepcopy(norm)
+        self.norm, plus_norm = copy.deepcopy(norm), copy.deepcopy(settings.pop("plus_norm", None))
         leaves = [None if tensor is None else tensor.clone().requires_grad_() for tensor in (x, plus, state)]
         learnt = {name: value for name, value in settings.items() if isinstance(value, torch.Tensor)}
         for name, value in learnt.items():
             learnt[name] = settings[name] = value.clone().requires_grad_()
-        before = Before(leaves[0], self.norm, leaves[1], timesteps)
+        before = Before(leaves[0], self.norm, leaves[1], timesteps, plus_norm=plus_norm)
+        self.buffers = [*self.norm.named_buffers(), *(plus_norm.named_buffers() if plus_norm else [])]
         x = before.shown() if is_one else before.currents()
         if is_one:
             assert normed.serves(before)
@@ -90,13 +93,15 @@ class Run:
             self.spikes, self.last = noisy_lif(x, law, state=leaves[2], backend="fused", **options)
         weights = torch.randn(self.spikes.shape, generator=seeded(5)).bfloat16().to(self.spikes.dtype)
         loss = (self.spikes * weights).double().sum() + (self.last.double() * 0.1).sum()
-        inputs = [t for t in (*leaves, *learnt.values(), *self.norm.parameters()) if t is not None]
+        weights = [*self.norm.parameters(), *(plus_norm.parameters() if plus_norm else [])]
+        inputs = [t for t in (*leaves, *learnt.values(), *weights) if t is not None]
         self.grads = torch.autograd.grad(loss, inputs, allow_unused=True)
 
 
 def are_close_calls(x, norm, timesteps, state, plus, law, where, **settings):
     """Whether the potentials are near their draws there."""
-    before = Before(x, copy.deepcopy(norm), plus, timesteps)
+    plus_norm = copy.deepcopy(settings.pop("plus_norm", None))
+    before = Before(x, copy.deepcopy(norm), plus, timesteps, plus_norm=plus_norm)
     with noise_generator(seeded(4)):
         _, _, u = noisy_lif(before.currents(), law, state=state, potentials=True, **settings)
     with noise_generator(seeded(4)):
@@ -113,8 +118,8 @@ def assert_one_is_as_its_parts(x, norm, plus=None, timesteps=None, state=None, *
         x, plus = x.float(), None if plus is None else plus.float()
     theirs = Run(False, x, norm, plus, timesteps, state, **settings)
     exact = dict(rtol=1e-5, atol=1e-5) if x.dtype == torch.float32 else dict(rtol=1e-9, atol=1e-9)
-    for name, buffer in ours.norm.named_buffers():
-        torch.testing.assert_close(buffer, theirs.norm.get_buffer(name), rtol=1e-5, atol=1e-6)
+    for (_, ours_now), (_, theirs_now) in zip(ours.buffers, theirs.buffers, strict=True):
+        torch.testing.assert_close(ours_now, theirs_now, rtol=1e-5, atol=1e-6)
     differ = ours.spikes.to(x.dtype) != theirs.spikes
     if settings.get("mode") == "mean_field":
         tolerance = exact if ours.spikes.dtype != torch.bfloat16 else dict(rtol=1e-2, atol=1e-2)
@@ -153,6 +158,20 @@ def test_one_operation_is_as_batch_norm_and_neuron(law, placement, reset, dtype,
     plus = (torch.rand(x.shape, generator=seeded(6)) < 0.3).to(dtype)
     norm = made_norm(x).train(training)
     assert_one_is_as_its_parts(x, norm, plus, law=law, placement=placement, reset=reset, threshold=0.9)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("timesteps", [1, 2, 7])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_added_may_be_normalised_too(layout, dtype, timesteps, training):
+    x = filled(layout, timesteps, dtype)
+    plus = x.flip(1) * 3 - 1
+    if layout == "channels last":  # and here the two lie differently in memory
+        plus = plus.contiguous()
+    norm = made_norm(x).train(training)
+    plus_norm = made_norm(x, eps=0.1, momentum=0.3).train(training)
+    assert_one_is_as_its_parts(x, norm, plus, plus_norm=plus_norm, threshold=0.9)
 
 
 @pytest.mark.parametrize("mode", ["noiseless", "mean_field"])
@@ -219,12 +238,17 @@ def test_gradient_is_that_of_finite_differences_in_the_mean_field(training, time
     x = x if timesteps is None else x[0]
     norm = made_norm(filled("channels last", 3, torch.float64), track_running_stats=not training).train(training)
     plus = None if timesteps else x.flip(0)
+    plus_norm = made_norm(filled("channels last", 3, torch.float64), track_running_stats=not training).train(training)
 
     def run(x, weight, bias):
         layer = copy.deepcopy(norm)
         del layer.weight, layer.bias
         layer.weight, layer.bias = weight, bias
-        before = Before(x, layer, plus, timesteps)
+        before = Before(x, layer, None if plus is None else plus * x, timesteps)
+        if plus is not None:
+            before.plus_norm = copy.deepcopy(plus_norm)
+            del before.plus_norm.weight, before.plus_norm.bias
+            before.plus_norm.weight, before.plus_norm.bias = bias, weight
         assert normed.serves(before)
         return noisy_lif(before.shown(), Gaussian(0.5), mode="mean_field", before=before, keep_state=True)[:2]
 
@@ -269,6 +293,7 @@ def test_parts_of_this_package_are_one():
     plus = torch.rand(2, 3, 6, 5, 5)
     assert is_one(*block(), plus=plus)
     assert is_one(*block(), x=torch.rand(3, 3, 5, 5), timesteps=4)
+    assert is_one(*block(), plus=torch.rand(2, 3, 4, 5, 5), plus_layer=ConvNorm(4, 6, 1, 1, "bn"))
 
 
 @pytest.mark.parametrize("place", ["neuron", "norm", "layer"])
@@ -434,6 +459,34 @@ def test_memory_settings_have_the_same_results(model, norm, timesteps, autocast)
         assert all(torch.equal(found[name], buffer) for name, buffer in buffers[0].items())
 
 
+@pytest.mark.parametrize("timesteps", [1, 2, 7])
+@pytest.mark.parametrize("is_channels_last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(7, 5), (8, 8)], ids=str)
+def test_residual_blocks_have_the_same_results_in_all_settings(timesteps, is_channels_last, stride, size):
+    torch.manual_seed(0)
+    channels = channels_of(is_channels_last)
+    blocks = nn.Sequential(*(ResidualBlock(NoisyLIF, channels, channels, one, "bn") for one in (stride, 1)))
+    for parameter in blocks.parameters():  # with norms that all differ
+        parameter.data.uniform_(0.1, 0.9) if parameter.dim() == 1 else None
+    x = (torch.rand(timesteps * 3, channels, *size, generator=seeded(1)) < 0.4).float()
+    if is_channels_last:
+        blocks, x = blocks.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    x, found = x.unflatten(0, (timesteps, 3)).requires_grad_(), []
+    for memory in SETTINGS:
+        net = copy.deepcopy(blocks)
+        with used_as(memory), noise_generator(seeded(2)):
+            spikes = net(x)
+        grads = torch.autograd.grad(
+            (spikes * torch.rand(spikes.shape, generator=seeded(3))).sum(), [x, *net.parameters()]
+        )
+        assert all(grad.any() for grad in grads)
+        found.append([spikes.detach(), *grads, *net.buffers()])
+    for one in found[1:]:
+        for ours, theirs in zip(one, found[0], strict=True):
+            assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("memory", SETTINGS)
 def test_a_network_is_as_its_watched_self(memory):
     """Hooks make it run layer by layer."""
@@ -494,6 +547,16 @@ def test_settings_keep_less():
     assert lean < 0.62 * relu and smallest < 0.25 * relu and lean < 0.5 * fast
     assert kept_by("vgg", "lean") < 0.6 * kept_by("vgg", "fast", "ReLU")
     assert kept_by("vgg", "smallest") < 0.4 * kept_by("vgg", "fast", "ReLU")
+
+
+@pytest.mark.parametrize(("memory", "floats"), [("lean", 4), ("smallest", 1)])
+def test_a_block_keeps_the_outputs_of_its_three_convolutions_at_most(memory, floats):
+    """Not that of a norm, which would be one more; here, it keeps its spikes besides, and some bits."""
+    block, x = ResidualBlock(NoisyLIF, 8, 16, 2, "bn"), spikes_of(6, 8, 8, 16, 16)
+    with used_as(memory):
+        block(x)  # compiles kernels
+        kept, spikes = kept_bytes(functools.partial(block, x))
+    assert kept < 4 * (floats + 0.5) * spikes.numel()
 
 
 @pytest.mark.parametrize("memory", SETTINGS)
@@ -597,6 +660,23 @@ def test_a_weight_changed_before_the_backward_pass_is_an_error():
         net.stages[1][0].conv1.conv.weight.mul_(2)
     with pytest.raises(RuntimeError, match="changed in place"):
         logits.sum().backward()
+
+
+@pytest.mark.parametrize("scale", [0.4, torch.linspace(0.3, 0.5, 6)], ids=["number", "channels"])
+def test_a_surrogate_keeps_no_more_than_other_neurons(scale):
+    layer, x, found = block()[0], torch.rand(7, 8, 3, 9, 9), []
+    for memory in SETTINGS:
+        neuron = NoisyLIF(Gaussian(scale), surrogate=Logistic(scale), threshold=0.9)
+        with used_as(memory), noise_generator(seeded(1)):
+            fire(neuron, layer, x)  # compiles kernels
+            kept, spikes = kept_bytes(functools.partial(fire, neuron, layer, x))
+        grads = torch.autograd.grad(spikes.square().sum(), list(layer.parameters()))
+        found.append((kept, spikes.detach(), *grads))
+    number = spikes.numel()
+    assert found[1][0] < found[0][0] - 3.8 * number  # a bit for each spike, no potentials
+    for one in found[1:]:
+        for ours, theirs in zip(one[1:], found[0][1:], strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_neurons_keep_currents_where_these_are_smaller():

@@ -17,8 +17,8 @@ from models.kernels import cuda
 
 POINTERS = dict(seeds="*i64")
 CONSTANTS = dict(
-    THRESHOLD=1.0, DECAY=0.5, SCALE=0.3, THRESHOLD_BY_CHANNEL=True, DECAY_BY_CHANNEL=False, SCALE_BY_CHANNEL=True,
-    LOC=0.0, DETACH_RESET=False, DECAY_INPUT=True, BLOCK=cuda.BLOCK,
+    THRESHOLD_BY_CHANNEL=True, DECAY_BY_CHANNEL=False, SCALE_BY_CHANNEL=True, RESET_VALUE_BY_CHANNEL=False,
+    DETACH_RESET=False, DECAY_INPUT=True, BLOCK=cuda.BLOCK,
 )
 
 
@@ -29,6 +29,8 @@ def build(kernel, capability, dtype, **constants):
     for name in names:
         if name.isupper():
             signature[name] = "constexpr"
+        elif name.endswith("_number"):
+            signature[name] = "fp64"
         elif name in ("timesteps", "neurons", "x_stride", "channels", "channel_stride") or name[-1].isdigit():
             signature[name] = "i32"
         elif name in ("x", "spikes", "grad_spikes", "grad_x"):
@@ -51,11 +53,62 @@ assert "cubin" in build(cuda._backward, 90, "fp64", **quiet).asm
 print("compiled")
 """
 
+# Triton asks its hook whether it need not compile: so nothing is compiled, and nothing launched.
+COUNT = """
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from models import Gaussian
+from models.kernels import cuda
+from models.kernels.common import Neuron, Saved
 
-@pytest.mark.slow
-def test_the_kernels_compile_for_ampere_and_hopper(repository, tmp_path, monkeypatch):
+
+class Driver:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = get_current_stream = staticmethod(lambda *device: 0)
+
+
+def compiled(key, **others):
+    variants.add(key)
+    return True
+
+
+driver.set_active(Driver())
+knobs.runtime.jit_cache_hook = compiled
+x, seeds = torch.zeros(2, 3, 64), torch.zeros(2, dtype=torch.int64)
+counts = []
+for numbers in ((0.3, 0.0, 0.5, 1.0, 0.0), (0.4, 0.1, 0.25, 0.5, 0.2), (1.0, 1.0, 0.0, 16.0, 1.0)), ((1.0,) * 5,):
+    variants = set()
+    for scale, loc, decay, threshold, value in numbers:
+        neuron = Neuron(Gaussian(scale, loc), scale, decay, threshold, membrane_noise=True, reset_value=value)
+        outputs = cuda.forward(x, None, seeds, neuron, True, True)
+        cuda.backward((x, None), Saved(x, None, seeds, outputs[0], outputs[2]), neuron, (False,) * 4)
+    counts.append(len(variants))
+print(*counts)
+"""
+
+
+@pytest.fixture
+def run_compiler(repository, tmp_path, monkeypatch):
+    """Runs code for which Triton compiles instead of interpreting, and returns what it prints."""
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=repository, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "compiled"
+
+    def run(code):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.strip()
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_ampere_and_hopper(run_compiler):
+    assert run_compiler(COMPILE) == "compiled"
+
+
+def test_other_numbers_need_no_other_code(run_compiler):
+    pytest.importorskip("triton.knobs")  # from Triton 3.3 on
+    assert run_compiler(COUNT) == "2 2"  # forward and backward

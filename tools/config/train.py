@@ -112,6 +112,7 @@ class TrainConfig(RunConfig):
     amp: str = _run("no", "automatic mixed precision", choices=AMP, network=True)
     channels_last: bool = _run(True, "channels-last memory format, the fastest for convolutions")
     compile: bool = _run(False, "torch.compile the network for training")
+    cuda_graph: bool = _run(False, "run each training step as one CUDA graph, faster where launches take the time")
     memory: str = _run(
         "fast",
         "how much is kept for the backward pass; the rest is computed again, with the same results",

@@ -1,6 +1,7 @@
 """Data, network and learner, built from a configuration."""
 
 import dataclasses
+import functools
 
 import torch
 from torch import nn
@@ -14,10 +15,11 @@ from tools.data.batches import Batches
 from tools.errors import UserError
 from tools.inference import ForwardPass
 from tools.networks import build_network, memory_format
+from tools.runtime.cuda_graph import GraphedStep
 from tools.runtime.processes import Processes
 from tools.runtime.seeds import derived_seed, seed_generators
 
-from .loop import Learner
+from .loop import Learner, gradients_and_update
 
 DEBUG_BATCHES = 5
 
@@ -32,7 +34,7 @@ class Data:
     val_samples: int  # of all processes
 
 
-def check_settings(config: TrainConfig, device: torch.device) -> None:
+def check_settings(config: TrainConfig, device: torch.device, processes: Processes = Processes()) -> None:
     """Raise UserError for settings that do not go together."""
     regularizer = regularizer_of(config)
     watches = regularizer is not None and type(regularizer).watching is not Regularizer.watching
@@ -44,6 +46,28 @@ def check_settings(config: TrainConfig, device: torch.device) -> None:
         raise UserError(f"--compile and --memory {config.memory} do not go together: compiled code keeps what it needs")
     if config.sync_bn and device.type != "cuda":
         raise UserError("--sync_bn needs CUDA devices: PyTorch's SyncBatchNorm has no other implementation")
+    if config.cuda_graph:
+        _check_graph(config, device, processes)
+
+
+def _check_graph(config: TrainConfig, device: torch.device, processes: Processes) -> None:
+    """Raise UserError for what cannot be part of a CUDA graph."""
+    if device.type != "cuda":
+        raise UserError(f"--cuda_graph needs a CUDA device, and this run is on {device}")
+    if processes.count > 1:
+        raise UserError("--cuda_graph is for one process: the exchange of gradients is not captured")
+    waits = "its steps wait for the device, which a graph cannot"
+    refused = {
+        "--amp fp16": (config.amp == "fp16", "its scaler skips steps; use --amp bf16"),
+        f"--on_nonfinite {config.on_nonfinite}": (config.on_nonfinite != "stop", waits),
+        f"--memory {config.memory}": (config.memory != "fast", waits),
+        "--debug": (config.debug, waits),
+        "--compile": (config.compile, "each is a way to have fewer launches"),
+        "--frames_by duration": (config.frames_by == "duration", "a graph is of one number of frames"),
+    }
+    for flag, (is_given, why) in refused.items():
+        if is_given:
+            raise UserError(f"--cuda_graph and {flag} do not go together: {why}")
 
 
 def regularizer_of(config: TrainConfig) -> Regularizer | None:
@@ -113,6 +137,8 @@ def build_learner(
         accumulate=config.accumulate,
         processes=processes,
     )
+    if config.cuda_graph:
+        learner.graph = GraphedStep(functools.partial(gradients_and_update, learner), optimizer, device)
     if not processes.is_first:
         seed_generators(derived_seed(config.seed, "process", processes.rank))
     return learner

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from tqdm import tqdm
 
 from crits import mean_over_time
 from models.parameters import OutOfRange
-from tools.data.batches import Batches
+from tools.data.batches import Batch, Batches
 from tools.inference import ForwardPass
+from tools.runtime.cuda_graph import GraphedStep
 from tools.runtime.processes import Processes
 
 from .divergence import Diverged, DivergenceWatch, Recovery
@@ -30,6 +32,7 @@ class Learner:
             `no_sync()`.
         regularizer: regularizer(net) -> scalar, inside regularizer.watching(net), a context around the forward pass.
         recovery: undoes steps that are not finite (each step then waits for the device); None: they are errors.
+        graph: `gradients_and_update` of this learner as a CUDA graph, for one process, without scaler and recovery.
     """
 
     net: nn.Module
@@ -44,6 +47,7 @@ class Learner:
     ema: AveragedModel | None = None
     accumulate: int = 1  # batches whose gradients are averaged in one step
     recovery: Recovery | None = None
+    graph: GraphedStep | None = None
     processes: Processes = Processes()
 
     def start(self, batches: Batches) -> Progress:
@@ -97,44 +101,57 @@ def train_one_epoch(
     return EpochResult(loss / processes.count, correct / seen, seen / progress.seconds, skipped)
 
 
-def _step(learner: Learner, batches: Iterator, watch: DivergenceWatch, progress: Progress) -> None:
+def _step(learner: Learner, batches: Iterator[Batch], watch: DivergenceWatch, progress: Progress) -> None:
     """One step of the optimiser with the mean gradient of the next batches; undone or skipped if not finite."""
-    net, scaler, optimizer = learner.net, learner.scaler, learner.optimizer
+    net, scaler, graph = learner.net, learner.scaler, learner.graph
     if learner.recovery is not None:
         learner.recovery.remember()
-    optimizer.zero_grad(set_to_none=True)
-    losses = []
-    correct, seen = 0, 0
-    for number in range(learner.accumulate):
-        images, target, *lengths = next(batches)
-        is_last = number == learner.accumulate - 1
-        waits = learner.processes.count > 1 and not is_last  # gradients are exchanged once for all batches of the step
-        with net.no_sync() if waits else contextlib.nullcontext():
-            try:
-                logits, loss = _loss(learner, images, target, *lengths)
-            except OutOfRange as error:  # of a learnt decay, threshold or scale
-                watch.check(net)  # an earlier value may be the better explanation
-                raise Diverged(f"{error} in epoch {watch.epoch}, step {progress.steps}") from error
-            scaler.scale(loss / learner.accumulate).backward()
-        losses.append(loss.detach())
-        classes = target if target.dim() == 1 else target.argmax(-1)  # of mixed images, the larger part
-        correct += (mean_over_time(logits.detach(), *lengths).argmax(-1) == classes).sum()
-        seen += len(target)
-    loss = torch.stack(losses).mean()
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(net.parameters(), learner.clip_grad or math.inf)
+    now = itertools.islice(batches, learner.accumulate)
+    try:
+        loss, norm, correct, seen = graph(list(now)) if graph is not None else _gradients(learner, now)
+    except OutOfRange as error:  # of a learnt decay, threshold or scale
+        watch.check(net)  # an earlier value may be the better explanation
+        raise Diverged(f"{error} in epoch {watch.epoch}, step {progress.steps}") from error
     if learner.recovery is not None and not watch.allows(loss, norm):
         scaler.update()
         learner.recovery.recover()
     else:
         watch.add(loss, norm)
-        scaler.step(optimizer)
-        scaler.update()
+        if graph is None:
+            scaler.step(learner.optimizer)
+            scaler.update()
         if learner.ema is not None:
             learner.ema.update_parameters(net)
         progress.correct += correct
         progress.seen += seen
     learner.scheduler.step()
+
+
+def gradients_and_update(learner: Learner, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """As `_gradients`, and the optimiser's step, whatever the gradient is: all that a CUDA graph runs."""
+    numbers = _gradients(learner, batches)
+    learner.optimizer.step()
+    return numbers
+
+
+def _gradients(learner: Learner, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The mean gradient of batches, clipped; loss, norm of the gradient, samples classified correctly, samples."""
+    net, scaler, optimizer = learner.net, learner.scaler, learner.optimizer
+    optimizer.zero_grad(set_to_none=True)
+    losses, correct, seen = [], torch.zeros((), dtype=torch.int64, device=learner.forward.device), 0
+    for number, (images, target, *lengths) in enumerate(batches):
+        is_last = number == learner.accumulate - 1
+        waits = learner.processes.count > 1 and not is_last  # gradients are exchanged once for all batches of the step
+        with net.no_sync() if waits else contextlib.nullcontext():
+            logits, loss = _loss(learner, images, target, *lengths)
+            scaler.scale(loss / learner.accumulate).backward()
+        losses.append(loss.detach())
+        classes = target if target.dim() == 1 else target.argmax(-1)  # of mixed images, the larger part
+        correct += (mean_over_time(logits.detach(), *lengths).argmax(-1) == classes).sum()
+        seen += len(target)
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(net.parameters(), learner.clip_grad or math.inf)
+    return torch.stack(losses).mean(), norm, correct, seen
 
 
 def _loss(learner, images, target, *lengths):

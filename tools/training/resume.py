@@ -20,6 +20,7 @@ RESUMABLE = {
     "epochs",
     "device",
     "threads",
+    "cuda_graph",
     "workers",
     "data_root",
     "download",

@@ -65,7 +65,7 @@ class Training:
                 dataset = dataset.found(config)
         self.dataset = dataset
         self.device = set_up_torch(config.device, config.threads)
-        check_settings(config, self.device)
+        check_settings(config, self.device, processes)
         if stored:
             self.folder = stored.path.parent
             is_new = False
