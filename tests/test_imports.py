@@ -44,6 +44,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "main": {"dataset_utils", "tools.cli", "tools.studies"},
     "testing": {"dataset_utils", "tools.cli"},
     "docs": set(),
+    "docs.tutorials": {*BASE, *LOOPS, "dataset_utils", "models", "tools.attacks", "tools.studies"},
     "benchmarks": {*BASE, *LOOPS, *NETWORKS, "dataset_utils"},
     "examples": set(),  # they import the package as it is installed
 }
@@ -79,6 +80,8 @@ def package_of(name):
     top = top.split("_")[0] if top.startswith(("main_", "testing_")) else top
     if top == "tools" and rest:
         return f"tools.{rest[0]}"
+    if name.startswith("docs.tutorials."):
+        return "docs.tutorials"
     return top if top in ALLOWED else None
 
 
