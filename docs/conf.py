@@ -29,7 +29,6 @@ html_show_copyright = False
 pygments_dark_style = "monokai"
 html_math_renderer = "mathml"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-suppress_warnings = ["toc.empty_glob"]  # there may be no tutorial
 exclude_patterns = ["src", "results", "conf.py", "quote.py", "__init__.py"]
 
 myst_enable_extensions = ["dollarmath", "html_image"]
