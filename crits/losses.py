@@ -116,7 +116,7 @@ class PerStepCrossEntropy(_SmoothedCriterion):
 
 
 class TET(nn.Module):
-    """Temporal efficient training: per-step cross-entropy, and a pull of the logits towards a mean.
+    """Temporal efficient training: per-step cross-entropy, and a pull of the logits towards a mean::
 
         L = (1 - l) mean_t CE(logits[t], target) + l mean (logits - mean)^2
 

@@ -36,7 +36,7 @@ class Regularizer:
 
 
 class Gramian(Regularizer):
-    """Soft orthogonality of the rows of every weight: R = sum_layers || W W^T - I ||_F,   W as [out, in * k * k].
+    """Soft orthogonality of the rows of every weight: `R = sum_layers || W W^T - I ||_F`, W as [out, in k k].
 
     Note:
         Xie, Xiong and Pu, "All you need is beyond a good init", CVPR 2017 (there squared).
@@ -51,7 +51,7 @@ class SRIP(Regularizer):
     """Spectral restricted isometry property, a deviation from isometries: R = sum_layers sigma(W^T W - I)^2.
 
     The spectral norm sigma is estimated by one power step from a random start: with A = W^T W - I and v random,
-    sigma ~ |A A v| / |A v|. Of W^T W and W W^T the smaller matrix is taken: it costs less, and the larger one is
+    `sigma ~ |A A v| / |A v|`. Of W^T W and W W^T the smaller matrix is taken: it costs less, and the larger one is
     singular, so that its deviation could never fall below 1.
 
     Note:

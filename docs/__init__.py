@@ -1,1 +1,1 @@
-"""The pages of the documentation, and `quote`, which fills results into them."""
+"""The pages of the documentation, `quote`, which makes those with numbers, and `conf`, of which Sphinx makes a site."""

@@ -1,55 +1,67 @@
-"""Write the numbers of results into the pages that quote them.
+"""Make the pages with numbers, docs/<page>.md, from docs/src/<page>.md and the results.
 
-    python docs/quote.py        # after copying new results to docs/results/
+    python docs/quote.py        # after changing a source, or copying new results to docs/results/
 
-A page marks a number by an invisible comment, as `0.09<!-- theory exactness/median_bias/loss=linear,steps=4/bias -->`:
-the name of a file in docs/results, a path in it, and a factor such as x100 if the page uses another unit. The number of
-digits stays the same. <study>.json has results of `--quick`, <study>_full.json those without it.
+A source is a Jinja2 template, in which each file of docs/results has its own name, such as
+`{{ theory.firing.laws.Gaussian.escape.p|f2 }}`. A row of a list is found by its values, as in
+`{{ rows(law="Gaussian", std=0.3).bias|f2 }}`. `|f2` is a number with two decimals, `|e0` one such as 6e-16, `|i2` a
+mean with its interval, 0.12 (0.10 to 0.14), and `|f1(x=100)` the number times 100. What is missing is an error.
+<study>.json has results of `--quick`, <study>_full.json those without it.
 """
 
 import json
-import re
+from functools import partial
 from pathlib import Path
 
-DOCS = Path(__file__).parent
-MARK = re.compile(r"([-\d.e+]+)<!-- (\w+) ([^>]+?)(?: x([\d.]+))? -->")
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+DOCS = Path(__file__).resolve().parent
+HEAD = "<!-- Made by `python docs/quote.py` from docs/src/{}: change that file, not this one. -->\n\n"
 
 
-def look_up(content, path: str):
-    """The value at a path in the content of a JSON file; KeyError for an absent key, or unless one row matches.
+class Rows(list):
+    """A list of a JSON file, which may be called with values: the row that has them, or the `Rows` if several do."""
 
-    A path is keys joined by "/"; the key of a list is an index, or `name=value,name=value` for the row with these.
-    """
-    for key in path.split("/"):
-        if isinstance(content, list) and "=" in key:
-            wanted = dict(pair.split("=", 1) for pair in re.split(r",(?! )", key))  # values contain ", "
-            rows = [row for row in content if all(str(row[name]) == value for name, value in wanted.items())]
-            if len(rows) != 1:
-                raise KeyError(f"{len(rows)} rows match {key} of {path}")
-            content = rows[0]
-        else:
-            content = content[int(key) if isinstance(content, list) else key]
-    return content
+    def __call__(self, **values):
+        rows = Rows(row for row in self if all(row[name] == value for name, value in values.items()))
+        if not rows:
+            raise LookupError(f"no row has {values}")
+        return rows if len(rows) > 1 else rows[0]
 
 
-def quoted(text: str, results: dict[str, dict]) -> str:
-    """A page with each marked number replaced by that in the results, {file: experiments}."""
-
-    def number(match):
-        shown, file, path, factor = match.groups()
-        digits = len(shown.partition("e")[0].partition(".")[2])
-        value = look_up(results[file], path) * float(factor or 1)
-        return f"{value:.{digits}{'e' if 'e' in shown else 'f'}}" + match[0][len(shown) :]
-
-    return MARK.sub(number, text)
+def _with_rows(content):
+    if isinstance(content, dict):
+        return {key: _with_rows(value) for key, value in content.items()}
+    return Rows(map(_with_rows, content)) if isinstance(content, list) else content
 
 
-def results_of(folder: Path) -> dict[str, dict]:
-    """{name: experiments} of the JSON files of a folder."""
-    return {path.stem: json.loads(path.read_text())["experiments"] for path in folder.glob("*.json")}
+def _number(value, form: str, x: float = 1) -> str:
+    return f"{value * x:{form}}"
+
+
+def _interval(value, form: str, x: float = 1) -> str:
+    mean, low, high = (_number(value[name], form, x) for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
+def rendered(sources: Path, results: Path) -> dict[str, str]:
+    """{file name: text} of the pages that are made from the sources in a folder."""
+    environment = Environment(
+        loader=FileSystemLoader(sources),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for digits in range(6):
+        environment.filters[f"f{digits}"] = partial(_number, form=f".{digits}f")
+        environment.filters[f"e{digits}"] = partial(_number, form=f".{digits}e")
+        environment.filters[f"i{digits}"] = partial(_interval, form=f".{digits}f")
+    numbers = {path.stem: _with_rows(json.loads(path.read_text())["experiments"]) for path in results.glob("*.json")}
+    names = environment.list_templates(extensions=["md"])
+    return {name: HEAD.format(name) + environment.get_template(name).render(numbers) for name in names}
 
 
 if __name__ == "__main__":
-    results = results_of(DOCS / "results")
-    for page in DOCS.glob("*.md"):
-        page.write_text(quoted(page.read_text(), results))
+    for name, text in rendered(DOCS / "src", DOCS / "results").items():
+        (DOCS / name).write_text(text)

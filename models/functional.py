@@ -1,13 +1,13 @@
 """Spiking neurons as functions: the dynamics, the argument checks, and the choice of kernel.
 
-For t = 1..T and each neuron on its own, with `u` the membrane potential:
+For t = 1..T and each neuron on its own, with `u` the membrane potential::
 
     u <- decay * u + x[t] - eps1               eps1 ~ law   membrane ("diffusive") noise
     spike[t] = [u - threshold > eps2]          eps2 ~ law   threshold ("escape") noise
     u <- u * (1 - spike[t])                    reset="zero" ("hard"); "subtract" ("soft"): u - threshold * spike[t];
                                                "none": u
 
-A reset to `v_reset`, or by `reset_by`, and a rest potential `v_leak`, to which u leaks, generalise this:
+A reset to `v_reset`, or by `reset_by`, and a rest potential `v_leak`, to which u leaks, generalise this::
 
     u <- v_leak + decay * (u - v_leak) + x[t] - eps1
     u <- u + (v_reset - u) * spike[t]          or u - reset_by * spike[t]

@@ -217,7 +217,7 @@ class NoiseLaw(metaclass=_Immutable):
 
 
 class Gaussian(NoiseLaw):
-    """Normal noise of standard deviation `scale`: F(x) = Phi(z), z = (x - loc) / scale; as a surrogate: "erf"."""
+    """Normal noise of standard deviation `scale`: `F(x) = Phi(z)`, z = (x - loc) / scale; as a surrogate: "erf"."""
 
     neuron_name = "NILIF"
     unit_std = 1.0
@@ -243,7 +243,7 @@ class Gaussian(NoiseLaw):
 
 
 class Logistic(NoiseLaw):
-    """Logistic noise: F(x) = 1 / (1 + exp(-z)), z = (x - loc) / scale; as a surrogate: "sigmoid" of slope 1 / scale."""
+    """Logistic noise: `F(x) = 1 / (1 + exp(-z))`, z = (x - loc) / scale; as a surrogate: "sigmoid", slope 1 / scale."""
 
     neuron_name = "NILIF_sigmoid"
     unit_std = math.pi / math.sqrt(3)
@@ -260,7 +260,7 @@ class Logistic(NoiseLaw):
 
 
 class Triangular(NoiseLaw):
-    """Triangular noise: F'(x) = (1 - |z|) / scale for |z| < 1, z = (x - loc) / scale; as a surrogate: "triangular"."""
+    """Triangular noise: `F'(x) = max(0, 1 - |z|) / scale`, z = (x - loc) / scale; as a surrogate: "triangular"."""
 
     neuron_name = "NILIF_triang"
     unit_std = 1 / math.sqrt(6)
@@ -278,7 +278,7 @@ class Triangular(NoiseLaw):
 
 
 class Uniform(NoiseLaw):
-    """Uniform noise: F'(x) = 1 / (2 scale) for |z| <= 1, z = (x - loc) / scale; as a surrogate: "rectangular"."""
+    """Uniform noise: `F'(x) = [|z| <= 1] / (2 scale)`, z = (x - loc) / scale; as a surrogate: "rectangular"."""
 
     neuron_name = "NILIF_uniform"
     unit_std = 1 / math.sqrt(3)
@@ -296,7 +296,7 @@ class Uniform(NoiseLaw):
 
 
 class Cauchy(NoiseLaw):
-    """Cauchy noise, without mean or variance: F(x) = 1/2 + arctan(z) / pi, z = (x - loc) / scale; "arctangent"."""
+    """Cauchy noise, without mean or variance: `F(x) = 1/2 + arctan(z) / pi`, z = (x - loc) / scale; "arctangent"."""
 
     neuron_name = "NILIF_atan"
     unit_std = math.inf

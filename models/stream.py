@@ -35,7 +35,7 @@ class Stream:
     as `models.calibration.MaxOfSums` does. Each neuron must be called once at each step, as `neuron(x)`.
 
     Args:
-        net: a network that is not compiled, whose neurons are `SpikingNeuron`s.
+        net: a network that is not compiled, whose neurons are instances of `SpikingNeuron`.
         time_first: if false, the layers of the network take one step [B, ...] instead of a sequence [1, B, ...].
 
     Note:

@@ -3,30 +3,35 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 
-from docs.quote import look_up, quoted, results_of
+from docs.quote import rendered
 from tools.attacks.campaign import PRESETS
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = sorted(page.name for page in DOCS.glob("*.md") if "<!-- " in page.read_text())
+
+def test_pages_are_made_from_their_sources(repository):
+    docs = repository / "docs"
+    for name, text in rendered(docs / "src", docs / "results").items():
+        assert (docs / name).read_text() == text, f"docs/{name} is out of date: python docs/quote.py"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_numbers_of_a_page_are_those_of_its_results(repository, page):
-    text, results = (repository / "docs" / page).read_text(), results_of(repository / "docs" / "results")
-    assert quoted(text, results) == text
-    wrong, spoilt = re.subn(r"\d(?=<!-- )", lambda digit: str((int(digit[0]) + 5) % 10), text)
-    assert spoilt > 0 and spoilt == text.count("<!--")
-    assert quoted(wrong, results) == text  # so each mark is understood
+def page(tmp_path, source, experiments):
+    """What a source with the results `study` becomes, below its head."""
+    for name, text in {"page.md": source, "study.json": json.dumps({"experiments": experiments})}.items():
+        (tmp_path / name).write_text(text)
+    [(name, text)] = rendered(tmp_path, tmp_path).items()
+    head, _, body = text.partition("\n\n")
+    assert name == "page.md" and head.startswith("<!--") and head.endswith("-->") and "docs/src/page.md" in head
+    return body
 
 
 def test_results_are_of_the_commands_that_the_pages_give(repository):
     pages = "".join(page.read_text() for page in (repository / "docs").glob("*.md"))
     paths = list((repository / "docs" / "results").glob("*.json"))
-    assert {f"{path.stem.removesuffix('_full')}.md" for path in paths} == set(PAGES)
+    sources = {path.name for path in (repository / "docs" / "src").iterdir()}
+    assert {f"{path.stem.removesuffix('_full')}.md" for path in paths} == sources
     for path in paths:
         content = json.loads(path.read_text())
         study = content["study"]
@@ -35,25 +40,33 @@ def test_results_are_of_the_commands_that_the_pages_give(repository):
 
 
 @pytest.mark.parametrize(
-    ("shown", "value", "quotes"),
+    ("value", "expression", "shown"),
     [
-        ("0.12", 0.1249, "0.12"),
-        ("0.12", 0.1251, "0.13"),
-        ("-3", -3.6, "-4"),
-        ("5e-16", 6.2e-16, "6e-16"),
+        (0.1249, "study.x|f2", "0.12"),
+        (0.1251, "study.x|f2", "0.13"),
+        (-3.6, "study.x|f0", "-4"),
+        (6.2e-16, "study.x|e0", "6e-16"),
+        (0.074, "study.x|f0(x=100)", "7"),
+        ({"mean": 0.2, "low": -0.14, "high": 1}, "study.x|i1", "0.2 (-0.1 to 1.0)"),
+        ({"mean": 0.2, "low": -0.14, "high": 1}, "study.x|i0(x=100)", "20 (-14 to 100)"),
     ],
 )
-def test_numbers_are_quoted_with_the_digits_that_they_have(shown, value, quotes):
-    assert quoted(f"a {shown}<!-- s x -->", {"s": {"x": value}}) == f"a {quotes}<!-- s x -->"
+def test_numbers_have_the_digits_and_the_unit_that_a_source_gives(tmp_path, value, expression, shown):
+    assert page(tmp_path, f"a {{{{ {expression} }}}}\n", {"x": value}) == f"a {shown}\n"
 
 
-def test_rows_are_found_by_their_values():
-    rows = {"rows": [{"law": "Gaussian", "std": 0.1, "bias": 1}, {"law": "Gaussian", "std": 0.3, "bias": 2}]}
-    assert look_up(rows, "rows/law=Gaussian,std=0.3/bias") == 2
-    assert quoted("20<!-- s rows/std=0.1/bias x100 -->", {"s": rows}) == "100<!-- s rows/std=0.1/bias x100 -->"
-    for ambiguous in ("rows/law=Gaussian/bias", "rows/std=0.2/bias", "nothing"):
-        with pytest.raises(KeyError):
-            look_up(rows, ambiguous)
+def test_rows_are_found_by_their_values(tmp_path):
+    rows = [{"law": "Gaussian", "std": 0.1, "bias": 1}, {"law": "Gaussian", "std": 0.3, "bias": 2}]
+
+    def shown(expression):
+        return page(tmp_path, f"{{{{ {expression} }}}}", {"rows": rows})
+
+    assert shown('study.rows(law="Gaussian", std=0.3).bias') == "2"
+    assert shown('study.rows(law="Gaussian")(std=0.3).bias') == "2"
+    assert shown('study.rows(law="Gaussian")|sum(attribute="bias")') == "3"
+    for wrong in ("study.rows(std=0.2).bias", 'study.rows(law="Gaussian").bias', "study.nothing", "studies.rows"):
+        with pytest.raises((LookupError, UndefinedError)):
+            shown(wrong)
 
 
 def test_the_presets_of_attacks_are_those_of_the_page(repository):

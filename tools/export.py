@@ -1,4 +1,4 @@
-"""Export a trained network for other runtimes: python tools/export.py SNAPSHOT OUT.onnx|OUT.pt2|OUT.nir.
+"""Export a trained network for other runtimes: `python tools/export.py SNAPSHOT OUT.onnx|OUT.pt2|OUT.nir`.
 
 The ending of OUT chooses the format: ONNX, a program of torch.export, or the Neuromorphic Intermediate Representation.
 The network takes raw pixels in [0, 1], images [B, C, H, W] or frames [T, B, C, H, W], and gives logits [T, B, K]; B is

@@ -1,4 +1,4 @@
-"""Run one training command with all combinations of some of its settings, by Ray Tune.
+"""Run one training command with all combinations of some of its settings, by Ray Tune::
 
     python -m tools.sweep results/sweeps/sigma --vary sigma=0.1,0.3,0.5 --vary seed=0,1,2 -- main_mnist5k.py --epochs 10
 

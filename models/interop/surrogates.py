@@ -18,7 +18,7 @@ class NotMapped(ArgumentError):
 
 
 class DoubleExponential(NoiseLaw):
-    """Laplace's law: F'(x) = exp(-|z|) / (2 scale), z = (x - loc) / scale."""
+    """Laplace's law: `F'(x) = exp(-|z|) / (2 scale)`, z = (x - loc) / scale."""
 
     unit_std = math.sqrt(2)
 
@@ -35,7 +35,7 @@ class DoubleExponential(NoiseLaw):
 
 
 class FastSigmoid(NoiseLaw):
-    """F'(x) = 1 / (2 scale (1 + |z|)^2), z = (x - loc) / scale: without mean or variance.
+    """The law `F'(x) = 1 / (2 scale (1 + |z|)^2)`, z = (x - loc) / scale: without mean or variance.
 
     Note:
         Zenke and Ganguli, "SuperSpike", Neural Computation 30, 2018, section 3.3.2.

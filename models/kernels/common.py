@@ -304,7 +304,7 @@ def refuse_graph_of_batches(grads: Pair) -> None:
 
 
 class Once(torch.autograd.Function):
-    """function(*tensors), itself a derivative: differentiating it again is an error, not a silent zero.
+    """`function(*tensors)`, itself a derivative: differentiating it again is an error, not a silent zero.
 
     A tensor that the derivative depends on must be among them, and require a gradient.
     """

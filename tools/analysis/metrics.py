@@ -77,7 +77,7 @@ def brier_score(log_probabilities: Tensor, target: Tensor) -> float:
 
 
 def calibration_error(log_probabilities: Tensor, target: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error: mean over samples of |accuracy - mean confidence| of the sample's bin.
+    """Expected calibration error: mean over samples of `|accuracy - mean confidence|` of the sample's bin.
 
     Bins are in the order of confidence; their numbers of samples differ by at most one. Few samples bias the error
     upwards: compare only values from equally many. Shape: [N, K], [N] -> float in [0, 1].

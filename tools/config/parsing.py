@@ -1,7 +1,7 @@
 """Configurations from flags and recipes.
 
-Precedence, lowest first: the field's default, the script's defaults for its data set, the recipe (`--config
-configs/x.yaml`), the command line. All go through the same checks of type, choice and range.
+Precedence, lowest first: the field's default, the script's defaults for its data set, the recipe
+(`--config configs/x.yaml`), the command line. All go through the same checks of type, choice and range.
 """
 
 import argparse

@@ -53,7 +53,7 @@ class LayerCost:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of one sample in a network; "relu_...": in the same network with ReLU.
+    """The cost of one sample in a network; `relu_...`: in the same network with ReLU.
 
     There, every connection costs one multiply-accumulate; on identity paths, one accumulate.
 

@@ -1,6 +1,6 @@
 """Networks in the Neuromorphic Intermediate Representation, NIR (Pedersen et al., Nature Communications 15, 2024).
 
-NIR describes neurons by differential equations; a time step `dt` makes them the equations of this package:
+NIR describes neurons by differential equations; a time step `dt` makes them the equations of this package::
 
     tau dv/dt = v_leak - v + r I    becomes    v <- v_leak + (1 - dt/tau) (v - v_leak) + r dt/tau I
 

@@ -50,9 +50,12 @@ def victor_purpura_distance(first: ArrayLike, second: ArrayLike, cost_per_bin: f
     """Least cost of turning one spike train into the other, for all pairs of trials.
 
     Adding or deleting a spike costs 1, shifting it `cost_per_bin` for each bin. With cost 0 only the numbers of
-    spikes matter; from 2 on, spikes match only in the same bin. Shape: counts [R, T, N], [S, T, N] -> [R, S, N].
-    Note: Victor and Purpura, "Nature and precision of temporal coding in visual cortex", Journal of Neurophysiology 76,
-    1996. The dynamic programme goes through the spikes of the first trains, for all pairs at once; insertions along
+    spikes matter; from 2 on, spikes match only in the same bin.
+
+    Shape: counts [R, T, N], [S, T, N] -> [R, S, N].
+
+    Note: Victor and Purpura, "Nature and precision of temporal coding in visual cortex", Journal of Neurophysiology 76
+    (1996). The dynamic programme goes through the spikes of the first trains, for all pairs at once; insertions along
     the second train are a running minimum.
 
     Raises:

@@ -107,7 +107,8 @@ def render(masks: torch.Tensor, paths: torch.Tensor, contrasts: torch.Tensor) ->
         L = \ln I, \quad I = 1 + m (e^c - 1)
 
     with the digit's mask m, bilinear between its pixels, and intensities relative to the ground. A digit of contrast
-    c > 0 is brighter than the ground, one of c < 0 darker; both change L by |c|.
+    c > 0 is brighter than the ground, one of c < 0 darker; both change L by `|c|`.
+
     Shape: masks [S, 28, 28] in [0, 1], paths [S, K, 4] of `trajectories`, contrasts [S] -> [S, K, HEIGHT, WIDTH].
     """
     x, y, angle, size = paths.flatten(0, 1)[:, :, None, None].unbind(1)  # each [S * K, 1, 1]

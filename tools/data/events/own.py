@@ -1,4 +1,4 @@
-"""Recordings of one's own: a folder {train,test}/<class>/* of files of any format that can be read here."""
+"""Recordings of one's own: a folder `{train,test}/<class>/*` of files of any format that can be read here."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ def own_tree(classes: Sequence[str], sensor: tuple[int, int]) -> Tree:
 
 
 def list_own(folder: Path, split: str = "") -> Parts:
-    """List {train,test}/<class>/*: files that can be read, by their names or else by their first bytes.
+    """List `{train,test}/<class>/*`: files that can be read, by their names or else by their first bytes.
 
     Classes are numbered in alphabetical order. One warning says what is skipped; files and folders whose name begins
     with a dot are. UserError if the parts have different classes, or one has none; FileNotFoundError without parts.

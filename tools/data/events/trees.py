@@ -148,7 +148,7 @@ def _also_inside(*names: str) -> Callable[[ListRecordings], ListRecordings]:
 
 @_also_inside(*NMNIST)
 def list_nmnist(folder: Path, split: str = "") -> Parts:
-    """List N-MNIST (Orchard et al. 2015): {Train,Test}/<digit>/*.bin, or SpikingJelly's events_np/ of .npz."""
+    """List N-MNIST (Orchard et al. 2015): `{Train,Test}/<digit>/*.bin`, or SpikingJelly's `events_np/` of .npz."""
     layouts = [Layout(("train",), ("test",), (suffix,), _number_of_folder) for suffix in (".bin", ".npz")]
     return _matching(folder, layouts, 10, "{Train,Test}/<digit>/*.bin of N-MNIST")
 
@@ -185,7 +185,7 @@ def list_dvsgesture(folder: Path, split: str = "") -> Parts:
     """List DVS-Gesture (Amir et al., CVPR 2017), whose training and test users are disjoint.
 
     Either the official folder, where trials_to_train.txt and trials_to_test.txt list `.aedat` files, each with a
-    `_labels.csv`; or what SpikingJelly (events_np/{train,test}/<label>/*.npz) or tonic
+    `_labels.csv`; or what SpikingJelly (`events_np/{train,test}/<label>/*.npz`) or tonic
     (ibmGesture{Train,Test}/<user>/<label>.npy) have extracted from it.
     """
     train_list, test_list = folder / "trials_to_train.txt", folder / "trials_to_test.txt"
@@ -223,7 +223,7 @@ def _official_gestures(trials: Path) -> list[Recording]:
 
 @_also_inside(*DVSCIFAR10)
 def list_dvscifar10(folder: Path, split: str = "9:1") -> Parts:
-    """List DVS-CIFAR10 (Li et al. 2017): <class>/*, as .aedat, .aedat4, .npz, .npy or .mat files.
+    """List DVS-CIFAR10 (Li et al. 2017): `<class>/*`, as .aedat, .aedat4, .npz, .npy or .mat files.
 
     The data set has no official split. Here each class has its first 90 % of numbers (70 % with split "7:3"), from 0 to
     the highest, in the training part: 0 to 899 of the complete data set, whatever files are missing.
@@ -247,7 +247,7 @@ def list_ncaltech101(folder: Path, split: str = "9:1") -> Parts:
 
 @_also_inside(*NCARS)
 def list_ncars(folder: Path, split: str = "") -> Parts:
-    """List N-CARS (Sironi et al., CVPR 2018): n-cars_{train,test}/{cars,background}/*.dat, with its official split.
+    """List N-CARS (Sironi et al., CVPR 2018): `n-cars_{train,test}/{cars,background}/*.dat`, with its official split.
 
     Prophesee's archives have these in a folder train or test once more; tonic calls the parts ncars-{train,test}.
     """
@@ -293,7 +293,7 @@ def _numbered(
     what: str,
     turned: Mapping[str, str],
 ) -> Parts:
-    """List <class>/*<number>.<suffix>: the first numbers of each class, from `lowest` on, are for training."""
+    """List `<class>/*<number>.<suffix>`: the first numbers of each class, from `lowest` on, are for training."""
     parts = Parts([], [])
     for label, name in enumerate(classes):
         found = _of_one_kind(folder_in(folder, name) or folder / name, suffixes, what)

@@ -1,13 +1,11 @@
 r"""Estimators of the gradient of a noisy network's expected loss.
 
-| estimator | what it is | draws |
-|---|---|---|
-| NDL | noise-driven learning: backpropagation with d spike / d u = F'(u - theta) at the drawn spikes | 1 |
-| NDL, reset detached | the same, without the gradient through the reset | 1 |
-| REINFORCE | L(s) grad log p(s): the score function | 1 |
-| REINFORCE, baseline | (L(s) - mean L of the other draws) grad log p(s) | 2 or more |
-| surrogate | backpropagation through the deterministic network, the density as surrogate gradient | 0 |
-| mean field | exact gradient of the network whose spikes are replaced by their probabilities | 0 |
+- NDL: noise-driven learning, backpropagation with d spike / d u = F'(u - theta) at the drawn spikes;
+- NDL, reset detached: the same, without the gradient through the reset;
+- REINFORCE: L(s) grad log p(s), the score function;
+- REINFORCE, baseline: (L(s) - mean L of the other draws) grad log p(s), which takes two or more draws;
+- surrogate: backpropagation through the deterministic network, the density as surrogate gradient; no draws;
+- mean field: exact gradient of the network whose spikes are replaced by their probabilities; no draws.
 """
 
 import dataclasses
