@@ -2,7 +2,7 @@
 # Build the documentation, without network access. Needs requirements-docs.txt and requirements.txt.
 #
 #   bash docs/build.sh             makes build/site/index.html, whose links to code lead to the files of this checkout
-#   bash docs/build.sh FOLDER -D nb_execution_mode=off       other settings of Sphinx: tutorials are not run
+#   bash docs/build.sh FOLDER ...  with other settings of Sphinx
 #   NSNN_REPOSITORY=https://... bash docs/build.sh FOLDER      for a server: links to code lead to files under an address
 set -euo pipefail
 unset CDPATH

@@ -14,7 +14,7 @@ from models.vgg import SpikingVGG
 def training(memory):
     """A function that trains a tiny network for one step: convolutions, batch norm, neurons, a linear layer."""
     torch.manual_seed(0)
-    net = SpikingVGG(build_neuron("NILIF"), (1, 4, 4), 3, plan=(8, 8))
+    net = SpikingVGG(build_neuron("NILIF"), (1, 4, 4), 3, plan=(8,))
     net.memory = "fast" if memory == "packed_spikes" else memory
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     x, target = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
