@@ -69,7 +69,7 @@ def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
     spikes do, takes four bits for each number. Other tensors are kept as usual. It holds for the forward pass, in this
     thread; `backward` may be called outside. Hooks of `torch.autograd.graph.saved_tensors_hooks` around the block get
     the bits; inside it, they come first. It does nothing in compiled or traced code, under `torch.func`, and inside
-    activation checkpointing.
+    activation checkpointing. Spikes must not be changed in ways that PyTorch does not count, such as through `.data`.
 
     Args:
         net: what `as` gives, as `noiseless` does; it may be left out.
