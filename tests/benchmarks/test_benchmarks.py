@@ -106,6 +106,8 @@ def test_the_largest_batch_under_a_limit(repository):
 def test_the_script_for_a_gpu_keeps_what_is_complete(repository, tmp_path):
     sizes = dict(DEVICE="cpu", TESTS="tests/test_cuda.py", REPEATS="1", NEURONS="1024", NETWORKS="cifarnet")
     sizes |= dict(WIDTH="0.05", MINIBATCH="1", MINIBATCHES="1", LIMIT_MIB="20", OMP_NUM_THREADS="1")
+    # No machine is to be too slow for the test.
+    sizes |= dict(CANDIDATES="NILIF", SLOWER="100", SECONDS_IN_ALL="10000")
     folder = tmp_path / "results"
 
     def run(**changed):
@@ -126,7 +128,7 @@ def test_the_script_for_a_gpu_keeps_what_is_complete(repository, tmp_path):
     assert "skipped" in (folder / "tests.txt").read_text() or torch.cuda.is_available()
     for name in ("step-float32", "step-bf16", "memory", "batch"):
         found = [json.loads(line) for line in (folder / f"{name}-cifarnet.jsonl").read_text().splitlines()]
-        assert {line["neuron"] for line in found} == {"ReLU", "NILIF", "NILIF lean", "LIF"}
+        assert {line["neuron"] for line in found} == {"ReLU", "NILIF"}
     assert not list(folder.glob("*.partial"))
 
 
