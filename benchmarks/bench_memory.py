@@ -121,12 +121,17 @@ def fits_on_cuda(network, candidate, args, batch):
     return True
 
 
-def main():
+def flags():
+    """The parser of this script."""
     parser = step_parser(__doc__)
     parser.add_argument("--timesteps", type=int, nargs="+", default=[0], help="0: those of `NETWORKS`")
     parser.add_argument("--minibatch", type=int, nargs="+", default=[0], help="0: that of `NETWORKS`")
     parser.add_argument("--limit_mib", type=float, help="find the largest batch")
-    args = parsed(parser)
+    return parser
+
+
+def main():
+    args = parsed(flags())
     measure, batches = (memory, args.minibatch) if args.limit_mib is None else (largest_batches, [0])
     for network, timesteps, batch in itertools.product(args.networks, args.timesteps, batches):
         point = with_settings(args, timesteps=timesteps, minibatch=batch)

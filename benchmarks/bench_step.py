@@ -159,12 +159,17 @@ def parsed(parser):
     return args
 
 
-def main():
+def flags():
+    """The parser of this script."""
     parser = step_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--timesteps", type=int, default=0, help="0: those of `NETWORKS`")
     parser.add_argument("--minibatch", type=int, default=0, help="0: that of `NETWORKS`")
-    args = parsed(parser)
+    return parser
+
+
+def main():
+    args = parsed(flags())
     for network in args.networks:
         for result in measured(network, args):
             settings = dict(plain=args.plain, amp=args.amp, cuda_graph=args.cuda_graph, repeats=args.repeats)
