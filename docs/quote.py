@@ -1,6 +1,6 @@
 """Make the pages with numbers, docs/<page>.md, from docs/src/<page>.md and the results.
 
-    python docs/quote.py        # after changing a source, or copying new results to docs/results/
+    python docs/quote.py        # after changing a source, or copying new results to docs/results/ or pretrained/
 
 A source is a Jinja2 template, in which each file of docs/results has its own name, such as
 `{{ theory.firing.laws.Gaussian.escape.p|f2 }}`. A row of a list is found by its values, as in
@@ -44,8 +44,13 @@ def _interval(value, form: str, x: float = 1) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def rendered(sources: Path, results: Path) -> dict[str, str]:
-    """{file name: text} of the pages that are made from the sources in a folder."""
+def rendered(sources: Path, results: Path, cards: Path) -> dict[str, str]:
+    """{file name: text} of the pages that are made from the sources in a folder.
+
+    Args:
+        results: the folder of the studies' results.
+        cards: that of the cards of pretrained networks, which sources have as the list `cards`.
+    """
     environment = Environment(
         loader=FileSystemLoader(sources),
         undefined=StrictUndefined,
@@ -57,11 +62,12 @@ def rendered(sources: Path, results: Path) -> dict[str, str]:
         environment.filters[f"f{digits}"] = partial(_number, form=f".{digits}f")
         environment.filters[f"e{digits}"] = partial(_number, form=f".{digits}e")
         environment.filters[f"i{digits}"] = partial(_interval, form=f".{digits}f")
-    numbers = {path.stem: _with_rows(json.loads(path.read_text())["experiments"]) for path in results.glob("*.json")}
+    numbers: dict = {"cards": [_with_rows(json.loads(path.read_text())) for path in sorted(cards.glob("*.json"))]}
+    numbers |= {path.stem: _with_rows(json.loads(path.read_text())["experiments"]) for path in results.glob("*.json")}
     names = environment.list_templates(extensions=["md"])
     return {name: HEAD.format(name) + environment.get_template(name).render(numbers) for name in names}
 
 
 if __name__ == "__main__":
-    for name, text in rendered(DOCS / "src", DOCS / "results").items():
+    for name, text in rendered(DOCS / "src", DOCS / "results", DOCS.parent / "pretrained").items():
         (DOCS / name).write_text(text)
