@@ -1,9 +1,8 @@
 """Write the card of a pretrained network: `python tools/card.py NAME RESULTS.json --data D --licence L --recipe R`.
 
-RESULTS.json is what the testing script wrote, for pretrained:NAME alone, or compared in several modes:
+RESULTS.json, of which there may be several, is what the testing script wrote for pretrained:NAME alone, in any modes:
 `python testing_<dataset>.py --compare noisy=pretrained:NAME noiseless=pretrained:NAME@noiseless
-mean_field=pretrained:NAME@mean_field --uncertainty --efficiency --attack_preset quick --perturbation all`.
-The card is pretrained/NAME.json; `python docs/quote.py` makes the tables of all cards.
+mean_field=pretrained:NAME@mean_field --uncertainty --efficiency --attack_preset quick --perturbation all`. The card is pretrained/NAME.json; `python docs/quote.py` makes the tables of all cards.
 """
 
 import argparse
@@ -27,26 +26,31 @@ logger = logging.getLogger(__name__)
 CLEAN = "clean"
 
 
-def card(name: str, results: dict[str, Any], **texts: str) -> dict[str, Any]:
+def card(name: str, results: list[dict[str, Any]], **texts: str) -> dict[str, Any]:
     """What there is to know of a network, in plain data; `texts` are its data, licence and recipe.
+
+    Args:
+        results: contents of results.json; of what several have in the same mode, the last one counts.
 
     Raises:
         UserError: if the results are not those of the network alone.
     """
     path = pretrained_path(name)
-    snapshots = [one for kind in results["kinds"].values() for one in kind]
+    snapshots = [one for document in results for kind in document["kinds"].values() for one in kind]
     if wrong := {one["identity"]["snapshot"] for one in snapshots if Path(one["identity"]["snapshot"]) != path}:
         raise UserError(f"the results are of {', '.join(sorted(wrong))}, not of {path} alone")
-    net, first = load_pretrained(path), snapshots[0]
-    by_mode = {one["identity"]["inference"]: one for one in snapshots}
+    by_mode: dict[str, dict[str, Any]] = {}
+    for one in snapshots:
+        by_mode.setdefault(one["identity"]["inference"], {}).update(one)
+    net, first = load_pretrained(path), by_mode["noisy"]
     tested = first["identity"]["test_images"]
     return dict(
         name=name,
         **texts,
         dataset=first["identity"]["dataset"],
         training_seed=first["identity"]["training_seed"],
-        machine=results["machine"],
-        command=results["command"],
+        machine=results[-1]["machine"],
+        commands=[document["command"] for document in results],
         network=net.about,
         weights=sum(value.numel() for value in net.parameters()),
         megabytes=round(path.stat().st_size / 1e6, 2),
@@ -94,7 +98,7 @@ def _calibration(curve: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="NAME", help="of pretrained/NAME.pth")
-    parser.add_argument("results", type=Path, metavar="RESULTS.json", help="of the testing script")
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS.json", help="of the testing script")
     parser.add_argument("--data", required=True, help="what it was trained and tested on, in words")
     parser.add_argument("--licence", required=True, help="of these data")
     parser.add_argument("--recipe", required=True, help="the command that trained it")
@@ -103,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     texts = dict(data=options.data, licence=options.licence, recipe=options.recipe)
     out = FOLDER / f"{options.name}.json"
     try:
-        content = card(options.name, json.loads(options.results.read_text()), **texts)
+        content = card(options.name, [json.loads(path.read_text()) for path in options.results], **texts)
         write_text_atomically(out, json.dumps(content, indent=1) + "\n")
     except (ArgumentError, OSError, UserError) as error:
         logger.error("error: %s", error)
