@@ -2,7 +2,8 @@
 
 RESULTS.json, of which there may be several, is what the testing script wrote for pretrained:NAME alone, in any modes:
 `python testing_<dataset>.py --compare noisy=pretrained:NAME noiseless=pretrained:NAME@noiseless
-mean_field=pretrained:NAME@mean_field --uncertainty --efficiency --attack_preset quick --perturbation all`. The card is pretrained/NAME.json; `python docs/quote.py` makes the tables of all cards.
+mean_field=pretrained:NAME@mean_field --uncertainty --efficiency --attack_preset quick --perturbation all`.
+The card is pretrained/NAME.json; `python docs/quote.py` makes the tables of all cards.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def card(name: str, results: list[dict[str, Any]], **texts: str) -> dict[str, An
         dataset=first["identity"]["dataset"],
         training_seed=first["identity"]["training_seed"],
         machine=results[-1]["machine"],
-        commands=[document["command"] for document in results],
+        commands=[_without_out(document["command"]) for document in results],
         network=net.about,
         weights=sum(value.numel() for value in net.parameters()),
         megabytes=round(path.stat().st_size / 1e6, 2),
@@ -62,6 +63,14 @@ def card(name: str, results: list[dict[str, Any]], **texts: str) -> dict[str, An
         energy_nj=first.get("efficiency", {}).get("energy_nj"),
         relu_energy_nj=first.get("efficiency", {}).get("relu_energy_nj"),
     )
+
+
+def _without_out(command: list[str]) -> str:
+    """A command as it is typed, without the folder of its results, which is a matter of the machine."""
+    if "--out" in command:
+        at = command.index("--out")
+        command = command[:at] + command[at + 2 :]
+    return " ".join(["python", *command])
 
 
 def _accuracy(point: dict[str, Any], tested: int) -> dict[str, float]:

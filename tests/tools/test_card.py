@@ -27,6 +27,7 @@ def test_a_card_has_the_results_of_its_network_alone(tmp_path, monkeypatch, repo
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     (one,) = results["kinds"]["quiet"]
     mean = one["perturbations"]["clean"]["points"][0]["accuracy_mean"]
+    assert str(tmp_path) not in json.dumps(content["commands"])
     assert content["accuracy"]["noiseless"]["mean"] == mean and content["training_seed"] == 3
     assert content["accuracy"]["noiseless"]["low"] < mean < content["accuracy"]["noiseless"]["high"]
     assert list(content["perturbations"]["noisy"]["sp"]) == ["0.1", "0.2"]
