@@ -1,11 +1,11 @@
-"""Draw the pictures of the README and the first one of each study's page, from docs/results and small simulations.
+"""Draw the pictures of the pages, from docs/results and small simulations.
 
     python docs/pictures.py                  # all
     python docs/pictures.py noise studies    # some
 
-They are transparent, with writing of a grey that stands out from white and from black, in colours that the
-colour-blind can tell apart (those of Okabe and Ito, the blue a little lighter). The other pictures of a study are those
-that its script wrote, copied from its results folder. report.png is the top of a report of `bash run_training.sh`:
+Those of the README are transparent, with writing of a grey that stands out from white and from black, in colours that
+the colour-blind can tell apart (those of Okabe and Ito, the blue a little lighter). Those of the studies are drawn from
+their results, or copied from the folder of a run. report.png is the top of a report of `bash run_training.sh`:
 
     chromium --headless --hide-scrollbars --window-size=1180,978 --screenshot=report.png REPORT.html
 """
@@ -15,6 +15,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
+FOLDER = DOCS / "pictures"
 sys.path.insert(0, str(DOCS.parent))
 
 from dataset_utils import DATASETS  # noqa: E402
@@ -31,6 +33,10 @@ from models import Gaussian, NoisyLIF, noise_generator  # noqa: E402
 from tools.data.events import motions  # noqa: E402
 from tools.data.events.frames import Framing, count_frames  # noqa: E402
 from tools.plots import subplots  # noqa: E402
+from tools.studies.coding import pictures as of_coding  # noqa: E402
+from tools.studies.coding.experiments import DECODING  # noqa: E402
+from tools.studies.regularisation import pictures as of_regularisation  # noqa: E402
+from tools.studies.theory import pictures as of_theory  # noqa: E402
 
 BLUE, ORANGE, GREEN, PINK, INK = "#1A85C8", "#D55E00", "#009E73", "#CC79A7", "#767676"
 DARK, LIGHT = "#22272e", "#c9d1d9"  # ground and writing of the animation, which cannot be transparent
@@ -49,9 +55,10 @@ def results(name: str) -> dict:
 
 
 def save(name: str, figure: Figure) -> None:
-    figure.savefig(DOCS / "pictures" / f"{name}.png", dpi=150, transparent=True)
+    figure.savefig(FOLDER / f"{name}.png", dpi=150, transparent=True)
 
 
+@matplotlib.rc_context(STYLE)
 def noise() -> None:
     """A noisy neuron below its threshold, its firing probability, and accuracies under attack."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -99,6 +106,7 @@ def _attack(axes: Axes) -> None:
     axes.legend()
 
 
+@matplotlib.rc_context(STYLE)
 def studies() -> None:
     """What the three studies found, together and each alone."""
     panels = {"theory": _theory, "regularisation": _regularisation, "coding": _coding}
@@ -163,6 +171,43 @@ def _plain_ticks(axes: Axes, ticks: list[float]) -> None:
     axes.minorticks_off()
 
 
+def redrawn() -> None:
+    """The pictures of studies that need no more than their results; `firing` and `learnt_scales` need a run."""
+    theory, coding = results("theory"), results("coding")
+    gaussian = theory["gradients"]["medians_over_networks"]["Gaussian"]
+    bias = [SimpleNamespace(**row) for row in theory["exactness"]["median_bias"]]
+    scales = {row["std"]: _intervals(row) for row in coding["scale"]["rows"]}
+    lif = {name: _intervals(fit) for name, fit in coding["fits"]["results"]["LIF cells"].items()}
+    rows, rows_full = (_groups(results(name)) for name in ("regularisation", "regularisation_full"))
+    sizes = sorted({row.images for row in rows})
+    figures = {
+        "theory_limit": of_theory.limit(theory["limit"]["std"], theory["limit"]["differing"]),
+        "theory_exactness": of_theory.exactness(bias, theory["gradients"]["width"]),
+        "theory_gradients_gaussian": of_theory.gradients(theory["gradients"]["std"], gaussian, "Gaussian"),
+        "coding_truth": of_coding.truth([SimpleNamespace(**row) for row in coding["truth"]["rows"]]),
+        "coding_noise_scale": of_coding.scale(scales, DECODING),
+        "coding_fits_lif": of_coding.fits(lif, "LIF cells"),
+        "regularisation_generalisation": of_regularisation.generalisation(rows, sizes),
+        "regularisation_few_images": of_regularisation.few_images(rows, std=0.3),
+        "regularisation_few_images_full": of_regularisation.few_images(rows_full, std=0.3),
+    }
+    for name, figure in figures.items():
+        figure.savefig(FOLDER / f"{name}.png", dpi=110)
+
+
+def _intervals(row: dict) -> dict:
+    """{quantity: interval} of a row; null, where there is none, is NaN."""
+    intervals = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            intervals[name] = SimpleNamespace(**{key: np.nan if one is None else one for key, one in value.items()})
+    return intervals
+
+
+def _groups(content: dict) -> list[SimpleNamespace]:
+    return [SimpleNamespace(**row, intervals=_intervals(row)) for row in content["generalisation"]["rows"]]
+
+
 def animation() -> None:
     """A turning digit before an event camera, and the spikes of a layer of noisy neurons, untrained, that sees it."""
     random = np.random.RandomState(4)
@@ -206,15 +251,14 @@ def animation() -> None:
             buffer = io.BytesIO()
             figure.savefig(buffer, dpi=100, facecolor=DARK)
             pictures.append(Image.open(buffer).convert("RGB").quantize(32, dither=Image.Dither.NONE))
-    path = DOCS / "pictures" / "motions.gif"
+    path = FOLDER / "motions.gif"
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100, loop=0, optimize=True)
 
 
-PICTURES = {"noise": noise, "studies": studies, "animation": animation}
+PICTURES = {"noise": noise, "studies": studies, "redrawn": redrawn, "animation": animation}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[[], *PICTURES], help="default: all")
-    with matplotlib.rc_context(STYLE):
-        for name in parser.parse_args().names or PICTURES:
-            PICTURES[name]()
+    for name in parser.parse_args().names or PICTURES:
+        PICTURES[name]()

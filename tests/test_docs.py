@@ -4,9 +4,11 @@ import dataclasses
 import json
 import re
 
+import matplotlib
 import pytest
 from jinja2 import UndefinedError
 
+from docs import pictures
 from docs.quote import rendered
 from tools.attacks.campaign import PRESETS
 
@@ -91,3 +93,24 @@ def test_rows_of_tables_fit_a_line(repository):
     sources = {*(repository / "docs" / "src").iterdir()}  # longer than what is made of them
     rows = [row for page in pages - sources for row in page.read_text().splitlines() if row.startswith("|")]
     assert len(rows) > 200 and not [row for row in rows if len(row) > 160]
+
+
+def test_each_picture_is_shown_and_small(repository):
+    pages = [*(repository / "docs").glob("*.md"), repository / "README.md"]
+    shown = {name for page in pages for name in re.findall(r'pictures/([\w.]+)"', page.read_text())}
+    files = {path.name: path.stat().st_size for path in (repository / "docs" / "pictures").iterdir()}
+    assert shown == set(files)
+    assert files["report.png"] < 150_000 and max(files.values()) < 1_000_000
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn_from_the_results(repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path)
+    before = dict(matplotlib.rcParams)
+    for draw in pictures.PICTURES.values():
+        draw()
+    assert matplotlib.rcParams == before
+    drawn = {path.name for path in tmp_path.iterdir()}
+    of_runs = {"motions.png", "report.png", "theory_firing.png"}
+    of_runs |= {"regularisation_learnt_scales.png", "regularisation_learnt_scales_full.png"}
+    assert drawn == {path.name for path in (repository / "docs" / "pictures").iterdir()} - of_runs
