@@ -5,7 +5,8 @@
 
 Those of the README are transparent, with writing of a grey that stands out from white and from black, in colours that
 the colour-blind can tell apart (those of Okabe and Ito, the blue a little lighter). Those of the studies are drawn from
-their results, or copied from the folder of a run. report.png is the top of a report of `bash run_training.sh`:
+their results, or copied from the folder of a run (theory_firing, regularisation_learnt_scales). report.png is the top
+of a report of `bash run_training.sh`:
 
     chromium --headless --hide-scrollbars --window-size=1180,978 --screenshot=report.png REPORT.html
 """
@@ -259,6 +260,7 @@ PICTURES = {"noise": noise, "studies": studies, "redrawn": redrawn, "animation":
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *PICTURES], help="default: all")
+    names = f"{', '.join(PICTURES)}; default: all"
+    parser.add_argument("names", nargs="*", choices=[[], *PICTURES], metavar="NAME", help=names)
     for name in parser.parse_args().names or PICTURES:
         PICTURES[name]()
