@@ -34,7 +34,7 @@ demonstrate() { # DATASET "EVALUATION_FLAG ..." HIGHEST STEP TRAINING_FLAGS ...:
 }
 
 case "$recipe" in
-digits) demonstrate mnist5k "--attack_preset glance --perturbation add_gaussian sp" 0.3 0.1 "$@" ;;
+digits) demonstrate mnist5k "--attack_preset glance --perturbation add_gaussian sp" 0.3 0.15 "$@" ;;
 events) demonstrate motions "--perturbation eventdrop polarity_flip" 0.6 0.3 "$@" ;;
 *)
     [ -f "$recipe" ] || fail "no recipe $recipe; there are: digits events" configs/*.yaml

@@ -29,7 +29,7 @@ html_show_copyright = False
 pygments_dark_style = "monokai"
 html_math_renderer = "mathml"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["src", "results", "conf.py", "quote.py", "__init__.py"]
+exclude_patterns = ["src", "results", "conf.py", "quote.py", "pictures.py", "__init__.py"]
 
 myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3

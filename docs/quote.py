@@ -16,6 +16,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 DOCS = Path(__file__).resolve().parent
+BEGIN, END = "<!-- pretrained: made by `python docs/quote.py` from the cards -->", "<!-- end -->"  # in the README
 HEAD = "<!-- Made by `python docs/quote.py` from docs/src/{}: change that file, not this one. -->\n\n"
 
 
@@ -49,7 +50,7 @@ def rendered(sources: Path, results: Path, cards: Path) -> dict[str, str]:
 
     Args:
         results: the folder of the studies' results.
-        cards: that of the cards of pretrained networks, which sources have as the list `cards`.
+        cards: that of the cards of pretrained networks, which sources have as `cards`, by name.
     """
     environment = Environment(
         loader=FileSystemLoader(sources),
@@ -62,12 +63,28 @@ def rendered(sources: Path, results: Path, cards: Path) -> dict[str, str]:
         environment.filters[f"f{digits}"] = partial(_number, form=f".{digits}f")
         environment.filters[f"e{digits}"] = partial(_number, form=f".{digits}e")
         environment.filters[f"i{digits}"] = partial(_interval, form=f".{digits}f")
-    numbers: dict = {"cards": [_with_rows(json.loads(path.read_text())) for path in sorted(cards.glob("*.json"))]}
+    numbers = {"cards": {path.stem: json.loads(path.read_text()) for path in sorted(cards.glob("*.json"))}}
     numbers |= {path.stem: _with_rows(json.loads(path.read_text())["experiments"]) for path in results.glob("*.json")}
     names = environment.list_templates(extensions=["md"])
     return {name: HEAD.format(name) + environment.get_template(name).render(numbers) for name in names}
 
 
+def with_cards(readme: str, cards: Path) -> str:
+    """The text of the README with the table of the pretrained networks."""
+    rows = ["| network | data | test accuracy, % [95 %] | radius of attacks that leaves 50 % |", "|---|---|---|---|"]
+    for path in sorted(cards.glob("*.json")):
+        card = json.loads(path.read_text())
+        mean, low, high = (f"{100 * card['accuracy']['noisy'][name]:.1f}" for name in ("mean", "low", "high"))
+        radii = card["attacks"].get("noisy", {}).get("half_radii", {})
+        shown = ", ".join(f"{norm.capitalize()} {eps:.2f}" for norm, eps in radii.items() if eps) or "-"
+        rows.append(f"| `{card['name']}` | {card['dataset']} | {mean} [{low}, {high}] | {shown} |")
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return "".join([before, begin, "\n", *(f"{row}\n" for row in rows), end, after])
+
+
 if __name__ == "__main__":
-    for name, text in rendered(DOCS / "src", DOCS / "results", DOCS.parent / "pretrained").items():
+    readme, cards = DOCS.parent / "README.md", DOCS.parent / "pretrained"
+    readme.write_text(with_cards(readme.read_text(), cards))
+    for name, text in rendered(DOCS / "src", DOCS / "results", cards).items():
         (DOCS / name).write_text(text)

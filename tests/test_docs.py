@@ -4,10 +4,12 @@ import dataclasses
 import json
 import re
 
+import matplotlib
 import pytest
 from jinja2 import UndefinedError
 
-from docs.quote import rendered
+from docs import pictures
+from docs.quote import rendered, with_cards
 from tools.attacks.campaign import PRESETS
 
 
@@ -15,6 +17,12 @@ def test_pages_are_made_from_their_sources(repository):
     docs = repository / "docs"
     for name, text in rendered(docs / "src", docs / "results", repository / "pretrained").items():
         assert (docs / name).read_text() == text, f"docs/{name} is out of date: python docs/quote.py"
+
+
+def test_the_table_of_the_readme_is_made_from_the_cards(repository):
+    text = (repository / "README.md").read_text()
+    assert with_cards(text, repository / "pretrained") == text, "README.md is out of date: python docs/quote.py"
+    assert "| `mnist5k-nsnn` | mnist5k |" in text
 
 
 def page(tmp_path, source, experiments):
@@ -30,7 +38,7 @@ def page(tmp_path, source, experiments):
 def test_results_are_of_the_commands_that_the_pages_give(repository):
     pages = "".join(page.read_text() for page in (repository / "docs").glob("*.md"))
     paths = list((repository / "docs" / "results").glob("*.json"))
-    sources = {path.name for path in (repository / "docs" / "src").iterdir()} - {"pretrained.md"}
+    sources = {path.name for path in (repository / "docs" / "src").iterdir()} - {"pretrained.md", "results.md"}
     assert {f"{path.stem.removesuffix('_full')}.md" for path in paths} == sources
     for path in paths:
         content = json.loads(path.read_text())
@@ -78,7 +86,36 @@ def test_the_presets_of_attacks_are_those_of_the_page(repository):
 
 
 def test_pictures_and_pages_that_are_linked_exist(repository):
-    docs = repository / "docs"
-    for page in docs.glob("*.md"):
+    pages = [*(repository / "docs").glob("**/*.md"), repository / "README.md", repository / "CONTRIBUTING.md"]
+    for page in pages:
+        folder = repository / "docs" if page.parent.name == "src" else page.parent  # a source becomes a page there
         for path in re.findall(r'(?:src="|\]\()([^":)#]+)["#)]', page.read_text()):
-            assert (docs / path).exists(), f"{page.name}: {path}"
+            assert (folder / path).exists(), f"{page.name}: {path}"
+
+
+def test_rows_of_tables_fit_a_line(repository):
+    pages = {*(repository / "docs").glob("**/*.md"), repository / "README.md", repository / "CONTRIBUTING.md"}
+    sources = {*(repository / "docs" / "src").iterdir()}  # longer than what is made of them
+    rows = [row for page in pages - sources for row in page.read_text().splitlines() if row.startswith("|")]
+    assert len(rows) > 200 and not [row for row in rows if len(row) > 160]
+
+
+def test_each_picture_is_shown_and_small(repository):
+    pages = [*(repository / "docs").glob("*.md"), repository / "README.md"]
+    shown = {name for page in pages for name in re.findall(r'pictures/([\w.]+)"', page.read_text())}
+    files = {path.name: path.stat().st_size for path in (repository / "docs" / "pictures").iterdir()}
+    assert shown == set(files)
+    assert files["report.png"] < 150_000 and max(files.values()) < 1_000_000
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn_from_the_results(repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path)
+    before = dict(matplotlib.rcParams)
+    for draw in pictures.PICTURES.values():
+        draw()
+    assert matplotlib.rcParams == before
+    drawn = {path.name for path in tmp_path.iterdir()}
+    of_runs = {"motions.png", "report.png", "theory_firing.png"}
+    of_runs |= {"regularisation_learnt_scales.png", "regularisation_learnt_scales_full.png"}
+    assert drawn == {path.name for path in (repository / "docs" / "pictures").iterdir()} - of_runs

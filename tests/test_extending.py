@@ -116,9 +116,12 @@ def test_the_neuron_is_called_as_its_base():
     assert torch.equal(potentials > 1, spikes.bool())
 
 
-def test_what_its_table_names_is_in_the_files_beside_it():
-    for row in PAGE.read_text().split("\n\n")[1].splitlines():
-        paths = re.findall(r"`((?:models|crits|tools)/[\w/]+\.(?:py|c)|dataset_utils\.py)`", row)
+def test_what_the_page_names_is_in_the_files_beside_it():
+    head = PAGE.read_text().partition("\n## ")[0]
+    entries = re.findall(r"^\| .*|^- \*\*(?:.|\n  )*", head, re.MULTILINE)
+    assert sum("`models/" in entry for entry in entries) > 3 and sum("`tools/" in entry for entry in entries) > 10
+    for entry in entries:
+        paths = re.findall(r"`((?:models|crits|tools)/[\w/]+\.(?:py|c)|dataset_utils\.py)`", entry)
         text = "".join((ROOT / path).read_text() for path in paths)
-        for name in re.findall(r"`(?:[A-Z][a-z]\w*\.)?(\w+)(?:\(\.*\))?`", row):
+        for name in re.findall(r"`(?:[A-Z][a-z]\w*\.)?(\w+)(?:\(\.*\))?`", entry):
             assert not paths or name in text, f"{name} is not in {', '.join(paths)}"

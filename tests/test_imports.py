@@ -44,7 +44,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "dataset_utils": {*BASE, "tools.config", "tools.data"},
     "main": {"dataset_utils", "tools.cli", "tools.studies"},
     "testing": {"dataset_utils", "tools.cli"},
-    "docs": set(),
+    "docs": {*BASE, "dataset_utils", "models", "tools.data", "tools.studies"},  # the script of the pictures
     "docs.tutorials": {*BASE, *LOOPS, "dataset_utils", "models", "tools.attacks", "tools.studies"},
     "benchmarks": {*BASE, *LOOPS, *NETWORKS, "dataset_utils"},
     "examples": set(),  # they import the package as it is installed

@@ -90,12 +90,14 @@ def _perturbations(found: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _attacks(report: dict[str, Any]) -> dict[str, Any]:
-    """The accuracy that all attacks leave, {norm: {radius: accuracy}}, and whether to believe it."""
+    """The accuracy that all attacks leave, {norm: {radius: accuracy}} from radius 0, and whether to believe it."""
     curves: dict[str, dict[str, float]] = {}
     for row in report["attacks"]:
         if row["attack"] == "all":
-            curves.setdefault(row["norm"], {})[f"{row['eps']:.4g}"] = row["accuracy"]
-    return dict(preset=report["preset"], images=report["images"], reliable=report["reliable"], curves=curves)
+            of_norm = curves.setdefault(row["norm"], {"0": report["clean"]["accuracy"]})
+            of_norm[f"{row['eps']:.4g}"] = row["accuracy"]
+    kept = {name: report[name] for name in ("preset", "images", "reliable", "half_radii")}
+    return {**kept, "curves": curves}
 
 
 def _calibration(curve: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

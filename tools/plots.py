@@ -2,8 +2,15 @@
 
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+
+# "C0" to "C9" in all pictures: colours that the colour-blind can tell apart (M. A. Petroff, "Accessible color sequences
+# for data visualization", 2021).
+_COLOURS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"]
+_COLOURS += ["#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=_COLOURS)
 
 
 def subplots(

@@ -17,7 +17,7 @@ def truth(rows: list) -> Figure:
         axes.errorbar(row.mean / divisor + shift, place, xerr=half, fmt="o", color="C0", capsize=3, ms=4)
     axes.set_yticks(range(len(rows)), [f"{row.metric}: {row.cells}" for row in reversed(rows)], fontsize=8)
     axes.axvline(1.0, color="black", lw=0.8)
-    axes.set_xlabel("estimate / truth (1 + estimate where the truth is 0), 95 % interval")
+    axes.set_xlabel("estimate / truth, 95 % interval\n(1 + estimate where the truth is 0)")
     axes.set_title("metrics recover truth")
     return figure
 
