@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from .checkpointing import saves_for_checkpoint
-from .kernels import common, cpu
+from .kernels import common, fused
 from .parameters import ArgumentError
 
 SETTINGS = ("fast", "lean", "smallest")
@@ -65,11 +65,12 @@ def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
     """Context manager: what autograd keeps of spikes in the block takes one bit for each of them.
 
     These are all tensors of zeros and ones, whichever layer they come from and go to, at the cost of packing and
-    unpacking them; results are unchanged. On the CPU, what has only multiples of 1/4 below 4, as averages and sums of
-    spikes do, takes four bits for each number. Other tensors are kept as usual. It holds for the forward pass, in this
-    thread; `backward` may be called outside. Hooks of `torch.autograd.graph.saved_tensors_hooks` around the block get
-    the bits; inside it, they come first. It does nothing in compiled or traced code, under `torch.func`, and inside
-    activation checkpointing. Spikes must not be changed in ways that PyTorch does not count, such as through `.data`.
+    unpacking them; results are unchanged. On the CPU and CUDA, what has only multiples of 1/4 below 4, as averages and
+    sums of spikes do, takes four bits for each number. Other tensors are kept as usual. It holds for the forward pass,
+    in this thread; `backward` may be called outside. Hooks of `torch.autograd.graph.saved_tensors_hooks` around the
+    block get the bits; inside it, they come first. It does nothing in compiled or traced code, under `torch.func`, and
+    inside activation checkpointing. Spikes must not be changed in ways that PyTorch does not count, such as through
+    `.data`.
 
     Args:
         net: what `as` gives, as `noiseless` does; it may be left out.
@@ -207,10 +208,10 @@ def _may_be_spikes(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or common.memory_order(tensor.shape, tensor.stride()) is not None
 
 
-def _kernel(spikes: Tensor) -> cpu.Kernel | None:
-    if spikes.device.type != "cpu" or os.environ.get("NSNN_KERNELS") == "eager":
-        return None
-    return cpu.kernel(spikes.dtype)
+def _kernel(spikes: Tensor) -> Any:
+    """What packs; None where that is left to PyTorch."""
+    is_left = os.environ.get("NSNN_KERNELS") == "eager" or not fused.has_norm(spikes)
+    return None if is_left else fused.kernel_of(spikes)
 
 
 def packed_bits(spikes: Tensor) -> Tensor | None:
@@ -250,9 +251,7 @@ def packed_quarters(numbers: Tensor) -> Tensor | None:
 
 def unpack_quarters_into(numbers: Tensor, bits: Tensor) -> None:
     """Fill a dense tensor with the numbers of `packed_quarters`."""
-    kernel = cpu.kernel(numbers.dtype)
-    assert kernel is not None  # it has packed them
-    kernel.unpack(bits, numbers, 4)
+    fused.kernel_of(numbers).unpack(bits, numbers, 4)  # which has packed them
 
 
 def _in_memory(dense: Tensor) -> Tensor:

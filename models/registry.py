@@ -152,8 +152,9 @@ def build_model(
         width: factor on all channel counts.
         memory: what training keeps between the forward and the backward pass, which changes no result: "fast", or
             "lean" (what neurons and batch norm need is computed again, and spikes are packed to bits), or "smallest"
-            (the outputs of convolutions are computed again too). It may be changed later, as `net.memory`. On other
-            devices than the CPU, both only pack spikes; in compiled networks, they do nothing.
+            (the outputs of convolutions are computed again too). It may be changed later, as `net.memory`. On CUDA,
+            only "fast" runs the batch norm of PyTorch, whose roundings differ; on other devices than these two, both
+            only pack spikes; in compiled networks, they do nothing.
 
     Raises:
         ArgumentError: for an unknown name or a wrong argument.

@@ -1,5 +1,7 @@
 """What needs a CUDA device: the same results as on the CPU, and whole runs."""
 
+import contextlib
+import copy
 import json
 import subprocess
 import sys
@@ -8,8 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import NoisyLIF, Stream, build_model, build_neuron, noise_generator, noiseless, plain
+from models import NoisyLIF, Stream, build_model, build_neuron, mean_field, noise_generator, noiseless, plain
+from models.memory import SETTINGS, used_as
 from models.registry import NEURONS
+from models.resnet import ResidualBlock
 from tools.config.train import TrainConfig
 from tools.data.events.augment import EventAugment
 from tools.inference import seeded_noise
@@ -19,6 +23,7 @@ from tools.runtime.cuda_graph import WARM_UP, GraphedStep
 from tools.training.loop import train_one_epoch
 from tools.training.run import Training
 
+DEVICE = "cuda"
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and NSNN_TEST_CUDA=1"),
@@ -96,6 +101,78 @@ def test_a_run_learns_and_resumes(tmp_path, stripes, amp):
     assert len(state["rng"]["cuda"]) == torch.cuda.device_count()
 
 
+def in_setting(memory, net, x, amp, mode):
+    """Output and gradients of a copy of a network, from the same noise."""
+    net = copy.deepcopy(net)
+    autocast = torch.autocast(x.device.type, amp, enabled=amp is not None)
+    with used_as(memory), mode(net), noise_generator(torch.Generator().manual_seed(3)), autocast:
+        output = net(x)
+    weights = torch.linspace(0.1, 1.0, output.shape[2], device=x.device).view(-1, 1, 1)
+    return output, torch.autograd.grad((output.float() * weights).sum(), list(net.parameters()))
+
+
+def residual_block():
+    """A block of two spiking layers, and spikes that come into it."""
+    torch.manual_seed(0)
+    block, spikes = ResidualBlock(NoisyLIF, 8, 16, 2, "bn"), (torch.rand(3, 8, 8, 16, 16) < 0.3).float()
+    return block.to(DEVICE), spikes.to(DEVICE)
+
+
+@pytest.mark.parametrize(
+    ("memory", "amp", "is_channels_last"),
+    [
+        ("lean", None, False),
+        ("lean", torch.bfloat16, True),
+        ("smallest", torch.float16, True),
+        ("smallest", None, True),
+    ],
+)
+def test_layers_that_keep_less_do_what_fast_ones_do(memory, amp, is_channels_last):
+    """But for rounding, which decides on a spike now and then; those of the second layer depend on the first one's."""
+    block, x = residual_block()
+    if is_channels_last:
+        block = block.to(memory_format=torch.channels_last)
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    (ours, _), (right, _) = (in_setting(one, block, x, amp, contextlib.nullcontext) for one in (memory, "fast"))
+    assert "NormLIF" in type(ours.grad_fn).__name__ and "NormLIF" not in type(right.grad_fn).__name__
+    assert ours.dtype == right.dtype and 0.02 < right.float().mean() < 0.98
+    assert (ours != right).float().mean() < (1e-3 if amp is None else 2e-2)
+    (ours, grads), (right, right_grads) = (in_setting(one, block, x, amp, mean_field) for one in (memory, "fast"))
+    for mine, other in zip((ours, *grads), (right, *right_grads), strict=True):
+        assert (mine - other).float().norm() < (1e-3 if amp is None else 5e-2) * other.float().norm()
+
+
+def test_gradients_in_batches_of_a_layer_that_keeps_less():
+    block, x = residual_block()
+    x.requires_grad_()
+    with used_as("lean"):
+        spikes = block(x)
+    directions = torch.randn(3, *spikes.shape).to(DEVICE)
+    one_by_one = torch.stack([torch.autograd.grad(spikes, x, one, retain_graph=True)[0] for one in directions])
+    (batched,) = torch.autograd.grad(spikes, x, directions, is_grads_batched=True)
+    torch.testing.assert_close(batched, one_by_one, rtol=1e-3, atol=1e-4)
+
+
+def test_memory_settings_keep_less():
+    kept = {}
+    for memory in SETTINGS:
+        options = dict(in_shape=(3, 32, 32), num_classes=10, width=0.25, memory=memory)
+        net = build_model("sresnet18", neuron=build_neuron("NILIF"), **options).cuda()
+        for _ in range(2):  # the first pass compiles kernels
+            before = torch.cuda.memory_allocated()
+            logits = net(torch.rand(4, 32, 3, 32, 32, device="cuda"))
+            kept[memory] = torch.cuda.memory_allocated() - before
+            logits.sum().backward()
+            del logits
+    assert kept["lean"] < 0.6 * kept["fast"] and kept["smallest"] < 0.35 * kept["fast"]
+
+
+@pytest.mark.parametrize("memory", ["lean", "smallest"])
+def test_a_run_that_keeps_less_learns(tmp_path, stripes, memory):
+    options = dict(model="vgg", width=0.1, epochs=6, minibatch=20, lr=0.01, amp="bf16", results=str(tmp_path))
+    assert Training(TrainConfig(memory=memory, **options), stripes).run().accuracy > 0.9
+
+
 def losses_of_one_batch(lr, with_graph):
     """Of eight steps, from the same seeds."""
     device = torch.device("cuda")
@@ -168,8 +245,10 @@ def test_a_network_compiles(model):
     assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
 
 
-def test_batch_normalisation_is_synchronised(script):
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_batch_normalisation_is_synchronised(script, memory):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=1")
-    process = script("--sync_bn", "--epochs", "1", "--model", "vggwoap", "--width", "0.1", launcher=launcher)
+    flags = ("--sync_bn", "--epochs", "1", "--model", "vggwoap", "--width", "0.1", "--memory", memory)
+    process = script(*flags, launcher=launcher)
     said, _ = process.communicate()
     assert process.returncode == 0 and "test accuracy" in said, said

@@ -264,6 +264,17 @@ def laid_out_as(template: Tensor, tensor: MaybeTensor, dtype: torch.dtype | None
     return torch.empty_like(template, dtype=dtype).copy_(tensor)
 
 
+def laid_out_over_time(x: Tensor, tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """`tensor` [T, B, ...], copied unless its steps follow each other in memory, each in the layout of a step of x."""
+    if tensor is None:
+        return None
+    step, tensor = x[0], tensor.resolve_neg()
+    if tensor.dtype == dtype and tensor.stride() == (step.numel(), *step.stride()):
+        return tensor
+    laid_out = torch.empty_strided(x.shape, (step.numel(), *step.stride()), dtype=dtype, device=x.device)
+    return laid_out.copy_(tensor)
+
+
 def mode_mark(neuron: Neuron, like: Tensor) -> Tensor:
     """A few bytes whose shape encodes the mode.
 

@@ -198,7 +198,7 @@ class Kernel:
         x = kept.x
         step, dtype = x[0], common.arithmetic_dtype(x.dtype)
         is_one_image = x.stride(0) == 0
-        whole = functools.partial(_laid_out_over_time, x)
+        whole = functools.partial(common.laid_out_over_time, x)
         layer = self._describe(x, neuron, learns, kept.affine is not None, _block(len(x)))
         grad_x = common.empty_sequence(step, 1 if is_one_image else len(x), x.dtype)
         grad_state = torch.empty_like(step, dtype=dtype) if kept.state is not None else step.new_empty(0, dtype=dtype)
@@ -285,6 +285,11 @@ class Kernel:
         pointers = _pointers(x=x, residual=grad, grad_x=result, **by_channel)
         self._library.norm_backward(self._describe(x, ANY, has_channels=True), pointers)
 
+    def empty_bits(self, x: Tensor) -> Tensor | None:
+        """For the spikes of x [T, B, ...]: uint8; None where threads would have to share a byte."""
+        is_whole = x.shape[1:].numel() % 16 == 0  # the kernel cuts a step in half
+        return torch.empty(x.numel() // 8, dtype=torch.uint8, device="cpu") if is_whole else None
+
     def pack(self, numbers: Tensor, bits: Tensor, width: int = 1) -> bool:
         """Fill uint8 `bits` with a dense tensor, in the order of memory; false if it has not only what is `PACKED`."""
         size, threads = numbers.numel(), threads_for(numbers.numel())
@@ -299,7 +304,7 @@ class Kernel:
         """Fill in the pointers of `affine`; returns a tensor that must outlive them."""
         if affine is None:
             return None
-        residual = _laid_out_over_time(x, affine.residual, x.dtype)
+        residual = common.laid_out_over_time(x, affine.residual, x.dtype)
         tensors = (*affine[:3], residual, *(affine.of_residual or ()))
         for name, tensor in zip(AFFINE_TENSORS, tensors):
             if tensor is not None:
@@ -360,26 +365,9 @@ class Kernel:
         )
 
 
-def empty_bits(x: Tensor) -> Tensor | None:
-    """For the spikes of x [T, B, ...]: uint8; None where threads would have to share a byte."""
-    is_whole = x.shape[1:].numel() % 16 == 0  # the kernel cuts a step in half
-    return torch.empty(x.numel() // 8, dtype=torch.uint8, device="cpu") if is_whole else None
-
-
 def _block(timesteps: int) -> int:
     """The length of a row of neurons whose steps fit into a cache: a multiple of a vector."""
     return max(64, min(BLOCK, STEPS_OF_A_BLOCK // timesteps // 64 * 64))
-
-
-def _laid_out_over_time(x: Tensor, tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """`tensor` [T, B, ...], copied unless its steps follow each other in memory, each in the layout of a step of x."""
-    if tensor is None:
-        return None
-    step, tensor = x[0], tensor.resolve_neg()
-    if tensor.dtype == dtype and tensor.stride() == (step.numel(), *step.stride()):
-        return tensor
-    laid_out = torch.empty_strided(x.shape, (step.numel(), *step.stride()), dtype=dtype, device=x.device)
-    return laid_out.copy_(tensor)
 
 
 def _address(tensor: Tensor | None) -> int | None:

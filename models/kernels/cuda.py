@@ -4,6 +4,8 @@ A program takes a block of neurons through all time steps, with the potential an
 from device memory, so that a CUDA graph can capture a launch and draw fresh noise at each replay. Numbers such as the
 scale are arguments, not constants of the code: a sweep over them compiles once. `TRITON_INTERPRET=1` runs the same code
 on CPU tensors, for tests.
+
+This module has the functions of `cpu.Kernel`; those of batch norm and of packed spikes are in cuda_norm.py.
 """
 
 import functools
@@ -16,10 +18,24 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import MAX_RANK, RESETS, VALUES, Gradients, Neuron, Pair, Saved
-
-BLOCK = 512
-WARPS = 4
+from .common import MAX_RANK, RESETS, VALUES, Affine, Gradients, Kept, Neuron, Pair, Saved
+from .cuda_norm import (  # noqa: F401, for those who take this module for a kernel
+    BLOCK,
+    WARPS,
+    at_step,
+    channels_of,
+    empty_bits,
+    norm_backward,
+    norm_gradients,
+    norm_sums,
+    of_channel,
+    pack,
+    packed,
+    prepare,
+    real_of,
+    statistics,
+    unpack,
+)
 
 # The laws that this kernel knows, and their numbers. Every choice below is between all of them.
 KNOWN_LAWS = ("Gaussian", "Logistic", "Triangular", "Uniform", "Cauchy")
@@ -33,12 +49,6 @@ def _index(at, size1, size2, stride0, stride1, stride2):
     """Row-major indices in [B, ...] of the neurons at places `at` of memory."""
     outer = at // size2
     return (outer // size1) * stride0 + (outer % size1) * stride1 + (at % size2) * stride2
-
-
-@triton.jit
-def _at(t, stride, at):
-    """Offsets of the neurons at step t; in 64 bits, as `at` is."""
-    return (at * 0 + t) * stride + at
 
 
 @triton.jit
@@ -185,6 +195,31 @@ def _positive(scale):
 
 
 @triton.jit
+def _normalised(value, factors, shifts, channel, REAL: tl.constexpr):
+    """As batch norm returns it, rounded to the type in which it is kept; as it is, where there is no batch norm."""
+    result = value.to(REAL)
+    if factors is not None:
+        result = of_channel(factors, channel, REAL) * result + of_channel(shifts, channel, REAL)
+        result = result.to(value.dtype).to(REAL)
+    return result
+
+
+@triton.jit
+def _current(
+    x, x_at, inside, channel, factors, shifts, residual, residual_at, residual_factors, residual_shifts,
+    REAL: tl.constexpr,
+):  # fmt: skip
+    """The current, with the roundings of PyTorch's layers: so that spikes are those of a network that runs them."""
+    given = tl.load(x + x_at, inside, 0.0)
+    current = _normalised(given, factors, shifts, channel, REAL)
+    if residual is not None:
+        added = tl.load(residual + residual_at, inside, 0.0)
+        current += _normalised(added, residual_factors, residual_shifts, channel, REAL)
+        current = current.to(given.dtype).to(REAL)
+    return current
+
+
+@triton.jit
 def _store_gradient(gradient, total, at, inside, BY_CHANNEL: tl.constexpr):
     """Store the gradient of a learnt value: per neuron if it differs between channels, else per program."""
     if BY_CHANNEL:
@@ -195,7 +230,8 @@ def _store_gradient(gradient, total, at, inside, BY_CHANNEL: tl.constexpr):
 
 @triton.jit
 def _forward(
-    x, state, seeds, spikes, last, u, thresholds, decays, scales, reset_values,
+    x, state, seeds, spikes, last, u, bits, thresholds, decays, scales, reset_values,
+    factors, shifts, residual, residual_factors, residual_shifts,
     timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2, channels, channel_stride,
     threshold_number: tl.float64, decay_number: tl.float64, scale_number: tl.float64, reset_value_number: tl.float64,
     loc_number: tl.float64,
@@ -216,7 +252,10 @@ def _forward(
     value = _value(reset_values, channel, reset_value_number, RESET_VALUE_BY_CHANNEL, REAL)
     v = tl.load(state + at, inside, 0.0) if state is not None else tl.zeros((BLOCK,), REAL)
     for t in range(timesteps):
-        current = tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
+        current = _current(
+            x, at_step(t, x_stride, at), inside, channel, factors, shifts,
+            residual, at_step(t, neurons, at), residual_factors, residual_shifts, REAL,
+        )  # fmt: skip
         u_t = v + (current - v) * gain if DECAY_INPUT else decay * v + current
         if MEMBRANE_NOISE or THRESHOLD_NOISE:
             eps_membrane, eps_threshold = _noise(tl.load(seeds + t), index, neurons, scale, loc, LAW)
@@ -229,9 +268,13 @@ def _forward(
             fired = (z_t > eps_threshold).to(REAL)
         else:
             fired = (z_t > 0.0).to(REAL)
-        tl.store(spikes + _at(t, neurons, at), fired.to(spikes.dtype.element_ty), inside)
+        tl.store(spikes + at_step(t, neurons, at), fired.to(spikes.dtype.element_ty), inside)
         if u is not None:
-            tl.store(u + _at(t, neurons, at), u_t, inside)
+            tl.store(u + at_step(t, neurons, at), u_t, inside)
+        if bits is not None:
+            byte = tl.program_id(0).to(tl.int64) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
+            fired_bits = packed((fired > 0.0).to(tl.int32), 1, BLOCK)
+            tl.store(bits + at_step(t, neurons // 8, byte), fired_bits, byte < neurons // 8)
         if MEAN_FIELD:
             v = u_t - fired * _removed(u_t, value, RESET)
         else:
@@ -243,6 +286,7 @@ def _forward(
 @triton.jit
 def _backward(
     x, state, seeds, spikes, u, grad_spikes, grad_last, grad_x, grad_state, thresholds, decays, scales, reset_values,
+    factors, shifts, residual, residual_factors, residual_shifts,
     grad_threshold, grad_decay, grad_scale, grad_reset_value,
     timesteps, neurons, x_stride, size1, size2, stride0, stride1, stride2, channels, channel_stride,
     threshold_number: tl.float64, decay_number: tl.float64, scale_number: tl.float64, reset_value_number: tl.float64,
@@ -269,15 +313,15 @@ def _backward(
     grad_v = tl.load(grad_last + at, inside, 0.0) if grad_last is not None else tl.zeros((BLOCK,), REAL)
     for step in range(timesteps):
         t = timesteps - 1 - step
-        u_t = tl.load(u + _at(t, neurons, at), inside, 0.0)
+        u_t = tl.load(u + at_step(t, neurons, at), inside, 0.0)
         z_t = u_t - threshold
         if MEAN_FIELD:
             fired = _probability(z_t, scale, loc, LAW)
         else:
-            fired = tl.load(spikes + _at(t, neurons, at), inside, 0.0).to(REAL)
+            fired = tl.load(spikes + at_step(t, neurons, at), inside, 0.0).to(REAL)
         grad_fired = tl.zeros((BLOCK,), REAL)
         if grad_spikes is not None:
-            grad_fired += tl.load(grad_spikes + _at(t, neurons, at), inside, 0.0).to(REAL)
+            grad_fired += tl.load(grad_spikes + at_step(t, neurons, at), inside, 0.0).to(REAL)
         if not DETACH_RESET:
             grad_fired -= grad_v * _removed(u_t, value, RESET)
         by_spike = grad_fired * _density(z_t, scale, loc, LAW)
@@ -297,22 +341,25 @@ def _backward(
         if grad_decay is not None:
             before = tl.zeros((BLOCK,), REAL)
             if t > 0:
-                u_before = tl.load(u + _at(t - 1, neurons, at), inside, 0.0)
+                u_before = tl.load(u + at_step(t - 1, neurons, at), inside, 0.0)
                 if MEAN_FIELD:
                     fired = _probability(u_before - threshold, scale, loc, LAW)
                 else:
-                    fired = tl.load(spikes + _at(t - 1, neurons, at), inside, 0.0).to(REAL)
+                    fired = tl.load(spikes + at_step(t - 1, neurons, at), inside, 0.0).to(REAL)
                 before += u_before - fired * _removed(u_before, value, RESET)
             else:
                 if state is not None:
                     before += tl.load(state + at, inside, 0.0)
             if DECAY_INPUT:
-                before -= tl.load(x + _at(t, x_stride, at), inside, 0.0).to(REAL)
+                before -= _current(
+                    x, at_step(t, x_stride, at), inside, channel, factors, shifts,
+                    residual, at_step(t, neurons, at), residual_factors, residual_shifts, REAL,
+                )  # fmt: skip
             decay_sum += grad_u * before
         grad_current = grad_u
         if DECAY_INPUT:
             grad_current = gain * grad_u
-        tl.store(grad_x + _at(t, neurons, at), grad_current.to(grad_x.dtype.element_ty), inside)
+        tl.store(grad_x + at_step(t, neurons, at), grad_current.to(grad_x.dtype.element_ty), inside)
         grad_v = decay * grad_u
     if state is not None:
         tl.store(grad_state + at, grad_v, inside)
@@ -327,18 +374,27 @@ def _backward(
 
 
 def forward(
-    x: Tensor, state: Tensor | None, seeds: Tensor | None, neuron: Neuron, keep_u: bool, keep_state: bool
+    x: Tensor,
+    state: Tensor | None,
+    seeds: Tensor | None,
+    neuron: Neuron,
+    keep_u: bool,
+    keep_state: bool,
+    affine: Affine | None = None,
+    bits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `cpu.Kernel.forward`; tensor values stay on the device and are not checked."""
     spikes, last, u = common.empty_outputs(x, keep_u, keep_state)
     state = common.laid_out_as(x[0], state, last.dtype)
-    kept = dict(last=last if keep_state else None, u=u if keep_u else None)
-    _launch(_forward, x, neuron, x=x, state=state, seeds=seeds, spikes=spikes, **kept)
+    kept = dict(last=last if keep_state else None, u=u if keep_u else None, bits=bits)
+    _launch(_forward, x, neuron, affine, x=x, state=state, seeds=seeds, spikes=spikes, **kept)
     return spikes, last, u
 
 
-def backward(grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) -> Gradients:
-    """As `cpu.Kernel.backward`; the gradients of `VALUES` are on the device."""
+def backward(
+    grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool], affine: Affine | None = None
+) -> Gradients:
+    """As `cpu.Kernel.backward`; the gradients of `VALUES` are on the device. `affine` makes currents of `saved.x`."""
     given = common.backward_tensors(grads, saved)
     step = given["u"][0]
     found: list[Tensor | None] = [None] * len(VALUES)
@@ -347,7 +403,7 @@ def backward(grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) 
             by_channel = value is not None and value.dim() > 0
             found[place] = torch.empty_like(step) if by_channel else step.new_empty(triton.cdiv(step.numel(), BLOCK))
     named = {f"grad_{name}": gradient for name, gradient in zip(VALUES, found)}
-    _launch(_backward, given["spikes"], neuron, **given, **named, DETACH_RESET=neuron.detach_reset)
+    _launch(_backward, given["spikes"], neuron, affine, **given, **named, DETACH_RESET=neuron.detach_reset)
     for place, value in enumerate(neuron.tensors()):
         gradient = found[place]
         if gradient is not None:
@@ -355,21 +411,47 @@ def backward(grads: Pair, saved: Saved, neuron: Neuron, learns: Sequence[bool]) 
     return given["grad_x"], given["grad_state"], *found
 
 
-def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None:
+def backward_again(grads: Pair, kept: Kept, neuron: Neuron, learns: Sequence[bool]) -> tuple[Gradients, Tensor | None]:
+    """As `cpu.Kernel.backward_again`; the potentials that are computed again are in memory until it returns.
+
+    Only a program that knows the number of steps when it is compiled could hold them all in its registers.
+    """
+    x, spikes, u = kept.x, kept.spikes, kept.u
+    if spikes is None or u is None:
+        spikes, _, u = forward(x, kept.state, kept.seeds, neuron, True, False, kept.affine)
+    scales_input = neuron.decay_input and learns[VALUES.index("decay")]  # nothing else needs the current
+    saved = Saved(x if scales_input else None, kept.state, kept.seeds, spikes, u)
+    grad, *others = backward(grads, saved, neuron, learns, kept.affine if scales_input else None)
+    assert grad is not None
+    if x.stride(0) == 0:
+        total = common.empty_sequence(x[0], 1, x.dtype)
+        x, grad = x[:1], torch.sum(grad, 0, keepdim=True, out=total)
+    return (grad, *others), None if kept.affine is None else norm_sums(x, grad, kept.affine)
+
+
+def _launch(kernel: Any, like: Tensor, neuron: Neuron, affine: Affine | None, **arguments: Any) -> None:
     """Run a kernel on sequences laid out as `like`."""
-    neurons, by_channel = like[0].numel(), neuron.channel_bits() != 0
+    neurons = like[0].numel()
     for name, tensor in zip(VALUES, neuron.tensors()):
         arguments[f"{name}s"] = None if tensor is None else tensor.contiguous()
         arguments[f"{name}_number"] = 0.0 if tensor is not None else float(getattr(neuron, name))
         arguments[f"{name.upper()}_BY_CHANNEL"] = tensor is not None and tensor.dim() > 0
+    factors, shifts, _, residual, of_residual = affine or (None,) * len(Affine._fields)
+    residual_factors, residual_shifts, _ = of_residual or (None,) * 3
+    channels, channel_stride = channels_of(like) if affine or neuron.channel_bits() else (1, 1)
     with torch.cuda.device_of(like):  # Triton launches on the current device
         kernel[(triton.cdiv(neurons, BLOCK),)](
             **arguments,
+            factors=factors,
+            shifts=shifts,
+            residual=common.laid_out_over_time(like, residual, like.dtype),
+            residual_factors=residual_factors,
+            residual_shifts=residual_shifts,
             timesteps=len(like),
             neurons=neurons,
             x_stride=like.stride(0),
-            channels=like.shape[2] if by_channel else 1,
-            channel_stride=like.stride(2) if by_channel else 1,
+            channels=channels,
+            channel_stride=channel_stride,
             **_loops(like.shape[1:], like.stride()[1:]),
             LAW=KNOWN_LAWS.index(type(neuron.law).__name__),
             loc_number=float(neuron.law.loc),
@@ -378,7 +460,7 @@ def _launch(kernel: Any, like: Tensor, neuron: Neuron, **arguments: Any) -> None
             MEMBRANE_NOISE=neuron.membrane_noise,
             THRESHOLD_NOISE=neuron.threshold_noise,
             MEAN_FIELD=neuron.mean_field,
-            REAL=tl.float64 if like.dtype == torch.float64 else tl.float32,
+            REAL=real_of(like),
             BLOCK=BLOCK,
             num_warps=WARPS,
         )

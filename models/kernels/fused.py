@@ -62,11 +62,23 @@ def serves(x: Tensor, law: noise.NoiseLaw, channel_bits: int = 0) -> bool:
     return _has_kernel(x.device.type, x.dtype, kind, channel_bits)
 
 
-def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], channel_bits: int) -> bool:
+def has_norm(x: Tensor) -> bool:
+    """Whether the fused kernel for the device and dtype of `x`, if there is one, knows batch norm and packed spikes."""
+    if x.device.type == "cuda":
+        return x.is_floating_point() and x.element_size() > 1 and not _is_off() and _cuda_norm()
+    return x.device.type == "cpu" and x.dtype in cpu.INPUT_BITS
+
+
+def _is_off() -> bool:
+    """Whether the environment asks for the eager kernel."""
     choice = os.environ.get("NSNN_KERNELS") or "auto"
     if choice not in CHOICES:
         raise ArgumentError(f"NSNN_KERNELS must be {' or '.join(CHOICES)}, got {choice!r}")
-    if choice == "eager":
+    return choice == "eager"
+
+
+def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw], channel_bits: int) -> bool:
+    if _is_off():
         return False
     if device_type == "cuda":
         return _cuda(law, channel_bits)
@@ -185,7 +197,7 @@ def _forward(
     if x.numel() > x.shape[0] * common.MAX_NEURONS:
         raise ArgumentError(f"a fused kernel runs up to {common.MAX_NEURONS} neurons; NSNN_KERNELS=eager runs more")
     if x.numel() > 0:
-        return _kernel(x, neuron).forward(dense(x), state, seeds, neuron, keep_u, keep_state)
+        return kernel_of(x, neuron.channel_bits()).forward(dense(x), state, seeds, neuron, keep_u, keep_state)
     spikes, last, u = empty_outputs(dense(x), keep_u, keep_state)
     if keep_state:
         last = last.zero_() if state is None else last.copy_(state)
@@ -233,7 +245,7 @@ def _backward(grads: Pair, values: Values, saved: Saved, neuron: Neuron, learns:
         saved = saved._replace(x=None)  # x is not needed: do not copy it into the layout of the spikes
     if saved.spikes.numel() > 0:
         neuron = neuron.with_tensors(values)
-        return _kernel(saved.spikes, neuron).backward(grads, saved, neuron, learns)
+        return kernel_of(saved.spikes, neuron.channel_bits()).backward(grads, saved, neuron, learns)
     grad_x, grad_state = empty_gradients(saved.spikes, saved.u, saved.state)
     if saved.state is not None:
         grad_state = grad_state.zero_() if grads[1] is None else grad_state.copy_(grads[1])
@@ -369,9 +381,9 @@ class Direct(torch.autograd.Function):
     backward = staticmethod(_differentiated_by(_backward_again))
 
 
-def _kernel(x: Tensor, neuron: Neuron) -> Any:
-    """The kernel for the device and dtype of `x`."""
-    return cpu.kernel(x.dtype, neuron.channel_bits()) if x.device.type == "cpu" else _cuda_kernel()
+def kernel_of(x: Tensor, channel_bits: int = 0) -> Any:
+    """The kernel for the device and dtype of `x`: a `cpu.Kernel` or None, or the module of the same functions."""
+    return cpu.kernel(x.dtype, channel_bits) if x.device.type == "cpu" else _cuda_kernel()
 
 
 @functools.cache
@@ -395,5 +407,19 @@ def _cuda(law: type[noise.NoiseLaw], channel_bits: int) -> bool:
             selftest.without_modes(lambda: selftest.check_channels(kernel, like, channel_bits))
     except Exception as error:  # Triton is missing, cannot compile here (it says so in many ways), or is wrong
         build.warn_once(f"spiking neurons run on the slower eager kernel on CUDA: {error}")
+        return False
+    return True
+
+
+@functools.cache
+def _cuda_norm() -> bool:
+    """Whether the CUDA kernel normalises and packs correctly here; warns if not."""
+    try:
+        kernel = _cuda_kernel()
+        like = torch.empty(0, device=f"cuda:{torch.cuda.current_device()}")
+        selftest.without_modes(lambda: selftest.check_normed(kernel, like))
+        selftest.without_modes(lambda: selftest.check_bits(kernel, like))
+    except Exception as error:  # as above
+        build.warn_once(f"on CUDA, batch norm and neurons run one after the other, and keep more memory: {error}")
         return False
     return True

@@ -1,7 +1,8 @@
-"""Batch normalisation and the neurons after it as one function of autograd, on the CPU.
+"""Batch normalisation and the neurons after it as one function of autograd.
 
 It keeps its input, in its own dtype, and the seeds; the backward pass computes currents, noise and potentials again.
-With memory "fast", it keeps spikes and potentials as well. Without normalisation, its input is the current.
+With memory "fast", it keeps spikes and potentials as well, on the CPU; on CUDA, it is not used then. Without
+normalisation, its input is the current.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from .. import checkpointing, memory, noise
-from . import common, cpu, eager, fused
+from . import common, eager, fused
 from .common import VALUES, Affine, Kept, Neuron, Pair, arithmetic_dtype
 
 # With the methods that they have if nobody has replaced them.
@@ -75,7 +76,11 @@ def serves(before: Before) -> bool:
         return False
     if torch._C._len_torch_function_stack() > 0:  # a mode that is to see batch normalisation
         return False
-    if type(x) not in (Tensor, Parameter) or x.device.type != "cpu" or x.dtype not in cpu.INPUT_BITS or x.numel() == 0:
+    if type(x) not in (Tensor, Parameter) or x.numel() == 0:
+        return False
+    if x.device.type == "cuda" and memory.setting() == "fast":  # the layers are not known to be slower there
+        return False
+    if not fused.has_norm(x):
         return False
     if norm is None:  # there is nothing to gain but memory
         return plus is None and (timesteps is not None or memory.setting() != "fast")
@@ -122,9 +127,8 @@ class _Statistics:
 
 def _statistics(norm: Any, x: Tensor) -> _Statistics:
     """The statistics that apply to x [T, B, C, ...], after the running ones have been updated."""
-    kernel, uses_batch = cpu.kernel(x.dtype), _uses_batch(norm)
-    assert kernel is not None
-    moments = torch.empty(3, x.shape[2], dtype=torch.float64, device="cpu")
+    kernel, uses_batch = fused.kernel_of(x), _uses_batch(norm)
+    moments = torch.empty(3, x.shape[2], dtype=torch.float64, device=x.device)
     count, group, running = 0.0, None, (norm.running_mean, norm.running_var)
     if uses_batch:
         kernel.statistics(x, moments)
@@ -134,7 +138,7 @@ def _statistics(norm: Any, x: Tensor) -> _Statistics:
             count = _joined(moments, count, group)
     correction = count / (count - 1) if count > 1 else 1.0
     rows = kernel.prepare(moments, running, norm.eps, correction, norm.weight, norm.bias)
-    factor, shift, mean, variance = rows
+    factor, shift, mean, variance = rows.to(arithmetic_dtype(x.dtype))
     if norm.training and norm.track_running_stats:
         momentum = norm.momentum
         if norm.num_batches_tracked is not None:
@@ -237,8 +241,8 @@ class _NormLIF(torch.autograd.Function):
         instead: list[Tensor | None],
     ) -> tuple[Tensor, Tensor]:
         neuron, affine = settings.neuron, settings.affine(plus)
-        steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
-        bits = cpu.empty_bits(steps) if settings.packs else None
+        steps, kernel = _steps(x, settings.timesteps), fused.kernel_of(x, neuron.channel_bits())
+        bits = kernel.empty_bits(steps) if settings.packs else None
         spikes, last, u = kernel.forward(
             steps, state, seeds, neuron, settings.keeps_u, settings.keep_state, affine, bits
         )
@@ -279,12 +283,6 @@ class _NormLIF(torch.autograd.Function):
         return *(grad if needed else None for grad, needed in zip(found, needs)), None, None, None, None
 
 
-def _kernel(x: Tensor, neuron: Neuron) -> cpu.Kernel:
-    kernel = cpu.kernel(x.dtype, neuron.channel_bits())
-    assert kernel is not None
-    return kernel
-
-
 def _gradients(
     settings: _Settings,
     inputs: Sequence[Any],
@@ -297,12 +295,12 @@ def _gradients(
     """Gradients of x, plus, the weights and biases, state and `VALUES`."""
     x, plus, _, _, _, _, state = inputs
     affine = settings.affine(plus)
-    steps, kernel = _steps(x, settings.timesteps), _kernel(x, neuron)
+    steps, kernel = _steps(x, settings.timesteps), fused.kernel_of(x, neuron.channel_bits())
     if neuron.surrogate is not None:
         if not settings.keeps_u:  # the kernel computes again by the law by which it differentiates
             results = kernel.forward(steps, state, seeds, neuron, True, False, affine)[::2]
         neuron = neuron.of_gradient()
-        kernel = _kernel(x, neuron)
+        kernel = fused.kernel_of(x, neuron.channel_bits())
     kept = Kept(steps, state, seeds, affine, *results)
     found, sums = kernel.backward_again(grads, kept, neuron, needs[7 : 7 + len(VALUES)])
     grad: Any = found[0]
@@ -321,7 +319,7 @@ def _gradients(
 
 
 def _norm_gradients(
-    kernel: cpu.Kernel,
+    kernel: Any,
     statistics: _Statistics,
     sums: Tensor,
     x: Tensor,
@@ -331,11 +329,12 @@ def _norm_gradients(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of what was normalised, filled into `result` if it is wanted, and of weight and bias."""
     moments, count = statistics.moments, statistics.count
-    of_weight, of_bias, shift, slope = kernel.norm_gradients(sums, moments, count, of_residual)
+    dtype = arithmetic_dtype(x.dtype)
+    of_weight, of_bias, shift, slope = kernel.norm_gradients(sums, moments, count, of_residual).to(dtype)
     if statistics.group is not None:
         sums = sums.sum(0, keepdim=True)
         dist.all_reduce(sums, group=statistics.group)
-        _, _, shift, slope = kernel.norm_gradients(sums, moments, count, of_residual)
+        _, _, shift, slope = kernel.norm_gradients(sums, moments, count, of_residual).to(dtype)
     if result is not None:
         factor, _, mean = statistics.by_channel
         kernel.norm_backward(x, grad, result, factor=factor, shift=shift, mean=mean, slope=slope)

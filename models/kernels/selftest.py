@@ -137,9 +137,9 @@ def check_normed(kernel: Any, like: Tensor) -> None:
     neuron = Neuron(law, law.scale, mean_field=True)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     contiguous = torch.arange(2.0 * 2 * 5 * 400).remainder(97).div(32).to(like).reshape(2, 2, 5, 400)
-    factor = torch.tensor([0.5, 1.0, 1.5, -1.0, 2.0], dtype=dtype)
-    shift = torch.tensor([0.5, -0.5, 0.0, 1.0, 0.25], dtype=dtype)
-    rtol = 0.02 if like.dtype == torch.bfloat16 else 1e-5
+    factor = torch.tensor([0.5, 1.0, 1.5, -1.0, 2.0], dtype=dtype).to(like.device)
+    shift = torch.tensor([0.5, -0.5, 0.0, 1.0, 0.25], dtype=dtype).to(like.device)
+    rtol = 0.02 if like.element_size() == 2 else 1e-5
 
     def require(*pairs: tuple[Tensor, Tensor]) -> None:
         for ours, right in pairs:
@@ -148,7 +148,7 @@ def check_normed(kernel: Any, like: Tensor) -> None:
 
     for x in (contiguous, contiguous.transpose(2, 3).contiguous().transpose(2, 3)):
         exact = x.double()
-        moments = torch.empty(3, 5, dtype=torch.float64)
+        moments = torch.empty(3, 5, dtype=torch.float64).to(like.device)
         kernel.statistics(x, moments)
         rows = kernel.prepare(moments, (None, None), 1.0, 2.0, factor, shift)
         mean, variance, inverse = moments
@@ -183,13 +183,13 @@ def check_normed(kernel: Any, like: Tensor) -> None:
 def check_bits(kernel: Any, like: Tensor) -> None:
     """Raise BuildError unless spikes can be packed and unpacked."""
     spikes = torch.arange(2051.0).square().remainder(7).lt(3).to(like)
-    bits, again = torch.empty(257, dtype=torch.uint8), torch.empty_like(spikes)
+    bits, again = torch.empty(257, dtype=torch.uint8).to(like.device), torch.empty_like(spikes)
     is_packed = kernel.pack(spikes, bits)
     kernel.unpack(bits, again)
     if not (is_packed and torch.equal(again, spikes)) or kernel.pack(spikes + 0.5, bits):
         raise BuildError("the compiled packing of spikes is wrong")
     quarters = torch.arange(2051.0).remainder(16).div(4).to(like)
-    bits = torch.empty(1026, dtype=torch.uint8)
+    bits = torch.empty(1026, dtype=torch.uint8).to(like.device)
     is_packed = kernel.pack(quarters, bits, 4)
     kernel.unpack(bits, again, 4)
     if not (is_packed and torch.equal(again, quarters)) or kernel.pack(quarters + 0.125, bits, 4):

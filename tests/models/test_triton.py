@@ -1,5 +1,6 @@
 """The Triton kernel against the C kernel, from the same seeds: compiled where there is CUDA, else interpreted."""
 
+import importlib
 import inspect
 
 import pytest
@@ -115,11 +116,13 @@ def test_layouts(batch, layout):
     compare(Gaussian, dict(NOISY, decay_input=True), (3, batch, 5, 4, 3), layout=LAYOUTS[layout])
 
 
-def test_what_the_kernels_call_is_compiled_too():
+@pytest.mark.parametrize("module", ["cuda", "cuda_norm"])
+def test_what_the_kernels_call_is_compiled_too(module):
     """The interpreter runs any function of Python."""
-    kernels = [one for one in vars(cuda).values() if hasattr(one, "fn")]
+    names = vars(importlib.import_module(f"models.kernels.{module}"))
+    kernels = [one for one in names.values() if hasattr(one, "fn")]
     called = {name for kernel in kernels for name in kernel.fn.__code__.co_names}
-    assert kernels and not [name for name in called if inspect.isfunction(vars(cuda).get(name))]
+    assert kernels and not [name for name in called if inspect.isfunction(names.get(name))]
 
 
 @pytest.mark.cuda

@@ -13,27 +13,31 @@ import sys
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from models.kernels import cuda
+from models.kernels import cuda, cuda_norm
 
-POINTERS = dict(seeds="*i64")
+POINTERS = dict(seeds="*i64", bits="*u8", others="*i32")
+SIZES = ("timesteps", "neurons", "x_stride", "channels", "channel_stride", "rows", "rows_of_program", "inner", "size")
+INPUTS = ("x", "spikes", "grad_spikes", "grad_x", "residual", "grad", "result", "numbers")
+AFFINE = ("factors", "shifts", "residual", "residual_factors", "residual_shifts")
 CONSTANTS = dict(
     THRESHOLD_BY_CHANNEL=True, DECAY_BY_CHANNEL=False, SCALE_BY_CHANNEL=True, RESET_VALUE_BY_CHANNEL=False,
     DETACH_RESET=False, DECAY_INPUT=True, BLOCK=cuda.BLOCK,
 )
 
 
-def build(kernel, capability, dtype, **constants):
+def build(kernel, capability, dtype, absent=(), **constants):
     real = "fp64" if dtype == "fp64" else "fp32"
     constants = {**CONSTANTS, "REAL": tl.float64 if real == "fp64" else tl.float32, **constants}
     names, signature = list(inspect.signature(kernel.fn).parameters), {}
+    constants |= dict.fromkeys(absent)
     for name in names:
-        if name.isupper():
+        if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_number"):
             signature[name] = "fp64"
-        elif name in ("timesteps", "neurons", "x_stride", "channels", "channel_stride") or name[-1].isdigit():
+        elif name in SIZES or name[-1].isdigit():
             signature[name] = "i32"
-        elif name in ("x", "spikes", "grad_spikes", "grad_x"):
+        elif name in INPUTS:
             signature[name] = "*" + dtype
         else:
             signature[name] = POINTERS.get(name, "*" + real)
@@ -48,8 +52,20 @@ for law in range(len(cuda.KNOWN_LAWS)):
     noisy = dict(LAW=law, RESET=law % 3, MEMBRANE_NOISE=True, THRESHOLD_NOISE=True, MEAN_FIELD=False)
     quiet = dict(LAW=law, RESET=0, MEMBRANE_NOISE=False, THRESHOLD_NOISE=False, MEAN_FIELD=True)
     for kernel, options in ((cuda._forward, noisy), (cuda._backward, noisy), (cuda._forward, quiet)):
-        assert "cubin" in build(kernel, capability, dtype, **options).asm
+        absent = () if law % 2 or options is quiet else AFFINE if kernel is cuda._backward else (*AFFINE, "bits")
+        assert "cubin" in build(kernel, capability, dtype, absent, **options).asm
 assert "cubin" in build(cuda._backward, 90, "fp64", **quiet).asm
+for dtype, capability, integer in zip(types, (80, 90, 80, 90), (tl.int32, tl.int16, tl.int16, tl.int64)):
+    for kernel, absent, options in (
+        (cuda_norm._sums, (), dict(WIDTH=32, SIDE_BY_SIDE=True, inner=1)),
+        (cuda_norm._sums, ("grad",), dict(WIDTH=64, SIDE_BY_SIDE=False)),
+        (cuda_norm._norm_backward, (), {}),
+        (cuda_norm._pack, (), dict(WIDTH=1, INTEGER=integer)),
+        (cuda_norm._pack, (), dict(WIDTH=4, INTEGER=integer)),
+        (cuda_norm._unpack, (), dict(WIDTH=1)),
+        (cuda_norm._unpack, (), dict(WIDTH=4)),
+    ):
+        assert "cubin" in build(kernel, capability, dtype, absent, **options).asm
 print("compiled")
 """
 
