@@ -43,7 +43,7 @@ def load_pretrained(source: str | Path) -> SpikingNetwork:
     except (ArgumentError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise ArgumentError(f"{source} cannot be loaded: {error}") from error
     net.about = about
-    return net.eval()
+    return net.train(False)
 
 
 def pretrained_path(source: str | Path) -> Path:
