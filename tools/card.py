@@ -82,10 +82,11 @@ def _accuracy(point: dict[str, Any], tested: int) -> dict[str, float]:
 
 def _perturbations(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     """{perturbation: {strength: accuracy}}."""
-    curves = {}
+    curves: dict[str, dict[str, float]] = {}
     for name, one in found.items():
-        if name != CLEAN:
-            curves[name] = {f"{point['strength']:.4g}": point["accuracy_mean"] for point in one["points"]}
+        for point in one["points"]:
+            if name != CLEAN and point["severity"] != 0:  # 0 is clean, too
+                curves.setdefault(name, {})[f"{point['strength']:.4g}"] = point["accuracy_mean"]
     return curves
 
 
@@ -106,6 +107,13 @@ def _calibration(curve: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return {str(point["draws"]): {name: point[name] for name in names} for point in (curve[0], curve[-1])}
 
 
+def _rounded(value: Any) -> Any:
+    """Numbers with as many digits as anybody reads."""
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", metavar="NAME", help="of pretrained/NAME.pth")
@@ -118,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     texts = dict(data=options.data, licence=options.licence, recipe=options.recipe)
     out = FOLDER / f"{options.name}.json"
     try:
-        content = card(options.name, [json.loads(path.read_text()) for path in options.results], **texts)
+        content = _rounded(card(options.name, [json.loads(path.read_text()) for path in options.results], **texts))
         write_text_atomically(out, json.dumps(content, indent=1) + "\n")
     except (ArgumentError, OSError, UserError) as error:
         logger.error("error: %s", error)
