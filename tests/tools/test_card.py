@@ -1,6 +1,7 @@
 """Cards of pretrained networks say what the testing script measured."""
 
 import json
+import shutil
 
 import pytest
 
@@ -32,6 +33,8 @@ def test_a_card_has_the_results_of_its_network_alone(tmp_path, monkeypatch, repo
     assert content["accuracy"]["noiseless"]["low"] < mean < content["accuracy"]["noiseless"]["high"]
     assert list(content["perturbations"]["noisy"]["sp"]) == ["0.01", "0.07"]
     assert list(content["calibration"]) == ["1", "16"] and content["energy_nj"] > 0 and content["test_samples"] == 1000
+    for path in (repository / "pretrained").glob("*.json"):  # which other pages name
+        shutil.copy(path, tmp_path)
     page = rendered(repository / "docs" / "src", repository / "docs" / "results", tmp_path)["pretrained.md"]
     assert (
         "| `tiny` | mnist5k | 1000 |" in page and "digits; licence of the data: free. `python train.py`, seed" in page
