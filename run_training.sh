@@ -18,8 +18,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/environment.sh
 prepare_python requirements.txt
 
-demonstrate() { # DATASET "PERTURBATION ..." HIGHEST STEP TRAINING_FLAGS ...: train and evaluate its two small networks
-    local dataset="$1" perturbations="$2" highest="$3" step="$4" network
+demonstrate() { # DATASET "EVALUATION_FLAG ..." HIGHEST STEP TRAINING_FLAGS ...: train and evaluate its two small networks
+    local dataset="$1" evaluation="$2" highest="$3" step="$4" network
     local folder="results/$dataset/demo/$(date +%Y%m%d-%H%M%S)-$$"
     shift 4
     case " $*" in *" --run_dir"*) fail "a demonstration trains two networks and chooses their folder: $folder" ;; esac
@@ -29,13 +29,13 @@ demonstrate() { # DATASET "PERTURBATION ..." HIGHEST STEP TRAINING_FLAGS ...: tr
     done
     echo "== evaluating both ==" >&2
     "$PYTHON" "testing_$dataset.py" --draws 3 --uncertainty --efficiency --pictures --out "$folder" \
-        --perturbation $perturbations --range --left 0 --right "$highest" --step "$step" \
+        $evaluation --range --left 0 --right "$highest" --step "$step" \
         --compare "NSNN=$folder/nsnn/best.pth" "SNN=$folder/snn/best.pth"
 }
 
 case "$recipe" in
-digits) demonstrate mnist5k "add_gaussian sp" 0.3 0.1 "$@" ;;
-events) demonstrate motions "eventdrop polarity_flip" 0.6 0.3 "$@" ;;
+digits) demonstrate mnist5k "--attack_preset glance --perturbation add_gaussian sp" 0.3 0.15 "$@" ;;
+events) demonstrate motions "--perturbation eventdrop polarity_flip" 0.6 0.3 "$@" ;;
 *)
     [ -f "$recipe" ] || fail "no recipe $recipe; there are: digits events" configs/*.yaml
     dataset="$(sed -n "s/^dataset: *[\"']\{0,1\}\([A-Za-z0-9_]*\).*/\1/p" "$recipe")"

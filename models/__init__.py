@@ -15,6 +15,7 @@ from .names import find_by_both_names
 from .neurons import IF, LIF, NoisyIF, NoisyLIF, NoisyParametricLIF, ParametricLIF
 from .noise import Cauchy, Gaussian, Logistic, NoiseLaw, Triangular, Uniform, noise_generator
 from .parameters import ArgumentError
+from .pretrained import load_pretrained
 from .registry import build_model, build_neuron
 from .stream import Stream
 
@@ -24,6 +25,6 @@ find_by_both_names()
 __all__ = [
     "IF", "LIF", "AdaptiveLIF", "ArgumentError", "Cauchy", "Gaussian", "Logistic", "NoiseLaw", "NoisyIF", "NoisyLIF",
     "NoisyParametricLIF", "ParametricLIF", "Recurrent", "SpikingNeuron", "Stream", "Synaptic", "Triangular", "Uniform",
-    "build_model", "build_neuron", "checkpoint", "convert", "interop", "mean_field", "noise_generator", "noiseless",
-    "packed_spikes", "plain", "time_first",
+    "build_model", "build_neuron", "checkpoint", "convert", "interop", "load_pretrained", "mean_field",
+    "noise_generator", "noiseless", "packed_spikes", "plain", "time_first",
 ]  # fmt: skip

@@ -67,6 +67,8 @@ class ConvNorm(nn.Sequential):
         ValueError: if `norm` is neither "bn" nor None.
     """
 
+    conv: nn.Module
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: str | None, bias: bool = False
     ) -> None:

@@ -16,6 +16,7 @@ from .noise import LAWS, Gaussian, NoiseLaw, by_name
 from .parameters import ArgumentError
 from .resnet import sresnet18, sresnet19, sresnet34
 from .rsnn import RSNN
+from .speednet import SpeedNet
 from .toynet import ToyNet
 from .vgg import cifarnet, vgg, vggwoap
 
@@ -55,6 +56,7 @@ MODELS: dict[str, Callable[..., SpikingNetwork]] = {
     "cifarnet": cifarnet,
     "toynet": ToyNet,
     "rsnn": RSNN,
+    "speednet": SpeedNet,
 }
 NORMS = ("bn", None)
 
@@ -71,6 +73,7 @@ def build_neuron(
     detach_reset: bool = False,
     decay_input: bool = False,
     learnable_scale: bool = False,
+    gradient_sigma: float = 0.0,
 ) -> Callable[[], SpikingNeuron]:
     """Make a factory of neurons: a zero-argument callable that returns a fresh one.
 
@@ -81,6 +84,8 @@ def build_neuron(
             IF and NIIF have no leak and ignore it.
         alpha: sharpness a of the erf surrogate of a deterministic neuron, density a / sqrt(pi) exp(-(a z)^2).
         placement, learnable_scale: see `NoisyLIF`; deterministic neurons ignore them.
+        gradient_sigma: scale of the law whose density is the gradient of a noisy neuron; 0: that of its noise.
+            Deterministic neurons ignore it.
         threshold, reset, detach_reset, decay_input: see `SpikingNeuron`.
 
     Raises:
@@ -89,7 +94,8 @@ def build_neuron(
     """
     if name not in NEURONS:
         raise ArgumentError(f"unknown neuron {name!r}; choose from {', '.join(NEURONS)}")
-    for setting, value in dict(sigma=sigma, tau=tau, threshold=threshold, alpha=alpha).items():
+    numbers = dict(sigma=sigma, tau=tau, threshold=threshold, alpha=alpha, gradient_sigma=gradient_sigma)
+    for setting, value in numbers.items():
         if isinstance(value, Tensor) and (value.requires_grad or value.numel() != 1):
             raise ArgumentError(
                 f"{setting} must be a number, as all neurons of a network would share one tensor: give build_model a "
@@ -106,6 +112,8 @@ def build_neuron(
         options.update(decay=1 / tau, decay_input=decay_input)
     if law is not None:
         options.update(noise=law(sigma), placement=placement, learnable_scale=learnable_scale)
+        if gradient_sigma:
+            options.update(surrogate=law(gradient_sigma))
     else:
         options.update(surrogate=Gaussian(1 / (alpha * math.sqrt(2))))
     try:

@@ -9,21 +9,27 @@ import pytest
 from jinja2 import UndefinedError
 
 from docs import pictures
-from docs.quote import rendered
+from docs.quote import rendered, with_cards
 from tools.attacks.campaign import PRESETS
 
 
 def test_pages_are_made_from_their_sources(repository):
     docs = repository / "docs"
-    for name, text in rendered(docs / "src", docs / "results").items():
+    for name, text in rendered(docs / "src", docs / "results", repository / "pretrained").items():
         assert (docs / name).read_text() == text, f"docs/{name} is out of date: python docs/quote.py"
+
+
+def test_the_table_of_the_readme_is_made_from_the_cards(repository):
+    text = (repository / "README.md").read_text()
+    assert with_cards(text, repository / "pretrained") == text, "README.md is out of date: python docs/quote.py"
+    assert "| `mnist5k-nsnn` | mnist5k |" in text
 
 
 def page(tmp_path, source, experiments):
     """What a source with the results `study` becomes, below its head."""
     for name, text in {"page.md": source, "study.json": json.dumps({"experiments": experiments})}.items():
         (tmp_path / name).write_text(text)
-    [(name, text)] = rendered(tmp_path, tmp_path).items()
+    [(name, text)] = rendered(tmp_path, tmp_path, tmp_path / "cards").items()
     head, _, body = text.partition("\n\n")
     assert name == "page.md" and head.startswith("<!--") and head.endswith("-->") and "docs/src/page.md" in head
     return body
@@ -32,14 +38,13 @@ def page(tmp_path, source, experiments):
 def test_results_are_of_the_commands_that_the_pages_give(repository):
     pages = "".join(page.read_text() for page in (repository / "docs").glob("*.md"))
     paths = list((repository / "docs" / "results").glob("*.json"))
-    sources = {path.name for path in (repository / "docs" / "src").iterdir()}
-    studies = {path: json.loads(path.read_text()) for path in paths if path.name != "attack.json"}
-    assert {f"{path.stem.removesuffix('_full')}.md" for path in studies} == sources - {"results.md"}
-    for path, content in studies.items():
+    sources = {path.name for path in (repository / "docs" / "src").iterdir()} - {"pretrained.md", "results.md"}
+    assert {f"{path.stem.removesuffix('_full')}.md" for path in paths} == sources
+    for path in paths:
+        content = json.loads(path.read_text())
         study = content["study"]
         assert path.stem == (study if content["quick"] else f"{study}_full") and content["seed"] == 0
         assert f"main_{study}.py {'--quick ' if content['quick'] else ''}--seed 0" in pages
-    assert json.loads((repository / "docs" / "results" / "attack.json").read_text())["command"] in pages
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,12 @@ def test_the_presets_of_attacks_are_those_of_the_page(repository):
         r"^\| `(\w+)` \| ([\d,| ]+) \|$", (repository / "docs" / "evaluation.md").read_text(), re.MULTILINE
     )
     on_page = {name: [int(cell.replace(",", "")) for cell in cells.split("|")] for name, cells in rows}
-    assert on_page == {name: list(dataclasses.asdict(preset).values()) for name, preset in PRESETS.items()}
+    of_presets = {}
+    for name, preset in PRESETS.items():
+        numbers = dataclasses.asdict(preset)
+        assert numbers.pop("is_narrow") == (name == "glance")  # as the page says
+        of_presets[name] = list(numbers.values())
+    assert on_page == of_presets
 
 
 def test_pictures_and_pages_that_are_linked_exist(repository):

@@ -39,6 +39,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "tools.preprocess_events": {*BASE, "tools.data"},
     "tools.export": {*BASE, "dataset_utils", "models", "tools.attacks", "tools.config"}
     | {"tools.networks", "tools.probes"},
+    "tools.card": {*BASE, "models"},
     "tools.cli": {*BASE, "models", "tools.config", "tools.training", "tools.evaluation", "tools.studies"},
     "dataset_utils": {*BASE, "tools.config", "tools.data"},
     "main": {"dataset_utils", "tools.cli", "tools.studies"},

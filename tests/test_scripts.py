@@ -303,7 +303,7 @@ def test_run_training_runs_a_recipe_from_another_folder_with_flags(repository, t
 @pytest.mark.parametrize(
     ("arguments", "dataset", "flags", "conditions"),
     [
-        ([], "mnist5k", "", "--perturbation add_gaussian sp --range --left 0 --right 0.3 --step 0.1"),
+        ([], "mnist5k", "", "glance --perturbation add_gaussian sp --range --left 0 --right 0.3 --step 0.15"),
         (["digits", "--lr", "1"], "mnist5k", " --lr 1", "--perturbation add_gaussian sp --range --left 0 --right 0.3"),
         (["events"], "motions", "", "--perturbation eventdrop polarity_flip --range --left 0 --right 0.6 --step 0.3"),
     ],
@@ -352,6 +352,9 @@ def test_a_demonstration_trains_both_networks_and_shows_them(repository, tmp_pat
     assert table[2].startswith("clean")
     accuracies = [float(word) for word in re.findall(r"(\d+\.\d+) \+-", table[2])]
     assert len(accuracies) == 2
+    rows = "\n".join(table)
+    assert "\nattack (Linf): all 0.15 " in rows and "\ncalibration error of 16 draws, % " in rows
+    assert "\nenergy of a sample, nJ " in rows and "\nNSNN minus SNN, in points of accuracy: clean " in rows
     (report,) = re.findall(r"^report: (.*\.html)$", done.stderr, re.MULTILINE)
     assert (copy / report).read_text().count("<img") > 3
     folder = (copy / report).parent

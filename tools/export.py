@@ -1,16 +1,18 @@
-"""Export a trained network for other runtimes: `python tools/export.py SNAPSHOT OUT.onnx|OUT.pt2|OUT.nir`.
+"""Export a trained network: `python tools/export.py SNAPSHOT OUT.onnx|OUT.pt2|OUT.nir|OUT.pth`.
 
-The ending of OUT chooses the format: ONNX, a program of torch.export, or the Neuromorphic Intermediate Representation.
+The ending of OUT chooses the format: ONNX, a program of torch.export, the Neuromorphic Intermediate Representation, or
+a small checkpoint with weights in half precision, for `models.load_pretrained` and the testing scripts.
 The network takes raw pixels in [0, 1], images [B, C, H, W] or frames [T, B, C, H, W], and gives logits [T, B, K]; B is
 free, T is that of the training. NIR has neither B nor T, so that images come as frames, and has the noise in its
 metadata. What was written is read again, run, and compared with the network.
 """
 
 import argparse
+import dataclasses
+import functools
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: Python would look for modules in tools/
@@ -20,31 +22,40 @@ import torch
 from torch import Tensor, nn
 
 from dataset_utils import DATASETS
-from models import ArgumentError, interop, plain
+from models import ArgumentError, interop, load_pretrained, plain
 from models.functional import MODES
 from tools.attacks.twins import mean_field_twin
 from tools.config.evaluate import EvaluationConfig
+from tools.config.train import Dataset, OwnDataset, TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
 from tools.io.files import check_writable
-from tools.networks import load_snapshot, stored_dataset
+from tools.networks import NEURON_SETTINGS, load_snapshot, stored_dataset
 from tools.probes.hooks import is_noisy
 
 logger = logging.getLogger(__name__)
 EXAMPLES = 3  # samples that a network is exported with, and compared on
 CLOSE = 1e-4  # of the largest logit, if that is above 1: the networks compute in float32
+OF_A_MACHINE = ("data_root", "results", "run_dir", "resume", "device", "threads", "workers")  # settings
 Both = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]  # what was written, and what it should be
 
 
-@dataclass
+@dataclasses.dataclass
 class Exported:
     """A network for another runtime."""
 
     net: nn.Module
-    plain: nn.Module  # of plain operations, in the mode that was asked for
+    trained: TrainConfig
+    dataset: Dataset
+    mode: str
     sample: Tensor
     timesteps: int | None  # of the direct coding of images; None for frames
     batch_dim: int
+
+    @functools.cached_property
+    def plain(self) -> nn.Module:
+        """The network of plain operations, in the mode that was asked for."""
+        return plain(self.net, self.mode, self.timesteps)
 
     @property
     def dynamic_shapes(self) -> tuple[dict, ...]:
@@ -70,7 +81,7 @@ def prepare(snapshot: Path, mode: str) -> Exported:
         sample, timesteps, batch_dim = torch.rand(EXAMPLES, *shape), trained.timestep, 0
     else:
         sample, timesteps, batch_dim = torch.rand(trained.timestep, EXAMPLES, *shape), None, 1
-    return Exported(net, plain(net, mode, timesteps), sample, timesteps, batch_dim)
+    return Exported(net, trained, dataset, mode, sample, timesteps, batch_dim)
 
 
 def to_pt2(exported: Exported, out: Path) -> Both:
@@ -111,7 +122,40 @@ def to_nir(exported: Exported, out: Path) -> Both:
     return lambda pixels: written(frames(pixels)), lambda pixels: net(frames(pixels))
 
 
-FORMATS: dict[str, Callable[[Exported, Path], Both]] = {".onnx": to_onnx, ".pt2": to_pt2, ".nir": to_nir}
+def to_pth(exported: Exported, out: Path) -> Both:
+    """Compared with the network of rounded weights: rounding may decide a spike."""
+    net, trained, dataset = exported.net, exported.trained, exported.dataset
+    weights = net.state_dict()
+    for key, value in weights.items():
+        if value.is_floating_point():
+            weights[key] = value.half()
+            value.copy_(weights[key])
+    about = dict(
+        dataset=dataset.name,
+        classes=list(dataset.classes),
+        timesteps=trained.timestep,
+        in_shape=list(dataset.input_shape(trained)),
+        num_classes=dataset.num_classes,
+        model=trained.model,
+        width=trained.width,
+        norm=None if trained.nobn else "bn",
+        neuron=trained.neuron,
+        neuron_settings={name: getattr(trained, name) for name in NEURON_SETTINGS},
+    )
+    elsewhere = dataclasses.replace(trained, **{name: getattr(TrainConfig, name) for name in OF_A_MACHINE})
+    content = dict(config=dataclasses.asdict(elsewhere), dataset=dataset.name, model=weights, network=about)
+    if isinstance(dataset, OwnDataset):
+        content["facts"] = dataset.facts()
+    checkpoint.save(out, content)
+    return plain(load_pretrained(out), exported.mode, exported.timesteps), exported.plain
+
+
+FORMATS: dict[str, Callable[[Exported, Path], Both]] = {
+    ".onnx": to_onnx,
+    ".pt2": to_pt2,
+    ".nir": to_nir,
+    ".pth": to_pth,
+}
 
 
 def export(snapshot: Path, out: Path, mode: str = "noiseless") -> float | None:

@@ -14,6 +14,10 @@ from benchmarks import bench_memory, bench_step
 from benchmarks.bench_memory import largest
 from benchmarks.common import live_memory
 from benchmarks.memopt import CANDIDATES
+from dataset_utils import DATASETS
+from tools.config.evaluate import EvaluationConfig
+from tools.config.parsing import parse
+from tools.config.train import TrainConfig
 
 
 def lines(repository, script, *flags, as_module=False, cwd=None, repeats=("--repeats", "1")):
@@ -150,6 +154,48 @@ def test_the_script_for_a_gpu_keeps_what_is_complete(repository, tmp_path):
             assert script == f"benchmarks/{benchmark.__name__.rpartition('.')[2]}.py"
             args = benchmark.flags().parse_args(flags)  # they have tests of their own; here, whether flags are right
             assert args.networks == [network] and args.candidates == ["NILIF", "NILIF lean", "LIF"]
+
+
+TRAINING = """#!/bin/bash
+# Python, but for training, which is interrupted in the run of the second seed, and for testing: their calls are noted.
+case "$*" in
+main_*) echo "$*" >> {calls}; case "$*" in *--seed\\ 1\\ *) [ -e {again} ] || {{ touch {again}; exit 130; }} ;; esac
+    while [ "$1" != --run_dir ]; do shift; done; mkdir -p "$2"; touch "$2/test.json" ;;
+testing_*) echo "$*" >> {calls} ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+def test_the_campaign_on_a_gpu_goes_on_where_it_was_stopped(repository, tmp_path):
+    calls = tmp_path / "calls"
+    stub = TRAINING.format(python=sys.executable, calls=calls, again=tmp_path / "again")
+    (tmp_path / "python").write_text(stub)
+    (tmp_path / "python").chmod(0o755)
+
+    def run(minutes):
+        script = str(repository / "benchmarks" / "gpu_campaign.sh")
+        command = ["bash", script, "results", "--device", "cpu"]
+        path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "MODELS": "cifarnet", "SEEDS": "0 1", "MINUTES": minutes}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    stopped = run("0")
+    assert stopped.returncode == 75 and "continues with cifarnet, NILIF, seed 0" in stopped.stderr
+    failed = run("9")
+    assert failed.returncode == 1 and "cifarnet, NILIF, seed 1 ended with code 130" in failed.stderr
+    done = run("9")
+    assert done.returncode == 0 and "complete" in done.stderr, done.stderr
+    *trained, tested = calls.read_text().splitlines()
+    assert len(trained) == 5  # one of them twice
+    folder = tmp_path / "results" / "cifarnet"
+    for line in trained:
+        config, _ = parse(TrainConfig, line.split()[1:], dataset=DATASETS["cifar10"])
+        assert config.model == "cifarnet" and config.epochs == 60 and config.resume == "auto"
+        assert config.run_dir == f"{folder}/{config.neuron}-{config.seed}"
+    config, _ = parse(EvaluationConfig, tested.split()[1:], dataset=DATASETS["cifar10"])
+    groups = [f"{name}={folder}/{name}-0/best.pth,{folder}/{name}-1/best.pth" for name in ("NILIF", "LIF")]
+    assert config.compare == groups and config.out == str(folder) and config.attack_preset == "quick"
 
 
 @pytest.mark.slow

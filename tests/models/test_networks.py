@@ -35,7 +35,7 @@ from models.layers import Normalize, over_time
 from tests.conftest import each_pair_is_fast
 
 NEURONS = ["NILIF", "NILIF_sigmoid", "NILIF_triang", "NILIF_uniform", "NILIF_atan", "LIF", "PLIF", "IF"]
-MODELS = ["sresnet18", "sresnet19", "sresnet34", "vgg", "vggwoap", "cifarnet", "toynet", "rsnn"]
+MODELS = ["sresnet18", "sresnet19", "sresnet34", "vgg", "vggwoap", "cifarnet", "toynet", "rsnn", "speednet"]
 every_neuron = pytest.mark.parametrize("neuron", NEURONS)
 every_model = pytest.mark.parametrize("model", MODELS)
 SMALL = {"in_shape": (3, 8, 8), "num_classes": 5, "width": 0.05}
@@ -785,3 +785,18 @@ def test_backward_of_a_mean_field_network_is_its_derivative(law):
             (x, *values),
             fast_mode=True,
         )
+
+
+def test_speednet_whitens_patches():
+    net = build_model("speednet", neuron=LIF, in_shape=(3, 9, 12), num_classes=5)
+    net.normalize = Normalize([0.3, 0.4, 0.5], [0.2, 0.3, 0.1])
+    whitening = net.stem.conv[0]
+    assert not list(whitening.parameters())
+    images = torch.rand(400, 3, 9, 12).cumsum(-1) / 12  # neighbours are correlated
+    net.adapt_to(images)
+    out = whitening(net.normalize(images)).transpose(0, 1).flatten(1)
+    assert torch.allclose(out.mean(1), torch.zeros(24), atol=1e-3)
+    assert torch.allclose(out[:12], -out[12:], atol=1e-4)
+    correlations = torch.cov(out[:12].double(), correction=0)
+    assert torch.allclose(correlations, torch.diag(correlations.diag()), atol=1e-3)
+    assert (correlations.diag() > 0.7).all() and (correlations.diag() < 1).all()  # below 1 by `FLOOR`

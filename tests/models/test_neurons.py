@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from models import (
     IF,
     LIF,
+    ArgumentError,
     Cauchy,
     Gaussian,
     Logistic,
@@ -27,6 +28,7 @@ from models import (
     SpikingNeuron,
     Triangular,
     Uniform,
+    build_neuron,
     functional,
     mean_field,
     noise,
@@ -459,6 +461,17 @@ def test_the_gradient_may_be_the_density_of_another_law():
             assert spikes.equal(expected)
         spikes.sum().backward()
         torch.testing.assert_close(given.grad, surrogate.pdf(x - 1.0))
+
+
+def test_the_gradient_of_a_named_neuron_may_be_of_another_scale():
+    neuron = build_neuron("NILIF_sigmoid", sigma=0.2, gradient_sigma=0.5)()
+    assert repr(neuron.noise) == repr(Logistic(0.2)) and repr(neuron.surrogate) == repr(Logistic(0.5))
+    assert build_neuron("NILIF", sigma=0.2)().surrogate is None
+    assert repr(build_neuron("LIF", gradient_sigma=0.5)()) == repr(build_neuron("LIF")())
+    with pytest.raises(ArgumentError):
+        build_neuron("NILIF", gradient_sigma=-0.5)
+    with pytest.raises(ArgumentError, match="leave out the surrogate"):
+        build_neuron("NILIF", gradient_sigma=0.5, learnable_scale=True)
 
 
 def test_a_surrogate_and_a_learnt_scale_exclude_each_other():

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from dataset_utils import DATASETS
+from models import load_pretrained, noiseless
 from tests.conftest import first_are_fast
 from tools import export
+from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.io import checkpoint
-from tools.networks import build_network
+from tools.networks import build_network, load_snapshot
 
 
 def written(folder, name="mnist5k", **settings):
@@ -44,6 +46,28 @@ def test_images_and_recordings(kind, mode, tmp_path):
     assert out.stat().st_size > 1000
 
 
+@pytest.mark.filterwarnings("error:these weights")  # they were saved with the settings of their neurons
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("mnist5k", dict(neuron="NIPLIF_atan", learnable_scale=True, placement="escape", width=0.5)),
+        ("nmnist", dict(model="sresnet18", width=0.05, nobn=True, neuron="LIF", frame_size=16)),
+    ],
+)
+def test_a_small_checkpoint_is_loaded_evaluated_and_has_nothing_of_the_machine(name, settings, tmp_path):
+    snapshot = written(tmp_path, name, data_root="/home/someone", run_dir="/home/someone/run", threads=3, **settings)
+    out = tmp_path / "small.pth"
+    assert export.export(snapshot, out) <= 1e-5
+    assert b"/home/someone" not in out.read_bytes() and out.stat().st_size < 0.7 * snapshot.stat().st_size
+    dataset = DATASETS[name]
+    net, trained = load_snapshot(EvaluationConfig(snapshot=str(out)), dataset)
+    loaded = load_pretrained(out)
+    assert trained.threads == 0 and loaded.about["dataset"] == name and loaded.about["classes"] == [*dataset.classes]
+    x = torch.rand(loaded.about["timesteps"], 2, *loaded.about["in_shape"])
+    with noiseless(net), noiseless(loaded), torch.no_grad():
+        assert torch.equal(loaded(x), net(x))
+
+
 def test_a_batch_of_another_size_and_the_noise(tmp_path):
     assert export.export(written(tmp_path, neuron="LIF"), tmp_path / "lif.pt2", "noisy") <= export.CLOSE
     snapshot = written(tmp_path)
@@ -66,7 +90,7 @@ def test_a_file_that_differs_is_an_error(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_exported(tmp_path):
-    with pytest.raises(UserError, match="must end in .onnx, .pt2, .nir, got 'net.h5'"):
+    with pytest.raises(UserError, match="must end in .onnx, .pt2, .nir, .pth, got 'net.h5'"):
         export.export(written(tmp_path), tmp_path / "net.h5")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "own.pth")
     with pytest.raises(UserError, match="does not carry its configuration"):

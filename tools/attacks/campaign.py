@@ -42,9 +42,29 @@ class Preset:
     targets: int  # wrong classes to which images are driven one by one, from the second most probable on
     queries: int  # of the Square attack, for each image
     score_draws: int  # noise draws of each score
+    is_narrow: bool = False  # a single radius of the first norm alone, the middle one
+
+    def of(self, radii: Radii) -> Radii:
+        """Those of a data set's radii at which this attacks."""
+        if not self.is_narrow:
+            return radii
+        norm, some = next(iter(radii.items()))
+        return {norm: (some[(len(some) - 1) // 2],)}
 
 
 PRESETS = {
+    "glance": Preset(
+        images=50,
+        sample=20,
+        gradients=100,
+        draws=4,
+        rounds=1,
+        paths=1,
+        targets=1,
+        queries=100,
+        score_draws=20,
+        is_narrow=True,
+    ),
     "quick": Preset(
         images=200, sample=40, gradients=200, draws=4, rounds=1, paths=2, targets=1, queries=300, score_draws=20
     ),

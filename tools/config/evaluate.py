@@ -3,8 +3,11 @@
 import dataclasses
 from functools import partial
 
+from models import ArgumentError
 from models.functional import MODES
+from models.pretrained import pretrained_path
 from tools.data.corruptions import SEVERITIES
+from tools.errors import UserError
 
 from .fields import RunConfig, option, settings
 from .train import TrainConfig
@@ -14,6 +17,7 @@ _strength = partial(option, group="strength of perturbations", low=0.0)
 _on_pixels = partial(_strength, only="pixels")
 _on_events = partial(_strength, only="events")
 _run = partial(option, group="run")
+PRETRAINED = "pretrained:"  # before the name of a network of the folder `pretrained`
 
 
 def _perturbations(has_pixels: bool | None) -> list[str]:
@@ -43,7 +47,7 @@ _Overrides = dataclasses.make_dataclass("_Overrides", _fields, bases=(RunConfig,
 class EvaluationConfig(_Overrides):
     """What to evaluate, and how; of the `NETWORK_SETTINGS`, None means the value in the checkpoint."""
 
-    snapshot: str = _eval("", "checkpoint: a best.pth or last.pth of ours, or a published one")
+    snapshot: str = _eval("", "checkpoint: a best.pth or last.pth of ours, a published one, or pretrained:NAME")
     compare: list[str] = _eval(
         [], "groups instead of one --snapshot, e.g. NSNN=a.pth,b.pth quiet=a.pth@noiseless,b.pth@noiseless SNN=c.pth"
     )
@@ -107,3 +111,11 @@ class EvaluationConfig(_Overrides):
         "",
         "folder of the results (--compare: of the report); default: evaluation/ beside the checkpoint",
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.snapshot.startswith(PRETRAINED):
+            try:
+                self.snapshot = str(pretrained_path(self.snapshot.removeprefix(PRETRAINED)))
+            except ArgumentError as error:
+                raise UserError(str(error)) from error

@@ -50,6 +50,9 @@ class TrainConfig(RunConfig):
     detach_reset: bool = _neuron(False, "stop the gradient through the spike in the reset", network=False)
     decay_input: bool = _neuron(False, "multiply the input by 1 - decay")
     learnable_scale: bool = _neuron(False, "learn the scale of the noise, one per noisy layer", network=False)
+    gradient_sigma: float = _neuron(
+        0.0, "scale of the density that is the gradient of a noisy neuron; 0: as --sigma", low=0.0, network=False
+    )
 
     loss: str = _loss("rate", "cross-entropy of mean logits, or of each step; tet adds a pull to 1", choices=LOSSES)
     tet: bool = _loss(False, "short for --loss tet")

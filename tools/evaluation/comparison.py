@@ -138,7 +138,7 @@ def verdicts(summary: list[Row]) -> list[str]:
     for number, pair in enumerate(summary[0].differences):
         first, second = pair.first, pair.second
         if pair.seeds.low is None:
-            sentences.append(f"A single seed per group cannot tell {first} from {second}; compare several.")
+            sentences.append(_of_single_seeds(summary, number))
             continue
         is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"
         undecided = f"No difference beyond chance between {first} and {second}"
@@ -154,6 +154,20 @@ def verdicts(summary: list[Row]) -> list[str]:
                 found[undecided].append(row.test)
         sentences += [f"{verdict}: {', '.join(tests)}." for verdict, tests in found.items() if tests]
     return sentences
+
+
+def _of_single_seeds(summary: list[Row], number: int) -> str:
+    """What one network of each group says, and what it does not."""
+    of_pair = [(row, row.differences[number]) for row in summary]
+    first, second = of_pair[0][1].first, of_pair[0][1].second
+    points = []
+    for row, one in of_pair:
+        if row.reliable:
+            points.append(f"{row.test} {100 * one.difference:+.1f}{'' if one.p < 0.05 else ' (within chance)'}")
+    return (
+        f"{first} minus {second}, in points of accuracy: {', '.join(points)}. A single seed per group cannot tell "
+        f"{first} from {second}; compare several."
+    )
 
 
 def label(row: Row) -> str:
@@ -176,14 +190,19 @@ def interval(mean: float, one: GroupAccuracy | Difference) -> str:
     return f"{100 * mean:.2f}" + ("" if one.low is None else f" {bounds(one.low, one.high)}")
 
 
-def table(rows: list[Row], modes: dict[str, str]) -> str:
+def table(rows: list[Row], modes: dict[str, str], more: dict[str, dict[str, str]] | None = None) -> str:
     """The comparison as text: accuracy in per cent, mean over seeds and its interval, a column for each group.
 
-    `modes`: {group: its mode}.
+    Args:
+        rows: single attacks, which are in the report, are left out.
+        modes: {group: its mode}.
+        more: further rows, {label: {group: value}}.
     """
     lines = ["test accuracy, %".ljust(40) + "".join(f"{group:>24}" for group in rows[0].groups)]
     lines.append("inference".ljust(40) + "".join(f"{modes[group]:>24}" for group in rows[0].groups))
     for row in rows:
+        if row.attack not in (None, ALL):
+            continue
         line = f"{label(row)[:40]:40}"
         for one in row.groups.values():
             cell = interval(one.mean, one)
@@ -191,4 +210,6 @@ def table(rows: list[Row], modes: dict[str, str]) -> str:
                 cell += f" +- {100 * one.draws_std:.2f}"
             line += f"{cell:>24}"
         lines.append(line + ("" if row.reliable else "   not reliable: gates failed"))
+    for name, values in (more or {}).items():
+        lines.append(f"{name[:40]:40}" + "".join(f"{values.get(group, '-'):>24}" for group in rows[0].groups))
     return "\n".join(lines)

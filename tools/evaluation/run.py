@@ -129,7 +129,10 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     if config.compare:
         folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
         how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
-        logger.info("%s", "\n".join([table(rows, evaluation.modes), how, *verdicts(summary)]))
+        more: dict[str, dict[str, str]] = {}
+        for measurement in MEASUREMENTS:
+            more |= measurement.rows(evaluation)
+        logger.info("%s", "\n".join([table(rows, evaluation.modes, more), how, *verdicts(summary)]))
     write_text_atomically(folder / "results.json", json.dumps(dataclasses.asdict(document), indent=1) + "\n")
     sections = []
     for measurement in MEASUREMENTS:

@@ -22,6 +22,7 @@ from tools.runtime.seeds import derived_seed, seed_generators
 from .loop import Learner, gradients_and_update
 
 DEBUG_BATCHES = 5
+ADAPTED_BY = 5000  # samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,16 @@ def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn
     if config.sync_bn:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     return net.to(device, memory_format=memory_format(config))
+
+
+def adapt_to_data(net: nn.Module, train: Batches, seed: int) -> None:
+    """Show training samples, without augmentation, to a network with a layer to be set by them, such as speednet."""
+    if not hasattr(net, "adapt_to"):
+        return
+    generator = torch.Generator().manual_seed(derived_seed(seed, "adapt"))
+    chosen = torch.randperm(len(train.data), generator=generator)[:ADAPTED_BY]
+    ((samples, *_),) = train.data.subset(chosen).batches(batch_size=len(chosen), device=train.device)
+    net.adapt_to(samples)
 
 
 def build_learner(

@@ -24,7 +24,7 @@ from tools.runtime.processes import Processes, restarts
 from tools.runtime.seeds import derived_seed
 
 from . import loop
-from .build import build_learner, build_net, check_settings, describe, load_data
+from .build import adapt_to_data, build_learner, build_net, check_settings, describe, load_data
 from .divergence import Diverged, Recovery
 from .folder import RunLog, make_run_folder, opened
 from .progress import Progress
@@ -93,6 +93,7 @@ class Training:
         config, processes = self.config, self.processes
         self.data = load_data(config, self.dataset, self.device, processes)
         self.net = build_net(config, self.dataset, self.device)
+        adapt_to_data(self.net, self.data.train, config.seed)
         self.learner = build_learner(config, self.net, len(self.data.train), self.device, processes)
         samples = len(self.data.train.data)
         self.state = RunState(self.learner, self.net, self.folder, config, self.dataset.name, samples)

@@ -13,7 +13,7 @@ from models import LIF, Cauchy, Gaussian, Logistic, NoisyLIF, ParametricLIF, bui
 from tests.chance import deviations, likely
 from tests.conftest import first_are_fast
 from tools.attacks import gates
-from tools.attacks.campaign import Campaign, Preset
+from tools.attacks.campaign import PRESETS, Campaign, Preset
 from tools.attacks.gradients import Ball, apgd, direct_optimisation, fgsm, random_noise
 from tools.attacks.report import AttackReport, AttackResult
 from tools.attacks.square import square_attack, square_share, with_square
@@ -661,6 +661,12 @@ def test_a_planted_weakness_changes_nothing_on_the_images_and_all_within_reach(d
 
 TINY = Preset(images=12, sample=6, gradients=12, draws=3, rounds=1, paths=2, targets=1, queries=12, score_draws=20)
 RADII = {"linf": (2 / 255, 8 / 255), "l2": (0.5,)}
+
+
+def test_a_glance_is_at_one_radius_of_one_norm():
+    radii = {"linf": (0.05, 0.1, 0.15, 0.2, 0.3), "l2": (1.0, 2.0)}
+    assert PRESETS["glance"].of(radii) == {"linf": (0.15,)} and PRESETS["quick"].of(radii) == radii
+    assert PRESETS["glance"].of({"l2": (0.5, 1.0)}) == {"l2": (0.5,)}
 
 
 def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic_net):

@@ -242,8 +242,12 @@ def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
     assert comparison.verdicts(by_seeds) == ["No difference beyond chance between A and B: clean, sp."]
     _, single = comparison.compare({"A": seeds(0.9), "B": seeds(0.5)})
     (sentence,) = comparison.verdicts(single)
-    assert "A single seed per group cannot tell" in sentence
-    text = comparison.table(rows, {"A": "noisy", "B": "noiseless"}).splitlines()
+    assert re.match(r"A minus B, in points of accuracy: clean \+\d\d\.\d, sp \+\d\d\.\d\. A single seed", sentence)
+    _, same = comparison.compare({"A": seeds(0.9), "B": seeds(0.9)})
+    assert comparison.verdicts(same)[0].count("(within chance)") == 2
+    more = {"energy of a sample, nJ": {"B": "12.5"}}
+    text = comparison.table(rows, {"A": "noisy", "B": "noiseless"}, more).splitlines()
+    assert text[-1].split() == ["energy", "of", "a", "sample,", "nJ", "-", "12.5"]
     assert text[0].split()[-2:] == ["A", "B"] and text[1].split() == ["inference", "noisy", "noiseless"]
     assert text[2].startswith("clean") and "[" in text[2]
 
@@ -272,15 +276,17 @@ def test_of_groups_that_do_not_differ_one_family_of_tests_in_twenty_finds_a_diff
 def test_attacks_whose_gates_failed_are_not_judged():
     def attacked(hits, reliable):
         score = Score(sum(hits) / 4 / len(hits), 0.0, 0.0, hits, draws=4)
-        attacks, gates = [AttackResult("linf", 8 / 255, "all", 2, score)], [Gate("a gate", reliable, "")]
+        attacks = [AttackResult("linf", 8 / 255, name, 2, score) for name in ("all", "fgsm")]
+        gates = [Gate("a gate", reliable, "")]
         report = AttackReport("quick", {}, 2, score, ["own"], attacks, gates)
         return SnapshotResults({}, True, {**result([4, 4]).reports, "attacks": report})
 
     groups = {"A": [attacked([4, 4], True)] * 2, "B": [attacked([0, 1], True), attacked([0, 0], False)]}
     rows, summary = comparison.compare(groups)
-    assert [row.reliable for row in rows] == [True, True, False]
+    assert [row.reliable for row in rows] == [True, True, False, False]
     assert comparison.label(rows[2]) == "attack (Linf): all 8/255"
-    assert "gates failed" in comparison.table(rows, dict.fromkeys(groups, "noisy")).splitlines()[4]
+    lines = comparison.table(rows, dict.fromkeys(groups, "noisy")).splitlines()
+    assert len(lines) == 5 and "gates failed" in lines[4]  # single attacks are in the report alone
     assert comparison.verdicts(summary)[-1] == (
         "A and B are not compared, because gates of the attacks failed: attack (Linf): all."
     )

@@ -104,6 +104,19 @@ def test_config_yaml_of_a_run_is_a_recipe(tmp_path, stripes):
     assert dataclasses.asdict(again) == dataclasses.asdict(training.config)
 
 
+def test_a_layer_that_the_data_set_is_shown_training_images_and_kept_in_a_resumed_run(tmp_path, stripes, monkeypatch):
+    settings = dict(model="speednet", width=0.1, gradient_sigma=0.6)
+    training = interrupted_run(tmp_path, stripes, monkeypatch, epoch=2, **settings)
+    whitening = training.net.stem.conv[0]
+    assert training.net.stem_neuron.surrogate.scale == 0.6
+    images = stripes.load().train.images / 255
+    outputs = whitening(training.net.normalize(images)).transpose(0, 1).flatten(1)
+    assert (outputs.std(1) - 1).abs().max() < 0.1
+    monkeypatch.setattr("tools.training.run.adapt_to_data", lambda *args: None)
+    resumed = Training(config(tmp_path, resume=str(training.folder), **settings), stripes)
+    assert resumed.net.stem.conv[0].weight.equal(whitening.weight)
+
+
 def test_the_best_epoch_is_the_latest_within_a_standard_error():
     assert within_standard_error(0.98, 0.985, samples=400)  # the standard error is 0.6 %
     assert not within_standard_error(0.978, 0.985, samples=400)

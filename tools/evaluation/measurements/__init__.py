@@ -52,6 +52,10 @@ class Measurement:
     def log(self, report: Any) -> None:
         """Log the main numbers."""
 
+    def rows(self, evaluation: Evaluation) -> dict[str, dict[str, str]]:
+        """{label: {group: value}}, below the accuracies in the table of a comparison."""
+        return {}
+
     def sections(self, evaluation: Evaluation) -> list[Section]:
         """The sections of the report page."""
         return []

@@ -46,7 +46,7 @@ class Attacks(Measurement):
             images=images,
             target=target,
             preset=preset,
-            radii=snapshot.dataset.radii,
+            radii=preset.of(snapshot.dataset.radii),
             seed=snapshot.config.seed,
             name=name,
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,13 @@ class Efficiency(Measurement):
         spiking = f"{cost.ac:.4g} accumulates, {cost.mac:.4g} multiply-accumulates, {cost.energy_nj:.4g} nJ"
         relu = f"{cost.relu_mac:.4g}, {cost.relu_energy_nj:.4g} nJ"
         logger.info("operations per sample: %s; ReLU network: %s", spiking, relu)
+
+    def rows(self, evaluation: Evaluation) -> dict[str, dict[str, str]]:
+        spiking, relu = {}, {}
+        for group, reports in evaluation.reports(self.key).items():
+            spiking[group] = f"{fmean(report.cost.energy_nj for report in reports):.4g}"
+            relu[group] = f"{fmean(report.cost.relu_energy_nj for report in reports):.4g}"
+        return {"energy of a sample, nJ": spiking, "the same with ReLU, nJ": relu} if spiking else {}
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
         heading = "Firing rates and energy"

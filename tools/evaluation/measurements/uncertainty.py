@@ -116,6 +116,14 @@ class Uncertainty(Measurement):
             logger.info("%2d draws: %s, %s (%s)", point.draws, scores, calibration, scaled)
         logger.info("%.0f samples per second (%d draws)", report.images_per_s, report.curve[-1].draws)
 
+    def rows(self, evaluation: Evaluation) -> dict[str, dict[str, str]]:
+        rows: dict[str, dict[str, str]] = {}
+        for group, reports in evaluation.reports(self.key).items():
+            for point in figures.mean_curve([report.curve for report in reports]):
+                label = f"calibration error of {count(point.draws, 'draw')}, %"
+                rows.setdefault(label, {})[group] = percent(point.scores["calibration_error"])
+        return rows
+
     def sections(self, evaluation: Evaluation) -> list[Section]:
         measured, compute = evaluation.reports(self.key), "Accuracy and calibration against compute"
         if not measured:
