@@ -52,22 +52,10 @@ class Preset:
         return {norm: (some[(len(some) - 1) // 2],)}
 
 
+QUICK = Preset(images=200, sample=40, gradients=200, draws=4, rounds=1, paths=2, targets=1, queries=300, score_draws=20)
 PRESETS = {
-    "glance": Preset(
-        images=50,
-        sample=20,
-        gradients=100,
-        draws=4,
-        rounds=1,
-        paths=1,
-        targets=1,
-        queries=100,
-        score_draws=20,
-        is_narrow=True,
-    ),
-    "quick": Preset(
-        images=200, sample=40, gradients=200, draws=4, rounds=1, paths=2, targets=1, queries=300, score_draws=20
-    ),
+    "glance": dataclasses.replace(QUICK, images=50, sample=20, is_narrow=True),
+    "quick": QUICK,
     "full": Preset(
         images=1000, sample=200, gradients=1600, draws=16, rounds=5, paths=4, targets=8, queries=5000, score_draws=100
     ),

@@ -119,7 +119,8 @@ class Uncertainty(Measurement):
     def rows(self, evaluation: Evaluation) -> dict[str, dict[str, str]]:
         rows: dict[str, dict[str, str]] = {}
         for group, reports in evaluation.reports(self.key).items():
-            for point in figures.mean_curve([report.curve for report in reports]):
+            curve = figures.mean_curve([report.curve for report in reports])
+            for point in (curve[0], curve[-1]):
                 label = f"calibration error of {count(point.draws, 'draw')}, %"
                 rows.setdefault(label, {})[group] = percent(point.scores["calibration_error"])
         return rows
