@@ -138,7 +138,7 @@ def verdicts(summary: list[Row]) -> list[str]:
     for number, pair in enumerate(summary[0].differences):
         first, second = pair.first, pair.second
         if pair.seeds.low is None:
-            sentences.append(_of_single_seeds(summary, number))
+            sentences += _of_single_seeds(summary, number)
             continue
         is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"
         undecided = f"No difference beyond chance between {first} and {second}"
@@ -156,7 +156,7 @@ def verdicts(summary: list[Row]) -> list[str]:
     return sentences
 
 
-def _of_single_seeds(summary: list[Row], number: int) -> str:
+def _of_single_seeds(summary: list[Row], number: int) -> list[str]:
     """What one network of each group says, and what it does not."""
     of_pair = [(row, row.differences[number]) for row in summary]
     first, second = of_pair[0][1].first, of_pair[0][1].second
@@ -164,10 +164,10 @@ def _of_single_seeds(summary: list[Row], number: int) -> str:
     for row, one in of_pair:
         if row.reliable:
             points.append(f"{row.test} {100 * one.difference:+.1f}{'' if one.p < 0.05 else ' (within chance)'}")
-    return (
-        f"{first} minus {second}, in points of accuracy: {', '.join(points)}. A single seed per group cannot tell "
-        f"{first} from {second}; compare several."
-    )
+    return [
+        f"{first} minus {second}, in points of accuracy: {', '.join(points)}.",
+        f"A single seed per group cannot tell {first} from {second}; compare several.",
+    ]
 
 
 def label(row: Row) -> str:

@@ -241,8 +241,9 @@ def test_a_difference_must_be_beyond_chance_of_samples_and_of_seeds():
     assert by_seeds[0].differences[0].p < 0.05  # the samples agree, but another seed might not
     assert comparison.verdicts(by_seeds) == ["No difference beyond chance between A and B: clean, sp."]
     _, single = comparison.compare({"A": seeds(0.9), "B": seeds(0.5)})
-    (sentence,) = comparison.verdicts(single)
-    assert re.match(r"A minus B, in points of accuracy: clean \+\d\d\.\d, sp \+\d\d\.\d\. A single seed", sentence)
+    points, caution = comparison.verdicts(single)
+    assert re.fullmatch(r"A minus B, in points of accuracy: clean \+\d\d\.\d, sp \+\d\d\.\d\.", points)
+    assert caution == "A single seed per group cannot tell A from B; compare several."
     _, same = comparison.compare({"A": seeds(0.9), "B": seeds(0.9)})
     assert comparison.verdicts(same)[0].count("(within chance)") == 2
     more = {"energy of a sample, nJ": {"B": "12.5"}}
