@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from models import SpikingNeuron, build_model, build_neuron
@@ -55,8 +56,8 @@ def test_rasters_of_images_are_drawn(tmp_path, samples):
     forward = inference.ForwardPass(torch.device("cpu"), 3)
     picture_spikes(tmp_path / "r.png", network(), data, ("a", "b", "c"), forward, "title")
     picture = imread(tmp_path / "r.png")[..., :3]
-    blue = np.array([0x1F, 0x77, 0xB4]) / 255  # of the first layer's spikes
-    assert (np.abs(picture - blue).max(-1) < 0.02).sum() > 50
+    colour = np.array(to_rgb("C0"))  # of the first layer's spikes
+    assert (np.abs(picture - colour).max(-1) < 0.02).sum() > 50
 
 
 def test_a_network_in_which_no_neuron_fires_is_drawn_as_such(tmp_path, figures):
