@@ -57,8 +57,8 @@ class Efficiency(Measurement):
     def rows(self, evaluation: Evaluation) -> dict[str, dict[str, str]]:
         spiking, relu = {}, {}
         for group, reports in evaluation.reports(self.key).items():
-            spiking[group] = f"{fmean(report.cost.energy_nj for report in reports):.4g}"
-            relu[group] = f"{fmean(report.cost.relu_energy_nj for report in reports):.4g}"
+            spiking[group] = f"{fmean(report.cost.energy_nj for report in reports):.1f}"
+            relu[group] = f"{fmean(report.cost.relu_energy_nj for report in reports):.1f}"
         return {"energy of a sample, nJ": spiking, "the same with ReLU, nJ": relu} if spiking else {}
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
