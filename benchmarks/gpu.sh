@@ -17,7 +17,6 @@ cd "$here/.."
 prepare_python requirements-dev.txt
 
 DEVICE=${DEVICE:-cuda} TESTS=${TESTS:-tests} REPEATS=${REPEATS:-7} SECONDS_IN_ALL=${SECONDS_IN_ALL:-580}
-SLOWER=${SLOWER:-1} # factor on the limits of all parts
 NEURONS=${NEURONS:-16777216} NETWORKS=${NETWORKS:-sresnet18 vgg} WIDTH=${WIDTH:-1}
 MINIBATCH=${MINIBATCH:-256} MINIBATCHES=${MINIBATCHES:-32 128} LIMIT_MIB=${LIMIT_MIB:-4096}
 STEPS=( # kinds of training steps: a name, and flags of bench_step.py
@@ -25,14 +24,13 @@ STEPS=( # kinds of training steps: a name, and flags of bench_step.py
     "bf16 --amp bf16"
 )
 [ "$DEVICE" = cpu ] || STEPS+=("bf16-graph --amp bf16 --cuda_graph")
-IFS=, read -ra candidates <<<"${CANDIDATES:-NILIF,NILIF lean,LIF}" # besides ReLU
+candidates=(--candidates NILIF "NILIF lean" LIF) # besides ReLU
 incomplete=()
 
 part() { # FILE SECONDS COMMAND ...: the output of a command as a file of the folder, unless that is there
     local file="$1" limit="$2" left=$((SECONDS_IN_ALL - SECONDS)) status=0
     shift 2
     [ ! -e "$folder/$file" ] || return 0
-    limit=$((limit * SLOWER))
     limit=$((left < limit ? left : limit))
     if [ "$limit" -le 0 ]; then
         incomplete+=("$file (no time left)")
@@ -61,7 +59,7 @@ PY
 part tests.txt 150 env NSNN_TEST_CUDA=1 "$PYTHON" -m pytest -q -m cuda "$TESTS"
 part neuron.jsonl 60 "$PYTHON" benchmarks/bench_neuron.py --device "$DEVICE" --neurons "$NEURONS" --repeats "$REPEATS"
 for network in $NETWORKS; do
-    step=(--device "$DEVICE" --networks "$network" --width "$WIDTH" --candidates "${candidates[@]}")
+    step=(--device "$DEVICE" --networks "$network" --width "$WIDTH" "${candidates[@]}")
     for kind in "${STEPS[@]}"; do
         read -r name flags <<<"$kind"
         part "step-$name-$network.jsonl" 50 \

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from .layers import ConvNorm, MakeNeuron, SpikingNetwork, fire, scaled
 
 PATCH = 2  # side of the patches that are whitened
-WHITENED_FROM = 5000  # images are enough for the statistics of patches
 FLOOR = 5e-4  # added to variances, so that noise in directions without signal is not blown up
 
 

@@ -76,7 +76,7 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
     shared = [key for key in everyone[0] if all(key in table for table in everyone)]
     by_test: dict[str, list[Key]] = {}
     for key in shared:
-        if key.attack in (None, ALL):
+        if not _is_single_attack(key):
             by_test.setdefault(key.test, []).append(key)
     summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
     for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, under all conditions
@@ -84,6 +84,11 @@ def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[R
         for difference, p in zip(differences, holm(joint)):
             difference.p_holm = p
     return [_row([key], tables) for key in shared], summary
+
+
+def _is_single_attack(key: Key) -> bool:
+    """Whether this is one of several attacks, whose joint result has a key of its own."""
+    return key.attack not in (None, ALL)
 
 
 def _accuracies(results: SnapshotResults) -> dict[Key, Accuracy]:
@@ -201,7 +206,7 @@ def table(rows: list[Row], modes: dict[str, str], more: dict[str, dict[str, str]
     lines = ["test accuracy, %".ljust(40) + "".join(f"{group:>24}" for group in rows[0].groups)]
     lines.append("inference".ljust(40) + "".join(f"{modes[group]:>24}" for group in rows[0].groups))
     for row in rows:
-        if row.attack not in (None, ALL):
+        if _is_single_attack(row):
             continue
         line = f"{label(row)[:40]:40}"
         for one in row.groups.values():
