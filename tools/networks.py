@@ -25,12 +25,29 @@ NEURON_SETTINGS.remove("neuron")
 MAX_EXTRA_PARAMETERS = 10**8  # see `check_size`
 
 
-def memory_format(config: TrainConfig) -> torch.memory_format:
+def memory_format(config: TrainConfig, dataset: Dataset) -> torch.memory_format:
     """The memory format of a configuration's network."""
     # On the CPU, PyTorch's channels-last convolutions in bfloat16 compute weight gradients from uninitialised memory
-    # where the kernel is larger than the image.
-    is_safe = config.amp != "bf16" or chosen_device(config.device).type != "cpu"
+    # where the stride is larger than the image.
+    in_danger = config.amp == "bf16" and chosen_device(config.device).type == "cpu"
+    is_safe = not in_danger or not _strides_beyond_images(config, dataset)
     return torch.channels_last if config.channels_last and is_safe else torch.contiguous_format
+
+
+def _strides_beyond_images(config: TrainConfig, dataset: Dataset) -> bool:
+    """Whether any convolution of the network has a stride larger than a side of its input."""
+    found = []
+
+    def look(layer: nn.Conv2d, inputs: tuple[torch.Tensor]) -> None:
+        found.extend(stride > side for stride, side in zip(layer.stride, inputs[0].shape[-2:]))
+
+    with torch.device("meta"):  # shapes alone: nothing is computed, and no random number drawn
+        net = _bare_network(config, dataset).eval()
+        for layer in net.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.register_forward_pre_hook(look)
+        net(torch.empty(1, 1, *dataset.input_shape(config)))
+    return any(found)
 
 
 def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:

@@ -9,7 +9,7 @@ from models import Gaussian, build_neuron
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.inference import seeded_noise
-from tools.networks import NEURON_SETTINGS, build_network
+from tools.networks import NEURON_SETTINGS, build_network, memory_format
 
 
 class Tiny:
@@ -70,3 +70,19 @@ def test_seeded_noise_reaches_neurons_that_draw_past_it():
         torch.rand(3)
         raise KeyError
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "side", "layout"),
+    [
+        ({"model": "sresnet18", "amp": "bf16"}, 32, torch.channels_last),
+        ({"model": "speednet", "amp": "bf16"}, 2, torch.channels_last),  # has no strides
+        ({"model": "sresnet18", "amp": "bf16"}, 4, torch.contiguous_format),  # its last stride of 2 meets one pixel
+        ({"model": "sresnet18"}, 4, torch.channels_last),
+        ({"model": "sresnet18", "amp": "bf16", "channels_last": False}, 32, torch.contiguous_format),
+    ],
+)
+def test_channels_last_is_left_where_the_gradients_of_its_weights_are_wrong(settings, side, layout):
+    dataset = Tiny()
+    dataset.input_shape = lambda config: (1, side, side)
+    assert memory_format(TrainConfig(width=0.1, device="cpu", **settings), dataset) == layout

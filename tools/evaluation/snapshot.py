@@ -79,7 +79,7 @@ class Snapshot:
             self.corruptions = CorruptionFolder(config.corruptions, shape, dataset.num_classes)
         corrupted = self.corruptions.names if self.corruptions else ()
         self.conditions = conditions(config, dataset.has_pixels, corrupted)
-        layout = memory_format(self.trained)
+        layout = memory_format(self.trained, dataset)
         self.net.to(self.device, memory_format=layout)
         self.forward = SteadyForwardPass(self.device, self.trained.timestep, self.trained.amp, config.fold)
         data = self._load(dataset)

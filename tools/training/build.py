@@ -90,7 +90,7 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
             why = "; it is held out from the training samples, of which a class needs two" if name == "val" else ""
             raise UserError(f"{dataset.name} is too small: its {name} part has no samples{why}")
     limit = DEBUG_BATCHES if config.debug else None
-    options = dict(batch_size=config.minibatch, device=device, memory_format=memory_format(config), limit=limit)
+    options = dict(batch_size=config.minibatch, device=device, memory_format=memory_format(config, dataset), limit=limit)
     training = dict(shuffle=True, augment=dataset.augmentation(config), accumulate=config.accumulate)
     if mix := mixing(config.mixup, config.cutmix, dataset.num_classes):
         if not dataset.has_pixels:
@@ -112,7 +112,7 @@ def build_net(config: TrainConfig, dataset: Dataset, device: torch.device) -> nn
     optim.initialise(net, config.init)
     if config.sync_bn:
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return net.to(device, memory_format=memory_format(config))
+    return net.to(device, memory_format=memory_format(config, dataset))
 
 
 def adapt_to_data(net: nn.Module, train: Batches, seed: int) -> None:
