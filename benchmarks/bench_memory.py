@@ -7,16 +7,18 @@
 One JSON line per network, T, B and candidate, with the memory that `bench_step.py` reports: counted exactly, so that
 it depends neither on the machine's load nor on what ran before. With `--limit_mib`, instead, one line per network, T
 and candidate: the largest batch whose training step runs in M MiB, and its ratio to that of the ReLU network. These
-MiB are for all that comes after the start of Python and of the libraries: network, optimiser, tensors, what libraries
-copy, and what lies idle between them in the heap.
+MiB are for all that comes after the start of Python and of the libraries: network, optimiser, tensors, and what
+libraries copy.
 
 On CPUs, each trial is a process under `RLIMIT_DATA`. It limits private writable memory at the time when it is asked
-for, touched or not: the result is the same on every run, and a trial beyond the limit ends with an error. `RLIMIT_AS`
-would count the libraries' files and addresses that threads reserve, too; a limit on resident memory is not enforced
-without control groups, which need rights, and end the process. On CUDA, the limit is one of PyTorch's allocator.
+for, touched or not: a trial beyond the limit ends with an error. Freed memory goes back to the system at once, so that
+the result is the same on every run. `RLIMIT_AS` would count the libraries' files and addresses that threads reserve,
+too; a limit on resident memory is not enforced without control groups, which need rights, and end the process. On CUDA,
+the limit is one of PyTorch's allocator.
 """
 
 import argparse
+import ctypes
 import functools
 import gc
 import itertools
@@ -93,7 +95,19 @@ def fits_on_cpu(network, candidate, args, batch):
     return process.exitcode == 0
 
 
+def return_freed_memory():
+    """Let each tensor of a page or more be memory of its own, which the system has back when it is freed.
+
+    Else it would depend on what lies idle in the heap, and where, how much fits beside it.
+    """
+    m_mmap_threshold, m_mmap_max = -3, -4  # of glibc's malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(m_mmap_max, 2**20)
+    mallopt(m_mmap_threshold, 4096)
+
+
 def _limited(network, candidate, args, batch):
+    return_freed_memory()
     _warm_up(network, candidate, args)  # starts threads, loads kernels
     gc.collect()
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))

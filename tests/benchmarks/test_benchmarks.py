@@ -102,7 +102,7 @@ def test_memory_against_time_steps_and_batch(repository):
 def test_the_largest_batch_under_a_limit(repository):
     flags = ["--networks", "vgg", "--candidates", "NILIF", "--width", "0.1", "--timesteps", "2", "--limit_mib"]
     relu, noisy = lines(repository, "bench_memory", *flags, "40", repeats=())
-    assert 0 < noisy["largest_batch"] < relu["largest_batch"]
+    assert 0 < noisy["largest_batch"] < 0.9 * relu["largest_batch"]
     assert noisy["ratio_to_relu"] == round(noisy["largest_batch"] / relu["largest_batch"], 3)
     with pytest.raises(AssertionError, match="not even one sample of vgg fits"):
         lines(repository, "bench_memory", *flags, "0.1", repeats=())
