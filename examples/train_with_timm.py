@@ -13,11 +13,13 @@ net = timm.create_model("noisy_resnet10t", in_chans=1, num_classes=10, channels=
 optimizer = create_optimizer_v2(net, "adamw", lr=5e-3)
 scheduler, epochs = create_scheduler_v2(optimizer, num_epochs=3)
 for epoch in range(epochs):
+    losses = []
     for images, labels in torch.utils.data.DataLoader(digits, 64, shuffle=True, drop_last=True):
         images, labels = Mixup(0.2, num_classes=10)(images.reshape(-1, 1, 8, 8), labels)
         loss = torch.nn.functional.cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        losses.append(loss.item())
     scheduler.step(epoch + 1)
-    print(f"epoch {epoch}: loss {loss.item():.3f}")
+    print(f"epoch {epoch}: loss {sum(losses) / len(losses):.3f}")

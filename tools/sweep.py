@@ -185,6 +185,7 @@ def run_sweep(arguments: argparse.Namespace) -> list[str]:
         tune.report(dataclasses.asdict(run_combination(folder, command, given["settings"])))
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+    os.environ.setdefault("RAY_worker_niceness", "0")  # not 15, with which other programs would get all processors
     ray.init(arguments.address, include_dashboard=False if arguments.address is None else None, log_to_driver=False)
     try:
         trainable = tune.with_resources(train, {"cpu": arguments.cpus, "gpu": arguments.gpus})
