@@ -51,18 +51,21 @@ class Report:
     Attributes:
         replaced: {layer: the neuron it now has}.
         skipped: {layer: why it is as it was}.
-        mismatches: {layer: (spikes that differ from those of the original, spikes compared)}, without noise and on the
-            same inputs; empty without `verify`.
+        mismatches: {layer: (places where its spikes differ from the original's, places compared)}, without noise and on
+            the same inputs; empty without `verify`.
+        fired: {layer: spikes of the original among them}; where there are none, nothing was tested.
     """
 
     replaced: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     mismatches: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    fired: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{name}: {neuron}" for name, neuron in self.replaced.items()]
         lines += [f"{name}: left as it is, because {reason}" for name, reason in self.skipped.items()]
-        lines += [f"{name}: {wrong} of {count} spikes differ" for name, (wrong, count) in self.mismatches.items()]
+        for name, (wrong, count) in self.mismatches.items():
+            lines.append(f"{name}: differs in {wrong} of {count} places, with {self.fired[name]} spikes")
         return "\n".join(lines)
 
 
@@ -131,9 +134,11 @@ def convert(
         reasons = "".join(f"; {name or 'it'}: {reason}" for name, reason in report.skipped.items())
         raise ArgumentError(f"there is no neuron of {', '.join(PEERS)} in the network that can be converted{reasons}")
     if verify is not None:
-        report.mismatches = _compare(_copy(net), converted, report.replaced, verify)
+        report.mismatches, report.fired = _compare(_copy(net), converted, report.replaced, verify)
         for name in sorted(_called(net, converted, names, verify)):
             report.skipped[name] = "the forward pass still calls the old neuron, which it gets from elsewhere"
+    if silent := [name for name, count in report.fired.items() if not count]:
+        warnings.warn(f"`verify` makes no neuron fire in {', '.join(silent)}: nothing was compared there", stacklevel=2)
     if report.skipped:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped.items())
         warnings.warn(f"these neurons are left as they are: {reasons}", stacklevel=2)
@@ -308,15 +313,15 @@ class _Call(NamedTuple):
 @torch.no_grad()
 def _compare(
     original: nn.Module, converted: nn.Module, names: Iterable[str], sample: Any
-) -> dict[str, tuple[int, int]]:
-    """{layer: (spikes that differ, spikes compared)}: each call of the original's layers is repeated by ours."""
+) -> tuple[dict[str, tuple[int, int]], dict[str, int]]:
+    """`mismatches` and `fired` of a `Report`: each call of the original's layers is repeated by ours."""
     calls: dict[str, list[_Call]] = {name: [] for name in names}
     for name in names:
         theirs = original.get_submodule(name)
         theirs.register_forward_pre_hook(functools.partial(_note_call, calls[name]), with_kwargs=True)
         theirs.register_forward_hook(functools.partial(_note_spikes, calls[name]), prepend=True)
     _run(original, sample)
-    found = {}
+    found, fired = {}, {}
     for name in names:
         layer: Any = _copy(converted.get_submodule(name))
         wrong = count = 0
@@ -327,7 +332,8 @@ def _compare(
                 wrong += int((spikes != call.spikes[0]).sum())
                 count += spikes.numel()
         found[name] = (wrong, count)
-    return found
+        fired[name] = sum(int(call.spikes[0].count_nonzero()) for call in calls[name])
+    return found, fired
 
 
 def _note_call(calls: list[_Call], module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

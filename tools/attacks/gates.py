@@ -174,8 +174,9 @@ def vanishing_noise_equals_noiseless(where: str, vanishing: Score, noiseless: Sc
     """
     difference = _shares(vanishing) - _shares(noiseless)
     error = difference.square().sum().sqrt() / len(difference)
-    passed = (difference.mean().abs() <= SLACK + ERRORS * error).item()
-    detail = f"{percent(vanishing)} and {percent(noiseless)}"
+    chance = (SLACK + ERRORS * error).item()
+    passed = difference.mean().abs().item() <= chance
+    detail = f"{percent(vanishing)} and {percent(noiseless)}; chance: up to {100 * chance:.0f} points"
     return Gate(f"scale -> 0 is the deterministic network {where}", passed, detail)
 
 
@@ -204,7 +205,7 @@ def _no_attack(campaign: "Campaign", clean: Score) -> Gate:
 def copies_score_as_clean(chosen: Score, clean: Score) -> Gate:
     """A choice among copies of the clean image must have the score of the clean image."""
     passed = excess(chosen, clean) <= 0 and excess(clean, chosen) <= 0
-    return Gate("no attack leaves the clean accuracy", passed, f"{percent(chosen)} and {percent(clean)}")
+    return Gate("doing nothing leaves the clean accuracy", passed, f"{percent(chosen)} and {percent(clean)}")
 
 
 def excess(first: Score, second: Score, slack: float = SLACK) -> float:

@@ -47,8 +47,12 @@ class AttackReport:
 
     @property
     def half_radii(self) -> dict[str, float | None]:
-        """{norm: the radius that leaves an accuracy of 50 %, by interpolation; None if it is not among those tried}."""
-        return {norm: _half(self.curve(norm)) for norm in dict.fromkeys(row.norm for row in self.attacks)}
+        """{norm: the radius that leaves an accuracy of 50 %, by interpolation; None if it is not among those tried}.
+
+        A single radius has no curve.
+        """
+        curves = {norm: self.curve(norm) for norm in dict.fromkeys(row.norm for row in self.attacks)}
+        return {norm: _half(curve) for norm, curve in curves.items() if len(curve) > 2}
 
     def as_json(self) -> dict[str, Any]:
         """As plain data, with the fields of its score in the row of an attack."""

@@ -128,7 +128,7 @@ def _report(config: EvaluationConfig, groups: Groups, results: Results) -> None:
     folder = first.folder.path
     if config.compare:
         folder = Path(config.out or make_folder_of_now(Path("results", first.dataset.name, "comparison")))
-        how = f"(mean [95 % interval over seeds], or +- deviation over {config.draws} noise draws for one seed)"
+        how = "(mean [95 % interval over seeds], or +- deviation over noise draws for one seed)"
         more: dict[str, dict[str, str]] = {}
         for measurement in MEASUREMENTS:
             more |= measurement.rows(evaluation)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.pretrained import FOLDER as PRETRAINED
 from tools import inference
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.train import Dataset, OwnDataset
@@ -173,7 +174,9 @@ class Snapshot:
         )
         snapshot, config = Path(self.path), self.config
         which = [] if snapshot.stem == Path(BEST).stem else [snapshot.stem]
-        beside = snapshot.parent / "-".join(["evaluation", *which, *self.form])
+        is_shipped = snapshot.parent == PRETRAINED  # where nothing is to be written
+        parent = Path("results", self.dataset.name, "pretrained") if is_shipped else snapshot.parent
+        beside = parent / "-".join(["evaluation", *which, *self.form])
         of_points = {name: getattr(config, name) for name in ("draws", "n_ensembles", "adv_draws")}
         of_points["corruptions"] = self.corruptions.stamps() if self.corruptions else []
         suffix = f"-k{config.n_ensembles}" if config.n_ensembles > 1 else ""

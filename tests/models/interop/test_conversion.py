@@ -113,15 +113,25 @@ def test_neurons_that_are_shared_stay_shared_and_differences_are_reported():
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
     shared = neuron.LIFNode(step_mode="m")
     net = nn.Sequential(nn.Linear(3, 3), shared, nn.Linear(3, 3), shared, neuron.QIFNode(step_mode="m"))
+    for linear in (net[0], net[2]):
+        nn.init.ones_(linear.weight)
     with pytest.warns(UserWarning, match="4: QIFNode is not one of"):
-        converted, report = interop.convert(net, verify=torch.rand(5, 2, 3))
+        converted, report = interop.convert(net, verify=torch.ones(5, 2, 3))
     assert converted[1] is converted[3] and net[1] is shared
     assert report.mismatches == {"1": (0, 60), "3": (0, 60)}
     assert str(report).splitlines()[-3:] == [
         "4: left as it is, because QIFNode is not one of LIFNode, IFNode, ParametricLIFNode",
-        "1: 0 of 60 spikes differ",
-        "3: 0 of 60 spikes differ",
+        "1: differs in 0 of 60 places, with 60 spikes",
+        "3: differs in 0 of 60 places, with 60 spikes",
     ]
+
+
+def test_a_layer_that_never_fires_is_not_called_equal():
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+    net = nn.Sequential(neuron.LIFNode(step_mode="m"), neuron.LIFNode(step_mode="m", v_threshold=9.0))
+    with pytest.warns(UserWarning, match="no neuron fire in 1: nothing was compared there"):
+        _, report = interop.convert(net, verify=torch.full((5, 2, 3), 3.0))
+    assert report.fired == {"0": 30, "1": 0} and report.mismatches == {"0": (0, 30), "1": (0, 30)}
 
 
 def test_learnt_values_that_are_shared_stay_shared():

@@ -691,8 +691,8 @@ def test_a_campaign_reports_every_attack_and_every_gate(noisy_net, deterministic
         assert any(name.startswith("scale -> 0 is the deterministic network") for name in gate_names) == (draws > 1)
         assert report.reliable == all(gate.passed for gate in report.gates)
         passed = {gate.name: gate.passed for gate in report.gates}
-        assert passed["no attack leaves the clean accuracy"]
-        copies = next(gate for gate in report.gates if gate.name == "no attack leaves the clean accuracy")
+        assert passed["doing nothing leaves the clean accuracy"]
+        copies = next(gate for gate in report.gates if gate.name == "doing nothing leaves the clean accuracy")
         assert len(set(copies.detail.split(" and "))) == (2 if draws > 1 else 1)  # by other draws, where there is noise
         assert Campaign(net, CPU, images, target, TINY, RADII, seed=0).run() == report
         assert report.label == "upper bound on robustness"
@@ -709,6 +709,7 @@ def test_the_radius_of_half_the_accuracy_lies_on_the_curve():
     assert report(0.7, 0.2).half_radii == pytest.approx({"linf": 0.1 + 0.2 * 0.2 / 0.5})
     assert report(0.1, 0.0).half_radii == pytest.approx({"linf": 0.1 * 0.4 / 0.8})
     assert report(0.8, 0.6).half_radii == {"linf": None}
+    assert report(0.3).half_radii == {}  # one radius has no curve
 
 
 def test_the_middle_radius_comes_first():

@@ -61,8 +61,11 @@ class Attacks(Measurement):
     def log(self, report: AttackReport) -> None:
         for row in report.attacks:
             name, score = f"{row.norm:4} {row.eps:<8.4g} {row.attack:22}", row.score
-            mean = f"mean of {min(report.settings['draws'], score.draws)} draws: {100 * score.accuracy_ensemble:6.2f} %"
-            logger.info("%s accuracy %6.2f %%, %s", name, 100 * score.accuracy, mean)
+            accuracy = f"accuracy {100 * score.accuracy:6.2f} % of {row.images} images"
+            if score.draws > 1:
+                averaged = min(report.settings["draws"], score.draws)
+                accuracy += f"; mean of {averaged} draws: {100 * score.accuracy_ensemble:6.2f} %"
+            logger.info("%s %s", name, accuracy)
         for norm, eps in report.half_radii.items():
             logger.info("%s radius that leaves 50 %%: %s", norm, _shown(eps))
         for gate in report.gates:
@@ -76,7 +79,8 @@ class Attacks(Measurement):
         for group, one in evaluation.snapshots():
             for norm, eps in one.reports[self.key].half_radii.items():
                 halves.append([group, one.seed, norm.capitalize(), _shown(eps)])
-        section.blocks.append(Table(["group", "seed", "norm", "radius that leaves 50 %"], halves))
+        if halves:
+            section.blocks.append(Table(["group", "seed", "norm", "radius that leaves 50 %"], halves))
         for group, one in evaluation.snapshots():
             report, head = one.reports[self.key], ["gate", "", "measured"]
             title = f"{group}, seed {one.seed}: {report.label}, preset {report.preset}, {report.images} images"
