@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from crits import Regularizer, build_loss, build_regularizer
+from crits import FiringRate, Regularizer, build_loss, build_regularizer
+from models.registry import ACTIVATIONS
 from tools import optim
 from tools.config.train import Dataset, TrainConfig
 from tools.data.augment import mixing
@@ -38,6 +39,10 @@ class Data:
 def check_settings(config: TrainConfig, device: torch.device, processes: Processes = Processes()) -> None:
     """Raise UserError for settings that do not go together."""
     regularizer = regularizer_of(config)
+    refused = {"--plot_spike_rate": config.plot_spike_rate, f"--reg {config.reg}": isinstance(regularizer, FiringRate)}
+    for flag, is_given in refused.items():
+        if is_given and config.neuron in ACTIVATIONS:
+            raise UserError(f"{flag} needs spikes, which --neuron {config.neuron} does not have: leave one of them out")
     watches = regularizer is not None and type(regularizer).watching is not Regularizer.watching
     if config.compile and watches:
         raise UserError(

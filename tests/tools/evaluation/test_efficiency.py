@@ -27,7 +27,7 @@ def test_the_cost_of_a_recording_does_not_depend_on_those_in_its_batch():
             for frames, *_ in chosen.batches(4, torch.device("cpu")):
                 net(frames)
 
-        return Efficiency().measure(SimpleNamespace(net=net.eval(), test=part, predict=predict))
+        return Efficiency().measure(SimpleNamespace(net=net.eval(), has_neurons=True, test=part, predict=predict))
 
     together, alone = measure(data), [measure(data.subset([index])) for index in range(4)]
     assert together.cost.ac == pytest.approx(np.mean([one.cost.ac for one in alone])) and together.cost.ac > 0
