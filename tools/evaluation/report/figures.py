@@ -63,7 +63,7 @@ def severities(evaluation: Evaluation) -> Figure | None:
         _percent_axis(axes)
     for axes in panels.flat[len(by_test) :]:
         axes.set_axis_off()
-    panels[0, 0].legend(fontsize=8)
+    max(panels.flat, key=lambda axes: len(axes.get_lines())).legend(fontsize=8)  # the first that has all groups
     figure.supylabel("test accuracy (%)", fontsize=9)
     return figure
 
