@@ -95,7 +95,8 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
             why = "; it is held out from the training samples, of which a class needs two" if name == "val" else ""
             raise UserError(f"{dataset.name} is too small: its {name} part has no samples{why}")
     limit = DEBUG_BATCHES if config.debug else None
-    options = dict(batch_size=config.minibatch, device=device, memory_format=memory_format(config, dataset), limit=limit)
+    layout = memory_format(config, dataset)
+    options = dict(batch_size=config.minibatch, device=device, memory_format=layout, limit=limit)
     training = dict(shuffle=True, augment=dataset.augmentation(config), accumulate=config.accumulate)
     if mix := mixing(config.mixup, config.cutmix, dataset.num_classes):
         if not dataset.has_pixels:

@@ -83,7 +83,7 @@ def deterministic_net():
 @pytest.fixture(scope="module")
 def relu_net():
     torch.manual_seed(0)
-    return build_model("toynet", neuron=build_neuron("ReLU"), in_shape=SHAPE, num_classes=4, norm="bn", width=0.5).eval()
+    return build_model("toynet", neuron=build_neuron("ReLU"), in_shape=SHAPE, num_classes=4, width=0.5).eval()
 
 
 def linear_attack(attack, direction, region, **options):
