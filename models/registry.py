@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .functional import PLACEMENTS, check_choice
 from .layers import MakeNeuron, SpikingNetwork
@@ -21,6 +21,7 @@ from .toynet import ToyNet
 from .vgg import cifarnet, vgg, vggwoap
 
 DETERMINISTIC_NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"LIF": LIF, "PLIF": ParametricLIF, "IF": IF}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"ReLU": nn.ReLU}  # without spikes and settings, to compare with
 NoisyNeurons = dict[str, tuple[Callable[..., SpikingNeuron], type[NoiseLaw]]]
 
 
@@ -39,14 +40,14 @@ def noisy_neurons(laws: Iterable[type[NoiseLaw]]) -> NoisyNeurons:
             if kind != "NILIF" and not law.neuron_name.startswith("NILIF"):
                 continue
             name = law.neuron_name.replace("NILIF", kind, 1)
-            if name in found or name in DETERMINISTIC_NEURONS:
+            if name in found or name in DETERMINISTIC_NEURONS or name in ACTIVATIONS:
                 raise ArgumentError(f"the neuron_name {law.neuron_name!r} of {law.__name__} is taken: choose a new one")
             found[name] = (neuron, law)
     return found
 
 
 NOISY_NEURONS = noisy_neurons(LAWS)
-NEURONS = (*NOISY_NEURONS, *DETERMINISTIC_NEURONS)
+NEURONS = (*NOISY_NEURONS, *DETERMINISTIC_NEURONS, *ACTIVATIONS)
 MODELS: dict[str, Callable[..., SpikingNetwork]] = {
     "sresnet18": sresnet18,
     "sresnet19": sresnet19,
@@ -74,11 +75,11 @@ def build_neuron(
     decay_input: bool = False,
     learnable_scale: bool = False,
     gradient_sigma: float = 0.0,
-) -> Callable[[], SpikingNeuron]:
+) -> MakeNeuron:
     """Make a factory of neurons: a zero-argument callable that returns a fresh one.
 
     Args:
-        name: one of `NEURONS`.
+        name: one of `NEURONS`. ReLU makes a network without spikes, to compare with, and ignores all settings.
         sigma: scale of the noise law of a noisy neuron, in the units of the potential.
         tau: decay = 1 / tau, at least 1; as in the published code, not SpikingJelly's tau (whose decay is 1 - 1 / tau).
             IF and NIIF have no leak and ignore it.
@@ -106,6 +107,8 @@ def build_neuron(
     check_choice("placement", placement, PLACEMENTS)
     if not alpha > 0:
         raise ArgumentError(f"alpha must be positive, got {alpha}")
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
     options: dict[str, Any] = dict(threshold=threshold, reset=reset, detach_reset=detach_reset)
     kind, law = NOISY_NEURONS[name] if name in NOISY_NEURONS else (DETERMINISTIC_NEURONS[name], None)
     if not (isinstance(kind, type) and issubclass(kind, (IF, NoisyIF))):  # these have no leak

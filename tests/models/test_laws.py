@@ -49,7 +49,7 @@ def test_what_a_law_of_the_table_would_not_learn_is_refused(monkeypatch):
         NoisyLIF(Wide(0.3))
 
 
-@pytest.mark.parametrize("name", ["NILIF", "LIF"])
+@pytest.mark.parametrize("name", ["NILIF", "LIF", "ReLU"])
 def test_a_law_with_the_name_of_another_neuron_is_an_error(name):
     law = type("Another", (Sixth,), {"neuron_name": name})
     with pytest.raises(ValueError, match=f"{name!r} of Another is taken"):

@@ -77,6 +77,18 @@ def test_a_batch_of_another_size_and_the_noise(tmp_path):
     assert run(images).shape == (3, 7, 10) and not torch.equal(run(images), run(images))
 
 
+@pytest.mark.parametrize("ending", first_are_fast([".pth", ".pt2", ".onnx"]))
+def test_a_relu_network(ending, tmp_path):
+    snapshot = written(tmp_path, neuron="ReLU")
+    assert export.export(snapshot, tmp_path / f"relu{ending}", "noisy") <= 1e-5
+
+
+def test_a_relu_network_is_not_for_neuromorphic_chips(tmp_path):
+    pytest.importorskip("nir")
+    with pytest.raises(UserError, match="NIR has no words for the layer 'stem_neuron', ReLU"):
+        export.export(written(tmp_path, neuron="ReLU"), tmp_path / "relu.nir")
+
+
 def test_a_file_that_differs_is_an_error(tmp_path, monkeypatch):
     right = export.FORMATS[".pt2"]
 

@@ -22,7 +22,7 @@ from . import white_box
 from .gates import Gate, check_attacks, check_itself, telling_radius
 from .report import ALL, AttackReport, AttackResult
 from .rivals import rivals
-from .twins import GRADIENT_PATHS, with_gradient_path
+from .twins import gradient_paths, with_gradient_path
 from .victim import CHOICE_DRAWS, SETTLED, Score, Victim, margin, score
 
 SUBSET_SEED = 2023  # of the choice of images, the same for every network
@@ -80,7 +80,7 @@ class Campaign:
         self.is_noisy = self.draws_noise(self.net.eval())
         self.draws = self.preset.draws if self.is_noisy else 1
         self.enough = SETTLED if self.is_noisy else 0.0  # margin at which an image needs no more attacks
-        self.paths = list(GRADIENT_PATHS)  # to climb, the best first
+        self.paths = gradient_paths(self.net)  # to climb, the best first
         self.bar = tqdm(disable=True)
         self.stop = Event()  # when it is set, attacks raise `Stopped`
         self._twins: dict[str, nn.Module] = {}

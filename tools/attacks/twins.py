@@ -87,9 +87,19 @@ def noisy_twin(net: nn.Module) -> nn.Module:
     return twin
 
 
+def gradient_paths(net: nn.Module) -> list[str]:
+    """The names in `GRADIENT_PATHS` that differ: without spiking neurons, there is the network's own gradient alone."""
+    return list(GRADIENT_PATHS) if spiking_neurons(net) else ["own"]
+
+
 def twins_in_other_modes(net: nn.Module) -> dict[str, nn.Module]:
-    """{mode: twin} for the modes in which the network could be deployed, and is not; the mean field always could."""
+    """{mode: twin} for the modes in which the network could be deployed, and is not.
+
+    With spiking neurons, the mean field always could; without, there are no modes.
+    """
     neurons = [neuron for _, neuron in spiking_neurons(net)]
+    if not neurons:
+        return {}
     modes = {getattr(neuron, "mode", "noisy" if neuron.is_noisy else "noiseless") for neuron in neurons}
     found = {}
     if modes != {"noisy"} and any(hasattr(neuron, "mode") for neuron in neurons):

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from .gradients import CONTINUED_STEP, FIRST_STEP, Ball, apgd
 from .square import square_attack
-from .twins import GRADIENT_PATHS
 from .victim import CHOICE_DRAWS, Ascent, Objective, cross_entropy, margin
 
 if TYPE_CHECKING:
@@ -63,6 +62,8 @@ def ranked_paths(campaign: "Campaign") -> list[str]:
     at the middle radius, and at the largest below it at which half of the images withstand the short ascent: smoother
     gradients do more harm in larger balls. The best path of each comes first.
     """
+    if len(campaign.paths) == 1:
+        return campaign.paths
     part = campaign.only(campaign.sample)
     norm, radii = next(iter(campaign.radii.items()))
 
@@ -76,7 +77,7 @@ def ranked_paths(campaign: "Campaign") -> list[str]:
 
     at, rankings = len(radii) // 2, []
     while True:
-        left = ranked(list(GRADIENT_PATHS), radii[at], PILOT_STEPS)
+        left = ranked(campaign.paths, radii[at], PILOT_STEPS)
         is_last = at == 0 or next(iter(left.values())) >= 0.5
         if is_last or not rankings:
             whole = first_climb(campaign, next(iter(left))).steps

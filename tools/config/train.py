@@ -40,7 +40,11 @@ class TrainConfig(RunConfig):
     timestep: int = _network(2, "number of time steps T", low=1, high=MOST_STEPS)
     init: str = _network("uniform", "weights: PyTorch's uniform, or orthogonal", choices=INITIALISATIONS, network=False)
 
-    neuron: str = _neuron("NILIF", "NI* are noisy, others not; PLIF learns its decay, IF has no leak", choices=NEURONS)
+    neuron: str = _neuron(
+        "NILIF",
+        "NI* are noisy, others not; PLIF learns its decay, IF has no leak; ReLU: without spikes, to compare with",
+        choices=NEURONS,
+    )
     threshold: float = _neuron(1.0, "firing threshold", low=1e-6)
     tau: float = _neuron(2.0, "decay of the potential is 1/tau (SpikingJelly's tau means decay 1 - 1/tau)", low=1.0)
     sigma: float = _neuron(0.3, "scale of the noise of a noisy neuron", low=1e-6)

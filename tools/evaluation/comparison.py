@@ -63,27 +63,37 @@ class Accuracy:
 
 
 def compare(groups: dict[str, list[SnapshotResults]]) -> tuple[list[Row], list[Row]]:
-    """Compare the groups under every condition that all snapshots have.
+    """Compare the groups under every condition that some group has, and every attack that all have.
+
+    Perturbed spikes, for example, are a condition that a group without spikes does not have.
 
     Returns:
         A row for each condition, and a row for each perturbation's mean over its strengths (of attacks: only "all").
         Differences are positive where the first group is more accurate; those of means have a `p_holm`.
     """
-    tables, everyone = {}, []
-    for group, snapshots in groups.items():
-        tables[group] = [_accuracies(results) for results in snapshots]
-        everyone += tables[group]
-    shared = [key for key in everyone[0] if all(key in table for table in everyone)]
+    tables = {group: [_accuracies(results) for results in snapshots] for group, snapshots in groups.items()}
+    having: dict[Key, list[str]] = {}  # groups, all snapshots of which have the condition
+    for group, of_group in tables.items():
+        for key in of_group[0]:
+            if all(key in table for table in of_group):
+                having.setdefault(key, []).append(group)
+    shown = [key for key in having if key.attack is None or len(having[key]) == len(tables)]
+    shown.sort(key=lambda key: key.attack is not None)  # what the first group does not have comes after its attacks
     by_test: dict[str, list[Key]] = {}
-    for key in shared:
+    for key in shown:
         if not _is_single_attack(key):
             by_test.setdefault(key.test, []).append(key)
-    summary = [_row(keys, tables, is_mean=True) for keys in by_test.values()]
-    for differences in zip(*(row.differences for row in summary)):  # those of one pair of groups, under all conditions
+
+    def row(keys: list[Key], is_mean: bool = False) -> Row:
+        return _row(keys, {group: tables[group] for group in having[keys[0]]}, is_mean)
+
+    summary = [row(keys, is_mean=True) for keys in by_test.values()]
+    for pair in itertools.combinations(tables, 2):
+        differences = [one for _, one in _of_pair(summary, *pair)]
         joint = [max(one.p, 1.0 if one.seeds.p is None else one.seeds.p) for one in differences]
         for difference, p in zip(differences, holm(joint)):
             difference.p_holm = p
-    return [_row([key], tables) for key in shared], summary
+    return [row([key]) for key in shown], summary
 
 
 def _is_single_attack(key: Key) -> bool:
@@ -137,20 +147,25 @@ def _row(keys: list[Key], tables: dict[str, list[dict[Key, Accuracy]]], is_mean:
     return Row(**key, reliable=reliable, groups=groups, differences=differences, is_mean=is_mean)
 
 
+def _of_pair(rows: list[Row], first: str, second: str) -> list[tuple[Row, Difference]]:
+    """The rows that have a difference of two groups, with this difference."""
+    return [(row, one) for row in rows for one in row.differences if (one.first, one.second) == (first, second)]
+
+
 def verdicts(summary: list[Row]) -> list[str]:
     """Sentences that say which differences exceed chance, over samples and over seeds (p below 0.05)."""
     sentences = []
-    for number, pair in enumerate(summary[0].differences):
+    for pair in summary[0].differences:
         first, second = pair.first, pair.second
+        of_pair = _of_pair(summary, first, second)
         if pair.seeds.low is None:
-            sentences += _of_single_seeds(summary, number)
+            sentences += _of_single_seeds(of_pair)
             continue
         is_first, is_second = f"{first} is more accurate than {second}", f"{second} is more accurate than {first}"
         undecided = f"No difference beyond chance between {first} and {second}"
         doubtful = f"{first} and {second} are not compared, because gates of the attacks failed"
         found = {is_first: [], is_second: [], undecided: [], doubtful: []}
-        for row in summary:
-            one = row.differences[number]
+        for row, one in of_pair:
             if not row.reliable:
                 found[doubtful].append(row.test)
             elif one.p_holm < 0.05:
@@ -161,9 +176,8 @@ def verdicts(summary: list[Row]) -> list[str]:
     return sentences
 
 
-def _of_single_seeds(summary: list[Row], number: int) -> list[str]:
+def _of_single_seeds(of_pair: list[tuple[Row, Difference]]) -> list[str]:
     """What one network of each group says, and what it does not."""
-    of_pair = [(row, row.differences[number]) for row in summary]
     first, second = of_pair[0][1].first, of_pair[0][1].second
     points = []
     for row, one in of_pair:
@@ -209,9 +223,10 @@ def table(rows: list[Row], modes: dict[str, str], more: dict[str, dict[str, str]
         if _is_single_attack(row):
             continue
         line = f"{label(row)[:40]:40}"
-        for one in row.groups.values():
-            cell = interval(one.mean, one)
-            if one.low is None and one.draws_std is not None:
+        for group in rows[0].groups:
+            one = row.groups.get(group)
+            cell = "-" if one is None else interval(one.mean, one)
+            if one is not None and one.low is None and one.draws_std is not None:
                 cell += f" +- {100 * one.draws_std:.2f}"
             line += f"{cell:>24}"
         lines.append(line + ("" if row.reliable else "   not reliable: gates failed"))

@@ -25,15 +25,18 @@ class Condition:
         return self.severity == 0
 
 
-def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[str] = ()) -> dict[str, list[Condition]]:
+def conditions(
+    config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[str] = (), has_neurons: bool = True
+) -> dict[str, list[Condition]]:
     """The conditions that a configuration asks for, by the name of the perturbation or corruption; "clean" first.
 
     Args:
         has_pixels: whether the data set has pixels, or else events.
         corrupted: names of the corruptions in a folder, each tested at all severities.
+        has_neurons: whether the network has spiking neurons.
 
     Raises:
-        UserError: for perturbations that do not apply to the data set or to the mode, or strengths out of range.
+        UserError: for perturbations that do not apply to data set, network or mode, or strengths out of range.
     """
     if (config.range or config.severity) and not config.perturbation:
         raise UserError(f"--{'range' if config.range else 'severity'} needs --perturbation")
@@ -45,7 +48,7 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
         raise UserError(f"--right ({config.right}) must not be below --left ({config.left})")
     if config.range and not (config.right - config.left) / config.step + 1e-6 < MAX_STRENGTHS:
         raise UserError(f"--range has more than {MAX_STRENGTHS} strengths; choose a larger --step")
-    possible = applicable(has_pixels, has_spikes=config.inference != "mean_field")
+    possible = applicable(has_pixels, config.inference != "mean_field", has_neurons)
     names, severities = [], config.severity
     for name in config.perturbation:
         if name in SETS:
@@ -55,8 +58,9 @@ def conditions(config: EvaluationConfig, has_pixels: bool, corrupted: Iterable[s
             names.append(name)
     for name in names:
         if name not in possible:
-            where = PERTURBATIONS[name].where
-            lacks = "the mean field" if where == "hidden" else "this data set"
+            where, lacks = PERTURBATIONS[name].where, "this data set"
+            if where == "hidden":
+                lacks = "the mean field" if has_neurons else f"the network in {config.snapshot}"
             needs = {"events": "events", "hidden": "spikes"}.get(where, "pixels")
             raise UserError(f"{name} perturbs {needs}, which {lacks} does not have; choose from {', '.join(possible)}")
     if clashing := {CLEAN, *PERTURBATIONS} & set(corrupted):

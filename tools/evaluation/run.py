@@ -102,9 +102,14 @@ def _measure(snapshot: Snapshot) -> SnapshotResults:
 
 
 def check_comparable(groups: Groups) -> None:
-    """UserError for a network given twice, or different test samples; a warning for a training seed given twice."""
+    """UserError for a network given twice, different test samples, or a group of which only some networks have spikes.
+
+    A warning for a training seed given twice.
+    """
     first = next(iter(groups.values()))[0]
     for group, snapshots in groups.items():
+        if len({one.has_neurons for one in snapshots}) > 1:
+            raise UserError(f"--compare: {group} has networks with spikes and without: make two groups")
         by_checksum: dict[int, Snapshot] = {}
         for one in snapshots:
             same = by_checksum.setdefault(one.checksum, one)

@@ -20,7 +20,7 @@ from tools.errors import UserError
 from tools.inference import ForwardPass, seeded_noise
 from tools.io.checkpoint import BEST
 from tools.networks import dataset_of, load_snapshot, memory_format
-from tools.probes.hooks import is_noisy_indeed
+from tools.probes.hooks import is_noisy_indeed, spiking_neurons
 from tools.runtime.device import set_up_torch
 from tools.runtime.provenance import provenance
 from tools.runtime.seeds import derived_seed
@@ -73,13 +73,14 @@ class Snapshot:
         self.dataset = dataset = dataset_of(config, dataset)
         self.device = set_up_torch(config.device, config.threads)
         self.net, self.trained = load_snapshot(config, dataset)
+        self.has_neurons = bool(spiking_neurons(self.net))  # a ReLU network has none
         put_into_mode(self.net, config.inference, self.path)
         self.corruptions = None
         if config.corruptions:
             shape = dataset.input_shape(self.trained)
             self.corruptions = CorruptionFolder(config.corruptions, shape, dataset.num_classes)
         corrupted = self.corruptions.names if self.corruptions else ()
-        self.conditions = conditions(config, dataset.has_pixels, corrupted)
+        self.conditions = conditions(config, dataset.has_pixels, corrupted, self.has_neurons)
         layout = memory_format(self.trained, dataset)
         self.net.to(self.device, memory_format=layout)
         self.forward = SteadyForwardPass(self.device, self.trained.timestep, self.trained.amp, config.fold)

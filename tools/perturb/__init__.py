@@ -17,8 +17,12 @@ SETS = {
 }
 
 
-def applicable(has_pixels: bool, has_spikes: bool = True) -> list[str]:
-    """Names of the perturbations for a data set of images (`has_pixels`) or of events; the mean field has no spikes."""
+def applicable(has_pixels: bool, has_spikes: bool = True, has_neurons: bool = True) -> list[str]:
+    """Names of the perturbations for a data set of images (`has_pixels`) or of events.
+
+    The mean field has neurons without spikes; a ReLU network has no neurons.
+    """
     others = ("events",) if has_pixels else ("pixels", "attack")
+    others += () if has_neurons else ("hidden",)
     possible = {name: one for name, one in PERTURBATIONS.items() if one.where not in others}
     return [name for name, one in possible.items() if has_spikes or not one.needs_spikes]

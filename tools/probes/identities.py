@@ -133,6 +133,8 @@ class IdentityPaths(TorchFunctionMode):
         self.net = net
         self.found = found
         self.neurons = {name for name, _ in spiking_neurons(net)}
+        if not self.neurons:  # those of a ReLU network, whose identity paths are those of its spiking twin
+            self.neurons = {name for name, module in net.named_modules() if isinstance(module, nn.ReLU)}
         self.layers = {name for name, module in net.named_modules() if isinstance(module, layers)}
         self.running: list[str] = []  # names of the modules whose forward pass has begun
         self.identities: dict[str, list[Any]] = {}  # {module: places of its identity paths}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from crits import Regularizer, build_loss, build_regularizer
+from crits import FiringRate, Regularizer, build_loss, build_regularizer
+from models.registry import ACTIVATIONS
 from tools import optim
 from tools.config.train import Dataset, TrainConfig
 from tools.data.augment import mixing
@@ -38,6 +39,10 @@ class Data:
 def check_settings(config: TrainConfig, device: torch.device, processes: Processes = Processes()) -> None:
     """Raise UserError for settings that do not go together."""
     regularizer = regularizer_of(config)
+    refused = {"--plot_spike_rate": config.plot_spike_rate, f"--reg {config.reg}": isinstance(regularizer, FiringRate)}
+    for flag, is_given in refused.items():
+        if is_given and config.neuron in ACTIVATIONS:
+            raise UserError(f"{flag} needs spikes, which --neuron {config.neuron} does not have: leave one of them out")
     watches = regularizer is not None and type(regularizer).watching is not Regularizer.watching
     if config.compile and watches:
         raise UserError(
@@ -90,7 +95,8 @@ def load_data(config: TrainConfig, dataset: Dataset, device: torch.device, proce
             why = "; it is held out from the training samples, of which a class needs two" if name == "val" else ""
             raise UserError(f"{dataset.name} is too small: its {name} part has no samples{why}")
     limit = DEBUG_BATCHES if config.debug else None
-    options = dict(batch_size=config.minibatch, device=device, memory_format=memory_format(config, dataset), limit=limit)
+    layout = memory_format(config, dataset)
+    options = dict(batch_size=config.minibatch, device=device, memory_format=layout, limit=limit)
     training = dict(shuffle=True, augment=dataset.augmentation(config), accumulate=config.accumulate)
     if mix := mixing(config.mixup, config.cutmix, dataset.num_classes):
         if not dataset.has_pixels:

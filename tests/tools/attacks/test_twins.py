@@ -10,6 +10,7 @@ from torch import nn
 from models import LIF, Gaussian, NoisyLIF, noise_generator, noiseless
 from tools.attacks.campaign import PRESETS, Campaign
 from tools.attacks.twins import (
+    gradient_paths,
     mean_field_twin,
     noiseless_twin,
     twins_in_other_modes,
@@ -120,6 +121,13 @@ def test_a_deployed_network_has_twins_in_the_other_modes(mode, others):
 
 def test_a_network_without_noise_has_a_mean_field_twin_alone():
     assert list(twins_in_other_modes(Net(LIF(Gaussian(0.3))))) == ["mean field"]
+
+
+def test_a_network_without_spikes_has_no_twins_of_other_modes_or_gradients():
+    net = Net(nn.ReLU())
+    assert twins_in_other_modes(net) == {} and gradient_paths(net) == ["own"]
+    images = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(with_gradient_path(net, "own")(images, 2), net(images, 2))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tools.config.evaluate import EvaluationConfig
 from tools.config.train import TrainConfig
 from tools.errors import UserError
 from tools.evaluation import comparison
+from tools.evaluation.report.page import comparison as comparison_on_page
 from tools.evaluation.results import Result, SnapshotResults
 from tools.evaluation.run import check_comparable, run_evaluation
 from tools.evaluation.snapshot import Snapshot
@@ -299,10 +300,28 @@ def test_three_groups_are_compared_in_pairs():
     assert pairs == [("A", "B", 0.5), ("A", "C", 1.0), ("B", "C", 0.5)]
 
 
-def test_tests_that_some_snapshot_lacks_are_left_out():
-    other = result([4, 4])
-    del other.perturbations["sp"]
-    rows, summary = comparison.compare({"A": [result([4, 4])], "B": [other]})
+def test_what_a_group_lacks_is_a_dash_and_compared_between_the_others():
+    lacking = result([0, 4])
+    del lacking.perturbations["sp"]
+    groups = {"A": [lacking], "B": [result([4, 4])], "C": [result([0, 0])]}
+    rows, summary = comparison.compare(groups)
+    assert [row.test for row in rows] == [row.test for row in summary] == ["clean", "sp"]
+    assert [(one.first, one.second) for one in summary[1].differences] == [("B", "C")]
+    assert all(one.p_holm is not None for row in summary for one in row.differences)
+    assert comparison.table(rows, dict.fromkeys(groups, "noisy")).splitlines()[3].split()[2:5] == ["-", "100.00", "+-"]
+    sentences = comparison.verdicts(summary)
+    assert [sentence for sentence in sentences if "sp +" in sentence] == [sentences[4]]
+    assert sentences[4].startswith("B minus C")
+    both = ["100.00", "0.00"]
+    difference = ["100.00 [100.0, 100.0]", "-"]  # B - C; a single seed has no interval
+    assert comparison_on_page(rows).rows[1] == ["sp 0.01", "-", *both, "-", "0.00", "0.00", *["-"] * 4, *difference]
+    assert comparison_on_page(summary).rows[1] == ["sp", "-", *both, *["-"] * 6, *difference, "-"]
+
+
+def test_a_condition_that_a_part_of_a_group_lacks_is_not_of_the_group():
+    lacking = result([4, 4])
+    del lacking.perturbations["sp"]
+    rows, summary = comparison.compare({"A": [result([4, 4]), lacking]})
     assert [row.test for row in rows] == [row.test for row in summary] == ["clean"]
 
 

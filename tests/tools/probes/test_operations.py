@@ -133,6 +133,25 @@ def test_identity_paths_are_counted_from_the_spikes_that_take_them():
     assert layers["stages.0.0.identity"].kind == "AC"
 
 
+@pytest.mark.parametrize("form", ["image", "frames"])
+def test_a_relu_network_has_the_cost_that_its_spiking_twin_has_with_relu(form):
+    """Every connection counts: of an image once, as all its steps are the same, of a recording in each frame."""
+    costs, x = {}, torch.rand(4, 1, 8, 8)
+    for neuron in ("LIF", "ReLU"):
+        options = dict(in_shape=(1, 8, 8), num_classes=3, width=0.05)
+        net = build_model("sresnet18", neuron=build_neuron(neuron), **options).train()
+        with count_operations(net) as record, torch.no_grad():
+            net(x, timesteps=3) if form == "image" else net(x.expand(3, -1, -1, -1, -1))
+        costs[neuron] = record.cost(is_relu=neuron == "ReLU")
+    twin, relu = costs["LIF"], costs["ReLU"]
+    frames = 1 if form == "image" else 3
+    dense = {name: frames * row.dense for name, row in twin.layers.items()}
+    assert {name: row.operations for name, row in relu.layers.items()} == dense
+    assert relu.ac == sum(dense[name] for name in dense if name.endswith(".identity")) > 0
+    assert (relu.ac, relu.mac, relu.energy_nj) == (twin.relu_ac, twin.relu_mac, twin.relu_energy_nj)
+    assert relu.energy_nj == relu.relu_energy_nj == pytest.approx(0.9e-3 * relu.ac + 4.6e-3 * relu.mac)
+
+
 def test_what_is_called_after_the_block_is_not_counted():
     net = build_model("vgg", neuron=build_neuron("LIF"), in_shape=(1, 8, 8), num_classes=3, width=0.05)
     with count_operations(net) as record:

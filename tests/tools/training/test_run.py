@@ -323,6 +323,24 @@ def test_a_regulariser_that_watches_spikes_is_not_left_out_of_a_compiled_network
             Training(config(tmp_path, compile=True, reg=problem), stripes)
 
 
+def test_a_relu_network_is_trained_as_others_are(tmp_path, stripes):
+    settings = dict(neuron="ReLU", model="speednet", width=0.1, ema=0.5, reg="gram", tet=True, epochs=4)
+    training, result = run(tmp_path, stripes, **settings, histograms=True)
+    assert result.accuracy > 0.9 and training.folder.parent.name == "speednet-ReLU"
+    lean, _ = run(tmp_path, stripes, **settings, memory="lean")
+    weights = [checkpoint.read(one.folder / "best.pth")["model"] for one in (training, lean)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_what_needs_spikes_is_refused_of_a_relu_network_before_it_is_trained(tmp_path, stripes):
+    for flag, changes in (("--plot_spike_rate", {"plot_spike_rate": True}), ("--reg rate", {"reg": "rate"})):
+        with pytest.raises(UserError, match=f"{flag} needs spikes, which --neuron ReLU does not have: leave one"):
+            Training(config(tmp_path, neuron="ReLU", **changes), stripes)
+    with pytest.raises(UserError, match="rsnn feeds spikes back, so that it needs a spiking neuron"):
+        Training(config(tmp_path, neuron="ReLU", model="rsnn"), stripes)
+    assert not list((tmp_path / "results").rglob("*-s0*"))
+
+
 @pytest.mark.parametrize("memory", ["lean", "smallest"])
 def test_a_memory_setting_is_not_ignored_in_a_compiled_network(tmp_path, stripes, memory):
     with pytest.raises(UserError, match=f"--compile and --memory {memory} do not go together"):

@@ -1,5 +1,6 @@
 """Firing rates, synaptic operations and their energy, over the test samples, with one draw of the noise."""
 
+import contextlib
 import dataclasses
 import logging
 from statistics import fmean
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class EfficiencyReport:
-    """The firing rate of each layer, and the cost of one sample."""
+    """The firing rate of each layer, if it has spikes, and the cost of one sample."""
 
     firing_rates: dict[str, float]
     cost: Cost
@@ -36,10 +37,11 @@ class Efficiency(Measurement):
         parts = [data]
         if lengths is not None:  # the zeros after shorter recordings of a batch are not theirs
             parts = [data.subset(np.flatnonzero(lengths == length)) for length in np.unique(lengths)]
-        with firing_rates(snapshot.net) as rates, count_operations(snapshot.net) as operations:
+        watched = firing_rates(snapshot.net) if snapshot.has_neurons else contextlib.nullcontext()
+        with watched as rates, count_operations(snapshot.net) as operations:
             for part in parts:
                 snapshot.predict(part, "efficiency", description="counting operations")
-        return EfficiencyReport(rates.rates(), operations.cost())
+        return EfficiencyReport(rates.rates() if rates else {}, operations.cost(is_relu=not snapshot.has_neurons))
 
     def as_json(self, report: EfficiencyReport) -> dict[str, Any]:
         return {"firing_rates": report.firing_rates, **dataclasses.asdict(report.cost)}
@@ -63,7 +65,8 @@ class Efficiency(Measurement):
 
     def sections(self, evaluation: Evaluation) -> list[Section]:
         heading = "Firing rates and energy"
-        if not evaluation.reports(self.key):
+        measured = evaluation.reports(self.key)
+        if not measured:
             return [missing(heading, "--efficiency")]
         head = ["group", "seed", "accumulates", "multiply-accumulates", "nJ", "ReLU network: AC", "MAC", "nJ"]
         rows = []
@@ -78,4 +81,7 @@ class Efficiency(Measurement):
                 " In the mean field neurons send probabilities instead of spikes: rates are their means, and layers "
                 "multiply."
             )
-        return [Section(heading, [figures.firing_rates(evaluation), Table(head, rows), note])]
+        if without := [group for group, (first, *_) in measured.items() if not first.firing_rates]:
+            note += f" {', '.join(without)}: no spikes, hence no rates; every connection multiplies, also zeros."
+        figure = figures.firing_rates(evaluation)
+        return [Section(heading, [*([figure] if figure else []), Table(head, rows), note])]

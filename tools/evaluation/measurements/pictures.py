@@ -21,6 +21,9 @@ class Pictures(Measurement):
         if not snapshot.dataset.has_pixels:
             picture_recordings(recordings, test, names)
             logger.info("written: %s", recordings)
+        if not snapshot.has_neurons:
+            logger.info("no rasters: %s has no spikes", snapshot.title)
+            return
         title = f"{snapshot.title}, on {snapshot.dataset.name}"
         with seeded_noise(snapshot.device, snapshot.seed("pictures")):
             picture_spikes(rasters, snapshot.net.eval(), test, names, snapshot.forward, title)

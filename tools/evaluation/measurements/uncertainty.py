@@ -55,7 +55,7 @@ class UncertaintyReport:
     images_per_s: float  # times draws
     curve: list[CurvePoint]  # one for each number of averaged draws
     reliability: dict[str, list[Bin]]  # by number of averaged draws
-    more_time_steps: list[CurvePoint] | None = None  # scores of single draws; None for event data
+    more_time_steps: list[CurvePoint] | None = None  # of single draws; None for event data, and without spikes
     out_of_distribution: OutOfDistribution | None = None
 
 
@@ -80,7 +80,7 @@ class Uncertainty(Measurement):
         means = {size: metrics.mean_prediction(test[:size]) for size in (1, most)}
         reliability = {str(size): metrics.reliability(mean, target) for size, mean in means.items()}
         more = None
-        if snapshot.dataset.has_pixels:
+        if snapshot.dataset.has_pixels and snapshot.has_neurons:  # all steps of a ReLU network are the same
             # The number of repetitions gives each point the compute of the curve of draws.
             more = [_more_steps(snapshot, factor, most // factor or 1) for factor in SIZES[1:]]
         told = None

@@ -54,14 +54,16 @@ def severities(evaluation: Evaluation) -> Figure | None:
         if nothing is not None:
             points.insert(0, (nothing, clean))
         points.sort(key=lambda point: point[0])
-        for group in evaluation.groups:
-            _with_interval(axes, [x for x, _ in points], [row.groups[group] for _, row in points], group)
+        for number, group in enumerate(evaluation.groups):
+            if group in rows[0].groups:
+                accuracies = [row.groups[group] for _, row in points]
+                _with_interval(axes, [x for x, _ in points], accuracies, group, color=f"C{number}")
         axes.set_xlabel("severity" if by_severity else _plain(rows[-1].of), fontsize=8)
         axes.set_title(_plain(name), fontsize=10)
         _percent_axis(axes)
     for axes in panels.flat[len(by_test) :]:
         axes.set_axis_off()
-    panels[0, 0].legend(fontsize=8)
+    max(panels.flat, key=lambda axes: len(axes.get_lines())).legend(fontsize=8)  # the first that has all groups
     figure.supylabel("test accuracy (%)", fontsize=9)
     return figure
 
@@ -141,10 +143,13 @@ def reliability(measured: dict[str, list[Any]]) -> Figure:
     return figure
 
 
-def firing_rates(evaluation: Evaluation) -> Figure:
-    """Mean firing rate of each layer (in the mean field: firing probability), a bar for each group."""
-    figure, ((axes,),) = subplots(WIDTH, 3.2, grid=False)
+def firing_rates(evaluation: Evaluation) -> Figure | None:
+    """Mean firing rate of each layer (in the mean field: firing probability), a bar for each group with spikes."""
     measured = evaluation.reports(EFFICIENCY)
+    measured = {group: reports for group, reports in measured.items() if reports[0].firing_rates}
+    if not measured:
+        return None
+    figure, ((axes,),) = subplots(WIDTH, 3.2, grid=False)
     layers: dict[str, None] = {}  # in the order of their first appearance
     for reports in measured.values():
         layers |= dict.fromkeys(reports[0].firing_rates)
@@ -153,7 +158,8 @@ def firing_rates(evaluation: Evaluation) -> Figure:
         rates = [[one.firing_rates.get(layer, np.nan) for layer in layers] for one in reports]
         means = np.mean(rates, axis=0)
         label = f"{group}: mean probability" if evaluation.modes[group] == "mean_field" else group
-        axes.bar(np.arange(len(layers)) + number * width, means, width, label=_plain(label))
+        colour = f"C{list(evaluation.groups).index(group)}"
+        axes.bar(np.arange(len(layers)) + number * width, means, width, label=_plain(label), color=colour)
     axes.set_xticks(np.arange(len(layers)) + 0.4 - width / 2, layers, rotation=30, ha="right", fontsize=8)
     axes.set_ylabel("spikes per neuron and step")
     axes.legend(fontsize=8)

@@ -62,10 +62,16 @@ def comparison(rows: list[Row]) -> Table:
     lines = []
     for row in rows:
         cells = [label(row) + ("" if row.reliable else " (not reliable)")]
-        cells += [interval(one.mean, one) for one in row.groups.values()]
+        accuracies = [row.groups.get(group) for group in first.groups]
+        cells += ["-" if one is None else interval(one.mean, one) for one in accuracies]
         if not is_mean:
-            cells += [percent(one.draws_std) for one in row.groups.values()]
-        for one in row.differences:
+            cells += ["-" if one is None else percent(one.draws_std) for one in accuracies]
+        by_pair = {(one.first, one.second): one for one in row.differences}
+        for pair in first.differences:
+            one = by_pair.get((pair.first, pair.second))
+            if one is None:
+                cells += ["-"] * (3 if is_mean else 2)
+                continue
             cells += [interval(one.difference, one), bounds(one.seeds.low, one.seeds.high)]
             if is_mean:
                 cells.append("-" if one.seeds.low is None else f"{one.p_holm:.3f}")
