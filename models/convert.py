@@ -10,6 +10,7 @@ from torch.nn.modules import activation as activations
 
 from .calibration import Balanced, MaxOfSums, Recorder, scales
 from .deploy import copy_hooks, unwrapped_copy
+from .interop.conversion import PEERS
 from .layers import MakeNeuron, check_timesteps
 from .neurons import IF
 from .operations import MAX_POOLS, function_of, is_known, listed, of_input, path_of, plain_name
@@ -99,7 +100,7 @@ def convert(
     net = unwrapped_copy(net)
     sites, replaced = {}, {}
     for mode in (True, False):
-        graph = traced(net, mode, replace)
+        graph = _graph(net, mode, replace)
         calls: dict[fx.Node, Any] = {**_activations(net, graph, replace)}
         if calibrate is not None:
             _check_linear(net, graph, calls)
@@ -119,6 +120,19 @@ def convert(
         for name, scale in scales(over_time, calibrate).items():
             _put(over_time, name, Balanced(make(), scale), hooked[name])
     return over_time
+
+
+def _graph(net: nn.Module, mode: bool, replace: tuple[type, ...]) -> fx.Graph:
+    try:
+        return traced(net, mode, replace)
+    except ArgumentError as error:
+        if library := next((name for name in map(_library, net.modules()) if name in PEERS), None):
+            raise ArgumentError(f"{error}; neurons of {library} become noisy by models.interop.convert") from error
+        raise
+
+
+def _library(module: nn.Module) -> str:
+    return type(module).__module__.split(".")[0]
 
 
 def time_first(net: nn.Module) -> OverTime:

@@ -11,6 +11,7 @@ from jinja2 import UndefinedError
 from docs import pictures
 from docs.quote import rendered, with_cards
 from tools.attacks.campaign import PRESETS
+from tools.perturb import PERTURBATIONS
 
 
 def test_pages_are_made_from_their_sources(repository):
@@ -88,6 +89,19 @@ def test_the_presets_of_attacks_are_those_of_the_page(repository):
         assert numbers.pop("is_narrow") == (name == "glance")  # as the page says
         of_presets[name] = list(numbers.values())
     assert on_page == of_presets
+
+
+def test_the_page_of_commands_has_every_perturbation_with_its_strengths(repository):
+    rows = re.findall(
+        r"^\| `(\w+)` \| `--(\w+)` \| (.*) \| ([\d., ]+) \|$", (repository / "docs/commands.md").read_text(), re.M
+    )
+    shown = {
+        name: (flag, unit, *(float(one.replace(",", "")) for one in strengths.split(", ")))
+        for name, flag, unit, strengths in rows
+    }
+    assert shown.keys() == PERTURBATIONS.keys()
+    for name, one in PERTURBATIONS.items():
+        assert shown[name] == (one.flag, one.unit, *(pytest.approx(value, rel=0.01) for value in one.severities)), name
 
 
 def test_pictures_and_pages_that_are_linked_exist(repository):

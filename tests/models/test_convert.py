@@ -1070,3 +1070,11 @@ def test_what_is_linear_in_rates_is_calibrated():
     with torch.no_grad():
         snn = convert(net.eval(), calibrate=[x], quantile=1.0)
         torch.testing.assert_close(snn(x, timesteps=512).mean(0), net(x), rtol=0, atol=5e-3)
+
+
+def test_a_network_with_neurons_of_another_library_is_sent_to_interop():
+    layer = pytest.importorskip("spikingjelly.activation_based.layer", reason="SpikingJelly is not installed")
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    net = nn.Sequential(layer.Linear(3, 3, step_mode="m"), neuron.LIFNode(step_mode="m"))
+    with pytest.raises(ValueError, match="neurons of spikingjelly become noisy by models.interop.convert"):
+        convert(net, neuron=LIF, timesteps=2)
