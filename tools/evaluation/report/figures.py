@@ -168,7 +168,8 @@ def firing_rates(evaluation: Evaluation) -> Figure | None:
 
 def confusion(evaluation: Evaluation) -> Figure:
     """Confusion matrices, the mean over snapshots and draws, a panel for each group."""
-    figure, (panels,) = subplots(WIDTH, 4.6, columns=len(evaluation.groups), grid=False)
+    count = len(evaluation.groups)
+    figure, (panels,) = subplots(WIDTH if count > 1 else 0.6 * WIDTH, 4.6, columns=count, grid=False)
     names = [_plain(name) for name in evaluation.dataset.classes]
     for axes, (group, snapshots) in zip(panels, evaluation.groups.items()):
         counts = np.mean([one.clean.confusion for one in snapshots], axis=0)

@@ -15,6 +15,10 @@ from tools.evaluation.results import Document, Evaluation, Row
 from . import figures
 
 VERDICTS = {"passed": "all gates passed", "failed": "not reliable: gates failed"}
+WORST = (
+    "The test samples with the highest loss, the worst first, of the first network of each group: class, prediction, and "
+    "the probability that the network gives to its prediction."
+)
 
 
 @dataclasses.dataclass
@@ -88,7 +92,7 @@ def render(evaluation: Evaluation, measured: list[Section], document: Document) 
         Section("What differs", _differences(evaluation)),
         *measured,
         Section("Confusion matrix", [figures.confusion(evaluation)]),
-        Section("Worst samples", [figures.worst(evaluation)]),
+        Section("Worst samples", [WORST, figures.worst(evaluation)]),
         Section("How it was made", [Table([], [[name, value] for name, value in facts.items()])]),
     ]
     groups = ", ".join(f"{group} ({mode})" for group, mode in evaluation.modes.items())
