@@ -16,8 +16,8 @@ from . import figures
 
 VERDICTS = {"passed": "all gates passed", "failed": "not reliable: gates failed"}
 WORST = (
-    "The test samples with the highest loss, the worst first, of the first network of each group: class, prediction, and "
-    "the probability that the network gives to its prediction."
+    "The test samples with the highest loss, the worst first, of the first network of each group: class, prediction, "
+    "and the probability that the network gives to its prediction."
 )
 
 
