@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .layers import ConvNorm, MakeNeuron, SpikingNetwork, fire, scaled
 
 PATCH = 2  # side of the patches that are whitened
-FLOOR = 5e-4  # added to variances, so that noise in directions without signal is not blown up
+FLOOR = 0.05  # added to variances of normalised pixels, so that noise in directions without signal is not blown up
 
 
 def pooled(layer: ConvNorm, sides: Sequence[int]) -> ConvNorm:

@@ -32,6 +32,7 @@ from models import (
     registry,
 )
 from models.layers import Normalize, over_time
+from models.speednet import FLOOR
 from tests.conftest import each_pair_is_fast
 
 NEURONS = ["NILIF", "NILIF_sigmoid", "NILIF_triang", "NILIF_uniform", "NILIF_atan", "LIF", "PLIF", "IF"]
@@ -809,4 +810,15 @@ def test_speednet_whitens_patches():
     assert torch.allclose(out[:12], -out[12:], atol=1e-4)
     correlations = torch.cov(out[:12].double(), correction=0)
     assert torch.allclose(correlations, torch.diag(correlations.diag()), atol=1e-3)
-    assert (correlations.diag() > 0.7).all() and (correlations.diag() < 1).all()  # below 1 by `FLOOR`
+    patches = F.unfold(net.normalize(images), 2).transpose(0, 1).flatten(1)
+    variances = torch.linalg.eigvalsh(torch.cov(patches.double(), correction=0)).flip(0)
+    assert torch.allclose(correlations.diag(), variances / (variances + FLOOR), atol=1e-3)
+
+
+def test_speednet_does_not_blow_up_noise_that_training_images_do_not_have():
+    """As those of JPEG, in which neighbouring pixels mostly share their colour."""
+    whitening = build_model("speednet", neuron=LIF, in_shape=(3, 8, 8), num_classes=5).stem.conv[0]
+    images = torch.randn(200, 3, 1, 1).expand(-1, -1, 8, 8)
+    whitening.fit(images)
+    change = whitening(images + 0.1 * torch.randn(200, 3, 8, 8)) - whitening(images)
+    assert whitening(images).std() > 0.4 > change.std()

@@ -111,7 +111,7 @@ def test_a_layer_that_the_data_set_is_shown_training_images_and_kept_in_a_resume
     assert training.net.stem_neuron.surrogate.scale == 0.6
     images = stripes.load().train.images / 255
     outputs = whitening(training.net.normalize(images)).transpose(0, 1).flatten(1)
-    assert (outputs.std(1) - 1).abs().max() < 0.1
+    assert 0.9 < outputs.std(1).max() <= 1
     monkeypatch.setattr("tools.training.run.adapt_to_data", lambda *args: None)
     resumed = Training(config(tmp_path, resume=str(training.folder), **settings), stripes)
     assert resumed.net.stem.conv[0].weight.equal(whitening.weight)
