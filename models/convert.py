@@ -10,7 +10,7 @@ from torch.nn.modules import activation as activations
 
 from .calibration import Balanced, MaxOfSums, Recorder, scales
 from .deploy import copy_hooks, unwrapped_copy
-from .interop.conversion import PEERS
+from .interop.conversion import library_of, peer_of
 from .layers import MakeNeuron, check_timesteps
 from .neurons import IF
 from .operations import MAX_POOLS, function_of, is_known, listed, of_input, path_of, plain_name
@@ -126,13 +126,9 @@ def _graph(net: nn.Module, mode: bool, replace: tuple[type, ...]) -> fx.Graph:
     try:
         return traced(net, mode, replace)
     except ArgumentError as error:
-        if library := next((name for name in map(_library, net.modules()) if name in PEERS), None):
+        if library := next((library_of(module) for module in net.modules() if peer_of(module)), None):
             raise ArgumentError(f"{error}; neurons of {library} become noisy by models.interop.convert") from error
         raise
-
-
-def _library(module: nn.Module) -> str:
-    return type(module).__module__.split(".")[0]
 
 
 def time_first(net: nn.Module) -> OverTime:

@@ -30,8 +30,9 @@ def memory_format(config: TrainConfig, dataset: Dataset) -> torch.memory_format:
     # On the CPU, PyTorch's channels-last convolutions in bfloat16 compute weight gradients from uninitialised memory
     # where the stride is larger than the image.
     in_danger = config.amp == "bf16" and chosen_device(config.device).type == "cpu"
-    is_safe = not in_danger or not _strides_beyond_images(config, dataset)
-    return torch.channels_last if config.channels_last and is_safe else torch.contiguous_format
+    if not config.channels_last or (in_danger and _strides_beyond_images(config, dataset)):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 def _strides_beyond_images(config: TrainConfig, dataset: Dataset) -> bool:

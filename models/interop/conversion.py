@@ -101,12 +101,12 @@ def convert(
 
     @functools.cache  # those that share learnt values with a neuron ask for it too
     def make(old: nn.Module) -> nn.Module:
-        peer: Any = _peer_of(old)
+        peer: Any = peer_of(old)
         new: nn.Module = peer.from_neuron(old, noise, placement)
         return new
 
     for name, module in layers.items():
-        peer = _peer_of(module)
+        peer = peer_of(module)
         if peer is None:
             continue
         try:
@@ -145,14 +145,19 @@ def convert(
     return converted, report
 
 
-def _peer_of(module: nn.Module) -> Peer | None:
+def peer_of(module: nn.Module) -> Peer | None:
     """The library that a neuron belongs to; None for anything else."""
-    for kind in type(module).__mro__:
-        library = kind.__module__.split(".")[0]
-        if library in PEERS:
-            peer: Peer = load(library)
-            return peer if peer.is_neuron(module) else None
-    return None
+    library = library_of(module)
+    if library is None:
+        return None
+    peer: Peer = load(library)
+    return peer if peer.is_neuron(module) else None
+
+
+def library_of(module: nn.Module) -> str | None:
+    """Which of `PEERS` the class of a module is from, or one that it is derived from; None if there is none."""
+    libraries = (kind.__module__.split(".")[0] for kind in type(module).__mro__)
+    return next((library for library in libraries if library in PEERS), None)
 
 
 def _holders(layers: dict[str, nn.Module]) -> dict[nn.Parameter, list[str]]:
@@ -261,12 +266,12 @@ def _replace_in_attributes(net: nn.Module, made: dict[nn.Module, nn.Module], rep
             for part in _parts(vars(module)[attribute]):
                 if not isinstance(part, nn.Module) or part in registered:
                     continue
-                for neuron in filter(_peer_of, part.modules()):
+                for neuron in filter(peer_of, part.modules()):
                     where = f"{name}.{attribute}" if name else attribute
                     report.skipped[where] = (
                         "it is not a module of the network: use an attribute, nn.ModuleList or nn.ModuleDict"
                     )
-                    peer: Any = _peer_of(neuron)
+                    peer: Any = peer_of(neuron)
                     peer.leave(neuron)
 
 
@@ -338,7 +343,7 @@ def _compare(
 
 def _note_call(calls: list[_Call], module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     """A hook before a call."""
-    peer: Any = _peer_of(module)
+    peer: Any = peer_of(module)
     args, kwargs, state = tree_map_only(Tensor, torch.clone, (args, kwargs, peer.state_of(module)))
     calls.append(_Call(args, kwargs, state, []))
 
