@@ -84,15 +84,24 @@ def largest_batches(network, args):
 def fits_on_cpu(network, candidate, args, batch):
     """Whether two training steps run under the limit, in a process that ends with them.
 
-    The error of those that do not is shown: it tells whether memory was what they lacked.
+    The error of those that do not is shown: it tells whether memory was what they lacked. Some libraries crash where
+    memory is short, instead of saying so: then the same steps without the limit tell.
     """
+    code = _trial(network, candidate, args, batch, args.limit_mib)
+    if code < 0 and _trial(network, candidate, args, batch, None) == 0:
+        sys.stderr.write(f"{network}, {candidate}, {batch} samples: signal {-code}, but only under the limit\n")
+        return False
+    if code not in (0, BEYOND):
+        sys.exit(f"{network}, {candidate}: the trial with {batch} samples ended with code {code}")
+    return code == 0
+
+
+def _trial(*trial):
     # A fork spares importing; it needs a parent that has computed nothing, whose threads a child would miss.
-    process = multiprocessing.get_context("fork").Process(target=_limited, args=(network, candidate, args, batch))
+    process = multiprocessing.get_context("fork").Process(target=limited_steps, args=trial)
     process.start()
     process.join()
-    if process.exitcode not in (0, BEYOND):
-        sys.exit(f"{network}, {candidate}: the trial with {batch} samples ended with code {process.exitcode}")
-    return process.exitcode == 0
+    return process.exitcode
 
 
 def return_freed_memory():
@@ -106,13 +115,14 @@ def return_freed_memory():
     mallopt(m_mmap_threshold, 4096)
 
 
-def _limited(network, candidate, args, batch):
+def limited_steps(network, candidate, args, batch, limit_mib):
     return_freed_memory()
     _warm_up(network, candidate, args)  # starts threads, loads kernels
     gc.collect()
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
-    limit = int(line.split()[1]) * 2**10 + int(args.limit_mib * 2**20)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if limit_mib is not None:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+        limit = int(line.split()[1]) * 2**10 + int(limit_mib * 2**20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         Step(network, candidate, with_settings(args, minibatch=batch)).train_twice()
     except (MemoryError, RuntimeError) as error:  # each library has words of its own for it

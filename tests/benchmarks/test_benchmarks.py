@@ -1,9 +1,12 @@
 """Benchmarks as a user starts them: as a file from anywhere, or as a module; one JSON line per result."""
 
+import argparse
+import functools
 import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -106,6 +109,21 @@ def test_the_largest_batch_under_a_limit(repository):
     assert noisy["ratio_to_relu"] == round(noisy["largest_batch"] / relu["largest_batch"], 3)
     with pytest.raises(AssertionError, match="not even one sample of vgg fits"):
         lines(repository, "bench_memory", *flags, "0.1", repeats=())
+
+
+@pytest.mark.parametrize("without_limit", ["fits", "crashes"])
+def test_a_crash_is_lack_of_memory_only_if_the_limit_is_what_makes_it(monkeypatch, without_limit, capsys):
+    def trial(network, candidate, args, batch, limit_mib):
+        if limit_mib is not None or without_limit == "crashes":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(bench_memory, "limited_steps", trial)
+    question = functools.partial(bench_memory.fits_on_cpu, "vgg", "ReLU", argparse.Namespace(limit_mib=1.0), 19)
+    if without_limit == "fits":
+        assert not question() and "vgg, ReLU, 19 samples: signal 9, but only" in capsys.readouterr().err
+    else:
+        with pytest.raises(SystemExit, match="vgg, ReLU: the trial with 19 samples ended with code -9"):
+            question()
 
 
 BENCHMARKS_ON_GPUS = {
