@@ -46,7 +46,7 @@ ALLOWED = {  # package: the packages that it may import, besides itself
     "testing": {"dataset_utils", "tools.cli"},
     "docs": {*BASE, "dataset_utils", "models", "tools.data", "tools.studies"},  # the script of the pictures
     "docs.tutorials": {*BASE, *LOOPS, "dataset_utils", "models", "tools.attacks", "tools.studies"},
-    "benchmarks": {*BASE, *LOOPS, *NETWORKS, "dataset_utils"},
+    "benchmarks": {*BASE, *LOOPS, *NETWORKS, "dataset_utils", "tools.attacks", "tools.evaluation"},
     "examples": set(),  # they import the package as it is installed
 }
 ALLOWED["tests"] = {*ALLOWED}  # and nothing else may import tests

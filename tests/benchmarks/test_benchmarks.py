@@ -13,11 +13,12 @@ import sys
 import pytest
 import torch
 
-from benchmarks import bench_memory, bench_step
+from benchmarks import bench_attacks, bench_memory, bench_step
 from benchmarks.bench_memory import largest
 from benchmarks.common import live_memory
 from benchmarks.memopt import CANDIDATES
 from dataset_utils import DATASETS
+from tools.attacks.campaign import PRESETS, Preset
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
@@ -220,6 +221,29 @@ def test_the_campaign_on_a_gpu_goes_on_where_it_was_stopped(repository, tmp_path
 def test_steps_by_cuda_graphs_are_refused_on_cpus(repository):
     with pytest.raises(AssertionError, match="--cuda_graph needs --device cuda"):
         lines(repository, "bench_step", "--cuda_graph")
+
+
+@pytest.mark.slow
+def test_attacks_of_a_preset_and_others_do_harm(monkeypatch, capsys):
+    small = Preset(images=10, sample=5, gradients=20, draws=2, rounds=1, paths=2, targets=1, queries=20, score_draws=10)
+    monkeypatch.setitem(PRESETS, "glance", small)
+    others = ["adaptive"]
+    if importlib.util.find_spec("torchattacks") is not None:
+        others += ["APGD", "APGDT", "EOTPGD", "Square"]
+    flags = ["--dataset", "mnist5k", "--snapshot", "pretrained:mnist5k-nsnn", "--attack_preset", "glance"]
+    flags += ["--radii", "linf=0.3", "l2=3", "--attacks", "preset", *others, "--threads", "1"]
+    flags += ["--eot", "2", "--gradients", "60", "--steps", "20", "--targets", "1", "--paths", "1", "--restarts", "1"]
+    monkeypatch.setattr(sys, "argv", ["bench_attacks.py", *flags])
+    bench_attacks.main()
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    left = {(line["attack"], line["norm"], line["eps"]): line["accuracy"] for line in found}
+    balls = {("linf", 0.3), ("l2", 3.0)}
+    expected = {("glance", "linf", 0.0), ("glance", "l2", 0.0)}
+    expected |= {(name, *ball) for name in ("glance", *others) for ball in balls} - {("EOTPGD", "l2", 3.0)}
+    assert left.keys() == expected and left["glance", "linf", 0.0] > 0.8
+    for name, norm, eps in expected:
+        if eps and name != "Square":  # to which a gradient is only a query: these are too few
+            assert left[name, norm, eps] < 0.6, (name, norm)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tools.attacks.campaign import PRESETS, SUBSET_SEED, Campaign
+from tools.attacks.campaign import PRESETS, SUBSET_SEED, Campaign, Radii
 from tools.attacks.report import AttackReport
 from tools.config.evaluate import EvaluationConfig
 from tools.evaluation.report import figures
@@ -23,6 +23,25 @@ def _shown(eps: float | None) -> str:
     return "not among those tried" if eps is None else f"{eps:.3g} ({255 * eps:.1f}/255)"
 
 
+def campaign_of(snapshot: Snapshot, radii: Radii | None = None) -> Campaign:
+    """The campaign of a preset on a network; `radii`: other than those of its data set and the preset."""
+    name, test = snapshot.config.attack_preset, snapshot.test
+    preset = PRESETS[name]
+    chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(SUBSET_SEED))[: preset.images]
+    subset = test.subset(chosen.sort().values)
+    ((images, target),) = subset.batches(**{**snapshot.batch_options, "batch_size": len(subset)})
+    return Campaign(
+        net=snapshot.net,
+        forward=snapshot.forward,
+        images=images,
+        target=target,
+        preset=preset,
+        radii=preset.of(snapshot.dataset.radii) if radii is None else radii,
+        seed=snapshot.config.seed,
+        name=name,
+    )
+
+
 class Attacks(Measurement):
     key, setting = ATTACKS, "attack_preset"
     as_json = staticmethod(AttackReport.as_json)
@@ -35,22 +54,7 @@ class Attacks(Measurement):
         return {"settings": dataclasses.asdict(PRESETS[config.attack_preset])}
 
     def measure(self, snapshot: Snapshot) -> AttackReport:
-        name, test = snapshot.config.attack_preset, snapshot.test
-        preset = PRESETS[name]
-        chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(SUBSET_SEED))[: preset.images]
-        subset = test.subset(chosen.sort().values)
-        ((images, target),) = subset.batches(**{**snapshot.batch_options, "batch_size": len(subset)})
-        campaign = Campaign(
-            net=snapshot.net,
-            forward=snapshot.forward,
-            images=images,
-            target=target,
-            preset=preset,
-            radii=preset.of(snapshot.dataset.radii),
-            seed=snapshot.config.seed,
-            name=name,
-        )
-        return campaign.run()
+        return campaign_of(snapshot).run()
 
     def summary(self, report: AttackReport) -> dict[str, Any]:
         content = report.as_json()
