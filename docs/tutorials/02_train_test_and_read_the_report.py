@@ -79,7 +79,8 @@ print(*headings, sep="\n")
 # %% [markdown]
 # Start with "What differs": its first sentences name the differences that exceed both kinds of chance, that of training
 # seeds and that of test images. Our groups have one seed each, so it says that they cannot be told apart, whatever the
-# pictures look like. `results.json` beside it has the same numbers for your own plots.
+# pictures look like. `results.json` beside it has the same numbers for your own plots; it
+# [calls groups "kinds"](../evaluation.md#reading-results-in-python).
 
 # %%
 results = json.loads(Path(folder.name, "report", "results.json").read_text())

@@ -113,6 +113,15 @@ def test_the_report_has_all_parts_and_no_external_address(compared):
     assert "upper bound on robustness" in text and "planted adversarial example" in text
 
 
+def test_the_code_of_the_page_reads_results(compared, repository, monkeypatch, capsys):
+    folder, _ = compared
+    [block] = re.findall(r"```python\n(.*?)```", (repository / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    exec(compile(block, "evaluation.md", "exec"), names := {})
+    assert len(names["by_strength"]) == 3 and len(names["by_radius"]) > 2
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(names["results"]["tests"])
+
+
 def test_results_json_obeys_its_schema(compared, schema):
     document = json.loads((compared[0] / "results.json").read_text())
     schema.validate(document)
