@@ -24,7 +24,8 @@ import torch
 FLAGS = ("-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 # For GCC, -O2 with these flags is as fast as -O3 and builds in half the time; clang lacks -fvect-cost-model.
 OPTIMISATIONS = (("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"), ("-O3",))
-TUNINGS = ("-march=native", "-mcpu=native", "")
+# Vectors of 512 bits, where there are any: compilers prefer shorter ones, but bfloat16 neurons are a tenth faster.
+TUNINGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
 BUILD_TIMEOUT_S = 120
 warnings_given: list[str] = []
 Loaded = TypeVar("Loaded")
@@ -76,7 +77,7 @@ def _attempts() -> Iterator[tuple[list[str], tuple[str, ...], str | None]]:
             if shutil.which(command[0]):
                 for tuning, optimisation in itertools.product(TUNINGS, OPTIMISATIONS):
                     openmp = ("-fopenmp",) if linked else ()
-                    yield command, (*FLAGS, *optimisation, *filter(None, [tuning]), *openmp), linked
+                    yield command, (*FLAGS, *optimisation, *tuning, *openmp), linked
 
 
 def openmp_runtime() -> str | None:

@@ -144,7 +144,8 @@ class Kept(NamedTuple):
     state: Tensor | None
     seeds: Tensor | None
     affine: Affine | None
-    spikes: Tensor | None = None  # these two need not be computed again where they are kept
+    # These need not be computed again where they are kept. Of spikes alone, without noise of the membrane, u follows.
+    spikes: Tensor | None = None
     u: Tensor | None = None
 
 

@@ -101,7 +101,7 @@ typedef struct {
     const real *factor, *shift, *mean;
     const input *residual;
     const real *residual_factor, *residual_shift, *residual_mean, *slope; /* slope: for norm_backward */
-    uint8_t *scratch;  /* bytes_of_scratch for each thread: the backward pass computes u and spikes again */
+    uint8_t *scratch;  /* bytes_of_scratch for each thread: the backward pass computes u again, and spikes unless given */
     double *norm_sums; /* [number_of_groups][NORM_SUMS][channels], zeros at first */
 } Tensors;
 
@@ -620,18 +620,27 @@ static void fire_mean_row(const Layer *l, const Tensors *m, const Block *b, int 
     }
 }
 
-/* All steps of a block; v becomes the potential after the last one. */
-static void run_block(const Layer *l, const Tensors *m, Block *b, real v[2][BLOCK])
+/* Noise of the threshold with which neurons fire as they did. */
+static void recall(const input *restrict spikes, int n, float *restrict threshold)
 {
+    for (int i = 0; i < n; i++) threshold[i] = load(spikes[i]) != 0 ? -INFINITY : INFINITY;
+}
+
+/* All steps of a block; v becomes the potential after the last one. `known`: spikes of a layer without noise of the
+   membrane, which need not be drawn again; or NULL. */
+static void run_block(const Layer *l, const Tensors *m, Block *b, const input *known, real v[2][BLOCK])
+{
+    const int draws = !known && (l->membrane_noise || l->threshold_noise);
     for (int row = 0; row < b->rows; row++)
         if (m->state)
             memcpy(v[row], m->state + b->start[row], b->length[row] * sizeof(real));
         else
             memset(v[row], 0, b->length[row] * sizeof(real));
     for (int64_t t = 0; t < l->timesteps; t++) {
-        if (l->membrane_noise || l->threshold_noise) draw_words(m->seeds[t], b);
+        if (draws) draw_words(m->seeds[t], b);
         for (int row = 0; row < b->rows; row++) {
-            if (l->membrane_noise || l->threshold_noise) draw_noise(l, b, row);
+            if (draws) draw_noise(l, b, row);
+            if (known) recall(known + t * l->neurons + b->start[row], b->length[row], b->threshold[row]);
             if (l->mean_field)
                 fire_mean_row(l, m, b, row, t, v[row]);
             else if (l->decay_input)
@@ -647,7 +656,7 @@ static void forward_block(const Layer *l, const Tensors *m, int64_t number)
     Block b;
     real v[2][BLOCK];
     start_block(l, m, number, &b);
-    run_block(l, m, &b, v);
+    run_block(l, m, &b, NULL, v);
     for (int row = 0; m->last && row < b.rows; row++)
         memcpy(m->last + b.start[row], v[row], b.length[row] * sizeof(real));
 }
@@ -678,6 +687,9 @@ typedef struct {
 
 /* Whether the gradient of the current is summed over time: for batch norm, and where all steps of x are one image. */
 INLINE int sums_current(const Layer *l, const Tensors *m) { return m->factor || !l->x_stride; }
+
+/* How many of the sums there are. */
+INLINE int norm_sums(const Tensors *m) { return !m->factor ? 1 : m->residual_factor ? NORM_SUMS : ALONG_RESIDUAL; }
 
 /* What one step of a row adds to the sums, from the gradients of the potential: by the spike alone, and whole. */
 static void learn_row(const Layer *l, const Tensors *m, Block *b, int row, int64_t t, const real *restrict by_spike,
@@ -826,14 +838,15 @@ int64_t bytes_of_scratch(const Layer *l)
     return l->timesteps * 2 * l->block * (int64_t)(sizeof(real) + sizeof(input));
 }
 
-/* Compute potentials and spikes of a block again, in the scratch memory of this thread. */
+/* Compute potentials and spikes of a block again, in the scratch memory of this thread; potentials alone where spikes
+   were kept and suffice. */
 static void run_again(const Layer *l, const Tensors *m, Block *b)
 {
     real v[2][BLOCK], *u = (real *)(m->scratch + this_thread() * bytes_of_scratch(l));
     input *spikes = (input *)(u + l->timesteps * 2 * l->block);
     b->step = 2 * l->block;
     for (int row = 0; row < b->rows; row++) b->u[row] = u + row * l->block, b->spikes[row] = spikes + row * l->block;
-    run_block(l, m, b, v);
+    run_block(l, m, b, l->membrane_noise ? NULL : m->spikes, v);
 }
 
 static void backward_block(const Layer *l, const Tensors *m, int64_t number, int64_t group)
@@ -849,7 +862,7 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
             memset(sums.value[which], 0, sizeof sums.value[which]);
             learning = 1;
         }
-    if (sums_current(l, m)) memset(sums.norm, 0, sizeof sums.norm);
+    if (sums_current(l, m)) memset(sums.norm, 0, norm_sums(m) * sizeof *sums.norm);
     for (int row = 0; m->factor && row < b.rows; row++)
         fill(l, m->mean, 0, b.start[row], b.length[row], b.mean[row]);
     for (int row = 0; m->residual_factor && row < b.rows; row++)
@@ -872,7 +885,7 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
         if (l->learns[which]) add_gradient(l, m, &b, which, &sums, group);
     for (int row = 0; !l->x_stride && row < b.rows; row++)
         for (int i = 0; i < b.length[row]; i++) m->grad_x[b.start[row] + i] = store(sums.norm[OF_CURRENT][row][i]);
-    for (int which = 0; m->factor && which < NORM_SUMS; which++)
+    for (int which = 0; m->factor && which < norm_sums(m); which++)
         add_sums(l, &b, 1, sums.norm[which], m->norm_sums + (group * NORM_SUMS + which) * l->channels);
 }
 

@@ -1,8 +1,8 @@
 """Batch normalisation and the neurons after it as one function of autograd.
 
 It keeps its input, in its own dtype, and the seeds; the backward pass computes currents, noise and potentials again.
-With memory "fast", it keeps spikes and potentials as well, on the CPU; on CUDA, it is not used then. Without
-normalisation, its input is the current.
+With memory "fast", on the CPU, it keeps as well what only noise could tell: spikes, or with noise of the membrane
+potentials too; on CUDA, it is not used then. Without normalisation, its input is the current.
 """
 
 import dataclasses
@@ -168,6 +168,7 @@ class _Settings:
     keep_state: bool
     timesteps: int | None
     keeps_u: bool
+    keeps_spikes: bool
     packs: bool
     statistics: _Statistics | None
     plus_statistics: _Statistics | None
@@ -191,14 +192,17 @@ def lif_sequence(before: Before, state: Tensor | None, neuron: Neuron, keep_stat
     tensors = (x, plus, weight, bias, plus_weight, plus_bias, state, *neuron.tensors())
     saves = torch.is_grad_enabled()
     is_kept = saves and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    keeps_u = is_kept and memory.setting() == "fast"
+    keeps = is_kept and memory.setting() == "fast"
+    keeps_u = keeps and (neuron.membrane_noise or neuron.mean_field)
+    keeps_spikes = keeps_u or (keeps and neuron.threshold_noise)
     packs = saves and memory.packs() and not neuron.mean_field
     functions: list[Callable[..., Tensor] | None] = []
     instead: list[Tensor | None] = []
     for again in (before.again, before.plus_again):
         functions.append(None if again is None else again.function)
         instead += [] if again is None else again.tensors
-    settings = _Settings(neuron, keep_state, timesteps, keeps_u, packs, statistics, plus_statistics, tuple(functions))
+    both = statistics, plus_statistics
+    settings = _Settings(neuron, keep_state, timesteps, keeps_u, keeps_spikes, packs, *both, tuple(functions))
     spikes, last = _NormLIF.apply(*tensors, neuron.surrogate_scale, seeds, settings, instead)
     return spikes, last
 
@@ -253,7 +257,7 @@ class _NormLIF(torch.autograd.Function):
         for place, again in enumerate(settings.again):
             kept[place] = None if again else kept[place]
         values = (threshold, decay, scale, reset_value)
-        results = (spikes, u) if settings.keeps_u else (None, None)
+        results = spikes if settings.keeps_spikes else None, u if settings.keeps_u else None
         mark = common.mode_mark(neuron, last) if any(ctx.needs_input_grad) else None
         ctx.save_for_backward(mark, *kept, *values, surrogate_scale, seeds, *results, *instead)
         ctx.set_materialize_grads(False)
@@ -297,7 +301,8 @@ def _gradients(
     affine = settings.affine(plus)
     steps, kernel = _steps(x, settings.timesteps), fused.kernel_of(x, neuron.channel_bits())
     if neuron.surrogate is not None:
-        if not settings.keeps_u:  # the kernel computes again by the law by which it differentiates
+        draws = neuron.membrane_noise or neuron.threshold_noise or neuron.mean_field
+        if draws and results[0] is None:  # the kernel computes again by the law by which it differentiates
             results = kernel.forward(steps, state, seeds, neuron, True, False, affine)[::2]
         neuron = neuron.of_gradient()
         kernel = fused.kernel_of(x, neuron.channel_bits())

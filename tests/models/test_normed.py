@@ -559,6 +559,36 @@ def test_a_block_keeps_the_outputs_of_its_three_convolutions_at_most(memory, flo
     assert kept < 4 * (floats + 0.5) * spikes.numel()
 
 
+@pytest.mark.parametrize(
+    ("neuron", "numbers"), [(LIF, 2), (functools.partial(NoisyLIF, placement="escape"), 2), (NoisyLIF, 3)]
+)
+def test_potentials_that_follow_from_what_is_kept_are_not_kept(neuron, numbers):
+    """But the output of the convolution, spikes and, because of noise of the membrane, potentials."""
+    neuron, layer, x = neuron(), ConvNorm(8, 8, 3, 1, "bn"), spikes_of(2, 4, 8, 16, 16)
+    fire(neuron, layer, x)  # compiles kernels
+    kept, spikes = kept_bytes(lambda: fire(neuron, layer, x))
+    assert kept == pytest.approx(4 * numbers * spikes.numel(), rel=0.1)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_potentials_out_of_all_bounds_are_computed_again(placement):
+    neuron, layer = NoisyLIF(placement=placement, threshold=float("inf")), ConvNorm(3, 3, 1, 1, "bn").eval()
+    layer.conv = nn.Identity()
+    x = filled("[T, B, C, H, W]", 3, torch.float32)[:, :, :3].contiguous()
+    x.flatten()[:90] = torch.tensor([float("inf"), -float("inf"), float("nan")]).repeat(30)
+    for threshold in (float("inf"), 1.0):
+        neuron.threshold = threshold
+        found = {}
+        for memory in ("fast", "lean"):
+            leaf = x.clone().requires_grad_()
+            with used_as(memory), noise_generator(seeded()):
+                spikes = fire(neuron, layer, leaf)
+            spikes.square().sum().backward()
+            found[memory] = spikes, leaf.grad
+        for ours, other in zip(*found.values()):
+            assert torch.equal(ours.nan_to_num(7), other.nan_to_num(7))
+
+
 @pytest.mark.parametrize("memory", SETTINGS)
 def test_nothing_leaks(memory):
     net = build("sresnet18", memory)
