@@ -7,7 +7,7 @@ from typing import Any
 from .gates import Gate
 from .victim import Score
 
-ALL = "all"  # the attack that takes the best of all attacks on each image
+ALL = "all"  # the white box, on all images; rivals attack a sample
 
 
 @dataclasses.dataclass(frozen=True)
