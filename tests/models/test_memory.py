@@ -1,5 +1,6 @@
 """Spikes as bits: packing, and hooks on what autograd saves."""
 
+import contextlib
 import copy
 import weakref
 from unittest import mock
@@ -188,6 +189,26 @@ def test_changes_in_place_are_errors_for_what_is_not_packed_and_harmless_for_bit
         other = a * spikes  # which are no longer spikes
     assert torch.equal(torch.autograd.grad(result.sum(), a)[0], before)
     assert torch.equal(torch.autograd.grad(other.sum(), a)[0], before + 1)
+
+
+def test_running_statistics_that_begin_as_zeros_and_ones_are_not_mistaken():
+    """Batch norm keeps them for its backward pass, and changes them without a new version."""
+    found = []
+    for block in (contextlib.nullcontext(), packed_spikes()):
+        norm, x = nn.BatchNorm1d(300), torch.rand(20, 300, generator=seeded(1)) * 5
+        with block:
+            first, second = norm(x), norm.eval()(x)
+        found.append(torch.autograd.grad((first + second.square()).sum(), list(norm.parameters())))
+    for ours, theirs in zip(*found):
+        assert torch.equal(ours, theirs)
+
+
+def test_forward_mode_whose_zeros_have_no_memory():
+    weight, spikes = torch.rand(40, 40, requires_grad=True), spikes_of(40, 40)
+    with packed_spikes():
+        product, tangent = torch.func.jvp(lambda weight: weight * spikes, (weight,), (weight,))
+    assert torch.equal(tangent, weight * spikes)
+    assert torch.equal(torch.autograd.grad((product + tangent).sum(), weight)[0], 2 * spikes)
 
 
 def test_memory_that_is_used_again_is_not_mistaken():
