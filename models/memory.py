@@ -175,6 +175,7 @@ class Packer:
             assert self.outer is not None
             kept: Tensor = self.outer[1](packed)
             return kept
+        fused.refuse_recording()
         bits = packed.bits.kept if self.outer is None else self.outer[1](packed.bits.kept)
         numbers = torch.empty_strided(packed.shape, packed.strides, dtype=packed.dtype, device=packed.device)
         if packed.bits.width == 1:
@@ -201,6 +202,8 @@ class Packer:
 
 
 def _may_be_spikes(tensor: Tensor) -> bool:
+    if fused.is_watched():  # by what would not see how bits are written and read
+        return False
     if type(tensor) is not Tensor or tensor.dtype not in INTEGERS or tensor.layout is not torch.strided:
         return False
     if tensor.is_nested or tensor.is_meta or tensor.is_neg() or tensor._is_zerotensor() or tensor.numel() < FEWEST:

@@ -261,6 +261,7 @@ class _NormLIF(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
+        fused.refuse_recording()
         settings: _Settings = ctx.settings
         _, *saved = common.saved_tensors(ctx)
         inputs, values, (surrogate_scale, seeds, spikes, u, *instead) = saved[:7], saved[7:11], saved[11:]

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from models import NoisyLIF, build_neuron, checkpoint, mean_field, noise_generator, packed_spikes
+from models import LIF, NoisyLIF, build_neuron, checkpoint, mean_field, noise_generator, packed_spikes
 from models.kernels import cpu
 from models.layers import ConvNorm, fire
 from models.memory import (
@@ -382,6 +383,38 @@ def test_torch_func_and_compiled_code_run_without_packing():
     with packed_spikes():
         result = torch.compile(net, backend="aot_eager")(x)
     result.sum().backward()
+
+
+def test_a_tracer_does_not_meet_bits():
+    x, weight = (torch.rand(2, 30, 40, generator=seeded(seed)) * 2 for seed in (1, 2))
+
+    def gradient(x):
+        learnt = weight.clone().requires_grad_()
+        with packed_spikes():
+            loss = (LIF()(x) * learnt).square().sum()
+        return torch.autograd.grad(loss, learnt)[0]
+
+    with packed_spikes():
+        program = make_fx(gradient)(x)
+    assert torch.equal(program(x.flip(1)), gradient(x.flip(1)))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        NoisyLIF(),
+        lambda x: fire(NoisyLIF(), ConvNorm(4, 4, 3, 1, "bn"), x),
+        lambda x: x * spikes_of(*x.shape),
+    ],
+    ids=["neuron", "norm and neuron", "spikes"],
+)
+def test_a_traced_backward_pass_needs_its_forward_pass(run):
+    """A program would not have what kernels write."""
+    x = torch.rand(2, 3, 4, 5, 5, requires_grad=True)
+    with packed_spikes():
+        result = run(x)
+    with pytest.raises(RuntimeError, match="in the same trace"):
+        make_fx(lambda grad: torch.autograd.grad(result, x, grad)[0])(torch.ones(result.shape))
 
 
 def test_a_second_derivative_of_what_is_packed():
