@@ -120,6 +120,15 @@ def test_forward_mode_agrees_with_backward(make, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
+@every_neuron
+def test_torch_func_does_not_hide_what_is_not_a_number(make):
+    neuron, x = make().double(), currents(3, 2, 4)
+    x[1, 0, 2] = torch.nan
+    (right,) = torch.autograd.grad(neuron(x.requires_grad_()).sum(), x)
+    found = grad(lambda x: neuron(x).sum())(x.detach())
+    assert right.isnan().any() and torch.equal(found.isnan(), right.isnan())
+
+
 def test_linearize():
     neuron, x, tangent = LIF(detach_reset=True), currents(4, 3, 5), weights(4, 3, 5)
     _, pushed = linearize(neuron, x)
