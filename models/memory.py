@@ -64,13 +64,13 @@ def used_as(memory: str) -> Iterator[None]:
 def packed_spikes(net: Net = None) -> Iterator[Net]:  # type: ignore[assignment]
     """Context manager: what autograd keeps of spikes in the block takes one bit for each of them.
 
-    These are all tensors of zeros and ones, whichever layer they come from and go to, at the cost of packing and
-    unpacking them; results are unchanged. On the CPU and CUDA, what has only multiples of 1/4 below 4, as averages and
-    sums of spikes do, takes four bits for each number. Other tensors are kept as usual. It holds for the forward pass,
-    in this thread; `backward` may be called outside. Hooks of `torch.autograd.graph.saved_tensors_hooks` around the
-    block get the bits; inside it, they come first. It does nothing in compiled or traced code, under `torch.func`, and
-    inside activation checkpointing. Spikes must not be changed in ways that PyTorch does not count, such as through
-    `.data`.
+    These are all tensors [B, N, ...] of zeros and ones, whichever layer they come from and go to, at the cost of
+    packing and unpacking them; results are unchanged. On the CPU and CUDA, what has only multiples of 1/4 below 4, as
+    averages and sums of spikes do, takes four bits for each number. Other tensors are kept as usual. It holds for the
+    forward pass, in this thread; `backward` may be called outside. Hooks of `torch.autograd.graph.saved_tensors_hooks`
+    around the block get the bits; inside it, they come first. It does nothing in compiled or traced code, under
+    `torch.func`, and inside activation checkpointing. Spikes must not be changed in ways that PyTorch does not count,
+    such as through `.data`.
 
     Args:
         net: what `as` gives, as `noiseless` does; it may be left out.
@@ -175,6 +175,7 @@ class Packer:
             assert self.outer is not None
             kept: Tensor = self.outer[1](packed)
             return kept
+        fused.refuse_recording()
         bits = packed.bits.kept if self.outer is None else self.outer[1](packed.bits.kept)
         numbers = torch.empty_strided(packed.shape, packed.strides, dtype=packed.dtype, device=packed.device)
         if packed.bits.width == 1:
@@ -201,9 +202,13 @@ class Packer:
 
 
 def _may_be_spikes(tensor: Tensor) -> bool:
+    if fused.is_watched():  # by what would not see how bits are written and read
+        return False
     if type(tensor) is not Tensor or tensor.dtype not in INTEGERS or tensor.layout is not torch.strided:
         return False
-    if tensor.is_nested or tensor.is_meta or tensor.is_neg() or tensor.numel() < FEWEST:
+    if tensor.is_nested or tensor.is_meta or tensor.is_neg() or tensor._is_zerotensor() or tensor.numel() < FEWEST:
+        return False
+    if tensor.dim() < 2:  # such as running statistics, 0 and 1 at first, which batch norm changes without a new version
         return False
     return tensor.is_contiguous() or common.memory_order(tensor.shape, tensor.stride()) is not None
 

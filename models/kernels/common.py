@@ -103,7 +103,8 @@ class Neuron:
 
     def above_threshold(self, u: Tensor) -> Tensor:
         """u - threshold; far below 0 for an infinite threshold, whose scale would have the gradient 0 * infinity."""
-        return (u - self.threshold).clamp(min=-VERY_FAR)
+        z = u - self.threshold
+        return torch.where(z < -VERY_FAR, -VERY_FAR, z)  # not `clamp`, whose gradient at NaN is 0
 
     def of_gradient(self) -> "Neuron":
         """This neuron with its surrogate, if it has one, as the law."""

@@ -374,7 +374,8 @@ def gradients_of_plain(x: Tensor, state: Tensor | None, neuron: Neuron, grads: P
         # Aliases, because one tensor may be given as two arguments, each with its own gradient.
         given: list[Any] = [None if t is None else t.view_as(t) for t in (x, state, *neuron.tensors())]
         neuron = neuron.with_tensors(given[2:])
-        loss = torch.zeros((), device=x.device, dtype=torch.float64)
+        # It requires a gradient even where no output does: the last potential may depend on nothing that is learnt.
+        loss = torch.zeros((), device=x.device, dtype=torch.float64, requires_grad=True)
         for output, grad in zip(plain_sequence(given[0], given[1], neuron, True, False), grads):
             if grad is not None:
                 loss = loss + (output.double() * grad.double()).sum()

@@ -129,6 +129,12 @@ def _is_recorded() -> bool:
     return torch._C._is_tracing() or (make_fx is not None and make_fx.get_proxy_mode() is not None)
 
 
+def refuse_recording() -> None:
+    """Raise RuntimeError where a backward pass becomes a program, which would not have what a kernel writes."""
+    if _is_recorded():
+        raise RuntimeError("a traced backward pass of spiking neurons needs their forward pass in the same trace")
+
+
 # A `Neuron` as arguments of an operator: its tensors, and the rest by name.
 TENSORS = ", ".join(f"Tensor? {name}_now" for name in VALUES)
 NEURON = (
@@ -343,6 +349,7 @@ def _backward_again(
     if neuron.mean_field and torch.is_grad_enabled():
         assert saved.x is not None  # kept in the mean field
         return eager.gradients_of_plain(saved.x, saved.state, neuron.with_tensors(values), grads)
+    refuse_recording()
     if common.in_batches(grads):
         return _backward_by_operator(grads, values, saved, neuron, learns)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():

@@ -265,6 +265,7 @@ class _NormLIF(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor | None) -> tuple[Tensor | None, ...]:
+        fused.refuse_recording()
         settings: _Settings = ctx.settings
         _, *saved = common.saved_tensors(ctx)
         inputs, values, (surrogate_scale, seeds, spikes, u, *instead) = saved[:7], saved[7:11], saved[11:]
@@ -374,7 +375,10 @@ def _by_composition(
             outputs = fused.Direct.apply(
                 current, state, *neuron.tensors(), surrogate_scale, seeds, (neuron, True, True)
             )
-        pairs = [(output, grad.to(output.dtype)) for output, grad in zip(outputs, grads) if grad is not None]
+        pairs = []
+        for output, grad in zip(outputs, grads):
+            if grad is not None and output.requires_grad:  # not a last potential that no learnt value has changed
+                pairs.append((output, grad.to(output.dtype)))
         learnt = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
         which, of_them = [output for output, _ in pairs], [grad for _, grad in pairs]
         found = iter(torch.autograd.grad(which, learnt, of_them, create_graph=is_differentiated, allow_unused=True))

@@ -33,6 +33,7 @@ from models import (
     noiseless,
 )
 from models.functional import lif, noisy_lif
+from models.memory import SETTINGS, used_as
 from tests.conftest import first_are_fast
 
 MAKERS = {
@@ -119,6 +120,15 @@ def test_forward_mode_agrees_with_backward(make, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated")
+@every_neuron
+def test_torch_func_does_not_hide_what_is_not_a_number(make):
+    neuron, x = make().double(), currents(3, 2, 4)
+    x[1, 0, 2] = torch.nan
+    (right,) = torch.autograd.grad(neuron(x.requires_grad_()).sum(), x)
+    found = grad(lambda x: neuron(x).sum())(x.detach())
+    assert right.isnan().any() and torch.equal(found.isnan(), right.isnan())
+
+
 def test_linearize():
     neuron, x, tangent = LIF(detach_reset=True), currents(4, 3, 5), weights(4, 3, 5)
     _, pushed = linearize(neuron, x)
@@ -331,6 +341,19 @@ def test_second_derivatives_of_the_mean_field_are_exact(kernels, reset, law, dec
         return noisy_lif(x, law, state=state, decay=decay, scale=scale, **options)
 
     assert torch.autograd.gradgradcheck(run, inputs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "eager"], indirect=True)
+@pytest.mark.parametrize("memory", SETTINGS)
+def test_a_last_potential_that_depends_on_nothing_learnt(kernels, memory):
+    threshold = torch.ones(1, requires_grad=True)
+    settings = dict(threshold=threshold, reset="none", mode="mean_field")
+    with used_as(memory):  # which keeps currents of bfloat16 in another way
+        spikes, last = noisy_lif(currents(3, 2, 5).bfloat16(), Gaussian(0.3), **settings)
+    (right,) = torch.autograd.grad(spikes.sum(), threshold, retain_graph=True)
+    (found,) = torch.autograd.grad(spikes.sum() + last.sum(), threshold, create_graph=True)
+    torch.testing.assert_close(found.detach(), right, rtol=1e-2, atol=0)
+    assert torch.autograd.grad(last.sum(), threshold, create_graph=True, allow_unused=True)[0] in (None, 0)
 
 
 @pytest.mark.parametrize("kernels", ["auto", "eager"], indirect=True)

@@ -1,5 +1,6 @@
 """Spikes as bits: packing, and hooks on what autograd saves."""
 
+import contextlib
 import copy
 import weakref
 from unittest import mock
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from models import NoisyLIF, build_neuron, checkpoint, mean_field, noise_generator, packed_spikes
+from models import LIF, NoisyLIF, build_neuron, checkpoint, mean_field, noise_generator, packed_spikes
 from models.kernels import cpu
 from models.layers import ConvNorm, fire
 from models.memory import (
@@ -190,6 +192,26 @@ def test_changes_in_place_are_errors_for_what_is_not_packed_and_harmless_for_bit
     assert torch.equal(torch.autograd.grad(other.sum(), a)[0], before + 1)
 
 
+def test_running_statistics_that_begin_as_zeros_and_ones_are_not_mistaken():
+    """Batch norm keeps them for its backward pass, and changes them without a new version."""
+    found = []
+    for block in (contextlib.nullcontext(), packed_spikes()):
+        norm, x = nn.BatchNorm1d(300), torch.rand(20, 300, generator=seeded(1)) * 5
+        with block:
+            first, second = norm(x), norm.eval()(x)
+        found.append(torch.autograd.grad((first + second.square()).sum(), list(norm.parameters())))
+    for ours, theirs in zip(*found):
+        assert torch.equal(ours, theirs)
+
+
+def test_forward_mode_whose_zeros_have_no_memory():
+    weight, spikes = torch.rand(40, 40, requires_grad=True), spikes_of(40, 40)
+    with packed_spikes():
+        product, tangent = torch.func.jvp(lambda weight: weight * spikes, (weight,), (weight,))
+    assert torch.equal(tangent, weight * spikes)
+    assert torch.equal(torch.autograd.grad((product + tangent).sum(), weight)[0], 2 * spikes)
+
+
 def test_memory_that_is_used_again_is_not_mistaken():
     a = torch.rand(100, 100, requires_grad=True)
     with packed_spikes():
@@ -361,6 +383,38 @@ def test_torch_func_and_compiled_code_run_without_packing():
     with packed_spikes():
         result = torch.compile(net, backend="aot_eager")(x)
     result.sum().backward()
+
+
+def test_a_tracer_does_not_meet_bits():
+    x, weight = (torch.rand(2, 30, 40, generator=seeded(seed)) * 2 for seed in (1, 2))
+
+    def gradient(x):
+        learnt = weight.clone().requires_grad_()
+        with packed_spikes():
+            loss = (LIF()(x) * learnt).square().sum()
+        return torch.autograd.grad(loss, learnt)[0]
+
+    with packed_spikes():
+        program = make_fx(gradient)(x)
+    assert torch.equal(program(x.flip(1)), gradient(x.flip(1)))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        NoisyLIF(),
+        lambda x: fire(NoisyLIF(), ConvNorm(4, 4, 3, 1, "bn"), x),
+        lambda x: x * spikes_of(*x.shape),
+    ],
+    ids=["neuron", "norm and neuron", "spikes"],
+)
+def test_a_traced_backward_pass_needs_its_forward_pass(run):
+    """A program would not have what kernels write."""
+    x = torch.rand(2, 3, 4, 5, 5, requires_grad=True)
+    with packed_spikes():
+        result = run(x)
+    with pytest.raises(RuntimeError, match="in the same trace"):
+        make_fx(lambda grad: torch.autograd.grad(result, x, grad)[0])(torch.ones(result.shape))
 
 
 def test_a_second_derivative_of_what_is_packed():
