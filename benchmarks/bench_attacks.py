@@ -51,7 +51,8 @@ class Adaptive:
         best, harm = Attacked(self.campaign.images, self.campaign.margins), {}
         for path in gradient_paths(self.campaign.net):
             best, harm[path] = self._improved(best, norm, eps, path)
-        worst = sorted(harm, key=harm.get, reverse=True)[: self.args.paths]
+        rows = self._standing(best)  # which all paths have attacked
+        worst = sorted(harm, key=lambda path: harm[path][rows].mean().item(), reverse=True)[: self.args.paths]
         for restart in range(1, 1 + self.args.restarts):
             for path in worst:
                 for rank in (*range(self.args.targets), None):
@@ -59,12 +60,15 @@ class Adaptive:
         return best.images
 
     def _improved(self, best, norm, eps, path, rank=None, restart=0):
-        """After an ascent of the images that are not surely fooled yet; and the mean margin where it ended."""
-        rows = (best.margins <= self.campaign.enough).nonzero()[:, 0]
+        """After an ascent of the images that are not surely fooled yet; and all margins, of these where it ended."""
+        rows = self._standing(best)
         if not len(rows):
-            return best, 0.0
+            return best, best.margins
         found = self._ascent(self.campaign.only(rows), norm, eps, path, rank, restart)
-        return best.improved(rows, found), found.margins.mean().item()
+        return best.improved(rows, found), best.margins.index_copy(0, rows, found.margins)
+
+    def _standing(self, best):
+        return (best.margins <= self.campaign.enough).nonzero()[:, 0]
 
     def _ascent(self, campaign, norm, eps, path, rank, restart):
         purpose = ("adaptive", norm, str(eps), path, str(rank), restart)
@@ -79,7 +83,7 @@ class Adaptive:
                 length = gradient.flatten(1).norm(dim=1).clamp(min=1e-30)
                 velocity = MOMENTUM * velocity + gradient / length.view(-1, 1, 1, 1)
                 images = ball.moved(images, velocity, eps * (1 + math.cos(math.pi * step / self.args.steps)))
-                if not campaign.is_noisy or step % 10 == 9:
+                if not campaign.is_noisy or step % 10 == 9 or step == self.args.steps - 1:
                     best = best.or_better(Attacked(images, judge.margins(images, campaign.target)))
         return best
 
@@ -106,13 +110,11 @@ class OtherAttack:
 
         campaign, args, name = self.campaign, self.args, self.name
         kind, eot = {"linf": "Linf", "l2": "L2"}[norm], args.eot if campaign.is_noisy else 1
-        classes, steps = campaign.wrong.shape[1] + 1, args.gradients // eot
+        targets, steps = min(9, campaign.wrong.shape[1]), args.gradients // eot  # as AutoAttack: nine targets at most
         net = LogProbabilities(campaign.twin(args.path), campaign.forward, eot if name == "Square" else 1)
         attack = {
             "APGD": lambda: torchattacks.APGD(net, kind, eps, steps, eot_iter=eot),
-            "APGDT": lambda: torchattacks.APGDT(
-                net, kind, eps, steps // (classes - 1), eot_iter=eot, n_classes=classes
-            ),
+            "APGDT": lambda: torchattacks.APGDT(net, kind, eps, steps // targets, eot_iter=eot, n_classes=targets + 1),
             "EOTPGD": lambda: torchattacks.EOTPGD(net, eps, 2.5 * eps / steps, steps, eot),
             "Square": lambda: torchattacks.Square(net, kind, eps, steps),
         }[name]()

@@ -325,6 +325,7 @@ typedef struct {
     uint32_t words[4][BLOCK]; /* of the current step */
     float membrane[2][BLOCK], threshold[2][BLOCK]; /* noise of the current step; 0 in a place without noise */
     real value[VALUE_COUNT][2][CHANNELS ? BLOCK : 1];      /* where they differ between channels */
+    real gain[2][DIFFERS(DECAY) ? BLOCK : 1];              /* 1 - decay; of a number, without first rounding it */
     real inverse[2][DIFFERS(SCALE) ? BLOCK : 1];           /* 1 / scale, for the backward pass */
     real factor[2][BLOCK], shift[2][BLOCK], mean[2][BLOCK]; /* of batch norm */
     real residual_factor[2][BLOCK], residual_shift[2][BLOCK], residual_mean[2][BLOCK];
@@ -337,8 +338,6 @@ typedef struct {
     const real *restrict const name##_row = (row)
 #define VALUE(type, name, which) VALUE_OF(type, name, which, l->number[which], b->value[which][row])
 #define AT(name, i) (name##_differs ? name##_row[i] : name##_number)
-/* 1 - decay; of a number without the error of rounding it first. */
-#define GAIN(i) (decay_differs ? 1 - decay_row[i] : (real)(1 - l->number[DECAY]))
 
 static int64_t half_of(const Layer *l) { return (l->neurons + 1) / 2; }
 
@@ -434,6 +433,10 @@ static void start_block(const Layer *l, const Tensors *m, int64_t number, Block 
     for (int which = 0; which < VALUE_COUNT; which++)
         for (int row = 0; DIFFERS(which) && row < b->rows; row++)
             fill(l, m->by_channel[which], l->number[which], b->start[row], b->length[row], b->value[which][row]);
+    /* A number has the same gain in all variants: the backward pass, which computes u again, may be of another one. */
+    for (int row = 0; DIFFERS(DECAY) && row < b->rows; row++)
+        for (int i = 0; i < b->length[row]; i++)
+            b->gain[row][i] = m->by_channel[DECAY] ? 1 - b->value[DECAY][row][i] : (real)(1 - l->number[DECAY]);
     for (int row = 0; m->factor && row < b->rows; row++) {
         fill(l, m->factor, 0, b->start[row], b->length[row], b->factor[row]);
         fill(l, m->shift, 0, b->start[row], b->length[row], b->shift[row]);
@@ -588,13 +591,14 @@ INLINE void fire_row(const int hard, const int scaled, const Layer *l, const Ten
     const int n = b->length[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
+    VALUE_OF(real, gain, DECAY, 1 - l->number[DECAY], b->gain[row]);
     VALUE(real, value, RESET_VALUE);
     real space[BLOCK], discarded[BLOCK], *restrict kept = b->u[row] ? b->u[row] + t * b->step : discarded;
     const real *restrict current = currents(l, m, b, row, t, space);
     input *restrict out = b->spikes[row] + t * b->step;
     const float *restrict eps_membrane = b->membrane[row], *restrict eps_threshold = b->threshold[row];
     for (int i = 0; i < n; i++) {
-        real u = charged(scaled, AT(decay, i), GAIN(i), v[i], current[i]) - eps_membrane[i];
+        real u = charged(scaled, AT(decay, i), AT(gain, i), v[i], current[i]) - eps_membrane[i];
         int fires = u - AT(threshold, i) > eps_threshold[i];
         kept[i] = u;
         out[i] = store(fires ? 1 : 0);
@@ -608,11 +612,12 @@ static void fire_mean_row(const Layer *l, const Tensors *m, const Block *b, int 
 {
     const int n = b->length[row], hard = is_hard(l), scaled = l->decay_input != 0;
     VALUE(real, decay, DECAY);
+    VALUE_OF(real, gain, DECAY, 1 - l->number[DECAY], b->gain[row]);
     VALUE(real, value, RESET_VALUE);
     real space[BLOCK], discarded[BLOCK], p[BLOCK], *restrict kept = b->u[row] ? b->u[row] + t * b->step : discarded;
     const real *restrict current = currents(l, m, b, row, t, space);
     input *restrict out = b->spikes[row] + t * b->step;
-    for (int i = 0; i < n; i++) kept[i] = charged(scaled, AT(decay, i), GAIN(i), v[i], current[i]);
+    for (int i = 0; i < n; i++) kept[i] = charged(scaled, AT(decay, i), AT(gain, i), v[i], current[i]);
     probabilities(l, b, row, kept, p);
     for (int i = 0; i < n; i++) {
         out[i] = store(p[i]);
@@ -763,6 +768,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     const int64_t at = t * l->neurons + b->start[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
+    VALUE_OF(real, gain, DECAY, 1 - l->number[DECAY], b->gain[row]);
     VALUE(real, value, RESET_VALUE);
     VALUE_OF(real, inverse, SCALE, 1 / l->number[SCALE], b->inverse[row]);
     const real loc = (real)l->loc;
@@ -787,7 +793,7 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
         real through_spike = slope * fused(given_counts, load(given[i]), -by_reset);
         real directly = hard ? grad_v[i] * (1 - fired[i]) : grad_v[i];
         real grad = directly + through_spike;
-        real of_current = scaled ? GAIN(i) * grad : grad;
+        real of_current = scaled ? AT(gain, i) * grad : grad;
         out[i] = store(of_current);
         if (rounds) unrounded[i] = of_current;
         grad_v[i] = AT(decay, i) * grad;

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -18,10 +19,13 @@ from benchmarks.bench_memory import largest
 from benchmarks.common import live_memory
 from benchmarks.memopt import CANDIDATES
 from dataset_utils import DATASETS
-from tools.attacks.campaign import PRESETS, Preset
+from models import build_model, build_neuron
+from tools.attacks.campaign import PRESETS, Campaign, Preset
+from tools.attacks.white_box import Attacked
 from tools.config.evaluate import EvaluationConfig
 from tools.config.parsing import parse
 from tools.config.train import TrainConfig
+from tools.inference import ForwardPass
 
 
 def lines(repository, script, *flags, as_module=False, cwd=None, repeats=("--repeats", "1")):
@@ -244,6 +248,50 @@ def test_attacks_of_a_preset_and_others_do_harm(monkeypatch, capsys):
     for name, norm, eps in expected:
         if eps and name != "Square":  # to which a gradient is only a query: these are too few
             assert left[name, norm, eps] < 0.6, (name, norm)
+
+
+@pytest.fixture
+def campaign():
+    torch.manual_seed(0)
+    net = build_model("toynet", neuron=build_neuron("NILIF"), in_shape=(1, 8, 8), num_classes=100)
+    images, target = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
+    campaign = Campaign(net, ForwardPass(torch.device("cpu"), 2), images, target, PRESETS["glance"], {"linf": (0.3,)})
+    campaign.margins.fill_(-9.0)
+    return campaign
+
+
+def adaptive(campaign):
+    return bench_attacks.Adaptive(campaign, argparse.Namespace(eot=1, steps=5, targets=1, paths=1, restarts=1))
+
+
+def test_the_adaptive_attack_goes_on_along_the_path_that_does_most_harm_to_the_images_that_stand(campaign, monkeypatch):
+    reached, climbed = {"own": [9.0, 9.0, 9.0, -3.0], "narrow": [-2.0], "wide": [-1.0]}, []
+
+    def ascent(self, campaign, norm, eps, *climb):
+        climbed.append(climb)
+        return Attacked(campaign.images, torch.tensor(reached[climb[0]], dtype=torch.float64))
+
+    monkeypatch.setattr(bench_attacks, "gradient_paths", lambda net: list(reached))
+    monkeypatch.setattr(bench_attacks.Adaptive, "_ascent", ascent)
+    adaptive(campaign)("linf", 0.3)
+    assert climbed == [*((path, None, 0) for path in reached), ("wide", 0, 1), ("wide", None, 1)]
+
+
+def test_an_adaptive_attack_of_few_steps_changes_images(campaign):
+    assert not torch.equal(adaptive(campaign)("linf", 0.3), campaign.images)
+
+
+def test_the_steps_of_a_targeted_attack_do_not_vanish_among_many_classes(campaign, monkeypatch):
+    made = []
+
+    def attack(net, norm, eps, steps, eot_iter, n_classes):
+        made.append((steps, n_classes))
+        return lambda images, target: images
+
+    monkeypatch.setitem(sys.modules, "torchattacks", types.SimpleNamespace(APGDT=attack))
+    flags = argparse.Namespace(eot=10, gradients=800, path="own")
+    bench_attacks.OtherAttack(campaign, flags, "APGDT")("linf", 0.3)
+    assert made == [(8, 10)]
 
 
 @pytest.mark.slow

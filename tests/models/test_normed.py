@@ -207,6 +207,20 @@ def test_learnt_values_states_and_settings(layout, learnt):
     assert_one_is_as_its_parts(x, made_norm(x), x.flip(0) / 4, state=state, v_leak=0.1, **given)
 
 
+@pytest.mark.parametrize("mode", ["noiseless", "noisy"])
+def test_potentials_are_those_of_the_forward_pass_where_fewer_values_of_the_gradient_differ(mode):
+    """Between channels, so that another variant of the kernel computes them again. Half of the inputs make ties."""
+    x, channels = filled("[T, B, C, H, W]", 3, torch.float32), torch.full((5,), 0.6)
+    x[:, 0] = 6.0
+    norm, settings = nn.BatchNorm2d(5, eps=0.0).eval(), dict(threshold=channels, decay=0.9, decay_input=True)
+    settings.update(law=Gaussian(channels / 2), surrogate=Logistic(0.5), mode=mode, placement="escape")
+    assert_one_is_as_its_parts(x, norm, **settings)
+    fast = Run(True, x, norm, **settings)
+    with used_as("lean"):
+        lean = Run(True, x, norm, **settings)
+    assert all(torch.equal(ours, other) for ours, other in zip(fast.grads, lean.grads, strict=True))
+
+
 @pytest.mark.parametrize(
     "options",
     [dict(affine=False), dict(momentum=None), dict(track_running_stats=False), dict(eps=0.1, momentum=0.6)],
