@@ -131,7 +131,8 @@ def radii(text):
 
 def flags():
     """The parser of what is not a flag of the testing scripts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter, allow_abbrev=False)
     parser.add_argument("--dataset", choices=[name for name, one in DATASETS.items() if one.has_pixels], required=True)
     parser.add_argument("--radii", nargs="+", type=radii, help="default: those of the data set")
     parser.add_argument("--attacks", nargs="+", choices=("preset", "adaptive", *OTHERS), default=["preset", "adaptive"])

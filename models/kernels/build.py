@@ -24,8 +24,10 @@ import torch
 FLAGS = ("-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")
 # For GCC, -O2 with these flags is as fast as -O3 and builds in half the time; clang lacks -fvect-cost-model.
 OPTIMISATIONS = (("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"), ("-O3",))
-# Vectors of 512 bits, where there are any: compilers prefer shorter ones, but bfloat16 neurons are a tenth faster.
-TUNINGS = (("-march=native", "-mprefer-vector-width=512"), ("-march=native",), ("-mcpu=native",), ())
+TUNINGS: tuple[tuple[str, ...], ...] = (("-march=native",), ("-mcpu=native",), ())
+if platform.machine().lower() in ("x86_64", "amd64"):
+    # Vectors of 512 bits, where there are any: compilers prefer shorter ones, but bfloat16 neurons are a tenth faster.
+    TUNINGS = (("-march=native", "-mprefer-vector-width=512"), *TUNINGS)
 BUILD_TIMEOUT_S = 120
 warnings_given: list[str] = []
 Loaded = TypeVar("Loaded")
