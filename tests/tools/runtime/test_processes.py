@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -231,26 +230,34 @@ def test_synchronised_batch_normalisation_needs_cuda(tmp_path, stripes):
         Training(TrainConfig(**{**SETTINGS, "sync_bn": True, "device": "cpu", "results": str(tmp_path)}), stripes)
 
 
+KILLED = """
+import os, signal
+from tools.training.run import Training
+
+original = Training.between_steps
+
+def between_steps(self, epoch, progress, check):
+    if (epoch, progress.steps, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == (2, 4, "1", "0"):
+        print("the second worker is killed", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(self, epoch, progress, check)
+
+Training.between_steps = between_steps
+"""
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path, stripes, script):
     settings = {**SETTINGS, "neuron": "NILIF", "minibatch": 10, "epochs": 6, "device": "cpu"}
     whole, _ = train(tmp_path / "whole", stripes, count=2, **settings)
-    folder, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    folder, recipe, main = tmp_path / "run", tmp_path / "recipe.yaml", tmp_path / "main_stripes.py"
+    main.write_text(KILLED + main.read_text())
     recipe.write_text(yaml.safe_dump({**settings, "save_steps": 1}))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
     process = script("--config", str(recipe), "--run_dir", str(folder), launcher=launcher)
-    while len(read_metrics(folder / "metrics.jsonl")) < 1:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
-    os.kill(worker_of(process.pid), signal.SIGKILL)
     output, _ = process.communicate()
     assert process.returncode == 0, output
+    assert output.count("is killed") == 1
     rows = [{key: value for key, value in row.items() if key != RATE} for row in read_metrics(folder / "metrics.jsonl")]
     assert rows == whole
     assert output.count("epoch 6/6") == 1  # messages of the first process only
-
-
-def worker_of(agent):
-    """Process id of the last worker that torchrun started."""
-    with open(f"/proc/{agent}/task/{agent}/children") as file:
-        return int(file.read().split()[-1])
