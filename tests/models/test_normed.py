@@ -776,7 +776,7 @@ def test_statistics_of_all_processes(tmp_path):
     for process in processes:
         process.start()
     try:
-        results = sorted((queue.get(timeout=60) for _ in processes), key=lambda result: result[0])
+        results = sorted((queue.get(timeout=600) for _ in processes), key=lambda result: result[0])
     finally:
         for process in processes:
             process.join(60)
