@@ -11,6 +11,7 @@ import yaml
 
 from tools.config.train import TrainConfig
 from tools.data.batches import Batches
+from tools.inference import ForwardPass
 from tools.io import checkpoint
 from tools.runtime.processes import Processes, joined
 from tools.training.folder import read_metrics
@@ -132,9 +133,18 @@ def test_the_samples_of_a_pass_are_shared_without_loss_or_double(stripes, count,
         data.batches(50, torch.device("cpu"), shuffle=True, accumulate=2, processes=Processes(0, 3))
 
 
+@pytest.fixture
+def double(monkeypatch):
+    """Networks that compute in double precision: in single precision, rounding decides a spike now and then."""
+    monkeypatch.setattr(ForwardPass, "__call__", lambda self, net, x: net(x.double(), timesteps=self.timesteps))
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("changes", [{"tet": True, "optim": "sgdm", "ema": 0.9, "clip_grad": 0.1}, {"reg": "gram"}])
 @pytest.mark.slow
-def test_without_noise_many_processes_train_as_one_with_the_large_batch(tmp_path, stripes, changes):
+def test_without_noise_many_processes_train_as_one_with_the_large_batch(tmp_path, stripes, double, changes):
     """30 images a step: of one batch, of accumulated ones, of 2 and 3 processes, whose shares of 50 are uneven."""
     one, last = train(tmp_path / "one", stripes, minibatch=30, plot_spike_rate=True, **changes)
     assert one[1]["train_loss"] < one[0]["train_loss"] and min(one[1]["firing_rates"].values()) > 0.01
@@ -148,9 +158,9 @@ def test_without_noise_many_processes_train_as_one_with_the_large_batch(tmp_path
         rows, state = train(tmp_path / name, stripes, plot_spike_rate=True, **options, **changes)
         assert len(rows) == len(one) == 2
         for row, wanted in zip(rows, one):
-            assert flat(row) == pytest.approx(flat(wanted), rel=1e-5, abs=1e-6), name
+            assert flat(row) == pytest.approx(flat(wanted), rel=1e-6, abs=1e-6), name  # rates are float
         for key, value in last["model"].items():
-            torch.testing.assert_close(state["model"][key], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(state["model"][key], value, rtol=1e-8, atol=1e-8)
         assert len(list((tmp_path / name).glob("events*"))) == 1
 
 
