@@ -42,8 +42,13 @@ def pytest_collection_finish(session):
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of modules, too
 def pytest_runtest_setup(item):
-    """Each test has the same random numbers, whatever ran before it; the seed is none that tests use."""
+    """Each test has the same random numbers, whatever ran before it; the seed is none that tests use.
+
+    Nor does it have compiled programs of others: they count towards the limit after which nothing is compiled.
+    """
     torch.manual_seed(20231109)
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 def first_are_fast(cases, count=1):

@@ -34,7 +34,8 @@ run("testing_bars.py", "--snapshot", "laplace/best.pth", "--perturbation", "inve
 
 def copied(folder):
     """A copy of what git tracks, and of what is new and not ignored."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    # Also where the files belong to another user, as in some containers.
+    command = ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     for name in names:
         if name.endswith((".py", ".c", ".html")) and (ROOT / name).exists() and not name.startswith("tests/"):

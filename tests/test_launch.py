@@ -10,8 +10,9 @@ import pytest
 STAND_INS = {
     "srun": 'exec "$@"',
     "scontrol": 'if [ "$1" = show ]; then printf "node7\\nnode8\\n"; else echo "scontrol $*" >> calls; fi',
-    "torchrun": 'echo "torchrun $* MASTER_PORT=$MASTER_PORT shared=$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" >> calls; '
-    'trap "[ -e runs/test.json ]; exit" TERM; sleep 0.2; [ -e "$STAYS" ] && while true; do sleep 0.05; done; exit 0',
+    "torchrun": 'trap "[ -e runs/test.json ]; exit" TERM; '
+    'echo "torchrun $* MASTER_PORT=$MASTER_PORT shared=$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" >> calls; '
+    '[ -e "$STAYS" ] && while true; do sleep 0.05; done; exit 0',
 }
 
 
@@ -65,7 +66,6 @@ def test_slurm_queues_a_stopped_run_again(tmp_path, launch, is_complete):
         (tmp_path / "runs" / "test.json").touch()
     process = launch("slurm.sbatch", "runs", "main_cifar10.py")
     wait_for(tmp_path / "calls")
-    time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == (0 if is_complete else 1)
     requeued = "scontrol requeue 60001" in (tmp_path / "calls").read_text()

@@ -40,7 +40,9 @@ def run(*command, **options):
 def clone(tmp_path_factory):
     """A copy of what git tracks, and of what is new and not ignored: building leaves files beside the sources."""
     folder = tmp_path_factory.mktemp("clone")
-    names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+    options = ("--cached", "--others", "--exclude-standard")
+    # Also where the files belong to another user, as in some containers.
+    names = run("git", "-c", "safe.directory=*", "ls-files", *options, cwd=ROOT).splitlines()
     for name in names:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

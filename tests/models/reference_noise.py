@@ -8,6 +8,7 @@ import math
 import torch
 
 MASK = 0xFFFFFFFF
+NEAR = 3e-5  # where the potential is so near its draw, rounding may decide
 
 
 def multiply(factor, word):
@@ -71,3 +72,22 @@ def noise(law, shape, seeds, dtype=torch.float64):
     """Membrane and threshold noise of a law (an object) for a sequence of `shape`, from its seeds."""
     draws = standard_draws(type(law).__name__, *random_words(shape, seeds))
     return tuple((law.loc + law.scale * draw).to(dtype) for draw in draws)
+
+
+def close_calls(spikes, others, u, neuron, drawn):
+    """Neurons that fire differently by two kernels: in each, a potential was so near its draw that rounding decided.
+
+    From there on, they are different neurons.
+
+    Args:
+        u: the potentials of one of the kernels.
+        drawn: what `noise` has for `neuron`, which may use a part of it.
+    """
+    u, none = u.double(), torch.zeros(())
+    membrane, draw = drawn[0] if neuron.membrane_noise else none, drawn[1] if neuron.threshold_noise else none
+    size = torch.maximum(u.abs(), membrane.abs()).clamp(min=1).cummax(0).values  # of what was rounded until then
+    threshold = torch.as_tensor(neuron.threshold).detach().cpu()
+    near = (u - threshold - draw).abs() <= NEAR * torch.maximum(size, draw.abs())
+    differ = (spikes != others).any(0)
+    assert near.any(0)[differ].all()
+    return differ

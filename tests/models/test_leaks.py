@@ -59,7 +59,7 @@ def allocated():
     return info.uordblks + info.hblkhd
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("memory, steps", [("fast", 400), ("lean", 400), ("packed_spikes", 400), ("smallest", 2000)])
 def test_thousands_of_steps_leave_nothing_behind(memory, steps):
     step, found = training(memory), []

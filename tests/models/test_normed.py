@@ -105,10 +105,15 @@ def are_close_calls(x, norm, timesteps, state, plus, law, where, **settings):
     with noise_generator(seeded(4)):
         _, _, u = noisy_lif(before.currents(), law, state=state, potentials=True, **settings)
     with noise_generator(seeded(4)):
-        draws = reference_noise(law, u.shape, draw_seeds(len(u), u.device), u.dtype)[1]
-    draws = draws if settings.get("placement") != "membrane" else torch.zeros_like(u)
+        draws = reference_noise(type(law)(1.0), u.shape, draw_seeds(len(u), u.device), u.dtype)[1]
+    is_drawn = settings.get("placement") != "membrane" and settings.get("mode") != "noiseless"
+    scale, threshold = (
+        torch.as_tensor(value).reshape(-1, *[1] * (u.dim() - 3))  # of each channel
+        for value in (settings.get("scale", law.scale), settings.get("threshold", 1.0))
+    )
+    draws = law.loc + scale * draws if is_drawn else torch.zeros_like(u)
     size = u.abs().clamp(min=1.0).cummax(0).values
-    near = (u - settings.get("threshold", 1.0) - draws).abs() <= NEAR * torch.maximum(size, draws.abs())
+    near = (u - threshold - draws).abs() <= NEAR * torch.maximum(size, draws.abs())
     return near.any(0)[where.any(0)].all()
 
 
@@ -776,7 +781,7 @@ def test_statistics_of_all_processes(tmp_path):
     for process in processes:
         process.start()
     try:
-        results = sorted((queue.get(timeout=60) for _ in processes), key=lambda result: result[0])
+        results = sorted((queue.get(timeout=600) for _ in processes), key=lambda result: result[0])
     finally:
         for process in processes:
             process.join(60)

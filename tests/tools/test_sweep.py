@@ -194,7 +194,8 @@ def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
     one_by_one = ["--cpus", str(os.cpu_count())]  # the second run is not done when the sweep is stopped
     start = [sys.executable, "-m", "tools.sweep", str(folder), *one_by_one, "--vary", "sigma=0.2,0.4"]
     command = [*start, "--", "main_mnist5k.py"]
-    options = dict(cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {**os.environ, "RAY_USE_MULTIPROCESSING_CPU_COUNT": "1"}  # those of os.cpu_count, in a container too
+    options = dict(cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     process = subprocess.Popen([*command, *flags], **options)
     while not list(folder.glob("runs/*/metrics.jsonl")):
         assert process.poll() is None, process.stdout.read()

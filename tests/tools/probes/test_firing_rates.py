@@ -209,13 +209,13 @@ def test_threads_do_not_hide_each_other_s_calls():
     def wait(module, args):
         if threading.current_thread() is not threading.main_thread():
             inside.set()
-            done.wait(20)
+            done.wait(600)
 
     net.lif.register_forward_pre_hook(wait)
     with firing_rates(net) as record:
         thread = threading.Thread(target=net, args=(X * 0,))
         thread.start()
-        inside.wait(20)
+        assert inside.wait(600)
         net.lif.run(X)
         done.set()
         thread.join()
@@ -229,7 +229,7 @@ def in_two_threads(function):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     return [results[0], results[1]]
 
 
@@ -297,7 +297,7 @@ def test_a_block_that_ends_in_another_thread():
     block.__enter__()
     thread = threading.Thread(target=block.__exit__, args=(None, None, None))
     thread.start()
-    thread.join(60)
+    thread.join()
     assert rates_of(net, lambda: net(X)) == expected
     assert not any(module._forward_hooks or "run" in vars(module) for module in net.modules())
 

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import yaml
 
 from tools.config.train import TrainConfig
 from tools.data.batches import Batches
+from tools.inference import ForwardPass
 from tools.io import checkpoint
 from tools.runtime.processes import Processes, joined
 from tools.training.folder import read_metrics
@@ -133,9 +133,18 @@ def test_the_samples_of_a_pass_are_shared_without_loss_or_double(stripes, count,
         data.batches(50, torch.device("cpu"), shuffle=True, accumulate=2, processes=Processes(0, 3))
 
 
+@pytest.fixture
+def double(monkeypatch):
+    """Networks that compute in double precision: in single precision, rounding decides a spike now and then."""
+    monkeypatch.setattr(ForwardPass, "__call__", lambda self, net, x: net(x.double(), timesteps=self.timesteps))
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("changes", [{"tet": True, "optim": "sgdm", "ema": 0.9, "clip_grad": 0.1}, {"reg": "gram"}])
 @pytest.mark.slow
-def test_without_noise_many_processes_train_as_one_with_the_large_batch(tmp_path, stripes, changes):
+def test_without_noise_many_processes_train_as_one_with_the_large_batch(tmp_path, stripes, double, changes):
     """30 images a step: of one batch, of accumulated ones, of 2 and 3 processes, whose shares of 50 are uneven."""
     one, last = train(tmp_path / "one", stripes, minibatch=30, plot_spike_rate=True, **changes)
     assert one[1]["train_loss"] < one[0]["train_loss"] and min(one[1]["firing_rates"].values()) > 0.01
@@ -149,9 +158,9 @@ def test_without_noise_many_processes_train_as_one_with_the_large_batch(tmp_path
         rows, state = train(tmp_path / name, stripes, plot_spike_rate=True, **options, **changes)
         assert len(rows) == len(one) == 2
         for row, wanted in zip(rows, one):
-            assert flat(row) == pytest.approx(flat(wanted), rel=1e-5, abs=1e-6), name
+            assert flat(row) == pytest.approx(flat(wanted), rel=1e-6, abs=1e-6), name  # rates are float
         for key, value in last["model"].items():
-            torch.testing.assert_close(state["model"][key], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(state["model"][key], value, rtol=1e-8, atol=1e-8)
         assert len(list((tmp_path / name).glob("events*"))) == 1
 
 
@@ -231,26 +240,34 @@ def test_synchronised_batch_normalisation_needs_cuda(tmp_path, stripes):
         Training(TrainConfig(**{**SETTINGS, "sync_bn": True, "device": "cpu", "results": str(tmp_path)}), stripes)
 
 
+KILLED = """
+import os, signal
+from tools.training.run import Training
+
+original = Training.between_steps
+
+def between_steps(self, epoch, progress, check):
+    if (epoch, progress.steps, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == (2, 4, "1", "0"):
+        print("the second worker is killed", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(self, epoch, progress, check)
+
+Training.between_steps = between_steps
+"""
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_a_killed_worker_from_the_checkpoint(tmp_path, stripes, script):
     settings = {**SETTINGS, "neuron": "NILIF", "minibatch": 10, "epochs": 6, "device": "cpu"}
     whole, _ = train(tmp_path / "whole", stripes, count=2, **settings)
-    folder, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    folder, recipe, main = tmp_path / "run", tmp_path / "recipe.yaml", tmp_path / "main_stripes.py"
+    main.write_text(KILLED + main.read_text())
     recipe.write_text(yaml.safe_dump({**settings, "save_steps": 1}))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
     process = script("--config", str(recipe), "--run_dir", str(folder), launcher=launcher)
-    while len(read_metrics(folder / "metrics.jsonl")) < 1:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
-    os.kill(worker_of(process.pid), signal.SIGKILL)
     output, _ = process.communicate()
     assert process.returncode == 0, output
+    assert output.count("is killed") == 1
     rows = [{key: value for key, value in row.items() if key != RATE} for row in read_metrics(folder / "metrics.jsonl")]
     assert rows == whole
     assert output.count("epoch 6/6") == 1  # messages of the first process only
-
-
-def worker_of(agent):
-    """Process id of the last worker that torchrun started."""
-    with open(f"/proc/{agent}/task/{agent}/children") as file:
-        return int(file.read().split()[-1])

@@ -121,6 +121,7 @@ def test_a_run_leaves_no_files_open_and_no_processes(tmp_path, stripes):
         Training(config(tmp_path, epochs=1, workers=2), stripes).run()
 
     run()
+    gc.collect()  # files of other tests
     before = open_files(), children()
     for _ in range(2):
         run()
