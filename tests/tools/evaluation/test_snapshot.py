@@ -59,7 +59,7 @@ def trained(tmp_path_factory, stripes):
 
 @pytest.fixture(scope="module")
 def half_trained(tmp_path_factory, stripes):
-    """Networks whose loss is not so small that small changes of an image do nothing."""
+    """Deeper networks, after fewer epochs."""
     return train_both(tmp_path_factory.mktemp("half_trained"), stripes, model="vggwoap", width=0.1, epochs=3)
 
 
@@ -128,7 +128,7 @@ def test_every_perturbation_does_harm(trained, stripes, undrawn, tmp_path, name,
     test = snapshot(trained, stripes, tmp_path, neuron, perturbation=[name], draws=3, **options)
     clean, disturbed = evaluate(test).perturbations[name]
     assert (clean.strength, disturbed.strength) == (0.0, *options.values())
-    assert disturbed.loss_mean > 1.5 * clean.loss_mean
+    assert disturbed.loss_mean > 1.2 * clean.loss_mean
 
 
 def test_perturbed_pixels_reach_the_network_before_its_normalisation(trained, stripes, tmp_path):
@@ -171,8 +171,9 @@ def test_an_impossible_sweep_is_refused(trained, stripes, tmp_path):
 
 def test_an_ensemble_lowers_the_loss_of_a_noisy_network(trained, stripes, tmp_path):
     """More noise than in training, so that a single draw errs often."""
-    (one,) = evaluated(trained, stripes, tmp_path, draws=5, sigma=10.0).perturbations["clean"]
-    (many,) = evaluated(trained, stripes, tmp_path, draws=5, sigma=10.0, n_ensembles=16).perturbations["clean"]
+    options = dict(draws=60, sigma=30.0)
+    (one,) = evaluated(trained, stripes, tmp_path, **options).perturbations["clean"]
+    (many,) = evaluated(trained, stripes, tmp_path, **options, n_ensembles=16).perturbations["clean"]
     assert many.loss_mean < one.loss_mean
     assert many.loss_std < one.loss_std
     assert {path.name for path in tmp_path.iterdir()} == {"clean.json", "clean-k16.json"}
@@ -559,20 +560,21 @@ def test_the_engine_sees_raw_pixels_in_range(trained, stripes, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_the_published_attack_is_a_perturbation_of_the_test(half_trained, stripes, tmp_path):
-    """Crafted with noise of their own, within their balls, and large ones do harm."""
+def test_the_published_attack_is_a_perturbation_of_the_test(trained, stripes, tmp_path):
+    """Crafted with noise of their own, within their balls, and large ones do harm: up the gradient, not down."""
     for neuron in ("NILIF", "LIF"):
-        for name, norm, least in (("adversarial", 2, 0.5), ("fgsm", math.inf, 0.1)):
-            options = dict(perturbation=[name], severity=[2, 5], draws=4)
-            test = snapshot(half_trained, stripes, tmp_path / neuron / name, neuron, **options)
+        for name, norm, large in (("adversarial", 2, 6.0), ("fgsm", math.inf, 0.3)):
+            folder, entry = tmp_path / neuron / name, PERTURBATIONS[name]
+            test = snapshot(trained, stripes, folder, neuron, perturbation=[name], draws=10, **{entry.flag: large})
+            clean, attacked = evaluate(test).perturbations[name]
+            assert clean.loss_mean < 0.005 < attacked.loss_mean  # about 0.0003 and 0.025; down the gradient 0.002
+            test = snapshot(trained, stripes, folder, neuron, perturbation=[name], draws=1, severity=[5])
             seen = []
             test.net.normalize.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0].clone()))
-            clean, weak, strong = evaluate(test).perturbations[name]
-            assert strong.loss_mean > clean.loss_mean
-            assert strong.loss_mean > weak.loss_mean > clean.loss_mean or name == "fgsm"  # one step may go astray
-            images = test.test.images.float() / 255
+            evaluate(test)
+            images, eps = test.test.images.float() / 255, entry.severities[-1]
             distance = (seen[-1] - images[: len(seen[-1])]).flatten(1).norm(norm, dim=1)
-            assert (distance <= PERTURBATIONS[name].severities[-1] + 1e-4).all() and (distance > least).all()
+            assert (distance <= eps + 1e-4).all() and (distance > eps / 4).all()
 
 
 def test_names_that_stand_for_several_perturbations():
