@@ -45,7 +45,7 @@ TAUGHT = {
         "calibrated[0] < calibrated[-1] and plain[-1] < calibrated[-1]",
         "after > before and after > calibrated[steps.index(few)]",
     ],
-    "05_event_recordings": ["frames.sum() == len(events) > 0", "accuracy > 0.5"],
+    "05_event_recordings": ["frames.sum() == len(events) > 0", "accuracy > 0.7"],
     "06_robustness_you_may_believe": [
         "weak['SNN'][2] > max(weak['NSNN'][2], strong['SNN'][radii[1]] + 0.3)",
         "all(found <= before + 0.05 for name in nets for found, before in zip(strong[name].values(), weak[name]))",
