@@ -110,12 +110,14 @@ net = time_first(
     )
 )
 optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=20)
 for _ in range(20):
     for rows in torch.randperm(len(y)).split(20):
         loss = F.cross_entropy(net(x[:, rows]).mean(0), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    scheduler.step()
 with torch.no_grad():
     accuracy = (net.eval()(test_x).mean(0).argmax(-1) == test_y).float().mean().item()
 print(f"{100 * accuracy:.0f} % of {len(test_y)} test recordings are classified correctly; chance is 25 %")
