@@ -92,7 +92,7 @@ noisy = convert(
     calibrate=samples,
 )
 before = accuracy(noisy)
-train(noisy, epochs=3, lr=2e-3)
+train(noisy, epochs=3, lr=4e-3)
 after = accuracy(noisy)
 print(f"T = {few}, with noise: {100 * before:.1f} % as converted, {100 * after:.1f} % after three epochs")
 
