@@ -30,7 +30,7 @@ TAUGHT = {
         "'What differs' in headings",
         "all(rows[-1]['val_accuracy'] > 0.7 for rows in epochs.values())",
         "all(rows[-1]['train_loss'] < rows[0]['train_loss'] for rows in epochs.values())",
-        "all(rows[0]['accuracy_mean'] > rows[2]['accuracy_mean'] + 0.02 for rows in points.values())",
+        "all(rows[0]['accuracy_mean'] > rows[2]['accuracy_mean'] + 0.05 for rows in points.values())",
         "'A single seed per group cannot tell NSNN from SNN' in page",
     ],
     "03_your_network_now_noisy": [

@@ -119,7 +119,6 @@ def test_forward_mode_agrees_with_backward(make, monkeypatch):
     torch.testing.assert_close((ours * w).sum(), expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated")
 @every_neuron
 def test_torch_func_does_not_hide_what_is_not_a_number(make):
     neuron, x = make().double(), currents(3, 2, 4)
@@ -129,6 +128,7 @@ def test_torch_func_does_not_hide_what_is_not_a_number(make):
     assert right.isnan().any() and torch.equal(found.isnan(), right.isnan())
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
 def test_linearize():
     neuron, x, tangent = LIF(detach_reset=True), currents(4, 3, 5), weights(4, 3, 5)
     _, pushed = linearize(neuron, x)

@@ -194,8 +194,7 @@ def assert_triton_is_as_eager(case, monkeypatch):
         torch.testing.assert_close(spikes, right_spikes, rtol=near, atol=near)
     else:
         differ = (spikes != right_spikes).any(0)
-        # Rounding may decide in each, and so it does for one in thousands.
-        assert differ.sum() <= max(1, differ.numel() * (0.02 if case.dtype.itemsize == 2 else 0.002))
+        assert differ.float().mean() < (0.02 if case.dtype.itemsize == 2 else 0.002)
         if differ.any():  # in training, all gradients depend on all neurons
             return
     torch.testing.assert_close(last, right_last, rtol=near, atol=near)

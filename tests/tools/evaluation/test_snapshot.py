@@ -128,7 +128,7 @@ def test_every_perturbation_does_harm(trained, stripes, undrawn, tmp_path, name,
     test = snapshot(trained, stripes, tmp_path, neuron, perturbation=[name], draws=3, **options)
     clean, disturbed = evaluate(test).perturbations[name]
     assert (clean.strength, disturbed.strength) == (0.0, *options.values())
-    assert disturbed.loss_mean > 1.2 * clean.loss_mean
+    assert disturbed.loss_mean > 1.5 * clean.loss_mean
 
 
 def test_perturbed_pixels_reach_the_network_before_its_normalisation(trained, stripes, tmp_path):

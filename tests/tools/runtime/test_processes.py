@@ -172,7 +172,7 @@ def test_noise_differs_between_processes_and_repeats_between_runs(tmp_path, stri
     generators = [one["rng"]["torch"] for one in state["processes"]]
     assert len(generators) == 2 and not torch.equal(*generators)
     alone, _ = train(tmp_path / "alone", stripes, **{**options, "minibatch": 30, "count": 1})
-    assert abs(alone[-1]["train_loss"] - first[-1]["train_loss"]) < 0.15  # the deviation is 0.02
+    assert abs(alone[-1]["train_loss"] - first[-1]["train_loss"]) < 0.1
 
 
 @pytest.mark.slow

@@ -302,7 +302,7 @@ def test_windows_and_time_constants_are_in_seconds(small):
     assert judge(model, split.tested, 1.0).fano_recorded > 0  # windows of a bin, at least
 
 
-@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.filterwarnings("error")
 def test_silent_cells_are_left_out_where_they_have_no_value(small):
     movie, cells, split = small
     silent = split.tested.copy()
