@@ -224,38 +224,42 @@ def animation() -> None:
     steps = motions.STEPS
     size = motions.WIDTH, motions.HEIGHT
     counts = count_frames(events, Framing(steps, "time", sensor=size, size=size))
-    frames = torch.from_numpy(counts.astype(np.float32)).clamp(max=1)  # [T, 2, H, W]
+    binary = torch.from_numpy(counts.astype(np.float32)).clamp(max=1)  # [T, 2, H, W]
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(2, 8, 7, stride=4)
     with torch.no_grad(), noise_generator(torch.Generator().manual_seed(0)):
-        spikes = NoisyLIF(Gaussian(0.15), decay=0.7, placement="escape")(3 * layer(frames)[:, None]).flatten(1)
+        spikes = NoisyLIF(Gaussian(0.15), decay=0.7, placement="escape")(3 * layer(binary)[:, None]).flatten(1)
     shown = spikes.sum(0).topk(60).indices.sort().values
     spikes = spikes[:, shown]
-    pictures = []
+    frames = []
     with matplotlib.rc_context({**STYLE, **{key: LIGHT for key, value in STYLE.items() if value == INK}}):
+        figure, ((seen, raster),) = subplots(7.4, 3.5, columns=2, grid=False, width_ratios=(1, 1.25))
+        image = seen.imshow(np.zeros((motions.HEIGHT, motions.WIDTH, 3)), interpolation="nearest")
+        seen.set(xticks=[], yticks=[], xlabel="x (48 pixels)", ylabel="y (48 pixels)")
+        seen.set_title("events: brighter (orange), darker (blue)", fontsize=10)
+        for spine in seen.spines.values():
+            spine.set_visible(True)
+        (dots,) = raster.plot([], [], "s", ms=2.2, color=LIGHT)
+        now = raster.axvline(0, lw=1, color="#56B4E9")
+        raster.set(xlim=(-5, 10 * steps), ylim=(-1, len(shown)), xlabel="time (ms)", ylabel="neuron")
+        raster.set_title("spikes of a noisy layer", fontsize=10)
+        for axes in (seen, raster):
+            axes.set_facecolor(DARK)
+        figure.draw_without_rendering()  # places all
+        figure.set_layout_engine("none")  # each frame would be placed again
         for step in range(steps):
-            figure, ((seen, raster),) = subplots(7.4, 3.5, columns=2, grid=False, width_ratios=(1, 1.25))
-            ground = np.array(matplotlib.colors.to_rgb(DARK))
-            image = np.broadcast_to(ground, (motions.HEIGHT, motions.WIDTH, 3)).copy()
-            image[counts[step, 0] > 0] = matplotlib.colors.to_rgb("#56B4E9")
-            image[counts[step, 1] > 0] = matplotlib.colors.to_rgb("#E69F00")
-            seen.imshow(image, interpolation="nearest")
-            seen.set(xticks=[], yticks=[], xlabel="x (48 pixels)", ylabel="y (48 pixels)")
-            seen.set_title("events: brighter (orange), darker (blue)", fontsize=10)
-            for spine in seen.spines.values():
-                spine.set_visible(True)
+            colours = np.full((motions.HEIGHT, motions.WIDTH, 3), matplotlib.colors.to_rgb(DARK))
+            colours[counts[step, 0] > 0] = matplotlib.colors.to_rgb("#56B4E9")
+            colours[counts[step, 1] > 0] = matplotlib.colors.to_rgb("#E69F00")
+            image.set_data(colours)
             time, neuron = spikes[: step + 1].nonzero().T
-            raster.plot(10 * time, neuron, "s", ms=2.2, color=LIGHT)
-            raster.axvline(10 * step, lw=1, color="#56B4E9")
-            raster.set(xlim=(-5, 10 * steps), ylim=(-1, len(shown)), xlabel="time (ms)", ylabel="neuron")
-            raster.set_title("spikes of a noisy layer", fontsize=10)
-            for axes in (seen, raster):
-                axes.set_facecolor(DARK)
+            dots.set_data(10 * time, neuron)
+            now.set_xdata([10 * step])
             buffer = io.BytesIO()
             figure.savefig(buffer, dpi=100, facecolor=DARK)
-            pictures.append(Image.open(buffer).convert("RGB").quantize(32, dither=Image.Dither.NONE))
+            frames.append(Image.open(buffer).convert("RGB").quantize(32, dither=Image.Dither.NONE))
     path = FOLDER / "motions.gif"
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100, loop=0, optimize=True)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, loop=0, optimize=True)
 
 
 PICTURES = {"noise": noise, "studies": studies, "redrawn": redrawn, "animation": animation}

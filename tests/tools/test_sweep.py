@@ -1,6 +1,6 @@
 """Sweeps: combinations, what is left to do, the table; and a real one, where Ray is installed."""
 
-import json
+import contextlib
 import os
 import runpy
 import signal
@@ -13,11 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from tests.conftest import lines_of
 from tools import sweep
 from tools.errors import UserError
-from tools.training.result import RunResult, write_result
+from tools.training.folder import read_metrics
+from tools.training.result import RunResult, read_result, write_result
 
 slow = pytest.mark.slow
 
@@ -89,10 +91,10 @@ def test_it_runs_as_a_file_and_as_a_module(repository, start):
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Scripts are checked by forks of this process, which spares the imports."""
+    """Scripts run in forks of this process, which spares the imports."""
 
-    def run(arguments, cwd, env, **options):
-        with tempfile.TemporaryFile("w+") as said:
+    def run(arguments, cwd, env=os.environ, stdout=None, **options):
+        with contextlib.nullcontext(stdout) if stdout else tempfile.TemporaryFile("w+") as said:
             child = os.fork()
             if child == 0:
                 try:
@@ -105,10 +107,11 @@ def forked(monkeypatch):
                 finally:
                     os._exit(1)
             _, status = os.waitpid(child, 0)
-            said.seek(0)
-            return SimpleNamespace(returncode=os.waitstatus_to_exitcode(status), stderr=said.read())
+            if not stdout:
+                said.seek(0)
+            return SimpleNamespace(returncode=os.waitstatus_to_exitcode(status), stderr="" if stdout else said.read())
 
-    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
 
 
 def _run_main(path):
@@ -186,28 +189,77 @@ def test_complete_runs_are_not_repeated(tmp_path, monkeypatch, caplog):
     assert "2 of 2 runs are done" in caplog.text
 
 
+ENDED = """
+import os
+from tools.training.run import Training
+
+original = Training.between_steps
+
+def between_steps(self, epoch, progress, check):
+    if epoch == 2 and "ENDED" in os.environ:
+        os._exit(3)
+    original(self, epoch, progress, check)
+
+Training.between_steps = between_steps
+"""
+
+
+def test_a_run_that_was_ended_goes_on(script, forked, tmp_path, monkeypatch):
+    main, combination = tmp_path / "main_stripes.py", {"sigma": "0.4"}
+    main.write_text(ENDED + main.read_text())
+    command = [str(main), "--model", "toynet", "--epochs", "2", "--no-histograms", "--threads", "1", "--device", "cpu"]
+    monkeypatch.setenv("ENDED", "yes")
+    with pytest.raises(RuntimeError, match="sigma=0.4 ended with code 3"):
+        sweep.run_combination(tmp_path, command, combination)
+    monkeypatch.delenv("ENDED")
+    result = sweep.run_combination(tmp_path, command, combination)
+    folder = sweep.run_folder(tmp_path, combination)
+    assert result == read_result(folder) and result.accuracy > 0.4
+    assert [row["epoch"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2]
+    assert yaml.safe_load((folder / "config.yaml").read_text())["sigma"] == 0.4
+
+
+# What a sweep knows of a script: its flags, that it ends with code 0, and its test.json.
+RUN = """
+import argparse, time
+from pathlib import Path
+from tools.training.result import RunResult, write_result
+
+parser = argparse.ArgumentParser()
+for name in ("run_dir", "sigma", "resume"):
+    parser.add_argument(f"--{name}", required=True)
+given = parser.parse_args()
+folder = Path(given.run_dir)
+starts = folder / "starts"
+starts.touch()
+starts.write_text(starts.read_text() + "*")
+if given.sigma == "0.2" and starts.read_text() == "*":
+    time.sleep(1000)
+write_result(folder, RunResult(1, 0.5, 1.0, float(given.sigma)))
+"""
+
+
 @slow
 def test_a_sweep_on_this_machine_is_stopped_and_goes_on(tmp_path, repository):
     pytest.importorskip("ray")
-    folder, epochs = tmp_path / "sweep", 2
-    flags = ["--model", "toynet", "--epochs", str(epochs), "--no-histograms", "--threads", "1", "--device", "cpu"]
-    one_by_one = ["--cpus", str(os.cpu_count())]  # the second run is not done when the sweep is stopped
-    start = [sys.executable, "-m", "tools.sweep", str(folder), *one_by_one, "--vary", "sigma=0.2,0.4"]
-    command = [*start, "--", "main_mnist5k.py"]
-    environment = {**os.environ, "RAY_USE_MULTIPROCESSING_CPU_COUNT": "1"}  # those of os.cpu_count, in a container too
+    folder = tmp_path / "sweep"
+    (tmp_path / "main.py").write_text(RUN)
+    one_by_one = ["--cpus", str(os.cpu_count())]  # the second run has not begun when the sweep is stopped
+    command = [sys.executable, "-m", "tools.sweep", folder, *one_by_one, "--vary", "sigma=0.2,0.4", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    environment["RAY_USE_MULTIPROCESSING_CPU_COUNT"] = "1"  # those of os.cpu_count, in a container too
     options = dict(cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    process = subprocess.Popen([*command, *flags], **options)
-    while not list(folder.glob("runs/*/metrics.jsonl")):
+    process = subprocess.Popen([*command, tmp_path / "main.py"], **options)
+    while not list(folder.glob("runs/*/starts")):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.communicate()
-    assert len(list(folder.glob("runs/*/test.json"))) < 2
-    done = subprocess.run([*command, *flags], **options)
+    assert not list(folder.glob("runs/*/test.json"))
+    done = subprocess.run([*command, tmp_path / "main.py"], **options)
     assert done.returncode == 0, done.stdout
-    assert len(list(folder.glob("runs/*/test.json"))) == 2
-    for log in folder.glob("runs/*/metrics.jsonl"):
-        assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == list(range(1, epochs + 1))
+    starts = {path.parent.name: path.read_text() for path in folder.glob("runs/*/starts")}
+    assert starts == {"sigma=0.2": "**", "sigma=0.4": "*"}
     assert "sigma  seeds  test accuracy, %" in done.stdout.splitlines()
     assert (folder / "sweep.csv").exists() and (folder / "sweep.png").exists()
 
