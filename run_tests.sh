@@ -17,15 +17,8 @@ export OMP_NUM_THREADS=1 GOMP_SPINCOUNT=0
 # Python keeps what it compiles: else each process, and each that a test starts, would compile everything again.
 unset PYTHONDONTWRITEBYTECODE
 parallel=(-n logical --maxprocesses 8 --dist worksteal)
-if [ "${1:-}" != --all ]; then
-    exec "$PYTHON" -m pytest "${parallel[@]}" -m "not slow and not alone" "$@"
+if [ "${1:-}" = --all ]; then
+    shift
+    exec "$PYTHON" -m pytest "${parallel[@]}" "$@"
 fi
-shift
-none=5 # pytest's exit code where no test was selected
-first=0 second=0
-"$PYTHON" -m pytest "${parallel[@]}" -m "not alone" "$@" || first=$?
-case "$first" in 0 | 1 | $none) ;; *) exit "$first" ;; esac # interrupted, or a wrong flag
-"$PYTHON" -m pytest -m alone "$@" || second=$?
-[ "$first" -ne $none ] || exit "$second"
-[ "$second" -ne $none ] || exit "$first"
-exit $((first | second))
+exec "$PYTHON" -m pytest "${parallel[@]}" -m "not slow" "$@"

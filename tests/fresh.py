@@ -1,10 +1,12 @@
-"""Code in a process that has imported PyTorch alone: a fork of a server that has, as each import takes seconds."""
+"""Code and tests in processes of their own, forks, as each import of PyTorch takes seconds."""
 
+import functools
 import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -13,7 +15,10 @@ _CONTEXT.set_forkserver_preload(["torch"])
 
 
 def run(code, *arguments, timeout=600, **environment):
-    """What `python -c` does with the code in the root folder: a `subprocess.CompletedProcess`."""
+    """What `python -c` does with the code in the root folder: a `subprocess.CompletedProcess`.
+
+    The process is a fork of a server that has imported PyTorch alone.
+    """
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / "out", Path(folder) / "err"]
         process = _CONTEXT.Process(target=_work, args=(code, arguments, environment, outputs))
@@ -35,3 +40,30 @@ def _work(code, arguments, environment, outputs):
     for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
         del sys.modules[name]  # this one
     exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
+
+
+def in_a_fork(test):
+    """A test that measures the memory or counts the objects of its process gets one of its own."""
+
+    @functools.wraps(test)
+    def run(**fixtures):
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+
+        def work():
+            try:
+                test(**fixtures)
+            except BaseException:
+                sender.send(traceback.format_exc())
+
+        process = multiprocessing.get_context("fork").Process(target=work)
+        process.start()
+        sender.close()
+        try:
+            failure = receiver.recv()
+        except EOFError:  # it has ended without one
+            failure = None
+        process.join()
+        assert failure is None, failure
+        assert process.exitcode == 0
+
+    return run

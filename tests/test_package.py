@@ -154,7 +154,7 @@ def test_fast_tests_of_models_and_crits_pass_for_the_installed_package(built, in
     with (tests / "conftest.py").open("a") as conftest:
         conftest.write(FIRST)
     shutil.copytree(tests, installed.away / "tests")
-    options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-m", "not slow and not alone"]
+    options = ["-q", "-p", "no:cacheprovider", "--import-mode=importlib", "-m", "not slow"]
     options += [f"--ignore={path}" for path in LEFT_OUT]
     command = ["-m", "pytest", "-c", os.devnull, "--rootdir", ".", *options, "tests/models", "tests/crits"]
     installed.run(*command, NSNN_CACHE=os.environ["NSNN_CACHE"])  # with the kernels that this session has built

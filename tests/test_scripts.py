@@ -371,19 +371,25 @@ def test_a_demonstration_trains_both_networks_and_shows_them(repository, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("dataset", "network", "epochs", "least"),
-    [
-        ("mnist5k", "nsnn", 4, 0.9),  # 94.5, 94.4 and 95.7 % with seeds 0, 1 and 2; another processor rounds otherwise
-        ("motions", "snn", 3, 0.2),  # 33.3, 32.4 and 39.8 %, of 11 classes
-    ],
-)
-def test_the_networks_of_the_demonstrations_learn(run_script, repository, tmp_path, dataset, network, epochs, least):
-    """In few of the demonstrations' epochs; one of each two, as they take long."""
-    recipe = repository / "configs" / f"{dataset}_{network}.yaml"
-    flags = ["--config", recipe, "--epochs", epochs, "--run_dir", tmp_path / "run", "--threads", 1]
-    assert run_script(f"main_{dataset}.py", *flags).code == 0
-    assert json.loads((tmp_path / "run" / "test.json").read_text())["accuracy"] > least
+def test_the_noisy_network_of_the_demonstration_of_digits_learns(run_script, repository, tmp_path):
+    """In 2 of 45 epochs, too few for a moving average of weights. Seeds 0 to 5: 93.7 +- 0.7 %; other processors round
+    otherwise."""
+    recipe = repository / "configs" / "mnist5k_nsnn.yaml"
+    flags = ["--config", recipe, "--epochs", 2, "--ema", 0, "--run_dir", tmp_path / "run", "--threads", 1]
+    assert run_script("main_mnist5k.py", *flags).code == 0
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["accuracy"] > 0.9
+
+
+@pytest.mark.slow
+def test_the_deterministic_network_of_the_demonstration_of_events_learns(run_script, repository, tmp_path, monkeypatch):
+    """In 3 of 24 epochs, with 60 recordings of a class. Seeds 0 to 3: a loss of 2.11 +- 0.02, where chance has 2.40."""
+    make_streams = motions.make_streams
+    monkeypatch.setattr(motions, "make_streams", lambda digits, count, seed: make_streams(digits, min(count, 60), seed))
+    monkeypatch.setattr("dataset_utils.cache_folder", lambda: tmp_path / "cache")
+    recipe = repository / "configs" / "motions_snn.yaml"
+    flags = ["--config", recipe, "--epochs", 3, "--run_dir", tmp_path / "run", "--threads", 1]
+    assert run_script("main_motions.py", *flags).code == 0
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["loss"] < 2.25
 
 
 def test_the_environment_check_sees_what_is_missing(repository, tmp_path):

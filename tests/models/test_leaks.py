@@ -9,6 +9,7 @@ from torch import nn
 
 from models import build_neuron, packed_spikes
 from models.vgg import SpikingVGG
+from tests.fresh import in_a_fork
 
 
 def training(memory):
@@ -59,8 +60,9 @@ def allocated():
     return info.uordblks + info.hblkhd
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 @pytest.mark.parametrize("memory, steps", [("fast", 400), ("lean", 400), ("packed_spikes", 400), ("smallest", 2000)])
+@in_a_fork
 def test_thousands_of_steps_leave_nothing_behind(memory, steps):
     step, found = training(memory), []
     for count in (200, steps):

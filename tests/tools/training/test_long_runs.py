@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from models import build_model, build_neuron
+from tests.fresh import in_a_fork
 from tests.tools.training.test_survival import config
 from tools import inference
 from tools.config.train import TrainConfig
@@ -24,7 +25,6 @@ from tools.training.folder import RunLog, make_run_folder
 from tools.training.run import Training
 
 STEPS = 2000
-GROWTH = 0.02
 EPOCHS = 200
 
 
@@ -62,7 +62,8 @@ def log(tmp_path, caplog, monkeypatch):
         yield tmp_path / "log"
 
 
-@pytest.mark.alone
+@pytest.mark.slow
+@in_a_fork
 def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, stripes, log, monkeypatch):
     options = dict(width=0.02, minibatch=90, epochs=EPOCHS, timestep=3, plot_spike_rate=True, histograms=True)
     # A scale that is learnt would first fill a bounded cache of the settings of layers.
@@ -95,8 +96,9 @@ def test_hundreds_of_epochs_keep_nothing_and_their_log_stays_readable(tmp_path, 
     assert sorted(sizes) == sorted(["best", "config", "events", "last", "metrics", "previous", "test"])
 
 
-@pytest.mark.alone
+@pytest.mark.slow
 @pytest.mark.parametrize("monitored", [False, True], ids=["evaluation", "monitoring"])
+@in_a_fork
 def test_two_thousand_evaluated_minibatches_take_no_more_memory(monitored, stripes):
     torch.manual_seed(0)
     net = build_model("toynet", neuron=build_neuron("NILIF"), in_shape=(1, 8, 8), num_classes=2).eval()
@@ -113,7 +115,7 @@ def test_two_thousand_evaluated_minibatches_take_no_more_memory(monitored, strip
     before = memory()
     evaluate(STEPS // len(batches))
     print(f"{before / 1e6:.1f} MB, then {memory() / 1e6:.1f} MB")
-    assert memory() < (1 + GROWTH) * before
+    assert memory() - before < 5e6
 
 
 def test_a_run_leaves_no_files_open_and_no_processes(tmp_path, stripes):
