@@ -43,6 +43,7 @@ nb_execution_timeout = 600  # seconds for each cell
 autodoc_inherit_docstrings = False  # those of PyTorch are not ours to show
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_use_type_comments = False  # there are none, and each function would be read for them
 add_module_names = False
 python_maximum_signature_line_length = 90
 default_role = "code"  # `backticks` in docstrings

@@ -1,4 +1,4 @@
-"""Benchmarks as a user starts them: as a file from anywhere, or as a module; one JSON line per result."""
+"""Benchmarks: one as a user starts it, the others in forks, as if started as a file; one JSON line per result."""
 
 import argparse
 import functools
@@ -10,16 +10,19 @@ import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
+import benchmarks
 from benchmarks import bench_attacks, bench_memory, bench_step
 from benchmarks.bench_memory import largest
 from benchmarks.common import live_memory
 from benchmarks.memopt import CANDIDATES
 from dataset_utils import DATASETS
 from models import build_model, build_neuron
+from tests import fresh
 from tools.attacks.campaign import PRESETS, Campaign, Preset
 from tools.attacks.white_box import Attacked
 from tools.config.evaluate import EvaluationConfig
@@ -28,17 +31,20 @@ from tools.config.train import TrainConfig
 from tools.inference import ForwardPass
 
 
-def lines(repository, script, *flags, as_module=False, cwd=None, repeats=("--repeats", "1")):
-    start = ["-m", f"benchmarks.{script}"] if as_module else [str(repository / "benchmarks" / f"{script}.py")]
-    command = [sys.executable, *start, *flags, *repeats]
-    done = subprocess.run(command, cwd=cwd or repository, capture_output=True, text=True)
+def lines(script, *flags, repeats=("--repeats", "1")):
+    path = Path(benchmarks.__file__).with_name(f"{script}.py")
+    start = f"import runpy, sys; del sys.argv[0]; sys.path[0] = {str(path.parent)!r}; "
+    done = fresh.run(start + "runpy.run_path(sys.argv[0], run_name='__main__')", str(path), *flags, *repeats)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
-def test_events(repository, tmp_path):
-    found = lines(repository, "bench_events", "--events", "20000", as_module=True)
+def test_events(repository):
+    command = [sys.executable, "-m", "benchmarks.bench_events", "--events", "20000", "--repeats", "1"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {line["benchmark"] for line in found} == {"events"}
     assert {"read N-MNIST", "read EVT 3.0", "read .csv", "frame by count to 48x48"} <= {line["work"] for line in found}
     assert all(line["million_per_s"]["median"] > 0 and line["events"] == 20000 for line in found)
@@ -46,17 +52,17 @@ def test_events(repository, tmp_path):
 
 
 @pytest.mark.slow
-def test_neurons(repository):
-    found = lines(repository, "bench_neuron", "--neurons", "1024", "--timesteps", "2")
+def test_neurons():
+    found = lines("bench_neuron", "--neurons", "1024", "--timesteps", "2")
     by_layer = {line["layer"]: line for line in found}
     assert by_layer["ReLU"]["ratio_to_relu"] == 1 and {"LIF", "NoisyLIF Gaussian(0.3)"} <= set(by_layer)
     assert all(line["T"] == 2 and line["ns_per_neuron_step"]["median"] > 0 for line in found)
 
 
 @pytest.mark.slow
-def test_steps(repository):
+def test_steps():
     flags = "--networks", "cifarnet", "--candidates", "NILIF", "NILIF lean", "--minibatch", "1", "--width", "0.1"
-    found = lines(repository, "bench_step", *flags)
+    found = lines("bench_step", *flags)
     assert [line["neuron"] for line in found] == ["ReLU", "NILIF", "NILIF lean"]
     kept = [line["kept_ratio_to_relu"] for line in found]
     assert kept[0] == 1 and kept[2] < kept[1]
@@ -90,12 +96,12 @@ def test_the_largest_is_found(limit, start):
 
 
 @pytest.mark.slow
-def test_memory_against_time_steps_and_batch(repository):
+def test_memory_against_time_steps_and_batch():
     flags = ["--networks", "cifarnet", "--candidates", "NILIF", "NILIF lean", "--width", "0.05"]
     flags += ["--timesteps", "1", "2", "--minibatch", "1", "2"]
     if has_peer := importlib.util.find_spec("spikingjelly") is not None:
         flags += ["--peer", "memopt"]
-    found = lines(repository, "bench_memory", *flags, repeats=())
+    found = lines("bench_memory", *flags, repeats=())
     names = ["ReLU", "NILIF", "NILIF lean", *CANDIDATES * has_peer]
     assert [line["neuron"] for line in found] == names * 4
     kept = {(line["neuron"], line["T"], line["B"]): line["kept_mib"] for line in found}
@@ -107,13 +113,13 @@ def test_memory_against_time_steps_and_batch(repository):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not limit the memory of a process")
-def test_the_largest_batch_under_a_limit(repository):
+def test_the_largest_batch_under_a_limit():
     flags = ["--networks", "vgg", "--candidates", "NILIF", "--width", "0.1", "--timesteps", "2", "--limit_mib"]
-    relu, noisy = lines(repository, "bench_memory", *flags, "40", repeats=())
+    relu, noisy = lines("bench_memory", *flags, "40", repeats=())
     assert 0 < noisy["largest_batch"] < 0.9 * relu["largest_batch"]
     assert noisy["ratio_to_relu"] == round(noisy["largest_batch"] / relu["largest_batch"], 3)
     with pytest.raises(AssertionError, match="not even one sample of vgg fits"):
-        lines(repository, "bench_memory", *flags, "0.1", repeats=())
+        lines("bench_memory", *flags, "0.1", repeats=())
 
 
 @pytest.mark.parametrize("without_limit", ["fits", "crashes"])
@@ -222,9 +228,9 @@ def test_the_campaign_on_a_gpu_goes_on_where_it_was_stopped(repository, tmp_path
 
 
 @pytest.mark.slow
-def test_steps_by_cuda_graphs_are_refused_on_cpus(repository):
+def test_steps_by_cuda_graphs_are_refused_on_cpus():
     with pytest.raises(AssertionError, match="--cuda_graph needs --device cuda"):
-        lines(repository, "bench_step", "--cuda_graph")
+        lines("bench_step", "--cuda_graph")
 
 
 @pytest.mark.slow
@@ -295,11 +301,11 @@ def test_the_steps_of_a_targeted_attack_do_not_vanish_among_many_classes(campaig
 
 
 @pytest.mark.slow
-def test_conversions(repository, tmp_path):
+def test_conversions(tmp_path):
     pytest.importorskip("spikingjelly")
     net = tmp_path / "net.pt"
     flags = ["--width", "4", "--epochs", "1", "--tuning_epochs", "1", "--timesteps", "2", "--limit", "100"]
-    found = lines(repository, "convert", *flags, "--tuning_timesteps", "2", "--net", str(net), repeats=())
+    found = lines("convert", *flags, "--tuning_timesteps", "2", "--net", str(net), repeats=())
     assert net.exists() and all(0 <= line["accuracy"] <= 1 for line in found)
     conversions = [line["conversion"] for line in found]
     assert conversions[0] == "none: ReLU" and len({*conversions}) == len(conversions)
