@@ -35,9 +35,13 @@ torch.ones(1, requires_grad=True).sum().backward()
 
 
 def pytest_collection_finish(session):
-    """Thousands of tests: garbage collections in them need not look through all that was imported and collected."""
+    """Thousands of tests: garbage collections in them need not look through all that was imported and collected.
+
+    Nor need there be many: compilers make so many objects that collecting took a tenth of the time.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 10, 100)
 
 
 @pytest.hookimpl(tryfirst=True)  # before the fixtures of modules, too

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import statistics
 
 import pytest
 import torch
@@ -172,7 +173,8 @@ def test_noise_differs_between_processes_and_repeats_between_runs(tmp_path, stri
     generators = [one["rng"]["torch"] for one in state["processes"]]
     assert len(generators) == 2 and not torch.equal(*generators)
     alone, _ = train(tmp_path / "alone", stripes, **{**options, "minibatch": 30, "count": 1})
-    assert abs(alone[-1]["train_loss"] - first[-1]["train_loss"]) < 0.1
+    losses = [statistics.mean(row["train_loss"] for row in rows) for rows in (alone, first)]
+    assert abs(losses[0] - losses[1]) < 0.1  # over seeds, the difference is -0.005 +- 0.011
 
 
 @pytest.mark.slow
