@@ -1,5 +1,6 @@
 """Code and tests in processes of their own, forks, as each import of PyTorch takes seconds."""
 
+import ctypes
 import functools
 import multiprocessing
 import os
@@ -42,7 +43,7 @@ def _work(code, arguments, environment, outputs):
     exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
 
 
-def in_a_fork(test):
+def in_a_fork(test, timeout=600):
     """A test that measures the memory or counts the objects of its process gets one of its own."""
 
     @functools.wraps(test)
@@ -52,6 +53,7 @@ def in_a_fork(test):
         def work():
             try:
                 test(**fixtures)
+                sender.send("")
             except BaseException:
                 sender.send(traceback.format_exc())
 
@@ -59,11 +61,31 @@ def in_a_fork(test):
         process.start()
         sender.close()
         try:
-            failure = receiver.recv()
-        except EOFError:  # it has ended without one
-            failure = None
+            failure = receiver.recv() if receiver.poll(timeout) else f"it did not end in {timeout} s"
+        except EOFError:
+            failure = "it ended early"
+        if failure:
+            process.kill()
         process.join()
-        assert failure is None, failure
-        assert process.exitcode == 0
+        assert not failure, f"{failure} (exit code {process.exitcode})"
+        assert process.exitcode == 0, f"exit code {process.exitcode}"
 
     return run
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What glibc says of its heap."""
+
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+
+def allocated():
+    """Bytes that the C library has given out, also to graphs and kernels that Python does not see; 0 without glibc."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):
+        return 0
+    mallinfo2.restype = _Mallinfo2
+    info = mallinfo2()
+    return info.uordblks + info.hblkhd

@@ -1,6 +1,5 @@
 """Nothing is left behind by thousands of training steps."""
 
-import ctypes
 import gc
 
 import pytest
@@ -9,7 +8,7 @@ from torch import nn
 
 from models import build_neuron, packed_spikes
 from models.vgg import SpikingVGG
-from tests.fresh import in_a_fork
+from tests.fresh import allocated, in_a_fork
 
 
 def training(memory):
@@ -40,24 +39,6 @@ def living():
     # Of no other type: compilers keep fake ones.
     tensors = [thing for thing in objects if type(thing) in (torch.Tensor, nn.Parameter)]
     return len(objects), len(tensors), sum(tensor.numel() * tensor.itemsize for tensor in tensors)
-
-
-class Mallinfo2(ctypes.Structure):
-    """What glibc says of its heap."""
-
-    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
-
-
-def allocated():
-    """Bytes that the C library has given out, also to graphs and kernels that Python does not see; 0 without glibc."""
-    try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except (AttributeError, OSError, TypeError):
-        return 0
-    mallinfo2.restype = Mallinfo2
-    info = mallinfo2()
-    return info.uordblks + info.hblkhd
 
 
 @pytest.mark.slow

@@ -19,8 +19,7 @@ START_SHARE = 0.8  # share of the pixels in the first squares
 CONTINUED_SHARE = 1 / 16  # factor on the shares where the search goes on from given images
 L2_STEP, CONTINUED_L2_STEP = 0.5, 0.05  # length of the steps in an L2 ball, in radii; likewise from given images
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, out of 10,000, that halve the squares
-FALLING = 5  # how many times lower the bound on margins is at the end of a search than at its start, less 1
-FULL_PASS, MOST_AT_ONCE = 32, 8  # images in a pass, as fewer take as long, and squares tried at once on each
+NEARER = 6  # how many times nearer to 0 than at the start a margin must be at the end
 MEASURED_AGAIN = 10  # queries after which the accepted images of a noisy network are measured again
 
 
@@ -42,8 +41,8 @@ def square_attack(
         queries: most queries per image; those that fool the network need no more.
         generator: on the CPU, of the search.
         start: images to search from, with smaller squares; None: stripes, as published.
-        near: bound on margins below which images are given up, at the start; it falls, as most images that will be
-            fooled soon come near.
+        near: how far below 0 a margin may be at the start; farther ones are given up. The distance shrinks during the
+            search, as most images that will be fooled come near soon.
     """
     images, eps = ball.images, ball.eps
     count, channels, _, width = images.shape
@@ -55,8 +54,7 @@ def square_attack(
     margins = victim.margins(best, target)
     enough = SETTLED if victim.is_noisy else 0.0
     done = torch.zeros_like(margins, dtype=torch.bool)
-    query = 1
-    while query < queries:
+    for query in range(1, queries):
         fooled, again = ~done & (margins > enough), torch.zeros_like(done)
         if victim.is_noisy:
             again = ~done if query % MEASURED_AGAIN == 0 else fooled
@@ -64,22 +62,16 @@ def square_attack(
                 margins[again] = victim.margins(best[again], target[again])
             fooled &= margins > enough
         done |= fooled
-        is_near = margins > -near / (1 + FALLING * query / queries)
-        if (done | ~is_near).all():
+        done |= margins < -near / (1 + (NEARER - 1) * query / queries)
+        if done.all():
             break
-        active = (~done & ~again & is_near).nonzero()[:, 0]
-        tried = 1
+        active = (~done & ~again).nonzero()[:, 0]
         if len(active):
-            if not victim.is_noisy:  # of several noisy margins, the highest would be one of luck
-                tried = max(1, min(MOST_AT_ONCE, FULL_PASS // len(active), queries - query))
-            rows = active.repeat_interleave(tried)
             share = square_share(query, queries) * (1 if start is None else CONTINUED_SHARE)
-            proposed = with_square(best[rows], ball[rows], share, generator, length)
-            found, which = victim.margins(proposed, target[rows]).view(-1, tried).max(1)
+            proposed = with_square(best[active], ball[active], share, generator, length)
+            found = victim.margins(proposed, target[active])
             better = found >= margins[active]  # spikes make plateaus, on which equal ones lead on
-            chosen = torch.arange(len(active), device=which.device) * tried + which
-            best[active[better]], margins[active[better]] = proposed[chosen[better]], found[better]
-        query += tried
+            best[active[better]], margins[active[better]] = proposed[better], found[better]
     return best
 
 

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 # An image within this share of the clean images' mean margin gets more ascents after the first ones, which say less
 # about networks without noise: their gradients get lost on plateaus.
-NEAR, NEAR_WITHOUT_NOISE = 0.3, 0.6
-NEAR_FOR_SQUARE = 0.4  # likewise, where its search begins: of 113 images that it fooled, all were within 0.35
+NEAR, NEAR_WITHOUT_NOISE = 0.3, 0.4
 PILOT_STEPS, FINALISTS = 20, 3  # of the first part of the pilot; how many paths go on to the second one
 QUERIES_PER_GRADIENT = 12  # of Square, where it refines images; each costs a third, and without noise leads further
 REFINING_DRAWS = 10  # noise draws in the gradients that refine images, at most
@@ -119,7 +118,11 @@ def middle_first(radii: Sequence[float]) -> list[float]:
 
 
 def search(campaign: "Campaign", norm: str, eps: float) -> Attacked:
-    """All ascents at one radius: first along each path, then on along the one that does most harm here."""
+    """All ascents at one radius.
+
+    All images climb along the first path, those that stand along the others; then those that came near go on along the
+    path that brought them nearest.
+    """
     best, reached = Attacked(campaign.images, torch.full_like(campaign.margins, -torch.inf)), {}
     rows = torch.arange(len(best.margins), device=best.margins.device)
     for path in campaign.paths:
@@ -129,9 +132,10 @@ def search(campaign: "Campaign", norm: str, eps: float) -> Attacked:
         reached[path] = best.margins.index_copy(0, rows, found.margins)
         best = best.improved(rows, found)
         rows = (best.margins <= campaign.enough).nonzero()[:, 0]
+    if not len(near := _near(campaign, best)):  # those that all paths have attacked, and none has fooled
+        return best
     campaign = copy.copy(campaign)
-    # By the images that no path fooled, as these alone have been attacked along all of them.
-    campaign.paths = sorted(reached, key=lambda path: reached[path][rows].mean().item(), reverse=True)
+    campaign.paths = sorted(reached, key=lambda path: reached[path][near].mean().item(), reverse=True)
     rounds = campaign.preset.rounds * (1 if campaign.is_noisy else 2)  # which cost half without noise
     for turn in range(rounds):
         fooled = (best.margins > 0).sum()
@@ -164,14 +168,14 @@ def _refined(campaign: "Campaign", norm: str, eps: float, start: Attacked, turn:
     ball, queries = Ball(campaign.images, eps, norm), QUERIES_PER_GRADIENT * campaign.preset.gradients
     with campaign.noise("making", "squares", turn):
         squares = campaign.generator("squares", turn)
-        near = -NEAR_FOR_SQUARE * campaign.typical_margin
+        near = -NEAR_WITHOUT_NOISE * campaign.typical_margin
         images = square_attack(campaign.victim(), ball, campaign.target, queries, squares, start.images, near)
     with campaign.noise("choosing", "squares", turn):
         return Attacked(images, campaign.victim(draws=CHOICE_DRAWS).margins(images, campaign.target))
 
 
 def climbs(campaign: "Campaign", turn: int = 0) -> list[Climb]:
-    """The ascents of a round for images that are nearly fooled; before the first one, all paths were climbed once.
+    """The ascents of a round for images that are nearly fooled; before the first one, they climbed all paths once.
 
     Noise is averaged from the second round on: other starts, paths and objectives first find more.
     """

@@ -444,26 +444,6 @@ def test_square_attack_finds_the_optimum_of_a_linear_network_by_queries_alone():
     assert (gain > 0.6 * low).all() or (victim.margins(attacked, torch.zeros(5, dtype=torch.int64)) > 0).all()
 
 
-def test_square_takes_the_best_of_the_squares_that_it_tries_at_once():
-    tried, w = [], torch.randn(1, 8, 8, generator=seeded(3))
-
-    class Sum:
-        is_noisy = False
-
-        def margins(self, images, target):
-            found = ((images - 0.5) * w).sum((1, 2, 3)) - 100
-            tried.append(found)
-            return found.clone()
-
-    attacked = square_attack(Sum(), Ball(grey(2), 0.1), torch.zeros(2), 81, seeded())
-    first, *others = tried
-    assert [len(found) for found in others] == [16] * 10
-    best = first
-    for found in others:
-        best = torch.maximum(best, found.view(2, 8).amax(1))
-    assert torch.equal(Sum().margins(attacked, None), best) and (best > first).all()
-
-
 def test_square_measures_a_noisy_network_again():
     """Margins are pure chance: those accepted by luck, or called fooled, must be measured again."""
 
@@ -479,7 +459,7 @@ def test_square_measures_a_noisy_network_again():
         """Queries of an image that was asked for already."""
         victim, images = Chance(scale, is_noisy), torch.full((1, 16, 8, 8), 0.5)  # 16 channels: no square comes twice
         square_attack(victim, Ball(images, 0.1), torch.zeros(1), 60, seeded())
-        assert sum(map(len, victim.seen)) == 60  # a budget
+        assert len(victim.seen) == 60  # a budget
         start = (victim.seen[0] - images) / 0.1  # vertical stripes
         assert start.abs().min() > 0.999 and torch.equal(start, start[..., :1, :].expand_as(start))
         return sum(
@@ -488,6 +468,7 @@ def test_square_measures_a_noisy_network_again():
         )
 
     assert repeats(0.01, is_noisy=True) == 5  # every tenth of 60
+    assert repeats(0.01, is_noisy=False) == 0
     lucky = Chance(1.5)
     lucky.margins_given = iter([5.0, 0.2, 5.0, 5.0])
     lucky.margins = lambda images, target: torch.full((len(images),), next(lucky.margins_given))
@@ -496,7 +477,7 @@ def test_square_measures_a_noisy_network_again():
 
 
 def test_square_gives_up_images_whose_margins_stay_far_from_0():
-    """The bound on margins falls from -2 to a sixth of that."""
+    """The farthest margin rises from -2 to a sixth of that."""
     stay, queried = torch.tensor([-3.0, -1.0, -0.1]), []
 
     class Still:
@@ -506,10 +487,9 @@ def test_square_gives_up_images_whose_margins_stay_far_from_0():
             queried.append(target.tolist())
             return stay[target]
 
-    square_attack(Still(), Ball(grey(3), 0.1), torch.arange(3), 101, seeded(), grey(3), near=2.0)
+    square_attack(Still(), Ball(grey(3), 0.1), torch.arange(3), 100, seeded(), grey(3), near=2.0)
     first, *others = queried
-    # At most eight queries for each image at once, 100 in all; the bound is 1 after a fifth of them.
-    assert first == [0, 1, 2] and others == [[1] * 8 + [2] * 8] * 3 + [[2] * 8] * 9 + [[2] * 4]
+    assert first == [0, 1, 2] and others == [[1, 2]] * 20 + [[2]] * 79  # 2 / (1 + 5 q / 100) is 1 at the 20th
     queried.clear()
     square_attack(Still(), Ball(grey(1), 0.1), torch.tensor([0]), 100, seeded(), grey(1), near=2.0)
     assert queried == [[0]]
@@ -847,23 +827,50 @@ def test_the_white_box_climbs_all_paths_and_goes_on_along_the_best(campaign, mon
     ]
 
 
-def test_what_a_path_fools_is_not_climbed_along_the_next(campaign, monkeypatch):
-    climbed = []
+@pytest.mark.parametrize("best", ["middle", "wide"])
+def test_what_a_path_fools_is_not_climbed_along_the_next(campaign, monkeypatch, best):
+    """One image is fooled by each path; of the others, one comes near, nearest along the best path."""
+    climbed, target = [], campaign.target.tolist()
+    near = {"middle": -0.2, "wide": -0.2, best: -0.1}
 
     def spy(part, norm, eps, climb, start=None, turn=0):
-        climbed.append((climb.path, part.target.tolist()))
+        climbed.append((climb.path, climb.objective, part.target.tolist()))
         margins = torch.full_like(part.margins, -9.0)
-        margins[: 4 if climb.path == "middle" else 1] = 9.0
+        margins[0], margins[-1] = 9.0, near[climb.path]
         return Attacked(part.images + len(climbed), margins)
 
     campaign.paths, campaign.typical_margin = ["middle", "wide"], -1.0
     monkeypatch.setattr("tools.attacks.white_box.ascend", spy)
-    target = campaign.target.tolist()
     found = search(campaign, "linf", 0.1)
-    assert climbed == [("middle", target), ("wide", target[4:])]
-    assert found.margins.tolist() == [9.0] * 5 + [-9.0] * (len(target) - 5)
+    assert climbed[:2] == [("middle", margin, target), ("wide", margin, target[1:])]
+    assert climbed[2] == (best, cross_entropy, target[-1:])
+    assert found.margins[:2].tolist() == [9.0, 9.0] and (found.margins[2:-1] == -9).all()
     added = (found.images - campaign.images).flatten(1).mean(1)
-    assert added.tolist() == pytest.approx([1] * 4 + [2] + [1] * (len(target) - 5))  # of equal margins, the first
+    assert added[:-1].tolist() == pytest.approx([1, 2] + [1] * (len(target) - 3))  # of equal margins, the first
+
+
+def test_nothing_is_climbed_once_all_images_are_fooled(campaign, monkeypatch):
+    assert len(climbed_by(campaign, monkeypatch, {"middle": 9.0, "wide": 9.0})) == 1
+
+
+def test_square_refines_images_without_noise_that_are_near(deterministic_net, monkeypatch):
+    images, given = torch.rand(12, *SHAPE, generator=seeded(1)), []
+    campaign = Campaign(deterministic_net, CPU, images, torch.zeros(12, dtype=torch.int64), TINY, {"linf": (0.1,)})
+    campaign.typical_margin = -10.0
+
+    def square(victim, ball, target, queries, generator, start, near):
+        given.append((len(target), queries, near))
+        return start
+
+    def ascend(part, norm, eps, climb, start=None, turn=0):
+        margins = torch.full_like(part.margins, -9.0)
+        margins[-3:] = -3.0
+        return Attacked(part.images, margins)
+
+    monkeypatch.setattr("tools.attacks.white_box.square_attack", square)
+    monkeypatch.setattr("tools.attacks.white_box.ascend", ascend)
+    search(campaign, "linf", 0.1)
+    assert given[0] == (3, 12 * TINY.gradients, 4.0)
 
 
 def test_images_that_are_far_from_being_fooled_are_climbed_once_along_each_path(campaign, monkeypatch):

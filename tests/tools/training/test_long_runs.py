@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from models import build_model, build_neuron
-from tests.fresh import in_a_fork
+from tests.fresh import allocated, in_a_fork
 from tests.tools.training.test_survival import config
 from tools import inference
 from tools.config.train import TrainConfig
@@ -26,11 +26,6 @@ from tools.training.run import Training
 
 STEPS = 2000
 EPOCHS = 200
-
-
-def memory():
-    """Resident memory of this process, in bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_files():
@@ -113,10 +108,11 @@ def test_two_thousand_evaluated_minibatches_take_no_more_memory(monitored, strip
             assert record is None or record.rates()
 
     evaluate(STEPS // 10 // len(batches))
-    before = memory()
+    gc.collect()
+    before = allocated()
     evaluate(STEPS // len(batches))
-    print(f"{before / 1e6:.1f} MB, then {memory() / 1e6:.1f} MB")
-    assert memory() - before < 5e6
+    gc.collect()
+    assert allocated() - before < 50 * STEPS  # less than an object in each
 
 
 def test_a_run_leaves_no_files_open_and_no_processes(tmp_path, stripes):
