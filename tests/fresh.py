@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -51,6 +52,7 @@ def in_a_fork(test, timeout=600):
         receiver, sender = multiprocessing.Pipe(duplex=False)
 
         def work():
+            gc.freeze()  # what other tests left in this process is not counted
             try:
                 test(**fixtures)
                 sender.send("")

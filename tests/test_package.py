@@ -135,7 +135,7 @@ def renamed(text):
 
 # Most of the time would go to these: to exporters and compilers, builds, every kernel, and those of other libraries.
 SLOWEST = ("deploy", "tensor_parameters", "convert", "resets", "triton", "triton_compiles", "derivatives")
-SLOWEST += ("eager", "contexts", "symbolic", "build", "normed", "triton_normed", "composed", "firing_probability")
+SLOWEST += ("eager", "contexts", "symbolic", "build", "normed", "triton_normed", "composed")
 LEFT_OUT = ["tests/models/interop", *(f"tests/models/test_{name}.py" for name in SLOWEST)]
 # For the tests' conftest.py: each test with its first parameters alone; kernels do not change in a package.
 FIRST = """

@@ -34,7 +34,10 @@ from tools.inference import ForwardPass
 def lines(script, *flags, repeats=("--repeats", "1")):
     path = Path(benchmarks.__file__).with_name(f"{script}.py")
     start = f"import runpy, sys; del sys.argv[0]; sys.path[0] = {str(path.parent)!r}; "
-    done = fresh.run(start + "runpy.run_path(sys.argv[0], run_name='__main__')", str(path), *flags, *repeats)
+    return printed(fresh.run(start + "runpy.run_path(sys.argv[0], run_name='__main__')", str(path), *flags, *repeats))
+
+
+def printed(done):
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -42,9 +45,7 @@ def lines(script, *flags, repeats=("--repeats", "1")):
 @pytest.mark.slow
 def test_events(repository):
     command = [sys.executable, "-m", "benchmarks.bench_events", "--events", "20000", "--repeats", "1"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    found = printed(subprocess.run(command, cwd=repository, capture_output=True, text=True))
     assert {line["benchmark"] for line in found} == {"events"}
     assert {"read N-MNIST", "read EVT 3.0", "read .csv", "frame by count to 48x48"} <= {line["work"] for line in found}
     assert all(line["million_per_s"]["median"] > 0 and line["events"] == 20000 for line in found)

@@ -264,7 +264,8 @@ def test_blocks_of_networks_run_by_onnxruntime(network, options, mode):
 
 
 @pytest.mark.slow
-def test_a_converted_network_run_by_onnxruntime():
+@pytest.mark.parametrize("mode", ["noiseless", "mean_field"])
+def test_a_converted_network_run_by_onnxruntime(mode):
     resnet = pytest.importorskip("torchvision").models.resnet
     torch.manual_seed(0)
     net = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)  # resnet18 has two of each
@@ -272,8 +273,8 @@ def test_a_converted_network_run_by_onnxruntime():
     images = torch.rand(4, 3, 32, 32)
     net(images)  # statistics of its batch normalisation
     net.eval()
-    found = in_onnxruntime(plain(net, "mean_field"), images[:2], ({0: Dim("B")},))(images)
-    torch.testing.assert_close(found, *outputs(net, "mean_field", images), atol=1e-5, rtol=1e-5)
+    found = in_onnxruntime(plain(net, mode), images[:2], ({0: Dim("B")},))(images)
+    torch.testing.assert_close(found, *outputs(net, mode, images), atol=1e-5, rtol=1e-5)
 
 
 def test_images_with_timesteps():

@@ -553,10 +553,8 @@ def test_build_neuron_of_the_deterministic_names(name, kind):
 
 
 def test_relu_is_a_neuron_by_name_that_ignores_all_settings_but_wrong_ones():
-    net = (
-        build_model("speednet", neuron=build_neuron("ReLU", sigma=0.5, tau=4.0, threshold=0.1), **SMALL).eval().double()
-    )
-    logits = net(torch.rand(2, 3, 8, 8, dtype=torch.double), timesteps=3)
+    net = build_model("speednet", neuron=build_neuron("ReLU", sigma=0.5, tau=4.0, threshold=0.1), **SMALL)
+    logits = net.eval().double()(torch.rand(2, 3, 8, 8, dtype=torch.double), timesteps=3)
     assert not any(getattr(module, "emits_spikes", False) for module in net.modules())
     # Linear algebra may round the rows of a batch differently.
     torch.testing.assert_close(logits, logits[:1].expand(3, -1, -1), rtol=1e-12, atol=1e-12)

@@ -1,6 +1,5 @@
 """Sweeps: combinations, what is left to do, the table; and a real one, where Ray is installed."""
 
-import contextlib
 import os
 import runpy
 import signal
@@ -94,11 +93,11 @@ def forked(monkeypatch):
     """Scripts run in forks of this process, which spares the imports."""
 
     def run(arguments, cwd, env=os.environ, stdout=None, **options):
-        with contextlib.nullcontext(stdout) if stdout else tempfile.TemporaryFile("w+") as said:
+        with tempfile.TemporaryFile("w+") as said:
             child = os.fork()
             if child == 0:
                 try:
-                    sys.stdout = sys.stderr = said
+                    sys.stdout = sys.stderr = stdout or said
                     sys.argv = arguments[1:]
                     sys.path[:0] = [str(Path(arguments[1]).parent)]
                     os.chdir(cwd)
@@ -107,9 +106,8 @@ def forked(monkeypatch):
                 finally:
                     os._exit(1)
             _, status = os.waitpid(child, 0)
-            if not stdout:
-                said.seek(0)
-            return SimpleNamespace(returncode=os.waitstatus_to_exitcode(status), stderr="" if stdout else said.read())
+            said.seek(0)
+            return SimpleNamespace(returncode=os.waitstatus_to_exitcode(status), stderr=said.read())
 
     monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
 

@@ -39,8 +39,7 @@ def children():
 def kept():
     """What a long run must not gather: (tensors and their bytes, open files, child processes), bytes of Python's."""
     gc.collect()
-    # Of no other type: compilers keep fake ones.
-    tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+    tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor)]
     stored = sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
     return (len(tensors), stored, open_files(), children()), tracemalloc.get_traced_memory()[0]
 
