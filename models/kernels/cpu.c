@@ -263,16 +263,62 @@ INLINE float draw(int law, uint32_t word)
     return float_of(bits_of(magnitude) ^ (word << 31));
 }
 
-/* Firing probability F(z), z = u - threshold. Only the mean field needs it: libm is fast enough. */
-INLINE real probability(int law, real z, double loc, double scale)
+/* The upper tail of the standard Gaussian from a >= 0 on; relative error below 1e-6, and 0 from 13.2 on. The polynomial is
+   a fit of exp(a^2 / 2) (1 + 0.3 a) times the tail; the rounding of a^2 / 2 is made good. */
+INLINE float fast_tail(float a)
 {
-    double y = (z - loc) / scale;
-    if (law == GAUSSIAN) return (real)(0.5 * erfc(y * -0.70710678118654752440));
-    if (law == LOGISTIC) return (real)(y > 0 ? 1 / (1 + exp(-y)) : exp(y) / (1 + exp(y)));
-    if (law == CAUCHY) return (real)(atan2(1, -y) / PI);
+    float limited = a > 14.0f ? 14.0f : a, half = 0.5f * limited, square = limited * half;
+    float t = 1.0f / fused_f(0.3f, limited, 1.0f);
+    float p = fused_f(3.567478861e-2f, t, -1.572031418e-1f);
+    p = fused_f(p, t, 2.063536049e-1f);
+    p = fused_f(p, t, -5.368373069e-2f);
+    p = fused_f(p, t, 1.285616696e-1f);
+    p = fused_f(p, t, 9.991348000e-2f);
+    p = fused_f(p, t, 1.207539578e-1f);
+    p = fused_f(p, t, 1.196292987e-1f);
+    return t * p * fast_exp(-square) * (1.0f - fused_f(limited, half, -square));
+}
+
+INLINE real tail_of(real a)
+{
+    return INPUT_BITS == 64 ? (real)(0.5 * erfc(a * 0.70710678118654752440)) : (real)fast_tail((float)a);
+}
+
+/* atan(x) / pi for 0 <= x <= 1; relative error below 3e-7 (the polynomial in x^2 is a fit, too). */
+INLINE float fast_turns(float x)
+{
+    float s = x * x;
+    float p = fused_f(-1.493909711e-3f, s, 7.719757177e-3f);
+    p = fused_f(p, s, -1.893507621e-2f);
+    p = fused_f(p, s, 3.155815329e-2f);
+    p = fused_f(p, s, -4.462538644e-2f);
+    p = fused_f(p, s, 6.356560420e-2f);
+    p = fused_f(p, s, -1.060990217e-1f);
+    return x * fused_f(p, s, 3.183098547e-1f);
+}
+
+INLINE real turns_of(real x) { return INPUT_BITS == 64 ? (real)(atan(x) / PI) : (real)fast_turns((float)x); }
+
+/* Firing probability F(z), z = u - threshold. */
+INLINE real probability(int law, real z, real loc, real scale)
+{
+    real y = (z - loc) / scale;
+    if (law == GAUSSIAN) {
+        real tail = tail_of(y < 0 ? -y : y);
+        return y > 0 ? 1 - tail : tail;
+    }
+    if (law == LOGISTIC) {
+        real e = exp_of(y < 0 ? y : -y);
+        return (y > 0 ? 1 : e) / (1 + e);
+    }
+    if (law == CAUCHY) {
+        real away = y < 0 ? -y : y, part = turns_of(away > 1 ? 1 / away : away);
+        real tail = away > 1 ? part : (real)0.5 - part;
+        return y > 0 ? 1 - tail : tail;
+    }
     y = y < -1 ? -1 : y > 1 ? 1 : y;
-    if (law == UNIFORM) return (real)(0.5 * (1 + y));
-    if (law == TRIANGULAR) return (real)(0.5 + y * (1 - 0.5 * fabs(y)));
+    if (law == UNIFORM) return (real)0.5 * (1 + y);
+    if (law == TRIANGULAR) return (real)0.5 + y * (1 - (real)0.5 * (y < 0 ? -y : y));
     __builtin_trap();
 }
 
@@ -497,8 +543,9 @@ static void draw_noise(const Layer *l, Block *b, int row) { BY_LAW(draw_row, l, 
 INLINE void probability_row(int law, const Layer *l, const Block *b, int row, const real *restrict u, real *restrict p)
 {
     VALUE(real, threshold, THRESHOLD);
-    VALUE(double, scale, SCALE);
-    for (int i = 0; i < b->length[row]; i++) p[i] = probability(law, u[i] - AT(threshold, i), l->loc, AT(scale, i));
+    VALUE(real, scale, SCALE);
+    const real loc = (real)l->loc;
+    for (int i = 0; i < b->length[row]; i++) p[i] = probability(law, u[i] - AT(threshold, i), loc, AT(scale, i));
 }
 
 static void probabilities(const Layer *l, const Block *b, int row, const real *u, real *p)
