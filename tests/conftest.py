@@ -24,8 +24,8 @@ if os.environ.get("NSNN_TEST_CUDA") != "1":
 if not torch.cuda.is_available():  # before anything imports Triton: its kernels then run on CPU tensors
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# The user's cache is left alone. Processes of pytest-xdist share the cache of the one that starts them.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# The user's cache is left alone. Processes of pytest-xdist, and of tests, share the cache of the one that starts them.
+if not {"PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST"} & os.environ.keys():
     cache = tempfile.TemporaryDirectory(prefix="nsnn-cache-")
     os.environ["NSNN_CACHE"] = cache.name
 

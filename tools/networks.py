@@ -8,7 +8,7 @@ from torch import nn
 
 from models import ArgumentError, build_model, build_neuron
 from models.layers import Normalize
-from models.registry import NOISY_NEURONS
+from models.registry import ACTIVATIONS, NOISY_NEURONS
 from tools.config.evaluate import NETWORK_SETTINGS, EvaluationConfig
 from tools.config.fields import settings
 from tools.config.parsing import checked
@@ -84,7 +84,8 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
 
     Raises:
         CheckpointError: if the file cannot be loaded or does not fit.
-        UserError: if a setting cannot be overridden because the network has learnt it.
+        UserError: if a setting cannot be overridden because the network has learnt it, or is of another kind: spiking
+            neurons instead of ReLU, or the reverse.
     """
     path = config.snapshot
     content = checkpoint.read(path)
@@ -103,7 +104,10 @@ def load_snapshot(config: EvaluationConfig, dataset: Dataset) -> tuple[nn.Module
         return net, trained
     if content["dataset"] != dataset.name:
         raise checkpoint.CheckpointError(f"{path} was trained on {content['dataset']}, this is {dataset.name}")
-    trained = dataclasses.replace(stored_config(content, path), **overrides)
+    stored = stored_config(content, path)
+    trained = dataclasses.replace(stored, **overrides)
+    if (trained.neuron in ACTIVATIONS) != (stored.neuron in ACTIVATIONS):  # the weights would fit, and mean nothing
+        raise UserError(f"--neuron {trained.neuron}: {path} was trained with {stored.neuron}")
     averaged = content.get("ema")
     weights = content.get("model") if averaged is None else _without_prefix(averaged)
     check_size(trained, dataset, weights, path)

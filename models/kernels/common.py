@@ -70,9 +70,9 @@ class Neuron:
         return dataclasses.replace(self, **given) if given else self
 
     def channel_bits(self) -> int:
-        """The variant of a kernel: a bit for each of `VALUES` that differs between channels, the first the lowest.
+        """A bit for each of `VALUES` that differs between channels, the first the lowest; if several differ, all.
 
-        All are set if several differ, as each variant takes seconds to compile.
+        The Triton kernel has a variant for each value.
         """
         bits, bit = 0, 1
         for value in (self.threshold, self.decay, self.scale, self.reset_value):

@@ -20,9 +20,8 @@
    INPUT_BITS chooses the type of currents and spikes: 64 double, 32 float, 16 bfloat16. Arithmetic is float,
    for 64 double. Loops are written for the compiler to vectorise; nothing here allocates.
 
-   CHANNELS has a bit for each of threshold, decay, scale and the reset's value, set where it may differ between channels.
-   It is then a row of a number for each neuron of a block; otherwise it is one number, which stays in a register. VALUE
-   and AT hide which. */
+   CHANNELS is 1 where threshold, decay, scale and the reset's value may differ between channels: each is then a row of a
+   number for each neuron of a block; otherwise it is one number, which stays in a register. VALUE and AT hide which. */
 
 #include <math.h>
 #include <stdint.h>
@@ -63,7 +62,6 @@ enum { THRESHOLD, DECAY, SCALE, RESET_VALUE, VALUE_COUNT }; /* what can be learn
 #ifndef CHANNELS
 #define CHANNELS 0
 #endif
-#define DIFFERS(which) (CHANNELS >> (which) & 1)
 /* Sums for batch norm: of the gradient, of it times x - mean, and of it times residual - its mean. */
 enum { OF_CURRENT, ALONG_X, ALONG_RESIDUAL, NORM_SUMS };
 
@@ -188,20 +186,23 @@ INLINE real exp_of(real x) { return INPUT_BITS == 64 ? (real)exp(x) : (real)fast
 /* Vectors of 64-bit lanes, whose lower halves hold the 32-bit numbers of Philox; upper halves are ignored.
    The product of lower halves is the one operation that compilers do not find by themselves. */
 #if defined(__AVX512F__)
-#include <immintrin.h>
 #define LANES 8
-typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
-INLINE Lanes product(Lanes a, Lanes b) { return (Lanes)_mm512_mul_epu32((__m512i)a, (__m512i)b); }
 #elif defined(__AVX2__)
-#include <immintrin.h>
 #define LANES 4
-typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
-INLINE Lanes product(Lanes a, Lanes b) { return (Lanes)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
 #else
 #define LANES 2
-typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
-INLINE Lanes product(Lanes a, Lanes b) { return (a & 0xffffffffu) * (b & 0xffffffffu); }
 #endif
+typedef uint64_t Lanes __attribute__((vector_size(8 * LANES)));
+INLINE Lanes product(Lanes a, Lanes b)
+{
+#if LANES > 2 /* not by <immintrin.h>, which takes the compiler longer than all of this file */
+    Lanes both;
+    __asm__("vpmuludq %2, %1, %0" : "=v"(both) : "v"(a), "v"(b));
+    return both;
+#else
+    return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
 #if defined(_OPENMP)
 extern int omp_get_thread_num(void); /* not every compiler has its header at hand */
 static int this_thread(void) { return omp_get_thread_num(); }
@@ -263,16 +264,62 @@ INLINE float draw(int law, uint32_t word)
     return float_of(bits_of(magnitude) ^ (word << 31));
 }
 
-/* Firing probability F(z), z = u - threshold. Only the mean field needs it: libm is fast enough. */
-INLINE real probability(int law, real z, double loc, double scale)
+/* The upper tail of the standard Gaussian from a >= 0 on; relative error below 1e-6, and 0 from 13.2 on. The polynomial is
+   a fit of exp(a^2 / 2) (1 + 0.3 a) times the tail; the rounding of a^2 / 2 is made good. */
+INLINE float fast_tail(float a)
 {
-    double y = (z - loc) / scale;
-    if (law == GAUSSIAN) return (real)(0.5 * erfc(y * -0.70710678118654752440));
-    if (law == LOGISTIC) return (real)(y > 0 ? 1 / (1 + exp(-y)) : exp(y) / (1 + exp(y)));
-    if (law == CAUCHY) return (real)(atan2(1, -y) / PI);
+    float limited = a > 14.0f ? 14.0f : a, half = 0.5f * limited, square = limited * half;
+    float t = 1.0f / fused_f(0.3f, limited, 1.0f);
+    float p = fused_f(3.567478861e-2f, t, -1.572031418e-1f);
+    p = fused_f(p, t, 2.063536049e-1f);
+    p = fused_f(p, t, -5.368373069e-2f);
+    p = fused_f(p, t, 1.285616696e-1f);
+    p = fused_f(p, t, 9.991348000e-2f);
+    p = fused_f(p, t, 1.207539578e-1f);
+    p = fused_f(p, t, 1.196292987e-1f);
+    return t * p * fast_exp(-square) * (1.0f - fused_f(limited, half, -square));
+}
+
+INLINE real tail_of(real a)
+{
+    return INPUT_BITS == 64 ? (real)(0.5 * erfc(a * 0.70710678118654752440)) : (real)fast_tail((float)a);
+}
+
+/* atan(x) / pi for 0 <= x <= 1; relative error below 3e-7 (the polynomial in x^2 is a fit, too). */
+INLINE float fast_turns(float x)
+{
+    float s = x * x;
+    float p = fused_f(-1.493909711e-3f, s, 7.719757177e-3f);
+    p = fused_f(p, s, -1.893507621e-2f);
+    p = fused_f(p, s, 3.155815329e-2f);
+    p = fused_f(p, s, -4.462538644e-2f);
+    p = fused_f(p, s, 6.356560420e-2f);
+    p = fused_f(p, s, -1.060990217e-1f);
+    return x * fused_f(p, s, 3.183098547e-1f);
+}
+
+INLINE real turns_of(real x) { return INPUT_BITS == 64 ? (real)(atan(x) / PI) : (real)fast_turns((float)x); }
+
+/* Firing probability F(z), z = u - threshold. */
+INLINE real probability(int law, real z, real loc, real scale)
+{
+    real y = (z - loc) / scale;
+    if (law == GAUSSIAN) {
+        real tail = tail_of(y < 0 ? -y : y);
+        return y > 0 ? 1 - tail : tail;
+    }
+    if (law == LOGISTIC) {
+        real e = exp_of(y < 0 ? y : -y);
+        return (y > 0 ? 1 : e) / (1 + e);
+    }
+    if (law == CAUCHY) {
+        real away = y < 0 ? -y : y, part = turns_of(away > 1 ? 1 / away : away);
+        real tail = away > 1 ? part : (real)0.5 - part;
+        return y > 0 ? 1 - tail : tail;
+    }
     y = y < -1 ? -1 : y > 1 ? 1 : y;
-    if (law == UNIFORM) return (real)(0.5 * (1 + y));
-    if (law == TRIANGULAR) return (real)(0.5 + y * (1 - 0.5 * fabs(y)));
+    if (law == UNIFORM) return (real)0.5 * (1 + y);
+    if (law == TRIANGULAR) return (real)0.5 + y * (1 - (real)0.5 * (y < 0 ? -y : y));
     __builtin_trap();
 }
 
@@ -324,20 +371,19 @@ typedef struct {
     uint8_t upper[BLOCK];     /* in a block of one row: whether a neuron has the last two words */
     uint32_t words[4][BLOCK]; /* of the current step */
     float membrane[2][BLOCK], threshold[2][BLOCK]; /* noise of the current step; 0 in a place without noise */
-    real value[VALUE_COUNT][2][CHANNELS ? BLOCK : 1];      /* where they differ between channels */
-    real gain[2][DIFFERS(DECAY) ? BLOCK : 1];              /* 1 - decay; of a number, without first rounding it */
-    real inverse[2][DIFFERS(SCALE) ? BLOCK : 1];           /* 1 / scale, for the backward pass */
+    real value[VALUE_COUNT][2][CHANNELS ? BLOCK : 1];       /* where they may differ between channels */
+    real gain[2][CHANNELS ? BLOCK : 1];                     /* 1 - decay; of a number, without first rounding it */
+    real inverse[2][CHANNELS ? BLOCK : 1];                  /* 1 / scale, for the backward pass; likewise */
     real factor[2][BLOCK], shift[2][BLOCK], mean[2][BLOCK]; /* of batch norm */
     real residual_factor[2][BLOCK], residual_shift[2][BLOCK], residual_mean[2][BLOCK];
 } Block;
 
 /* Where a layer, a block and its row are at hand, AT(name, i) is a value of neuron i of the row. */
-#define VALUE_OF(type, name, which, number, row)  \
-    const int name##_differs = DIFFERS(which);    \
-    const type name##_number = (type)(number);    \
+#define VALUE_OF(type, name, number, row)      \
+    const type name##_number = (type)(number); \
     const real *restrict const name##_row = (row)
-#define VALUE(type, name, which) VALUE_OF(type, name, which, l->number[which], b->value[which][row])
-#define AT(name, i) (name##_differs ? name##_row[i] : name##_number)
+#define VALUE(type, name, which) VALUE_OF(type, name, l->number[which], b->value[which][row])
+#define AT(name, i) (CHANNELS ? name##_row[i] : name##_number)
 
 static int64_t half_of(const Layer *l) { return (l->neurons + 1) / 2; }
 
@@ -431,10 +477,10 @@ static void start_block(const Layer *l, const Tensors *m, int64_t number, Block 
             b->counter[i] -= b->upper[i] ? (uint32_t)half : 0;
         }
     for (int which = 0; which < VALUE_COUNT; which++)
-        for (int row = 0; DIFFERS(which) && row < b->rows; row++)
+        for (int row = 0; CHANNELS && row < b->rows; row++)
             fill(l, m->by_channel[which], l->number[which], b->start[row], b->length[row], b->value[which][row]);
-    /* A number has the same gain in all variants: the backward pass, which computes u again, may be of another one. */
-    for (int row = 0; DIFFERS(DECAY) && row < b->rows; row++)
+    /* A number has the same gain in both variants: the backward pass, which computes u again, may be of another one. */
+    for (int row = 0; CHANNELS && row < b->rows; row++)
         for (int i = 0; i < b->length[row]; i++)
             b->gain[row][i] = m->by_channel[DECAY] ? 1 - b->value[DECAY][row][i] : (real)(1 - l->number[DECAY]);
     for (int row = 0; m->factor && row < b->rows; row++) {
@@ -497,8 +543,9 @@ static void draw_noise(const Layer *l, Block *b, int row) { BY_LAW(draw_row, l, 
 INLINE void probability_row(int law, const Layer *l, const Block *b, int row, const real *restrict u, real *restrict p)
 {
     VALUE(real, threshold, THRESHOLD);
-    VALUE(double, scale, SCALE);
-    for (int i = 0; i < b->length[row]; i++) p[i] = probability(law, u[i] - AT(threshold, i), l->loc, AT(scale, i));
+    VALUE(real, scale, SCALE);
+    const real loc = (real)l->loc;
+    for (int i = 0; i < b->length[row]; i++) p[i] = probability(law, u[i] - AT(threshold, i), loc, AT(scale, i));
 }
 
 static void probabilities(const Layer *l, const Block *b, int row, const real *u, real *p)
@@ -591,7 +638,7 @@ INLINE void fire_row(const int hard, const int scaled, const Layer *l, const Ten
     const int n = b->length[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
-    VALUE_OF(real, gain, DECAY, 1 - l->number[DECAY], b->gain[row]);
+    VALUE_OF(real, gain, 1 - l->number[DECAY], b->gain[row]);
     VALUE(real, value, RESET_VALUE);
     real space[BLOCK], discarded[BLOCK], *restrict kept = b->u[row] ? b->u[row] + t * b->step : discarded;
     const real *restrict current = currents(l, m, b, row, t, space);
@@ -612,7 +659,7 @@ static void fire_mean_row(const Layer *l, const Tensors *m, const Block *b, int 
 {
     const int n = b->length[row], hard = is_hard(l), scaled = l->decay_input != 0;
     VALUE(real, decay, DECAY);
-    VALUE_OF(real, gain, DECAY, 1 - l->number[DECAY], b->gain[row]);
+    VALUE_OF(real, gain, 1 - l->number[DECAY], b->gain[row]);
     VALUE(real, value, RESET_VALUE);
     real space[BLOCK], discarded[BLOCK], p[BLOCK], *restrict kept = b->u[row] ? b->u[row] + t * b->step : discarded;
     const real *restrict current = currents(l, m, b, row, t, space);
@@ -768,9 +815,9 @@ INLINE void backward_row(int law, const int learning, const Layer *l, const Tens
     const int64_t at = t * l->neurons + b->start[row];
     VALUE(real, threshold, THRESHOLD);
     VALUE(real, decay, DECAY);
-    VALUE_OF(real, gain, DECAY, 1 - l->number[DECAY], b->gain[row]);
+    VALUE_OF(real, gain, 1 - l->number[DECAY], b->gain[row]);
     VALUE(real, value, RESET_VALUE);
-    VALUE_OF(real, inverse, SCALE, 1 / l->number[SCALE], b->inverse[row]);
+    VALUE_OF(real, inverse, 1 / l->number[SCALE], b->inverse[row]);
     const real loc = (real)l->loc;
     const int scaled = l->decay_input != 0;
     const real *restrict u = b->u[row] + t * b->step;
@@ -873,8 +920,9 @@ static void backward_block(const Layer *l, const Tensors *m, int64_t number, int
         fill(l, m->mean, 0, b.start[row], b.length[row], b.mean[row]);
     for (int row = 0; m->residual_factor && row < b.rows; row++)
         fill(l, m->residual_mean, 0, b.start[row], b.length[row], b.residual_mean[row]);
-    for (int row = 0; DIFFERS(SCALE) && row < b.rows; row++)
-        for (int i = 0; i < b.length[row]; i++) b.inverse[row][i] = 1 / b.value[SCALE][row][i];
+    for (int row = 0; CHANNELS && row < b.rows; row++)
+        for (int i = 0; i < b.length[row]; i++)
+            b.inverse[row][i] = m->by_channel[SCALE] ? 1 / b.value[SCALE][row][i] : (real)(1 / l->number[SCALE]);
     for (int row = 0; m->grad_last && row < b.rows; row++)
         memcpy(grad_v[row], m->grad_last + b.start[row], b.length[row] * sizeof(real));
     for (int64_t t = l->timesteps - 1; t >= 0; t--) {

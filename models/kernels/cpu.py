@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import noise
 from . import build, common, selftest
-from .common import MAX_RANK, RESETS, SWITCHES, VALUES, Affine, Gradients, Kept, Neuron, Pair, Saved
+from .common import ALL_BITS, MAX_RANK, RESETS, SWITCHES, VALUES, Affine, Gradients, Kept, Neuron, Pair, Saved
 
 SOURCE = Path(__file__).with_name("cpu.c")
 INPUT_BITS = {torch.float64: 64, torch.float32: 32, torch.bfloat16: 16}
@@ -36,19 +36,19 @@ def threads_for(updates: int) -> int:
 
 
 @functools.cache
-def kernel(dtype: torch.dtype, channel_bits: int = 0) -> "Kernel | None":
+def kernel(dtype: torch.dtype, by_channel: bool = False) -> "Kernel | None":
     """The `Kernel` for inputs of a dtype; None for other dtypes and, after a warning, if it cannot be built.
 
     Args:
-        channel_bits: which values may differ between channels (see `Neuron.channel_bits`).
+        by_channel: whether threshold, decay, scale or the reset's value differ between channels.
     """
     if dtype not in INPUT_BITS:
         return None
 
     def prepare(library: ctypes.CDLL) -> Kernel:
-        return selftest.without_modes(Kernel(library, dtype, channel_bits).checked)
+        return selftest.without_modes(Kernel(library, dtype, by_channel).checked)
 
-    return build.load(SOURCE, [f"-DINPUT_BITS={INPUT_BITS[dtype]}", f"-DCHANNELS={channel_bits}"], prepare)
+    return build.load(SOURCE, [f"-DINPUT_BITS={INPUT_BITS[dtype]}", f"-DCHANNELS={by_channel:d}"], prepare)
 
 
 Loops = ctypes.c_int64 * MAX_RANK
@@ -84,9 +84,9 @@ ANY = Neuron(noise.Gaussian(1.0), 1.0)  # where the neurons do not matter
 class Kernel:
     """cpu.c, compiled for one dtype of inputs; `laws` has the numbers of the laws that it knows."""
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, channel_bits: int = 0) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, by_channel: bool = False) -> None:
         self.dtype = dtype
-        self.channel_bits = channel_bits
+        self.by_channel = by_channel
         self._library = library
         self._packing: dict[int, tuple[Any, Any]] = {}
         for function in (library.lif_forward, library.lif_backward, library.norm_statistics, library.norm_backward):
@@ -139,7 +139,7 @@ class Kernel:
         spikes, last, u = common.empty_outputs(x, keep_u, keep_state)
         state = common.laid_out_as(x[0], state, last.dtype)
         pointers = _pointers(x=x, state=state, seeds=seeds, spikes=spikes, u=u, last=last, bits=bits)
-        values = _by_channel(neuron) if self.channel_bits else NOTHING
+        values = _by_channel(neuron) if self.by_channel else NOTHING
         _point(pointers.by_channel, values)
         kept_alive = self._point_affine(pointers, x, affine)
         self._library.lif_forward(self._describe(x, neuron, has_channels=affine is not None), pointers)
@@ -166,7 +166,7 @@ class Kernel:
 
     def _run_backward(self, pointers: _Tensors, layer: _Layer, neuron: Neuron, learns: Sequence[bool]) -> Gradients:
         """Fill in the gradients that have pointers, and return those of `VALUES`."""
-        values = _by_channel(neuron) if self.channel_bits else NOTHING
+        values = _by_channel(neuron) if self.by_channel else NOTHING
         _point(pointers.by_channel, values)
         if not any(learns):
             self._library.lif_backward(layer, pointers)
@@ -325,8 +325,9 @@ class Kernel:
         if [word.item() for word in words] != KNOWN_WORDS:
             raise build.BuildError("the compiled random generator is wrong")
         selftest.check_steps(self, like)
-        if self.channel_bits:
-            selftest.check_channels(self, like, self.channel_bits)
+        if self.by_channel:
+            for bits in (ALL_BITS, *(1 << place for place in range(len(VALUES)))):
+                selftest.check_channels(self, like, bits)
         selftest.check_normed(self, like)
         selftest.check_bits(self, like)
         for law in list(self.laws):
@@ -348,7 +349,7 @@ class Kernel:
         return _layer(
             x.shape,
             x.stride(),
-            has_channels=(has_channels or self.channel_bits > 0) and x.dim() > 2,
+            has_channels=(has_channels or self.by_channel) and x.dim() > 2,
             block=block,
             numbers=(
                 _number(neuron.threshold),

@@ -84,7 +84,7 @@ def _has_kernel(device_type: str, dtype: torch.dtype, law: type[noise.NoiseLaw],
         return _cuda(law, channel_bits)
     if device_type != "cpu":
         return False
-    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype, channel_bits)
+    kernel = cpu.kernel(torch.float32 if dtype == torch.float16 else dtype, channel_bits > 0)
     return kernel is not None and law in kernel.laws
 
 
@@ -390,7 +390,7 @@ class Direct(torch.autograd.Function):
 
 def kernel_of(x: Tensor, channel_bits: int = 0) -> Any:
     """The kernel for the device and dtype of `x`: a `cpu.Kernel` or None, or the module of the same functions."""
-    return cpu.kernel(x.dtype, channel_bits) if x.device.type == "cpu" else _cuda_kernel()
+    return cpu.kernel(x.dtype, channel_bits > 0) if x.device.type == "cpu" else _cuda_kernel()
 
 
 @functools.cache

@@ -104,9 +104,10 @@ def case(request):
     return made(request.param)
 
 
-def all_but_slow(*fast, among=tuple(itertools.product(NETWORKS, MODES))):
-    """Networks, each in a mode, of which those that are not named are slow tests."""
-    slow = [pytest.param(*pair, marks=pytest.mark.slow) for pair in among if pair not in fast]
+def all_but_slow(*fast):
+    """Networks in each mode, of which those that are not named are slow tests."""
+    others = [pair for pair in itertools.product(NETWORKS, MODES) if pair not in fast]
+    slow = [pytest.param(*pair, marks=pytest.mark.slow) for pair in others]
     return pytest.mark.parametrize(("name", "mode"), [*fast, *slow])
 
 
@@ -137,13 +138,36 @@ def test_equals_the_network_and_leaves_it_alone(case, mode):
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-@all_but_slow(("learnt", "noiseless"), ("toynet", "mean_field"))
+def in_onnxruntime(net, x, dynamic_shapes=FREE):
+    """A network or its exported program, in ONNX and run by onnxruntime, as a function."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (x,), file, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda other: torch.from_numpy(session.run(None, {name: other.numpy()})[0])
+
+
+ONNX = {  # a mode of each: the operators of the other are those of another network
+    **dict.fromkeys(["learnt", "resets", "membrane", "subclasses", "channels last"], "noiseless"),
+    **dict.fromkeys(["laws", "a user's law", "one neuron", "pixels", "toynet", "values by channel"], "mean_field"),
+}  # not "half" and "double": NumPy has no bfloat16, onnxruntime no Erf of doubles
+
+
+@all_but_slow(("learnt", "noiseless"), ("toynet", "mean_field"), ("values by channel", "mean_field"))
 def test_exported_with_free_length_and_batch(name, mode):
     torch._dynamo.reset()  # which may have compiled a scan of a fixed batch, and would take it for this one
     net, x, other = made(name)
     program = export(plain(net, mode), (x,), dynamic_shapes=FREE)
     assert not [node for node in program.graph.nodes if str(node.target).startswith("nsnn")]
     assert_same(program.module()(other), *outputs(net, mode, other))
+    if ONNX.get(name) == mode:
+        run, inputs = in_onnxruntime(program, x), (x, other, x[:1])
+        for given, expected in zip(inputs, outputs(net, mode, *inputs)):
+            torch.testing.assert_close(run(given), expected, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -202,38 +226,11 @@ def test_traced_by_fx(case, mode):
         assert_same(graph(x), expected)
 
 
-def in_onnxruntime(net, x, dynamic_shapes=FREE):
-    """A network, exported to ONNX and run by onnxruntime, as a function."""
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(net, (x,), file, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda other: torch.from_numpy(session.run(None, {name: other.numpy()})[0])
-
-
 def test_an_export_does_not_fix_the_batch_of_the_next():
     net, x, other = made("learnt")
     torch.export.export(plain(net), (x,), dynamic_shapes=({0: Dim("T")},))  # a batch of 4
     free = torch.export.export(plain(net), (x,), dynamic_shapes=FREE).module()
     assert_same(free(other), outputs(net, "noiseless", other)[0])
-
-
-ONNX = {  # a mode of each: the operators of the other are those of another network
-    **dict.fromkeys(["learnt", "resets", "membrane", "subclasses", "channels last"], "noiseless"),
-    **dict.fromkeys(["laws", "a user's law", "one neuron", "pixels", "toynet", "values by channel"], "mean_field"),
-}  # not "half" and "double": NumPy has no bfloat16, onnxruntime no Erf of doubles
-
-
-@all_but_slow(("values by channel", "mean_field"), among=ONNX.items())
-def test_run_by_onnxruntime_with_other_lengths_and_batches(name, mode):
-    net, x, other = made(name)
-    run, inputs = in_onnxruntime(plain(net, mode), x), (x, other, x[:1])
-    for given, expected in zip(inputs, outputs(net, mode, *inputs)):
-        torch.testing.assert_close(run(given), expected, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -228,6 +228,18 @@ def test_mean_field_puts_out_the_firing_probability(law):
         v = u * (1 - p)
 
 
+@pytest.mark.parametrize("kind", noise.LAWS)
+def test_single_precision_keeps_the_tails_of_the_firing_probability(kind):
+    law = kind(0.4)
+    x = torch.linspace(-8, 8, 20_001) * law.scale + 1
+    with mean_field(neuron := NoisyLIF(law, decay=0.0)):
+        found = neuron(x[None])[0].double()
+    p = law.cdf(x.double() - 1)
+    assert (found - p).abs().max() < 3e-7
+    if p.min() > 0:
+        assert ((found - p) / p).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("context", [noiseless, mean_field])
 def test_mean_field_and_noiseless_reach_nested_neurons_only_inside_the_block(context):
     net = nn.Sequential(NoisyLIF(), nn.Sequential(nn.Identity(), NoisyLIF()), LIF())

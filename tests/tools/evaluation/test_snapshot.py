@@ -444,6 +444,17 @@ def test_settings_that_a_network_has_learnt_cannot_be_overridden(tmp_path, strip
             Snapshot(EvaluationConfig(snapshot=str(run_dir / "best.pth"), **flag), stripes)
 
 
+def test_weights_of_spiking_neurons_are_not_those_of_a_relu_network(trained, stripes, tmp_path):
+    Snapshot(EvaluationConfig(snapshot=str(trained["NILIF"]), neuron="LIF"), stripes)  # the same network without noise
+    other = torch.load(trained["LIF"], weights_only=True)
+    del other["checksum"]
+    other["config"]["neuron"] = "ReLU"
+    torch.save(other, tmp_path / "relu.pth")
+    for path, neuron, own in ((trained["NILIF"], "ReLU", "NILIF"), (tmp_path / "relu.pth", "LIF", "ReLU")):
+        with pytest.raises(UserError, match=f"--neuron {neuron}: .* was trained with {own}"):
+            Snapshot(EvaluationConfig(snapshot=str(path), neuron=neuron), stripes)
+
+
 def test_a_snapshot_of_another_version_is_refused_by_name(trained, stripes, tmp_path):
     content = torch.load(trained["LIF"], weights_only=True)
     del content["checksum"]  # which would be of other content
