@@ -25,7 +25,7 @@ if not torch.cuda.is_available():  # before anything imports Triton: its kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The user's cache is left alone. Processes of pytest-xdist, and of tests, share the cache of the one that starts them.
-if not {"PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST"} & os.environ.keys():
+if "NSNN_CACHE" not in os.environ or not {"PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST"} & os.environ.keys():
     cache = tempfile.TemporaryDirectory(prefix="nsnn-cache-")
     os.environ["NSNN_CACHE"] = cache.name
 

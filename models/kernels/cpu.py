@@ -48,7 +48,7 @@ def kernel(dtype: torch.dtype, by_channel: bool = False) -> "Kernel | None":
     def prepare(library: ctypes.CDLL) -> Kernel:
         return selftest.without_modes(Kernel(library, dtype, by_channel).checked)
 
-    return build.load(SOURCE, [f"-DINPUT_BITS={INPUT_BITS[dtype]}", f"-DCHANNELS={by_channel:d}"], prepare)
+    return build.load(SOURCE, [f"-DINPUT_BITS={INPUT_BITS[dtype]}", f"-DCHANNELS={int(by_channel)}"], prepare)
 
 
 Loops = ctypes.c_int64 * MAX_RANK

@@ -113,9 +113,7 @@ def converted(neuron=LIF, timesteps=3, **options):
 
 
 def of_torchvision(name):
-    options = dict(aux_logits=False) if name in ("googlenet", "inception_v3") else {}
-    if options or name.startswith("vgg"):
-        options["init_weights"] = False  # drawing them takes longer than all else
+    options = dict(init_weights=False, aux_logits=False) if name in ("googlenet", "inception_v3") else {}
     torch.manual_seed(0)
     return torchvision.models.get_model(name, num_classes=5, **options).eval()
 

@@ -66,6 +66,6 @@ def test_wrong_steps_are_refused(what, method, factor, dtype):
 
 @pytest.mark.parametrize("method", ["forward", "backward"])
 def test_channels_that_differ_from_layers_of_one_are_refused(method):
-    wrong = Wrong(cpu.kernel(torch.float32, 15), method, 0, scaled(1.05), lambda neuron, x: x.shape[2] > 1)
+    wrong = Wrong(cpu.kernel(torch.float32, True), method, 0, scaled(1.05), lambda neuron, x: x.shape[2] > 1)
     with pytest.raises(BuildError, match="values of channels"):
         selftest.check_channels(wrong, torch.empty(0), 15)
