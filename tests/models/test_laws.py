@@ -157,7 +157,9 @@ BUGS = {  # what the compiler might have made of one law
     "draws of the Triangular": ("magnitude = 1.0f - sqrtf(2.0f * q);", "magnitude = 1.0f - 2.0f * q;"),
     "density of the Triangular": ("inverse * (1 - y); /*", "inverse * (1 - y * y); /*"),
     "density of the Logistic": ("return inverse * e / ((1 + e) * (1 + e));", "return inverse * e / (1 + e);"),
-    "probabilities of the Uniform": ("return (real)(0.5 * (1 + y));", "return (real)(0.5 + y);"),
+    "probabilities of the Uniform": ("return (real)0.5 * (1 + y);", "return (real)0.5 + y;"),
+    "probabilities of the Gaussian": ("p = fused_f(p, s, 6.18176", "p = fused_f(p, s, 6.19176"),
+    "probabilities of the Cauchy": ("away > 1 ? part : (real)0.5 - part;", "part;"),
 }
 
 
