@@ -19,14 +19,15 @@ from tools.runtime.seeds import derived_seed
 from tools.runtime.threads import Stopped, side_by_side
 
 from . import white_box
-from .gates import Gate, check_attacks, check_itself, telling_radius
+from .gates import Gate, check_attacks, check_itself, further_checks, telling_radius
 from .report import ALL, AttackReport, AttackResult
-from .rivals import rivals
+from .rivals import rivals, score_of
 from .twins import gradient_paths, with_gradient_path
 from .victim import CHOICE_DRAWS, SETTLED, Score, Victim, margin, score
 
 SUBSET_SEED = 2023  # of the choice of images, the same for every network
 Radii = dict[str, tuple[float, ...]]  # by norm, rising, in pixel units
+Curve = dict[float, tuple[white_box.Attacked, Score]]  # by rising radius
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,29 +99,42 @@ class Campaign:
         with tqdm(desc="attacks", unit="gradient", disable=None, leave=False) as self.bar:
             clean = self.score(self.images)
             self.paths = white_box.ranked_paths(self)[: self.preset.paths]
-            tasks = [self.task(Campaign._attack, norm, clean) for norm in self.radii]
-            tasks.append(self.task(check_itself, clean))
+            tasks = [self.task(Campaign._curve, norm) for norm in self.radii] + [self.task(check_itself, clean)]
             *curves, gates = self.side_by_side(tasks)
+            attacks, of_attacks = self._checked(clean, dict(zip(self.radii, curves)))
         return AttackReport(
             preset=self.name,
             settings=dataclasses.asdict(self.preset),
             images=len(self.images),
             clean=clean,
             paths=self.paths,
-            attacks=[row for rows, _ in curves for row in rows],
-            gates=[gate for _, some in curves for gate in some] + gates,
+            attacks=attacks,
+            gates=of_attacks + gates,
         )
 
-    def _attack(self, norm: str, clean: Score) -> tuple[list[AttackResult], list[Gate]]:
-        """The attacks at all radii of a norm, and their gates."""
-        curve = {eps: (found, self.score(found.images)) for eps, found in white_box.curve(self, norm).items()}
-        scores = {eps: score for eps, (_, score) in curve.items()}
-        telling = telling_radius(clean, scores)
-        others = rivals(self, norm, telling, curve[telling][0].images)
-        rows = [AttackResult(norm, eps, ALL, len(self.images), score) for eps, score in scores.items()]
-        for name, rival in others.items():
-            rows.append(AttackResult(norm, telling, name, len(rival.times_correct), rival))
-        return rows, check_attacks(self, norm, clean, scores, others, telling, curve[telling][0])
+    def _curve(self, norm: str) -> Curve:
+        """The white box at all radii of a norm."""
+        return {eps: (found, self.score(found.images)) for eps, found in white_box.curve(self, norm).items()}
+
+    def _checked(self, clean: Score, curves: dict[str, Curve]) -> tuple[list[AttackResult], list[Gate]]:
+        """What the white box and its rivals left, and the gates of both."""
+        others, further = rivals(self), further_checks(self)
+        tellings, tasks = {}, []
+        for norm, curve in curves.items():
+            eps = tellings[norm] = telling_radius(clean, {eps: score for eps, (_, score) in curve.items()})
+            attacked, _ = curve[eps]
+            tasks += [self.task(score_of, rival, norm, eps, attacked.images) for rival in others.values()]
+            tasks += [self.task(check, norm, eps, attacked) for check in further]
+        done = iter(self.side_by_side(tasks))
+        rows, gates = [], []
+        for norm, curve in curves.items():
+            eps, scores = tellings[norm], {eps: score for eps, (_, score) in curve.items()}
+            of_rivals = {name: next(done) for name in others}
+            rows += [AttackResult(norm, radius, ALL, len(self.images), score) for radius, score in scores.items()]
+            for name, found in of_rivals.items():
+                rows.append(AttackResult(norm, eps, name, len(found.times_correct), found))
+            gates += check_attacks(norm, clean, scores, of_rivals, eps) + [next(done) for _ in further]
+        return rows, gates
 
     def side_by_side(self, tasks: Sequence[Callable[[Event], Any]]) -> list[Any]:
         """The results of tasks, in threads where these are faster and repeat."""
@@ -128,10 +142,10 @@ class Campaign:
 
     def task(self, run: Callable[..., Any], *arguments: Any) -> Callable[[Event], Any]:
         """`run(campaign, *arguments)` with copies of the networks, for a thread of its own."""
-        own = copy.copy(self)
-        own.net, own._twins, own._noisy = copy.deepcopy(self.net), {}, weakref.WeakKeyDictionary()
 
         def task(stop: Event) -> Any:
+            own = copy.copy(self)
+            own.net, own._twins, own._noisy = copy.deepcopy(self.net), {}, weakref.WeakKeyDictionary()
             own.stop = stop
             return run(own, *arguments)
 

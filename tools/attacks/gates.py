@@ -11,7 +11,7 @@ Note:
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,28 +46,22 @@ class Gate:
 
 
 def check_attacks(
-    campaign: "Campaign",
-    norm: str,
-    clean: Score,
-    scores: dict[float, Score],
-    others: dict[str, Score],
-    eps: float,
-    found: Attacked,
+    norm: str, clean: Score, scores: dict[float, Score], others: dict[str, Score], eps: float
 ) -> list[Gate]:
-    """The gates of the attacks of one norm.
+    """The gates of the attacks of one norm that need no further attack.
 
     Args:
         clean: the score without any attack.
         scores: of the white box, by radius.
         others: the scores on the sample of all attacks at the radius `eps`.
-        found: by the white box at that radius.
     """
-    where = f"at {norm} {eps:.3g}"
-    checks = [does_not_rise(f"the {norm} radius", {0.0: clean, **scores}), *compare_rivals(where, others)]
-    checks.append(check_steps(campaign, norm, eps, found))
-    if campaign.is_noisy:
-        checks.append(_vanishing(campaign, norm, eps))
-    return checks
+    rise = does_not_rise(f"the {norm} radius", {0.0: clean, **scores})
+    return [rise, *compare_rivals(f"at {norm} {eps:.3g}", others)]
+
+
+def further_checks(campaign: "Campaign") -> list[Callable[["Campaign", str, float, Attacked], Gate]]:
+    """The gates of the attacks of one norm that attack further, from what the white box found at a radius."""
+    return [check_steps, _vanishing] if campaign.is_noisy else [check_steps]
 
 
 def check_itself(campaign: "Campaign", clean: Score) -> list[Gate]:
@@ -155,7 +149,7 @@ def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
     return Gate("gradients are there", without <= ZERO_GRADIENTS and is_finite, detail)
 
 
-def _vanishing(campaign: "Campaign", norm: str, eps: float) -> Gate:
+def _vanishing(campaign: "Campaign", norm: str, eps: float, found: Attacked) -> Gate:
     part = campaign.only(campaign.sample)
     climb = first_climb(part, "vanishing noise")
     vanishing, noiseless = (
