@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import functional, parameters
 from .contexts import STREAM
-from .functional import check_reset, check_surrogate
+from .functional import check_reset, check_surrogate, check_switch
 from .noise import NoiseLaw
 from .parameters import ArgumentError
 from .settings import SavesSettings
@@ -82,6 +82,8 @@ class SpikingNeuron(SavesSettings, abc.ABC):
     ) -> None:
         super().__init__()
         check_reset(reset, reset_by, v_reset)
+        check_switch("detach_reset", detach_reset)
+        check_switch("decay_input", decay_input)
         self._given: dict[str, float | Tensor] = {}  # what `reset_parameters` starts from
         self._hold("threshold", threshold)
         self._hold("decay", decay)
@@ -150,6 +152,8 @@ class SpikingNeuron(SavesSettings, abc.ABC):
             ValueError: if the scale of `law` requires a gradient: a surrogate's scale is not learnt.
         """
         check_surrogate(law)
+        if detach_reset is not None:
+            check_switch("detach_reset", detach_reset)
         scale: float | Tensor = law.scale
         if isinstance(scale, Tensor):  # neurons that are given one law do not share the tensor
             ends = parameters.extremes(scale) if scale.numel() == 1 else None

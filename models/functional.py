@@ -118,6 +118,8 @@ def noisy_lif(
     """
     check_choice("placement", placement, PLACEMENTS)
     check_choice("mode", mode, MODES)
+    check_switch("detach_reset", detach_reset)
+    check_switch("decay_input", decay_input)
     check_layer(x)
     law, scale_now = _scaled_law("noise", noise, scale, x)
     surrogate_scale = None
@@ -211,6 +213,7 @@ def firing_probability(
         encoding model", Neural Computation 16, 2004; with escape noise, Gerstner et al., "Neuronal dynamics", 2014,
         section 10.2. Plain PyTorch: differentiable as often as the law is.
     """
+    check_switch("decay_input", decay_input)
     check_layer(x)
     _check_shape("spikes", spikes, x.shape, "as the input current")
     law, scale_now = _scaled_law("noise", noise, scale, x)
@@ -272,6 +275,12 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `allowed`, naming them."""
     if value not in allowed:
         raise ArgumentError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Raise ValueError unless `value` is true or false itself: as a condition, a text such as "no" is true."""
+    if value not in (True, False):
+        raise ArgumentError(f"{name} must be True or False, got {value!r}")
 
 
 def _choose_kernel(backend: str, x: Tensor, neuron: Neuron) -> Kernel:

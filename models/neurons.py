@@ -16,7 +16,7 @@ from . import functional, parameters
 from .base import SpikingNeuron
 from .checkpointing import refuse_reentrant
 from .contexts import MODE_BLOCKS
-from .functional import LEARNT_SCALE_AND_SURROGATE, PLACEMENTS, check_choice, check_law
+from .functional import LEARNT_SCALE_AND_SURROGATE, PLACEMENTS, check_choice, check_law, check_switch
 from .noise import Gaussian, NoiseLaw
 from .parameters import ArgumentError
 
@@ -185,6 +185,7 @@ class NoisyLIF(SpikingNeuron):
     ) -> None:
         super().__init__(threshold, decay, reset, detach_reset, decay_input, reset_by, v_reset, v_leak)
         check_choice("placement", placement, PLACEMENTS)
+        check_switch("learnable_scale", learnable_scale)
         check_law("noise", noise)
         self.log_scale = parameters.like_values(noise.scale) if learnable_scale else None
         self.noise = noise

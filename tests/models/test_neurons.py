@@ -570,6 +570,24 @@ def test_the_base_class_is_not_a_neuron():
         SpikingNeuron(1.0, 0.5, "zero", False, False)(currents())
 
 
+SWITCHED = [
+    lambda wrong: NoisyLIF(Gaussian(0.3), detach_reset=wrong),
+    lambda wrong: LIF(decay_input=wrong),
+    lambda wrong: NoisyLIF(Gaussian(0.3), learnable_scale=wrong),
+    lambda wrong: LIF().set_gradient(Gaussian(0.3), detach_reset=wrong),
+    lambda wrong: noisy_lif(torch.zeros(1, 1, 1), noise=Gaussian(0.3), detach_reset=wrong),
+    lambda wrong: noisy_lif(torch.zeros(1, 1, 1), noise=Gaussian(0.3), decay_input=wrong),
+]
+
+
+@pytest.mark.parametrize("wrong", ["no", "False", 2, ()])
+@pytest.mark.parametrize("use", SWITCHED)
+def test_a_switch_is_true_or_false_and_not_a_text_that_counts_as_true(use, wrong):
+    use(False)
+    with pytest.raises(ArgumentError, match="must be True or False, got "):
+        use(wrong)
+
+
 @every_neuron
 def test_wrong_input_reports_what_came(make):
     with pytest.raises(ValueError, match=r"\[T, B, \.\.\.\].*\[7\]"):
