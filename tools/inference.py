@@ -23,7 +23,7 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclasses.dataclass
 class ForwardPass:
-    """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], float32.
+    """How a network is run on images [B, C, H, W] or frames [T, B, 2, H, W] -> logits [T, B, K], at least float32.
 
     Args:
         fold: largest number of samples in a forward pass when noise draws are folded into the batch; halved when memory
@@ -44,7 +44,7 @@ class ForwardPass:
         is_mixed, device = self.amp != "no", self.device.type
         with torch.autocast(device, dtype=AMP_DTYPES[self.amp]) if is_mixed else contextlib.nullcontext():
             logits = net(images) if images.dim() == 5 else net(images, timesteps=self.timesteps)
-        return logits.float()
+        return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ Note:
     Carlini et al., "On evaluating adversarial robustness", arXiv 1902.06705, 2019, for most of them.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -15,11 +16,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from tools.probes.hooks import require, spiking_neurons
 
 from .rivals import NOISE, WHITE_BOX
-from .twins import Planted, noiseless_twin, vanishing_noise_twin
-from .victim import CHOICE_DRAWS, Score, margin
+from .square import draw_signs
+from .twins import Planted, mean_field_twin, noiseless_twin, vanishing_noise_twin
+from .victim import CHOICE_DRAWS, Score, Victim, margin
 from .white_box import Attacked, ascend, climbs, first_climb, search
 
 if TYPE_CHECKING:
@@ -30,7 +34,10 @@ SLACK = 0.01  # a difference of accuracies that may be due to the random start o
 CONVERGED = 0.02  # what four times the steps, or another attack, may still gain, besides a single image
 NEARLY_ZERO = 0.05  # an accuracy at which nothing is left to attack
 BLIND_EPS = 0.5  # the Linf radius within which all images can be made the same grey
-ZERO_GRADIENTS = 0.05  # largest share of images without a gradient
+ZERO_GRADIENTS = 0.05  # largest share of images without a gradient, or with a wrong one
+# Of the check of gradients by differences: directions for each image; length of a step in pixel units, by precision; a
+# share of the derivatives that is an error; and derivatives that are nothing, in log-probabilities per unit.
+DIRECTIONS, DIFFERENCES, WRONG, TOO_SMALL = 8, {torch.float64: 1e-7, torch.float32: 1e-4}, 0.2, 0.02
 PLANTED_ACCURACY = 0.02
 COPIES = 4
 PLANTED_EPS, PLANTED_STRENGTH = 8 / 255, 3.0
@@ -66,7 +73,8 @@ def further_checks(campaign: "Campaign") -> list[Callable[["Campaign", str, floa
 
 def check_itself(campaign: "Campaign", clean: Score) -> list[Gate]:
     """The gates that do not depend on what the attacks found."""
-    return [_blind(campaign), _gradients(campaign), check_planted(campaign), _no_attack(campaign, clean)]
+    gradients = [_gradients(campaign), check_derivatives(campaign)]
+    return [_blind(campaign), *gradients, check_planted(campaign), _no_attack(campaign, clean)]
 
 
 def telling_radius(clean: Score, scores: dict[float, Score]) -> float:
@@ -149,6 +157,51 @@ def gradients_are_there(first: Tensor, second: Tensor) -> Gate:
     return Gate("gradients are there", without <= ZERO_GRADIENTS and is_finite, detail)
 
 
+def check_derivatives(campaign: "Campaign") -> Gate:
+    """Gradients must be derivatives where a derivative exists: in the mean field, which is smooth.
+
+    What stands between pixels and neurons is the same in all modes, so a layer that passes on another gradient than its
+    own, of some of the pixels, is found without knowing of which. The reset is differentiated there in any case.
+    """
+    part = campaign.only(campaign.sample)
+    net, what = copy.deepcopy(campaign.net), "the network's"
+    if spiking_neurons(net):
+        net, what = mean_field_twin(net), "the mean field's"
+        for layer, neuron in spiking_neurons(net):
+            law = require(layer, neuron, "gradient_law", "the gradient of the mean field")
+            require(layer, neuron, "set_gradient", "the gradient of the mean field")(law, False)
+    signs = draw_signs((DIRECTIONS, *part.images.shape), campaign.generator("directions")).to(part.images)
+    try:
+        return gradients_are_derivatives(what, *_derivatives(part, net.double(), signs.double()))
+    except (RuntimeError, TypeError) as error:  # layers with numbers of their own in single precision
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return gradients_are_derivatives(f"in single precision, {what}", *_derivatives(part, net.float(), signs))
+
+
+def _derivatives(part: "Campaign", net: nn.Module, signs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `gradients_are_derivatives` takes, in the precision of the directions `signs` [D, B, C, H, W]."""
+    victim = Victim(net, dataclasses.replace(part.forward, amp="no"), 1, part._go_on)
+    images, step = part.images.to(signs.dtype), DIFFERENCES[signs.dtype]
+    claimed = (victim.gradient(images, part.target, margin) * signs).flatten(2).sum(2)
+    ends = [[victim.margins(images + side * step * one, part.target) for one in signs] for side in (1, -1)]
+    differences = (torch.stack(ends[0]) - torch.stack(ends[1])) / (2 * step)
+    return claimed, differences, TOO_SMALL * victim.log_probabilities(images).abs().amax(1)
+
+
+def gradients_are_derivatives(what: str, claimed: Tensor, differences: Tensor, too_small: Tensor) -> Gate:
+    """Nearly all images must have the derivatives, along some directions, that differences show.
+
+    Shape: claimed and differences [D, B]; too_small, an error that is none [B].
+    """
+    size = torch.maximum(claimed.norm(dim=0), differences.norm(dim=0)).clamp(min=len(claimed) ** 0.5 * too_small)
+    error = ((claimed - differences).norm(dim=0) / size).nan_to_num(math.inf)
+    wrong = (error > WRONG).double().mean().item()
+    detail = f"{what} differ from differences by {100 * error.median().item():.1f} % in the median, "
+    detail += f"by more than {100 * WRONG:.0f} % for {100 * wrong:.1f} % of the images"
+    return Gate("gradients are derivatives", wrong <= ZERO_GRADIENTS, detail)
+
+
 def _vanishing(campaign: "Campaign", norm: str, eps: float, found: Attacked) -> Gate:
     part = campaign.only(campaign.sample)
     climb = first_climb(part, "vanishing noise")
@@ -189,8 +242,8 @@ def at_most(name: str, score: Score, limit: float) -> Gate:
 
 def _no_attack(campaign: "Campaign", clean: Score) -> Gate:
     best = Attacked(campaign.images, campaign.margins)
-    for copy in range(1, COPIES):
-        with campaign.noise("choosing", "copies", copy):
+    for repetition in range(1, COPIES):
+        with campaign.noise("choosing", "copies", repetition):
             margins = campaign.victim(draws=CHOICE_DRAWS).margins(campaign.images, campaign.target)
         best = best.or_better(Attacked(campaign.images, margins))
     return copies_score_as_clean(campaign.score(best.images, repetition=1), clean)

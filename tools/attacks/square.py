@@ -49,7 +49,7 @@ def square_attack(
     length = L2_STEP if start is None else CONTINUED_L2_STEP
     best = start
     if best is None:
-        best = ball.projected(images + eps * _signs((count, channels, 1, width), generator).to(images))
+        best = ball.projected(images + eps * draw_signs((count, channels, 1, width), generator).to(images))
     best = best.clone()
     margins = victim.margins(best, target)
     enough = SETTLED if victim.is_noisy else 0.0
@@ -93,12 +93,13 @@ def with_square(attacked: Tensor, ball: Ball, share: float, generator: Generator
         offset = torch.arange(size) - first[:, None]
         inside &= ((offset >= 0) & (offset < side)).unsqueeze(3 - axis)
     inside = inside[:, None].to(attacked.device)
-    change = _signs((count, channels, 1, 1), generator).to(attacked)
+    change = draw_signs((count, channels, 1, 1), generator).to(attacked)
     if ball.norm == "l2":
         size_of_step = length * ball.eps / (side * math.sqrt(channels))
         return ball.projected(attacked + inside * size_of_step * change)
     return torch.where(inside, (ball.images + ball.eps * change).clamp(0, 1), attacked)
 
 
-def _signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
+def draw_signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Random signs, -1 or 1, on the CPU."""
     return torch.randint(0, 2, shape, generator=generator) * 2.0 - 1

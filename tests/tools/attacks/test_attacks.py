@@ -1,6 +1,7 @@
 """Attacks against known optima, the choice and the scores against known chances, and gates that fail when they must."""
 
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -925,6 +926,13 @@ def half_random(gradient):
     return torch.where(is_random, torch.randn_like(gradient) * gradient.std(), gradient)
 
 
+def tenth_shuffled(gradient):
+    """A tenth of the pixels, always the same ones, with the gradients of each other."""
+    shuffled, some = gradient.flatten(1).clone(), torch.arange(0, gradient[0].numel(), 10)
+    shuffled[:, some] = shuffled[:, some.roll(3)]
+    return shuffled.view_as(gradient)
+
+
 class Defended(nn.Module):
     """A network that hides its gradient, or its weakness, in one of the ways that were published as defences."""
 
@@ -942,6 +950,8 @@ class Defended(nn.Module):
                 images = Backward.apply(images, torch.randn_like)
             case "half random":
                 images = Backward.apply(images, half_random)
+            case "tenth shuffled":
+                images = Backward.apply(images, tenth_shuffled)
             case "quantised":
                 images = (4 * images).round() / 4
         logits = self.net(images, timesteps)
@@ -983,6 +993,56 @@ def test_a_network_without_a_defence_passes_all_gates(undefended):
 def test_a_defence_that_hides_the_gradient_is_noticed(deterministic_net, undefended, how):
     report = defended(deterministic_net, how)
     assert not report.reliable, report.curve("linf")
+
+
+@pytest.mark.parametrize("how", ["random", "dead", "reversed", "half random", "tenth shuffled"])
+@pytest.mark.parametrize("net", ["deterministic_net", "noisy_net", "relu_net"])
+def test_a_gradient_that_is_no_derivative_of_its_network_is_noticed(request, net, how):
+    net = Defended(request.getfixturevalue(net), how)
+    gate = gates.check_derivatives(campaign_of_random_images(net))
+    assert not gate.passed and "for 0.0 %" not in gate.detail, gate.detail
+
+
+LAWS = ["NILIF", "NILIF_sigmoid", "NILIF_triang", "NILIF_uniform", "NILIF_atan"]
+
+
+@pytest.mark.parametrize("timesteps", [1, 4])
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        *(build_neuron(law, learnable_scale=True) for law in LAWS),
+        build_neuron("NILIF", detach_reset=True, reset="subtract", sigma=0.1),
+        build_neuron("NILIF", gradient_sigma=1.0, placement="membrane"),
+        build_neuron("LIF", detach_reset=True),
+        build_neuron("PLIF", alpha=5.0),
+        build_neuron("ReLU"),
+    ],
+)
+def test_the_gradients_of_networks_are_derivatives(neuron, timesteps):
+    torch.manual_seed(0)
+    net = build_model("vgg", neuron=neuron, in_shape=(1, 16, 16), num_classes=4, width=0.1)
+    for layer in net.modules():
+        layer.momentum = None  # batch normalisation then has the statistics of this:
+    net(torch.rand(50, 1, 16, 16), timesteps=timesteps)
+    net.eval()
+    for how, passes in (("none", True), ("large logits", True), ("reversed", False)):
+        gate = gates.check_derivatives(campaign_of_random_images(Defended(net, how), (1, 16, 16), timesteps))
+        assert gate.passed == passes, (how, gate.detail)
+
+
+def test_gradients_of_a_network_that_needs_single_precision_are_checked_too(noisy_net):
+    class Single(Defended):
+        def forward(self, images, timesteps):
+            return super().forward(images, timesteps) @ torch.eye(4)
+
+    for how, passes in (("none", True), ("tenth shuffled", False)):
+        gate = gates.check_derivatives(campaign_of_random_images(Single(noisy_net, how)))
+        assert gate.passed == passes and "in single precision" in gate.detail, gate.detail
+
+
+def campaign_of_random_images(net, shape=SHAPE, timesteps=2):
+    images, forward = torch.rand(20, *shape, generator=seeded(1)), ForwardPass(torch.device("cpu"), timesteps)
+    return Campaign(net, forward, images, torch.arange(20) % 4, dataclasses.replace(TINY, sample=20), RADII)
 
 
 @pytest.mark.parametrize("how", first_are_fast(["narrow surrogate", "large logits"]))
