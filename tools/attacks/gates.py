@@ -8,7 +8,6 @@ Note:
     Carlini et al., "On evaluating adversarial robustness", arXiv 1902.06705, 2019, for most of them.
 """
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -164,12 +163,12 @@ def check_derivatives(campaign: "Campaign") -> Gate:
     own, of some of the pixels, is found without knowing of which. The reset is differentiated there in any case.
     """
     part = campaign.only(campaign.sample)
-    net, what = copy.deepcopy(campaign.net), "the network's"
-    if spiking_neurons(net):
-        net, what = mean_field_twin(net), "the mean field's"
-        for layer, neuron in spiking_neurons(net):
-            law = require(layer, neuron, "gradient_law", "the gradient of the mean field")
-            require(layer, neuron, "set_gradient", "the gradient of the mean field")(law, False)
+    net = mean_field_twin(campaign.net)  # without spiking neurons, a copy
+    neurons = spiking_neurons(net)
+    for layer, neuron in neurons:
+        law = require(layer, neuron, "gradient_law", "the gradient of the mean field")
+        require(layer, neuron, "set_gradient", "the gradient of the mean field")(law, False)
+    what = "the mean field's" if neurons else "the network's"
     signs = draw_signs((DIRECTIONS, *part.images.shape), campaign.generator("directions")).to(part.images)
     try:
         return gradients_are_derivatives(what, *_derivatives(part, net.double(), signs.double()))
